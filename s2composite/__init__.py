@@ -1,0 +1,78 @@
+"""s2composite: temporal composites of satellite time series on Dask and xarray.
+
+The house, from the top to the cellar (a module imports only from above):
+
+scenes       which acquisitions there are: names, listings
+reading      pixels in: headers, tiles, GDAL, the stack
+pixels       arithmetic: rules, kernels, reducers
+cube         a stack as a lazy DataArray
+windows      the pure function that reads and reduces one window
+compositing  a cube reduced over time
+writing      pixels out: COG, Zarr, metadata
+running      jobs and clusters
+analysis     pictures
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s2composite.compositing import Composite, composite
+    from s2composite.cube import open_cube
+    from s2composite.errors import S2CompositeError
+    from s2composite.pixels.masks import Nodata, Saturated
+    from s2composite.pixels.reducers import resolve_reducer
+    from s2composite.running.cluster import connect
+    from s2composite.running.job import load_job
+    from s2composite.running.run import run_job
+    from s2composite.scenes.listing import find_scenes
+    from s2composite.scenes.model import Asset, Scene
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "Asset": "scenes.model",
+    "Composite": "compositing",
+    "Nodata": "pixels.masks",
+    "S2CompositeError": "errors",
+    "Saturated": "pixels.masks",
+    "Scene": "scenes.model",
+    "composite": "compositing",
+    "connect": "running.cluster",
+    "find_scenes": "scenes.listing",
+    "load_job": "running.job",
+    "open_cube": "cube",
+    "resolve_reducer": "pixels.reducers",
+    "run_job": "running.run",
+}
+
+__all__ = [
+    "Asset",
+    "Composite",
+    "Nodata",
+    "S2CompositeError",
+    "Saturated",
+    "Scene",
+    "composite",
+    "connect",
+    "find_scenes",
+    "load_job",
+    "open_cube",
+    "resolve_reducer",
+    "run_job",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first asked for: `import s2composite` takes milliseconds, and needs no optional package.
+    if name not in _ROOMS:
+        raise AttributeError(f"module 's2composite' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"s2composite.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

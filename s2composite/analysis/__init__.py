@@ -1,0 +1,1 @@
+"""What is done with a composite: pictures and zonal statistics."""

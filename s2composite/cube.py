@@ -1,0 +1,245 @@
+"""Cube: a stack as a lazy DataArray ``(time, band, y, x)``, one task for each window."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from dask.delayed import Delayed, delayed
+from distributed import default_client
+from distributed.system import MEMORY_LIMIT
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from odc.geo.geom import BoundingBox
+from odc.geo.xr import xr_coords
+
+from s2composite.errors import ParameterError
+from s2composite.reading.grid import Window, aligned_offset
+from s2composite.reading.source import ReadOptions
+from s2composite.reading.stack import Stack, TargetGrid, open_stack
+from s2composite.scenes.listing import find_scenes
+
+__all__ = ["Chunks", "delayed_stack", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
+
+Chunks = tuple[tuple[int, ...], tuple[int, ...]]
+"""Heights of the rows of windows, widths of their columns."""
+
+_TASK_SHARE = 0.25
+"""Share of a thread's memory that a window's observations may take: the rest is for the next window's compressed
+tiles, the results that wait to be written, and the process itself."""
+
+_LARGEST_TASK = 768 << 20
+"""Bytes of a window's observations beyond which a larger window gains nothing: 216 RGB scenes of 1024 x 1024."""
+
+_STACK_LAYER = "s2composite-stack-"
+
+
+def open_cube(
+    source: Any,
+    *,
+    bands: Sequence[str] | None = None,
+    bbox: BoundingBox | Sequence[float] | None = None,
+    crs: Any = None,
+    geobox: GeoBox | None = None,
+    resolution: float | None = None,
+    resampling: str = "nearest",
+    datetime: Any = None,
+    chunks: str | int | tuple[int, int] = "auto",
+    on_error: str = "raise",
+    engine: str = "auto",
+    pattern: str | None = None,
+    times: Sequence[Any] | None = None,
+) -> xr.DataArray:
+    """Open cloud-optimised GeoTIFFs as a lazy cube; no pixel is read.
+
+    Parameters
+    ----------
+    source
+        A path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, a list of those, or scenes.
+    bands
+        Names of bands (``"red"``, ``"B04"``) or of whole assets (``"TCI"``), in the order wanted. Without it, the scenes'
+        only asset, or their true-colour picture.
+    bbox
+        Crop to west, south, east, north in degrees, or to a BoundingBox with its own CRS.
+    crs, resolution, geobox
+        Another grid than the scenes' own. A resolution that is an overview's is read from the overview.
+    resampling
+        GDAL's name of the method for scenes that are not on the target grid.
+    datetime
+        ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"``, ``"2023-06-01/.."``.
+    chunks
+        Window size in pixels: ``"auto"`` follows from the memory that one worker thread has; an int or ``(y, x)`` larger
+        than the files' internal blocks is rounded up to whole blocks.
+    on_error
+        ``"raise"``, or ``"skip"``: a scene that cannot be read counts as not observed.
+    engine
+        ``"auto"``, ``"tiles"`` (decode tiles directly) or ``"gdal"``.
+    pattern, times
+        How to find the dates of scenes whose names are unusual; see `find_scenes`.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``(time, band, y, x)`` in the files' dtype, with the coordinates ``scene``, ``granule``, ``orbit``, ``baseline`` and
+        ``spatial_ref``; one task for each spatial chunk, all scenes and bands inside.
+
+    Raises
+    ------
+    SourceError, SceneError, GridError, BandError, ParameterError
+        Each names what is wrong and what to do.
+
+    Examples
+    --------
+    >>> import s2composite as s2c
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> cube = s2c.open_cube("doctest_scenes")
+    >>> cube.dims, cube.shape, cube.dtype
+    (('time', 'band', 'y', 'x'), (3, 3, 256, 256), dtype('uint8'))
+    """
+    scenes = find_scenes(source, pattern=pattern, times=times, datetime=datetime)
+    target = TargetGrid(geobox, crs, resolution, bbox)
+    stack = open_stack(scenes, bands, target, ReadOptions(engine, on_error, resampling))
+    return to_cube(stack, chunks)
+
+
+def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.DataArray:
+    """Return a stack as a lazy cube; see `open_cube`."""
+    sizes = _chunk_sizes(stack, chunks)
+    spatial = tuple(_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], *sizes, strict=True))
+    times, bands = stack.shape[:2]
+    data = da.map_blocks(
+        _read_block,
+        stack=delayed_stack(stack),
+        spatial=spatial,
+        chunks=((times,), (bands,), *spatial),
+        dtype=stack.dtype,
+        meta=np.empty((0, 0, 0, 0), stack.dtype),
+        name=f"read-{stack.token}-{_chunk_token(spatial)}",
+    )
+    attrs = {"engine": dict(stack.engines())}
+    if stack.nodata is not None:
+        attrs["nodata"] = stack.nodata
+    return xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
+
+
+def _read_block(*, stack: Stack, spatial: Chunks, block_id: tuple[int, ...]) -> NDArray[Any]:
+    return stack.read(window_at(spatial, block_id[2], block_id[3])).pixels
+
+
+def window_at(spatial: Chunks, row: int, column: int) -> Window:
+    """Return the window in a row and column of windows."""
+    y, x = sum(spatial[0][:row]), sum(spatial[1][:column])
+    return slice(y, y + spatial[0][row]), slice(x, x + spatial[1][column])
+
+
+def delayed_stack(stack: Stack) -> Delayed:
+    """Return a stack as one node of a graph, which travels once to each worker instead of once in each task."""
+    return delayed(stack, name=f"{_STACK_LAYER}{stack.token}", pure=True, traverse=False)
+
+
+def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
+    """Return the stack and windows behind a cube from `open_cube`, None for any other array.
+
+    A cube of which times were selected, or an area cut out, still has its stack: the same selection of scenes and area.
+    Values that were touched in any way have none.
+    """
+    if not isinstance(cube.data, da.Array):
+        return None
+    layers = cube.data.dask.layers
+    found = [layer for name, layer in layers.items() if name.startswith(_STACK_LAYER)]
+    if len(found) != 1 or not all(name.startswith((_STACK_LAYER, "read-", "getitem-")) for name in layers):
+        return None
+    (node,) = dict(found[0]).values()
+    stack = _selected(node.value, cube)
+    return None if stack is None else (stack, cube.data.chunks[2:])
+
+
+def _selected(stack: Stack, cube: xr.DataArray) -> Stack | None:
+    """Return the part of a stack that a cube cut out of it shows, None where that is not plain to see."""
+    if cube.dims != ("time", "band", "y", "x") or "scene" not in cube.coords or len(cube.data.chunks[0]) > 1:
+        return None
+    if tuple(cube["band"].values) != stack.bands:
+        return None
+    position = {scene.id: t for t, scene in enumerate(stack.scenes)}
+    geobox = cube.odc.geobox
+    ids = [str(scene) for scene in cube["scene"].values]
+    if geobox is None or not all(scene in position for scene in ids):
+        return None
+    if geobox != stack.geobox:
+        if aligned_offset(stack.geobox, geobox) is None:
+            return None
+        stack = stack.crop(geobox)
+    positions = [position[scene] for scene in ids]
+    return stack if positions == list(range(len(stack.scenes))) else stack.select(positions)
+
+
+def _coords(stack: Stack) -> dict[str, Any]:
+    scenes = stack.scenes
+    coords: dict[str, Any] = dict(xr_coords(stack.geobox, dims=("y", "x")))
+    coords["time"] = ("time", np.array([s.time.replace(tzinfo=None) for s in scenes], "datetime64[ns]"))
+    coords["band"] = ("band", list(stack.bands))
+    coords["scene"] = ("time", np.array([s.id for s in scenes], dtype=str))
+    coords["granule"] = ("time", np.array([s.granule or "" for s in scenes], dtype=str))
+    coords["orbit"] = ("time", np.array([s.orbit or 0 for s in scenes], np.int16), {"long_name": "relative orbit, 0: unknown"})
+    coords["baseline"] = ("time", np.array([s.baseline or "" for s in scenes], dtype=str))
+    return coords
+
+
+def _chunk_token(spatial: Chunks) -> str:
+    return str(tokenize(spatial))[:8]
+
+
+def _edges(n: int, size: int, origin: int) -> tuple[int, ...]:
+    """Return the sizes of the chunks of an axis whose first pixel lies `origin` pixels after a chunk's start.
+
+    >>> _edges(2500, 1024, 0)
+    (1024, 1024, 452)
+    >>> _edges(2500, 1024, 1000)
+    (24, 1024, 1024, 428)
+    """
+    stops = [*range(size - origin % size, n, size), n]
+    return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
+
+
+def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the size of the windows ``(y, x)`` and where the geobox's origin lies in one."""
+    if isinstance(chunks, str):
+        if chunks != "auto":
+            raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a number of pixels, or (y, x)")
+        size = _auto_size(stack, thread_memory())
+        return size, stack.block_origin
+    pair = (chunks, chunks) if isinstance(chunks, int) else tuple(chunks)
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a positive number of pixels, or (y, x)")
+    y, x = (-(-v // b) * b if v > b else v for v, b in zip(pair, stack.block, strict=True))
+    return (y, x), stack.block_origin
+
+
+def _auto_size(stack: Stack, memory: int) -> tuple[int, int]:
+    """Return the largest window of whole blocks, near to square, whose observations fit into a share of the memory."""
+    times, bands, height, width = stack.shape
+    limit = min(_LARGEST_TASK, int(memory * _TASK_SHARE)) // (times * bands * stack.dtype.itemsize)
+    y, x = stack.block
+    while y * x > limit and max(y, x) > 64:
+        y, x = (y // 2, x) if y >= x else (y, x // 2)
+    while True:
+        wider = (y * 2, x) if y <= x else (y, x * 2)
+        if wider[0] * wider[1] > limit or (y >= height and x >= width):
+            return min(y, height), min(x, width)
+        y, x = wider
+
+
+def thread_memory() -> int:
+    """Return the bytes that one worker thread has: of the current client's smallest worker, else of this machine."""
+    try:
+        workers = default_client().scheduler_info(n_workers=-1)["workers"].values()
+    except ValueError:
+        workers = []
+    shares = [w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]]
+    return min(shares) if shares else int(MEMORY_LIMIT) // (os.cpu_count() or 1)

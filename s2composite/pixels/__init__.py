@@ -1,0 +1,1 @@
+"""Arithmetic: NumPy in, NumPy out. No I/O, no Dask, no xarray."""

@@ -1,0 +1,1 @@
+"""Pixels in: the only floor that opens rasters. No Dask, no xarray."""

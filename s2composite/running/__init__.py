@@ -1,0 +1,1 @@
+"""Many windows, many hours: jobs, clusters, reports."""

@@ -1,0 +1,165 @@
+"""connect(): the Dask workers that a computation runs on."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from dask.system import CPU_COUNT
+from distributed import Client
+from distributed.security import Security
+from distributed.system import MEMORY_LIMIT
+from rich.console import Console
+
+from s2composite.errors import S2CompositeError
+from s2composite.running.job import AddressOptions, LocalOptions, read_cluster
+
+__all__ = ["CLUSTERS", "connect"]
+
+LOG = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.9
+"""Share of the machine's memory that local workers get together; the rest is for this process and the system."""
+
+ONE_THREAD = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Set to 1 in local workers: Dask's own threads are what uses the cores."""
+
+WORKER_PRELOAD = """
+import logging
+logging.getLogger("distributed.worker").addFilter(lambda record: not str(record.msg).startswith("Compute Failed"))
+"""
+"""Runs in each local worker at its start. A task's error is raised where its result is asked for; the copy that each
+worker would write to the terminal as well hides the one line that matters among tracebacks."""
+
+
+def connect(
+    config: Any = "local",
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    memory: str | None = None,
+    dashboard: str | None = None,
+    announce: bool = True,
+) -> Client:
+    """Start or join a Dask cluster and make it the one that computations run on.
+
+    Parameters
+    ----------
+    config
+        ``"local"``: worker processes on this machine; ``"tcp://host:port"`` or ``"tls://..."``: a scheduler that runs
+        already; a mapping with a ``type`` (``{"type": "local", "workers": 2}``); the path of a YAML file that has one.
+    workers
+        Local: processes; None: one for each core.
+    threads
+        Local: threads of each worker; None: the cores divided by `workers`, so 1.
+    memory
+        Local: limit of each worker, ``"4GB"``; None: nine tenths of the machine's memory divided by `workers`.
+    dashboard
+        Local: where to serve the dashboard, ``":8787"``; a free port is found if that one is taken.
+    announce
+        Whether to write one line with the workers and the dashboard's link to the terminal or notebook.
+
+    Returns
+    -------
+    distributed.Client
+        A context manager. Closing it stops local workers; the workers of an address are left alone.
+
+    Raises
+    ------
+    JobError
+        An option is unknown or wrong; lists those that are valid.
+    S2CompositeError
+        The scheduler does not answer, or the workers do not start.
+
+    Examples
+    --------
+    >>> with connect("local", workers=1, memory="1GB", announce=False) as client:
+    ...     client.submit(sum, [1, 2, 3]).result()
+    6
+    """
+    settings = {"workers": workers, "threads": threads, "memory": memory, "dashboard": dashboard}
+    options = read_cluster(config, **{key: value for key, value in settings.items() if value is not None})
+    client = CLUSTERS[options.type](options)
+    LOG.info("connected: %s", _summary(client))
+    if announce:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(_summary(client))
+    return client
+
+
+def _summary(client: Client) -> str:
+    """Return ``"Dask: 2 workers x 1 thread, 4.2 GB each; dashboard: http://..."``."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    threads = sorted({worker["nthreads"] for worker in workers})
+    limits = {worker["memory_limit"] for worker in workers}
+    each = f", {min(limits) / 1e9:.1f} GB each" if len(limits) == 1 and min(limits) else ""
+    text = f"Dask: {len(workers)} worker(s) x {'/'.join(map(str, threads)) or 0} thread(s){each}"
+    return f"{text}; dashboard: {client.dashboard_link}" if client.dashboard_link else text
+
+
+def _local(options: LocalOptions) -> Client:
+    """Start worker processes on this machine; the client owns them and stops them when it is closed."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)  # a worker imports a script that has no `if __name__ == "__main__":`; its parent says so
+    workers, threads = _shape(options.workers, options.threads, CPU_COUNT)
+    try:
+        return Client(
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit=options.memory or int(MEMORY_LIMIT * MEMORY_SHARE) // workers,
+            processes=True,
+            dashboard_address=_dashboard_address(options.dashboard),
+            env={name: os.environ.get(name, "1") for name in ONE_THREAD},
+            preload=[WORKER_PRELOAD],
+        )
+    except (RuntimeError, OSError) as error:
+        raise S2CompositeError(
+            f"the local workers did not start ({error}); in a script, connect() goes below `if __name__ == '__main__':`, "
+            "because each worker imports the script"
+        ) from error
+
+
+def _shape(workers: int | None, threads: int | None, cores: int) -> tuple[int, int]:
+    """Return how many workers of how many threads use all cores.
+
+    >>> _shape(None, None, 8), _shape(2, None, 8), _shape(None, 2, 8), _shape(3, 5, 8), _shape(4, None, 2)
+    ((8, 1), (2, 4), (4, 2), (3, 5), (4, 1))
+    """
+    if workers is None:
+        workers = max(1, cores // (threads or 1))
+    return workers, threads or max(1, cores // workers)
+
+
+def _dashboard_address(wanted: str) -> str:
+    """Return the address, with port 0 (any) where the port is taken: Dask would take another too, but warn and leak."""
+    host, _, port = wanted.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            return f"{host}:0"
+    return wanted
+
+
+def _address(options: AddressOptions) -> Client:
+    """Join a scheduler that runs already."""
+    files = {"tls_ca_file": options.ca, "tls_client_cert": options.cert, "tls_client_key": options.key}
+    given = {key: value for key, value in files.items() if value is not None}
+    try:
+        security = Security(require_encryption=True, **given) if given else None
+        return Client(options.address, timeout=options.timeout, security=security)
+    except (OSError, TypeError, ValueError) as error:
+        raise S2CompositeError(
+            f"no Dask scheduler answers at {options.address} ({error}); check that it runs, the port, and, for tls://, "
+            "the certificates",
+            address=options.address,
+        ) from error
+
+
+CLUSTERS: dict[str, Callable[[Any], Client]] = {"local": _local, "address": _address}
+"""What starts each kind of cluster, by the ``type`` of its options."""

@@ -1,0 +1,374 @@
+"""YAML documents that remember their lines, so that a mistake is named where it was made: file, line, key.
+
+A `Document` is plain values plus, for each key and list element, the place it was written at. `validated` checks the
+values against a pydantic model and turns what pydantic finds into one `JobError` that a person can act on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from s2composite.errors import JobError
+
+__all__ = ["Document", "Expected", "Place", "Strict", "parse_text", "read_document", "validated", "with_setting"]
+
+Keys = tuple[str | int, ...]
+"""Where a value sits: ``("cluster", "workers")``, ``("bbox", 2)``."""
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+VARIABLE = re.compile(r"\$(\$?)\{([^{}]*)\}")
+"""``${NAME}``, ``${NAME:-default}``; ``$${NAME}`` stands for the text ``${NAME}``."""
+
+
+class Strict(BaseModel):
+    """A frozen pydantic model without conversions: an unknown key is an error, ``"2"`` is not a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a field takes, in words, for its error message: ``Annotated[int, Expected("a number of pixels")]``."""
+
+    text: str
+    """Completes the sentence "expected ..."."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value was written."""
+
+    where: str
+    """``"job.yaml, line 4"``, or the command line's ``"-s chunks=1"``."""
+
+    line: int | None
+    """Line in the file, from 1; None where there is no file."""
+
+    written: str | None = None
+    """The text that stands there, where an environment variable was filled in: errors quote this, not the secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A mapping and where each of its values came from."""
+
+    name: str
+    """The file, or ``"job"``."""
+
+    values: dict[str, Any]
+    """Plain Python: dict, list, str, int, float, bool, None."""
+
+    places: Mapping[Keys, Place]
+    """For each key and list element; empty for a mapping made in Python."""
+
+    def place(self, keys: Keys) -> Place:
+        """Return the place of `keys`, or of the nearest level above that has one."""
+        for stop in range(len(keys), -1, -1):
+            if keys[:stop] in self.places:
+                return self.places[keys[:stop]]
+        return Place(self.name, None)
+
+
+def read_document(source: str | os.PathLike[str] | Mapping[str, Any], kind: str = "job") -> Document:
+    """Return a document from a file, from text, or from a mapping.
+
+    A string that holds a newline or ``": "`` is text, any other string a path. `kind` names it where there is no file.
+    """
+    if isinstance(source, Mapping):
+        return Document(kind, dict(source), {})
+    if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):
+        return parse_text(source, kind)
+    name = os.fspath(source)
+    try:
+        return parse_text(Path(source).read_text("utf-8"), name)
+    except FileNotFoundError:
+        raise JobError(
+            f"{name}: there is no such {kind} file; check the path (it is relative to {Path.cwd()})"
+        ) from None
+    except OSError as error:
+        raise JobError(f"{name}: the {kind} file cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{name}: not a text file in UTF-8 (byte {error.start}); a {kind} is YAML text") from error
+
+
+def parse_text(text: str, name: str) -> Document:
+    """Return the document in YAML `text`, with ``${VARIABLES}`` filled in from the environment.
+
+    Raises
+    ------
+    JobError
+        Not YAML, a key given twice, a variable that is not set, not a mapping, empty; carries ``key`` and ``line``.
+    """
+    values, places = _parsed(text, name)
+    line = places[()].line if places else 1
+    if values is None:
+        raise JobError(f"{name}, line {line}: nothing in it; it needs lines such as 'key: value'", key=None, line=line)
+    if not isinstance(values, dict):
+        raise JobError(f"{name}, line {line}: expected 'key: value' lines, got {_shown(values)}", key=None, line=line)
+    return Document(name, values, places)
+
+
+def _parsed(text: str, name: str) -> tuple[Any, dict[Keys, Place]]:
+    loader = _Loader(text)
+    walk = _Walk(loader, name, {})
+    try:
+        node = loader.get_single_node()
+        return (None if node is None else walk.value(node, ())), walk.places
+    except yaml.YAMLError as error:
+        raise _syntax_error(name, error) from error
+    except RecursionError:
+        raise JobError(f"{name}: nested too deeply, or it refers to itself; write the values out") from None
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that leaves dates as they are written: ``2023-06-01`` is text for whoever asked for a date."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """One pass over a tree of YAML nodes, which collects values and places."""
+
+    loader: _Loader
+    name: str
+    places: dict[Keys, Place]
+
+    def value(self, node: yaml.Node, keys: Keys) -> Any:
+        """Return the plain value of `node`, which sits at `keys`."""
+        self.places.setdefault(keys, self._place(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, keys)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*keys, index)) for index, child in enumerate(node.value)]
+        return self._scalar(node, keys)
+
+    def _place(self, node: yaml.Node, written: str | None = None) -> Place:
+        line = node.start_mark.line + 1
+        return Place(f"{self.name}, line {line}", line, written)
+
+    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        seen: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise JobError(
+                    f"{self.name}, line {line}: a key must be a word, got a list or mapping", key=None, line=line
+                )
+            if key in seen:
+                path = _dotted((*keys, key))
+                message = f"{self.name}, line {line}: key '{path}' is given twice (first on line {seen[key]}); keep one"
+                raise JobError(message, key=path, line=line)
+            seen[key] = line
+        self.loader.flatten_mapping(node)  # '<<' brings in an anchored mapping; own keys come last and win
+        return dict(self._items(node, keys))
+
+    def _items(self, node: yaml.MappingNode, keys: Keys) -> Iterator[tuple[str, Any]]:
+        for key_node, value_node in node.value:
+            here = (*keys, key_node.value)
+            self.places[here] = self._place(key_node)
+            yield key_node.value, self.value(value_node, here)
+
+    def _scalar(self, node: Any, keys: Keys) -> Any:
+        text = _filled_in(node.value, self.places[keys], _dotted(keys)) if "${" in node.value else node.value
+        if text == node.value:
+            return self._constructed(node)
+        self.places[keys] = replace(self.places[keys], written=node.value)
+        if node.style is not None:  # quoted: text stays text
+            return text
+        tag = self.loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call] # PyYAML's
+        return self._constructed(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
+
+    def _constructed(self, node: yaml.Node) -> Any:
+        try:
+            return self.loader.construct_object(node)
+        except ValueError as error:  # such as '!!int abc'
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+
+def _filled_in(text: str, place: Place, key: str) -> str:
+    def replacement(match: re.Match[str]) -> str:
+        escaped, inside = match.groups()
+        if escaped:
+            return "${" + inside + "}"
+        name, _, default = inside.partition(":-")
+        value = os.environ.get(name, default if ":-" in inside else None)
+        if value is None:
+            message = f"{place.where}: {key}: the environment variable {name or '${}'!r} is not set; "
+            raise JobError(
+                f"{message}export it, or write ${{{name}:-default}}", key=key, line=place.line, variable=name
+            )
+        return value
+
+    return VARIABLE.sub(replacement, text)
+
+
+def _syntax_error(name: str, error: yaml.YAMLError) -> JobError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    where = name if mark is None else f"{name}, line {mark.line + 1}, column {mark.column + 1}"
+    line = None if mark is None else mark.line + 1
+    return JobError(f"{where}: not valid YAML: {problem}", key=None, line=line)
+
+
+def _shown(value: Any) -> str:
+    """Return `value` short enough for one line of a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(str(key) for key in keys)
+
+
+def with_setting(document: Document, setting: str) -> Document:
+    """Return `document` with one ``key=value`` of the command line put in; the key may be dotted, the value is YAML."""
+    key, equals, text = setting.partition("=")
+    if not equals or not all(key.split(".")):
+        raise JobError(f"-s {setting}: expected key=value, for example -s chunks=1024", key=key, line=None)
+    here = f"-s {setting}"
+    value, _ = _parsed(text, here)
+    keys = tuple(key.split("."))
+    for stop in range(1, len(keys)):
+        level = _get(document.values, keys[:stop])
+        if level is not None and not isinstance(level, Mapping):
+            raise JobError(
+                f"{here}: '{_dotted(keys[:stop])}' is {_shown(level)} here; give all of it", key=key, line=None
+            )
+    kept = {path: place for path, place in document.places.items() if path[: len(keys)] != keys}
+    return Document(document.name, _put(document.values, keys, value), {**kept, keys: Place(here, None)})
+
+
+def _get(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        values = values.get(key, {})
+    return values
+
+
+def _put(values: Mapping[str, Any] | None, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """Return a copy of `values` with `value` at `keys`."""
+    key, *inner = keys
+    level = values or {}
+    return {**level, key: _put(level.get(key), tuple(inner), value) if inner else value}
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """One thing that is wrong with a document."""
+
+    rank: tuple[bool, int]
+    key: str
+    place: Place
+    message: str
+
+
+def validated(model: type[ModelT], document: Document) -> ModelT:
+    """Return `document` as a `model`; a JobError names the first mistake in full and the keys of the others."""
+    try:
+        return model.model_validate(document.values)
+    except ValidationError as error:
+        problems = [_problem(model, document, details) for details in error.errors(include_url=False)]
+    first, *rest = sorted(problems, key=lambda p: p.rank)
+    others = {p.key for p in rest if not f"{p.key}.".startswith(f"{first.key}.")}
+    also = f" (also wrong: {', '.join(sorted(others))})" if others else ""
+    raise JobError(f"{first.place.where}: {first.message}{also}", key=first.key, line=first.place.line)
+
+
+def _problem(model: type[BaseModel], document: Document, details: ErrorDetails) -> _Problem:
+    keys, owner = _located(model, details, document.values)
+    key, place = _dotted(keys), document.place(keys)
+    unknown = details["type"] == "extra_forbidden"
+    message = _unknown(key, str(keys[-1]), owner) if unknown else _wrong(key, place, owner, details)
+    return _Problem((not unknown, place.line or 0), key, place, message)
+
+
+def _unknown(key: str, name: str, owner: type[BaseModel]) -> str:
+    valid = list(owner.model_fields)
+    near = difflib.get_close_matches(name, valid, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(valid)}"
+    return f"unknown key '{key}'; {hint}"
+
+
+def _wrong(key: str, place: Place, owner: type[BaseModel], details: ErrorDetails) -> str:
+    if details["type"] in ("value_error", "union_tag_invalid"):
+        return f"{key}: {_own_words(details)}"
+    expected = _expected(owner, details)
+    if details["type"] == "missing":
+        return f"key '{key}' is missing; expected {expected}"
+    if details["input"] is None:
+        return f"{key}: has no value; expected {expected}"
+    shown = repr(place.written) if place.written is not None else _shown(details["input"])
+    return f"{key}: expected {expected}, got {shown}"
+
+
+def _own_words(details: ErrorDetails) -> str:
+    facts = details.get("ctx", {})
+    if details["type"] == "value_error":
+        return str(facts["error"])
+    valid = [tag.strip("' ") for tag in facts["expected_tags"].split(",")]
+    near = difflib.get_close_matches(facts["tag"], valid, 1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown type '{facts['tag']}'; {hint}Valid types: {', '.join(valid)}"
+
+
+def _expected(owner: type[BaseModel], details: ErrorDetails) -> str:
+    """Return what the field takes, in our words where they are given, else in pydantic's."""
+    for part in details["loc"]:
+        field = owner.model_fields.get(str(part))
+        for note in field.metadata if field is not None else ():
+            if isinstance(note, Expected):
+                return note.text
+    return details["msg"].removeprefix("Input should be ")
+
+
+def _located(model: type[BaseModel], details: ErrorDetails, values: Any) -> tuple[Keys, type[BaseModel]]:
+    """Return the keys that pydantic's location stands for, and the model that the last of them is a field of.
+
+    Pydantic puts the names of union members between the keys; they are taken out.
+    """
+    keys: list[str | int] = []
+    choices: list[type[BaseModel]] = []
+    for part in details["loc"]:
+        chosen = [choice for choice in choices if _tag(choice) == part]
+        if chosen:
+            model, choices = chosen[0], []
+            continue
+        field = model.model_fields.get(str(part))
+        choices = [] if field is None else list(_models(field.annotation))
+        if (
+            isinstance(part, int)
+            if isinstance(values, list | tuple)
+            else isinstance(values, Mapping) and part in values
+        ):
+            keys.append(part)
+            values = values[part]
+    return (*keys, *details["loc"][-1:]) if details["type"] == "missing" else tuple(keys), model
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("type")
+    return None if field is None else field.default

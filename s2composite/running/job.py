@@ -1,0 +1,342 @@
+"""Job: what a composite is made from, how, where it goes, what it runs on. One model for Python, YAML and the CLI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from dask.utils import parse_bytes
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
+
+from s2composite.running.document import Document, Expected, Strict, read_document, validated, with_setting
+
+__all__ = ["AddressOptions", "ClusterOptions", "Job", "LocalOptions", "load_job", "read_cluster"]
+
+SCHEMES = ("tcp://", "tls://", "ws://", "wss://", "ucx://", "inproc://")
+"""How the address of a Dask scheduler begins."""
+
+
+def _home(path: str) -> str:
+    """Return a path with ``~`` written out, a URL as it is."""
+    return path if "://" in path else os.path.expanduser(path)  # noqa: PTH111 - Path drops a trailing slash
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _some(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty; give it a value or leave the key out")
+    return value
+
+
+def _memory(text: str) -> str:
+    try:
+        size = parse_bytes(text)
+    except ValueError:
+        raise ValueError(f"expected memory with its unit, such as '4GB', got {text!r}") from None
+    if size < 100_000_000:
+        raise ValueError(
+            f"expected memory with its unit, such as '4GB', got {text!r}, which is {size} bytes: too little"
+        )
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_text), AfterValidator(_some)]
+FilePath = Annotated[Text, AfterValidator(_home)]
+Memory = Annotated[str, AfterValidator(_memory)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+WHOLE = Expected("a whole number from 1")
+
+
+class LocalOptions(Strict):
+    """Worker processes on this machine."""
+
+    type: Literal["local"] = "local"
+    """Names the kind of cluster."""
+
+    workers: Annotated[Count | None, WHOLE] = None
+    """Processes; None: one for each core, or as many as `threads` leaves cores for."""
+
+    threads: Annotated[Count | None, WHOLE] = None
+    """Threads of each worker; None: the cores divided by `workers`."""
+
+    memory: Annotated[Memory | None, Expected("memory of one worker, such as '4GB'")] = None
+    """Memory limit of each worker, ``"4GB"``; None: nine tenths of the machine's memory divided by `workers`."""
+
+    dashboard: Annotated[str, Field(pattern=r":\d+$"), Expected("an address such as ':8787'")] = ":8787"
+    """Where to serve the Dask dashboard, ``"host:port"``; a free port is found if that one is taken."""
+
+
+def _address(value: str) -> str:
+    if not value.startswith(SCHEMES):
+        raise ValueError(f"expected the address of a Dask scheduler, such as tcp://10.0.0.5:8786, got {value!r}")
+    return value
+
+
+class AddressOptions(Strict):
+    """A Dask scheduler that runs already."""
+
+    type: Literal["address"] = "address"
+    """Names the kind of cluster."""
+
+    address: Annotated[str, AfterValidator(_address), Expected("an address such as tcp://10.0.0.5:8786")]
+    """Of the scheduler: ``"tcp://10.0.0.5:8786"``, ``"tls://..."``."""
+
+    timeout: Annotated[Positive, Expected("a number of seconds")] = 10
+    """Seconds to wait for the scheduler to answer."""
+
+    ca: FilePath | None = None
+    """For ``tls://``: PEM file of the certificate authority."""
+
+    cert: FilePath | None = None
+    """For ``tls://``: PEM file of this client's certificate."""
+
+    key: FilePath | None = None
+    """For ``tls://``: PEM file of this client's private key."""
+
+
+def _is_file(config: Any) -> bool:
+    return isinstance(config, os.PathLike) or (isinstance(config, str) and config.endswith((".yaml", ".yml")))
+
+
+def _written_out(config: Any) -> Any:
+    """Return the mapping that a short way to name a cluster stands for; all else as it is."""
+    if isinstance(config, str) and config.startswith(SCHEMES):
+        return {"type": "address", "address": config}
+    if config == "local":
+        return {"type": "local"}
+    return config.model_dump() if isinstance(config, Strict) else config
+
+
+def _cluster(config: Any) -> Any:
+    config = read_cluster(config) if _is_file(config) else _written_out(config)
+    if not isinstance(config, Mapping | Strict):
+        raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors only
+            "expected 'local', a scheduler's address (tcp://...), a .yaml file, "
+            f"or a mapping such as {{type: local, workers: 2}}; got {config!r}"
+        )
+    if isinstance(config, Mapping) and "type" not in config:
+        return {"type": "address" if "address" in config else "local", **config}
+    return config
+
+
+ClusterOptions = Annotated[
+    Annotated[LocalOptions | AddressOptions, Field(discriminator="type")],
+    BeforeValidator(_cluster, json_schema_input_type=str | LocalOptions | AddressOptions),
+]
+
+
+class _HasCluster(Strict):
+    cluster: ClusterOptions
+
+
+def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
+    """Return the checked options of a cluster.
+
+    Parameters
+    ----------
+    config
+        ``"local"``, a scheduler's address, a mapping, the path of a YAML file that holds a mapping, or options.
+    **settings
+        Options that win over those of `config`.
+
+    Raises
+    ------
+    JobError
+        Names the file, the line, the key and what is expected there.
+    """
+    document = read_document(config, "cluster") if _is_file(config) else Document("connect()", {}, {})
+    config = document.values if _is_file(config) else _written_out(config)
+    values = {"cluster": {**config, **settings} if isinstance(config, Mapping) else config}
+    places = {("cluster", *keys): place for keys, place in document.places.items()}
+    return validated(_HasCluster, Document(document.name, values, places)).cluster
+
+
+def _output(path: str) -> str:
+    if not path.lower().endswith((".tif", ".zarr")) or Path(path).stem == "":
+        raise ValueError(f"expected a path that ends in .tif or .zarr, got {path!r}")
+    return path
+
+
+def _scenes(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if not source:
+        raise ValueError("is an empty list; name at least one path or URL")
+    return source
+
+
+def _reducer(value: Any) -> Any:
+    """Bring ``name`` and ``{name: {parameter: value}}`` into one form."""
+    if isinstance(value, Mapping):
+        if len(value) != 1:
+            raise ValueError(f"expected one reducer, got {len(value)} ({', '.join(map(str, value))})")
+        name, parameters = next(iter(value.items()))
+        return {name: {} if parameters is None else parameters}
+    return value
+
+
+def _year(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _bounds(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    west, south, east, north = box
+    if not (west < east and south < north):
+        raise ValueError(f"expected [west, south, east, north] with west < east and south < north, got {list(box)}")
+    return box
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Date = Annotated[Text, BeforeValidator(_year)]
+Pair = Annotated[tuple[Count, Count], Field(strict=False)]
+Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+Box = Annotated[tuple[Finite, Finite, Finite, Finite], Field(strict=False), AfterValidator(_bounds)]
+AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
+
+
+class Job(Strict):
+    """One composite: where its scenes are, how they are reduced, where the result goes, what it runs on.
+
+    Only `source` and `output` are required. Relative paths are relative to the directory the job is run from, as on a
+    command line, and not to the job file; ``~`` is the home directory.
+
+    Examples
+    --------
+    >>> job = Job(source="scenes", output="median.tif", datetime="2023-06/2023-08")
+    >>> print(job.to_yaml())
+    source: scenes
+    output: median.tif
+    datetime: 2023-06/2023-08
+    <BLANKLINE>
+    """
+
+    source: Annotated[
+        FilePath | Annotated[tuple[FilePath, ...], Field(strict=False)],
+        AfterValidator(_scenes),
+        Expected("a path, directory, pattern or URL, or a list of those"),
+        AsList,
+    ]
+    """Scenes: a path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, or a list of those."""
+
+    output: Annotated[FilePath, AfterValidator(_output), Expected("a path that ends in .tif or .zarr")]
+    """Where the composite goes: a path that ends in ``.tif`` or ``.zarr``."""
+
+    reducer: Annotated[
+        Text | dict[str, dict[str, Any]],
+        BeforeValidator(_reducer),
+        Expected("the name of a reducer, or {name: {parameter: value}}"),
+    ] = "luminance_median"
+    """How observations become one: ``luminance_median``, or with parameters ``{name: {parameter: value}}``."""
+
+    datetime: Annotated[Date | None, Expected("dates such as 2023-06 or 2023-06-01/2023-08-31")] = None
+    """Scenes to use: ``2023``, ``2023-06``, ``2023-06-01/2023-08-31``, ``2023-06-01/..``; None: all."""
+
+    pattern: Annotated[Text | None, Expected("a regular expression with named groups")] = None
+    """Regular expression with named groups that finds the date in unusual file names; see `find_scenes`."""
+
+    bands: Annotated[Names | None, Expected("a list of names, such as [red, green, blue]"), AsList] = None
+    """Bands or whole assets, in the order wanted; None: the only asset, or the true-colour picture."""
+
+    bbox: Annotated[Box | None, Expected("four numbers, [west, south, east, north]"), AsList] = None
+    """Area to cut out, ``[west, south, east, north]``, in degrees unless `bbox_crs` says otherwise."""
+
+    bbox_crs: Annotated[Text | int, Expected("a coordinate system such as EPSG:32631")] = "EPSG:4326"
+    """Coordinate system of `bbox`."""
+
+    crs: Annotated[Text | int | None, Expected("a coordinate system such as EPSG:32631")] = None
+    """Coordinate system of the output; None: the scenes' own."""
+
+    resolution: Annotated[Positive | None, Expected("a pixel size, a number above 0")] = None
+    """Pixel size of the output in units of its CRS; None: the scenes' own."""
+
+    resampling: Annotated[Text, Expected("the name of a resampling method, such as nearest")] = "nearest"
+    """GDAL's name of the method for scenes that are not on the output's grid."""
+
+    chunks: Annotated[Literal["auto"] | Count | Pair, Expected("'auto', a number of pixels, or [y, x]"), AsList] = (
+        "auto"
+    )
+    """Window size in pixels: a side, ``[y, x]``, or ``auto``, which follows from the memory of a worker thread."""
+
+    engine: Annotated[Literal["auto", "tiles", "gdal"], Expected("one of auto, tiles, gdal")] = "auto"
+    """What reads the files: ``tiles`` (decoded directly), ``gdal``, or ``auto``: tiles where possible."""
+
+    on_error: Annotated[Literal["raise", "skip"], Expected("raise or skip")] = "raise"
+    """What an unreadable scene does: stop the job, or count as not observed."""
+
+    layers: Annotated[Names | None, Expected("a list of layers, such as [composite, count, source]"), AsList] = None
+    """Layers to write beside a ``.tif`` output; None: as `Composite.to_raster` does. A Zarr store holds all layers."""
+
+    overwrite: Annotated[bool, Expected("true or false")] = False
+    """Whether an output that exists is replaced."""
+
+    cluster: ClusterOptions = LocalOptions()
+    """What it runs on: ``local``, a scheduler's address, a ``.yaml`` file, or ``{type: local, workers: 2}``."""
+
+    performance_report: Annotated[FilePath | None, Expected("a path that ends in .html")] = None
+    """Where to write Dask's performance report (HTML); None: none."""
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_for_rasters(cls, layers: Any, info: ValidationInfo) -> Any:
+        if layers is not None and str(info.data.get("output")).lower().endswith(".zarr"):
+            raise ValueError("a Zarr store holds all layers; leave the key out, or write to a .tif")
+        return layers
+
+    @property
+    def reducer_call(self) -> tuple[str, dict[str, Any]]:
+        """Name and parameters of the reducer."""
+        if isinstance(self.reducer, str):
+            return self.reducer, {}
+        return next(iter(self.reducer.items()))
+
+    def to_yaml(self) -> str:
+        """Return the job as the text of a job file; what has its default value is left out."""
+        values = self.model_dump(exclude_defaults=True)
+        if "cluster" in values:
+            values["cluster"] = {"type": self.cluster.type, **values["cluster"]}
+        return yaml.safe_dump(_escaped(values), sort_keys=False)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value in which no text is taken for an environment variable."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Sequence[str] = ()) -> Job:
+    r"""Return a job from a file, from YAML text, or from a mapping, with settings of the command line put in.
+
+    Parameters
+    ----------
+    job
+        Path of a YAML file; YAML text (recognised by a newline or ``": "``); a mapping; or a Job. In files and text
+        ``${NAME}`` is an environment variable, ``${NAME:-default}`` has a default, ``$${NAME}`` is the text itself.
+    settings
+        ``"key=value"`` each, which win over the file; keys may be dotted, values are YAML: ``"cluster.workers=4"``.
+
+    Raises
+    ------
+    JobError
+        Names the file, the line, the key and what is expected there; carries ``key`` and ``line``.
+
+    Examples
+    --------
+    >>> load_job("source: scenes\noutput: median.tif", ["chunks=[512, 1024]"]).chunks
+    (512, 1024)
+    >>> load_job("source: scenes\noutput: median.tif\nreducr: mean")
+    Traceback (most recent call last):
+        ...
+    s2composite.errors.JobError: job, line 3: unknown key 'reducr'; did you mean 'reducer'?
+    """
+    document = read_document(job.model_dump() if isinstance(job, Job) else job)
+    for setting in settings:
+        document = with_setting(document, setting)
+    return validated(Job, document)

@@ -1,0 +1,1 @@
+"""Which acquisitions: names, dates, listings. No pixels, no Dask."""

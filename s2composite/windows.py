@@ -1,0 +1,154 @@
+"""Windows: the pure window function, and the one graph layer that runs it on every window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from s2composite.cube import Chunks, stack_of, thread_memory, window_at
+from s2composite.errors import ParameterError
+from s2composite.pixels.reducers import Layer, Recipe, reduce_block
+from s2composite.reading.grid import Window
+from s2composite.reading.observe import READ
+from s2composite.reading.stack import Stack
+
+__all__ = ["STATUS", "compose_window", "layer_arrays"]
+
+STATUS = "read_status"
+"""Name of the layer that says, for each scene and window, whether it was read."""
+
+
+def compose_window(stack: Stack, recipe: Recipe, window: Window) -> dict[str, NDArray[Any]]:
+    """Read a window of a stack and reduce it: the pure function behind every way to run.
+
+    Parameters
+    ----------
+    window
+        ``(y, x)`` slices of the stack's geobox.
+
+    Returns
+    -------
+    dict
+        The arrays that ``recipe.layers`` lists, and ``read_status`` ``(t, 1, 1)`` uint8.
+    """
+    seen = stack.read(window)
+    there = np.flatnonzero(seen.status == READ)
+    scenes = None if len(there) == len(seen.status) else there
+    return {**reduce_block(seen.pixels, recipe, scenes=scenes), STATUS: seen.status[:, None, None]}
+
+
+def layer_arrays(cube: xr.DataArray, recipe: Recipe, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return the data of each layer of a composite: NumPy for a NumPy-backed cube, else lazy.
+
+    Parameters
+    ----------
+    cube
+        ``(time, band, y, x)``.
+    layers
+        Of the recipe, for the cube's dtype.
+    """
+    if not isinstance(cube.data, da.Array):
+        return dict(reduce_block(cube.data, recipe))
+    found = stack_of(cube)
+    packed = _from_stack(*found, recipe) if found else _from_array(cube, recipe)
+    out = {layer.name: _output(packed, layer.name, layer.dtype, _head(layer, cube)) for layer in layers}
+    if found and found[0].options.on_error == "skip":
+        windows = tuple((1,) * n for n in packed.numblocks)
+        out[STATUS] = _output(packed, STATUS, np.dtype(np.uint8), (cube.sizes["time"],), windows)
+    return out
+
+
+def _head(layer: Layer, cube: xr.DataArray) -> tuple[int, ...]:
+    return tuple(cube.sizes[dim] for dim in layer.dims if dim not in ("y", "x"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What every task of one composite needs: it travels once to each worker."""
+
+    stack: Stack
+    recipe: Recipe
+    spatial: Chunks
+
+    def __dask_tokenize__(self) -> Any:
+        return self.stack.token, tokenize(self.recipe), self.spatial
+
+
+def _compose(*, work: _Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id))
+
+
+def _reduce(block: NDArray[Any], recipe: Recipe) -> dict[str, NDArray[Any]]:
+    return reduce_block(block, recipe)
+
+
+def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:
+    return results[layer]
+
+
+def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe) -> da.Array:
+    work = _Work(stack, recipe, spatial)
+    token = tokenize(work)
+    return da.map_blocks(
+        _compose,
+        work=delayed(work, name=f"s2composite-work-{token}", pure=True, traverse=False),
+        chunks=spatial,
+        dtype=object,
+        meta=np.empty((0, 0), object),
+        name=f"read+composite-{token}",
+    )
+
+
+def _from_array(cube: xr.DataArray, recipe: Recipe) -> da.Array:
+    data = _one_chunk_in_time(cube.data)
+    packed = da.map_blocks(
+        _reduce,
+        data,
+        recipe=recipe,
+        drop_axis=[0, 1],
+        dtype=object,
+        meta=np.empty((0, 0), object),
+        name=f"composite-{tokenize(data.name, recipe)}",
+    )
+    # Dask's fusion starts at whichever key comes first, and from one of several outputs it does not reach the read: a
+    # window of all dates would become a task result. With one output it does, so it is fused before the outputs branch.
+    (fused,) = dask.optimize(packed)
+    return fused
+
+
+def _one_chunk_in_time(data: da.Array) -> da.Array:
+    if len(data.chunks[0]) == len(data.chunks[1]) == 1:
+        return data
+    size = data.shape[0] * data.shape[1] * max(data.chunks[2]) * max(data.chunks[3]) * data.dtype.itemsize
+    if size > thread_memory() // 2:
+        raise ParameterError(
+            f"the cube is chunked over time, and one window of all times would take {size / 2**30:.1f} GiB of the "
+            f"{thread_memory() / 2**30:.1f} GiB that a worker thread has; open it with smaller windows and all times in "
+            "one chunk, for example chunks={'time': -1, 'band': -1, 'y': 512, 'x': 512}"
+        )
+    return data.rechunk({0: -1, 1: -1})
+
+
+def _output(
+    packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], windows: Chunks | None = None
+) -> da.Array:
+    """Return one layer of the packed results: `head` are the sizes of the axes before y and x."""
+    return da.map_blocks(
+        _take,
+        packed,
+        layer=name,
+        name=f"{name}-{tokenize(packed.name, name)}",
+        new_axis=list(range(len(head))) or None,
+        chunks=(*((n,) for n in head), *(windows or packed.chunks)),
+        dtype=dtype,
+        meta=np.empty((0,) * (len(head) + 2), dtype),
+    )

@@ -1,0 +1,1 @@
+"""Pixels out: COG, Zarr and what is said about them."""

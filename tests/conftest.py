@@ -1,0 +1,25 @@
+"""Fixtures that many tests share: generated scenes, and where the real imagery is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def scenes_dir(tmp_path_factory):
+    """Nine lossless scenes of 600 x 600, whose size is no multiple of their 512-pixel blocks."""
+    from s2composite.demo import make_scenes
+
+    directory = tmp_path_factory.mktemp("scenes")
+    make_scenes(str(directory), scenes=9, size=600, seed=1, compress="deflate")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def imagery():
+    """The directory of real imagery."""
+    directory = Path(os.environ.get("S2COMPOSITE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not directory.is_dir():
+        pytest.skip(f"no real imagery in {directory}; set S2COMPOSITE_TEST_DATA")
+    return directory

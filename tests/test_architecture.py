@@ -1,0 +1,89 @@
+"""The house keeps its order: a module imports only from floors above its own and from earlier rooms of its own floor."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "s2composite"
+
+# From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
+ROOMS = [
+    "errors",
+    "scenes.model", "scenes.names", "scenes.storage", "scenes.listing",
+    "reading.crs", "reading.header", "reading.index", "reading.codecs", "reading.fetch", "reading.tiles",
+    "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.stack",
+    "pixels.kernels", "pixels.masks", "pixels.reducers",
+    "cube",
+    "windows",
+    "compositing",
+    "writing", "running.document", "running.job", "running.cluster", "analysis.plot", "running.run",
+    "demo", "cli",
+]  # fmt: skip
+
+# composite() offers its verbs as methods and imports the floors below it only when one is called.
+LAZY = {("compositing", "writing"), ("compositing", "analysis.plot")}
+
+
+def modules():
+    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(name):
+    fits = [room for room in ROOMS if name == room or name.startswith(room + ".")]
+    return max(fits, key=len) if fits else None
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("s2composite."):
+            yield node.module.removeprefix("s2composite."), [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("s2composite."):
+                    yield alias.name.removeprefix("s2composite."), []
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_module_imports_only_from_above(path):
+    name = name_of(path)
+    if name in ("scenes", "reading", "pixels", "writing", "running", "analysis"):
+        assert not list(imports_of(path)), "a floor's own __init__ holds its sentence, nothing else"
+        return
+    room = room_of(name)
+    assert room, f"{name} has no room in the order of the house: add it to ROOMS and to ARCHITECTURE.md"
+    for target, _ in imports_of(path):
+        other = room_of(target)
+        assert other, f"{name} imports {target}, which has no room"
+        allowed = other == room or ROOMS.index(other) < ROOMS.index(room) or (room, other) in LAZY
+        assert allowed, f"{name} imports {target}, which is on a lower floor"
+
+
+@pytest.mark.parametrize(
+    ("floor", "forbidden"),
+    [
+        ("scenes", {"dask", "distributed", "xarray", "rasterio", "numba"}),
+        ("reading", {"dask", "distributed", "xarray", "numba"}),
+        ("pixels", {"dask", "distributed", "xarray", "rasterio", "fsspec"}),
+    ],
+)
+def test_floors_stay_free_of_what_is_not_theirs(floor, forbidden):
+    for path in (PACKAGE / floor).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            used = {n.split(".")[0] for n in names} & forbidden
+            assert not used, f"{path.relative_to(PACKAGE)} imports {used}"
+
+
+def test_importing_the_package_does_no_work():
+    code = "import sys, s2composite; print(sorted({m.split('.')[0] for m in sys.modules} & {'dask','numba','rasterio','xarray'}))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

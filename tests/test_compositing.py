@@ -1,0 +1,183 @@
+"""The composite: same bytes for any chunking and any way to open, few tasks, a small graph."""
+
+import collections
+
+import cloudpickle
+import dask
+import numpy as np
+import odc.geo.xr  # noqa: F401 - registers .odc
+import pytest
+import rioxarray
+import xarray as xr
+from distributed import Client, LocalCluster
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasters import series
+
+import s2composite as s2c
+from s2composite.errors import ParameterError
+
+LAYERS = ("composite", "count", "source")
+
+
+def plain_luminance_median(pixels):
+    """Section by section as documented: drop 0 and 255, order by sum then scene, take index n // 2."""
+    times, bands, height, width = pixels.shape
+    out = np.zeros((bands, height, width), pixels.dtype)
+    count, source = np.zeros((height, width), np.uint16), np.full((height, width), -1, np.int16)
+    for y in range(height):
+        for x in range(width):
+            seen = [(int(p.sum(dtype=int)), t) for t, p in enumerate(pixels[:, :, y, x]) if p.min() > 0 and p.max() < 255]
+            count[y, x] = len(seen)
+            if seen:
+                source[y, x] = sorted(seen)[len(seen) // 2][1]
+                out[:, y, x] = pixels[source[y, x], :, y, x]
+    return {"composite": out, "count": count, "source": source}
+
+
+@pytest.fixture(scope="module")
+def cube(scenes_dir):
+    return s2c.open_cube(scenes_dir)
+
+
+@pytest.fixture(scope="module")
+def reference(cube):
+    return s2c.composite(cube).compute()
+
+
+def same(a, b):
+    for layer in LAYERS:
+        np.testing.assert_array_equal(a[layer].values, b[layer].values)
+
+
+def test_it_is_what_the_definition_says(cube, reference):
+    part = {"y": slice(40, 110), "x": slice(300, 380)}
+    expected = plain_luminance_median(cube.isel(part).values)
+    for layer in LAYERS:
+        np.testing.assert_array_equal(reference[layer].isel(part).values, expected[layer])
+    assert expected["count"].max() > 2
+
+
+def test_layers_dtypes_and_labels(reference):
+    ds = reference.dataset
+    assert ds["composite"].dims == ("band", "y", "x")
+    assert (ds["composite"].dtype, ds["count"].dtype, ds["source"].dtype) == (np.uint8, np.uint16, np.int16)
+    assert ds["composite"].rio.crs.to_epsg() == 32631
+    assert ds["count"].odc.geobox.transform.c == 300000
+    assert ds.sizes["scene"] == 9
+    date = reference.date()
+    picked = int(ds["source"][100, 100])
+    expected = ds["scene_time"].values[picked] if picked >= 0 else np.datetime64("NaT")
+    assert date.values[100, 100] == expected or (np.isnat(date.values[100, 100]) and picked < 0)
+
+
+@given(chunks=st.one_of(st.integers(30, 700), st.tuples(st.integers(60, 700), st.integers(60, 700))))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_chunks_same_bytes(scenes_dir, reference, chunks):
+    same(s2c.composite(s2c.open_cube(scenes_dir, chunks=chunks)).compute(), reference)
+
+
+def test_any_way_to_hold_the_cube_same_bytes(cube, reference, scenes_dir):
+    loaded = cube.compute()
+    same(s2c.composite(loaded), reference)
+    same(s2c.composite(loaded.chunk(time=2, y=250, x=250)), reference)
+    same(s2c.composite(loaded.transpose("y", "x", "band", "time")), reference)
+    same(s2c.composite(cube + np.uint8(0)).compute(), reference)
+    same(s2c.composite(cube.to_dataset("band")).compute(), reference)
+    paths = sorted(scenes_dir.glob("*_TCI.tif"))
+    opened = xr.concat([rioxarray.open_rasterio(p, chunks=300) for p in paths], dim="time")
+    same(s2c.composite(opened).compute(), reference)
+    opened.close()
+
+
+def test_selected_times_and_areas_read_only_those(cube, reference):
+    half = cube.isel(time=[0, 2, 4, 6])
+    same(s2c.composite(half).compute(), s2c.composite(half.compute()))
+    part = cube.isel(y=slice(100, 300), x=slice(50, 400))
+    same(s2c.composite(part).compute(), {layer: reference[layer].isel(y=slice(100, 300), x=slice(50, 400)) for layer in LAYERS})
+    backwards = cube.isel(time=slice(None, None, -1))
+    same(s2c.composite(backwards).compute(), s2c.composite(backwards.compute()))
+    flipped = cube.isel(y=slice(None, None, -1))
+    same(s2c.composite(flipped).compute(), s2c.composite(flipped.compute()))
+    one_band = cube.sel(band=["green"])
+    same(s2c.composite(one_band).compute(), s2c.composite(one_band.compute()))
+
+
+def test_values_that_were_touched_are_not_read_again_from_the_files(cube):
+    masked = cube.where(cube.time > cube.time[3], np.uint8(0))
+    comp = s2c.composite(masked).compute()
+    assert int(comp["source"].min()) >= -1
+    assert set(np.unique(comp["source"])) <= {-1, 4, 5, 6, 7, 8}
+
+
+def test_four_tasks_a_window(scenes_dir):
+    cube = s2c.open_cube(scenes_dir, chunks=256)
+    windows = cube.data.npartitions // 1
+    (dataset,) = dask.optimize(s2c.composite(cube).dataset)
+    names = collections.Counter(key[0].split("-")[0] for key in dict(dataset.__dask_graph__()) if isinstance(key, tuple))
+    assert names["read+composite"] == windows
+    assert sum(names.values()) <= 4 * windows
+    assert not any(name == "read" for name in names)
+
+
+def test_the_graph_of_a_year_over_a_granule_is_small(tmp_path):
+    from odc.geo.geobox import GeoBox
+    from rasters import ORIGIN
+
+    scenes = s2c.find_scenes(series(tmp_path, scenes=5)) * 44
+    many = [s2c.Scene(f"{i:03d}-{s.id}", s.time, s.assets, s.granule) for i, s in enumerate(scenes)][:216]
+    cube = s2c.open_cube(many, geobox=GeoBox((10980, 10980), ORIGIN, "EPSG:32631"), chunks=1024)
+    comp = s2c.composite(cube)
+    assert comp["count"].data.npartitions == 121
+    (dataset,) = dask.optimize(comp.dataset)
+    assert len(cloudpickle.dumps(dataset.__dask_graph__())) < 1_000_000
+
+
+def test_a_foreign_lazy_cube_is_never_a_task_result(scenes_dir):
+    cube = s2c.open_cube(scenes_dir, chunks=256) + np.uint8(0)
+    (dataset,) = dask.optimize(s2c.composite(cube).dataset)
+    graph = dict(dataset.__dask_graph__())
+    large = [key for key, task in graph.items() if str(key).startswith("('add") and not hasattr(task, "target")]
+    assert not large
+
+
+def test_rules_can_be_changed_and_switched_off():
+    values = np.array([0, 255, 40, 50], "uint8").reshape(4, 1, 1, 1)
+    cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    assert int(s2c.composite(cube)["count"][0, 0]) == 2
+    assert int(s2c.composite(cube, valid=())["count"][0, 0]) == 4
+    assert int(s2c.composite(cube, valid=s2c.Nodata())["count"][0, 0]) == 3
+    assert int(s2c.composite(cube, valid=[s2c.Nodata(40), s2c.Saturated(50)])["count"][0, 0]) == 2
+
+
+def test_processes_with_a_cold_numba_cache_agree(scenes_dir, reference, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cold"))
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster),
+    ):
+        same(s2c.composite(s2c.open_cube(scenes_dir, chunks=128)).compute(), reference)
+
+
+def test_repr_says_what_it_is(cube, reference):
+    assert "luminance_median of 9 scenes" in repr(s2c.composite(cube))
+    assert "lazy" in repr(s2c.composite(cube))
+    assert "in memory" in repr(reference)
+    assert "<b>s2composite.Composite</b>" in reference._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda c: s2c.composite(c, "mediane"), "luminance_median"),
+        (lambda c: s2c.composite(c, quantile=2), "quantile"),
+        (lambda c: s2c.composite(c.isel(time=0)), "time, band, y, x"),
+        (lambda c: s2c.composite(c.isel(time=slice(0, 0))), "no times"),
+        (lambda c: s2c.composite(c.values), "DataArray"),
+        (lambda c: s2c.composite(s2c.composite(c)), "composite already"),
+        (lambda c: s2c.composite(c)["colour"], "composite, count, source"),
+    ],
+)
+def test_bad_arguments_say_what_is_valid(cube, make, words):
+    with pytest.raises(ParameterError, match=words):
+        make(cube)
