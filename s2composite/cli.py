@@ -1,1 +1,196 @@
+"""The command line: ``s2composite demo``, ``run``, ``scenes``."""
+
+from __future__ import annotations
+
+import json
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import s2composite
+from s2composite.errors import S2CompositeError
+from s2composite.scenes.model import Asset, Scene
+
+# Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
+# ruff: noqa: PLC0415
+
+__all__ = ["app", "main"]
+
+BAD_INPUT = 2
+"""Exit code for an error that the message explains; that of a wrong option, too."""
+
+SHOWN = ("time", "granule", "id", "asset", "size", "bands", "blocks", "compression", "dtype")
+"""Columns of the table of scenes."""
+
+COMPARED = ("granule", "bands", "size", "blocks", "compression", "dtype", "crs", "grid")
+"""Facts in which all scenes of a stack should agree."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def main() -> None:
+    """Run the command line; an error of the library is one line on stderr and exit code 2."""
+    try:
+        app()
+    except S2CompositeError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
+        sys.exit(BAD_INPUT)
+
+
+def _plain(text: str) -> str:
+    """Return a text on one line, with nothing in it that rich takes for markup."""
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"s2composite {s2composite.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Cloud-free composites of satellite time series: many acquisitions in, one clean picture out."""
+
+
+@app.command()
+def run(
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
+    ],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the job: -s cluster.workers=4. Repeatable."
+        ),
+    ] = None,
+    *,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    performance_report: Annotated[
+        Path | None, typer.Option(metavar="FILE.HTML", help="Write Dask's performance report.")
+    ] = None,
+) -> None:
+    """Run a job file: find its scenes, composite them, write the result."""
+    from s2composite.running.job import load_job
+
+    settings = list(setting or ())
+    settings += ["overwrite=true"] if overwrite else []
+    settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
+    checked = load_job(job, settings)
+
+    from s2composite.running.run import run_job  # after the check, so that a mistake in the job is told at once
+
+    result = run_job(checked)
+    rows, columns = result.shape
+    typer.echo(f"{result.scenes} scenes, {rows} x {columns} pixels, {result.windows} windows in {result.seconds:.1f} s")
+    for path in result.paths:
+        typer.echo(path)
+
+
+@app.command()
+def scenes(
+    source: Annotated[
+        list[str], typer.Argument(help="Paths, directories, patterns or URL prefixes (gs://, s3://, https://).")
+    ],
+    *,
+    datetime: Annotated[str | None, typer.Option(help="Only these dates: 2023-06, 2023-06-01/2023-08-31.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="Regular expression with named groups for unusual names.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the scenes of a source; those that differ from the majority are marked."""
+    from s2composite.scenes.listing import find_scenes
+
+    found = find_scenes(source if len(source) > 1 else source[0], pattern=pattern, datetime=datetime)
+    files = [(scene, asset) for scene in found for asset in scene.assets]
+    with ThreadPoolExecutor(32) as pool:
+        headers = pool.map(_described, [asset.href for _, asset in files])
+    rows = _flagged([{**_named(*file), **header} for file, header in zip(files, headers, strict=True)])
+    typer.echo(json.dumps(rows, indent=2)) if as_json else _print_table(rows, len(found))
+
+
+def _named(scene: Scene, asset: Asset) -> dict[str, Any]:
+    """Return what the names say about one file."""
+    from s2composite.scenes.storage import display  # a signed URL without its signature
+
+    return {
+        "time": scene.time.isoformat().replace("+00:00", "Z"),
+        "granule": scene.granule,
+        "id": scene.id,
+        "orbit": scene.orbit,
+        "baseline": scene.baseline,
+        "asset": asset.name,
+        "href": display(asset.href),
+    }
+
+
+def _described(href: str) -> dict[str, Any]:
+    """Return what the header of one file says; for a file that cannot be read, why."""
+    from s2composite.reading.header import read_header
+
+    try:
+        header = read_header(href)
+    except S2CompositeError as error:
+        return {"error": str(error)}
+    grid = header.geobox
+    return {
+        "bands": header.bands,
+        "size": list(grid.shape),
+        "blocks": list(header.block),
+        "compression": header.compression,
+        "dtype": str(header.dtype),
+        "crs": str(grid.crs),
+        "grid": list(grid.transform)[:6],
+        "engine": header.undecodable or "tiles",
+    }
+
+
+def _flagged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to each row the columns in which it differs from most files of the same asset, as ``odd``.
+
+    >>> [row["odd"] for row in _flagged([{"asset": "TCI", "dtype": d} for d in ("uint8", "uint8", "int16")])]
+    [[], [], ['dtype']]
+    """
+    usual = {
+        (asset, column): Counter(str(row[column]) for row in rows if row["asset"] == asset and column in row)
+        for asset in {row["asset"] for row in rows}
+        for column in COMPARED
+    }
+
+    def differs(row: Mapping[str, Any], column: str) -> bool:
+        return column in row and str(row[column]) != usual[row["asset"], column].most_common(1)[0][0]
+
+    return [{**row, "odd": ["error"] if "error" in row else [c for c in COMPARED if differs(row, c)]} for row in rows]
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], scenes: int) -> None:
+    several = len({row["asset"] for row in rows}) > 1
+    columns = [column for column in SHOWN if several or column != "asset"]
+    table = Table(*columns, "differs in", box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        cells = [_cell(row.get(column), odd=column in row["odd"]) for column in columns]
+        table.add_row(*cells, Text(row.get("error") or ", ".join(row["odd"]), "bold red"))
+    odd = sum(bool(row["odd"]) for row in rows)
+    # Where the output is not a terminal its lines are as long as they need to be: grep wants whole names.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    console.print(table)
+    console.print(f"{scenes} scenes, {len(rows)} files, {odd or 'none'} unlike the majority")
+
+
+def _cell(value: Any, *, odd: bool) -> Text:
+    text = " x ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return Text(text, "bold red" if odd else "")

@@ -235,7 +235,8 @@ def _layer_attrs(layer: Layer, georeferenced: bool) -> dict[str, Any]:
 
 def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "reducer": ", ".join(str(reducer) for reducer in recipe.reducers),
+        "reducer": ", ".join(reducer.name for reducer in recipe.reducers),
+        "parameters": ", ".join(str(reducer) for reducer in recipe.reducers),
         "rules": ", ".join(str(rule) for rule in recipe.rules) or "none",
         "software": f"s2composite {s2composite.__version__}",
     }

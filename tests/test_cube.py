@@ -165,11 +165,11 @@ def test_auto_chunks_follow_from_the_memory_of_a_worker_thread(tmp_path, monkeyp
     from s2composite import cube as cube_module
 
     write_tif(tmp_path / "T31TCJ_20230601T104629_TCI.tif", encoded(0, 3, 2100, 2100), block=256)
-    for memory, side in ((1 << 20, 256), (8 << 20, 512), (200 << 20, 2100)):
+    for memory, size in ((1 << 20, (256, 256)), (8 << 20, (1024, 512)), (200 << 20, (2100, 2100))):
         monkeypatch.setattr(cube_module, "thread_memory", lambda memory=memory: memory)
         cube = s2c.open_cube(tmp_path)
-        assert cube.data.chunksize[2:] == (side, side)
-        assert cube.data.chunksize[2] * cube.data.chunksize[3] * 3 <= memory
+        assert cube.data.chunksize[2:] == size
+        assert size[0] * size[1] * 3 <= memory / 4
 
 
 def test_a_stack_survives_pickling(folder, expected):
@@ -190,7 +190,7 @@ def test_the_odd_one_out_is_named_with_what_differs(tmp_path):
     write_tif(tmp_path / "T31TCJ_20230701T104629_TCI.tif", encoded(0, 3, 100, 136))
     write_tif(tmp_path / "T31TCJ_20230706T104629_TCI.tif", encoded(0), crs="EPSG:32632")
     write_tif(tmp_path / "T31TCJ_20230711T104629_TCI.tif", encoded(0).astype(np.uint16))
-    write_tif(tmp_path / "T31TCJ_20230716T104629_TCI.tif", encoded(0), transform=ORIGIN * Affine.translation(1, 0))
+    write_tif(tmp_path / "T31TCJ_20230716T104629_TCI.tif", encoded(0), transform=ORIGIN @ Affine.translation(1, 0))
     with pytest.raises(GridError) as error:
         s2c.open_cube(tmp_path)
     message = str(error.value)
@@ -221,12 +221,11 @@ def test_not_a_tiff_and_truncated_files_are_named(tmp_path):
         s2c.open_cube(tmp_path)
 
 
-def test_a_file_cut_in_its_pixels_raises_and_can_be_skipped(tmp_path):
+def test_a_file_damaged_in_its_pixels_raises_and_can_be_skipped(tmp_path):
     paths = series(tmp_path, scenes=3)
-    with open(paths[1], "rb") as good:
-        content = good.read()
-    with open(paths[1], "wb") as bad:
-        bad.write(content[: len(content) * 2 // 3])
+    with open(paths[1], "r+b") as bad:
+        bad.seek(len(bad.read()) // 2)
+        bad.write(b"\0" * 500)
     cube = s2c.open_cube(tmp_path)
     with pytest.raises(ReadError, match=r"20230606T104629.*window y 0:200 x 0:136.*on_error='skip'"):
         cube.compute()
@@ -247,7 +246,7 @@ def test_a_scene_that_cannot_be_opened_can_be_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"bands": ["nir"]}, BandError, "no band 'nir'; it has red, green, blue"),
+        ({"bands": ["nir"]}, BandError, "no band 'nir'; it has red, green, blue, TCI"),
         ({"bbox": (100.0, 10.0, 101.0, 11.0)}, GridError, "does not touch the scenes"),
         ({"bbox": (1.0, 2.0, 3.0)}, ParameterError, "four: west, south, east, north"),
         ({"bbox": (2.0, 44.0, 1.0, 45.0)}, ParameterError, "order is west"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,10 @@ class Rule(Protocol):
 class Limits:
     """What the rules on values amount to for one cube."""
 
-    low: NDArray[np.generic]
+    low: NDArray[Any]
     """``(b,)``, dtype of the cube: smallest valid value of each band."""
 
-    high: NDArray[np.generic]
+    high: NDArray[Any]
     """``(b,)``: largest valid value of each band."""
 
     nodata: float
@@ -72,7 +72,7 @@ class Saturated:
         return limits.drop(float(np.iinfo(dtype).max)) if dtype.kind in "ui" else limits
 
 
-def default_nodata(dtype: np.dtype[np.generic], nodata: float | None = None) -> float:
+def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
     """Return the nodata value of a cube: `nodata`, or if it is None 0 for integers and NaN for floats."""
     if nodata is not None:
         return float(nodata)
@@ -80,8 +80,8 @@ def default_nodata(dtype: np.dtype[np.generic], nodata: float | None = None) -> 
 
 
 def limits_of(
-    rules: Sequence[Rule], dtype: np.dtype[np.generic], bands: int, nodata: float | None = None
-) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.generic]]:
+    rules: Sequence[Rule], dtype: np.dtype[Any], bands: int, nodata: float | None = None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Boil rules on values down to what a kernel compares with.
 
     Parameters
@@ -109,10 +109,10 @@ def limits_of(
     return _narrowed(limits)
 
 
-def _narrowed(limits: Limits) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.generic]]:
+def _narrowed(limits: Limits) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Move dropped values at the ends of the range into the range: one comparison less for each value."""
     low, high, dtype = limits.low.copy(), limits.high.copy(), limits.low.dtype
-    dropped = {v for v in map(dtype.type, filter(lambda v: _holds(dtype, v), limits.dropped))}
+    dropped = set(map(dtype.type, filter(lambda value: _holds(dtype, value), limits.dropped)))
     inside = sorted(dropped)
     if dtype.kind in "ui":
         for value in inside:
@@ -123,17 +123,17 @@ def _narrowed(limits: Limits) -> tuple[NDArray[np.generic], NDArray[np.generic],
     return low, high, np.array(inside, dtype)
 
 
-def _holds(dtype: np.dtype[np.generic], value: float) -> bool:
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
     """Whether `dtype` can hold `value`; one that it cannot hold drops nothing."""
     if not np.isfinite(value):
         return False
     if dtype.kind == "f":
-        return True
+        return bool(abs(value) <= float(np.finfo(dtype).max))
     return float(value).is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
 
 
 def valid_values(
-    pixels: NDArray[np.generic], rules: Sequence[Rule] = (Nodata(), Saturated()), nodata: float | None = None
+    pixels: NDArray[Any], rules: Sequence[Rule] = (Nodata(), Saturated()), nodata: float | None = None
 ) -> NDArray[np.bool_]:
     """Say which observations pass rules on values; the reducers do the same inside their kernels.
 
@@ -158,8 +158,8 @@ def valid_values(
     array([[[False,  True, False]]])
     """
     low, high, dropped = limits_of(rules, pixels.dtype, pixels.shape[1], nodata)
-    column = (slice(None), None, None)
-    valid: NDArray[np.bool_] = ((pixels >= low[column]) & (pixels <= high[column])).all(axis=1)
+    column = np.s_[:, None, None]
+    valid: NDArray[np.bool_] = np.all((pixels >= low[column]) & (pixels <= high[column]), axis=1)
     for value in dropped:
         valid &= (pixels != value).all(axis=1)
     return valid

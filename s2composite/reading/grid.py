@@ -128,7 +128,7 @@ def level_geobox(header: Header, level: int) -> GeoBox:
     if level == 0:
         return full
     scale = Affine.scale(full.shape.x / shape[1], full.shape.y / shape[0])
-    return GeoBox(shape, full.transform * scale, full.crs)
+    return GeoBox(shape, full.transform @ scale, full.crs)
 
 
 def crop(geobox: GeoBox, bbox: BoundingBox | Sequence[float] | None) -> GeoBox:
@@ -184,7 +184,7 @@ def aligned_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
     """
     if source.crs != target.crs:
         return None
-    to_source = ~source.transform * target.transform
+    to_source = ~source.transform @ target.transform
     linear = (to_source.a - 1, to_source.b, to_source.d, to_source.e - 1)
     if max(abs(v) for v in linear) * max(target.shape) > 1e-3:
         return None

@@ -126,7 +126,8 @@ def _find(wanted: str, where: list[tuple[Asset, int, str]], scene: Scene) -> lis
     by_band = [entry for entry in where if entry[2] == wanted]
     found = by_band[:1] or [entry for entry in where if entry[0].name == wanted]
     if not found:
-        there = dict.fromkeys([name for _, _, name in where] + [asset.name for asset in scene.assets])
+        there = dict.fromkeys(name for asset in scene.assets for name in (*asset.bands, asset.name))
+        there |= dict.fromkeys(name for _, _, name in where)
         raise BandError(
             f"scene {scene.id} has no band {wanted!r}; it has {', '.join(there)}", scene=scene.id, band=wanted
         )

@@ -19,13 +19,13 @@ from s2composite.scenes.storage import gdal_options, is_remote
 
 __all__ = ["read_level", "read_warped", "resampling_method"]
 
-_OPTIONS: Mapping[str, str] = {
+_OPTIONS: Mapping[str, str | int] = {
     # No directory listing beside each file: on object stores that is one slow request a scene.
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     # ReadMultiRange of GDAL before 3.13 does not retry a failed part.
     "GDAL_HTTP_MULTIRANGE": "SERIAL",
     # 5 % of the memory for each process by default, which looks like a leak; a window is read once.
-    "GDAL_CACHEMAX": "64",
+    "GDAL_CACHEMAX": 64 << 20,
     "VSI_CACHE": "NO",
     # Several decoding threads on a remote file can leave blank pixels and no error (GDAL#11552).
     "GDAL_NUM_THREADS": "1",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import multiprocessing
 import os
 import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dask.system import CPU_COUNT
-from distributed import Client
+from distributed import Client, comm
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from rich.console import Console
@@ -94,11 +96,16 @@ def connect(
 def _summary(client: Client) -> str:
     """Return ``"Dask: 2 workers x 1 thread, 4.2 GB each; dashboard: http://..."``."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    threads = sorted({worker["nthreads"] for worker in workers})
-    limits = {worker["memory_limit"] for worker in workers}
-    each = f", {min(limits) / 1e9:.1f} GB each" if len(limits) == 1 and min(limits) else ""
-    text = f"Dask: {len(workers)} worker(s) x {'/'.join(map(str, threads)) or 0} thread(s){each}"
+    shapes = {(worker["nthreads"], worker["memory_limit"]) for worker in workers}
+    text = f"Dask: {_plural(len(workers), 'worker')}"
+    if len(shapes) == 1:
+        threads, memory = next(iter(shapes))
+        text += f" x {_plural(threads, 'thread')}" + (f", {memory / 1e9:.1f} GB each" if memory else "")
     return f"{text}; dashboard: {client.dashboard_link}" if client.dashboard_link else text
+
+
+def _plural(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def _local(options: LocalOptions) -> Client:
@@ -118,8 +125,8 @@ def _local(options: LocalOptions) -> Client:
         )
     except (RuntimeError, OSError) as error:
         raise S2CompositeError(
-            f"the local workers did not start ({error}); in a script, connect() goes below `if __name__ == '__main__':`, "
-            "because each worker imports the script"
+            f"the local workers did not start ({error}); in a script, connect() goes below "
+            "`if __name__ == '__main__':`, because each worker imports the script"
         ) from error
 
 
@@ -151,14 +158,27 @@ def _address(options: AddressOptions) -> Client:
     files = {"tls_ca_file": options.ca, "tls_client_cert": options.cert, "tls_client_key": options.key}
     given = {key: value for key, value in files.items() if value is not None}
     try:
-        security = Security(require_encryption=True, **given) if given else None
+        security = Security(**given)
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop that runs already
+            thread.submit(asyncio.run, _shake_hands(options, security)).result()
         return Client(options.address, timeout=options.timeout, security=security)
     except (OSError, TypeError, ValueError) as error:
         raise S2CompositeError(
-            f"no Dask scheduler answers at {options.address} ({error}); check that it runs, the port, and, for tls://, "
-            "the certificates",
+            f"no Dask scheduler answers at {options.address} ({error or 'timed out'}); check that it runs, the port, "
+            "and, for tls://, the certificates ca, cert and key",
             address=options.address,
         ) from error
+
+
+async def _shake_hands(options: AddressOptions, security: Security) -> None:
+    """Raise an OSError if no scheduler answers in time.
+
+    Dask's own timeout ends with the connection: something that accepts it and says nothing (a dead tunnel, another
+    service) would be waited for without end.
+    """
+    arguments = security.get_connection_args("client")
+    greeting = comm.connect(options.address, timeout=options.timeout, **arguments)
+    (await asyncio.wait_for(greeting, options.timeout)).abort()
 
 
 CLUSTERS: dict[str, Callable[[Any], Client]] = {"local": _local, "address": _address}

@@ -10,12 +10,14 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from s2composite.errors import JobError
@@ -27,8 +29,14 @@ Keys = tuple[str | int, ...]
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-VARIABLE = re.compile(r"\$(\$?)\{([^{}]*)\}")
+VARIABLE = re.compile(r"\$(\$?)\{([^{}\n]*)\}")
 """``${NAME}``, ``${NAME:-default}``; ``$${NAME}`` stands for the text ``${NAME}``."""
+
+MARKS = str.maketrans("${}", "\ue000\ue001\ue002")
+"""What the signs of a variable become before YAML sees them, which would take the braces for a mapping."""
+
+MARKED = re.compile("\ue000(\ue000?)\ue001([^\ue000-\ue002]*)\ue002")
+"""A variable with those marks."""
 
 
 class Strict(BaseModel):
@@ -120,17 +128,19 @@ def parse_text(text: str, name: str) -> Document:
 
 
 def _parsed(text: str, name: str) -> tuple[Any, dict[Keys, Place]]:
-    loader = _Loader(text)
-    walk = _Walk(loader, name, {})
     try:
+        loader = _Loader(VARIABLE.sub(lambda match: match.group().translate(MARKS), text))
+        walk = _Walk(loader, name, {})
         node = loader.get_single_node()
         return (None if node is None else walk.value(node, ())), walk.places
     except yaml.YAMLError as error:
         raise _syntax_error(name, error) from error
     except RecursionError:
         raise JobError(f"{name}: nested too deeply, or it refers to itself; write the values out") from None
-    finally:
-        loader.dispose()
+
+
+def _as_written(text: str) -> str:
+    return text.translate({mark: sign for sign, mark in MARKS.items()})
 
 
 class _Loader(yaml.SafeLoader):
@@ -187,10 +197,10 @@ class _Walk:
             yield key_node.value, self.value(value_node, here)
 
     def _scalar(self, node: Any, keys: Keys) -> Any:
-        text = _filled_in(node.value, self.places[keys], _dotted(keys)) if "${" in node.value else node.value
+        text = _filled_in(node.value, self.places[keys], _dotted(keys))
         if text == node.value:
             return self._constructed(node)
-        self.places[keys] = replace(self.places[keys], written=node.value)
+        self.places[keys] = replace(self.places[keys], written=_as_written(node.value))
         if node.style is not None:  # quoted: text stays text
             return text
         tag = self.loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call] # PyYAML's
@@ -207,7 +217,7 @@ def _filled_in(text: str, place: Place, key: str) -> str:
     def replacement(match: re.Match[str]) -> str:
         escaped, inside = match.groups()
         if escaped:
-            return "${" + inside + "}"
+            return _as_written(match.group()[1:])
         name, _, default = inside.partition(":-")
         value = os.environ.get(name, default if ":-" in inside else None)
         if value is None:
@@ -217,15 +227,17 @@ def _filled_in(text: str, place: Place, key: str) -> str:
             )
         return value
 
-    return VARIABLE.sub(replacement, text)
+    return MARKED.sub(replacement, text)
 
 
 def _syntax_error(name: str, error: yaml.YAMLError) -> JobError:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    start = getattr(error, "context_mark", None)
+    mark = getattr(error, "problem_mark", None) or start
+    if start is not None and getattr(error, "context", None):
+        problem += f", {error.context} that starts on line {start.line + 1}"  # type: ignore[attr-defined] # a MarkedYAMLError
     where = name if mark is None else f"{name}, line {mark.line + 1}, column {mark.column + 1}"
-    line = None if mark is None else mark.line + 1
-    return JobError(f"{where}: not valid YAML: {problem}", key=None, line=line)
+    return JobError(f"{where}: not valid YAML: {problem}", key=None, line=None if mark is None else mark.line + 1)
 
 
 def _shown(value: Any) -> str:
@@ -292,11 +304,38 @@ def validated(model: type[ModelT], document: Document) -> ModelT:
 
 
 def _problem(model: type[BaseModel], document: Document, details: ErrorDetails) -> _Problem:
-    keys, owner = _located(model, details, document.values)
+    keys, owner, field = _located(model, details, document.values)
     key, place = _dotted(keys), document.place(keys)
     unknown = details["type"] == "extra_forbidden"
-    message = _unknown(key, str(keys[-1]), owner) if unknown else _wrong(key, place, owner, details)
+    message = _unknown(key, str(keys[-1]), owner) if unknown else _wrong(key, place, field, details)
     return _Problem((not unknown, place.line or 0), key, place, message)
+
+
+def _located(
+    model: type[BaseModel], details: ErrorDetails, values: Any
+) -> tuple[Keys, type[BaseModel], FieldInfo | None]:
+    """Return the keys that pydantic's location stands for, the model they end in, and the field of that model.
+
+    Pydantic puts the names of union members between the keys; they are taken out.
+    """
+    keys: list[str | int] = []
+    choices: list[type[BaseModel]] = []
+    field: FieldInfo | None = None
+    for part in details["loc"]:
+        chosen = [choice for choice in choices if _tag(choice) == part]
+        if chosen:
+            model, choices = chosen[0], []
+            continue
+        field = model.model_fields.get(str(part), field)
+        choices = [] if field is None else list(_models(field.annotation))
+        with suppress(KeyError, IndexError, TypeError):
+            values = values[part]  # a part that is no key of the values is left out
+            keys.append(part)
+    return (*keys, str(details["loc"][-1])) if _is_missing_key(details) else tuple(keys), model, field
+
+
+def _is_missing_key(details: ErrorDetails) -> bool:
+    return details["type"] == "missing" and isinstance(details["loc"][-1], str)
 
 
 def _unknown(key: str, name: str, owner: type[BaseModel]) -> str:
@@ -306,11 +345,14 @@ def _unknown(key: str, name: str, owner: type[BaseModel]) -> str:
     return f"unknown key '{key}'; {hint}"
 
 
-def _wrong(key: str, place: Place, owner: type[BaseModel], details: ErrorDetails) -> str:
-    if details["type"] in ("value_error", "union_tag_invalid"):
-        return f"{key}: {_own_words(details)}"
-    expected = _expected(owner, details)
-    if details["type"] == "missing":
+def _wrong(key: str, place: Place, field: FieldInfo | None, details: ErrorDetails) -> str:
+    if details["type"] == "value_error":
+        return f"{key}: {details['ctx']['error']}"
+    if details["type"] == "union_tag_invalid":
+        return f"{key}: {_unknown_type(details['ctx'])}"
+    notes = [note.text for note in (field.metadata if field is not None else ()) if isinstance(note, Expected)]
+    expected = notes[0] if notes else details["msg"].removeprefix("Input should be ")
+    if _is_missing_key(details):
         return f"key '{key}' is missing; expected {expected}"
     if details["input"] is None:
         return f"{key}: has no value; expected {expected}"
@@ -318,48 +360,11 @@ def _wrong(key: str, place: Place, owner: type[BaseModel], details: ErrorDetails
     return f"{key}: expected {expected}, got {shown}"
 
 
-def _own_words(details: ErrorDetails) -> str:
-    facts = details.get("ctx", {})
-    if details["type"] == "value_error":
-        return str(facts["error"])
+def _unknown_type(facts: Mapping[str, Any]) -> str:
     valid = [tag.strip("' ") for tag in facts["expected_tags"].split(",")]
     near = difflib.get_close_matches(facts["tag"], valid, 1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown type '{facts['tag']}'; {hint}Valid types: {', '.join(valid)}"
-
-
-def _expected(owner: type[BaseModel], details: ErrorDetails) -> str:
-    """Return what the field takes, in our words where they are given, else in pydantic's."""
-    for part in details["loc"]:
-        field = owner.model_fields.get(str(part))
-        for note in field.metadata if field is not None else ():
-            if isinstance(note, Expected):
-                return note.text
-    return details["msg"].removeprefix("Input should be ")
-
-
-def _located(model: type[BaseModel], details: ErrorDetails, values: Any) -> tuple[Keys, type[BaseModel]]:
-    """Return the keys that pydantic's location stands for, and the model that the last of them is a field of.
-
-    Pydantic puts the names of union members between the keys; they are taken out.
-    """
-    keys: list[str | int] = []
-    choices: list[type[BaseModel]] = []
-    for part in details["loc"]:
-        chosen = [choice for choice in choices if _tag(choice) == part]
-        if chosen:
-            model, choices = chosen[0], []
-            continue
-        field = model.model_fields.get(str(part))
-        choices = [] if field is None else list(_models(field.annotation))
-        if (
-            isinstance(part, int)
-            if isinstance(values, list | tuple)
-            else isinstance(values, Mapping) and part in values
-        ):
-            keys.append(part)
-            values = values[part]
-    return (*keys, *details["loc"][-1:]) if details["type"] == "missing" else tuple(keys), model
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,10 @@ import yaml
 from dask.utils import parse_bytes
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
+from s2composite.errors import S2CompositeError
+from s2composite.pixels.reducers import resolve_reducer
 from s2composite.running.document import Document, Expected, Strict, read_document, validated, with_setting
+from s2composite.scenes.dates import date_range
 
 __all__ = ["AddressOptions", "ClusterOptions", "Job", "LocalOptions", "load_job", "read_cluster"]
 
@@ -159,7 +163,7 @@ def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
 
 
 def _output(path: str) -> str:
-    if not path.lower().endswith((".tif", ".zarr")) or Path(path).stem == "":
+    if Path(path).suffix.lower() not in (".tif", ".zarr"):
         raise ValueError(f"expected a path that ends in .tif or .zarr, got {path!r}")
     return path
 
@@ -180,6 +184,31 @@ def _reducer(value: Any) -> Any:
     return value
 
 
+def _known_reducer(reducer: str | dict[str, dict[str, Any]]) -> str | dict[str, dict[str, Any]]:
+    name, parameters = (reducer, {}) if isinstance(reducer, str) else next(iter(reducer.items()))
+    try:
+        resolve_reducer(name, **parameters)
+    except (S2CompositeError, TypeError, ValueError) as error:  # the last two: a parameter of a type it cannot have
+        raise ValueError(str(error)) from error
+    return reducer
+
+
+def _dates(text: str) -> str:
+    try:
+        date_range(text)
+    except S2CompositeError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from error
+    return text
+
+
 def _year(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -192,7 +221,7 @@ def _bounds(box: tuple[float, float, float, float]) -> tuple[float, float, float
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Date = Annotated[Text, BeforeValidator(_year)]
+Date = Annotated[Text, BeforeValidator(_year), AfterValidator(_dates)]
 Pair = Annotated[tuple[Count, Count], Field(strict=False)]
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Box = Annotated[tuple[Finite, Finite, Finite, Finite], Field(strict=False), AfterValidator(_bounds)]
@@ -229,6 +258,7 @@ class Job(Strict):
     reducer: Annotated[
         Text | dict[str, dict[str, Any]],
         BeforeValidator(_reducer),
+        AfterValidator(_known_reducer),
         Expected("the name of a reducer, or {name: {parameter: value}}"),
     ] = "luminance_median"
     """How observations become one: ``luminance_median``, or with parameters ``{name: {parameter: value}}``."""
@@ -236,7 +266,7 @@ class Job(Strict):
     datetime: Annotated[Date | None, Expected("dates such as 2023-06 or 2023-06-01/2023-08-31")] = None
     """Scenes to use: ``2023``, ``2023-06``, ``2023-06-01/2023-08-31``, ``2023-06-01/..``; None: all."""
 
-    pattern: Annotated[Text | None, Expected("a regular expression with named groups")] = None
+    pattern: Annotated[Annotated[Text, AfterValidator(_expression)] | None, Expected("a regular expression with named groups")] = None
     """Regular expression with named groups that finds the date in unusual file names; see `find_scenes`."""
 
     bands: Annotated[Names | None, Expected("a list of names, such as [red, green, blue]"), AsList] = None
@@ -283,9 +313,14 @@ class Job(Strict):
     @field_validator("layers")
     @classmethod
     def _layers_are_for_rasters(cls, layers: Any, info: ValidationInfo) -> Any:
-        if layers is not None and str(info.data.get("output")).lower().endswith(".zarr"):
+        if layers is not None and Path(info.data.get("output", "")).suffix.lower() == ".zarr":
             raise ValueError("a Zarr store holds all layers; leave the key out, or write to a .tif")
         return layers
+
+    @property
+    def format(self) -> str:
+        """``"tif"`` or ``"zarr"``, by the output's name."""
+        return Path(self.output).suffix.lower().removeprefix(".")
 
     @property
     def reducer_call(self) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2composite.pixels.kernels.compiled import kernel
+from s2composite.pixels.kernels.compiled import part
 
 __all__ = ["Source", "count_valid", "load"]
 
@@ -47,14 +47,14 @@ class Source(NamedTuple):
     """``(k,)``: further values that make an observation invalid."""
 
 
-@kernel
+@part
 def copy_row(values: Any, n: int, row: Any) -> None:
     """Copy `n` values; a plain loop vectorises, a slice assignment checks for overlap first (five times slower)."""
     for i in range(n):
         row[i] = values[i]
 
 
-@kernel
+@part
 def split_three(values: Any, n: int, first: Any, second: Any, third: Any) -> None:
     """Move `n` interleaved pixels of three bands apart; a loop of its own because only constant strides vectorise."""
     for i in range(n):
@@ -63,7 +63,7 @@ def split_three(values: Any, n: int, first: Any, second: Any, third: Any) -> Non
         third[i] = values[3 * i + 2]
 
 
-@kernel
+@part
 def split_any(values: Any, n: int, rows: Any) -> None:
     """Move `n` interleaved pixels of any number of bands apart."""
     bands = rows.shape[0]
@@ -73,7 +73,7 @@ def split_any(values: Any, n: int, rows: Any) -> None:
             row[i] = values[bands * i + b]
 
 
-@kernel
+@part
 def copy_rows(source: Source, scene: int, start: int, n: int, rows: Any) -> None:
     """Copy `n` pixels of one scene from pixel `start` on into ``rows (b, at least n)``."""
     values, bands = source.values, source.bands
@@ -90,7 +90,7 @@ def copy_rows(source: Source, scene: int, start: int, n: int, rows: Any) -> None
         split_any(pixels, n, rows)
 
 
-@kernel
+@part
 def judge(source: Source, scene: int, start: int, n: int, rows: Any, valid: Any) -> None:
     """Write which of `n` pixels are valid: usable, and every band within its range and not a dropped value."""
     if source.usable.size > 0:
@@ -109,7 +109,7 @@ def judge(source: Source, scene: int, start: int, n: int, rows: Any, valid: Any)
                 valid[i] &= row[i] != value
 
 
-@kernel
+@part
 def load(source: Source, start: int, n: int, block: Any, valid: Any) -> None:
     """Load `n` pixels from pixel `start` on.
 
@@ -131,7 +131,7 @@ def load(source: Source, start: int, n: int, block: Any, valid: Any) -> None:
         valid[t, n:] = 0
 
 
-@kernel
+@part
 def count_valid(valid: Any, n: int, counts: Any, out: Any) -> None:
     """Count the valid observations of each pixel.
 
@@ -151,4 +151,5 @@ def count_valid(valid: Any, n: int, counts: Any, out: Any) -> None:
         row = valid[t]
         for i in range(counts.size):
             counts[i] += np.uint16(row[i])
-    out[:] = counts[:n]
+    for i in range(n):  # a slice assignment would compile for a second and a half more
+        out[i] = counts[i]

@@ -1,17 +1,111 @@
-"""How kernels are compiled: by Numba, on their first call, without the interpreter lock."""
+"""How kernels are compiled: by Numba, on their first call for each set of types, and kept on disk after that.
+
+Numba's own cache on disk is not used: processes that fill it at the same time with kernels for different types share
+one index and number their files alike, so one can be handed the code of the other. Here each compiled kernel is a file
+of its own, named after everything it depends on and moved into place whole: nothing to share, nothing to go stale.
+Without a directory to write to, each process compiles for itself.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar, cast
 
-from numba import njit
+import llvmlite
+import numba
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 
-__all__ = ["kernel"]
+__all__ = ["cache_directory", "kernel", "part"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kernel(function: F) -> F:
-    """Compile `function` on its first call for each set of types; it runs without the interpreter lock."""
-    return cast("F", njit(nogil=True, error_model="numpy")(function))
+    """Compile a kernel that Python calls, on its first call for each set of types; it releases the interpreter lock."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    dispatcher._cache = _KernelCache(function)  # noqa: SLF001 - where Numba puts its own cache
+    return cast("F", dispatcher)
+
+
+def part(function: F) -> F:
+    """Compile a part of kernels, which only kernels can call: it becomes a piece of their machine code."""
+    return cast("F", numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
+
+
+def cache_directory() -> Path | None:
+    """Return where compiled kernels are kept, made if need be; None where nothing can be written.
+
+    ``NUMBA_CACHE_DIR`` or, if that is not set, the user's cache directory (``XDG_CACHE_HOME``, ``~/.cache``).
+    """
+    try:
+        base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        directory = Path(base).expanduser() / "s2composite-kernels"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory if os.access(directory, os.W_OK | os.X_OK) else None
+    except (OSError, RuntimeError):
+        return None
+
+
+@cache
+def _sources() -> bytes:
+    """Return the digest of everything that all kernels depend on, whatever their types."""
+    digest = hashlib.sha256(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.digest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that has its name only once it is complete."""
+    with NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            Path(file.name).replace(path)
+        except OSError:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+class _KernelCache(NullCache):  # type: ignore[misc]  # numba publishes no types
+    """The compiled forms of one kernel on disk."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._name = function.__name__
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the kernel compiled for types `sig`, or None."""
+        target_context.refresh()
+        path = self._path(sig, target_context.codegen())
+        if path is None or not path.exists():
+            return None
+        try:
+            return CompileResult._rebuild(target_context, *pickle.loads(path.read_bytes()))  # noqa: S301, SLF001 - the user's own file
+        except Exception:  # noqa: BLE001 - a file cut short or from elsewhere is as good as none
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the kernel compiled for types `sig`."""
+        path = self._path(sig, data.codegen)
+        if path is None or data.library.has_dynamic_globals:
+            return
+        with suppress(OSError):  # disk full, directory gone: the kernel in memory is good
+            _write(path, dumps(data._reduce()))  # noqa: SLF001 - what Numba's own cache writes
+
+    def _path(self, sig: Any, codegen: Any) -> Path | None:
+        """Return the file for types `sig` on this kind of processor."""
+        directory = cache_directory()
+        if directory is None:
+            return None
+        key = hashlib.sha256(_sources() + repr((str(sig), codegen.magic_tuple())).encode())
+        return directory / f"{self._name}-{key.hexdigest()[:32]}"

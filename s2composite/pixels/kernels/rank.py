@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from s2composite.pixels.kernels.block import Source, count_valid, load
-from s2composite.pixels.kernels.compiled import kernel
+from s2composite.pixels.kernels.compiled import kernel, part
 from s2composite.pixels.kernels.select import LAST, pick, select, select_wide
 
 __all__ = ["rank_by_number", "rank_by_small_sum", "rank_by_sum"]
 
 
-@kernel
+@part
 def put_picked(source: Source, block: Any, index: Any, start: int, n: int, out: Any, chosen: Any) -> None:
     """Write the picked observations: their values into ``out (b, pixels)``, their scenes into ``chosen (pixels,)``."""
     for i in range(n):
@@ -25,14 +25,14 @@ def put_picked(source: Source, block: Any, index: Any, start: int, n: int, out: 
                 out[b, start + i] = block[t, b, i]
 
 
-@kernel
+@part
 def look_up(counts: Any, ranks: Any, rank: Any) -> None:
     """Look up the rank that each pixel wants, given how many valid observations it has."""
     for i in range(rank.size):
         rank[i] = ranks[counts[i]]
 
 
-@kernel
+@part
 def small_sums(block: Any, valid: Any, bands: Any, keys: Any) -> None:
     """Add up bands as uint16: ``block (t, b, n)`` into ``keys (t, n)``, `LAST` where not valid."""
     for t in range(block.shape[0]):
@@ -45,7 +45,7 @@ def small_sums(block: Any, valid: Any, bands: Any, keys: Any) -> None:
                 key[i] += np.uint16(row[i]) * np.uint16(ok[i])
 
 
-@kernel
+@part
 def sums(block: Any, bands: Any, least: int, wide: Any) -> None:
     """Add up bands, counted from the `least` value of their type: ``block (t, b, n)`` into ``wide (t, n)`` uint32."""
     for t in range(block.shape[0]):
@@ -57,7 +57,7 @@ def sums(block: Any, bands: Any, least: int, wide: Any) -> None:
                 key[i] += np.uint32(np.int32(row[i]) - np.int32(least))
 
 
-@kernel
+@part
 def weighted(rows: Any, bands: Any, weights: Any, term: Any, number: Any) -> None:
     """Add up bands times weights, one after the other, in the type of `number`."""
     number[:] = 0
@@ -69,7 +69,7 @@ def weighted(rows: Any, bands: Any, weights: Any, term: Any, number: Any) -> Non
             number[i] += term[i] * weight
 
 
-@kernel
+@part
 def difference(rows: Any, bands: Any, term: Any, number: Any) -> None:
     """Normalised difference ``(a - b) / (a + b)`` of two bands, in the type of `number`."""
     a, b = rows[bands[0]], rows[bands[1]]
@@ -77,10 +77,11 @@ def difference(rows: Any, bands: Any, term: Any, number: Any) -> None:
         number[i] = a[i]
         term[i] = b[i]
     for i in range(number.size):
-        number[i] = (number[i] - term[i]) / (number[i] + term[i])
+        both = number[i] + term[i]
+        number[i] = (number[i] - term[i]) / both if both != 0 else np.nan
 
 
-@kernel
+@part
 def order(number: Any, sign: Any, bits: Any) -> None:
     """Turn floats into integers of the same order, in place: `bits` is the memory of `number` as unsigned integers."""
     for i in range(number.size):
@@ -132,7 +133,9 @@ def rank_by_small_sum(
 
 
 @kernel
-def rank_by_sum(source: Source, bands: Any, least: int, ranks: Any, width: int, out: Any, count: Any, chosen: Any) -> None:
+def rank_by_sum(
+    source: Source, bands: Any, least: int, ranks: Any, width: int, out: Any, count: Any, chosen: Any
+) -> None:
     """Rank by a plain sum of `bands` of integers; parameters as `rank_by_small_sum`, `least` value of the dtype."""
     scenes = source.scenes.size
     block = np.empty((scenes, source.bands, width), source.values.dtype)

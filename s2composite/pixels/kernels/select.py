@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from s2composite.pixels.kernels.compiled import kernel
+from s2composite.pixels.kernels.compiled import part
 
 __all__ = ["LAST", "pick", "select", "select_wide"]
 
@@ -20,7 +20,7 @@ LAST = 0xFFFF
 """The key of an observation that is not valid: sorts behind, or equal to, all others."""
 
 
-@kernel
+@part
 def count_below(keys: Any, candidate: Any, below: Any) -> None:
     """Count the keys below each pixel's candidate: ``keys (t, n)``, the rest ``(n,)``, all uint16."""
     below[:] = 0
@@ -32,8 +32,14 @@ def count_below(keys: Any, candidate: Any, below: Any) -> None:
         for i in range(below.size):
             c = candidate[i]
             below[i] += (
-                np.uint16(k0[i] < c) + np.uint16(k1[i] < c) + np.uint16(k2[i] < c) + np.uint16(k3[i] < c)
-                + np.uint16(k4[i] < c) + np.uint16(k5[i] < c) + np.uint16(k6[i] < c) + np.uint16(k7[i] < c)
+                np.uint16(k0[i] < c)
+                + np.uint16(k1[i] < c)
+                + np.uint16(k2[i] < c)
+                + np.uint16(k3[i] < c)
+                + np.uint16(k4[i] < c)
+                + np.uint16(k5[i] < c)
+                + np.uint16(k6[i] < c)
+                + np.uint16(k7[i] < c)
             )
     for t in range(eights, scenes):
         k = keys[t]
@@ -41,7 +47,7 @@ def count_below(keys: Any, candidate: Any, below: Any) -> None:
             below[i] += np.uint16(k[i] < candidate[i])
 
 
-@kernel
+@part
 def select(keys: Any, bits: int, rank: Any, key: Any, below: Any) -> None:
     """Find the key at `rank` (0: smallest) for each pixel.
 
@@ -73,23 +79,22 @@ def select(keys: Any, bits: int, rank: Any, key: Any, below: Any) -> None:
         rank[i] -= smaller[i]
 
 
-@kernel
+@part
 def key_range(wide: Any, valid: Any, least: Any, most: Any) -> None:
     """Write the smallest and the largest valid key of each pixel; 0 twice where there is no valid one."""
-    least[:] = wide[0] * 0 - 1
-    most[:] = 0
+    for i in range(least.size):
+        least[i] = ~np.uint64(0)
+        most[i] = 0
     for t in range(wide.shape[0]):
         row, ok = wide[t], valid[t]
-        for i in range(row.size):
-            key = row[i]
-            used = ok[i] != 0
-            least[i] = key if used & (key < least[i]) else least[i]
-            most[i] = key if used & (key > most[i]) else most[i]
+        for i in range(least.size):
+            least[i] = row[i] if (ok[i] != 0) & (row[i] < least[i]) else least[i]
+            most[i] = row[i] if (ok[i] != 0) & (row[i] > most[i]) else most[i]
     for i in range(least.size):
         least[i] = min(least[i], most[i])
 
 
-@kernel
+@part
 def digits(wide: Any, valid: Any, least: Any, shift: int, found: Any, keys: Any) -> None:
     """Write 16 bits of each wide key, counted from `least`; `LAST` where the bits above are not those `found`."""
     down, mask = np.uint64(shift), np.uint64(0xFFFF)
@@ -101,17 +106,20 @@ def digits(wide: Any, valid: Any, least: Any, shift: int, found: Any, keys: Any)
             out[i] = np.uint16(key & mask) if same else np.uint16(0xFFFF)
 
 
-@kernel
-def bits_of(number: Any) -> int:
-    """Return how many bits a number has; 0 has none."""
+@part
+def bits_of_range(least: Any, most: Any) -> int:
+    """Return how many bits the largest difference has; at least 1."""
+    differences = np.uint64(1)
+    for i in range(least.size):
+        differences |= np.uint64(most[i] - least[i])
     bits = 0
-    while number > np.uint64(0):
-        number >>= np.uint64(1)
+    while differences > np.uint64(0):
+        differences >>= np.uint64(1)
         bits += 1
     return bits
 
 
-@kernel
+@part
 def select_wide(wide: Any, valid: Any, rank: Any, key: Any, keys: Any) -> None:
     """Find the wide key at `rank` of each pixel's valid observations, sixteen bits at a time from the highest.
 
@@ -134,7 +142,7 @@ def select_wide(wide: Any, valid: Any, rank: Any, key: Any, keys: Any) -> None:
     part, below = np.empty(rank.size, np.uint16), np.empty(rank.size, np.uint16)
     found = np.zeros(rank.size, np.uint64)
     key_range(wide, valid, least, most)
-    bits = max(bits_of(np.uint64(np.max(most - least))), 1)
+    bits = bits_of_range(least, most)
     for stage in range((bits - 1) // 16, -1, -1):
         digits(wide, valid, least, 16 * stage, found, keys)
         select(keys, min(bits - 16 * stage, 16), rank, part, below)
@@ -144,7 +152,7 @@ def select_wide(wide: Any, valid: Any, rank: Any, key: Any, keys: Any) -> None:
         key[i] = least[i] + found[i]
 
 
-@kernel
+@part
 def pick(keys: Any, valid: Any, key: Any, left: Any, index: Any) -> None:
     """Find the observation with each pixel's `key`: the `left`-th of them in scene order, -1 where there is none."""
     index[:] = -1

@@ -1,0 +1,234 @@
+"""Recipes: what to make of the observations of a pixel, as one value that travels to the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import BandError, ParameterError
+from s2composite.pixels.kernels.block import Source
+from s2composite.pixels.masks import Nodata, Rule, Saturated, default_nodata
+
+__all__ = ["DTYPES", "MAX_SCENES", "Layer", "Output", "Recipe", "Reducer", "block_width"]
+
+DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
+"""Types of pixels that can be reduced."""
+
+MAX_SCENES = 32767
+"""``source`` is an int16."""
+
+SCRATCH_BYTES = 1 << 20
+"""Memory for a block of pixels: what fits an L2 cache besides the code and the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One array of a composite: what `reduce_block` returns and what is written to one file."""
+
+    name: str
+    """Name of the variable: ``"composite"``, ``"count"``, ``"source"`` ..."""
+
+    dims: tuple[str, ...]
+    """``("band", "y", "x")`` or ``("y", "x")``."""
+
+    dtype: np.dtype[Any]
+    """Type of its values."""
+
+    nodata: float | None
+    """The value that says "nothing here"; None: every value means what it says."""
+
+    long_name: str
+    """What it is, in words."""
+
+    units: str | None
+    """Unit of its values; None: that of the cube."""
+
+    overviews: Literal["average", "nearest", "mode"]
+    """How smaller copies of it are to be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One array that a reducer makes, before the cube is known."""
+
+    name: str = ""
+    """Its own name (``"smad"``), empty for the reducer's main result."""
+
+    long_name: str = ""
+    """What it is, in words."""
+
+    per_band: bool = True
+    """True: an array ``(band, y, x)``; False: ``(y, x)``."""
+
+    dtype: str | None = None
+    """Type of its values; None: that of the cube."""
+
+    nodata: float | None = None
+    """What a pixel without result holds; None: the cube's nodata (NaN where `dtype` is set)."""
+
+    units: str | None = None
+    """Unit of its values; None: that of the cube."""
+
+    overviews: Literal["average", "nearest", "mode"] = "average"
+    """How smaller copies of it are to be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reducer:
+    """How the observations of a pixel become its result. Made by name, see `resolve_reducer`."""
+
+    name: str
+    """Name in the registry, and of its layers where several reducers run together."""
+
+    run: Callable[[Call], None]
+    """Reduces one run of pixels: fills the arrays of the call. A module-level function, so that it travels."""
+
+    outputs: tuple[Output, ...] = (Output(),)
+    """What it makes, in order."""
+
+    params: tuple[tuple[str, Any], ...] = ()
+    """Its parameters as they were given, as pairs of name and value; what it is called in metadata."""
+
+    setting: Any = None
+    """What `run` needs to know, in whatever form it likes; it must pickle."""
+
+    needs_bands: tuple[str, ...] = ()
+    """Bands that the cube must have."""
+
+    needs_days: bool = False
+    """True: it needs the times of the scenes."""
+
+    def __str__(self) -> str:
+        """Return the reducer as one would write it, for metadata."""
+        given = ", ".join(f"{name}={value!r}" for name, value in self.params)
+        return f"{self.name}({given})" if given else self.name
+
+    def named(self, name: str) -> Reducer:
+        """Return the same reducer under another name: two of a kind in one recipe need two."""
+        return replace(self, name=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what becomes of a block of observations, but for the observations."""
+
+    reducers: tuple[Reducer, ...]
+    """What to make of them, all in one pass."""
+
+    rules: tuple[Rule, ...] = (Nodata(), Saturated())
+    """Which of them may be used."""
+
+    bands: tuple[str, ...] = ()
+    """Names of the cube's bands, in order; may be empty where no reducer asks for a band by name."""
+
+    nodata: float | None = None
+    """The cube's nodata value and the fill of results of its type; None: 0 for integers, NaN for floats."""
+
+    min_count: int = 1
+    """Pixels with fewer valid observations get no result (``count`` still says how many there were)."""
+
+    days: tuple[float, ...] | None = None
+    """Time of each scene in days since 1970-01-01T00:00 UTC; only reducers that know dates need it."""
+
+    def layers(self, dtype: np.dtype[Any], n_times: int) -> tuple[Layer, ...]:
+        """Return the layers that `reduce_block` makes from `n_times` scenes of type `dtype`, in order.
+
+        Raises
+        ------
+        ParameterError
+            The recipe cannot work: no reducer, the same one twice, unknown type, too many scenes, times missing.
+        BandError
+            A reducer needs a band that the cube does not have.
+        """
+        self._check(np.dtype(dtype), n_times)
+        made = [
+            _layer(self, reducer, output, np.dtype(dtype)) for reducer in self.reducers for output in reducer.outputs
+        ]
+        return (
+            *made,
+            Layer("count", ("y", "x"), np.dtype("uint16"), None, "number of valid observations", "1", "average"),
+        )
+
+    def fill(self, dtype: np.dtype[Any]) -> float:
+        """Return the nodata value of results of the cube's type."""
+        return default_nodata(dtype, self.nodata)
+
+    def _check(self, dtype: np.dtype[Any], n_times: int) -> None:
+        if dtype.name not in DTYPES:
+            raise ParameterError(f"pixels of type {dtype} cannot be reduced; convert the cube to one of {list(DTYPES)}")
+        if not 0 < n_times <= MAX_SCENES:
+            raise ParameterError(
+                f"{n_times} scenes cannot be reduced at once: at least 1, at most {MAX_SCENES}; select fewer, by time"
+            )
+        names = [reducer.name for reducer in self.reducers]
+        if not names or len(set(names)) < len(names):
+            raise ParameterError(f"reducers {names}: give at least one, and two of a kind different names (`named`)")
+        if not 0 < self.min_count <= MAX_SCENES:
+            raise ParameterError(f"min_count={self.min_count} makes no sense; give at least 1")
+        for reducer in self.reducers:
+            _check_needs(self, reducer, n_times)
+
+
+def _check_needs(recipe: Recipe, reducer: Reducer, n_times: int) -> None:
+    """Raise if `reducer` lacks a band or the scenes' times."""
+    missing = [band for band in reducer.needs_bands if band not in recipe.bands]
+    if missing:
+        raise BandError(f"reducer {reducer.name!r} needs the bands {missing}; the cube has {list(recipe.bands)}")
+    if reducer.needs_days and (recipe.days is None or len(recipe.days) != n_times):
+        known = "none" if recipe.days is None else str(len(recipe.days))
+        raise ParameterError(f"reducer {reducer.name!r} needs the time of each of the {n_times} scenes; {known} given")
+
+
+def _layer(recipe: Recipe, reducer: Reducer, output: Output, dtype: np.dtype[Any]) -> Layer:
+    """Return the layer that one output of one reducer becomes."""
+    alone = len(recipe.reducers) == 1
+    name = output.name or ("composite" if alone else reducer.name)
+    if output.name and not alone:
+        name = f"{reducer.name}_{output.name}"
+    nodata = output.nodata
+    if nodata is None:
+        nodata = recipe.fill(dtype) if output.dtype is None else float("nan")
+    return Layer(
+        name=name,
+        dims=("band", "y", "x") if output.per_band else ("y", "x"),
+        dtype=dtype if output.dtype is None else np.dtype(output.dtype),
+        nodata=nodata,
+        long_name=output.long_name or f"{reducer.name} composite",
+        units=output.units,
+        overviews=output.overviews,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a reducer: a run of pixels, and where the results go."""
+
+    reducer: Reducer
+    """The reducer."""
+
+    recipe: Recipe
+    """The recipe it is part of."""
+
+    source: Source
+    """The observations."""
+
+    results: tuple[NDArray[Any], ...]
+    """An array for each output, ``(b, n)`` or ``(n,)``, filled with its nodata value."""
+
+    count: NDArray[np.uint16]
+    """``(n,)``: number of valid observations, to be filled in."""
+
+    def bands(self, names: tuple[str, ...]) -> NDArray[np.int64]:
+        """Return the indices of bands; of all of them for no names."""
+        chosen = [self.recipe.bands.index(name) for name in names] if names else range(self.source.bands)
+        return np.array(chosen, np.int64)
+
+
+def block_width(scenes: int, bytes_an_observation: int) -> int:
+    """Return how many pixels a block may have so that its scratch memory stays in the L2 cache: a multiple of 64."""
+    fits = SCRATCH_BYTES // max(scenes * bytes_an_observation, 1)
+    return min(max(fits // 64 * 64, 64), 4096)

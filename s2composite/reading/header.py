@@ -1,0 +1,302 @@
+"""Header: what a raster file is and where its tiles lie. Read once; workers get it and never read a header again."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import rasterio
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from s2composite.errors import SceneError
+from s2composite.reading.crs import crs_from_wkt, geobox_from_tags
+from s2composite.reading.fetch import Identity
+from s2composite.reading.level import Coding, Level, level_of, why_undecodable
+from s2composite.reading.tiff import Directory, Tiff, open_tiff
+from s2composite.scenes.storage import display, gdal_options, is_remote
+
+__all__ = ["Coding", "Header", "Level", "read_header", "read_headers"]
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a raster file is. Two headers are equal if they are of the same file in the same state."""
+
+    href: str
+    """Path or URL."""
+
+    identity: Identity
+    """Size, ETag and time of change when the header was read."""
+
+    geobox: GeoBox = field(compare=False)
+    """Pixel grid of the full resolution; without CRS, and the identity as transform, if the file has none."""
+
+    bands: int = field(compare=False)
+    """Number of bands."""
+
+    dtype: np.dtype[Any] = field(compare=False)
+    """Of the pixels, in the machine's byte order."""
+
+    nodata: float | None = field(compare=False)
+    """What the file declares as no data."""
+
+    descriptions: tuple[str | None, ...] = field(compare=False)
+    """Name of each band, if the file has one."""
+
+    levels: tuple[Level, ...] = field(compare=False, repr=False)
+    """The full resolution, then the overviews from fine to coarse."""
+
+    mask: Header | None = field(default=None, compare=False, repr=False)
+    """The file's own mask as a raster of one uint8 band, 255 where valid, with as many levels as the file; None: no mask."""
+
+    undecodable: str = field(default="", compare=False)
+    """Why only GDAL can read the pixels; empty: they can be decoded here."""
+
+    framed: bool = field(default=False, compare=False, repr=False)
+    """Whether each tile stands between its size and a copy of its last four bytes, as GDAL's COG driver writes it."""
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """``(y, x)`` of a tile of the full resolution."""
+        return self.levels[0].block
+
+    @property
+    def compression(self) -> str:
+        """GDAL's word: ``"JPEG"``, ``"DEFLATE"``, ``"NONE"`` ..."""
+        return self.levels[0].coding.compression
+
+    @property
+    def photometric(self) -> str:
+        """TIFF's word: ``"RGB"``, ``"YCBCR"``, ``"MINISBLACK"`` ..."""
+        return self.levels[0].coding.photometric
+
+    @property
+    def predictor(self) -> int:
+        """1 none, 2 horizontal differences, 3 floating point."""
+        return self.levels[0].coding.predictor
+
+    @property
+    def interleave(self) -> Literal["pixel", "band"]:
+        """Whether a tile holds all bands or one."""
+        return self.levels[0].coding.interleave
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when its header was read."""
+        return self.identity.size
+
+    @property
+    def etag(self) -> str | None:
+        """Entity tag when the header was read; None for local files."""
+        return self.identity.etag
+
+
+def read_headers(hrefs: Sequence[str], max_workers: int = 32) -> tuple[Header, ...]:
+    """Read many headers at once; see `read_header`.
+
+    Parameters
+    ----------
+    hrefs
+        Paths or URLs.
+    max_workers
+        Files read at once. Remote ones wait for the network; a local one takes a fraction of a millisecond.
+
+    Returns
+    -------
+    tuple of Header
+        In the order of `hrefs`.
+    """
+    with ThreadPoolExecutor(max(1, min(max_workers, len(hrefs)))) as pool:
+        return tuple(pool.map(read_header, hrefs))
+
+
+def read_header(href: str) -> Header:
+    """Read what a raster file is, in one request of 64 KiB for a remote COG.
+
+    Parameters
+    ----------
+    href
+        Path or URL of a GeoTIFF, or of any other raster that GDAL reads (its header then says ``undecodable``).
+
+    Raises
+    ------
+    SceneError
+        The file is missing, denied, empty, truncated or not a raster.
+    ReadError
+        The network failed, and retries did not help.
+
+    Examples
+    --------
+    >>> header = read_header("T31TCJ_20230709T104629_TCI.tif")  # doctest: +SKIP
+    >>> header.compression, header.block, header.bands  # doctest: +SKIP
+    ('JPEG', (512, 512), 3)
+    """
+    tiff, identity = open_tiff(href)
+    if tiff is None or not tiff.directories:
+        return _from_gdal(href, identity)
+    header = _from_tiff(href, identity, tiff)
+    _check_complete(header)
+    return header if is_remote(href) else _with_sidecar(header)
+
+
+def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
+    images, masks = _images_and_masks(tiff)
+    first, main = images[0]
+    dtype = np.dtype(first.coding.dtype).newbyteorder("=")
+    header = Header(
+        href,
+        identity,
+        geobox_from_tags(main.geo, tiff.order, first.shape),
+        first.coding.samples,
+        dtype,
+        _nodata(main.text(42113), dtype),
+        _descriptions(main.text(42112), first.coding.samples),
+        tuple(level for level, _ in images),
+        undecodable=next((why for level, d in images if (why := why_undecodable(level, d))), ""),
+        framed=_is_framed(tiff.notes),
+    )
+    return _with_mask(header, masks)
+
+
+def _images_and_masks(tiff: Tiff) -> tuple[list[tuple[Level, Directory]], list[tuple[Level, Directory]]]:
+    """Return the full resolution and its overviews, and the same of the mask; other images in the file are not ours."""
+    levels = [(level_of(d, tiff.order), d) for d in tiff.directories]
+    first, rest = levels[0], levels[1:]
+    overviews = [entry for entry in rest if entry[1].number(254) & 5 == 1 and _same_bands(entry[0], first[0])]
+    masks = [entry for entry in rest if entry[1].number(254) & 4]
+    return [first, *sorted(overviews, key=_fineness)], sorted(masks, key=_fineness)
+
+
+def _fineness(entry: tuple[Level, Directory]) -> int:
+    return -entry[0].shape[0] * entry[0].shape[1]
+
+
+def _same_bands(level: Level, first: Level) -> bool:
+    return (level.coding.samples, level.coding.dtype) == (first.coding.samples, first.coding.dtype)
+
+
+def _with_mask(header: Header, masks: list[tuple[Level, Directory]]) -> Header:
+    """Return the header with its mask as a raster of one band beside it."""
+    if not masks:
+        return header
+    why = next((why for level, d in masks if (why := why_undecodable(level, d))), "")
+    levels = tuple(level for level, _ in masks)
+    if [level.shape for level in levels] != [level.shape for level in header.levels]:
+        why = why or "a mask that not all overviews have"
+    if why:
+        return replace(header, undecodable=header.undecodable or f"mask: {why}")
+    mask = replace(header, bands=1, dtype=np.dtype(np.uint8), nodata=None, descriptions=(None,), levels=levels)
+    return replace(header, mask=mask)
+
+
+def _check_complete(header: Header) -> None:
+    """Raise if tiles lie beyond the end of the file: it was cut off while it was copied."""
+    for level in (*header.levels, *(header.mask.levels if header.mask else ())):
+        end = int((level.offsets + level.counts).max(initial=np.uint64(0)))
+        if end > header.size:
+            raise SceneError(
+                f"{display(header.href)} is truncated: it has {header.size} bytes, its tiles need {end}; fetch it again, or leave it out",
+                href=header.href,
+            )
+
+
+def _is_framed(notes: str) -> bool:
+    """Whether GDAL's notes in the file promise a size before and a copy of four bytes after each tile, still true."""
+    promised = "BLOCK_LEADER=SIZE_AS_UINT4" in notes and "BLOCK_TRAILER=LAST_4_BYTES_REPEATED" in notes
+    return promised and "KNOWN_INCOMPATIBLE_EDITION=YES" not in notes
+
+
+def _nodata(text: str, dtype: np.dtype[Any]) -> float | None:
+    """Return the nodata value; None if there is none, or none that the dtype can hold."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if dtype.kind == "f":
+        return math.copysign(math.inf, value) if abs(value) > np.finfo(dtype).max else value
+    limits = np.iinfo(dtype)
+    return value if limits.min <= value <= limits.max else None
+
+
+def _descriptions(xml: str, bands: int) -> tuple[str | None, ...]:
+    """Return the bands' names in GDAL's metadata tag."""
+    names: dict[str, str] = {}
+    if 'role="description"' in xml:
+        try:
+            items = ET.fromstring(xml).iter("Item")  # noqa: S314 - expat expands no external entities
+        except ET.ParseError:
+            items = iter(())
+        names = {item.get("sample", ""): item.text or "" for item in items if item.get("role") == "description"}
+    return tuple(names.get(str(band)) or None for band in range(bands))
+
+
+def _with_sidecar(header: Header) -> Header:
+    """Return the header as GDAL sees it where a file beside it says more: ``.aux.xml``, a world file."""
+    path = header.href
+    try:
+        with open(path + ".aux.xml", "rb") as file:
+            telling = re.search(rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description)[ >]", file.read()) is not None
+    except OSError:
+        telling = False
+    if not telling and (header.geobox.transform != Affine.identity() or not _has_world_file(path)):
+        return header
+    seen = _from_gdal(path, header.identity)
+    return replace(header, geobox=seen.geobox, nodata=seen.nodata, descriptions=seen.descriptions)
+
+
+def _has_world_file(path: str) -> bool:
+    return any(os.path.exists(os.path.splitext(path)[0] + suffix) for suffix in (".tfw", ".TFW", ".tifw", ".wld"))
+
+
+def _from_gdal(href: str, identity: Identity) -> Header:
+    """Return the header of a raster that is not a TIFF, as GDAL reads it."""
+    try:
+        with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **gdal_options(href)):
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(href) as dataset:
+                return _header_of(dataset, href, identity)
+    except (RasterioError, OSError) as error:
+        raise SceneError(
+            f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({error}); leave it out", href=href
+        ) from error
+
+
+def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    coding = Coding(
+        compression=structure.get("COMPRESSION", dataset.driver),
+        predictor=1,
+        photometric="OTHER",
+        interleave="band",
+        samples=dataset.count,
+        dtype=np.dtype(dataset.dtypes[0]).str,
+        bits=8 * np.dtype(dataset.dtypes[0]).itemsize,
+        tables=b"",
+        inner="",
+    )
+    shapes = [dataset.shape]
+    for overview in range(len(dataset.overviews(1))):
+        with rasterio.open(href, overview_level=overview) as coarser:
+            shapes.append(coarser.shape)
+    block = dataset.block_shapes[0]
+    empty = np.empty(0, np.uint64)
+    return Header(
+        href,
+        identity,
+        GeoBox(dataset.shape, dataset.transform, crs_from_wkt(dataset.crs.to_wkt()) if dataset.crs else None),
+        dataset.count,
+        np.dtype(dataset.dtypes[0]),
+        dataset.nodata,
+        dataset.descriptions,
+        tuple(Level(shape, (min(block[0], shape[0]), min(block[1], shape[1])), coding, empty, empty) for shape in shapes),
+        undecodable=f"{dataset.driver} is no TIFF",
+    )

@@ -1,0 +1,167 @@
+"""TIFF: the directories of a classic or Big TIFF of either byte order, from as few reads as possible."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import SceneError
+from s2composite.reading.crs import GEO_TAGS, RawTag
+from s2composite.reading.fetch import Identity, read_head, read_range
+
+__all__ = ["Directory", "Tiff", "open_tiff"]
+
+Value: TypeAlias = "bytes | tuple[Any, ...] | NDArray[np.uint64]"
+
+_OFFSETS = {273, 279, 324, 325}
+"""Offsets and byte counts of strips and tiles: arrays, for they are long."""
+
+_WANTED = GEO_TAGS | _OFFSETS | {254, 256, 257, 258, 259, 262, 266, 277, 278, 284, 317, 322, 323, 339, 347}
+_WANTED |= {42112, 42113, 50674}  # GDAL's metadata and nodata, LERC's parameters
+
+_FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
+_FORMATS |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
+_SIZES = {kind: struct.calcsize("=" + code) for kind, code in _FORMATS.items()}
+_BYTES = (1, 2, 7)
+
+_MORE = 1 << 14
+"""Least number of bytes read beyond the first ones: what is wanted next lies beside what is wanted now."""
+
+_MOST_DIRECTORIES = 4096
+"""A chain longer than this is a loop or no raster of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """One image file directory."""
+
+    values: Mapping[int, Value]
+    """Values of the tags that matter here: text as bytes, offsets and byte counts as arrays, others as tuples."""
+
+    geo: tuple[RawTag, ...]
+    """The tags of `GEO_TAGS` as they are in the file."""
+
+    def number(self, tag: int, default: int = 0) -> int:
+        """Return the first value of a numeric tag."""
+        return int(self.values[tag][0]) if tag in self.values else default
+
+    def numbers(self, tag: int) -> tuple[int, ...]:
+        """Return the values of a numeric tag; empty if it is not there."""
+        return tuple(int(v) for v in self.values.get(tag, ()))
+
+    def text(self, tag: int) -> str:
+        """Return a text tag without its end mark; empty if it is not there."""
+        return bytes(self.values.get(tag, b"")).rstrip(b"\0").decode("utf-8", "replace").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Tiff:
+    """The directories of a TIFF."""
+
+    order: str
+    """Byte order, ``"<"`` or ``">"``."""
+
+    directories: tuple[Directory, ...]
+    """In file order."""
+
+    notes: str
+    """GDAL's structural metadata between the header and the first directory; empty where there is none."""
+
+
+class _File:
+    """The bytes of a file, read when they are asked for: a COG's headers are all in the first ones."""
+
+    def __init__(self, href: str, head: bytes, identity: Identity) -> None:
+        self.href, self.identity = href, identity
+        self._parts: list[tuple[int, bytes]] = [(0, head)]
+
+    def get(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start`."""
+        for first, data in self._parts:
+            if first <= start and start + size <= first + len(data):
+                return data[start - first : start - first + size]
+        if start + size > self.identity.size:
+            raise _broken(self.href, f"its header points to byte {start + size}, the file ends at {self.identity.size}")
+        more = read_range(self.href, start, min(max(size, _MORE), self.identity.size - start), self.identity)
+        self._parts.append((start, more))
+        return more[:size]
+
+
+def _broken(href: str, why: str) -> SceneError:
+    return SceneError(f"{href} is truncated or damaged: {why}; fetch it again, or leave it out", href=href)
+
+
+def open_tiff(href: str) -> tuple[Tiff | None, Identity]:
+    """Return the directories of a TIFF, or None where the file is something else, and the file's identity.
+
+    Raises
+    ------
+    SceneError
+        The file is empty, truncated or damaged.
+    """
+    head, identity = read_head(href)
+    if not head:
+        raise SceneError(f"{href} is empty (0 bytes); fetch it again, or leave it out", href=href)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None or len(head) < 4 or (version := struct.unpack(f"{order}H", head[2:4])[0]) not in (42, 43):
+        return None, identity
+    file = _File(href, head, identity)
+    directories = tuple(_directories(file, order, big=version == 43))
+    return Tiff(order, directories, _notes(head[16 if version == 43 else 8 :])), identity
+
+
+def _notes(data: bytes) -> str:
+    if not data.startswith(b"GDAL_STRUCTURAL_METADATA_SIZE="):
+        return ""
+    size = int(data[30:36]) if data[30:36].isdigit() else 0
+    return data[43 : 43 + size].decode("ascii", "replace")
+
+
+def _directories(file: _File, order: str, *, big: bool) -> Iterator[Directory]:
+    start = struct.unpack(order + ("Q" if big else "I"), file.get(8, 8) if big else file.get(4, 4))[0]
+    seen: set[int] = set()
+    while start:
+        if start in seen or len(seen) > _MOST_DIRECTORIES:
+            raise _broken(file.href, "its directories form a loop")
+        seen.add(start)
+        directory, start = _directory(file, start, order, big=big)
+        yield directory
+
+
+def _directory(file: _File, start: int, order: str, *, big: bool) -> tuple[Directory, int]:
+    """Return the directory at `start` and where the next one is (0: none)."""
+    count_code, entry_code, next_code = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
+    head = struct.calcsize("=" + count_code)
+    count = struct.unpack(order + count_code, file.get(start, head))[0]
+    entry_size, next_size = struct.calcsize("=" + entry_code), struct.calcsize("=" + next_code)
+    table = file.get(start + head, count * entry_size + next_size)
+    values: dict[int, Value] = {}
+    geo: list[RawTag] = []
+    for tag, kind, items, field in struct.iter_unpack(order + entry_code, table[: count * entry_size]):
+        if tag not in _WANTED or kind not in _FORMATS:
+            continue
+        raw = _raw(file, order, items * _SIZES[kind], field)
+        if tag in GEO_TAGS:
+            geo.append((tag, kind, items, raw))
+        else:
+            values[tag] = _value(tag, kind, items, raw, order)
+    return Directory(values, tuple(geo)), struct.unpack(order + next_code, table[-next_size:])[0]
+
+
+def _raw(file: _File, order: str, size: int, field: bytes) -> bytes:
+    if size <= len(field):
+        return field[:size]
+    return file.get(struct.unpack(order + ("Q" if len(field) == 8 else "I"), field)[0], size)
+
+
+def _value(tag: int, kind: int, items: int, raw: bytes, order: str) -> Value:
+    if tag in _OFFSETS:
+        return np.frombuffer(raw, np.dtype(order + "u" + str(_SIZES[kind]))).astype(np.uint64)
+    if kind in _BYTES:
+        return raw
+    return struct.unpack(f"{order}{items}{_FORMATS[kind]}" if len(_FORMATS[kind]) == 1 else order + _FORMATS[kind] * items, raw)

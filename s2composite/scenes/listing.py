@@ -1,0 +1,252 @@
+"""Listing: from what a user has (paths, directories, globs, URLs, scenes) to scenes in the order of time."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from s2composite.errors import ParameterError, S2CompositeError, SceneError, SourceError
+from s2composite.scenes.dates import Moment, date_range, utc_time
+from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.names import NameFacts, asset_bands, parse_name
+from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
+
+__all__ = ["Source", "find_scenes"]
+
+Source: TypeAlias = str | os.PathLike[str] | Scene | Iterable[str | os.PathLike[str] | Scene]
+"""What scenes can be found in."""
+
+_RASTERS = (".tif", ".tiff", ".jp2")
+_NO_ACQUISITION = ("MSK_", ".")
+"""Beginnings of raster names that are no asset of a scene: masks inside of .SAFE products, and hidden files."""
+
+
+def find_scenes(
+    source: Source,
+    *,
+    pattern: str | None = None,
+    times: Sequence[dt.date | str] | None = None,
+    datetime: Moment | Sequence[Moment] = None,
+) -> tuple[Scene, ...]:
+    """Find the scenes in a source by the names of its files; no file is opened.
+
+    Parameters
+    ----------
+    source
+        A file, a directory, a glob (``"data/*_TCI.tif"``, ``"s3://bucket/31/T/CJ/2023/*/*/TCI.tif"``), a prefix on
+        ``gs://``, ``s3://`` or ``https://`` (there: a page with links), a `Scene`, or several of these. Of a directory
+        or prefix its rasters (``*.tif``, ``*.tiff``, ``*.jp2``) count; only if it holds none, those in the directories
+        below it (not on ``https://``). Public buckets need no credentials.
+    pattern
+        Regular expression with named groups for names that follow no known form; see `parse_name`.
+    times
+        When each file was sensed, in the order of the files (those of a directory or glob by name); the names then
+        need not tell.
+    datetime
+        Which scenes to keep: ``"2023"``, ``"2023-06"``, ``"2023-06-15"``, an interval ``"2023-06-01/2023-08-31"``
+        or ``"2023-06-01/.."``, both ends included, or a pair of dates; see `date_range`.
+
+    Returns
+    -------
+    tuple[Scene, ...]
+        Sorted by time, then id. Files that share their name but for the asset (``_TCI``, ``_B04_10m``, ``_SCL`` ...)
+        are one scene, also in different directories; of an asset in several resolutions the finest is kept.
+
+    Raises
+    ------
+    SourceError
+        Nothing matches, or it cannot be listed.
+    SceneError
+        A name gives no date, or two files claim to be the same asset of the same scene.
+    ParameterError
+        `datetime`, `pattern` or `times` make no sense.
+
+    Examples
+    --------
+    >>> urls = ["gs://tb/T31TCJ_20230709T104629_TCI.tif", "gs://tb/T31TCJ_20230704T104621_TCI.tif"]
+    >>> [f"{scene.granule} {scene.time:%Y-%m-%d}" for scene in find_scenes(urls)]
+    ['31TCJ 2023-07-04', '31TCJ 2023-07-09']
+    """
+    wanted = None if datetime is None else date_range(datetime)
+    items = _items(source)
+    files = list(dict.fromkeys(href for item in items if not isinstance(item, Scene) for href in _rasters(item)))
+    scenes = [item for item in items if isinstance(item, Scene)] + _scenes_of(files, pattern, times)
+    ordered = sorted(scenes, key=lambda scene: (scene.time, scene.id))
+    _check_unique(ordered)
+    selected = tuple(scene for scene in ordered if wanted is None or scene.time in wanted)
+    if not selected:
+        span = f"{ordered[0].time:%Y-%m-%d} to {ordered[-1].time:%Y-%m-%d}"
+        raise SourceError(f"none of the {len(ordered)} scenes is within {wanted}: they range from {span}")
+    return selected
+
+
+def _items(source: Source) -> list[str | Scene]:
+    """Return the parts of a source: scenes, and absolute paths or URLs."""
+    if isinstance(source, (str, os.PathLike, Scene)):
+        source = [source]
+    if not isinstance(source, Iterable):
+        raise ParameterError(f"the source is {source!r}; give a path, directory, glob, URL, Scene or a list of these")
+    items = [_item(part) for part in source]
+    if not items:
+        raise SourceError("the source is an empty list; give at least one file, directory, glob, URL or Scene")
+    return items
+
+
+def _item(part: object) -> str | Scene:
+    if isinstance(part, Scene):
+        return part
+    if not isinstance(part, (str, os.PathLike)) or not os.fspath(part):
+        raise ParameterError(f"{part!r} is not a source; give a path, directory, glob, URL or Scene")
+    return absolute(part)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _rasters(source: str) -> list[str]:
+    """Return the rasters that a path, glob or URL stands for, sorted by name."""
+    if is_remote(source) and _is_raster(source) and not _is_glob(source):
+        return [source]
+    try:
+        found = _listed(source)
+    except S2CompositeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the backends of fsspec share no class of errors
+        raise SourceError(f"cannot list {display(source)}: {reason(source, error)}", href=display(source)) from None
+    if not found:
+        raise SourceError(_nothing(source), href=display(source))
+    return found
+
+
+def _listed(source: str) -> list[str]:
+    fs, path = filesystem(source)
+    if _is_glob(source):
+        entries = list(fs.glob(path, detail=True).values())
+        return _chosen(fs, entries, source, any_file=_names_extension(path))
+    entries = _directory(fs, path)
+    if [entry["name"] for entry in entries if entry["type"] == "file"] == [path]:
+        return [source]
+    return _chosen(fs, entries, source)
+
+
+def _directory(fs: Any, path: str) -> list[dict[str, Any]]:
+    """Return the entries of a directory; on an object store, where there is none, those whose name begins so."""
+    try:
+        entries: list[dict[str, Any]] = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        entries = [] if _has_real_directories(fs) else list(fs.glob(f"{path}*", detail=True).values())
+        if not entries:
+            raise
+    return entries
+
+
+def _chosen(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, any_file: bool = False) -> list[str]:
+    """Return the rasters (or all files) among the entries of a listing; if there are none, those in its directories."""
+    names = [entry["name"] for entry in entries if entry["type"] == "file"]
+    found = [name for name in names if _is_asset(name) and (any_file or _is_raster(name))]
+    if not found and "http" not in fs.protocol:
+        folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
+        found = [name for folder in folders for name in fs.find(folder) if _is_asset(name) and _is_raster(name)]
+    scheme = "" if _has_real_directories(fs) else f"{source.partition('://')[0]}://"
+    return sorted(scheme + name for name in found)
+
+
+def _has_real_directories(fs: Any) -> bool:
+    """Return whether it is a disk or a web server, not an object store."""
+    return "file" in fs.protocol or "http" in fs.protocol
+
+
+def _is_raster(name: str) -> bool:
+    path = urlsplit(name).path if name.startswith("http") else name
+    return path.lower().endswith(_RASTERS)
+
+
+def _is_asset(name: str) -> bool:
+    return not name.rpartition("/")[2].startswith(_NO_ACQUISITION)
+
+
+def _is_glob(source: str) -> bool:
+    if is_remote(source):
+        return any(sign in source for sign in ("*" if source.startswith("http") else "*?["))
+    return any(sign in source for sign in "*?[") and not os.path.lexists(source)
+
+
+def _names_extension(pattern: str) -> bool:
+    """Return whether a glob says itself which files it means (``*.img``), so that any file it matches counts."""
+    extension = pattern.rpartition("/")[2].rpartition(".")
+    return bool(extension[1]) and extension[2].isalnum()
+
+
+def _nothing(source: str) -> str:
+    if _is_glob(source):
+        return f"no file matches {display(source)}; correct the path, or the glob"
+    kinds = ", ".join(f"*{suffix}" for suffix in _RASTERS)
+    if source.startswith("http"):
+        return (
+            f"{display(source)} shows no links to rasters ({kinds}); give the page that does, the files' own URLs, or "
+            "for a bucket its gs:// or s3:// URL"
+        )
+    return f"there are no rasters ({kinds}) in {display(source)} or below it; give the directory they are in, or a glob"
+
+
+# --- scenes ---------------------------------------------------------------------------------------------------------
+
+
+def _scenes_of(files: Sequence[str], pattern: str | None, times: Sequence[dt.date | str] | None) -> list[Scene]:
+    """Group files into scenes by what their names tell."""
+    known = [None] * len(files) if times is None else [utc_time(time) for time in times]
+    if len(known) != len(files):
+        raise ParameterError(
+            f"times has {len(known)} entries for {len(files)} files; give one for each, in their order"
+        )
+    parsed = [(parse_name(href, pattern, time=time), href) for href, time in zip(files, known, strict=True)]
+    parsed.sort(key=lambda member: member[0].scene_id)
+    return [_scene(list(members)) for _, members in groupby(parsed, key=lambda member: member[0].scene_id)]
+
+
+def _scene(members: Sequence[tuple[NameFacts, str]]) -> Scene:
+    """Return the scene that the files of one scene id make."""
+    first, href = members[0]
+    for facts, other in members:
+        if facts.time != first.time:
+            raise SceneError(
+                f"{display(href)} and {display(other)} are the same scene by name, {first.scene_id}, but not by time "
+                f"({first.time} and {facts.time}); give them the same time, or name the scene with pattern= (group id)",
+                scene=first.scene_id,
+            )
+    return Scene(
+        id=first.scene_id,
+        time=first.time,
+        assets=tuple(_assets(members)),
+        granule=next((facts.granule for facts, _ in members if facts.granule), None),
+        orbit=next((facts.orbit for facts, _ in members if facts.orbit), None),
+        baseline=next((facts.baseline for facts, _ in members if facts.baseline), None),
+        platform=next((facts.platform for facts, _ in members if facts.platform), None),
+    )
+
+
+def _assets(members: Sequence[tuple[NameFacts, str]]) -> Iterator[Asset]:
+    """Yield each asset of a scene once, by name, in its finest resolution."""
+    ordered = sorted(members, key=lambda member: (member[0].asset, member[0].resolution or 0))
+    for name, group in groupby(ordered, key=lambda member: member[0].asset):
+        (facts, href), *others = group
+        for rival, other in others:
+            if rival.resolution == facts.resolution or facts.resolution is None:
+                raise SceneError(
+                    f"{display(href)} and {display(other)} are both the asset {name} of scene {facts.scene_id}; "
+                    "leave one out, for example with a glob, or tell them apart with pattern= (group id)",
+                    scene=facts.scene_id,
+                )
+        yield Asset(name, href, asset_bands(name))
+
+
+def _check_unique(scenes: Sequence[Scene]) -> None:
+    seen: set[str] = set()
+    for scene in scenes:
+        if scene.id in seen:
+            raise SceneError(f"scene {scene.id} is given twice; scene ids are unique, so leave one out", scene=scene.id)
+        seen.add(scene.id)

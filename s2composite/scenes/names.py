@@ -1,0 +1,309 @@
+"""Names of Sentinel-2 products and files: which scene, asset, granule, time, orbit and baseline a name tells."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from urllib.parse import unquote, urlsplit
+
+from s2composite.errors import ParameterError, SceneError
+from s2composite.scenes.storage import display, is_remote
+
+__all__ = ["UNNAMED_ASSET", "NameFacts", "asset_bands", "parse_name"]
+
+UNNAMED_ASSET = "data"
+"""Asset of a file whose name does not say what it holds."""
+
+_PICTURES = ("TCI", "visual")
+_CODES = r"TCI|PVI|B(?:0?[1-9]|1[0-2]|8A)|SCL|CLDPRB|SNWPRB|CLD|SNW|BOA|TOA|AOT|WVP"
+_WORDS = r"visual|coastal|blue|green|red|rededge[1-3]?|nir(?:0[89])?|cirrus|swir(?:16|22)"  # Earth Search's keys
+_ASSET = re.compile(rf"(?:^|[_.-])({_CODES}|{_WORDS})(?:[_-](10|20|60)m)?$", re.IGNORECASE)
+_SINGLE = re.compile(rf"(?!BOA|TOA|PVI)(?:{_CODES}|{_WORDS})")
+
+_EXTENSION = re.compile(r"(?:\.cog)?\.(?:tiff?|jp2|safe|zip|vrt|json)$", re.IGNORECASE)
+_GRANULE = r"(?:0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]"
+_LONE_GRANULE = re.compile(rf"(?<![A-Za-z0-9])T?({_GRANULE})(?![A-Za-z0-9])")
+_PLATFORM = re.compile(r"(?<![A-Za-z0-9])(?:S|SENTINEL)(2[A-D])(?=_)")
+
+# Sensing start, then baseline (Planetary Computer leaves it out), orbit, granule, and the time the product was made.
+_PRODUCT = re.compile(
+    rf"(S2[A-D])_MSIL\d[A-Z]_(\d{{8}}T\d{{6}})(?:_N(\d{{4}}))?_R(\d{{3}})_T({_GRANULE})_\d{{8}}T\d{{6}}"
+)
+# Products until 2016: made at the first time, sensed from V to the last.
+_OLD_PRODUCT = re.compile(
+    r"(S2[A-D])_(?:OPER|USER)_[A-Z0-9_-]{12,}_\d{8}T\d{6}_R(\d{3})_V(\d{8}T\d{6})_\d{8}T\d{6}(?:_T([A-Z0-9]{5}))?"
+)
+_OLD_GRANULE = re.compile(r"S2[A-D]_(?:OPER|USER)_")
+
+_DIGITAL_DATE = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)(\d\d)(\d\d)(?:(?:T?(\d\d)(\d\d)(\d\d)(?!\d))|(?:-(\d\d)(\d\d)(\d\d)-\d{3}(?!\d))|(?!\d))"
+)
+_DASHED_DATE = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)-(\d\d)-(\d\d)(?!\d)"
+    r"(?:[T_ ](\d\d)[-:](\d\d)(?:[-:](\d\d))?(?!\d)|T(\d\d)(\d\d)(\d\d)(?!\d))?"
+)
+_CURES = (
+    "rename the file so that it holds one date like 20230709 or 20230709T104629, say where the date stands with "
+    "pattern= (a regular expression with the groups year, month and day, or date), or give the times with times="
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NameFacts:
+    """What the name of a file or product tells."""
+
+    scene_id: str
+    """The name without the asset's suffix: equal for all files of one acquisition."""
+
+    asset: str
+    """``"TCI"``, ``"B04"`` ...; ``"data"`` if the name does not say."""
+
+    granule: str | None
+    """MGRS tile, ``"31TCJ"``."""
+
+    time: dt.datetime
+    """Start of sensing, time zone UTC; midnight where the name gives a day only."""
+
+    orbit: int | None
+    """Relative orbit, 1 to 143."""
+
+    baseline: str | None
+    """Processing baseline, ``"05.09"``."""
+
+    platform: str | None
+    """``"S2A"``, ``"S2B"`` ..."""
+
+    resolution: int | None = None
+    """Pixel size in metres that the asset's suffix gives (``_10m``)."""
+
+
+def parse_name(name: str, pattern: str | None = None, *, time: dt.datetime | None = None) -> NameFacts:
+    """Return what a file name, path, URL or product name tells about its scene.
+
+    Parameters
+    ----------
+    name
+        Only its last part counts, with two exceptions: a file that is named by nothing but its asset (``TCI.tif``)
+        belongs to the scene its folder names, and a full product name among its folders adds platform, orbit and
+        baseline.
+    pattern
+        Regular expression for names that follow no known form, searched in the file name, or in the whole path if
+        it contains ``/``. Named groups: ``year``, ``month``, ``day`` (and ``hour``, ``minute``, ``second``) or ``date``
+        (and ``time``); optional ``id``, ``asset``, ``granule``, ``orbit``, ``baseline``, ``platform``.
+    time
+        When it was sensed, if that is known: the name then need not tell.
+
+    Raises
+    ------
+    SceneError
+        The name tells no date, an impossible one, or several.
+    ParameterError
+        The pattern is not a regular expression, or has no groups that give a date.
+
+    Examples
+    --------
+    >>> facts = parse_name("S2A_MSIL2A_20230709T104621_N0509_R051_T31TCJ_20230709T170403.SAFE")
+    >>> facts.granule, facts.orbit, facts.baseline, f"{facts.time:%Y-%m-%d %H:%M:%S}"
+    ('31TCJ', 51, '05.09', '2023-07-09 10:46:21')
+    >>> parse_name("31/T/CJ/2023/7/S2B_31TCJ_20230709_0_L2A/B04.tif").scene_id
+    'S2B_31TCJ_20230709_0_L2A'
+    """
+    label, path = display(name), _path_of(name)
+    folders, _, last = path.rpartition("/")
+    stem, asset, resolution = _split_asset(_EXTENSION.sub("", last))
+    if pattern is not None:
+        return replace(_by_pattern(label, path, pattern, time), resolution=resolution)
+    scene_id = stem or _EXTENSION.sub("", folders.rpartition("/")[2]) or last
+    facts = _known(scene_id, label) or _loose(scene_id, label, time)
+    return _enriched(replace(facts, asset=asset, resolution=resolution, time=time or facts.time), folders)
+
+
+def asset_bands(asset: str) -> tuple[str, ...]:
+    """Return the names of the bands that a file of this asset holds; empty where only the file can tell.
+
+    Examples
+    --------
+    >>> asset_bands("TCI"), asset_bands("B8A"), asset_bands("data")
+    (('red', 'green', 'blue'), ('B8A',), ())
+    """
+    if asset in _PICTURES:
+        return ("red", "green", "blue")
+    return (asset,) if _SINGLE.fullmatch(asset) else ()
+
+
+def _path_of(name: str) -> str:
+    """Return the path in a name, with ``/`` only and without a URL's host and query."""
+    if not is_remote(name):
+        return name.replace("\\", "/").rstrip("/")
+    path = unquote(urlsplit(name).path) if name.startswith("http") else name.partition("://")[2]
+    return path.rstrip("/")
+
+
+def _split_asset(stem: str) -> tuple[str, str, int | None]:
+    """Split ``T31TCJ_20230709T104629_B04_10m`` into what is before the asset, the asset and its pixel size (m)."""
+    match = _ASSET.search(stem)
+    if match is None:
+        return stem, UNNAMED_ASSET, None
+    word = match[1].lower()
+    asset = word if re.fullmatch(_WORDS, word) else match[1].upper()
+    return stem[: match.start()], asset, int(match[2]) if match[2] else None
+
+
+def _known(scene_id: str, label: str) -> NameFacts | None:
+    """Return the facts of a full product name, of today's or of the old form; None if `scene_id` is none."""
+    if match := _PRODUCT.search(scene_id):
+        platform, sensed, baseline, orbit, granule = match.groups()
+        time = _only_time(sensed, label)
+        return NameFacts(scene_id, UNNAMED_ASSET, granule, time, int(orbit), baseline and _baseline(baseline), platform)
+    if match := _OLD_PRODUCT.search(scene_id):
+        platform, orbit, sensed, granule = match.groups()
+        return NameFacts(scene_id, UNNAMED_ASSET, granule, _only_time(sensed, label), int(orbit), None, platform)
+    return None
+
+
+def _loose(scene_id: str, label: str, time: dt.datetime | None) -> NameFacts:
+    """Return the facts of any other name that holds one date."""
+    if time is None and _OLD_GRANULE.match(scene_id):
+        raise SceneError(
+            f"{label}: in names of this old form the date is when the file was made, not when it was sensed; {_CURES}",
+            href=label,
+        )
+    platform = _only(_PLATFORM, scene_id)
+    return NameFacts(
+        scene_id=scene_id,
+        asset=UNNAMED_ASSET,
+        granule=_only(_LONE_GRANULE, scene_id),
+        time=time or _only_time(scene_id, label),
+        orbit=None,
+        baseline=None,
+        platform=platform and f"S{platform}",
+    )
+
+
+def _only(form: re.Pattern[str], text: str) -> str | None:
+    """Return what a form finds in a text; None if that is nothing or several different things."""
+    found = set(form.findall(text))
+    return found.pop() if len(found) == 1 else None
+
+
+def _enriched(facts: NameFacts, folders: str) -> NameFacts:
+    """Add what a product's folder tells about a file inside of it (``S2A_MSIL2A_....SAFE/GRANULE/...``)."""
+    match = _PRODUCT.search(folders) if facts.orbit is None else None
+    product = _known(match[0], folders) if match else None
+    if product is None or product.granule != facts.granule or product.time.date() != facts.time.date():
+        return facts
+    return replace(facts, orbit=product.orbit, baseline=product.baseline, platform=product.platform)
+
+
+def _only_time(text: str, label: str) -> dt.datetime:
+    """Return the one date in a text: its earliest time if it names several on that day.
+
+    Sensing starts before it ends and before the file is made, so the earliest time of the day is the one meant.
+    """
+    candidates = [match.groups() for form in (_DIGITAL_DATE, _DASHED_DATE) for match in form.finditer(text)]
+    times = [time for fields in candidates if (time := _time_of_fields(fields)) is not None]
+    days = sorted({time.date() for time in times})
+    if not candidates:
+        raise SceneError(f"{label}: its name holds no date; {_CURES}", href=label)
+    if not days:
+        wrong = ", ".join("".join(fields[:3]) for fields in candidates)
+        raise SceneError(f"{label}: {wrong} in its name is not a date; {_CURES}", href=label)
+    if len(days) > 1:
+        listed = " and ".join(map(str, days))
+        raise SceneError(
+            f"{label}: its name holds several dates ({listed}), which may mean anything; {_CURES}", href=label
+        )
+    return min((time for time in times if time.time() != dt.time.min), default=times[0])
+
+
+def _time_of_fields(fields: tuple[str | None, ...]) -> dt.datetime | None:
+    """Return the time of year, month, day and perhaps hour, minute, second as digits; None if there is no such day."""
+    year, month, day, *clock = (int(field) for field in fields if field)
+    hour, minute, second = (*clock, 0, 0, 0)[:3]
+    try:
+        date = dt.datetime(year, month, day, tzinfo=dt.UTC)
+    except ValueError:
+        return None
+    is_clock = hour < 24 and minute < 60 and second < 60
+    return date.replace(hour=hour, minute=minute, second=second) if is_clock else date
+
+
+@lru_cache(maxsize=16)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern and check that its groups can give a date."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ParameterError(f"pattern {pattern!r} is not a regular expression: {error}") from None
+    groups = set(compiled.groupindex)
+    if not (groups >= {"year", "month", "day"} or "date" in groups):
+        raise ParameterError(
+            f"pattern {pattern!r} has no groups that give a date; name them like "
+            r"(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2}), or (?P<date>\d{8})"
+        )
+    return compiled
+
+
+def _by_pattern(label: str, path: str, pattern: str, time: dt.datetime | None) -> NameFacts:
+    """Return what the user's pattern finds, and what is usual for the groups it does not name."""
+    last = path.rpartition("/")[2]
+    match = _compiled(pattern).search(path if "/" in pattern else last)
+    if match is None:
+        raise SceneError(
+            f"{label}: pattern {pattern!r} does not match its name; correct the pattern, or leave the file out",
+            href=label,
+        )
+    groups = {name: text for name, text in match.groupdict().items() if text}
+    when = time or _time_of_groups(groups, label)
+    granule = groups["granule"].upper().removeprefix("T") if "granule" in groups else _only(_LONE_GRANULE, last)
+    stem, asset, _ = _split_asset(_EXTENSION.sub("", last))
+    rest = _without(stem, groups["asset"]) if "asset" in groups else stem
+    return NameFacts(
+        scene_id=groups.get("id") or rest or f"{granule or 'scene'}_{when:%Y%m%dT%H%M%S}",
+        asset=groups.get("asset", asset),
+        granule=granule,
+        time=when,
+        orbit=_orbit(groups["orbit"], label) if "orbit" in groups else None,
+        baseline=_baseline(groups["baseline"]) if "baseline" in groups else None,
+        platform=groups.get("platform"),
+    )
+
+
+def _without(stem: str, asset: str) -> str:
+    """Return a stem without the asset that a pattern found in it, so that all files of a scene share the rest."""
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(asset)}(?![A-Za-z0-9])[_.-]?", "", stem).strip("_.-")
+
+
+def _time_of_groups(groups: Mapping[str, str], label: str) -> dt.datetime:
+    """Return the time that the groups of a pattern give."""
+    date = groups.get("date") or "-".join(groups.get(key, "") for key in ("year", "month", "day"))
+    clock = groups.get("time") or ":".join(groups.get(key, "00") for key in ("hour", "minute", "second"))
+    day, moment = _digits(date), _digits(clock)[:6].ljust(6, "0")
+    form = "%Y%j" if len(day) == 7 else "%Y%m%d"
+    try:
+        return dt.datetime.strptime(f"{day}T{moment}+0000", f"{form}T%H%M%S%z")
+    except ValueError:
+        found = f"{date} {clock}".rstrip(":0 ")
+        raise SceneError(
+            f"{label}: the pattern finds {found!r} in its name, which is not a date; {_CURES}", href=label
+        ) from None
+
+
+def _digits(text: str) -> str:
+    """Return the digits of ``2023-7-9`` as ``20230709``."""
+    return "".join(part.zfill(2) for part in re.split(r"\D+", text) if part)
+
+
+def _orbit(text: str, label: str) -> int:
+    digits = text.upper().removeprefix("R")
+    if not digits.isdecimal():
+        raise SceneError(f"{label}: the pattern's group orbit finds {text!r}, which is not a number", href=label)
+    return int(digits)
+
+
+def _baseline(text: str) -> str:
+    digits = text.upper().removeprefix("N")
+    return f"{digits[:2]}.{digits[2:]}" if re.fullmatch(r"\d{4}", digits) else digits

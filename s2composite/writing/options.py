@@ -1,0 +1,141 @@
+"""Options: how one raster file is encoded, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from s2composite.errors import ParameterError
+
+__all__ = ["OVERVIEWS", "RasterOptions", "checked", "overridden"]
+
+COMPRESSIONS = ("deflate", "zstd", "lzw", "webp", "jpeg", "none")
+OVERVIEWS = ("average", "nearest", "mode")
+
+_LEVELS = {"deflate": (1, 12), "zstd": (1, 22), "webp": (1, 100)}
+_PREDICTABLE = ("deflate", "zstd", "lzw")
+_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class RasterOptions:
+    """How one raster file is encoded."""
+
+    compress: str = "deflate"
+    """``deflate``, ``zstd``, ``lzw``, ``none`` (all lossless), ``webp`` (lossless without a level), ``jpeg`` (lossy)."""
+
+    level: int | None = None
+    """Effort: deflate 1 to 12 (default 6), zstd 1 to 22 (default 9); for webp the quality, 1 to 100."""
+
+    predictor: str | int = "auto"
+    """1 none, 2 differences, 3 floating point; ``"auto"``: 3 for floats, 2 for integers that are averaged in overviews."""
+
+    blocksize: int = 512
+    """Side of a tile in pixels, a multiple of 16."""
+
+    overview_resampling: str | None = None
+    """``average`` (of what is not nodata), ``nearest`` or ``mode``; None: as each layer says."""
+
+    mask: bool | None = None
+    """Mark what has no value in a mask of one bit instead of a nodata value; None: for jpeg and lossy webp only."""
+
+    bigtiff: bool | str = "auto"
+    """BigTIFF, whose files may exceed 4 GB; ``"auto"``: if they do."""
+
+    jpeg_quality: int = 85
+    """1 to 100."""
+
+    stretch: tuple[float, float] | None = None
+    """For the layer ``rgba``: the values that become the darkest and the brightest."""
+
+    @property
+    def lossy(self) -> bool:
+        """Whether decoded pixels differ from those given."""
+        return self.compress == "jpeg" or (self.compress == "webp" and self.level is not None)
+
+
+def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]], layer: str) -> RasterOptions:
+    """Return the options of one layer.
+
+    Raises
+    ------
+    ParameterError
+        A key is no option.
+    """
+    own = dict(overrides.get(layer, {}))
+    known = {field.name for field in fields(RasterOptions)}
+    if unknown := sorted(set(own) - known):
+        raise ParameterError(
+            f"overrides[{layer!r}] has the unknown option {unknown[0]!r}; options are {', '.join(sorted(known))}"
+        )
+    return replace(options, **own)
+
+
+def checked(options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str) -> RasterOptions:
+    """Return the options with ``predictor`` decided for pixels of `dtype`; `label` names the file in messages.
+
+    Raises
+    ------
+    ParameterError
+        A value makes no sense, or a combination is impossible.
+    """
+    if dtype.name not in _DTYPES:
+        raise ParameterError(f"{label}: a GeoTIFF cannot hold {dtype.name} portably; cast to one of {', '.join(_DTYPES)}")
+    _choice(label, "compress", options.compress, COMPRESSIONS)
+    if options.overview_resampling is not None:
+        _choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
+    if options.bigtiff not in (True, False, "auto"):
+        raise ParameterError(f"{label}: bigtiff is {options.bigtiff!r}; it is True, False or 'auto'")
+    _whole(label, "blocksize", options.blocksize, 64, 8192)
+    if options.blocksize % 16:
+        raise ParameterError(f"{label}: blocksize is {options.blocksize}; TIFF wants a multiple of 16, such as 256 or 512")
+    _check_compression(options, dtype, bands, label)
+    return replace(options, predictor=_predictor(options, dtype, label))
+
+
+def _check_compression(options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str) -> None:
+    name = options.compress
+    if options.level is not None:
+        if name not in _LEVELS:
+            raise ParameterError(f"{label}: compress={name!r} has no level" + ("; use jpeg_quality" * (name == "jpeg")))
+        _whole(label, "level", options.level, *_LEVELS[name])
+    _whole(label, "jpeg_quality", options.jpeg_quality, 1, 100)
+    counts = {"jpeg": (1, 3), "webp": (3,)}.get(name)
+    if counts is None:
+        return
+    if dtype != np.uint8:
+        raise ParameterError(
+            f"{label}: compress={name!r} takes uint8 pixels, these are {dtype.name}; use deflate or zstd, "
+            "or write the preview layer 'rgba'"
+        )
+    if bands not in counts:
+        wanted = " or ".join(map(str, counts))
+        raise ParameterError(f"{label}: compress={name!r} takes {wanted} band(s), there are {bands}; use deflate or zstd")
+
+
+def _predictor(options: RasterOptions, dtype: np.dtype[Any], label: str) -> int:
+    given, floats = options.predictor, dtype.kind == "f"
+    if given == "auto":
+        # Differences of neighbours help pictures; they hurt class codes and indices of scenes, which come in flat patches.
+        averaged = options.overview_resampling == "average"
+        return (3 if floats else 2 if averaged else 1) if options.compress in _PREDICTABLE else 1
+    if given not in (1, 2, 3) or isinstance(given, bool):
+        raise ParameterError(f"{label}: predictor is {given!r}; it is 'auto', 1 (none), 2 (integers) or 3 (floats)")
+    if given != 1 and options.compress not in _PREDICTABLE:
+        raise ParameterError(f"{label}: compress={options.compress!r} has no predictor; leave it 'auto'")
+    if given != 1 and (given == 3) != floats:
+        raise ParameterError(f"{label}: predictor {given} is for {'floats' if given == 3 else 'integers'}, not {dtype.name}")
+    return int(given)
+
+
+def _choice(label: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ParameterError(f"{label}: {name} is {value!r}; it is one of {', '.join(choices)}")
+
+
+def _whole(label: str, name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ParameterError(f"{label}: {name} is {value!r}; it is a whole number from {low} to {high}")

@@ -1,0 +1,132 @@
+"""Overviews: pixels at half the resolution, in blocks of 2 x 2 from the raster's origin, so windows do not matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["half", "halve", "level_shapes", "valid_pixels"]
+
+_SHARES = np.array([0, 12, 6, 4, 3], np.uint8)
+"""12 / n for the n valid pixels of a block: 12 is divisible by every n, so means are exact in whole numbers."""
+
+_WIDE = {1: np.int16, 2: np.int32, 4: np.int64}
+
+
+def half(n: int) -> int:
+    """Return the size of an axis at half the resolution."""
+    return (n + 1) // 2
+
+
+def level_shapes(shape: tuple[int, int], smallest: int) -> tuple[tuple[int, int], ...]:
+    """Return the sizes ``(y, x)`` of the full resolution and its overviews, until both fit into `smallest` pixels.
+
+    >>> level_shapes((1100, 700), 512)
+    ((1100, 700), (550, 350), (275, 175))
+    """
+    shapes = [shape]
+    while max(shapes[-1]) > smallest:
+        shapes.append((half(shapes[-1][0]), half(shapes[-1][1])))
+    return tuple(shapes)
+
+
+def valid_pixels(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+    """Return where `pixels` have a value, None if all do; NaN never is a value."""
+    valid = None if pixels.dtype.kind != "f" else ~np.isnan(pixels)
+    if nodata is not None and nodata == nodata:
+        same = pixels != pixels.dtype.type(nodata)
+        valid = same if valid is None else valid & same
+    return None if valid is None or valid.all() else valid
+
+
+def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[Any]:
+    """Return pixels at half the resolution; a block at an odd edge consists of what there is.
+
+    Parameters
+    ----------
+    pixels
+        ``(b, y, x)``.
+    method
+        ``"average"``: mean of the pixels that have a value, halves rounded up; ``"nearest"``: the upper left pixel;
+        ``"mode"``: the most frequent value, the first in reading order among equally frequent ones.
+    nodata
+        The value of pixels that have none (NaN has none anyway); blocks of such pixels only stay so.
+
+    Returns
+    -------
+    NDArray
+        ``(b, ceil(y / 2), ceil(x / 2))`` in the same dtype.
+
+    Examples
+    --------
+    >>> halve(np.array([[[0, 2], [3, 4]]], "uint8"), "average", nodata=0)
+    array([[[3]]], dtype=uint8)
+    """
+    if method == "nearest":
+        return np.ascontiguousarray(pixels[:, ::2, ::2])
+    even = _even(pixels)
+    if method == "mode":
+        return _mode(_corners(even), nodata)
+    valid = valid_pixels(even, nodata)
+    return _mean_of_floats(even, valid, nodata) if pixels.dtype.kind == "f" else _mean_of_integers(even, valid, nodata)
+
+
+def _even(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Repeat the last row and column of odd sizes: means and modes of the blocks there stay those of their own pixels."""
+    odd = [n % 2 for n in pixels.shape[1:]]
+    return np.pad(pixels, ((0, 0), (0, odd[0]), (0, odd[1])), "edge") if any(odd) else pixels
+
+
+def _corners(pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    return pixels[:, ::2, ::2], pixels[:, ::2, 1::2], pixels[:, 1::2, ::2], pixels[:, 1::2, 1::2]
+
+
+def _total(pixels: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    first, *rest = _corners(pixels)
+    total: NDArray[Any] = first.astype(dtype)
+    for corner in rest:
+        total += corner
+    return total
+
+
+def _mean_of_integers(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[Any]:
+    wide = _WIDE[pixels.dtype.itemsize]
+    if valid is None:
+        return ((_total(pixels, wide) + 2) >> 2).astype(pixels.dtype)
+    total = _total(np.where(valid, pixels, pixels.dtype.type(0)), wide)
+    count = _total(valid.view(np.uint8), np.uint8)
+    mean = (total * _SHARES[count] + 6) // 12
+    assert nodata is not None
+    mean[(mean == nodata) & (count > 0)] = _neighbour(nodata, pixels.dtype)
+    mean[count == 0] = nodata
+    return mean.astype(pixels.dtype)
+
+
+def _neighbour(nodata: float, dtype: np.dtype[Any]) -> int:
+    """Return a value beside nodata: a mean of values must not read as "no value" by coincidence."""
+    return int(nodata) + 1 if nodata < np.iinfo(dtype).max else int(nodata) - 1
+
+
+def _mean_of_floats(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[Any]:
+    if valid is None:
+        return (_total(pixels, np.float64) / 4).astype(pixels.dtype)
+    total = _total(np.where(valid, pixels, pixels.dtype.type(0)), np.float64)
+    count = _total(valid.view(np.uint8), np.uint8)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = (total / count).astype(pixels.dtype)
+    mean[count == 0] = np.nan if nodata is None else nodata
+    return mean
+
+
+def _mode(corners: tuple[NDArray[Any], ...], nodata: float | None) -> NDArray[Any]:
+    best = np.array(corners[0])
+    most = np.zeros(best.shape, np.uint8)
+    for candidate in corners:
+        valid = valid_pixels(candidate, nodata)
+        count = np.add.reduce([candidate == other for other in corners], dtype=np.uint8)
+        count = count if valid is None else count * valid
+        wins = count > most
+        best[wins], most[wins] = candidate[wins], count[wins]
+    return best

@@ -1,0 +1,92 @@
+"""Statistics of the valid pixels of a band, tile by tile, merged in the order of tiles: windows do not matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.writing.overviews import valid_pixels
+
+__all__ = ["Statistics", "merge", "tile_statistics"]
+
+
+class Statistics(NamedTuple):
+    """Of valid pixels."""
+
+    count: int
+    """Number of valid pixels."""
+
+    pixels: int
+    """Number of pixels."""
+
+    minimum: float
+    """NaN if none is valid."""
+
+    maximum: float
+    """NaN if none is valid."""
+
+    mean: float
+    """NaN if none is valid."""
+
+    squares: float
+    """Sum of squared differences from the mean."""
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the population."""
+        return math.sqrt(self.squares / self.count) if self.count else math.nan
+
+
+_VALUES = np.arange(256, dtype=np.float64)
+
+
+def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
+    """Return the statistics of one band of a tile ``(y, x)``."""
+    if tile.dtype == np.uint8:
+        return _from_histogram(tile, nodata)
+    valid = valid_pixels(tile, nodata)
+    values = (tile if valid is None else tile[valid]).astype(np.float64).ravel()
+    if tile.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+    if not values.size:
+        return Statistics(0, tile.size, math.nan, math.nan, math.nan, 0.0)
+    mean = float(values.mean())
+    deviations = values - mean
+    squares = float(np.sum(deviations * deviations))
+    return Statistics(values.size, tile.size, float(values.min()), float(values.max()), mean, squares)
+
+
+def _from_histogram(tile: NDArray[np.uint8], nodata: float | None) -> Statistics:
+    histogram = np.bincount(tile.ravel(), minlength=256)
+    if nodata is not None and 0 <= nodata <= 255:
+        histogram[int(nodata)] = 0
+    count = int(histogram.sum())
+    if not count:
+        return Statistics(0, tile.size, math.nan, math.nan, math.nan, 0.0)
+    there = np.flatnonzero(histogram)
+    mean = float(np.dot(histogram, _VALUES)) / count
+    squares = float(np.sum(histogram * (_VALUES - mean) ** 2))
+    return Statistics(count, tile.size, float(there[0]), float(there[-1]), mean, squares)
+
+
+def merge(parts: Iterable[Statistics]) -> Statistics:
+    """Return the statistics of all parts together (Chan's update, in the order given)."""
+    total = Statistics(0, 0, math.nan, math.nan, math.nan, 0.0)
+    for part in parts:
+        total = _pair(total, part)
+    return total
+
+
+def _pair(a: Statistics, b: Statistics) -> Statistics:
+    pixels = a.pixels + b.pixels
+    if not a.count or not b.count:
+        one = a if a.count else b
+        return one._replace(pixels=pixels)
+    count, delta = a.count + b.count, b.mean - a.mean
+    mean = a.mean + delta * b.count / count
+    squares = a.squares + b.squares + delta * delta * a.count * b.count / count
+    return Statistics(count, pixels, min(a.minimum, b.minimum), max(a.maximum, b.maximum), mean, squares)

@@ -1,0 +1,267 @@
+"""Real servers on loopback for tests of remote reading and writing: S3 (moto), Google (gcp-storage-emulator), plain HTTP.
+
+Each is a context manager that yields a `Server` on a free port of its own and stops it at the end. The two buckets run as
+processes of their own, so they neither share the interpreter's lock with what is measured nor leak sockets into it::
+
+    with s3_server() as server, server.selected():
+        server.put("bucket/scenes/T31TCJ_20230709T104629_TCI.tif", data)
+        find_scenes("s3://bucket/scenes/")
+
+`Server.selected` points the environment of this process at the server and hides all credentials of the machine; processes
+started inside inherit that. A test suite that wants one server for a session wraps these in a session fixture.
+"""
+
+import http.server
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+"""Any credentials do for moto."""
+
+_SECRETIVE = re.compile(r"(AWS|GOOGLE|GCE|GS|STORAGE|CLOUDSDK|CPL|BOTO)_|(https?|all|no)_proxy$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    endpoint: str
+    """``http://127.0.0.1:PORT``, without a slash at the end."""
+
+    scheme: str
+    """Scheme of the URLs of what it holds: ``"s3"``, ``"gs"`` or ``"http"``."""
+
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables that make clients use it."""
+
+    upload: Callable[[str, bytes], None] | None = None
+    """Stores bytes under ``bucket/key`` (or a path below the served directory)."""
+
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    """Method, path and Range header of each request so far, in order; plain HTTP server only."""
+
+    def url(self, key: str = "") -> str:
+        """Return the URL of ``bucket/key``."""
+        return f"{self.endpoint}/{key}" if self.scheme == "http" else f"{self.scheme}://{key}"
+
+    def put(self, key: str, data: bytes = b"-") -> str:
+        """Store bytes (the emulator of Google wants at least one) for everybody to read, and return the URL."""
+        self.upload(key, data)
+        return self.url(key)
+
+    def put_file(self, key: str, path: str | Path) -> str:
+        """Store a file; see `put`."""
+        return self.put(key, Path(path).read_bytes())
+
+    @contextmanager
+    def selected(self, **more: str) -> Iterator[None]:
+        """Use this server and no credentials (but those in `more`) inside of the block."""
+        before = dict(os.environ)
+        for name in [name for name in os.environ if _SECRETIVE.match(name)]:
+            del os.environ[name]
+        nowhere = {"AWS_SHARED_CREDENTIALS_FILE": "/nonexistent", "AWS_CONFIG_FILE": "/nonexistent"}
+        os.environ.update({"CLOUDSDK_CONFIG": "/nonexistent"} | nowhere | self.environment | more)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextmanager
+def s3_server() -> Iterator[Server]:
+    """Run moto's S3 server; a bucket is made at the first `put` into it, and is public; see also `locked`."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    with _process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], endpoint):
+        made: set[str] = set()
+
+        def upload(key: str, data: bytes) -> None:
+            bucket, _, name = key.partition("/")
+            headers = {"x-amz-acl": "public-read"} | _SIGNED | _BYTES
+            if bucket not in made:
+                _request("PUT", f"{endpoint}/{bucket}", headers=headers)
+                made.add(bucket)
+            _request("PUT", f"{endpoint}/{bucket}/{quote(name)}", data, headers)
+
+        environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+        yield Server(endpoint, "s3", environment, upload)
+
+
+@contextmanager
+def gcs_server() -> Iterator[Server]:
+    """Run an emulator of Google Cloud Storage that keeps its objects in memory; a bucket is made at the first `put`."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    command = ["gcp_storage_emulator", "start", "-H", "127.0.0.1", "--port", str(port), "--in-memory", "--quiet"]
+    with _process([sys.executable, "-m", *command], endpoint):
+        made: set[str] = set()
+
+        def upload(key: str, data: bytes) -> None:
+            bucket, _, name = key.partition("/")
+            if bucket not in made:
+                _request("POST", f"{endpoint}/storage/v1/b?project=test", f'{{"name": "{bucket}"}}'.encode(), _JSON)
+                made.add(bucket)
+            url = f"{endpoint}/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(name, safe='')}"
+            _request("POST", url, data, _BYTES)
+
+        yield Server(endpoint, "gs", {"STORAGE_EMULATOR_HOST": endpoint}, upload)
+
+
+@contextmanager
+def http_server(
+    directory: str | Path | None = None, refuse: Callable[[str, int], int | None] = lambda path, number: None
+) -> Iterator[Server]:
+    """Serve a directory over HTTP with an index page for each folder and with byte ranges.
+
+    Parameters
+    ----------
+    directory
+        What to serve; by default an empty temporary directory that `Server.put` fills.
+    refuse
+        Called with the path and the number of the request (from 0) before each; a status it returns (403, 503 ...) is the
+        answer instead of the file: faults, injected for real.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        root = Path(directory or empty)
+        server = Server("", "http", {}, lambda key, data: _write(root / key, data))
+        handler = type("Handler", (_RangeHandler,), {"root": root, "log": server.requests, "refuse": staticmethod(refuse)})
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+            listening.daemon_threads = False  # so that server_close() waits for them and no socket is left open
+            thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
+            thread.start()
+            try:
+                endpoint = f"http://127.0.0.1:{listening.server_port}"
+                yield Server(endpoint, "http", {}, server.upload, server.requests)
+            finally:
+                listening.shutdown()
+                thread.join()
+
+
+def free_port() -> int:
+    """Return a port of loopback on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def locked(server: Server) -> Iterator[None]:
+    """Let moto's S3 server check credentials inside of the block; nobody has any that it knows, so it refuses all."""
+    url = f"{server.endpoint}/moto-api/reset-auth"
+    _request("POST", url, b"0", _BYTES)
+    try:
+        yield
+    finally:
+        _request("POST", url, b"inf", _BYTES)
+
+
+# moto does not check signatures (unless `locked`); it asks only whether a request has one.
+_SIGNED = {
+    "Authorization": "AWS4-HMAC-SHA256 Credential=test/20230709/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+}
+_JSON = {"Content-Type": "application/json"}
+_BYTES = {"Content-Type": "application/octet-stream"}  # urllib would call them a form, and moto would parse them
+
+
+class _RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's file server with byte ranges, a log of requests and injected faults."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 1  # an idle connection that a client keeps open must not hold up the end of a test
+    root: Path
+    log: list[tuple[str, str, str | None]]
+    refuse: Callable[[str, int], int | None]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, directory=str(self.root), **kwargs)
+
+    def log_message(self, *args):
+        """Keep quiet."""
+
+    def send_head(self):
+        self.log.append((self.command, self.path, self.headers.get("Range")))
+        status = self.refuse(urlsplit(self.path).path, len(self.log) - 1)
+        if status is not None:
+            self.send_error(status)
+            return None
+        file = self.root / unquote(urlsplit(self.path).path).lstrip("/")
+        match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        return self._send_range(file, match) if match and file.is_file() else super().send_head()
+
+    def _send_range(self, file: Path, match: re.Match):
+        size = file.stat().st_size
+        first = int(match[1]) if match[1] else max(0, size - int(match[2]))
+        last = min(size - 1, int(match[2])) if match[1] and match[2] else size - 1
+        if first > last:
+            self.send_error(416)
+            return None
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Last-Modified", self.date_time_string(file.stat().st_mtime))
+        self.end_headers()
+        if self.command != "HEAD":
+            with file.open("rb") as stream:
+                stream.seek(first)
+                self.wfile.write(stream.read(last - first + 1))
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+@contextmanager
+def _process(command: list[str], endpoint: str) -> Iterator[None]:
+    """Run a server's process until the block ends; enter the block when it answers."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _wait(process, endpoint, output)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(process: subprocess.Popen, endpoint: str, output) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            _request("GET", endpoint)
+        except urllib.error.HTTPError as answer:
+            answer.close()
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.05)
+        else:
+            return
+    output.seek(0)
+    raise RuntimeError(f"{process.args} did not start: {output.read().decode(errors='replace')[-2000:]}")
+
+
+def _request(method: str, url: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
+    request = urllib.request.Request(url, data=data, headers=headers or {}, method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=30) as response:
+        return response.read()

@@ -1,0 +1,248 @@
+"""connect(): real worker processes, real schedulers, real sockets."""
+
+import datetime as dt
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import dask.array as da
+import psutil
+import pytest
+from distributed import default_client
+from distributed.system import MEMORY_LIMIT
+
+from s2composite.errors import JobError, ReadError, S2CompositeError
+from s2composite.running.cluster import CLUSTERS, _shape, connect
+from s2composite.running.job import ClusterOptions, LocalOptions
+
+
+@pytest.fixture(scope="module")
+def local():
+    with connect(workers=2, threads=1, memory="300MB", dashboard=":0", announce=False) as client:
+        yield client
+
+
+def where(dask_worker):
+    return os.getpid(), dask_worker.state.nthreads, os.environ["NUMBA_NUM_THREADS"], os.environ["OMP_NUM_THREADS"]
+
+
+def fail():
+    raise ReadError("scene A: tile 3 is truncated", scene="A", transient=False)
+
+
+def test_workers_are_processes_with_one_thread_for_numba(local):
+    seen = local.run(where)
+    assert len({pid for pid, *_ in seen.values()} - {os.getpid()}) == 2
+    assert {tuple(rest) for _, *rest in seen.values()} == {(1, "1", "1")}
+    limits = {worker["memory_limit"] for worker in local.scheduler_info()["workers"].values()}
+    assert limits == {300_000_000}
+
+
+def test_computations_run_there(local):
+    assert default_client() is local
+    pids = da.map_blocks(lambda block: block + os.getpid(), da.zeros(8, chunks=1, dtype=int), dtype=int).compute()
+    assert set(pids) <= {pid for pid, *_ in local.run(where).values()}
+
+
+def test_an_error_of_ours_arrives_with_its_facts(local):
+    with pytest.raises(ReadError, match="tile 3 is truncated") as caught:
+        local.submit(fail).result()
+    assert (caught.value.scene, caught.value.transient) == ("A", False)
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "cores", "expected"),
+    [
+        (None, None, 1, (1, 1)), (None, None, 8, (8, 1)), (2, None, 8, (2, 4)), (3, None, 8, (3, 2)), (16, None, 8, (16, 1)),
+        (None, 2, 8, (4, 2)), (None, 16, 8, (1, 16)), (5, 7, 8, (5, 7)),
+    ],
+)  # fmt: skip
+def test_all_cores_are_used(workers, threads, cores, expected):
+    assert _shape(workers, threads, cores) == expected
+
+
+def test_defaults_use_the_whole_machine_and_closing_leaves_nothing(capfd):
+    client = connect(dashboard=":0")
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    processes = [psutil.Process(pid) for pid, *_ in client.run(where).values()]
+    client.close()
+    assert sum(worker["nthreads"] for worker in workers) == len(os.sched_getaffinity(0))
+    assert 0.8 * MEMORY_LIMIT < sum(worker["memory_limit"] for worker in workers) < MEMORY_LIMIT
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("Dask: ")
+    assert "GB each; dashboard: http://127.0.0.1:" in err
+
+
+@pytest.mark.parametrize("form", ["mapping", "options", "file", "text of a path"])
+def test_forms_of_a_local_cluster(tmp_path, form):
+    file = tmp_path / "cluster.yaml"
+    file.write_text("type: local\nworkers: 1\nthreads: 3\ndashboard: ':0'\n")
+    options = {"workers": 1, "threads": 3, "dashboard": ":0"}
+    configs = {"mapping": options, "options": LocalOptions(**options), "file": file, "text of a path": str(file)}
+    with connect(configs[form], memory="200MB", announce=False) as client:
+        (worker,) = client.scheduler_info()["workers"].values()
+    assert (worker["nthreads"], worker["memory_limit"]) == (3, 200_000_000)
+
+
+def test_dashboard_moves_when_its_port_is_taken():
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with connect(
+            workers=1, memory="200MB", dashboard=f":{port}", announce=False
+        ) as client:  # a warning is an error
+            link = client.dashboard_link
+            assert f":{port}/" not in link
+            with urllib.request.urlopen(link, timeout=10) as page:
+                assert page.status == 200
+
+
+def test_dashboard_is_at_the_port_asked_for():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    with connect(workers=1, memory="200MB", dashboard=f":{port}", announce=False) as client:
+        assert client.dashboard_link == f"http://127.0.0.1:{port}/status"
+
+
+def script(tmp_path, text):
+    file = tmp_path / "script.py"
+    file.write_text(text)
+    command = [sys.executable, "-X", "dev", "-W", "error", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_a_script_closes_quietly_even_if_a_task_failed(tmp_path):
+    done = script(
+        tmp_path,
+        """
+from s2composite import S2CompositeError, connect
+def fail():
+    raise S2CompositeError("bad scene")
+if __name__ == "__main__":
+    with connect(workers=1, memory="200MB", dashboard=":0") as client:
+        try:
+            client.submit(fail).result()
+        except S2CompositeError as error:
+            print("caught", error)
+""",
+    )
+    assert (done.returncode, done.stdout) == (0, "caught bad scene\n")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("Dask: 1 worker x ")
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    start = time.monotonic()
+    done = script(tmp_path, "import s2composite\ns2composite.connect(workers=2, memory='200MB', dashboard=':0')\n")
+    assert done.returncode == 1
+    assert "connect() goes below `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
+    assert time.monotonic() - start < 60
+
+
+WRONG = [
+    ("locale", {}, ["expected 'local'", "tcp://", "got 'locale'"]),
+    (None, {}, ["expected 'local'", "got None"]),
+    ({"type": "locl"}, {}, ["unknown type 'locl'", "did you mean 'local'?", "Valid types: local, address"]),
+    ({"type": "kubernetes"}, {}, ["unknown type 'kubernetes'", "Valid types: local, address"]),
+    ("local", {"workers": 0}, ["workers", "a whole number from 1", "got 0"]),
+    ("local", {"workers": 1.5}, ["workers", "a whole number from 1", "got 1.5"]),
+    ("local", {"memory": "lots"}, ["memory", "'4GB'", "'lots'"]),
+    ("local", {"dashboard": "8787"}, ["dashboard", "':8787'"]),
+    ("tcp://127.0.0.1:1", {"workers": 2}, ["unknown key 'cluster.workers'", "valid keys: type, address"]),
+    ("nowhere.yaml", {}, ["nowhere.yaml", "no such cluster file"]),
+]
+
+
+@pytest.mark.parametrize(("config", "options", "says"), WRONG, ids=[f"{c} {o}" for c, o, _ in WRONG])
+def test_wrong_options_start_nothing(config, options, says):
+    with pytest.raises(JobError) as caught:
+        connect(config, **options)
+    for words in says:
+        assert words in str(caught.value)
+
+
+def test_every_kind_of_options_has_its_starter():
+    kinds = {model.model_fields["type"].default for model in ClusterOptions.__args__[0].__args__}
+    assert kinds == set(CLUSTERS)
+
+
+def test_scheduler_that_does_not_answer():
+    start = time.monotonic()
+    with pytest.raises(S2CompositeError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 ") as caught:
+        connect({"address": "tcp://127.0.0.1:1", "timeout": 1})
+    assert time.monotonic() - start < 5
+    assert caught.value.address == "tcp://127.0.0.1:1"
+
+
+def test_something_else_listens_at_the_address():
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        address = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(S2CompositeError, match=f"no Dask scheduler answers at {address}"):
+            connect({"address": address, "timeout": 1})
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A self-signed certificate that serves as authority, server and client."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "test")])
+    now = dt.datetime.now(dt.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - dt.timedelta(hours=1)).not_valid_after(now + dt.timedelta(hours=1))
+    certificate = builder.sign(key, hashes.SHA256())
+    directory = tmp_path_factory.mktemp("tls")
+    pem = serialization.Encoding.PEM
+    (directory / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (directory / "key.pem").write_bytes(secret)
+    return {"ca": str(directory / "cert.pem"), "cert": str(directory / "cert.pem"), "key": str(directory / "key.pem")}
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def scheduler(request, tmp_path):
+    """A scheduler and a worker of their own, started by Dask's own commands."""
+    files = request.getfixturevalue("certificates") if request.param == "tls" else {}
+    tls = [f for k, v in files.items() for f in (f"--tls-{k}{'-file' if k == 'ca' else ''}", v)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"{request.param}://127.0.0.1:{probe.getsockname()[1]}"
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    commands = [
+        [*dask, "scheduler", "--host", address, "--dashboard-address", "127.0.0.1:0", *tls],
+        [*dask, "worker", address, "--nworkers", "1", "--nthreads", "2", "--no-dashboard", *tls],
+    ]
+    processes = [subprocess.Popen(command, **quiet) for command in commands]
+    yield {"address": address, "timeout": 30, **files}
+    for process in reversed(processes):
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_scheduler_that_runs_already_outlives_its_clients(scheduler):
+    config = scheduler if "ca" in scheduler else scheduler["address"]
+    for _ in range(2):
+        with connect(config, announce=False) as client:
+            client.wait_for_workers(1, timeout=60)
+            assert client.submit(os.getpid).result(timeout=60) != os.getpid()
+            assert client.scheduler.address == scheduler["address"]
+
+
+def test_tls_without_certificates_is_refused(certificates):
+    with pytest.raises(S2CompositeError, match="certificates"):
+        connect("tls://127.0.0.1:1")
