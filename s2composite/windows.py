@@ -117,7 +117,7 @@ def _from_array(cube: xr.DataArray, recipe: Recipe) -> da.Array:
         drop_axis=[0, 1],
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"composite-{tokenize(data.name, recipe)}",
+        name=f"reduce-{tokenize(data.name, recipe)}",
     )
     # Dask's fusion starts at whichever key comes first, and from one of several outputs it does not reach the read: a
     # window of all dates would become a task result. With one output it does, so it is fused before the outputs branch.

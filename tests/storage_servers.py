@@ -1,17 +1,18 @@
-"""Real servers on loopback for tests of remote reading and writing: S3 (moto), Google (gcp-storage-emulator), plain HTTP.
+"""Real servers on loopback for tests of remote access: S3 (moto), Google (gcp-storage-emulator) and plain HTTP.
 
-Each is a context manager that yields a `Server` on a free port of its own and stops it at the end. The two buckets run as
-processes of their own, so they neither share the interpreter's lock with what is measured nor leak sockets into it::
+Each is a context manager that yields a `Server` on a free port of its own and stops it at the end. The two buckets run
+as processes of their own, so they neither share the interpreter's lock with what is measured nor leak sockets into it::
 
     with s3_server() as server, server.selected():
-        server.put("bucket/scenes/T31TCJ_20230709T104629_TCI.tif", data)
+        server.put_file("bucket/scenes/T31TCJ_20230709T104629_TCI.tif", path)
         find_scenes("s3://bucket/scenes/")
 
-`Server.selected` points the environment of this process at the server and hides all credentials of the machine; processes
-started inside inherit that. A test suite that wants one server for a session wraps these in a session fixture.
+`Server.selected` points the environment of this process at the server and hides all credentials of the machine;
+processes started inside inherit that. A suite that wants one server for all its tests wraps these in a session fixture.
 """
 
 import http.server
+import io
 import os
 import re
 import socket
@@ -35,6 +36,16 @@ _SECRETIVE = re.compile(r"(AWS|GOOGLE|GCE|GS|STORAGE|CLOUDSDK|CPL|BOTO)_|(https?
 
 
 @dataclass(frozen=True)
+class Request:
+    """What a client has asked the plain HTTP server."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    """Names in lower case, for example ``range`` and ``authorization``."""
+
+
+@dataclass(frozen=True)
 class Server:
     """A running server."""
 
@@ -50,8 +61,8 @@ class Server:
     upload: Callable[[str, bytes], None] | None = None
     """Stores bytes under ``bucket/key`` (or a path below the served directory)."""
 
-    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
-    """Method, path and Range header of each request so far, in order; plain HTTP server only."""
+    requests: list["Request"] = field(default_factory=list)
+    """Each request so far, in order; plain HTTP server only."""
 
     def url(self, key: str = "") -> str:
         """Return the URL of ``bucket/key``."""
@@ -123,7 +134,7 @@ def gcs_server() -> Iterator[Server]:
 
 @contextmanager
 def http_server(
-    directory: str | Path | None = None, refuse: Callable[[str, int], int | None] = lambda path, number: None
+    directory: str | Path | None = None, refuse: Callable[[str, int], int | None] | None = None
 ) -> Iterator[Server]:
     """Serve a directory over HTTP with an index page for each folder and with byte ranges.
 
@@ -132,20 +143,22 @@ def http_server(
     directory
         What to serve; by default an empty temporary directory that `Server.put` fills.
     refuse
-        Called with the path and the number of the request (from 0) before each; a status it returns (403, 503 ...) is the
-        answer instead of the file: faults, injected for real.
+        Called with the path and the number of each request (from 0); a status it returns (403, 503 ...) is the answer
+        instead of the file: faults, injected for real.
     """
     with tempfile.TemporaryDirectory() as empty:
         root = Path(directory or empty)
-        server = Server("", "http", {}, lambda key, data: _write(root / key, data))
-        handler = type("Handler", (_RangeHandler,), {"root": root, "log": server.requests, "refuse": staticmethod(refuse)})
+        log: list[Request] = []
+        handler = type(
+            "Handler", (_RangeHandler,), {"root": root, "log": log, "refuse": staticmethod(refuse or _serve)}
+        )
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
             listening.daemon_threads = False  # so that server_close() waits for them and no socket is left open
             thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
             thread.start()
             try:
                 endpoint = f"http://127.0.0.1:{listening.server_port}"
-                yield Server(endpoint, "http", {}, server.upload, server.requests)
+                yield Server(endpoint, "http", {}, lambda key, data: _write(root / key, data), log)
             finally:
                 listening.shutdown()
                 thread.join()
@@ -170,9 +183,8 @@ def locked(server: Server) -> Iterator[None]:
 
 
 # moto does not check signatures (unless `locked`); it asks only whether a request has one.
-_SIGNED = {
-    "Authorization": "AWS4-HMAC-SHA256 Credential=test/20230709/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-}
+_SCOPE = "Credential=test/20230709/us-east-1/s3/aws4_request"
+_SIGNED = {"Authorization": f"AWS4-HMAC-SHA256 {_SCOPE}, SignedHeaders=host, Signature=0"}
 _JSON = {"Content-Type": "application/json"}
 _BYTES = {"Content-Type": "application/octet-stream"}  # urllib would call them a form, and moto would parse them
 
@@ -181,9 +193,11 @@ class _RangeHandler(http.server.SimpleHTTPRequestHandler):
     """Python's file server with byte ranges, a log of requests and injected faults."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet for each answer: without it each costs 40 ms of waiting
+    disable_nagle_algorithm = True
     timeout = 1  # an idle connection that a client keeps open must not hold up the end of a test
     root: Path
-    log: list[tuple[str, str, str | None]]
+    log: list[Request]
     refuse: Callable[[str, int], int | None]
 
     def __init__(self, *args, **kwargs):
@@ -193,33 +207,36 @@ class _RangeHandler(http.server.SimpleHTTPRequestHandler):
         """Keep quiet."""
 
     def send_head(self):
-        self.log.append((self.command, self.path, self.headers.get("Range")))
-        status = self.refuse(urlsplit(self.path).path, len(self.log) - 1)
+        self.log.append(Request(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+        path = unquote(urlsplit(self.path).path)
+        status = self.refuse(path, len(self.log) - 1)
         if status is not None:
-            self.send_error(status)
-            return None
-        file = self.root / unquote(urlsplit(self.path).path).lstrip("/")
-        match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        return self._send_range(file, match) if match and file.is_file() else super().send_head()
+            return self.send_error(status)
+        file = self.root / path.lstrip("/")
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        return self._send_range(file, *asked.groups()) if asked and file.is_file() else super().send_head()
 
-    def _send_range(self, file: Path, match: re.Match):
+    def _send_range(self, file: Path, start: str, stop: str):
         size = file.stat().st_size
-        first = int(match[1]) if match[1] else max(0, size - int(match[2]))
-        last = min(size - 1, int(match[2])) if match[1] and match[2] else size - 1
+        first = int(start) if start else max(0, size - int(stop))
+        last = min(size - 1, int(stop)) if start and stop else size - 1
         if first > last:
-            self.send_error(416)
-            return None
+            return self.send_error(416)
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.send_header("Content-Length", str(last - first + 1))
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Last-Modified", self.date_time_string(file.stat().st_mtime))
         self.end_headers()
-        if self.command != "HEAD":
-            with file.open("rb") as stream:
-                stream.seek(first)
-                self.wfile.write(stream.read(last - first + 1))
-        return None
+        with file.open("rb") as stream:
+            stream.seek(first)
+            return io.BytesIO(
+                stream.read(last - first + 1)
+            )  # the caller sends it, unless it was asked for the HEAD only
+
+
+def _serve(path: str, number: int) -> None:
+    """Refuse nothing."""
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -12,14 +12,18 @@ PACKAGE = Path(__file__).parent.parent / "s2composite"
 # From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
 ROOMS = [
     "errors",
-    "scenes.model", "scenes.names", "scenes.storage", "scenes.listing",
-    "reading.crs", "reading.header", "reading.index", "reading.codecs", "reading.fetch", "reading.tiles",
+    "scenes.model", "scenes.dates", "scenes.storage", "scenes.names", "scenes.listing",
+    "reading.crs", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
+    "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.stack",
-    "pixels.kernels", "pixels.masks", "pixels.reducers",
+    "pixels.kernels", "pixels.masks", "pixels.recipe", "pixels.picking", "pixels.reducers",
     "cube",
     "windows",
     "compositing",
-    "writing", "running.document", "running.job", "running.cluster", "analysis.plot", "running.run",
+    "writing",
+    "running.document", "running.job", "running.cluster",
+    "analysis.picture", "analysis.plot",
+    "running.run",
     "demo", "cli",
 ]  # fmt: skip
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
-from s2composite.pixels.kernels.rank import rank_by_number, rank_by_small_sum, rank_by_sum
-from s2composite.pixels.kernels.select import LAST
+from s2composite.pixels.kernels.block import Source
+from s2composite.pixels.kernels.rank import Key, rank_by_key, rank_by_small_key
+from s2composite.pixels.kernels.select import FIRST, LAST, NO_RANK
 from s2composite.pixels.recipe import Call, Output, Reducer, block_width
 
 __all__ = ["SOURCE", "RankKey", "luminance_median", "rank", "ranks_at", "run_rank"]
@@ -85,13 +87,13 @@ def rank(
     return Reducer("rank", run_rank, outputs, params=params, needs_bands=bands, setting=setting)
 
 
-def ranks_at(quantile: float, n_times: int, min_count: int) -> NDArray[np.uint16]:
-    """Return the rank to take for 0 to `n_times` valid observations; `LAST`, none, for fewer than `min_count`."""
+def ranks_at(quantile: float, n_times: int, min_count: int) -> NDArray[np.int16]:
+    """Return the rank to take for 0 to `n_times` valid observations; `NO_RANK`, none, for fewer than `min_count`."""
     if not 0 <= quantile <= 1:
         raise ParameterError(f"quantile {quantile} is outside 0 to 1")
     exact = Fraction(str(float(quantile)))  # as it is written: 0.29 of 100 is 29, which the float product is not
-    ranks = [min(int(exact * n), n - 1) if n >= min_count else LAST for n in range(n_times + 1)]
-    return np.array(ranks, np.uint16)
+    ranks = [min(int(exact * n), n - 1) if n >= min_count else NO_RANK for n in range(n_times + 1)]
+    return np.array(ranks, np.int16)
 
 
 def run_rank(call: Call) -> None:
@@ -101,19 +103,33 @@ def run_rank(call: Call) -> None:
     dtype, scenes = source.values.dtype, source.scenes.size
     ranks = ranks_at(key.quantile, scenes, call.recipe.min_count)
     results = (call.results[0], call.count, call.results[1])
-    size = source.bands * dtype.itemsize + 1  # bytes of an observation and its validity
-    most = 255 * bands.size
+    most = int(255 * bands.size)
     if dtype.kind == "f" or key.difference or key.weights:
         real = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-        weights = np.array(() if key.difference else key.weights or (1,) * bands.size, real)
         sign = np.array([1 << (8 * real.itemsize - 1)], f"u{real.itemsize}")
-        width = block_width(scenes, size + 2 + real.itemsize)
-        rank_by_number(source, bands, weights, sign, ranks, width, *results)
-    elif dtype == np.uint8 and most < LAST:
-        rank_by_small_sum(source, bands, most.bit_length(), ranks, block_width(scenes, size + 2), *results)
+        order = _kernel_key(call, key, real, 0, np.nan)
+        rank_by_key(source, order, sign, ranks, _width(source, 2 + real.itemsize), *results)
+    elif dtype == np.uint8 and most < LAST - FIRST:
+        order = _kernel_key(call, key, np.dtype(np.int16), FIRST, LAST)
+        rank_by_small_key(source, order, most.bit_length(), ranks, _width(source, 2), *results)
     else:
-        least = int(np.iinfo(dtype).min)
-        rank_by_sum(source, bands, least, ranks, block_width(scenes, size + 2 + 4), *results)
+        order = _kernel_key(call, key, np.dtype(np.uint32), -int(np.iinfo(dtype).min) * bands.size, 0xFFFFFFFF)
+        rank_by_key(source, order, np.zeros(1, np.uint32), ranks, _width(source, 2 + 4), *results)
+
+
+def _kernel_key(call: Call, key: RankKey, dtype: np.dtype[Any], first: int, none: float) -> Key:
+    """Return `key` as kernels want it, in the type of its values."""
+    bands = call.bands(key.bands)
+    weights = np.zeros(call.source.bands, dtype)
+    if not key.difference:
+        weights[bands] = key.weights or 1
+    pair = bands if key.difference else np.empty(0, np.int64)
+    return Key(weights, dtype.type(first), dtype.type(none), pair)
+
+
+def _width(source: Source, key_bytes: int) -> int:
+    """Return the width of a block whose keys, and whose values ahead of their use, fit the L2 cache."""
+    return block_width(source.scenes.size, source.bands * source.values.itemsize + key_bytes)
 
 
 def _key_bands(key: str | tuple[str, str], weights: Mapping[str, float] | None) -> tuple[str, ...]:

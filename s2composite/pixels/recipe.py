@@ -21,7 +21,7 @@ DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 MAX_SCENES = 32767
 """``source`` is an int16."""
 
-SCRATCH_BYTES = 1 << 20
+SCRATCH_BYTES = 5 << 18
 """Memory for a block of pixels: what fits an L2 cache besides the code and the output."""
 
 

@@ -129,7 +129,8 @@ def reduce_block(
     layers = recipe.layers(dtype, pixels.shape[0])
     chosen = _chosen(scenes, pixels.shape[0])
     usable = _usable(valid, pixels)
-    limits = limits_of(recipe.rules, dtype, pixels.shape[1], recipe.nodata)
+    low, high, dropped = limits_of(recipe.rules, dtype, pixels.shape[1], recipe.nodata)
+    limits = (low, high, dropped, bool((low == low[:1]).all() and (high == high[:1]).all() and not dropped.size))
     parts = []
     for rows, values, interleaved in _slabs(pixels):
         mask = usable if usable.size == 0 else np.ascontiguousarray(usable[:, rows])

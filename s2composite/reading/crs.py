@@ -12,7 +12,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.crs import CRS as RasterioCRS
 from rasterio.io import MemoryFile
 
-__all__ = ["GEO_TAGS", "RawTag", "crs_from_wkt", "geobox_from_tags"]
+__all__ = ["GEO_TAGS", "RawTag", "crs_from_wkt", "geobox_from_tags", "same_geobox"]
 
 _SCALE, _TIEPOINT, _MATRIX = 33550, 33922, 34264
 GEO_TAGS = frozenset({_SCALE, _TIEPOINT, _MATRIX, 34735, 34736, 34737})
@@ -37,7 +37,12 @@ def geobox_from_tags(tags: tuple[RawTag, ...], order: str, shape: tuple[int, int
     shape
         ``(y, x)`` in pixels.
     """
-    transform, crs = _georeference(tags, order)
+    return same_geobox(shape, *_georeference(tags, order))
+
+
+@lru_cache(4096)
+def same_geobox(shape: tuple[int, int], transform: Affine, crs: CRS | str | None) -> GeoBox:
+    """Return a geobox, for equal arguments the same object."""
     return GeoBox(shape, transform, crs)
 
 

@@ -1,43 +1,236 @@
-"""Fetch: byte ranges of local files and remote objects, with retries, and proof that the object is still the same."""
+"""Fetch: many byte ranges of local files and remote objects, the next ones on their way while one is being used."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import groupby
+from queue import SimpleQueue
 
 from s2composite.errors import ReadError
+from s2composite.reading.remote import Identity, Reply, Retry, Target, request, target_of
+from s2composite.scenes.storage import is_remote
 
-__all__ = ["HEAD", "Identity", "read_head", "read_range"]
+__all__ = ["HEAD", "ByteRange", "Fetched", "Identity", "Retry", "fetch_ranges", "read_head", "read_identity", "read_range"]
 
 HEAD = 1 << 16
 """Bytes a header is looked for in: holds the header of a 10980 x 10980 COG even with 256-pixel BigTIFF tiles."""
 
+_FILES_AHEAD = 8
+"""Local files that are opened, and announced to the kernel to be read from disk, before their turn."""
+
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """The state of a file or object; any difference means that its index is no longer true."""
+class ByteRange:
+    """A part of a file or object."""
+
+    href: str
+    """Path or URL."""
+
+    identity: Identity
+    """What it must still be."""
+
+    start: int
+    """First byte."""
 
     size: int
-    """Bytes."""
-
-    etag: str | None = None
-    """Entity tag; None for local files."""
-
-    modified: int | None = None
-    """Time of the last change, nanoseconds since 1970."""
+    """Number of bytes."""
 
 
-def read_head(href: str) -> tuple[bytes, Identity]:
-    """Return the first `HEAD` bytes of a file or object (fewer if it is smaller), and its identity."""
-    with open(href, "rb", buffering=0) as file:
-        stat = os.fstat(file.fileno())
-        return os.pread(file.fileno(), HEAD, 0), Identity(stat.st_size, None, stat.st_mtime_ns)
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What became of a byte range."""
+
+    data: bytes
+    """Its bytes; empty if there is an error."""
+
+    error: ReadError | None = None
+    """Why it could not be read."""
+
+    retries: int = 0
+    """Attempts that failed before."""
+
+
+def read_head(href: str, retry: Retry | None = None) -> tuple[bytes, Identity]:
+    """Return the first `HEAD` bytes of a file or object (fewer if it is smaller), and its identity.
+
+    Raises
+    ------
+    ReadError
+        It is missing, denied or cannot be reached.
+    """
+    if is_remote(href):
+        reply = request(target_of(href), 0, HEAD, None, retry or Retry()).result()
+        return reply.data, reply.identity
+    fd = _open(href)
+    try:
+        return _pread(href, fd, 0, HEAD), _identity(fd)
+    finally:
+        os.close(fd)
+
+
+def read_identity(href: str) -> Identity:
+    """Return the identity that a file or object has now.
+
+    Raises
+    ------
+    ReadError
+        It is missing, denied or cannot be reached.
+    """
+    if is_remote(href):
+        return request(target_of(href), 0, 1, None, Retry()).result().identity
+    try:
+        stat = os.stat(href)
+    except OSError as error:
+        raise _failure(href, error) from error
+    return Identity(stat.st_size, None, stat.st_mtime_ns)
 
 
 def read_range(href: str, start: int, size: int, identity: Identity) -> bytes:
-    """Return `size` bytes from `start` of an object that must still have `identity`."""
-    with open(href, "rb", buffering=0) as file:
-        data = os.pread(file.fileno(), size, start)
-    if len(data) < size:
-        raise ReadError(f"{href}: got {len(data)} of {size} bytes at {start}", href=href, transient=False, retries=0)
-    return data
+    """Return `size` bytes from `start` of an object that must still have `identity`.
+
+    Raises
+    ------
+    ReadError
+        It has changed, or cannot be read.
+    """
+    ((_, fetched),) = fetch_ranges([ByteRange(href, identity, start, size)])
+    if fetched.error is not None:
+        raise fetched.error
+    return fetched.data
+
+
+def fetch_ranges(
+    ranges: Sequence[ByteRange], retry: Retry | None = None, budget: int = 64 << 20
+) -> Iterator[tuple[int, Fetched]]:
+    """Yield byte ranges by position as they arrive; the next ones are on their way while the caller uses one.
+
+    Parameters
+    ----------
+    ranges
+        Neighbouring ranges should be one. Those of a local file should follow each other.
+    retry
+        What to do about failures of remote reads.
+    budget
+        Bytes that are in flight or waiting to be used at most (more only for a single range that is larger).
+    """
+    numbered = list(enumerate(ranges))
+    yield from _local([n for n in numbered if not is_remote(n[1].href)])
+    yield from _remote([n for n in numbered if is_remote(n[1].href)], retry or Retry(), budget)
+
+
+# --- Local files ----------------------------------------------------------------------------------------------------
+
+
+def _local(numbered: Iterable[tuple[int, ByteRange]]) -> Iterator[tuple[int, Fetched]]:
+    files = (list(group) for _, group in groupby(numbered, key=lambda n: n[1].href))
+    ahead: deque[tuple[list[tuple[int, ByteRange]], int | ReadError]] = deque()
+    try:
+        while True:
+            # Opening takes 10 us, so files are not kept open: nothing to bound, and a new file is never missed.
+            while len(ahead) < _FILES_AHEAD and (group := next(files, None)):
+                ahead.append((group, _announce([r for _, r in group])))
+            if not ahead:
+                return
+            group, fd = ahead[0]
+            for i, part in group:
+                yield i, _fetch_local(part, fd)
+            _close(ahead.popleft()[1])
+    finally:
+        for _, fd in ahead:
+            _close(fd)
+
+
+def _close(fd: int | ReadError) -> None:
+    if isinstance(fd, int):
+        os.close(fd)
+
+
+def _announce(parts: Sequence[ByteRange]) -> int | ReadError:
+    """Open a file, check that it is the same, and have the kernel begin to read its parts."""
+    href, identity = parts[0].href, parts[0].identity
+    try:
+        fd = _open(href)
+    except ReadError as error:
+        return error
+    if not identity.same(_identity(fd)):
+        os.close(fd)
+        return ReadError(f"{href} has changed since its header was read", href=href, transient=False, retries=0)
+    if hasattr(os, "posix_fadvise"):
+        for part in parts:
+            os.posix_fadvise(fd, part.start, part.size, os.POSIX_FADV_WILLNEED)
+    return fd
+
+
+def _fetch_local(part: ByteRange, fd: int | ReadError) -> Fetched:
+    if isinstance(fd, ReadError):
+        return Fetched(b"", fd)
+    try:
+        data = _pread(part.href, fd, part.start, part.size)
+    except ReadError as error:
+        return Fetched(b"", error)
+    if len(data) < part.size:
+        why = f"{part.href}: got {len(data)} of {part.size} bytes at byte {part.start}"
+        return Fetched(b"", ReadError(why, href=part.href, transient=False, retries=0))
+    return Fetched(data)
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise _failure(path, error) from error
+
+
+def _pread(path: str, fd: int, start: int, size: int) -> bytes:
+    try:
+        return os.pread(fd, size, start)
+    except OSError as error:
+        raise _failure(path, error) from error
+
+
+def _failure(path: str, error: OSError) -> ReadError:
+    permanent = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
+    return ReadError(f"{path}: {error.strerror or error}", href=path, transient=not permanent, retries=0)
+
+
+def _identity(fd: int) -> Identity:
+    stat = os.fstat(fd)
+    return Identity(stat.st_size, None, stat.st_mtime_ns)
+
+
+# --- Remote objects -------------------------------------------------------------------------------------------------
+
+
+def _remote(numbered: Iterable[tuple[int, ByteRange]], retry: Retry, budget: int) -> Iterator[tuple[int, Fetched]]:
+    waiting, held = deque(numbered), 0
+    arrived: SimpleQueue[tuple[int, int, Future[Reply]]] = SimpleQueue()
+    flying: dict[int, Future[Reply]] = {}
+    targets: dict[str, Target] = {}
+    try:
+        while waiting or flying:
+            while waiting and (not flying or held + waiting[0][1].size <= budget):
+                i, part = waiting.popleft()
+                held += part.size
+                if part.href not in targets:
+                    targets = {part.href: target_of(part.href)}  # ranges of one object follow each other
+                flying[i] = future = request(targets[part.href], part.start, part.size, part.identity, retry)
+                future.add_done_callback(lambda done, i=i, size=part.size: arrived.put((i, size, done)))
+            i, size, done = arrived.get()
+            del flying[i]
+            yield i, _fetched(done)
+            held -= size
+    finally:
+        for future in flying.values():
+            future.cancel()
+
+
+def _fetched(done: Future[Reply]) -> Fetched:
+    try:
+        reply = done.result()
+    except ReadError as error:
+        return Fetched(b"", error, error.__dict__["retries"])
+    return Fetched(reply.data, None, reply.retries)

@@ -18,14 +18,14 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from s2composite.errors import SceneError
+from s2composite.errors import ReadError, SceneError
 from s2composite.reading.crs import crs_from_wkt, geobox_from_tags
 from s2composite.reading.fetch import Identity
 from s2composite.reading.level import Coding, Level, level_of, why_undecodable
-from s2composite.reading.tiff import Directory, Tiff, open_tiff
+from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
 from s2composite.scenes.storage import display, gdal_options, is_remote
 
-__all__ = ["Coding", "Header", "Level", "read_header", "read_headers"]
+__all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers"]
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -140,10 +140,18 @@ def read_header(href: str) -> Header:
     >>> header.compression, header.block, header.bands  # doctest: +SKIP
     ('JPEG', (512, 512), 3)
     """
-    tiff, identity = open_tiff(href)
+    try:
+        tiff, identity = open_tiff(href)
+    except ReadError as error:
+        if error.__dict__["transient"]:
+            raise
+        raise SceneError(f"{error}; check its name and your rights, or leave it out", href=display(href)) from error
     if tiff is None or not tiff.directories:
         return _from_gdal(href, identity)
-    header = _from_tiff(href, identity, tiff)
+    try:
+        header = _from_tiff(href, identity, tiff)
+    except (ValueError, OverflowError, TypeError, RasterioError) as error:
+        raise broken(href, f"its header makes no sense ({error})") from error
     _check_complete(header)
     return header if is_remote(href) else _with_sidecar(header)
 
@@ -194,8 +202,12 @@ def _with_mask(header: Header, masks: list[tuple[Level, Directory]]) -> Header:
         why = why or "a mask that not all overviews have"
     if why:
         return replace(header, undecodable=header.undecodable or f"mask: {why}")
-    mask = replace(header, bands=1, dtype=np.dtype(np.uint8), nodata=None, descriptions=(None,), levels=levels)
-    return replace(header, mask=mask)
+    return replace(header, mask=mask_of(header, levels))
+
+
+def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
+    """Return the mask of a file as a raster of one band."""
+    return replace(header, bands=1, dtype=np.dtype(np.uint8), nodata=None, descriptions=(None,), levels=levels)
 
 
 def _check_complete(header: Header) -> None:
@@ -203,10 +215,7 @@ def _check_complete(header: Header) -> None:
     for level in (*header.levels, *(header.mask.levels if header.mask else ())):
         end = int((level.offsets + level.counts).max(initial=np.uint64(0)))
         if end > header.size:
-            raise SceneError(
-                f"{display(header.href)} is truncated: it has {header.size} bytes, its tiles need {end}; fetch it again, or leave it out",
-                href=header.href,
-            )
+            raise broken(header.href, f"it has {header.size} bytes, its tiles need {end}")
 
 
 def _is_framed(notes: str) -> bool:
@@ -297,6 +306,6 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
         np.dtype(dataset.dtypes[0]),
         dataset.nodata,
         dataset.descriptions,
-        tuple(Level(shape, (min(block[0], shape[0]), min(block[1], shape[1])), coding, empty, empty) for shape in shapes),
+        tuple(Level(shape, (min(block[0], shape[0]), min(block[1], shape[1])), True, coding, empty, empty) for shape in shapes),
         undecodable=f"{dataset.driver} is no TIFF",
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from s2composite.reading.tiff import Directory
 
-__all__ = ["Coding", "Level", "level_of", "why_undecodable"]
+__all__ = ["Coding", "Level", "coding", "level_of", "pack", "unpack", "why_undecodable"]
 
 _COMPRESSIONS = {
     1: "NONE", 5: "LZW", 6: "OLD-JPEG", 7: "JPEG", 8: "DEFLATE", 32773: "PACKBITS", 32946: "DEFLATE", 34887: "LERC",
@@ -83,6 +83,9 @@ class Level:
     block: tuple[int, int]
     """``(y, x)`` of a tile; strips are tiles as wide as the raster."""
 
+    tiled: bool
+    """Whether blocks are tiles, all of one size, or strips, the last of which may have fewer rows."""
+
     coding: Coding
     """How the tiles are encoded."""
 
@@ -98,19 +101,22 @@ class Level:
         return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (self.shape, self.block, self.coding, len(self.offsets), _pack(self.offsets, self.counts))
+        return unpack, (self.shape, self.block, self.tiled, self.coding, len(self.offsets), pack(self.offsets, self.counts))
 
 
-def _pack(offsets: NDArray[np.uint64], counts: NDArray[np.uint64]) -> bytes:
+def pack(offsets: NDArray[np.uint64], counts: NDArray[np.uint64]) -> bytes:
     """Return the index in little more than the byte counts' entropy: most tiles begin where the one before ends."""
     gaps = np.diff(offsets - _before(counts), prepend=np.uint64(0))
     return zlib.compress(np.stack([gaps, counts]).view(np.uint8).reshape(-1, 8).T.tobytes(), 6)
 
 
-def _unpack(shape: tuple[int, int], block: tuple[int, int], coding: Coding, tiles: int, packed: bytes) -> Level:
+def unpack(
+    shape: tuple[int, int], block: tuple[int, int], tiled: bool, coding: Coding, tiles: int, packed: bytes
+) -> Level:
+    """Return the level whose index of so many tiles was packed."""
     columns = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(8, 2 * tiles).T
     gaps, counts = np.ascontiguousarray(columns).view(np.uint64).reshape(2, tiles)
-    return Level(shape, block, coding, np.cumsum(gaps) + _before(counts), counts)
+    return Level(shape, block, tiled, coding, np.cumsum(gaps) + _before(counts), counts)
 
 
 def _before(counts: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -118,21 +124,23 @@ def _before(counts: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def level_of(directory: Directory, order: str) -> Level:
-    """Return the level that a directory describes."""
+    """Return the level that a directory describes; a ValueError if that makes no sense."""
     d = directory
     shape = d.number(257), d.number(256)
     tiled = 322 in d.values
     block = (d.number(323), d.number(322)) if tiled else (min(d.number(278, shape[0]), shape[0]), shape[1])
+    if min(shape) <= 0 or min(block) <= 0 or d.number(277, 1) <= 0:
+        raise ValueError(f"size {shape}, blocks {block}, {d.number(277, 1)} bands")
     empty = np.empty(0, np.uint64)
     offsets, counts = (d.values.get(tag, empty) for tag in ((324, 325) if tiled else (273, 279)))
-    return Level(shape, block, _coding_of(d, order), np.asarray(offsets), np.asarray(counts))
+    return Level(shape, block, tiled, _coding_of(d, order), np.asarray(offsets), np.asarray(counts))
 
 
 def _coding_of(d: Directory, order: str) -> Coding:
     compression = _COMPRESSIONS.get(d.number(259, 1), f"compression {d.number(259, 1)}")
     bits = d.number(258, 1)
     lerc = d.numbers(50674)
-    return _coding(
+    return coding(
         compression=compression,
         predictor=d.number(317, 1) if compression in _PREDICTED else 1,
         photometric=_PHOTOMETRICS.get(d.number(262), "OTHER"),
@@ -152,7 +160,7 @@ def _dtype(kind: int, bits: int, order: str) -> str:
 
 
 @lru_cache(1024)
-def _coding(**fields: Any) -> Coding:
+def coding(**fields: Any) -> Coding:
     """Return the same object for equal files, so that a pickled tuple of headers holds their JPEG tables once."""
     return Coding(**fields)
 
@@ -161,7 +169,7 @@ def why_undecodable(level: Level, directory: Directory) -> str:
     """Return why only GDAL can read the tiles of a level; empty if they can be decoded here."""
     coding, d = level.coding, directory
     bits, kinds = d.numbers(258) or (1,), d.numbers(339) or (1,)
-    tiles = level.grid[0] * level.grid[1] * coding.planes if min(level.block, default=0) > 0 else -1
+    tiles = level.grid[0] * level.grid[1] * coding.planes
     block = level.block[0] * level.block[1] * coding.samples_per_tile * np.dtype("u8").itemsize
     reasons = {
         f"{coding.compression} compression": coding.compression not in _DECODABLE or coding.inner == "?",

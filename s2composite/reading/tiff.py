@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from s2composite.errors import SceneError
 from s2composite.reading.crs import GEO_TAGS, RawTag
 from s2composite.reading.fetch import Identity, read_head, read_range
+from s2composite.scenes.storage import display
 
-__all__ = ["Directory", "Tiff", "open_tiff"]
+__all__ = ["Directory", "Tiff", "broken", "open_tiff"]
 
 Value: TypeAlias = "bytes | tuple[Any, ...] | NDArray[np.uint64]"
 
@@ -86,13 +87,15 @@ class _File:
             if first <= start and start + size <= first + len(data):
                 return data[start - first : start - first + size]
         if start + size > self.identity.size:
-            raise _broken(self.href, f"its header points to byte {start + size}, the file ends at {self.identity.size}")
+            raise broken(self.href, f"its header points to byte {start + size}, the file ends at {self.identity.size}")
         more = read_range(self.href, start, min(max(size, _MORE), self.identity.size - start), self.identity)
         self._parts.append((start, more))
         return more[:size]
 
 
-def _broken(href: str, why: str) -> SceneError:
+def broken(href: str, why: str) -> SceneError:
+    """Return the error of a file that is not what its header promises."""
+    href = display(href)
     return SceneError(f"{href} is truncated or damaged: {why}; fetch it again, or leave it out", href=href)
 
 
@@ -106,12 +109,14 @@ def open_tiff(href: str) -> tuple[Tiff | None, Identity]:
     """
     head, identity = read_head(href)
     if not head:
-        raise SceneError(f"{href} is empty (0 bytes); fetch it again, or leave it out", href=href)
+        raise SceneError(f"{display(href)} is empty (0 bytes); fetch it again, or leave it out", href=display(href))
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 4 or (version := struct.unpack(f"{order}H", head[2:4])[0]) not in (42, 43):
         return None, identity
-    file = _File(href, head, identity)
-    directories = tuple(_directories(file, order, big=version == 43))
+    try:
+        directories = tuple(_directories(_File(href, head, identity), order, big=version == 43))
+    except (struct.error, ValueError, OverflowError, MemoryError) as error:
+        raise broken(href, f"its header makes no sense ({error})") from error
     return Tiff(order, directories, _notes(head[16 if version == 43 else 8 :])), identity
 
 
@@ -127,7 +132,7 @@ def _directories(file: _File, order: str, *, big: bool) -> Iterator[Directory]:
     seen: set[int] = set()
     while start:
         if start in seen or len(seen) > _MOST_DIRECTORIES:
-            raise _broken(file.href, "its directories form a loop")
+            raise broken(file.href, "its directories form a loop")
         seen.add(start)
         directory, start = _directory(file, start, order, big=big)
         yield directory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from calendar import monthrange
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,8 +13,8 @@ from s2composite.errors import ParameterError
 
 __all__ = ["DateRange", "Moment", "date_range", "utc_time"]
 
-Moment: TypeAlias = dt.date | str | None
-"""A date or datetime object, or text; None leaves an end of an interval open."""
+Moment: TypeAlias = dt.date | str | int | None
+"""A date or datetime object, text, or a year; None leaves an end of an interval open."""
 
 _TICK = dt.timedelta(microseconds=1)
 _FORM = '"2023", "2023-06", "2023-06-15", "2023-06-15T10:46:29Z"'
@@ -68,8 +69,9 @@ def date_range(value: Moment | Sequence[Moment]) -> DateRange:
     ----------
     value
         ``"2023"``, ``"2023-06"`` and ``"2023-06-15"`` mean the whole year, month or day, ``"2023-06-15T10:46:29Z"``
-        that second; a date object means that day, a datetime object that moment. An interval is ``"a/b"`` or a pair
-        ``(a, b)`` of these, both included; ``".."`` or nothing (in a pair also None) leaves an end open.
+        that second; a number means what its digits do, a date object that day, a datetime object that moment. An
+        interval is ``"a/b"`` or a pair ``(a, b)`` of these, both included; ``".."`` or nothing (in a pair also None)
+        leaves an end open.
 
     Raises
     ------
@@ -92,10 +94,8 @@ def date_range(value: Moment | Sequence[Moment]) -> DateRange:
 
 def _ends(value: Moment | Sequence[Moment]) -> tuple[Moment, Moment]:
     """Split `value` into its two ends; a single date is both."""
-    parts = tuple(value.split("/")) if isinstance(value, str) else value
-    if isinstance(parts, dt.date):
-        return parts, parts
-    if not isinstance(parts, Sequence) or len(parts) not in (1, 2) or all(map(_is_open, parts)):
+    parts = value.split("/") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
+    if len(parts) not in (1, 2) or all(map(_is_open, parts)):
         raise _malformed(value)
     return parts[0], parts[-1]
 
@@ -113,7 +113,7 @@ def _span(end: Moment, value: object) -> tuple[dt.datetime, dt.datetime]:
         if match := _YEAR_OR_MONTH.fullmatch(text):
             return _year_or_month(int(match[1]), match[2])
         first = utc_time(text)
-        return first, first + _precision(text) - _TICK
+        return first, first + (_precision(text) - _TICK)
     except (ParameterError, ValueError, OverflowError):
         raise _malformed(value) from None
 
@@ -121,8 +121,8 @@ def _span(end: Moment, value: object) -> tuple[dt.datetime, dt.datetime]:
 def _year_or_month(year: int, month: str | None) -> tuple[dt.datetime, dt.datetime]:
     first = dt.datetime(year, int(month or 1), 1, tzinfo=dt.UTC)
     last_month = int(month or 12)
-    after = first.replace(year=year + last_month // 12, month=last_month % 12 + 1)
-    return first, after - _TICK
+    last_day = dt.date(year, last_month, monthrange(year, last_month)[1])
+    return first, dt.datetime.combine(last_day, dt.time.max, dt.UTC)
 
 
 def _precision(text: str) -> dt.timedelta:

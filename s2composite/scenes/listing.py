@@ -6,8 +6,8 @@ import datetime as dt
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import PurePosixPath
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 from s2composite.errors import ParameterError, S2CompositeError, SceneError, SourceError
 from s2composite.scenes.dates import Moment, date_range, utc_time
@@ -15,9 +15,9 @@ from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.names import NameFacts, asset_bands, parse_name
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 
-__all__ = ["Source", "find_scenes"]
+__all__ = ["SceneSource", "find_scenes"]
 
-Source: TypeAlias = str | os.PathLike[str] | Scene | Iterable[str | os.PathLike[str] | Scene]
+SceneSource: TypeAlias = str | os.PathLike[str] | Scene | Iterable[str | os.PathLike[str] | Scene]
 """What scenes can be found in."""
 
 _RASTERS = (".tif", ".tiff", ".jp2")
@@ -26,7 +26,7 @@ _NO_ACQUISITION = ("MSK_", ".")
 
 
 def find_scenes(
-    source: Source,
+    source: SceneSource,
     *,
     pattern: str | None = None,
     times: Sequence[dt.date | str] | None = None,
@@ -84,7 +84,7 @@ def find_scenes(
     return selected
 
 
-def _items(source: Source) -> list[str | Scene]:
+def _items(source: SceneSource) -> list[str | Scene]:
     """Return the parts of a source: scenes, and absolute paths or URLs."""
     if isinstance(source, (str, os.PathLike, Scene)):
         source = [source]
@@ -146,13 +146,26 @@ def _directory(fs: Any, path: str) -> list[dict[str, Any]]:
 
 def _chosen(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, any_file: bool = False) -> list[str]:
     """Return the rasters (or all files) among the entries of a listing; if there are none, those in its directories."""
-    names = [entry["name"] for entry in entries if entry["type"] == "file"]
-    found = [name for name in names if _is_asset(name) and (any_file or _is_raster(name))]
+    kinds = [(entry["name"], _kind(entry)) for entry in entries]
+    found = [name for name, kind in kinds if kind == "file" and _is_asset(name) and (any_file or _is_raster(name))]
     if not found and "http" not in fs.protocol:
-        folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
-        found = [name for folder in folders for name in fs.find(folder) if _is_asset(name) and _is_raster(name)]
+        below = [name for folder, kind in kinds if kind == "directory" for name in fs.find(folder)]
+        found = _topmost([name for name in below if _is_asset(name) and _is_raster(name)])
     scheme = "" if _has_real_directories(fs) else f"{source.partition('://')[0]}://"
     return sorted(scheme + name for name in found)
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    """Return ``"file"`` or ``"directory"``, of a link that of what it leads to."""
+    if not entry.get("islink"):
+        return str(entry["type"])
+    return "directory" if os.path.isdir(entry["name"]) else "file"  # noqa: PTH112 - names are text here
+
+
+def _topmost(names: Sequence[str]) -> list[str]:
+    """Leave out files in directories below one that has files itself: that is the one which counts."""
+    folders = {name.rpartition("/")[0] for name in names}
+    return [name for name in names if not any(str(p) in folders for p in PurePosixPath(name).parent.parents)]
 
 
 def _has_real_directories(fs: Any) -> bool:
@@ -161,8 +174,7 @@ def _has_real_directories(fs: Any) -> bool:
 
 
 def _is_raster(name: str) -> bool:
-    path = urlsplit(name).path if name.startswith("http") else name
-    return path.lower().endswith(_RASTERS)
+    return display(name).lower().endswith(_RASTERS)
 
 
 def _is_asset(name: str) -> bool:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from s2composite.errors import ParameterError, SceneError
-from s2composite.scenes.storage import display, is_remote
+from s2composite.scenes.storage import display
 
 __all__ = ["UNNAMED_ASSET", "NameFacts", "asset_bands", "parse_name"]
 
@@ -111,7 +111,8 @@ def parse_name(name: str, pattern: str | None = None, *, time: dt.datetime | Non
     >>> parse_name("31/T/CJ/2023/7/S2B_31TCJ_20230709_0_L2A/B04.tif").scene_id
     'S2B_31TCJ_20230709_0_L2A'
     """
-    label, path = display(name), _path_of(name)
+    label = display(name)
+    path = _path_of(label)
     folders, _, last = path.rpartition("/")
     stem, asset, resolution = _split_asset(_EXTENSION.sub("", last))
     if pattern is not None:
@@ -134,12 +135,12 @@ def asset_bands(asset: str) -> tuple[str, ...]:
     return (asset,) if _SINGLE.fullmatch(asset) else ()
 
 
-def _path_of(name: str) -> str:
-    """Return the path in a name, with ``/`` only and without a URL's host and query."""
-    if not is_remote(name):
-        return name.replace("\\", "/").rstrip("/")
-    path = unquote(urlsplit(name).path) if name.startswith("http") else name.partition("://")[2]
-    return path.rstrip("/")
+def _path_of(label: str) -> str:
+    """Return the path in a name that is shown as `label`, with ``/`` only and without a URL's host."""
+    scheme, is_url, rest = label.partition("://")
+    if not is_url:
+        return label.replace("\\", "/").rstrip("/")
+    return (unquote(rest.partition("/")[2]) if scheme.lower() in ("http", "https") else rest).rstrip("/")
 
 
 def _split_asset(stem: str) -> tuple[str, str, int | None]:
@@ -282,14 +283,13 @@ def _time_of_groups(groups: Mapping[str, str], label: str) -> dt.datetime:
     date = groups.get("date") or "-".join(groups.get(key, "") for key in ("year", "month", "day"))
     clock = groups.get("time") or ":".join(groups.get(key, "00") for key in ("hour", "minute", "second"))
     day, moment = _digits(date), _digits(clock)[:6].ljust(6, "0")
-    form = "%Y%j" if len(day) == 7 else "%Y%m%d"
+    form = {7: "%Y%j", 8: "%Y%m%d"}.get(len(day), "not a date")
     try:
         return dt.datetime.strptime(f"{day}T{moment}+0000", f"{form}T%H%M%S%z")
     except ValueError:
         found = f"{date} {clock}".rstrip(":0 ")
-        raise SceneError(
-            f"{label}: the pattern finds {found!r} in its name, which is not a date; {_CURES}", href=label
-        ) from None
+        message = f"{label}: the pattern finds {found!r} in its name, which is not a date; {_CURES}"
+        raise SceneError(message, href=label) from None
 
 
 def _digits(text: str) -> str:

@@ -6,13 +6,14 @@ anonymous access, which is all that public buckets need. Nothing here returns or
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 import fsspec
@@ -23,6 +24,8 @@ __all__ = ["absolute", "display", "filesystem", "gdal_options", "is_remote", "jo
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3", "http": "http", "https": "https", "file": "file"}
+_HTTP = re.compile(r"(https?://)(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
+_URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
 _YES = ("1", "yes", "true", "on")
 _DMI = Path("/sys/class/dmi/id")
 
@@ -54,7 +57,9 @@ def absolute(href: str | os.PathLike[str]) -> str:
     href = os.fspath(href)
     scheme = _scheme(href)
     if scheme != "file":
-        return f"{scheme}://{href.partition('://')[2]}"
+        rest = href.partition("://")[2]
+        # GDAL sends a URL as it is, and servers refuse blanks and accents.
+        return f"{scheme}://{quote(rest, safe=_URL_SIGNS) if scheme.startswith('http') else rest}"
     path = url2pathname(urlsplit(href).path) if _SCHEME.match(href) else href
     return str(Path(os.path.abspath(Path(path).expanduser())))  # noqa: PTH100 - Path.absolute() leaves ".." in
 
@@ -78,10 +83,8 @@ def display(href: str) -> str:
     >>> display("https://me:secret@host/scene.tif?signature=abc")
     'https://host/scene.tif'
     """
-    if not re.match(r"https?://", href, re.IGNORECASE):
-        return href
-    parts = urlsplit(href)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    match = _HTTP.match(href)
+    return "".join(match.groups()) if match else href
 
 
 def filesystem(href: str) -> tuple[Any, str]:
@@ -104,6 +107,9 @@ def filesystem(href: str) -> tuple[Any, str]:
     href = absolute(href)
     scheme = _scheme(href)
     options = storage_options(href)
+    # gcsfs logs the traceback of what it raises; without any handler that would land on the user's screen.
+    if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).handlers:
+        logger.addHandler(logging.NullHandler())
     fs = _plain_gcs(options) if options.get("token") == "anon" else fsspec.filesystem(scheme, **options)
     return fs, href if scheme in ("http", "https", "file") else href.partition("://")[2]
 
@@ -137,7 +143,9 @@ def reason(href: str, error: BaseException) -> str:
         return f"access is denied{_cure(_scheme(href))}"
     if isinstance(error, FileNotFoundError) or status == 404:
         return "it does not exist"
-    text = re.sub(r"\?[^\s'\")]+", "", str(error)).strip()
+    if status is not None:
+        return f"the server answers with HTTP status {status}; try again later, or check the address"
+    text = re.sub(r"\?[^\s'\")]+", "", str(error)).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -153,12 +161,16 @@ def _scheme(href: str) -> str:
     return scheme
 
 
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status in an error of aiohttp (status), gcsfs (code) or botocore (response)."""
+def _status(error: BaseException | None) -> int | None:
+    """Return the HTTP status in an error of aiohttp (status), gcsfs (code) or botocore (response), or in its cause."""
+    if error is None:
+        return None
+    if str(error).startswith("Forbidden: "):  # gcsfs drops the number of this one
+        return 403
     response = getattr(error, "response", None)
     coded = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
     status = getattr(error, "status", None) or getattr(error, "code", None) or coded
-    return int(str(status)) if str(status).isdecimal() else None
+    return int(str(status)) if str(status).isdecimal() else _status(error.__cause__)
 
 
 def _cure(scheme: str) -> str:
@@ -169,6 +181,8 @@ def _cure(scheme: str) -> str:
         )
     if scheme == "s3" and _s3_anonymous():
         return ", and no AWS credentials were found: run 'aws configure' or set AWS_PROFILE or AWS_ACCESS_KEY_ID"
+    if scheme in ("http", "https"):
+        return ": its user and password go into ~/.netrc; a signed URL may have expired"
     return "" if scheme == "file" else " to the credentials in use: ask for the right to list and read it"
 
 
@@ -282,11 +296,11 @@ def _aws_credentials_exist(environment: tuple[tuple[str, str], ...]) -> bool:
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # noqa: PLC0415
     from botocore.session import Session  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    chain = Session().get_component("credential_provider")
-    if not _on_amazon(dict(environment)):
-        # Elsewhere the metadata server does not answer, which would take seconds to find out.
-        chain.remove("iam-role")
     try:
+        chain = Session().get_component("credential_provider")
+        if not _on_amazon(dict(environment)):
+            # Elsewhere the metadata server does not answer, which would take seconds to find out.
+            chain.remove("iam-role")
         return chain.load_credentials() is not None
     except BotoCoreError:
         # There is something, but it is wrong (an unknown profile): s3fs will say so when it is used.

@@ -37,12 +37,12 @@ class Codec:
             return _encode_jpeg(tile, self.options.jpeg_quality)
         if name == "webp":
             return bytes(imagecodecs.webp_encode(tile, level, lossless=level is None))
-        data = self._predict(tile)
+        data = self._predict(tile).tobytes()
         if name == "deflate":
             return bytes(imagecodecs.deflate_encode(data, DEFLATE if level is None else level))
         if name == "zstd":
             return bytes(imagecodecs.zstd_encode(data, ZSTD if level is None else level))
-        return bytes(imagecodecs.lzw_encode(data)) if name == "lzw" else data.tobytes()
+        return bytes(imagecodecs.lzw_encode(data)) if name == "lzw" else data
 
     def decode(self, data: bytes) -> NDArray[Any]:
         """Return the tile in `data`; whatever the decoder raises if they are not one."""
@@ -53,13 +53,13 @@ class Codec:
         if name == "webp":
             return np.asarray(imagecodecs.webp_decode(data)).reshape(self.shape)
         size = int(np.prod(self.shape)) * self.dtype.itemsize
-        if name == "deflate":
-            data = imagecodecs.deflate_decode(data, out=size)
-        elif name == "zstd":
-            data = imagecodecs.zstd_decode(data, out=size)
-        elif name == "lzw":
-            data = imagecodecs.lzw_decode(data, out=size)
-        return self._unpredict(np.frombuffer(data, self.dtype.newbyteorder("<")).reshape(self.shape))
+        decoders = {
+            "deflate": imagecodecs.deflate_decode,
+            "zstd": imagecodecs.zstd_decode,
+            "lzw": imagecodecs.lzw_decode,
+        }
+        plain = decoders[name](data, out=size) if name in decoders else data
+        return self._unpredict(np.frombuffer(plain, self.dtype.newbyteorder("<")).reshape(self.shape))
 
     def _predict(self, tile: NDArray[Any]) -> NDArray[Any]:
         if self.options.predictor == 2:
@@ -86,7 +86,7 @@ def _encode_jpeg(tile: NDArray[Any], quality: int) -> bytes:
 
 def encode_mask(valid: NDArray[np.bool_]) -> bytes:
     """Return the bytes of a mask tile ``(y, x)``: one bit for each pixel, deflated."""
-    return bytes(imagecodecs.deflate_encode(np.packbits(valid, axis=1), DEFLATE))
+    return bytes(imagecodecs.deflate_encode(np.packbits(valid, axis=1).tobytes(), DEFLATE))
 
 
 def decode_mask(data: bytes, shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -41,8 +41,8 @@ def geo_tags(geobox: GeoBox | None) -> tuple[Tag, ...]:
             pass
         with memory.open() as back:
             if crs is not None and back.crs is None:
-                raise GridError(f"a GeoTIFF cannot express this CRS: {str(geobox.crs)[:200]}; reproject to a common one")
-        return _copied(memory.getbuffer().tobytes())
+                raise GridError(f"a GeoTIFF cannot express the CRS {str(geobox.crs)[:200]}; reproject to another")
+        return _copied(memory.read())
 
 
 def _copied(data: bytes) -> tuple[Tag, ...]:
@@ -87,16 +87,14 @@ def _band_items(sample: int, band: Band) -> Iterator[str]:
 
 
 def _figures(statistic: Statistics) -> Iterator[tuple[str, str]]:
-    if statistic.count:
+    if statistic.valid:
         yield "STATISTICS_MAXIMUM", repr(statistic.maximum)
         yield "STATISTICS_MEAN", repr(statistic.mean)
         yield "STATISTICS_MINIMUM", repr(statistic.minimum)
         yield "STATISTICS_STDDEV", repr(statistic.deviation)
-    yield "STATISTICS_VALID_PERCENT", f"{100 * statistic.count / max(statistic.pixels, 1):.4g}"
+    yield "STATISTICS_VALID_PERCENT", f"{100 * statistic.valid / max(statistic.pixels, 1):.4g}"
 
 
 def _item(name: str, value: str, **attributes: Any) -> str:
     more = "".join(f" {key}={quoteattr(str(v))}" for key, v in attributes.items())
     return f"  <Item name={quoteattr(name)}{more}>{escape(value)}</Item>\n"
-
-

@@ -25,13 +25,13 @@ class RasterOptions:
     """How one raster file is encoded."""
 
     compress: str = "deflate"
-    """``deflate``, ``zstd``, ``lzw``, ``none`` (all lossless), ``webp`` (lossless without a level), ``jpeg`` (lossy)."""
+    """``deflate``, ``zstd``, ``lzw``, ``none``, ``webp`` (lossless without a level), ``jpeg`` (lossy)."""
 
     level: int | None = None
     """Effort: deflate 1 to 12 (default 6), zstd 1 to 22 (default 9); for webp the quality, 1 to 100."""
 
     predictor: str | int = "auto"
-    """1 none, 2 differences, 3 floating point; ``"auto"``: 3 for floats, 2 for integers that are averaged in overviews."""
+    """1 none, 2 differences, 3 floating point; ``"auto"``: 3 for floats, 2 for integers whose overviews are means."""
 
     blocksize: int = 512
     """Side of a tile in pixels, a multiple of 16."""
@@ -74,8 +74,17 @@ def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]
     return replace(options, **own)
 
 
-def checked(options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str) -> RasterOptions:
-    """Return the options with ``predictor`` decided for pixels of `dtype`; `label` names the file in messages.
+def checked(
+    options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str, *, averaged: bool = True
+) -> RasterOptions:
+    """Return the options with ``predictor`` decided for pixels of `dtype`.
+
+    Parameters
+    ----------
+    label
+        Names the file in messages.
+    averaged
+        Overviews are means: the pixels are quantities, not codes.
 
     Raises
     ------
@@ -83,7 +92,9 @@ def checked(options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str
         A value makes no sense, or a combination is impossible.
     """
     if dtype.name not in _DTYPES:
-        raise ParameterError(f"{label}: a GeoTIFF cannot hold {dtype.name} portably; cast to one of {', '.join(_DTYPES)}")
+        raise ParameterError(
+            f"{label}: not every reader of GeoTIFF takes {dtype.name}; cast to one of {', '.join(_DTYPES)}"
+        )
     _choice(label, "compress", options.compress, COMPRESSIONS)
     if options.overview_resampling is not None:
         _choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
@@ -91,9 +102,9 @@ def checked(options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str
         raise ParameterError(f"{label}: bigtiff is {options.bigtiff!r}; it is True, False or 'auto'")
     _whole(label, "blocksize", options.blocksize, 64, 8192)
     if options.blocksize % 16:
-        raise ParameterError(f"{label}: blocksize is {options.blocksize}; TIFF wants a multiple of 16, such as 256 or 512")
+        raise ParameterError(f"{label}: blocksize is {options.blocksize}; it is a multiple of 16, such as 512")
     _check_compression(options, dtype, bands, label)
-    return replace(options, predictor=_predictor(options, dtype, label))
+    return replace(options, predictor=_predictor(options, dtype, label, averaged=averaged))
 
 
 def _check_compression(options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str) -> None:
@@ -113,21 +124,22 @@ def _check_compression(options: RasterOptions, dtype: np.dtype[Any], bands: int,
         )
     if bands not in counts:
         wanted = " or ".join(map(str, counts))
-        raise ParameterError(f"{label}: compress={name!r} takes {wanted} band(s), there are {bands}; use deflate or zstd")
+        raise ParameterError(f"{label}: compress={name!r} takes {wanted} bands, there are {bands}; use deflate")
 
 
-def _predictor(options: RasterOptions, dtype: np.dtype[Any], label: str) -> int:
+def _predictor(options: RasterOptions, dtype: np.dtype[Any], label: str, *, averaged: bool) -> int:
     given, floats = options.predictor, dtype.kind == "f"
     if given == "auto":
-        # Differences of neighbours help pictures; they hurt class codes and indices of scenes, which come in flat patches.
-        averaged = options.overview_resampling == "average"
+        # Differences of neighbours help pictures; they hurt classes and indices of scenes, which come in flat patches.
         return (3 if floats else 2 if averaged else 1) if options.compress in _PREDICTABLE else 1
     if given not in (1, 2, 3) or isinstance(given, bool):
         raise ParameterError(f"{label}: predictor is {given!r}; it is 'auto', 1 (none), 2 (integers) or 3 (floats)")
     if given != 1 and options.compress not in _PREDICTABLE:
         raise ParameterError(f"{label}: compress={options.compress!r} has no predictor; leave it 'auto'")
     if given != 1 and (given == 3) != floats:
-        raise ParameterError(f"{label}: predictor {given} is for {'floats' if given == 3 else 'integers'}, not {dtype.name}")
+        raise ParameterError(
+            f"{label}: predictor {given} is for {'floats' if given == 3 else 'integers'}, not {dtype.name}"
+        )
     return int(given)
 
 

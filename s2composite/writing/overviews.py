@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def level_shapes(shape: tuple[int, int], smallest: int) -> tuple[tuple[int, int]
 def valid_pixels(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
     """Return where `pixels` have a value, None if all do; NaN never is a value."""
     valid = None if pixels.dtype.kind != "f" else ~np.isnan(pixels)
-    if nodata is not None and nodata == nodata:
+    if nodata is not None and not math.isnan(nodata):
         same = pixels != pixels.dtype.type(nodata)
         valid = same if valid is None else valid & same
     return None if valid is None or valid.all() else valid
@@ -74,7 +75,7 @@ def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[An
 
 
 def _even(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Repeat the last row and column of odd sizes: means and modes of the blocks there stay those of their own pixels."""
+    """Repeat the last row and column of odd sizes: means and modes of blocks there stay those of their own pixels."""
     odd = [n % 2 for n in pixels.shape[1:]]
     return np.pad(pixels, ((0, 0), (0, odd[0]), (0, odd[1])), "edge") if any(odd) else pixels
 
@@ -101,7 +102,7 @@ def _mean_of_integers(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nod
     assert nodata is not None
     mean[(mean == nodata) & (count > 0)] = _neighbour(nodata, pixels.dtype)
     mean[count == 0] = nodata
-    return mean.astype(pixels.dtype)
+    return np.asarray(mean, pixels.dtype)
 
 
 def _neighbour(nodata: float, dtype: np.dtype[Any]) -> int:
@@ -117,7 +118,7 @@ def _mean_of_floats(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodat
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = (total / count).astype(pixels.dtype)
     mean[count == 0] = np.nan if nodata is None else nodata
-    return mean
+    return np.asarray(mean)
 
 
 def _mode(corners: tuple[NDArray[Any], ...], nodata: float | None) -> NDArray[Any]:

@@ -17,7 +17,7 @@ __all__ = ["Statistics", "merge", "tile_statistics"]
 class Statistics(NamedTuple):
     """Of valid pixels."""
 
-    count: int
+    valid: int
     """Number of valid pixels."""
 
     pixels: int
@@ -38,7 +38,7 @@ class Statistics(NamedTuple):
     @property
     def deviation(self) -> float:
         """Standard deviation of the population."""
-        return math.sqrt(self.squares / self.count) if self.count else math.nan
+        return math.sqrt(self.squares / self.valid) if self.valid else math.nan
 
 
 _VALUES = np.arange(256, dtype=np.float64)
@@ -83,10 +83,10 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
 
 def _pair(a: Statistics, b: Statistics) -> Statistics:
     pixels = a.pixels + b.pixels
-    if not a.count or not b.count:
-        one = a if a.count else b
+    if not a.valid or not b.valid:
+        one = a if a.valid else b
         return one._replace(pixels=pixels)
-    count, delta = a.count + b.count, b.mean - a.mean
-    mean = a.mean + delta * b.count / count
-    squares = a.squares + b.squares + delta * delta * a.count * b.count / count
+    count, delta = a.valid + b.valid, b.mean - a.mean
+    mean = a.mean + delta * b.valid / count
+    squares = a.squares + b.squares + delta * delta * a.valid * b.valid / count
     return Statistics(count, pixels, min(a.minimum, b.minimum), max(a.maximum, b.maximum), mean, squares)

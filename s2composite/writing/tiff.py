@@ -1,7 +1,7 @@
 """TIFF as bytes: the header of a cloud-optimised GeoTIFF, all directories before any pixel.
 
-A tile is stored as GDAL's COG driver stores it: its size in 4 bytes, the tile, its last 4 bytes again. The ghost area after
-the TIFF header says so, and lets GDAL read a tile without fetching the table of sizes.
+A tile is stored as GDAL's COG driver stores it: its size in 4 bytes, the tile, its last 4 bytes again. The ghost area
+after the TIFF header says so, and lets GDAL read a tile without fetching the table of sizes.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Directory:
 
 
 def tile_record(data: bytes) -> bytes:
-    """Return a tile as it lies in the file.
+    r"""Return a tile as it lies in the file.
 
     >>> tile_record(b"abcdef")
-    b'\\x06\\x00\\x00\\x00abcdefcdef'
+    b'\x06\x00\x00\x00abcdefcdef'
     """
     return struct.pack("<I", len(data)) + data + data[-4:].rjust(4, b"\0")
 

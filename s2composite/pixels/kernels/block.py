@@ -1,26 +1,24 @@
-"""Blocks of pixels: the small planar piece ``(t, b, n)`` of the stack that every kernel works on.
+"""Blocks of pixels: how kernels reach the observations of a few hundred neighbouring pixels.
 
-A kernel walks over the pixels of a window in blocks. `load` brings one block into scratch memory that stays in the
-L2 cache, whatever the layout of the source, and says which observations are valid. After that every loop of every
-kernel runs over `n` contiguous pixels, which is what lets LLVM use vector instructions.
+A kernel walks over the pixels of a window in blocks whose scratch memory stays in the L2 cache. All its inner loops run
+over the contiguous pixels of a block, which is what lets LLVM use vector instructions.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from s2composite.pixels.kernels.compiled import part
+from s2composite.pixels.kernels.prefetch import LINE_BYTES, prefetch
 
-__all__ = ["Source", "count_valid", "load"]
+__all__ = ["Source", "fetch", "judge", "load", "split"]
 
 
 class Source(NamedTuple):
     """The stack as a kernel sees it: flat memory, and how to find a value in it."""
 
     values: Any
-    """All values, 1-D and contiguous: planar ``(t, b, n)`` or pixel-interleaved ``(t, n, b)`` when given its shape."""
+    """All values, 1-D: planar ``(scene, b, n)`` or pixel-interleaved ``(scene, n, b)`` when given that shape."""
 
     bands: int
     """Number of bands ``b``."""
@@ -35,23 +33,37 @@ class Source(NamedTuple):
     """``(t,)`` int64: the scenes to use, as indices into the stack, in the order that settles ties."""
 
     usable: Any
-    """``(scenes of the stack * n,)`` bool, what the mask rules said; empty if there are none."""
+    """``(scenes of the stack * n,)`` bool: what mask rules said; empty if there are none."""
 
     low: Any
-    """``(b,)``, dtype of the values: smallest valid value of each band."""
+    """``(b,)``, type of the values: smallest valid value of each band."""
 
     high: Any
     """``(b,)``: largest valid value of each band."""
 
     dropped: Any
-    """``(k,)``: further values that make an observation invalid."""
+    """``(k,)``: values in between that make an observation invalid too."""
+
+    plain: bool
+    """True: all bands have the same range, and nothing is in `dropped`."""
 
 
 @part
-def copy_row(values: Any, n: int, row: Any) -> None:
-    """Copy `n` values; a plain loop vectorises, a slice assignment checks for overlap first (five times slower)."""
-    for i in range(n):
-        row[i] = values[i]
+def fetch(source: Source, t: int, start: int, n: int) -> None:
+    """Bring `n` pixels of the `t`-th scene from pixel `start` on into the cache, for later; beyond the end: nothing."""
+    if t >= source.scenes.size or start + n > source.pixels:
+        return
+    size = source.bands * source.pixels
+    step = LINE_BYTES // source.values.itemsize
+    if source.interleaved:
+        first = source.scenes[t] * size + start * source.bands
+        for at in range(first, first + n * source.bands, step):
+            prefetch(source.values, at)
+    else:
+        for b in range(source.bands):
+            first = source.scenes[t] * size + b * source.pixels + start
+            for at in range(first, first + n, step):
+                prefetch(source.values, at)
 
 
 @part
@@ -64,30 +76,25 @@ def split_three(values: Any, n: int, first: Any, second: Any, third: Any) -> Non
 
 
 @part
-def split_any(values: Any, n: int, rows: Any) -> None:
-    """Move `n` interleaved pixels of any number of bands apart."""
-    bands = rows.shape[0]
-    for b in range(bands):
-        row = rows[b]
-        for i in range(n):
-            row[i] = values[bands * i + b]
-
-
-@part
-def copy_rows(source: Source, scene: int, start: int, n: int, rows: Any) -> None:
+def split(source: Source, scene: int, start: int, n: int, rows: Any) -> None:
     """Copy `n` pixels of one scene from pixel `start` on into ``rows (b, at least n)``."""
     values, bands = source.values, source.bands
     at = scene * bands * source.pixels
-    if not source.interleaved:
+    if source.interleaved:
+        pixels = values[at + bands * start : at + bands * (start + n)]
+        if bands == 3:
+            split_three(pixels, n, rows[0], rows[1], rows[2])
+            return
         for b in range(bands):
-            begin = at + b * source.pixels + start
-            copy_row(values[begin : begin + n], n, rows[b])
-        return
-    pixels = values[at + bands * start : at + bands * (start + n)]
-    if bands == 3:
-        split_three(pixels, n, rows[0], rows[1], rows[2])
+            row = rows[b]
+            for i in range(n):
+                row[i] = pixels[bands * i + b]
     else:
-        split_any(pixels, n, rows)
+        for b in range(bands):
+            row, begin = rows[b], at + b * source.pixels + start
+            band = values[begin : begin + n]
+            for i in range(n):  # a slice assignment would look for overlap first, and is five times slower
+                row[i] = band[i]
 
 
 @part
@@ -120,36 +127,13 @@ def load(source: Source, start: int, n: int, block: Any, valid: Any) -> None:
     start, n
         First pixel and number of pixels; ``n`` is at most the width of the block.
     block
-        ``(t, b, width)``, dtype of the source: the values. Pixels beyond `n` keep what they held.
+        ``(t, b, width)``, type of the source: the values. Pixels beyond `n` keep what they held.
     valid
         ``(t, width)`` uint8: 1 where the observation may be used, else 0; 0 beyond `n`.
     """
     for t in range(source.scenes.size):
+        fetch(source, t + 2, start, n)
         scene = source.scenes[t]
-        copy_rows(source, scene, start, n, block[t])
+        split(source, scene, start, n, block[t])
         judge(source, scene, start, n, block[t], valid[t])
         valid[t, n:] = 0
-
-
-@part
-def count_valid(valid: Any, n: int, counts: Any, out: Any) -> None:
-    """Count the valid observations of each pixel.
-
-    Parameters
-    ----------
-    valid
-        ``(t, width)`` uint8: 1 or 0.
-    n
-        How many of the pixels are wanted in `out`.
-    counts
-        ``(width,)`` uint16, out: the counts.
-    out
-        ``(n,)`` uint16, out: the first of them once more.
-    """
-    counts[:] = 0
-    for t in range(valid.shape[0]):
-        row = valid[t]
-        for i in range(counts.size):
-            counts[i] += np.uint16(row[i])
-    for i in range(n):  # a slice assignment would compile for a second and a half more
-        out[i] = counts[i]

@@ -2,189 +2,206 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, count_valid, load
+from s2composite.pixels.kernels.block import Source, split
 from s2composite.pixels.kernels.compiled import kernel, part
-from s2composite.pixels.kernels.select import LAST, pick, select, select_wide
+from s2composite.pixels.kernels.select import pick, select, select_wide
 
-__all__ = ["rank_by_number", "rank_by_small_sum", "rank_by_sum"]
+__all__ = ["Key", "rank_by_key", "rank_by_small_key"]
+
+
+class Key(NamedTuple):
+    """What observations are ordered by: a weighted sum of their bands, or a normalised difference of two."""
+
+    weights: Any
+    """``(b,)``, type of the key: weight of each band in the sum."""
+
+    first: Any
+    """The key of a sum of zero."""
+
+    none: Any
+    """The key of an observation that is not valid; nothing else has it."""
+
+    pair: Any
+    """``(2,)`` int64: the bands of the difference; empty for a sum."""
 
 
 @part
-def put_picked(source: Source, block: Any, index: Any, start: int, n: int, out: Any, chosen: Any) -> None:
-    """Write the picked observations: their values into ``out (b, pixels)``, their scenes into ``chosen (pixels,)``."""
-    for i in range(n):
-        t = index[i]
-        chosen[start + i] = -1
-        if t >= 0:
-            chosen[start + i] = source.scenes[t]
-            for b in range(block.shape[1]):
-                out[b, start + i] = block[t, b, i]
+def add_three(values: Any, low: Any, high: Any, key: Key, row: Any) -> None:
+    """Write the keys of interleaved pixels of three bands, all with the same range ``low`` to ``high``."""
+    kind, first, none = row.dtype.type, key.first, key.none
+    w0, w1, w2 = key.weights[0], key.weights[1], key.weights[2]
+    for i in range(values.size // 3):
+        r, g, b = values[3 * i], values[3 * i + 1], values[3 * i + 2]
+        good = (min(r, g, b) >= low) & (max(r, g, b) <= high) & (r == r) & (g == g) & (b == b)
+        total = kind(kind(kind(first + kind(kind(r) * w0)) + kind(kind(g) * w1)) + kind(kind(b) * w2))
+        row[i] = total if good else none
 
 
 @part
-def look_up(counts: Any, ranks: Any, rank: Any) -> None:
-    """Look up the rank that each pixel wants, given how many valid observations it has."""
-    for i in range(rank.size):
+def add_band(values: Any, low: Any, high: Any, weight: Any, none: Any, row: Any) -> None:
+    """Add a band times its weight to each key that is not `none` yet; `none` where it is out of its range."""
+    kind = row.dtype.type
+    for i in range(values.size):
+        good = (values[i] >= low) & (values[i] <= high) & (row[i] == row[i]) & (row[i] != none)
+        row[i] = kind(row[i] + kind(kind(values[i]) * weight)) if good else none
+
+
+@part
+def subtract(a: Any, b: Any, none: Any, row: Any) -> None:
+    """Write the normalised difference ``(a - b) / (a + b)``; minus infinity where it is undefined."""
+    kind = row.dtype.type
+    for i in range(a.size):
+        x, y = kind(a[i]), kind(b[i])
+        both = x + y
+        value = (x - y) / both if both != 0 else -np.inf
+        row[i] = (value if value == value else -np.inf) if row[i] == row[i] else none
+
+
+@part
+def forbid(usable: Any, none: Any, row: Any) -> None:
+    """Write `none` where an observation is not usable."""
+    for i in range(usable.size):
+        row[i] = row[i] if usable[i] else none
+
+
+@part
+def forbid_value(values: Any, value: Any, none: Any, row: Any) -> None:
+    """Write `none` where a band has a value that makes the observation invalid."""
+    for i in range(values.size):
+        row[i] = row[i] if values[i] != value else none
+
+
+@part
+def write_keys(source: Source, key: Key, t: int, start: int, n: int, bands: Any, row: Any) -> None:
+    """Write the keys of `n` pixels of the `t`-th scene; ``bands (b, width)`` is scratch."""
+    scene = source.scenes[t]
+    if source.interleaved and source.bands == 3 and source.plain and key.pair.size == 0:
+        at = 3 * (scene * source.pixels + start)
+        add_three(source.values[at : at + 3 * n], source.low[0], source.high[0], key, row)
+    else:
+        for i in range(n):
+            row[i] = key.first
+        split(source, scene, start, n, bands)
+        for b in range(source.bands):
+            add_band(bands[b, :n], source.low[b], source.high[b], key.weights[b], key.none, row)
+            for value in source.dropped:
+                forbid_value(bands[b, :n], value, key.none, row)
+        if key.pair.size > 0:
+            subtract(bands[key.pair[0], :n], bands[key.pair[1], :n], key.none, row)
+    if source.usable.size > 0:
+        at = scene * source.pixels + start
+        forbid(source.usable[at : at + n], key.none, row)
+    for i in range(n, row.size):
+        row[i] = key.none
+
+
+@part
+def count_keys(keys: Any, none: Any, ranks: Any, counts: Any, rank: Any) -> None:
+    """Count the keys that are not `none`, and look up the rank that each pixel wants."""
+    counts[:] = 0
+    for t in range(keys.shape[0]):
+        row = keys[t]
+        for i in range(counts.size):
+            counts[i] += np.uint16(row[i] != none)
+    for i in range(counts.size):
         rank[i] = ranks[counts[i]]
 
 
 @part
-def small_sums(block: Any, valid: Any, bands: Any, keys: Any) -> None:
-    """Add up bands as uint16: ``block (t, b, n)`` into ``keys (t, n)``, `LAST` where not valid."""
-    for t in range(block.shape[0]):
-        key, ok = keys[t], valid[t]
-        for i in range(key.size):
-            key[i] = np.uint16(0) if ok[i] != 0 else np.uint16(LAST)
-        for b in bands:
-            row = block[t, b]
-            for i in range(key.size):
-                key[i] += np.uint16(row[i]) * np.uint16(ok[i])
-
-
-@part
-def sums(block: Any, bands: Any, least: int, wide: Any) -> None:
-    """Add up bands, counted from the `least` value of their type: ``block (t, b, n)`` into ``wide (t, n)`` uint32."""
-    for t in range(block.shape[0]):
-        key = wide[t]
-        key[:] = 0
-        for b in bands:
-            row = block[t, b]
-            for i in range(key.size):
-                key[i] += np.uint32(np.int32(row[i]) - np.int32(least))
-
-
-@part
-def weighted(rows: Any, bands: Any, weights: Any, term: Any, number: Any) -> None:
-    """Add up bands times weights, one after the other, in the type of `number`."""
-    number[:] = 0
-    for k in range(bands.size):
-        row, weight = rows[bands[k]], weights[k]
-        for i in range(number.size):
-            term[i] = row[i]
-        for i in range(number.size):
-            number[i] += term[i] * weight
-
-
-@part
-def difference(rows: Any, bands: Any, term: Any, number: Any) -> None:
-    """Normalised difference ``(a - b) / (a + b)`` of two bands, in the type of `number`."""
-    a, b = rows[bands[0]], rows[bands[1]]
-    for i in range(number.size):
-        number[i] = a[i]
-        term[i] = b[i]
-    for i in range(number.size):
-        both = number[i] + term[i]
-        number[i] = (number[i] - term[i]) / both if both != 0 else np.nan
-
-
-@part
-def order(number: Any, sign: Any, bits: Any) -> None:
-    """Turn floats into integers of the same order, in place: `bits` is the memory of `number` as unsigned integers."""
-    for i in range(number.size):
-        number[i] = number[i] + 0.0 if number[i] == number[i] else -np.inf  # -0 is 0; an undefined key comes first
-    for i in range(number.size):
-        bits[i] = ~bits[i] if bits[i] & sign[0] else bits[i] | sign[0]
+def put_picked(source: Source, index: Any, start: int, n: int, out: Any, chosen: Any) -> None:
+    """Write the picked observations: their values into ``out (b, pixels)``, their scenes into ``chosen (pixels,)``."""
+    size = source.bands * source.pixels
+    across, along = (source.bands, 1) if source.interleaved else (1, source.pixels)
+    for i in range(start, start + n):
+        chosen[i] = -1
+        if index[i - start] >= 0:
+            chosen[i] = source.scenes[index[i - start]]
+            at = source.scenes[index[i - start]] * size + i * across
+            for b in range(source.bands):
+                out[b, i] = source.values[at + b * along]
 
 
 @kernel
-def rank_by_small_sum(
-    source: Source, bands: Any, bits: int, ranks: Any, width: int, out: Any, count: Any, chosen: Any
+def rank_by_small_key(
+    source: Source, key: Key, bits: int, ranks: Any, width: int, out: Any, count: Any, chosen: Any
 ) -> None:
-    """Rank by a plain sum of `bands` that fits 16 bits, `LAST` excepted (uint8 data).
+    """Rank by integer keys of at most sixteen bits.
 
     Parameters
     ----------
     source
         The stack.
-    bands
-        ``(k,)`` int64: indices of the bands to add up.
+    key
+        What to order by: of type int16, counted from ``FIRST``, less than ``LAST``.
     bits
-        Bits of the largest possible sum.
+        Bits of the largest key.
     ranks
-        ``(t + 1,)`` uint16: the rank to take for each number of valid observations, `LAST` to take none.
+        ``(t + 1,)`` int16: the rank to take for each number of valid observations, ``NO_RANK`` to take none.
     width
         Pixels of a block.
     out
-        ``(b, n)``, dtype of the source, filled with nodata before: values of the picked observation.
+        ``(b, n)``, type of the source, filled with nodata before: values of the picked observation.
     count
         ``(n,)`` uint16, out: valid observations.
     chosen
         ``(n,)`` int16, out: scene of the picked observation, -1 if none.
     """
-    scenes = source.scenes.size
-    block = np.empty((scenes, source.bands, width), source.values.dtype)
-    valid = np.empty((scenes, width), np.uint8)
-    keys = np.empty((scenes, width), np.uint16)
-    counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.uint16), np.empty(width, np.int16)
-    key, below = np.empty(width, np.uint16), np.empty(width, np.uint16)
+    times = source.scenes.size
+    bands, keys = np.empty((source.bands, width), source.values.dtype), np.empty((times, width), np.int16)
+    counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.int16), np.empty(width, np.int16)
+    found = np.empty(width, np.int16)
     for start in range(0, source.pixels, width):
         n = min(width, source.pixels - start)
-        load(source, start, n, block, valid)
-        count_valid(valid, n, counts, count[start : start + n])
-        look_up(counts, ranks, rank)
-        small_sums(block, valid, bands, keys)
-        select(keys, bits, rank, key, below)
-        pick(keys, valid, key, rank, index)
-        put_picked(source, block, index, start, n, out, chosen)
+        for t in range(times):
+            write_keys(source, key, t, start, n, bands, keys[t])
+        count_keys(keys, key.none, ranks, counts, rank)
+        select(keys, bits, rank, found, source, start + width)
+        pick(keys, found, rank, index)
+        put_picked(source, index, start, n, out, chosen)
+        for i in range(n):
+            count[start + i] = counts[i]
+
+
+@part
+def order(row: Any, sign: Any, wide: Any) -> None:
+    """Turn floats into integers of the same order in place, NaN into all bits set: `wide` is the memory of `row`."""
+    none = ~sign[0] | sign[0]
+    for i in range(row.size):
+        missing = row[i] != row[i]
+        row[i] = row[i] + 0.0  # -0 becomes 0
+        wide[i] = none if missing else (~wide[i] if wide[i] & sign[0] else wide[i] | sign[0])
 
 
 @kernel
-def rank_by_sum(
-    source: Source, bands: Any, least: int, ranks: Any, width: int, out: Any, count: Any, chosen: Any
-) -> None:
-    """Rank by a plain sum of `bands` of integers; parameters as `rank_by_small_sum`, `least` value of the dtype."""
-    scenes = source.scenes.size
-    block = np.empty((scenes, source.bands, width), source.values.dtype)
-    valid = np.empty((scenes, width), np.uint8)
-    keys = np.empty((scenes, width), np.uint16)
-    wide, key = np.empty((scenes, width), np.uint32), np.empty(width, np.uint32)
-    counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.uint16), np.empty(width, np.int16)
-    for start in range(0, source.pixels, width):
-        n = min(width, source.pixels - start)
-        load(source, start, n, block, valid)
-        count_valid(valid, n, counts, count[start : start + n])
-        look_up(counts, ranks, rank)
-        sums(block, bands, least, wide)
-        select_wide(wide, valid, rank, key, keys)
-        pick(wide, valid, key, rank, index)
-        put_picked(source, block, index, start, n, out, chosen)
-
-
-@kernel
-def rank_by_number(
-    source: Source, bands: Any, weights: Any, sign: Any, ranks: Any, width: int, out: Any, count: Any, chosen: Any
-) -> None:
-    """Rank by a floating-point key; parameters as `rank_by_small_sum`, but for these two.
+def rank_by_key(source: Source, key: Key, sign: Any, ranks: Any, width: int, out: Any, count: Any, chosen: Any) -> None:
+    """Rank by keys of 32 or 64 bits; parameters as `rank_by_small_key`, but for these.
 
     Parameters
     ----------
-    weights
-        ``(k,)`` float32 or float64, the type of the key: weights of `bands`; empty: their normalised difference.
+    key
+        What to order by: uint32 with all bits set for none, or float32 or float64 with NaN.
     sign
-        ``(1,)`` unsigned integer as wide as the key: its sign bit.
+        ``(1,)`` unsigned integer as wide as the key: for floats its sign bit, for integers 0.
     """
-    scenes = source.scenes.size
-    block = np.empty((scenes, source.bands, width), source.values.dtype)
-    valid = np.empty((scenes, width), np.uint8)
-    keys = np.empty((scenes, width), np.uint16)
-    number, term = np.empty((scenes, width), weights.dtype), np.empty(width, weights.dtype)
-    wide, key = number.view(sign.dtype), np.empty(width, sign.dtype)
-    counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.uint16), np.empty(width, np.int16)
+    times = source.scenes.size
+    bands, digits = np.empty((source.bands, width), source.values.dtype), np.empty((times, width), np.int16)
+    keys = np.empty((times, width), key.weights.dtype)
+    wide, found = keys.view(sign.dtype), np.empty(width, sign.dtype)
+    counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.int16), np.empty(width, np.int16)
+    none = ~sign[0] | sign[0]
     for start in range(0, source.pixels, width):
         n = min(width, source.pixels - start)
-        load(source, start, n, block, valid)
-        count_valid(valid, n, counts, count[start : start + n])
-        look_up(counts, ranks, rank)
-        for t in range(scenes):
-            if weights.size > 0:
-                weighted(block[t], bands, weights, term, number[t])
-            else:
-                difference(block[t], bands, term, number[t])
-            order(number[t], sign, wide[t])
-        select_wide(wide, valid, rank, key, keys)
-        pick(wide, valid, key, rank, index)
-        put_picked(source, block, index, start, n, out, chosen)
+        for t in range(times):
+            write_keys(source, key, t, start, n, bands, keys[t])
+            if sign[0] != 0:
+                order(keys[t], sign, wide[t])
+        count_keys(wide, none, ranks, counts, rank)
+        select_wide(wide, rank, found, digits, source, start + width)
+        pick(wide, found, rank, index)
+        put_picked(source, index, start, n, out, chosen)
+        for i in range(n):
+            count[start + i] = counts[i]

@@ -1,0 +1,158 @@
+"""What a picture is made of: a few of a composite's pixels, in memory, as colours. No matplotlib here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from s2composite.cube import stack_of, to_cube
+from s2composite.errors import ParameterError
+
+__all__ = [
+    "Stretch",
+    "bands_of",
+    "cloudy_scene",
+    "decimated",
+    "layer_of",
+    "limits",
+    "one_scene",
+    "rgba",
+    "scene_position",
+    "values_of",
+    "with_count",
+]
+
+_SIDE = 1500
+"""Pixels along the longer side that a picture is drawn from; a figure has fewer."""
+
+_SAMPLE = 512
+"""Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
+
+_COLOURS = (("red", "green", "blue"), ("B04", "B03", "B02"), ("R", "G", "B"))
+"""Names of bands that make a true-colour picture."""
+
+Stretch = tuple[float, float]
+"""The values that are shown black and white."""
+
+
+def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:
+    """Return a variable of a dataset after a look at its dimensions."""
+    if name not in dataset:
+        raise ParameterError(f"there is no layer {name!r} to draw; there is {', '.join(map(str, dataset.data_vars))}")
+    array = dataset[name]
+    if set(array.dims) != set(dims):
+        raise ParameterError(
+            f"{name} has dimensions {array.dims}; a picture needs {dims}, choose with .isel() or .sel()"
+        )
+    return array.transpose(*dims)
+
+
+def bands_of(array: xr.DataArray, bands: Sequence[Any] | None) -> xr.DataArray:
+    """Return the three bands, or the one, to draw."""
+    there = list(array["band"].values) if "band" in array.coords else list(range(array.sizes["band"]))
+    if bands is None:
+        spoken = {str(name).lower(): i for i, name in enumerate(there)}
+        names = next((c for c in _COLOURS if all(name.lower() in spoken for name in c)), None)
+        first = list(range(3 if len(there) >= 3 else 1))
+        return array.isel(band=first if names is None else [spoken[name.lower()] for name in names])
+    if len(bands) not in (1, 3) or not all(band in there for band in bands):
+        raise ParameterError(f"bands={list(bands)!r}; choose one or three of {[str(name) for name in there]}")
+    return array.isel(band=[there.index(band) for band in bands])
+
+
+def with_count(array: xr.DataArray, dataset: xr.Dataset) -> xr.Dataset:
+    """Return a layer together with the count, which says where it has data."""
+    name = str(array.name)
+    layers = {name: array, "count": dataset["count"]} if "count" in dataset else {name: array}
+    return xr.Dataset(layers)
+
+
+def decimated(dataset: xr.Dataset) -> xr.Dataset:
+    """Return every n-th row and column, in memory, all layers in one pass."""
+    step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // _SIDE))
+    return dataset.isel(y=slice(None, None, step), x=slice(None, None, step)).compute()
+
+
+def values_of(shown: xr.Dataset, layer: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the pixels of a layer ``(band, y, x)``, and where there is data ``(y, x)``."""
+    values = shown[layer].transpose("band", "y", "x").values
+    valid = np.isfinite(values).all(0)
+    if "count" in shown:
+        return values, valid & (shown["count"].values > 0)
+    return values, valid & (values != _nodata(shown[layer])).any(0)
+
+
+def _nodata(array: xr.DataArray) -> float:
+    """Return the value that says "no data": as declared, else 0, which NaN makes no difference to in floats."""
+    return float(array.attrs.get("nodata", 0))
+
+
+def limits(values: NDArray[Any], valid: NDArray[np.bool_]) -> Stretch:
+    """Return the values to show black and white, the same for all bands so that colours stay true."""
+    if values.dtype == np.uint8:
+        return 0.0, 255.0
+    low, high = np.percentile(values[:, valid], (2, 98))
+    return float(low), float(high)
+
+
+def rgba(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | None = None) -> NDArray[np.uint8]:
+    """Return pixels ``(band, y, x)`` of one or three bands as a picture ``(y, x, 4)``, transparent where not valid."""
+    low, high = limits(values, valid) if stretch is None else stretch
+    if high < low:
+        raise ParameterError(f"stretch={stretch!r}; the value shown white must be above the one shown black")
+    scaled = (np.where(valid, values, low).astype(np.float64) - low) * (255 / (high - low) if high > low else 1)
+    picture = np.zeros((*valid.shape, 4), np.uint8)
+    picture[..., :3] = np.moveaxis(np.rint(np.clip(scaled, 0, 255)), 0, 2)
+    picture[..., 3] = np.where(valid, 255, 0)
+    return picture
+
+
+def cloudy_scene(cube: xr.DataArray) -> int:
+    """Return the position of the scene that shows best what a composite is for: clouds over about half of the area.
+
+    In a window in the middle, an observation counts as cloudy where it is half as bright again as the pixel's median
+    over time; scenes that miss part of the window come last.
+    """
+    rows, columns = (_middle(cube.sizes[dim]) for dim in ("y", "x"))
+    found = stack_of(cube)
+    pixels = found[0].read((rows, columns)).pixels if found else cube.isel(y=rows, x=columns).values
+    pixels = pixels[:, :, ::2, ::2]
+    brightness = np.where((pixels != _nodata(cube)).all(1), pixels.sum(1, dtype=np.float64), np.nan)
+    seen = np.isfinite(brightness)
+    if not seen.any():
+        return 0
+    usual = np.nanmedian(brightness[:, seen.any(0)], axis=0)
+    with np.errstate(invalid="ignore"):
+        cloudy = (brightness[:, seen.any(0)] > 1.5 * usual).sum(1) / np.maximum(seen.sum((1, 2)), 1)
+    missing = 1 - seen.mean((1, 2))
+    return int(np.argmin(np.abs(cloudy - 0.45) + missing))
+
+
+def _middle(n: int) -> slice:
+    start = max(0, (n - _SAMPLE) // 2)
+    return slice(start, min(n, start + _SAMPLE))
+
+
+def one_scene(cube: xr.DataArray, position: int) -> xr.DataArray:
+    """Return a scene ``(band, y, x)``, so that reading it does not read the others."""
+    one = cube.isel(time=[position])
+    found = stack_of(one)
+    whole = to_cube(found[0]) if found else one
+    return bands_of(whole.isel(time=0), None)
+
+
+def scene_position(cube: xr.DataArray, scene: int | str) -> int:
+    """Return the position of a scene given by its position, also from the end, or its name."""
+    times = cube.sizes["time"]
+    if isinstance(scene, str):
+        names = [str(name) for name in cube["scene"].values] if "scene" in cube.coords else []
+        if scene not in names:
+            raise ParameterError(f"the cube has no scene {scene!r}; it has {times}, such as {names[:3]}")
+        return names.index(scene)
+    if not -times <= scene < times:
+        raise ParameterError(f"the cube has {times} scenes, there is no scene {scene}")
+    return scene % times

@@ -1,0 +1,315 @@
+"""Pictures of composites: ordinary matplotlib axes, drawn from at most 1500 pixels a side.
+
+No display is needed. This module is imported when something is drawn, and matplotlib with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num, num2date
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from s2composite.analysis.picture import (
+    Stretch,
+    bands_of,
+    cloudy_scene,
+    decimated,
+    layer_of,
+    limits,
+    one_scene,
+    rgba,
+    scene_position,
+    values_of,
+    with_count,
+)
+from s2composite.errors import ParameterError
+
+__all__ = ["Plots", "before_after", "plot_composite", "plot_count", "plot_date", "timeline"]
+
+_LEGEND = 12
+"""Dates up to which each gets a colour of its own; more share a continuous scale."""
+
+
+@dataclass(frozen=True)
+class Plots:
+    """The pictures of one composite: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()`` ..."""
+
+    dataset: xr.Dataset
+    """The layers of a composite."""
+
+    def __call__(self, **options: Any) -> Axes:
+        """Draw the composite; see `plot_composite`."""
+        return plot_composite(self.dataset, **options)
+
+    def count(self, **options: Any) -> Axes:
+        """Draw how many valid observations each pixel had; see `plot_count`."""
+        return plot_count(self.dataset, **options)
+
+    def date(self, **options: Any) -> Axes:
+        """Draw the date that each pixel comes from; see `plot_date`."""
+        return plot_date(self.dataset, **options)
+
+    def before_after(self, cube: xr.DataArray, **options: Any) -> Figure:
+        """Draw a scene of the cube beside the composite; see `before_after`."""
+        return before_after(cube, self.dataset, **options)
+
+    def timeline(self, **options: Any) -> Axes:
+        """Draw how much of the composite comes from each date; see `timeline`."""
+        return timeline(self.dataset, **options)
+
+
+def plot_composite(
+    dataset: xr.Dataset,
+    *,
+    layer: str = "composite",
+    bands: Sequence[Any] | None = None,
+    stretch: Stretch | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a layer with bands as a colour picture, or in greys if it has one or two; without data it is transparent.
+
+    Parameters
+    ----------
+    dataset
+        Layers of a composite: `layer` ``(band, y, x)`` and, to know where there is data, ``count`` ``(y, x)``.
+    layer
+        Which variable.
+    bands
+        Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
+        first three.
+    stretch
+        The values shown black and white. Default: uint8 as it is; anything else between the 2nd and the 98th percentile
+        of all its valid values.
+    ax
+        Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ParameterError
+        No such layer or band, or no pixel has data.
+    """
+    shown, values, valid = _colours(dataset, layer, bands)
+    return _draw(_axes(ax), rgba(values, valid, stretch), shown, str(dataset.attrs.get("reducer", layer)))
+
+
+def _colours(
+    dataset: xr.Dataset, layer: str, bands: Sequence[Any] | None
+) -> tuple[xr.Dataset, NDArray[Any], NDArray[np.bool_]]:
+    """Return what is drawn of a layer: with its coordinates, its pixels ``(band, y, x)``, and where it has data."""
+    shown = decimated(with_count(bands_of(layer_of(dataset, layer, ("band", "y", "x")), bands), dataset))
+    values, valid = values_of(shown, layer)
+    if not valid.any():
+        raise ParameterError(f"{layer} has no data in any pixel; look at count: do the rules leave any observation?")
+    return shown, values, valid
+
+
+def plot_count(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw the number of valid observations of each pixel.
+
+    Parameters
+    ----------
+    dataset
+        With the layer ``count`` ``(y, x)``.
+    ax
+        Where to draw; default: a new figure.
+
+    Raises
+    ------
+    ParameterError
+        There is no count, or it is 0 everywhere.
+    """
+    shown = decimated(layer_of(dataset, "count", ("y", "x")).to_dataset(name="count"))
+    count = shown["count"].values
+    if not count.any():
+        raise ParameterError("count is 0 in every pixel: no observation was valid, there is nothing to draw")
+    ax = _axes(ax)
+    _draw(ax, count, shown, "valid observations", vmin=0, cmap="viridis")
+    ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=MaxNLocator(integer=True))
+    return ax
+
+
+def plot_date(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw the date of the observation that each pixel comes from, with a legend, or a scale if there are many dates.
+
+    Parameters
+    ----------
+    dataset
+        With the layer ``source`` ``(y, x)`` and the coordinate ``scene_time``.
+    ax
+        Where to draw; default: a new figure.
+
+    Raises
+    ------
+    ParameterError
+        There is no source or no dates, or no pixel has a source.
+    """
+    shown = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))
+    days = _days(dataset)
+    source = shown["source"].values
+    if (source < 0).all():
+        raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
+    found = np.unique(days[source[source >= 0]])
+    ax = _axes(ax)
+    if len(found) <= _LEGEND:
+        _draw_dates(ax, shown, source, days, found)
+    else:
+        _draw_date_scale(ax, shown, np.where(source >= 0, days[source], np.nan))
+    return ax
+
+
+def _draw_dates(ax: Axes, shown: xr.Dataset, source: NDArray[Any], days: NDArray[Any], found: NDArray[Any]) -> None:
+    """Draw few dates, each in a colour of its own."""
+    colours = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(found)))
+    rank = np.where(source >= 0, np.searchsorted(found, days[source]), np.nan)
+    _draw(ax, rank, shown, "date of the observation", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(found) - 0.5)
+    bar = ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=np.arange(len(found)))
+    bar.ax.set_yticklabels([f"{num2date(day):%Y-%m-%d}" for day in found])
+    bar.ax.tick_params(length=0)
+
+
+def _draw_date_scale(ax: Axes, shown: xr.Dataset, day: NDArray[Any]) -> None:
+    """Draw many dates on one scale."""
+    _draw(ax, day, shown, "date of the observation", cmap="turbo")
+    locator = AutoDateLocator()
+    bar = ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=locator)
+    bar.ax.yaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def before_after(
+    cube: xr.DataArray,
+    dataset: xr.Dataset,
+    scene: int | str | None = None,
+    *,
+    stretch: Stretch | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Draw one cloudy scene, the composite, and how many observations it had, side by side.
+
+    Parameters
+    ----------
+    cube
+        ``(time, band, y, x)``: what the composite was made of.
+    dataset
+        Layers of the composite.
+    scene
+        Position or name of the scene. Default: one with clouds over about half of the middle of the area.
+    stretch
+        The values shown black and white, in both; default as in `plot_composite`.
+    figure
+        Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With three axes.
+
+    Raises
+    ------
+    ParameterError
+        No such scene, or the composite has no data.
+    """
+    position = cloudy_scene(cube) if scene is None else scene_position(cube, scene)
+    shown, values, valid = _colours(dataset, "composite", None)
+    stretch = limits(values, valid) if stretch is None else stretch
+    before = decimated(one_scene(cube, position).to_dataset(name="before"))
+    seen, observed = values_of(before, "before")
+    figure = _figure(figure, (18, 6))
+    axes = figure.subplots(1, 3)
+    _draw(axes[0], rgba(seen, observed, stretch), before, _title(cube, position))
+    _draw(axes[1], rgba(values, valid, stretch), shown, str(dataset.attrs.get("reducer", "composite")))
+    plot_count(shown, ax=axes[2])
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+        ax.tick_params(labelleft=False)
+    return figure
+
+
+def timeline(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw, for each scene at its date, the share of the composite's pixels that come from it.
+
+    Parameters
+    ----------
+    dataset
+        With the layer ``source`` ``(y, x)`` and the coordinate ``scene_time``.
+    ax
+        Where to draw; default: a new figure.
+
+    Raises
+    ------
+    ParameterError
+        There is no source or no dates, or no pixel has a source.
+    """
+    source = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))["source"].values
+    days = _days(dataset)
+    if (source < 0).all():
+        raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
+    share = np.bincount(source[source >= 0], minlength=len(days)) / (source >= 0).sum() * 100
+    ax = _axes(ax)
+    ax.vlines(days, 0, share, linewidth=3, color="tab:green")
+    ax.plot(days, np.zeros_like(days), "|", color="0.4")
+    ax.xaxis_date()
+    ax.set(
+        ylabel="share of pixels (%)", title=f"dates of {np.count_nonzero(share)} of {len(days)} scenes", ylim=(0, None)
+    )
+    return ax
+
+
+def _title(cube: xr.DataArray, position: int) -> str:
+    time = cube["time"].values[position]
+    return f"one scene, {str(time)[:10] if isinstance(time, np.datetime64) else time}"
+
+
+def _days(dataset: xr.Dataset) -> NDArray[np.float64]:
+    """Return the time of each scene as matplotlib counts days."""
+    if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
+        raise ParameterError(
+            "the composite has no coordinate scene_time with the scenes' dates; its cube's time had none"
+        )
+    days: NDArray[np.float64] = date2num(dataset["scene_time"].values)
+    return days
+
+
+def _draw(ax: Axes, picture: NDArray[Any], shown: xr.Dataset, title: str, **options: Any) -> Axes:
+    """Draw a picture with the coordinates of its pixels."""
+    x, y = (_edges(shown[dim].values) if dim in shown.coords else (0, shown.sizes[dim]) for dim in ("x", "y"))
+    extent = (x[0], x[1], y[1], y[0]) if "y" in shown.coords else (0, x[1], y[1], 0)
+    ax.set_facecolor("0.8")  # what is transparent must not look like a cloud
+    ax.imshow(picture, extent=extent, interpolation="nearest", **options)
+    ax.set(title=title, xlabel=_label(shown, "x"), ylabel=_label(shown, "y"))
+    ax.ticklabel_format(style="plain", useOffset=False)
+    ax.tick_params(axis="x", labelrotation=45)
+    return ax
+
+
+def _edges(centres: NDArray[Any]) -> tuple[float, float]:
+    """Return where the first pixel begins and the last one ends."""
+    half = (centres[-1] - centres[0]) / max(len(centres) - 1, 1) / 2 or 0.5
+    return float(centres[0] - half), float(centres[-1] + half)
+
+
+def _label(shown: xr.Dataset, dim: str) -> str:
+    units = shown[dim].attrs.get("units", "") if dim in shown.coords else "pixels"
+    return f"{dim} ({units})" if units else dim
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return _figure(None, (8, 7)).subplots() if ax is None else ax
+
+
+def _figure(figure: Figure | None, size: tuple[int, int]) -> Figure:
+    return plt.figure(figsize=size, layout="constrained") if figure is None else figure

@@ -1,0 +1,32 @@
+"""Fetching memory ahead of its use, which Numba has no word for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+__all__ = ["prefetch"]
+
+LINE_BYTES = 64
+"""A cache line of nearly every processor; where it is longer, some of the calls are in vain."""
+
+_READ, _SECOND_LEVEL, _DATA = 0, 2, 1  # what LLVM's prefetch wants to know
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba publishes no types
+def prefetch(_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 - its type is always the same
+    """Bring the cache line of ``array[index]`` into the second-level cache; the index may lie outside the array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        builder.call(function, [address, number(_READ), number(_SECOND_LEVEL), number(_DATA)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate

@@ -1,0 +1,239 @@
+"""Remote: one byte range of an object on gs://, s3:// or https://, with retries, and proof that it is the same object.
+
+All three are plain HTTP here, on the connections that fsspec keeps; gcsfs and s3fs lend their credentials. So every
+status, ETag and retry is seen, which their own readers hide. On a loopback server 840 MB/s at 0.65 s of processor time
+a GB (obstore: 1230 MB/s at 0.63), in the time of which JPEG tiles take 5 to 10 s to decode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from s2composite.errors import ReadError
+from s2composite.scenes.storage import display, filesystem, reason
+
+__all__ = ["Identity", "Reply", "Retry", "Target", "request", "target_of"]
+
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_SIGNED_FOR = 7200
+"""Seconds a signed URL is valid; a new one is made after half of that."""
+_LONGEST_WAIT = 60.0
+"""Seconds that a server may ask to wait before the next attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The state of a file or object; any difference means that its index is no longer true."""
+
+    size: int
+    """Bytes."""
+
+    etag: str | None = None
+    """Entity tag; None for local files and servers that give none."""
+
+    modified: int | None = None
+    """Time of the last change, nanoseconds since 1970."""
+
+    def same(self, other: Identity) -> bool:
+        """Whether the object is still the same: by ETag if both have one, else by time."""
+        if self.size != other.size:
+            return False
+        if self.etag and other.etag:
+            return self.etag == other.etag
+        return None in (self.modified, other.modified) or self.modified == other.modified
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How failures that may pass are repeated: connection lost, timeout, 429, 5xx, short body."""
+
+    attempts: int = 5
+    """Requests in all before giving up."""
+
+    first_wait: float = 0.25
+    """Seconds before the second attempt; doubles each time, and half of it is random so that workers spread out."""
+
+    longest_wait: float = 8.0
+    """Seconds at most between attempts, unless the server asks for more."""
+
+    timeout: float = 30.0
+    """Seconds without a single byte after which a connection counts as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an object is on the web, and what proves that one may read it. Never logged, never pickled."""
+
+    href: str
+    """As the user names it."""
+
+    url: str
+    """Where it is; may be signed."""
+
+    headers: Mapping[str, str]
+    """Credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a request gave."""
+
+    data: bytes
+    """The bytes."""
+
+    identity: Identity
+    """Of the object they came from."""
+
+    retries: int
+    """Attempts that failed before."""
+
+
+class _FailedError(Exception):
+    """One attempt failed."""
+
+    def __init__(self, why: str, *, transient: bool, wait: float = 0.0) -> None:
+        super().__init__(why)
+        self.transient, self.wait = transient, wait
+
+
+def target_of(href: str) -> Target:
+    """Return where `href` is on the web, with the credentials that this process has."""
+    if href.startswith("gs://"):
+        fs, path = filesystem(href)
+        headers: dict[str, str] = {}
+        fs.credentials.apply(headers)
+        return Target(href, fs.url(path), headers)
+    if href.startswith("s3://"):
+        return Target(href, _signed(*filesystem(href), int(time.time() // (_SIGNED_FOR // 2))), {})
+    return Target(href, href, {})
+
+
+@lru_cache(4096)
+def _signed(fs: Any, path: str, period: int) -> str:  # noqa: ARG001 - a new period is a new signature
+    """Return the URL of an object on S3, signed (0.3 ms) once in a `period`; plain for those without credentials."""
+    if not fs.anon:
+        # Newer buckets take only version 4, and it names the region, which s3fs then looks up for each bucket.
+        version = {"config_kwargs": {"signature_version": "s3v4"}, "cache_regions": True}
+        fs = type(fs)(**{**fs.storage_options, **version})
+    payer = {"RequestPayer": "requester"} if fs.req_kw.get("RequestPayer") else {}
+    return str(fs.url(path, expires=_SIGNED_FOR, **payer))
+
+
+def request(target: Target, start: int, size: int, identity: Identity | None, retry: Retry) -> Future[Reply]:
+    """Begin to read `size` bytes from `start`, and return at once.
+
+    Parameters
+    ----------
+    target
+        The object.
+    start, size
+        Bytes.
+    identity
+        What the object must still be; None: anything, and fewer bytes than `size` if it is smaller.
+    retry
+        What to do about failures.
+
+    Returns
+    -------
+    Future
+        Of the reply; raises `ReadError`, with ``transient`` telling whether trying again later could help.
+    """
+    web = filesystem("https://")[0]
+    coroutine = _persist(web, target, start, size, identity, retry)
+    return asyncio.run_coroutine_threadsafe(coroutine, web.loop)
+
+
+async def _persist(web: Any, target: Target, start: int, size: int, identity: Identity | None, retry: Retry) -> Reply:
+    session = await web.set_session()
+    for attempt in range(retry.attempts):
+        try:
+            data, found = await _attempt(session, target, start, size, retry.timeout)
+            _check(data, size, found, identity)
+        except _FailedError as error:
+            if not error.transient or attempt + 1 == retry.attempts:
+                tried = f" (tried {attempt + 1} times)" if attempt else ""
+                facts = {"href": display(target.href), "transient": error.transient, "retries": attempt}
+                raise ReadError(f"{display(target.href)}: {error}{tried}", **facts) from None
+            wait = min(retry.longest_wait, retry.first_wait * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+            await asyncio.sleep(max(wait, min(error.wait, _LONGEST_WAIT)))
+        else:
+            return Reply(data, found, attempt)
+    raise AssertionError
+
+
+def _check(data: bytes, size: int, found: Identity, identity: Identity | None) -> None:
+    if identity is not None and not identity.same(found):
+        raise _FailedError(f"it has changed since its header was read ({_change(identity, found)})", transient=False)
+    if len(data) < size and (identity is not None or len(data) < found.size):
+        raise _FailedError(f"the server sent {len(data)} of {size} bytes", transient=True)
+
+
+def _change(before: Identity, now: Identity) -> str:
+    if before.size != now.size:
+        return f"{before.size} bytes then, {now.size} now"
+    return f"ETag {before.etag} then, {now.etag} now" if before.etag and now.etag else "another time of change"
+
+
+async def _attempt(
+    session: aiohttp.ClientSession, target: Target, start: int, size: int, timeout: float
+) -> tuple[bytes, Identity]:
+    # a signature is over the URL as it is written: it must not be written anew
+    url = URL(target.url, encoded="%" in target.url)
+    headers = {**target.headers, "Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+    try:
+        async with session.get(url, headers=headers, timeout=patience, read_bufsize=1 << 20) as response:
+            found = _identity_in(response, start, size)
+            return (b"" if found.size == 0 else await response.read()), found
+    except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
+        raise _FailedError(reason(target.href, error), transient=False) from error
+    except TimeoutError as error:
+        raise _FailedError(f"no answer for {timeout:g} s", transient=True) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise _FailedError(f"the connection failed, {reason(target.href, error)}", transient=True) from error
+
+
+def _identity_in(response: aiohttp.ClientResponse, start: int, size: int) -> Identity:
+    """Return the identity of the object in an answer that holds the range that was asked for."""
+    ranged = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
+    if response.status == 416 and ranged and ranged[2] == "0":
+        return Identity(0)
+    if response.status == 206 and ranged and ranged[1] and int(ranged[1]) == start:
+        total = int(ranged[2])
+    elif response.status == 200 and start == 0 and response.content_length is not None and response.content_length <= size:
+        total = response.content_length
+    else:
+        raise _refusal(response, start)
+    changed = response.headers.get("Last-Modified")
+    modified = int(parsedate_to_datetime(changed).timestamp()) * 10**9 if changed else None
+    return Identity(total, response.headers.get("ETag"), modified)
+
+
+def _refusal(response: aiohttp.ClientResponse, start: int) -> _FailedError:
+    status = response.status
+    if status in (200, 206):
+        return _FailedError("the server does not serve byte ranges (status 200 and all of the object)", transient=False)
+    if status == 416:
+        return _FailedError(f"it has changed since its header was read (it ends before byte {start})", transient=False)
+    if status in _TRANSIENT:
+        wait = response.headers.get("Retry-After", "")
+        return _FailedError(f"the server answered {status} {response.reason}", transient=True, wait=float(wait) if wait.isdigit() else 0)
+    return _FailedError(f"{_words(status)} (status {status})", transient=False)
+
+
+def _words(status: int) -> str:
+    return {401: "access is denied", 403: "access is denied", 404: "it does not exist", 410: "it is gone"}.get(
+        status, "the server refused it"
+    )

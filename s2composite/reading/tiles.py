@@ -1,0 +1,285 @@
+"""Tiles: windows of many files by byte range, decoded straight into the array that the kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import ReadError
+from s2composite.reading.codecs import CorruptTileError, decode_tile
+from s2composite.reading.fetch import ByteRange, Fetched, Retry, fetch_ranges
+from s2composite.reading.header import Header
+from s2composite.reading.level import Level
+from s2composite.scenes.storage import display
+
+__all__ = ["TileRequest", "TileResult", "read_tiles", "read_window"]
+
+_GAP = 1 << 16
+"""Bytes between two tiles that are rather read than skipped: a request costs more than the time they take."""
+
+_LONGEST = 8 << 20
+"""Bytes of one request at most (unless one tile is larger), so that requests can be made side by side."""
+
+_FRAME = 4
+"""Bytes before each tile that hold its size, and after it that repeat its last ones, in files of GDAL's COG driver."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileRequest:
+    """A window of one file, and where its pixels go."""
+
+    header: Header
+    """The file, or the mask of one (``header.mask``)."""
+
+    level: int
+    """0: full resolution, then the overviews."""
+
+    window: tuple[slice, slice]
+    """``(y, x)`` in pixels of that level, inside of it."""
+
+    bands: tuple[int, ...]
+    """Bands of the file, counted from 0."""
+
+    out: NDArray[Any]
+    """``(bands, y, x)``, the header's dtype. Fastest as a view of ``(y, x, band)`` memory, as tiles are mostly stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileResult:
+    """What became of a request."""
+
+    error: ReadError | None
+    """Why it failed (``href``, ``transient``, ``retries``), and then `out` is filled with nodata; None: it did not."""
+
+    retries: int
+    """Reads that were repeated."""
+
+    requests: int
+    """Byte ranges that were asked for."""
+
+    bytes: int
+    """Bytes that were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A tile that a request needs."""
+
+    plane: int
+    """Band of the file if each band has its own tiles, else 0."""
+
+    row: int
+    """Row of tiles."""
+
+    column: int
+    """Column of tiles."""
+
+    start: int
+    """First byte in the file."""
+
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Neighbouring tiles of one request, fetched together."""
+
+    request: int
+    """Position of the request."""
+
+    tiles: tuple[_Tile, ...]
+    """By first byte."""
+
+    start: int
+    """First byte to fetch."""
+
+    stop: int
+    """Byte after the last."""
+
+
+def read_tiles(
+    header: Header, level: int, window: tuple[slice, slice], bands: tuple[int, ...], out: NDArray[Any]
+) -> TileResult:
+    """Read a window of one file into `out`; see `TileRequest`.
+
+    Raises
+    ------
+    ReadError
+        The window could not be read; `out` is filled with nodata.
+    """
+    (result,) = read_window([TileRequest(header, level, window, bands, out)])
+    if result.error is not None:
+        raise result.error
+    return result
+
+
+def read_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) -> tuple[TileResult, ...]:
+    """Read windows of many files, decoding in the calling thread while the next bytes are on their way.
+
+    Safe to call from many threads at once. Holds compressed bytes of at most an eighth of the pixels (at least 8 MiB,
+    at most 64 MiB) and one decoded tile beside `out`.
+
+    Parameters
+    ----------
+    requests
+        What to read. A request that fails does not stop the others.
+    retry
+        What to do about transient failures of remote reads.
+
+    Returns
+    -------
+    tuple of TileResult
+        In the order of `requests`.
+    """
+    tallies = [_Tally() for _ in requests]
+    parts = [part for i, request in enumerate(requests) for part in _plan(i, request)]
+    ranges = [_byte_range(requests[part.request].header, part) for part in parts]
+    budget = min(max(sum(r.out.nbytes for r in requests) // 8, 8 << 20), 64 << 20)
+    scratch = np.empty((0, 0, 0))
+    for i, fetched in fetch_ranges(ranges, retry, budget):
+        tally = tallies[parts[i].request]
+        tally.add(ranges[i], fetched)
+        if tally.error is None:
+            scratch = _use(requests[parts[i].request], parts[i], fetched.data, scratch, tally)
+    for request, tally in zip(requests, tallies, strict=True):
+        if tally.error is not None:
+            request.out[...] = _fill(request.header)
+    return tuple(TileResult(t.error, t.retries, t.requests, t.bytes) for t in tallies)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What happened to a request so far."""
+
+    error: ReadError | None = None
+    retries: int = 0
+    requests: int = 0
+    bytes: int = 0
+
+    def add(self, part: ByteRange, fetched: Fetched) -> None:
+        self.error = self.error or fetched.error
+        self.retries += fetched.retries
+        self.requests += 1
+        self.bytes += part.size
+
+
+def _fill(header: Header) -> float:
+    return 0 if header.nodata is None else header.nodata
+
+
+# --- Which bytes ----------------------------------------------------------------------------------------------------
+
+
+def _plan(position: int, request: TileRequest) -> Iterator[_Part]:
+    """Yield what must be fetched for a request; fill what its sparse tiles cover."""
+    frame = _FRAME if request.header.framed else 0
+    tiles = []
+    for tile in _tiles(request):
+        if tile.size:
+            tiles.append(tile)
+        else:
+            for band, _, target in _places(request, tile):
+                request.out[(band, *target)] = _fill(request.header)
+    tiles.sort(key=lambda tile: tile.start)
+    while tiles:
+        count = _neighbours(tiles)
+        stop = max(tile.start + tile.size for tile in tiles[:count])
+        yield _Part(position, tuple(tiles[:count]), tiles[0].start - frame, stop + frame)
+        tiles = tiles[count:]
+
+
+def _tiles(request: TileRequest) -> Iterator[_Tile]:
+    level = _level(request)
+    (rows, columns), coding = level.grid, level.coding
+    spans = [range(s.start // b, -(-s.stop // b)) for s, b in zip(request.window, level.block, strict=True)]
+    for plane in sorted(set(request.bands)) if coding.interleave == "band" else (0,):
+        for row in spans[0]:
+            for column in spans[1]:
+                i = (plane * rows + row) * columns + column
+                yield _Tile(plane, row, column, int(level.offsets[i]), int(level.counts[i]))
+
+
+def _neighbours(tiles: Sequence[_Tile]) -> int:
+    """Return how many of the first tiles, which are in file order, are best fetched by one request."""
+    stop = tiles[0].start + tiles[0].size
+    for count, tile in enumerate(tiles[1:], 1):
+        if tile.start - stop > _GAP or tile.start + tile.size - tiles[0].start > _LONGEST:
+            return count
+        stop = max(stop, tile.start + tile.size)
+    return len(tiles)
+
+
+def _byte_range(header: Header, part: _Part) -> ByteRange:
+    return ByteRange(header.href, header.identity, part.start, part.stop - part.start)
+
+
+def _level(request: TileRequest) -> Level:
+    return request.header.levels[request.level]
+
+
+# --- Where the pixels go --------------------------------------------------------------------------------------------
+
+
+def _places(request: TileRequest, tile: _Tile) -> list[tuple[slice, tuple[slice, slice], tuple[slice, slice]]]:
+    """Return bands of `out`, pixels of the tile and pixels of `out` that belong together."""
+    source, target = [], []
+    for s, block, first in zip(request.window, _level(request).block, (tile.row, tile.column), strict=True):
+        start = first * block
+        lower, upper = max(s.start, start), min(s.stop, start + block)
+        source.append(slice(lower - start, upper - start))
+        target.append(slice(lower - s.start, upper - s.start))
+    if _level(request).coding.interleave == "pixel":
+        bands = [slice(0, len(request.bands))]
+    else:
+        bands = [slice(k, k + 1) for k, band in enumerate(request.bands) if band == tile.plane]
+    return [(band, (source[0], source[1]), (target[0], target[1])) for band in bands]
+
+
+def _use(request: TileRequest, part: _Part, data: bytes, scratch: NDArray[Any], tally: _Tally) -> NDArray[Any]:
+    """Decode the tiles of a part into `out`; return the scratch tile for the next ones."""
+    view, level = memoryview(data), _level(request)
+    shape = (*level.block, level.coding.samples_per_tile)
+    if scratch.shape != shape or scratch.dtype != request.header.dtype:
+        scratch = np.empty(shape, request.header.dtype)
+    for tile in part.tiles:
+        try:
+            _decode(request, tile, _bytes_of(tile, part, view, framed=request.header.framed), scratch)
+        except CorruptTileError as error:
+            href = display(request.header.href)
+            where = f"the tile in row {tile.row}, column {tile.column} ({tile.size} bytes from byte {tile.start})"
+            tally.error = ReadError(f"{href}: {where} is damaged: {error}", href=href, transient=False, retries=tally.retries)
+            break
+    return scratch
+
+
+def _bytes_of(tile: _Tile, part: _Part, view: memoryview, *, framed: bool) -> memoryview:
+    """Return the bytes of a tile, checked against those that frame it, if they do."""
+    start = tile.start - part.start
+    stop = start + tile.size
+    if framed:
+        size = int.from_bytes(view[start - _FRAME : start], "little")
+        if size != tile.size:
+            raise CorruptTileError(f"its size before it is {size}")
+        if view[stop - _FRAME : stop] != view[stop : stop + _FRAME]:
+            raise CorruptTileError("its last bytes are not those repeated after it")
+    return view[start:stop]
+
+
+def _decode(request: TileRequest, tile: _Tile, data: memoryview, scratch: NDArray[Any]) -> None:
+    level = _level(request)
+    rows = level.block[0] if level.tiled else min(level.block[0], level.shape[0] - tile.row * level.block[0])
+    places = _places(request, tile)
+    whole = request.out[(places[0][0], *places[0][2])].transpose(1, 2, 0)
+    every = level.coding.interleave == "band" or request.bands == tuple(range(level.coding.samples))
+    if every and len(places) == 1 and whole.shape == scratch.shape and whole.dtype == scratch.dtype and whole.flags.c_contiguous:
+        decode_tile(level.coding, data, rows, whole)
+        return
+    decode_tile(level.coding, data, rows, scratch)
+    chosen = slice(None) if every else list(request.bands)
+    for band, source, target in places:
+        request.out[(band, *target)].transpose(1, 2, 0)[...] = scratch[source][..., chosen]

@@ -1,0 +1,181 @@
+"""Targets: final names, which only whole and verified files take."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
+from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
+from s2composite.writing.assemble import FileLayout, copy_parts
+from s2composite.writing.parts import disk_error
+from s2composite.writing.verify import check_header, check_run, verify_file
+
+__all__ = ["assemble_file", "assemble_object", "is_http", "put", "take_name", "target_of"]
+
+_UPLOAD_BLOCK = 16 << 20
+_MOST_BLOCKS = 9_000
+"""S3 takes 10 000 parts at most."""
+
+
+def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> str:
+    """Return the absolute path or URL of an output, after all that can be checked beforehand.
+
+    Raises
+    ------
+    WriteError
+        It exists and must not be overwritten, is a directory, or its parent directory does not exist.
+    ParameterError
+        The URL's scheme is unknown.
+    """
+    try:
+        target = absolute(path)
+    except SourceError as error:
+        raise ParameterError(str(error)) from error
+    if is_remote(target):
+        _check_object(target, overwrite=overwrite)
+        return target
+    file = Path(target)
+    if not file.parent.is_dir():
+        raise WriteError(f"{target}: the directory {file.parent} does not exist; create it first", path=target)
+    if file.is_dir():
+        raise WriteError(f"{target}: is a directory; name a file in it", path=target)
+    if file.exists() and not overwrite:
+        raise _exists(target)
+    return target
+
+
+def _exists(target: str) -> WriteError:
+    return WriteError(f"{display(target)}: exists already; pass overwrite=True to replace it", path=display(target))
+
+
+def is_http(target: str) -> bool:
+    """Return whether a target is a plain URL: one signed for a PUT, which may allow nothing else."""
+    return target.startswith(("http://", "https://"))
+
+
+def _check_object(target: str, *, overwrite: bool) -> None:
+    if is_http(target) or overwrite:
+        return  # a URL signed for PUT answers nothing else
+    fs, path = filesystem(target)
+    try:
+        there = fs.exists(path)
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(f"{display(target)}: cannot be looked at: {reason(target, error)}") from error
+    if there:
+        raise _exists(target)
+
+
+def assemble_file(layout: FileLayout, path: str) -> None:
+    """Write a file to a temporary name and verify it.
+
+    Raises
+    ------
+    WriteError
+        The disk is full, a part is damaged, or the file reads differently from what was written.
+    """
+    try:
+        with Path(path).open("wb") as out:
+            copy_parts(layout, out)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise disk_error(error, path, layout.size) from error
+    verify_file(layout, path)
+
+
+def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
+    """Give a verified local file its final name.
+
+    Raises
+    ------
+    WriteError
+        Somebody else has written there meanwhile.
+    """
+    if not overwrite and Path(target).exists():
+        raise _exists(target)
+    try:
+        # Another file system has no renaming; parts of a local target always lie beside it.
+        Path(temporary).replace(target)
+    except OSError as error:
+        raise disk_error(error, target, 0) from error
+
+
+def assemble_object(layout: FileLayout) -> None:
+    """Stream a file into an object store; it exists there once all tiles have been verified, and not before.
+
+    The bytes that are sent are decoded and compared while they are sent; the store's own digests guard the way.
+
+    Raises
+    ------
+    WriteError
+        A part is damaged, or the store refuses.
+    """
+    check_header(layout)
+    target = layout.raster.path
+    fs, path = filesystem(target)
+    block = max(_UPLOAD_BLOCK, -(-layout.size // _MOST_BLOCKS >> 18) + 1 << 18)
+    try:
+        out = fs.open(path, "wb", autocommit=False, block_size=block)
+        try:
+            copy_parts(layout, out, check=lambda run, data: check_run(layout, run, data))
+            out.close()
+            layout.raster.parts.require()
+            out.commit()
+        except BaseException:
+            _discard(out)
+            raise
+        _check_size(fs, path, layout)
+    except S2CompositeError:
+        raise
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(
+            f"{display(target)}: cannot be uploaded: {reason(target, error)}", path=display(target)
+        ) from error
+
+
+def _upload_error(target: str, error: Exception) -> WriteError:
+    return WriteError(f"{display(target)}: cannot be uploaded: {reason(target, error)}", path=display(target))
+
+
+def _discard(out: Any) -> None:
+    """Abort an upload; closing it would complete what is not whole."""
+    out.closed = True
+    try:
+        out.discard()
+    except Exception:  # noqa: BLE001 - an error while giving up would hide the one that made us
+        return
+
+
+def _check_size(fs: Any, path: str, layout: FileLayout) -> None:
+    fs.invalidate_cache()
+    size = fs.info(path)["size"]
+    if size != layout.size:
+        fs.rm_file(path)
+        raise WriteError(f"{layout.raster.label}: the store holds {size:,} of {layout.size:,} bytes, so it was removed")
+
+
+def put(path: str, target: str) -> None:
+    """Send a verified local file to a URL that is signed for a PUT.
+
+    Raises
+    ------
+    WriteError
+        The server refuses.
+    """
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        headers = {"Content-Length": str(size), "Content-Type": "image/tiff"}
+        request = urllib.request.Request(target, file, headers, method="PUT")  # noqa: S310 - http(s), checked by target_of
+        try:
+            urllib.request.urlopen(request, timeout=600).close()  # noqa: S310 - as above
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise WriteError(
+                f"{display(target)}: the server refuses the upload: {error.code} {error.reason}"
+            ) from error
+        except OSError as error:
+            raise _upload_error(target, error) from error
