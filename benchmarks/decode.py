@@ -1,7 +1,7 @@
-"""How near reading is to decoding: windows of a stack through `read_window` against the codec library alone on the same tiles.
+"""How near reading is to decoding: windows of a stack through `read_window`, and the codec alone on the same tiles.
 
-The codec alone gets the bytes of each tile from memory and decodes them into one buffer again and again. Both run on two
-threads in one process, in turns, and the best of each counts; rasterio reads the same windows once.
+The codec alone gets the bytes of each tile from memory and decodes them into one buffer again and again. Both run on
+two threads in one process, in turns, and the best of each counts; rasterio reads the same windows once.
 
     python benchmarks/decode.py                                # 216 scenes of 2048 x 2048, JPEG and DEFLATE
     python benchmarks/decode.py --scenes 54 --size 1024 --rounds 1
@@ -10,7 +10,6 @@ threads in one process, in turns, and the best of each counts; rasterio reads th
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -45,10 +44,10 @@ def seconds(task, items):
 
 def codec_alone(headers):
     """Return a task that decodes all tiles of one scene, whose bytes are in memory."""
-    contents = {os.stat(h.href).st_ino: Path(h.href).read_bytes() for h in headers}
+    contents = {Path(h.href).stat().st_ino: Path(h.href).read_bytes() for h in headers}
 
     def decode(header):
-        level, data = header.levels[0], memoryview(contents[os.stat(header.href).st_ino])
+        level, data = header.levels[0], memoryview(contents[Path(header.href).stat().st_ino])
         out = np.empty((*level.block, header.bands), header.dtype)
         for start, size in zip(level.offsets.tolist(), level.counts.tolist(), strict=True):
             tile = data[start : start + size]
@@ -102,7 +101,7 @@ def measure(compress, args, directory):
         tiles.append(seconds(read, windows(args.size, args.window)))
     gdal = seconds(with_rasterio(headers), windows(args.size, args.window))
     print(
-        f"{compress:8s} {len(headers)} scenes of {args.size}, {gigabytes:.2f} GB decoded; headers {opening * 1e3:.0f} ms\n"
+        f"{compress}: {len(headers)} scenes of {args.size}, {gigabytes:.2f} GB; headers {opening * 1e3:.0f} ms\n"
         f"  codec library alone  {min(codec):6.2f} s  {gigabytes / min(codec) * 1e3:6.0f} MB/s on {THREADS} threads\n"
         f"  read_window          {min(tiles):6.2f} s  {min(tiles) / min(codec):6.2f} x the codec alone\n"
         f"  rasterio             {gdal:6.2f} s  {gdal / min(tiles):6.2f} x read_window"

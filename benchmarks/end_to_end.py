@@ -8,6 +8,7 @@ odc-stac with a median over time, one after the other in one run, each in proces
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -71,10 +72,8 @@ def watched(commands):
         while not done.wait(0.05):
             total = 0
             for process in processes:
-                try:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     total += psutil.Process(process.pid).memory_info().rss
-                except psutil.NoSuchProcess:
-                    pass
             peak[0] = max(peak[0], total)
 
     watcher = threading.Thread(target=watch)
@@ -95,7 +94,9 @@ def ours(directory, engine):
 
 def original(directory, size):
     """Two window workers at once, each with half of the windows."""
-    windows = [(x, y, min(1024, size - x), min(1024, size - y)) for x in range(0, size, 1024) for y in range(0, size, 1024)]
+    windows = [
+        (x, y, min(1024, size - x), min(1024, size - y)) for x in range(0, size, 1024) for y in range(0, size, 1024)
+    ]
     halves = [h for h in (windows[::2], windows[1::2]) if h]
     commands = [["original.py", str(directory), *(str(v) for w in half for v in w)] for half in halves]
     out, peak = watched(commands)
@@ -128,7 +129,9 @@ def run(directory, compress, args):
     if not directory.exists():
         start = time.perf_counter()
         make_scenes(str(directory), scenes=args.scenes, size=args.size, compress=compress)
-        print(f"made {args.scenes} {compress} scenes of {args.size} x {args.size} in {time.perf_counter() - start:.0f} s")
+        print(
+            f"made {args.scenes} {compress} scenes of {args.size} x {args.size} in {time.perf_counter() - start:.0f} s"
+        )
     rows = {
         "s2composite, tiles": min(ours(directory, "tiles") for _ in range(args.rounds)),
         "s2composite, engine='gdal'": min(ours(directory, "gdal") for _ in range(args.rounds)),

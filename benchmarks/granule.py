@@ -11,6 +11,7 @@ is cheaper.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import threading
 import time
@@ -36,10 +37,8 @@ class PeakMemory:
         while not self._done.wait(0.2):
             total = 0
             for process in [me, *me.children(recursive=True)]:
-                try:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    pass
             self.bytes = max(self.bytes, total)
 
     def __exit__(self, *_):
@@ -61,7 +60,9 @@ def growth(name, label, points, make):
         seconds.append(min(timed(lambda point=point: make(point)) for _ in range(2)))
         print(f"  {point:5d} {label:8} {seconds[-1]:7.2f} s   {seconds[-1] / point * 1e3:8.1f} ms each")
     slope = (seconds[-1] - seconds[0]) / (points[-1] - points[0])
-    print(f"  a line through first and last: {slope * 1e3:.1f} ms for one more, intercept {seconds[0] - slope * points[0]:.2f} s")
+    print(
+        f"  a line through first and last: {slope * 1e3:.1f} ms for one more, intercept {seconds[0] - slope * points[0]:.2f} s"
+    )
 
 
 def main():
@@ -76,7 +77,9 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         directory = args.directory or Path(scratch) / "scenes"
         if not directory.exists():
-            took = timed(lambda: make_scenes(str(directory), scenes=args.scenes, size=args.size, distinct=args.distinct))
+            took = timed(
+                lambda: make_scenes(str(directory), scenes=args.scenes, size=args.size, distinct=args.distinct)
+            )
             print(f"made {args.distinct} scenes of {args.size} x {args.size} under {args.scenes} names in {took:.0f} s")
         with s2c.connect("local", workers=args.workers, threads=1):
             granule(directory, Path(scratch), args)
@@ -95,7 +98,9 @@ def granule(directory, out, args):
         s2c.composite(cube).to_raster(str(out / "median.tif"), layers=("composite", "count", "source"))
         took = time.perf_counter() - start
     pixels = cube.sizes["time"] * cube.sizes["y"] * cube.sizes["x"]
-    print(f"{cube.sizes['time']} scenes x 3 x {args.size} x {args.size}, {args.workers} workers, windows {cube.data.chunksize[2:]}")
+    print(
+        f"{cube.sizes['time']} scenes x 3 x {args.size} x {args.size}, {args.workers} workers, windows {cube.data.chunksize[2:]}"
+    )
     print(f"  {took / 60:.2f} minutes to median.tif, count and source ({opened:.2f} s to open)")
     print(f"  {pixels / took / 1e6:.0f} M observations/s, {3 * pixels / took / 1e6:.0f} MB/s decoded")
     print(f"  peak memory of all processes {memory.bytes / 2**30:.2f} GiB")
@@ -107,7 +112,12 @@ def measure_growth(directory, args):
     cube = s2c.open_cube(directory, chunks=side)
     scenes = [n for n in (54, 108, 216) if n <= args.scenes] or [args.scenes // 4, args.scenes // 2, args.scenes]
     some = cube.isel(y=slice(0, 2 * side), x=slice(0, 2 * side))
-    growth("cost of four windows as the stack grows", "scenes", scenes, lambda n: s2c.composite(some.isel(time=slice(0, n))).compute())
+    growth(
+        "cost of four windows as the stack grows",
+        "scenes",
+        scenes,
+        lambda n: s2c.composite(some.isel(time=slice(0, n))).compute(),
+    )
     counts = [n for n in (1, 4, 16, 121) if n <= (args.size // side + 1) ** 2]
     third = cube.isel(time=slice(0, max(1, args.scenes // 4)))
 

@@ -10,10 +10,10 @@ import numpy as np
 import xarray as xr
 
 import s2composite
-from s2composite.windows import STATUS, layer_arrays
 from s2composite.errors import ParameterError
 from s2composite.pixels.masks import Nodata, Rule, Saturated
 from s2composite.pixels.reducers import Layer, Recipe, Reducer, resolve_reducer
+from s2composite.windows import STATUS, layer_arrays
 
 if TYPE_CHECKING:
     from s2composite.analysis.plot import Plots
@@ -39,8 +39,8 @@ def composite(
     Parameters
     ----------
     cube
-        ``(time, band, y, x)``, from `open_cube` or anything else (NumPy-backed, rioxarray, odc-stac, stackstac); a Dataset
-        of bands ``(time, y, x)`` is stacked.
+        ``(time, band, y, x)``, from `open_cube` or anything else (NumPy-backed, rioxarray, odc-stac, stackstac); a
+        Dataset of bands ``(time, y, x)`` is stacked.
     reducer
         Name or value of a reducer, or several, which are made in one pass. ``"luminance_median"``: of the valid
         observations of a pixel, in order of R + G + B (equal sums in order of scenes), the one at index ``n // 2``; all
@@ -57,7 +57,7 @@ def composite(
     -------
     Composite
         Its ``dataset`` holds ``composite`` ``(band, y, x)`` in the cube's dtype, ``count`` ``(y, x)`` uint16 (valid
-        observations) and, for reducers that pick an observation, ``source`` ``(y, x)`` int16 (index of the scene, -1: none).
+        observations) and, for reducers that pick one, ``source`` ``(y, x)`` int16 (index of the scene, -1: none).
 
     Raises
     ------
@@ -96,7 +96,9 @@ class Composite:
     def __getitem__(self, layer: str) -> xr.DataArray:
         """Return a layer; a ParameterError lists those there are."""
         if layer not in self.dataset.data_vars:
-            raise ParameterError(f"the composite has no layer {layer!r}; it has {', '.join(map(str, self.dataset.data_vars))}")
+            raise ParameterError(
+                f"the composite has no layer {layer!r}; it has {', '.join(map(str, self.dataset.data_vars))}"
+            )
         return self.dataset[layer]
 
     def __repr__(self) -> str:
@@ -105,12 +107,14 @@ class Composite:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<p><b>s2composite.Composite</b> {self._summary()}</p>{self.dataset._repr_html_()}"  # noqa: SLF001 - xarray's own table
+        return f"<p><b>s2composite.Composite</b> {self._summary()}</p>{self.dataset._repr_html_()}"
 
     def _summary(self) -> str:
         attrs, times = self.dataset.attrs, self.dataset["scene_time"].values
         state = "lazy" if self.dataset.chunks else "in memory"
-        span = f", {str(times.min())[:10]} to {str(times.max())[:10]}" if np.issubdtype(times.dtype, np.datetime64) else ""
+        span = (
+            f", {str(times.min())[:10]} to {str(times.max())[:10]}" if np.issubdtype(times.dtype, np.datetime64) else ""
+        )
         return f"{attrs['reducer']} of {self.dataset.sizes['scene']} scenes{span}, {state}"
 
     def compute(self, **kwargs: Any) -> Composite:
@@ -122,7 +126,7 @@ class Composite:
         return Composite(self.dataset.persist(**kwargs))
 
     def date(self) -> xr.DataArray:
-        """Return the time of the observation that each pixel comes from, ``(y, x)`` datetime64, NaT where there is none.
+        """Return the time of the observation that each pixel comes from: ``(y, x)`` datetime64, NaT where none is.
 
         Raises
         ------
@@ -130,7 +134,9 @@ class Composite:
             The reducer does not pick observations, so there is no ``source``.
         """
         times = np.append(self.dataset["scene_time"].values, np.array(["NaT"], "datetime64[ns]"))
-        date = xr.apply_ufunc(lambda source: times[source], self["source"], dask="parallelized", output_dtypes=[times.dtype])
+        date: xr.DataArray = xr.apply_ufunc(
+            lambda source: times[source], self["source"], dask="parallelized", output_dtypes=[times.dtype]
+        )
         return date.rename("date").assign_attrs(long_name="time of the observation")
 
     def to_raster(self, path: str, **options: Any) -> tuple[str, ...]:
@@ -141,25 +147,25 @@ class Composite:
         tuple of str
             The files written.
         """
-        from s2composite.writing.cog import write_raster
+        from s2composite.writing.cog import write_raster  # noqa: PLC0415 - a floor below: see ARCHITECTURE.md
 
         return write_raster(self.dataset, path, **options)
 
     def to_zarr(self, store: Any, **options: Any) -> Any:
         """Write all layers as Zarr v3; see `s2composite.writing.zarr.write_zarr` for the options."""
-        from s2composite.writing.zarr import write_zarr
+        from s2composite.writing.zarr import write_zarr  # noqa: PLC0415 - a floor below
 
         return write_zarr(self.dataset, store, **options)
 
     @property
     def plot(self) -> Plots:
         """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``."""
-        from s2composite.analysis.plot import Plots
+        from s2composite.analysis.plot import Plots  # noqa: PLC0415 - a floor below
 
         return Plots(self.dataset)
 
 
-def _four_dims(cube: xr.DataArray | xr.Dataset) -> xr.DataArray:
+def _four_dims(cube: Any) -> xr.DataArray:
     """Return a cube with the dimensions (time, band, y, x) in this order, and a coordinate for time and band."""
     if isinstance(cube, Composite):
         raise ParameterError("this is a composite already; composite() takes a cube (time, band, y, x)")
@@ -214,7 +220,8 @@ def _dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], data:
     scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
     coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
     variables = {
-        layer.name: xr.Variable(layer.dims, data[layer.name], _layer_attrs(layer, "spatial_ref" in coords)) for layer in layers
+        layer.name: xr.Variable(layer.dims, data[layer.name], _layer_attrs(layer, "spatial_ref" in coords))
+        for layer in layers
     }
     if STATUS in data:
         meaning = {"long_name": "0 read, 1 scene outside of the window, 2 reading failed"}

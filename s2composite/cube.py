@@ -62,8 +62,8 @@ def open_cube(
     source
         A path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, a list of those, or scenes.
     bands
-        Names of bands (``"red"``, ``"B04"``) or of whole assets (``"TCI"``), in the order wanted. Without it, the scenes'
-        only asset, or their true-colour picture.
+        Names of bands (``"red"``, ``"B04"``) or of whole assets (``"TCI"``), in the order wanted. Without it, the
+        scenes' only asset, or their true-colour picture.
     bbox
         Crop to west, south, east, north in degrees, or to a BoundingBox with its own CRS.
     crs, resolution, geobox
@@ -73,8 +73,8 @@ def open_cube(
     datetime
         ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"``, ``"2023-06-01/.."``.
     chunks
-        Window size in pixels: ``"auto"`` follows from the memory that one worker thread has; an int or ``(y, x)`` larger
-        than the files' internal blocks is rounded up to whole blocks.
+        Window size in pixels: ``"auto"`` follows from the memory that one worker thread has; an int or ``(y, x)``
+        larger than the files' internal blocks is rounded up to whole blocks.
     on_error
         ``"raise"``, or ``"skip"``: a scene that cannot be read counts as not observed.
     engine
@@ -85,8 +85,8 @@ def open_cube(
     Returns
     -------
     xarray.DataArray
-        ``(time, band, y, x)`` in the files' dtype, with the coordinates ``scene``, ``granule``, ``orbit``, ``baseline`` and
-        ``spatial_ref``; one task for each spatial chunk, all scenes and bands inside.
+        ``(time, band, y, x)`` in the files' dtype, with the coordinates ``scene``, ``granule``, ``orbit``, ``baseline``
+        and ``spatial_ref``; one task for each spatial chunk, all scenes and bands inside.
 
     Raises
     ------
@@ -111,7 +111,8 @@ def open_cube(
 def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.DataArray:
     """Return a stack as a lazy cube; see `open_cube`."""
     sizes = _chunk_sizes(stack, chunks)
-    spatial = tuple(_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], *sizes, strict=True))
+    rows, columns = (_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], *sizes, strict=True))
+    spatial = (rows, columns)
     times, bands = stack.shape[:2]
     data = da.map_blocks(
         _read_block,
@@ -122,7 +123,7 @@ def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.Da
         meta=np.empty((0, 0, 0, 0), stack.dtype),
         name=f"read-{stack.token}-{_chunk_token(spatial)}",
     )
-    attrs = {"engine": dict(stack.engines())}
+    attrs: dict[str, Any] = {"engine": dict(stack.engines())}
     if stack.nodata is not None:
         attrs["nodata"] = stack.nodata
     return xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
@@ -186,7 +187,11 @@ def _coords(stack: Stack) -> dict[str, Any]:
     coords["band"] = ("band", list(stack.bands))
     coords["scene"] = ("time", np.array([s.id for s in scenes], dtype=str))
     coords["granule"] = ("time", np.array([s.granule or "" for s in scenes], dtype=str))
-    coords["orbit"] = ("time", np.array([s.orbit or 0 for s in scenes], np.int16), {"long_name": "relative orbit, 0: unknown"})
+    coords["orbit"] = (
+        "time",
+        np.array([s.orbit or 0 for s in scenes], np.int16),
+        {"long_name": "relative orbit, 0: unknown"},
+    )
     coords["baseline"] = ("time", np.array([s.baseline or "" for s in scenes], dtype=str))
     return coords
 

@@ -18,7 +18,8 @@ from s2composite.cube import Chunks, stack_of, thread_memory, window_at
 from s2composite.errors import ParameterError
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block
 from s2composite.reading.grid import Window
-from s2composite.reading.observe import READ
+from s2composite.reading.observe import FAILED, OUTSIDE, READ
+from s2composite.reading.scratch import borrow
 from s2composite.reading.stack import Stack
 
 __all__ = ["STATUS", "compose_window", "layer_arrays"]
@@ -40,10 +41,48 @@ def compose_window(stack: Stack, recipe: Recipe, window: Window) -> dict[str, ND
     dict
         The arrays that ``recipe.layers`` lists, and ``read_status`` ``(t, 1, 1)`` uint8.
     """
-    seen = stack.read(window)
+    pieces = stack.pieces(window)
+    with borrow(max(map(stack.size, pieces)), stack.dtype) as scratch:
+        parts = [part for piece in pieces for part in _compose_piece(stack, recipe, piece, scratch)]
+    return _joined(window, parts)
+
+
+_Part = tuple[Window, dict[str, NDArray[Any]]]
+
+
+def _compose_piece(stack: Stack, recipe: Recipe, piece: Window, scratch: NDArray[Any]) -> list[_Part]:
+    seen = stack.read(piece, scratch=scratch)
+    blocks = stack.blocks(piece) if seen.errors else (piece,)
+    if len(blocks) > 1:
+        # A scene that fails is left out of the blocks that fail and no others, whatever they were read together with.
+        return [part for block in blocks for part in _compose_piece(stack, recipe, block, scratch)]
     there = np.flatnonzero(seen.status == READ)
     scenes = None if len(there) == len(seen.status) else there
-    return {**reduce_block(seen.pixels, recipe, scenes=scenes), STATUS: seen.status[:, None, None]}
+    status = {STATUS: seen.status[:, None, None]}
+    return [(piece, {**reduce_block(seen.pixels, recipe, scenes=scenes), **status})]
+
+
+def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
+    """Put the pieces of a window together."""
+    if len(parts) == 1:
+        return parts[0][1]
+    height, width = (s.stop - s.start for s in window)
+    status = _joined_status(np.stack([part[STATUS] for _, part in parts]))
+    out = {name: np.empty((*a.shape[:-2], height, width), a.dtype) for name, a in parts[0][1].items() if name != STATUS}
+    for (y, x), part in parts:
+        at = (
+            slice(y.start - window[0].start, y.stop - window[0].start),
+            slice(x.start - window[1].start, x.stop - window[1].start),
+        )
+        for name, array in out.items():
+            array[(..., *at)] = part[name]
+    return {**out, STATUS: status}
+
+
+def _joined_status(statuses: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the status of a window: failed if any piece failed, outside if all lie outside."""
+    failed, outside = (statuses == FAILED).any(0), (statuses == OUTSIDE).all(0)
+    return np.where(failed, np.uint8(FAILED), np.where(outside, np.uint8(OUTSIDE), np.uint8(READ)))
 
 
 def layer_arrays(cube: xr.DataArray, recipe: Recipe, layers: Sequence[Layer]) -> dict[str, Any]:
@@ -132,15 +171,13 @@ def _one_chunk_in_time(data: da.Array) -> da.Array:
     if size > thread_memory() // 2:
         raise ParameterError(
             f"the cube is chunked over time, and one window of all times would take {size / 2**30:.1f} GiB of the "
-            f"{thread_memory() / 2**30:.1f} GiB that a worker thread has; open it with smaller windows and all times in "
-            "one chunk, for example chunks={'time': -1, 'band': -1, 'y': 512, 'x': 512}"
+            f"{thread_memory() / 2**30:.1f} GiB that a worker thread has; open it with smaller windows and all times "
+            "in one chunk, for example chunks={'time': -1, 'band': -1, 'y': 512, 'x': 512}"
         )
     return data.rechunk({0: -1, 1: -1})
 
 
-def _output(
-    packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], windows: Chunks | None = None
-) -> da.Array:
+def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], windows: Chunks | None = None) -> da.Array:
     """Return one layer of the packed results: `head` are the sizes of the axes before y and x."""
     return da.map_blocks(
         _take,

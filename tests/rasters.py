@@ -14,7 +14,16 @@ def write_tif(path, array, *, transform=ORIGIN, crs="EPSG:32631", block=64, over
     options = {"tiled": True, "blockxsize": block, "blockysize": block, "compress": "deflate", **profile}
     count, height, width = array.shape
     with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, crs=crs, transform=transform, **options
+        path,
+        "w",
+        driver="GTiff",
+        count=count,
+        height=height,
+        width=width,
+        dtype=array.dtype,
+        crs=crs,
+        transform=transform,
+        **options,
     ) as dataset:
         dataset.write(array)
         if overviews:

@@ -15,7 +15,7 @@ ROOMS = [
     "scenes.model", "scenes.dates", "scenes.storage", "scenes.names", "scenes.listing",
     "reading.crs", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
-    "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.stack",
+    "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.scratch", "reading.stack",
     "pixels.kernels", "pixels.masks", "pixels.recipe", "pixels.picking", "pixels.reducers",
     "cube",
     "windows",

@@ -2,17 +2,25 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import rasterio
+import xarray as xr
 from rasters import encoded, series, write_tif
 from typer.testing import CliRunner
 
 import s2composite
 from s2composite.cli import _flagged, app
+from s2composite.demo import make_scenes
+from s2composite.running.cluster import connect
+from s2composite.running.job import load_job
+from s2composite.running.run import run_job
 
 COMMAND = [sys.executable, "-c", "from s2composite.cli import main; main()"]
 WIDE = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
@@ -165,3 +173,111 @@ def test_run_refuses_bad_jobs(tmp_path, text, arguments, says):
 
 def test_run_without_the_file(tmp_path):
     refused(shell("run", "job.yaml", cwd=tmp_path), "job.yaml: there is no such job file", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def season(tmp_path_factory):
+    """Five lossless scenes, and their composite by NumPy: per pixel a stable sort by luminance, the middle taken."""
+    directory = tmp_path_factory.mktemp("season")
+    series(directory, 5)
+    stack = np.stack([encoded(t) for t in range(5)])
+    valid = ((stack != 0) & (stack != 255)).all(axis=1)
+    luminance = np.where(valid, stack.sum(axis=1, dtype=int), 10_000)
+    count = valid.sum(axis=0)
+    order = np.argsort(luminance, axis=0, kind="stable")
+    source = np.take_along_axis(order, (count // 2)[None], axis=0)
+    median = np.take_along_axis(stack, source[:, None], axis=0)[0]
+    return directory, np.where(count, median, 0), count
+
+
+def job_file(directory, season, **keys):
+    file = directory / "job.yaml"
+    lines = {
+        "source": season[0],
+        "output": "median.tif",
+        "cluster": "{workers: 1, dashboard: ':0'}",
+        "chunks": 64,
+        **keys,
+    }
+    file.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+    return file
+
+
+def test_run_writes_the_composite(tmp_path, season):
+    job_file(tmp_path, season)
+    done = shell("run", "job.yaml", "--performance-report", "report.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary, path = done.stdout.splitlines()
+    assert summary.startswith("5 scenes, 200 x 136 pixels, 12 windows in ")
+    assert Path(path) == tmp_path / "median.tif"
+    with rasterio.open(path) as dataset:
+        np.testing.assert_array_equal(dataset.read(), season[1])
+        assert dataset.crs.to_epsg() == 32631
+    assert "bokeh" in (tmp_path / "report.html").read_text().lower()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["job.yaml", "median.tif", "report.html"]
+
+    again = shell("run", "job.yaml", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "median.tif" in again.stderr.splitlines()[-1]
+    assert "overwrite" in again.stderr.splitlines()[-1]
+    assert shell("run", "job.yaml", "--overwrite", "-s", "chunks=128", cwd=tmp_path).returncode == 0
+
+
+def test_run_writes_layers_and_zarr(tmp_path, season):
+    job_file(tmp_path, season, layers="[composite, count]")
+    files = shell("run", "job.yaml", cwd=tmp_path).stdout.splitlines()[1:]
+    assert [Path(file).name for file in files] == ["median.tif", "median_count.tif"]
+    with rasterio.open(files[1]) as dataset:
+        np.testing.assert_array_equal(dataset.read(1), season[2])
+    job_file(tmp_path, season, output="median.zarr")
+    (path,) = shell("run", "job.yaml", cwd=tmp_path).stdout.splitlines()[1:]
+    with xr.open_zarr(tmp_path / path) as store:
+        np.testing.assert_array_equal(store["composite"], season[1])
+
+
+def test_run_selects_dates_and_area(tmp_path, season):
+    job = load_job(job_file(tmp_path, season, bbox="[300320, 4899000, 300960, 4899700]", bbox_crs="EPSG:32631"))
+    result = run_job(
+        job.model_copy(update={"output": str(tmp_path / "a.tif"), "datetime": "2023-06-06/.."}), announce=False
+    )
+    assert (result.scenes, result.shape) == (4, (70, 64))
+    with rasterio.open(result.paths[0]) as dataset:
+        assert tuple(dataset.bounds) == (300320, 4899000, 300960, 4899700)
+
+
+def test_run_job_on_a_client_of_ones_own(tmp_path, season):
+    with connect(workers=1, dashboard=":0", announce=False) as client:
+        job = {"source": str(season[0]), "output": str(tmp_path / "a.tif"), "cluster": "tcp://127.0.0.1:1"}
+        result = run_job(job, client=client)
+        assert client.submit(sum, [1, 2]).result() == 3  # still open
+    assert result.scenes == 5
+    assert result.seconds > 0
+
+
+def test_run_names_the_scene_that_is_broken(tmp_path, season):
+    files = [Path(file) for file in series(tmp_path, 3)]
+    files[1].write_bytes(files[1].read_bytes()[:-9000])
+    job_file(tmp_path, (tmp_path, None))
+    done = shell("run", "job.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "T31TCJ_20230606T104629" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*median*"))
+
+
+def test_interrupt_is_code_130_and_leaves_nothing(tmp_path):
+    make_scenes(tmp_path / "scenes", scenes=3, size=1500, compress="deflate", distinct=1)
+    job_file(tmp_path, (tmp_path / "scenes", None), chunks=16)  # 9000 windows: minutes of work
+    command = [*COMMAND, "run", "job.yaml"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=WIDE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline().startswith("Dask: ")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 1
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive
+    assert not list(tmp_path.glob("*median*"))

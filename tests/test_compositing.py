@@ -22,12 +22,14 @@ LAYERS = ("composite", "count", "source")
 
 def plain_luminance_median(pixels):
     """Section by section as documented: drop 0 and 255, order by sum then scene, take index n // 2."""
-    times, bands, height, width = pixels.shape
+    _, bands, height, width = pixels.shape
     out = np.zeros((bands, height, width), pixels.dtype)
     count, source = np.zeros((height, width), np.uint16), np.full((height, width), -1, np.int16)
     for y in range(height):
         for x in range(width):
-            seen = [(int(p.sum(dtype=int)), t) for t, p in enumerate(pixels[:, :, y, x]) if p.min() > 0 and p.max() < 255]
+            seen = [
+                (int(p.sum(dtype=int)), t) for t, p in enumerate(pixels[:, :, y, x]) if p.min() > 0 and p.max() < 255
+            ]
             count[y, x] = len(seen)
             if seen:
                 source[y, x] = sorted(seen)[len(seen) // 2][1]
@@ -94,7 +96,10 @@ def test_selected_times_and_areas_read_only_those(cube, reference):
     half = cube.isel(time=[0, 2, 4, 6])
     same(s2c.composite(half).compute(), s2c.composite(half.compute()))
     part = cube.isel(y=slice(100, 300), x=slice(50, 400))
-    same(s2c.composite(part).compute(), {layer: reference[layer].isel(y=slice(100, 300), x=slice(50, 400)) for layer in LAYERS})
+    same(
+        s2c.composite(part).compute(),
+        {layer: reference[layer].isel(y=slice(100, 300), x=slice(50, 400)) for layer in LAYERS},
+    )
     backwards = cube.isel(time=slice(None, None, -1))
     same(s2c.composite(backwards).compute(), s2c.composite(backwards.compute()))
     flipped = cube.isel(y=slice(None, None, -1))
@@ -114,7 +119,9 @@ def test_four_tasks_a_window(scenes_dir):
     cube = s2c.open_cube(scenes_dir, chunks=256)
     windows = cube.data.npartitions // 1
     (dataset,) = dask.optimize(s2c.composite(cube).dataset)
-    names = collections.Counter(key[0].split("-")[0] for key in dict(dataset.__dask_graph__()) if isinstance(key, tuple))
+    names = collections.Counter(
+        key[0].split("-")[0] for key in dict(dataset.__dask_graph__()) if isinstance(key, tuple)
+    )
     assert names["read+composite"] == windows
     assert sum(names.values()) <= 4 * windows
     assert not any(name == "read" for name in names)

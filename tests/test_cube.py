@@ -47,7 +47,7 @@ def test_a_cube_is_lazy_labelled_and_georeferenced(folder):
     assert str(cube.time.values[1]) == "2023-06-06T10:46:29.000000000"
     assert set(cube.granule.values) == {"31TCJ"}
     assert cube.scene.values[0].startswith("T31TCJ_20230601T104629")
-    with rasterio.open(sorted(folder.glob("*.tif"))[0]) as dataset:
+    with rasterio.open(min(folder.glob("*.tif"))) as dataset:
         assert cube.rio.crs == dataset.crs
         assert cube.rio.transform() == dataset.transform
         assert cube.odc.geobox.transform == dataset.transform
@@ -72,7 +72,11 @@ def test_windows_snap_to_blocks_and_are_one_task_each(folder):
 
 
 @given(
-    x0=st.integers(0, 135), y0=st.integers(0, 199), width=st.integers(1, 136), height=st.integers(1, 200), chunks=st.integers(20, 200)
+    x0=st.integers(0, 135),
+    y0=st.integers(0, 199),
+    width=st.integers(1, 136),
+    height=st.integers(1, 200),
+    chunks=st.integers(20, 200),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_crop_reads_those_pixels(folder, expected, x0, y0, width, height, chunks):
@@ -115,7 +119,9 @@ def test_bands_are_chosen_in_the_order_asked_for(folder, expected):
 def test_bands_from_several_files_make_one_scene(tmp_path):
     for day in ("01", "06"):
         for band, value in (("B04", 7), ("B08", 9)):
-            write_tif(tmp_path / f"T31TCJ_202306{day}T104629_{band}.tif", np.full((80, 80), value + int(day), np.uint16))
+            write_tif(
+                tmp_path / f"T31TCJ_202306{day}T104629_{band}.tif", np.full((80, 80), value + int(day), np.uint16)
+            )
     with pytest.raises(BandError, match="B04, B08"):
         s2c.open_cube(tmp_path)
     cube = s2c.open_cube(tmp_path, bands=["B08", "B04"])
@@ -146,7 +152,7 @@ def test_another_grid_is_warped_as_gdal_does(folder):
     ):  # fmt: skip
         np.testing.assert_array_equal(cube.values[2], vrt.read())
     assert "warped" in cube.attrs["engine"]["gdal"]
-    with pytest.raises(GridError, match="engine='tiles'.*warped"):
+    with pytest.raises(GridError, match=r"engine='tiles'.*warped"):
         s2c.open_cube(folder, crs="EPSG:3035", resolution=10, engine="tiles")
 
 

@@ -206,7 +206,7 @@ def test_a_pattern_reads_unusual_names(tmp_path):
         ("../2023-07-05", [FIRST]),
         ("2023-07-09T10:46:29Z", [SECOND]),
         ((None, dt.date(2023, 7, 4)), [FIRST]),
-        ((dt.datetime(2023, 7, 4, 10, 46, 21, tzinfo=dt.UTC), dt.datetime(2023, 7, 9, 10, 46, 28, tzinfo=dt.UTC)), [FIRST]),
+        ((dt.datetime(2023, 7, 4, 10, 46, 21, tzinfo=dt.UTC), "2023-07-09T10:46:28Z"), [FIRST]),
     ],
 )  # fmt: skip
 def test_datetime_selects_inclusively(folder, datetime, expected):
@@ -243,14 +243,21 @@ def test_sources_that_give_nothing(tmp_path, source, error, what):
     assert what.format(tmp_path) in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_directory_that_may_not_be_read(folder):
-    folder.chmod(0)
-    try:
-        with pytest.raises(SourceError, match=f"{folder}: access is denied"):
-            find_scenes(folder)
-    finally:
-        folder.chmod(0o700)
+@pytest.fixture
+def powerless():
+    """Give up root's right to read everything."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    yield
+    os.seteuid(user)
+
+
+def test_a_directory_that_may_not_be_read(folder, powerless):
+    # pytest's own directories are closed to other users.
+    if os.access(folder, os.R_OK, effective_ids=True):
+        folder.chmod(0)
+    with pytest.raises(SourceError, match=f"{folder}: access is denied"):
+        find_scenes(folder)
 
 
 def test_two_files_of_one_asset_are_both_named(tmp_path):
@@ -320,7 +327,7 @@ def stored(server):
         server.put(f"bucket/t31tcj/{name}")
     for name in ("TCI.tif", "B04.tif", "thumbnail.jpg"):
         server.put(f"bucket/deep/31/T/CJ/2023/7/S2B_31TCJ_20230709_0_L2A/{name}")
-    server.put(f"bucket/not rasters/{FIRST}.txt")
+    server.put(f"bucket/not-rasters/{FIRST}.txt")
     server.put(f"bucket/été 1/{FIRST} (copy) 1+1_TCI.tif")
     return server
 
@@ -389,7 +396,7 @@ def test_listings_are_fresh(server):
         ("bucket/nowhere/", "bucket/nowhere/: it does not exist"),
         ("nobucket/", "nobucket/: it does not exist"),
         ("bucket/t31tcj/*.tiff", "no file matches {}bucket/t31tcj/*.tiff"),
-        ("bucket/not rasters/", "bucket/not rasters/"),
+        ("bucket/not-rasters/", "bucket/not-rasters/"),
     ],
 )
 def test_nothing_on_a_server(server, place, what):

@@ -51,8 +51,8 @@ def pixels(dtype, bands, shape=SHAPE, seed=0):
 
 
 def _lossless():
-    codecs = [{"compress": c} for c in ("deflate", "zstd", "lzw", "lzma", "packbits", "lerc", "lerc_deflate", "lerc_zstd")]
-    codecs += [{}]
+    names = ("deflate", "zstd", "lzw", "lzma", "packbits", "lerc", "lerc_deflate", "lerc_zstd")
+    codecs = [{"compress": name} for name in names] + [{}]
     for codec in codecs:
         name = codec.get("compress", "none")
         predicts = name in ("deflate", "zstd", "lzw", "lzma")
@@ -85,7 +85,7 @@ SPECIAL = [
     Case("mask", options={**_TILED, "interleave": "pixel"}, mask=True),
     Case("mask-overviews", options={**_TILED, "interleave": "pixel"}, mask=True, overviews=(2, 4)),
     Case("sparse", options={**_TILED, "sparse_ok": True, "interleave": "pixel"}, empty=True),
-    Case("sparse-nodata", "int16", options={**_TILED, "sparse_ok": True, "interleave": "band"}, empty=True, nodata=-9999),
+    Case("sparse-nodata", "int16", 3, {**_TILED, "sparse_ok": True, "interleave": "band"}, empty=True, nodata=-9999),
     Case("sparse-nan", "float32", 1, {**_TILED, "sparse_ok": True}, empty=True, nodata=float("nan")),
     Case("nodata", "uint16", options=_TILED, nodata=65535),
     Case("one-band", options={**_TILED, "predictor": 2}, bands=1),
@@ -105,15 +105,17 @@ SPECIAL = [
 
 LOSSLESS = [*_lossless(), *SPECIAL]
 
+_JPEG = {**_TILED, "compress": "jpeg", "interleave": "pixel"}
+
 JPEG = [
-    Case("jpeg-ycbcr", options={**_TILED, "compress": "jpeg", "photometric": "ycbcr", "interleave": "pixel"}, overviews=(2,)),
-    Case("jpeg-rgb", options={**_TILED, "compress": "jpeg", "photometric": "rgb", "interleave": "pixel"}),
+    Case("jpeg-ycbcr", options={**_JPEG, "photometric": "ycbcr"}, overviews=(2,)),
+    Case("jpeg-rgb", options={**_JPEG, "photometric": "rgb"}),
     Case("jpeg-grey", bands=1, options={**_TILED, "compress": "jpeg"}),
     Case("jpeg-band", options={**_TILED, "compress": "jpeg", "interleave": "band"}),
-    Case("jpeg-four", bands=4, options={**_TILED, "compress": "jpeg", "interleave": "pixel"}),
-    Case("jpeg-own-tables", options={**_TILED, "compress": "jpeg", "photometric": "ycbcr", "interleave": "pixel", "jpegtablesmode": 0}),
+    Case("jpeg-four", bands=4, options=_JPEG),
+    Case("jpeg-own-tables", options={**_JPEG, "photometric": "ycbcr", "jpegtablesmode": 0}),
     Case("jpeg-strips", options={"compress": "jpeg", "photometric": "ycbcr", "interleave": "pixel", "blockysize": 16}),
-    Case("jpeg-mask", options={**_TILED, "compress": "jpeg", "photometric": "ycbcr", "interleave": "pixel"}, mask=True),
+    Case("jpeg-mask", options={**_JPEG, "photometric": "ycbcr"}, mask=True),
     Case("jpeg-cog", options={"driver": "COG", "compress": "jpeg", "blocksize": 128}),
     Case("jpeg-cog-mask", options={"driver": "COG", "compress": "jpeg", "blocksize": 128}, mask=True),
 ]

@@ -59,7 +59,7 @@ def decode_tile(coding: Coding, data: bytes | memoryview, rows: int, out: NDArra
         if coding.compression == "JPEG":
             _jpeg(coding, data, out[:rows])
         elif coding.compression == "WEBP":
-            _image(imagecodecs.webp_decode(data), out[:rows])
+            _image(imagecodecs.webp_decode(bytes(data)), out[:rows])
         elif coding.compression == "LERC":
             _lerc(coding, data, out[:rows])
         else:
@@ -90,9 +90,8 @@ def _image(pixels: NDArray[Any], out: NDArray[Any]) -> None:
 
 
 def _lerc(coding: Coding, data: bytes | memoryview, out: NDArray[Any]) -> None:
-    if coding.inner:
-        data = _LOSSLESS[coding.inner](data)
-    pixels, valid = imagecodecs.lerc_decode(data, masks=True)
+    plain = bytes(_LOSSLESS[coding.inner](data) if coding.inner else data)
+    pixels, valid = imagecodecs.lerc_decode(plain, masks=True)
     _image(pixels, out)
     if valid is not None and out.dtype.kind == "f":
         out[np.broadcast_to(np.atleast_3d(valid), out.shape) == 0] = np.nan

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
-from rasterio.crs import CRS as RasterioCRS
+from rasterio import crs as rasterio_crs
 from rasterio.io import MemoryFile
 
 __all__ = ["GEO_TAGS", "RawTag", "crs_from_wkt", "geobox_from_tags", "same_geobox"]
@@ -89,7 +89,7 @@ def _one_pixel(tags: tuple[RawTag, ...], order: str) -> bytes:
 
 @lru_cache(256)
 def crs_from_wkt(wkt: str) -> CRS:
-    """Return the CRS of GDAL's WKT, named by its EPSG code if it is that code's definition (equal names compare fast)."""
-    crs = RasterioCRS.from_wkt(wkt)
+    """Return the CRS of GDAL's WKT, by its EPSG code if it is that code's definition: equal codes compare fast."""
+    crs = rasterio_crs.CRS.from_wkt(wkt)
     code = crs.to_epsg()
-    return CRS(f"EPSG:{code}") if code and RasterioCRS.from_epsg(code) == crs else CRS(wkt)
+    return CRS(f"EPSG:{code}") if code and rasterio_crs.CRS.from_epsg(code) == crs else CRS(wkt)

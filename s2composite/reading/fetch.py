@@ -7,14 +7,26 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 from queue import SimpleQueue
 
 from s2composite.errors import ReadError
 from s2composite.reading.remote import Identity, Reply, Retry, Target, request, target_of
 from s2composite.scenes.storage import is_remote
 
-__all__ = ["HEAD", "ByteRange", "Fetched", "Identity", "Retry", "fetch_ranges", "read_head", "read_identity", "read_range"]
+__all__ = [
+    "HEAD",
+    "ByteRange",
+    "Fetched",
+    "Identity",
+    "Retry",
+    "fetch_ranges",
+    "read_head",
+    "read_identity",
+    "read_range",
+]
 
 HEAD = 1 << 16
 """Bytes a header is looked for in: holds the header of a 10980 x 10980 COG even with 256-pixel BigTIFF tiles."""
@@ -83,7 +95,7 @@ def read_identity(href: str) -> Identity:
     if is_remote(href):
         return request(target_of(href), 0, 1, None, Retry()).result().identity
     try:
-        stat = os.stat(href)
+        stat = Path(href).stat()
     except OSError as error:
         raise _failure(href, error) from error
     return Identity(stat.st_size, None, stat.st_mtime_ns)
@@ -207,7 +219,8 @@ def _identity(fd: int) -> Identity:
 
 def _remote(numbered: Iterable[tuple[int, ByteRange]], retry: Retry, budget: int) -> Iterator[tuple[int, Fetched]]:
     waiting, held = deque(numbered), 0
-    arrived: SimpleQueue[tuple[int, int, Future[Reply]]] = SimpleQueue()
+    arrived: SimpleQueue[tuple[int, Future[Reply]]] = SimpleQueue()
+    sizes = {i: part.size for i, part in waiting}
     flying: dict[int, Future[Reply]] = {}
     targets: dict[str, Target] = {}
     try:
@@ -218,14 +231,18 @@ def _remote(numbered: Iterable[tuple[int, ByteRange]], retry: Retry, budget: int
                 if part.href not in targets:
                     targets = {part.href: target_of(part.href)}  # ranges of one object follow each other
                 flying[i] = future = request(targets[part.href], part.start, part.size, part.identity, retry)
-                future.add_done_callback(lambda done, i=i, size=part.size: arrived.put((i, size, done)))
-            i, size, done = arrived.get()
+                future.add_done_callback(partial(_arrive, arrived, i))
+            i, done = arrived.get()
             del flying[i]
             yield i, _fetched(done)
-            held -= size
+            held -= sizes[i]
     finally:
         for future in flying.values():
             future.cancel()
+
+
+def _arrive(arrived: SimpleQueue[tuple[int, Future[Reply]]], i: int, done: Future[Reply]) -> None:
+    arrived.put((i, done))
 
 
 def _fetched(done: Future[Reply]) -> Fetched:

@@ -89,7 +89,12 @@ def _difference(odd: list[str], key: Mapping[str, Any], usual: Any, fields: list
 
 
 def target_geobox(
-    native: GeoBox, headers: Sequence[Header], *, crs: Any = None, resolution: float | None = None, geobox: GeoBox | None = None
+    native: GeoBox,
+    headers: Sequence[Header],
+    *,
+    crs: Any = None,
+    resolution: float | None = None,
+    geobox: GeoBox | None = None,
 ) -> GeoBox:
     """Return the grid that was asked for, or `native`.
 

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree as ET
+from xml.sax.saxutils import unescape
 
 import numpy as np
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
 from s2composite.errors import ReadError, SceneError
 from s2composite.reading.crs import crs_from_wkt, geobox_from_tags
 from s2composite.reading.fetch import Identity
-from s2composite.reading.level import Coding, Level, level_of, why_undecodable
+from s2composite.reading.level import FRAME, Coding, Level, level_of, why_undecodable
 from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
 from s2composite.scenes.storage import display, gdal_options, is_remote
 
 __all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers"]
+
+_NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+"""GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none."""
+
+_QUOTES = {"&quot;": '"', "&apos;": "'"}
+"""What GDAL escapes in its metadata beside the three of all XML, and all of it twice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -56,7 +64,7 @@ class Header:
     """The full resolution, then the overviews from fine to coarse."""
 
     mask: Header | None = field(default=None, compare=False, repr=False)
-    """The file's own mask as a raster of one uint8 band, 255 where valid, with as many levels as the file; None: no mask."""
+    """The file's own mask as a raster of one uint8 band, 255 where valid, its levels those of the file; None: none."""
 
     undecodable: str = field(default="", compare=False)
     """Why only GDAL can read the pixels; empty: they can be decoded here."""
@@ -213,7 +221,7 @@ def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
 def _check_complete(header: Header) -> None:
     """Raise if tiles lie beyond the end of the file: it was cut off while it was copied."""
     for level in (*header.levels, *(header.mask.levels if header.mask else ())):
-        end = int((level.offsets + level.counts).max(initial=np.uint64(0)))
+        end = int((level.offsets + level.counts).max(initial=np.uint64(0))) + (FRAME if header.framed else 0)
         if end > header.size:
             raise broken(header.href, f"it has {header.size} bytes, its tiles need {end}")
 
@@ -231,7 +239,7 @@ def _nodata(text: str, dtype: np.dtype[Any]) -> float | None:
     except ValueError:
         return None
     if dtype.kind == "f":
-        return math.copysign(math.inf, value) if abs(value) > np.finfo(dtype).max else value
+        return math.copysign(math.inf, value) if abs(value) > float(np.finfo(dtype).max) else value
     limits = np.iinfo(dtype)
     return value if limits.min <= value <= limits.max else None
 
@@ -240,22 +248,25 @@ def _descriptions(xml: str, bands: int) -> tuple[str | None, ...]:
     """Return the bands' names in GDAL's metadata tag."""
     names: dict[str, str] = {}
     if 'role="description"' in xml:
-        try:
-            items = ET.fromstring(xml).iter("Item")  # noqa: S314 - expat expands no external entities
-        except ET.ParseError:
-            items = iter(())
-        names = {item.get("sample", ""): item.text or "" for item in items if item.get("role") == "description"}
+        # expat, which parses it, fetches nothing; a tag that is no XML describes nothing
+        with suppress(ET.ParseError):
+            items = ET.fromstring(xml).iter("Item")  # noqa: S314
+            names = {item.get("sample", ""): unescape(item.text or "", _QUOTES) for item in items if _describes(item)}
     return tuple(names.get(str(band)) or None for band in range(bands))
+
+
+def _describes(item: ET.Element) -> bool:
+    return item.get("role") == "description"
 
 
 def _with_sidecar(header: Header) -> Header:
     """Return the header as GDAL sees it where a file beside it says more: ``.aux.xml``, a world file."""
     path = header.href
     try:
-        with open(path + ".aux.xml", "rb") as file:
-            telling = re.search(rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description)[ >]", file.read()) is not None
+        notes = Path(path + ".aux.xml").read_bytes()
     except OSError:
-        telling = False
+        notes = b""
+    telling = re.search(rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description)[ >]", notes)
     if not telling and (header.geobox.transform != Affine.identity() or not _has_world_file(path)):
         return header
     seen = _from_gdal(path, header.identity)
@@ -263,16 +274,17 @@ def _with_sidecar(header: Header) -> Header:
 
 
 def _has_world_file(path: str) -> bool:
-    return any(os.path.exists(os.path.splitext(path)[0] + suffix) for suffix in (".tfw", ".TFW", ".tifw", ".wld"))
+    return any(Path(path).with_suffix(suffix).exists() for suffix in (".tfw", ".TFW", ".tifw", ".wld"))
 
 
 def _from_gdal(href: str, identity: Identity) -> Header:
     """Return the header of a raster that is not a TIFF, as GDAL reads it."""
     try:
-        with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **gdal_options(href)):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(href) as dataset:
-                return _header_of(dataset, href, identity)
+        with (
+            rasterio.Env(**_NO_LISTING if is_remote(href) else {}, **gdal_options(href)),
+            rasterio.open(href) as dataset,
+        ):
+            return _header_of(dataset, href, identity)
     except (RasterioError, OSError) as error:
         raise SceneError(
             f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({error}); leave it out", href=href
@@ -296,8 +308,8 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
     for overview in range(len(dataset.overviews(1))):
         with rasterio.open(href, overview_level=overview) as coarser:
             shapes.append(coarser.shape)
-    block = dataset.block_shapes[0]
-    empty = np.empty(0, np.uint64)
+    (rows, columns), empty = dataset.block_shapes[0], np.empty(0, np.uint64)
+    blocks = [(min(rows, height), min(columns, width)) for height, width in shapes]
     return Header(
         href,
         identity,
@@ -306,6 +318,9 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
         np.dtype(dataset.dtypes[0]),
         dataset.nodata,
         dataset.descriptions,
-        tuple(Level(shape, (min(block[0], shape[0]), min(block[1], shape[1])), True, coding, empty, empty) for shape in shapes),
+        tuple(
+            Level(s, b, tiled=True, coding=coding, offsets=empty, counts=empty)
+            for s, b in zip(shapes, blocks, strict=True)
+        ),
         undecodable=f"{dataset.driver} is no TIFF",
     )

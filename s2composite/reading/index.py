@@ -134,7 +134,7 @@ def _to_plain(header: Header) -> dict[str, Any]:
 def _level_to_plain(level: Level) -> list[Any]:
     how = asdict(level.coding) | {"tables": b64encode(level.coding.tables).decode()}
     packed = b64encode(pack(level.offsets, level.counts)).decode()
-    return [level.shape, level.block, level.tiled, how, len(level.offsets), packed]
+    return [level.shape, level.block, level.tiled, how, packed]
 
 
 def _from_plain(plain: Mapping[str, Any]) -> Header:
@@ -157,6 +157,6 @@ def _from_plain(plain: Mapping[str, Any]) -> Header:
 
 
 def _level_from_plain(plain: Sequence[Any]) -> Level:
-    shape, block, tiled, how, tiles, packed = plain
+    shape, block, tiled, how, packed = plain
     same = coding(**how | {"tables": b64decode(how["tables"])})
-    return unpack(tuple(shape), tuple(block), tiled, same, tiles, b64decode(packed))
+    return unpack(tuple(shape), tuple(block), tiled, same, b64decode(packed))

@@ -112,7 +112,9 @@ def parts_of(
         A band is not there; the message lists those that are.
     """
     where = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
-    chosen = [(asset, i, name) for wanted in bands for asset, i, name in _find(wanted, where, scene)] if bands else where
+    chosen = (
+        [(asset, i, name) for wanted in bands for asset, i, name in _find(wanted, where, scene)] if bands else where
+    )
     parts: list[Part] = []
     for row, (asset, i, _) in enumerate(chosen):
         if parts and parts[-1].asset is asset:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from s2composite.reading.tiff import Directory
 
-__all__ = ["Coding", "Level", "coding", "level_of", "pack", "unpack", "why_undecodable"]
+__all__ = ["FRAME", "Coding", "Level", "coding", "level_of", "pack", "unpack", "why_undecodable"]
 
 _COMPRESSIONS = {
     1: "NONE", 5: "LZW", 6: "OLD-JPEG", 7: "JPEG", 8: "DEFLATE", 32773: "PACKBITS", 32946: "DEFLATE", 34887: "LERC",
@@ -26,7 +26,10 @@ _PHOTOMETRICS = {
     0: "MINISWHITE", 1: "MINISBLACK", 2: "RGB", 3: "PALETTE", 4: "MASK", 5: "CMYK", 6: "YCBCR", 8: "CIELAB",
 }  # fmt: skip
 _LARGEST_BLOCK = 1 << 30
-"""Bytes of a decoded tile; more is a damaged header, or one strip for the whole of a raster, which GDAL reads by rows."""
+"""Bytes of a decoded tile; more is a damaged header, or one strip for a whole raster, which GDAL reads by rows."""
+
+FRAME = 4
+"""Bytes before each tile that hold its size, and after it that repeat its last ones, in files of GDAL's COG driver."""
 
 _LERC_CODECS = {0: "", 1: "DEFLATE", 2: "ZSTD"}
 
@@ -101,7 +104,7 @@ class Level:
         return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return unpack, (self.shape, self.block, self.tiled, self.coding, len(self.offsets), pack(self.offsets, self.counts))
+        return unpack, (self.shape, self.block, self.tiled, self.coding, pack(self.offsets, self.counts))
 
 
 def pack(offsets: NDArray[np.uint64], counts: NDArray[np.uint64]) -> bytes:
@@ -110,12 +113,11 @@ def pack(offsets: NDArray[np.uint64], counts: NDArray[np.uint64]) -> bytes:
     return zlib.compress(np.stack([gaps, counts]).view(np.uint8).reshape(-1, 8).T.tobytes(), 6)
 
 
-def unpack(
-    shape: tuple[int, int], block: tuple[int, int], tiled: bool, coding: Coding, tiles: int, packed: bytes
-) -> Level:
-    """Return the level whose index of so many tiles was packed."""
-    columns = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(8, 2 * tiles).T
-    gaps, counts = np.ascontiguousarray(columns).view(np.uint64).reshape(2, tiles)
+def unpack(shape: tuple[int, int], block: tuple[int, int], tiled: bool, coding: Coding, packed: bytes) -> Level:
+    """Return the level whose index was packed."""
+    shuffled = np.frombuffer(zlib.decompress(packed), np.uint8)
+    columns = np.ascontiguousarray(shuffled.reshape(8, shuffled.size // 8).T)
+    gaps, counts = columns.view(np.uint64).reshape(2, shuffled.size // 16)
     return Level(shape, block, tiled, coding, np.cumsum(gaps) + _before(counts), counts)
 
 
@@ -132,8 +134,10 @@ def level_of(directory: Directory, order: str) -> Level:
     if min(shape) <= 0 or min(block) <= 0 or d.number(277, 1) <= 0:
         raise ValueError(f"size {shape}, blocks {block}, {d.number(277, 1)} bands")
     empty = np.empty(0, np.uint64)
-    offsets, counts = (d.values.get(tag, empty) for tag in ((324, 325) if tiled else (273, 279)))
-    return Level(shape, block, tiled, _coding_of(d, order), np.asarray(offsets), np.asarray(counts))
+    offsets, counts = (np.asarray(d.values.get(tag, empty)) for tag in ((324, 325) if tiled else (273, 279)))
+    if len(offsets) != len(counts):
+        offsets = counts = empty
+    return Level(shape, block, tiled, _coding_of(d, order), offsets, counts)
 
 
 def _coding_of(d: Directory, order: str) -> Coding:
@@ -179,7 +183,7 @@ def why_undecodable(level: Level, directory: Directory) -> str:
         f"predictor {coding.predictor}": coding.predictor not in _predictors(coding),
         "bits in reverse order": d.number(266, 1) == 2,
         f"photometric {coding.photometric}": not _known_photometric(coding),
-        "no index of its tiles": len(level.offsets) != tiles or len(level.counts) != tiles,
+        "no index of its tiles": len(level.offsets) != tiles,
         "a single block of more than 1 GiB": block > _LARGEST_BLOCK,
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)

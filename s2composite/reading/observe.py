@@ -57,7 +57,12 @@ class _Job:
 
 
 def observe(
-    sources: Sequence[Sequence[Source]], geobox: GeoBox, window: Window, pixels: NDArray[Any], fill: float, resampling: str
+    sources: Sequence[Sequence[Source]],
+    geobox: GeoBox,
+    window: Window,
+    pixels: NDArray[Any],
+    fill: float,
+    resampling: str,
 ) -> Observations:
     """Read a window of all scenes into `pixels`.
 

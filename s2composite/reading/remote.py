@@ -151,11 +151,13 @@ def request(target: Target, start: int, size: int, identity: Identity | None, re
         Of the reply; raises `ReadError`, with ``transient`` telling whether trying again later could help.
     """
     web = filesystem("https://")[0]
-    coroutine = _persist(web, target, start, size, identity, retry)
+    coroutine = _persist(web, target, start, size, identity=identity, retry=retry)
     return asyncio.run_coroutine_threadsafe(coroutine, web.loop)
 
 
-async def _persist(web: Any, target: Target, start: int, size: int, identity: Identity | None, retry: Retry) -> Reply:
+async def _persist(
+    web: Any, target: Target, start: int, size: int, *, identity: Identity | None, retry: Retry
+) -> Reply:
     session = await web.set_session()
     for attempt in range(retry.attempts):
         try:
@@ -187,20 +189,20 @@ def _change(before: Identity, now: Identity) -> str:
 
 
 async def _attempt(
-    session: aiohttp.ClientSession, target: Target, start: int, size: int, timeout: float
+    session: aiohttp.ClientSession, target: Target, start: int, size: int, patience: float
 ) -> tuple[bytes, Identity]:
     # a signature is over the URL as it is written: it must not be written anew
     url = URL(target.url, encoded="%" in target.url)
     headers = {**target.headers, "Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
-    patience = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=patience, sock_read=patience)
     try:
-        async with session.get(url, headers=headers, timeout=patience, read_bufsize=1 << 20) as response:
+        async with session.get(url, headers=headers, timeout=limits, read_bufsize=1 << 20) as response:
             found = _identity_in(response, start, size)
             return (b"" if found.size == 0 else await response.read()), found
     except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
         raise _FailedError(reason(target.href, error), transient=False) from error
     except TimeoutError as error:
-        raise _FailedError(f"no answer for {timeout:g} s", transient=True) from error
+        raise _FailedError(f"no answer for {patience:g} s", transient=True) from error
     except (aiohttp.ClientError, OSError) as error:
         raise _FailedError(f"the connection failed, {reason(target.href, error)}", transient=True) from error
 
@@ -212,8 +214,8 @@ def _identity_in(response: aiohttp.ClientResponse, start: int, size: int) -> Ide
         return Identity(0)
     if response.status == 206 and ranged and ranged[1] and int(ranged[1]) == start:
         total = int(ranged[2])
-    elif response.status == 200 and start == 0 and response.content_length is not None and response.content_length <= size:
-        total = response.content_length
+    elif response.status == 200 and start == 0 and (response.content_length or size + 1) <= size:
+        total = response.content_length or 0
     else:
         raise _refusal(response, start)
     changed = response.headers.get("Last-Modified")
@@ -228,8 +230,9 @@ def _refusal(response: aiohttp.ClientResponse, start: int) -> _FailedError:
     if status == 416:
         return _FailedError(f"it has changed since its header was read (it ends before byte {start})", transient=False)
     if status in _TRANSIENT:
-        wait = response.headers.get("Retry-After", "")
-        return _FailedError(f"the server answered {status} {response.reason}", transient=True, wait=float(wait) if wait.isdigit() else 0)
+        asked = response.headers.get("Retry-After", "")
+        wait = float(asked) if asked.isdigit() else 0.0
+        return _FailedError(f"the server answered {status} {response.reason}", transient=True, wait=wait)
     return _FailedError(f"{_words(status)} (status {status})", transient=False)
 
 

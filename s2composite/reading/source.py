@@ -25,7 +25,7 @@ class ReadOptions:
     where possible."""
 
     on_error: str = "raise"
-    """``"raise"`` a `ReadError`, or ``"skip"``: a scene that fails counts as not observed in that window, and is listed."""
+    """``"raise"`` a `ReadError`, or ``"skip"``: a scene that fails counts as not observed there, and is listed."""
 
     resampling: str = "nearest"
     """GDAL's name of the method for scenes that are not on the target grid."""

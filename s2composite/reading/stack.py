@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ from odc.geo.geom import BoundingBox
 from s2composite.errors import BandError, GridError, ReadError, S2CompositeError, SceneError, SourceError
 from s2composite.reading.grid import Window, aligned_offset, common_geobox, crop, target_geobox
 from s2composite.reading.header import Header, read_header
-from s2composite.reading.layout import parts_of, wanted_assets
+from s2composite.reading.layout import Part, parts_of, wanted_assets
 from s2composite.reading.observe import Observations, observe
 from s2composite.reading.source import ReadOptions, Source, choose_source
 from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.storage import is_remote
 
 __all__ = ["Stack", "TargetGrid", "open_stack"]
 
@@ -48,6 +50,10 @@ class TargetGrid:
     def named(self) -> bool:
         """Whether scenes that are not on one grid may be warped to this."""
         return self.geobox is not None or self.crs is not None
+
+
+_OWN_GRID = TargetGrid()
+_DEFAULTS = ReadOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +141,8 @@ class Stack:
 
     def select(self, positions: Sequence[int]) -> Stack:
         """Return the stack of some of the scenes."""
-        scenes, sources = (tuple(of[t] for t in positions) for of in (self.scenes, self.sources))
-        return replace(self, scenes=scenes, sources=sources)
+        scenes = tuple(self.scenes[t] for t in positions)
+        return replace(self, scenes=scenes, sources=tuple(self.sources[t] for t in positions))
 
     def crop(self, geobox: GeoBox) -> Stack:
         """Return the stack on a part of its grid.
@@ -152,7 +158,30 @@ class Stack:
         sources = tuple(tuple(_moved(source, delta) for source in files) for files in self.sources)
         return replace(self, geobox=geobox, sources=sources)
 
-    def read(self, window: Window, pad: int = 0) -> Observations:
+    def pieces(self, window: Window) -> tuple[Window, ...]:
+        """Cut a window into the pieces that are best read one after the other.
+
+        Tiles of local files are decoded one position at a time, in place. Remote ones go a row of tiles at a time,
+        because tiles of a row lie together and are fetched together. What GDAL reads is opened once for a window.
+        """
+        if any(source.engine == "gdal" for source in self._all()):
+            return (window,)
+        if any(is_remote(source.header.href) for source in self._all()):
+            return tuple((row, window[1]) for row in _cut(window[0], self.block[0], self.block_origin[0]))
+        return self.blocks(window)
+
+    def blocks(self, window: Window) -> tuple[Window, ...]:
+        """Cut a window at the borders of the files' blocks."""
+        rows, columns = map(_cut, window, self.block, self.block_origin)
+        return tuple((row, column) for row in rows for column in columns)
+
+    def size(self, window: Window, pad: int = 0) -> int:
+        """Return how many values a window holds."""
+        times, bands = self.shape[:2]
+        height, width = (s.stop - s.start + 2 * pad for s in window)
+        return times * bands * height * width
+
+    def read(self, window: Window, pad: int = 0, scratch: NDArray[Any] | None = None) -> Observations:
         """Read a window of all scenes and bands.
 
         Parameters
@@ -161,6 +190,8 @@ class Stack:
             ``(y, x)`` slices of the geobox.
         pad
             Pixels to add on each side; beyond the geobox they are still read if a file has them.
+        scratch
+            Flat memory for the pixels, at least `size` values; None: fresh memory.
 
         Returns
         -------
@@ -172,30 +203,41 @@ class Stack:
         ReadError
             A scene could not be read and ``on_error`` is ``"raise"``; names scene, window, href and cause.
         """
-        padded = (slice(window[0].start - pad, window[0].stop + pad), slice(window[1].start - pad, window[1].stop + pad))
-        seen = observe(
-            self.sources, self.geobox, padded, self._allocate(padded), self.fill, self.options.resampling
-        )
+        y, x = (slice(s.start - pad, s.stop + pad) for s in window)
+        pixels = self._allocate(y.stop - y.start, x.stop - x.start, scratch)
+        seen = observe(self.sources, self.geobox, (y, x), pixels, self.fill, self.options.resampling)
         if seen.errors and self.options.on_error == "raise":
             raise self._failure(*min(seen.errors.items()), window)
         return seen
 
-    def _allocate(self, window: Window) -> NDArray[Any]:
-        height, width = (s.stop - s.start for s in window)
+    def _allocate(self, height: int, width: int, scratch: NDArray[Any] | None) -> NDArray[Any]:
         times, bands = self.shape[:2]
+        size = times * bands * height * width
+        flat = np.empty(size, self.dtype) if scratch is None else scratch[:size]
         if self._interleaved:
-            return np.moveaxis(np.empty((times, height, width, bands), self.dtype), 3, 1)
-        return np.empty((times, bands, height, width), self.dtype)
+            return np.moveaxis(flat.reshape(times, height, width, bands), 3, 1)
+        return flat.reshape(times, bands, height, width)
 
     def _failure(self, t: int, error: ReadError, window: Window) -> ReadError:
         y, x = window
         scene = self.scenes[t]
         facts = {**error.__dict__, "scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)}
         return ReadError(
-            f"scene {scene.id}, window y {y.start}:{y.stop} x {x.start}:{x.stop}: {error}; try again, leave the scene out, "
-            "or go on without it with on_error='skip'",
+            f"scene {scene.id}, window y {y.start}:{y.stop} x {x.start}:{x.stop}: {error}; try again, leave the scene "
+            "out, or go on without it with on_error='skip'",
             **facts,
         )
+
+
+def _cut(span: slice, block: int, origin: int) -> list[slice]:
+    """Cut a slice at the borders of blocks, the first of which starts `origin` pixels before 0.
+
+    >>> _cut(slice(100, 1100), 512, 0)
+    [slice(100, 512, None), slice(512, 1024, None), slice(1024, 1100, None)]
+    """
+    first = span.start + block - (span.start + origin) % block
+    borders = [span.start, *range(first, span.stop, block), span.stop]
+    return [slice(a, b) for a, b in itertools.pairwise(borders)]
 
 
 def _moved(source: Source, delta: tuple[int, int]) -> Source:
@@ -207,8 +249,8 @@ def _moved(source: Source, delta: tuple[int, int]) -> Source:
 def open_stack(
     scenes: Sequence[Scene],
     bands: Sequence[str] | None = None,
-    target: TargetGrid = TargetGrid(),
-    options: ReadOptions = ReadOptions(),
+    target: TargetGrid = _OWN_GRID,
+    options: ReadOptions = _DEFAULTS,
 ) -> Stack:
     """Read the headers of scenes, once and concurrently, check them against each other and put them on one grid.
 
@@ -279,9 +321,9 @@ def _layout(
     headers: Mapping[str, Header],
     bands: Sequence[str] | None,
     usable: Sequence[bool],
-) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+) -> tuple[tuple[str, ...], tuple[tuple[Part, ...], ...]]:
     names: tuple[str, ...] | None = None
-    parts = []
+    parts: list[tuple[Part, ...]] = []
     for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
         if not ok:
             parts.append(())

@@ -148,7 +148,7 @@ def _directory(file: _File, start: int, order: str, *, big: bool) -> tuple[Direc
     values: dict[int, Value] = {}
     geo: list[RawTag] = []
     for tag, kind, items, field in struct.iter_unpack(order + entry_code, table[: count * entry_size]):
-        if tag not in _WANTED or kind not in _FORMATS:
+        if tag not in _WANTED or kind not in _FORMATS or not items:
             continue
         raw = _raw(file, order, items * _SIZES[kind], field)
         if tag in GEO_TAGS:
@@ -169,4 +169,5 @@ def _value(tag: int, kind: int, items: int, raw: bytes, order: str) -> Value:
         return np.frombuffer(raw, np.dtype(order + "u" + str(_SIZES[kind]))).astype(np.uint64)
     if kind in _BYTES:
         return raw
-    return struct.unpack(f"{order}{items}{_FORMATS[kind]}" if len(_FORMATS[kind]) == 1 else order + _FORMATS[kind] * items, raw)
+    code = _FORMATS[kind]
+    return struct.unpack(f"{order}{items * len(code)}{code[0]}", raw)

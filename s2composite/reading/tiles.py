@@ -13,7 +13,7 @@ from s2composite.errors import ReadError
 from s2composite.reading.codecs import CorruptTileError, decode_tile
 from s2composite.reading.fetch import ByteRange, Fetched, Retry, fetch_ranges
 from s2composite.reading.header import Header
-from s2composite.reading.level import Level
+from s2composite.reading.level import FRAME, Level
 from s2composite.scenes.storage import display
 
 __all__ = ["TileRequest", "TileResult", "read_tiles", "read_window"]
@@ -23,9 +23,6 @@ _GAP = 1 << 16
 
 _LONGEST = 8 << 20
 """Bytes of one request at most (unless one tile is larger), so that requests can be made side by side."""
-
-_FRAME = 4
-"""Bytes before each tile that hold its size, and after it that repeat its last ones, in files of GDAL's COG driver."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +42,7 @@ class TileRequest:
     """Bands of the file, counted from 0."""
 
     out: NDArray[Any]
-    """``(bands, y, x)``, the header's dtype. Fastest as a view of ``(y, x, band)`` memory, as tiles are mostly stored."""
+    """``(bands, y, x)``. Fastest as a view of ``(y, x, band)`` memory of the header's dtype, as tiles are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +174,7 @@ def _fill(header: Header) -> float:
 
 def _plan(position: int, request: TileRequest) -> Iterator[_Part]:
     """Yield what must be fetched for a request; fill what its sparse tiles cover."""
-    frame = _FRAME if request.header.framed else 0
+    frame = FRAME if request.header.framed else 0
     tiles = []
     for tile in _tiles(request):
         if tile.size:
@@ -250,9 +247,9 @@ def _use(request: TileRequest, part: _Part, data: bytes, scratch: NDArray[Any], 
         try:
             _decode(request, tile, _bytes_of(tile, part, view, framed=request.header.framed), scratch)
         except CorruptTileError as error:
-            href = display(request.header.href)
+            facts = {"href": display(request.header.href), "transient": False, "retries": tally.retries}
             where = f"the tile in row {tile.row}, column {tile.column} ({tile.size} bytes from byte {tile.start})"
-            tally.error = ReadError(f"{href}: {where} is damaged: {error}", href=href, transient=False, retries=tally.retries)
+            tally.error = ReadError(f"{facts['href']}: {where} is damaged: {error}", **facts)
             break
     return scratch
 
@@ -262,10 +259,10 @@ def _bytes_of(tile: _Tile, part: _Part, view: memoryview, *, framed: bool) -> me
     start = tile.start - part.start
     stop = start + tile.size
     if framed:
-        size = int.from_bytes(view[start - _FRAME : start], "little")
+        size = int.from_bytes(view[start - FRAME : start], "little")
         if size != tile.size:
             raise CorruptTileError(f"its size before it is {size}")
-        if view[stop - _FRAME : stop] != view[stop : stop + _FRAME]:
+        if view[stop - FRAME : stop] != view[stop : stop + FRAME]:
             raise CorruptTileError("its last bytes are not those repeated after it")
     return view[start:stop]
 
@@ -273,13 +270,17 @@ def _bytes_of(tile: _Tile, part: _Part, view: memoryview, *, framed: bool) -> me
 def _decode(request: TileRequest, tile: _Tile, data: memoryview, scratch: NDArray[Any]) -> None:
     level = _level(request)
     rows = level.block[0] if level.tiled else min(level.block[0], level.shape[0] - tile.row * level.block[0])
-    places = _places(request, tile)
-    whole = request.out[(places[0][0], *places[0][2])].transpose(1, 2, 0)
     every = level.coding.interleave == "band" or request.bands == tuple(range(level.coding.samples))
-    if every and len(places) == 1 and whole.shape == scratch.shape and whole.dtype == scratch.dtype and whole.flags.c_contiguous:
-        decode_tile(level.coding, data, rows, whole)
+    chosen = slice(None) if every else list(request.bands)
+    places = [(request.out[(b, *to)].transpose(1, 2, 0), at) for b, at, to in _places(request, tile)]
+    if every and len(places) == 1 and _alike(places[0][0], scratch):
+        decode_tile(level.coding, data, rows, places[0][0])
         return
     decode_tile(level.coding, data, rows, scratch)
-    chosen = slice(None) if every else list(request.bands)
-    for band, source, target in places:
-        request.out[(band, *target)].transpose(1, 2, 0)[...] = scratch[source][..., chosen]
+    for target, at in places:
+        target[...] = scratch[at][..., chosen]
+
+
+def _alike(target: NDArray[Any], scratch: NDArray[Any]) -> bool:
+    """Whether a tile can be decoded into `target` as it is."""
+    return target.shape == scratch.shape and target.dtype == scratch.dtype and target.flags.c_contiguous

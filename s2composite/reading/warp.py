@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import rasterio
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def resampling_method(name: str) -> Resampling:
         raise ParameterError(f"resampling {name!r} is unknown; there are {names}") from None
 
 
-def read_level(href: str, bands: tuple[int, ...], level: int, window: tuple[slice, slice], out: NDArray) -> int:
+def read_level(href: str, bands: tuple[int, ...], level: int, window: tuple[slice, slice], out: NDArray[Any]) -> int:
     """Read pixels of one level (0: full resolution) of a raster into `out`.
 
     Parameters
@@ -77,7 +78,7 @@ def read_level(href: str, bands: tuple[int, ...], level: int, window: tuple[slic
 
 
 def read_warped(
-    href: str, bands: tuple[int, ...], geobox: GeoBox, resampling: str, fill: float, out: NDArray
+    href: str, bands: tuple[int, ...], geobox: GeoBox, resampling: str, fill: float, out: NDArray[Any]
 ) -> int:
     """Read a raster warped to a geobox into `out`; pixels it does not cover get `fill`.
 
@@ -134,9 +135,10 @@ def _with_retries(read: Callable[[], None], href: str) -> int:
         except (RasterioError, OSError) as error:
             transient = is_remote(href) and not any(sign in str(error) for sign in _PERMANENT)
             if not transient or attempt == _ATTEMPTS - 1:
-                raise ReadError(f"GDAL cannot read {href}: {error}", href=href, transient=transient, retries=attempt) from error
+                raise ReadError(
+                    f"GDAL cannot read {href}: {error}", href=href, transient=transient, retries=attempt
+                ) from error
             time.sleep(random.uniform(0.5, 1.0) * 0.25 * 2**attempt)  # noqa: S311 - jitter, not a secret
         else:
             return attempt
     raise AssertionError
-

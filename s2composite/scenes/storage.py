@@ -23,6 +23,7 @@ from s2composite.errors import SourceError
 __all__ = ["absolute", "display", "filesystem", "gdal_options", "is_remote", "join", "reason", "storage_options"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_SHORTENED = re.compile(r"^((?:gs|gcs|s3|s3a|https?):)/(?!/)")  # what pathlib makes of a URL
 _SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3", "http": "http", "https": "https", "file": "file"}
 _HTTP = re.compile(r"(https?://)(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
 _URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
@@ -54,7 +55,8 @@ def absolute(href: str | os.PathLike[str]) -> str:
     >>> absolute("file:///data/scene.tif"), absolute("gcs://bucket/scene.tif")
     ('/data/scene.tif', 'gs://bucket/scene.tif')
     """
-    href = os.fspath(href)
+    if isinstance(href, os.PathLike):
+        href = _SHORTENED.sub(r"\1//", os.fspath(href))
     scheme = _scheme(href)
     if scheme != "file":
         rest = href.partition("://")[2]
@@ -293,8 +295,8 @@ def _s3_endpoint() -> str | None:
 def _aws_credentials_exist(environment: tuple[tuple[str, str], ...]) -> bool:
     """Return whether botocore finds credentials; `environment` is what its answer depends on."""
     # 0.1 s that only users of s3:// should pay
-    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # noqa: PLC0415
-    from botocore.session import Session  # type: ignore[import-untyped]  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    from botocore.session import Session  # noqa: PLC0415
 
     try:
         chain = Session().get_component("credential_provider")

@@ -73,7 +73,7 @@ def write_raster(
     path
         Local path, ``gs://`` or ``s3://`` URL, or an ``https://`` URL signed for a PUT.
     layers
-        One or several names of layers, or ``"all"``; default: the composite itself. ``"rgba"`` is a preview in 8 bits of
+        One or several names of layers, or ``"all"``; default: the composite. ``"rgba"``: a preview in 8 bits of
         its first three bands.
     separate
         One file for each layer: ``median.tif``, ``median_count.tif``. False: one file with all as bands, in the

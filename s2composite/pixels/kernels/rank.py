@@ -8,9 +8,9 @@ import numpy as np
 
 from s2composite.pixels.kernels.block import Source, split
 from s2composite.pixels.kernels.compiled import kernel, part
-from s2composite.pixels.kernels.select import pick, select, select_wide
+from s2composite.pixels.kernels.selection import pick, select
 
-__all__ = ["Key", "rank_by_key", "rank_by_small_key"]
+__all__ = ["Key", "rank_by_key"]
 
 
 class Key(NamedTuple):
@@ -76,27 +76,43 @@ def forbid_value(values: Any, value: Any, none: Any, row: Any) -> None:
 
 
 @part
-def write_keys(source: Source, key: Key, t: int, start: int, n: int, bands: Any, row: Any) -> None:
-    """Write the keys of `n` pixels of the `t`-th scene; ``bands (b, width)`` is scratch."""
-    scene = source.scenes[t]
-    if source.interleaved and source.bands == 3 and source.plain and key.pair.size == 0:
-        at = 3 * (scene * source.pixels + start)
-        add_three(source.values[at : at + 3 * n], source.low[0], source.high[0], key, row)
-    else:
+def write_plain_keys(source: Source, key: Key, start: int, n: int, keys: Any) -> None:
+    """Write the keys of `n` interleaved pixels of three bands whose ranges are the same."""
+    values, scenes, low, high = source.values, source.scenes, source.low[0], source.high[0]
+    for t in range(scenes.size):
+        at = 3 * (scenes[t] * source.pixels + start)
+        add_three(values[at : at + 3 * n], low, high, key, keys[t])
+
+
+@part
+def write_any_keys(source: Source, key: Key, start: int, n: int, bands: Any, keys: Any) -> None:
+    """Write the keys of `n` pixels of any kind; ``bands (b, width)`` is scratch."""
+    for t in range(source.scenes.size):
+        row = keys[t]
         for i in range(n):
             row[i] = key.first
-        split(source, scene, start, n, bands)
+        split(source, source.scenes[t], start, n, bands)
         for b in range(source.bands):
             add_band(bands[b, :n], source.low[b], source.high[b], key.weights[b], key.none, row)
             for value in source.dropped:
                 forbid_value(bands[b, :n], value, key.none, row)
         if key.pair.size > 0:
             subtract(bands[key.pair[0], :n], bands[key.pair[1], :n], key.none, row)
-    if source.usable.size > 0:
-        at = scene * source.pixels + start
-        forbid(source.usable[at : at + n], key.none, row)
-    for i in range(n, row.size):
-        row[i] = key.none
+
+
+@part
+def write_keys(source: Source, key: Key, start: int, n: int, bands: Any, keys: Any) -> None:
+    """Write the keys of `n` pixels from pixel `start` on: ``keys (t, width)``; ``bands (b, width)`` is scratch."""
+    if source.interleaved and source.bands == 3 and source.plain and key.pair.size == 0:
+        write_plain_keys(source, key, start, n, keys)
+    else:
+        write_any_keys(source, key, start, n, bands, keys)
+    for t in range(source.scenes.size):
+        if source.usable.size > 0:
+            at = source.scenes[t] * source.pixels + start
+            forbid(source.usable[at : at + n], key.none, keys[t])
+        for i in range(n, keys.shape[1]):
+            keys[t, i] = key.none
 
 
 @part
@@ -125,20 +141,34 @@ def put_picked(source: Source, index: Any, start: int, n: int, out: Any, chosen:
                 out[b, i] = source.values[at + b * along]
 
 
+@part
+def order(numbers: Any, sign: Any, keys: Any) -> None:
+    """Turn floats into integers of the same order in place, NaN into all bits set: `keys` is their memory."""
+    top, none = sign[0], ~sign[0] | sign[0]
+    for t in range(keys.shape[0]):
+        row, bits = numbers[t], keys[t]
+        for i in range(row.size):
+            missing = row[i] != row[i]
+            row[i] = row[i] + 0.0  # -0 becomes 0
+            bits[i] = none if missing else (~bits[i] if bits[i] & top else bits[i] | top)
+
+
 @kernel
-def rank_by_small_key(
-    source: Source, key: Key, bits: int, ranks: Any, width: int, out: Any, count: Any, chosen: Any
+def rank_by_key(
+    source: Source, key: Key, bits: int, sign: Any, ranks: Any, width: int, out: Any, count: Any, chosen: Any
 ) -> None:
-    """Rank by integer keys of at most sixteen bits.
+    """Order the observations of each pixel by a key and take the one at a rank.
 
     Parameters
     ----------
     source
         The stack.
     key
-        What to order by: of type int16, counted from ``FIRST``, less than ``LAST``.
+        What to order by: uint16 or uint32 with all bits set for none, or float32 or float64 with NaN for none.
     bits
-        Bits of the largest key.
+        How many bits the keys have; 0: to be found out.
+    sign
+        ``(1,)`` unsigned integer as wide as the key: its sign bit for floats, 0 for integers.
     ranks
         ``(t + 1,)`` int16: the rank to take for each number of valid observations, ``NO_RANK`` to take none.
     width
@@ -151,57 +181,19 @@ def rank_by_small_key(
         ``(n,)`` int16, out: scene of the picked observation, -1 if none.
     """
     times = source.scenes.size
-    bands, keys = np.empty((source.bands, width), source.values.dtype), np.empty((times, width), np.int16)
+    bands, digits = np.empty((source.bands, width), source.values.dtype), np.empty((times, width), np.int8)
+    numbers = np.empty((times, width), key.weights.dtype)
+    keys, found = numbers.view(sign.dtype), np.empty(width, sign.dtype)
     counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.int16), np.empty(width, np.int16)
-    found = np.empty(width, np.int16)
+    none = sign.dtype.type(~sign[0] | sign[0])
     for start in range(0, source.pixels, width):
         n = min(width, source.pixels - start)
-        for t in range(times):
-            write_keys(source, key, t, start, n, bands, keys[t])
-        count_keys(keys, key.none, ranks, counts, rank)
-        select(keys, bits, rank, found, source, start + width)
+        write_keys(source, key, start, n, bands, numbers)
+        if sign[0] != 0:
+            order(numbers, sign, keys)
+        count_keys(keys, none, ranks, counts, rank)
+        select(keys, bits, rank, found, digits, source, start + width)
         pick(keys, found, rank, index)
-        put_picked(source, index, start, n, out, chosen)
-        for i in range(n):
-            count[start + i] = counts[i]
-
-
-@part
-def order(row: Any, sign: Any, wide: Any) -> None:
-    """Turn floats into integers of the same order in place, NaN into all bits set: `wide` is the memory of `row`."""
-    none = ~sign[0] | sign[0]
-    for i in range(row.size):
-        missing = row[i] != row[i]
-        row[i] = row[i] + 0.0  # -0 becomes 0
-        wide[i] = none if missing else (~wide[i] if wide[i] & sign[0] else wide[i] | sign[0])
-
-
-@kernel
-def rank_by_key(source: Source, key: Key, sign: Any, ranks: Any, width: int, out: Any, count: Any, chosen: Any) -> None:
-    """Rank by keys of 32 or 64 bits; parameters as `rank_by_small_key`, but for these.
-
-    Parameters
-    ----------
-    key
-        What to order by: uint32 with all bits set for none, or float32 or float64 with NaN.
-    sign
-        ``(1,)`` unsigned integer as wide as the key: for floats its sign bit, for integers 0.
-    """
-    times = source.scenes.size
-    bands, digits = np.empty((source.bands, width), source.values.dtype), np.empty((times, width), np.int16)
-    keys = np.empty((times, width), key.weights.dtype)
-    wide, found = keys.view(sign.dtype), np.empty(width, sign.dtype)
-    counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.int16), np.empty(width, np.int16)
-    none = ~sign[0] | sign[0]
-    for start in range(0, source.pixels, width):
-        n = min(width, source.pixels - start)
-        for t in range(times):
-            write_keys(source, key, t, start, n, bands, keys[t])
-            if sign[0] != 0:
-                order(keys[t], sign, wide[t])
-        count_keys(wide, none, ranks, counts, rank)
-        select_wide(wide, rank, found, digits, source, start + width)
-        pick(wide, found, rank, index)
         put_picked(source, index, start, n, out, chosen)
         for i in range(n):
             count[start + i] = counts[i]

@@ -1,0 +1,211 @@
+"""Skeleton of a Zarr hierarchy: all its metadata and coordinates, made in memory before any pixel is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import xarray as xr
+import zarr
+import zarr.codecs
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from zarr.abc.store import Store
+from zarr.storage import MemoryStore
+
+from s2composite.writing.layers import Layer
+from s2composite.writing.window import Stage
+
+__all__ = ["Hierarchy", "array_path", "build_skeleton", "level_geobox", "write_skeleton"]
+
+_CONVENTIONS = {
+    "proj": ("geo-proj", "f17cb550-5864-4468-aeb7-f3180cfb622f", "Coordinate reference system information"),
+    "spatial": ("spatial", "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"),
+    "multiscales": ("multiscales", "d35379db-88df-4056-af3a-620245f8e347", "Multiscale layout of zarr datasets"),
+}
+"""The GeoZarr conventions in use: repository below github.com/zarr-conventions, UUID, description."""
+
+
+def array_path(name: str, level: int, *, pyramid: bool) -> str:
+    """Return the path of a layer's array in the hierarchy."""
+    return f"{level}/{name}" if pyramid else name
+
+
+def level_geobox(geobox: GeoBox, shape: tuple[int, int], level: int) -> GeoBox:
+    """Return the pixel grid of a level: pixels of 2 ** level from the same origin."""
+    scale = 1 << level
+    a, b, c, d, e, f = tuple(geobox.transform)[:6]
+    return GeoBox(shape, type(geobox.transform)(a * scale, b * scale, c, d * scale, e * scale, f), geobox.crs)
+
+
+@dataclass(frozen=True, eq=False)
+class Hierarchy:
+    """What a Zarr hierarchy holds, before any pixel is there."""
+
+    dataset: xr.Dataset
+    """With coordinates, attributes and all variables."""
+
+    layers: tuple[Layer, ...]
+    """Those with pixels."""
+
+    geobox: GeoBox | None
+    """Pixel grid of the full resolution."""
+
+    levels: tuple[tuple[int, int], ...]
+    """Rows and columns of the full resolution and each overview."""
+
+    stages: tuple[Stage, ...]
+    """Whose windows are the shards."""
+
+    chunk: int
+    """Side of the chunks inside shards, in pixels."""
+
+    compression: int
+    """Level of zstd."""
+
+    pyramid: bool
+    """Each level is a group."""
+
+    shards: bool
+    """Chunks lie together in shards, one for each window."""
+
+
+def build_skeleton(hierarchy: Hierarchy) -> dict[str, bytes]:
+    """Return every key of a hierarchy but those of the layers' pixels."""
+    keys: dict[str, Any] = {}
+    write_skeleton(hierarchy, MemoryStore(keys))
+    return {key: value.to_bytes() for key, value in keys.items()}
+
+
+def write_skeleton(hierarchy: Hierarchy, store: Store) -> None:
+    """Write metadata and coordinates into a store, and declare the layers' arrays."""
+    with warnings.catch_warnings():
+        # Strings and consolidated metadata are extensions of Zarr v3 that all readers in use know.
+        warnings.simplefilter("ignore")
+        zarr.create_group(store, attributes=_root_attributes(hierarchy), overwrite=True)
+        for stage in hierarchy.stages:
+            for level in range(stage.first, stage.last + 1):
+                _level_dataset(hierarchy, level).to_zarr(
+                    store,
+                    group=str(level) if hierarchy.pyramid else None,
+                    mode="a",
+                    compute=False,
+                    consolidated=False,
+                    encoding=_encodings(hierarchy, stage, level),
+                    zarr_format=3,
+                    safe_chunks=False,
+                )
+        zarr.consolidate_metadata(store)
+
+
+def _level_dataset(hierarchy: Hierarchy, level: int) -> xr.Dataset:
+    """Return the dataset of a level, with placeholders for the pixels of layers."""
+    dataset = hierarchy.dataset
+    coords = _level_coords(hierarchy, level)
+    variables = {}
+    for layer in hierarchy.layers:
+        source = dataset[layer.name]
+        sizes = (*source.shape[:-2], *hierarchy.levels[level])
+        georeferenced = {"grid_mapping": "spatial_ref"} if "spatial_ref" in coords else {}
+        variables[layer.name] = xr.Variable(
+            source.dims, da.zeros(sizes, dtype=layer.data.dtype, chunks=sizes), source.attrs | georeferenced
+        )
+    if level == 0:
+        variables |= {str(name): _placeholder(a) for name, a in dataset.data_vars.items() if name not in variables}
+    attrs = dict(dataset.attrs) if hierarchy.pyramid else _root_attributes(hierarchy)
+    out = xr.Dataset(variables, coords, attrs)
+    text = {name: coord.astype(object) for name, coord in out.coords.items() if coord.dtype.kind == "U"}
+    return out.assign_coords(text).drop_encoding()
+
+
+def _level_coords(hierarchy: Hierarchy, level: int) -> dict[Hashable, Any]:
+    coords: dict[Hashable, Any] = dict(hierarchy.dataset.coords)
+    if level:
+        coords = {name: coord for name, coord in coords.items() if not set(coord.dims) & {"y", "x"}}
+        if hierarchy.geobox is not None:
+            grid = level_geobox(hierarchy.geobox, hierarchy.levels[level], level)
+            coords |= dict(xr_coords(grid, dims=("y", "x")))
+    return coords
+
+
+def _placeholder(array: xr.DataArray) -> xr.Variable:
+    """Return a variable that is no picture: as it is, or if it is lazy, to be written chunk by chunk."""
+    if not array.chunks:
+        return array.variable
+    chunks = tuple(sizes[0] for sizes in array.chunks)
+    return array.variable.copy(data=da.zeros(array.shape, dtype=array.dtype, chunks=chunks))
+
+
+def _encodings(hierarchy: Hierarchy, stage: Stage, level: int) -> dict[str, dict[str, Any]]:
+    chunk = hierarchy.chunk
+    compressor = zarr.codecs.ZstdCodec(level=hierarchy.compression, checksum=True)
+    window = tuple(-(-axis.stop // chunk) * chunk for axis in stage.window(0, 0, level))
+    out: dict[str, dict[str, Any]] = {}
+    for layer in hierarchy.layers:
+        whole = layer.data.shape[:-2]
+        # A pixel's bands are read together where they are few, as in pictures.
+        head = tuple(n if n <= 4 else 1 for n in whole)
+        encoding: dict[str, Any] = {"chunks": (*head, chunk, chunk), "compressors": [compressor]}
+        if hierarchy.shards and (*head, *window) != (*whole, chunk, chunk):
+            encoding["shards"] = (*whole, *window)
+        if layer.nodata is not None:
+            # What is not stored has no value, and GDAL takes the fill value for nodata.
+            encoding["fill_value"] = layer.data.dtype.type(layer.nodata).item()
+        out[layer.name] = encoding
+    return out
+
+
+def _root_attributes(hierarchy: Hierarchy) -> dict[str, Any]:
+    geobox = hierarchy.geobox
+    attrs: dict[str, Any] = {"Conventions": "CF-1.11", **hierarchy.dataset.attrs}
+    used = []
+    if geobox is not None:
+        used = ["spatial"] if geobox.crs is None else ["proj", "spatial"]
+        attrs |= _spatial(geobox)
+    if hierarchy.pyramid:
+        used.append("multiscales")
+        attrs["multiscales"] = _multiscales(hierarchy)
+    if used:
+        attrs["zarr_conventions"] = [_convention(name) for name in used]
+    return attrs
+
+
+def _convention(name: str) -> dict[str, str]:
+    repository, uuid, description = _CONVENTIONS[name]
+    base = f"zarr-conventions/{repository}"
+    return {
+        "schema_url": f"https://raw.githubusercontent.com/{base}/refs/tags/v1/schema.json",
+        "spec_url": f"https://github.com/{base}/blob/v1/README.md",
+        "uuid": uuid,
+        "name": name,
+        "description": description,
+    }
+
+
+def _spatial(geobox: GeoBox) -> dict[str, Any]:
+    attrs: dict[str, Any] = {
+        "spatial:dimensions": ["y", "x"],
+        "spatial:transform": list(tuple(geobox.transform)[:6]),
+        "spatial:shape": [int(n) for n in geobox.shape],
+        "spatial:bbox": [float(v) for v in geobox.boundingbox.bbox],
+        "spatial:registration": "pixel",
+    }
+    if geobox.crs is not None:
+        epsg = geobox.crs.epsg
+        attrs |= {"proj:code": f"EPSG:{epsg}"} if epsg else {"proj:wkt2": geobox.crs.to_wkt()}
+    return attrs
+
+
+def _multiscales(hierarchy: Hierarchy) -> dict[str, Any]:
+    layout: list[dict[str, Any]] = []
+    for level, shape in enumerate(hierarchy.levels):
+        entry: dict[str, Any] = {"asset": str(level), "spatial:shape": list(shape)}
+        if hierarchy.geobox is not None:
+            entry["spatial:transform"] = list(tuple(level_geobox(hierarchy.geobox, shape, level).transform)[:6])
+        if level:
+            entry |= {"derived_from": str(level - 1), "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}}
+        layout.append(entry)
+    return {"layout": layout, "resampling_method": hierarchy.layers[0].method}

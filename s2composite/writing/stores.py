@@ -1,0 +1,237 @@
+"""Stores: where a Zarr hierarchy is written, and which of its windows are done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
+from s2composite.scenes.storage import absolute, display, filesystem, is_remote, join, reason
+from s2composite.writing.parts import disk_error
+
+__all__ = ["IDENTITY", "ROOT", "StorePlace", "opened", "place_of"]
+
+ROOT = "zarr.json"
+"""Key of the metadata of the root: written last, so a store that has it is complete."""
+
+IDENTITY = "_identity"
+"""Key of the hash of what is being written."""
+
+_DONE = "_done"
+_ROOTS = (ROOT, ".zgroup", ".zarray")
+
+
+@dataclass(frozen=True)
+class StorePlace:
+    """A Zarr store under construction."""
+
+    target: str
+    """Final name: absolute path or URL; for a store object, its description."""
+
+    root: str
+    """Where it is written: beside a local target, until it is complete; in place in an object store."""
+
+    store: Store | None = None
+    """A store object that was given."""
+
+    @property
+    def label(self) -> str:
+        """Return the final name as messages show it."""
+        return display(self.target)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a directory."""
+        return self.store is None and not is_remote(self.root)
+
+    def open(self) -> Store:
+        """Return the store for the zarr library."""
+        if self.store is not None:
+            return self.store
+        if self.local:
+            return LocalStore(self.root)
+        fs, path = filesystem(self.root)
+        return FsspecStore.from_mapper(fs.get_mapper(path))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store an object, whole or not at all."""
+        with _errors(self, key, len(data)):
+            if not self.local:
+                fs, path = filesystem(join(self.root, key))
+                fs.pipe_file(path, data)
+                return
+            final = Path(self.root, key)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = final.with_name(f".{final.name}.{os.getpid()}")
+            unfinished.write_bytes(data)
+            unfinished.replace(final)
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object, None if there is none."""
+        with _errors(self, key, 0):
+            try:
+                if self.local:
+                    return Path(self.root, key).read_bytes()
+                fs, path = filesystem(join(self.root, key))
+                return bytes(fs.cat_file(path))
+            except FileNotFoundError:
+                return None
+
+    def mark(self, name: str) -> None:
+        """Remember that a piece of work is done."""
+        if self.store is None:
+            self.put(f"{_DONE}/{name}", b"done")
+
+    def done(self) -> frozenset[str]:
+        """Return the pieces of work that are done, by asking the store."""
+        if self.store is not None:
+            return frozenset()
+        fs, path = filesystem(join(self.root, _DONE))
+        with _errors(self, _DONE, 0):
+            try:
+                return frozenset(str(name).rpartition("/")[2] for name in fs.ls(path, detail=False))
+            except FileNotFoundError:
+                return frozenset()
+
+    def complete(self, root: bytes) -> None:
+        """Let the store take its final name, now that all its windows are there.
+
+        Parameters
+        ----------
+        root
+            Metadata of the root.
+
+        Raises
+        ------
+        WriteError
+            It cannot.
+        """
+        self.remove(_DONE)
+        self.put(ROOT, root)
+        if self.local:
+            self._take_name()
+        replace(self, root=self.target).remove(IDENTITY)
+
+    def _take_name(self) -> None:
+        target, old = Path(self.target), Path(f"{self.root}.old")
+        with _errors(self, "", 0):
+            if target.exists():
+                target.replace(old)
+            try:
+                Path(self.root).replace(target)
+            except OSError:
+                if old.exists():
+                    old.replace(target)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove everything that has been written."""
+        if self.local:
+            shutil.rmtree(self.root, ignore_errors=True)
+        elif self.store is None:
+            # The root first: what is incomplete must never look complete.
+            self.remove(ROOT)
+            self.remove("")
+
+    def remove(self, key: str) -> None:
+        """Remove an object, or all that lie below it; the whole store for the empty key."""
+        fs, path = filesystem(join(self.root, key) if key else self.root)
+        try:
+            fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+        except Exception as error:  # clients of object stores raise their own kinds
+            raise WriteError(f"{self.label}: {key or 'it'} cannot be removed: {reason(self.root, error)}") from error
+
+
+@contextmanager
+def _errors(place: StorePlace, key: str, size: int) -> Iterator[None]:
+    try:
+        yield
+    except S2CompositeError:
+        raise
+    except OSError as error:
+        raise disk_error(error, join(place.target, key), size) from error
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(f"{place.label}: {key} cannot be written: {reason(place.root, error)}") from error
+
+
+def place_of(target: Any, *, overwrite: bool) -> StorePlace:
+    """Return where a store is written, after all that can be checked beforehand.
+
+    Raises
+    ------
+    WriteError
+        It exists and must not be overwritten, or its parent directory does not exist.
+    ParameterError
+        The URL's scheme is unknown, or is one that cannot be written to.
+    """
+    if isinstance(target, Store):
+        if not overwrite and _holds_group(target):
+            raise WriteError(f"{target}: holds a hierarchy already; pass overwrite=True to replace it")
+        return StorePlace(str(target), "", target)
+    try:
+        path = absolute(target)
+    except SourceError as error:
+        raise ParameterError(str(error)) from error
+    if path.startswith(("http://", "https://")):
+        raise ParameterError(
+            f"{display(path)}: a Zarr store cannot be written over HTTP; use gs://, s3:// or a local path"
+        )
+    place = StorePlace(path, path if is_remote(path) else f"{path}.partial")
+    if place.local and not Path(path).parent.is_dir():
+        raise WriteError(f"{path}: the directory {Path(path).parent} does not exist; create it first", path=path)
+    for root in {path, place.root}:
+        _check_free(StorePlace(path, root), overwrite=overwrite)
+    return place
+
+
+def _check_free(place: StorePlace, *, overwrite: bool) -> None:
+    """Refuse to write over what is there, unless it is a store and may be replaced, or was left by an interrupted write.
+
+    Raises
+    ------
+    WriteError
+        It is something else, or must not be overwritten.
+    """
+    fs, path = filesystem(place.root)
+    try:
+        there = fs.exists(path)
+        listing = {str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)} if there else set()
+    except NotADirectoryError:
+        listing = {Path(path).name}
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(f"{place.label}: cannot be looked at: {reason(place.root, error)}") from error
+    complete = place.root == place.target and ROOT in listing
+    if not listing or (IDENTITY in listing and not complete):
+        return
+    if not listing & set(_ROOTS):
+        raise WriteError(f"{display(place.root)}: is there and is no Zarr store; write elsewhere or remove it")
+    if not overwrite:
+        raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
+
+
+def _holds_group(store: Store) -> bool:
+    try:
+        zarr.open_group(store, mode="r")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def opened(place: StorePlace, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the arrays of a store, opened for writing, under the names of `names`, whose values are their paths."""
+    store = place.open()
+    # Every shard is stored, also one without any value: what is not there is not done.
+    config = {"write_empty_chunks": True}
+    return {name: zarr.open_array(store, path=path, mode="r+", config=config) for name, path in names.items()}

@@ -1,0 +1,379 @@
+"""Zarr v3: every window writes its own shards; a store is complete, and verified, before it looks like one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from dask.delayed import Delayed, delayed
+from distributed import Client
+from numpy.typing import NDArray
+
+from s2composite.errors import ParameterError, S2CompositeError, WriteError
+from s2composite.writing.execute import current_client, keyed, run_tasks
+from s2composite.writing.layers import Layer, chosen_layers, geobox_of, layer_of
+from s2composite.writing.overviews import halve, level_shapes
+from s2composite.writing.progress import progress_bar
+from s2composite.writing.pyramid import aligned_chunks, plan_stages, regular_chunks, window_size
+from s2composite.writing.skeleton import Hierarchy, array_path, build_skeleton, write_skeleton
+from s2composite.writing.stores import IDENTITY, ROOT, StorePlace, opened, place_of
+from s2composite.writing.window import Chunks, Stage
+
+__all__ = ["write_zarr"]
+
+
+def write_zarr(
+    dataset: xr.Dataset,
+    store: Any,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    chunk: int = 256,
+    level: int = 3,
+    shards: bool = True,
+    pyramid: bool = False,
+    progress: bool = True,
+) -> str:
+    """Write all layers as a Zarr v3 store, computing them if they are lazy.
+
+    Runs on the current Dask client, else in threads. Each window writes its own shards and reads them back; the store
+    gets its final name (a directory) or its root metadata (an object store) last, so it is complete or absent.
+
+    Parameters
+    ----------
+    dataset
+        Of a composite.
+    store
+        Local path, ``gs://`` or ``s3://`` URL, or a store object of the zarr library, such as a MemoryStore.
+    overwrite
+        Replace what is there.
+    resume
+        Continue what an interrupted call with the same data has left; if this one is interrupted, leave what is done.
+    chunk
+        Side of the chunks that are read from a shard, in pixels.
+    level
+        Of zstd, 1 to 22.
+    shards
+        One object for each window, with an index of its chunks. False: one object for each chunk, which GDAL before
+        3.13 needs.
+    pyramid
+        Overviews as well, as GeoZarr's multiscales: group ``0`` is the full resolution, ``1`` half of it, and so on.
+    progress
+        Show a progress bar, in terminals and notebooks.
+
+    Returns
+    -------
+    str
+        The store written: absolute path or URL.
+
+    Raises
+    ------
+    ParameterError
+        Options that make no sense; before anything is computed.
+    WriteError
+        The store exists, cannot be written, or a window failed; names the window.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> from zarr.storage import MemoryStore
+    >>> store = MemoryStore()
+    >>> _ = write_zarr(xr.Dataset({"count": (("y", "x"), np.ones((64, 64), "uint16"))}), store)
+    >>> int(xr.open_zarr(store)["count"].sum())
+    4096
+    """
+    _check(chunk, level)
+    names = chosen_layers(dataset, "all")
+    layers = tuple(layer_of(dataset, name) for name in names)
+    place = place_of(store, overwrite=overwrite)
+    if resume and place.store is not None:
+        raise ParameterError("resume=True works with a path or URL, not with a store object")
+    lazy = any(layer.lazy for layer in layers)
+    client = current_client() if lazy else None
+    if client is not None and place.store is not None:
+        raise ParameterError("workers cannot write into a store object of this process; pass a path or URL")
+    job = _plan(dataset, layers, place, chunk, level, shards=shards, pyramid=pyramid)
+    try:
+        _prepare(job, resume=resume)
+        _write(job, client, progress=progress)
+    except BaseException:
+        if not resume:
+            place.clear()
+        raise
+    if place.store is None:
+        place.complete(job.skeleton[ROOT])
+    return place.label
+
+
+def _check(chunk: int, level: int) -> None:
+    if not isinstance(chunk, int) or not 16 <= chunk <= 8192:
+        raise ParameterError(f"chunk is {chunk!r}; it is a number of pixels from 16 to 8192, such as 256")
+    if not isinstance(level, int) or not 1 <= level <= 22:
+        raise ParameterError(f"level is {level!r}; zstd has 1 to 22")
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """What every task needs: it travels once to each worker."""
+
+    place: StorePlace
+    """Where to write."""
+
+    names: tuple[str, ...]
+    """Layers in the order of a task's blocks."""
+
+    methods: tuple[str, ...]
+    """How each layer's overviews are made."""
+
+    nodata: tuple[float | None, ...]
+    """Of each layer."""
+
+    pyramid: bool
+    """Levels beyond the full resolution are made."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One call."""
+
+    hierarchy: Hierarchy
+    """What to write."""
+
+    shared: _Shared
+    """For the tasks."""
+
+    skeleton: Mapping[str, bytes]
+    """All keys but those of pixels."""
+
+    token: str
+    """Hash of data and layout: says whether what an interrupted call has left is this."""
+
+
+def _plan(
+    dataset: xr.Dataset,
+    layers: tuple[Layer, ...],
+    place: StorePlace,
+    chunk: int,
+    level: int,
+    *,
+    shards: bool,
+    pyramid: bool,
+) -> _Job:
+    shape = (int(layers[0].data.shape[-2]), int(layers[0].data.shape[-1]))
+    levels = level_shapes(shape, max(chunk, 512)) if pyramid else (shape,)
+    pixel = sum(layer.data.dtype.itemsize * int(np.prod(layer.data.shape[:-2])) for layer in layers)
+    stages = plan_stages(_window_chunks(layers[0].data.chunks[-2:], chunk, pixel), chunk, levels, pixel)
+    geobox = geobox_of(dataset, layers[0].name)
+    hierarchy = Hierarchy(dataset, layers, geobox, levels, stages, chunk, level, pyramid, shards)
+    skeleton = build_skeleton(hierarchy)
+    shared = _Shared(
+        place,
+        tuple(layer.name for layer in layers),
+        tuple(layer.method for layer in layers),
+        tuple(layer.nodata for layer in layers),
+        pyramid,
+    )
+    # Pixels in memory are hashed, lazy ones have the hash of how they are made as their name.
+    token = tokenize([dataset[layer.name].data for layer in layers], sorted(skeleton.items()), stages)
+    return _Job(hierarchy, shared, skeleton, token)
+
+
+def _window_chunks(chunks: Chunks, chunk: int, pixel_bytes: int) -> Chunks:
+    """Return the chunks if they are equal ones of whole inner chunks, as shards must be, else such."""
+    aligned = aligned_chunks(chunks, chunk, pixel_bytes)
+    regular = all(len({*sizes[:-1]}) <= 1 and sizes[-1] <= sizes[0] for sizes in aligned)
+    if regular:
+        return aligned
+    return regular_chunks((sum(chunks[0]), sum(chunks[1])), window_size(chunk, pixel_bytes))
+
+
+def _prepare(job: _Job, *, resume: bool) -> None:
+    """Make the store without its root, or go on with what is there."""
+    place = job.shared.place
+    if place.store is not None:
+        write_skeleton(job.hierarchy, place.store)
+        return
+    left = place.get(IDENTITY) if resume else None
+    if left is not None and left.decode() != job.token:
+        raise WriteError(
+            f"{place.label}: an interrupted write of other data or with other options is there; "
+            "pass resume=False to start again"
+        )
+    if left is None:
+        place.clear()
+        # First of all: it says that what is there was written here, and may be removed again.
+        place.put(IDENTITY, job.token.encode())
+    for key, data in job.skeleton.items():
+        if key != ROOT:
+            place.put(key, data)
+
+
+def _write(job: _Job, client: Client | None, *, progress: bool) -> None:
+    done = job.shared.place.done()
+    total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in job.hierarchy.stages)
+    shared = delayed(job.shared, name=f"s2composite-zarr-{job.token}", pure=True, traverse=False)
+    with progress_bar(f"write {job.shared.place.label.rpartition('/')[2]}", total, shown=progress) as advance:
+        for stage in job.hierarchy.stages:
+            tasks, labels = _stage_tasks(job, stage, shared, done)
+            for _ in range(len(stage.chunks[0]) * len(stage.chunks[1]) - len(tasks)):
+                advance()
+
+            def receive(_key: Any, _result: Any) -> None:
+                advance()
+
+            run_tasks(tasks, client, receive, labels)
+
+
+def _stage_tasks(
+    job: _Job, stage: Stage, shared: Delayed, done: frozenset[str]
+) -> tuple[dict[Any, Delayed], dict[Any, str]]:
+    tasks, labels = {}, {}
+    place = job.shared.place
+    if stage.number == 0:
+        arrays = [_layers_array(job, stage, shared), *_extra_arrays(job, shared)]
+        for name, delayeds in zip(
+            ["", *_extras(job.hierarchy.dataset, job.hierarchy.layers)], keyed(arrays), strict=True
+        ):
+            for task in delayeds:
+                position = task.key[1:]
+                if _mark(name, stage, position) not in done:
+                    tasks[task.key] = task
+                    what = f"{name}{position}" if name else stage.describe(*position)
+                    labels[task.key] = f"{place.label}, {what}"
+        return tasks, labels
+    for position in np.ndindex(len(stage.chunks[0]), len(stage.chunks[1])):
+        if _mark("", stage, position) not in done:
+            key = f"overview-{job.token}-{stage.number}-{position[0]}-{position[1]}"
+            tasks[key] = delayed(_write_overview)(shared, stage, position, dask_key_name=key)
+            labels[key] = f"{place.label}, {stage.describe(*position)}"
+    return tasks, labels
+
+
+def _mark(name: str, stage: Stage, position: Sequence[int]) -> str:
+    return "-".join([name or f"s{stage.number}", *map(str, position)])
+
+
+def _layers_array(job: _Job, stage: Stage, shared: Delayed) -> da.Array:
+    """Return an array with one task for each window, which writes all layers of it."""
+    data = []
+    for layer in job.hierarchy.layers:
+        wanted = (*((n,) for n in layer.data.shape[:-2]), *stage.chunks)
+        data.append(layer.data if layer.data.chunks == wanted else layer.data.rechunk(wanted))
+    return da.map_blocks(
+        _write_window,
+        *data,
+        shared=shared,
+        stage=stage,
+        drop_axis=[0] if any(array.ndim == 3 for array in data) else [],
+        chunks=stage.chunks,
+        dtype=object,
+        meta=np.empty((0, 0), object),
+        name=f"write-zarr-{job.token}",
+    )
+
+
+def _extras(dataset: xr.Dataset, layers: Sequence[Layer]) -> list[str]:
+    """Return the lazy variables that are no pictures (what was read of each scene and window)."""
+    pictures = {layer.name for layer in layers}
+    return [str(name) for name, array in dataset.data_vars.items() if name not in pictures and array.chunks]
+
+
+def _extra_arrays(job: _Job, shared: Delayed) -> list[da.Array]:
+    out = []
+    for name in _extras(job.hierarchy.dataset, job.hierarchy.layers):
+        data = job.hierarchy.dataset[name].data
+        out.append(
+            da.map_blocks(
+                _write_extra,
+                data,
+                shared=shared,
+                variable=name,
+                spans=data.chunks,
+                dtype=object,
+                meta=np.empty((0,) * data.ndim, object),
+                name=f"write-{name}-{job.token}",
+            )
+        )
+    return out
+
+
+def _write_window(*blocks: NDArray[Any], shared: _Shared, stage: Stage, block_id: tuple[int, int]) -> bool:
+    def write() -> None:
+        pixels = list(blocks)
+        for level in range(stage.first, stage.last + 1):
+            if level > stage.first:
+                pixels = _halved(pixels, shared)
+            _store_level(pixels, shared, level, stage.window(*block_id, level))
+
+    return _guarded(shared, _mark("", stage, block_id), stage.describe(*block_id), write)
+
+
+def _write_overview(shared: _Shared, stage: Stage, position: tuple[int, int]) -> bool:
+    """Make levels from the one below, which lies in the store."""
+    y, x = stage.window(*position)
+    below = tuple(slice(2 * axis.start, 2 * axis.stop) for axis in (y, x))
+
+    def write() -> None:
+        paths = {name: array_path(name, stage.first - 1, pyramid=True) for name in shared.names}
+        arrays = opened(shared.place, paths)
+        pixels = [np.asarray(arrays[name][(..., *below)]) for name in shared.names]
+        for level in range(stage.first, stage.last + 1):
+            pixels = _halved(pixels, shared)
+            _store_level(pixels, shared, level, stage.window(*position, level))
+
+    return _guarded(shared, _mark("", stage, position), stage.describe(*position), write)
+
+
+def _write_extra(
+    block: NDArray[Any], shared: _Shared, variable: str, spans: tuple[tuple[int, ...], ...], block_id: tuple[int, ...]
+) -> bool:
+    starts = [sum(sizes[:i]) for sizes, i in zip(spans, block_id, strict=True)]
+    where = tuple(slice(start, start + n) for start, n in zip(starts, block.shape, strict=True))
+
+    def write() -> None:
+        path = array_path(variable, 0, pyramid=shared.pyramid)
+        _store(opened(shared.place, {variable: path})[variable], where, block)
+
+    return _guarded(shared, "-".join([variable, *map(str, block_id)]), f"{variable}{block_id}", write)
+
+
+def _guarded(shared: _Shared, mark: str, where: str, write: Callable[[], None]) -> bool:
+    """Run the writing of a window, remember that it is done, and name it in errors."""
+    label = shared.place.label
+    try:
+        write()
+        shared.place.mark(mark)
+    except WriteError as error:
+        raise WriteError(f"{label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
+    except S2CompositeError:
+        raise
+    except Exception as error:  # whatever a store raises
+        raise WriteError(f"{label}, {where}: {type(error).__name__}: {error}", window=where, path=label) from error
+    return True
+
+
+def _halved(pixels: Sequence[NDArray[Any]], shared: _Shared) -> list[NDArray[Any]]:
+    out = []
+    for layer, method, nodata in zip(pixels, shared.methods, shared.nodata, strict=True):
+        halved = halve(layer if layer.ndim == 3 else layer[None], method, nodata)
+        out.append(halved if layer.ndim == 3 else halved[0])
+    return out
+
+
+def _store_level(pixels: Sequence[NDArray[Any]], shared: _Shared, level: int, window: tuple[slice, slice]) -> None:
+    arrays = opened(shared.place, {name: array_path(name, level, pyramid=shared.pyramid) for name in shared.names})
+    for name, layer in zip(shared.names, pixels, strict=True):
+        _store(arrays[name], (..., *window), layer)
+
+
+def _store(array: Any, where: tuple[Any, ...], values: NDArray[Any]) -> None:
+    """Write a region and read it back."""
+    array[where] = values
+    back = np.asarray(array[where])
+    if not np.array_equal(back, values, equal_nan=values.dtype.kind == "f"):
+        raise WriteError(f"{array.path} reads back differently from what was written")

@@ -1,0 +1,355 @@
+"""Tiles: what GDAL reads, byte for byte, from every kind of file, in every shape of window; and damage is never a picture."""
+
+import math
+import os
+import threading
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.windows import Window
+from rasters import series, write_tif
+from tiff_matrix import JPEG, LOSSLESS, SHAPE, SPECIAL, make, make_with_tifffile, pixels
+
+from s2composite.errors import ReadError
+from s2composite.reading.header import read_header, read_headers
+from s2composite.reading.tiles import TileRequest, read_tiles, read_window
+
+LARGEST_DIFFERENCE = 8
+"""DN between libjpeg-turbo and GDAL's libjpeg on subsampled colour (4:2:0); without subsampling there is none."""
+
+
+def empty(header, height, width, bands, *, interleaved):
+    shape = (height, width, bands) if interleaved else (bands, height, width)
+    made = np.full(shape, 77, header.dtype)
+    return np.moveaxis(made, 2, 0) if interleaved else made
+
+
+def read(header, level=0, window=None, bands=None, *, interleaved=True):
+    height, width = header.levels[level].shape
+    window = window or (slice(0, height), slice(0, width))
+    bands = bands or tuple(range(header.bands))
+    out = empty(header, *(s.stop - s.start for s in window), len(bands), interleaved=interleaved)
+    read_tiles(header, level, window, bands, out)
+    return out
+
+
+def gdal(path, level=0, window=None, bands=None):
+    with rasterio.open(path, **({"overview_level": level - 1} if level else {})) as dataset:
+        part = Window.from_slices(*window) if window else None
+        return dataset.read([b + 1 for b in bands] if bands else None, window=part)
+
+
+def identical(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and np.ascontiguousarray(a).tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("case", LOSSLESS, ids=lambda c: c.name)
+def test_lossless_files_are_identical_to_gdal(case, tmp_path):
+    path = make(case, tmp_path)
+    header = read_header(path)
+    assert not header.undecodable
+    for level in range(len(header.levels)):
+        expected = gdal(path, level)
+        assert identical(read(header, level), expected)
+        assert identical(read(header, level, interleaved=False), expected)
+    part, bands = (slice(29, 131), slice(63, 201)), (header.bands - 1, 0)
+    assert identical(read(header, 0, part, bands), gdal(path, 0, part, bands))
+
+
+@pytest.mark.parametrize("case", [c for c in SPECIAL + JPEG if c.mask], ids=lambda c: c.name)
+def test_masks_are_those_of_gdal(case, tmp_path):
+    path = make(case, tmp_path)
+    header = read_header(path)
+    for level in range(len(header.levels)):
+        with rasterio.open(path, **({"overview_level": level - 1} if level else {})) as dataset:
+            expected = dataset.dataset_mask()
+        assert 0 < (expected == 0).mean() < 1
+        assert identical(read(header.mask, level)[0], expected)
+
+
+@pytest.mark.parametrize("case", JPEG, ids=lambda c: c.name)
+def test_jpeg_is_within_its_bound_of_gdal(case, tmp_path):
+    path = make(case, tmp_path)
+    header = read_header(path)
+    for level in range(len(header.levels)):
+        difference = np.abs(gdal(path, level).astype(int) - read(header, level))
+        subsampled = header.photometric == "YCBCR"
+        assert difference.max() <= (LARGEST_DIFFERENCE if subsampled else 0)
+        assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)], ids=["444", "422", "420"])
+@pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])
+def test_jpeg_of_every_subsampling(subsampling, photometric, tmp_path):
+    array = np.moveaxis(pixels("uint8", 3), 0, 2)
+    options = {"compression": "jpeg", "compressionargs": {"level": 90}, "photometric": photometric}
+    if photometric == "ycbcr":
+        options["subsampling"] = subsampling
+    path = make_with_tifffile(tmp_path / "x.tif", array, **options)
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        expected = gdal(path)
+    difference = np.abs(expected.astype(int) - read(read_header(path)))
+    assert difference.max() <= (0 if photometric == "rgb" or subsampling == (1, 1) else LARGEST_DIFFERENCE)
+    assert difference.mean() < 0.3
+
+
+def test_all_imagery_is_identical_to_gdal(imagery):
+    paths = sorted(imagery.glob("*/*.tif"))
+    for header in read_headers([str(path) for path in paths]):
+        for level in range(len(header.levels)):
+            ours, theirs = read(header, level), gdal(header.href, level)
+            if header.compression == "JPEG":
+                # one file, 4:2:0 at quality 90 with hard black edges, which is where two decoders differ most
+                difference = np.abs(ours.astype(int) - theirs)
+                assert difference.max() <= 13
+                assert difference.mean() < 0.3
+            else:
+                assert identical(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Headers and GDAL's pixels of a few kinds of file."""
+    directory = tmp_path_factory.mktemp("tiles")
+    names = ("cog", "overviews", "strips", "strips-band", "sparse-nodata", "thirteen-bands", "bigtiff-big-endian")
+    made = [read_header(make(case, directory)) for case in SPECIAL if case.name in names]
+    return [(header, [gdal(header.href, level) for level in range(len(header.levels))]) for header in made]
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_window_of_any_bands_into_any_memory(files, data):
+    header, levels = data.draw(st.sampled_from(files))
+    level = data.draw(st.integers(0, len(levels) - 1))
+    window = []
+    for size in levels[level].shape[1:]:
+        start = data.draw(st.integers(0, size - 1))
+        window.append(slice(start, data.draw(st.integers(start + 1, size))))
+    bands = tuple(data.draw(st.lists(st.integers(0, header.bands - 1), min_size=1, max_size=4)))
+    expected = levels[level][list(bands), *window]
+    memory = data.draw(st.sampled_from(["planar", "interleaved", "scattered", "wider"]))
+    if memory == "scattered":
+        out = np.zeros([2 * n for n in expected.shape], header.dtype)[::2, ::2, ::2]
+    elif memory == "wider":
+        out = np.zeros(expected.shape, np.float64)
+    else:
+        out = empty(header, *expected.shape[1:], len(bands), interleaved=memory == "interleaved")
+    read_tiles(header, level, tuple(window), bands, out)
+    assert (out == expected).all()
+
+
+def test_a_window_that_is_a_tile_is_decoded_where_it_lies(tmp_path, monkeypatch):
+    from s2composite.reading import tiles
+
+    case = next(c for c in JPEG if c.name == "jpeg-ycbcr")
+    header = read_header(make(case, tmp_path))
+    targets, decode = [], tiles.decode_tile
+    monkeypatch.setattr(tiles, "decode_tile", lambda c, d, r, out: (targets.append(out), decode(c, d, r, out)))
+    stack = np.zeros((4, 64, 64, 3), np.uint8)
+    requests = [
+        TileRequest(header, 0, (slice(0, 64), slice(64, 128)), (0, 1, 2), np.moveaxis(pixels, 2, 0)) for pixels in stack
+    ]
+    read_window(requests)
+    assert all(np.shares_memory(target, pixels) for target, pixels in zip(targets, stack, strict=True))
+    assert (stack == stack[0]).all()
+    assert stack.any()
+
+
+def test_no_requests():
+    assert read_window([]) == ()
+
+
+def test_an_empty_window_reads_nothing(tmp_path):
+    header = read_header(write_tif(tmp_path / "x.tif", np.ones((70, 70), np.uint8)))
+    out = np.empty((1, 0, 0), np.uint8)
+    assert read_tiles(header, 0, (slice(5, 5), slice(5, 5)), (0,), out).requests == 0
+
+
+def test_a_file_of_nothing_but_sparse_tiles_needs_no_bytes(tmp_path):
+    path = str(tmp_path / "x.tif")
+    profile = {"driver": "GTiff", "width": 100, "height": 100, "count": 1, "dtype": "uint8", "nodata": 9, "sparse_ok": True}
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(path, "w", **profile):
+        pass
+    header = read_header(path)
+    out = np.zeros((1, 100, 100), np.uint8)
+    result = read_tiles(header, 0, (slice(0, 100), slice(0, 100)), (0,), out)
+    assert (result.requests, result.bytes) == (0, 0)
+    assert (out == 9).all()
+
+
+# --- Damage ---------------------------------------------------------------------------------------------------------
+
+
+def damaged(path, tmp_path, header, change):
+    """Write a copy whose first tile is changed by `change`, and return its header: all in it is as it was."""
+    content = bytearray(Path(path).read_bytes())
+    start, size = int(header.levels[0].offsets[0]), int(header.levels[0].counts[0])
+    content[start : start + size] = change(content[start : start + size])
+    copy = tmp_path / "damaged.tif"
+    copy.write_bytes(content)
+    return read_header(str(copy))
+
+
+def outcome(header):
+    """Return the error of reading the first tile, or its pixels."""
+    out = np.full((header.bands, 64, 64), 5, header.dtype)
+    (result,) = read_window([TileRequest(header, 0, (slice(0, 64), slice(0, 64)), tuple(range(header.bands)), out)])
+    if result.error is not None:
+        assert (out == 0).all()
+        assert "damaged.tif" in str(result.error)
+        assert "row 0, column 0" in str(result.error)
+        assert not result.error.transient
+    return result.error, out
+
+
+def case_of(compress, **more):
+    options = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": compress, "interleave": "pixel", **more}
+    return type(SPECIAL[0])(compress, options=options)
+
+
+def flips(size, count, seed):
+    """Return places and bits to flip, spread over a tile."""
+    rng = np.random.default_rng(seed)
+    return zip(rng.integers(0, size, count).tolist(), rng.integers(0, 8, count).tolist(), strict=True)
+
+
+@pytest.mark.parametrize("compress", ["deflate", "zstd", "lzw", "lzma", "jpeg", "webp", "lerc", "packbits"])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 0.99])
+def test_a_tile_that_was_cut_off_is_an_error(compress, part, tmp_path):
+    path = make(case_of(compress), tmp_path)
+    header = read_header(path)
+    error, _ = outcome(damaged(path, tmp_path, header, lambda tile: tile[: int(part * len(tile))].ljust(len(tile), b"\0")))
+    assert error is not None
+
+
+def test_every_flipped_bit_of_deflate_is_found(tmp_path):
+    path = make(case_of("deflate"), tmp_path)
+    header = read_header(path)
+    _, before = outcome(header)
+    for place, bit in flips(int(header.levels[0].counts[0]), 60, 1):
+
+        def flip(tile, place=place, bit=bit):
+            tile[place] ^= 1 << bit
+            return tile
+
+        error, out = outcome(damaged(path, tmp_path, header, flip))
+        # two bits of the first bytes say how it was compressed, not what
+        assert error is not None or (out == before).all()
+
+
+def test_what_flipped_bits_of_jpeg_leave_is_mostly_found(tmp_path):
+    path = make(case_of("jpeg", photometric="ycbcr"), tmp_path)
+    header = read_header(path)
+    found = 0
+    for place, bit in flips(int(header.levels[0].counts[0]), 80, 2):
+
+        def flip(tile, place=place, bit=bit):
+            tile[place] ^= 1 << bit
+            return tile
+
+        found += outcome(damaged(path, tmp_path, header, flip))[0] is not None
+    # A JPEG has no checksum: its decoder notices only what makes no sense to it.
+    assert found >= 10
+
+
+@pytest.mark.parametrize("compress", ["jpeg", "deflate"])
+def test_the_frame_of_a_cog_tile_is_checked(compress, tmp_path):
+    case = type(SPECIAL[0])("cog", options={"driver": "COG", "compress": compress, "blocksize": 128})
+    path = make(case, tmp_path)
+    header = read_header(path)
+    assert header.framed
+    content = Path(path).read_bytes()
+    start, size = int(header.levels[0].offsets[0]), int(header.levels[0].counts[0])
+    for place in (start - 4, start - 1, start + size, start + size + 3):
+        copy = bytearray(content)
+        copy[place] ^= 1
+        (tmp_path / "x.tif").write_bytes(copy)
+        with pytest.raises(ReadError, match="damaged"):
+            read(read_header(str(tmp_path / "x.tif")))
+
+
+def test_a_tile_of_another_size_is_an_error(tmp_path):
+    for compress, encode in (("jpeg", imagecodecs.jpeg8_encode), ("webp", imagecodecs.webp_encode)):
+        path = make(case_of(compress), tmp_path)
+        header = read_header(path)
+        size = int(header.levels[0].counts[0])
+        for shape in ((32, 64, 3), (64, 32, 3), (8, 8, 3)):
+            other = encode(np.full(shape, 128, np.uint8))
+            assert len(other) < size
+            error, _ = outcome(damaged(path, tmp_path, header, lambda tile, other=other: other.ljust(len(tile), b"\0")))
+            assert error is not None
+    path = make(case_of("deflate"), tmp_path)
+    header = read_header(path)
+    for count in (64 * 64 * 3 - 1, 64 * 64 * 3 + 1, 0):
+        other = zlib.compress(bytes(count))
+        error, _ = outcome(damaged(path, tmp_path, header, lambda tile, other=other: other.ljust(len(tile), b"\0")))
+        assert error is not None
+
+
+@given(st.binary(min_size=0, max_size=3000), st.sampled_from(["deflate", "zstd", "lzw", "lzma", "jpeg", "webp", "lerc"]))
+@settings(max_examples=100, deadline=None)
+def test_rubbish_is_an_error_never_a_crash(junk, compress):
+    from s2composite.reading.codecs import CorruptTileError, decode_tile
+    from s2composite.reading.level import Coding
+
+    names = {"lerc": "LERC", "webp": "WEBP"}
+    coding = Coding(names.get(compress, compress.upper()), 1, "RGB", "pixel", 3, "|u1", 8, b"", "")
+    with pytest.raises(CorruptTileError):
+        decode_tile(coding, junk, 64, np.zeros((64, 64, 3), np.uint8))
+
+
+# --- Threads and memory ---------------------------------------------------------------------------------------------
+
+
+def test_many_threads_at_once(tmp_path):
+    headers = read_headers(series(tmp_path, 8))
+    truth = np.stack([gdal(header.href) for header in headers])
+    wrong = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(10):
+            y, x = sorted(rng.integers(0, 200, 2)), sorted(rng.integers(0, 136, 2))
+            window = (slice(y[0], y[1] + 1), slice(x[0], x[1] + 1))
+            window = tuple(slice(int(s.start), min(int(s.stop), n)) for s, n in zip(window, (200, 136), strict=True))
+            out = np.zeros((8, 3, *(s.stop - s.start for s in window)), np.uint8)
+            read_window([TileRequest(h, 0, window, (0, 1, 2), o) for h, o in zip(headers, out, strict=True)])
+            if (out != truth[:, :, *window]).any():
+                wrong.append(window)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_memory_beside_the_window_is_small_and_does_not_grow(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (3, 512, 512), np.uint8)
+    path = write_tif(tmp_path / "x.tif", noise, block=128, interleave="pixel")
+    headers = [read_header(path)] * 40
+    window = (slice(0, 512), slice(0, 512))
+    out = np.empty((40, 512, 512, 3), np.uint8)
+    requests = [TileRequest(h, 0, window, (0, 1, 2), np.moveaxis(o, 2, 0)) for h, o in zip(headers, out, strict=True)]
+    read_window(requests)
+    peaks = []
+    tracemalloc.start()
+    for _ in range(5):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        read_window(requests)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert max(peaks) < 0.1 * out.nbytes
+    assert max(peaks) < 1.2 * min(peaks)
+    assert after < 100_000
+    assert math.prod(SHAPE) < os.path.getsize(path)
