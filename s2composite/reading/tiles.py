@@ -193,12 +193,16 @@ def _plan(position: int, request: TileRequest) -> Iterator[_Part]:
 def _tiles(request: TileRequest) -> Iterator[_Tile]:
     level = _level(request)
     (rows, columns), coding = level.grid, level.coding
-    spans = [range(s.start // b, -(-s.stop // b)) for s, b in zip(request.window, level.block, strict=True)]
+    spans = [_blocks(s, b) for s, b in zip(request.window, level.block, strict=True)]
     for plane in sorted(set(request.bands)) if coding.interleave == "band" else (0,):
         for row in spans[0]:
             for column in spans[1]:
                 i = (plane * rows + row) * columns + column
                 yield _Tile(plane, row, column, int(level.offsets[i]), int(level.counts[i]))
+
+
+def _blocks(pixels: slice, block: int) -> range:
+    return range(pixels.start // block, -(-pixels.stop // block)) if pixels.stop > pixels.start else range(0)
 
 
 def _neighbours(tiles: Sequence[_Tile]) -> int:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, split
+from s2composite.pixels.kernels.block import Source, fetch, split
 from s2composite.pixels.kernels.compiled import kernel, part
-from s2composite.pixels.kernels.selection import pick, select
+from s2composite.pixels.kernels.selection import pick, select, select_wide
 
-__all__ = ["Key", "rank_by_key"]
+__all__ = ["Key", "rank_by_key", "rank_by_small_key"]
 
 
 class Key(NamedTuple):
@@ -82,6 +82,7 @@ def write_plain_keys(source: Source, key: Key, start: int, n: int, keys: Any) ->
     for t in range(scenes.size):
         at = 3 * (scenes[t] * source.pixels + start)
         add_three(values[at : at + 3 * n], low, high, key, keys[t])
+        fetch(source, t, start + keys.shape[1] + n // 2, n - n // 2)
 
 
 @part
@@ -141,34 +142,20 @@ def put_picked(source: Source, index: Any, start: int, n: int, out: Any, chosen:
                 out[b, i] = source.values[at + b * along]
 
 
-@part
-def order(numbers: Any, sign: Any, keys: Any) -> None:
-    """Turn floats into integers of the same order in place, NaN into all bits set: `keys` is their memory."""
-    top, none = sign[0], ~sign[0] | sign[0]
-    for t in range(keys.shape[0]):
-        row, bits = numbers[t], keys[t]
-        for i in range(row.size):
-            missing = row[i] != row[i]
-            row[i] = row[i] + 0.0  # -0 becomes 0
-            bits[i] = none if missing else (~bits[i] if bits[i] & top else bits[i] | top)
-
-
 @kernel
-def rank_by_key(
-    source: Source, key: Key, bits: int, sign: Any, ranks: Any, width: int, out: Any, count: Any, chosen: Any
+def rank_by_small_key(
+    source: Source, key: Key, bits: int, ranks: Any, width: int, out: Any, count: Any, chosen: Any
 ) -> None:
-    """Order the observations of each pixel by a key and take the one at a rank.
+    """Rank by integer keys of at most sixteen bits.
 
     Parameters
     ----------
     source
         The stack.
     key
-        What to order by: uint16 or uint32 with all bits set for none, or float32 or float64 with NaN for none.
+        What to order by: of type int16, counted from ``FIRST``, less than ``LAST``.
     bits
-        How many bits the keys have; 0: to be found out.
-    sign
-        ``(1,)`` unsigned integer as wide as the key: its sign bit for floats, 0 for integers.
+        Bits of the largest key.
     ranks
         ``(t + 1,)`` int16: the rank to take for each number of valid observations, ``NO_RANK`` to take none.
     width
@@ -181,19 +168,57 @@ def rank_by_key(
         ``(n,)`` int16, out: scene of the picked observation, -1 if none.
     """
     times = source.scenes.size
-    bands, digits = np.empty((source.bands, width), source.values.dtype), np.empty((times, width), np.int8)
-    numbers = np.empty((times, width), key.weights.dtype)
-    keys, found = numbers.view(sign.dtype), np.empty(width, sign.dtype)
+    bands, keys = np.empty((source.bands, width), source.values.dtype), np.empty((times, width), np.int16)
     counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.int16), np.empty(width, np.int16)
-    none = sign.dtype.type(~sign[0] | sign[0])
+    found = np.empty(width, np.int16)
     for start in range(0, source.pixels, width):
         n = min(width, source.pixels - start)
-        write_keys(source, key, start, n, bands, numbers)
-        if sign[0] != 0:
-            order(numbers, sign, keys)
-        count_keys(keys, none, ranks, counts, rank)
-        select(keys, bits, rank, found, digits, source, start + width)
+        write_keys(source, key, start, n, bands, keys)
+        count_keys(keys, key.none, ranks, counts, rank)
+        select(keys, bits, rank, found, source, start + width)
         pick(keys, found, rank, index)
+        put_picked(source, index, start, n, out, chosen)
+        for i in range(n):
+            count[start + i] = counts[i]
+
+
+@part
+def order(numbers: Any, sign: Any, wide: Any) -> None:
+    """Turn floats into integers of the same order in place, NaN into all bits set: `wide` is their memory."""
+    top, none = sign[0], ~sign[0] | sign[0]
+    for t in range(wide.shape[0]):
+        row, bits = numbers[t], wide[t]
+        for i in range(row.size):
+            missing = row[i] != row[i]
+            row[i] = row[i] + 0.0  # -0 becomes 0
+            bits[i] = none if missing else (~bits[i] if bits[i] & top else bits[i] | top)
+
+
+@kernel
+def rank_by_key(source: Source, key: Key, sign: Any, ranks: Any, width: int, out: Any, count: Any, chosen: Any) -> None:
+    """Rank by keys of 32 or 64 bits; parameters as `rank_by_small_key`, but for these.
+
+    Parameters
+    ----------
+    key
+        What to order by: uint32 with all bits set for none, or float32 or float64 with NaN.
+    sign
+        ``(1,)`` unsigned integer as wide as the key: for floats its sign bit, for integers 0.
+    """
+    times = source.scenes.size
+    bands, digits = np.empty((source.bands, width), source.values.dtype), np.empty((times, width), np.int16)
+    keys = np.empty((times, width), key.weights.dtype)
+    wide, found = keys.view(sign.dtype), np.empty(width, sign.dtype)
+    counts, rank, index = np.empty(width, np.uint16), np.empty(width, np.int16), np.empty(width, np.int16)
+    none = ~sign[0] | sign[0]
+    for start in range(0, source.pixels, width):
+        n = min(width, source.pixels - start)
+        write_keys(source, key, start, n, bands, keys)
+        if sign[0] != 0:
+            order(keys, sign, wide)
+        count_keys(wide, none, ranks, counts, rank)
+        select_wide(wide, rank, found, digits, source, start + width)
+        pick(wide, found, rank, index)
         put_picked(source, index, start, n, out, chosen)
         for i in range(n):
             count[start + i] = counts[i]
