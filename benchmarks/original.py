@@ -17,24 +17,34 @@ from numba import njit
 
 
 @njit(nogil=True)
-def luminance(sample):
-    return sample[0] + sample[1] + sample[2]
+def luminance(triplet):
+    total = 0 * np.int64(1)
+    for value in triplet:
+        total += value
+    return total
 
 
 @njit(nogil=True)
-def median_of_lists(stack, out):
-    """stack (t, n, 3) uint8 -> out (n, 3) uint8."""
-    for i in range(stack.shape[1]):
-        samples = []
-        for t in range(stack.shape[0]):
-            r, g, b = np.int64(stack[t, i, 0]), np.int64(stack[t, i, 1]), np.int64(stack[t, i, 2])
-            if r == 0 or g == 0 or b == 0 or r == 255 or g == 255 or b == 255:
+def median_of_lists(buffers, lowest, highest, out):
+    """buffers (t, 3 n): red, green and blue of a window one after the other, as they are read -> out (3 n,).
+
+    For each pixel the triplets of all dates go into an array, its rows into a list, and the list is sorted by their sum.
+    """
+    pixels = buffers.shape[1] // 3
+    samples = np.zeros((buffers.shape[0], 3), buffers.dtype)
+    for i in range(pixels):
+        count = 0
+        for t in range(buffers.shape[0]):
+            r, g, b = buffers[t, i], buffers[t, i + pixels], buffers[t, i + 2 * pixels]
+            if r == lowest or g == lowest or b == lowest or r == highest or g == highest or b == highest:
                 continue
-            samples.append((r, g, b))
-        if len(samples) > 0:
-            samples.sort(key=luminance)
-            r, g, b = samples[len(samples) // 2]
-            out[i, 0], out[i, 1], out[i, 2] = r, g, b
+            samples[count, 0], samples[count, 1], samples[count, 2] = r, g, b
+            count += 1
+        if count > 0:
+            triplets = list(samples[:count])
+            triplets.sort(key=luminance)
+            middle = triplets[count // 2]
+            out[i], out[i + pixels], out[i + 2 * pixels] = middle[0], middle[1], middle[2]
 
 
 def read(path, window):
@@ -43,20 +53,20 @@ def read(path, window):
 
 
 def window_worker(paths, x0, y0, width, height):
-    """Return the composite of one window, (height, width, 3)."""
+    """Return the composite of one window, (3, height, width)."""
     window = rasterio.windows.Window(x0, y0, width, height)
     with ThreadPoolExecutor(10) as pool:
         scenes = list(pool.map(lambda path: read(path, window), paths))
-    stack = np.stack([np.moveaxis(scene, 0, -1).reshape(-1, 3) for scene in scenes])
-    out = np.zeros((width * height, 3), np.uint8)
-    median_of_lists(stack, out)
-    return out.reshape(height, width, 3)
+    buffers = np.stack([scene.reshape(-1) for scene in scenes])
+    out = np.zeros(3 * width * height, np.uint8)
+    median_of_lists(buffers, 0, 255, out)
+    return out.reshape(3, height, width)
 
 
 def main():
     directory, *numbers = sys.argv[1:]
     paths = sorted(Path(directory).glob("*.tif"))
-    median_of_lists(np.ones((2, 1, 3), np.uint8), np.zeros((1, 3), np.uint8))  # compiling is not what is timed
+    median_of_lists(np.ones((2, 3), np.uint8), 0, 255, np.zeros(3, np.uint8))  # compiling is not what is timed
     start = time.perf_counter()
     for i in range(0, len(numbers), 4):
         window_worker(paths, *map(int, numbers[i : i + 4]))

@@ -32,7 +32,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import rasterio
-import rioxarray
 import s2composite as s2c
 import xarray as xr
 from s2composite.demo import make_scenes
@@ -154,8 +153,8 @@ assert int(done["count"][y, x]) == valid.sum()
 assert int(done["source"][y, x]) == chosen
 
 # %% [markdown]
-# Where does the picture come from? The date of each pixel, and how much each scene has given. Neighbours often come from one
-# date, where a cloud passed they come from another.
+# Where does the picture come from? Here is the date of each pixel, and how much each scene has given. Each pixel has its own
+# median, so that neighbours come from different dates; where few scenes look, large parts come from one.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")

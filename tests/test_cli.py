@@ -19,7 +19,6 @@ import s2composite
 from s2composite.cli import _flagged, app
 from s2composite.demo import make_scenes
 from s2composite.running.cluster import connect
-from s2composite.running.job import load_job
 from s2composite.running.run import run_job
 
 COMMAND = [sys.executable, "-c", "from s2composite.cli import main; main()"]
@@ -205,10 +204,19 @@ def job_file(directory, season, **keys):
 
 def test_run_writes_the_composite(tmp_path, season):
     job_file(tmp_path, season)
-    done = shell("run", "job.yaml", "--performance-report", "report.html", cwd=tmp_path)
+    (tmp_path / "median.tif").write_text("precious")
+    done = shell("run", "job.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert all(word in done.stderr.splitlines()[-1] for word in ("median.tif", "overwrite"))
+    assert (tmp_path / "median.tif").read_text() == "precious"
+
+    done = shell(
+        "run", "job.yaml", "--overwrite", "--performance-report", "report.html", "-s", "chunks=128", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     summary, path = done.stdout.splitlines()
-    assert summary.startswith("5 scenes, 200 x 136 pixels, 12 windows in ")
+    assert summary.startswith("5 scenes, 200 x 136 pixels, 4 windows in ")
     assert Path(path) == tmp_path / "median.tif"
     with rasterio.open(path) as dataset:
         np.testing.assert_array_equal(dataset.read(), season[1])
@@ -216,42 +224,46 @@ def test_run_writes_the_composite(tmp_path, season):
     assert "bokeh" in (tmp_path / "report.html").read_text().lower()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.yaml", "median.tif", "report.html"]
 
-    again = shell("run", "job.yaml", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "median.tif" in again.stderr.splitlines()[-1]
-    assert "overwrite" in again.stderr.splitlines()[-1]
-    assert shell("run", "job.yaml", "--overwrite", "-s", "chunks=128", cwd=tmp_path).returncode == 0
+
+@pytest.fixture(scope="module")
+def client():
+    with connect(workers=1, threads=2, dashboard=":0", announce=False) as client:
+        yield client
 
 
-def test_run_writes_layers_and_zarr(tmp_path, season):
-    job_file(tmp_path, season, layers="[composite, count]")
-    files = shell("run", "job.yaml", cwd=tmp_path).stdout.splitlines()[1:]
-    assert [Path(file).name for file in files] == ["median.tif", "median_count.tif"]
-    with rasterio.open(files[1]) as dataset:
-        np.testing.assert_array_equal(dataset.read(1), season[2])
-    job_file(tmp_path, season, output="median.zarr")
-    (path,) = shell("run", "job.yaml", cwd=tmp_path).stdout.splitlines()[1:]
-    with xr.open_zarr(tmp_path / path) as store:
+def test_run_job_writes_layers(tmp_path, season, client):
+    job = {"source": str(season[0]), "output": str(tmp_path / "a.tif"), "layers": ["composite", "count"], "chunks": 64}
+    result = run_job({**job, "cluster": "tcp://127.0.0.1:1"}, client=client)  # the client counts, not the job's cluster
+    assert (result.scenes, result.shape, result.windows) == (5, (200, 136), 12)
+    assert [Path(path).name for path in result.paths] == ["a.tif", "a_count.tif"]
+    with rasterio.open(result.paths[0]) as composite, rasterio.open(result.paths[1]) as count:
+        np.testing.assert_array_equal(composite.read(), season[1])
+        np.testing.assert_array_equal(count.read(1), season[2])
+    assert client.submit(sum, [1, 2]).result() == 3  # still open
+
+
+def test_run_job_writes_zarr(tmp_path, season, client):
+    result = run_job({"source": str(season[0]), "output": str(tmp_path / "a.zarr")}, client=client)
+    with xr.open_zarr(result.paths[0]) as store:
         np.testing.assert_array_equal(store["composite"], season[1])
+        np.testing.assert_array_equal(store["count"], season[2])
 
 
-def test_run_selects_dates_and_area(tmp_path, season):
-    job = load_job(job_file(tmp_path, season, bbox="[300320, 4899000, 300960, 4899700]", bbox_crs="EPSG:32631"))
-    result = run_job(
-        job.model_copy(update={"output": str(tmp_path / "a.tif"), "datetime": "2023-06-06/.."}), announce=False
-    )
+def test_run_job_selects_dates_and_area(tmp_path, season, client):
+    box = {"bbox": [300320, 4899000, 300960, 4899700], "bbox_crs": "EPSG:32631", "datetime": "2023-06-06/.."}
+    result = run_job({"source": str(season[0]), "output": str(tmp_path / "a.tif"), **box}, client=client)
     assert (result.scenes, result.shape) == (4, (70, 64))
     with rasterio.open(result.paths[0]) as dataset:
         assert tuple(dataset.bounds) == (300320, 4899000, 300960, 4899700)
 
 
-def test_run_job_on_a_client_of_ones_own(tmp_path, season):
-    with connect(workers=1, dashboard=":0", announce=False) as client:
-        job = {"source": str(season[0]), "output": str(tmp_path / "a.tif"), "cluster": "tcp://127.0.0.1:1"}
-        result = run_job(job, client=client)
-        assert client.submit(sum, [1, 2]).result() == 3  # still open
-    assert result.scenes == 5
-    assert result.seconds > 0
+def test_run_job_passes_the_reducer_its_parameters(tmp_path, season, client):
+    job = {"source": str(season[0]), "reducer": {"rank": {"key": "red", "quantile": 1}}}
+    result = run_job({**job, "output": str(tmp_path / "a.tif")}, client=client)
+    stack = np.stack([encoded(t) for t in range(5)])
+    valid = ((stack != 0) & (stack != 255)).all(axis=1)
+    with rasterio.open(result.paths[0]) as dataset:
+        np.testing.assert_array_equal(dataset.read(1), np.where(valid, stack[:, 0], 0).max(axis=0))
 
 
 def test_run_names_the_scene_that_is_broken(tmp_path, season):
@@ -267,8 +279,8 @@ def test_run_names_the_scene_that_is_broken(tmp_path, season):
 
 
 def test_interrupt_is_code_130_and_leaves_nothing(tmp_path):
-    make_scenes(tmp_path / "scenes", scenes=3, size=1500, compress="deflate", distinct=1)
-    job_file(tmp_path, (tmp_path / "scenes", None), chunks=16)  # 9000 windows: minutes of work
+    make_scenes(tmp_path / "scenes", scenes=3, size=600, compress="deflate", distinct=1)
+    job_file(tmp_path, (tmp_path / "scenes", None), chunks=16)  # 1444 windows, after a kernel is compiled
     command = [*COMMAND, "run", "job.yaml"]
     process = subprocess.Popen(command, cwd=tmp_path, env=WIDE, stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline().startswith("Dask: ")
@@ -281,3 +293,25 @@ def test_interrupt_is_code_130_and_leaves_nothing(tmp_path):
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive
     assert not list(tmp_path.glob("*median*"))
+
+
+# --- demo -----------------------------------------------------------------------------------------------------------
+
+
+def test_demo_leaves_what_it_says(tmp_path):
+    done = shell("demo", "--directory", "out", "--scenes", 5, "--size", 256, "--workers", 1, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    named = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert named == ["out/median.png", "out/median.tif", "out/median_count.tif", "out/median_source.tif", "out/scenes"]
+    assert all((tmp_path / name).exists() for name in named)
+    with rasterio.open(tmp_path / "out" / "median.tif") as dataset:
+        assert dataset.shape == (256, 256)
+        assert dataset.read().std() > 5
+    assert len(list((tmp_path / "out" / "scenes").glob("*.tif"))) == 5
+
+
+def test_demo_refuses_what_makes_no_sense(tmp_path):
+    refused(shell("demo", "--scenes", 2, "--size", 64, "--compress", "zip", cwd=tmp_path), "zip", "jpeg")
+    (tmp_path / "taken").write_text("a file")
+    refused(shell("demo", "--scenes", 2, "--size", 64, "--directory", "taken", cwd=tmp_path), "taken")
+    assert shell("demo", "--size", 20000, cwd=tmp_path).returncode == 2

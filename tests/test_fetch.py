@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from rasters import write_tif
 from storage_servers import CREDENTIALS, gcs_server, s3_server
 
 from s2composite.errors import ReadError, SceneError
-from s2composite.reading.fetch import ByteRange, Identity, Retry, fetch_ranges, read_head, read_identity
+from s2composite.reading.fetch import ByteRange, Fetching, Identity, Retry, read_head, read_identity
 from s2composite.reading.header import read_header, read_headers
-from s2composite.reading.tiles import TileRequest, read_tiles, read_window
+from s2composite.reading.tiles import TileRequest, begin_window, read_tiles, read_window
 
 QUICK = Retry(first_wait=0.01, longest_wait=0.02, timeout=0.5)
 SIZE = 256
@@ -75,7 +76,9 @@ def test_repeating_ends(scenes, fault):
     assert (out == 0).all()
 
 
-@pytest.mark.parametrize(("fault", "says"), [("404", "does not exist"), ("403", "denied"), ("401", "denied"), ("400", "refused")])
+@pytest.mark.parametrize(
+    ("fault", "says"), [("404", "does not exist"), ("403", "denied"), ("401", "denied"), ("400", "refused")]
+)
 def test_what_will_not_pass_is_given_up_at_once(scenes, fault, says):
     with fault_server(scenes, fault=lambda path, n: fault if n else None) as server:
         result, _ = whole(read_header(server.url("s0.tif")))
@@ -97,7 +100,7 @@ def test_a_small_file_may_come_whole(tmp_path):
     path = write_tif(tmp_path / "small.tif", np.ones((64, 64), np.uint8))
     with fault_server(tmp_path, fault=lambda path, n: "no-ranges") as server:
         header = read_header(server.url("small.tif"))
-    assert header.size == os.path.getsize(path)
+    assert header.size == Path(path).stat().st_size
 
 
 @pytest.mark.parametrize(("fault", "says"), [("404", "does not exist"), ("403", "denied")])
@@ -205,13 +208,40 @@ def test_waiting_for_many_scenes_takes_as_long_as_for_one(scenes):
     assert took < 18 * latency / 2
 
 
+def test_the_next_window_travels_while_this_one_is_decoded(scenes):
+    latency, window = 0.2, (slice(0, SIZE), slice(0, SIZE))
+    with fault_server(scenes, latency=latency) as server:
+        headers = read_headers([server.url(f"s{i}.tif") for i in range(6)])
+        out = np.full((6, 3, SIZE, SIZE), 7, np.uint8)
+        begun = [begin_window([TileRequest(h, 0, window, (0, 1, 2), o)]) for h, o in zip(headers, out, strict=True)]
+        time.sleep(2 * latency)
+        assert (out == 7).all()
+        start = time.perf_counter()
+        results = [b.finish() for b in begun]
+        assert time.perf_counter() - start < latency
+    assert not any(r.error for (r,) in results)
+    for i in range(6):
+        assert (out[i] == truth(scenes / f"s{i}.tif")).all()
+
+
+def test_a_window_that_is_given_up_asks_for_nothing_more(scenes):
+    window = (slice(0, SIZE), slice(0, SIZE))
+    with fault_server(scenes, latency=0.1) as server:
+        header = read_header(server.url("s0.tif"))
+        begun = begin_window([TileRequest(header, 0, window, (0, 1, 2), np.empty((3, SIZE, SIZE), np.uint8))])
+        begun.close()
+        (result,) = begun.finish()
+    assert result.requests == 0
+    assert "given up" in str(result.error)
+
+
 def test_bytes_in_flight_are_bounded(scenes):
     budget = 100_000
     with fault_server(scenes, latency=0.02) as server:
         headers = read_headers([server.url(f"s{i}.tif") for i in range(6)])
         ranges = [ByteRange(h.href, h.identity, k * 20_000, 20_000) for h in headers for k in range(5)]
         server.state.most_flying = 0
-        got = dict(fetch_ranges(ranges, QUICK, budget))
+        got = dict(Fetching(ranges, QUICK, budget))
         assert 2 * 20_000 <= server.state.most_flying <= budget
     for i, part in enumerate(ranges):
         content = (scenes / part.href.rsplit("/", 1)[1]).read_bytes()
@@ -221,14 +251,14 @@ def test_bytes_in_flight_are_bounded(scenes):
 def test_a_range_larger_than_the_budget_still_comes(scenes):
     with fault_server(scenes) as server:
         header = read_header(server.url("s0.tif"))
-        ((_, fetched),) = fetch_ranges([ByteRange(header.href, header.identity, 0, header.size)], QUICK, 10)
+        ((_, fetched),) = Fetching([ByteRange(header.href, header.identity, 0, header.size)], QUICK, 10)
     assert fetched.data == (scenes / "s0.tif").read_bytes()
 
 
 def test_a_caller_that_stops_early_leaves_nothing_behind(scenes):
     with fault_server(scenes, latency=0.05) as server:
         header = read_header(server.url("s0.tif"))
-        fetching = fetch_ranges([ByteRange(header.href, header.identity, i, 10) for i in range(50)], QUICK)
+        fetching = iter(Fetching([ByteRange(header.href, header.identity, i, 10) for i in range(50)], QUICK))
         next(fetching)
         fetching.close()
         time.sleep(0.2)
@@ -238,14 +268,18 @@ def test_a_caller_that_stops_early_leaves_nothing_behind(scenes):
 
 
 def test_local_files_are_closed_again(scenes):
-    descriptors = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
-    if not os.path.isdir("/proc/self/fd"):
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
         pytest.skip("no /proc here")
+
+    def descriptors():
+        return len(list(folder.iterdir()))
+
     headers = read_headers([str(scenes / f"s{i}.tif") for i in range(6)] * 20)
     before = descriptors()
     for header in headers:
         whole(header)
-    fetching = fetch_ranges([ByteRange(h.href, h.identity, 0, 10) for h in headers])
+    fetching = iter(Fetching([ByteRange(h.href, h.identity, 0, 10) for h in headers]))
     next(fetching)
     assert before < descriptors() <= before + 8
     fetching.close()
@@ -254,7 +288,7 @@ def test_local_files_are_closed_again(scenes):
 
 def test_local_failures_are_results_too(tmp_path):
     missing = ByteRange(str(tmp_path / "none"), Identity(5), 0, 5)
-    ((_, fetched),) = fetch_ranges([missing])
+    ((_, fetched),) = Fetching([missing])
     assert not fetched.error.transient
     assert str(tmp_path / "none") in str(fetched.error)
     with pytest.raises(ReadError):

@@ -72,7 +72,10 @@ def test_files_of_every_kind(case, tmp_path):
         {"crs": "EPSG:4326", "transform": Affine(0.1, 0, -180, 0, -0.1, 90)},
         {"crs": "EPSG:3035", "transform": ORIGIN},
         {"crs": "EPSG:3857", "transform": Affine(1.25, 0, 0.1, 0, -2.5, 0.3)},
-        {"crs": "EPSG:27700", "transform": Affine(19.99296690111639, 0, 289813.58026064973, 0, -19.99, 95714.02472178134)},
+        {
+            "crs": "EPSG:27700",
+            "transform": Affine(19.99296690111639, 0, 289813.58026064973, 0, -19.99, 95714.02472178134),
+        },
         {"crs": LAEA, "transform": ORIGIN},
         {"crs": "EPSG:32631", "transform": ORIGIN * Affine.rotation(30)},
         {"crs": "EPSG:32631", "transform": Affine(10, 0, 0, 0, 10, 0)},
@@ -80,7 +83,19 @@ def test_files_of_every_kind(case, tmp_path):
         {"crs": "EPSG:32631", "transform": ORIGIN, "endianness": "big"},
         {"crs": "EPSG:32631", "transform": ORIGIN, "bigtiff": "yes", "endianness": "big"},
     ],
-    ids=["utm", "geographic", "laea", "mercator", "odd", "custom", "rotated", "south up", "no crs", "big", "bigtiff big"],
+    ids=[
+        "utm",
+        "geographic",
+        "laea",
+        "mercator",
+        "odd",
+        "custom",
+        "rotated",
+        "south up",
+        "no crs",
+        "big",
+        "bigtiff big",
+    ],
 )
 @pytest.mark.parametrize("point", [False, True], ids=["area", "point"])
 def test_georeference_is_exactly_that_of_gdal(profile, point, tmp_path):
@@ -162,7 +177,15 @@ UNDECODABLE = [
 @pytest.mark.parametrize("options", [o for _, o in UNDECODABLE], ids=[n for n, _ in UNDECODABLE])
 def test_what_only_gdal_can_read_says_why(options, tmp_path):
     path = str(tmp_path / "x.tif")
-    options = {"driver": "GTiff", "width": 70, "height": 70, "count": 1, "crs": "EPSG:32631", "transform": ORIGIN, **options}
+    options = {
+        "driver": "GTiff",
+        "width": 70,
+        "height": 70,
+        "count": 1,
+        "crs": "EPSG:32631",
+        "transform": ORIGIN,
+        **options,
+    }
     with rasterio.open(path, "w", **options) as dataset:
         dataset.write(np.ones((1, 70, 70), options["dtype"]))
     header = read_header(path)
@@ -227,7 +250,7 @@ def test_missing_and_directories(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_denied(tmp_path):
     path = write_tif(tmp_path / "x.tif", np.ones((9, 9), np.uint8))
-    os.chmod(path, 0)
+    Path(path).chmod(0)
     with pytest.raises(SceneError, match="Permission denied"):
         read_header(path)
 
@@ -249,7 +272,7 @@ def test_a_truncated_file_is_never_opened(cog, scratch, part):
     path = scratch / "cut.tif"
     content = cog.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(SceneError, match="cut.tif"):
+    with pytest.raises(SceneError, match=r"cut\.tif"):
         read_header(str(path))
 
 
@@ -264,17 +287,19 @@ def test_a_damaged_header_gives_our_error_or_a_header(cog, scratch, changes):
     try:
         header = read_header(str(path))
     except S2CompositeError as error:
-        assert "damaged.tif" in str(error)
+        message = str(error)
     else:
+        message = header.href
         assert min(header.levels[0].shape) > 0
+    assert "damaged.tif" in message
 
 
 def test_many_headers_come_in_order_and_at_once(tmp_path):
     paths = series(tmp_path, 7)
     assert [h.href for h in read_headers(paths[::-1])] == paths[::-1]
     assert read_headers([]) == ()
-    os.remove(paths[3])
-    with pytest.raises(SceneError, match=os.path.basename(paths[3])):
+    Path(paths[3]).unlink()
+    with pytest.raises(SceneError, match=Path(paths[3]).name):
         read_headers(paths)
 
 
@@ -314,7 +339,12 @@ def test_a_year_of_a_granule_travels_in_less_than_a_megabyte(tmp_path):
     for before, after in zip(headers, pickle.loads(travelling), strict=True):
         assert before == after
         for level, copy in zip(before.levels, after.levels, strict=True):
-            assert (level.shape, level.block, level.coding, level.tiled) == (copy.shape, copy.block, copy.coding, copy.tiled)
+            assert (level.shape, level.block, level.coding, level.tiled) == (
+                copy.shape,
+                copy.block,
+                copy.coding,
+                copy.tiled,
+            )
             assert (level.offsets == copy.offsets).all()
             assert (level.counts == copy.counts).all()
 
@@ -345,13 +375,13 @@ def test_an_index_holds_what_is_unchanged(tmp_path):
     index = tmp_path / "scenes.index"
     assert load_index(index, paths) == {}
     first = read_headers_cached(paths, index)
-    assert os.listdir(tmp_path).count("scenes.index") == 1
+    assert [p.name for p in tmp_path.iterdir() if "index" in p.name] == ["scenes.index"]
     assert set(load_index(index, paths)) == set(paths)
     assert load_index(index, paths[:1]) == {paths[0]: first[0]}
     os.utime(paths[1], (1, 1))
-    os.remove(paths[2])
+    Path(paths[2]).unlink()
     shutil.copy(paths[0], tmp_path / "copy")
-    os.replace(tmp_path / "copy", paths[3])
+    (tmp_path / "copy").replace(paths[3])
     assert set(load_index(index, paths)) == {paths[0]}
     again = read_headers_cached([paths[1], paths[0]], index)
     assert [h.href for h in again] == [paths[1], paths[0]]
@@ -368,5 +398,3 @@ def test_a_damaged_index_is_no_index(scratch, damage, value):
     content[damage % len(content)] = value
     (scratch / "index").write_bytes(content)
     assert load_index(scratch / "index", [path]) in ({}, {path: header})
-
-

@@ -189,6 +189,11 @@ def test_a_cube_without_any_observation_has_no_cloudy_scene_to_prefer():
     assert cloudy_scene(xr.zeros_like(cube_with_clouds((0, 1)))) == 0
 
 
+def test_reflectances_below_zero_do_not_disturb_the_choice():
+    cube = cube_with_clouds((0, 0.5, 0.02)).astype("float32") - 65
+    assert cloudy_scene(cube) in range(3)
+
+
 def test_before_and_after():
     cube = cube_with_clouds((0, 0.5, 0, 0.1))
     after = np.full((3, 40, 40), 65, "uint8")

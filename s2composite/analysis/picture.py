@@ -112,10 +112,10 @@ def rgba(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | None
 
 
 def cloudy_scene(cube: xr.DataArray) -> int:
-    """Return the position of the scene that shows best what a composite is for: clouds over about half of the area.
+    """Return the position of the scene that shows best what a composite is for: clouds, and the land between them.
 
-    In a window in the middle, an observation counts as cloudy where it is half as bright again as the pixel's median
-    over time; scenes that miss part of the window come last.
+    In a window in the middle, brightness is compared with each pixel's median over time. The ratio varies most where a
+    scene is partly cloudy; it varies little under a clear sky, haze or a closed cover. Missing parts count against it.
     """
     rows, columns = (_middle(cube.sizes[dim]) for dim in ("y", "x"))
     found = stack_of(cube)
@@ -125,11 +125,10 @@ def cloudy_scene(cube: xr.DataArray) -> int:
     seen = np.isfinite(brightness)
     if not seen.any():
         return 0
-    usual = np.nanmedian(brightness[:, seen.any(0)], axis=0)
-    with np.errstate(invalid="ignore"):
-        cloudy = (brightness[:, seen.any(0)] > 1.5 * usual).sum(1) / np.maximum(seen.sum((1, 2)), 1)
-    missing = 1 - seen.mean((1, 2))
-    return int(np.argmin(np.abs(cloudy - 0.45) + missing))
+    with np.errstate(invalid="ignore", divide="ignore"):  # reflectances can be 0 or below
+        ratio = np.log(brightness[:, seen.any(0)] / np.nanmedian(brightness[:, seen.any(0)], axis=0))
+    spread = [row[np.isfinite(row)].std() if np.isfinite(row).any() else 0 for row in ratio]
+    return int(np.argmax(np.array(spread) * seen.mean((1, 2))))
 
 
 def _middle(n: int) -> slice:

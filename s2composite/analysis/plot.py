@@ -207,7 +207,7 @@ def before_after(
     dataset
         Layers of the composite.
     scene
-        Position or name of the scene. Default: one with clouds over about half of the middle of the area.
+        Position or name of the scene. Default: the one that is most partly cloudy in the middle of the area.
     stretch
         The values shown black and white, in both; default as in `plot_composite`.
     figure

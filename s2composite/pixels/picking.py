@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
-from s2composite.pixels.kernels.block import Source
 from s2composite.pixels.kernels.rank import Key, rank_by_key, rank_by_small_key
 from s2composite.pixels.kernels.selection import FIRST, LAST, NO_RANK
 from s2composite.pixels.recipe import Call, Output, Reducer, block_width
@@ -100,21 +99,21 @@ def run_rank(call: Call) -> None:
     """Run a reducer with a `RankKey`: the kernel that fits the key and the type."""
     key: RankKey = call.reducer.setting
     source, bands = call.source, call.bands(key.bands)
-    dtype, scenes = source.values.dtype, source.scenes.size
-    ranks = ranks_at(key.quantile, scenes, call.recipe.min_count)
+    dtype = source.values.dtype
+    ranks = ranks_at(key.quantile, source.scenes.size, call.recipe.min_count)
     results = (call.results[0], call.count, call.results[1])
     most = int(255 * bands.size)
     if dtype.kind == "f" or key.difference or key.weights:
         real = np.dtype(np.float64 if dtype == np.float64 else np.float32)
         sign = np.array([1 << (8 * real.itemsize - 1)], f"u{real.itemsize}")
         order = _kernel_key(call, key, real, 0, np.nan)
-        rank_by_key(source, order, sign, ranks, _width(source, 2 + real.itemsize), *results)
+        rank_by_key(source, order, sign, ranks, block_width(source, 2 + real.itemsize), *results)
     elif dtype == np.uint8 and most < LAST - FIRST:
         order = _kernel_key(call, key, np.dtype(np.int16), FIRST, LAST)
-        rank_by_small_key(source, order, most.bit_length(), ranks, _width(source, 2), *results)
+        rank_by_small_key(source, order, most.bit_length(), ranks, block_width(source, 2), *results)
     else:
         order = _kernel_key(call, key, np.dtype(np.uint32), -int(np.iinfo(dtype).min) * bands.size, 0xFFFFFFFF)
-        rank_by_key(source, order, np.zeros(1, np.uint32), ranks, _width(source, 2 + 4), *results)
+        rank_by_key(source, order, np.zeros(1, np.uint32), ranks, block_width(source, 2 + 4), *results)
 
 
 def _kernel_key(call: Call, key: RankKey, dtype: np.dtype[Any], first: int, none: float) -> Key:
@@ -125,11 +124,6 @@ def _kernel_key(call: Call, key: RankKey, dtype: np.dtype[Any], first: int, none
         weights[bands] = key.weights or 1
     pair = bands if key.difference else np.empty(0, np.int64)
     return Key(weights, dtype.type(first), dtype.type(none), pair)
-
-
-def _width(source: Source, key_bytes: int) -> int:
-    """Return the width of a block whose keys, and whose values ahead of their use, fit the L2 cache."""
-    return block_width(source.scenes.size, source.bands * source.values.itemsize + key_bytes)
 
 
 def _key_bands(key: str | tuple[str, str], weights: Mapping[str, float] | None) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 MAX_SCENES = 32767
 """``source`` is an int16."""
 
-SCRATCH_BYTES = 5 << 18
-"""Memory for a block of pixels: what fits an L2 cache besides the code and the output."""
+SCRATCH_BYTES = 5 << 17
+"""Memory that a block of pixels may take up: it stays in an L2 cache, with what is fetched for the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Output:
     """True: an array ``(band, y, x)``; False: ``(y, x)``."""
 
     dtype: str | None = None
-    """Type of its values; None: that of the cube."""
+    """Type of its values; None: that of the cube; ``"float"``: float32, but float64 for a float64 cube."""
 
     nodata: float | None = None
     """What a pixel without result holds; None: the cube's nodata (NaN where `dtype` is set)."""
@@ -189,18 +189,26 @@ def _layer(recipe: Recipe, reducer: Reducer, output: Output, dtype: np.dtype[Any
     name = output.name or ("composite" if alone else reducer.name)
     if output.name and not alone:
         name = f"{reducer.name}_{output.name}"
+    made = _output_dtype(output, dtype)
     nodata = output.nodata
     if nodata is None:
         nodata = recipe.fill(dtype) if output.dtype is None else float("nan")
     return Layer(
         name=name,
         dims=("band", "y", "x") if output.per_band else ("y", "x"),
-        dtype=dtype if output.dtype is None else np.dtype(output.dtype),
+        dtype=made,
         nodata=nodata,
         long_name=output.long_name or f"{reducer.name} composite",
         units=output.units,
         overviews=output.overviews,
     )
+
+
+def _output_dtype(output: Output, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type of an output, given that of the cube."""
+    if output.dtype == "float":
+        return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    return dtype if output.dtype is None else np.dtype(output.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +236,12 @@ class Call:
         return np.array(chosen, np.int64)
 
 
-def block_width(scenes: int, bytes_an_observation: int) -> int:
-    """Return how many pixels a block may have so that its scratch memory stays in the L2 cache: a multiple of 64."""
-    fits = SCRATCH_BYTES // max(scenes * bytes_an_observation, 1)
-    return min(max(fits // 64 * 64, 64), 4096)
+def block_width(source: Source, scratch: int) -> int:
+    """Return how many pixels a block may have so that it stays in the L2 cache: a multiple of 64.
+
+    `scratch` is the scratch memory in bytes for each observation. Planar sources get twice the memory: their blocks are
+    read in as many pieces as there are bands, and short pieces are read slowly.
+    """
+    observation = source.bands * source.values.itemsize + scratch
+    fits = SCRATCH_BYTES * (1 if source.interleaved else 2) // max(source.scenes.size * observation, 1)
+    return int(min(max(fits // 64 * 64, 64), 4096))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from s2composite.errors import ParameterError
-from s2composite.pixels import picking
+from s2composite.pixels import picking, statistics
 from s2composite.pixels.kernels.block import Source
 from s2composite.pixels.masks import limits_of
 from s2composite.pixels.recipe import Call, Layer, Output, Recipe, Reducer
@@ -31,7 +31,14 @@ SLAB_BYTES = 16 << 20
 
 _REGISTRY: dict[str, Callable[..., Reducer]] = {
     "luminance_median": picking.luminance_median,
+    "max": statistics.maximum,
+    "mean": statistics.mean,
+    "median": statistics.median,
+    "min": statistics.minimum,
+    "percentile": statistics.percentile,
     "rank": picking.rank,
+    "std": statistics.standard_deviation,
+    "trimmed_mean": statistics.trimmed_mean,
 }
 
 

@@ -20,9 +20,9 @@ __all__ = [
     "HEAD",
     "ByteRange",
     "Fetched",
+    "Fetching",
     "Identity",
     "Retry",
-    "fetch_ranges",
     "read_head",
     "read_identity",
     "read_range",
@@ -109,35 +109,94 @@ def read_range(href: str, start: int, size: int, identity: Identity) -> bytes:
     ReadError
         It has changed, or cannot be read.
     """
-    ((_, fetched),) = fetch_ranges([ByteRange(href, identity, start, size)])
+    ((_, fetched),) = Fetching([ByteRange(href, identity, start, size)])
     if fetched.error is not None:
         raise fetched.error
     return fetched.data
 
 
-def fetch_ranges(
-    ranges: Sequence[ByteRange], retry: Retry | None = None, budget: int = 64 << 20
-) -> Iterator[tuple[int, Fetched]]:
-    """Yield byte ranges by position as they arrive; the next ones are on their way while the caller uses one.
+class Fetching:
+    """Byte ranges on their way: iterate over it for ``(position, Fetched)``, in the order in which they arrive.
+
+    Remote ranges are asked for at once, as many as fit, and the next ones while the caller uses those that came.
 
     Parameters
     ----------
     ranges
-        Neighbouring ranges should be one. Those of a local file should follow each other.
+        Neighbouring ranges should be one. Those of one file should follow each other.
     retry
         What to do about failures of remote reads.
     budget
         Bytes that are in flight or waiting to be used at most (more only for a single range that is larger).
     """
-    numbered = list(enumerate(ranges))
-    yield from _local([n for n in numbered if not is_remote(n[1].href)])
-    yield from _remote([n for n in numbered if is_remote(n[1].href)], retry or Retry(), budget)
+
+    def __init__(self, ranges: Sequence[ByteRange], retry: Retry | None = None, budget: int = 64 << 20) -> None:
+        numbered = list(enumerate(ranges))
+        self._ranges = ranges
+        self._local = [n for n in numbered if not is_remote(n[1].href)]
+        self._waiting = deque(n for n in numbered if is_remote(n[1].href))
+        self._retry, self._budget, self._held = retry or Retry(), budget, 0
+        self._arrived: SimpleQueue[tuple[int, Fetched]] = SimpleQueue()
+        self._flying: dict[int, Future[Reply] | None] = {}
+        self._target: Target | None = None
+        self._ask()
+
+    def __iter__(self) -> Iterator[tuple[int, Fetched]]:
+        try:
+            yield from _local_files(self._local)
+            while self._flying:
+                i, fetched = self._arrived.get()
+                del self._flying[i]
+                yield i, fetched
+                self._held -= self._ranges[i].size
+                self._ask()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give up what is still on its way."""
+        self._waiting.clear()
+        for future in self._flying.values():
+            if future is not None:
+                future.cancel()
+        self._flying.clear()
+
+    def _ask(self) -> None:
+        """Ask for remote ranges while there is room for them."""
+        while self._waiting and (not self._flying or self._held + self._waiting[0][1].size <= self._budget):
+            i, part = self._waiting.popleft()
+            self._held += part.size
+            try:
+                future = request(self._target_of(part.href), part.start, part.size, part.identity, self._retry)
+            except ReadError as error:
+                self._flying[i] = None
+                self._arrived.put((i, Fetched(b"", error)))
+            else:
+                self._flying[i] = future
+                future.add_done_callback(partial(self._arrive, i))
+
+    def _target_of(self, href: str) -> Target:
+        if self._target is None or self._target.href != href:
+            self._target = target_of(href)
+        return self._target
+
+    def _arrive(self, i: int, done: Future[Reply]) -> None:
+        if not done.cancelled():
+            self._arrived.put((i, _fetched(done)))
+
+
+def _fetched(done: Future[Reply]) -> Fetched:
+    try:
+        reply = done.result()
+    except ReadError as error:
+        return Fetched(b"", error, error.__dict__["retries"])
+    return Fetched(reply.data, None, reply.retries)
 
 
 # --- Local files ----------------------------------------------------------------------------------------------------
 
 
-def _local(numbered: Iterable[tuple[int, ByteRange]]) -> Iterator[tuple[int, Fetched]]:
+def _local_files(numbered: Iterable[tuple[int, ByteRange]]) -> Iterator[tuple[int, Fetched]]:
     files = (list(group) for _, group in groupby(numbered, key=lambda n: n[1].href))
     ahead: deque[tuple[list[tuple[int, ByteRange]], int | ReadError]] = deque()
     try:
@@ -212,42 +271,3 @@ def _failure(path: str, error: OSError) -> ReadError:
 def _identity(fd: int) -> Identity:
     stat = os.fstat(fd)
     return Identity(stat.st_size, None, stat.st_mtime_ns)
-
-
-# --- Remote objects -------------------------------------------------------------------------------------------------
-
-
-def _remote(numbered: Iterable[tuple[int, ByteRange]], retry: Retry, budget: int) -> Iterator[tuple[int, Fetched]]:
-    waiting, held = deque(numbered), 0
-    arrived: SimpleQueue[tuple[int, Future[Reply]]] = SimpleQueue()
-    sizes = {i: part.size for i, part in waiting}
-    flying: dict[int, Future[Reply]] = {}
-    targets: dict[str, Target] = {}
-    try:
-        while waiting or flying:
-            while waiting and (not flying or held + waiting[0][1].size <= budget):
-                i, part = waiting.popleft()
-                held += part.size
-                if part.href not in targets:
-                    targets = {part.href: target_of(part.href)}  # ranges of one object follow each other
-                flying[i] = future = request(targets[part.href], part.start, part.size, part.identity, retry)
-                future.add_done_callback(partial(_arrive, arrived, i))
-            i, done = arrived.get()
-            del flying[i]
-            yield i, _fetched(done)
-            held -= sizes[i]
-    finally:
-        for future in flying.values():
-            future.cancel()
-
-
-def _arrive(arrived: SimpleQueue[tuple[int, Future[Reply]]], i: int, done: Future[Reply]) -> None:
-    arrived.put((i, done))
-
-
-def _fetched(done: Future[Reply]) -> Fetched:
-    try:
-        reply = done.result()
-    except ReadError as error:
-        return Fetched(b"", error, error.__dict__["retries"])
-    return Fetched(reply.data, None, reply.retries)

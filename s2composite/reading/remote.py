@@ -109,7 +109,21 @@ class _FailedError(Exception):
 
 
 def target_of(href: str) -> Target:
-    """Return where `href` is on the web, with the credentials that this process has."""
+    """Return where `href` is on the web, with the credentials that this process has.
+
+    Raises
+    ------
+    ReadError
+        There are credentials, but they are of no use.
+    """
+    try:
+        return _target(href)
+    except Exception as error:  # botocore and google-auth raise what they like
+        facts = {"href": display(href), "transient": isinstance(error, OSError), "retries": 0}
+        raise ReadError(f"{display(href)}: {reason(href, error)}", **facts) from error
+
+
+def _target(href: str) -> Target:
     if href.startswith("gs://"):
         fs, path = filesystem(href)
         headers: dict[str, str] = {}

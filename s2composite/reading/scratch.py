@@ -1,8 +1,8 @@
 """Scratch: memory for the observations of a window, used again by the next one.
 
-Fresh memory is what a system is slow at: 216 scenes of 512 x 512 RGB are decoded in 0.17 s, and mapping their 170 MB took
-another 0.06 s on a warm and 0.4 s on a cold virtual machine. So a window's memory is kept for the next window of any
-thread, and goes back to the system a moment after the last one.
+Fresh memory is what a system is slow at: 216 scenes of 512 x 512 RGB are decoded in 0.17 s, and mapping their 170 MB
+took another 0.06 s on a warm and 0.4 s on a cold virtual machine. So a window's memory is kept for the next window of
+any thread, and goes back to the system a moment after the last one.
 """
 
 from __future__ import annotations

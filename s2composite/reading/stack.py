@@ -178,7 +178,8 @@ class Stack:
     def size(self, window: Window, pad: int = 0) -> int:
         """Return how many values a window holds."""
         times, bands = self.shape[:2]
-        height, width = (s.stop - s.start + 2 * pad for s in window)
+        y, x = window
+        height, width = int(y.stop - y.start) + 2 * pad, int(x.stop - x.start) + 2 * pad
         return times * bands * height * width
 
     def read(self, window: Window, pad: int = 0, scratch: NDArray[Any] | None = None) -> Observations:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from s2composite.errors import ReadError
 from s2composite.reading.codecs import CorruptTileError, decode_tile
-from s2composite.reading.fetch import ByteRange, Fetched, Retry, fetch_ranges
+from s2composite.reading.fetch import ByteRange, Fetched, Fetching, Retry
 from s2composite.reading.header import Header
 from s2composite.reading.level import FRAME, Level
 from s2composite.scenes.storage import display
 
-__all__ = ["TileRequest", "TileResult", "read_tiles", "read_window"]
+__all__ = ["Begun", "TileRequest", "TileResult", "begin_window", "read_tiles", "read_window"]
 
 _GAP = 1 << 16
 """Bytes between two tiles that are rather read than skipped: a request costs more than the time they take."""
@@ -133,20 +133,60 @@ def read_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) 
     tuple of TileResult
         In the order of `requests`.
     """
-    tallies = [_Tally() for _ in requests]
+    return begin_window(requests, retry=retry).finish()
+
+
+def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) -> Begun:
+    """Ask for the bytes of windows of remote files, and return at once; see `read_window`.
+
+    So the bytes of the next window travel while this one is decoded. `out` is not touched before `Begun.finish`, so the
+    next window may have the same memory as this one.
+    """
     parts = [part for i, request in enumerate(requests) for part in _plan(i, request)]
     ranges = [_byte_range(requests[part.request].header, part) for part in parts]
     budget = min(max(sum(r.out.nbytes for r in requests) // 8, 8 << 20), 64 << 20)
-    scratch = np.empty((0, 0, 0))
-    for i, fetched in fetch_ranges(ranges, retry, budget):
-        tally = tallies[parts[i].request]
-        tally.add(ranges[i], fetched)
-        if tally.error is None:
-            scratch = _use(requests[parts[i].request], parts[i], fetched.data, scratch, tally)
-    for request, tally in zip(requests, tallies, strict=True):
-        if tally.error is not None:
-            request.out[...] = _fill(request.header)
-    return tuple(TileResult(t.error, t.retries, t.requests, t.bytes) for t in tallies)
+    return Begun(requests, parts, ranges, Fetching(ranges, retry, budget))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """Windows whose bytes are on their way."""
+
+    requests: Sequence[TileRequest]
+    """What is read."""
+
+    parts: Sequence[_Part]
+    """What is fetched for it."""
+
+    ranges: Sequence[ByteRange]
+    """Where that is."""
+
+    fetching: Fetching
+    """The bytes."""
+
+    def finish(self) -> tuple[TileResult, ...]:
+        """Decode the windows as their bytes arrive; see `read_window`. Once only."""
+        tallies = [_Tally() for _ in self.requests]
+        for request in self.requests:
+            _fill_sparse(request)
+        scratch, missing = np.empty((0, 0, 0)), set(range(len(self.parts)))
+        for i, fetched in self.fetching:
+            missing.remove(i)
+            position = self.parts[i].request
+            tally = tallies[position]
+            tally.add(self.ranges[i], fetched)
+            if tally.error is None:
+                scratch = _use(self.requests[position], self.parts[i], fetched.data, scratch, tally)
+        for i in missing:
+            tallies[self.parts[i].request].give_up(self.ranges[i])
+        for request, tally in zip(self.requests, tallies, strict=True):
+            if tally.error is not None:
+                request.out[...] = _fill(request.header)
+        return tuple(TileResult(t.error, t.retries, t.requests, t.bytes) for t in tallies)
+
+    def close(self) -> None:
+        """Give up the windows without decoding them."""
+        self.fetching.close()
 
 
 @dataclass(slots=True)
@@ -164,6 +204,11 @@ class _Tally:
         self.requests += 1
         self.bytes += part.size
 
+    def give_up(self, part: ByteRange) -> None:
+        href = display(part.href)
+        why = f"{href}: reading it was given up"
+        self.error = self.error or ReadError(why, href=href, transient=True, retries=self.retries)
+
 
 def _fill(header: Header) -> float:
     return 0 if header.nodata is None else header.nodata
@@ -173,21 +218,24 @@ def _fill(header: Header) -> float:
 
 
 def _plan(position: int, request: TileRequest) -> Iterator[_Part]:
-    """Yield what must be fetched for a request; fill what its sparse tiles cover."""
+    """Yield what must be fetched for a request."""
     frame = FRAME if request.header.framed else 0
-    tiles = []
-    for tile in _tiles(request):
-        if tile.size:
-            tiles.append(tile)
-        else:
-            for band, _, target in _places(request, tile):
-                request.out[(band, *target)] = _fill(request.header)
-    tiles.sort(key=lambda tile: tile.start)
+    tiles = sorted((tile for tile in _tiles(request) if tile.size), key=lambda tile: tile.start)
     while tiles:
         count = _neighbours(tiles)
         stop = max(tile.start + tile.size for tile in tiles[:count])
         yield _Part(position, tuple(tiles[:count]), tiles[0].start - frame, stop + frame)
         tiles = tiles[count:]
+
+
+def _fill_sparse(request: TileRequest) -> None:
+    """Fill what tiles cover that are not stored."""
+    if _level(request).counts.all():
+        return
+    for tile in _tiles(request):
+        if not tile.size:
+            for band, _, target in _places(request, tile):
+                request.out[(band, *target)] = _fill(request.header)
 
 
 def _tiles(request: TileRequest) -> Iterator[_Tile]:

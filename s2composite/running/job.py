@@ -266,7 +266,9 @@ class Job(Strict):
     datetime: Annotated[Date | None, Expected("dates such as 2023-06 or 2023-06-01/2023-08-31")] = None
     """Scenes to use: ``2023``, ``2023-06``, ``2023-06-01/2023-08-31``, ``2023-06-01/..``; None: all."""
 
-    pattern: Annotated[Annotated[Text, AfterValidator(_expression)] | None, Expected("a regular expression with named groups")] = None
+    pattern: Annotated[
+        Annotated[Text, AfterValidator(_expression)] | None, Expected("a regular expression with named groups")
+    ] = None
     """Regular expression with named groups that finds the date in unusual file names; see `find_scenes`."""
 
     bands: Annotated[Names | None, Expected("a list of names, such as [red, green, blue]"), AsList] = None

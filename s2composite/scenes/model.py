@@ -15,7 +15,7 @@ class Asset:
     """One file of a scene."""
 
     name: str
-    """What the file holds, as the product calls it: ``"TCI"``, ``"B04"``, ``"SCL"``; ``"data"`` if its name does not say."""
+    """What the file holds, as the product calls it: ``"TCI"``, ``"B04"``; ``"data"`` if its name does not say."""
 
     href: str
     """Absolute local path or URL (``gs://``, ``s3://``, ``https://``)."""

@@ -80,8 +80,8 @@ class Codec:
 
 def _encode_jpeg(tile: NDArray[Any], quality: int) -> bytes:
     if tile.shape[2] == 1:
-        return bytes(simplejpeg.encode_jpeg(tile, quality=quality, colorspace="GRAY", colorsubsamp="Gray"))
-    return bytes(simplejpeg.encode_jpeg(tile, quality=quality, colorspace="RGB", colorsubsamp="420"))
+        return bytes(simplejpeg.encode_jpeg(tile, quality=quality, colorspace="GRAY", colorsubsampling="Gray"))
+    return bytes(simplejpeg.encode_jpeg(tile, quality=quality, colorspace="RGB", colorsubsampling="420"))
 
 
 def encode_mask(valid: NDArray[np.bool_]) -> bytes:

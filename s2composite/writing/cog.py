@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from distributed import Client
 from s2composite.errors import ParameterError
 from s2composite.scenes.storage import is_remote, join
 from s2composite.writing.assemble import FileLayout, lay_out
-from s2composite.writing.execute import current_client, keyed, run_on_worker, run_tasks, workers_see
+from s2composite.writing.execute import current_client, run_on_worker, run_work, work_of, workers_see
 from s2composite.writing.geotags import geo_tags
 from s2composite.writing.layers import (
     RGBA,
@@ -196,29 +196,27 @@ def _place(target: str, client: Client | None, stack: ExitStack) -> Parts:
 
 def _encode(job: _Job, rasters: Sequence[Raster], client: Client | None) -> list[list[tuple[Stage, WindowIndex]]]:
     """Compute all layers of all files in one pass; return what each window of each file has written."""
-    lazy = [
-        (number, raster, stage, array)
+    owners = {
+        array.name: (number, stage, array)
         for number, (plan, raster) in enumerate(zip(job.plans, rasters, strict=True))
         for stage, array in raster_tasks([layer.data for layer in plan.layers], raster)
-    ]
-    tasks, owners, windows = {}, {}, {}
-    for (number, raster, stage, array), delayed in zip(lazy, keyed([entry[3] for entry in lazy]), strict=True):
-        for task in delayed:
-            row, column = task.key[1:]
-            tasks[task.key], owners[task.key] = task, (number, stage)
-            windows[task.key] = f"{raster.label}, {stage.describe(row, column)}"
-        assert len(delayed) == array.npartitions
+    }
+    work = work_of({_namer(rasters[number], stage): array for number, stage, array in owners.values()})
     found: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in rasters]
     label = ", ".join(raster.label.rpartition("/")[2] for raster in rasters)
-    with progress_bar(f"write {label}", len(tasks), shown=job.progress) as advance:
+    with progress_bar(f"write {label}", len(work.windows), shown=job.progress) as advance:
 
-        def receive(key: Any, index: WindowIndex) -> None:
-            number, stage = owners[key]
+        def receive(key: tuple[Any, ...], index: WindowIndex) -> None:
+            number, stage, _ = owners[key[0]]
             found[number].append((stage, _stored(rasters[number].parts, index)))
             advance()
 
-        run_tasks(tasks, client, receive, windows)
+        run_work(work, client, receive)
     return found
+
+
+def _namer(raster: Raster, stage: Stage) -> Callable[[tuple[int, ...]], str]:
+    return lambda position: f"{raster.label}, {stage.describe(*position)}"
 
 
 def _stored(parts: Parts, index: WindowIndex) -> WindowIndex:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-import dask
+import dask.array as da
+from dask import threaded
 from dask.base import get_scheduler
 from dask.callbacks import Callback
-from dask.delayed import Delayed
+from dask.core import flatten
+from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, as_completed
 
 from s2composite.errors import S2CompositeError, WriteError
 from s2composite.writing.parts import Parts
 
-__all__ = ["current_client", "keyed", "run_on_worker", "run_tasks", "workers_see"]
+__all__ = ["Work", "current_client", "run_on_worker", "run_work", "work_of", "workers_see"]
 
 
 def current_client() -> Client | None:
@@ -33,61 +37,86 @@ def workers_see(client: Client | None, parts: Parts) -> bool:
     return all(answers.values()) if answers else bool(client.submit(parts.visible, pure=False).result())
 
 
-def run_tasks(
-    tasks: Mapping[str, Delayed], client: Client | None, receive: Callable[[str, Any], None], windows: Mapping[str, str]
-) -> None:
-    """Run tasks and hand each result to `receive` with the task's key.
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Tasks whose results are wanted, and what they depend on."""
+
+    graph: Mapping[Any, Any]
+    """Dask graph."""
+
+    windows: Mapping[Any, str]
+    """For the key of each wanted task what it computes, for messages."""
+
+
+def work_of(
+    arrays: Mapping[Callable[[tuple[int, ...]], str], da.Array], wanted: Callable[[Any], bool] = lambda _: True
+) -> Work:
+    """Return the work of computing the chunks of arrays.
+
+    The graphs are optimized together, so that tasks which several arrays need are run once.
 
     Parameters
     ----------
-    tasks
-        By the key of the task.
-    windows
-        For each key what it computes, for messages.
+    arrays
+        By a function that says what the chunk at a position is.
+    wanted
+        Whether the chunk with a key is to be computed.
+    """
+    keys = {key: say for say, array in arrays.items() for key in flatten(array.__dask_keys__())}
+    windows = {key: say(key[1:]) for key, say in keys.items() if wanted(key)}
+    graph = HighLevelGraph.merge(*(array.__dask_graph__() for array in arrays.values()))
+    return Work(da.Array.__dask_optimize__(graph, list(windows)), windows)
+
+
+def run_work(work: Work, client: Client | None, receive: Callable[[Any, Any], None]) -> None:
+    """Run tasks and hand each result to `receive` with the task's key.
 
     Raises
     ------
     WriteError
         A task failed with an error that is none of the library's, or the worker that ran it died; names the window.
     """
+    if not work.windows:
+        return
     if client is None:
-        _run_in_threads(tasks, receive, windows)
+        _run_here(work, receive)
     else:
-        _run_on_cluster(tasks, client, receive, windows)
+        _run_on_cluster(work, client, receive)
 
 
-def _run_in_threads(
-    tasks: Mapping[str, Delayed], receive: Callable[[str, Any], None], windows: Mapping[str, str]
-) -> None:
-    running: set[str] = set()
+def _run_here(work: Work, receive: Callable[[Any, Any], None]) -> None:
+    running: set[Any] = set()
 
     def finished(key: Any, result: Any, *_: Any) -> None:
         running.discard(key)
-        if key in tasks:
+        if key in work.windows:
             receive(key, result)
 
     with Callback(pretask=lambda key, *_: running.add(key), posttask=finished):
         try:
-            # Threads unless a scheduler was chosen: what tasks hand over are arrays, and encoders release the GIL.
-            dask.compute(*tasks.values(), optimize_graph=False, scheduler=get_scheduler() or "threads")
+            _local_get()(work.graph, list(work.windows))
         except S2CompositeError:
             raise
         except Exception as error:
-            at_work = sorted({windows[key] for key in running if key in windows})
+            at_work = sorted({work.windows[key] for key in running if key in work.windows})
             raise WriteError(_failure(error, " or ".join(at_work[:4]))) from error
 
 
-def _run_on_cluster(
-    tasks: Mapping[str, Delayed], client: Client, receive: Callable[[str, Any], None], windows: Mapping[str, str]
-) -> None:
-    futures = client.compute(list(tasks.values()), optimize_graph=False)
-    keys = {future.key: key for future, key in zip(futures, tasks, strict=True)}
+def _local_get() -> Callable[..., Any]:
+    """Return the scheduler that was chosen, threads if it is none or a client's: encoders release the GIL."""
+    chosen: Any = get_scheduler()
+    if chosen is None or isinstance(getattr(chosen, "__self__", None), Client):
+        return threaded.get  # type: ignore[no-any-return]
+    return chosen  # type: ignore[no-any-return]
+
+
+def _run_on_cluster(work: Work, client: Client, receive: Callable[[Any, Any], None]) -> None:
+    futures = client.get(work.graph, list(work.windows), sync=False)
     try:
         for future in as_completed(futures, raise_errors=False):
-            key = keys[future.key]
             if future.status != "finished":
-                _raise(future, windows[key])
-            receive(key, future.result())
+                _raise(future, work.windows[future.key])
+            receive(future.key, future.result())
             future.release()
     finally:
         with suppress(Exception):  # the client may be gone already, which then is what matters
@@ -113,7 +142,7 @@ def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, labe
     WriteError
         It failed with an error that is none of the library's, or its worker died.
     """
-    future = client.submit(function, *args, pure=False, key=f"assemble-{label}")
+    future = client.submit(function, *args, pure=False, key=f"assemble-{label}-{uuid.uuid4().hex[:8]}")
     try:
         return future.result()
     except S2CompositeError:
@@ -123,8 +152,3 @@ def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, labe
     finally:
         with suppress(Exception):
             client.cancel([future], force=True)
-
-
-def keyed(arrays: Sequence[Any]) -> list[list[Delayed]]:
-    """Return the tasks of arrays, optimized together, so that tasks which several arrays need are run once."""
-    return [list(array.to_delayed(optimize_graph=False).ravel()) for array in dask.optimize(*arrays)]

@@ -96,5 +96,6 @@ def _figures(statistic: Statistics) -> Iterator[tuple[str, str]]:
 
 
 def _item(name: str, value: str, **attributes: Any) -> str:
+    # GDAL escapes values twice, and undoes it twice when it reads them.
     more = "".join(f" {key}={quoteattr(str(v))}" for key, v in attributes.items())
-    return f"  <Item name={quoteattr(name)}{more}>{escape(value)}</Item>\n"
+    return f"  <Item name={quoteattr(name)}{more}>{escape(escape(value))}</Item>\n"

@@ -139,7 +139,7 @@ def _nodata(array: xr.DataArray, dtype: np.dtype[Any]) -> float | None:
 
 def fits(value: float, dtype: np.dtype[Any]) -> bool:
     """Return whether pixels of `dtype` can have a value."""
-    if dtype.kind == "f":
+    if dtype.kind not in "iu":
         return True
     limits = np.iinfo(dtype)
     return not math.isnan(value) and value.is_integer() and limits.min <= value <= limits.max
@@ -216,9 +216,23 @@ def geobox_of(dataset: xr.Dataset, name: str) -> GeoBox | None:
     if not all(dim in array.coords for dim in _SPATIAL) and "spatial_ref" not in array.coords:
         return None
     geobox = array.odc.geobox
-    if geobox is None and all(array.sizes[dim] > 1 for dim in _SPATIAL):
+    if not _even(array, geobox):
         raise ParameterError(f"layer {name!r}: its y and x coordinates are not evenly spaced, which a GeoTIFF needs")
     return geobox if isinstance(geobox, GeoBox) else None
+
+
+def _even(array: xr.DataArray, geobox: Any) -> bool:
+    """Return whether the coordinates of pixels are those of the grid that odc-geo sees in them."""
+    if geobox is None:
+        return all(array.sizes[dim] == 1 for dim in _SPATIAL)
+    if not geobox.axis_aligned:
+        return True
+    for dim, grid in zip(_SPATIAL, geobox.coordinates.values(), strict=True):
+        if dim in array.coords and not np.allclose(
+            array[dim].values, grid.values, rtol=0, atol=0.01 * abs(grid.resolution)
+        ):
+            return False
+    return True
 
 
 def facts_of(dataset: xr.Dataset, more: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

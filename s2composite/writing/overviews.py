@@ -122,7 +122,8 @@ def _mean_of_floats(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodat
 
 
 def _mode(corners: tuple[NDArray[Any], ...], nodata: float | None) -> NDArray[Any]:
-    best = np.array(corners[0])
+    # A block of which no pixel has a value gets one of them that says so.
+    best = np.full_like(corners[0], corners[0] if nodata is None else nodata)
     most = np.zeros(best.shape, np.uint8)
     for candidate in corners:
         valid = valid_pixels(candidate, nodata)

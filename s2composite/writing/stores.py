@@ -197,7 +197,7 @@ def place_of(target: Any, *, overwrite: bool) -> StorePlace:
 
 
 def _check_free(place: StorePlace, *, overwrite: bool) -> None:
-    """Refuse to write over what is there, unless it is a store and may be replaced, or was left by an interrupted write.
+    """Refuse to write over what is there, unless it is a store to be replaced or left by an interrupted write.
 
     Raises
     ------

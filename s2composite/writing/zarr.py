@@ -11,11 +11,12 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 from dask.delayed import Delayed, delayed
+from dask.highlevelgraph import HighLevelGraph
 from distributed import Client
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError, S2CompositeError, WriteError
-from s2composite.writing.execute import current_client, keyed, run_tasks
+from s2composite.writing.execute import Work, current_client, run_work, work_of
 from s2composite.writing.layers import Layer, chosen_layers, geobox_of, layer_of
 from s2composite.writing.overviews import halve, level_shapes
 from s2composite.writing.progress import progress_bar
@@ -215,43 +216,45 @@ def _prepare(job: _Job, *, resume: bool) -> None:
 
 def _write(job: _Job, client: Client | None, *, progress: bool) -> None:
     done = job.shared.place.done()
-    total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in job.hierarchy.stages)
+    stages = job.hierarchy.stages
+    total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in stages)
     shared = delayed(job.shared, name=f"s2composite-zarr-{job.token}", pure=True, traverse=False)
     with progress_bar(f"write {job.shared.place.label.rpartition('/')[2]}", total, shown=progress) as advance:
-        for stage in job.hierarchy.stages:
-            tasks, labels = _stage_tasks(job, stage, shared, done)
-            for _ in range(len(stage.chunks[0]) * len(stage.chunks[1]) - len(tasks)):
-                advance()
 
-            def receive(_key: Any, _result: Any) -> None:
-                advance()
+        def receive(_key: Any, _result: Any) -> None:
+            advance()
 
-            run_tasks(tasks, client, receive, labels)
+        for stage in stages:
+            work = (
+                _first_stage(job, stage, shared, done) if stage.number == 0 else _later_stage(job, stage, shared, done)
+            )
+            run_work(work, client, receive)
 
 
-def _stage_tasks(
-    job: _Job, stage: Stage, shared: Delayed, done: frozenset[str]
-) -> tuple[dict[Any, Delayed], dict[Any, str]]:
-    tasks, labels = {}, {}
-    place = job.shared.place
-    if stage.number == 0:
-        arrays = [_layers_array(job, stage, shared), *_extra_arrays(job, shared)]
-        for name, delayeds in zip(
-            ["", *_extras(job.hierarchy.dataset, job.hierarchy.layers)], keyed(arrays), strict=True
-        ):
-            for task in delayeds:
-                position = task.key[1:]
-                if _mark(name, stage, position) not in done:
-                    tasks[task.key] = task
-                    what = f"{name}{position}" if name else stage.describe(*position)
-                    labels[task.key] = f"{place.label}, {what}"
-        return tasks, labels
+def _first_stage(job: _Job, stage: Stage, shared: Delayed, done: frozenset[str]) -> Work:
+    """Return the work of all that comes from the dataset: layers, and what is no picture."""
+    arrays = {"": _layers_array(job, stage, shared), **_extra_arrays(job, shared)}
+    marks = {array.name: name for name, array in arrays.items()}
+    label = job.shared.place.label
+
+    def namer(name: str) -> Callable[[tuple[int, ...]], str]:
+        return lambda position: f"{label}, {f'{name}{position}' if name else stage.describe(*position)}"
+
+    def wanted(key: tuple[Any, ...]) -> bool:
+        return _mark(marks[key[0]], stage, key[1:]) not in done
+
+    return work_of({namer(name): array for name, array in arrays.items()}, wanted)
+
+
+def _later_stage(job: _Job, stage: Stage, shared: Delayed, done: frozenset[str]) -> Work:
+    """Return the work of levels that are made from those below, which lie in the store."""
+    tasks, windows = [], {}
     for position in np.ndindex(len(stage.chunks[0]), len(stage.chunks[1])):
         if _mark("", stage, position) not in done:
             key = f"overview-{job.token}-{stage.number}-{position[0]}-{position[1]}"
-            tasks[key] = delayed(_write_overview)(shared, stage, position, dask_key_name=key)
-            labels[key] = f"{place.label}, {stage.describe(*position)}"
-    return tasks, labels
+            tasks.append(delayed(_write_overview)(shared, stage, position, dask_key_name=key))
+            windows[key] = f"{job.shared.place.label}, {stage.describe(*position)}"
+    return Work(HighLevelGraph.merge(*(task.__dask_graph__() for task in tasks)), windows)
 
 
 def _mark(name: str, stage: Stage, position: Sequence[int]) -> str:
@@ -277,28 +280,21 @@ def _layers_array(job: _Job, stage: Stage, shared: Delayed) -> da.Array:
     )
 
 
-def _extras(dataset: xr.Dataset, layers: Sequence[Layer]) -> list[str]:
-    """Return the lazy variables that are no pictures (what was read of each scene and window)."""
-    pictures = {layer.name for layer in layers}
-    return [str(name) for name, array in dataset.data_vars.items() if name not in pictures and array.chunks]
-
-
-def _extra_arrays(job: _Job, shared: Delayed) -> list[da.Array]:
-    out = []
-    for name in _extras(job.hierarchy.dataset, job.hierarchy.layers):
-        data = job.hierarchy.dataset[name].data
-        out.append(
-            da.map_blocks(
+def _extra_arrays(job: _Job, shared: Delayed) -> dict[str, da.Array]:
+    """Return for each lazy variable that is no picture (what was read of each scene) an array to write it."""
+    out = {}
+    for name, array in job.hierarchy.dataset.data_vars.items():
+        if name not in job.shared.names and array.chunks:
+            out[str(name)] = da.map_blocks(
                 _write_extra,
-                data,
+                array.data,
                 shared=shared,
-                variable=name,
-                spans=data.chunks,
+                variable=str(name),
+                spans=array.data.chunks,
                 dtype=object,
-                meta=np.empty((0,) * data.ndim, object),
+                meta=np.empty((0,) * array.ndim, object),
                 name=f"write-{name}-{job.token}",
             )
-        )
     return out
 
 

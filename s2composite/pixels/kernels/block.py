@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from s2composite.pixels.kernels.compiled import part
 from s2composite.pixels.kernels.prefetch import LINE_BYTES, prefetch
 
-__all__ = ["Source", "fetch", "judge", "load", "split"]
+__all__ = ["Source", "count_valid", "fetch", "judge", "load", "split"]
 
 
 class Source(NamedTuple):
@@ -137,3 +139,27 @@ def load(source: Source, start: int, n: int, block: Any, valid: Any) -> None:
         split(source, scene, start, n, block[t])
         judge(source, scene, start, n, block[t], valid[t])
         valid[t, n:] = 0
+
+
+@part
+def count_valid(valid: Any, n: int, counts: Any, out: Any) -> None:
+    """Count the valid observations of each pixel of a block.
+
+    Parameters
+    ----------
+    valid
+        ``(t, width)`` uint8: 1 or 0.
+    n
+        How many of the pixels are wanted in `out`.
+    counts
+        ``(width,)`` uint16, out: the counts.
+    out
+        ``(n,)`` uint16, out: the first of them once more.
+    """
+    counts[:] = 0
+    for t in range(valid.shape[0]):
+        row = valid[t]
+        for i in range(counts.size):
+            counts[i] += np.uint16(row[i])
+    for i in range(n):  # a slice assignment would compile for a second and a half more
+        out[i] = counts[i]

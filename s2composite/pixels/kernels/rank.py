@@ -36,7 +36,7 @@ def add_three(values: Any, low: Any, high: Any, key: Key, row: Any) -> None:
     w0, w1, w2 = key.weights[0], key.weights[1], key.weights[2]
     for i in range(values.size // 3):
         r, g, b = values[3 * i], values[3 * i + 1], values[3 * i + 2]
-        good = (min(r, g, b) >= low) & (max(r, g, b) <= high) & (r == r) & (g == g) & (b == b)
+        good = (min(r, g, b) >= low) & (max(r, g, b) <= high) & ~(np.isnan(r) | np.isnan(g) | np.isnan(b))
         total = kind(kind(kind(first + kind(kind(r) * w0)) + kind(kind(g) * w1)) + kind(kind(b) * w2))
         row[i] = total if good else none
 
@@ -46,7 +46,7 @@ def add_band(values: Any, low: Any, high: Any, weight: Any, none: Any, row: Any)
     """Add a band times its weight to each key that is not `none` yet; `none` where it is out of its range."""
     kind = row.dtype.type
     for i in range(values.size):
-        good = (values[i] >= low) & (values[i] <= high) & (row[i] == row[i]) & (row[i] != none)
+        good = (values[i] >= low) & (values[i] <= high) & ~np.isnan(row[i]) & (row[i] != none)
         row[i] = kind(row[i] + kind(kind(values[i]) * weight)) if good else none
 
 
@@ -58,7 +58,7 @@ def subtract(a: Any, b: Any, none: Any, row: Any) -> None:
         x, y = kind(a[i]), kind(b[i])
         both = x + y
         value = (x - y) / both if both != 0 else -np.inf
-        row[i] = (value if value == value else -np.inf) if row[i] == row[i] else none
+        row[i] = none if np.isnan(row[i]) else (-np.inf if np.isnan(value) else value)
 
 
 @part

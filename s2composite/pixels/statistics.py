@@ -1,0 +1,193 @@
+"""Reducers that treat each band by itself: median, percentiles, mean, standard deviation, extremes, trimmed mean.
+
+An observation counts in all bands or in none: it is left out if any of its bands is invalid. Results of integer cubes are
+rounded to the nearest integer (halves to even), not truncated, but for the standard deviation, which stays a float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import ParameterError
+from s2composite.pixels.kernels.selection import NO_RANK
+from s2composite.pixels.kernels.statistics import (
+    MAX,
+    MEAN,
+    MIN,
+    STD,
+    moments,
+    order_statistics,
+    order_statistics_wide,
+    sums_between,
+)
+from s2composite.pixels.recipe import Call, Output, Reducer, block_width
+
+__all__ = ["maximum", "mean", "median", "minimum", "percentile", "put_rounded", "standard_deviation", "trimmed_mean"]
+
+
+def median() -> Reducer:
+    """Return a reducer to the median of each band; the mean of the two middle values of an even number."""
+    return Reducer("median", run_percentiles, (Output("", "median"),), setting=((Fraction(1, 2),), "linear"))
+
+
+def percentile(q: float | Sequence[float] = (10, 50, 90), *, method: str = "linear") -> Reducer:
+    """Return a reducer to percentiles of each band.
+
+    Parameters
+    ----------
+    q
+        Percentiles, 0 to 100. One makes one layer ``composite``; several make the layers ``p10``, ``p50``, ``p90`` ...
+    method
+        ``"linear"``: between the two nearest values, as NumPy and xarray do by default. ``"nearest"``: the value at
+        rank ``round(q / 100 * (n - 1))``, halves to even, always an observed one, as Open Data Cube does (which also
+        asks for three observations: ``min_count=3``).
+
+    Raises
+    ------
+    ParameterError
+        A percentile outside 0 to 100, the same one twice, or an unknown method.
+    """
+    wanted = tuple(float(p) for p in np.atleast_1d(q))
+    if not wanted or len(set(wanted)) < len(wanted) or not all(0 <= p <= 100 for p in wanted):
+        raise ParameterError(f"percentiles q={q!r}: give one or more from 0 to 100, each once")
+    if method not in {"linear", "nearest"}:
+        raise ParameterError(f"unknown method {method!r} of percentile; there are linear, nearest")
+    names = [f"p{p:g}" for p in wanted] if len(wanted) > 1 else [""]
+    outputs = tuple(Output(name, f"percentile {p:g}") for name, p in zip(names, wanted, strict=True))
+    setting = (tuple(Fraction(str(p)) / 100 for p in wanted), method)
+    return Reducer("percentile", run_percentiles, outputs, params=(("q", wanted), ("method", method)), setting=setting)
+
+
+def mean() -> Reducer:
+    """Return a reducer to the mean of each band."""
+    return Reducer("mean", run_moments, (Output("", "mean"),), setting=MEAN)
+
+
+def standard_deviation() -> Reducer:
+    """Return a reducer to the standard deviation of each band (divided by `n`), as float32, float64 for float64."""
+    return Reducer("std", run_moments, (Output("", "standard deviation", dtype="float"),), setting=STD)
+
+
+def minimum() -> Reducer:
+    """Return a reducer to the smallest value of each band."""
+    return Reducer("min", run_moments, (Output("", "minimum"),), setting=MIN)
+
+
+def maximum() -> Reducer:
+    """Return a reducer to the largest value of each band."""
+    return Reducer("max", run_moments, (Output("", "maximum"),), setting=MAX)
+
+
+def trimmed_mean(fraction: float = 0.1) -> Reducer:
+    """Return a reducer to the mean of each band without its extremes.
+
+    Parameters
+    ----------
+    fraction
+        0 up to but not including 0.5: share of the observations cut off at either end, rounded down.
+
+    Raises
+    ------
+    ParameterError
+        `fraction` is outside that range.
+    """
+    if not 0 <= fraction < 0.5:
+        raise ParameterError(f"fraction {fraction} of trimmed_mean is outside 0 to below 0.5")
+    outputs = (Output("", f"mean without {fraction:g} at either end"),)
+    return Reducer(
+        "trimmed_mean", run_trimmed, outputs, params=(("fraction", fraction),), setting=Fraction(str(float(fraction)))
+    )
+
+
+def put_rounded(values: NDArray[Any], known: NDArray[np.bool_], out: NDArray[Any]) -> None:
+    """Write `values` ``(..., n)`` to `out` where ``known (n,)``, rounded if `out` holds integers (halves to even)."""
+    if out.dtype.kind in "ui":
+        limits = np.iinfo(out.dtype)
+        values = np.clip(np.rint(np.where(known, values, 0)), limits.min, limits.max)
+    np.copyto(out, values, where=known, casting="unsafe")
+
+
+def order_tables(
+    quantiles: Sequence[Fraction], n_times: int, min_count: int, place: Callable[[Fraction, int], Fraction]
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """Return ranks ``(q, t + 1)`` and the way to the next one, 0 to 1, for each number of valid observations."""
+    ranks = np.full((len(quantiles), n_times + 1), NO_RANK, np.int16)
+    ways = np.zeros(ranks.shape)
+    for i, quantile in enumerate(quantiles):
+        for n in range(max(min_count, 1), n_times + 1):
+            exact = place(quantile, n)
+            ranks[i, n] = int(exact)
+            ways[i, n] = float(exact - int(exact))
+    return ranks, ways
+
+
+def run_percentiles(call: Call) -> None:
+    """Run a reducer whose setting is quantiles and a method."""
+    quantiles, method = call.reducer.setting
+    between = method == "linear"
+    ranks, ways = order_tables(
+        quantiles,
+        call.source.scenes.size,
+        call.recipe.min_count,
+        lambda q, n: q * (n - 1) if between else Fraction(round(q * (n - 1))),
+    )
+    low, high = _order_statistics(call, ranks)
+    known = call.count >= call.recipe.min_count
+    for i, out in enumerate(call.results):
+        way = ways[i][call.count]
+        put_rounded(_between(low[i], high[i], way) if between else low[i], known, out)
+
+
+def run_moments(call: Call) -> None:
+    """Run a reducer whose setting is one of the moments of the kernel."""
+    source, (out,) = call.source, call.results
+    values = np.full(out.shape, np.nan)
+    width = block_width(source, 1)
+    moments(source, call.reducer.setting, call.recipe.min_count, width, values, call.count)
+    put_rounded(values, call.count >= call.recipe.min_count, out)
+
+
+def run_trimmed(call: Call) -> None:
+    """Run a reducer whose setting is the fraction to cut off at either end."""
+    source, fraction, (out,) = call.source, call.reducer.setting, call.results
+    least = call.recipe.min_count
+    ends, _ = order_tables((fraction, 1 - fraction), source.scenes.size, least, _trimmed_end)
+    (low, high), _ = _order_statistics(call, ends)
+    total, below, above = np.empty(out.shape), np.empty(out.shape, np.uint16), np.empty(out.shape, np.uint16)
+    sums_between(source, low, high, block_width(source, 1), total, below, above)
+    cut = np.array([int(fraction * n) for n in range(source.scenes.size + 1)])[call.count]
+    with np.errstate(invalid="ignore", divide="ignore"):  # pixels without observations
+        edges = low.astype(np.float64) * (below - cut) + high.astype(np.float64) * (above - cut)
+        means = np.where(low < high, (total + edges) / (call.count - 2 * cut), low)
+    put_rounded(means, call.count >= least, out)
+
+
+def _trimmed_end(quantile: Fraction, n: int) -> Fraction:
+    """Return the rank of the first (`quantile` below one half) or last observation that is not cut off."""
+    return Fraction(int(quantile * n) if 2 * quantile < 1 else n - 1 - int((1 - quantile) * n))
+
+
+def _order_statistics(call: Call, ranks: NDArray[np.int16]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the values at `ranks`, and the ones after them, ``(q, b, n)`` each; 0 where there are none."""
+    source = call.source
+    dtype = source.values.dtype
+    shape = (len(ranks), source.bands, source.pixels)
+    low, high = np.zeros(shape, dtype), np.zeros(shape, dtype)
+    if dtype.kind == "f":
+        sign = np.array([1 << (8 * dtype.itemsize - 1)], f"u{dtype.itemsize}")
+        order_statistics_wide(source, sign, ranks, block_width(source, 3 + dtype.itemsize), low, high, call.count)
+    else:
+        order_statistics(source, ranks, block_width(source, 3), low, high, call.count)
+    return low, high
+
+
+def _between(low: NDArray[Any], high: NDArray[Any], way: NDArray[np.float64]) -> NDArray[Any]:
+    """Return the value on the `way`, 0 to 1, from `low` to `high`."""
+    start, end = low.astype(np.float64), high.astype(np.float64)
+    value: NDArray[Any] = np.where(way < 0.5, start + (end - start) * way, end - (end - start) * (1 - way))
+    return value
