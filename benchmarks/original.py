@@ -16,35 +16,31 @@ import rasterio
 from numba import njit
 
 
-@njit(nogil=True)
-def luminance(triplet):
-    total = 0 * np.int64(1)
-    for value in triplet:
-        total += value
-    return total
+@njit
+def median_of_lists(buffers, lowest, highest):
+    """buffers: for each date red, green and blue of a window one after the other (3 n,) -> (3 n,).
 
-
-@njit(nogil=True)
-def median_of_lists(buffers, lowest, highest, out):
-    """buffers (t, 3 n): red, green and blue of a window one after the other, as they are read -> out (3 n,).
-
-    For each pixel the triplets of all dates go into an array, its rows into a list, and the list is sorted by their sum.
+    As the original does it, step by step: buffers in a list, each valid triplet written into an array as a small list, its
+    rows in a list, that list sorted with ``sum`` as the key.
     """
-    pixels = buffers.shape[1] // 3
-    samples = np.zeros((buffers.shape[0], 3), buffers.dtype)
+    pixels = len(buffers[0]) // 3
+    samples = np.zeros((len(buffers), 3), buffers[0].dtype)
+    out = np.zeros_like(buffers[0])
     for i in range(pixels):
         count = 0
-        for t in range(buffers.shape[0]):
-            r, g, b = buffers[t, i], buffers[t, i + pixels], buffers[t, i + 2 * pixels]
-            if r == lowest or g == lowest or b == lowest or r == highest or g == highest or b == highest:
+        for t in range(len(buffers)):
+            if (
+                buffers[t][i] == lowest or buffers[t][i + pixels] == lowest or buffers[t][i + 2 * pixels] == lowest
+                or buffers[t][i] == highest or buffers[t][i + pixels] == highest or buffers[t][i + 2 * pixels] == highest
+            ):  # fmt: skip
                 continue
-            samples[count, 0], samples[count, 1], samples[count, 2] = r, g, b
+            samples[count] = [buffers[t][i], buffers[t][i + pixels], buffers[t][i + 2 * pixels]]
             count += 1
         if count > 0:
             triplets = list(samples[:count])
-            triplets.sort(key=luminance)
-            middle = triplets[count // 2]
-            out[i], out[i + pixels], out[i + 2 * pixels] = middle[0], middle[1], middle[2]
+            triplets.sort(key=lambda triplet: sum(triplet))
+            out[i], out[i + pixels], out[i + 2 * pixels] = triplets[count // 2]
+    return out
 
 
 def read(path, window):
@@ -57,16 +53,13 @@ def window_worker(paths, x0, y0, width, height):
     window = rasterio.windows.Window(x0, y0, width, height)
     with ThreadPoolExecutor(10) as pool:
         scenes = list(pool.map(lambda path: read(path, window), paths))
-    buffers = np.stack([scene.reshape(-1) for scene in scenes])
-    out = np.zeros(3 * width * height, np.uint8)
-    median_of_lists(buffers, 0, 255, out)
-    return out.reshape(3, height, width)
+    return median_of_lists([scene.reshape(-1) for scene in scenes], 0, 255).reshape(3, height, width)
 
 
 def main():
     directory, *numbers = sys.argv[1:]
     paths = sorted(Path(directory).glob("*.tif"))
-    median_of_lists(np.ones((2, 3), np.uint8), 0, 255, np.zeros(3, np.uint8))  # compiling is not what is timed
+    median_of_lists([np.ones(3, np.uint8)] * 2, 0, 255)  # compiling is not what is timed
     start = time.perf_counter()
     for i in range(0, len(numbers), 4):
         window_worker(paths, *map(int, numbers[i : i + 4]))

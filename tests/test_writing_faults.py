@@ -111,7 +111,8 @@ def deadly(block_id):
 
 @pytest.mark.parametrize("write", writers())
 def test_a_worker_that_dies(tmp_path, cluster, write):
-    with cluster.as_current(), pytest.raises(WriteError, match=r"y 256:384, x 128:256.*KilledWorker") as caught:
+    # The worker takes the windows with it that wait for their turn there; any of them may be the one that is named.
+    with cluster.as_current(), pytest.raises(WriteError, match=r"window y \d+:\d+, x \d+:\d+.*KilledWorker") as caught:
         write(made_by(deadly), tmp_path)
     assert caught.value.window
     cluster.wait_for_workers(2)
@@ -120,7 +121,7 @@ def test_a_worker_that_dies(tmp_path, cluster, write):
 
 def dies_once(marker):
     def make(block_id):
-        if block_id == (0, 2, 1) and not os.path.exists(marker):
+        if block_id == (0, 2, 1) and not Path(marker).exists():
             with open(marker, "w") as file:
                 file.write("died")
             os._exit(1)
@@ -133,6 +134,7 @@ def test_a_window_that_runs_again_on_another_worker(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 3}),
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as made,
         Client(made),
     ):
@@ -262,19 +264,18 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("write", writers())
-@pytest.mark.parametrize("chunks", [(4, 3), (2, 3)], ids=["while encoding", "while assembling"])
-def test_a_full_disk(small_disk, write, chunks):
-    with pytest.raises(WriteError, match="the disk is full") as caught:
-        write(made_by(good, *chunks), small_disk)
-    assert names(small_disk) == []
-    assert getattr(caught.value, "bytes_needed", 1) > 0
-
-
-def test_a_full_disk_says_how_much_the_file_needs(small_disk):
-    values = np.random.default_rng(0).integers(1, 200, (1, 512, 512)).astype("uint8")
+def test_a_full_disk(small_disk, write):
     with pytest.raises(WriteError, match=r"the disk is full \([\d,]+ bytes were to be written\)") as caught:
-        write_raster(composite_of(values, 256), small_disk / "out.tif", compress="none", blocksize=256)
-    assert caught.value.bytes_needed >= 2 * 65536
+        write(made_by(good), small_disk)
+    assert names(small_disk) == []
+    assert caught.value.bytes_needed > 0
+
+
+def test_a_disk_that_is_full_while_assembling_says_how_much_the_file_needs(small_disk):
+    values = np.random.default_rng(0).integers(1, 200, (1, 512, 512)).astype("uint8")
+    with pytest.raises(WriteError, match=r"assembled: the disk is full \([\d,]+ bytes were to be written\)") as caught:
+        write_raster(composite_of(values, 512), small_disk / "out.tif", compress="none", blocksize=256)
+    assert caught.value.bytes_needed >= 5 * 65536
     assert names(small_disk) == []
 
 
@@ -305,9 +306,9 @@ def test_somebody_else_was_faster(tmp_path, monkeypatch):
 @pytest.mark.parametrize("write", writers())
 def test_places_that_cannot_be_written_to(tmp_path, write):
     dataset = made_by(lambda block_id: pytest.fail("computed"))
-    with pytest.raises(WriteError, match="the directory .*missing does not exist; create it first"):
+    with pytest.raises(WriteError, match=r"the directory .*missing does not exist; create it first"):
         write(dataset, tmp_path / "missing")
-    with pytest.raises(WriteError, match="cannot be written|cannot be looked at"):
+    with pytest.raises(WriteError, match=r"cannot be written|cannot be looked at"):
         write(dataset, Path("/proc"))
 
 
@@ -437,7 +438,11 @@ def test_a_zarr_store_that_stores_something_else(tmp_path, monkeypatch):
     import zarr
 
     whole = zarr.Array.__setitem__
-    monkeypatch.setattr(zarr.Array, "__setitem__", lambda self, where, values: whole(self, where, values // 2))
+
+    def store(self, where, values):
+        whole(self, where, values // 2 if isinstance(values, np.ndarray) and values.ndim == 3 else values)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", store)
     with pytest.raises(WriteError, match="composite reads back differently from what was written"):
         write_zarr(made_by(good), tmp_path / "out.zarr", chunk=128)
     assert names(tmp_path) == []

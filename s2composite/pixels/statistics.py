@@ -1,7 +1,7 @@
 """Reducers that treat each band by itself: median, percentiles, mean, standard deviation, extremes, trimmed mean.
 
-An observation counts in all bands or in none: it is left out if any of its bands is invalid. Results of integer cubes are
-rounded to the nearest integer (halves to even), not truncated, but for the standard deviation, which stays a float.
+An observation counts in all bands or in none: it is left out if any of its bands is invalid. Results of integer cubes
+are rounded to the nearest integer (halves to even), not truncated, but for the standard deviation, which stays a float.
 """
 
 from __future__ import annotations

@@ -3,6 +3,11 @@
 All of them release the interpreter's lock. On 512 x 512 x 3 tiles of one core of a 2.6 GHz Xeon: JPEG 1450 MB/s with
 simplejpeg (1380 with imagecodecs; its fast DCT and fast upsampling give 6 to 10 % more and change half, or a fifth, of
 all values: not used), DEFLATE 640 MB/s with libdeflate (zlib-ng 430, zlib 250), horizontal differences 2800 MB/s.
+
+Lossless codecs give GDAL's values exactly. JPEG gives libjpeg-turbo's; GDAL in rasterio's wheels has IJG's libjpeg,
+which enlarges subsampled colour (4:2:0) otherwise: on Sentinel-2 imagery at quality 75 to 90 about a fifth of the values
+differ, by 0.3 to 0.5 DN on average, less than 8 DN for 99 %, up to 46 DN at hard edges of colour; these are a little
+nearer to the original. Grey, RGB and 4:4:4 JPEG are the same in both.
 """
 
 from __future__ import annotations

@@ -32,11 +32,26 @@ ONE_THREAD = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBL
 """Set to 1 in local workers: Dask's own threads are what uses the cores."""
 
 WORKER_PRELOAD = """
-import logging
-logging.getLogger("distributed.worker").addFilter(lambda record: not str(record.msg).startswith("Compute Failed"))
+import atexit, logging, os, sys
+NOISE = ("Compute Failed", "Failed to communicate with scheduler during heartbeat")
+logging.getLogger("distributed.worker").addFilter(lambda record: not str(record.msg).startswith(NOISE))
+def leave():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+atexit.register(leave)
 """
-"""Runs in each local worker at its start. A task's error is raised where its result is asked for; the copy that each
-worker would write to the terminal as well hides the one line that matters among tracebacks."""
+"""Runs in each local worker at its start.
+
+A task's error is raised where its result is asked for; the copy that each worker would write to the terminal as well hides
+the one line that matters among tracebacks. A heartbeat fails in the moment in which the cluster is closed. And a worker
+leaves without taking down what numba compiled: that takes a second or, on a busy machine, more than the four after which
+Dask kills it with a warning."""
+
+
+def _no_goodbye(record: logging.LogRecord) -> bool:
+    """Leave out that a worker was killed because it was still in a task when the cluster was closed."""
+    return not str(record.msg).startswith("Worker process still alive")
 
 
 def connect(
@@ -112,6 +127,7 @@ def _local(options: LocalOptions) -> Client:
     """Start worker processes on this machine; the client owns them and stops them when it is closed."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker imports a script that has no `if __name__ == "__main__":`; its parent says so
+    logging.getLogger("distributed.nanny").addFilter(_no_goodbye)
     workers, threads = _shape(options.workers, options.threads, CPU_COUNT)
     try:
         return Client(

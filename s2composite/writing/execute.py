@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ import dask.array as da
 from dask import threaded
 from dask.base import get_scheduler
 from dask.callbacks import Callback
-from dask.core import flatten
+from dask.core import flatten, keys_in_tasks
 from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, as_completed
 
@@ -85,21 +86,17 @@ def run_work(work: Work, client: Client | None, receive: Callable[[Any, Any], No
 
 
 def _run_here(work: Work, receive: Callable[[Any, Any], None]) -> None:
-    running: set[Any] = set()
-
     def finished(key: Any, result: Any, *_: Any) -> None:
-        running.discard(key)
         if key in work.windows:
             receive(key, result)
 
-    with Callback(pretask=lambda key, *_: running.add(key), posttask=finished):
+    with Callback(posttask=finished):
         try:
             _local_get()(work.graph, list(work.windows))
         except S2CompositeError:
             raise
         except Exception as error:
-            at_work = sorted({work.windows[key] for key in running if key in work.windows})
-            raise WriteError(_failure(error, " or ".join(at_work[:4]))) from error
+            raise _failure(work, error, _failed_key(error)) from error
 
 
 def _local_get() -> Callable[..., Any]:
@@ -115,7 +112,7 @@ def _run_on_cluster(work: Work, client: Client, receive: Callable[[Any, Any], No
     try:
         for future in as_completed(futures, raise_errors=False):
             if future.status != "finished":
-                _raise(future, work.windows[future.key])
+                _raise(work, future, client)
             receive(future.key, future.result())
             future.release()
     finally:
@@ -123,15 +120,45 @@ def _run_on_cluster(work: Work, client: Client, receive: Callable[[Any, Any], No
             client.cancel([future for future in futures if not future.done()], force=True)
 
 
-def _raise(future: Any, window: str) -> None:
+def _failed_key(error: BaseException) -> Any:
+    """Return the key of the task that raised in a scheduler of this process: Dask tells nobody else than its own frame."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "execute_task"]
+    return frames[0].f_locals.get("key") if frames else None
+
+
+def _raise(work: Work, future: Any, client: Client) -> None:
     error = future.exception() if future.status == "error" else RuntimeError(f"the task was {future.status}")
     if isinstance(error, S2CompositeError):
         raise error
-    raise WriteError(_failure(error, window), window=window) from error
+    blamed = None
+    with suppress(Exception):  # the scheduler may have forgotten it
+        blamed = client.run_on_scheduler(_blamed, key=future.key)
+    raise _failure(work, error, blamed or future.key) from error
 
 
-def _failure(error: BaseException, where: str) -> str:
-    return f"{where or 'a window'}: {type(error).__name__}: {error}"
+def _blamed(key: Any, dask_scheduler: Any) -> Any:
+    return dask_scheduler.tasks[key].exception_blame.key
+
+
+def _failure(work: Work, error: BaseException, key: Any) -> WriteError:
+    """Return the error of the library for another one in the task with a key; names the windows that need that task."""
+    needing = _windows_of(work, key)
+    where = " or ".join(needing[:4]) or "a window"
+    return WriteError(f"{where}: {type(error).__name__}: {error}", window=where)
+
+
+def _windows_of(work: Work, key: Any) -> list[str]:
+    """Return the windows nearest to a task among those that need its result."""
+    users: dict[Any, list[Any]] = {}
+    for user, task in work.graph.items():
+        for needed in keys_in_tasks(work.graph, [task]):
+            users.setdefault(needed, []).append(user)
+    reached = {key}
+    while reached:
+        if found := [work.windows[k] for k in reached if k in work.windows]:
+            return sorted(found)
+        reached = {user for k in reached for user in users.get(k, ())}
+    return []
 
 
 def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, label: str) -> Any:
@@ -148,7 +175,7 @@ def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, labe
     except S2CompositeError:
         raise
     except Exception as error:
-        raise WriteError(_failure(error, f"assembling {label}")) from error
+        raise WriteError(f"assembling {label}: {type(error).__name__}: {error}") from error
     finally:
         with suppress(Exception):
             client.cancel([future], force=True)

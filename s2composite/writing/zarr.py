@@ -19,6 +19,7 @@ from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.writing.execute import Work, current_client, run_work, work_of
 from s2composite.writing.layers import Layer, chosen_layers, geobox_of, layer_of
 from s2composite.writing.overviews import halve, level_shapes
+from s2composite.writing.parts import disk_error
 from s2composite.writing.progress import progress_bar
 from s2composite.writing.pyramid import aligned_chunks, plan_stages, regular_chunks, window_size
 from s2composite.writing.skeleton import Hierarchy, array_path, build_skeleton, write_skeleton
@@ -137,6 +138,25 @@ class _Shared:
     pyramid: bool
     """Levels beyond the full resolution are made."""
 
+    token: str
+    """Hash of what is written."""
+
+    def require(self) -> None:
+        """Stop where writing was given up, and take away what came after that.
+
+        Raises
+        ------
+        WriteError
+            The note of what is being written is gone, or is about something else.
+        """
+        if self.place.store is not None:
+            return
+        found = self.place.get(IDENTITY)
+        if found is None:
+            self.place.clear()
+        if found is None or found.decode() != self.token:
+            raise WriteError("writing was given up")
+
 
 @dataclass(frozen=True, eq=False)
 class _Job:
@@ -150,9 +170,6 @@ class _Job:
 
     skeleton: Mapping[str, bytes]
     """All keys but those of pixels."""
-
-    token: str
-    """Hash of data and layout: says whether what an interrupted call has left is this."""
 
 
 def _plan(
@@ -178,10 +195,10 @@ def _plan(
         tuple(layer.method for layer in layers),
         tuple(layer.nodata for layer in layers),
         pyramid,
+        # Pixels in memory are hashed, lazy ones have the hash of how they are made as their name.
+        tokenize([dataset[layer.name].data for layer in layers], sorted(skeleton.items()), stages),
     )
-    # Pixels in memory are hashed, lazy ones have the hash of how they are made as their name.
-    token = tokenize([dataset[layer.name].data for layer in layers], sorted(skeleton.items()), stages)
-    return _Job(hierarchy, shared, skeleton, token)
+    return _Job(hierarchy, shared, skeleton)
 
 
 def _window_chunks(chunks: Chunks, chunk: int, pixel_bytes: int) -> Chunks:
@@ -200,7 +217,7 @@ def _prepare(job: _Job, *, resume: bool) -> None:
         write_skeleton(job.hierarchy, place.store)
         return
     left = place.get(IDENTITY) if resume else None
-    if left is not None and left.decode() != job.token:
+    if left is not None and left.decode() != job.shared.token:
         raise WriteError(
             f"{place.label}: an interrupted write of other data or with other options is there; "
             "pass resume=False to start again"
@@ -208,7 +225,7 @@ def _prepare(job: _Job, *, resume: bool) -> None:
     if left is None:
         place.clear()
         # First of all: it says that what is there was written here, and may be removed again.
-        place.put(IDENTITY, job.token.encode())
+        place.put(IDENTITY, job.shared.token.encode())
     for key, data in job.skeleton.items():
         if key != ROOT:
             place.put(key, data)
@@ -218,7 +235,7 @@ def _write(job: _Job, client: Client | None, *, progress: bool) -> None:
     done = job.shared.place.done()
     stages = job.hierarchy.stages
     total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in stages)
-    shared = delayed(job.shared, name=f"s2composite-zarr-{job.token}", pure=True, traverse=False)
+    shared = delayed(job.shared, name=f"s2composite-zarr-{job.shared.token}", pure=True, traverse=False)
     with progress_bar(f"write {job.shared.place.label.rpartition('/')[2]}", total, shown=progress) as advance:
 
         def receive(_key: Any, _result: Any) -> None:
@@ -251,7 +268,7 @@ def _later_stage(job: _Job, stage: Stage, shared: Delayed, done: frozenset[str])
     tasks, windows = [], {}
     for position in np.ndindex(len(stage.chunks[0]), len(stage.chunks[1])):
         if _mark("", stage, position) not in done:
-            key = f"overview-{job.token}-{stage.number}-{position[0]}-{position[1]}"
+            key = f"overview-{job.shared.token}-{stage.number}-{position[0]}-{position[1]}"
             tasks.append(delayed(_write_overview)(shared, stage, position, dask_key_name=key))
             windows[key] = f"{job.shared.place.label}, {stage.describe(*position)}"
     return Work(HighLevelGraph.merge(*(task.__dask_graph__() for task in tasks)), windows)
@@ -276,7 +293,7 @@ def _layers_array(job: _Job, stage: Stage, shared: Delayed) -> da.Array:
         chunks=stage.chunks,
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"write-zarr-{job.token}",
+        name=f"write-zarr-{job.shared.token}",
     )
 
 
@@ -293,7 +310,7 @@ def _extra_arrays(job: _Job, shared: Delayed) -> dict[str, da.Array]:
                 spans=array.data.chunks,
                 dtype=object,
                 meta=np.empty((0,) * array.ndim, object),
-                name=f"write-{name}-{job.token}",
+                name=f"write-{name}-{job.shared.token}",
             )
     return out
 
@@ -306,7 +323,9 @@ def _write_window(*blocks: NDArray[Any], shared: _Shared, stage: Stage, block_id
                 pixels = _halved(pixels, shared)
             _store_level(pixels, shared, level, stage.window(*block_id, level))
 
-    return _guarded(shared, _mark("", stage, block_id), stage.describe(*block_id), write)
+    return _guarded(
+        shared, _mark("", stage, block_id), stage.describe(*block_id), sum(block.nbytes for block in blocks), write
+    )
 
 
 def _write_overview(shared: _Shared, stage: Stage, position: tuple[int, int]) -> bool:
@@ -322,7 +341,7 @@ def _write_overview(shared: _Shared, stage: Stage, position: tuple[int, int]) ->
             pixels = _halved(pixels, shared)
             _store_level(pixels, shared, level, stage.window(*position, level))
 
-    return _guarded(shared, _mark("", stage, position), stage.describe(*position), write)
+    return _guarded(shared, _mark("", stage, position), stage.describe(*position), 0, write)
 
 
 def _write_extra(
@@ -335,17 +354,21 @@ def _write_extra(
         path = array_path(variable, 0, pyramid=shared.pyramid)
         _store(opened(shared.place, {variable: path})[variable], where, block)
 
-    return _guarded(shared, "-".join([variable, *map(str, block_id)]), f"{variable}{block_id}", write)
+    return _guarded(shared, "-".join([variable, *map(str, block_id)]), f"{variable}{block_id}", block.nbytes, write)
 
 
-def _guarded(shared: _Shared, mark: str, where: str, write: Callable[[], None]) -> bool:
-    """Run the writing of a window, remember that it is done, and name it in errors."""
+def _guarded(shared: _Shared, mark: str, where: str, size: int, write: Callable[[], None]) -> bool:
+    """Run the writing of a window of `size` bytes, remember that it is done, and name it in errors."""
     label = shared.place.label
     try:
+        shared.require()
         write()
         shared.place.mark(mark)
+        shared.require()
     except WriteError as error:
         raise WriteError(f"{label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
+    except OSError as error:
+        raise disk_error(error, f"{label}, {where}", size) from error
     except S2CompositeError:
         raise
     except Exception as error:  # whatever a store raises

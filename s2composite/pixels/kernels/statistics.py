@@ -17,11 +17,12 @@ MEAN, STD, MIN, MAX = 0, 1, 2, 3
 
 
 @part
-def value_range(rows: Any, valid: Any) -> Any:
-    """Return the smallest and the largest valid value of one band of a block, ``rows (t, n)``; 0, 0 if there is none."""
-    least, most = LAST * 4, FIRST
+def value_range(block: Any, b: int, valid: Any) -> Any:
+    """Return the smallest and largest valid value of band `b` of a block; 0, 0 if there is none."""
+    least: Any = 0x10000
+    most: Any = FIRST
     for t in range(valid.shape[0]):
-        row, ok = rows[t], valid[t]
+        row, ok = block[t, b], valid[t]
         for i in range(row.size):
             value = np.int32(row[i])
             least = min(least, value if ok[i] else least)
@@ -30,11 +31,11 @@ def value_range(rows: Any, valid: Any) -> Any:
 
 
 @part
-def write_small(rows: Any, valid: Any, least: int, keys: Any) -> None:
-    """Write the values of a band as keys that count from `least`; `LAST` where not valid."""
+def write_small(block: Any, b: int, valid: Any, least: int, keys: Any) -> None:
+    """Write the values of band `b` as keys that count from `least`; `LAST` where not valid."""
     shift = np.int32(FIRST - least)
     for t in range(valid.shape[0]):
-        row, ok, key = rows[t], valid[t], keys[t]
+        row, ok, key = block[t, b], valid[t], keys[t]
         for i in range(key.size):
             key[i] = np.int16(np.int32(row[i]) + shift) if ok[i] else np.int16(LAST)
 
@@ -97,8 +98,8 @@ def order_statistics(source: Source, ranks: Any, width: int, low: Any, high: Any
         load(source, start, n, block, valid)
         count_valid(valid, n, counts, count[start : start + n])
         for b in range(source.bands):
-            least, most = value_range(block[:, b], valid)
-            write_small(block[:, b], valid, least, keys)
+            least, most = value_range(block, b, valid)
+            write_small(block, b, valid, least, keys)
             for q in range(ranks.shape[0]):
                 look_up(counts, ranks[q], rank)
                 select(keys, bits_of(most - least), rank, found, source, source.pixels)
@@ -110,10 +111,10 @@ def order_statistics(source: Source, ranks: Any, width: int, low: Any, high: Any
 
 
 @part
-def write_wide(rows: Any, valid: Any, numbers: Any) -> None:
-    """Copy the values of a band; NaN where not valid."""
+def write_wide(block: Any, b: int, valid: Any, numbers: Any) -> None:
+    """Copy the values of band `b`; NaN where not valid."""
     for t in range(valid.shape[0]):
-        row, ok, number = rows[t], valid[t], numbers[t]
+        row, ok, number = block[t, b], valid[t], numbers[t]
         for i in range(number.size):
             number[i] = row[i] if ok[i] else np.nan
 
@@ -140,7 +141,7 @@ def order_statistics_wide(source: Source, sign: Any, ranks: Any, width: int, low
         load(source, start, n, block, valid)
         count_valid(valid, n, counts, count[start : start + n])
         for b in range(source.bands):
-            write_wide(block[:, b], valid, numbers)
+            write_wide(block, b, valid, numbers)
             order(numbers, sign, keys)
             for q in range(ranks.shape[0]):
                 look_up(counts, ranks[q], rank)
@@ -155,11 +156,11 @@ def order_statistics_wide(source: Source, sign: Any, ranks: Any, width: int, low
 
 
 @part
-def add_up(rows: Any, valid: Any, counts: Any, mean: Any) -> None:
-    """Write the mean of one band: ``rows``, ``valid (t, n)``, ``mean (n,)`` float64."""
+def add_up(block: Any, b: int, valid: Any, counts: Any, mean: Any) -> None:
+    """Write the mean of band `b`: ``block (t, b, n)``, ``valid (t, n)``, ``mean (n,)`` float64."""
     mean[:] = 0
     for t in range(valid.shape[0]):
-        row, ok = rows[t], valid[t]
+        row, ok = block[t, b], valid[t]
         for i in range(mean.size):
             mean[i] += np.float64(row[i]) if ok[i] else 0.0
     for i in range(mean.size):
@@ -167,11 +168,11 @@ def add_up(rows: Any, valid: Any, counts: Any, mean: Any) -> None:
 
 
 @part
-def deviation(rows: Any, valid: Any, counts: Any, mean: Any, out: Any) -> None:
-    """Write the standard deviation of one band around its `mean`, dividing by the number of observations."""
+def deviation(block: Any, b: int, valid: Any, counts: Any, mean: Any, out: Any) -> None:
+    """Write the standard deviation of band `b` around its `mean`, dividing by the number of observations."""
     out[:] = 0
     for t in range(valid.shape[0]):
-        row, ok = rows[t], valid[t]
+        row, ok = block[t, b], valid[t]
         for i in range(mean.size):
             off = np.float64(row[i]) - mean[i] if ok[i] else 0.0
             out[i] += off * off
@@ -180,11 +181,11 @@ def deviation(rows: Any, valid: Any, counts: Any, mean: Any, out: Any) -> None:
 
 
 @part
-def extreme(rows: Any, valid: Any, sign: float, out: Any) -> None:
-    """Write the largest (`sign` 1) or smallest (-1) valid value of one band."""
+def extreme(block: Any, b: int, valid: Any, sign: float, out: Any) -> None:
+    """Write the largest (`sign` 1) or smallest (-1) valid value of band `b`."""
     out[:] = -np.inf
     for t in range(valid.shape[0]):
-        row, ok = rows[t], valid[t]
+        row, ok = block[t, b], valid[t]
         for i in range(out.size):
             value = sign * np.float64(row[i])
             out[i] = value if (ok[i] != 0) & (value > out[i]) else out[i]
@@ -219,14 +220,13 @@ def moments(source: Source, which: int, least_count: int, width: int, out: Any, 
         load(source, start, n, block, valid)
         count_valid(valid, n, counts, count[start : start + n])
         for b in range(source.bands):
-            rows = block[:, b]
             if which == MEAN:
-                add_up(rows, valid, counts, result)
+                add_up(block, b, valid, counts, result)
             elif which == STD:
-                add_up(rows, valid, counts, mean)
-                deviation(rows, valid, counts, mean, result)
+                add_up(block, b, valid, counts, mean)
+                deviation(block, b, valid, counts, mean, result)
             else:
-                extreme(rows, valid, 1.0 if which == MAX else -1.0, result)
+                extreme(block, b, valid, 1.0 if which == MAX else -1.0, result)
             for i in range(n):
                 if counts[i] >= least_count:
                     out[b, start + i] = result[i]

@@ -1,0 +1,101 @@
+"""The demonstration: make scenes, composite them on a local cluster, and draw what came out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import rioxarray
+import xarray as xr
+from matplotlib.figure import Figure
+
+from s2composite.analysis.plot import before_after
+from s2composite.compositing import composite
+from s2composite.cube import open_cube
+from s2composite.demo.files import make_scenes
+from s2composite.errors import WriteError
+from s2composite.running.cluster import connect
+from s2composite.writing.progress import progress_bar
+
+__all__ = ["run_demo"]
+
+_LAYERS = ("composite", "count", "source")
+
+
+def run_demo(
+    directory: str | os.PathLike[str] = "demo",
+    *,
+    scenes: int = 24,
+    size: int = 1024,
+    seed: int = 0,
+    compress: str = "jpeg",
+    workers: int = 2,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Make scenes, composite them on a local cluster, and leave the rasters and a picture.
+
+    No network and no account is needed; with the defaults it takes well under a minute on two cores.
+
+    Parameters
+    ----------
+    directory
+        Where everything goes: scenes into ``scenes/``, beside it ``median.tif``, ``median_count.tif``,
+        ``median_source.tif`` and ``median.png``, which shows a cloudy scene beside the composite. Files of an earlier
+        run are replaced.
+    scenes, size, seed, compress
+        Of `make_scenes`.
+    workers
+        Processes of the local cluster, one thread each.
+    progress
+        Show progress bars, in terminals and notebooks.
+
+    Returns
+    -------
+    dict of str to str
+        Paths by what they are: ``scenes`` (the directory), ``composite``, ``count``, ``source``, ``picture``.
+
+    Raises
+    ------
+    ParameterError, WriteError
+        An argument makes no sense; the directory cannot be written.
+
+    Examples
+    --------
+    >>> from s2composite.demo import run_demo
+    >>> paths = run_demo("doctest_demo", scenes=5, size=128, workers=1)  # doctest: +SKIP
+    """
+    home = Path(directory).absolute()
+    with progress_bar("make scenes", scenes, shown=progress) as advance:
+        files = make_scenes(
+            home / "scenes", scenes=scenes, size=size, seed=seed, compress=compress, progress=lambda *_: advance()
+        )
+    with connect("local", workers=workers, threads=1, announce=False):
+        cube = open_cube(files)
+        comp = composite(cube)
+        rasters = comp.to_raster(str(home / "median.tif"), layers=_LAYERS, overwrite=True, progress=progress)
+        paths = dict(zip(_LAYERS, rasters, strict=True))
+        picture = _draw(cube, _finished(comp.dataset, paths), home / "median.png")
+    return {"scenes": str(home / "scenes"), **paths, "picture": picture}
+
+
+def _finished(dataset: xr.Dataset, paths: dict[str, str]) -> xr.Dataset:
+    """Return composite and count as they were written, so that drawing does not compute them again."""
+    layers = {}
+    for name in ("composite", "count"):
+        with rioxarray.open_rasterio(paths[name]) as file:
+            layers[name] = dataset[name].copy(data=file.values.reshape(dataset[name].shape))
+    return xr.Dataset(layers, attrs=dataset.attrs)
+
+
+def _draw(cube: xr.DataArray, dataset: xr.Dataset, path: Path) -> str:
+    """Draw a cloudy scene beside the composite; the picture has its name only when it is complete."""
+    figure = before_after(cube, dataset, figure=Figure(figsize=(18, 6), layout="constrained"))
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(draft, format="png", dpi=110)
+        draft.replace(path)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; is there room?") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return str(path)
