@@ -38,7 +38,7 @@ def median_of_lists(buffers, lowest, highest):
             count += 1
         if count > 0:
             triplets = list(samples[:count])
-            triplets.sort(key=lambda triplet: sum(triplet))
+            triplets.sort(key=lambda triplet: sum(triplet))  # noqa: PLW0108 - as the original does it
             out[i], out[i + pixels], out[i + 2 * pixels] = triplets[count // 2]
     return out
 

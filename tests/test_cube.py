@@ -241,7 +241,9 @@ def test_a_file_damaged_in_its_pixels_raises_and_can_be_skipped(tmp_path):
     assert lost.any()
     assert not (comp["source"].values[lost] == 1).any()
     blocks = {(y // 64, x // 64) for y, x in np.argwhere(lost)}
-    assert lost.sum() == sum(min(64, 200 - 64 * r) * min(64, 136 - 64 * c) for r, c in blocks), "whole blocks, no others"
+    assert lost.sum() == sum(min(64, 200 - 64 * r) * min(64, 136 - 64 * c) for r, c in blocks), (
+        "whole blocks, no others"
+    )
     for chunks in (30, 64, 200):
         again = s2c.composite(s2c.open_cube(tmp_path, on_error="skip", chunks=chunks)).compute()
         np.testing.assert_array_equal(again["composite"], comp["composite"])
