@@ -93,7 +93,9 @@ def demo(
 
     start = perf_counter()
     made = run_demo(directory, scenes=scenes, size=size, seed=seed, compress=compress, workers=workers)
-    typer.echo(f"{scenes} scenes of {size} x {size} pixels made and composited in {perf_counter() - start:.0f} s\n")
+    typer.echo(
+        f"{_plural(scenes, 'scene')} of {size} x {size} pixels made and composited in {perf_counter() - start:.0f} s\n"
+    )
     for what, meaning in MADE.items():
         typer.echo(f"  {_near(made[what]):<32}  {meaning}")
     typer.echo(f"\nNext: s2composite scenes {_near(made['scenes'])}")
@@ -134,9 +136,15 @@ def run(
 
     result = run_job(checked)
     rows, columns = result.shape
-    typer.echo(f"{result.scenes} scenes, {rows} x {columns} pixels, {result.windows} windows in {result.seconds:.1f} s")
+    typer.echo(
+        f"{_plural(result.scenes, 'scene')}, {rows} x {columns} pixels, {_plural(result.windows, 'window')} in {result.seconds:.1f} s"
+    )
     for path in result.paths:
         typer.echo(path)
+
+
+def _plural(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 @app.command()
@@ -225,7 +233,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], scenes: int) -> None:
     # Where the output is not a terminal its lines are as long as they need to be: grep wants whole names.
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
     console.print(table)
-    console.print(f"{scenes} scenes, {len(rows)} files, {odd or 'none'} unlike the majority")
+    console.print(f"{_plural(scenes, 'scene')}, {_plural(len(rows), 'file')}, {odd or 'none'} unlike the majority")
 
 
 def _cell(value: Any, *, odd: bool) -> Text:

@@ -18,7 +18,7 @@ from s2composite.cube import Chunks, stack_of, thread_memory, window_at
 from s2composite.errors import ParameterError
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block
 from s2composite.reading.grid import Window
-from s2composite.reading.observe import FAILED, OUTSIDE, READ
+from s2composite.reading.observe import FAILED, OUTSIDE, READ, Observations
 from s2composite.reading.scratch import borrow
 from s2composite.reading.stack import Stack
 
@@ -43,19 +43,28 @@ def compose_window(stack: Stack, recipe: Recipe, window: Window) -> dict[str, ND
     """
     pieces = stack.pieces(window)
     with borrow(max(map(stack.size, pieces)), stack.dtype) as scratch:
-        parts = [part for piece in pieces for part in _compose_piece(stack, recipe, piece, scratch)]
+        parts = [
+            part
+            for piece, seen in stack.read_all(pieces, scratch)
+            for part in _compose_piece(stack, recipe, piece, seen, scratch)
+        ]
     return _joined(window, parts)
 
 
 _Part = tuple[Window, dict[str, NDArray[Any]]]
 
 
-def _compose_piece(stack: Stack, recipe: Recipe, piece: Window, scratch: NDArray[Any]) -> list[_Part]:
-    seen = stack.read(piece, scratch=scratch)
+def _compose_piece(
+    stack: Stack, recipe: Recipe, piece: Window, seen: Observations, scratch: NDArray[Any]
+) -> list[_Part]:
     blocks = stack.blocks(piece) if seen.errors else (piece,)
     if len(blocks) > 1:
         # A scene that fails is left out of the blocks that fail and no others, whatever they were read together with.
-        return [part for block in blocks for part in _compose_piece(stack, recipe, block, scratch)]
+        return [
+            part
+            for block in blocks
+            for part in _compose_piece(stack, recipe, block, stack.read(block, scratch=scratch), scratch)
+        ]
     there = np.flatnonzero(seen.status == READ)
     scenes = None if len(there) == len(seen.status) else there
     status = {STATUS: seen.status[:, None, None]}

@@ -18,7 +18,7 @@ ROOMS = [
     "reading.crs", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.scratch", "reading.stack",
-    "pixels.kernels", "pixels.masks", "pixels.recipe", "pixels.picking", "pixels.reducers",
+    "pixels.kernels", "pixels.masks", "pixels.recipe", "pixels.picking", "pixels.statistics", "pixels.spectral", "pixels.reducers",
     "cube",
     "windows",
     "compositing",

@@ -56,8 +56,8 @@ def test_an_error_of_ours_arrives_with_its_facts(local):
 @pytest.mark.parametrize(
     ("workers", "threads", "cores", "expected"),
     [
-        (None, None, 1, (1, 1)), (None, None, 8, (8, 1)), (2, None, 8, (2, 4)), (3, None, 8, (3, 2)), (16, None, 8, (16, 1)),
-        (None, 2, 8, (4, 2)), (None, 16, 8, (1, 16)), (5, 7, 8, (5, 7)),
+        (None, None, 1, (1, 1)), (None, None, 8, (8, 1)), (2, None, 8, (2, 4)), (3, None, 8, (3, 2)),
+        (16, None, 8, (16, 1)), (None, 2, 8, (4, 2)), (None, 16, 8, (1, 16)), (5, 7, 8, (5, 7)),
     ],
 )  # fmt: skip
 def test_all_cores_are_used(workers, threads, cores, expected):
@@ -138,6 +138,28 @@ if __name__ == "__main__":
     assert (done.returncode, done.stdout) == (0, "caught bad scene\n")
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("Dask: 1 worker x ")
+
+
+def test_closing_does_not_wait_for_tasks_nor_say_so(tmp_path):
+    done = script(
+        tmp_path,
+        """
+import time
+import numba
+from s2composite import connect
+def compile_and_sleep():
+    numba.njit(lambda x: x + 1)(1)
+    time.sleep(600)
+if __name__ == "__main__":
+    with connect(workers=1, memory="1GB", dashboard=":0", announce=False) as client:
+        future = client.submit(compile_and_sleep)
+        time.sleep(5)
+        start = time.monotonic()
+    assert time.monotonic() - start < 20
+    print("closed")
+""",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):

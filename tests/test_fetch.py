@@ -1,6 +1,7 @@
 """Fetching over a real server: every fault is repeated or given up as it deserves, and nothing false comes through."""
 
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -73,6 +74,7 @@ def test_repeating_ends(scenes, fault):
     assert result.retries == 2
     assert "s0.tif" in str(result.error)
     assert "tried 3 times" in str(result.error)
+    assert "status 400" not in str(result.error)
     assert (out == 0).all()
 
 
@@ -316,13 +318,18 @@ def test_many_threads_read_at_once(scenes):
     assert not wrong
 
 
-def test_errors_from_workers_can_be_pickled(scenes):
-    import pickle
+@pytest.mark.parametrize("fault", ["404", "reset", "short", "hang", "corrupt"])
+def test_errors_reach_the_client_from_workers(scenes, fault):
+    from distributed.core import error_message
 
-    with fault_server(scenes, fault=lambda path, n: "404" if n else None) as server:
-        result, _ = whole(read_header(server.url("s0.tif")))
-    copy = pickle.loads(pickle.dumps(result.error))
-    assert (str(copy), copy.href, copy.transient) == (str(result.error), result.error.href, False)
+    with fault_server(scenes, fault=lambda path, n: fault if n else None) as server:
+        result, _ = whole(read_header(server.url("s0.tif")), Retry(attempts=2, first_wait=0.01, timeout=0.1))
+    # A worker sends causes and contexts along, or mere text if one of them cannot be pickled, as those of aiohttp.
+    assert result.error.__cause__ is None
+    assert result.error.__context__ is None
+    copy = pickle.loads(error_message(result.error)["exception"].data)
+    assert type(copy) is ReadError
+    assert (str(copy), copy.href, copy.transient) == (str(result.error), result.error.href, result.error.transient)
 
 
 def check_bucket(server, scenes):

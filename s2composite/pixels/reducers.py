@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from s2composite.errors import ParameterError
-from s2composite.pixels import picking, statistics
+from s2composite.pixels import picking, spectral, statistics
 from s2composite.pixels.kernels.block import Source
 from s2composite.pixels.masks import limits_of
 from s2composite.pixels.recipe import Call, Layer, Output, Recipe, Reducer
@@ -30,6 +30,7 @@ SLAB_BYTES = 16 << 20
 """Memory for the copy of a piece of a window whose layout no kernel reads."""
 
 _REGISTRY: dict[str, Callable[..., Reducer]] = {
+    "geomedian": spectral.geomedian,
     "luminance_median": picking.luminance_median,
     "max": statistics.maximum,
     "mean": statistics.mean,

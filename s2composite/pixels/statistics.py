@@ -182,7 +182,8 @@ def _order_statistics(call: Call, ranks: NDArray[np.int16]) -> tuple[NDArray[Any
         sign = np.array([1 << (8 * dtype.itemsize - 1)], f"u{dtype.itemsize}")
         order_statistics_wide(source, sign, ranks, block_width(source, 3 + dtype.itemsize), low, high, call.count)
     else:
-        order_statistics(source, ranks, block_width(source, 3), low, high, call.count)
+        lowest = int(np.iinfo(dtype).min)
+        order_statistics(source, lowest, ranks, block_width(source, 3), low, high, call.count)
     return low, high
 
 

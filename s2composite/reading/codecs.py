@@ -5,8 +5,8 @@ simplejpeg (1380 with imagecodecs; its fast DCT and fast upsampling give 6 to 10
 all values: not used), DEFLATE 640 MB/s with libdeflate (zlib-ng 430, zlib 250), horizontal differences 2800 MB/s.
 
 Lossless codecs give GDAL's values exactly. JPEG gives libjpeg-turbo's; GDAL in rasterio's wheels has IJG's libjpeg,
-which enlarges subsampled colour (4:2:0) otherwise: on Sentinel-2 imagery at quality 75 to 90 about a fifth of the values
-differ, by 0.3 to 0.5 DN on average, less than 8 DN for 99 %, up to 46 DN at hard edges of colour; these are a little
+which enlarges subsampled colour (4:2:0) otherwise: on Sentinel-2 imagery at quality 75 to 90 a fifth of the values
+differs, by 0.3 to 0.5 DN on average, less than 8 DN for 99 %, up to 46 DN at hard edges of colour; these are a little
 nearer to the original. Grey, RGB and 4:4:4 JPEG are the same in both.
 """
 

@@ -14,11 +14,11 @@ from odc.geo.geobox import GeoBox
 from s2composite.errors import ReadError
 from s2composite.reading.grid import Window
 from s2composite.reading.source import Source
-from s2composite.reading.tiles import TileRequest, read_window
+from s2composite.reading.tiles import Begun, TileRequest, begin_window
 from s2composite.reading.warp import read_level, read_warped
 from s2composite.scenes.storage import is_remote
 
-__all__ = ["FAILED", "OUTSIDE", "READ", "Observations", "observe"]
+__all__ = ["FAILED", "OUTSIDE", "READ", "Observations", "Pending", "Target", "begin"]
 
 READ, OUTSIDE, FAILED = 0, 1, 2
 """Values of `Observations.status`."""
@@ -56,50 +56,88 @@ class _Job:
     """``(bands of the source, y, x)`` view of the result."""
 
 
-def observe(
-    sources: Sequence[Sequence[Source]],
-    geobox: GeoBox,
-    window: Window,
-    pixels: NDArray[Any],
-    fill: float,
-    resampling: str,
-) -> Observations:
-    """Read a window of all scenes into `pixels`.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The grid that is read onto."""
+
+    geobox: GeoBox
+    """Pixel grid."""
+
+    fill: float
+    """Value of pixels that no file covers."""
+
+    resampling: str
+    """Method for files that are not on the grid."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending:
+    """A window whose bytes are on their way."""
+
+    target: Target
+    """The grid."""
+
+    pixels: NDArray[Any]
+    """``(t, b, y, x)``; written by `finish`, not before: one memory serves a window while the next is fetched."""
+
+    opened: tuple[bool, ...]
+    """``(t,)``: whether the scene has any file."""
+
+    jobs: tuple[_Job, ...]
+    """What is read, in order of scenes."""
+
+    begun: Begun
+    """The tiles among it."""
+
+    def finish(self) -> Observations:
+        """Decode the window. A file that fails does not stop the others: the caller decides what a failure means."""
+        status = np.array([OUTSIDE if opened else FAILED for opened in self.opened], np.uint8)
+        covered = np.zeros(len(status), np.int64)
+        for job in self.jobs:
+            status[job.scene] = READ
+            covered[job.scene] += job.out.size
+        for t in np.flatnonzero(covered < self.pixels[0].size):
+            self.pixels[t] = self.target.fill
+        outcomes = [(r.retries, r.error) for r in self.begun.finish()]
+        outcomes += _read_gdal([job for job in self.jobs if job.source.engine == "gdal"], self.target)
+        order = sorted(self.jobs, key=lambda job: job.source.engine == "gdal")
+        errors = {job.scene: error for job, (_, error) in zip(order, outcomes, strict=True) if error is not None}
+        for failed in errors:
+            status[failed] = FAILED
+            self.pixels[failed] = self.target.fill
+        return Observations(self.pixels, status, errors, sum(retries for retries, _ in outcomes))
+
+    def close(self) -> None:
+        """Give the window up."""
+        self.begun.close()
+
+
+def begin(sources: Sequence[Sequence[Source]], target: Target, window: Window, pixels: NDArray[Any]) -> Pending:
+    """Ask for the bytes of a window of all scenes.
 
     Parameters
     ----------
     sources
         The files of each scene.
-    geobox, window
-        The target grid, and ``(y, x)`` slices of it, which may leave it on any side.
+    target
+        The grid.
+    window
+        ``(y, x)`` slices of the grid, which may leave it on any side.
     pixels
         ``(t, b, y, x)``, uninitialised.
-    fill
-        Value of pixels that no file covers.
-    resampling
-        Method for files that are not on the grid.
-
-    Returns
-    -------
-    Observations
-        A file that fails does not stop the others: the caller decides what a failure means.
     """
-    status = np.array([OUTSIDE if files else FAILED for files in sources], np.uint8)
-    jobs = []
-    for t, files in enumerate(sources):
-        covering = [job for source in files if (job := _job(t, source, window, pixels[t])) is not None]
-        if sum(job.out.size for job in covering) < pixels[t].size:
-            pixels[t] = fill
-        if covering:
-            status[t] = READ
-        jobs += covering
-    outcomes = _read_tiles([j for j in jobs if j.source.engine == "tiles"])
-    outcomes += _read_gdal([j for j in jobs if j.source.engine == "gdal"], geobox, resampling, fill)
-    errors = {job.scene: error for job, _, error in outcomes if error is not None}
-    for t in errors:
-        status[t] = FAILED
-        pixels[t] = fill
-    return Observations(pixels, status, errors, sum(retries for _, retries, _ in outcomes))
+    jobs = tuple(
+        job
+        for t, files in enumerate(sources)
+        for source in files
+        if (job := _job(t, source, window, pixels[t])) is not None
+    )
+    tiles = [
+        TileRequest(job.source.header, job.source.level, job.window, job.source.part.file_bands, job.out)
+        for job in jobs
+        if job.source.engine == "tiles"
+    ]
+    return Pending(target, pixels, tuple(map(bool, sources)), jobs, begin_window(tiles))
 
 
 def _job(t: int, source: Source, window: Window, out: NDArray[Any]) -> _Job | None:
@@ -119,24 +157,18 @@ def _job(t: int, source: Source, window: Window, out: NDArray[Any]) -> _Job | No
     return _Job(t, source, (inside[0], inside[1]), bands[:, target[0], target[1]])
 
 
-_Outcome = tuple[_Job, int, ReadError | None]
+def _read_gdal(jobs: list[_Job], target: Target) -> list[tuple[int, ReadError | None]]:
+    """Return retries and error of each."""
 
-
-def _read_tiles(jobs: list[_Job]) -> list[_Outcome]:
-    requests = [TileRequest(j.source.header, j.source.level, j.window, j.source.part.file_bands, j.out) for j in jobs]
-    return [(job, result.retries, result.error) for job, result in zip(jobs, read_window(requests), strict=True)]
-
-
-def _read_gdal(jobs: list[_Job], geobox: GeoBox, resampling: str, fill: float) -> list[_Outcome]:
-    def read(job: _Job) -> _Outcome:
+    def read(job: _Job) -> tuple[int, ReadError | None]:
         source, bands = job.source, job.source.part.file_bands
         try:
             if source.offset is None:
-                target = _subgrid(geobox, job.window)
-                return job, read_warped(source.header.href, bands, target, resampling, fill, job.out), None
-            return job, read_level(source.header.href, bands, source.level, job.window, job.out), None
+                grid = _subgrid(target.geobox, job.window)
+                return read_warped(source.header.href, bands, grid, target.resampling, target.fill, job.out), None
+            return read_level(source.header.href, bands, source.level, job.window, job.out), None
         except ReadError as error:
-            return job, 0, error
+            return 0, error
 
     if any(is_remote(job.source.header.href) for job in jobs):
         with ThreadPoolExecutor(_REMOTE_READS) as pool:

@@ -103,7 +103,7 @@ class Reply:
 class _FailedError(Exception):
     """One attempt failed."""
 
-    def __init__(self, why: str, *, transient: bool, wait: float = 0.0) -> None:
+    def __init__(self, why: str = "", *, transient: bool = True, wait: float = 0.0) -> None:
         super().__init__(why)
         self.transient, self.wait = transient, wait
 
@@ -118,9 +118,9 @@ def target_of(href: str) -> Target:
     """
     try:
         return _target(href)
-    except Exception as error:  # botocore and google-auth raise what they like
-        facts = {"href": display(href), "transient": isinstance(error, OSError), "retries": 0}
-        raise ReadError(f"{display(href)}: {reason(href, error)}", **facts) from error
+    except Exception as error:  # noqa: BLE001 - botocore and google-auth raise what they like
+        why, transient = reason(href, error), isinstance(error, OSError)
+    raise _read_error(href, why, transient=transient, retries=0)
 
 
 def _target(href: str) -> Target:
@@ -172,21 +172,27 @@ def request(target: Target, start: int, size: int, identity: Identity | None, re
 async def _persist(
     web: Any, target: Target, start: int, size: int, *, identity: Identity | None, retry: Retry
 ) -> Reply:
-    session = await web.set_session()
+    session, error = await web.set_session(), _FailedError()
     for attempt in range(retry.attempts):
         try:
             data, found = await _attempt(session, target, start, size, retry.timeout)
             _check(data, size, found, identity)
-        except _FailedError as error:
-            if not error.transient or attempt + 1 == retry.attempts:
-                tried = f" (tried {attempt + 1} times)" if attempt else ""
-                facts = {"href": display(target.href), "transient": error.transient, "retries": attempt}
-                raise ReadError(f"{display(target.href)}: {error}{tried}", **facts) from None
-            wait = min(retry.longest_wait, retry.first_wait * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311 - jitter
-            await asyncio.sleep(max(wait, min(error.wait, _LONGEST_WAIT)))
+        except _FailedError as failed:
+            error = failed
         else:
             return Reply(data, found, attempt)
-    raise AssertionError
+        if not error.transient or attempt + 1 == retry.attempts:
+            break
+        wait = min(retry.longest_wait, retry.first_wait * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+        await asyncio.sleep(max(wait, min(error.wait, _LONGEST_WAIT)))
+    tried = f" (tried {attempt + 1} times)" if attempt else ""
+    raise _read_error(target.href, f"{error}{tried}", transient=error.transient, retries=attempt)
+
+
+def _read_error(href: str, why: str, *, transient: bool, retries: int) -> ReadError:
+    """Return what to raise, outside of any except clause: workers cannot pickle what aiohttp and botocore raise."""
+    href = display(href)
+    return ReadError(f"{href}: {why}", href=href, transient=transient, retries=retries)
 
 
 def _check(data: bytes, size: int, found: Identity, identity: Identity | None) -> None:
@@ -214,11 +220,16 @@ async def _attempt(
             found = _identity_in(response, start, size)
             return (b"" if found.size == 0 else await response.read()), found
     except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
-        raise _FailedError(reason(target.href, error), transient=False) from error
+        raise _FailedError(_told(error), transient=False) from error
     except TimeoutError as error:
         raise _FailedError(f"no answer for {patience:g} s", transient=True) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise _FailedError(f"the connection failed, {reason(target.href, error)}", transient=True) from error
+        raise _FailedError(f"the connection failed: {_told(error)}", transient=True) from error
+
+
+def _told(error: Exception) -> str:
+    """Return what aiohttp says, without the query of a URL, which may be a signature."""
+    return re.sub(r"\?[^\s'\")]+", "", f"{type(error).__name__} {error}").strip()
 
 
 def _identity_in(response: aiohttp.ClientResponse, start: int, size: int) -> Identity:

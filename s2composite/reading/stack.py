@@ -19,7 +19,7 @@ from s2composite.errors import BandError, GridError, ReadError, S2CompositeError
 from s2composite.reading.grid import Window, aligned_offset, common_geobox, crop, target_geobox
 from s2composite.reading.header import Header, read_header
 from s2composite.reading.layout import Part, parts_of, wanted_assets
-from s2composite.reading.observe import Observations, observe
+from s2composite.reading.observe import Observations, Pending, Target, begin
 from s2composite.reading.source import ReadOptions, Source, choose_source
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.storage import is_remote
@@ -204,9 +204,36 @@ class Stack:
         ReadError
             A scene could not be read and ``on_error`` is ``"raise"``; names scene, window, href and cause.
         """
+        return self._finish(self._begin(window, pad, scratch), window)
+
+    def read_all(
+        self, windows: Sequence[Window], scratch: NDArray[Any] | None = None
+    ) -> Iterator[tuple[Window, Observations]]:
+        """Read windows one after the other, the bytes of each on their way while the one before is used.
+
+        Parameters
+        ----------
+        scratch
+            Memory for any of them: what is yielded is valid until the next one is asked for.
+        """
+        pending: Pending | None = self._begin(windows[0], 0, scratch)
+        try:
+            for window, following in itertools.zip_longest(windows, windows[1:]):
+                current, pending = pending, None
+                assert current is not None
+                pending = self._begin(following, 0, scratch) if following is not None else None
+                yield window, self._finish(current, window)
+        finally:
+            if pending is not None:
+                pending.close()
+
+    def _begin(self, window: Window, pad: int, scratch: NDArray[Any] | None) -> Pending:
         y, x = (slice(s.start - pad, s.stop + pad) for s in window)
         pixels = self._allocate(y.stop - y.start, x.stop - x.start, scratch)
-        seen = observe(self.sources, self.geobox, (y, x), pixels, self.fill, self.options.resampling)
+        return begin(self.sources, Target(self.geobox, self.fill, self.options.resampling), (y, x), pixels)
+
+    def _finish(self, pending: Pending, window: Window) -> Observations:
+        seen = pending.finish()
         if seen.errors and self.options.on_error == "raise":
             raise self._failure(*min(seen.errors.items()), window)
         return seen

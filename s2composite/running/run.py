@@ -29,7 +29,7 @@ class JobResult:
     """What a job has done."""
 
     paths: tuple[str, ...]
-    """Files or stores written, the composite first."""
+    """Files or store written, absolute paths or URLs, the composite first."""
 
     seconds: float
     """Wall time from finding the scenes to the last file."""
@@ -112,8 +112,7 @@ def _composite(job: Job, scenes: tuple[Scene, ...]) -> Composite:
 
 def _write(result: Composite, job: Job) -> tuple[str, ...]:
     if job.format == "zarr":
-        result.to_zarr(job.output, overwrite=job.overwrite)
-        return (job.output,)
+        return (str(result.to_zarr(job.output, overwrite=job.overwrite)),)
     layers = {} if job.layers is None else {"layers": job.layers}
     return result.to_raster(job.output, overwrite=job.overwrite, **layers)
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import dask.array as da
 from dask import threaded
 from dask.base import get_scheduler
 from dask.callbacks import Callback
 from dask.core import flatten, keys_in_tasks
 from dask.highlevelgraph import HighLevelGraph
+from dask.system import CPU_COUNT
 from distributed import Client, as_completed
 
 from s2composite.errors import S2CompositeError, WriteError
 from s2composite.writing.parts import Parts
 
 __all__ = ["Work", "current_client", "run_on_worker", "run_work", "work_of", "workers_see"]
+
+_PATIENCE = 30
+"""Seconds to wait for tasks that are running when another has failed."""
 
 
 def current_client() -> Client | None:
@@ -92,19 +99,21 @@ def _run_here(work: Work, receive: Callable[[Any, Any], None]) -> None:
 
     with Callback(posttask=finished):
         try:
-            _local_get()(work.graph, list(work.windows))
+            _compute_here(work)
         except S2CompositeError:
             raise
         except Exception as error:
             raise _failure(work, error, _failed_key(error)) from error
 
 
-def _local_get() -> Callable[..., Any]:
-    """Return the scheduler that was chosen, threads if it is none or a client's: encoders release the GIL."""
-    chosen: Any = get_scheduler()
-    if chosen is None or isinstance(getattr(chosen, "__self__", None), Client):
-        return threaded.get  # type: ignore[no-any-return]
-    return chosen  # type: ignore[no-any-return]
+def _compute_here(work: Work) -> None:
+    chosen = get_scheduler()
+    if chosen not in (None, threaded.get) and not isinstance(getattr(chosen, "__self__", None), Client):
+        chosen(work.graph, list(work.windows))
+        return
+    # A pool of its own, so that what is still running when a task fails has ended before it is cleaned up after.
+    with ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT) as pool:
+        threaded.get(work.graph, list(work.windows), pool=dask.config.get("pool", None) or pool)
 
 
 def _run_on_cluster(work: Work, client: Client, receive: Callable[[Any, Any], None]) -> None:
@@ -115,13 +124,27 @@ def _run_on_cluster(work: Work, client: Client, receive: Callable[[Any, Any], No
                 _raise(work, future, client)
             receive(future.key, future.result())
             future.release()
-    finally:
+    except BaseException:
         with suppress(Exception):  # the client may be gone already, which then is what matters
-            client.cancel([future for future in futures if not future.done()], force=True)
+            client.cancel(futures, force=True)
+            _settle(work, client)
+        raise
+
+
+def _settle(work: Work, client: Client) -> None:
+    """Wait until the workers have ended what they were doing for this: cancelling does not stop a running task."""
+    keys = {key for key in work.graph if "write" in str(key)}
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline and any(client.run(_at_work, keys=keys, on_error="ignore").values()):
+        time.sleep(0.05)
+
+
+def _at_work(keys: Collection[Any], dask_worker: Any) -> bool:
+    return any(task.key in keys for task in dask_worker.state.all_running_tasks)
 
 
 def _failed_key(error: BaseException) -> Any:
-    """Return the key of the task that raised in a scheduler of this process: Dask tells nobody else than its own frame."""
+    """Return the key of the task that raised in a scheduler of this process, which only Dask's own frame knows."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "execute_task"]
     return frames[0].f_locals.get("key") if frames else None
 

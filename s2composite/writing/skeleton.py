@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
+import numpy as np
 import xarray as xr
 import zarr
 import zarr.codecs
@@ -16,6 +18,7 @@ from odc.geo.xr import xr_coords
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
+from s2composite.errors import ParameterError
 from s2composite.writing.layers import Layer
 from s2composite.writing.window import Stage
 
@@ -110,12 +113,11 @@ def _level_dataset(hierarchy: Hierarchy, level: int) -> xr.Dataset:
         source = dataset[layer.name]
         sizes = (*source.shape[:-2], *hierarchy.levels[level])
         georeferenced = {"grid_mapping": "spatial_ref"} if "spatial_ref" in coords else {}
-        variables[layer.name] = xr.Variable(
-            source.dims, da.zeros(sizes, dtype=layer.data.dtype, chunks=sizes), source.attrs | georeferenced
-        )
+        placeholder = da.zeros(sizes, dtype=layer.data.dtype, chunks=sizes)
+        variables[layer.name] = xr.Variable(source.dims, placeholder, _plain(source.attrs) | georeferenced)
     if level == 0:
         variables |= {str(name): _placeholder(a) for name, a in dataset.data_vars.items() if name not in variables}
-    attrs = dict(dataset.attrs) if hierarchy.pyramid else _root_attributes(hierarchy)
+    attrs = _plain(dataset.attrs) if hierarchy.pyramid else _root_attributes(hierarchy)
     out = xr.Dataset(variables, coords, attrs)
     text = {name: coord.astype(object) for name, coord in out.coords.items() if coord.dtype.kind == "U"}
     return out.assign_coords(text).drop_encoding()
@@ -160,7 +162,7 @@ def _encodings(hierarchy: Hierarchy, stage: Stage, level: int) -> dict[str, dict
 
 def _root_attributes(hierarchy: Hierarchy) -> dict[str, Any]:
     geobox = hierarchy.geobox
-    attrs: dict[str, Any] = {"Conventions": "CF-1.11", **hierarchy.dataset.attrs}
+    attrs: dict[str, Any] = {"Conventions": "CF-1.11", **_plain(hierarchy.dataset.attrs)}
     used = []
     if geobox is not None:
         used = ["spatial"] if geobox.crs is None else ["proj", "spatial"]
@@ -171,6 +173,27 @@ def _root_attributes(hierarchy: Hierarchy) -> dict[str, Any]:
     if used:
         attrs["zarr_conventions"] = [_convention(name) for name in used]
     return attrs
+
+
+def _plain(attrs: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """Return attributes as JSON has them.
+
+    Raises
+    ------
+    ParameterError
+        One has no equivalent in JSON.
+    """
+    out = {}
+    for name, value in attrs.items():
+        plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        try:
+            json.dumps(plain)
+        except TypeError as error:
+            raise ParameterError(
+                f"attribute {name!r} is a {type(value).__name__}, which Zarr cannot hold; make it text or numbers"
+            ) from error
+        out[str(name)] = plain
+    return out
 
 
 def _convention(name: str) -> dict[str, str]:
@@ -194,8 +217,9 @@ def _spatial(geobox: GeoBox) -> dict[str, Any]:
         "spatial:registration": "pixel",
     }
     if geobox.crs is not None:
-        epsg = geobox.crs.epsg
-        attrs |= {"proj:code": f"EPSG:{epsg}"} if epsg else {"proj:wkt2": geobox.crs.to_wkt()}
+        # Only a code that is certain: pyproj also offers codes of systems that are merely alike.
+        authority = geobox.crs.proj.to_authority(min_confidence=100)
+        attrs |= {"proj:code": ":".join(authority)} if authority else {"proj:wkt2": geobox.crs.to_wkt()}
     return attrs
 
 

@@ -232,6 +232,4 @@ def _holds_group(store: Store) -> bool:
 def opened(place: StorePlace, names: Mapping[str, str]) -> dict[str, Any]:
     """Return the arrays of a store, opened for writing, under the names of `names`, whose values are their paths."""
     store = place.open()
-    # Every shard is stored, also one without any value: what is not there is not done.
-    config = {"write_empty_chunks": True}
-    return {name: zarr.open_array(store, path=path, mode="r+", config=config) for name, path in names.items()}
+    return {name: zarr.open_array(store, path=path, mode="r+") for name, path in names.items()}

@@ -25,7 +25,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-__all__ = ["cache_directory", "kernel", "part"]
+__all__ = ["cache_directory", "fast_part", "kernel", "part"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +40,13 @@ def kernel(function: F) -> F:
 def part(function: F) -> F:
     """Compile a part of kernels, which only kernels can call: it becomes a piece of their machine code."""
     return cast("F", numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
+
+
+def fast_part(function: F) -> F:
+    """Compile a part of kernels whose sums of floats may be fused and reordered; its numbers must be finite."""
+    return cast(
+        "F", numba.njit(error_model="numpy", fastmath=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    )
 
 
 def cache_directory() -> Path | None:

@@ -183,15 +183,18 @@ def rank_by_small_key(
 
 
 @part
-def order(numbers: Any, sign: Any, wide: Any) -> None:
-    """Turn floats into integers of the same order in place, NaN into all bits set: `wide` is their memory."""
-    top, none = sign[0], ~sign[0] | sign[0]
-    for t in range(wide.shape[0]):
-        row, bits = numbers[t], wide[t]
+def order(numbers: Any, sign: Any, keys: Any) -> None:
+    """Turn floats into integers of the same order in place, NaN into all bits set: `keys` is their memory."""
+    kind = keys.dtype.type
+    zero, top, last = kind(0), sign[0], kind(8 * keys.itemsize - 1)
+    for t in range(keys.shape[0]):
+        row, bits = numbers[t], keys[t]
         for i in range(row.size):
-            missing = row[i] != row[i]
-            row[i] = row[i] + 0.0  # -0 becomes 0
-            bits[i] = none if missing else (~bits[i] if bits[i] & top else bits[i] | top)
+            row[i] += 0.0  # -0 becomes 0
+        for i in range(row.size):  # no branches: a wrong guess costs more than all of this
+            flip = kind(kind(zero - kind(bits[i] >> last)) | top)
+            missing = kind(zero - kind(np.isnan(row[i])))
+            bits[i] = kind(kind(bits[i] ^ flip) | missing)
 
 
 @kernel

@@ -17,17 +17,25 @@ MEAN, STD, MIN, MAX = 0, 1, 2, 3
 
 
 @part
-def value_range(block: Any, b: int, valid: Any) -> Any:
-    """Return the smallest and largest valid value of band `b` of a block; 0, 0 if there is none."""
-    least: Any = 0x10000
-    most: Any = FIRST
+def varying_bits(block: Any, b: int, valid: Any, lowest: int) -> Any:
+    """Return how many of the last bits of the valid values of a band vary, and the least value with the same others."""
+    n = valid.shape[1]
+    ones, zeros = np.zeros(n, np.uint16), np.zeros(n, np.uint16)
+    shift = np.int32(lowest)
     for t in range(valid.shape[0]):
         row, ok = block[t, b], valid[t]
-        for i in range(row.size):
-            value = np.int32(row[i])
-            least = min(least, value if ok[i] else least)
-            most = max(most, value if ok[i] else most)
-    return (np.int64(0), np.int64(0)) if least > most else (np.int64(least), np.int64(most))
+        for i in range(n):
+            value, used = np.uint16(np.int32(row[i]) - shift), np.uint16(0) - np.uint16(ok[i])
+            ones[i] |= value & used
+            zeros[i] |= ~value & used
+    one, zero = np.uint16(0), np.uint16(0)
+    for i in range(n):
+        one |= ones[i]
+        zero |= zeros[i]
+    bits = 0
+    while (one & zero) >> bits:
+        bits += 1
+    return max(bits, 1), (np.int64(one) >> bits << bits) + lowest
 
 
 @part
@@ -38,15 +46,6 @@ def write_small(block: Any, b: int, valid: Any, least: int, keys: Any) -> None:
         row, ok, key = block[t, b], valid[t], keys[t]
         for i in range(key.size):
             key[i] = np.int16(np.int32(row[i]) + shift) if ok[i] else np.int16(LAST)
-
-
-@part
-def bits_of(span: int) -> int:
-    """Return how many bits a number has, at least 1."""
-    bits = 1
-    while span >> bits:
-        bits += 1
-    return bits
 
 
 @part
@@ -72,13 +71,15 @@ def look_up(counts: Any, ranks: Any, rank: Any) -> None:
 
 
 @kernel
-def order_statistics(source: Source, ranks: Any, width: int, low: Any, high: Any, count: Any) -> None:
+def order_statistics(source: Source, lowest: int, ranks: Any, width: int, low: Any, high: Any, count: Any) -> None:
     """Find the values at given ranks, and the next ones, of each band: integers of at most sixteen bits.
 
     Parameters
     ----------
     source
         The stack.
+    lowest
+        The lowest number that its type can hold.
     ranks
         ``(q, t + 1)`` int16: the ranks wanted for each number of valid observations, ``NO_RANK`` for none.
     width
@@ -98,11 +99,11 @@ def order_statistics(source: Source, ranks: Any, width: int, low: Any, high: Any
         load(source, start, n, block, valid)
         count_valid(valid, n, counts, count[start : start + n])
         for b in range(source.bands):
-            least, most = value_range(block, b, valid)
+            bits, least = varying_bits(block, b, valid, lowest)
             write_small(block, b, valid, least, keys)
             for q in range(ranks.shape[0]):
                 look_up(counts, ranks[q], rank)
-                select(keys, bits_of(most - least), rank, found, source, source.pixels)
+                select(keys, bits, rank, found, source, source.pixels)
                 next_key(keys, found, rank, np.int16(LAST), following)
                 for i in range(n):
                     if ranks[q, counts[i]] != NO_RANK:

@@ -1,0 +1,103 @@
+"""Growing the marked pixels of an image by a disc, and squared distances to them, exact in Euclidean distance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from s2composite.pixels.kernels.compiled import kernel, part
+
+__all__ = ["grow", "squared_distances"]
+
+
+@part
+def column_distances(marked: Any, wanted: int, outside: int, most: int, down: Any) -> None:
+    """Write the distance of each pixel to the next one with value `wanted` in its own column, at most `most`.
+
+    ``marked``, ``down (y, x)`` uint8; pixels beyond the first and last row are at distance `outside` from the edge row's
+    outer side: 0 if they count as wanted, `most` if not.
+    """
+    height, width = marked.shape
+    one, top = np.int16(1), np.int16(most)
+    for y in range(height):
+        row, values = down[y], marked[y]
+        if y == 0:
+            for x in range(width):
+                row[x] = 0 if values[x] == wanted else min(np.int16(outside) + one, top)
+        else:
+            above = down[y - 1]
+            for x in range(width):
+                row[x] = 0 if values[x] == wanted else min(np.int16(above[x]) + one, top)
+    last = down[height - 1]
+    for x in range(width):
+        last[x] = min(np.int16(last[x]), np.int16(outside) + one)
+    for y in range(height - 2, -1, -1):
+        row, below = down[y], down[y + 1]
+        for x in range(width):
+            row[x] = min(np.int16(row[x]), np.int16(below[x]) + one)
+
+
+@kernel
+def grow(marked: Any, wanted: int, outside: bool, reach: Any, out: Any) -> None:
+    """Mark every pixel within a disc of a pixel of value `wanted`.
+
+    Parameters
+    ----------
+    marked
+        ``(t, y, x)`` uint8: 0 or 1.
+    wanted
+        1 to grow the marked pixels, 0 to grow the others.
+    outside
+        Whether pixels outside the image count as wanted.
+    reach
+        ``(r + 1,)`` int64: half height of the disc of radius `r` (at most 254) in each column from its middle on.
+    out
+        ``(t, y, x)`` uint8, out: 1 within a disc, else 0.
+    """
+    times, height, width = marked.shape
+    radius = reach.size - 1
+    most = radius + 1
+    down, padded = np.empty((height, width), np.uint8), np.empty(width + 2 * radius, np.uint8)
+    padded[:] = 0 if outside else most
+    for t in range(times if height > 0 else 0):
+        column_distances(marked[t], wanted, 0 if outside else most, most, down)
+        for y in range(height):
+            row, near = out[t, y], down[y]
+            for x in range(width):
+                padded[radius + x] = near[x]
+            row[:] = 0
+            for dx in range(-radius, radius + 1):
+                at, half = padded[radius + dx : radius + dx + width], np.uint8(reach[abs(dx)])
+                for x in range(width):
+                    row[x] |= np.uint8(at[x] <= half)
+
+
+@kernel
+def squared_distances(marked: Any, radius: int, out: Any) -> None:
+    """Write the squared distance of each pixel to the next marked one, at most ``radius ** 2``.
+
+    Parameters
+    ----------
+    marked
+        ``(t, y, x)`` uint8: 0 or 1; nothing outside the image is marked.
+    radius
+        1 to 254 pixels: how far to look.
+    out
+        ``(t, y, x)`` uint16, out.
+    """
+    times, height, width = marked.shape
+    most = radius + 1
+    down, padded = np.empty((height, width), np.uint8), np.empty(width + 2 * radius, np.int32)
+    padded[:] = most * most
+    for t in range(times if height > 0 else 0):
+        column_distances(marked[t], 1, most, most, down)
+        for y in range(height):
+            row, near = out[t, y], down[y]
+            for x in range(width):
+                padded[radius + x] = np.int32(near[x]) * np.int32(near[x])
+            row[:] = radius * radius
+            for dx in range(-radius, radius + 1):
+                at, aside = padded[radius + dx : radius + dx + width], np.int32(dx * dx)
+                for x in range(width):
+                    row[x] = min(np.int32(row[x]), at[x] + aside)

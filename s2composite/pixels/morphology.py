@@ -1,0 +1,127 @@
+"""Morphology of masks with exact Euclidean discs, for stacks of scenes; the order of steps is the order of application.
+
+All functions take and return marked pixels (for masks: the *bad* ones) as ``(t, y, x)`` bool. Pixels outside the image are
+not marked, so erosion eats from its edge. A disc of radius `r` holds the pixels whose centres are at most `r` away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import ParameterError
+from s2composite.pixels.kernels.discs import grow, squared_distances
+
+__all__ = [
+    "Step",
+    "apply_steps",
+    "closing",
+    "dilation",
+    "distance_squared",
+    "erosion",
+    "halo_of",
+    "opening",
+    "steps_of",
+]
+
+Step = tuple[str, int]
+"""Name of an operation, and the radius of its disc in pixels of the mask."""
+
+MAX_RADIUS = 254
+
+
+def dilation(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Mark every pixel that has a marked one at most `radius` pixels away.
+
+    Examples
+    --------
+    >>> dilation(np.array([[[0, 0, 1, 0, 0, 0]]], bool), 2).astype(int).tolist()
+    [[[1, 1, 1, 1, 1, 0]]]
+    """
+    return _grown(marked, 1, radius, outside=False)
+
+
+def erosion(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Keep the marked pixels that have only marked ones up to `radius` pixels away, inside the image."""
+    return ~_grown(marked, 0, radius, outside=True)
+
+
+def opening(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Erode, then dilate: removes marked spots that no disc fits into."""
+    return dilation(erosion(marked, radius), radius)
+
+
+def closing(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Dilate, then erode: fills gaps that no disc fits into."""
+    return erosion(dilation(marked, radius), radius)
+
+
+_OPERATIONS = {"closing": (closing, 2), "dilation": (dilation, 1), "erosion": (erosion, 1), "opening": (opening, 2)}
+
+
+def steps_of(cleanup: Iterable[Any] | None) -> tuple[Step, ...]:
+    """Return the steps of a cleanup in any spelling.
+
+    Parameters
+    ----------
+    cleanup
+        ``[("opening", 2), ("dilation", 5)]``; or the older ``[2, 5]``, which means the same; or nothing.
+
+    Raises
+    ------
+    ParameterError
+        An unknown operation, or a radius that is no whole number from 0 to 254.
+    """
+    given = list(cleanup or ())
+    if given and all(isinstance(item, int | float) for item in given):
+        if len(given) != 2:
+            raise ParameterError(f"cleanup {given}: two radii are wanted, of the opening and the dilation")
+        given = list(zip(("opening", "dilation"), given, strict=True))
+    return tuple(_step(item) for item in given)
+
+
+def halo_of(steps: Sequence[Step]) -> int:
+    """Return how many pixels around a window decide what `steps` make of it: opening and closing look twice as far."""
+    return sum(_OPERATIONS[name][1] * radius for name, radius in steps)
+
+
+def apply_steps(marked: NDArray[np.bool_], steps: Sequence[Step]) -> NDArray[np.bool_]:
+    """Apply operations to ``(t, y, x)`` masks, in the order given."""
+    for name, radius in steps:
+        marked = _OPERATIONS[name][0](marked, radius)
+    return marked
+
+
+def distance_squared(marked: NDArray[np.bool_], radius: int) -> NDArray[np.uint16]:
+    """Return the squared distance of each pixel to the next marked one, at most ``radius ** 2``, for 1 to 254 pixels."""
+    out = np.empty(marked.shape, np.uint16)
+    squared_distances(np.ascontiguousarray(marked).view(np.uint8), radius, out)
+    return out
+
+
+def _grown(marked: NDArray[np.bool_], wanted: int, radius: int, *, outside: bool) -> NDArray[np.bool_]:
+    """Return the pixels within `radius` of one that is marked (`wanted` 1) or not (0)."""
+    if radius == 0:
+        return marked if wanted else ~marked
+    reach = np.array([math.isqrt(radius * radius - dx * dx) for dx in range(radius + 1)])
+    out = np.empty(marked.shape, np.uint8)
+    grow(np.ascontiguousarray(marked).view(np.uint8), wanted, outside, reach, out)
+    return out.view(np.bool_)
+
+
+def _step(item: Any) -> Step:
+    """Return one step, checked."""
+    try:
+        name, radius = item
+        whole = int(radius)
+    except (TypeError, ValueError):
+        raise ParameterError(f"cleanup step {item!r}: give an operation and a radius, as in ('dilation', 5)") from None
+    if name not in _OPERATIONS:
+        raise ParameterError(f"unknown operation {name!r} in a cleanup; there are {', '.join(_OPERATIONS)}")
+    if whole != radius or not 0 <= whole <= MAX_RADIUS:
+        raise ParameterError(f"radius {radius} of {name} in a cleanup: give a whole number from 0 to {MAX_RADIUS}")
+    return name, whole

@@ -1,0 +1,80 @@
+"""Reducers that treat the bands of an observation together, as a point: geometric median and medoid."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from s2composite.errors import ParameterError
+from s2composite.pixels.kernels.geomedian import geomedian as geomedian_kernel
+from s2composite.pixels.recipe import Call, Output, Reducer, block_width
+from s2composite.pixels.statistics import put_rounded
+
+__all__ = ["geomedian"]
+
+SPREADS = ("median cosine distance from it", "median Euclidean distance from it", "median Bray-Curtis distance from it")
+LAYERS = {"mad": ("smad", "emad", "bcmad"), "dev": ("sdev", "edev", "bcdev")}
+
+
+def geomedian(
+    *, deviations: bool = True, names: str = "mad", eps: float | None = None, max_iterations: int = 1000
+) -> Reducer:
+    """Return a reducer to the geometric median: the point in the space of bands of least total distance to all.
+
+    Parameters
+    ----------
+    deviations
+        Also make the layers ``smad``, ``emad`` and ``bcmad``: median over the observations of the cosine distance
+        ``1 - cos(x, g)``, the Euclidean distance (in the cube's units), and the Bray-Curtis distance
+        ``sum |x - g| / sum |x + g|`` from the geometric median `g`. NaN where there is none.
+    names
+        ``"mad"`` for those names, ``"dev"`` for ``sdev``, ``edev``, ``bcdev``, as Open Data Cube products have them.
+    eps
+        A pixel has converged when its estimate moves less than this, in the cube's units. Default: 0.1 for integers,
+        1e-4 for floats.
+    max_iterations
+        When to stop a pixel that has not converged.
+
+    Raises
+    ------
+    ParameterError
+        `names`, `eps` or `max_iterations` make no sense.
+
+    Notes
+    -----
+    Calculated in float32 (float64 for float64 cubes), rounded once at the end. Deviations are those from the geometric
+    median before rounding. A pixel starts from its own mean and stops by itself: no neighbour changes its result.
+    """
+    if names not in LAYERS:
+        raise ParameterError(f"unknown names={names!r} of geomedian; there are {', '.join(LAYERS)}")
+    if eps is not None and not 0 < eps < float("inf"):
+        raise ParameterError(f"eps={eps} of geomedian makes no sense; give a positive number")
+    if max_iterations < 1:
+        raise ParameterError(f"max_iterations={max_iterations} of geomedian makes no sense; give at least 1")
+    outputs: tuple[Output, ...] = (Output("", "geometric median"),)
+    if deviations:
+        units = ("1", None, "1")
+        outputs += tuple(
+            Output(name, what, per_band=False, dtype="float", units=unit)
+            for name, what, unit in zip(LAYERS[names], SPREADS, units, strict=True)
+        )
+    params = (("deviations", deviations), ("eps", eps), ("max_iterations", max_iterations))
+    return Reducer("geomedian", run_geomedian, outputs, params=params, setting=(eps, max_iterations))
+
+
+def run_geomedian(call: Call) -> None:
+    """Run a reducer whose setting is a threshold and a number of iterations."""
+    source, (eps, most) = call.source, call.reducer.setting
+    dtype = source.values.dtype
+    real = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    if eps is None:
+        eps = 1e-4 if dtype.kind == "f" else 0.1
+    times = source.scenes.size
+    ranks = ((np.arange(times + 1) - 1).clip(0) // 2).astype(np.int16)
+    sign = np.array([1 << (8 * real.itemsize - 1)], f"u{real.itemsize}")
+    middle = np.empty((source.bands, source.pixels), real)
+    scatter = np.empty((3, source.pixels) if len(call.results) > 1 else (0, 0), real)
+    width = block_width(source, (source.bands + 3) * real.itemsize)
+    geomedian_kernel(source, np.array([eps], real), most, sign, ranks, width, middle, scatter, call.count)
+    known = call.count >= call.recipe.min_count
+    for values, out in zip((middle, *scatter), call.results, strict=False):
+        put_rounded(values, known, out)
