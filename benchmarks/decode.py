@@ -1,4 +1,5 @@
-"""How near reading is to decoding: windows of a stack through `read_window`, and the codec alone on the same tiles.
+"""How near reading and compositing are to decoding: `read_window`, and `composite(open_cube(...)).compute()`, beside the
+codec alone on the same tiles.
 
 The codec alone gets the bytes of each tile from memory and decodes them into one buffer again and again. Both run on
 two threads in one process, in turns, and the best of each counts; rasterio reads windows of 1024 once.
@@ -17,11 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
+import dask
 import imagecodecs
 import numpy as np
 import rasterio
 import simplejpeg
 
+import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.reading.header import read_headers
 from s2composite.reading.tiles import TileRequest, read_window
@@ -91,6 +94,14 @@ def with_rasterio(headers):
     return read
 
 
+def composite(directory, size):
+    """Return the wall time from the files to the composite in memory."""
+    with dask.config.set(scheduler="threads", num_workers=THREADS):
+        start = time.perf_counter()
+        s2c.composite(s2c.open_cube(directory, chunks=size // THREADS)).compute()
+        return time.perf_counter() - start
+
+
 def measure(compress, args, directory):
     """Print one compression's figures."""
     make_scenes(directory, scenes=args.scenes, size=args.size, compress=compress, distinct=args.distinct)
@@ -99,15 +110,18 @@ def measure(compress, args, directory):
     opening = time.perf_counter() - start
     alone, read = codec_alone(headers), ours(headers)
     gigabytes = len(headers) * args.size**2 * 3 / 1e9
-    codec, tiles = [], []
+    codec, tiles, whole = [], [], []
+    composite(directory, args.size)  # compiles the kernel
     for _ in range(args.rounds):
         codec.append(seconds(alone, headers))
         tiles.append(seconds(read, windows(args.size, args.window)))
+        whole.append(composite(directory, args.size))
     gdal = seconds(with_rasterio(headers), windows(args.size, 1024))
     print(
         f"{compress}: {len(headers)} scenes of {args.size}, {gigabytes:.2f} GB; headers {opening * 1e3:.0f} ms\n"
         f"  codec library alone  {min(codec):6.2f} s  {gigabytes / min(codec) * 1e3:6.0f} MB/s on {THREADS} threads\n"
         f"  read_window          {min(tiles):6.2f} s  {min(tiles) / min(codec):6.2f} x the codec alone\n"
+        f"  composite()          {min(whole):6.2f} s  {min(whole) / min(codec):6.2f} x the codec alone\n"
         f"  rasterio             {gdal:6.2f} s  {gdal / min(tiles):6.2f} x read_window"
     )
 

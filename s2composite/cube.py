@@ -54,6 +54,7 @@ def open_cube(
     engine: str = "auto",
     pattern: str | None = None,
     times: Sequence[Any] | None = None,
+    index: str | os.PathLike[str] | None = None,
 ) -> xr.DataArray:
     """Open cloud-optimised GeoTIFFs as a lazy cube; no pixel is read.
 
@@ -81,6 +82,9 @@ def open_cube(
         ``"auto"``, ``"tiles"`` (decode tiles directly) or ``"gdal"``.
     pattern, times
         How to find the dates of scenes whose names are unusual; see `find_scenes`.
+    index
+        A file that keeps what the headers said, beside the data or in a cache: the next opening reads the headers of
+        new and changed files only.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def open_cube(
     """
     scenes = find_scenes(source, pattern=pattern, times=times, datetime=datetime)
     target = TargetGrid(geobox, crs, resolution, bbox)
-    stack = open_stack(scenes, bands, target, ReadOptions(engine, on_error, resampling))
+    stack = open_stack(scenes, bands, target, ReadOptions(engine, on_error, resampling), index)
     return to_cube(stack, chunks)
 
 

@@ -1,5 +1,6 @@
 """Opening: what open_cube returns, lazily, and what it refuses."""
 
+import os
 import pickle
 from time import perf_counter
 
@@ -176,6 +177,27 @@ def test_auto_chunks_follow_from_the_memory_of_a_worker_thread(tmp_path, monkeyp
         cube = s2c.open_cube(tmp_path)
         assert cube.data.chunksize[2:] == size
         assert size[0] * size[1] * 3 <= memory / 4
+
+
+def test_an_index_spares_the_headers_of_unchanged_files(tmp_path):
+    paths, index = series(tmp_path, scenes=3), tmp_path / "index.bin"
+    first = s2c.open_cube(paths, index=index)
+    pixels = first.values
+    written = index.stat().st_mtime_ns
+    with open(paths[2], "r+b") as file:  # a header that would be refused if it were read
+        stat = os.fstat(file.fileno())
+        magic = file.read(4)
+        file.seek(0)
+        file.write(b"junk")
+    os.utime(paths[2], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert s2c.open_cube(paths, index=index).data.name == first.data.name
+    assert index.stat().st_mtime_ns == written
+    os.utime(paths[2])
+    with pytest.raises(SceneError):
+        s2c.open_cube(paths, index=index)
+    with open(paths[2], "r+b") as file:
+        file.write(magic)
+    np.testing.assert_array_equal(s2c.open_cube(paths, index=index).values, pixels)
 
 
 def test_a_stack_survives_pickling(folder, expected):

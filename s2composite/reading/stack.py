@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from odc.geo.geom import BoundingBox
 from s2composite.errors import BandError, GridError, ReadError, S2CompositeError, SceneError, SourceError
 from s2composite.reading.grid import Window, aligned_offset, common_geobox, crop, target_geobox
 from s2composite.reading.header import Header, read_header
+from s2composite.reading.index import load_index, save_index
 from s2composite.reading.layout import Part, parts_of, wanted_assets
 from s2composite.reading.observe import Observations, Pending, Target, begin
 from s2composite.reading.source import ReadOptions, Source, choose_source
@@ -279,6 +281,7 @@ def open_stack(
     bands: Sequence[str] | None = None,
     target: TargetGrid = _OWN_GRID,
     options: ReadOptions = _DEFAULTS,
+    index: str | os.PathLike[str] | None = None,
 ) -> Stack:
     """Read the headers of scenes, once and concurrently, check them against each other and put them on one grid.
 
@@ -292,6 +295,8 @@ def open_stack(
         The grid that is wanted.
     options
         How to read.
+    index
+        File that keeps the headers for the next time; one that changed since is read again.
 
     Raises
     ------
@@ -308,7 +313,7 @@ def open_stack(
         raise SourceError("there are no scenes to open; find_scenes(source) shows what a source holds")
     scenes = sorted(scenes, key=lambda scene: (scene.time, scene.id))
     wanted = wanted_assets(scenes, bands)
-    headers, broken = _read_headers(wanted, options)
+    headers, broken = _read_headers(wanted, options, index)
     usable = [not any(a.href in broken for a in assets) for assets in wanted]
     if not any(usable):
         raise next(iter(broken.values()))
@@ -324,14 +329,15 @@ def open_stack(
 
 
 def _read_headers(
-    wanted: Sequence[Sequence[Asset]], options: ReadOptions
+    wanted: Sequence[Sequence[Asset]], options: ReadOptions, index: str | os.PathLike[str] | None
 ) -> tuple[dict[str, Header], dict[str, S2CompositeError]]:
     """Return headers, and errors where they are to be skipped, by href."""
     hrefs = list(dict.fromkeys(asset.href for assets in wanted for asset in assets))
+    known = {} if index is None else load_index(index, hrefs)
 
     def read(href: str) -> Header | S2CompositeError:
         try:
-            return read_header(href)
+            return known.get(href) or read_header(href)
         except (SceneError, ReadError) as error:
             if options.on_error == "raise":
                 raise
@@ -340,6 +346,8 @@ def _read_headers(
     with ThreadPoolExecutor(_HEADER_READS) as pool:
         found = dict(zip(hrefs, pool.map(read, hrefs), strict=True))
     headers = {href: header for href, header in found.items() if isinstance(header, Header)}
+    if index is not None and headers.keys() - known.keys():
+        save_index(list(headers.values()), index)
     return headers, {href: error for href, error in found.items() if not isinstance(error, Header)}
 
 
