@@ -135,10 +135,9 @@ def run(
     from s2composite.running.run import run_job  # after the check, so that a mistake in the job is told at once
 
     result = run_job(checked)
-    rows, columns = result.shape
-    typer.echo(
-        f"{_plural(result.scenes, 'scene')}, {rows} x {columns} pixels, {_plural(result.windows, 'window')} in {result.seconds:.1f} s"
-    )
+    pixels = " x ".join(map(str, result.shape))
+    work = f"{_plural(result.scenes, 'scene')}, {pixels} pixels, {_plural(result.windows, 'window')}"
+    typer.echo(f"{work} in {result.seconds:.1f} s")
     for path in result.paths:
         typer.echo(path)
 

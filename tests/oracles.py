@@ -61,3 +61,56 @@ def rank_composite(pixels, dropped, key, index_of=median_index, nodata=0, min_co
             if source[y, x] >= 0:
                 composite[:, y, x] = seen[source[y, x]]
     return composite, count, source
+
+
+def masked(pixels, dropped=(0,), usable=None):
+    """pixels (t, b, y, x) as float64, NaN in all bands of an observation that is not valid."""
+    wide = pixels.astype(np.float64)
+    bad = ~np.isfinite(wide).all(axis=1)
+    for value in dropped:
+        bad |= (wide == value).any(axis=1)
+    if usable is not None:
+        bad |= ~usable
+    return np.where(bad[:, None], np.nan, wide)
+
+
+def trimmed_mean(values, fraction):
+    """values (n,) without NaN."""
+    cut = math.floor(Fraction(str(fraction)) * len(values))
+    return float(np.mean(np.sort(values)[cut : len(values) - cut]))
+
+
+def nearest_percentile(values, q):
+    """The value at rank round(q / 100 * (n - 1)), halves to even."""
+    return float(np.sort(values)[round(Fraction(str(q)) / 100 * (len(values) - 1))])
+
+
+def total_distance(points, centre):
+    """points (n, b), centre (b,): sum of Euclidean distances."""
+    return float(np.sqrt(((points - centre) ** 2).sum(axis=1)).sum())
+
+
+def geometric_median(points, steps=20000):
+    """Weiszfeld with Vardi and Zhang's step in float64, until nothing moves."""
+    here = points.mean(axis=0)
+    for _ in range(steps):
+        apart = np.sqrt(((points - here) ** 2).sum(axis=1))
+        away = apart > 0
+        if not away.any():
+            return here
+        pull = ((points[away] - here) / apart[away, None]).sum(axis=0)
+        strength, weight = float(np.sqrt((pull**2).sum())), float((1 / apart[away]).sum())
+        step = pull / weight * max(0.0, 1 - (~away).sum() / strength) if strength > 0 else 0 * pull
+        here = here + step
+        if np.abs(step).max() < 1e-13 * max(1.0, np.abs(here).max()):
+            break
+    return here
+
+
+def deviations(points, centre):
+    """Medians of cosine, Euclidean and Bray-Curtis distances of points (n, b) from a centre (b,)."""
+    length = np.sqrt((points**2).sum(axis=1)) * np.sqrt((centre**2).sum())
+    cosine = 1 - points @ centre / length
+    euclidean = np.sqrt(((points - centre) ** 2).sum(axis=1))
+    bray_curtis = np.abs(points - centre).sum(axis=1) / np.abs(points + centre).sum(axis=1)
+    return np.median(cosine), np.median(euclidean), np.median(bray_curtis)

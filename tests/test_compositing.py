@@ -191,3 +191,33 @@ def test_repr_says_what_it_is(cube, reference):
 def test_bad_arguments_say_what_is_valid(cube, make, words):
     with pytest.raises(ParameterError, match=words):
         make(cube)
+
+
+def test_arrays_from_odc_stac_go_straight_in(scenes_dir, tmp_path):
+    import odc.stac
+    import pystac
+    from odc.geo.geobox import GeoBox
+    from rasters import ORIGIN, encoded, write_tif
+
+    grid, items = GeoBox((200, 136), ORIGIN, "EPSG:32631"), []
+    for t in range(4):
+        bands = dict(zip(("red", "green", "blue"), encoded(t), strict=True))
+        hrefs = {name: write_tif(tmp_path / f"S{t}_{name}.tif", band, nodata=0) for name, band in bands.items()}
+        proj = {"proj:epsg": 32631, "proj:shape": list(grid.shape), "proj:transform": list(ORIGIN)[:6]}
+        item = {
+            "type": "Feature", "stac_version": "1.0.0", "id": f"S{t}", "collection": "s2", "links": [],
+            "stac_extensions": ["https://stac-extensions.github.io/projection/v1.1.0/schema.json"],
+            "geometry": grid.geographic_extent.json, "bbox": list(grid.geographic_extent.boundingbox.bbox),
+            "properties": {"datetime": f"2023-06-{1 + 5 * t:02d}T10:46:29Z", **proj},
+            "assets": {name: {"href": href, "type": "image/tiff", "roles": ["data"]} for name, href in hrefs.items()},
+        }  # fmt: skip
+        items.append(pystac.Item.from_dict(item))
+    settings = {"s2": {"assets": {"*": {"data_type": "uint8", "nodata": 0}}}}
+    loaded = odc.stac.load(
+        items, geobox=grid, chunks={"x": 64, "y": 64}, stac_cfg=settings, bands=["red", "green", "blue"]
+    )
+    comp = s2c.composite(loaded).compute()
+    expected = plain_luminance_median(np.stack([encoded(t) for t in range(4)]))
+    for layer in LAYERS:
+        np.testing.assert_array_equal(comp[layer].values, expected[layer])
+    assert comp["composite"].odc.geobox == grid

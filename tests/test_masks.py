@@ -1,21 +1,21 @@
-"""Rules on values: what they drop, in NumPy and in the kernels alike."""
+"""Rules on values: what they drop, in all kernels alike."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2composite.pixels.masks import Nodata, Saturated, limits_of, valid_values
+from s2composite.pixels.masks import Nodata, Saturated, limits_of
 from s2composite.pixels.recipe import DTYPES
-from s2composite.pixels.reducers import Recipe, reduce_block, resolve_reducer
+from s2composite.pixels.reducers import Recipe, reduce_block, resolve_reducer, valid_observations
 
 MEDIAN = (resolve_reducer("luminance_median"),)
 
 
 def judged(values, dtype, *rules, nodata=None):
-    """Return which of some single-band observations are valid, having checked that kernel and NumPy agree."""
+    """Return which of some single-band observations are valid, having checked that two kernels agree."""
     pixels = np.array(values, dtype)[:, None, None, None]
-    valid = valid_values(pixels, rules, nodata)[:, 0, 0]
+    valid = valid_observations(pixels, Recipe((), rules, nodata=nodata))[:, 0, 0]
     counts = [
         reduce_block(pixels[i : i + 1], Recipe(MEDIAN, rules=rules, nodata=nodata))["count"].item()
         for i in range(len(values))

@@ -28,7 +28,7 @@ def test_a_reducer_is_found_by_name_or_returned():
     ("name", "params", "said"),
     [
         ("medain", {}, "luminance_median"),
-        ("luminance_median", {"quantile": 1}, "no parameter 'quantile'"),
+        ("luminance_median", {"quantile": 1}, "unexpected keyword argument 'quantile'; its parameters are none"),
         (MEDIAN, {"quantile": 1}, "has its parameters already"),
         ("rank", {"quantile": 1.5}, "outside 0 to 1"),
         ("rank", {"quantile": float("nan")}, "outside 0 to 1"),

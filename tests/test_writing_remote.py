@@ -11,6 +11,8 @@ import pytest
 import s3fs
 import xarray as xr
 from distributed import Client, LocalCluster
+from gcsfs.core import GCSFile
+from s3fs.core import S3File
 from storage_servers import CREDENTIALS, gcs_server, locked, s3_server
 from writing_helpers import composite_of, pixels, three_layers
 
@@ -21,6 +23,9 @@ from s2composite.scenes.storage import filesystem
 from s2composite.writing.cog import write_raster
 from s2composite.writing.targets import assemble_object
 from s2composite.writing.zarr import write_zarr
+
+# aiohttp's opinion of how gcsfs sends more than 1 MB.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
@@ -61,6 +66,18 @@ def open_uploads(url):
     return answer.get("Uploads", [])
 
 
+def sharded(url):
+    """Say whether shards can be read: the emulator of Google answers "the last n bytes" with the whole object.
+
+    It also loses the last byte of an object where that is a carriage return, which the chunks of these tests do not end in.
+    """
+    return url.startswith("s3:")
+
+
+def upload_class(url):
+    return S3File if url.startswith("s3:") else GCSFile
+
+
 def noisy(shape=(3, 2100, 1500), chunks=512):
     """9 MB that do not compress: an upload in several parts."""
     return composite_of(np.random.default_rng(1).integers(0, 255, shape).astype("uint8"), chunks)
@@ -97,7 +114,7 @@ def test_workers_upload(tmp_path, bucket):
         Client(made),
     ):
         (url,) = write_raster(dataset, f"{bucket}/out.tif")
-        store = write_zarr(dataset, f"{bucket}/out.zarr", chunk=64)
+        store = write_zarr(dataset, f"{bucket}/out.zarr", chunk=128, shards=sharded(bucket))
     with dask.config.set(scheduler="threads"):
         (local,) = write_raster(dataset, tmp_path / "out.tif")
         fs, path = filesystem(store)
@@ -119,8 +136,7 @@ def test_what_exists_is_kept_unless_it_may_be_overwritten(bucket):
 
 def test_an_upload_that_dies_leaves_nothing(bucket, monkeypatch):
     monkeypatch.setattr(s2composite.writing.targets, "_UPLOAD_BLOCK", 5 << 20)
-    fs, _ = filesystem(bucket)
-    kind = type(fs.open(f"{bucket.partition('://')[2]}/probe", "wb", autocommit=False))
+    kind = upload_class(bucket)
     whole, calls = kind._upload_chunk, []
 
     def dies(self, final=False):
@@ -143,7 +159,7 @@ def test_an_encoder_that_dies_leaves_nothing(bucket):
         data=dataset["composite"].data.map_blocks(lambda block: block[:, :, ::0], dtype="uint8")
     )
     for write in (write_raster, write_zarr):
-        with pytest.raises(WriteError, match="window y .*slice step cannot be zero"):
+        with pytest.raises(WriteError, match=r"window y .*slice step cannot be zero"):
             write(dataset, f"{bucket}/out")
         assert objects(bucket) == []
 
@@ -165,9 +181,15 @@ def test_what_is_damaged_does_not_become_an_object(bucket, monkeypatch, harm):
         monkeypatch.setattr(s2composite.writing.cog, "lay_out", lay_out)
         says = "cannot be decoded|its pixels are not those"
     else:
-        fs, _ = filesystem(bucket)
-        info = type(fs).info
-        monkeypatch.setattr(type(fs), "info", lambda self, *a, **k: info(self, *a, **k) | {"size": 5})
+        fs, path = filesystem(bucket)
+        kind = upload_class(bucket)
+        commit = kind.commit
+
+        def truncates(self):
+            commit(self)
+            fs.pipe_file(f"{path}/out.tif", b"short")
+
+        monkeypatch.setattr(kind, "commit", truncates)
         says = r"the store holds 5 of [\d,]+ bytes, so it was removed"
     with pytest.raises(WriteError, match=says):
         write_raster(composite_of(pixels((3, 300, 300)), 128), f"{bucket}/out.tif", blocksize=128)
@@ -217,7 +239,7 @@ def test_a_store_without_permission():
 @pytest.mark.parametrize("pyramid", [False, True])
 def test_zarr(bucket, pyramid):
     dataset, values, *_ = three_layers()
-    url = write_zarr(dataset, f"{bucket}/out.zarr", chunk=64, pyramid=pyramid)
+    url = write_zarr(dataset, f"{bucket}/out.zarr", chunk=128, shards=sharded(bucket), pyramid=pyramid)
     fs, path = filesystem(url)
     with xr.open_zarr(fs.get_mapper(path), group="0" if pyramid else None) as opened:
         assert np.array_equal(opened["composite"].values, values)
@@ -225,7 +247,7 @@ def test_zarr(bucket, pyramid):
     assert not [name for name in objects(url) if name.startswith("_")]
     with pytest.raises(WriteError, match="exists already"):
         write_zarr(dataset, url)
-    write_zarr(dataset, url, overwrite=True, chunk=64)
+    write_zarr(dataset, url, overwrite=True, chunk=128, shards=sharded(bucket))
     assert ("0/zarr.json" in objects(url)) is False
 
 
@@ -246,12 +268,12 @@ def test_an_interrupted_zarr_store_has_no_root_and_is_resumed(bucket):
     with dask.config.set(scheduler="synchronous"):
         seen.clear()
         with pytest.raises(KeyboardInterrupt):
-            write_zarr(dataset, url, chunk=32, resume=True)
+            write_zarr(dataset, url, chunk=32, shards=sharded(url), resume=True)
         assert "zarr.json" not in objects(url)
         assert "composite/zarr.json" in objects(url)
         done = len([name for name in objects(url) if name.startswith("_done/")])
         assert done == 8
-        write_zarr(dataset, url, chunk=32, resume=True)
+        write_zarr(dataset, url, chunk=32, shards=sharded(url), resume=True)
         assert len(seen) == 9 + 16 - done
         fs, path = filesystem(url)
         with xr.open_zarr(fs.get_mapper(path)) as opened:

@@ -1,26 +1,41 @@
 """Rules of validity: which observations may be used, as values that can be changed, combined or left out.
 
 A rule on values looks at the bands of the data themselves; an observation (one scene at one pixel) is dropped if any
-of its bands fails. Floating-point values that are not finite never pass, whatever the rules are.
+of its bands fails. Rules on mask bands (`s2composite.pixels.flags`) look at a band that comes with the data. Rules are
+combined with AND, so their order does not matter. Floating-point values that are not finite never pass.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Limits", "Nodata", "Rule", "Saturated", "default_nodata", "limits_of", "valid_values"]
+from s2composite.errors import BandError, ParameterError
+
+__all__ = [
+    "Limits",
+    "Nodata",
+    "Rule",
+    "Saturated",
+    "SwathEdge",
+    "ValueRange",
+    "default_nodata",
+    "limits_of",
+    "reach_of",
+]
 
 
+@runtime_checkable
 class Rule(Protocol):
     """What every rule has."""
 
     def limits(self, limits: Limits) -> Limits:
-        """Return `limits`, narrowed by this rule."""
+        """Return `limits` on the values of the bands, narrowed by this rule."""
         ...
 
 
@@ -37,12 +52,15 @@ class Limits:
     nodata: float
     """The cube's nodata value."""
 
-    dropped: tuple[float, ...] = ()
+    bands: tuple[str, ...] = ()
+    """Names of the bands; may be empty."""
+
+    dropped: tuple[float, ...] = field(default=())
     """Values that make an observation invalid in any band."""
 
     def drop(self, value: float) -> Limits:
         """Return limits that exclude `value` too."""
-        return Limits(self.low, self.high, self.nodata, (*self.dropped, value))
+        return replace(self, dropped=(*self.dropped, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +90,62 @@ class Saturated:
         return limits.drop(float(np.iinfo(dtype).max)) if dtype.kind in "ui" else limits
 
 
+@dataclass(frozen=True, slots=True)
+class ValueRange:
+    """Drop an observation if a band lies outside a range; both ends are still valid."""
+
+    low: float | None = None
+    """Smallest valid value; None: no limit."""
+
+    high: float | None = None
+    """Largest valid value; None: no limit."""
+
+    bands: tuple[str, ...] | None = None
+    """Names of the bands that this is about; None: all."""
+
+    def limits(self, limits: Limits) -> Limits:
+        """Return `limits` within this range."""
+        low, high = limits.low.copy(), limits.high.copy()
+        for index in self._indices(limits):
+            if self.low is not None:
+                low[index] = max(low[index], _at_least(low.dtype, self.low))
+            if self.high is not None:
+                high[index] = min(high[index], _at_most(high.dtype, self.high))
+        return replace(limits, low=low, high=high)
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and not self.low <= self.high:
+            raise ParameterError(f"ValueRange from {self.low} to {self.high} holds no value; swap the two")
+
+    def _indices(self, limits: Limits) -> list[int]:
+        """Return the indices of the bands that this is about."""
+        missing = sorted(set(self.bands or ()) - set(limits.bands))
+        if missing:
+            raise BandError(f"ValueRange asks for the bands {missing}; the cube has {list(limits.bands)}")
+        if self.bands is None:
+            return list(range(limits.low.size))
+        return [limits.bands.index(band) for band in self.bands]
+
+
+@dataclass(frozen=True, slots=True)
+class SwathEdge:
+    """Drop observations near nodata: lossy sources (JPEG, WebP) have turned the edge of the swath into colours there."""
+
+    pixels: int = 8
+    """How far from the next pixel with nodata in any band, in pixels of the data; 8 is one block of JPEG."""
+
+    value: float | None = None
+    """The nodata value; None: that of the cube."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.pixels <= 254:
+            raise ParameterError(f"SwathEdge({self.pixels}): give 1 to 254 pixels")
+
+    def limits(self, limits: Limits) -> Limits:
+        """Return `limits` without the nodata value."""
+        return Nodata(self.value).limits(limits)
+
+
 def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
     """Return the nodata value of a cube: `nodata`, or if it is None 0 for integers and NaN for floats."""
     if nodata is not None:
@@ -80,7 +154,7 @@ def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
 
 
 def limits_of(
-    rules: Sequence[Rule], dtype: np.dtype[Any], bands: int, nodata: float | None = None
+    rules: Sequence[Rule], dtype: np.dtype[Any], bands: int, nodata: float | None = None, names: Sequence[str] = ()
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Boil rules on values down to what a kernel compares with.
 
@@ -94,6 +168,8 @@ def limits_of(
         Number of its bands.
     nodata
         Its nodata value, None: 0 for integers, NaN for floats.
+    names
+        Names of the bands, if known.
 
     Returns
     -------
@@ -103,7 +179,8 @@ def limits_of(
         ``(k,)`` of `dtype`: values inside that range that are not valid either.
     """
     ends = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
-    limits = Limits(np.full(bands, ends.min, dtype), np.full(bands, ends.max, dtype), default_nodata(dtype, nodata))
+    low, high = np.full(bands, ends.min, dtype), np.full(bands, ends.max, dtype)
+    limits = Limits(low, high, default_nodata(dtype, nodata), tuple(names))
     for rule in rules:
         limits = rule.limits(limits)
     return _narrowed(limits)
@@ -132,34 +209,22 @@ def _holds(dtype: np.dtype[Any], value: float) -> bool:
     return float(value).is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
 
 
-def valid_values(
-    pixels: NDArray[Any], rules: Sequence[Rule] = (Nodata(), Saturated()), nodata: float | None = None
-) -> NDArray[np.bool_]:
-    """Say which observations pass rules on values; the reducers do the same inside their kernels.
+def _at_least(dtype: np.dtype[Any], value: float) -> Any:
+    """Return the smallest number of `dtype` that is not below `value`, the largest there is if none is."""
+    if dtype.kind == "f":
+        return dtype.type(value)
+    ends = np.iinfo(dtype)
+    return dtype.type(min(max(math.ceil(value), ends.min), ends.max))
 
-    Parameters
-    ----------
-    pixels
-        ``(t, b, y, x)``.
-    rules
-        The rules.
-    nodata
-        The cube's nodata value, None: 0 for integers, NaN for floats.
 
-    Returns
-    -------
-    valid
-        ``(t, y, x)`` bool.
+def _at_most(dtype: np.dtype[Any], value: float) -> Any:
+    """Return the largest number of `dtype` that is not above `value`, the smallest there is if none is."""
+    if dtype.kind == "f":
+        return dtype.type(value)
+    ends = np.iinfo(dtype)
+    return dtype.type(min(max(math.floor(value), ends.min), ends.max))
 
-    Examples
-    --------
-    >>> pixels = np.array([[[[0, 7, 255]], [[9, 9, 9]]]], np.uint8)
-    >>> valid_values(pixels)
-    array([[[False,  True, False]]])
-    """
-    low, high, dropped = limits_of(rules, pixels.dtype, pixels.shape[1], nodata)
-    column = np.s_[:, None, None]
-    valid: NDArray[np.bool_] = np.all((pixels >= low[column]) & (pixels <= high[column]), axis=1)
-    for value in dropped:
-        valid &= (pixels != value).all(axis=1)
-    return valid
+
+def reach_of(rules: Sequence[Rule]) -> int:
+    """Return how many pixels of the data around an observation decide whether rules on values let it pass."""
+    return max((rule.pixels for rule in rules if isinstance(rule, SwathEdge)), default=0)

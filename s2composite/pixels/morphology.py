@@ -1,7 +1,7 @@
 """Morphology of masks with exact Euclidean discs, for stacks of scenes; the order of steps is the order of application.
 
-All functions take and return marked pixels (for masks: the *bad* ones) as ``(t, y, x)`` bool. Pixels outside the image are
-not marked, so erosion eats from its edge. A disc of radius `r` holds the pixels whose centres are at most `r` away.
+All functions take and return marked pixels (for masks: the *bad* ones) as ``(t, y, x)`` bool. Pixels outside the image
+are not marked, so erosion eats from its edge. A disc of radius `r` holds the pixels whose centres are at most `r` away.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def apply_steps(marked: NDArray[np.bool_], steps: Sequence[Step]) -> NDArray[np.
 
 
 def distance_squared(marked: NDArray[np.bool_], radius: int) -> NDArray[np.uint16]:
-    """Return the squared distance of each pixel to the next marked one, at most ``radius ** 2``, for 1 to 254 pixels."""
+    """Return the squared distance of each pixel to the next marked one, at most ``radius ** 2``; 1 to 254 pixels."""
     out = np.empty(marked.shape, np.uint16)
     squared_distances(np.ascontiguousarray(marked).view(np.uint8), radius, out)
     return out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
@@ -13,9 +15,21 @@ from numpy.typing import NDArray
 from s2composite.errors import ParameterError
 from s2composite.pixels.kernels.rank import Key, rank_by_key, rank_by_small_key
 from s2composite.pixels.kernels.selection import FIRST, LAST, NO_RANK
+from s2composite.pixels.kernels.walking import first_valid
 from s2composite.pixels.recipe import Call, Output, Reducer, block_width
 
-__all__ = ["SOURCE", "RankKey", "luminance_median", "rank", "ranks_at", "run_rank"]
+__all__ = [
+    "SOURCE",
+    "RankKey",
+    "closest_to",
+    "earliest",
+    "latest",
+    "luminance_median",
+    "max_ndvi",
+    "quality_mosaic",
+    "rank",
+    "ranks_at",
+]
 
 SOURCE = Output(
     "source", "index of the scene", per_band=False, dtype="int16", nodata=-1, units="1", overviews="nearest"
@@ -84,6 +98,72 @@ def rank(
     label = key if isinstance(key, str) else f"({key[0]} - {key[1]}) / ({key[0]} + {key[1]})"
     outputs = (Output("", f"observation at quantile {quantile:g} of {label}"), SOURCE)
     return Reducer("rank", run_rank, outputs, params=params, needs_bands=bands, setting=setting)
+
+
+def quality_mosaic(
+    key: str | tuple[str, str] = ("B08", "B04"), *, weights: Mapping[str, float] | None = None
+) -> Reducer:
+    """Return a reducer to the observation whose key is greatest, by default NDVI; keys as for `rank`.
+
+    Of equal ones the last in scene order is taken, as at any other quantile.
+    """
+    best = rank(key, weights=weights, quantile=1)
+    return replace(best, name="quality_mosaic", params=tuple(p for p in best.params if p[0] != "quantile"))
+
+
+def max_ndvi(nir: str = "B08", red: str = "B04") -> Reducer:
+    """Return a reducer to the observation of greatest NDVI, ``(nir - red) / (nir + red)``."""
+    return replace(quality_mosaic((nir, red)), name="max_ndvi", params=(("nir", nir), ("red", red)))
+
+
+def latest() -> Reducer:
+    """Return a reducer to the latest valid observation; of scenes of one time the last in scene order."""
+    return _by_time("latest", "latest observation", math.inf)
+
+
+def earliest() -> Reducer:
+    """Return a reducer to the earliest valid observation; of scenes of one time the first in scene order."""
+    return _by_time("earliest", "earliest observation", -math.inf)
+
+
+def closest_to(date: str | datetime) -> Reducer:
+    """Return a reducer to the valid observation nearest in time; of two equally near ones the earlier.
+
+    Parameters
+    ----------
+    date
+        ISO date or time, ``"2023-07-15"`` or ``"2023-07-15T10:30"``, in UTC unless it says otherwise.
+
+    Raises
+    ------
+    ParameterError
+        `date` is none.
+    """
+    try:
+        moment = date if isinstance(date, datetime) else datetime.fromisoformat(date)
+    except (TypeError, ValueError):
+        raise ParameterError(f"closest_to: {date!r} is no date; give one such as '2023-07-15'") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    days = moment.timestamp() / 86400
+    return _by_time("closest_to", f"observation nearest to {date}", days, params=(("date", str(date)),))
+
+
+def run_by_time(call: Call) -> None:
+    """Run a reducer whose setting is a time, in days since 1970: nearest first."""
+    days = call.days()
+    target = call.reducer.setting
+    if math.isinf(target):
+        order = np.lexsort((np.arange(days.size), days))
+        order = order[::-1] if target > 0 else order
+    else:
+        order = np.lexsort((np.arange(days.size), days, np.abs(days - target)))
+    source = call.source._replace(scenes=call.source.scenes[order])
+    first_valid(source, call.recipe.min_count, 1024, call.results[0], call.count, call.results[1])
+
+
+def _by_time(name: str, what: str, setting: float, params: tuple[tuple[str, object], ...] = ()) -> Reducer:
+    """Return a reducer that picks by time."""
+    return Reducer(name, run_by_time, (Output("", what), SOURCE), params=params, setting=setting, needs_days=True)
 
 
 def ranks_at(quantile: float, n_times: int, min_count: int) -> NDArray[np.int16]:

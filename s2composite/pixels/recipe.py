@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from s2composite.errors import BandError, ParameterError
 from s2composite.pixels.kernels.block import Source
-from s2composite.pixels.masks import Nodata, Rule, Saturated, default_nodata
+from s2composite.pixels.masks import Nodata, Rule, Saturated, default_nodata, reach_of
 
 __all__ = ["DTYPES", "MAX_SCENES", "Layer", "Output", "Recipe", "Reducer", "block_width"]
 
@@ -102,6 +102,9 @@ class Reducer:
     needs_days: bool = False
     """True: it needs the times of the scenes."""
 
+    reach: int = 0
+    """Greater than 0: it needs the distance of each observation to the next invalid one, up to so many pixels."""
+
     def __str__(self) -> str:
         """Return the reducer as one would write it, for metadata."""
         given = ", ".join(f"{name}={value!r}" for name, value in self.params)
@@ -152,6 +155,11 @@ class Recipe:
             *made,
             Layer("count", ("y", "x"), np.dtype("uint16"), None, "number of valid observations", "1", "average"),
         )
+
+    @property
+    def halo(self) -> int:
+        """Pixels of the data around a window that decide about the window's own; 0 for most recipes."""
+        return reach_of(self.rules) + max((reducer.reach for reducer in self.reducers), default=0)
 
     def fill(self, dtype: np.dtype[Any]) -> float:
         """Return the nodata value of results of the cube's type."""
@@ -229,6 +237,14 @@ class Call:
 
     count: NDArray[np.uint16]
     """``(n,)``: number of valid observations, to be filled in."""
+
+    near: NDArray[np.uint16]
+    """``(scenes of the stack * n,)``: squared distance to the next invalid observation, where the reducer needs it."""
+
+    def days(self) -> NDArray[np.float64]:
+        """Return the time of each scene that takes part, in days since 1970."""
+        days: NDArray[np.float64] = np.array(self.recipe.days, np.float64)[self.source.scenes]
+        return days
 
     def bands(self, names: tuple[str, ...]) -> NDArray[np.int64]:
         """Return the indices of bands; of all of them for no names."""

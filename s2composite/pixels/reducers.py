@@ -1,19 +1,20 @@
-"""The registry of reducers, and `reduce_block`: observations of a window in, its composite out."""
+"""`reduce_block`: observations of a window in, its composite out."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from s2composite.errors import ParameterError
-from s2composite.pixels import picking, spectral, statistics
 from s2composite.pixels.kernels.block import Source
-from s2composite.pixels.masks import limits_of
+from s2composite.pixels.kernels.walking import validity
+from s2composite.pixels.masks import Nodata, SwathEdge, limits_of, reach_of
+from s2composite.pixels.morphology import dilation, distance_squared
 from s2composite.pixels.recipe import Call, Layer, Output, Recipe, Reducer
+from s2composite.pixels.registry import reducer_names, register_reducer, resolve_reducer
 
 __all__ = [
     "Layer",
@@ -22,64 +23,17 @@ __all__ = [
     "Reducer",
     "reduce_block",
     "reducer_names",
+    "register_reducer",
     "resolve_reducer",
     "scene_shares",
+    "valid_observations",
 ]
 
 SLAB_BYTES = 16 << 20
 """Memory for the copy of a piece of a window whose layout no kernel reads."""
 
-_REGISTRY: dict[str, Callable[..., Reducer]] = {
-    "geomedian": spectral.geomedian,
-    "luminance_median": picking.luminance_median,
-    "max": statistics.maximum,
-    "mean": statistics.mean,
-    "median": statistics.median,
-    "min": statistics.minimum,
-    "percentile": statistics.percentile,
-    "rank": picking.rank,
-    "std": statistics.standard_deviation,
-    "trimmed_mean": statistics.trimmed_mean,
-}
-
-
-def reducer_names() -> tuple[str, ...]:
-    """Return the names that `resolve_reducer` knows, sorted."""
-    return tuple(sorted(_REGISTRY))
-
-
-def resolve_reducer(reducer: str | Reducer, **params: Any) -> Reducer:
-    """Return a reducer by name, with its parameters.
-
-    Parameters
-    ----------
-    reducer
-        A name of the registry, or a reducer, which is returned as it is.
-    **params
-        Parameters of the reducer of that name.
-
-    Raises
-    ------
-    ParameterError
-        The name is unknown, or a parameter is unknown or has a value that makes no sense.
-
-    Examples
-    --------
-    >>> resolve_reducer("rank", key="B04", quantile=0.25).needs_bands
-    ('B04',)
-    """
-    if isinstance(reducer, Reducer):
-        if params:
-            raise ParameterError(f"reducer {reducer.name!r} has its parameters already; {sorted(params)} came on top")
-        return reducer
-    factory = _REGISTRY.get(reducer)
-    if factory is None:
-        raise ParameterError(f"unknown reducer {reducer!r}; there are {', '.join(reducer_names())}")
-    known = list(inspect.signature(factory).parameters)
-    unknown = sorted(set(params) - set(known))
-    if unknown:
-        raise ParameterError(f"reducer {reducer!r} has no parameter {unknown[0]!r}; it has {known or 'none'}")
-    return factory(**params)
+_NO_MASK = np.empty((0, 0, 0), bool)
+_EMPTY_NEAR = np.empty((0, 0, 0), np.uint16)
 
 
 def reduce_block(
@@ -100,7 +54,8 @@ def reduce_block(
     recipe
         What to make of them.
     valid
-        ``(t, y, x)``: False where a mask forbids an observation; combined with the recipe's own rules.
+        ``(t, y, x)``, as large as `pixels`: False where a mask rule forbids an observation; combined with the recipe's
+        own rules on values.
     scenes
         ``(k,)``: indices of the scenes that take part, in the order that settles ties. Default: all.
     inner
@@ -131,21 +86,46 @@ def reduce_block(
     """
     if pixels.ndim != 4:
         raise ParameterError(f"pixels have {pixels.ndim} dimensions; (time, band, y, x) are needed")
+    layers = recipe.layers(pixels.dtype.newbyteorder("="), pixels.shape[0])
+    chosen = _chosen(scenes, pixels.shape[0])
+    usable, near = _usable(valid, pixels), _EMPTY_NEAR
+    if recipe.halo > 0:
+        usable, near = _look_around(pixels, recipe, usable)
     if inner is not None:
         pixels = pixels[:, :, inner[0], inner[1]]
-    dtype = pixels.dtype.newbyteorder("=")
-    layers = recipe.layers(dtype, pixels.shape[0])
-    chosen = _chosen(scenes, pixels.shape[0])
-    usable = _usable(valid, pixels)
-    low, high, dropped = limits_of(recipe.rules, dtype, pixels.shape[1], recipe.nodata)
-    limits = (low, high, dropped, bool((low == low[:1]).all() and (high == high[:1]).all() and not dropped.size))
+        usable, near = usable[:, inner[0], inner[1]], near[:, inner[0], inner[1]]
     parts = []
-    for rows, values, interleaved in _slabs(pixels):
-        mask = usable if usable.size == 0 else np.ascontiguousarray(usable[:, rows])
+    for rows, source in _slabs(pixels, recipe, usable):
         shape = pixels[0, 0, rows].shape
-        source = Source(values, pixels.shape[1], shape[0] * shape[1], interleaved, chosen, _flat(mask), *limits)
-        parts.append(_reduce_slab(recipe, layers, source, shape))
+        parts.append(_reduce_slab(recipe, layers, source._replace(scenes=chosen), _flat(near[:, rows]), shape))
     return {layer.name: np.concatenate([part[layer.name] for part in parts], axis=-2) for layer in layers}
+
+
+def valid_observations(
+    pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Say which observations the rules of a recipe on values let pass, and `valid`, a mask as in `reduce_block`.
+
+    Rules that look around an observation (`SwathEdge`) are taken as if they did not.
+
+    Returns
+    -------
+    valid
+        ``(t, y, x)`` bool.
+
+    Examples
+    --------
+    >>> pixels = np.array([[[[0, 7, 255]], [[9, 9, 9]]]], np.uint8)
+    >>> valid_observations(pixels, Recipe(()))
+    array([[[False,  True, False]]])
+    """
+    times, width = pixels.shape[0], pixels.shape[3]
+    parts = []
+    for _, source in _slabs(pixels, recipe, _usable(valid, pixels)):
+        out = np.empty(times * source.pixels, np.uint8)
+        validity(source, 4096, out)
+        parts.append(out.view(np.bool_).reshape(times, source.pixels // max(width, 1), width))
+    return np.concatenate(parts, axis=1)
 
 
 def scene_shares(source: NDArray[np.int16], n_times: int) -> NDArray[np.float64]:
@@ -155,17 +135,35 @@ def scene_shares(source: NDArray[np.int16], n_times: int) -> NDArray[np.float64]
 
 
 def _reduce_slab(
-    recipe: Recipe, layers: tuple[Layer, ...], source: Source, shape: tuple[int, ...]
+    recipe: Recipe, layers: tuple[Layer, ...], source: Source, near: NDArray[np.uint16], shape: tuple[int, ...]
 ) -> dict[str, NDArray[Any]]:
     """Run every reducer on one contiguous run of pixels, of `shape` ``(y, x)``."""
-    arrays = [
-        np.full((source.bands, source.pixels)[-len(layer.dims) + 1 :], layer.nodata or 0, layer.dtype)
-        for layer in layers
-    ]
+    sizes = {3: (source.bands, source.pixels), 2: (source.pixels,)}
+    arrays = [np.full(sizes[len(layer.dims)], layer.nodata or 0, layer.dtype) for layer in layers]
     rest = iter(arrays)
     for reducer in recipe.reducers:
-        reducer.run(Call(reducer, recipe, source, tuple(next(rest) for _ in reducer.outputs), arrays[-1]))
+        results = tuple(next(rest) for _ in reducer.outputs)
+        reducer.run(Call(reducer, recipe, source, results, arrays[-1], near if reducer.reach else _flat(_EMPTY_NEAR)))
     return {layer.name: array.reshape(*array.shape[:-1], *shape) for layer, array in zip(layers, arrays, strict=True)}
+
+
+def _look_around(
+    pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
+    """Return what rules and reducers see that look at the surroundings of an observation.
+
+    That is: the mask of usable observations without those near nodata, and the squared distance of each to the next
+    invalid one (empty if no reducer asks for it), both ``(t, y, x)``.
+    """
+    edge = reach_of(recipe.rules)
+    if edge:
+        nodata = tuple(Nodata(rule.value) for rule in recipe.rules if isinstance(rule, SwathEdge))
+        near_nodata = dilation(~valid_observations(pixels, Recipe((), nodata, nodata=recipe.nodata)), edge)
+        usable = ~near_nodata if usable.size == 0 else usable & ~near_nodata
+    reach = max((reducer.reach for reducer in recipe.reducers), default=0)
+    if not reach:
+        return usable, _EMPTY_NEAR
+    return usable, distance_squared(~valid_observations(pixels, recipe, usable if usable.size else None), reach)
 
 
 def _chosen(scenes: ArrayLike | None, n_times: int) -> NDArray[np.int64]:
@@ -183,14 +181,26 @@ def _chosen(scenes: ArrayLike | None, n_times: int) -> NDArray[np.int64]:
 def _usable(valid: NDArray[np.bool_] | None, pixels: NDArray[Any]) -> NDArray[np.bool_]:
     """Return the mask of usable observations, ``(t, y, x)``; empty if there is none."""
     if valid is None:
-        return np.empty((0, 0, 0), bool)
+        return _NO_MASK
     times, _, height, width = pixels.shape
     if valid.dtype != np.bool_ or valid.shape != (times, height, width):
         raise ParameterError(f"valid is {valid.dtype} {valid.shape}; bool {(times, height, width)} fits the pixels")
     return valid
 
 
-def _slabs(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any], bool]]:
+def _slabs(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> Iterator[tuple[slice, Source]]:
+    """Yield slices of rows and their observations as kernels see them, all scenes of `pixels` in their order."""
+    times, bands = pixels.shape[:2]
+    dtype = pixels.dtype.newbyteorder("=")
+    low, high, dropped = limits_of(recipe.rules, dtype, bands, recipe.nodata, recipe.bands)
+    plain = bool((low == low[:1]).all() and (high == high[:1]).all() and not dropped.size)
+    for rows, values, interleaved in _pieces(pixels):
+        mask = _flat(usable[:, rows])
+        n = values.size // max(times * bands, 1)
+        yield rows, Source(values, bands, n, interleaved, np.arange(times), mask, low, high, dropped, plain)
+
+
+def _pieces(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any], bool]]:
     """Yield slices of rows, their values as flat memory, and whether its pixels are interleaved."""
     times, bands, height, width = pixels.shape
     swapped = pixels.transpose(0, 2, 3, 1)
@@ -209,7 +219,7 @@ def _slabs(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any], bool]]:
 
 
 def _flat(array: NDArray[Any]) -> NDArray[Any]:
-    """Return contiguous memory as one read-only dimension: writable and read-only arrays would compile twice."""
-    flat = array.reshape(-1)
+    """Return memory as one read-only dimension, copied if need be: writable and read-only ones would compile twice."""
+    flat = np.ascontiguousarray(array).reshape(-1)
     flat.flags.writeable = False
     return flat

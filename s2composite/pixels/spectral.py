@@ -6,10 +6,12 @@ import numpy as np
 
 from s2composite.errors import ParameterError
 from s2composite.pixels.kernels.geomedian import geomedian as geomedian_kernel
+from s2composite.pixels.kernels.walking import medoid as medoid_kernel
+from s2composite.pixels.picking import SOURCE
 from s2composite.pixels.recipe import Call, Output, Reducer, block_width
 from s2composite.pixels.statistics import put_rounded
 
-__all__ = ["geomedian"]
+__all__ = ["geomedian", "medoid"]
 
 SPREADS = ("median cosine distance from it", "median Euclidean distance from it", "median Bray-Curtis distance from it")
 LAYERS = {"mad": ("smad", "emad", "bcmad"), "dev": ("sdev", "edev", "bcdev")}
@@ -59,6 +61,22 @@ def geomedian(
         )
     params = (("deviations", deviations), ("eps", eps), ("max_iterations", max_iterations))
     return Reducer("geomedian", run_geomedian, outputs, params=params, setting=(eps, max_iterations))
+
+
+def medoid() -> Reducer:
+    """Return a reducer to the medoid: the observation of least total Euclidean distance to all others, whole.
+
+    Of equal ones the first in scene order is taken. Distances are calculated in float32 (float64 for float64 cubes).
+    """
+    return Reducer("medoid", run_medoid, (Output("", "medoid"), SOURCE))
+
+
+def run_medoid(call: Call) -> None:
+    """Run the medoid."""
+    source = call.source
+    kind = np.empty(0, np.float64 if source.values.dtype == np.float64 else np.float32)
+    width = block_width(source, source.bands * kind.itemsize + 1)
+    medoid_kernel(source, kind, call.recipe.min_count, width, call.results[0], call.count, call.results[1])
 
 
 def run_geomedian(call: Call) -> None:

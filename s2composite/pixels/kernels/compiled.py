@@ -25,14 +25,19 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-__all__ = ["cache_directory", "fast_part", "kernel", "part"]
+__all__ = ["cache_directory", "fast_part", "kernel", "kernel_in_memory", "part"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def kernel(function: F) -> F:
+def kernel_in_memory(function: F) -> F:
     """Compile a kernel that Python calls, on its first call for each set of types; it releases the interpreter lock."""
-    dispatcher = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    return cast("F", numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function))
+
+
+def kernel(function: F) -> F:
+    """Compile a kernel of this package, as `kernel_in_memory`, and keep its compiled forms on disk."""
+    dispatcher: Any = kernel_in_memory(function)
     dispatcher._cache = _KernelCache(function)  # noqa: SLF001 - where Numba puts its own cache
     return cast("F", dispatcher)
 

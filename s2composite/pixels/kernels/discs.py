@@ -15,8 +15,8 @@ __all__ = ["grow", "squared_distances"]
 def column_distances(marked: Any, wanted: int, outside: int, most: int, down: Any) -> None:
     """Write the distance of each pixel to the next one with value `wanted` in its own column, at most `most`.
 
-    ``marked``, ``down (y, x)`` uint8; pixels beyond the first and last row are at distance `outside` from the edge row's
-    outer side: 0 if they count as wanted, `most` if not.
+    ``marked``, ``down (y, x)`` uint8; `outside` is the distance of the pixels above the first and below the last row: 0
+    if they count as wanted, `most` if not.
     """
     height, width = marked.shape
     one, top = np.int16(1), np.int16(most)

@@ -1,8 +1,8 @@
 """Geometric medians: the point of least total distance to a pixel's observations, and how they scatter around it.
 
-Weiszfeld's iteration with the step of Vardi and Zhang where the estimate meets an observation. All pixels of a block take
-each step together, in vector instructions, but each starts from its own mean and stops at its own convergence, so that
-its result does not depend on its neighbours. Pixels that have converged are squeezed out as soon as that pays.
+Weiszfeld's iteration with the step of Vardi and Zhang where the estimate meets an observation. All pixels of a block
+take each step together, in vector instructions, but each starts from its own mean and stops at its own convergence, so
+that its result does not depend on its neighbours. Pixels that have converged are squeezed out as soon as that pays.
 """
 
 from __future__ import annotations
@@ -118,6 +118,13 @@ def move(total: Any, weights: Any, meets: Any, m: int, eps: Any, current: Any, g
 
 
 @part
+def to_front(row: Any, here: Any, kept: int) -> None:
+    """Move the first `kept` of the places ``here`` to the front of a row."""
+    for i in range(kept):
+        row[i] = row[here[i]]
+
+
+@part
 def squeeze(numbers: Any, valid: Any, current: Any, going: Any, lanes: Any, m: int, out: Any) -> int:
     """Write out the estimates of pixels that have stopped, move the others to the front; return how many to go on with.
 
@@ -133,15 +140,11 @@ def squeeze(numbers: Any, valid: Any, current: Any, going: Any, lanes: Any, m: i
             for b in range(current.shape[0]):
                 out[b, lanes[i]] = current[b, i]
     for t in range(valid.shape[0]):
-        for i in range(kept):
-            valid[t, i] = valid[t, here[i]]
+        to_front(valid[t], here, kept)
         for b in range(current.shape[0]):
-            row = numbers[t, b]
-            for i in range(kept):
-                row[i] = row[here[i]]
+            to_front(numbers[t, b], here, kept)
     for b in range(current.shape[0]):
-        for i in range(kept):
-            current[b, i] = current[b, here[i]]
+        to_front(current[b], here, kept)
     rounded = (kept + LANES - 1) // LANES * LANES
     for i in range(kept, rounded):
         lanes[i], going[i] = -1, 0

@@ -1,0 +1,338 @@
+"""Rules on mask bands: scene classification, quality bits, cloud probability, or any mask of one's own.
+
+A rule is evaluated at the resolution of its mask band, in this order: the bad pixels of each group of classes are
+marked; each group is cleaned by its own steps (opening, dilation ...), one after the other; the groups are united;
+what Missing data is bad as it is, without cleaning. `MaskRule.halo` pixels around a window decide about its edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import ParameterError
+from s2composite.pixels.masks import Limits
+from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
+
+__all__ = ["SCL", "SCL_CLASSES", "CloudProbability", "Fmask", "Group", "MaskRule", "QABits", "Usable", "upsample"]
+
+SCL_CLASSES = {
+    "no data": 0,
+    "saturated or defective": 1,
+    "dark area pixels": 2,
+    "cloud shadows": 3,
+    "vegetation": 4,
+    "bare soils": 5,
+    "water": 6,
+    "unclassified": 7,
+    "cloud medium probability": 8,
+    "cloud high probability": 9,
+    "thin cirrus": 10,
+    "snow or ice": 11,
+}
+"""Classes of Sentinel-2's scene classification."""
+
+FMASK_CLASSES = {"nodata": 0, "valid": 1, "cloud": 2, "shadow": 3, "snow": 4, "water": 5}
+"""Classes of Fmask as Open Data Cube products have it."""
+
+QA_BITS: dict[str, dict[str, tuple[int, int]]] = {
+    "landsat": {
+        "fill": (0x1, 0x1),
+        "dilated cloud": (0x2, 0x2),
+        "cirrus": (0x4, 0x4),
+        "cloud": (0x8, 0x8),
+        "cloud shadow": (0x10, 0x10),
+        "snow": (0x20, 0x20),
+        "clear": (0x40, 0x40),
+        "water": (0x80, 0x80),
+        "cloud medium": (0x300, 0x200),
+        "cloud high": (0x300, 0x300),
+        "cloud shadow high": (0xC00, 0xC00),
+        "snow high": (0x3000, 0x3000),
+        "cirrus high": (0xC000, 0xC000),
+    },
+    "hls": {
+        "cirrus": (0x1, 0x1),
+        "cloud": (0x2, 0x2),
+        "adjacent": (0x4, 0x4),
+        "cloud shadow": (0x8, 0x8),
+        "snow": (0x10, 0x10),
+        "water": (0x20, 0x20),
+        "aerosol high": (0xC0, 0xC0),
+    },
+    "qa60": {"opaque cloud": (0x400, 0x400), "cirrus": (0x800, 0x800)},
+}
+"""Flags of Landsat Collection 2, HLS' Fmask and Sentinel-2 QA60: the bits they look at, and what these must be."""
+
+_DEFAULT_FLAGS = {
+    "landsat": ("dilated cloud", "cirrus", "cloud", "cloud shadow"),
+    "hls": ("cloud", "adjacent", "cloud shadow"),
+    "qa60": ("opaque cloud", "cirrus"),
+}
+_MISSING = {"landsat": ("fill",), "hls": (), "qa60": ()}
+
+Cleanup = Iterable[Any] | Mapping[Any, Iterable[Any]] | None
+"""Steps for all classes together, or a mapping from a class, or a tuple of classes, to its own steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Bad pixels of one kind, and how their mask is cleaned."""
+
+    values: tuple[int, ...] = ()
+    """Values of the mask band that are bad."""
+
+    bits: tuple[tuple[int, int], ...] = ()
+    """Pairs of a bit mask and the value under it that is bad."""
+
+    above: float | None = None
+    """Values above this are bad."""
+
+    steps: tuple[Step, ...] = ()
+    """Operations on the mask of bad pixels, in order; radii in pixels of the mask band."""
+
+    def bad(self, block: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return the bad pixels of ``block (t, y, x)``, cleaned."""
+        marked = np.zeros(block.shape, bool)
+        if self.values:
+            marked |= _is_one_of(block, self.values)
+        for mask, value in self.bits:
+            marked |= (block & np.uint16(mask)) == value
+        if self.above is not None:
+            marked |= block > self.above
+        return apply_steps(marked, self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRule:
+    """Drop observations by what a mask band says. Made by `SCL`, `QABits`, `Fmask`, `CloudProbability`, `Usable`."""
+
+    band: str
+    """Name of the mask band."""
+
+    groups: tuple[Group, ...]
+    """Kinds of bad pixels; one that is bad by any of them is dropped."""
+
+    label: str = ""
+    """What it was made by, for metadata."""
+
+    @property
+    def halo(self) -> int:
+        """Pixels of the mask band around a window that decide about the window's own."""
+        return max((halo_of(group.steps) for group in self.groups), default=0)
+
+    def limits(self, limits: Limits) -> Limits:
+        """Return `limits` as they are: this rule is not about the values of the data."""
+        return limits
+
+    def valid(self, block: NDArray[Any]) -> NDArray[np.bool_]:
+        """Say which observations are valid.
+
+        Parameters
+        ----------
+        block
+            ``(t, y, x)`` of the mask band, with `halo` pixels around the window except where the raster ends: nothing
+            outside the block counts as bad. NaN is bad.
+
+        Returns
+        -------
+        valid
+            ``(t, y, x)`` bool, of the same shape: the halo has yet to be cut off.
+        """
+        valid = np.empty(block.shape, bool)
+        for t in range(len(block)):  # one scene at a time stays in the cache
+            valid[t : t + 1] = self._valid(block[t : t + 1])
+        return valid
+
+    def _valid(self, block: NDArray[Any]) -> NDArray[np.bool_]:
+        """Do as `valid`, in one go."""
+        marked = np.zeros(block.shape, bool)
+        if block.dtype.kind == "f":
+            marked = np.isnan(block)
+            if all(group.above is None for group in self.groups):
+                block = np.where(marked, 0, block).astype(np.int32)
+        for group in self.groups:
+            marked |= group.bad(block)
+        return ~marked
+
+    def __str__(self) -> str:
+        return self.label or repr(self)
+
+
+def SCL(  # noqa: N802 - it makes a rule, as the classes of rules on values do
+    classes: Iterable[str | int] = (
+        "cloud shadows",
+        "cloud medium probability",
+        "cloud high probability",
+        "thin cirrus",
+    ),
+    *,
+    cleanup: Cleanup = None,
+    band: str = "SCL",
+) -> MaskRule:
+    """Return the rule that drops classes of Sentinel-2's scene classification.
+
+    Parameters
+    ----------
+    classes
+        Names (or numbers) of the classes to drop; ``"no data"`` is always dropped, and never cleaned.
+    cleanup
+        Steps on the mask of bad pixels: ``[("opening", 2), ("dilation", 5)]`` (or ``[2, 5]``, the same) for all classes
+        together, or a mapping for some of them: ``{"thin cirrus": [("dilation", 2)], ("cloud shadows", ...): ...}``.
+        Radii are in pixels of the mask band, 20 m for SCL.
+    band
+        Name of the mask band.
+
+    Raises
+    ------
+    ParameterError
+        An unknown class or operation.
+
+    Examples
+    --------
+    >>> rule = SCL(["thin cirrus"], cleanup=[("dilation", 1)])
+    >>> rule.valid(np.array([[[4, 4, 10, 4, 0, 4]]], np.uint8)).astype(int).tolist(), rule.halo
+    ([[[1, 0, 0, 0, 0, 1]]], 1)
+    """
+    groups = _class_groups(SCL_CLASSES, classes, cleanup, "SCL class")
+    return MaskRule(band, (Group(values=(0,)), *groups), _label("SCL", classes, cleanup))
+
+
+def Fmask(  # noqa: N802
+    classes: Iterable[str | int] = ("cloud", "shadow"), *, cleanup: Cleanup = None, band: str = "fmask"
+) -> MaskRule:
+    """Return the rule that drops classes of Fmask (Open Data Cube's coding); parameters as for `SCL`."""
+    groups = _class_groups(FMASK_CLASSES, classes, cleanup, "Fmask class")
+    return MaskRule(band, (Group(values=(0,)), *groups), _label("Fmask", classes, cleanup))
+
+
+def QABits(  # noqa: N802
+    scheme: str = "landsat", flags: Iterable[str] | None = None, *, cleanup: Cleanup = None, band: str | None = None
+) -> MaskRule:
+    """Return the rule that drops observations with flags set in a band of quality bits.
+
+    Parameters
+    ----------
+    scheme
+        ``"landsat"`` (Collection 2, QA_PIXEL), ``"hls"`` (Fmask of Harmonized Landsat Sentinel) or ``"qa60"``
+        (Sentinel-2).
+    flags
+        Names of flags, see `QA_BITS`. Default: clouds and their shadows, cirrus, and what is next to them.
+    cleanup
+        As for `SCL`.
+    band
+        Name of the mask band; default ``"QA_PIXEL"``, ``"Fmask"`` or ``"QA60"``.
+
+    Raises
+    ------
+    ParameterError
+        An unknown scheme, flag or operation.
+    """
+    if scheme not in QA_BITS:
+        raise ParameterError(f"unknown scheme {scheme!r} of QABits; there are {', '.join(QA_BITS)}")
+    table = {name: index for index, name in enumerate(QA_BITS[scheme])}
+    pairs = list(QA_BITS[scheme].values())
+    flags = _DEFAULT_FLAGS[scheme] if flags is None else tuple(flags)
+    groups = tuple(
+        Group(bits=tuple(pairs[i] for i in group.values), steps=group.steps)
+        for group in _class_groups(table, flags, cleanup, f"flag of {scheme}")
+    )
+    missing = tuple(Group(bits=(QA_BITS[scheme][name],)) for name in _MISSING[scheme])
+    names = {"landsat": "QA_PIXEL", "hls": "Fmask", "qa60": "QA60"}
+    return MaskRule(band or names[scheme], (*missing, *groups), _label(f"QABits {scheme}", flags, cleanup))
+
+
+def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = "CLDPRB") -> MaskRule:  # noqa: N802
+    """Return the rule that drops observations whose cloud probability, in percent, is above a limit."""
+    if isinstance(cleanup, Mapping):
+        raise ParameterError("CloudProbability has no classes; give its cleanup as one list of steps")
+    group = Group(above=above, steps=steps_of(cleanup))
+    return MaskRule(band, (group,), _label(f"CloudProbability > {above:g}", (), cleanup))
+
+
+def Usable(band: str = "valid", *, cleanup: Cleanup = None) -> MaskRule:  # noqa: N802
+    """Return the rule for a mask of one's own: True (or not 0) may be used; `cleanup` works on the others."""
+    if isinstance(cleanup, Mapping):
+        raise ParameterError("Usable has no classes; give its cleanup as one list of steps")
+    return MaskRule(band, (Group(values=(0,), steps=steps_of(cleanup)),), _label("Usable", (), cleanup))
+
+
+def upsample(
+    valid: NDArray[np.bool_], factor: int, shape: tuple[int, int], *, top: int = 0, left: int = 0
+) -> NDArray[np.bool_]:
+    """Bring a mask to the finer grid of the data: each pixel becomes `factor` x `factor` of them.
+
+    Parameters
+    ----------
+    valid
+        ``(t, y, x)`` at the mask's resolution, its grid aligned with that of the data.
+    factor
+        Pixels of the data along one of the mask, a whole number.
+    shape
+        ``(y, x)`` of the result.
+    top, left
+        First row and column of the result, in pixels of the data from the corner of `valid`.
+
+    Raises
+    ------
+    ParameterError
+        `valid` does not cover the result.
+    """
+    height, width = shape
+    covered = top + height <= valid.shape[1] * factor and left + width <= valid.shape[2] * factor
+    if factor < 1 or top < 0 or left < 0 or not covered:
+        raise ParameterError(
+            f"a mask of {valid.shape[1:]} pixels, {factor} times coarser, does not cover {shape} pixels of the data "
+            f"from ({top}, {left}) on; read more of it"
+        )
+    rows = (np.arange(height) + top) // factor
+    columns = (np.arange(width) + left) // factor
+    return np.take(np.take(valid, rows, axis=1), columns, axis=2)
+
+
+def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return where a block has one of some values."""
+    if block.dtype != np.uint8:
+        return np.isin(block, values)
+    table = np.zeros(256, bool)
+    table[list(values)] = True
+    bad: NDArray[np.bool_] = table[block]
+    return bad
+
+
+def _class_groups(
+    table: Mapping[str, int], classes: Iterable[str | int], cleanup: Cleanup, what: str
+) -> tuple[Group, ...]:
+    """Return the groups that classes and their cleanup make: one for all, or one for each entry of a mapping."""
+    chosen = [_value(table, name, what) for name in classes]
+    if not isinstance(cleanup, Mapping):
+        return (Group(values=tuple(chosen), steps=steps_of(cleanup)),)
+    groups = []
+    for key, steps in cleanup.items():
+        names = key if isinstance(key, tuple) else (key,)
+        values = tuple(_value(table, name, what) for name in names)
+        groups.append(Group(values=values, steps=steps_of(steps)))
+        chosen = [value for value in chosen if value not in values]
+    return (*groups, *((Group(values=tuple(chosen)),) if chosen else ()))
+
+
+def _value(table: Mapping[str, int], name: str | int, what: str) -> int:
+    """Return the value of a class, by name in any case, with blanks or underscores, or by number."""
+    if isinstance(name, str):
+        name = name.replace("_", " ").lower()
+        if name in table:
+            return table[name]
+    elif name in table.values():
+        return int(name)
+    raise ParameterError(f"unknown {what} {name!r}; there are {', '.join(table)}")
+
+
+def _label(name: str, classes: Iterable[Any], cleanup: Cleanup) -> str:
+    """Return how a rule is written in metadata."""
+    parts = [", ".join(map(str, classes)), f"cleanup {cleanup}" if cleanup else ""]
+    inside = "; ".join(part for part in parts if part)
+    return f"{name}({inside})" if inside else name

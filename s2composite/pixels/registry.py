@@ -1,0 +1,139 @@
+"""The registry of reducers: by name, by the path of one's own, or from another package's entry points."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from s2composite.errors import ParameterError
+from s2composite.pixels import picking, scoring, spectral, statistics
+from s2composite.pixels.recipe import Reducer
+
+__all__ = ["ENTRY_POINTS", "reducer_names", "register_reducer", "resolve_reducer"]
+
+ENTRY_POINTS = "s2composite.reducers"
+"""Group of entry points in which other packages offer reducers."""
+
+Maker = Callable[..., Reducer]
+
+_REGISTRY: dict[str, Maker | Reducer] = {
+    "best_available_pixel": scoring.best_available_pixel,
+    "closest_to": picking.closest_to,
+    "earliest": picking.earliest,
+    "geomedian": spectral.geomedian,
+    "latest": picking.latest,
+    "luminance_median": picking.luminance_median,
+    "max": statistics.maximum,
+    "max_ndvi": picking.max_ndvi,
+    "mean": statistics.mean,
+    "median": statistics.median,
+    "medoid": spectral.medoid,
+    "min": statistics.minimum,
+    "percentile": statistics.percentile,
+    "quality_mosaic": picking.quality_mosaic,
+    "rank": picking.rank,
+    "std": statistics.standard_deviation,
+    "trimmed_mean": statistics.trimmed_mean,
+}
+
+
+def reducer_names() -> tuple[str, ...]:
+    """Return the names of the registry and of installed entry points, sorted."""
+    return tuple(sorted({*_REGISTRY, *(point.name for point in entry_points(group=ENTRY_POINTS))}))
+
+
+def register_reducer(name: str, maker: Maker | Reducer) -> None:
+    """Make a reducer known by a name, in this process.
+
+    Parameters
+    ----------
+    name
+        The name; registering it again replaces what it meant.
+    maker
+        A reducer, or a function that returns one, whose parameters become those of the name.
+
+    Raises
+    ------
+    ParameterError
+        The name is empty or would be taken for a path.
+
+    Notes
+    -----
+    Workers need not know the name: a reducer travels with its functions.
+    """
+    if not name or {".", ":"} & set(name):
+        raise ParameterError(f"a reducer cannot be called {name!r}; use letters, digits and underscores")
+    _REGISTRY[name] = maker
+
+
+def resolve_reducer(reducer: str | Reducer, **params: Any) -> Reducer:
+    """Return a reducer by name, with its parameters.
+
+    Parameters
+    ----------
+    reducer
+        A name of the registry or of an entry point in the group ``s2composite.reducers``; the path of a reducer or of a
+        function that returns one, ``"package.module:name"`` or ``"package.module.name"``; or a reducer, which is
+        returned as it is.
+    **params
+        Parameters of the reducer of that name.
+
+    Raises
+    ------
+    ParameterError
+        The name is unknown, or a parameter is unknown or has a value that makes no sense.
+
+    Examples
+    --------
+    >>> resolve_reducer("rank", key="B04", quantile=0.25).needs_bands
+    ('B04',)
+    """
+    if isinstance(reducer, Reducer):
+        return _made(reducer, reducer.name, params)
+    maker = _REGISTRY.get(reducer)
+    if maker is None:
+        maker = _from_entry_point(reducer) or _from_path(reducer)
+    return _made(maker, reducer, params)
+
+
+def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
+    """Return the reducer that `maker` is or makes."""
+    if isinstance(maker, Reducer):
+        if params:
+            raise ParameterError(f"reducer {name!r} has its parameters already; {sorted(params)} came on top")
+        return maker
+    if not callable(maker):
+        raise ParameterError(f"{name!r} is {maker!r}; a reducer, or a function that returns one, is needed")
+    try:
+        inspect.signature(maker).bind(**params)
+    except TypeError as problem:
+        known = list(inspect.signature(maker).parameters)
+        raise ParameterError(f"reducer {name!r}: {problem}; its parameters are {known or 'none'}") from None
+    made = maker(**params)
+    if not isinstance(made, Reducer):
+        raise ParameterError(f"{name!r} made {made!r}; a reducer is needed")
+    return made
+
+
+def _from_entry_point(name: str) -> Any:
+    """Return what an installed package offers under `name`, None if none does."""
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        return point.load()
+    return None
+
+
+def _from_path(path: str) -> Any:
+    """Return what lies at ``package.module:name`` or ``package.module.name``."""
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    if not module or not name:
+        raise ParameterError(
+            f"unknown reducer {path!r}; there are {', '.join(reducer_names())}, or give the path of your own, "
+            "as in 'package.module:name'"
+        )
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as problem:
+        raise ParameterError(f"reducer {path!r} cannot be loaded: {problem}") from problem
