@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from s2composite.cube import Chunks, stack_of, thread_memory, window_at
 from s2composite.errors import ParameterError
+from s2composite.masking import Mask, masks_of
+from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED, OUTSIDE, READ, Observations
@@ -28,19 +30,23 @@ STATUS = "read_status"
 """Name of the layer that says, for each scene and window, whether it was read."""
 
 
-def compose_window(stack: Stack, recipe: Recipe, window: Window) -> dict[str, NDArray[Any]]:
+def compose_window(stack: Stack, recipe: Recipe, window: Window, masks: Sequence[Mask] = ()) -> dict[str, NDArray[Any]]:
     """Read a window of a stack and reduce it: the pure function behind every way to run.
 
     Parameters
     ----------
     window
         ``(y, x)`` slices of the stack's geobox.
+    masks
+        The mask bands that the recipe's rules need, from `masks_of`.
 
     Returns
     -------
     dict
         The arrays that ``recipe.layers`` lists, and ``read_status`` ``(t, 1, 1)`` uint8.
     """
+    if masks or recipe.halo:
+        return _compose_with_neighbours(stack, recipe, window, masks)
     pieces = stack.pieces(window)
     with borrow(max(map(stack.size, pieces)), stack.dtype) as scratch:
         parts = [
@@ -49,6 +55,32 @@ def compose_window(stack: Stack, recipe: Recipe, window: Window) -> dict[str, ND
             for part in _compose_piece(stack, recipe, piece, seen, scratch)
         ]
     return _joined(window, parts)
+
+
+def _compose_with_neighbours(
+    stack: Stack, recipe: Recipe, window: Window, masks: Sequence[Mask]
+) -> dict[str, NDArray[Any]]:
+    """Compose a window in one piece, with the pixels around it that decide about its edge."""
+    region = tuple(
+        slice(max(s.start - recipe.halo, 0), min(s.stop + recipe.halo, n))
+        for s, n in zip(window, stack.shape[2:], strict=True)
+    )
+    inner = tuple(slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
+    region, inner = (region[0], region[1]), (inner[0], inner[1])
+    with borrow(stack.size(region), stack.dtype) as scratch:
+        seen = stack.read(region, scratch=scratch)
+        valid = None
+        for mask in masks:
+            usable = mask.valid(region)
+            valid = usable if valid is None else valid & usable
+        layers = reduce_block(seen.pixels, recipe, valid=valid, scenes=_there(seen), inner=inner)
+    return {**layers, STATUS: seen.status[:, None, None]}
+
+
+def _there(seen: Observations) -> NDArray[np.intp] | None:
+    """Return the scenes that were read, None for all."""
+    there = np.flatnonzero(seen.status == READ)
+    return None if len(there) == len(seen.status) else there
 
 
 _Part = tuple[Window, dict[str, NDArray[Any]]]
@@ -65,10 +97,8 @@ def _compose_piece(
             for block in blocks
             for part in _compose_piece(stack, recipe, block, stack.read(block, scratch=scratch), scratch)
         ]
-    there = np.flatnonzero(seen.status == READ)
-    scenes = None if len(there) == len(seen.status) else there
     status = {STATUS: seen.status[:, None, None]}
-    return [(piece, {**reduce_block(seen.pixels, recipe, scenes=scenes), **status})]
+    return [(piece, {**reduce_block(seen.pixels, recipe, scenes=_there(seen)), **status})]
 
 
 def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
@@ -105,6 +135,7 @@ def layer_arrays(cube: xr.DataArray, recipe: Recipe, layers: Sequence[Layer]) ->
         Of the recipe, for the cube's dtype.
     """
     if not isinstance(cube.data, da.Array):
+        _refuse_masks(recipe)
         return dict(reduce_block(cube.data, recipe))
     found = stack_of(cube)
     packed = _from_stack(*found, recipe) if found else _from_array(cube, recipe)
@@ -126,13 +157,14 @@ class _Work:
     stack: Stack
     recipe: Recipe
     spatial: Chunks
+    masks: tuple[Mask, ...]
 
     def __dask_tokenize__(self) -> Any:
-        return self.stack.token, tokenize(self.recipe), self.spatial
+        return self.stack.token, tokenize(self.recipe), self.spatial, tokenize(self.masks)
 
 
 def _compose(*, work: _Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
-    return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id))
+    return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks)
 
 
 def _reduce(block: NDArray[Any], recipe: Recipe) -> dict[str, NDArray[Any]]:
@@ -144,7 +176,7 @@ def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:
 
 
 def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe) -> da.Array:
-    work = _Work(stack, recipe, spatial)
+    work = _Work(stack, recipe, spatial, masks_of(stack, recipe.rules))
     token = tokenize(work)
     return da.map_blocks(
         _compose,
@@ -157,7 +189,13 @@ def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe) -> da.Array:
 
 
 def _from_array(cube: xr.DataArray, recipe: Recipe) -> da.Array:
+    _refuse_masks(recipe)
     data = _one_chunk_in_time(cube.data)
+    if recipe.halo and data.npartitions > 1:
+        raise ParameterError(
+            f"{recipe.reducers[0].name} and its rules need {recipe.halo} pixels around each, and this cube is cut into "
+            "chunks; open the scenes with open_cube(), which reads them, or compute the cube first"
+        )
     packed = da.map_blocks(
         _reduce,
         data,
@@ -171,6 +209,15 @@ def _from_array(cube: xr.DataArray, recipe: Recipe) -> da.Array:
     # window of all dates would become a task result. With one output it does, so it is fused before the outputs branch.
     (fused,) = dask.optimize(packed)
     return fused
+
+
+def _refuse_masks(recipe: Recipe) -> None:
+    bands = [rule.band for rule in recipe.rules if isinstance(rule, MaskRule)]
+    if bands:
+        raise ParameterError(
+            f"rules on mask bands ({', '.join(bands)}) need the scenes, to read the band at its own resolution: use a "
+            "cube from open_cube() whose values are untouched, or set what is masked to nodata with cube.where()"
+        )
 
 
 def _one_chunk_in_time(data: da.Array) -> da.Array:

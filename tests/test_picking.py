@@ -66,7 +66,8 @@ def test_by_time(pixels):
 
 def test_by_time_among_some_scenes():
     pixels = np.arange(1, 7, dtype=np.uint8)[:, None, None, None]
-    assert picked(pixels, "latest", days=DAYS, scenes=[0, 3, 1])["source"].item() == 0
+    assert picked(pixels, "latest", days=DAYS, scenes=[0, 3, 1])["source"].item() == 1
+    assert picked(pixels, "latest", days=DAYS, scenes=[1, 3, 0])["source"].item() == 0
     assert picked(pixels, "earliest", days=DAYS, scenes=[5, 2])["source"].item() == 5
     assert picked(pixels, "latest", days=DAYS, scenes=[])["source"].item() == -1
 

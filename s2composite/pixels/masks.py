@@ -129,7 +129,7 @@ class ValueRange:
 
 @dataclass(frozen=True, slots=True)
 class SwathEdge:
-    """Drop observations near nodata: lossy sources (JPEG, WebP) have turned the edge of the swath into colours there."""
+    """Drop observations near nodata, where a lossy source (JPEG, WebP) gives colours to what is outside the swath."""
 
     pixels: int = 8
     """How far from the next pixel with nodata in any band, in pixels of the data; 8 is one block of JPEG."""

@@ -1,0 +1,189 @@
+"""Rules on mask bands: classes, bits, probabilities, cleanup per class, halo, coarser masks."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from test_morphology import peer
+
+from s2composite.errors import BandError, ParameterError
+from s2composite.pixels.flags import QA_BITS, SCL, SCL_CLASSES, CloudProbability, Fmask, QABits, Usable, upsample
+from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
+from s2composite.pixels.reducers import Recipe, reduce_block, resolve_reducer, valid_observations
+
+MEDIAN = (resolve_reducer("luminance_median"),)
+
+
+def dropped_classes(rule, classes=12):
+    values = np.arange(classes, dtype=np.uint8)[None, None]
+    return np.flatnonzero(~rule.valid(values)[0, 0]).tolist()
+
+
+def test_classes_by_name_and_number():
+    assert dropped_classes(SCL()) == [0, 3, 8, 9, 10]
+    assert dropped_classes(SCL(["Thin_Cirrus", 11, "water"])) == [0, 6, 10, 11]
+    assert dropped_classes(SCL([])) == [0]
+    assert dropped_classes(Fmask(), 6) == [0, 2, 3]
+    assert set(SCL_CLASSES.values()) == set(range(12))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int64, np.float32])
+def test_any_type_of_mask(dtype):
+    block = np.array([[[4, 9, 0, 10, 5]]]).astype(dtype)
+    assert SCL().valid(block).tolist() == [[[True, False, False, False, True]]]
+    if dtype == np.float32:
+        block[0, 0, 0] = np.nan
+        assert not SCL([]).valid(block)[0, 0, 0]
+
+
+def test_bits_of_landsat():
+    rule = QABits("landsat")
+    clear, cloud, shadow, fill, dilated, high = 21824, 22280, 23888, 1, 21826, 0x300
+    block = np.array([[[clear, cloud, shadow, fill, dilated, high]]], np.uint16)
+    assert rule.valid(block)[0, 0].tolist() == [True, False, False, False, False, True]
+    assert not QABits("landsat", ["cloud high"]).valid(block)[0, 0, 5]
+    assert QABits("landsat", ["cloud medium"]).valid(block)[0, 0, 5]
+    assert (rule.band, QABits("qa60").band, QABits("hls").band) == ("QA_PIXEL", "QA60", "Fmask")
+
+
+def test_bits_of_the_others():
+    assert QABits("qa60").valid(np.array([[[0, 1024, 2048, 3072]]], np.uint16))[0, 0].tolist() == [True] + [False] * 3
+    assert QABits("qa60").valid(np.array([[[0, 255]]], np.uint8)).all(), (
+        "a mask in too few bits has none of these flags"
+    )
+    block = np.array([[[0, 2, 4, 8, 16, 32, 64, 192]]], np.uint8)
+    assert QABits("hls").valid(block)[0, 0].tolist() == [True, False, False, False, True, True, True, True]
+    assert not QABits("hls", ["aerosol high"]).valid(block)[0, 0, 7]
+    for scheme, flags in QA_BITS.items():
+        assert all(value & ~mask == 0 for mask, value in flags.values()), scheme
+
+
+def test_cloud_probability_and_masks_of_ones_own():
+    block = np.array([[[0, 40, 41, 100]]], np.uint8)
+    assert CloudProbability().valid(block)[0, 0].tolist() == [True, True, False, False]
+    assert CloudProbability(50.5).valid(block.astype(np.float32))[0, 0].tolist() == [True, True, True, False]
+    assert not CloudProbability().valid(np.array([[[np.nan]]])).any()
+    own = np.array([[[True, False, True, True]]])
+    assert Usable().valid(own).tolist() == own.tolist()
+    assert Usable(cleanup=[("dilation", 1)]).valid(own)[0, 0].tolist() == [False, False, False, True]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), opening=st.integers(0, 3), dilation=st.integers(0, 4))
+def test_cleanup_for_all_classes_together(seed, opening, dilation):
+    block = np.random.default_rng(seed).integers(0, 12, (2, 20, 23)).astype(np.uint8)
+    block[:, 5:15, 5:15] = 9
+    steps = [("opening", opening), ("dilation", dilation)]
+    bad = peer(np.isin(block, [3, 8, 9, 10]), steps) | (block == 0)
+    np.testing.assert_array_equal(SCL(cleanup=steps).valid(block), ~bad)
+    np.testing.assert_array_equal(SCL(cleanup=[opening, dilation]).valid(block), ~bad)
+
+
+def test_cleanup_for_each_class():
+    rng = np.random.default_rng(0)
+    block = rng.choice(np.array([4, 3, 8, 9, 10, 0], np.uint8), (2, 30, 31), p=[0.9, 0.02, 0.02, 0.02, 0.02, 0.02])
+    cleanup = {"thin cirrus": [("dilation", 3)], ("cloud shadows", "cloud high probability"): [("closing", 2)]}
+    rule = SCL(["cloud medium probability", "thin cirrus"], cleanup=cleanup)
+    bad = peer(block == 10, [("dilation", 3)]) | peer(np.isin(block, [3, 9]), [("closing", 2)]) | np.isin(block, [0, 8])
+    np.testing.assert_array_equal(rule.valid(block), ~bad)
+    assert rule.halo == 4
+    assert (SCL().halo, SCL(cleanup=[2, 5]).halo) == (0, 9)
+
+
+def test_rules_travel_and_have_names():
+    rules = (
+        SCL(cleanup=[2, 5]),
+        QABits("hls", ["cloud"]),
+        CloudProbability(30),
+        Usable(),
+        Fmask(),
+        SwathEdge(4),
+        ValueRange(1),
+    )
+    assert pickle.loads(pickle.dumps(rules)) == rules
+    assert str(CloudProbability(30)) == "CloudProbability > 30"
+    assert str(SCL(["water"], cleanup=[2, 5])) == "SCL(water; cleanup [2, 5])"
+    assert len({*rules}) == len(rules)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: SCL(["clouds"]), "thin cirrus"),
+        (lambda: SCL([12]), "unknown SCL class 12"),
+        (lambda: SCL(cleanup={"clouds": []}), "unknown SCL class"),
+        (lambda: SCL(cleanup=[("melt", 1)]), "opening"),
+        (lambda: QABits("modis"), "landsat, hls, qa60"),
+        (lambda: QABits("qa60", ["cloud"]), "opaque cloud"),
+        (lambda: Fmask(["fog"]), "shadow"),
+        (lambda: CloudProbability(cleanup={"a": []}), "no classes"),
+        (lambda: Usable(cleanup={"a": []}), "no classes"),
+        (lambda: SwathEdge(0), "1 to 254"),
+        (lambda: ValueRange(5, 1), "holds no value"),
+    ],
+)
+def test_wrong_rules(make, said):
+    with pytest.raises(ParameterError, match=said):
+        make()
+
+
+@settings(max_examples=40, deadline=None)
+@given(factor=st.integers(1, 6), data=st.data())
+def test_coarser_masks(factor, data):
+    valid = np.random.default_rng(factor).random((2, 5, 4)) < 0.5
+    top, left = data.draw(st.integers(0, 5 * factor - 1)), data.draw(st.integers(0, 4 * factor - 1))
+    shape = (data.draw(st.integers(1, 5 * factor - top)), data.draw(st.integers(1, 4 * factor - left)))
+    whole = valid.repeat(factor, axis=1).repeat(factor, axis=2)
+    part = upsample(valid, factor, shape, top=top, left=left)
+    np.testing.assert_array_equal(part, whole[:, top : top + shape[0], left : left + shape[1]])
+
+
+def test_a_mask_that_does_not_cover_the_data():
+    with pytest.raises(ParameterError, match="does not cover"):
+        upsample(np.ones((1, 5, 5), bool), 2, (10, 10), top=1)
+
+
+def test_ranges_of_values():
+    pixels = np.array([[1, 50], [10, 50], [20, 50], [10, 5]], np.int16)[:, :, None, None]
+
+    def passed(*rules, names=("red", "nir")):
+        return valid_observations(pixels, Recipe((), rules, bands=names))[:, 0, 0].tolist()
+
+    assert passed(ValueRange(2, 40)) == [False] * 3 + [True]
+    assert passed(ValueRange(2, 15, bands=("red",))) == [False, True, False, True]
+    assert passed(ValueRange(9.5, 10.5, bands=("red",))) == [False, True, False, True]
+    assert passed(ValueRange(low=-1e9), ValueRange(high=1e9)) == [True] * 4
+    assert passed(ValueRange(2, 40, bands=("red",)), ValueRange(high=49, bands=("nir",))) == [False] * 3 + [True]
+    with pytest.raises(BandError, match="swir"):
+        passed(ValueRange(0, bands=("swir",)))
+
+
+def test_observations_near_nodata_are_dropped():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(1, 255, (4, 3, 30, 40), dtype=np.uint8)
+    pixels[0, 1, 10, 10] = 0
+    pixels[1, :, :, :7] = 0
+    rules = (Nodata(), Saturated(), SwathEdge(3))
+    near = np.stack(
+        [ndimage.distance_transform_edt(~scene) <= 3 if scene.any() else scene for scene in (pixels == 0).any(1)]
+    )
+    count = (~near & (pixels != 255).all(axis=1)).sum(axis=0)
+    recipe = Recipe(MEDIAN, rules)
+    assert recipe.halo == 3
+    whole = reduce_block(pixels, recipe)
+    np.testing.assert_array_equal(whole["count"], count)
+    part = reduce_block(pixels[:, :, 2:25, 1:30], recipe, inner=(slice(3, 20), slice(3, 26)))
+    for name, array in part.items():
+        np.testing.assert_array_equal(array, whole[name][..., 5:22, 4:27])
+
+
+def test_a_mask_and_the_edge_of_the_swath_together():
+    pixels = np.full((2, 1, 3, 9), 50, np.uint8)
+    pixels[:, :, :, 0] = 0
+    usable = np.ones((2, 3, 9), bool)
+    usable[0, :, 8] = False
+    result = reduce_block(pixels, Recipe(MEDIAN, (Nodata(), SwathEdge(2))), valid=usable)
+    assert result["count"][1].tolist() == [0, 0, 0, 2, 2, 2, 2, 2, 1]
