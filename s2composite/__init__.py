@@ -5,6 +5,7 @@ The house, from the top to the cellar (a module imports only from above):
 scenes       which acquisitions there are: names, listings
 reading      pixels in: headers, tiles, GDAL, the stack
 pixels       arithmetic: rules, kernels, reducers
+masking      mask bands beside the data
 cube         a stack as a lazy DataArray
 windows      the pure function that reads and reduces one window
 compositing  a cube reduced over time
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from s2composite.compositing import Composite, composite
     from s2composite.cube import open_cube
     from s2composite.errors import S2CompositeError
+    from s2composite.pixels.flags import SCL, CloudProbability, QABits
     from s2composite.pixels.masks import Nodata, Saturated
-    from s2composite.pixels.reducers import resolve_reducer
+    from s2composite.pixels.reducers import register_reducer, resolve_reducer
     from s2composite.running.cluster import connect
     from s2composite.running.job import load_job
     from s2composite.running.run import run_job
@@ -34,9 +36,12 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "Asset": "scenes.model",
+    "CloudProbability": "pixels.flags",
     "Composite": "compositing",
     "Nodata": "pixels.masks",
+    "QABits": "pixels.flags",
     "S2CompositeError": "errors",
+    "SCL": "pixels.flags",
     "Saturated": "pixels.masks",
     "Scene": "scenes.model",
     "composite": "compositing",
@@ -44,14 +49,18 @@ _ROOMS = {
     "find_scenes": "scenes.listing",
     "load_job": "running.job",
     "open_cube": "cube",
+    "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
     "run_job": "running.run",
 }
 
 __all__ = [
+    "SCL",
     "Asset",
+    "CloudProbability",
     "Composite",
     "Nodata",
+    "QABits",
     "S2CompositeError",
     "Saturated",
     "Scene",
@@ -60,6 +69,7 @@ __all__ = [
     "find_scenes",
     "load_job",
     "open_cube",
+    "register_reducer",
     "resolve_reducer",
     "run_job",
 ]

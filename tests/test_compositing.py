@@ -151,6 +151,24 @@ def test_a_foreign_lazy_cube_is_never_a_task_result(scenes_dir):
     assert names == {"composite": windows, "count": windows, "source": windows}, names
 
 
+def test_a_task_takes_little_more_memory_than_the_pixels_of_its_window(scenes_dir):
+    import tracemalloc
+
+    from s2composite.cube import stack_of
+    from s2composite.pixels.reducers import Recipe, resolve_reducer
+    from s2composite.windows import compose_window
+
+    stack, _ = stack_of(s2c.open_cube(scenes_dir))
+    recipe = Recipe((resolve_reducer("luminance_median"),), bands=stack.bands)
+    window = (slice(0, 600), slice(0, 600))
+    compose_window(stack, recipe, window)
+    tracemalloc.start()
+    compose_window(stack, recipe, window)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.25 * stack.size(window) * stack.dtype.itemsize
+
+
 def test_rules_can_be_changed_and_switched_off():
     values = np.array([0, 255, 40, 50], "uint8").reshape(4, 1, 1, 1)
     cube = xr.DataArray(values, dims=("time", "band", "y", "x"))

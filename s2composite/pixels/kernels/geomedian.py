@@ -172,8 +172,11 @@ def iterate(numbers: Any, valid: Any, counts: Any, eps: Any, max_iterations: int
 
 
 @part
-def distances(numbers: Any, valid: Any, middle: Any, cosine: Any, euclidean: Any, bray_curtis: Any) -> None:
-    """Write the distances of observations from `middle` ``(b, n)`` as ``(t, n)``; NaN where not valid."""
+def distances(numbers: Any, valid: Any, middle: Any, out: Any) -> None:
+    """Write the cosine, Euclidean and Bray-Curtis distances of observations from `middle` ``(b, n)``.
+
+    ``out (t, 3, n)``; NaN where not valid.
+    """
     kind = middle.dtype.type
     zero, one, nan, n = kind(0), kind(1), kind(np.nan), middle.shape[1]
     size, length, dot = np.zeros(n, middle.dtype), np.empty(n, middle.dtype), np.empty(n, middle.dtype)
@@ -192,7 +195,7 @@ def distances(numbers: Any, valid: Any, middle: Any, cosine: Any, euclidean: Any
                 square[i] += (x - y) * (x - y)
                 apart[i] += abs(x - y)
                 both[i] += abs(x + y)
-        ok, first, second, third = valid[t], cosine[t], euclidean[t], bray_curtis[t]
+        ok, first, second, third = valid[t], out[t, 0], out[t, 1], out[t, 2]
         for i in range(n):
             product = np.sqrt(length[i]) * np.sqrt(size[i])
             angle = one - dot[i] / (product if product > zero else one)
@@ -208,10 +211,8 @@ def distances(numbers: Any, valid: Any, middle: Any, cosine: Any, euclidean: Any
 
 
 @part
-def middle_value(
-    numbers: Any, sign: Any, keys: Any, digits: Any, counts: Any, ranks: Any, source: Source, out: Any
-) -> None:
-    """Write the median of ``numbers (t, n)``, which are used up, into ``out (n,)``: the mean of two middle ones."""
+def middle_values(numbers: Any, sign: Any, keys: Any, digits: Any, counts: Any, ranks: Any, source: Source) -> Any:
+    """Return medians of ``numbers (t, n)``, which are used up: the mean of the two middle ones of an even number."""
     n = counts.size
     rank, found, following = np.empty(n, np.int16), np.empty(n, sign.dtype), np.empty(n, sign.dtype)
     order(numbers, sign, keys)
@@ -222,8 +223,9 @@ def middle_value(
     unorder(following, sign[0])
     low, high = found.view(numbers.dtype), following.view(numbers.dtype)
     half = numbers.dtype.type(0.5)
-    for i in range(out.size):
-        out[i] = low[i] if counts[i] % 2 else (low[i] + high[i]) * half
+    for i in range(n):
+        low[i] = low[i] if counts[i] % 2 else (low[i] + high[i]) * half
+    return low
 
 
 @kernel
@@ -256,8 +258,9 @@ def geomedian(
     times, kind = source.scenes.size, eps.dtype
     rows, numbers = np.empty((source.bands, width), source.values.dtype), np.empty((times, source.bands, width), kind)
     valid, counts = np.empty((times, width), np.uint8), np.empty(width, np.uint16)
-    middle, three = np.empty((source.bands, width), kind), np.empty((3, times, width), kind)
-    digits = np.empty((times, width), np.int16)
+    middle, three = np.empty((source.bands, width), kind), np.empty((times, 3, width), kind)
+    numbers3, digits = three.reshape((times, 3 * width)), np.empty((times, 3 * width), np.int16)
+    keys, counts3 = numbers3.view(sign.dtype), np.empty(3 * width, np.uint16)
     for start in range(0, source.pixels, width):
         n = min(width, source.pixels - start)
         load_numbers(source, start, n, rows, numbers, valid)
@@ -268,7 +271,10 @@ def geomedian(
                 out[b, start + i] = middle[b, i]
         if scatter.size > 0:
             load_numbers(source, start, n, rows, numbers, valid)
-            distances(numbers, valid, middle, three[0], three[1], three[2])
-            for k in range(3):
-                keys = three[k].view(sign.dtype)
-                middle_value(three[k], sign, keys, digits, counts, ranks, source, scatter[k, start : start + n])
+            distances(numbers, valid, middle, three)
+            for i in range(3 * width):
+                counts3[i] = counts[i % width]
+            medians = middle_values(numbers3, sign, keys, digits, counts3, ranks, source)
+            for k in range(3):  # all three at once: longer rows go faster
+                for i in range(n):
+                    scatter[k, start + i] = medians[k * width + i]
