@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-import s2composite
 from s2composite.errors import ParameterError
 from s2composite.pixels.masks import Nodata, Rule, Saturated
 from s2composite.pixels.reducers import Layer, Recipe, Reducer, resolve_reducer
@@ -245,7 +245,7 @@ def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
         "reducer": ", ".join(reducer.name for reducer in recipe.reducers),
         "parameters": ", ".join(str(reducer) for reducer in recipe.reducers),
         "rules": ", ".join(str(rule) for rule in recipe.rules) or "none",
-        "software": f"s2composite {s2composite.__version__}",
+        "software": f"s2composite {version('s2composite')}",
     }
     if "engine" in array.attrs:
         facts["engine"] = "; ".join(f"{name}: {why}" for name, why in array.attrs["engine"].items())
