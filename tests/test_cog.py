@@ -315,8 +315,11 @@ def test_workers_without_the_disk_hand_their_parts_back(tmp_path, cluster, monke
 
 
 def test_pixels_in_memory_are_not_sent_to_workers(tmp_path, cluster, monkeypatch):
-    monkeypatch.delattr(Client, "get")
-    monkeypatch.delattr(Client, "submit")
+    def refuse(*_, **__):
+        raise AssertionError("something is sent to the workers")
+
+    monkeypatch.setattr(Client, "get", refuse)
+    monkeypatch.setattr(Client, "submit", refuse)
     values = pixels((3, 300, 300))
     path = write(composite_of(values), tmp_path / "out.tif")
     assert np.array_equal(read(path), values)

@@ -28,7 +28,7 @@ def test_a_reducer_is_found_by_name_or_returned():
     ("name", "params", "said"),
     [
         ("medain", {}, "luminance_median"),
-        ("luminance_median", {"quantile": 1}, "unexpected keyword argument 'quantile'; its parameters are none"),
+        ("luminance_median", {"quantile": 1}, "has no parameter 'quantile'; it has none"),
         (MEDIAN, {"quantile": 1}, "has its parameters already"),
         ("rank", {"quantile": 1.5}, "outside 0 to 1"),
         ("rank", {"quantile": float("nan")}, "outside 0 to 1"),

@@ -112,7 +112,12 @@ def deadly(block_id):
 @pytest.mark.parametrize("write", writers())
 def test_a_worker_that_dies(tmp_path, cluster, write):
     # The worker takes the windows with it that wait for their turn there; any of them may be the one that is named.
-    with cluster.as_current(), pytest.raises(WriteError, match=r"window y \d+:\d+, x \d+:\d+.*KilledWorker") as caught:
+    with (
+        cluster.as_current(),
+        pytest.raises(
+            WriteError, match=r"window y \d+:\d+, x \d+:\d+.*(KilledWorker|worker that ran it died)"
+        ) as caught,
+    ):
         write(made_by(deadly), tmp_path)
     assert caught.value.window
     cluster.wait_for_workers(2)

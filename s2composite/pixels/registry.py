@@ -111,6 +111,8 @@ def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
         inspect.signature(maker).bind(**params)
     except TypeError as problem:
         known = list(inspect.signature(maker).parameters)
+        for unknown in sorted(set(params) - set(known)):
+            raise ParameterError(f"reducer {name!r} has no parameter {unknown!r}; it has {known or 'none'}") from None
         raise ParameterError(f"reducer {name!r}: {problem}; its parameters are {known or 'none'}") from None
     made = maker(**params)
     if not isinstance(made, Reducer):

@@ -150,7 +150,9 @@ def _failed_key(error: BaseException) -> Any:
 
 
 def _raise(work: Work, future: Any, client: Client) -> None:
-    error = future.exception() if future.status == "error" else RuntimeError(f"the task was {future.status}")
+    # Another window's end can be seen first; this one then is lost with the worker that held it.
+    died = RuntimeError(f"the task was {future.status}: the worker that ran it died")
+    error = future.exception() if future.status == "error" else died
     if isinstance(error, S2CompositeError):
         raise error
     blamed = None

@@ -95,7 +95,10 @@ def _total(pixels: NDArray[Any], dtype: Any) -> NDArray[Any]:
 def _mean_of_integers(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[Any]:
     wide = _WIDE[pixels.dtype.itemsize]
     if valid is None:
-        return ((_total(pixels, wide) + 2) >> 2).astype(pixels.dtype)
+        mean = (_total(pixels, wide) + 2) >> 2
+        if nodata is not None:
+            mean[mean == nodata] = _neighbour(nodata, pixels.dtype)
+        return np.asarray(mean, pixels.dtype)
     total = _total(np.where(valid, pixels, pixels.dtype.type(0)), wide)
     count = _total(valid.view(np.uint8), np.uint8)
     mean = (total * _SHARES[count] + 6) // 12
