@@ -239,3 +239,24 @@ def test_arrays_from_odc_stac_go_straight_in(scenes_dir, tmp_path):
     for layer in LAYERS:
         np.testing.assert_array_equal(comp[layer].values, expected[layer])
     assert comp["composite"].odc.geobox == grid
+
+
+@pytest.mark.parametrize("corner", [True, False])
+def test_arrays_as_stackstac_makes_them_are_not_half_a_pixel_off(corner):
+    from odc.geo.geobox import GeoBox
+    from rasters import ORIGIN, encoded
+
+    grid = GeoBox((200, 136), ORIGIN, "EPSG:32631")
+    pixels = np.stack([encoded(t) for t in range(4)])
+    shift = 0 if corner else 5
+    cube = xr.DataArray(
+        pixels.astype(float),
+        {"x": 300000 + shift + 10.0 * np.arange(136), "y": 4900020 - shift - 10.0 * np.arange(200)},
+        ("time", "band", "y", "x"),
+        attrs={"crs": "epsg:32631", "transform": ORIGIN, "resolution": 10.0},
+    )
+    comp = s2c.composite(cube)
+    assert comp["composite"].odc.geobox == grid
+    np.testing.assert_array_equal(comp["composite"], plain_luminance_median(pixels)["composite"])
+    part = s2c.composite(cube.isel(y=slice(30, 90), x=slice(7, 50)))
+    assert part["count"].odc.geobox == grid[30:90, 7:50]
