@@ -119,7 +119,12 @@ def _compute_here(work: Work) -> None:
 def _run_on_cluster(work: Work, client: Client, receive: Callable[[Any, Any], None]) -> None:
     futures = client.get(work.graph, list(work.windows), sync=False)
     try:
-        for future in as_completed(futures, raise_errors=False):
+        completed = as_completed(futures, raise_errors=False)
+        for future in completed:
+            if future.status in ("lost", "pending"):
+                # The worker that held the result has died since; the scheduler computes it again.
+                completed.add(future)
+                continue
             if future.status != "finished":
                 _raise(work, future, client)
             receive(future.key, future.result())
