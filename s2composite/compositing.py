@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from affine import Affine
-from odc.geo.geobox import GeoBox
-from odc.geo.xr import xr_coords
 
+from s2composite.array_masks import usable_cube
+from s2composite.as_cube import days_of, nodata_of
 from s2composite.errors import ParameterError
+from s2composite.period_axis import groups_of, with_time_axis
 from s2composite.pixels.masks import Nodata, Rule, Saturated
 from s2composite.pixels.reducers import Layer, Recipe, Reducer, resolve_reducer
-from s2composite.windows import STATUS, layer_arrays
+from s2composite.scenes.periods import Day, PeriodSpec
+from s2composite.windows import STATUS, layer_arrays, source_shares
 
 if TYPE_CHECKING:
     from s2composite.analysis.plot import Plots
 
 __all__ = ["Composite", "composite"]
-
-_DIMS = ("time", "band", "y", "x")
-_SPELLINGS = {"latitude": "y", "lat": "y", "longitude": "x", "lon": "x"}
 
 _DEFAULT_RULES: tuple[Rule, ...] = (Nodata(), Saturated())
 
@@ -33,7 +31,10 @@ def composite(
     cube: xr.DataArray | xr.Dataset,
     reducer: str | Reducer | Sequence[str | Reducer] = "luminance_median",
     *,
-    valid: Rule | Sequence[Rule] | None = None,
+    valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None = None,
+    period: PeriodSpec | None = None,
+    keep_empty: bool = True,
+    day: Day = "utc",
     min_count: int = 1,
     **params: Any,
 ) -> Composite:
@@ -50,7 +51,16 @@ def composite(
         bands come from that one observation.
     valid
         Rules that say which observations may be used; ``()`` uses all. Default: those that are neither `Nodata` nor
-        `Saturated` in any band.
+        `Saturated` in any band. Among them may be masks of your own: boolean DataArrays ``(time, y, x)`` or ``(y, x)``
+        on the cube's grid, True where an observation may be used. Rules on mask bands (`SCL` ...) read that band beside
+        the data for cubes from `open_cube`; of other cubes the band itself is taken, which then is not composited.
+    period
+        Make a composite for each period, from one read of the scenes: ``"month"``, ``"season"``, ``"10D"``,
+        ``"2023-06-01/2023-08-31"``, ``"rolling-3months"``, a list ...; see `s2composite.scenes.periods.find_periods`.
+    keep_empty
+        Keep periods without a scene, which have no value anywhere; False drops them.
+    day
+        What a scene's day is: ``"utc"``, or ``"solar"``, mean solar time at the centre of the cube.
     min_count
         A pixel with fewer valid observations gets no value.
     **params
@@ -60,12 +70,15 @@ def composite(
     -------
     Composite
         Its ``dataset`` holds ``composite`` ``(band, y, x)`` in the cube's dtype, ``count`` ``(y, x)`` uint16 (valid
-        observations) and, for reducers that pick one, ``source`` ``(y, x)`` int16 (index of the scene, -1: none).
+        observations) and, for reducers that pick one, ``source`` ``(y, x)`` int16 (index of the scene, -1: none). With
+        `period`, each has a first dimension ``time`` (the period's first day, with bounds and the coordinate
+        ``period``).
 
     Raises
     ------
     ParameterError
-        Unknown reducer or parameter, a cube of other dimensions, or chunks that cannot be merged over time.
+        Unknown reducer, parameter or period, a cube of other dimensions, chunks that cannot be merged over time, or a
+        mask that is not on the cube's grid.
 
     Examples
     --------
@@ -76,17 +89,22 @@ def composite(
     >>> int(comp["composite"][0, 0, 0]), int(comp["count"][0, 0]), int(comp["source"][0, 0])
     (20, 3, 3)
     """
-    array = _four_dims(cube)
+    given = _rules(valid)
+    array, rules, mask = usable_cube(_not_yet_composited(cube), given)
+    groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
     recipe = Recipe(
         reducers=_reducers(reducer, params),
-        rules=_rules(valid),
+        rules=rules,
         bands=tuple(str(band) for band in array["band"].values),
-        nodata=_nodata(array),
+        nodata=nodata_of(array),
         min_count=min_count,
-        days=_days(array),
+        days=days_of(array),
+        periods=None if groups is None else tuple(group.scenes for group in groups),
     )
     layers = recipe.layers(array.dtype, array.sizes["time"])
-    return Composite(_dataset(array, recipe, layers, layer_arrays(array, recipe, layers)))
+    dataset = _dataset(array, recipe, layers, layer_arrays(array, recipe, layers, mask))
+    dataset.attrs["rules"] = ", ".join(map(_described, given)) or "none"
+    return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +160,37 @@ class Composite:
         )
         return date.rename("date").assign_attrs(long_name="time of the observation")
 
+    def period(self, label: str) -> Composite:
+        """Return the composite of one period, without ``time``; a ParameterError lists the periods there are."""
+        labels = self.dataset["period"].values.tolist() if "period" in self.dataset.coords else []
+        if label not in labels:
+            raise ParameterError(f"there is no period {label!r}; there are {', '.join(labels) or 'none'}")
+        return Composite(self.dataset.isel(time=labels.index(label)))
+
+    def shares(self, layer: str = "source") -> xr.DataArray:
+        """Return the share of pixels that each scene contributed: ``(scene,)`` float64, with periods ``(time, scene)``.
+
+        Their sum is the share of pixels that have a value. Lazy if the composite is; computing both at once reads the
+        scenes once.
+
+        Parameters
+        ----------
+        layer
+            Where the scenes' indices are: ``"source"``; with several reducers ``"rank_source"`` and the like.
+
+        Raises
+        ------
+        ParameterError
+            There is no such layer: the reducer does not pick observations.
+        """
+        source = self[layer]
+        dims = (*source.dims[:-2], "scene")
+        known = (*source.dims[:-2], "period", "scene", "scene_time")
+        labels = {name: self.dataset[name] for name in known if name in self.dataset.coords}
+        meaning = {"long_name": "share of pixels that come from the scene", "units": "1"}
+        share = source_shares(source.data, self.dataset.sizes["scene"])
+        return xr.DataArray(share, labels, dims, "share", meaning)
+
     def to_raster(self, path: str, **options: Any) -> tuple[str, ...]:
         """Write layers as cloud-optimised GeoTIFF; see `s2composite.writing.cog.write_raster` for the options.
 
@@ -168,40 +217,10 @@ class Composite:
         return Plots(self.dataset)
 
 
-def _four_dims(cube: Any) -> xr.DataArray:
-    """Return a cube with the dimensions (time, band, y, x) in this order, and a coordinate for time and band."""
+def _not_yet_composited(cube: Any) -> Any:
     if isinstance(cube, Composite):
         raise ParameterError("this is a composite already; composite() takes a cube (time, band, y, x)")
-    array = cube.to_dataarray("band") if isinstance(cube, xr.Dataset) else cube
-    if not isinstance(array, xr.DataArray):
-        raise ParameterError(f"composite() takes a DataArray (time, band, y, x), not {type(cube).__name__}")
-    array = array.rename({old: new for old, new in _SPELLINGS.items() if old in array.dims})
-    if "band" not in array.dims:
-        array = array.drop_vars("band", errors="ignore").expand_dims(band=[str(array.name or "value")])
-    if set(array.dims) != set(_DIMS):
-        raise ParameterError(f"the cube has dimensions {tuple(array.dims)}; composite() takes (time, band, y, x)")
-    if array.sizes["time"] == 0:
-        raise ParameterError("the cube has no times; nothing to composite")
-    array = array.transpose(*_DIMS)
-    missing = {dim: np.arange(array.sizes[dim]) for dim in ("time", "band") if dim not in array.coords}
-    return _georeferenced(array.assign_coords(missing))
-
-
-def _georeferenced(array: xr.DataArray) -> xr.DataArray:
-    """Give a cube of stackstac the coordinates that rioxarray and odc-geo understand.
-
-    It names its CRS and transform in the attributes alone, and by default its coordinates are the corners of pixels,
-    which everything else takes for their centres: half a pixel off, and nobody sees it.
-    """
-    if "spatial_ref" in array.coords or not {"crs", "transform"} <= set(array.attrs) or "x" not in array.coords:
-        return array
-    transform = Affine(*tuple(array.attrs["transform"])[:6])
-    # The cube may have been cut since: its coordinates say where it is now, the transform what they mean.
-    x, y = float(array["x"][0]), float(array["y"][0])
-    column, row = ~transform @ (x, y)
-    origin = Affine.translation(float(np.floor(column + 1e-6)), float(np.floor(row + 1e-6)))
-    geobox = GeoBox((array.sizes["y"], array.sizes["x"]), transform @ origin, array.attrs["crs"])
-    return array.assign_coords(xr_coords(geobox, dims=("y", "x")))
+    return cube
 
 
 def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[str, Any]) -> tuple[Reducer, ...]:
@@ -214,24 +233,14 @@ def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[
     return tuple(resolve_reducer(one) for one in reducer)
 
 
-def _rules(valid: Rule | Sequence[Rule] | None) -> tuple[Rule, ...]:
+def _rules(valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None) -> tuple[Rule | xr.DataArray, ...]:
     if valid is None:
         return _DEFAULT_RULES
     return tuple(valid) if isinstance(valid, Sequence) else (valid,)
 
 
-def _nodata(array: xr.DataArray) -> float | None:
-    for value in (array.attrs.get("nodata"), array.encoding.get("_FillValue"), array.attrs.get("_FillValue")):
-        if value is not None:
-            return float(value)
-    return None
-
-
-def _days(array: xr.DataArray) -> tuple[float, ...] | None:
-    times = array["time"].values
-    if not np.issubdtype(times.dtype, np.datetime64):
-        return None
-    return tuple((times.astype("datetime64[us]").astype(np.int64) / 86_400_000_000).tolist())
+def _described(rule: Rule | xr.DataArray) -> str:
+    return f"mask {rule.name or 'without a name'}" if isinstance(rule, xr.DataArray) else str(rule)
 
 
 def _dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], data: Mapping[str, Any]) -> xr.Dataset:
@@ -264,7 +273,6 @@ def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "reducer": ", ".join(reducer.name for reducer in recipe.reducers),
         "parameters": ", ".join(str(reducer) for reducer in recipe.reducers),
-        "rules": ", ".join(str(rule) for rule in recipe.rules) or "none",
         "software": f"s2composite {version('s2composite')}",
     }
     if "engine" in array.attrs:

@@ -18,19 +18,25 @@ from s2composite.cube import Chunks, stack_of, thread_memory, window_at
 from s2composite.errors import ParameterError
 from s2composite.masking import Mask, masks_of
 from s2composite.pixels.flags import MaskRule
-from s2composite.pixels.reducers import Layer, Recipe, reduce_block
+from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED, OUTSIDE, READ, Observations
 from s2composite.reading.scratch import borrow
 from s2composite.reading.stack import Stack
 
-__all__ = ["STATUS", "compose_window", "layer_arrays"]
+__all__ = ["STATUS", "compose_window", "layer_arrays", "source_shares"]
 
 STATUS = "read_status"
 """Name of the layer that says, for each scene and window, whether it was read."""
 
 
-def compose_window(stack: Stack, recipe: Recipe, window: Window, masks: Sequence[Mask] = ()) -> dict[str, NDArray[Any]]:
+def compose_window(
+    stack: Stack,
+    recipe: Recipe,
+    window: Window,
+    masks: Sequence[Mask] = (),
+    valid: NDArray[np.bool_] | None = None,
+) -> dict[str, NDArray[Any]]:
     """Read a window of a stack and reduce it: the pure function behind every way to run.
 
     Parameters
@@ -39,14 +45,17 @@ def compose_window(stack: Stack, recipe: Recipe, window: Window, masks: Sequence
         ``(y, x)`` slices of the stack's geobox.
     masks
         The mask bands that the recipe's rules need, from `masks_of`.
+    valid
+        ``(t, y, x)``: a mask of one's own, False where an observation must not be used; of the window with
+        ``recipe.halo`` pixels around it, where the stack has them.
 
     Returns
     -------
     dict
         The arrays that ``recipe.layers`` lists, and ``read_status`` ``(t, 1, 1)`` uint8.
     """
-    if masks or recipe.halo:
-        return _compose_with_neighbours(stack, recipe, window, masks)
+    if masks or recipe.halo or valid is not None:
+        return _compose_with_neighbours(stack, recipe, window, masks, valid)
     pieces = stack.pieces(window)
     with borrow(max(map(stack.size, pieces)), stack.dtype) as scratch:
         parts = [
@@ -58,7 +67,7 @@ def compose_window(stack: Stack, recipe: Recipe, window: Window, masks: Sequence
 
 
 def _compose_with_neighbours(
-    stack: Stack, recipe: Recipe, window: Window, masks: Sequence[Mask]
+    stack: Stack, recipe: Recipe, window: Window, masks: Sequence[Mask], valid: NDArray[np.bool_] | None
 ) -> dict[str, NDArray[Any]]:
     """Compose a window in one piece, with the pixels around it that decide about its edge."""
     region = tuple(
@@ -69,7 +78,6 @@ def _compose_with_neighbours(
     region, inner = (region[0], region[1]), (inner[0], inner[1])
     with borrow(stack.size(region), stack.dtype) as scratch:
         seen = stack.read(region, scratch=scratch)
-        valid = None
         for mask in masks:
             usable = mask.valid(region)
             valid = usable if valid is None else valid & usable
@@ -124,7 +132,9 @@ def _joined_status(statuses: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(failed, np.uint8(FAILED), np.where(outside, np.uint8(OUTSIDE), np.uint8(READ)))
 
 
-def layer_arrays(cube: xr.DataArray, recipe: Recipe, layers: Sequence[Layer]) -> dict[str, Any]:
+def layer_arrays(
+    cube: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], valid: NDArray[np.bool_] | da.Array | None = None
+) -> dict[str, Any]:
     """Return the data of each layer of a composite: NumPy for a NumPy-backed cube, else lazy.
 
     Parameters
@@ -133,21 +143,24 @@ def layer_arrays(cube: xr.DataArray, recipe: Recipe, layers: Sequence[Layer]) ->
         ``(time, band, y, x)``.
     layers
         Of the recipe, for the cube's dtype.
+    valid
+        ``(time, y, x)`` bool of the cube: False where an observation must not be used.
     """
     if not isinstance(cube.data, da.Array):
         _refuse_masks(recipe)
-        return dict(reduce_block(cube.data, recipe))
+        return dict(reduce_block(cube.data, recipe, valid=None if valid is None else np.asarray(valid)))
     found = stack_of(cube)
-    packed = _from_stack(*found, recipe) if found else _from_array(cube, recipe)
-    out = {layer.name: _output(packed, layer.name, layer.dtype, _head(layer, cube)) for layer in layers}
+    packed = _from_stack(*found, recipe, valid) if found else _from_array(cube, recipe, valid)
+    sizes = {"band": cube.sizes["band"], "time": len(recipe.periods or ())}
+    out = {layer.name: _output(packed, layer.name, layer.dtype, _head(layer, sizes)) for layer in layers}
     if found and found[0].options.on_error == "skip":
         windows = tuple((1,) * n for n in packed.numblocks)
         out[STATUS] = _output(packed, STATUS, np.dtype(np.uint8), (cube.sizes["time"],), windows)
     return out
 
 
-def _head(layer: Layer, cube: xr.DataArray) -> tuple[int, ...]:
-    return tuple(cube.sizes[dim] for dim in layer.dims if dim not in ("y", "x"))
+def _head(layer: Layer, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[dim] for dim in layer.dims if dim not in ("y", "x"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,28 +180,53 @@ def _compose(*, work: _Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any
     return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks)
 
 
-def _reduce(block: NDArray[Any], recipe: Recipe) -> dict[str, NDArray[Any]]:
-    return reduce_block(block, recipe)
+def _compose_valid(valid: NDArray[np.bool_], *, work: _Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks, valid)
+
+
+def _reduce(block: NDArray[Any], valid: NDArray[np.bool_] | None = None, *, recipe: Recipe) -> dict[str, NDArray[Any]]:
+    return reduce_block(block, recipe, valid=None if valid is None else valid[:, 0])
 
 
 def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:
     return results[layer]
 
 
-def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe) -> da.Array:
+def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
     work = _Work(stack, recipe, spatial, masks_of(stack, recipe.rules))
     token = tokenize(work)
-    return da.map_blocks(
-        _compose,
-        work=delayed(work, name=f"s2composite-work-{token}", pure=True, traverse=False),
-        chunks=spatial,
-        dtype=object,
-        meta=np.empty((0, 0), object),
-        name=f"read+composite-{token}",
+    common = {
+        "work": delayed(work, name=f"s2composite-work-{token}", pure=True, traverse=False),
+        "chunks": spatial,
+        "dtype": object,
+        "meta": np.empty((0, 0), object),
+    }
+    if valid is None:
+        return da.map_blocks(_compose, name=f"read+composite-{token}", **common)
+    mask = _with_surroundings(valid, spatial, recipe.halo) if recipe.halo else _chunked(valid, spatial)
+    name = f"read+composite-{tokenize(token, mask.name)}"
+    packed = da.map_blocks(_compose_valid, mask, name=name, drop_axis=0, **common)
+    (fused,) = dask.optimize(packed)
+    return fused
+
+
+def _chunked(valid: NDArray[np.bool_] | da.Array, spatial: Chunks) -> da.Array:
+    """Return a mask ``(t, y, x)`` as a Dask array in the windows' chunks."""
+    chunks = ((valid.shape[0],), *spatial)
+    return valid.rechunk(chunks) if isinstance(valid, da.Array) else da.from_array(valid, chunks)
+
+
+def _with_surroundings(valid: NDArray[np.bool_] | da.Array, spatial: Chunks, halo: int) -> da.Array:
+    """Return a mask of which each chunk is a window with `halo` pixels around it, as far as there are any."""
+    mask = _chunked(valid, spatial)
+    rows, columns = (
+        [slice(max(stop - n - halo, 0), stop + halo) for n, stop in zip(sizes, np.cumsum(sizes), strict=True)]
+        for sizes in spatial
     )
+    return da.block([[mask[:, y, x].rechunk(-1) for x in columns] for y in rows])
 
 
-def _from_array(cube: xr.DataArray, recipe: Recipe) -> da.Array:
+def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
     _refuse_masks(recipe)
     data = _one_chunk_in_time(cube.data)
     if recipe.halo and data.npartitions > 1:
@@ -196,14 +234,17 @@ def _from_array(cube: xr.DataArray, recipe: Recipe) -> da.Array:
             f"{recipe.reducers[0].name} and its rules need {recipe.halo} pixels around each, and this cube is cut into "
             "chunks; open the scenes with open_cube(), which reads them, or compute the cube first"
         )
+    # A mask has the band's axis too, of one, so that its chunks meet those of the data.
+    masks = [] if valid is None else [_chunked(valid, data.chunks[2:])[:, None]]
     packed = da.map_blocks(
         _reduce,
         data,
+        *masks,
         recipe=recipe,
         drop_axis=[0, 1],
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"reduce-{tokenize(data.name, recipe)}",
+        name=f"reduce-{tokenize(data.name, recipe, [mask.name for mask in masks])}",
     )
     # Dask's fusion starts at whichever key comes first, and from one of several outputs it does not reach the read: a
     # window of all dates would become a task result. With one output it does, so it is fused before the outputs branch.
@@ -215,8 +256,8 @@ def _refuse_masks(recipe: Recipe) -> None:
     bands = [rule.band for rule in recipe.rules if isinstance(rule, MaskRule)]
     if bands:
         raise ParameterError(
-            f"rules on mask bands ({', '.join(bands)}) need the scenes, to read the band at its own resolution: use a "
-            "cube from open_cube() whose values are untouched, or set what is masked to nodata with cube.where()"
+            f"rules on mask bands ({', '.join(bands)}) need that band: in the cube or Dataset itself, or beside the "
+            "data of a cube from open_cube() whose values are untouched. Or pass a boolean DataArray (time, y, x)"
         )
 
 
@@ -245,3 +286,33 @@ def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], wind
         dtype=dtype,
         meta=np.empty((0,) * (len(head) + 2), dtype),
     )
+
+
+def source_shares(source: NDArray[np.int16] | da.Array, n_scenes: int) -> NDArray[np.float64] | da.Array:
+    """Return the share of pixels that comes from each scene: ``(..., n_scenes)`` of a source layer ``(..., y, x)``."""
+    if not isinstance(source, da.Array):
+        return _block_shares(source, n_scenes)
+    size = source.shape[-2] * source.shape[-1]
+    parts = da.map_blocks(
+        _block_weights,
+        source,
+        n_scenes,
+        new_axis=source.ndim,
+        chunks=(*source.chunks[:-2], *((1,) * n for n in source.numblocks[-2:]), (n_scenes,)),
+        dtype=np.float64,
+        meta=np.empty((0,) * (source.ndim + 1)),
+    )
+    return parts.sum(axis=(-3, -2)) / size
+
+
+def _block_shares(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float64]:
+    planes = source.reshape(-1, *source.shape[-2:])
+    shares = np.stack([scene_shares(plane, n_scenes) for plane in planes])
+    return shares.reshape(*source.shape[:-2], n_scenes)
+
+
+def _block_weights(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float64]:
+    """Return the number of pixels from each scene, with axes of one for y and x."""
+    shares = _block_shares(source, n_scenes) * (source.shape[-2] * source.shape[-1])
+    weights: NDArray[np.float64] = np.round(shares)[..., None, None, :]
+    return weights

@@ -14,7 +14,7 @@ FLOORS = ("scenes", "reading", "pixels", "pixels.kernels", "writing", "running",
 # From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
 ROOMS = [
     "errors",
-    "scenes.model", "scenes.dates", "scenes.storage", "scenes.names", "scenes.listing",
+    "scenes.model", "scenes.dates", "scenes.periods", "scenes.storage", "scenes.names", "scenes.listing",
     "reading.crs", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.scratch", "reading.stack",
@@ -22,6 +22,7 @@ ROOMS = [
     "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
     "masking",
     "cube",
+    "as_cube", "array_masks", "period_axis",
     "windows",
     "compositing",
     "writing",

@@ -33,7 +33,7 @@ class Layer:
     """Name of the variable: ``"composite"``, ``"count"``, ``"source"`` ..."""
 
     dims: tuple[str, ...]
-    """``("band", "y", "x")`` or ``("y", "x")``."""
+    """``("band", "y", "x")`` or ``("y", "x")``; with periods ``"time"`` comes first."""
 
     dtype: np.dtype[Any]
     """Type of its values."""
@@ -137,6 +137,9 @@ class Recipe:
     days: tuple[float, ...] | None = None
     """Time of each scene in days since 1970-01-01T00:00 UTC; only reducers that know dates need it."""
 
+    periods: tuple[tuple[int, ...], ...] | None = None
+    """Indices of the scenes of each period, all made from one read; None: all scenes make one result."""
+
     def layers(self, dtype: np.dtype[Any], n_times: int) -> tuple[Layer, ...]:
         """Return the layers that `reduce_block` makes from `n_times` scenes of type `dtype`, in order.
 
@@ -151,10 +154,10 @@ class Recipe:
         made = [
             _layer(self, reducer, output, np.dtype(dtype)) for reducer in self.reducers for output in reducer.outputs
         ]
-        return (
-            *made,
-            Layer("count", ("y", "x"), np.dtype("uint16"), None, "number of valid observations", "1", "average"),
-        )
+        count = Layer("count", ("y", "x"), np.dtype("uint16"), None, "number of valid observations", "1", "average")
+        if self.periods is None:
+            return *made, count
+        return tuple(replace(layer, dims=("time", *layer.dims)) for layer in (*made, count))
 
     @property
     def halo(self) -> int:
@@ -175,6 +178,8 @@ class Recipe:
         names = [reducer.name for reducer in self.reducers]
         if not names or len(set(names)) < len(names):
             raise ParameterError(f"reducers {names}: give at least one, and two of a kind different names (`named`)")
+        if self.periods is not None and not self.periods:
+            raise ParameterError("there is no period to reduce; give at least one")
         if not 0 < self.min_count <= MAX_SCENES:
             raise ParameterError(f"min_count={self.min_count} makes no sense; give at least 1")
         for reducer in self.reducers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,16 @@ def reduce_block(
         ``(t, y, x)``, as large as `pixels`: False where a mask rule forbids an observation; combined with the recipe's
         own rules on values.
     scenes
-        ``(k,)``: indices of the scenes that take part, in the order that settles ties. Default: all.
+        ``(k,)``: indices of the scenes that take part, in the order that settles ties. Default: all. A period takes
+        those of its own among them.
     inner
         The window's slices of y and x, where `pixels` were read with ``recipe.halo`` pixels more around it.
 
     Returns
     -------
     dict
-        An array for each of ``recipe.layers(...)``, in that order: ``(b, y, x)`` or ``(y, x)``, C-contiguous.
+        An array for each of ``recipe.layers(...)``, in that order: ``(b, y, x)`` or ``(y, x)``, C-contiguous; with
+        periods ``(p, b, y, x)`` or ``(p, y, x)``.
         ``source`` counts in the scenes of `pixels`, whatever `scenes` says.
 
     Raises
@@ -97,7 +100,11 @@ def reduce_block(
     parts = []
     for rows, source in _slabs(pixels, recipe, usable):
         shape = pixels[0, 0, rows].shape
-        parts.append(_reduce_slab(recipe, layers, source._replace(scenes=chosen), _flat(near[:, rows]), shape))
+        reduce_scenes = partial(_reduce_slab, recipe, layers, source, _flat(near[:, rows]), shape)
+        if recipe.periods is None:
+            parts.append(reduce_scenes(chosen))
+        else:
+            parts.append(_stacked([reduce_scenes(_members(chosen, period)) for period in recipe.periods]))
     return {layer.name: np.concatenate([part[layer.name] for part in parts], axis=-2) for layer in layers}
 
 
@@ -134,12 +141,28 @@ def scene_shares(source: NDArray[np.int16], n_times: int) -> NDArray[np.float64]
     return np.bincount(picked, minlength=n_times) / max(source.size, 1)
 
 
+def _members(chosen: NDArray[np.int64], period: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return those of the chosen scenes that are part of a period, in their order."""
+    return chosen[np.isin(chosen, period)]
+
+
+def _stacked(results: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Return the layers of several periods as one array each."""
+    return {name: np.stack([result[name] for result in results]) for name in results[0]}
+
+
 def _reduce_slab(
-    recipe: Recipe, layers: tuple[Layer, ...], source: Source, near: NDArray[np.uint16], shape: tuple[int, ...]
+    recipe: Recipe,
+    layers: tuple[Layer, ...],
+    source: Source,
+    near: NDArray[np.uint16],
+    shape: tuple[int, ...],
+    scenes: NDArray[np.int64],
 ) -> dict[str, NDArray[Any]]:
-    """Run every reducer on one contiguous run of pixels, of `shape` ``(y, x)``."""
-    sizes = {3: (source.bands, source.pixels), 2: (source.pixels,)}
-    arrays = [np.full(sizes[len(layer.dims)], layer.nodata or 0, layer.dtype) for layer in layers]
+    """Run every reducer on one contiguous run of pixels, of `shape` ``(y, x)``, for some scenes."""
+    source = source._replace(scenes=scenes)
+    sizes = {True: (source.bands, source.pixels), False: (source.pixels,)}
+    arrays = [np.full(sizes["band" in layer.dims], layer.nodata or 0, layer.dtype) for layer in layers]
     rest = iter(arrays)
     for reducer in recipe.reducers:
         results = tuple(next(rest) for _ in reducer.outputs)

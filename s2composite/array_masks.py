@@ -1,0 +1,158 @@
+"""Masks that come as arrays: boolean DataArrays of one's own, and mask bands inside a cube that is not from files."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Sequence
+from functools import reduce
+from typing import Any, TypeAlias
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from s2composite.as_cube import as_cube
+from s2composite.cube import stack_of
+from s2composite.errors import ParameterError
+from s2composite.pixels.flags import MaskRule
+from s2composite.pixels.masks import Rule
+
+__all__ = ["ValidArray", "usable_cube"]
+
+ValidArray: TypeAlias = Any
+"""``(time, y, x)`` bool of a cube, NumPy or Dask: False where an observation must not be used."""
+
+
+def usable_cube(
+    cube: Any, valid: Sequence[Rule | xr.DataArray]
+) -> tuple[xr.DataArray, tuple[Rule, ...], ValidArray | None]:
+    """Return a cube, and what rules and masks say about it.
+
+    Rules on mask bands that a cube or Dataset has itself are evaluated, and the bands taken out of it. A cube from
+    `open_cube` is left as it is: its mask bands are read beside the data, at their own resolution.
+
+    Returns
+    -------
+    cube
+        ``(time, band, y, x)``.
+    rules
+        Those that are left.
+    mask
+        ``(time, y, x)``: what masks and evaluated rules say together; None if there are none.
+
+    Raises
+    ------
+    ParameterError
+        The cube has other dimensions; a mask is not boolean or not on the cube's grid and times; something in `valid`
+        is neither rule nor array.
+    """
+    rules = [one for one in valid if not isinstance(one, xr.DataArray)]
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise ParameterError(
+                f"valid holds {rule!r}; it takes rules (Nodata(), SCL() ...) and boolean DataArrays (time, y, x)"
+            )
+    array, bands = _apart(cube, {rule.band for rule in rules if isinstance(rule, MaskRule)})
+    masks = [_evaluated(rule, bands[rule.band]) for rule in rules if isinstance(rule, MaskRule) and rule.band in bands]
+    masks += [_aligned(one, array) for one in valid if isinstance(one, xr.DataArray)]
+    left = tuple(rule for rule in rules if not (isinstance(rule, MaskRule) and rule.band in bands))
+    return array, left, _together(masks)
+
+
+def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, Any]]:
+    """Return a cube without its mask bands, and those ``(time, y, x)`` by name."""
+    if isinstance(cube, xr.Dataset):
+        # Before they are stacked: mask bands are often of another type.
+        here = [str(name) for name in cube.data_vars if name in wanted]
+        bands = {name: as_cube(cube[name]).data[:, 0] for name in here}
+        rest: Any = cube.drop_vars(here)
+        left = len(rest.data_vars)
+    else:
+        rest = as_cube(cube)
+        here = [] if stack_of(rest) is not None else [band for band in rest["band"].values if band in wanted]
+        bands = {str(name): rest.sel(band=name).data for name in here}
+        rest = rest.sel(band=[band for band in rest["band"].values if band not in here]) if here else rest
+        left = rest.sizes["band"]
+    if here and not left:
+        raise ParameterError(f"the cube has no band besides the mask band {here[0]!r}; nothing to composite")
+    return as_cube(rest), bands
+
+
+def _together(masks: Sequence[ValidArray]) -> ValidArray | None:
+    return reduce(operator.and_, masks) if masks else None
+
+
+def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
+    """Return what a rule says of its band ``(t, y, x)``, each chunk seeing the pixels that it needs around it."""
+    if not isinstance(band, da.Array):
+        return rule.valid(_whole_numbers(band))
+    halo = {1: rule.halo, 2: rule.halo}
+    return da.map_overlap(
+        _evaluated_block,
+        band.rechunk({0: -1}),
+        rule=rule,
+        depth={0: 0, **halo},
+        boundary="none",
+        dtype=bool,
+        meta=np.empty((0, 0, 0), bool),
+    )
+
+
+def _evaluated_block(block: NDArray[Any], rule: MaskRule) -> NDArray[np.bool_]:
+    return rule.valid(_whole_numbers(block))
+
+
+def _whole_numbers(band: NDArray[Any]) -> NDArray[Any]:
+    """Return a mask band that xarray has turned into floats as the whole numbers that it was, missing ones as 0."""
+    if band.dtype.kind != "f":
+        return np.ascontiguousarray(band)
+    filled = np.nan_to_num(np.asarray(band), nan=0.0)
+    whole = filled.astype(np.uint16)
+    return whole if (whole == filled).all() else np.ascontiguousarray(band)
+
+
+def _aligned(mask: xr.DataArray, cube: xr.DataArray) -> ValidArray:
+    """Return a mask as ``(time, y, x)`` of the cube; one without time is about all scenes."""
+    name = mask.name or "the mask"
+    if mask.dtype != np.bool_:
+        raise ParameterError(f"{name} is {mask.dtype}; valid takes boolean arrays, True where an observation is valid")
+    extra = set(mask.dims) - {"time", "y", "x"}
+    if extra or not {"y", "x"} <= set(mask.dims):
+        raise ParameterError(f"{name} has dimensions {tuple(mask.dims)}; a mask has (time, y, x) or (y, x)")
+    for dim in mask.dims:
+        _check_axis(str(dim), name, mask, cube)
+    if "time" in mask.dims:
+        data: ValidArray = mask.transpose("time", "y", "x").data
+        return data
+    data = mask.transpose("y", "x").data
+    shape = (cube.sizes["time"], *data.shape)
+    return (
+        da.broadcast_to(data, shape)
+        if isinstance(data, da.Array)
+        else np.ascontiguousarray(np.broadcast_to(data, shape))
+    )
+
+
+def _check_axis(dim: str, name: object, mask: xr.DataArray, cube: xr.DataArray) -> None:
+    """Raise if a mask's axis is not the cube's: sizes have to agree, and labels where both have them."""
+    same = mask.sizes[dim] == cube.sizes[dim]
+    if same and dim in mask.coords and dim in cube.coords:
+        ours, theirs = cube[dim].values, mask[dim].values
+        if dim == "time":
+            same = bool((ours == theirs).all())
+        else:
+            step = abs(float(ours[-1] - ours[0])) / max(len(ours) - 1, 1)
+            same = bool(np.allclose(ours, theirs, rtol=0, atol=0.01 * step))
+    if not same:
+        raise ParameterError(
+            f"{name} is not on the cube's {dim} axis: {_axis(mask, dim)} against {_axis(cube, dim)} of the cube; "
+            "select or reproject it to the cube's scenes and grid"
+        )
+
+
+def _axis(array: xr.DataArray, dim: str) -> str:
+    size = f"{array.sizes[dim]} values"
+    if dim not in array.coords:
+        return size
+    return f"{size} from {array[dim].values[0]} to {array[dim].values[-1]}"

@@ -1,0 +1,74 @@
+"""Whatever holds observations over time, as a cube ``(time, band, y, x)``: odc-stac, stackstac, rioxarray, NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+
+from s2composite.errors import ParameterError
+
+__all__ = ["as_cube", "days_of", "nodata_of"]
+
+_DIMS = ("time", "band", "y", "x")
+_SPELLINGS = {"latitude": "y", "lat": "y", "longitude": "x", "lon": "x"}
+
+
+def as_cube(cube: Any) -> xr.DataArray:
+    """Return a cube with the dimensions (time, band, y, x) in this order, and a coordinate for time and band.
+
+    Raises
+    ------
+    ParameterError
+        It has other dimensions, no times, or is no DataArray or Dataset.
+    """
+    array = cube.to_dataarray("band") if isinstance(cube, xr.Dataset) else cube
+    if not isinstance(array, xr.DataArray):
+        raise ParameterError(f"composite() takes a DataArray or Dataset over time, not a {type(cube).__name__}")
+    array = array.rename({old: new for old, new in _SPELLINGS.items() if old in array.dims})
+    if "band" not in array.dims:
+        array = array.drop_vars("band", errors="ignore").expand_dims(band=[str(array.name or "value")])
+    if set(array.dims) != set(_DIMS):
+        raise ParameterError(f"the cube has dimensions {tuple(array.dims)}; composite() takes (time, band, y, x)")
+    if array.sizes["time"] == 0:
+        raise ParameterError("the cube has no times; nothing to composite")
+    array = array.transpose(*_DIMS)
+    missing = {dim: np.arange(array.sizes[dim]) for dim in ("time", "band") if dim not in array.coords}
+    return _georeferenced(array.assign_coords(missing))
+
+
+def _georeferenced(array: xr.DataArray) -> xr.DataArray:
+    """Give a cube of stackstac the coordinates that rioxarray and odc-geo understand.
+
+    It names its CRS and transform in the attributes alone, and by default its coordinates are the corners of pixels,
+    which everything else takes for their centres: half a pixel off, and nobody sees it.
+    """
+    if "spatial_ref" in array.coords or not {"crs", "transform"} <= set(array.attrs) or "x" not in array.coords:
+        return array
+    transform = Affine(*tuple(array.attrs["transform"])[:6])
+    # The cube may have been cut since: its coordinates say where it is now, the transform what they mean.
+    x, y = float(array["x"][0]), float(array["y"][0])
+    column, row = ~transform @ (x, y)
+    origin = Affine.translation(float(np.floor(column + 1e-6)), float(np.floor(row + 1e-6)))
+    geobox = GeoBox((array.sizes["y"], array.sizes["x"]), transform @ origin, array.attrs["crs"])
+    return array.assign_coords(xr_coords(geobox, dims=("y", "x")))
+
+
+def nodata_of(array: xr.DataArray) -> float | None:
+    """Return the nodata value that a cube names, None if it names none."""
+    for value in (array.attrs.get("nodata"), array.encoding.get("_FillValue"), array.attrs.get("_FillValue")):
+        if value is not None:
+            return float(value)
+    return None
+
+
+def days_of(array: xr.DataArray) -> tuple[float, ...] | None:
+    """Return the time of each scene in days since 1970-01-01T00:00 UTC, None where the times are no dates."""
+    times = array["time"].values
+    if not np.issubdtype(times.dtype, np.datetime64):
+        return None
+    return tuple((times.astype("datetime64[us]").astype(np.int64) / 86_400_000_000).tolist())

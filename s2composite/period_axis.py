@@ -1,0 +1,86 @@
+"""The time axis of periods: which scenes of a cube each period holds, and how a dataset says so."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import odc.geo.xr  # noqa: F401 - registers .odc
+import xarray as xr
+
+from s2composite.errors import ParameterError
+from s2composite.scenes.periods import Day, Period, PeriodSpec, day_of, find_periods
+
+__all__ = ["Group", "groups_of", "with_time_axis"]
+
+_DAYS = ("utc", "solar")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A period and its scenes."""
+
+    period: Period
+    """The period."""
+
+    scenes: tuple[int, ...]
+    """Indices of the cube's scenes in it, in their order; may be empty."""
+
+
+def groups_of(cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: bool) -> tuple[Group, ...]:
+    """Return the periods of a cube ``(time, band, y, x)`` with the scenes in each.
+
+    Raises
+    ------
+    ParameterError
+        The period or the notion of a day is unknown, the cube has no dates, or no period holds a scene.
+    """
+    days = _days(cube, day)
+    groups = [
+        Group(period, tuple(t for t, one in enumerate(days) if one in period))
+        for period in find_periods(spec, min(days), max(days))
+    ]
+    if not any(group.scenes for group in groups):
+        raise ParameterError(
+            f"no scene lies in period {spec!r}: it is {groups[0].period.start} to {groups[-1].period.end}, "
+            f"and the scenes are of {min(days)} to {max(days)}"
+        )
+    return tuple(group for group in groups if keep_empty or group.scenes)
+
+
+def _days(cube: xr.DataArray, day: Day) -> list[dt.date]:
+    if day not in _DAYS:
+        raise ParameterError(f"day is {day!r}; it is one of {', '.join(_DAYS)}")
+    times = cube["time"].values
+    if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():
+        raise ParameterError("periods need the date of each scene, and the cube's time has none; assign it dates")
+    longitude = _longitude(cube) if day == "solar" else 0.0
+    moments = times.astype("datetime64[us]").astype(dt.datetime)
+    return [day_of(moment.replace(tzinfo=dt.UTC), day, longitude) for moment in moments]
+
+
+def _longitude(cube: xr.DataArray) -> float:
+    """Return the longitude of the cube's centre, in degrees east."""
+    geobox = cube.odc.geobox
+    if geobox is None or geobox.crs is None:
+        raise ParameterError('day="solar" needs to know where the cube is, and it has no CRS; use day="utc"')
+    return float(geobox.extent.centroid.to_crs("EPSG:4326").coords[0][0])
+
+
+def with_time_axis(dataset: xr.Dataset, groups: Sequence[Group], day: Day) -> xr.Dataset:
+    """Return a dataset whose layers have a dimension ``time`` with what that dimension means.
+
+    ``time`` is the first day of each period, ``time_bounds`` ``(time, bnds)`` that day and the one after the last,
+    ``period`` its label and ``scenes`` the number of scenes in it.
+    """
+    bounds = np.array([(g.period.start, g.period.end) for g in groups], "datetime64[ns]")
+    bounds_meaning = {"long_name": "first day of the period, day after its last"}
+    coords = {
+        "time": ("time", bounds[:, 0], {"standard_name": "time", "bounds": "time_bounds", "day": day}),
+        "time_bounds": (("time", "bnds"), bounds, bounds_meaning),
+        "period": ("time", np.array([g.period.label for g in groups], dtype=str)),
+        "scenes": ("time", np.array([len(g.scenes) for g in groups], np.int32), {"long_name": "scenes in the period"}),
+    }
+    return dataset.assign_coords(coords)

@@ -1,0 +1,295 @@
+"""Periods: groups of days that each become one composite. Calendar periods, runs of days, seasons, rolling windows.
+
+A scene belongs to a period by its day, and there is one notion of a day: `day_of`, UTC or mean solar time. A period's
+first day is part of it, its end is not.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from typing import Literal, TypeAlias, cast
+
+from s2composite.errors import ParameterError
+from s2composite.scenes.dates import date_range
+
+__all__ = ["Day", "Period", "PeriodSpec", "day_of", "find_periods"]
+
+Day: TypeAlias = Literal["utc", "solar"]
+"""What a scene's day is: that of UTC, or that of the mean solar time at the cube's centre."""
+
+PeriodSpec: TypeAlias = "str | int | Sequence[object] | Mapping[str, object]"
+"""One specification or several; see `find_periods`."""
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A run of whole days."""
+
+    label: str
+    """Short name, safe in file names: ``"2023-06"``, ``"2023-Q2"``, ``"2022-12--P3M"``."""
+
+    start: dt.date
+    """First day."""
+
+    end: dt.date
+    """Day after the last."""
+
+    def __contains__(self, day: dt.date) -> bool:
+        return self.start <= day < self.end
+
+
+def day_of(time: dt.datetime, day: Day = "utc", longitude: float = 0.0) -> dt.date:
+    """Return the day of a moment.
+
+    Parameters
+    ----------
+    time
+        With time zone.
+    day
+        ``"utc"``, or ``"solar"``: the day in mean solar time, UTC plus `longitude` / 15 hours, to the second.
+    longitude
+        Degrees east of Greenwich.
+
+    Examples
+    --------
+    >>> time = dt.datetime(2023, 6, 30, 23, 50, tzinfo=dt.timezone.utc)
+    >>> day_of(time).isoformat(), day_of(time, "solar", 150.0).isoformat()
+    ('2023-06-30', '2023-07-01')
+    """
+    shift = dt.timedelta(seconds=round(longitude * 240)) if day == "solar" else dt.timedelta()
+    return (time.astimezone(dt.UTC) + shift).date()
+
+
+def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Period, ...]:
+    """Return the periods that a specification means for scenes from one day to another.
+
+    Parameters
+    ----------
+    spec
+        - ``"month"``, ``"quarter"``, ``"year"`` of the calendar, ``"season"`` (December to February and so on),
+          ``"day"``, ``"all"``; also the names of odc-stats: ``annual``, ``annual-fy`` (from July), ``semiannual``,
+          ``quarterly``, ``seasonal``, ``rolling-3months`` (any number: one period begins each month), ``nov-mar``
+          (any two months: that season of each year).
+        - ``"10D"``, ``"2W"``, ``"3M"``, ``"1Y"`` or the same in ISO 8601 (``"P10D"``): runs of that length. Days and
+          weeks are counted from January 1st of the first scene's year, or from a day that is given
+          (``"R/2023-03-21/P10D"``); months and years from the January before the first scene.
+        - One period: ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"`` (both included), ``"2020-12--P3M"``,
+          ``"2020-12/P3M"``.
+        - A list of such, which may overlap and stay in their order, pairs ``(first, last)`` among them, or a mapping
+          from labels to them.
+    first, last
+        Days of the first and of the last scene; repeated periods begin with the one that holds the first day and end
+        with the one that holds the last.
+
+    Raises
+    ------
+    ParameterError
+        The specification is not understood, or two periods have the same label.
+
+    Examples
+    --------
+    >>> [p.label for p in find_periods("season", dt.date(2023, 1, 5), dt.date(2023, 6, 1))]
+    ['2022-12--P3M', '2023-03--P3M', '2023-06--P3M']
+    """
+    found = tuple(_expanded(spec, first, last))
+    labels = [period.label for period in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ParameterError(f"two periods are called {label!r}; give a mapping from labels to periods")
+    if not found:
+        raise ParameterError(f"period {spec!r} holds no period; {_FORMS}")
+    return found
+
+
+_FORMS = (
+    "write day, month, quarter, season, year, all, a length such as 10D or 3M, an interval such as "
+    "2023-06-01/2023-08-31 or 2023-06--P3M, annual, annual-fy, semiannual, rolling-3months, nov-mar, or a list of these"
+)
+
+
+def _expanded(spec: object, first: dt.date, last: dt.date) -> Iterator[Period]:
+    if isinstance(spec, Mapping):
+        for label, one in spec.items():
+            yield _renamed(str(label), one, first, last)
+    elif isinstance(spec, Sequence) and not isinstance(spec, str):
+        for one in spec:
+            yield from _pair(one) if _is_pair(one) else _named(one, first, last)
+    else:
+        yield from _named(spec, first, last)
+
+
+def _renamed(label: str, spec: object, first: dt.date, last: dt.date) -> Period:
+    found = tuple(_pair(spec) if _is_pair(spec) else _named(spec, first, last))
+    if len(found) != 1 or set(label) & set("/\\") or not label.strip():
+        why = "its label cannot be part of a file name" if len(found) == 1 else f"{spec!r} is {len(found)} periods"
+        raise ParameterError(f"period {label!r}: {why}; a mapping gives each label one period")
+    return Period(label, found[0].start, found[0].end)
+
+
+def _is_pair(spec: object) -> bool:
+    return isinstance(spec, Sequence) and not isinstance(spec, str) and len(spec) == 2
+
+
+def _pair(spec: object) -> Iterator[Period]:
+    assert isinstance(spec, Sequence)
+    yield _interval((spec[0], spec[1]))
+
+
+def _named(spec: object, first: dt.date, last: dt.date) -> Iterator[Period]:
+    text = str(spec).strip() if isinstance(spec, str | int) and not isinstance(spec, bool) else ""
+    for pattern, make in _PATTERNS:
+        if match := pattern.fullmatch(text):
+            return make(match, first, last)
+    if not text[:4].isdigit():
+        raise ParameterError(f"period {spec!r} is not understood; {_FORMS}")
+    return iter([_interval(text)])
+
+
+def _length(match: re.Match[str]) -> int:
+    """Return the length that a specification names, in days or months."""
+    length = int(match["n"]) * {"W": 7, "Y": 12}.get(match.groupdict().get("unit", "M").upper(), 1)
+    if not 0 < length <= 36600:
+        raise ParameterError(f"period {match[0]!r} has a length of {match['n']}; {_FORMS}")
+    return length
+
+
+def _in_days(match: re.Match[str]) -> bool:
+    return match["unit"].upper() in "DW"
+
+
+def _first_day(text: str) -> dt.date:
+    found = date_range(text).first
+    assert found is not None
+    return found.date()
+
+
+def _interval(value: object) -> Period:
+    """Return an interval whose ends are named, both included."""
+    found = date_range(cast("str", value))  # it says itself what it does not understand
+    if found.first is None or found.last is None:
+        raise ParameterError(f"period {value!r} is open; a period has a first and a last day")
+    if found.first.time() != dt.time.min or (found.last + dt.timedelta(microseconds=1)).time() != dt.time.min:
+        raise ParameterError(f"period {value!r} is not made of whole days; give days, months or years")
+    start, end = found.first.date(), (found.last + dt.timedelta(microseconds=1)).date()
+    return Period(_calendar_label(start, end) or f"{start}_{end - dt.timedelta(days=1)}", start, end)
+
+
+def _calendar_label(start: dt.date, end: dt.date) -> str | None:
+    """Return the label of a year or a month, None for other periods."""
+    if start.day == 1 and end == _add_months(start, 1):
+        return f"{start:%Y-%m}"
+    return f"{start:%Y}" if (start.month, start.day) == (1, 1) and end == _add_months(start, 12) else None
+
+
+def _from_start(match: re.Match[str], *_: dt.date) -> Iterator[Period]:
+    start, length = _first_day(match["start"]), _length(match)
+    if _in_days(match):
+        return iter([Period(f"{start}--P{length}D", start, start + dt.timedelta(days=length))])
+    return iter([_months(start, length)])
+
+
+def _months(start: dt.date, count: int) -> Period:
+    """Return `count` months from the first of one on."""
+    if start.day != 1:
+        raise ParameterError(f"a period of months begins on the first of one, not on {start}; give its length in days")
+    end = _add_months(start, count)
+    years = f"{start:%Y}--P{count // 12}Y" if count % 12 == 0 and start.month == 1 else None
+    return Period(_calendar_label(start, end) or years or f"{start:%Y-%m}--P{count}M", start, end)
+
+
+def _add_months(day: dt.date, months: int) -> dt.date:
+    total = day.year * 12 + day.month - 1 + months
+    return dt.date(total // 12, total % 12 + 1, 1)
+
+
+def _repeated(match: re.Match[str], first: dt.date, last: dt.date) -> Iterator[Period]:
+    if _in_days(match):
+        return _runs_of_days(_length(match), dt.date(first.year, 1, 1), first, last)
+    return _runs_of_months(_length(match), 0, first, last)
+
+
+def _repeated_from(match: re.Match[str], first: dt.date, last: dt.date) -> Iterator[Period]:
+    return _runs_of_days(_length(match), _first_day(match["start"]), first, last)
+
+
+def _runs_of_days(length: int, anchor: dt.date, first: dt.date, last: dt.date) -> Iterator[Period]:
+    start = anchor + dt.timedelta(days=max((first - anchor).days // length, 0) * length)
+    while start <= last:
+        yield Period(f"{start}--P{length}D", start, start + dt.timedelta(days=length))
+        start += dt.timedelta(days=length)
+
+
+def _runs_of_months(length: int, anchor: int, first: dt.date, last: dt.date) -> Iterator[Period]:
+    """Yield runs of months one after the other, of which one begins in the month `anchor` (0 to 11) before `first`."""
+    start = dt.date(first.year - (first.month - 1 < anchor), anchor + 1, 1)
+    starts = [start]
+    while starts[-1] <= last:
+        starts.append(_add_months(starts[-1], length))
+    return (_months(a, length) for a, b in pairwise(starts) if b > first)
+
+
+def _rolling(match: re.Match[str], first: dt.date, last: dt.date) -> Iterator[Period]:
+    """Yield a period for each month it can begin in so that it holds no month before the first or after the last."""
+    length = _length(match)
+    start, end = first.replace(day=1), _add_months(last, 1)
+    runs = (_months(_add_months(start, n), length) for n in range((end.year - start.year + 1) * 12))
+    found = tuple(takewhile(lambda period: period.end <= end, runs))
+    return iter(found or (_months(start, length),))
+
+
+def _one_season(match: re.Match[str], first: dt.date, last: dt.date) -> Iterator[Period]:
+    begin, end = (_MONTHS.index(match[n].lower()) for n in (1, 2))
+    length = (end - begin) % 12 + 1
+    start = dt.date(first.year - 1, begin + 1, 1)
+    while start <= last:
+        period = _months(start, length)
+        if period.end > first:
+            yield period
+        start = _add_months(start, 12)
+
+
+def _quarters(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
+    for period in _runs_of_months(3, 0, first, last):
+        yield Period(f"{period.start:%Y}-Q{period.start.month // 3 + 1}", period.start, period.end)
+
+
+def _days(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
+    for n in range((last - first).days + 1):
+        day = first + dt.timedelta(days=n)
+        yield Period(day.isoformat(), day, day + dt.timedelta(days=1))
+
+
+def _all(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
+    yield Period(f"{first}_{last}", first, last + dt.timedelta(days=1))
+
+
+def _calendar(length: int, anchor: int) -> Callable[[re.Match[str], dt.date, dt.date], Iterator[Period]]:
+    return lambda _, first, last: _runs_of_months(length, anchor, first, last)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.IGNORECASE)
+
+
+_PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], dt.date, dt.date], Iterator[Period]]], ...] = (
+    (_pattern("all"), _all),
+    (_pattern("day|daily"), _days),
+    (_pattern("month|monthly"), _calendar(1, 0)),
+    (_pattern("quarter|quarterly"), _quarters),
+    (_pattern("season|seasonal"), _calendar(3, 11)),
+    (_pattern("semiannual"), _calendar(6, 0)),
+    (_pattern("year|yearly|annual"), _calendar(12, 0)),
+    (_pattern("annual-fy"), _calendar(12, 6)),
+    (_pattern(r"rolling-(?P<n>\d{1,4})-?months?"), _rolling),
+    (_pattern(f"({'|'.join(_MONTHS)})-({'|'.join(_MONTHS)})"), _one_season),
+    (_pattern(r"P?(?P<n>\d{1,4})(?P<unit>[DWMY])"), _repeated),
+    (_pattern(r"R/(?P<start>\d{4}-\d{2}-\d{2})/P(?P<n>\d{1,4})(?P<unit>[DW])"), _repeated_from),
+    (_pattern(r"(?P<start>\d{4}(?:-\d{2}){0,2})(?:--|/)P(?P<n>\d{1,4})(?P<unit>[DWMY])"), _from_start),
+)
+"""How periods are written, and what makes them."""
