@@ -8,6 +8,7 @@ pixels       arithmetic: rules, kernels, reducers
 masking      mask bands beside the data
 cube         a stack as a lazy DataArray
 windows      the pure function that reads and reduces one window
+screening    which scenes show enough
 compositing  a cube reduced over time
 writing      pixels out: COG, Zarr, metadata
 running      jobs and clusters
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from s2composite.running.run import run_job
     from s2composite.scenes.listing import find_scenes
     from s2composite.scenes.model import Asset, Scene
+    from s2composite.screening import select_scenes, valid_share
 
 __version__ = "0.1.0"
 
@@ -52,6 +54,8 @@ _ROOMS = {
     "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
     "run_job": "running.run",
+    "select_scenes": "screening",
+    "valid_share": "screening",
 }
 
 __all__ = [
@@ -72,6 +76,8 @@ __all__ = [
     "register_reducer",
     "resolve_reducer",
     "run_job",
+    "select_scenes",
+    "valid_share",
 ]
 
 

@@ -14,7 +14,7 @@ from s2composite.array_masks import usable_cube
 from s2composite.as_cube import days_of, nodata_of
 from s2composite.errors import ParameterError
 from s2composite.period_axis import groups_of, with_time_axis
-from s2composite.pixels.masks import Nodata, Rule, Saturated
+from s2composite.pixels.masks import DEFAULT_RULES, Rule
 from s2composite.pixels.reducers import Layer, Recipe, Reducer, resolve_reducer
 from s2composite.scenes.periods import Day, PeriodSpec
 from s2composite.windows import STATUS, layer_arrays, source_shares
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from s2composite.analysis.plot import Plots
 
 __all__ = ["Composite", "composite"]
-
-_DEFAULT_RULES: tuple[Rule, ...] = (Nodata(), Saturated())
 
 
 def composite(
@@ -235,7 +233,7 @@ def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[
 
 def _rules(valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None) -> tuple[Rule | xr.DataArray, ...]:
     if valid is None:
-        return _DEFAULT_RULES
+        return DEFAULT_RULES
     return tuple(valid) if isinstance(valid, Sequence) else (valid,)
 
 

@@ -1,26 +1,35 @@
-"""Masking: mask bands of a stack's scenes, read beside its data and brought to its grid."""
+"""Masking: mask bands of a stack's scenes, read beside its data, cleaned where they are and brought to its grid."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pyproj import Transformer
 
-from s2composite.errors import GridError
+from s2composite.errors import GridError, S2CompositeError
 from s2composite.pixels.flags import MaskRule, upsample
 from s2composite.pixels.masks import Rule
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED
 from s2composite.reading.stack import Stack, open_stack
 
-__all__ = ["Mask", "masks_of"]
+__all__ = ["AlignedMask", "Mask", "WarpedMask", "masks_of"]
+
+_LARGEST_READ = 128 << 20
+"""Pixels of a mask band, of all scenes together, in memory at once where the data are coarser than the mask."""
+
+_OPENED_AT_ONCE = 32
+"""Scenes whose mask bands are opened at once, where they have different grids."""
 
 
 @dataclass(frozen=True, eq=False)
-class Mask:
-    """A rule on a mask band, and where that band is read."""
+class AlignedMask:
+    """A rule on a mask band on the data's grid, or on one a whole number of times coarser."""
 
     rule: MaskRule
     """The rule."""
@@ -43,16 +52,107 @@ class Mask:
         The mask is cleaned at its own resolution, with as many of its pixels around the region as decide about it; a
         scene whose mask cannot be read is not valid.
         """
-        halo, factor = self.rule.halo, self.factor
+        factor = self.factor
         spans = [slice(s.start + o, s.stop + o) for s, o in zip(region, self.origin, strict=True)]
         y, x = (slice(s.start // factor, -(-s.stop // factor)) for s in spans)
-        seen = self.stack.read((y, x), pad=halo)
-        valid = self.rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
-        valid = valid[:, halo : valid.shape[1] - halo, halo : valid.shape[2] - halo]
-        valid[seen.status == FAILED] = False
+        valid = _cleaned(self.rule, self.stack, (y, x))
         shape = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
         top, left = spans[0].start - factor * y.start, spans[1].start - factor * x.start
         return upsample(valid, factor, shape, top=top, left=left)
+
+
+@dataclass(frozen=True, eq=False)
+class WarpedMask:
+    """A rule on a mask band on other grids than the data's: each pixel of the data takes the mask's nearest one."""
+
+    rule: MaskRule
+    """The rule."""
+
+    groups: tuple[tuple[tuple[int, ...], Stack], ...]
+    """Scenes whose bands share a grid: their positions in the data's stack, and the band alone on that grid."""
+
+    geobox: GeoBox
+    """Grid of the data."""
+
+    n_scenes: int
+    """Scenes of the data; one in no group is not valid anywhere."""
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        grid = (tuple(self.geobox.shape), tuple(self.geobox.transform), str(self.geobox.crs))
+        return tuple((at, stack.token) for at, stack in self.groups), repr(self.rule), grid, self.n_scenes
+
+    def valid(self, region: Window) -> NDArray[np.bool_]:
+        """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
+
+        The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so that the
+        result is the same for any region; a scene whose mask does not reach a pixel or cannot be read is not valid.
+        """
+        height, width = (s.stop - s.start for s in region)
+        out = np.zeros((self.n_scenes, height, width), bool)
+        for positions, stack in self.groups:
+            rows, columns = _pixels_of(self.geobox, region, stack.geobox)
+            for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
+                out[np.array(positions), y, x] = self._part(stack, rows[y, x], columns[y, x])
+        return out
+
+    def _part(self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Return what the rule says of some pixels ``(y, x)`` of a band: ``(t, y, x)``."""
+        out = np.zeros((stack.shape[0], *rows.shape), bool)
+        inside = (rows >= 0) & (rows < stack.shape[2]) & (columns >= 0) & (columns < stack.shape[3])
+        if inside.any():
+            y, x = (slice(int(n[inside].min()), int(n[inside].max()) + 1) for n in (rows, columns))
+            out[:, inside] = _cleaned(self.rule, stack, (y, x))[:, rows[inside] - y.start, columns[inside] - x.start]
+        return out
+
+
+Mask = AlignedMask | WarpedMask
+"""What tells the valid observations of a region."""
+
+
+def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
+    """Return what a rule says of a window of its band, at the band's resolution: ``(t, y, x)``.
+
+    As many of the band's pixels around the window are read as decide about it; a scene that cannot be read is not
+    valid.
+    """
+    halo = rule.halo
+    seen = stack.read(window, pad=halo)
+    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
+    valid = valid[:, halo : valid.shape[1] - halo, halo : valid.shape[2] - halo]
+    valid[seen.status == FAILED] = False
+    return valid
+
+
+def _pixels_of(geobox: GeoBox, region: Window, mask: GeoBox) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the row and column of the mask's grid in which the centre of each pixel of a region lies: ``(y, x)``."""
+    y, x = (np.arange(s.start, s.stop) + 0.5 for s in region)
+    x, y = np.meshgrid(x, y)
+    x, y = geobox.transform @ (x, y)
+    if geobox.crs != mask.crs:
+        x, y = Transformer.from_crs(str(geobox.crs), str(mask.crs), always_xy=True).transform(x, y)
+    columns, rows = ~mask.transform @ (x, y)
+    # Where a projection does not reach it says infinity.
+    rows, columns = (np.nan_to_num(np.floor(n), nan=-1, posinf=-1, neginf=-1) for n in (rows, columns))
+    return rows.astype(np.intp), columns.astype(np.intp)
+
+
+def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a region, given as rows and columns of a mask, so that no part needs too many of the mask's pixels."""
+    height, width = rows.shape
+    todo = [(slice(0, height), slice(0, width))]
+    while todo:
+        y, x = todo.pop()
+        needs = float(np.ptp(rows[y, x]) + 1) * float(np.ptp(columns[y, x]) + 1)
+        if needs <= limit or (y.stop - y.start) * (x.stop - x.start) == 1:
+            yield y, x
+            continue
+        halves = [_halves(s) for s in (y, x)]
+        todo += [(a, b) for a in halves[0] for b in halves[1]]
+
+
+def _halves(span: slice) -> list[slice]:
+    middle = (span.start + span.stop) // 2
+    return [slice(a, b) for a, b in ((span.start, middle), (middle, span.stop)) if a < b]
 
 
 def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
@@ -62,23 +162,61 @@ def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
     ------
     BandError
         A scene has no such band.
-    GridError
-        The band is not on the data's grid, nor on one a whole number of times coarser.
     """
     return tuple(_mask(stack, rule) for rule in rules if isinstance(rule, MaskRule))
 
 
 def _mask(stack: Stack, rule: MaskRule) -> Mask:
-    band = open_stack(stack.scenes, [rule.band], options=stack.options)
+    try:
+        band = open_stack(stack.scenes, [rule.band], options=stack.options)
+    except GridError:
+        groups = _groups(list(_opened_alone(stack, rule.band)))
+        return WarpedMask(rule, groups, stack.geobox, len(stack.scenes))
+    return _aligned(stack, band, rule) or WarpedMask(
+        rule, ((tuple(range(len(stack.scenes))), band),), stack.geobox, len(stack.scenes)
+    )
+
+
+def _aligned(stack: Stack, band: Stack, rule: MaskRule) -> AlignedMask | None:
+    """Return the mask of a band whose pixels hold a whole number of the data's, None for any other grid."""
     to_mask = ~band.geobox.transform @ stack.geobox.transform
     factor = round(1 / to_mask.a)
     x, y = to_mask.c * factor, to_mask.f * factor
     same = band.geobox.crs == stack.geobox.crs and to_mask.b == to_mask.d == 0
     whole = max(abs(to_mask.a * factor - 1), abs(to_mask.e * factor - 1)) * max(stack.geobox.shape) < 1e-3
     if factor < 1 or not (same and whole) or max(abs(x - round(x)), abs(y - round(y))) > 1e-3:
-        raise GridError(
-            f"the mask band {rule.band} ({band.geobox.crs}, pixels of {band.geobox.resolution.x:g}) does not fit the "
-            f"data ({stack.geobox.crs}, pixels of {stack.geobox.resolution.x:g}): it has to be on the same grid or a "
-            "whole number of times coarser; open the cube on the scenes' own grid"
+        return None
+    return AlignedMask(rule, band, factor, (round(y), round(x)))
+
+
+def _opened_alone(stack: Stack, band: str) -> Iterator[tuple[int, Stack]]:
+    """Yield each scene's band as a stack of its own, those that cannot be read left out if they are to be skipped."""
+
+    def opened(t: int) -> Stack | None:
+        try:
+            return open_stack([stack.scenes[t]], [band], options=stack.options)
+        except S2CompositeError:
+            if stack.options.on_error == "raise":
+                raise
+            return None
+
+    with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+        found = pool.map(opened, range(len(stack.scenes)))
+        yield from ((t, one) for t, one in enumerate(found) if one is not None)
+
+
+def _groups(alone: Sequence[tuple[int, Stack]]) -> tuple[tuple[tuple[int, ...], Stack], ...]:
+    """Return the stacks of single scenes put together where they share a grid."""
+    grids = list(dict.fromkeys(stack.geobox for _, stack in alone))
+    members = [[(t, stack) for t, stack in alone if stack.geobox == grid] for grid in grids]
+    return tuple(
+        (
+            tuple(t for t, _ in group),
+            replace(
+                group[0][1],
+                scenes=tuple(scene for _, stack in group for scene in stack.scenes),
+                sources=tuple(files for _, stack in group for files in stack.sources),
+            ),
         )
-    return Mask(rule, band, factor, (round(y), round(x)))
+        for group in members
+    )

@@ -24,6 +24,7 @@ ROOMS = [
     "cube",
     "as_cube", "array_masks", "period_axis",
     "windows",
+    "screening",
     "compositing",
     "writing",
     "running.document", "running.job", "running.cluster",

@@ -1,13 +1,15 @@
 """Mask bands: at their own resolution, cleaned with the pixels around a window, the same for any chunks."""
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 import scipy.ndimage as ndi
+from affine import Affine
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
-from s2composite.errors import BandError, GridError, ParameterError
+from s2composite.errors import BandError, ParameterError
 from s2composite.pixels.flags import SCL
 
 CLOUDS = ("cloud shadows", "cloud medium probability", "cloud high probability", "thin cirrus")
@@ -68,5 +70,51 @@ def test_what_cannot_be_masked_is_refused(season):
         s2c.composite(cube.compute(), valid=SCL())
     with pytest.raises(BandError, match="no band 'SCL'"):
         s2c.composite(s2c.open_cube(str(season / "*_TCI.tif")), valid=SCL())
-    with pytest.raises(GridError, match="does not fit"):
-        s2c.composite(s2c.open_cube(season, bands=["TCI"], crs="EPSG:3035", resolution=10), valid=SCL())
+
+
+def nearest(directory, cube, opening=2, dilation=3):
+    """Whole masks at 20 m, cleaned by scipy, each pixel of the cube looked up one by one."""
+    valid = expected_valid(directory, opening, dilation)[:, ::2, ::2]
+    with rasterio.open(min(directory.glob("*_SCL.tif"))) as dataset:
+        inverse, crs = ~dataset.transform, dataset.crs
+    x, y = np.meshgrid(cube["x"].values, cube["y"].values)
+    x, y = pyproj.Transformer.from_crs(cube.rio.crs, crs, always_xy=True).transform(x, y)
+    columns, rows = (np.floor(n).astype(int) for n in inverse @ (x, y))
+    inside = (rows >= 0) & (rows < valid.shape[1]) & (columns >= 0) & (columns < valid.shape[2])
+    return valid[:, rows.clip(0, valid.shape[1] - 1), columns.clip(0, valid.shape[2] - 1)] & inside
+
+
+@pytest.mark.parametrize("grid", [{"crs": "EPSG:3035", "resolution": 10}, {"resolution": 40}, {"resolution": 160}])
+def test_a_mask_on_another_grid_is_cleaned_where_it_is_and_taken_pixel_by_pixel(season, grid, monkeypatch):
+    rule = SCL(CLOUDS, cleanup=[("opening", 2), ("dilation", 3)])
+    cube = s2c.open_cube(season, bands=["TCI"], **grid)
+    comp = s2c.composite(cube, valid=[s2c.Nodata(), rule]).compute()
+    usable = nearest(season, cube) & (cube.values > 0).all(1)
+    np.testing.assert_array_equal(comp["count"], usable.sum(0))
+    assert int(comp["count"].max()) > 0
+    monkeypatch.setattr("s2composite.masking._LARGEST_READ", 6 * 1000)
+    small = s2c.composite(s2c.open_cube(season, bands=["TCI"], **grid, chunks=70), valid=[s2c.Nodata(), rule])
+    np.testing.assert_array_equal(small.compute()["count"], comp["count"])
+
+
+def test_masks_of_scenes_on_different_grids(season, tmp_path):
+    """One scene's mask is on a grid of its own: the same mask, cut and moved."""
+    for path in season.glob("*.tif"):
+        (tmp_path / path.name).symlink_to(path)
+    odd = min(tmp_path.glob("*_SCL.tif"))
+    with rasterio.open(odd) as dataset:
+        values, profile = dataset.read(1), dataset.profile
+    odd.unlink()
+    profile.update(height=250, width=300, transform=profile["transform"] @ Affine.translation(0, 20))
+    with rasterio.open(odd, "w", **profile) as dataset:
+        dataset.write(values[20:270], 1)
+    rule = SCL(CLOUDS)
+    cube = s2c.open_cube(tmp_path, bands=["TCI"])
+    comp = s2c.composite(cube, valid=[rule]).compute()
+    expected = expected_valid(season, 0, 0)
+    expected[0, :40] = expected[0, 540:] = False
+    np.testing.assert_array_equal(comp["count"], expected.sum(0))
+    odd.write_bytes(b"not a TIFF")
+    skipping = s2c.open_cube(tmp_path, bands=["TCI"], on_error="skip")
+    expected[0] = False
+    np.testing.assert_array_equal(s2c.composite(skipping, valid=[rule]).compute()["count"], expected.sum(0))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from s2composite.errors import BandError, ParameterError
 
 __all__ = [
+    "DEFAULT_RULES",
     "Limits",
     "Nodata",
     "Rule",
@@ -144,6 +145,10 @@ class SwathEdge:
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` without the nodata value."""
         return Nodata(self.value).limits(limits)
+
+
+DEFAULT_RULES: tuple[Rule, ...] = (Nodata(), Saturated())
+"""What is left out where nothing else is said."""
 
 
 def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:

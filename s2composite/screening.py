@@ -1,0 +1,194 @@
+"""Screening: how much of the area each scene shows, and leaving out the scenes that show too little."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from s2composite.array_masks import ValidArray, usable_cube
+from s2composite.as_cube import nodata_of
+from s2composite.cube import Chunks, stack_of, to_cube, window_at
+from s2composite.errors import ParameterError
+from s2composite.masking import Mask, masks_of
+from s2composite.pixels.masks import DEFAULT_RULES, Nodata, Rule
+from s2composite.pixels.reducers import Recipe, valid_observations
+from s2composite.reading.stack import TargetGrid, open_stack
+
+__all__ = ["select_scenes", "valid_share"]
+
+LOG = logging.getLogger(__name__)
+
+_OVERVIEW = 16
+"""How many times coarser than the cube scenes are looked at by default: 1/256 of the pixels."""
+
+
+def valid_share(
+    cube: xr.DataArray | xr.Dataset, valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None = None
+) -> xr.Dataset:
+    """Return which share of the area each scene shows, and which share it shows validly.
+
+    Parameters
+    ----------
+    cube
+        ``(time, band, y, x)`` as for `composite`. An estimate from the overviews is much faster than the full
+        resolution: ``open_cube(source, resolution=160)``.
+    valid
+        Rules and masks as for `composite`.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``observed`` ``(time,)``, the share of pixels that are not nodata, and ``valid`` ``(time,)``, the share that
+        pass the rules; float64, 0 to 1, lazy if the cube is. `SwathEdge` counts as `Nodata`.
+
+    Raises
+    ------
+    ParameterError
+        As `composite`.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([[0, 9], [255, 9], [9, 9]], "uint8").reshape(3, 1, 1, 2)
+    >>> shares = s2c.valid_share(xr.DataArray(values, dims=("time", "band", "y", "x")))
+    >>> shares["observed"].values.tolist(), shares["valid"].values.tolist()
+    ([0.5, 1.0, 1.0], [0.5, 0.5, 1.0])
+    """
+    given = DEFAULT_RULES if valid is None else tuple(valid) if isinstance(valid, Sequence) else (valid,)
+    array, rules, mask = usable_cube(cube, given)
+    recipe = Recipe((), rules, tuple(map(str, array["band"].values)), nodata_of(array))
+    counts = _counts(array, recipe, mask) / (array.sizes["y"] * array.sizes["x"])
+    labels = {name: array[name] for name in array.coords if array[name].dims == ("time",)}
+    meaning = {"units": "1", "long_name": "share of the area's pixels"}
+    return xr.Dataset({n: ("time", counts[:, i], meaning) for i, n in enumerate(("observed", "valid"))}, labels)
+
+
+def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
+    """Return the numbers of observed and of valid pixels: ``(t, 2)``."""
+    if not isinstance(cube.data, da.Array):
+        return _count_block(cube.data, mask, recipe=recipe)[:, 0, 0]
+    data = cube.data.rechunk({0: -1, 1: -1})
+    spatial = data.chunks[2:]
+    found = stack_of(cube)
+    extra = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *spatial))[:, None]]
+    parts = da.map_blocks(
+        _count_window,
+        data,
+        *extra,
+        recipe=recipe,
+        masks=masks_of(found[0], recipe.rules) if found else (),
+        spatial=spatial,
+        drop_axis=1,
+        new_axis=3,
+        chunks=(data.chunks[0], *((1,) * n for n in data.numblocks[2:]), (2,)),
+        dtype=np.int64,
+        meta=np.empty((0, 0, 0, 0), np.int64),
+    )
+    return parts.sum(axis=(1, 2))
+
+
+def _count_window(
+    pixels: NDArray[Any],
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    recipe: Recipe,
+    masks: Sequence[Mask],
+    spatial: Chunks,
+    block_id: tuple[int, ...],
+) -> NDArray[np.int64]:
+    usable = None if mask is None else mask[:, 0]
+    for one in masks:
+        more = one.valid(window_at(spatial, block_id[1], block_id[2]))
+        usable = more if usable is None else usable & more
+    return _count_block(pixels, usable, recipe=recipe)
+
+
+def _count_block(pixels: NDArray[Any], usable: NDArray[np.bool_] | None, *, recipe: Recipe) -> NDArray[np.int64]:
+    """Return the numbers of observed and of valid pixels of a block: ``(t, 1, 1, 2)``."""
+    observed = valid_observations(pixels, Recipe((), (Nodata(),), recipe.bands, recipe.nodata))
+    valid = valid_observations(pixels, recipe, usable)
+    return np.stack([observed.sum((1, 2)), valid.sum((1, 2))], axis=-1)[:, None, None]
+
+
+def select_scenes(
+    cube: xr.DataArray,
+    *,
+    min_valid: float = 0.0,
+    max_cloud_cover: float = 100.0,
+    valid: Rule | Sequence[Rule] | None = None,
+    resolution: float | None = None,
+) -> xr.DataArray:
+    """Return a cube without the scenes that show too little of it; those left out are named in the log.
+
+    Parameters
+    ----------
+    cube
+        From `open_cube`, or any other ``(time, band, y, x)``.
+    min_valid
+        Scenes of which a smaller share of the area is valid are left out, 0 to 1. Looks at the pixels, now.
+    max_cloud_cover
+        Scenes whose metadata report more clouds are left out, percent; those without that fact stay.
+    valid
+        The rules that `min_valid` is about, as for `composite`.
+    resolution
+        Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: 16 times
+        coarser than the cube, from overviews where there are some. Other cubes are looked at as they are.
+
+    Returns
+    -------
+    xarray.DataArray
+        The same cube with fewer times.
+
+    Raises
+    ------
+    ParameterError
+        A limit makes no sense, no scene is left, or the cube does not know its scenes' cloud cover.
+
+    Examples
+    --------
+    >>> import s2composite as s2c
+    >>> from s2composite.demo import make_scenes
+    >>> cube = s2c.open_cube(make_scenes("doctest_clouds", scenes=4, size=256))
+    >>> s2c.select_scenes(cube, min_valid=0.05).sizes["time"] <= 4
+    True
+    """
+    if not 0 <= min_valid <= 1 or not 0 <= max_cloud_cover <= 100:
+        raise ParameterError(
+            f"min_valid={min_valid} and max_cloud_cover={max_cloud_cover}: give a share from 0 to 1 and percent"
+        )
+    keep = np.ones(cube.sizes["time"], bool)
+    if max_cloud_cover < 100:
+        if "cloud_cover" not in cube.coords:
+            raise ParameterError("the cube has no coordinate cloud_cover; scenes from STAC items have one")
+        keep &= ~(cube["cloud_cover"].values > max_cloud_cover)
+    if min_valid > 0 and keep.any():
+        kept = np.flatnonzero(keep)
+        shares = valid_share(_coarse(cube.isel(time=kept), resolution), valid)
+        keep[kept] = shares["valid"].compute().values >= min_valid
+    names = cube["scene" if "scene" in cube.coords else "time"].values
+    if not keep.any():
+        raise ParameterError(f"none of the {len(keep)} scenes is good enough; allow a smaller share or more clouds")
+    if not keep.all():
+        LOG.info("left out %d of %d scenes: %s", (~keep).sum(), len(keep), ", ".join(map(str, names[~keep])))
+    return cube.isel(time=np.flatnonzero(keep))
+
+
+def _coarse(cube: xr.DataArray, resolution: float | None) -> xr.DataArray:
+    """Return a cube from files at a coarser resolution, any other as it is."""
+    found = stack_of(cube)
+    if found is None:
+        return cube
+    stack = found[0]
+    wanted = resolution or abs(stack.geobox.resolution.x) * _OVERVIEW
+    own_grid = all(source.offset is not None for files in stack.sources for source in files)
+    if own_grid:
+        grid = TargetGrid(resolution=wanted, bbox=stack.geobox.boundingbox)
+    else:
+        grid = TargetGrid(geobox=stack.geobox.zoom_to(resolution=wanted))
+    return to_cube(open_stack(stack.scenes, stack.bands, grid, stack.options))
