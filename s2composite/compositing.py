@@ -138,7 +138,7 @@ class Composite:
 
     def compute(self, **kwargs: Any) -> Composite:
         """Return the composite in memory; all layers in one pass."""
-        return Composite(self.dataset.compute(**kwargs))
+        return Composite(_located(self.dataset).compute(**kwargs))
 
     def persist(self, **kwargs: Any) -> Composite:
         """Return the composite held in the memory of the workers."""
@@ -213,6 +213,17 @@ class Composite:
         from s2composite.analysis.plot import Plots  # noqa: PLC0415 - a floor below
 
         return Plots(self.dataset)
+
+
+def _located(dataset: xr.Dataset) -> xr.Dataset:
+    """Let the windows of ``read_status`` say where they begin: in memory there are no chunks left that would."""
+    if STATUS not in dataset or not dataset[STATUS].chunks:
+        return dataset
+    starts = {
+        f"window_{axis}": (f"window_{axis}", np.cumsum([0, *dataset.chunksizes[axis][:-1]]), {"units": "pixel"})
+        for axis in ("y", "x")
+    }
+    return dataset.assign_coords(starts)
 
 
 def _not_yet_composited(cube: Any) -> Any:

@@ -307,7 +307,7 @@ def test_cluster_of_processes(tmp_path, cluster):
 
 
 def test_workers_without_the_disk_hand_their_parts_back(tmp_path, cluster, monkeypatch):
-    monkeypatch.setattr("s2composite.writing.cog.workers_see", lambda client, parts: False)
+    monkeypatch.setattr("s2composite.writing.files.workers_see", lambda client, parts: False)
     dataset = lazily_made()
     path = write(dataset, tmp_path / "out.tif", blocksize=128)
     assert np.array_equal(read(path), dataset["composite"].values)

@@ -16,7 +16,7 @@ from s3fs.core import S3File
 from storage_servers import CREDENTIALS, gcs_server, locked, s3_server
 from writing_helpers import composite_of, pixels, three_layers
 
-import s2composite.writing.cog
+import s2composite.writing.files
 import s2composite.writing.targets
 from s2composite.errors import ParameterError, WriteError
 from s2composite.scenes.storage import filesystem
@@ -166,7 +166,7 @@ def test_an_encoder_that_dies_leaves_nothing(bucket):
 
 @pytest.mark.parametrize("harm", ["part", "store"])
 def test_what_is_damaged_does_not_become_an_object(bucket, monkeypatch, harm):
-    whole = s2composite.writing.cog.lay_out
+    whole = s2composite.writing.files.lay_out
 
     def lay_out(raster, results):
         layout = whole(raster, results)
@@ -178,7 +178,7 @@ def test_what_is_damaged_does_not_become_an_object(bucket, monkeypatch, harm):
         return layout
 
     if harm == "part":
-        monkeypatch.setattr(s2composite.writing.cog, "lay_out", lay_out)
+        monkeypatch.setattr(s2composite.writing.files, "lay_out", lay_out)
         says = "cannot be decoded|its pixels are not those"
     else:
         fs, path = filesystem(bucket)
@@ -201,7 +201,7 @@ def test_what_is_damaged_does_not_become_an_object(bucket, monkeypatch, harm):
 def test_a_given_up_write_is_not_completed_elsewhere(bucket, monkeypatch):
     """An interrupted client removes the parts; the worker that is uploading must notice and abort."""
 
-    def interrupted(layout):
+    def interrupted(layout, **options):
         fs, path = filesystem(layout.raster.parts.root)
         check = s2composite.writing.targets.check_run
 
@@ -211,9 +211,9 @@ def test_a_given_up_write_is_not_completed_elsewhere(bucket, monkeypatch):
                 fs.rm_file(f"{path}/in-progress")
 
         monkeypatch.setattr(s2composite.writing.targets, "check_run", late)
-        assemble_object(layout)
+        return assemble_object(layout, **options)
 
-    monkeypatch.setattr(s2composite.writing.cog, "assemble_object", interrupted)
+    monkeypatch.setattr(s2composite.writing.files, "assemble_object", interrupted)
     with pytest.raises(WriteError, match="is gone, because writing was given up"):
         write_raster(composite_of(pixels((1, 300, 300)), 128), f"{bucket}/out.tif")
     assert objects(bucket) == []

@@ -75,6 +75,31 @@ def three_layers(shape=(900, 700), chunks=256, seed=0):
     return dataset_of(layers, chunks), values, count, source
 
 
+def periods_of_layers(periods=("2023-01", "2023-02", "2023-03"), shape=(300, 270), chunks=128, seed=0):
+    """Return a dataset of layers with the axis of periods, as composite(period=) makes them, and their arrays."""
+    n, arrays = len(periods), {}
+    for i in range(n):
+        _, *one = three_layers(shape, None, seed + i)
+        for name, values in zip(("composite", "count", "source"), one, strict=True):
+            arrays.setdefault(name, []).append(values)
+    arrays = {name: np.stack(values) for name, values in arrays.items()}
+    dataset = three_layers(shape, None)[0]
+    dataset = xr.Dataset(coords=dataset.coords, attrs=dataset.attrs).assign(
+        {
+            name: (("time", *dataset[name].dims), lazy(arrays[name], chunks), dataset[name].attrs)
+            for name in ("composite", "count", "source")
+        }
+    )
+    starts = np.array("2023-01", "datetime64[M]") + np.arange(n + 1)
+    bounds = np.stack([starts[:-1], starts[1:]], axis=1).astype("datetime64[ns]")
+    dataset = dataset.assign_coords(
+        time=("time", bounds[:, 0], {"bounds": "time_bounds"}),
+        time_bounds=(("time", "bnds"), bounds),
+        period=("time", list(periods)),
+    )
+    return dataset, arrays
+
+
 def plain_overview(values, method, nodata):
     """Halve ``(b, y, x)`` with loops in plain Python."""
     b, height, width = values.shape

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from s2composite.writing.statistics import Statistics, merge
 from s2composite.writing.tiff import CLASSIC_LIMIT, RECORD_OVERHEAD, build_header
 from s2composite.writing.window import TILE, Stage, WindowIndex
 
-__all__ = ["FileLayout", "Run", "copy_parts", "in_order", "lay_out"]
+__all__ = ["FileLayout", "Run", "Sink", "copy_parts", "in_order", "lay_out"]
 
 _AHEAD = 8
 """Runs of tiles that are read ahead of the one that is written; one is a row of tiles of one window."""
@@ -30,6 +30,13 @@ Out = TypeVar("Out")
 Results = Sequence[tuple[Stage, WindowIndex]]
 
 _PLACED = np.dtype([*TILE.descr, ("part", "i4")])
+
+
+class Sink(Protocol):
+    """Whatever takes the bytes of a file."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take the next bytes."""
 
 
 class Run(NamedTuple):
@@ -203,7 +210,7 @@ def in_order(function: Callable[[In], Out], items: Iterable[In], threads: int = 
                 future.cancel()
 
 
-def copy_parts(layout: FileLayout, out: BinaryIO, check: Callable[[Run, bytes], None] | None = None) -> None:
+def copy_parts(layout: FileLayout, out: Sink, check: Callable[[Run, bytes], None] | None = None) -> None:
     """Write the whole file to `out`.
 
     Parameters

@@ -191,7 +191,7 @@ def _windows_of(work: Work, key: Any) -> list[str]:
     return []
 
 
-def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, label: str) -> Any:
+def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, label: str, **options: Any) -> Any:
     """Run a function on a worker and return its result.
 
     Raises
@@ -199,7 +199,7 @@ def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, labe
     WriteError
         It failed with an error that is none of the library's, or its worker died.
     """
-    future = client.submit(function, *args, pure=False, key=f"assemble-{label}-{uuid.uuid4().hex[:8]}")
+    future = client.submit(function, *args, **options, pure=False, key=f"assemble-{label}-{uuid.uuid4().hex[:8]}")
     try:
         return future.result()
     except S2CompositeError:

@@ -19,6 +19,8 @@ from s2composite.writing.options import OVERVIEWS
 from s2composite.writing.raster import Band
 
 __all__ = [
+    "RGBA",
+    "TIME",
     "Layer",
     "chosen_layers",
     "common_nodata",
@@ -32,6 +34,9 @@ __all__ = [
 RGBA = "rgba"
 """A layer that every composite has for writing: its first three bands stretched to 8 bits."""
 
+TIME = "time"
+"""The axis of periods."""
+
 _SPATIAL = ("y", "x")
 
 
@@ -43,7 +48,7 @@ class Layer:
     """Name of the variable."""
 
     data: da.Array
-    """``(b, y, x)`` or ``(y, x)``."""
+    """``(b, y, x)`` or ``(y, x)``; with the time axis before, where there are periods."""
 
     bands: tuple[str, ...]
     """Names of its bands."""
@@ -64,8 +69,12 @@ class Layer:
 
 
 def raster_layers(dataset: xr.Dataset) -> tuple[str, ...]:
-    """Return the names of the variables that are pictures: ``(y, x)``, or with one axis before."""
-    return tuple(str(name) for name, a in dataset.data_vars.items() if a.dims[-2:] == _SPATIAL and a.ndim in (2, 3))
+    """Return the names of variables that are pictures: ``(y, x)``, maybe with bands before, and time before them."""
+    return tuple(str(name) for name, a in dataset.data_vars.items() if _is_picture(a))
+
+
+def _is_picture(array: xr.DataArray) -> bool:
+    return array.dims[-2:] == _SPATIAL and array.ndim - (array.dims[0] == TIME) in (2, 3)
 
 
 def chosen_layers(dataset: xr.Dataset, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -85,7 +94,7 @@ def chosen_layers(dataset: xr.Dataset, wanted: str | Sequence[str] | None) -> tu
     if not known:
         raise ParameterError("the dataset has no layer with the dimensions (y, x) or (band, y, x)")
     if wanted is None:
-        return ("composite",) if "composite" in known else tuple(n for n in known if dataset[n].ndim == 3) or known
+        return ("composite",) if "composite" in known else tuple(n for n in known if _has_bands(dataset[n])) or known
     names = known if wanted == "all" else (wanted,) if isinstance(wanted, str) else tuple(wanted)
     for name in names:
         if name not in known and name != RGBA:
@@ -93,6 +102,10 @@ def chosen_layers(dataset: xr.Dataset, wanted: str | Sequence[str] | None) -> tu
     if not names or len(set(names)) < len(names):
         raise ParameterError(f"layers is {list(names)}; name each layer once, or pass 'all'")
     return names
+
+
+def _has_bands(array: xr.DataArray) -> bool:
+    return array.ndim - (array.dims[0] == TIME) == 3
 
 
 def layer_of(dataset: xr.Dataset, name: str) -> Layer:
@@ -118,12 +131,12 @@ def layer_of(dataset: xr.Dataset, name: str) -> Layer:
 
 
 def _band_names(array: xr.DataArray) -> tuple[str, ...]:
-    if array.ndim == 2:
+    if not _has_bands(array):
         return (str(array.name),)
-    dim = array.dims[0]
+    dim = array.dims[-3]
     if dim in array.coords:
         return tuple(str(value) for value in array[dim].values)
-    return tuple(f"{array.name}_{i + 1}" for i in range(array.shape[0]))
+    return tuple(f"{array.name}_{i + 1}" for i in range(array.sizes[dim]))
 
 
 def _nodata(array: xr.DataArray, dtype: np.dtype[Any]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,21 @@ from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
 from s2composite.errors import ParameterError
-from s2composite.writing.layers import Layer
+from s2composite.writing.layers import TIME, Layer
 from s2composite.writing.window import Stage
 
-__all__ = ["Hierarchy", "array_path", "build_skeleton", "level_geobox", "write_skeleton"]
+__all__ = [
+    "Hierarchy",
+    "add_attributes",
+    "array_path",
+    "build_skeleton",
+    "level_geobox",
+    "with_attributes",
+    "write_skeleton",
+]
+
+_TIME_UNITS = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
+"""Of the times of periods and their bounds, which CF wants alike."""
 
 _CONVENTIONS = {
     "proj": ("geo-proj", "f17cb550-5864-4468-aeb7-f3180cfb622f", "Coordinate reference system information"),
@@ -104,6 +115,23 @@ def write_skeleton(hierarchy: Hierarchy, store: Store) -> None:
         zarr.consolidate_metadata(store)
 
 
+def with_attributes(root: bytes, more: Mapping[str, Any]) -> bytes:
+    """Return the metadata of a root with further attributes."""
+    metadata = json.loads(root)
+    metadata["attributes"].update(more)
+    return json.dumps(metadata).encode()
+
+
+def add_attributes(store: Store, more: Mapping[str, Any]) -> None:
+    """Give the root of a store further attributes."""
+    if not more:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in write_skeleton
+        zarr.open_group(store, mode="r+", use_consolidated=False).update_attributes(dict(more))
+        zarr.consolidate_metadata(store)
+
+
 def _level_dataset(hierarchy: Hierarchy, level: int) -> xr.Dataset:
     """Return the dataset of a level, with placeholders for the pixels of layers."""
     dataset = hierarchy.dataset
@@ -120,7 +148,15 @@ def _level_dataset(hierarchy: Hierarchy, level: int) -> xr.Dataset:
     attrs = _plain(dataset.attrs) if hierarchy.pyramid else _root_attributes(hierarchy)
     out = xr.Dataset(variables, coords, attrs)
     text = {name: coord.astype(object) for name, coord in out.coords.items() if coord.dtype.kind == "U"}
-    return out.assign_coords(text).drop_encoding()
+    # CF: what only bounds a coordinate is no coordinate itself.
+    return out.assign_coords(text).drop_encoding().reset_coords(list(_bounds(out)))
+
+
+def _bounds(dataset: xr.Dataset) -> Iterator[str]:
+    """Yield the names of the coordinates that hold the bounds of others."""
+    for coord in list(dataset.coords.values()):
+        if coord.attrs.get("bounds") in dataset.coords:
+            yield coord.attrs["bounds"]
 
 
 def _level_coords(hierarchy: Hierarchy, level: int) -> dict[Hashable, Any]:
@@ -148,8 +184,9 @@ def _encodings(hierarchy: Hierarchy, stage: Stage, level: int) -> dict[str, dict
     out: dict[str, dict[str, Any]] = {}
     for layer in hierarchy.layers:
         whole = layer.data.shape[:-2]
-        # A pixel's bands are read together where they are few, as in pictures.
-        head = tuple(n if n <= 4 else 1 for n in whole)
+        # A pixel's bands are read together where they are few, as in pictures; periods are looked at one by one.
+        dims = hierarchy.dataset[layer.name].dims
+        head = tuple(n if n <= 4 and dim != TIME else 1 for n, dim in zip(whole, dims, strict=False))
         encoding: dict[str, Any] = {"chunks": (*head, chunk, chunk), "compressors": [compressor]}
         if hierarchy.shards and (*head, *window) != (*whole, chunk, chunk):
             encoding["shards"] = (*whole, *window)
@@ -157,6 +194,9 @@ def _encodings(hierarchy: Hierarchy, stage: Stage, level: int) -> dict[str, dict
             # What is not stored has no value, and GDAL takes the fill value for nodata.
             encoding["fill_value"] = layer.data.dtype.type(layer.nodata).item()
         out[layer.name] = encoding
+    coords = hierarchy.dataset.coords
+    if TIME in coords and coords[TIME].dtype.kind == "M":
+        out |= dict.fromkeys({TIME, *_bounds(hierarchy.dataset)}, _TIME_UNITS)
     return out
 
 

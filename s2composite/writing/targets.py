@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -10,7 +11,7 @@ from typing import Any
 
 from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
-from s2composite.writing.assemble import FileLayout, copy_parts
+from s2composite.writing.assemble import FileLayout, Sink, copy_parts
 from s2composite.writing.parts import disk_error
 from s2composite.writing.verify import check_header, check_run, verify_file
 
@@ -69,8 +70,27 @@ def _check_object(target: str, *, overwrite: bool) -> None:
         raise _exists(target)
 
 
-def assemble_file(layout: FileLayout, path: str) -> None:
+class _Digesting:
+    """A file that remembers the SHA-256 of what is written to it."""
+
+    def __init__(self, file: Sink) -> None:
+        self._file, self._sum = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> object:
+        self._sum.update(data)
+        return self._file.write(data)
+
+    def hexdigest(self) -> str:
+        return self._sum.hexdigest()
+
+
+def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str:
     """Write a file to a temporary name and verify it.
+
+    Parameters
+    ----------
+    digest
+        Return the SHA-256 of the file, in hexadecimal digits; else nothing.
 
     Raises
     ------
@@ -78,13 +98,15 @@ def assemble_file(layout: FileLayout, path: str) -> None:
         The disk is full, a part is damaged, or the file reads differently from what was written.
     """
     try:
-        with Path(path).open("wb") as out:
+        with Path(path).open("wb") as file:
+            out: Sink = _Digesting(file) if digest else file
             copy_parts(layout, out)
-            out.flush()
-            os.fsync(out.fileno())
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise disk_error(error, path, layout.size) from error
     verify_file(layout, path)
+    return out.hexdigest() if isinstance(out, _Digesting) else ""
 
 
 def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
@@ -104,10 +126,15 @@ def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
         raise disk_error(error, target, 0) from error
 
 
-def assemble_object(layout: FileLayout) -> None:
+def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
     """Stream a file into an object store; it exists there once all tiles have been verified, and not before.
 
     The bytes that are sent are decoded and compared while they are sent; the store's own digests guard the way.
+
+    Parameters
+    ----------
+    digest
+        Return the SHA-256 of the file, in hexadecimal digits; else nothing.
 
     Raises
     ------
@@ -120,8 +147,9 @@ def assemble_object(layout: FileLayout) -> None:
     block = max(_UPLOAD_BLOCK, -(-layout.size // _MOST_BLOCKS >> 18) + 1 << 18)
     try:
         out = fs.open(path, "wb", autocommit=False, block_size=block)
+        sink: Sink = _Digesting(out) if digest else out
         try:
-            copy_parts(layout, out, check=lambda run, data: check_run(layout, run, data))
+            copy_parts(layout, sink, check=lambda run, data: check_run(layout, run, data))
             out.close()
             layout.raster.parts.require()
             out.commit()
@@ -132,9 +160,8 @@ def assemble_object(layout: FileLayout) -> None:
     except S2CompositeError:
         raise
     except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(
-            f"{display(target)}: cannot be uploaded: {reason(target, error)}", path=display(target)
-        ) from error
+        raise _upload_error(target, error) from error
+    return sink.hexdigest() if isinstance(sink, _Digesting) else ""
 
 
 def _upload_error(target: str, error: Exception) -> WriteError:

@@ -22,7 +22,15 @@ from s2composite.writing.overviews import halve, level_shapes
 from s2composite.writing.parts import disk_error
 from s2composite.writing.progress import progress_bar
 from s2composite.writing.pyramid import aligned_chunks, plan_stages, regular_chunks, window_size
-from s2composite.writing.skeleton import Hierarchy, array_path, build_skeleton, write_skeleton
+from s2composite.writing.skeleton import (
+    Hierarchy,
+    add_attributes,
+    array_path,
+    build_skeleton,
+    with_attributes,
+    write_skeleton,
+)
+from s2composite.writing.status import STATUS, read_status, status_summary
 from s2composite.writing.stores import IDENTITY, ROOT, StorePlace, opened, place_of
 from s2composite.writing.window import Chunks, Stage
 
@@ -44,12 +52,14 @@ def write_zarr(
     """Write all layers as a Zarr v3 store, computing them if they are lazy.
 
     Runs on the current Dask client, else in threads. Each window writes its own shards and reads them back; the store
-    gets its final name (a directory) or its root metadata (an object store) last, so it is complete or absent.
+    gets its final name (a directory) or its root metadata (an object store) last, so it is complete or absent. Where
+    scenes that cannot be read are skipped, the table of them is a variable and the root's attribute ``read_status`` its
+    summary.
 
     Parameters
     ----------
     dataset
-        Of a composite.
+        Of a composite; layers of periods keep their axis ``time``, with its bounds.
     store
         Local path, ``gs://`` or ``s3://`` URL, or a store object of the zarr library, such as a MemoryStore.
     overwrite
@@ -103,12 +113,15 @@ def write_zarr(
     try:
         _prepare(job, resume=resume)
         _write(job, client, progress=progress)
+        summary = _summary(job)
     except BaseException:
         if not resume:
             place.clear()
         raise
     if place.store is None:
-        place.complete(job.skeleton[ROOT])
+        place.complete(with_attributes(job.skeleton[ROOT], summary))
+    else:
+        add_attributes(place.store, summary)
     return place.label
 
 
@@ -274,6 +287,15 @@ def _later_stage(job: _Job, stage: Stage, shared: Delayed, done: frozenset[str])
     return Work(HighLevelGraph.merge(*(task.__dask_graph__() for task in tasks)), windows)
 
 
+def _summary(job: _Job) -> dict[str, Any]:
+    """Return the attributes that say what could not be read, from the store: what a resumed write found counts too."""
+    if read_status(job.hierarchy.dataset) is None:
+        return {}
+    path = array_path(STATUS, 0, pyramid=job.shared.pyramid)
+    table = np.asarray(opened(job.shared.place, {STATUS: path})[STATUS][:])
+    return {STATUS: status_summary(job.hierarchy.dataset, table)}
+
+
 def _mark(name: str, stage: Stage, position: Sequence[int]) -> str:
     return "-".join([name or f"s{stage.number}", *map(str, position)])
 
@@ -289,7 +311,7 @@ def _layers_array(job: _Job, stage: Stage, shared: Delayed) -> da.Array:
         *data,
         shared=shared,
         stage=stage,
-        drop_axis=[0] if any(array.ndim == 3 for array in data) else [],
+        drop_axis=list(range(max(array.ndim for array in data) - 2)),
         chunks=stage.chunks,
         dtype=object,
         meta=np.empty((0, 0), object),
@@ -379,8 +401,8 @@ def _guarded(shared: _Shared, mark: str, where: str, size: int, write: Callable[
 def _halved(pixels: Sequence[NDArray[Any]], shared: _Shared) -> list[NDArray[Any]]:
     out = []
     for layer, method, nodata in zip(pixels, shared.methods, shared.nodata, strict=True):
-        halved = halve(layer if layer.ndim == 3 else layer[None], method, nodata)
-        out.append(halved if layer.ndim == 3 else halved[0])
+        halved = halve(layer.reshape(-1, *layer.shape[-2:]), method, nodata)
+        out.append(halved.reshape(*layer.shape[:-2], *halved.shape[-2:]))
     return out
 
 

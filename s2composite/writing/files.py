@@ -1,0 +1,226 @@
+"""Files: several rasters written in one pass over the data, each complete and verified before it takes its name."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from s2composite.scenes.storage import is_remote, join
+from s2composite.writing.assemble import FileLayout, lay_out
+from s2composite.writing.execute import current_client, run_on_worker, run_work, work_of, workers_see
+from s2composite.writing.layers import Layer
+from s2composite.writing.parts import Parts
+from s2composite.writing.periods import Period
+from s2composite.writing.progress import progress_bar
+from s2composite.writing.pyramid import raster_tasks
+from s2composite.writing.raster import Raster
+from s2composite.writing.statistics import Statistics
+from s2composite.writing.targets import assemble_file, assemble_object, is_http, put, take_name, target_of
+from s2composite.writing.window import Stage, WindowIndex
+
+__all__ = ["FilePlan", "Tables", "WriteJob", "Written", "write_files"]
+
+Tables = Mapping[str, NDArray[Any]]
+"""Small arrays that were computed in the same pass as the pixels, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class FilePlan:
+    """One file to write."""
+
+    path: str
+    """As given."""
+
+    layers: tuple[Layer, ...]
+    """In the order of its bands."""
+
+    raster: Raster
+    """Without its final name and place for parts."""
+
+    period: Period
+    """What part of the time it is about."""
+
+
+@dataclass(frozen=True, eq=False)
+class WriteJob:
+    """One call."""
+
+    plans: tuple[FilePlan, ...]
+    """The files."""
+
+    overwrite: bool
+    """Replace what is there."""
+
+    progress: bool
+    """Show a bar."""
+
+    aside: Mapping[str, da.Array] = field(default_factory=dict)
+    """Small arrays to compute in the same pass as the pixels: nothing is read again for them."""
+
+    tags: Callable[[Tables], Mapping[str, str]] = lambda _: {}
+    """Further tags of all files, made of these arrays."""
+
+    digest: bool = False
+    """Compute the files' checksums."""
+
+    before_naming: Callable[[], None] = lambda: None
+    """Called when all that can fail before has not, just before the first file takes its name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A file that is complete, verified and has its name."""
+
+    plan: FilePlan
+    """What it was to be."""
+
+    path: str
+    """Absolute path or URL, with its signature if it has one."""
+
+    size: int
+    """Bytes."""
+
+    sha256: str
+    """Checksum in hexadecimal digits, empty if it was not asked for."""
+
+    statistics: tuple[Statistics, ...]
+    """Of each band."""
+
+    @property
+    def label(self) -> str:
+        """Return the path or URL as messages show it."""
+        return replace(self.plan.raster, path=self.path).label
+
+
+def write_files(job: WriteJob) -> tuple[tuple[Written, ...], Tables]:
+    """Write all files of a job in one pass over the data; return them and the arrays computed on the way.
+
+    Raises
+    ------
+    WriteError
+        An output exists, cannot be written, or an encoder, worker or upload failed; names the window.
+    """
+    # Pixels that are here already are encoded here: sending them to workers takes longer.
+    client = current_client() if any(layer.lazy for plan in job.plans for layer in plan.layers) else None
+    targets = [target_of(plan.path, overwrite=job.overwrite) for plan in job.plans]
+    with ExitStack() as stack:
+        parts = _place(targets[0], client, stack)
+        rasters = [
+            replace(plan.raster, path=target, token=f"{uuid.uuid4().hex[:12]}-{i}", parts=parts)
+            for i, (plan, target) in enumerate(zip(job.plans, targets, strict=True))
+        ]
+        found, tables = _encode(job, rasters, client)
+        more = job.tags(tables)
+        rasters = [replace(raster, tags=tuple(sorted({**dict(raster.tags), **more}.items()))) for raster in rasters]
+        layouts = [lay_out(raster, results) for raster, results in zip(rasters, found, strict=True)]
+        sums = _finish(layouts, client, job)
+    written = (
+        Written(plan, layout.raster.path, layout.size, checksum, layout.statistics)
+        for plan, layout, checksum in zip(job.plans, layouts, sums, strict=True)
+    )
+    return tuple(written), tables
+
+
+def _place(target: str, client: Client | None, stack: ExitStack) -> Parts:
+    """Return where parts lie, and see to it that it vanishes at the end, however that comes."""
+    root = f"{target}.{uuid.uuid4().hex[:8]}.parts"
+    if is_http(target):
+        root = join(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2composite-")), "parts")
+    parts = Parts(root)
+    stack.callback(parts.clear)
+    parts.create()
+    return parts if workers_see(client, parts) else replace(parts, carried=True)
+
+
+def _encode(
+    job: WriteJob, rasters: Sequence[Raster], client: Client | None
+) -> tuple[list[list[tuple[Stage, WindowIndex]]], Tables]:
+    """Compute all layers of all files in one pass; return what each window of each file has written, and the tables."""
+    owners = {
+        array.name: (number, stage, array)
+        for number, (plan, raster) in enumerate(zip(job.plans, rasters, strict=True))
+        for stage, array in raster_tasks([layer.data for layer in plan.layers], raster)
+    }
+    aside = {array.name: (name, array) for name, array in map(_renamed, job.aside.items())}
+    tables = {name: np.empty(array.shape, array.dtype) for name, array in job.aside.items()}
+    namers = {_namer(rasters[number], stage): array for number, stage, array in owners.values()}
+    work = work_of(namers | {_table_namer(name): array for name, array in aside.values()})
+    found: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in rasters]
+    label = ", ".join(raster.label.rpartition("/")[2] for raster in rasters)
+    with progress_bar(f"write {label}", len(work.windows), shown=job.progress) as advance:
+
+        def receive(key: tuple[Any, ...], result: Any) -> None:
+            if key[0] in aside:
+                name, array = aside[key[0]]
+                tables[name][_place_of(array, key[1:])] = result
+            else:
+                number, stage, _ = owners[key[0]]
+                found[number].append((stage, _stored(rasters[number].parts, result)))
+            advance()
+
+        run_work(work, client, receive)
+    return found, tables
+
+
+def _namer(raster: Raster, stage: Stage) -> Callable[[tuple[int, ...]], str]:
+    return lambda position: f"{raster.label}, {stage.describe(*position)}"
+
+
+def _renamed(item: tuple[str, da.Array]) -> tuple[str, da.Array]:
+    """Return an array under keys of its own: a failed write cancels them, and others may hold the original."""
+    name, array = item
+    return name, array.map_blocks(np.asarray, dtype=array.dtype, name=f"write-{name}-{uuid.uuid4().hex[:12]}")
+
+
+def _table_namer(name: str) -> Callable[[tuple[int, ...]], str]:
+    return lambda position: f"{name}, block {position}"
+
+
+def _place_of(array: da.Array, position: Sequence[int]) -> tuple[slice, ...]:
+    """Return where a block of an array lies in it."""
+    ends = [list(accumulate(sizes)) for sizes in array.chunks]
+    return tuple(slice(end[i] - sizes[i], end[i]) for end, sizes, i in zip(ends, array.chunks, position, strict=True))
+
+
+def _stored(parts: Parts, index: WindowIndex) -> WindowIndex:
+    """Store a part that a worker has handed back."""
+    if not parts.carried:
+        return index
+    parts.write(index.part, index.data)
+    return replace(index, data=b"")
+
+
+def _finish(layouts: Sequence[FileLayout], client: Client | None, job: WriteJob) -> list[str]:
+    """Assemble and verify all files, then let them take their names; return their checksums."""
+    there = None if layouts[0].raster.parts.carried else client
+    if is_remote(layouts[0].raster.path) and not is_http(layouts[0].raster.path):
+        job.before_naming()
+        return [_call(there, layout, assemble_object, digest=job.digest) for layout in layouts]
+    temporary = [join(layout.raster.parts.root, f"{layout.raster.token}.assembled") for layout in layouts]
+    sums = [
+        _call(there, layout, assemble_file, file, digest=job.digest)
+        for layout, file in zip(layouts, temporary, strict=True)
+    ]
+    job.before_naming()
+    for layout, file in zip(layouts, temporary, strict=True):
+        if is_http(layout.raster.path):
+            put(file, layout.raster.path)
+        else:
+            take_name(file, layout.raster.path, overwrite=job.overwrite)
+    return sums
+
+
+def _call(client: Client | None, layout: FileLayout, function: Any, *args: Any, digest: bool) -> str:
+    if client is None:
+        return str(function(layout, *args, digest=digest))
+    return str(run_on_worker(client, function, layout, *args, digest=digest, label=layout.raster.label))
