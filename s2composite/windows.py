@@ -24,7 +24,9 @@ from s2composite.reading.observe import FAILED, OUTSIDE, READ, Observations
 from s2composite.reading.scratch import borrow
 from s2composite.reading.stack import Stack
 
-__all__ = ["STATUS", "compose_window", "layer_arrays", "source_shares"]
+__all__ = ["STATUS", "Work", "compose_window", "layer_arrays", "source_shares", "work_in"]
+
+_WORK_LAYER = "s2composite-work-"
 
 STATUS = "read_status"
 """Name of the layer that says, for each scene and window, whether it was read."""
@@ -164,23 +166,41 @@ def _head(layer: Layer, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    """What every task of one composite needs: it travels once to each worker."""
+class Work:
+    """What every task of one composite from files needs: it travels once to each worker."""
 
     stack: Stack
+    """The scenes."""
+
     recipe: Recipe
+    """What is made of them."""
+
     spatial: Chunks
+    """The windows."""
+
     masks: tuple[Mask, ...]
+    """The mask bands that the recipe's rules need."""
 
     def __dask_tokenize__(self) -> Any:
         return self.stack.token, tokenize(self.recipe), self.spatial, tokenize(self.masks)
 
 
-def _compose(*, work: _Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
+def work_in(dataset: xr.Dataset) -> Work | None:
+    """Return the work behind a lazy composite of a cube from files, None for any other."""
+    graphs = [array.data.dask for array in dataset.data_vars.values() if isinstance(array.data, da.Array)]
+    for name, layer in graphs[0].layers.items() if graphs else ():
+        if name.startswith(_WORK_LAYER):
+            (node,) = dict(layer).values()
+            work: Work = node.value
+            return work
+    return None
+
+
+def _compose(*, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
     return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks)
 
 
-def _compose_valid(valid: NDArray[np.bool_], *, work: _Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
+def _compose_valid(valid: NDArray[np.bool_], *, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
     return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks, valid)
 
 
@@ -193,10 +213,10 @@ def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:
 
 
 def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
-    work = _Work(stack, recipe, spatial, masks_of(stack, recipe.rules))
+    work = Work(stack, recipe, spatial, masks_of(stack, recipe.rules))
     token = tokenize(work)
     common = {
-        "work": delayed(work, name=f"s2composite-work-{token}", pure=True, traverse=False),
+        "work": delayed(work, name=f"{_WORK_LAYER}{token}", pure=True, traverse=False),
         "chunks": spatial,
         "dtype": object,
         "meta": np.empty((0, 0), object),

@@ -27,9 +27,9 @@ ROOMS = [
     "screening",
     "compositing",
     "writing",
-    "running.document", "running.job", "running.cluster",
+    "running.document", "running.bounded", "running.job", "running.cluster",
     "analysis.picture", "analysis.plot",
-    "running.run",
+    "running.ledger", "running.product", "running.run",
     "demo", "cli",
 ]  # fmt: skip
 

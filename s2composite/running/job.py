@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 
 from s2composite.errors import S2CompositeError
 from s2composite.pixels.reducers import resolve_reducer
+from s2composite.running.bounded import Policy
 from s2composite.running.document import Document, Expected, Strict, read_document, validated, with_setting
 from s2composite.scenes.dates import date_range
 
@@ -228,6 +229,26 @@ Box = Annotated[tuple[Finite, Finite, Finite, Finite], Field(strict=False), Afte
 AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
 
 
+class PolicyOptions(Strict):
+    """How often a window is tried, and how long it may take."""
+
+    attempts: Annotated[Count, WHOLE] = 3
+    """Times a window is tried before it counts as failed; errors that cannot pass are not tried again."""
+
+    pause: Annotated[Positive, Expected("a number of seconds")] = 1.0
+    """Seconds before the second attempt, twice as long before each further one."""
+
+    timeout: Annotated[Positive, Expected("a number of seconds")] = 1800.0
+    """Seconds after which a window's worker counts as stuck, and another one makes the window."""
+
+    look_ahead: Annotated[Count, WHOLE] = 2
+    """Windows for each thread that the scheduler knows of at a time."""
+
+    def as_policy(self) -> Policy:
+        """Return the policy."""
+        return Policy(self.attempts, self.pause, self.timeout, self.look_ahead)
+
+
 class Job(Strict):
     """One composite: where its scenes are, how they are reduced, where the result goes, what it runs on.
 
@@ -305,6 +326,9 @@ class Job(Strict):
 
     overwrite: Annotated[bool, Expected("true or false")] = False
     """Whether an output that exists is replaced."""
+
+    policy: PolicyOptions = PolicyOptions()
+    """How often a window is tried, and how long it may take."""
 
     cluster: ClusterOptions = LocalOptions()
     """What it runs on: ``local``, a scheduler's address, a ``.yaml`` file, or ``{type: local, workers: 2}``."""

@@ -1,27 +1,59 @@
-"""run_job(): a job from its scenes to its files."""
+"""run_job(): a job from its scenes to its files, window by window, so that it can be interrupted and gone on with."""
 
 from __future__ import annotations
 
+import datetime as dt
 import os
+import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from distributed import Client, KilledWorker, performance_report
+from distributed import Client, performance_report
 from odc.geo.geom import BoundingBox
 
 from s2composite.compositing import Composite, composite
 from s2composite.cube import open_cube
-from s2composite.errors import JobError, S2CompositeError
+from s2composite.errors import JobError, ParameterError, WriteError
+from s2composite.running.bounded import Call, Outcome, Policy, run_bounded
 from s2composite.running.cluster import connect
 from s2composite.running.job import Job, load_job
+from s2composite.running.ledger import Ledger, read_ledger
+from s2composite.running.product import (
+    Product,
+    begin_product,
+    done_windows,
+    file_layouts,
+    make_overview,
+    make_window,
+    plan_product,
+)
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Scene
+from s2composite.scenes.storage import absolute, filesystem, is_remote
+from s2composite.writing.files import WriteJob, finish_files
+from s2composite.writing.progress import progress_bar
 
-__all__ = ["JobResult", "run_job"]
+__all__ = ["Failure", "JobResult", "job_composite", "ledger_key", "run_job"]
+
+Which = Literal["missing", "untried", "failed"]
+"""Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A window that could not be made."""
+
+    window: tuple[int, int]
+    """Row and column of the window."""
+
+    error: str
+    """Why, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +61,7 @@ class JobResult:
     """What a job has done."""
 
     paths: tuple[str, ...]
-    """Files or store written, absolute paths or URLs, the composite first."""
+    """Files or store written, absolute paths or URLs, the composite first; none if windows failed."""
 
     seconds: float
     """Wall time from finding the scenes to the last file."""
@@ -41,13 +73,28 @@ class JobResult:
     """Rows and columns of the composite, in pixels."""
 
     windows: int
-    """Windows it was made in."""
+    """Windows it is made of."""
+
+    made: int = 0
+    """Windows that this run has made; the others were done before."""
+
+    failed: tuple[Failure, ...] = ()
+    """Windows that could not be made; the files are written when they have been, see `retry`."""
 
 
 def run_job(
-    job: Job | str | os.PathLike[str] | Mapping[str, Any], *, client: Client | None = None, announce: bool = True
+    job: Job | str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    client: Client | None = None,
+    announce: bool = True,
+    which: Which = "missing",
+    error: str | None = None,
 ) -> JobResult:
     """Run a job: find its scenes, composite them on its cluster, write the result.
+
+    A run that was interrupted is gone on with: windows that are done, of the same scenes, parameters and version, are
+    not made again. What happens is noted in the ledger beside the output. A window that fails in a way that may pass is
+    tried again on another worker; one that fails for good does not stop the others.
 
     Parameters
     ----------
@@ -57,6 +104,11 @@ def run_job(
         Run on this instead of the job's own cluster; it stays open.
     announce
         Whether to write the cluster's line to the terminal; see `connect`.
+    which
+        Windows to make among those that are not done: ``"missing"``, all of them; ``"untried"``, those that have not
+        failed before; ``"failed"``, those that have.
+    error
+        With ``which="failed"``: only windows whose error matches this regular expression.
 
     Raises
     ------
@@ -77,15 +129,37 @@ def run_job(
     cluster: AbstractContextManager[Any] = (
         connect(job.cluster, announce=announce) if client is None else nullcontext(client)
     )
-    with cluster as workers, workers.as_current(), _reported(job.performance_report), _named_deaths():
-        result = _composite(job, scenes)
-        paths = _write(result, job)
-    shape, windows = _extent(result)
-    return JobResult(paths, time.perf_counter() - start, len(scenes), shape, windows)
+    with cluster as workers, workers.as_current(), _reported(job.performance_report):
+        result = job_composite(job, scenes)
+        if job.format == "zarr":
+            return _run_zarr(job, result, start)
+        return _run_product(job, result, workers, start, _Chosen(which, error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which windows to make."""
+
+    which: Which
+    error: str | None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.error or "")
+        except re.error as problem:
+            raise ParameterError(f"error={self.error!r} is not a regular expression: {problem}") from problem
+
+    def takes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
+        """Return whether to make a window that is not done."""
+        if self.which == "missing":
+            return True
+        if self.which == "untried":
+            return window not in failures
+        return window in failures and re.search(self.error or "", failures[window]) is not None
 
 
 def _prepared(job: Job) -> tuple[Scene, ...]:
-    """Return the job's scenes; all that can be wrong before there is a cluster is found here."""
+    """Return the job's scenes; what can be wrong before there is a cluster is found here."""
     report = job.performance_report
     if report is not None and not os.access(Path(report).parent, os.W_OK):
         raise JobError(
@@ -94,7 +168,8 @@ def _prepared(job: Job) -> tuple[Scene, ...]:
     return find_scenes(job.source, pattern=job.pattern, datetime=job.datetime)
 
 
-def _composite(job: Job, scenes: tuple[Scene, ...]) -> Composite:
+def job_composite(job: Job, scenes: tuple[Scene, ...]) -> Composite:
+    """Return the lazy composite that a job is about."""
     cube = open_cube(
         scenes,
         bands=job.bands,
@@ -110,32 +185,166 @@ def _composite(job: Job, scenes: tuple[Scene, ...]) -> Composite:
     return composite(cube, name, **parameters)
 
 
-def _write(result: Composite, job: Job) -> tuple[str, ...]:
-    if job.format == "zarr":
-        return (str(result.to_zarr(job.output, overwrite=job.overwrite)),)
-    layers = {} if job.layers is None else {"layers": job.layers}
-    return result.to_raster(job.output, overwrite=job.overwrite, **layers)
-
-
-def _extent(result: Composite) -> tuple[tuple[int, int], int]:
-    """Return rows and columns, and the number of windows."""
-    dataset = result.dataset
-    windows = len(dataset.chunksizes.get("y", (0,))) * len(dataset.chunksizes.get("x", (0,)))
-    return (dataset.sizes["y"], dataset.sizes["x"]), windows
-
-
 def _reported(path: str | None) -> AbstractContextManager[Any]:
     report: AbstractContextManager[Any] = nullcontext() if path is None else performance_report(filename=path)
     return report
 
 
-@contextmanager
-def _named_deaths() -> Iterator[None]:
-    """Say in our words that workers die, which Dask reports as a task that was tried several times."""
-    try:
-        yield
-    except KilledWorker as error:
-        raise S2CompositeError(
-            f"workers died again and again over one window ({error.task}), most likely for want of memory; "
-            "take smaller chunks, fewer threads, or more memory for each worker"
-        ) from error
+def ledger_key(job: Job) -> str:
+    """Return what the ledger of a job lies beside: the output, absolute, without a place for periods."""
+    return absolute(job.output.replace("{period}", "periods"))
+
+
+def _run_zarr(job: Job, result: Composite, start: float) -> JobResult:
+    """Write a Zarr store, which keeps its own note of what is done."""
+    rows, columns = (result.dataset.chunksizes.get(axis, (0,)) for axis in ("y", "x"))
+    path = str(result.to_zarr(job.output, overwrite=job.overwrite, resume=not job.overwrite))
+    windows = len(rows) * len(columns)
+    shape = (result.dataset.sizes["y"], result.dataset.sizes["x"])
+    return JobResult((path,), time.perf_counter() - start, result.dataset.sizes["scene"], shape, windows, windows)
+
+
+def _run_product(job: Job, result: Composite, client: Client, start: float, chosen: _Chosen) -> JobResult:
+    product = plan_product(result.dataset, job.output, layers=job.layers)
+    events = read_ledger(ledger_key(job))
+    paths = tuple(raster.label for raster in product.rasters)
+    shape = (int(product.work.stack.geobox.shape.y), int(product.work.stack.geobox.shape.x))
+    facts = (len(product.work.stack.scenes), shape, len(product.windows))
+    if _is_done(product, events) and not job.overwrite:
+        return JobResult(paths, time.perf_counter() - start, *facts)
+    if not job.overwrite:
+        _check_free(product)
+    begin_product(product)
+    with Ledger(ledger_key(job), _run_name()) as ledger:
+        run = _Run(product, client, job.policy.as_policy(), ledger)
+        made, failures = run.make_windows(chosen, failures_in(events, product.token))
+        if failures or len(done_windows(product, product.parts.names())) < len(product.windows):
+            return JobResult((), time.perf_counter() - start, *facts, made, failures)
+        run.make_overviews()
+        finish_files(file_layouts(product, result.dataset), client, WriteJob((), overwrite=True, progress=False))
+        ledger.add("product", token=product.token, files=list(paths))
+        product.parts.clear()
+    return JobResult(paths, time.perf_counter() - start, *facts, made)
+
+
+def _run_name() -> str:
+    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def _is_done(product: Product, events: tuple[dict[str, Any], ...]) -> bool:
+    """Return whether the last files that were written here are these, and are still there."""
+    last = [event for event in events if event["event"] == "product"][-1:]
+    return bool(last) and last[0]["token"] == product.token and all(_exists(r.path) for r in product.rasters)
+
+
+def _exists(path: str) -> bool:
+    if not is_remote(path):
+        return Path(path).exists()
+    fs, name = filesystem(path)
+    return bool(fs.exists(name))
+
+
+def _check_free(product: Product) -> None:
+    for raster in product.rasters:
+        if _exists(raster.path):
+            raise WriteError(
+                f"{raster.label}: exists already, and is not what this job makes of its scenes now; "
+                "set overwrite to replace it",
+                path=raster.label,
+            )
+
+
+def failures_in(events: tuple[dict[str, Any], ...], token: str) -> dict[tuple[int, int], str]:
+    """Return the windows of a product whose last attempt failed for good, and why."""
+    out: dict[tuple[int, int], str] = {}
+    for event in events:
+        if event.get("token") != token or "window" not in event:
+            continue
+        window = (int(event["window"][0]), int(event["window"][1]))
+        if event["event"] == "failed":
+            out[window] = str(event.get("error", ""))
+        elif event["event"] == "done":
+            out.pop(window, None)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One run of a product on a cluster."""
+
+    product: Product
+    client: Client
+    policy: Policy
+    ledger: Ledger
+
+    def make_windows(self, chosen: _Chosen, failures: Mapping[tuple[int, int], str]) -> tuple[int, tuple[Failure, ...]]:
+        """Make the windows that are chosen; return how many were made, and those that are failed now."""
+        product = self.product
+        done = done_windows(product, product.parts.names())
+        todo = [window for window in product.windows if window not in done and chosen.takes(window, failures)]
+        facts = {"token": product.token, "windows": list(map(len, product.work.spatial)), "done": len(done)}
+        self.ledger.add("start", **facts, todo=len(todo), files=[raster.label for raster in product.rasters])
+        failed = {window: why for window, why in failures.items() if window not in done and window not in todo}
+        calls = (self._call("window", window, make_window, window) for window in todo)
+        made = 0
+        with progress_bar(f"{product.rasters[0].label.rpartition('/')[2]}", len(todo)) as advance:
+            for outcome in run_bounded(self.client, calls, self.policy):
+                self._note(outcome)
+                made += outcome.error is None
+                if outcome.error is not None and outcome.final:
+                    failed[outcome.call.about] = str(outcome.error)
+                if outcome.final:
+                    advance()
+        return made, tuple(Failure(window, why) for window, why in sorted(failed.items()))
+
+    def make_overviews(self) -> None:
+        """Make what is above the windows.
+
+        Raises
+        ------
+        S2CompositeError
+            One could not be made.
+        """
+        depth = max(len(stages) for stages in self.product.stages)
+        for level in range(1, depth):
+            for outcome in run_bounded(self.client, self._overview_calls(level), self.policy):
+                if outcome.error is not None and outcome.final:
+                    raise outcome.error
+
+    def _overview_calls(self, level: int) -> Iterator[Call]:
+        for number, stages in enumerate(self.product.stages):
+            if level < len(stages):
+                stage = stages[level]
+                rows, columns = map(len, stage.chunks)
+                for window in ((row, column) for row in range(rows) for column in range(columns)):
+                    make = partial(make_overview, number=number, stage=stage, position=window)
+                    yield self._call(f"overview-{number}-{level}", window, make)
+
+    def _call(self, kind: str, window: tuple[int, int], function: Any, *args: Any) -> Call:
+        name = f"{kind}-{self.product.token[:8]}-{window[0]}-{window[1]}-{uuid.uuid4().hex[:4]}"
+        return Call(name, function, (self._held, *args), window)
+
+    @cached_property
+    def _held(self) -> Any:
+        """The product on the cluster; whoever loses it gets it from the scheduler again."""
+        return self.client.submit(_hold, self.product, key=f"product-{self.product.token[:16]}", pure=True)
+
+    def _note(self, outcome: Outcome) -> None:
+        facts: dict[str, Any] = {
+            "token": self.product.token,
+            "window": list(outcome.call.about),
+            "attempt": outcome.attempt,
+            "seconds": round(outcome.seconds, 3),
+        }
+        if outcome.error is None:
+            done = outcome.result
+            facts |= {"worker": done.worker, "read": round(done.read_and_reduce, 3), "encode": round(done.encode, 3)}
+            facts |= {"failed_scenes": list(done.failed_scenes)} if done.failed_scenes else {}
+            self.ledger.add("done", **facts)
+        else:
+            facts |= {"worker": outcome.worker, "error": str(outcome.error), "kind": type(outcome.error).__name__}
+            self.ledger.add("failed" if outcome.final else "retry", **facts)
+
+
+def _hold(product: Product) -> Product:
+    return product

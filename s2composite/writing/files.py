@@ -28,7 +28,7 @@ from s2composite.writing.statistics import Statistics
 from s2composite.writing.targets import assemble_file, assemble_object, is_http, put, take_name, target_of
 from s2composite.writing.window import Stage, WindowIndex
 
-__all__ = ["FilePlan", "Tables", "WriteJob", "Written", "write_files"]
+__all__ = ["FilePlan", "Tables", "WriteJob", "Written", "finish_files", "write_files"]
 
 Tables = Mapping[str, NDArray[Any]]
 """Small arrays that were computed in the same pass as the pixels, by name."""
@@ -123,7 +123,7 @@ def write_files(job: WriteJob) -> tuple[tuple[Written, ...], Tables]:
         more = job.tags(tables)
         rasters = [replace(raster, tags=tuple(sorted({**dict(raster.tags), **more}.items()))) for raster in rasters]
         layouts = [lay_out(raster, results) for raster, results in zip(rasters, found, strict=True)]
-        sums = _finish(layouts, client, job)
+        sums = finish_files(layouts, client, job)
     written = (
         Written(plan, layout.raster.path, layout.size, checksum, layout.statistics)
         for plan, layout, checksum in zip(job.plans, layouts, sums, strict=True)
@@ -200,7 +200,7 @@ def _stored(parts: Parts, index: WindowIndex) -> WindowIndex:
     return replace(index, data=b"")
 
 
-def _finish(layouts: Sequence[FileLayout], client: Client | None, job: WriteJob) -> list[str]:
+def finish_files(layouts: Sequence[FileLayout], client: Client | None, job: WriteJob) -> list[str]:
     """Assemble and verify all files, then let them take their names; return their checksums."""
     there = None if layouts[0].raster.parts.carried else client
     if is_remote(layouts[0].raster.path) and not is_http(layouts[0].raster.path):

@@ -29,6 +29,9 @@ class Parts:
     carried: bool = False
     """Workers do not see `root`: they hand their parts back as results, and the client stores them."""
 
+    kept: bool = False
+    """Parts stay until all of them are cleared, so that what was interrupted can go on from them."""
+
     @property
     def remote(self) -> bool:
         """Whether the parts are objects of a store."""
@@ -44,7 +47,7 @@ class Parts:
         """
         try:
             if not self.remote:
-                Path(self.root).mkdir()
+                Path(self.root).mkdir(exist_ok=self.kept)
             self._put(_MARKER, b"s2composite is writing here; left over only if it was killed\n")
         except OSError as error:
             self.clear()
@@ -100,9 +103,37 @@ class Parts:
             raise WriteError(f"{display(join(self.root, name))}: {len(data)} of {size} bytes at {start} are there")
         return data
 
+    def read_whole(self, name: str) -> bytes:
+        """Return a part.
+
+        Raises
+        ------
+        WriteError
+            It is gone.
+        """
+        try:
+            if not self.remote:
+                return Path(self.root, name).read_bytes()
+            fs, path = filesystem(join(self.root, name))
+            return bytes(fs.cat_file(path))[:-1]  # without the byte that `_put` adds
+        except OSError as error:
+            raise WriteError(f"{display(join(self.root, name))}: {reason(self.root, error)}") from error
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the parts that are there; none where the place does not exist."""
+        if not self.remote:
+            root = Path(self.root)
+            return frozenset(entry.name for entry in root.iterdir()) if root.is_dir() else frozenset()
+        fs, path = filesystem(self.root)
+        fs.invalidate_cache()
+        try:
+            return frozenset(str(entry).rpartition("/")[2] for entry in fs.ls(path, detail=False))
+        except FileNotFoundError:
+            return frozenset()
+
     def remove(self, name: str) -> None:
         """Remove a part that is no longer needed."""
-        if self.remote:
+        if self.remote or self.kept:
             return  # one request for all, at the end
         Path(self.root, name).unlink(missing_ok=True)
 
