@@ -1,4 +1,4 @@
-"""The command line: ``s2composite demo``, ``run``, ``scenes``."""
+"""The command line: ``s2composite demo``, ``run``, ``resume``, ``retry``, ``status``, ``init``, ``scenes`` ..."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from s2composite.scenes.model import Asset, Scene
 # ruff: noqa: PLC0415
 
 __all__ = ["app", "main"]
+
+SOME_FAILED = 1
+"""Exit code for a job of which windows failed."""
 
 BAD_INPUT = 2
 """Exit code for an error that the message explains; that of a wrong option, too."""
@@ -107,39 +110,123 @@ def _near(path: str) -> str:
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the job: -s cluster.workers=4. Repeatable."
+    ),
+]
+
+
 @app.command()
 def run(
-    job: Annotated[
-        Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
-    ],
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the job: -s cluster.workers=4. Repeatable."
-        ),
-    ] = None,
+    job: JobFile,
+    setting: Settings = None,
     *,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     performance_report: Annotated[
         Path | None, typer.Option(metavar="FILE.HTML", help="Write Dask's performance report.")
     ] = None,
 ) -> None:
-    """Run a job file: find its scenes, composite them, write the result."""
-    from s2composite.running.job import load_job
+    """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
 
+    Exit code 0: complete; 1: some windows failed, the others are kept; 2: the job, its input or its output is wrong.
+    """
     settings = list(setting or ())
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
+    _run(job, settings)
+
+
+@app.command()
+def resume(job: JobFile, setting: Settings = None) -> None:
+    """Go on with a job that was interrupted: make the windows that have neither been made nor failed."""
+    _run(job, setting or (), which="untried")
+
+
+@app.command()
+def retry(
+    job: JobFile,
+    setting: Settings = None,
+    *,
+    error: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Only windows whose error matches this regular expression.")
+    ] = None,
+) -> None:
+    """Make the windows again that have failed."""
+    _run(job, setting or (), which="failed", error=error)
+
+
+def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
+    from s2composite.running.job import load_job
+
     checked = load_job(job, settings)
 
     from s2composite.running.run import run_job  # after the check, so that a mistake in the job is told at once
 
-    result = run_job(checked)
+    result = run_job(checked, **which)
     pixels = " x ".join(map(str, result.shape))
+    before = f", {result.windows - result.made} of them made before" if 0 < result.made < result.windows else ""
     work = f"{_plural(result.scenes, 'scene')}, {pixels} pixels, {_plural(result.windows, 'window')}"
-    typer.echo(f"{work} in {result.seconds:.1f} s")
+    typer.echo(f"{work} in {result.seconds:.1f} s{before}")
     for path in result.paths:
         typer.echo(path)
+    if not result.paths:
+        _explain(result.failed)
+        raise typer.Exit(SOME_FAILED)
+
+
+def _explain(failed: Sequence[Any]) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for failure in failed[:10]:
+        console.print(f"[bold red]failed:[/] window {failure.window}: {_plain(failure.error)}")
+    more = f"{len(failed)} windows failed" if failed else "some windows are not made yet"
+    console.print(f"{more}; what is done is kept: s2composite retry makes the failed ones again")
+
+
+@app.command()
+def status(
+    job: JobFile,
+    setting: Settings = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how far a job is, from its ledger: nothing is read or computed."""
+    from s2composite.running.job import load_job
+    from s2composite.running.progress import job_progress
+
+    found = job_progress(load_job(job, setting or ()))
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    typer.echo(found.summary())
+    for window, why in found.failures[:10]:
+        typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="Where to write it.")] = Path("job.yaml"),
+) -> None:
+    """Write a commented job file to start from."""
+    from s2composite.errors import JobError
+    from s2composite.running.template import job_template
+
+    if path.exists():
+        raise JobError(f"{path}: exists already; name another file", key=None, line=None)
+    path.write_text(job_template(), "utf-8")
+    typer.echo(f"{path}; next: s2composite run {path}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors and other programs."""
+    from s2composite.running.job import Job
+
+    typer.echo(json.dumps(Job.model_json_schema(), indent=2))
 
 
 def _plural(n: int, word: str) -> str:

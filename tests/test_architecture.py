@@ -18,7 +18,7 @@ ROOMS = [
     "reading.crs", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.scratch", "reading.stack",
-    "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.flags", "pixels.recipe", "pixels.picking",
+    "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.flags", "pixels.rules", "pixels.recipe", "pixels.picking",
     "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
     "masking",
     "cube",
@@ -29,7 +29,7 @@ ROOMS = [
     "writing",
     "running.document", "running.bounded", "running.job", "running.cluster",
     "analysis.picture", "analysis.plot",
-    "running.ledger", "running.product", "running.run",
+    "running.ledger", "running.product", "running.run", "running.progress", "running.template",
     "demo", "cli",
 ]  # fmt: skip
 

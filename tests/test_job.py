@@ -377,5 +377,5 @@ def test_deep_nesting_is_named():
 def test_the_example_is_a_job():
     job = load_job(Path(__file__).parents[1] / "examples" / "t31tcj.yaml")
     assert (job.source, job.output) == ("gs://tb-be-bigdata/t31tcj/", "t31tcj_2023.tif")
-    assert job.reducer_call == ("luminance_median", {})
+    assert [str(reducer) for reducer in job.reducers] == ["luminance_median"]
     assert job.datetime == "2023"

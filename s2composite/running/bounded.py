@@ -113,29 +113,40 @@ def run_bounded(client: Client, calls: Iterator[Call], policy: Policy) -> Iterat
     """
     flying: dict[Future, _Flight] = {}
     again: list[tuple[float, int, Call, int, str | None]] = []
-    numbers = itertools.count()
     try:
-        while True:
-            _launch(client, calls, policy, flying, again)
-            if not flying and not again:
-                return
-            for future in _ended(flying, again):
-                flight = flying.pop(future)
-                outcome = _outcome(client, future, flight, policy)
-                if not outcome.final:
-                    due = time.monotonic() + _pause(policy, flight.attempt)
-                    heapq.heappush(again, (due, next(numbers), flight.call, flight.attempt + 1, outcome.worker))
-                future.release()
-                yield outcome
-            for outcome in _stuck(client, flying, policy):
-                if not outcome.final:
-                    heapq.heappush(
-                        again, (time.monotonic(), next(numbers), outcome.call, outcome.attempt + 1, outcome.worker)
-                    )
-                yield outcome
+        yield from _until_done(client, calls, policy, flying, again)
+    except OSError as error:  # what Dask's connections raise, too
+        raise _gone(client) from error
     finally:
         with suppress(Exception):
             client.cancel(list(flying), force=True)
+
+
+def _until_done(
+    client: Client,
+    calls: Iterator[Call],
+    policy: Policy,
+    flying: dict[Future, _Flight],
+    again: list[tuple[float, int, Call, int, str | None]],
+) -> Iterator[Outcome]:
+    numbers = itertools.count()
+    while True:
+        _launch(client, calls, policy, flying, again)
+        if not flying and not again:
+            return
+        for future in _ended(flying, again):
+            flight = flying.pop(future)
+            outcome = _outcome(client, future, flight, policy)
+            future.release()
+            if not outcome.final:
+                due = time.monotonic() + _pause(policy, flight.attempt)
+                heapq.heappush(again, (due, next(numbers), flight.call, flight.attempt + 1, outcome.worker))
+            yield outcome
+        for outcome in _stuck(client, flying, policy):
+            if not outcome.final:
+                entry = (time.monotonic(), next(numbers), outcome.call, outcome.attempt + 1, outcome.worker)
+                heapq.heappush(again, entry)
+            yield outcome
 
 
 def _launch(
@@ -146,7 +157,7 @@ def _launch(
     again: list[tuple[float, int, Call, int, str | None]],
 ) -> None:
     """Hand calls to the cluster while there is room: first those that are due again."""
-    if client.status not in ("running", "connecting"):
+    if client.status != "running":
         raise _gone(client)
     threads = max(sum(client.nthreads().values()), 1)
     while len(flying) < policy.look_ahead * threads:
@@ -190,7 +201,7 @@ def _outcome(client: Client, future: Future, flight: _Flight, policy: Policy) ->
     seconds = time.monotonic() - flight.since
     if future.status == "finished":
         return Outcome(flight.call, flight.attempt, seconds, result=future.result())
-    if client.status not in ("running", "connecting"):
+    if client.status != "running":
         raise _gone(client)
     error = future.exception() if future.status == "error" else RuntimeError(f"the task was {future.status}")
     final = not _may_pass(error) or flight.attempt >= policy.attempts

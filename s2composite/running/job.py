@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,10 +16,14 @@ from dask.utils import parse_bytes
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
 from s2composite.errors import S2CompositeError
-from s2composite.pixels.reducers import resolve_reducer
+from s2composite.pixels.masks import Rule
+from s2composite.pixels.reducers import Reducer, resolve_reducer
+from s2composite.pixels.rules import resolve_rule
 from s2composite.running.bounded import Policy
 from s2composite.running.document import Document, Expected, Strict, read_document, validated, with_setting
 from s2composite.scenes.dates import date_range
+from s2composite.scenes.periods import find_periods
+from s2composite.writing.options import RasterOptions
 
 __all__ = ["AddressOptions", "ClusterOptions", "Job", "LocalOptions", "load_job", "read_cluster"]
 
@@ -175,23 +182,46 @@ def _scenes(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return source
 
 
-def _reducer(value: Any) -> Any:
-    """Bring ``name`` and ``{name: {parameter: value}}`` into one form."""
-    if isinstance(value, Mapping):
-        if len(value) != 1:
-            raise ValueError(f"expected one reducer, got {len(value)} ({', '.join(map(str, value))})")
-        name, parameters = next(iter(value.items()))
-        return {name: {} if parameters is None else parameters}
-    return value
+def _named(what: str) -> Callable[[Any], Any]:
+    """Return what brings ``name`` and ``{name: {parameter: value}}`` into one form."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if len(value) != 1:
+                raise ValueError(f"expected one {what}, got {len(value)} ({', '.join(map(str, value))})")
+            name, parameters = next(iter(value.items()))
+            return {name: {} if parameters is None else parameters}
+        return value
+
+    return named
 
 
-def _known_reducer(reducer: str | dict[str, dict[str, Any]]) -> str | dict[str, dict[str, Any]]:
-    name, parameters = (reducer, {}) if isinstance(reducer, str) else next(iter(reducer.items()))
+def _call(named: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return (named, {}) if isinstance(named, str) else next(iter(named.items()))
+
+
+def _known(resolve: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return what checks a name and its parameters by making what they stand for."""
+
+    def known(named: str | dict[str, dict[str, Any]]) -> str | dict[str, dict[str, Any]]:
+        name, parameters = _call(named)
+        try:
+            resolve(name, **parameters)
+        except (S2CompositeError, TypeError, ValueError) as error:  # the last two: a parameter of a type it cannot have
+            raise ValueError(str(error)) from error
+        return named
+
+    return known
+
+
+def _periods_or_none(value: Any) -> Any:
     try:
-        resolve_reducer(name, **parameters)
-    except (S2CompositeError, TypeError, ValueError) as error:  # the last two: a parameter of a type it cannot have
+        if value is None:
+            return None
+        find_periods(value, dt.date(2023, 1, 1), dt.date(2023, 12, 31))
+    except S2CompositeError as error:
         raise ValueError(str(error)) from error
-    return reducer
+    return value
 
 
 def _dates(text: str) -> str:
@@ -210,6 +240,16 @@ def _expression(text: str) -> str:
     return text
 
 
+def _raster_options(options: dict[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in fields(RasterOptions)]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"unknown option {key!r}; {hint}")
+    return options
+
+
 def _year(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -226,6 +266,12 @@ Date = Annotated[Text, BeforeValidator(_year), AfterValidator(_dates)]
 Pair = Annotated[tuple[Count, Count], Field(strict=False)]
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Box = Annotated[tuple[Finite, Finite, Finite, Finite], Field(strict=False), AfterValidator(_bounds)]
+NamedReducer = Annotated[
+    Text | dict[str, dict[str, Any]], BeforeValidator(_named("reducer")), AfterValidator(_known(resolve_reducer))
+]
+NamedRule = Annotated[
+    Text | dict[str, dict[str, Any]], BeforeValidator(_named("rule")), AfterValidator(_known(resolve_rule))
+]
 AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
 
 
@@ -277,12 +323,36 @@ class Job(Strict):
     """Where the composite goes: a path that ends in ``.tif`` or ``.zarr``."""
 
     reducer: Annotated[
-        Text | dict[str, dict[str, Any]],
-        BeforeValidator(_reducer),
-        AfterValidator(_known_reducer),
-        Expected("the name of a reducer, or {name: {parameter: value}}"),
+        NamedReducer | Annotated[tuple[NamedReducer, ...], Field(strict=False, min_length=1)],
+        Expected("the name of a reducer, or {name: {parameter: value}}, or a list of those"),
+        AsList,
     ] = "luminance_median"
-    """How observations become one: ``luminance_median``, or with parameters ``{name: {parameter: value}}``."""
+    """How observations become one: ``luminance_median``, with parameters ``{name: {parameter: value}}``, or a list of
+    reducers that are made in one pass."""
+
+    valid: Annotated[
+        Annotated[tuple[NamedRule, ...], Field(strict=False)] | None,
+        Expected("a list of rules, such as [nodata, {scl: {classes: [thin cirrus]}}]"),
+        AsList,
+    ] = None
+    """Rules that say which observations may be used: ``nodata``, ``saturated``, ``scl``, ``fmask``, ``qa_bits``,
+    ``cloud_probability``, ``usable``, ``value_range``, ``swath_edge``, with parameters ``{name: {parameter: value}}``;
+    None: nodata and saturated; ``[]``: all."""
+
+    min_count: Annotated[Count, WHOLE] = 1
+    """A pixel with fewer valid observations gets no value."""
+
+    period: Annotated[
+        Any, BeforeValidator(_periods_or_none), Expected("a period such as month, 10D, 2023-06, or a list")
+    ] = None
+    """A composite for each ``month``, ``season``, ``10D``, ``2023-06-01/2023-08-31``, or a list of those; see
+    `s2composite.scenes.periods.find_periods`. The output's name gets the period's, or has ``{period}`` for it."""
+
+    keep_empty: Annotated[bool, Expected("true or false")] = True
+    """Whether periods without a scene are written, without a value anywhere."""
+
+    day: Annotated[Literal["utc", "solar"], Expected("utc or solar")] = "utc"
+    """What a scene's day is: of UTC, or of mean solar time at the centre of the cube."""
 
     datetime: Annotated[Date | None, Expected("dates such as 2023-06 or 2023-06-01/2023-08-31")] = None
     """Scenes to use: ``2023``, ``2023-06``, ``2023-06-01/2023-08-31``, ``2023-06-01/..``; None: all."""
@@ -319,16 +389,21 @@ class Job(Strict):
     """What reads the files: ``tiles`` (decoded directly), ``gdal``, or ``auto``: tiles where possible."""
 
     on_error: Annotated[Literal["raise", "skip"], Expected("raise or skip")] = "raise"
-    """What an unreadable scene does: stop the job, or count as not observed."""
+    """What an unreadable scene does: its windows fail (the others go on), or it counts as not observed there."""
 
     layers: Annotated[Names | None, Expected("a list of layers, such as [composite, count, source]"), AsList] = None
     """Layers to write beside a ``.tif`` output; None: as `Composite.to_raster` does. A Zarr store holds all layers."""
+
+    raster: Annotated[
+        Annotated[dict[str, Any], AfterValidator(_raster_options)] | None, Expected("options such as {compress: zstd}")
+    ] = None
+    """How ``.tif`` files are encoded: ``{compress: zstd, blocksize: 256}``, see `RasterOptions`; None: deflate."""
 
     overwrite: Annotated[bool, Expected("true or false")] = False
     """Whether an output that exists is replaced."""
 
     policy: PolicyOptions = PolicyOptions()
-    """How often a window is tried, and how long it may take."""
+    """What to do about windows that fail or take too long: ``{attempts: 3, timeout: 1800}``."""
 
     cluster: ClusterOptions = LocalOptions()
     """What it runs on: ``local``, a scheduler's address, a ``.yaml`` file, or ``{type: local, workers: 2}``."""
@@ -349,11 +424,17 @@ class Job(Strict):
         return Path(self.output).suffix.lower().removeprefix(".")
 
     @property
-    def reducer_call(self) -> tuple[str, dict[str, Any]]:
-        """Name and parameters of the reducer."""
-        if isinstance(self.reducer, str):
-            return self.reducer, {}
-        return next(iter(self.reducer.items()))
+    def reducers(self) -> tuple[Reducer, ...]:
+        """The reducers."""
+        several = self.reducer if isinstance(self.reducer, tuple) else (self.reducer,)
+        return tuple(resolve_reducer(name, **parameters) for name, parameters in map(_call, several))
+
+    @property
+    def rules(self) -> tuple[Rule, ...] | None:
+        """The rules of validity; None: those that are the default."""
+        if self.valid is None:
+            return None
+        return tuple(resolve_rule(name, **parameters) for name, parameters in map(_call, self.valid))
 
     def to_yaml(self) -> str:
         """Return the job as the text of a job file; what has its default value is left out."""

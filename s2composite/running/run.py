@@ -37,6 +37,7 @@ from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import absolute, filesystem, is_remote
 from s2composite.writing.files import WriteJob, finish_files
+from s2composite.writing.options import RasterOptions
 from s2composite.writing.progress import progress_bar
 
 __all__ = ["Failure", "JobResult", "job_composite", "ledger_key", "run_job"]
@@ -181,8 +182,15 @@ def job_composite(job: Job, scenes: tuple[Scene, ...]) -> Composite:
         on_error=job.on_error,
         engine=job.engine,
     )
-    name, parameters = job.reducer_call
-    return composite(cube, name, **parameters)
+    return composite(
+        cube,
+        job.reducers,
+        valid=job.rules,
+        period=job.period,
+        keep_empty=job.keep_empty,
+        day=job.day,
+        min_count=job.min_count,
+    )
 
 
 def _reported(path: str | None) -> AbstractContextManager[Any]:
@@ -205,7 +213,7 @@ def _run_zarr(job: Job, result: Composite, start: float) -> JobResult:
 
 
 def _run_product(job: Job, result: Composite, client: Client, start: float, chosen: _Chosen) -> JobResult:
-    product = plan_product(result.dataset, job.output, layers=job.layers)
+    product = plan_product(result.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
     events = read_ledger(ledger_key(job))
     paths = tuple(raster.label for raster in product.rasters)
     shape = (int(product.work.stack.geobox.shape.y), int(product.work.stack.geobox.shape.x))
