@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, get_worker, wait
-from distributed.client import FutureCancelledError
+from distributed.client import FuturesCancelledError
 
 from s2composite.errors import S2CompositeError, WriteError
 
@@ -192,7 +192,7 @@ def _ended(flying: dict[Future, _Flight], again: list[tuple[float, int, Call, in
     if not flying:
         time.sleep(min(max(again[0][0] - time.monotonic(), 0.0), _TICK))
         return []
-    with suppress(TimeoutError, FutureCancelledError):
+    with suppress(TimeoutError, FuturesCancelledError):
         wait(list(flying), timeout=_TICK, return_when="FIRST_COMPLETED")
     return [future for future in flying if future.status != "pending"]
 
@@ -201,7 +201,8 @@ def _outcome(client: Client, future: Future, flight: _Flight, policy: Policy) ->
     seconds = time.monotonic() - flight.since
     if future.status == "finished":
         return Outcome(flight.call, flight.attempt, seconds, result=future.result())
-    if client.status != "running":
+    if future.status == "cancelled" or client.status != "running":
+        # Nobody cancels these but a client that has lost its scheduler.
         raise _gone(client)
     error = future.exception() if future.status == "error" else RuntimeError(f"the task was {future.status}")
     final = not _may_pass(error) or flight.attempt >= policy.attempts
