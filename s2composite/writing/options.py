@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from s2composite.errors import ParameterError
+from s2composite.pixels.stretching import Stretch
 
-__all__ = ["OVERVIEWS", "RasterOptions", "checked", "overridden"]
+__all__ = ["OVERVIEWS", "RasterOptions", "checked", "options_of", "overridden"]
 
 COMPRESSIONS = ("deflate", "zstd", "lzw", "webp", "jpeg", "none")
 OVERVIEWS = ("average", "nearest", "mode")
@@ -48,13 +49,28 @@ class RasterOptions:
     jpeg_quality: int = 85
     """1 to 100."""
 
-    stretch: tuple[float, float] | None = None
-    """For the layer ``rgba``: the values that become the darkest and the brightest."""
+    stretch: Stretch | None = None
+    """For the layer ``rgba``: the values that become the darkest and the brightest, such a pair for each band, or
+    percentiles (``"2-98%"``, ``"2-98% per band"``) if the pixels are in memory."""
 
     @property
     def lossy(self) -> bool:
         """Whether decoded pixels differ from those given."""
         return self.compress == "jpeg" or (self.compress == "webp" and self.level is not None)
+
+
+def options_of(given: Mapping[str, Any]) -> RasterOptions:
+    """Return options given by name.
+
+    Raises
+    ------
+    ParameterError
+        A name is no option.
+    """
+    known = [option.name for option in fields(RasterOptions)]
+    if unknown := sorted(set(given) - set(known)):
+        raise ParameterError(f"{unknown[0]!r} is no option; options are {', '.join(known)}")
+    return RasterOptions(**given)
 
 
 def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]], layer: str) -> RasterOptions:
