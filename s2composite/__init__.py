@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from s2composite.running.run import run_job
     from s2composite.scenes.listing import find_scenes
     from s2composite.scenes.model import Asset, Scene
+    from s2composite.writing.reconstruct import reconstruct
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _ROOMS = {
     "find_scenes": "scenes.listing",
     "load_job": "running.job",
     "open_cube": "cube",
+    "reconstruct": "writing.reconstruct",
     "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
     "run_job": "running.run",
@@ -69,6 +71,7 @@ __all__ = [
     "find_scenes",
     "load_job",
     "open_cube",
+    "reconstruct",
     "register_reducer",
     "resolve_reducer",
     "run_job",
