@@ -29,7 +29,10 @@ class RasterOptions:
     """``deflate``, ``zstd``, ``lzw``, ``none``, ``webp`` (lossless without a level), ``jpeg`` (lossy)."""
 
     level: int | None = None
-    """Effort: deflate 1 to 12 (default 6), zstd 1 to 22 (default 9); for webp the quality, 1 to 100."""
+    """Effort: deflate 1 to 12, zstd 1 to 22 (default 9); for webp the quality, 1 to 100.
+
+    Without a level deflate is ISA-L's, several times as fast as level 6 and 2 to 5 % larger.
+    """
 
     predictor: str | int = "auto"
     """1 none, 2 differences, 3 floating point; ``"auto"``: 3 for floats, 2 for integers whose overviews are means."""
