@@ -1,7 +1,9 @@
 """Writing one granule: median (three bands of 8 bits), count and source as cloud-optimised GeoTIFF, beside GDAL's COG driver and
-rioxarray on the finished array and odc-geo's save_cog_with_dask; and a mosaic on a cluster, process by process.
+rioxarray on the finished array and odc-geo's save_cog_with_dask; the share that writing has of the time of a whole job; and a
+mosaic on a cluster, process by process.
 
     python benchmarks/writing.py                               # 10980 x 10980, a few minutes
+    python benchmarks/writing.py --only share --scenes /tmp/granule   # scenes as benchmarks/granule.py keeps them
     python benchmarks/writing.py --size 2048
     python benchmarks/writing.py --mosaic 40000 --only mosaic  # peak memory of every process, a few minutes and 10 GB of disk
 """
@@ -156,6 +158,41 @@ def contend(folder, name, code, compress):
     print(f"{name:36} {seconds:8.1f} s {max(peak.peaks.values()) / 2**20:8.0f} MiB {size / 1e6:10.1f} MB")
 
 
+SHARE = """
+import sys, time
+import s2composite as s2c
+
+WRITING = ("write-", "written-", "overview-", "assemble-")
+
+def seconds(dask_scheduler):
+    return {name: sum(prefix.all_durations.values()) for name, prefix in dask_scheduler.task_prefixes.items()}
+
+if __name__ == "__main__":
+    folder, scenes, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    with s2c.connect("local", workers=workers, threads=1) as client:
+        cube = s2c.open_cube(scenes)
+        start = time.perf_counter()
+        s2c.composite(cube).to_raster(folder + "/job.tif", layers="all")
+        wall = time.perf_counter() - start
+        spent = client.run_on_scheduler(seconds)
+    assembling = sum(s for name, s in spent.items() if name.startswith("assemble"))
+    writing = sum(s for name, s in spent.items() if (name + "-").startswith(WRITING)) - assembling
+    others = sum(spent.values()) - writing - assembling
+    # While windows are made all workers are busy; a file is assembled by one.
+    share = ((wall - assembling) * writing / (writing + others) + assembling) / wall
+    print(f"whole job, {cube.sizes['time']} scenes of {cube.sizes['y']} x {cube.sizes['x']}, {workers} workers: {wall:.0f} s")
+    print(f"  task seconds: reading and reducing {others:.1f}, encoding {writing:.1f}; assembling and verifying {assembling:.1f} s")
+    print(f"  writing is {100 * share:.1f} % of the wall time")
+"""
+
+
+def share(folder, scenes, workers):
+    """Print the share of writing in the time of a whole job."""
+    script = Path(folder) / "share.py"
+    script.write_text(SHARE)
+    subprocess.run([sys.executable, script, folder, scenes, str(workers)], check=True)
+
+
 MOSAIC = """
 import sys, time
 import dask.array as da, numpy as np, rasterio, xarray as xr
@@ -208,17 +245,20 @@ def main():
     parser.add_argument("--compress", default="deflate")
     parser.add_argument("--mosaic", type=int, default=40000, help="side of the mosaic, in pixels")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", choices=["granule", "mosaic"])
+    parser.add_argument("--only", choices=["granule", "share", "mosaic"])
+    parser.add_argument("--scenes", help="a directory of scenes for the whole job, as benchmarks/granule.py keeps them")
     parser.add_argument("--directory", help="where to write; default: a temporary directory")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
-        if args.only != "mosaic":
+        if args.only in (None, "granule"):
             make_granule(folder, args.size)
             print(f"{args.size} x {args.size}, median + count + source, {args.compress}, {os.cpu_count()} cores")
             print(f"{'':36} {'time':>10} {'memory':>12} {'size':>13}")
             for name, code in CONTENDERS.items():
                 contend(folder, name, code, args.compress)
-        if args.only != "granule":
+        if args.scenes and args.only in (None, "share"):
+            share(folder, args.scenes, args.workers)
+        if args.only in (None, "mosaic"):
             mosaic(folder, args.mosaic, args.workers)
 
 

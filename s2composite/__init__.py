@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from s2composite.scenes.listing import find_scenes
     from s2composite.scenes.model import Asset, Scene
     from s2composite.screening import select_scenes, valid_share
+    from s2composite.writing.reconstruct import reconstruct
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ _ROOMS = {
     "find_scenes": "scenes.listing",
     "load_job": "running.job",
     "open_cube": "cube",
+    "reconstruct": "writing.reconstruct",
     "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
     "run_job": "running.run",
@@ -73,6 +75,7 @@ __all__ = [
     "find_scenes",
     "load_job",
     "open_cube",
+    "reconstruct",
     "register_reducer",
     "resolve_reducer",
     "run_job",

@@ -207,6 +207,30 @@ class Composite:
 
         return write_zarr(self.dataset, store, **options)
 
+    def to_stac(self, path: str, **options: Any) -> tuple[str, ...]:
+        """Write layers as GeoTIFF, a thumbnail, and last a STAC item; see `s2composite.writing.metadata.write_stac`.
+
+        Returns
+        -------
+        tuple of str
+            The items written: one, or one for each period.
+        """
+        from s2composite.writing.metadata import write_stac  # noqa: PLC0415 - a floor below
+
+        return write_stac(self.dataset, path, **options)
+
+    def to_thumbnail(self, path: str, **options: Any) -> tuple[str, ...]:
+        """Write a small PNG or WebP; see `s2composite.writing.thumbnail.write_thumbnail` for the options.
+
+        Returns
+        -------
+        tuple of str
+            The pictures written: one, or one for each period.
+        """
+        from s2composite.writing.thumbnail import write_thumbnail  # noqa: PLC0415 - a floor below
+
+        return write_thumbnail(self.dataset, path, **options)
+
     @property
     def plot(self) -> Plots:
         """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``."""

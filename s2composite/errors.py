@@ -18,6 +18,7 @@ __all__ = [
     "S2CompositeError",
     "SceneError",
     "SourceError",
+    "TilesError",
     "WriteError",
 ]
 
@@ -64,6 +65,10 @@ class ParameterError(S2CompositeError):
 
 class WriteError(S2CompositeError):
     """The output could not be written; nothing is left under its final name."""
+
+
+class TilesError(S2CompositeError):
+    """Tiles do not make a whole; carries ``missing``, ``overlapping`` or ``unlike``, tuples of their names."""
 
 
 class JobError(S2CompositeError):

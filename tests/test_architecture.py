@@ -20,6 +20,7 @@ ROOMS = [
     "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.scratch", "reading.stack",
     "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.flags", "pixels.rules", "pixels.recipe", "pixels.picking",
     "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
+    "pixels.stretching",
     "masking",
     "cube",
     "as_cube", "array_masks", "period_axis",

@@ -1,6 +1,7 @@
 """Object stores: the same bytes as on a local disk; an upload that dies leaves no object, no parts, no open upload."""
 
 import http.server
+import json
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ import s2composite.writing.targets
 from s2composite.errors import ParameterError, WriteError
 from s2composite.scenes.storage import filesystem
 from s2composite.writing.cog import write_raster
+from s2composite.writing.metadata import write_stac
 from s2composite.writing.targets import assemble_object
 from s2composite.writing.zarr import write_zarr
 
@@ -339,3 +341,32 @@ def test_a_signed_url_takes_one_file():
     dataset, *_ = three_layers()
     with pytest.raises(ParameterError, match="a signed URL takes one file"):
         write_raster(dataset, "https://example.org/out.tif?signature=secret", layers="all")
+
+
+# --- STAC ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_with_its_files_and_thumbnail(tmp_path, bucket):
+    dataset, *_ = three_layers((300, 270), 128)
+    write_stac(dataset, tmp_path / "m.json", blocksize=128, size=150)
+    (item,) = write_stac(dataset, f"{bucket}/m.json", blocksize=128, size=150)
+    assert item == f"{bucket}/m.json"
+    assert objects(bucket) == ["m.json", "m.tif", "m_count.tif", "m_source.tif", "m_thumbnail.png"]
+    local, remote = (json.loads(text) for text in ((tmp_path / "m.json").read_text(), content(item)))
+    for facts in (local, remote):
+        facts["properties"].pop("created")
+    assert local == remote
+    for name in ("m_thumbnail.png", "m.tif"):
+        assert content(f"{bucket}/{name}") == (tmp_path / name).read_bytes()
+    with pytest.raises(WriteError, match="exists already"):
+        write_stac(dataset, item)
+    write_stac(dataset, item, overwrite=True, blocksize=128)
+    assert len(objects(bucket)) == 5
+
+
+def test_a_store_that_refuses_leaves_no_item():
+    with s3_server() as server, server.selected(**CREDENTIALS):
+        server.put("bucket/there.txt", b"x")
+        with locked(server), pytest.raises(WriteError, match="access is denied"):
+            write_stac(three_layers((30, 30))[0], "s3://bucket/m.json", overwrite=True)
+        assert objects("s3://bucket") == ["there.txt"]

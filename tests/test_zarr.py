@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from writing_helpers import composite_of, dataset_of, pixels, plain_overview, three_layers
 from zarr.storage import MemoryStore
 
-from s2composite.errors import ParameterError, WriteError
+from s2composite.errors import ParameterError, ReadError, WriteError
 from s2composite.writing.zarr import write_zarr
 
 
@@ -209,6 +209,28 @@ def test_a_store_object(tmp_path):
     with pytest.raises(WriteError, match="holds a hierarchy already; pass overwrite=True"):
         write_zarr(dataset, store)
     write_zarr(dataset, store, overwrite=True)
+
+
+def test_an_icechunk_session_is_committed_when_all_is_there():
+    icechunk = pytest.importorskip("icechunk", reason="install s2composite[icechunk]")
+    repository = icechunk.Repository.create(icechunk.in_memory_storage())
+    dataset, *_ = three_layers((300, 270), 128)
+    session = repository.writable_session("main")
+    write_zarr(dataset, session, chunk=64)
+    with xr.open_zarr(repository.readonly_session("main").store, consolidated=False) as opened:
+        assert same(opened, dataset)
+    assert "luminance_median" in next(iter(repository.ancestry(branch="main"))).message
+
+    def fail(block):
+        raise ReadError("scene S2A: truncated")
+
+    broken = dataset.assign(count=dataset["count"].copy(data=dataset["count"].data.map_blocks(fail, dtype="uint16")))
+    session = repository.writable_session("main")
+    with pytest.raises(ReadError, match="truncated"):
+        write_zarr(broken, session, chunk=64, overwrite=True)
+    assert not session.has_uncommitted_changes
+    with xr.open_zarr(repository.readonly_session("main").store, consolidated=False) as opened:
+        assert same(opened, dataset)
 
 
 def test_what_exists_is_replaced_as_a_whole(tmp_path):

@@ -66,7 +66,7 @@ def three_layers(shape=(900, 700), chunks=256, seed=0):
     values = pixels((3, *shape), seed=seed)
     valid = (values != 0).all(axis=0)
     count = np.where(valid, values[0] % 30 + 1, 0).astype(np.uint16)
-    source = np.where(valid, values[1] % 30, -1).astype(np.int16)
+    source = np.where(valid, (values[1] % 2).astype(np.int16), np.int16(-1))
     layers = {
         "composite": (values, {"nodata": 0, "overviews": "average", "long_name": "median"}),
         "count": (count, {"overviews": "average", "long_name": "valid observations"}),

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 
 from s2composite.cube import stack_of, to_cube
 from s2composite.errors import ParameterError
+from s2composite.pixels.stretching import colour_bands
 
 __all__ = [
-    "Stretch",
     "bands_of",
     "cloudy_scene",
     "decimated",
     "layer_of",
-    "limits",
     "one_scene",
-    "rgba",
     "scene_position",
     "values_of",
     "with_count",
@@ -31,12 +29,6 @@ _SIDE = 1500
 
 _SAMPLE = 512
 """Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
-
-_COLOURS = (("red", "green", "blue"), ("B04", "B03", "B02"), ("R", "G", "B"))
-"""Names of bands that make a true-colour picture."""
-
-Stretch = tuple[float, float]
-"""The values that are shown black and white."""
 
 
 def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:
@@ -55,10 +47,7 @@ def bands_of(array: xr.DataArray, bands: Sequence[Any] | None) -> xr.DataArray:
     """Return the three bands, or the one, to draw."""
     there = list(array["band"].values) if "band" in array.coords else list(range(array.sizes["band"]))
     if bands is None:
-        spoken = {str(name).lower(): i for i, name in enumerate(there)}
-        names = next((c for c in _COLOURS if all(name.lower() in spoken for name in c)), None)
-        first = list(range(3 if len(there) >= 3 else 1))
-        return array.isel(band=first if names is None else [spoken[name.lower()] for name in names])
+        return array.isel(band=colour_bands(there))
     if len(bands) not in (1, 3) or not all(band in there for band in bands):
         raise ParameterError(f"bands={list(bands)!r}; choose one or three of {[str(name) for name in there]}")
     return array.isel(band=[there.index(band) for band in bands])
@@ -89,26 +78,6 @@ def values_of(shown: xr.Dataset, layer: str) -> tuple[NDArray[Any], NDArray[np.b
 def _nodata(array: xr.DataArray) -> float:
     """Return the value that says "no data": as declared, else 0, which NaN makes no difference to in floats."""
     return float(array.attrs.get("nodata", 0))
-
-
-def limits(values: NDArray[Any], valid: NDArray[np.bool_]) -> Stretch:
-    """Return the values to show black and white, the same for all bands so that colours stay true."""
-    if values.dtype == np.uint8:
-        return 0.0, 255.0
-    low, high = np.percentile(values[:, valid], (2, 98))
-    return float(low), float(high)
-
-
-def rgba(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | None = None) -> NDArray[np.uint8]:
-    """Return pixels ``(band, y, x)`` of one or three bands as a picture ``(y, x, 4)``, transparent where not valid."""
-    low, high = limits(values, valid) if stretch is None else stretch
-    if high < low:
-        raise ParameterError(f"stretch={stretch!r}; the value shown white must be above the one shown black")
-    scaled = (np.where(valid, values, low).astype(np.float64) - low) * (255 / (high - low) if high > low else 1)
-    picture = np.zeros((*valid.shape, 4), np.uint8)
-    picture[..., :3] = np.moveaxis(np.rint(np.clip(scaled, 0, 255)), 0, 2)
-    picture[..., 3] = np.where(valid, 255, 0)
-    return picture
 
 
 def cloudy_scene(cube: xr.DataArray) -> int:

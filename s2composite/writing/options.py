@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from s2composite.errors import ParameterError
+from s2composite.pixels.stretching import Stretch
 
-__all__ = ["OVERVIEWS", "RasterOptions", "checked", "overridden"]
+__all__ = ["OVERVIEWS", "RasterOptions", "checked", "options_of", "overridden"]
 
 COMPRESSIONS = ("deflate", "zstd", "lzw", "webp", "jpeg", "none")
 OVERVIEWS = ("average", "nearest", "mode")
@@ -28,7 +29,10 @@ class RasterOptions:
     """``deflate``, ``zstd``, ``lzw``, ``none``, ``webp`` (lossless without a level), ``jpeg`` (lossy)."""
 
     level: int | None = None
-    """Effort: deflate 1 to 12 (default 6), zstd 1 to 22 (default 9); for webp the quality, 1 to 100."""
+    """Effort: deflate 1 to 12, zstd 1 to 22 (default 9); for webp the quality, 1 to 100.
+
+    Without a level deflate is ISA-L's, several times as fast as level 6 and 2 to 5 % larger.
+    """
 
     predictor: str | int = "auto"
     """1 none, 2 differences, 3 floating point; ``"auto"``: 3 for floats, 2 for integers whose overviews are means."""
@@ -48,13 +52,28 @@ class RasterOptions:
     jpeg_quality: int = 85
     """1 to 100."""
 
-    stretch: tuple[float, float] | None = None
-    """For the layer ``rgba``: the values that become the darkest and the brightest."""
+    stretch: Stretch | None = None
+    """For the layer ``rgba``: the values that become the darkest and the brightest, such a pair for each band, or
+    percentiles (``"2-98%"``, ``"2-98% per band"``) if the pixels are in memory."""
 
     @property
     def lossy(self) -> bool:
         """Whether decoded pixels differ from those given."""
         return self.compress == "jpeg" or (self.compress == "webp" and self.level is not None)
+
+
+def options_of(given: Mapping[str, Any]) -> RasterOptions:
+    """Return options given by name.
+
+    Raises
+    ------
+    ParameterError
+        A name is no option.
+    """
+    known = [option.name for option in fields(RasterOptions)]
+    if unknown := sorted(set(given) - set(known)):
+        raise ParameterError(f"{unknown[0]!r} is no option; options are {', '.join(known)}")
+    return RasterOptions(**given)
 
 
 def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]], layer: str) -> RasterOptions:

@@ -1,4 +1,4 @@
-"""Previews: the first three bands of a composite stretched to 8 bits."""
+"""Previews: bands of a composite stretched to 8 bits, window by window."""
 
 from __future__ import annotations
 
@@ -10,44 +10,86 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
+from s2composite.pixels.stretching import (
+    Percentiles,
+    Stretch,
+    as_stretch,
+    colour_bands,
+    limits,
+    plain_limits,
+    stretched,
+)
 from s2composite.writing.layers import Layer, layer_of, raster_layers
 from s2composite.writing.overviews import valid_pixels
 
-__all__ = ["default_stretch", "rgba_layer", "stretched"]
+__all__ = ["picture_layer", "rgba_layer", "valid_everywhere"]
+
+_SAMPLE = 1500
+"""Pixels along an axis from which percentiles are taken."""
 
 
-def default_stretch(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return the values that become the darkest and the brightest: reflectance up to 0.3, or pictures as they are."""
-    if dtype == np.uint8:
-        return (0.0, 255.0)
-    return (0.0, 0.3) if dtype.kind == "f" else (0.0, 3000.0)
+def picture_layer(dataset: xr.Dataset, name: str | None = None) -> Layer:
+    """Return the bands of a layer that make a picture: red, green and blue by name, else the first three, or one.
 
-
-def stretched(pixels: NDArray[Any], nodata: float | None, stretch: tuple[float, float]) -> NDArray[np.uint8]:
-    """Return pixels ``(b, y, x)`` as 1 to 255, 0 where any band has no value."""
-    low, high = stretch
-    scaled = (pixels.astype(np.float32) - low) * np.float32(255 / (high - low))
-    valid = valid_pixels(pixels, nodata)
-    out = np.clip(np.nan_to_num(np.round(scaled)), 1, 255).astype(np.uint8)
-    return out if valid is None else np.where(valid.all(axis=0), out, np.uint8(0))
-
-
-def rgba_layer(dataset: xr.Dataset, stretch: tuple[float, float] | None = None) -> Layer:
-    """Return a preview in 8 bits of the first three bands (or the only one, three times) of a composite, lazily.
+    Parameters
+    ----------
+    name
+        Of a layer with bands; None: the composite, else the first.
 
     Raises
     ------
     ParameterError
-        There is no layer with bands, or the stretch is empty.
+        There is no such layer.
     """
-    bands = [name for name in raster_layers(dataset) if dataset[name].ndim == 3]
-    if not bands:
-        raise ParameterError("there is no layer with bands to make an 'rgba' preview of")
-    layer = layer_of(dataset, "composite" if "composite" in bands else bands[0])
-    low, high = stretch or default_stretch(layer.data.dtype)
-    if not low < high:
-        raise ParameterError(f"stretch is ({low}, {high}); it is a darkest and a brightest value, in this order")
-    first = layer.data[:3] if layer.data.shape[0] >= 3 else da.repeat(layer.data[:1], 3, axis=0)
-    data = first.rechunk({0: -1}).map_blocks(stretched, layer.nodata, (low, high), dtype=np.uint8)
-    attrs = {"long_name": f"preview, {low:g} to {high:g}", "overviews": "average"}
+    pictures = [known for known in raster_layers(dataset) if dataset[known].ndim == 3]
+    if not pictures or (name is not None and name not in pictures):
+        there = ", ".join(pictures) or "none"
+        raise ParameterError(f"there is no layer {name or 'with bands'!r} to make a picture of; there are {there}")
+    layer = layer_of(dataset, name or ("composite" if "composite" in pictures else pictures[0]))
+    chosen = colour_bands(layer.bands)
+    bands = tuple(layer.bands[i] for i in chosen)
+    return Layer(layer.name, layer.data[chosen], bands, layer.nodata, layer.attrs, layer.lazy)
+
+
+def rgba_layer(dataset: xr.Dataset, stretch: Stretch | None = None) -> Layer:
+    """Return a preview in 8 bits of a composite, lazily: 1 to 255 where it has a value, else 0; one band three times.
+
+    Raises
+    ------
+    ParameterError
+        There is no layer with bands, or the stretch makes no sense.
+    """
+    layer = picture_layer(dataset)
+    ends = _ends(layer, stretch)
+    words = ", ".join(f"{low:g} to {high:g}" for low, high in ends)
+    data = layer.data if layer.data.shape[0] == 3 else da.repeat(layer.data, 3, axis=0)
+    ends = np.broadcast_to(ends, (3, 2)) if len(layer.bands) == 1 else ends
+    data = data.rechunk({0: -1}).map_blocks(_preview, layer.nodata, ends, dtype=np.uint8)
+    attrs = {"long_name": f"preview, {words}", "overviews": "average"}
     return Layer("rgba", data, ("red", "green", "blue"), 0.0, attrs, layer.lazy)
+
+
+def _ends(layer: Layer, stretch: Stretch | None) -> NDArray[np.float64]:
+    """Return the values shown black and white, ``(b, 2)``."""
+    found = as_stretch(plain_limits(layer.data.dtype) if stretch is None else stretch)
+    if isinstance(found, Percentiles):
+        if layer.lazy:
+            raise ParameterError(
+                f"stretch={stretch!r} needs all pixels before the first is written; give values, or compute() first"
+            )
+        step = max(1, -(-max(layer.data.shape[1:]) // _SAMPLE))
+        values = np.asarray(layer.data[:, ::step, ::step])
+        return limits(values, valid_everywhere(values, layer.nodata), stretch)
+    if len(found) not in (1, len(layer.bands)):
+        raise ParameterError(f"stretch has {len(found)} pairs of values for {len(layer.bands)} band(s)")
+    return found
+
+
+def valid_everywhere(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+    """Return where all bands of ``(b, y, x)`` have a value."""
+    valid = valid_pixels(pixels, nodata)
+    return np.ones(pixels.shape[1:], np.bool_) if valid is None else np.asarray(valid.all(axis=0))
+
+
+def _preview(pixels: NDArray[Any], nodata: float | None, ends: NDArray[np.float64]) -> NDArray[np.uint8]:
+    return np.where(valid_everywhere(pixels, nodata), stretched(pixels, ends, darkest=1), np.uint8(0))

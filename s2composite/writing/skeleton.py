@@ -112,6 +112,12 @@ def write_skeleton(hierarchy: Hierarchy, store: Store) -> None:
                     zarr_format=3,
                     safe_chunks=False,
                 )
+        _consolidate(store)
+
+
+def _consolidate(store: Store) -> None:
+    """Copy all metadata into the root's, so that opening is one request; stores with a history have no need of it."""
+    if getattr(store, "supports_consolidated_metadata", True):
         zarr.consolidate_metadata(store)
 
 
@@ -129,7 +135,7 @@ def add_attributes(store: Store, more: Mapping[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in write_skeleton
         zarr.open_group(store, mode="r+", use_consolidated=False).update_attributes(dict(more))
-        zarr.consolidate_metadata(store)
+        _consolidate(store)
 
 
 def _level_dataset(hierarchy: Hierarchy, level: int) -> xr.Dataset:

@@ -41,12 +41,9 @@ class Statistics(NamedTuple):
         return math.sqrt(self.squares / self.valid) if self.valid else math.nan
 
 
-_VALUES = np.arange(256, dtype=np.float64)
-
-
 def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
     """Return the statistics of one band of a tile ``(y, x)``."""
-    if tile.dtype == np.uint8:
+    if tile.dtype.kind in "iu" and tile.dtype.itemsize <= 2 and tile.size:
         return _from_histogram(tile, nodata)
     valid = valid_pixels(tile, nodata)
     values = (tile if valid is None else tile[valid]).astype(np.float64).ravel()
@@ -60,17 +57,19 @@ def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
     return Statistics(values.size, tile.size, float(values.min()), float(values.max()), mean, squares)
 
 
-def _from_histogram(tile: NDArray[np.uint8], nodata: float | None) -> Statistics:
-    histogram = np.bincount(tile.ravel(), minlength=256)
-    if nodata is not None and 0 <= nodata <= 255:
-        histogram[int(nodata)] = 0
+def _from_histogram(tile: NDArray[Any], nodata: float | None) -> Statistics:
+    lowest = int(tile.min())
+    histogram = np.bincount(np.subtract(tile.ravel(), lowest, dtype=np.intp))
+    if nodata is not None and 0 <= nodata - lowest < len(histogram):
+        histogram[int(nodata) - lowest] = 0
     count = int(histogram.sum())
     if not count:
         return Statistics(0, tile.size, math.nan, math.nan, math.nan, 0.0)
     there = np.flatnonzero(histogram)
-    mean = float(np.dot(histogram, _VALUES)) / count
-    squares = float(np.sum(histogram * (_VALUES - mean) ** 2))
-    return Statistics(count, tile.size, float(there[0]), float(there[-1]), mean, squares)
+    values = np.arange(lowest, lowest + len(histogram), dtype=np.float64)
+    mean = float(np.dot(histogram, values)) / count
+    squares = float(np.sum(histogram * (values - mean) ** 2))
+    return Statistics(count, tile.size, float(values[there[0]]), float(values[there[-1]]), mean, squares)
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:

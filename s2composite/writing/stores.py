@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import zarr
 from zarr.abc.store import Store
@@ -18,7 +18,7 @@ from s2composite.errors import ParameterError, S2CompositeError, SourceError, Wr
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, join, reason
 from s2composite.writing.parts import disk_error
 
-__all__ = ["IDENTITY", "ROOT", "StorePlace", "opened", "place_of"]
+__all__ = ["IDENTITY", "ROOT", "Session", "StorePlace", "opened", "place_of", "session_of"]
 
 ROOT = "zarr.json"
 """Key of the metadata of the root: written last, so a store that has it is complete."""
@@ -164,6 +164,26 @@ def _errors(place: StorePlace, key: str, size: int) -> Iterator[None]:
         raise disk_error(error, join(place.target, key), size) from error
     except Exception as error:  # clients of object stores raise their own kinds
         raise WriteError(f"{place.label}: {key} cannot be written: {reason(place.root, error)}") from error
+
+
+class Session(Protocol):
+    """A transaction of a store with a history, such as icechunk's: what is written becomes visible when committed."""
+
+    @property
+    def store(self) -> Store:
+        """Where to write."""
+
+    def commit(self, message: str) -> Any:
+        """Make visible what was written."""
+
+    def discard_changes(self) -> None:
+        """Forget what was written."""
+
+
+def session_of(target: Any) -> Session | None:
+    """Return a session that was given as the place to write to, None for everything else."""
+    found: Session | None = target if isinstance(getattr(target, "store", None), Store) else None
+    return found if hasattr(target, "commit") else None
 
 
 def place_of(target: Any, *, overwrite: bool) -> StorePlace:

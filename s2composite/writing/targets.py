@@ -6,6 +6,7 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from s2composite.writing.assemble import FileLayout, Sink, copy_parts
 from s2composite.writing.parts import disk_error
 from s2composite.writing.verify import check_header, check_run, verify_file
 
-__all__ = ["assemble_file", "assemble_object", "is_http", "put", "take_name", "target_of"]
+__all__ = ["assemble_file", "assemble_object", "is_http", "put", "put_small", "remove", "take_name", "target_of"]
 
 _UPLOAD_BLOCK = 16 << 20
 _MOST_BLOCKS = 9_000
@@ -183,6 +184,49 @@ def _check_size(fs: Any, path: str, layout: FileLayout) -> None:
     if size != layout.size:
         fs.rm_file(path)
         raise WriteError(f"{layout.raster.label}: the store holds {size:,} of {layout.size:,} bytes, so it was removed")
+
+
+def put_small(data: bytes, target: str, *, overwrite: bool) -> None:
+    """Write a small file, whole or not at all.
+
+    Raises
+    ------
+    WriteError
+        It cannot be written, or somebody else has written there meanwhile.
+    """
+    if is_remote(target):
+        try:
+            fs, path = filesystem(target)
+            # gcsfs loses a last byte \r; JSON ends in a line feed, pictures in their own marks.
+            fs.pipe_file(path, data)
+        except Exception as error:  # clients of object stores raise their own kinds
+            raise _upload_error(target, error) from error
+        return
+    unfinished = Path(f"{target}.{uuid.uuid4().hex[:8]}")
+    try:
+        unfinished.write_bytes(data)
+        take_name(str(unfinished), target, overwrite=overwrite)
+    except OSError as error:
+        raise disk_error(error, target, len(data)) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def remove(target: str) -> None:
+    """Remove a file if it is there.
+
+    Raises
+    ------
+    WriteError
+        It cannot be removed.
+    """
+    fs, path = filesystem(target)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(f"{display(target)}: cannot be removed: {reason(target, error)}") from error
 
 
 def put(path: str, target: str) -> None:

@@ -31,7 +31,7 @@ from s2composite.writing.skeleton import (
     write_skeleton,
 )
 from s2composite.writing.status import STATUS, read_status, status_summary
-from s2composite.writing.stores import IDENTITY, ROOT, StorePlace, opened, place_of
+from s2composite.writing.stores import IDENTITY, ROOT, StorePlace, opened, place_of, session_of
 from s2composite.writing.window import Chunks, Stage
 
 __all__ = ["write_zarr"]
@@ -61,7 +61,8 @@ def write_zarr(
     dataset
         Of a composite; layers of periods keep their axis ``time``, with its bounds.
     store
-        Local path, ``gs://`` or ``s3://`` URL, or a store object of the zarr library, such as a MemoryStore.
+        Local path, ``gs://`` or ``s3://`` URL, or a store object of the zarr library, such as a MemoryStore. A writable
+        session of icechunk is committed when everything is written, else its changes are discarded.
     overwrite
         Replace what is there.
     resume
@@ -100,9 +101,10 @@ def write_zarr(
     4096
     """
     _check(chunk, level)
+    session = session_of(store)
     names = chosen_layers(dataset, "all")
     layers = tuple(layer_of(dataset, name) for name in names)
-    place = place_of(store, overwrite=overwrite)
+    place = place_of(store if session is None else session.store, overwrite=overwrite)
     if resume and place.store is not None:
         raise ParameterError("resume=True works with a path or URL, not with a store object")
     lazy = any(layer.lazy for layer in layers)
@@ -115,6 +117,8 @@ def write_zarr(
         _write(job, client, progress=progress)
         summary = _summary(job)
     except BaseException:
+        if session is not None:
+            session.discard_changes()
         if not resume:
             place.clear()
         raise
@@ -122,6 +126,8 @@ def write_zarr(
         place.complete(with_attributes(job.skeleton[ROOT], summary))
     else:
         add_attributes(place.store, summary)
+    if session is not None:
+        session.commit(f"s2composite: {dataset.attrs.get('reducer', 'composite')}")
     return place.label
 
 

@@ -1,0 +1,175 @@
+"""Stretching: the one place where values become the 8 bits of a picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import ParameterError
+
+__all__ = [
+    "Percentiles",
+    "Stretch",
+    "as_stretch",
+    "colour_bands",
+    "limits",
+    "painted",
+    "plain_limits",
+    "rgba",
+    "stretched",
+]
+
+Stretch = tuple[float, float] | Sequence[tuple[float, float]] | str
+"""How values become dark and bright.
+
+``(0, 3000)``: the values shown black and white; ``[(0, 1200), (0, 1500), (0, 2500)]``: those of each band;
+``"2-98%"``: the percentiles of all bands together, so that colours stay true; ``"2-98% per band"``: of each band.
+"""
+
+_PERCENTILES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*%\s*(per band)?\s*")
+_FORMS = "give (low, high), one such pair for each band, or percentiles such as '2-98%' or '2-98% per band'"
+
+_COLOURS = (("red", "green", "blue"), ("b04", "b03", "b02"), ("r", "g", "b"))
+"""Names of bands that make a true-colour picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """A stretch that follows from the pixels."""
+
+    low: float = 2.0
+    """Percentile that is shown black."""
+
+    high: float = 98.0
+    """Percentile that is shown white."""
+
+    per_band: bool = False
+    """Of each band for itself: more contrast, but colours are no longer true."""
+
+
+def as_stretch(stretch: Stretch) -> Percentiles | NDArray[np.float64]:
+    """Return what a stretch says: percentiles, or values ``(b, 2)``, one row for all bands.
+
+    Raises
+    ------
+    ParameterError
+        It is none, or white is not above black.
+
+    Examples
+    --------
+    >>> as_stretch("1-99% per band")
+    Percentiles(low=1.0, high=99.0, per_band=True)
+    >>> as_stretch((0, 3000))
+    array([[   0., 3000.]])
+    """
+    if isinstance(stretch, str):
+        match = _PERCENTILES.fullmatch(stretch)
+        if match is None or not 0 <= float(match[1]) < float(match[2]) <= 100:
+            raise ParameterError(f"stretch is {stretch!r}; {_FORMS}")
+        return Percentiles(float(match[1]), float(match[2]), match[3] is not None)
+    try:
+        values = np.atleast_2d(np.asarray(stretch, np.float64))
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"stretch is {stretch!r}; {_FORMS}") from error
+    if values.ndim != 2 or values.shape[1] != 2 or not np.isfinite(values).all():
+        raise ParameterError(f"stretch is {stretch!r}; {_FORMS}")
+    if not (values[:, 0] < values[:, 1]).all():
+        raise ParameterError(f"stretch is {stretch!r}; the value shown white must be above the one shown black")
+    return values
+
+
+def plain_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return a stretch for pixels that nobody has seen yet: pictures as they are, reflectance up to 0.3."""
+    if dtype == np.uint8:
+        return (0.0, 255.0)
+    return (0.0, 0.3) if dtype.kind == "f" else (0.0, 3000.0)
+
+
+def limits(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | None = None) -> NDArray[np.float64]:
+    """Return the values to show black and white, ``(b, 2)``, one row for all bands.
+
+    Parameters
+    ----------
+    values
+        ``(b, y, x)``.
+    valid
+        ``(y, x)``: where there is data.
+    stretch
+        None: pictures in 8 bits as they are, other values between their percentiles 2 and 98.
+
+    Raises
+    ------
+    ParameterError
+        The stretch makes no sense, or is for another number of bands.
+    """
+    if stretch is None and values.dtype == np.uint8:
+        return np.array([plain_limits(values.dtype)])
+    found = Percentiles() if stretch is None else as_stretch(stretch)
+    if isinstance(found, Percentiles):
+        seen = values[:, valid]
+        if not seen.size:
+            return np.array([plain_limits(values.dtype)])
+        bands = seen if found.per_band else seen.reshape(1, -1)
+        return np.asarray(np.percentile(bands, (found.low, found.high), axis=1).T, np.float64)
+    return _for_bands(found, len(values))
+
+
+def _for_bands(values: NDArray[np.float64], bands: int) -> NDArray[np.float64]:
+    if len(values) not in (1, bands):
+        raise ParameterError(
+            f"stretch has {len(values)} pairs of values for {bands} band(s); give one, or one for each"
+        )
+    return values
+
+
+def stretched(values: NDArray[Any], ends: NDArray[np.float64], darkest: int = 0) -> NDArray[np.uint8]:
+    """Return pixels ``(b, y, x)`` between the values shown black and white ``(b, 2)`` as `darkest` to 255.
+
+    Raises
+    ------
+    ParameterError
+        `ends` are for another number of bands.
+    """
+    exact = np.result_type(values.dtype, np.float32)
+    low, high = (end.astype(exact)[:, None, None] for end in _for_bands(ends, len(values)).T)
+    span = np.where(high > low, high - low, exact.type(255))
+    scaled = (values.astype(exact) - low) * (exact.type(255) / span)
+    return np.asarray(np.clip(np.nan_to_num(np.rint(scaled)), darkest, 255), np.uint8)
+
+
+def rgba(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | None = None) -> NDArray[np.uint8]:
+    """Return pixels ``(b, y, x)`` of one or three bands as a picture ``(y, x, 4)``, transparent where not valid.
+
+    Raises
+    ------
+    ParameterError
+        The stretch makes no sense.
+    """
+    return painted(values, valid, limits(values, valid, stretch))
+
+
+def painted(values: NDArray[Any], valid: NDArray[np.bool_], ends: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return pixels as `rgba` does, between values ``(b, 2)`` that are known."""
+    picture = np.zeros((*valid.shape, 4), np.uint8)
+    picture[..., :3] = np.moveaxis(stretched(values, ends), 0, 2)
+    picture[~valid] = 0
+    picture[..., 3] = np.where(valid, 255, 0)
+    return picture
+
+
+def colour_bands(names: Sequence[Any]) -> list[int]:
+    """Return the positions of bands that make a picture: three by their names, else the first; of one if there are few.
+
+    >>> colour_bands(["B02", "B03", "B04", "B08"])
+    [2, 1, 0]
+    """
+    spoken = {str(name).lower(): i for i, name in enumerate(names)}
+    for colours in _COLOURS:
+        if all(name in spoken for name in colours):
+            return [spoken[name] for name in colours]
+    return [0, 1, 2] if len(names) >= 3 else [0]
