@@ -184,17 +184,21 @@ def rank_by_small_key(
 
 @part
 def order(numbers: Any, sign: Any, keys: Any) -> None:
-    """Turn floats into integers of the same order in place, NaN into all bits set: `keys` is their memory."""
+    """Turn floats into integers of the same order in place, NaN into all bits set: `keys` is their memory.
+
+    Only the bits are looked at: LLVM leaves a loop scalar that reads memory under one type and writes it under another.
+    """
     kind = keys.dtype.type
-    zero, top, last = kind(0), sign[0], kind(8 * keys.itemsize - 1)
+    zero, top, last, one = kind(0), sign[0], kind(8 * keys.itemsize - 1), kind(1)
+    infinity = np.full(1, np.inf, numbers.dtype).view(keys.dtype)[0]
+    beyond = kind(infinity << one)  # without its sign
     for t in range(keys.shape[0]):
-        row, bits = numbers[t], keys[t]
-        for i in range(row.size):
-            row[i] += 0.0  # -0 becomes 0
-        for i in range(row.size):  # no branches: a wrong guess costs more than all of this
-            flip = kind(kind(zero - kind(bits[i] >> last)) | top)
-            missing = kind(zero - kind(np.isnan(row[i])))
-            bits[i] = kind(kind(bits[i] ^ flip) | missing)
+        bits = keys[t]
+        for i in range(bits.size):  # no branches: a wrong guess costs more than all of this
+            value = zero if bits[i] == top else bits[i]  # -0 becomes 0
+            flip = kind(kind(zero - kind(value >> last)) | top)
+            missing = kind(~zero) if kind(value << one) > beyond else zero
+            bits[i] = kind(kind(value ^ flip) | missing)
 
 
 @kernel
