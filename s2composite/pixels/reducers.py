@@ -216,7 +216,7 @@ def _slabs(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> I
     times, bands = pixels.shape[:2]
     dtype = pixels.dtype.newbyteorder("=")
     low, high, dropped = limits_of(recipe.rules, dtype, bands, recipe.nodata, recipe.bands)
-    plain = bool((low == low[:1]).all() and (high == high[:1]).all() and not dropped.size)
+    plain = bool((low == low[:1]).all() and (high == high[:1]).all())
     for rows, values, interleaved in _pieces(pixels):
         mask = _flat(usable[:, rows])
         n = values.size // max(times * bands, 1)

@@ -88,11 +88,11 @@ def run_geomedian(call: Call) -> None:
         eps = 1e-4 if dtype.kind == "f" else 0.1
     times = source.scenes.size
     ranks = ((np.arange(times + 1) - 1).clip(0) // 2).astype(np.int16)
-    sign = np.array([1 << (8 * real.itemsize - 1)], f"u{real.itemsize}")
+    bits = np.empty(0, f"u{real.itemsize}")
     middle = np.empty((source.bands, source.pixels), real)
     scatter = np.empty((3, source.pixels) if len(call.results) > 1 else (0, 0), real)
     width = block_width(source, (source.bands + 3) * real.itemsize)
-    geomedian_kernel(source, np.array([eps], real), most, sign, ranks, width, middle, scatter, call.count)
+    geomedian_kernel(source, np.array([eps], real), most, bits, ranks, width, middle, scatter, call.count)
     known = call.count >= call.recipe.min_count
     for values, out in zip((middle, *scatter), call.results, strict=False):
         put_rounded(values, known, out)

@@ -47,7 +47,7 @@ class Source(NamedTuple):
     """``(k,)``: values in between that make an observation invalid too."""
 
     plain: bool
-    """True: all bands have the same range, and nothing is in `dropped`."""
+    """True: all bands have the same range."""
 
 
 @part

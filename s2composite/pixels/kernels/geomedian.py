@@ -13,9 +13,8 @@ import numpy as np
 
 from s2composite.pixels.kernels.block import Source, count_valid, judge, split
 from s2composite.pixels.kernels.compiled import fast_part, kernel, part
-from s2composite.pixels.kernels.rank import order
 from s2composite.pixels.kernels.selection import select_wide
-from s2composite.pixels.kernels.statistics import look_up, next_key, unorder
+from s2composite.pixels.kernels.statistics import look_up, next_key
 
 __all__ = ["geomedian"]
 
@@ -171,58 +170,105 @@ def iterate(numbers: Any, valid: Any, counts: Any, eps: Any, max_iterations: int
     squeeze(numbers, valid, current, going, lanes, m, out)
 
 
+@fast_part
+def add_products(row: Any, mid: Any, length: Any, dot: Any) -> None:
+    """Add a band to the scalar products of observations with themselves and with the middle: all ``(n,)``."""
+    for i in range(row.size):
+        length[i] += row[i] * row[i]
+        dot[i] += row[i] * mid[i]
+
+
+@fast_part
+def add_squares(row: Any, mid: Any, square: Any) -> None:
+    """Add a band to the squared distances from the middle: all ``(n,)``."""
+    for i in range(row.size):
+        square[i] += (row[i] - mid[i]) * (row[i] - mid[i])
+
+
+@fast_part
+def add_absolutes(row: Any, mid: Any, apart: Any, both: Any) -> None:
+    """Add a band to the absolute differences from and sums with the middle: all ``(n,)``."""
+    for i in range(row.size):
+        apart[i] += abs(row[i] - mid[i])
+        both[i] += abs(row[i] + mid[i])
+
+
 @part
-def distances(numbers: Any, valid: Any, middle: Any, out: Any) -> None:
+def cosine(length: Any, dot: Any, reach: Any, out: Any) -> None:
+    """Write ``1 - cos``: from squared lengths, products with the middle, and the length of that, all ``(n,)``."""
+    kind = out.dtype.type
+    zero, one = kind(0), kind(1)
+    for i in range(out.size):
+        product = np.sqrt(length[i]) * reach[i]
+        angle = max(one - dot[i] / (product if product > zero else one), zero)
+        out[i] = angle if product > zero else zero
+
+
+@part
+def share(apart: Any, both: Any, out: Any) -> None:
+    """Write ``apart / both``, 0 where both are 0."""
+    kind = out.dtype.type
+    zero, one = kind(0), kind(1)
+    for i in range(out.size):
+        out[i] = apart[i] / (both[i] if both[i] > zero else one)
+
+
+@part
+def hide(ok: Any, keys: Any) -> None:
+    """Set all bits of the keys of observations that are not valid, and clear the sign of the others."""
+    kind = keys.dtype.type
+    one = kind(1)
+    plain = kind(~kind(0)) >> one
+    for i in range(keys.size):
+        keys[i] = kind(keys[i] & plain) | kind(kind(ok[i]) - one)
+
+
+@part
+def distances(numbers: Any, valid: Any, middle: Any, out: Any, keys: Any) -> None:
     """Write the cosine, Euclidean and Bray-Curtis distances of observations from `middle` ``(b, n)``.
 
-    ``out (t, 3, n)``; NaN where not valid.
+    ``out (t, 3, n)``; ``keys``, its memory as unsigned integers, gets all bits set where not valid. No distance is
+    negative, so the bits of the others have their order. A loop writes two arrays at most: LLVM leaves scalar what
+    needs more checks for overlap than that.
     """
-    kind = middle.dtype.type
-    zero, one, nan, n = kind(0), kind(1), kind(np.nan), middle.shape[1]
-    size, length, dot = np.zeros(n, middle.dtype), np.empty(n, middle.dtype), np.empty(n, middle.dtype)
-    square, apart, both = np.empty(n, middle.dtype), np.empty(n, middle.dtype), np.empty(n, middle.dtype)
+    kind, n = middle.dtype, middle.shape[1]
+    reach, length, dot = np.zeros(n, kind), np.empty(n, kind), np.empty(n, kind)
+    square, apart, both = np.empty(n, kind), np.empty(n, kind), np.empty(n, kind)
     for b in range(middle.shape[0]):
+        mid = middle[b]
         for i in range(n):
-            size[i] += middle[b, i] * middle[b, i]
+            reach[i] += mid[i] * mid[i]
+    for i in range(n):
+        reach[i] = np.sqrt(reach[i])
     for t in range(valid.shape[0]):
         length[:], dot[:], square[:], apart[:], both[:] = 0, 0, 0, 0, 0
         for b in range(middle.shape[0]):
             row, mid = numbers[t, b], middle[b]
-            for i in range(n):
-                x, y = row[i], mid[i]
-                length[i] += x * x
-                dot[i] += x * y
-                square[i] += (x - y) * (x - y)
-                apart[i] += abs(x - y)
-                both[i] += abs(x + y)
-        ok, first, second, third = valid[t], out[t, 0], out[t, 1], out[t, 2]
+            add_products(row, mid, length, dot)
+            add_squares(row, mid, square)
+            add_absolutes(row, mid, apart, both)
+        cosine(length, dot, reach, out[t, 0])
+        euclidean = out[t, 1]
         for i in range(n):
-            product = np.sqrt(length[i]) * np.sqrt(size[i])
-            angle = one - dot[i] / (product if product > zero else one)
-            share = apart[i] / (both[i] if both[i] > zero else one)
-            first[i] = max(angle, zero) if ok[i] & (product > zero) else zero
-            second[i] = np.sqrt(square[i])
-            third[i] = share if both[i] > zero else zero
-        for i in range(n):
-            missing = nan if ok[i] == 0 else zero
-            first[i] += missing
-            second[i] += missing
-            third[i] += missing
+            euclidean[i] = np.sqrt(square[i])
+        share(apart, both, out[t, 2])
+        for k in range(3):
+            hide(valid[t], keys[t, k])
 
 
 @part
-def middle_values(numbers: Any, sign: Any, keys: Any, digits: Any, counts: Any, ranks: Any, source: Source) -> Any:
-    """Return medians of ``numbers (t, n)``, which are used up: the mean of the two middle ones of an even number."""
-    n = counts.size
-    rank, found, following = np.empty(n, np.int16), np.empty(n, sign.dtype), np.empty(n, sign.dtype)
-    order(numbers, sign, keys)
+def middle_values(keys: Any, real: Any, digits: Any, counts: Any, ranks: Any, source: Source) -> Any:
+    """Return medians of ``keys (t, n)``, bits of positive numbers: the mean of the two middle ones of an even number.
+
+    ``real``, an array, has the type of the numbers.
+    """
+    n, none = counts.size, ~keys.dtype.type(0)
+    rank, found, following = np.empty(n, np.int16), np.empty(n, keys.dtype), np.empty(n, keys.dtype)
     look_up(counts, ranks, rank)
     select_wide(keys, rank, found, digits, source, source.pixels)
-    next_key(keys, found, rank, sign.dtype.type(~sign[0] | sign[0]), following)
-    unorder(found, sign[0])
-    unorder(following, sign[0])
-    low, high = found.view(numbers.dtype), following.view(numbers.dtype)
-    half = numbers.dtype.type(0.5)
+    next_key(keys, found, rank, none, following)
+    low, high = found.view(real.dtype), following.view(real.dtype)
+    half = real.dtype.type(0.5)
     for i in range(n):
         low[i] = low[i] if counts[i] % 2 else (low[i] + high[i]) * half
     return low
@@ -230,7 +276,7 @@ def middle_values(numbers: Any, sign: Any, keys: Any, digits: Any, counts: Any, 
 
 @kernel
 def geomedian(
-    source: Source, eps: Any, max_iterations: int, sign: Any, ranks: Any, width: int, out: Any, scatter: Any, count: Any
+    source: Source, eps: Any, max_iterations: int, bits: Any, ranks: Any, width: int, out: Any, scatter: Any, count: Any
 ) -> None:
     """Find geometric medians and, if wanted, the median distances of the observations from them.
 
@@ -242,8 +288,8 @@ def geomedian(
         ``(1,)`` float32 or float64, the type that is calculated in: a pixel whose estimate moves less has converged.
     max_iterations
         When to stop a pixel that has not.
-    sign
-        ``(1,)`` unsigned integer as wide, its sign bit set.
+    bits
+        ``(0,)``: has the type of an unsigned integer as wide.
     ranks
         ``(t + 1,)`` int16: lower middle rank for each number of valid observations.
     width
@@ -260,7 +306,8 @@ def geomedian(
     valid, counts = np.empty((times, width), np.uint8), np.empty(width, np.uint16)
     middle, three = np.empty((source.bands, width), kind), np.empty((times, 3, width), kind)
     numbers3, digits = three.reshape((times, 3 * width)), np.empty((times, 3 * width), np.int16)
-    keys, counts3 = numbers3.view(sign.dtype), np.empty(3 * width, np.uint16)
+    keys, keys3 = three.view(bits.dtype), numbers3.view(bits.dtype)
+    counts3 = np.empty(3 * width, np.uint16)
     for start in range(0, source.pixels, width):
         n = min(width, source.pixels - start)
         load_numbers(source, start, n, rows, numbers, valid)
@@ -271,10 +318,10 @@ def geomedian(
                 out[b, start + i] = middle[b, i]
         if scatter.size > 0:
             load_numbers(source, start, n, rows, numbers, valid)
-            distances(numbers, valid, middle, three)
+            distances(numbers, valid, middle, three, keys)
             for i in range(3 * width):
                 counts3[i] = counts[i % width]
-            medians = middle_values(numbers3, sign, keys, digits, counts3, ranks, source)
+            medians = middle_values(keys3, eps, digits, counts3, ranks, source)
             for k in range(3):  # all three at once: longer rows go faster
                 for i in range(n):
                     scatter[k, start + i] = medians[k * width + i]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, fetch, split
+from s2composite.pixels.kernels.block import Source, split
 from s2composite.pixels.kernels.compiled import kernel, part
 from s2composite.pixels.kernels.selection import pick, select, select_wide
 
@@ -39,6 +39,26 @@ def add_three(values: Any, low: Any, high: Any, key: Key, row: Any) -> None:
         good = (min(r, g, b) >= low) & (max(r, g, b) <= high) & ~(np.isnan(r) | np.isnan(g) | np.isnan(b))
         total = kind(kind(kind(first + kind(kind(r) * w0)) + kind(kind(g) * w1)) + kind(kind(b) * w2))
         row[i] = total if good else none
+
+
+@part
+def add_planes(reds: Any, greens: Any, blues: Any, low: Any, high: Any, key: Key, row: Any) -> None:
+    """Do as `add_three` for pixels of three bands that lie apart."""
+    kind, first, none = row.dtype.type, key.first, key.none
+    w0, w1, w2 = key.weights[0], key.weights[1], key.weights[2]
+    for i in range(reds.size):
+        r, g, b = reds[i], greens[i], blues[i]
+        good = (min(r, g, b) >= low) & (max(r, g, b) <= high) & ~(np.isnan(r) | np.isnan(g) | np.isnan(b))
+        total = kind(kind(kind(first + kind(kind(r) * w0)) + kind(kind(g) * w1)) + kind(kind(b) * w2))
+        row[i] = total if good else none
+
+
+@part
+def forbid_three(values: Any, value: Any, none: Any, row: Any) -> None:
+    """Write `none` where one of three interleaved bands has a value that makes the observation invalid."""
+    for i in range(values.size // 3):
+        bad = (values[3 * i] == value) | (values[3 * i + 1] == value) | (values[3 * i + 2] == value)
+        row[i] = none if bad else row[i]
 
 
 @part
@@ -76,13 +96,24 @@ def forbid_value(values: Any, value: Any, none: Any, row: Any) -> None:
 
 
 @part
-def write_plain_keys(source: Source, key: Key, start: int, n: int, keys: Any) -> None:
-    """Write the keys of `n` interleaved pixels of three bands whose ranges are the same."""
-    values, scenes, low, high = source.values, source.scenes, source.low[0], source.high[0]
-    for t in range(scenes.size):
-        at = 3 * (scenes[t] * source.pixels + start)
-        add_three(values[at : at + 3 * n], low, high, key, keys[t])
-        fetch(source, t, start + keys.shape[1] + n // 2, n - n // 2)
+def write_three_keys(source: Source, key: Key, start: int, n: int, keys: Any) -> None:
+    """Write the keys of `n` pixels of three bands whose ranges are the same."""
+    values, low, high = source.values, source.low[0], source.high[0]
+    for t in range(source.scenes.size):
+        at, row = source.scenes[t] * 3 * source.pixels, keys[t]
+        if source.interleaved:
+            pixels = values[at + 3 * start : at + 3 * (start + n)]
+            add_three(pixels, low, high, key, row)
+            for value in source.dropped:
+                forbid_three(pixels, value, key.none, row)
+        else:
+            first, second, third = at + start, at + source.pixels + start, at + 2 * source.pixels + start
+            reds, greens, blues = values[first : first + n], values[second : second + n], values[third : third + n]
+            add_planes(reds, greens, blues, low, high, key, row)
+            for value in source.dropped:
+                forbid_value(reds, value, key.none, row)
+                forbid_value(greens, value, key.none, row)
+                forbid_value(blues, value, key.none, row)
 
 
 @part
@@ -104,8 +135,8 @@ def write_any_keys(source: Source, key: Key, start: int, n: int, bands: Any, key
 @part
 def write_keys(source: Source, key: Key, start: int, n: int, bands: Any, keys: Any) -> None:
     """Write the keys of `n` pixels from pixel `start` on: ``keys (t, width)``; ``bands (b, width)`` is scratch."""
-    if source.interleaved and source.bands == 3 and source.plain and key.pair.size == 0:
-        write_plain_keys(source, key, start, n, keys)
+    if source.bands == 3 and source.plain and key.pair.size == 0:
+        write_three_keys(source, key, start, n, keys)
     else:
         write_any_keys(source, key, start, n, bands, keys)
     for t in range(source.scenes.size):
@@ -175,7 +206,7 @@ def rank_by_small_key(
         n = min(width, source.pixels - start)
         write_keys(source, key, start, n, bands, keys)
         count_keys(keys, key.none, ranks, counts, rank)
-        select(keys, bits, rank, found, source, start + width)
+        select(keys, bits, rank, found, source, start + width, 0)
         pick(keys, found, rank, index)
         put_picked(source, index, start, n, out, chosen)
         for i in range(n):
@@ -184,17 +215,21 @@ def rank_by_small_key(
 
 @part
 def order(numbers: Any, sign: Any, keys: Any) -> None:
-    """Turn floats into integers of the same order in place, NaN into all bits set: `keys` is their memory."""
+    """Turn floats into integers of the same order in place, NaN into all bits set: `keys` is their memory.
+
+    Only the bits are looked at: LLVM leaves a loop scalar that reads memory under one type and writes it under another.
+    """
     kind = keys.dtype.type
-    zero, top, last = kind(0), sign[0], kind(8 * keys.itemsize - 1)
+    zero, top, last, one = kind(0), sign[0], kind(8 * keys.itemsize - 1), kind(1)
+    infinity = np.full(1, np.inf, numbers.dtype).view(keys.dtype)[0]
+    beyond = kind(infinity << one)  # without its sign
     for t in range(keys.shape[0]):
-        row, bits = numbers[t], keys[t]
-        for i in range(row.size):
-            row[i] += 0.0  # -0 becomes 0
-        for i in range(row.size):  # no branches: a wrong guess costs more than all of this
-            flip = kind(kind(zero - kind(bits[i] >> last)) | top)
-            missing = kind(zero - kind(np.isnan(row[i])))
-            bits[i] = kind(kind(bits[i] ^ flip) | missing)
+        bits = keys[t]
+        for i in range(bits.size):  # no branches: a wrong guess costs more than all of this
+            value = zero if bits[i] == top else bits[i]  # -0 becomes 0
+            flip = kind(kind(zero - kind(value >> last)) | top)
+            missing = kind(~zero) if kind(value << one) > beyond else zero
+            bits[i] = kind(kind(value ^ flip) | missing)
 
 
 @kernel

@@ -103,7 +103,7 @@ def order_statistics(source: Source, lowest: int, ranks: Any, width: int, low: A
             write_small(block, b, valid, least, keys)
             for q in range(ranks.shape[0]):
                 look_up(counts, ranks[q], rank)
-                select(keys, bits, rank, found, source, source.pixels)
+                select(keys, bits, rank, found, source, source.pixels, 0)
                 next_key(keys, found, rank, np.int16(LAST), following)
                 for i in range(n):
                     if ranks[q, counts[i]] != NO_RANK:
