@@ -14,7 +14,8 @@ FLOORS = ("scenes", "reading", "pixels", "pixels.kernels", "writing", "running",
 # From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
 ROOMS = [
     "errors",
-    "scenes.model", "scenes.dates", "scenes.storage", "scenes.names", "scenes.listing",
+    "scenes.model", "scenes.dates", "scenes.storage", "scenes.names", "scenes.values", "scenes.stac", "scenes.grouping",
+    "scenes.listing",
     "reading.crs", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.warp", "reading.source", "reading.observe", "reading.scratch", "reading.stack",
