@@ -56,11 +56,15 @@ def test_a_remote_header_is_one_request_and_equals_the_local_one(scenes):
 
 
 @pytest.mark.parametrize("fault", ["503", "500", "429", "408", "reset", "short", "hang"])
-def test_what_may_pass_is_repeated_and_counted(scenes, fault):
+def test_what_may_pass_is_repeated_counted_and_reported(scenes, fault, caplog):
     with fault_server(scenes, fault=lambda path, n: fault if 1 <= n <= 2 else None) as server:
-        result, out = whole(read_header(server.url("s0.tif")))
+        result, out = whole(read_header(server.url("s0.tif") + "?signature=secret"))
     assert result.error is None
     assert result.retries == 2
+    told = [record.getMessage() for record in caplog.records if record.name == "s2composite.reading.remote"]
+    assert len(told) == 2
+    assert all("s0.tif" in line and f"attempt {n} of 5 failed" in line for n, line in enumerate(told, 1))
+    assert "secret" not in caplog.text
     assert (out == truth(scenes / "s0.tif")).all()
 
 

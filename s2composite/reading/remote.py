@@ -8,6 +8,7 @@ a GB (obstore: 1230 MB/s at 0.63), in the time of which JPEG tiles take 5 to 10 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 import time
@@ -25,6 +26,8 @@ from s2composite.errors import ReadError
 from s2composite.scenes.storage import display, filesystem, reason
 
 __all__ = ["Identity", "Reply", "Retry", "Target", "request", "target_of"]
+
+LOG = logging.getLogger(__name__)
 
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SIGNED_FOR = 7200
@@ -184,7 +187,16 @@ async def _persist(
         if not error.transient or attempt + 1 == retry.attempts:
             break
         wait = min(retry.longest_wait, retry.first_wait * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311 - jitter
-        await asyncio.sleep(max(wait, min(error.wait, _LONGEST_WAIT)))
+        wait = max(wait, min(error.wait, _LONGEST_WAIT))
+        LOG.warning(
+            "%s: %s; attempt %d of %d failed, the next in %.1f s",
+            display(target.href),
+            error,
+            attempt + 1,
+            retry.attempts,
+            wait,
+        )
+        await asyncio.sleep(wait)
     tried = f" (tried {attempt + 1} times)" if attempt else ""
     raise _read_error(target.href, f"{error}{tried}", transient=error.transient, retries=attempt)
 

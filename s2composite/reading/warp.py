@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -16,9 +17,11 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from s2composite.errors import ParameterError, ReadError
-from s2composite.scenes.storage import gdal_options, is_remote
+from s2composite.scenes.storage import display, gdal_options, is_remote
 
 __all__ = ["read_level", "read_warped", "resampling_method"]
+
+LOG = logging.getLogger(__name__)
 
 _OPTIONS: Mapping[str, str | int] = {
     # No directory listing beside each file: on object stores that is one slow request a scene.
@@ -134,11 +137,13 @@ def _with_retries(read: Callable[[], None], href: str) -> int:
                 read()
         except (RasterioError, OSError) as error:
             transient = is_remote(href) and not any(sign in str(error) for sign in _PERMANENT)
+            # GDAL's own words may hold the whole URL, and a signature with it.
+            why = f"{display(href)}: GDAL cannot read it: {error}".replace(href, display(href))
             if not transient or attempt == _ATTEMPTS - 1:
-                raise ReadError(
-                    f"GDAL cannot read {href}: {error}", href=href, transient=transient, retries=attempt
-                ) from error
-            time.sleep(random.uniform(0.5, 1.0) * 0.25 * 2**attempt)  # noqa: S311 - jitter, not a secret
+                raise ReadError(why, href=display(href), transient=transient, retries=attempt) from None
+            wait = random.uniform(0.5, 1.0) * 0.25 * 2**attempt  # noqa: S311 - jitter, not a secret
+            LOG.warning("%s; attempt %d of %d failed, the next in %.1f s", why, attempt + 1, _ATTEMPTS, wait)
+            time.sleep(wait)
         else:
             return attempt
     raise AssertionError
