@@ -11,7 +11,7 @@ from s2composite.reading.header import Header
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.names import PICTURES, same_band
 
-__all__ = ["Part", "band_names", "parts_of", "wanted_assets"]
+__all__ = ["Part", "band_names", "check_bands", "parts_of", "wanted_assets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,13 @@ def _assets_for(scene: Scene, bands: Sequence[str]) -> tuple[Asset, ...]:
         # A file that does not say its bands by its name may still say them in its header.
         named |= {asset.name for asset in scene.assets if not asset.bands}
     return tuple(asset for asset in scene.assets if asset.name in named)
+
+
+def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[str]) -> None:
+    """Raise a BandError if the names that assets declare are not all of `bands`."""
+    declared = [(asset, i, name) for asset in assets for i, name in enumerate(asset.bands or (asset.name,))]
+    for band in bands:
+        _found(band, declared, scene)
 
 
 def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
@@ -156,7 +163,11 @@ def _find(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
     for fits in ways:
         found = [(asset, i, name) for asset, i, name in where if fits(asset, name)]
         if found:
-            return _one(wanted, found, scene) if len({asset.name for asset, _, _ in found}) > 1 else _labelled(wanted, found)
+            return (
+                _one(wanted, found, scene)
+                if len({asset.name for asset, _, _ in found}) > 1
+                else _labelled(wanted, found)
+            )
     return []
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias, TypeVar
 
 from s2composite.errors import ParameterError, SceneError
 from s2composite.scenes.dates import solar_day, utc_day
 from s2composite.scenes.model import Scene
 
 __all__ = ["DUPLICATES", "GROUPINGS", "grouped", "longitude", "newest"]
+
+_Box: TypeAlias = tuple[float, float, float, float]
 
 DUPLICATES = ("newest", "keep")
 GROUPINGS = (None, "solar_day", "utc_day")
@@ -106,7 +109,8 @@ def longitude(scene: Scene) -> float:
     if scene.granule is not None:
         return int(scene.granule[:2]) * 6 - 183
     raise SceneError(
-        f"scene {scene.id}: nothing says where it is, so its solar day is not known; use groupby='utc_day'", scene=scene.id
+        f"scene {scene.id}: nothing says where it is, so its solar day is not known; use groupby='utc_day'",
+        scene=scene.id,
     )
 
 
@@ -115,12 +119,33 @@ def _fused(members: Sequence[Scene]) -> Scene:
     if len(members) == 1:
         return first
 
-    def shared(name: str) -> object:
-        values = list(dict.fromkeys(getattr(member, name) for member in members))
-        return values[0] if len(values) == 1 else None
-
-    common = {name: shared(name) for name in ("orbit", "baseline", "platform", "collection")}
     granules = "+".join(dict.fromkeys(member.granule for member in members if member.granule))
-    boxes = [member.bbox for member in members if member.bbox]
-    box = (*map(min, list(zip(*boxes, strict=True))[:2]), *map(max, list(zip(*boxes, strict=True))[2:])) if len(boxes) == len(members) else None
-    return replace(first, id=f"{first.id}+{len(members) - 1}", assets=(), granule=granules or None, bbox=box, members=tuple(members), **common)  # type: ignore[arg-type]  # fields by name
+    return replace(
+        first,
+        id=f"{first.id}+{len(members) - 1}",
+        assets=(),
+        granule=granules or None,
+        orbit=_shared([member.orbit for member in members]),
+        baseline=_shared([member.baseline for member in members]),
+        platform=_shared([member.platform for member in members]),
+        collection=_shared([member.collection for member in members]),
+        bbox=_box([member.bbox for member in members]),
+        members=tuple(members),
+    )
+
+
+_T = TypeVar("_T")
+
+
+def _shared(values: Sequence[_T]) -> _T | None:
+    """Return what all have in common."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _box(boxes: Sequence[_Box | None]) -> _Box | None:
+    """Return the box around boxes; None where one is not known."""
+    known = [box for box in boxes if box is not None]
+    if len(known) < len(boxes):
+        return None
+    west, south, east, north = zip(*known, strict=True)
+    return min(west), min(south), max(east), max(north)

@@ -18,7 +18,7 @@ from s2composite.scenes.stac import is_stac, is_stac_file, items_in, items_of, s
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.scenes.values import named_values
 
-__all__ = ["SceneSource", "find_scenes"]
+__all__ = ["SceneSource", "find_scenes", "items_of_source"]
 
 SceneSource: TypeAlias = Any
 """What scenes can be found in: a path or URL, a `Scene`, something of STAC, or several of these."""
@@ -123,6 +123,28 @@ def _item(part: object) -> list[str | Scene]:
     if not isinstance(part, (str, os.PathLike)) or not os.fspath(part):
         raise ParameterError(f"{part!r} is not a source; give a path, directory, glob, URL or Scene")
     return [absolute(part)]
+
+
+def items_of_source(source: SceneSource) -> list[Any]:
+    """Return the STAC items in a source that has nothing else, as dictionaries.
+
+    Raises
+    ------
+    ParameterError
+        There are rasters or scenes in it.
+    """
+    parts = [source] if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source) else list(source)
+    found: list[Any] = []
+    for part in parts:
+        if is_stac(part):
+            found += items_of(part)
+            continue
+        files = [absolute(part)] if isinstance(part, (str, os.PathLike)) else []
+        listed = [file for path in files for file in ([path] if is_stac_file(path) else _rasters(path))]
+        if not listed or not all(map(is_stac_file, listed)):
+            raise ParameterError(f"{part!r} is not of STAC; give items, their files or a search")
+        found += [item for file in listed for item in items_in(file)]
+    return found
 
 
 def _scenes_of_items(items: Sequence[Any]) -> list[Scene]:

@@ -21,12 +21,24 @@ __all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "scene
 
 _FILES = (".json", ".geojson", ".parquet", ".geoparquet")
 _SEARCH = ("url", "collections", "bbox", "datetime", "query")
-_RASTER_TYPES = ("image/tiff", "image/vnd.stac.geotiff", "image/x.geotiff", "image/geotiff", "image/jp2", "image/vnd.zarr")
+_RASTER_TYPES = (
+    "image/tiff",
+    "image/vnd.stac.geotiff",
+    "image/x.geotiff",
+    "image/geotiff",
+    "image/jp2",
+    "image/vnd.zarr",
+)
 _NO_DATA_ROLES = {"thumbnail", "overview", "metadata", "tilejson", "index", "browse", "archive", "hidden"}
 _SUFFIXES = (".tif", ".tiff", ".jp2")
 _GRANULE = re.compile(r"(?<![A-Za-z0-9])T?((?:0?[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])(?![A-Za-z0-9])")
 _PLATFORM = re.compile(r"sentinel-?2([a-d])$", re.IGNORECASE)
-_BASELINES = ("s2:processing_baseline", "sentinel2:processing_baseline", "sentinel:processing_baseline", "processing:version")
+_BASELINES = (
+    "s2:processing_baseline",
+    "sentinel2:processing_baseline",
+    "sentinel:processing_baseline",
+    "processing:version",
+)
 _MADE = ("s2:generation_time", "processing:datetime", "created", "updated")
 _JP2_TWIN = "-jp2"
 
@@ -67,7 +79,9 @@ def items_of(source: Any) -> list[Mapping[str, Any]]:
     if hasattr(source, "get_items"):  # a Catalog or Collection of pystac
         items = list(source.get_items(recursive=True))
         return _some([_plain(item) for item in items], f"the collection {source.id}")
-    return _some([_plain(item) for item in source], "the ItemCollection") if hasattr(source, "items") else [_plain(source)]
+    return (
+        _some([_plain(item) for item in source], "the ItemCollection") if hasattr(source, "items") else [_plain(source)]
+    )
 
 
 def items_in(href: str) -> list[Mapping[str, Any]]:
@@ -156,7 +170,10 @@ def _absolute(item: Mapping[str, Any], base: str | None) -> Mapping[str, Any]:
     base = base or next(links, None)
     if base is None:
         return item
-    assets = {key: {**asset, "href": _resolved(str(asset.get("href", "")), base)} for key, asset in item.get("assets", {}).items()}
+    assets = {
+        key: {**asset, "href": _resolved(str(asset.get("href", "")), base)}
+        for key, asset in item.get("assets", {}).items()
+    }
     return {**item, "assets": assets}
 
 
@@ -243,7 +260,9 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
     if not scene_id:
         raise SceneError("a STAC item has no id; leave it out")
     baseline = _baseline(properties)
-    assets = [_asset(key, asset, item, baseline) for key, asset in (item.get("assets") or {}).items() if _is_raster(asset)]
+    assets = [
+        _asset(key, asset, item, baseline) for key, asset in (item.get("assets") or {}).items() if _is_raster(asset)
+    ]
     if not assets:
         raise SceneError(f"item {scene_id} has no rasters among its assets; leave it out", scene=scene_id)
     platform = _PLATFORM.search(str(properties.get("platform", "")))
@@ -254,7 +273,9 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
         granule=_granule(scene_id, properties),
         orbit=_orbit(properties),
         baseline=baseline,
-        platform=f"S2{platform[1].upper()}" if platform else (str(properties["platform"]) if properties.get("platform") else None),
+        platform=f"S2{platform[1].upper()}"
+        if platform
+        else (str(properties["platform"]) if properties.get("platform") else None),
         bbox=_bbox(item),
         made=_made(properties),
         collection=item.get("collection"),
@@ -279,7 +300,9 @@ def _is_raster(asset: Mapping[str, Any]) -> bool:
 def _asset(key: str, asset: Mapping[str, Any], item: Mapping[str, Any], baseline: str | None) -> Asset:
     told = _bands(asset)
     first = told[0] if told else {}
-    values = catalogue_values(key, asset, {**{k: v for k, v in asset.items() if isinstance(v, (int, float, str))}, **first}, item, baseline)
+    values = catalogue_values(
+        key, asset, {**{k: v for k, v in asset.items() if isinstance(v, (int, float, str))}, **first}, item, baseline
+    )
     names: tuple[str, ...]
     aliases: tuple[str, ...] = ()
     if len(told) > 1:

@@ -109,4 +109,7 @@ def _is_classes(asset: str) -> bool:
 def _is_sentinel2(item: Mapping[str, Any]) -> bool:
     properties = item.get("properties", {})
     told = f"{properties.get('platform', '')} {properties.get('constellation', '')} {item.get('collection') or ''}"
-    return re.search(r"sentinel-?_?2|\bs2_", told, re.IGNORECASE) is not None or re.match(r"S2[A-D]_", str(item.get("id"))) is not None
+    return (
+        re.search(r"sentinel-?_?2|\bs2_", told, re.IGNORECASE) is not None
+        or re.match(r"S2[A-D]_", str(item.get("id"))) is not None
+    )
