@@ -9,7 +9,7 @@ from typing import TypeAlias
 from s2composite.errors import BandError, SceneError
 from s2composite.reading.header import Header
 from s2composite.scenes.model import Asset, Scene
-from s2composite.scenes.names import PICTURES, same_band
+from s2composite.scenes.names import is_picture, same_band
 
 __all__ = ["Part", "band_names", "check_bands", "parts_of", "wanted_assets"]
 
@@ -39,16 +39,16 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[str] | None) -> tuple
         The scenes have several assets and nothing says which is meant.
     """
     if bands is None:
-        return tuple((_default_asset(scene, scenes),) for scene in scenes)
+        pictured = all(any(is_picture(asset.name) for asset in scene.assets) for scene in scenes)
+        return tuple((_default_asset(scene, scenes, pictured=pictured),) for scene in scenes)
     return tuple(_assets_for(scene, bands) for scene in scenes)
 
 
-def _default_asset(scene: Scene, scenes: Sequence[Scene]) -> Asset:
+def _default_asset(scene: Scene, scenes: Sequence[Scene], *, pictured: bool) -> Asset:
     if len(scene.assets) == 1:
         return scene.assets[0]
-    for name in PICTURES:
-        if all(any(a.name == name for a in other.assets) for other in scenes):
-            return scene.asset(name)
+    if pictured:
+        return next(asset for asset in scene.assets if is_picture(asset.name))
     names = sorted({asset.name for other in scenes for asset in other.assets})
     raise BandError(
         f"the scenes have several assets ({', '.join(names)}) and no bands are chosen; "
@@ -154,9 +154,9 @@ def _find(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
     single = {asset.name for asset, _, _ in where} - {asset.name for asset, i, _ in where if i}
     ways: tuple[Callable[[Asset, str], bool], ...] = (
         lambda asset, _: asset.name == wanted,
-        lambda asset, name: name == wanted and asset.name not in PICTURES,
+        lambda asset, name: name == wanted and not is_picture(asset.name),
         lambda asset, _: asset.name in single and (wanted in asset.aliases or same_band(asset.name) == same),
-        lambda asset, name: same_band(name) == same and asset.name not in PICTURES,
+        lambda asset, name: same_band(name) == same and not is_picture(asset.name),
         lambda asset, _: same_band(asset.name) == same,
         lambda _, name: name == wanted,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from s2composite.errors import SceneError
 from s2composite.reading.convert import AS_THEY_ARE, Conversion
@@ -10,7 +11,26 @@ from s2composite.reading.layout import Part
 from s2composite.reading.source import ReadOptions, Source
 from s2composite.scenes.model import Scene, Values
 
-__all__ = ["conversion_of", "shift_of", "shifts_of"]
+__all__ = ["conversion_of", "shift_of", "shifts_of", "with_named_shifts"]
+
+
+def with_named_shifts(scenes: Sequence[Scene], options: ReadOptions) -> list[Scene]:
+    """Return scenes that know what the caller says is to be added to their numbers, where they did not know it."""
+    if not isinstance(options.harmonise, Mapping):
+        return list(scenes)
+    return [_with_shift(scene, options.harmonise) for scene in scenes]
+
+
+def _with_shift(scene: Scene, named: Mapping[str, float]) -> Scene:
+    members = tuple(_with_shift(member, named) for member in scene.members)
+    if scene.id not in named:
+        return replace(scene, members=members)
+    shift = float(named[scene.id])
+    assets = tuple(
+        replace(a, values=replace(a.values, shift=shift, scale=a.values.scale or 1e-4)) if a.values.shift is None else a
+        for a in scene.assets
+    )
+    return replace(scene, members=members, assets=assets)
 
 
 def conversion_of(values: Values, shift: float, options: ReadOptions) -> Conversion:
@@ -32,7 +52,6 @@ def shifts_of(
     SceneError
         Some products say which offset they have and others do not, or their numbers have different units.
     """
-    named = options.harmonise if isinstance(options.harmonise, Mapping) else {}
     if options.harmonise is False:
         return [{} for _ in products]
     found: list[Mapping[str, float]] = []
@@ -42,12 +61,12 @@ def shifts_of(
         shifts: dict[str, float] = {}
         for part in mine:
             values = part.asset.values
-            shift = named.get(product.id) if values.shift is None else values.shift
-            if values.shift is None and shift is None:
+            if values.shift is None:
                 unknown.append(product.id)
             else:
-                known = known or values.scale is not None or values.shift is None
-                shifts[part.asset.href] = shift or 0.0
+                # pictures and classes have no offset, so they do not make a cube one of mixed offsets
+                known = known or values.scale is not None
+                shifts[part.asset.href] = values.shift
         found.append(shifts)
     if unknown and known:
         raise SceneError(_unknown_offset(list(dict.fromkeys(unknown)), len(products)), scene=unknown[0])

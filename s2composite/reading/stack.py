@@ -22,7 +22,7 @@ from s2composite.errors import (
 )
 from s2composite.reading.files import assets_of, layout_of, sources_of
 from s2composite.reading.grid import Anchor, Window, aligned_offset, crop, native_geoboxes, target_geobox
-from s2composite.reading.meaning import shift_of, shifts_of
+from s2composite.reading.meaning import shift_of, shifts_of, with_named_shifts
 from s2composite.reading.observe import Observations, Pending, Target, begin
 from s2composite.reading.opening import open_headers
 from s2composite.reading.source import ReadOptions, Source
@@ -385,7 +385,7 @@ def open_stack(
     """
     if not scenes:
         raise SourceError("there are no scenes to open; find_scenes(source) shows what a source holds")
-    scenes = sorted(scenes, key=lambda scene: (scene.time, scene.id))
+    scenes = sorted(with_named_shifts(scenes, options), key=lambda scene: (scene.time, scene.id))
     products = [product for scene in scenes for product in scene.parts]
     wanted = assets_of(products, bands, options)
     headers, broken = open_headers(products, wanted, options, index)

@@ -109,7 +109,10 @@ def _items(source: SceneSource) -> list[str | Scene]:
         source = [source]
     if not isinstance(source, Iterable):
         raise ParameterError(f"the source is {source!r}; give a path, directory, glob, URL, Scene or a list of these")
-    items = [item for part in source for item in _item(part)]
+    parts = [(_item(part), is_stac(part)) for part in source]
+    # searches overlap: an item that two of them find is one
+    items = [item for found, listed in parts if not listed for item in found]
+    items += dict.fromkeys(item for found, listed in parts if listed for item in found)
     if not items:
         raise SourceError("the source is an empty list; give at least one file, directory, glob, URL or Scene")
     return items

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from s2composite.errors import ParameterError, SceneError
 from s2composite.scenes.storage import display
 
-__all__ = ["PICTURES", "UNNAMED_ASSET", "NameFacts", "asset_bands", "parse_name", "same_band"]
+__all__ = ["UNNAMED_ASSET", "NameFacts", "asset_bands", "is_picture", "parse_name", "same_band"]
 
 UNNAMED_ASSET = "data"
 """Asset of a file whose name does not say what it holds."""
@@ -158,6 +158,11 @@ def asset_bands(asset: str) -> tuple[str, ...]:
     if asset in PICTURES:
         return ("red", "green", "blue")
     return (asset,) if _SINGLE.fullmatch(asset) else ()
+
+
+def is_picture(asset: str) -> bool:
+    """Return whether an asset is the true-colour picture, as any catalogue calls it."""
+    return same_band(asset)[0] in PICTURES
 
 
 @lru_cache(4096)

@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 from s2composite.errors import MissingDependencyError, ParameterError, S2CompositeError, SceneError, SourceError
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene
-from s2composite.scenes.names import PICTURES, asset_bands, same_band
+from s2composite.scenes.names import asset_bands, is_picture, same_band
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.scenes.values import catalogue_values
 
@@ -307,7 +307,7 @@ def _asset(key: str, asset: Mapping[str, Any], item: Mapping[str, Any], baseline
     aliases: tuple[str, ...] = ()
     if len(told) > 1:
         names = _distinct(told) or asset_bands(same_band(key)[0])
-    elif same_band(key)[0] in PICTURES:
+    elif is_picture(key):
         names = ("red", "green", "blue")
     else:
         names = (key,) if told else ()
@@ -355,7 +355,7 @@ def _grid(asset: Mapping[str, Any], item: Mapping[str, Any]) -> AssetGrid | None
 def _preference(asset: Asset) -> tuple[bool, bool, float]:
     """Order assets so that of those which hold the same band the best comes first: COG, then the finest."""
     size = abs(asset.grid.transform[0]) if asset.grid else float((re.findall(r"_(\d+)m$", asset.name) or [0])[0])
-    return same_band(asset.name)[0] in PICTURES, asset.name.endswith(_JP2_TWIN), size
+    return is_picture(asset.name), asset.name.endswith(_JP2_TWIN), size
 
 
 def _granule(scene_id: str, properties: Mapping[str, Any]) -> str | None:
