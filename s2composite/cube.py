@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dask.array as da
@@ -19,10 +19,14 @@ from odc.geo.geom import BoundingBox
 from odc.geo.xr import xr_coords
 
 from s2composite.errors import ParameterError
-from s2composite.reading.grid import Window, aligned_offset
+from s2composite.interop import load_with
+from s2composite.reading.grid import Anchor, Window, aligned_offset
+from s2composite.reading.header import read_header
+from s2composite.reading.signing import Sign
 from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, TargetGrid, open_stack
 from s2composite.scenes.listing import find_scenes
+from s2composite.scenes.storage import absolute
 
 __all__ = ["Chunks", "delayed_stack", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
 
@@ -47,32 +51,64 @@ def open_cube(
     crs: Any = None,
     geobox: GeoBox | None = None,
     resolution: float | None = None,
-    resampling: str = "nearest",
+    like: Any = None,
+    anchor: Anchor = None,
+    resampling: str | Mapping[str, str] = "nearest",
     datetime: Any = None,
+    groupby: str | None = None,
+    duplicates: str = "newest",
+    harmonise: bool | Mapping[str, float] = True,
+    reflectance: bool = False,
+    sign: Sign | None = None,
+    headers: str = "auto",
     chunks: str | int | tuple[int, int] = "auto",
     on_error: str = "raise",
     engine: str = "auto",
     pattern: str | None = None,
     times: Sequence[Any] | None = None,
     index: str | os.PathLike[str] | None = None,
+    loader: str = "s2composite",
 ) -> xr.DataArray:
-    """Open cloud-optimised GeoTIFFs as a lazy cube; no pixel is read.
+    """Open cloud-optimised GeoTIFFs, or what a STAC catalogue holds, as a lazy cube; no pixel is read.
 
     Parameters
     ----------
     source
-        A path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, a list of those, or scenes.
+        A path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, a list of those, or scenes; or STAC:
+        items, an ItemCollection, their files, a search; see `find_scenes`.
     bands
-        Names of bands (``"red"``, ``"B04"``) or of whole assets (``"TCI"``), in the order wanted. Without it, the
-        scenes' only asset, or their true-colour picture.
+        Names of bands (``"red"``, ``"B04"``: catalogues' names and common names mean the same) or of whole assets
+        (``"TCI"``), in the order wanted. Without it, the scenes' only asset, or their true-colour picture.
     bbox
         Crop to west, south, east, north in degrees, or to a BoundingBox with its own CRS.
-    crs, resolution, geobox
-        Another grid than the scenes' own. A resolution that is an overview's is read from the overview.
+    crs, resolution, geobox, like, anchor
+        Another grid than the scenes' own; `like` is an array, a GeoBox, or a raster's path. Granules of one UTM zone
+        make one grid without any of these. A resolution that is an overview's is read from the overview; a coarser one
+        is resampled from the overview next finer. `anchor` says where the pixels of a new grid lie: ``"edge"``,
+        ``"center"``, ``"floating"`` or two fractions of a pixel.
     resampling
-        GDAL's name of the method for scenes that are not on the target grid.
+        GDAL's name of the method for files that are not on the target grid, or one for each band, ``{"red": "cubic",
+        "*": "bilinear"}``. Bands of classes are nearest unless named. Files whose pixels are a whole number of the
+        grid's are repeated where the method is nearest.
     datetime
         ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"``, ``"2023-06-01/.."``.
+    groupby
+        ``"solar_day"`` or ``"utc_day"``: products of a day are one scene, the first by time and id wins where several
+        have a valid pixel; see `find_scenes`. None: each is a scene of its own.
+    duplicates
+        ``"newest"``: products that were made again replace the older ones; ``"keep"``: all stay.
+    harmonise
+        True: the offset that processing baseline 04.00 brought is taken off, by what each product says, never by its
+        date; the coordinate ``offset`` tells what was added. Values that would fall to nodata or below become the
+        least valid one. False: as in the files. A mapping gives what to add, by id of scenes that do not say.
+    reflectance
+        Physical values, float32 with NaN for no data, instead of the files' numbers.
+    sign
+        A function of a URL that returns it with a signature, ``planetary_computer.sign``: called in the tasks, just
+        before reading, and once again when a server refuses.
+    headers
+        ``"read"``: every file's header is read now. ``"lazy"``: one of each kind, the others in the tasks, which check
+        that they are what the catalogue promises. ``"auto"``: lazy from 256 files on, if the catalogue gives the grids.
     chunks
         Window size in pixels: ``"auto"`` follows from the memory that one worker thread has; an int or ``(y, x)``
         larger than the files' internal blocks is rounded up to whole blocks.
@@ -85,12 +121,15 @@ def open_cube(
     index
         A file that keeps what the headers said, beside the data or in a cache: the next opening reads the headers of
         new and changed files only.
+    loader
+        ``"odc"`` or ``"stackstac"``: leave STAC items to that library, and return its array in the form of ours.
 
     Returns
     -------
     xarray.DataArray
-        ``(time, band, y, x)`` in the files' dtype, with the coordinates ``scene``, ``granule``, ``orbit``, ``baseline``
-        and ``spatial_ref``; one task for each spatial chunk, all scenes and bands inside.
+        ``(time, band, y, x)`` in the files' dtype, with the coordinates ``scene``, ``granule``, ``orbit``,
+        ``baseline``, ``offset`` (what was added to harmonise baselines, NaN: not known) and ``spatial_ref``; one task
+        for each spatial chunk, all scenes and bands inside.
 
     Raises
     ------
@@ -106,10 +145,35 @@ def open_cube(
     >>> cube.dims, cube.shape, cube.dtype
     (('time', 'band', 'y', 'x'), (3, 3, 256, 256), dtype('uint8'))
     """
-    scenes = find_scenes(source, pattern=pattern, times=times, datetime=datetime)
-    target = TargetGrid(geobox, crs, resolution, bbox)
-    stack = open_stack(scenes, bands, target, ReadOptions(engine, on_error, resampling), index)
-    return to_cube(stack, chunks)
+    if like is not None:
+        if geobox is not None or crs is not None or resolution is not None or anchor is not None:
+            raise ParameterError("like= already says the grid; give it, or geobox=, or crs=, resolution= and anchor=")
+        geobox = _geobox_of(like)
+    if loader != "s2composite":
+        options = {"bands": bands, "bbox": bbox, "crs": crs, "geobox": geobox, "resolution": resolution}
+        options |= {"resampling": resampling, "groupby": groupby, "sign": sign, "chunks": chunks}
+        return load_with(loader, source, **options)
+    scenes = find_scenes(
+        source, pattern=pattern, times=times, datetime=datetime, duplicates=duplicates, groupby=groupby
+    )
+    target = TargetGrid(geobox, crs, resolution, bbox, anchor)
+    how = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign)
+    return to_cube(open_stack(scenes, bands, target, how, index), chunks)
+
+
+def _geobox_of(like: Any) -> GeoBox:
+    """Return the grid of a GeoBox, an array with a georeference, a composite, or a raster file."""
+    if isinstance(like, GeoBox):
+        return like
+    if isinstance(like, (str, os.PathLike)):
+        return read_header(absolute(like)).geobox
+    data = getattr(like, "dataset", like)
+    geobox = data.odc.geobox if isinstance(data, (xr.DataArray, xr.Dataset)) else None
+    if geobox is None:
+        raise ParameterError(
+            f"like= is a {type(like).__name__} without a georeference; give an array with a CRS, or geobox="
+        )
+    return geobox
 
 
 def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.DataArray:
@@ -130,6 +194,8 @@ def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.Da
     attrs: dict[str, Any] = {"engine": dict(stack.engines())}
     if stack.nodata is not None:
         attrs["nodata"] = stack.nodata
+    if stack.options.reflectance:
+        attrs["units"] = "1"
     return xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
 
 
@@ -197,6 +263,11 @@ def _coords(stack: Stack) -> dict[str, Any]:
         {"long_name": "relative orbit, 0: unknown"},
     )
     coords["baseline"] = ("time", np.array([s.baseline or "" for s in scenes], dtype=str))
+    coords["offset"] = (
+        "time",
+        stack.shifts(),
+        {"long_name": "added to the files' numbers to harmonise processing baselines, NaN: not known, or several"},
+    )
     return coords
 
 

@@ -15,7 +15,7 @@ from storage_servers import CREDENTIALS, free_port, gcs_server, http_server, loc
 
 from s2composite.errors import ParameterError, SceneError, SourceError
 from s2composite.scenes.listing import find_scenes
-from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.model import Asset, Scene, Values
 
 PRODUCT = "S2A_MSIL2A_20230709T104621_N0509_R051_T31TCJ_20230709T170403"
 FIRST, SECOND = "T31TCJ_20230704T104621", "T31TCJ_20230709T104629"
@@ -60,7 +60,7 @@ def test_a_directory_gives_its_rasters_as_scenes_in_the_order_of_time(folder):
     assert first == Scene(
         FIRST,
         dt.datetime(2023, 7, 4, 10, 46, 21, tzinfo=dt.UTC),
-        (Asset("TCI", str(folder / f"{FIRST}_TCI.TIFF"), ("red", "green", "blue")),),
+        (Asset("TCI", str(folder / f"{FIRST}_TCI.TIFF"), ("red", "green", "blue"), values=Values(shift=0.0)),),
         granule="31TCJ",
     )
     assert second.id == SECOND

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 
 from s2composite.errors import ReadError
 from s2composite.reading.remote import Identity, Reply, Retry, Target, request, target_of
+from s2composite.reading.signing import Sign
 from s2composite.scenes.storage import is_remote
 
 __all__ = [
@@ -51,6 +52,9 @@ class ByteRange:
     size: int
     """Number of bytes."""
 
+    sign: Sign | None = None
+    """Signs the URL."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
@@ -66,7 +70,7 @@ class Fetched:
     """Attempts that failed before."""
 
 
-def read_head(href: str, retry: Retry | None = None) -> tuple[bytes, Identity]:
+def read_head(href: str, retry: Retry | None = None, sign: Sign | None = None) -> tuple[bytes, Identity]:
     """Return the first `HEAD` bytes of a file or object (fewer if it is smaller), and its identity.
 
     Raises
@@ -75,7 +79,7 @@ def read_head(href: str, retry: Retry | None = None) -> tuple[bytes, Identity]:
         It is missing, denied or cannot be reached.
     """
     if is_remote(href):
-        reply = request(target_of(href), 0, HEAD, None, retry or Retry()).result()
+        reply = request(target_of(href, sign), 0, HEAD, None, retry or Retry()).result()
         return reply.data, reply.identity
     fd = _open(href)
     try:
@@ -84,7 +88,7 @@ def read_head(href: str, retry: Retry | None = None) -> tuple[bytes, Identity]:
         os.close(fd)
 
 
-def read_identity(href: str) -> Identity:
+def read_identity(href: str, sign: Sign | None = None) -> Identity:
     """Return the identity that a file or object has now.
 
     Raises
@@ -93,7 +97,7 @@ def read_identity(href: str) -> Identity:
         It is missing, denied or cannot be reached.
     """
     if is_remote(href):
-        return request(target_of(href), 0, 1, None, Retry()).result().identity
+        return request(target_of(href, sign), 0, 1, None, Retry()).result().identity
     try:
         stat = Path(href).stat()
     except OSError as error:
@@ -101,7 +105,7 @@ def read_identity(href: str) -> Identity:
     return Identity(stat.st_size, None, stat.st_mtime_ns)
 
 
-def read_range(href: str, start: int, size: int, identity: Identity) -> bytes:
+def read_range(href: str, start: int, size: int, identity: Identity, sign: Sign | None = None) -> bytes:
     """Return `size` bytes from `start` of an object that must still have `identity`.
 
     Raises
@@ -109,7 +113,7 @@ def read_range(href: str, start: int, size: int, identity: Identity) -> bytes:
     ReadError
         It has changed, or cannot be read.
     """
-    ((_, fetched),) = Fetching([ByteRange(href, identity, start, size)])
+    ((_, fetched),) = Fetching([ByteRange(href, identity, start, size, sign)])
     if fetched.error is not None:
         raise fetched.error
     return fetched.data
@@ -167,7 +171,7 @@ class Fetching:
             i, part = self._waiting.popleft()
             self._held += part.size
             try:
-                future = request(self._target_of(part.href), part.start, part.size, part.identity, self._retry)
+                future = request(self._target_of(part), part.start, part.size, part.identity, self._retry)
             except ReadError as error:
                 self._flying[i] = None
                 self._arrived.put((i, Fetched(b"", error)))
@@ -175,9 +179,9 @@ class Fetching:
                 self._flying[i] = future
                 future.add_done_callback(partial(self._arrive, i))
 
-    def _target_of(self, href: str) -> Target:
-        if self._target is None or self._target.href != href:
-            self._target = target_of(href)
+    def _target_of(self, part: ByteRange) -> Target:
+        if self._target is None or self._target.href != part.href:
+            self._target = target_of(part.href, part.sign)
         return self._target
 
     def _arrive(self, i: int, done: Future[Reply]) -> None:

@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from affine import Affine
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox, box
+from odc.geo.geom import BoundingBox, bbox_union, box
 
 from s2composite.errors import GridError, ParameterError
 from s2composite.reading.header import Header
 
-__all__ = ["Window", "aligned_offset", "common_geobox", "crop", "level_geobox", "target_geobox"]
+__all__ = [
+    "Anchor",
+    "Window",
+    "aligned_offset",
+    "crop",
+    "level_geobox",
+    "native_geoboxes",
+    "target_geobox",
+    "zoomed_offset",
+]
 
 Window: TypeAlias = tuple[slice, slice]
 """``(y, x)`` slices of a geobox, start and stop always given."""
@@ -49,13 +59,17 @@ def _facts(headers: Sequence[Header]) -> _Facts:
     )
 
 
-def common_geobox(headers: Mapping[str, Sequence[Header]], *, grid: bool) -> GeoBox:
-    """Check that scenes can be stacked and return the geobox they share, the finest if a scene's files differ.
+def native_geoboxes(
+    headers: Mapping[str, Sequence[Header]], places: Mapping[str, str | None], *, grid: bool
+) -> tuple[GeoBox, ...]:
+    """Check that scenes can be stacked and return the distinct grids they have, of a scene's files the finest.
 
     Parameters
     ----------
     headers
         The headers of each scene's files, by scene id.
+    places
+        The granule of each scene: scenes of one granule must be on one grid, those of several on parts of one.
     grid
         Whether size, CRS, origin and resolution must agree too; not so when the caller names a target grid.
 
@@ -65,17 +79,26 @@ def common_geobox(headers: Mapping[str, Sequence[Header]], *, grid: bool) -> Geo
         Scenes differ from the majority; the message names each with what differs.
     """
     facts = {scene: _facts(hs) for scene, hs in headers.items()}
-    fields = [f for f in _Facts.__dataclass_fields__ if grid or f in ("dtype", "bands")]
+    if grid:
+        groups: dict[str | None, dict[str, _Facts]] = {}
+        for scene, fact in facts.items():
+            groups.setdefault(places.get(scene), {})[scene] = fact
+        for group in groups.values():
+            _check_alike(group, tuple(_Facts.__dataclass_fields__))
+    _check_alike(facts, ("crs", "resolution", "nodata", "dtype", "bands") if grid else ("dtype", "bands"))
+    finest = (min((h.geobox for h in hs), key=lambda g: abs(g.resolution.x)) for hs in headers.values())
+    return tuple(dict.fromkeys(finest))
+
+
+def _check_alike(facts: Mapping[str, _Facts], fields: Sequence[str]) -> None:
     key = {scene: tuple(getattr(f, name) for name in fields) for scene, f in facts.items()}
     usual = Counter(key.values()).most_common(1)[0][0]
     odd = [scene for scene in key if key[scene] != usual]
     if odd:
         raise GridError(_difference(odd, key, usual, fields, len(key)), scenes=tuple(odd))
-    reference = next(iter(headers.values()))
-    return min((h.geobox for h in reference), key=lambda g: abs(g.resolution.x))
 
 
-def _difference(odd: list[str], key: Mapping[str, Any], usual: Any, fields: list[str], total: int) -> str:
+def _difference(odd: list[str], key: Mapping[str, Any], usual: Any, fields: Sequence[str], total: int) -> str:
     lines = []
     for scene in odd[:_SHOWN]:
         unlike = [f"{n} {k} instead of {u}" for n, k, u in zip(fields, key[scene], usual, strict=True) if k != u]
@@ -89,36 +112,144 @@ def _difference(odd: list[str], key: Mapping[str, Any], usual: Any, fields: list
 
 
 def target_geobox(
-    native: GeoBox,
+    natives: Sequence[GeoBox],
     headers: Sequence[Header],
     *,
     crs: Any = None,
     resolution: float | None = None,
     geobox: GeoBox | None = None,
+    anchor: Anchor = None,
 ) -> GeoBox:
-    """Return the grid that was asked for, or `native`.
+    """Return the grid that was asked for, or the scenes' own: that of all of them together.
 
     A `resolution` that is an overview's, within 1 %, gives that overview's own grid, so that it is read as it is:
     an overview of an odd-sized raster is stretched a little (10980 pixels at 1/16 are 687 of 159.8 m, not 160).
+
+    Parameters
+    ----------
+    natives
+        The scenes' grids.
+    headers
+        Of one scene's files.
+    crs, resolution, geobox
+        What was asked for.
+    anchor
+        Where pixels lie: ``"edge"`` (multiples of the resolution are their edges), ``"center"``, ``"floating"`` (the
+        first begins where the data does), or two fractions of a pixel; None: as the scenes' own.
+
+    Raises
+    ------
+    GridError
+        A pixel would be larger than all data, or the grid much larger than the data: other units were meant.
+    ParameterError
+        `geobox` together with what it says already.
     """
     if geobox is not None:
-        if crs is not None or resolution is not None:
-            raise ParameterError("geobox= already says crs and resolution; give one or the other")
+        if crs is not None or resolution is not None or anchor is not None:
+            raise ParameterError("geobox= already says crs, resolution and anchor; give one or the other")
         return geobox
-    if crs is None or native.crs == crs:
-        return native if resolution is None else _coarser(native, headers, resolution)
+    if resolution is not None and not resolution > 0:
+        raise ParameterError(f"resolution is {resolution}; it must be positive, in the units of the CRS")
+    crs = natives[0].crs if crs is None else _crs(crs)
+    same = all(native.crs == crs for native in natives)
+    if same and anchor is None:
+        native = natives[0] if len(natives) == 1 else _union(natives)
+        grid = native if native is not None and resolution is None else None
+        if grid is None and native is not None and resolution is not None:
+            grid = _coarser(native, natives, headers, resolution)
+        if grid is not None:
+            return _sane(grid, natives, resolution)
+    if len(natives) == 1 and anchor is None:
+        return _sane(_to_crs(natives[0], crs, resolution), natives, resolution)
+    return _sane(_around(natives, crs, resolution, "edge" if anchor is None else anchor), natives, resolution)
+
+
+Anchor: TypeAlias = str | tuple[float, float] | None
+"""Where the pixels of a new grid lie."""
+
+
+def _crs(crs: Any) -> CRS:
+    try:
+        return CRS(crs)
+    except Exception as error:
+        raise ParameterError(f"crs {crs!r} is none that is known ({error}); write it like 'EPSG:32631'") from error
+
+
+def _union(geoboxes: Sequence[GeoBox]) -> GeoBox | None:
+    """Return the grid that all are parts of; None if they are not."""
+    first = geoboxes[0]
+    offsets = [aligned_offset(first, other) for other in geoboxes]
+    if any(offset is None for offset in offsets):
+        return None
+    rows = [(o[0], o[0] + g.shape.y) for o, g in zip(offsets, geoboxes, strict=True) if o is not None]
+    columns = [(o[1], o[1] + g.shape.x) for o, g in zip(offsets, geoboxes, strict=True) if o is not None]
+    top, left = min(r[0] for r in rows), min(c[0] for c in columns)
+    shape = (max(r[1] for r in rows) - top, max(c[1] for c in columns) - left)
+    return GeoBox(shape, first.transform @ Affine.translation(left, top), first.crs)
+
+
+def _to_crs(native: GeoBox, crs: CRS, resolution: float | None) -> GeoBox:
+    if resolution is not None:
+        _check_size(native, crs, resolution)
     return native.to_crs(crs, resolution="auto" if resolution is None else resolution)
 
 
-def _coarser(native: GeoBox, headers: Sequence[Header], resolution: float) -> GeoBox:
-    if not resolution > 0:
-        raise ParameterError(f"resolution is {resolution}; it must be positive, in the units of {native.crs}")
+def _around(natives: Sequence[GeoBox], crs: CRS, resolution: float | None, anchor: Anchor) -> GeoBox:
+    """Return a new grid around all scenes."""
+    boxes = [native.extent.to_crs(crs).boundingbox for native in natives]
+    span = bbox_union(boxes)
+    if resolution is None:
+        resolution = min(abs(_to_crs(native, crs, None).resolution.x) for native in natives)
+    _check_size(natives[0], crs, resolution, span)
+    try:
+        return GeoBox.from_bbox(span, crs, resolution=resolution, anchor=anchor)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ParameterError(
+            f"anchor {anchor!r} makes no grid ({error}); there are 'edge', 'center', 'floating'"
+        ) from error
+
+
+def _check_size(native: GeoBox, crs: CRS, resolution: float, span: BoundingBox | None = None) -> None:
+    """Raise if one pixel would be larger than the data."""
+    span = native.extent.to_crs(crs).boundingbox if span is None else span
+    if resolution > max(span.span_x, span.span_y):
+        raise GridError(
+            f"resolution {resolution} is larger than the whole data ({max(span.span_x, span.span_y):.6g} in the units "
+            f"of {crs}, {_unit(crs)}); was it meant in other units?"
+        )
+
+
+def _sane(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> GeoBox:
+    """Return a grid, unless its pixels are so much finer than the data's that other units were meant."""
+    if resolution is None:
+        return grid
+    own = natives[0] if natives[0].crs == grid.crs else natives[0].to_crs(grid.crs, resolution="fit")
+    finer = abs(own.resolution.x / grid.resolution.x)
+    if finer > _FINEST:
+        raise GridError(
+            f"resolution {resolution} in the units of {grid.crs} ({_unit(grid.crs)}) is {finer:.3g} times finer than "
+            f"the data's {abs(own.resolution.x):.4g}, a grid of {grid.shape.x} x {grid.shape.y} pixels; was it meant "
+            "in other units? geobox= takes any grid"
+        )
+    return grid
+
+
+_FINEST = 100
+"""Times that pixels may be finer than the data's before it is taken for an error."""
+
+
+def _unit(crs: CRS) -> str:
+    return "degrees" if crs.geographic else ", ".join(dict.fromkeys(crs.units)) or "its units"
+
+
+def _coarser(native: GeoBox, natives: Sequence[GeoBox], headers: Sequence[Header], resolution: float) -> GeoBox:
     step = abs(native.resolution.x)
-    for header in headers:
-        for level in range(len(header.levels)):
-            candidate = level_geobox(header, level)
-            if header.geobox == native and abs(abs(candidate.resolution.x) / resolution - 1) < 0.01:
-                return candidate
+    if len(natives) == 1:
+        for header in headers:
+            for level in header.levels:
+                candidate = level_geobox(header.geobox, level.shape)
+                if header.geobox == native and abs(abs(candidate.resolution.x) / resolution - 1) < 0.01:
+                    return candidate
     if resolution > step * max(native.shape):
         raise GridError(
             f"resolution {resolution} is larger than the whole grid ({step * max(native.shape)} in the units of "
@@ -127,10 +258,9 @@ def _coarser(native: GeoBox, headers: Sequence[Header], resolution: float) -> Ge
     return native.zoom_to(resolution=resolution)
 
 
-def level_geobox(header: Header, level: int) -> GeoBox:
-    """Return the grid of a header's level: the full resolution's extent, cut into that level's pixels."""
-    full, shape = header.geobox, header.levels[level].shape
-    if level == 0:
+def level_geobox(full: GeoBox, shape: tuple[int, int]) -> GeoBox:
+    """Return the grid of a level of ``(y, x)`` pixels: the full resolution's extent, cut into that level's pixels."""
+    if full.shape == shape:
         return full
     scale = Affine.scale(full.shape.x / shape[1], full.shape.y / shape[0])
     return GeoBox(shape, full.transform @ scale, full.crs)
@@ -197,3 +327,23 @@ def aligned_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
     if abs(to_source.c - x) > 1e-3 or abs(to_source.f - y) > 1e-3:
         return None
     return y, x
+
+
+def zoomed_offset(source: GeoBox, target: GeoBox) -> tuple[tuple[int, int], int] | None:
+    """Return where `target` lies on the grid of `source` with each pixel cut into ``factor`` x ``factor``, else None.
+
+    Returns
+    -------
+    tuple
+        The offset as of `aligned_offset`, in the cut pixels, and the factor, 2 to 64.
+    """
+    if source.crs != target.crs or not target.resolution.x:
+        return None
+    factor = round(source.resolution.x / target.resolution.x)
+    if not 2 <= factor <= 64:
+        return None
+    cut = GeoBox(
+        (source.shape.y * factor, source.shape.x * factor), source.transform @ Affine.scale(1 / factor), source.crs
+    )
+    offset = aligned_offset(cut, target)
+    return None if offset is None else (offset, factor)

@@ -23,10 +23,11 @@ from s2composite.errors import ReadError, SceneError
 from s2composite.reading.crs import crs_from_wkt, geobox_from_tags
 from s2composite.reading.fetch import Identity
 from s2composite.reading.level import FRAME, Coding, Level, level_of, why_undecodable
+from s2composite.reading.signing import Sign, signed
 from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
 from s2composite.scenes.storage import display, gdal_options, is_remote
 
-__all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers"]
+__all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers", "signing"]
 
 _NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 """GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none."""
@@ -71,6 +72,9 @@ class Header:
 
     framed: bool = field(default=False, compare=False, repr=False)
     """Whether each tile stands between its size and a copy of its last four bytes, as GDAL's COG driver writes it."""
+
+    sign: Sign | None = field(default=None, compare=False, repr=False)
+    """Signs the URL when pixels are read."""
 
     @property
     def block(self) -> tuple[int, int]:
@@ -127,13 +131,15 @@ def read_headers(hrefs: Sequence[str], max_workers: int = 32) -> tuple[Header, .
         return tuple(pool.map(read_header, hrefs))
 
 
-def read_header(href: str) -> Header:
+def read_header(href: str, sign: Sign | None = None) -> Header:
     """Read what a raster file is, in one request of 64 KiB for a remote COG.
 
     Parameters
     ----------
     href
         Path or URL of a GeoTIFF, or of any other raster that GDAL reads (its header then says ``undecodable``).
+    sign
+        Signs the URL, now and whenever pixels are read.
 
     Raises
     ------
@@ -149,19 +155,26 @@ def read_header(href: str) -> Header:
     ('JPEG', (512, 512), 3)
     """
     try:
-        tiff, identity = open_tiff(href)
+        tiff, identity = open_tiff(href, sign)
     except ReadError as error:
         if error.__dict__["transient"]:
             raise
         raise SceneError(f"{error}; check its name and your rights, or leave it out", href=display(href)) from error
     if tiff is None or not tiff.directories:
-        return _from_gdal(href, identity)
+        return _from_gdal(href, identity, sign)
     try:
-        header = _from_tiff(href, identity, tiff)
+        header = signing(_from_tiff(href, identity, tiff), sign)
     except (ValueError, OverflowError, TypeError, RasterioError) as error:
         raise broken(href, f"its header makes no sense ({error})") from error
     _check_complete(header)
     return header if is_remote(href) else _with_sidecar(header)
+
+
+def signing(header: Header, sign: Sign | None) -> Header:
+    """Return a header, and that of its mask, whose file is read with a signature."""
+    if sign is None:
+        return header
+    return replace(header, sign=sign, mask=header.mask and replace(header.mask, sign=sign))
 
 
 def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
@@ -277,18 +290,24 @@ def _has_world_file(path: str) -> bool:
     return any(Path(path).with_suffix(suffix).exists() for suffix in (".tfw", ".TFW", ".tifw", ".wld"))
 
 
-def _from_gdal(href: str, identity: Identity) -> Header:
+def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Header:
     """Return the header of a raster that is not a TIFF, as GDAL reads it."""
     try:
         with (
             rasterio.Env(**_NO_LISTING if is_remote(href) else {}, **gdal_options(href)),
-            rasterio.open(href) as dataset,
+            rasterio.open(signed(sign, href)) as dataset,
         ):
-            return _header_of(dataset, href, identity)
+            return signing(_header_of(dataset, href, identity), sign)
     except (RasterioError, OSError) as error:
         raise SceneError(
-            f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({error}); leave it out", href=href
-        ) from error
+            f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({_plain(error)}); leave it out",
+            href=display(href),
+        ) from None
+
+
+def _plain(error: Exception) -> str:
+    """Return GDAL's words without the query of a URL, which may be a signature."""
+    return re.sub(r"\?[^\s'\")]+", "", str(error))
 
 
 def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
@@ -306,7 +325,7 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
     )
     shapes = [dataset.shape]
     for overview in range(len(dataset.overviews(1))):
-        with rasterio.open(href, overview_level=overview) as coarser:
+        with rasterio.open(dataset.name, overview_level=overview) as coarser:
             shapes.append(coarser.shape)
     (rows, columns), empty = dataset.block_shapes[0], np.empty(0, np.uint64)
     blocks = [(min(rows, height), min(columns, width)) for height, width in shapes]

@@ -18,8 +18,9 @@ from affine import Affine
 from s2composite.errors import ReadError
 from s2composite.reading.crs import same_geobox
 from s2composite.reading.fetch import Identity, read_identity
-from s2composite.reading.header import Header, mask_of, read_headers
+from s2composite.reading.header import Header, mask_of, read_headers, signing
 from s2composite.reading.level import Level, coding, pack, unpack
+from s2composite.reading.signing import Sign
 
 __all__ = ["load_index", "read_headers_cached", "save_index"]
 
@@ -45,7 +46,9 @@ def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
     unfinished.replace(path)
 
 
-def load_index(path: str | os.PathLike[str], hrefs: Sequence[str], max_workers: int = 32) -> dict[str, Header]:
+def load_index(
+    path: str | os.PathLike[str], hrefs: Sequence[str], max_workers: int = 32, sign: Sign | None = None
+) -> dict[str, Header]:
     """Return the headers of an index whose files are still the same.
 
     Parameters
@@ -56,6 +59,8 @@ def load_index(path: str | os.PathLike[str], hrefs: Sequence[str], max_workers: 
         The files that are wanted.
     max_workers
         Files looked at at once. A remote one costs a request of one byte.
+    sign
+        Signs their URLs.
 
     Returns
     -------
@@ -63,7 +68,7 @@ def load_index(path: str | os.PathLike[str], hrefs: Sequence[str], max_workers: 
         By href; those that are missing, or whose size, ETag or time of change is not what it was, are left out.
     """
     known = _load(Path(path))
-    wanted = [known[href] for href in dict.fromkeys(hrefs) if href in known]
+    wanted = [signing(known[href], sign) for href in dict.fromkeys(hrefs) if href in known]
     with ThreadPoolExecutor(max(1, min(max_workers, len(wanted)))) as pool:
         return {h.href: h for h, same in zip(wanted, pool.map(_is_unchanged, wanted), strict=True) if same}
 
@@ -109,7 +114,7 @@ def _load(path: Path) -> dict[str, Header]:
 
 def _is_unchanged(header: Header) -> bool:
     try:
-        return header.identity.same(read_identity(header.href))
+        return header.identity.same(read_identity(header.href, header.sign))
     except ReadError:
         return False
 

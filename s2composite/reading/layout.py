@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from s2composite.errors import BandError, SceneError
 from s2composite.reading.header import Header
 from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.names import is_picture, same_band
 
-__all__ = ["Part", "band_names", "parts_of", "wanted_assets"]
-
-_PICTURES = ("TCI", "visual")
+__all__ = ["Part", "band_names", "check_bands", "parts_of", "wanted_assets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,16 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[str] | None) -> tuple
         The scenes have several assets and nothing says which is meant.
     """
     if bands is None:
-        return tuple((_default_asset(scene, scenes),) for scene in scenes)
+        pictured = all(any(is_picture(asset.name) for asset in scene.assets) for scene in scenes)
+        return tuple((_default_asset(scene, scenes, pictured=pictured),) for scene in scenes)
     return tuple(_assets_for(scene, bands) for scene in scenes)
 
 
-def _default_asset(scene: Scene, scenes: Sequence[Scene]) -> Asset:
+def _default_asset(scene: Scene, scenes: Sequence[Scene], *, pictured: bool) -> Asset:
     if len(scene.assets) == 1:
         return scene.assets[0]
-    for picture in _PICTURES:
-        if all(any(a.name == picture for a in other.assets) for other in scenes):
-            return scene.asset(picture)
+    if pictured:
+        return next(asset for asset in scene.assets if is_picture(asset.name))
     names = sorted({asset.name for other in scenes for asset in other.assets})
     raise BandError(
         f"the scenes have several assets ({', '.join(names)}) and no bands are chosen; "
@@ -58,12 +58,20 @@ def _default_asset(scene: Scene, scenes: Sequence[Scene]) -> Asset:
 
 
 def _assets_for(scene: Scene, bands: Sequence[str]) -> tuple[Asset, ...]:
-    named = [a for a in scene.assets if a.name in bands or set(a.bands) & set(bands)]
-    known = {a.name for a in named}.union(*(a.bands for a in named))
-    if all(band in known for band in bands):
-        return tuple(named)
-    # A file that does not say its bands by its name may still say them in its header.
-    return tuple(a for a in scene.assets if a in named or not a.bands)
+    declared = [(asset, i, name) for asset in scene.assets for i, name in enumerate(asset.bands or (asset.name,))]
+    found = [_find(band, declared, scene) for band in bands]
+    named = {asset.name for entries in found for asset, _, _ in entries}
+    if not all(found):
+        # A file that does not say its bands by its name may still say them in its header.
+        named |= {asset.name for asset in scene.assets if not asset.bands}
+    return tuple(asset for asset in scene.assets if asset.name in named)
+
+
+def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[str]) -> None:
+    """Raise a BandError if the names that assets declare are not all of `bands`."""
+    declared = [(asset, i, name) for asset in assets for i, name in enumerate(asset.bands or (asset.name,))]
+    for band in bands:
+        _found(band, declared, scene)
 
 
 def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
@@ -112,9 +120,7 @@ def parts_of(
         A band is not there; the message lists those that are.
     """
     where = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
-    chosen = (
-        [(asset, i, name) for wanted in bands for asset, i, name in _find(wanted, where, scene)] if bands else where
-    )
+    chosen = [entry for wanted in bands for entry in _found(wanted, where, scene)] if bands else where
     parts: list[Part] = []
     for row, (asset, i, _) in enumerate(chosen):
         if parts and parts[-1].asset is asset:
@@ -124,9 +130,12 @@ def parts_of(
     return tuple(name for _, _, name in chosen), tuple(parts)
 
 
-def _find(wanted: str, where: list[tuple[Asset, int, str]], scene: Scene) -> list[tuple[Asset, int, str]]:
-    by_band = [entry for entry in where if entry[2] == wanted]
-    found = by_band[:1] or [entry for entry in where if entry[0].name == wanted]
+_Entry: TypeAlias = tuple[Asset, int, str]
+"""An asset, the position of one of its bands, and that band's name."""
+
+
+def _found(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
+    found = _find(wanted, where, scene)
     if not found:
         there = dict.fromkeys(name for asset in scene.assets for name in (*asset.bands, asset.name))
         there |= dict.fromkeys(name for _, _, name in where)
@@ -134,3 +143,49 @@ def _find(wanted: str, where: list[tuple[Asset, int, str]], scene: Scene) -> lis
             f"scene {scene.id} has no band {wanted!r}; it has {', '.join(there)}", scene=scene.id, band=wanted
         )
     return found
+
+
+def _find(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
+    """Return the band, or all bands of the asset, that `wanted` means: the first of these ways that finds something.
+
+    The bands of a picture come last: it has a red of 8 bits, which is not what "red" means where there is another.
+    """
+    same = same_band(wanted)
+    single = {asset.name for asset, _, _ in where} - {asset.name for asset, i, _ in where if i}
+    ways: tuple[Callable[[Asset, str], bool], ...] = (
+        lambda asset, _: asset.name == wanted,
+        lambda asset, name: name == wanted and not is_picture(asset.name),
+        lambda asset, _: asset.name in single and (wanted in asset.aliases or same_band(asset.name) == same),
+        lambda asset, name: same_band(name) == same and not is_picture(asset.name),
+        lambda asset, _: same_band(asset.name) == same,
+        lambda _, name: name == wanted,
+    )
+    for fits in ways:
+        found = [(asset, i, name) for asset, i, name in where if fits(asset, name)]
+        if found:
+            return (
+                _one(wanted, found, scene)
+                if len({asset.name for asset, _, _ in found}) > 1
+                else _labelled(wanted, found)
+            )
+    return []
+
+
+def _one(wanted: str, found: list[_Entry], scene: Scene) -> list[_Entry]:
+    """Return the first of several assets that hold the same band: in the order of preference that scenes have."""
+    codes = dict.fromkeys(same_band(asset.name)[0] for asset, _, _ in found if asset.bands)
+    if len(codes) > 1:
+        raise BandError(
+            f"scene {scene.id}: {wanted!r} may mean {', '.join(dict.fromkeys(a.name for a, _, _ in found))}; name one",
+            scene=scene.id,
+            band=wanted,
+        )
+    first = found[0][0]
+    return _labelled(wanted, [entry for entry in found if entry[0] is first])
+
+
+def _labelled(wanted: str, found: list[_Entry]) -> list[_Entry]:
+    """Give a band the name it was asked for by, which catalogues that call it differently then share."""
+    if len(found) > 1:
+        return found
+    return [(asset, i, wanted if asset.bands or name == asset.name else name) for asset, i, name in found]

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ import aiohttp
 from yarl import URL
 
 from s2composite.errors import ReadError
+from s2composite.reading.signing import REFUSED, Sign, signed
 from s2composite.scenes.storage import display, filesystem, reason
 
 __all__ = ["Identity", "Reply", "Retry", "Target", "request", "target_of"]
@@ -88,6 +89,9 @@ class Target:
     headers: Mapping[str, str]
     """Credentials."""
 
+    sign: Sign | None = None
+    """What made the signature in `url`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -106,19 +110,22 @@ class Reply:
 class _FailedError(Exception):
     """One attempt failed."""
 
-    def __init__(self, why: str = "", *, transient: bool = True, wait: float = 0.0) -> None:
+    def __init__(self, why: str = "", *, transient: bool = True, wait: float = 0.0, refused: bool = False) -> None:
         super().__init__(why)
-        self.transient, self.wait = transient, wait
+        self.transient, self.wait, self.refused = transient, wait, refused
 
 
-def target_of(href: str) -> Target:
-    """Return where `href` is on the web, with the credentials that this process has.
+def target_of(href: str, sign: Sign | None = None) -> Target:
+    """Return where `href` is on the web, with the credentials that this process has, or signed by `sign`.
 
     Raises
     ------
     ReadError
         There are credentials, but they are of no use.
     """
+    url = signed(sign, href)
+    if sign is not None and url.startswith("http"):
+        return Target(href, url, {}, sign)
     try:
         return _target(href)
     except Exception as error:  # noqa: BLE001 - botocore and google-auth raise what they like
@@ -184,6 +191,10 @@ async def _persist(
             error = failed
         else:
             return Reply(data, found, attempt)
+        if error.refused and target.sign is not None:
+            # once: a new signature that is refused too is no matter of time
+            target = await asyncio.to_thread(_signed_anew, target)
+            continue
         if not error.transient or attempt + 1 == retry.attempts:
             break
         wait = min(retry.longest_wait, retry.first_wait * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311 - jitter
@@ -199,6 +210,11 @@ async def _persist(
         await asyncio.sleep(wait)
     tried = f" (tried {attempt + 1} times)" if attempt else ""
     raise _read_error(target.href, f"{error}{tried}", transient=error.transient, retries=attempt)
+
+
+def _signed_anew(target: Target) -> Target:
+    assert target.sign is not None
+    return replace(target, url=signed(target.sign, target.href, fresh=True), sign=None)
 
 
 def _read_error(href: str, why: str, *, transient: bool, retries: int) -> ReadError:
@@ -270,7 +286,7 @@ def _refusal(response: aiohttp.ClientResponse, start: int) -> _FailedError:
         asked = response.headers.get("Retry-After", "")
         wait = float(asked) if asked.isdigit() else 0.0
         return _FailedError(f"the server answered {status} {response.reason}", transient=True, wait=wait)
-    return _FailedError(f"{_words(status)} (status {status})", transient=False)
+    return _FailedError(f"{_words(status)} (status {status})", transient=False, refused=status in REFUSED)
 
 
 def _words(status: int) -> str:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal, TypeAlias
 
+import numpy as np
 from odc.geo.geobox import GeoBox
 
 from s2composite.errors import GridError, ParameterError
-from s2composite.reading.grid import aligned_offset, level_geobox
+from s2composite.reading.convert import AS_THEY_ARE, Conversion
+from s2composite.reading.grid import aligned_offset, level_geobox, zoomed_offset
 from s2composite.reading.header import Header
 from s2composite.reading.layout import Part
+from s2composite.reading.signing import Sign
 from s2composite.reading.warp import resampling_method
 
-__all__ = ["ReadOptions", "Source", "choose_source"]
+__all__ = ["Extent", "ReadOptions", "Source", "choose_source"]
+
+Extent: TypeAlias = tuple[int, int, int, int]
+"""First and last row, first and last column of the target that a file may reach, the last ones excluded."""
+
+_MARGIN = 2
+"""Pixels by which a warped file may reach beyond its transformed outline."""
+
+_EVERYWHERE = (-(1 << 40), 1 << 40, -(1 << 40), 1 << 40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +40,43 @@ class ReadOptions:
     on_error: str = "raise"
     """``"raise"`` a `ReadError`, or ``"skip"``: a scene that fails counts as not observed there, and is listed."""
 
-    resampling: str = "nearest"
-    """GDAL's name of the method for scenes that are not on the target grid."""
+    resampling: str | Mapping[str, str] = "nearest"
+    """GDAL's name of the method for files that are not on the target grid; or by band, ``"*"`` for all others. Bands of
+    classes are always nearest, unless named."""
+
+    harmonise: bool | Mapping[str, float] = True
+    """Whether the offset of processing baseline 04.00 is taken off; or what to add, by id of scenes that do not say."""
+
+    reflectance: bool = False
+    """Whether numbers become physical values, float32 with NaN for no data."""
+
+    headers: str = "auto"
+    """``"read"``: all when the stack is opened; ``"lazy"``: one of each kind, the others in the tasks that need them;
+    ``"auto"``: lazy for many files whose grid the catalogue gives."""
+
+    sign: Sign | None = field(default=None, repr=False)
+    """Signs URLs just before they are read."""
 
     def __post_init__(self) -> None:
-        for name, valid in (("engine", ("auto", "tiles", "gdal")), ("on_error", ("raise", "skip"))):
+        choices = (
+            ("engine", ("auto", "tiles", "gdal")),
+            ("on_error", ("raise", "skip")),
+            ("headers", ("auto", "read", "lazy")),
+        )
+        for name, valid in choices:
             value = getattr(self, name)
             if value not in valid:
                 raise ParameterError(f"{name} is {value!r}; it is one of {', '.join(map(repr, valid))}")
-        resampling_method(self.resampling)
+        for method in [self.resampling] if isinstance(self.resampling, str) else self.resampling.values():
+            resampling_method(method)
+        if self.sign is not None and not callable(self.sign):
+            raise ParameterError(f"sign is {self.sign!r}; it is a function of a URL, such as planetary_computer.sign")
+
+    def method(self, band: str, *, classes: bool) -> str:
+        """Return the resampling method of a band."""
+        if isinstance(self.resampling, str):
+            return "nearest" if classes else self.resampling
+        return self.resampling.get(band) or ("nearest" if classes else self.resampling.get("*", "nearest"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +90,11 @@ class Source:
     """Which of its bands go where."""
 
     level: int
-    """Level that is on the target grid (0: full resolution, then overviews); 0 if the file is warped."""
+    """Level that is read (0: full resolution, then overviews)."""
 
     offset: tuple[int, int] | None
-    """``(y, x)`` of the target's origin in that level's pixels; None: not on the target grid, so it is warped."""
+    """``(y, x)`` of the target's origin in that level's pixels, each repeated `factor` times; None: not on the target
+    grid, so it is warped."""
 
     engine: Literal["tiles", "gdal"]
     """What reads it."""
@@ -60,8 +102,35 @@ class Source:
     why: str
     """Why that engine."""
 
+    extent: Extent = _EVERYWHERE
+    """Where it may reach, in pixels of the target."""
 
-def choose_source(header: Header, part: Part, geobox: GeoBox, options: ReadOptions) -> Source:
+    factor: int = 1
+    """Pixels of the target along one of the file."""
+
+    resampling: str = "nearest"
+    """Method, where it is warped."""
+
+    conversion: Conversion = AS_THEY_ARE
+    """What is done to its numbers."""
+
+    nodata: float | None = None
+    """What it has where there is no data."""
+
+    member: int = 0
+    """Position of its scene among those that were fused; where several have a pixel, the first wins."""
+
+
+def choose_source(
+    header: Header,
+    part: Part,
+    geobox: GeoBox,
+    options: ReadOptions,
+    *,
+    resampling: str = "nearest",
+    conversion: Conversion = AS_THEY_ARE,
+    member: int = 0,
+) -> Source:
     """Decide how a file is read onto a grid.
 
     Raises
@@ -69,27 +138,82 @@ def choose_source(header: Header, part: Part, geobox: GeoBox, options: ReadOptio
     GridError
         ``engine="tiles"`` is demanded and the file needs GDAL; says why.
     """
-    level, offset = _level_on(header, geobox)
-    if offset is None:
-        why = "not on the target grid, warped"
-    elif header.undecodable:
-        why = header.undecodable
+    nearest = resampling == "nearest"
+    level, offset, factor, extent = _placed(header.geobox, tuple(v.shape for v in header.levels), geobox, nearest)
+    if header.undecodable:
+        why = header.undecodable if offset is not None else "not on the target grid, warped"
     elif options.engine == "gdal":
         why = "asked for"
+    elif offset is None and not nearest:
+        why = f"not on the target grid, warped ({resampling})"
     else:
-        return Source(header, part, level, offset, "tiles", "on the target grid")
-    if options.engine == "tiles":
+        why = ""
+    if why and options.engine == "tiles":
         raise GridError(
             f"{header.href} cannot be read by engine='tiles': {why}; use engine='auto' or 'gdal'", href=header.href
         )
-    return Source(header, part, level, offset, "gdal", why)
+    if why and factor > 1:  # GDAL repeats pixels by warping
+        offset, factor = None, 1
+    told = why or ("on the target grid" if factor == 1 and offset is not None else _TOLD[offset is None])
+    nodata = part.asset.values.nodata if header.nodata is None else header.nodata
+    return Source(
+        header,
+        part,
+        level,
+        offset,
+        "gdal" if why else "tiles",
+        told,
+        extent,
+        factor,
+        resampling,
+        conversion,
+        nodata,
+        member,
+    )
 
 
-def _level_on(header: Header, geobox: GeoBox) -> tuple[int, tuple[int, int] | None]:
-    if header.geobox == geobox:
-        return 0, (0, 0)
-    for level in range(len(header.levels)):
-        offset = aligned_offset(level_geobox(header, level), geobox)
+_TOLD = {False: "on the target grid, pixels repeated", True: "nearest pixels of another grid"}
+
+
+@lru_cache(4096)
+def _placed(
+    source: GeoBox, shapes: tuple[tuple[int, int], ...], target: GeoBox, nearest: bool
+) -> tuple[int, tuple[int, int] | None, int, Extent]:
+    """Return the level to read, the offset or None, the factor and the extent; scenes share a few grids."""
+    for level, shape in enumerate(shapes):
+        offset = (0, 0) if level == 0 and source == target else aligned_offset(level_geobox(source, shape), target)
         if offset is not None:
-            return level, offset
-    return 0, None
+            top, left = -offset[0], -offset[1]
+            return level, offset, 1, (top, top + shape[0], left, left + shape[1])
+    zoomed = zoomed_offset(source, target) if nearest else None
+    if zoomed is not None:
+        offset, factor = zoomed
+        (height, width), top, left = shapes[0], -offset[0], -offset[1]
+        return 0, offset, factor, (top, top + height * factor, left, left + width * factor)
+    return _coarse_enough(source, shapes, target), None, 1, _reach(source, target)
+
+
+def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: GeoBox) -> int:
+    """Return the coarsest level whose pixels are not larger than the target's."""
+    if source.crs == target.crs:
+        ratio = abs(target.resolution.x / source.resolution.x)
+    else:
+        there = source.to_crs(target.crs, resolution="fit")
+        ratio = abs(target.resolution.x / there.resolution.x)
+    fine = [level for level, shape in enumerate(shapes) if source.shape.x / shape[1] <= ratio * 1.01]
+    return max(fine, default=0)
+
+
+def _reach(source: GeoBox, target: GeoBox) -> Extent:
+    """Return the target's pixels in the box around a file's outline."""
+    pixels = source.boundary(33)
+    x, y = source.transform @ (pixels[:, 0], pixels[:, 1])
+    if source.crs != target.crs:
+        x, y = source.crs.transformer_to_crs(target.crs)(x, y)
+    back = ~target.transform
+    columns, rows = back @ (np.asarray(x), np.asarray(y))
+    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
+        return _EVERYWHERE
+    top, left = (int(np.floor(v.min())) - _MARGIN for v in (rows, columns))
+    bottom, right = (int(np.ceil(v.max())) + _MARGIN for v in (rows, columns))
+    return top, bottom, left, right

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,20 +15,21 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import BoundingBox
 
-from s2composite.errors import BandError, GridError, ReadError, S2CompositeError, SceneError, SourceError
-from s2composite.reading.grid import Window, aligned_offset, common_geobox, crop, target_geobox
-from s2composite.reading.header import Header, read_header
-from s2composite.reading.index import load_index, save_index
-from s2composite.reading.layout import Part, parts_of, wanted_assets
+from s2composite.errors import (
+    GridError,
+    ReadError,
+    SourceError,
+)
+from s2composite.reading.files import assets_of, layout_of, sources_of
+from s2composite.reading.grid import Anchor, Window, aligned_offset, crop, native_geoboxes, target_geobox
+from s2composite.reading.meaning import shift_of, shifts_of, with_named_shifts
 from s2composite.reading.observe import Observations, Pending, Target, begin
-from s2composite.reading.source import ReadOptions, Source, choose_source
-from s2composite.scenes.model import Asset, Scene
+from s2composite.reading.opening import open_headers
+from s2composite.reading.source import ReadOptions, Source
+from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import is_remote
 
 __all__ = ["Stack", "TargetGrid", "open_stack"]
-
-_HEADER_READS = 32
-"""Headers read at once; remote ones wait for the network, local ones take 0.3 ms each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,9 @@ class TargetGrid:
 
     bbox: BoundingBox | Sequence[float] | None = None
     """Crop to this: west, south, east, north in degrees, or a BoundingBox with its own CRS."""
+
+    anchor: Anchor = None
+    """Where the pixels of a new grid lie; None: as the scenes' own."""
 
     @property
     def named(self) -> bool:
@@ -98,14 +101,17 @@ class Stack:
     @cached_property
     def block(self) -> tuple[int, int]:
         """Block ``(y, x)`` that windows snap to, in pixels of the geobox: the largest among the files on the grid."""
-        blocks = [s.header.levels[s.level].block for s in self._all() if s.offset is not None] or [(512, 512)]
+        on_grid = [s for s in self._all() if s.offset is not None]
+        as_they_are = [s for s in on_grid if s.factor == 1] or on_grid
+        blocks = [s.header.levels[s.level].block for s in as_they_are] or [(512, 512)]
         height, width = self.geobox.shape.y, self.geobox.shape.x
         return min(max(b[0] for b in blocks), height), min(max(b[1] for b in blocks), width)
 
     @cached_property
     def block_origin(self) -> tuple[int, int]:
         """Position ``(y, x)`` of the geobox's origin within a block, so that windows of a cropped grid snap too."""
-        offset = next((s.offset for s in self._all() if s.offset is not None), (0, 0))
+        on_grid = (s for s in self._all() if s.offset is not None)
+        offset = next((s.offset for s in on_grid if s.offset and s.factor == 1), (0, 0))
         return offset[0] % self.block[0], offset[1] % self.block[1]
 
     @cached_property
@@ -115,7 +121,8 @@ class Stack:
         for scene, files in zip(self.scenes, self.sources, strict=True):
             digest.update(repr((scene.id, scene.time)).encode())
             for s in files:
-                digest.update(repr((s.header.href, s.header.identity, s.part, s.level, s.offset, s.engine)).encode())
+                how = (s.level, s.offset, s.factor, s.engine, s.resampling, s.conversion, s.nodata, s.member)
+                digest.update(repr((s.header.href, s.header.identity, s.part.file_bands, s.part.row, how)).encode())
         grid = (self.geobox.shape, self.geobox.transform, str(self.geobox.crs))
         digest.update(repr((self.bands, grid, self.dtype.str, self.nodata, self.options)).encode())
         return digest.hexdigest()[:32]
@@ -125,6 +132,70 @@ class Stack:
 
     def _all(self) -> Iterator[Source]:
         return (source for files in self.sources for source in files)
+
+    @cached_property
+    def _reach(self) -> tuple[list[tuple[int, Source]], NDArray[np.int64]]:
+        """All files with the positions of their scenes, and their extents ``(files, 4)``."""
+        files = [(t, source) for t, sources in enumerate(self.sources) for source in sources]
+        return files, np.array([source.extent for _, source in files], np.int64).reshape(-1, 4)
+
+    @cached_property
+    def _opened(self) -> NDArray[np.bool_]:
+        return np.array([bool(files) for files in self.sources], bool)
+
+    def _near(self, window: Window, pad: int = 0) -> list[tuple[int, Source]]:
+        """Return the files that may touch a window."""
+        files, extents = self._reach
+        y, x = window
+        touching = (extents[:, 0] < y.stop + pad) & (extents[:, 1] > y.start - pad)
+        touching &= (extents[:, 2] < x.stop + pad) & (extents[:, 3] > x.start - pad)
+        return [files[i] for i in np.flatnonzero(touching)]
+
+    def touching(self, window: Window, pad: int = 0) -> NDArray[np.intp]:
+        """Return the scenes that may have pixels in a window, and those that could not be opened.
+
+        The stack of these, ``stack.select(stack.touching(window))``, holds all there is in the window, and its window
+        takes memory for them alone.
+
+        Parameters
+        ----------
+        window
+            ``(y, x)`` slices of the geobox.
+        pad
+            Pixels to add on each side.
+
+        Returns
+        -------
+        ndarray of intp
+            ``(k,)``: positions in `scenes`, ascending.
+        """
+        near = [t for t, _ in self._near(window, pad)]
+        return np.union1d(np.array(near, np.intp), np.flatnonzero(~self._opened)).astype(np.intp)
+
+    @cached_property
+    def depth(self) -> int:
+        """Most scenes that may have pixels in one place: those of a country seldom overlap."""
+        height, width = self.geobox.shape.y, self.geobox.shape.x
+        rows, columns = max(1, min(64, height)), max(1, min(64, width))
+        counts = np.zeros((rows, columns), np.int64)
+        files, extents = self._reach
+        of_scene: dict[int, list[int]] = {}
+        for i, (t, _) in enumerate(files):
+            of_scene.setdefault(t, []).append(i)
+        scale = np.array([rows / height, rows / height, columns / width, columns / width])
+        cells = extents * scale
+        low = np.floor(np.clip(cells[:, [0, 2]], 0, [rows, columns])).astype(int)
+        high = np.ceil(np.clip(cells[:, [1, 3]], 0, [rows, columns])).astype(int)
+        for positions in of_scene.values():
+            here = np.zeros((rows, columns), bool)
+            for i in positions:
+                here[low[i, 0] : high[i, 0], low[i, 1] : high[i, 1]] = True
+            counts += here
+        return max(1, int(counts.max()) + int((~self._opened).sum()))
+
+    def shifts(self) -> NDArray[np.float64]:
+        """Return what was added to the numbers of each scene to harmonise baselines: NaN where that is not known."""
+        return np.array([shift_of(files) for files in self.sources], np.float64)
 
     @cached_property
     def _interleaved(self) -> bool:
@@ -166,7 +237,7 @@ class Stack:
         Tiles of local files are decoded one position at a time, in place. Remote ones go a row of tiles at a time,
         because tiles of a row lie together and are fetched together. What GDAL reads is opened once for a window.
         """
-        if any(source.engine == "gdal" for source in self._all()):
+        if any(source.engine == "gdal" or source.offset is None for source in self._all()):
             return (window,)
         if any(is_remote(source.header.href) for source in self._all()):
             return tuple((row, window[1]) for row in _cut(window[0], self.block[0], self.block_origin[0]))
@@ -232,7 +303,7 @@ class Stack:
     def _begin(self, window: Window, pad: int, scratch: NDArray[Any] | None) -> Pending:
         y, x = (slice(s.start - pad, s.stop + pad) for s in window)
         pixels = self._allocate(y.stop - y.start, x.stop - x.start, scratch)
-        return begin(self.sources, Target(self.geobox, self.fill, self.options.resampling), (y, x), pixels)
+        return begin(self._near((y, x)), self._opened, Target(self.geobox, self.fill), (y, x), pixels)
 
     def _finish(self, pending: Pending, window: Window) -> Observations:
         seen = pending.finish()
@@ -271,9 +342,11 @@ def _cut(span: slice, block: int, origin: int) -> list[slice]:
 
 
 def _moved(source: Source, delta: tuple[int, int]) -> Source:
+    top, bottom, left, right = source.extent
+    extent = (top - delta[0], bottom - delta[0], left - delta[1], right - delta[1])
     if source.offset is None:
-        return source
-    return replace(source, offset=(source.offset[0] + delta[0], source.offset[1] + delta[1]))
+        return replace(source, extent=extent)
+    return replace(source, extent=extent, offset=(source.offset[0] + delta[0], source.offset[1] + delta[1]))
 
 
 def open_stack(
@@ -303,7 +376,8 @@ def open_stack(
     SourceError
         No scenes.
     SceneError
-        A file is missing, not a raster, truncated, or has other bands than its name says.
+        A file is missing, not a raster, truncated, or has other bands than its name says; or scenes' numbers mean
+        different things.
     GridError
         Scenes differ in size, grid, CRS, dtype or number of bands, or the target lies elsewhere.
     BandError
@@ -311,67 +385,25 @@ def open_stack(
     """
     if not scenes:
         raise SourceError("there are no scenes to open; find_scenes(source) shows what a source holds")
-    scenes = sorted(scenes, key=lambda scene: (scene.time, scene.id))
-    wanted = wanted_assets(scenes, bands)
-    headers, broken = _read_headers(wanted, options, index)
-    usable = [not any(a.href in broken for a in assets) for assets in wanted]
+    scenes = sorted(with_named_shifts(scenes, options), key=lambda scene: (scene.time, scene.id))
+    products = [product for scene in scenes for product in scene.parts]
+    wanted = assets_of(products, bands, options)
+    headers, broken = open_headers(products, wanted, options, index)
+    usable = [bool(assets) and not any(a.href in broken for a in assets) for assets in wanted]
     if not any(usable):
         raise next(iter(broken.values()))
-    names, parts = _layout(scenes, wanted, headers, bands, usable)
-    used = {s.id: [headers[p.asset.href] for p in ps] for s, ps in zip(scenes, parts, strict=True) if ps}
-    native = common_geobox(used, grid=not target.named)
-    first = next(iter(used.values()))
-    grid = target_geobox(native, first, crs=target.crs, resolution=target.resolution, geobox=target.geobox)
+    names, parts = layout_of(products, wanted, headers, bands, usable)
+    used = {s.id: [headers[p.asset.href] for p in ps] for s, ps in zip(products, parts, strict=True) if ps}
+    natives = native_geoboxes(used, {product.id: product.granule for product in products}, grid=not target.named)
+    first, first_parts = next((used[s.id], ps) for s, ps in zip(products, parts, strict=True) if ps)
+    grid = target_geobox(
+        natives, first, crs=target.crs, resolution=target.resolution, geobox=target.geobox, anchor=target.anchor
+    )
     geobox = crop(grid, target.bbox)
-    sources = tuple(tuple(choose_source(headers[p.asset.href], p, geobox, options) for p in ps) for ps in parts)
+    shifts = shifts_of(products, parts, options)
+    sources = sources_of(scenes, parts, shifts, names, headers, geobox, options)
+    nodata = first[0].nodata if first[0].nodata is not None else first_parts[0].asset.values.nodata
+    if options.reflectance and any(part.asset.values.scale is not None for part in first_parts):
+        return Stack(tuple(scenes), sources, names, geobox, np.dtype(np.float32), float("nan"), options)
     dtype = np.result_type(*(header.dtype for header in first))
-    return Stack(tuple(scenes), sources, names, geobox, dtype, first[0].nodata, options)
-
-
-def _read_headers(
-    wanted: Sequence[Sequence[Asset]], options: ReadOptions, index: str | os.PathLike[str] | None
-) -> tuple[dict[str, Header], dict[str, S2CompositeError]]:
-    """Return headers, and errors where they are to be skipped, by href."""
-    hrefs = list(dict.fromkeys(asset.href for assets in wanted for asset in assets))
-    known = {} if index is None else load_index(index, hrefs)
-
-    def read(href: str) -> Header | S2CompositeError:
-        try:
-            return known.get(href) or read_header(href)
-        except (SceneError, ReadError) as error:
-            if options.on_error == "raise":
-                raise
-            return error
-
-    with ThreadPoolExecutor(_HEADER_READS) as pool:
-        found = dict(zip(hrefs, pool.map(read, hrefs), strict=True))
-    headers = {href: header for href, header in found.items() if isinstance(header, Header)}
-    if index is not None and headers.keys() - known.keys():
-        save_index(list(headers.values()), index)
-    return headers, {href: error for href, error in found.items() if not isinstance(error, Header)}
-
-
-def _layout(
-    scenes: Sequence[Scene],
-    wanted: Sequence[Sequence[Asset]],
-    headers: Mapping[str, Header],
-    bands: Sequence[str] | None,
-    usable: Sequence[bool],
-) -> tuple[tuple[str, ...], tuple[tuple[Part, ...], ...]]:
-    names: tuple[str, ...] | None = None
-    parts: list[tuple[Part, ...]] = []
-    for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
-        if not ok:
-            parts.append(())
-            continue
-        found, files = parts_of(scene, assets, headers, bands)
-        names = names or found
-        if found != names:
-            raise BandError(
-                f"scene {scene.id} has bands {', '.join(found)}, the scenes before it {', '.join(names)}; "
-                "leave it out, or choose bands= that all have",
-                scene=scene.id,
-            )
-        parts.append(files)
-    assert names is not None
-    return names, tuple(parts)
+    return Stack(tuple(scenes), sources, names, geobox, dtype, nodata, options)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from s2composite.errors import SceneError
 from s2composite.reading.crs import GEO_TAGS, RawTag
 from s2composite.reading.fetch import Identity, read_head, read_range
+from s2composite.reading.signing import Sign
 from s2composite.scenes.storage import display
 
 __all__ = ["Directory", "Tiff", "broken", "open_tiff"]
@@ -77,8 +78,8 @@ class Tiff:
 class _File:
     """The bytes of a file, read when they are asked for: a COG's headers are all in the first ones."""
 
-    def __init__(self, href: str, head: bytes, identity: Identity) -> None:
-        self.href, self.identity = href, identity
+    def __init__(self, href: str, head: bytes, identity: Identity, sign: Sign | None) -> None:
+        self.href, self.identity, self.sign = href, identity, sign
         self._parts: list[tuple[int, bytes]] = [(0, head)]
 
     def get(self, start: int, size: int) -> bytes:
@@ -88,7 +89,8 @@ class _File:
                 return data[start - first : start - first + size]
         if start + size > self.identity.size:
             raise broken(self.href, f"its header points to byte {start + size}, the file ends at {self.identity.size}")
-        more = read_range(self.href, start, min(max(size, _MORE), self.identity.size - start), self.identity)
+        much = min(max(size, _MORE), self.identity.size - start)
+        more = read_range(self.href, start, much, self.identity, self.sign)
         self._parts.append((start, more))
         return more[:size]
 
@@ -99,7 +101,7 @@ def broken(href: str, why: str) -> SceneError:
     return SceneError(f"{href} is truncated or damaged: {why}; fetch it again, or leave it out", href=href)
 
 
-def open_tiff(href: str) -> tuple[Tiff | None, Identity]:
+def open_tiff(href: str, sign: Sign | None = None) -> tuple[Tiff | None, Identity]:
     """Return the directories of a TIFF, or None where the file is something else, and the file's identity.
 
     Raises
@@ -107,14 +109,14 @@ def open_tiff(href: str) -> tuple[Tiff | None, Identity]:
     SceneError
         The file is empty, truncated or damaged.
     """
-    head, identity = read_head(href)
+    head, identity = read_head(href, sign=sign)
     if not head:
         raise SceneError(f"{display(href)} is empty (0 bytes); fetch it again, or leave it out", href=display(href))
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 4 or (version := struct.unpack(f"{order}H", head[2:4])[0]) not in (42, 43):
         return None, identity
     try:
-        directories = tuple(_directories(_File(href, head, identity), order, big=version == 43))
+        directories = tuple(_directories(_File(href, head, identity, sign), order, big=version == 43))
     except (struct.error, ValueError, OverflowError, MemoryError) as error:
         raise broken(href, f"its header makes no sense ({error})") from error
     return Tiff(order, directories, _notes(head[16 if version == 43 else 8 :])), identity

@@ -264,7 +264,7 @@ def _neighbours(tiles: Sequence[_Tile]) -> int:
 
 
 def _byte_range(header: Header, part: _Part) -> ByteRange:
-    return ByteRange(header.href, header.identity, part.start, part.stop - part.start)
+    return ByteRange(header.href, header.identity, part.start, part.stop - part.start, header.sign)
 
 
 def _level(request: TileRequest) -> Level:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from s2composite.errors import ParameterError
 
-__all__ = ["DateRange", "Moment", "date_range", "utc_time"]
+__all__ = ["DateRange", "Moment", "date_range", "solar_day", "utc_day", "utc_time"]
 
 Moment: TypeAlias = dt.date | str | int | None
 """A date or datetime object, text, or a year; None leaves an end of an interval open."""
@@ -60,6 +60,38 @@ def utc_time(value: dt.date | str) -> dt.datetime:
         except ValueError:
             raise ParameterError(f"{value!r} is not a date; write it like {_FORM}") from None
     return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+def utc_day(time: dt.datetime) -> dt.date:
+    """Return the day of a moment in UTC.
+
+    Examples
+    --------
+    >>> utc_day(dt.datetime(2023, 6, 2, 2, 57, tzinfo=dt.UTC))
+    datetime.date(2023, 6, 2)
+    """
+    return time.astimezone(dt.UTC).date()
+
+
+def solar_day(time: dt.datetime, longitude: float) -> dt.date:
+    """Return the day of a moment by the sun at a place: UTC, four minutes later for each degree to the east.
+
+    One pass of a satellite is one solar day wherever it is; in UTC it may be two, next to the antimeridian. The same
+    whole seconds as in Open Data Cube.
+
+    Parameters
+    ----------
+    time
+        The moment, with a time zone.
+    longitude
+        Degrees, positive to the east.
+
+    Examples
+    --------
+    >>> solar_day(dt.datetime(2023, 6, 1, 23, 50, tzinfo=dt.UTC), 170.0)
+    datetime.date(2023, 6, 2)
+    """
+    return (time.astimezone(dt.UTC) + dt.timedelta(seconds=int(longitude * 240))).date()
 
 
 def date_range(value: Moment | Sequence[Moment]) -> DateRange:

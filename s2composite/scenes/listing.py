@@ -11,14 +11,17 @@ from typing import Any, TypeAlias
 
 from s2composite.errors import ParameterError, S2CompositeError, SceneError, SourceError
 from s2composite.scenes.dates import Moment, date_range, utc_time
+from s2composite.scenes.grouping import DUPLICATES, grouped, newest
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.names import NameFacts, asset_bands, parse_name
+from s2composite.scenes.stac import is_stac, is_stac_file, items_in, items_of, scene_of_item
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
+from s2composite.scenes.values import named_values
 
-__all__ = ["SceneSource", "find_scenes"]
+__all__ = ["SceneSource", "find_scenes", "items_of_source"]
 
-SceneSource: TypeAlias = str | os.PathLike[str] | Scene | Iterable[str | os.PathLike[str] | Scene]
-"""What scenes can be found in."""
+SceneSource: TypeAlias = Any
+"""What scenes can be found in: a path or URL, a `Scene`, something of STAC, or several of these."""
 
 _RASTERS = (".tif", ".tiff", ".jp2")
 _NO_ACQUISITION = ("MSK_", ".")
@@ -31,8 +34,10 @@ def find_scenes(
     pattern: str | None = None,
     times: Sequence[dt.date | str] | None = None,
     datetime: Moment | Sequence[Moment] = None,
+    duplicates: str = "newest",
+    groupby: str | None = None,
 ) -> tuple[Scene, ...]:
-    """Find the scenes in a source by the names of its files; no file is opened.
+    """Find the scenes in a source by the names of its files, or by what a catalogue says; no raster is opened.
 
     Parameters
     ----------
@@ -41,6 +46,9 @@ def find_scenes(
         ``gs://``, ``s3://`` or ``https://`` (there: a page with links), a `Scene`, or several of these. Of a directory
         or prefix its rasters (``*.tif``, ``*.tiff``, ``*.jp2``) count; only if it holds none, those in the directories
         below it (not on ``https://``). Public buckets need no credentials.
+        Or something of STAC: a pystac Item, ItemCollection or Collection, their JSON files or dictionaries, a directory
+        of item files, a stac-geoparquet file, a search of pystac-client, or one to be made as ``{"url", "collections",
+        "bbox", "datetime", "query"}``. Searches and stac-geoparquet need ``s2composite[stac]``.
     pattern
         Regular expression with named groups for names that follow no known form; see `parse_name`.
     times
@@ -49,6 +57,13 @@ def find_scenes(
     datetime
         Which scenes to keep: ``"2023"``, ``"2023-06"``, ``"2023-06-15"``, an interval ``"2023-06-01/2023-08-31"``
         or ``"2023-06-01/.."``, both ends included, or a pair of dates; see `date_range`.
+    duplicates
+        ``"newest"``: of products of the same pass, satellite and pixels the one with the highest processing baseline
+        counts, of those the one made last. ``"keep"``: all count.
+    groupby
+        ``"solar_day"`` fuses the products of a day into one scene, granules beside each other and halves of a pass
+        that was split; where several have a valid pixel, the first by time and then id wins. The day is UTC shifted by
+        four minutes for each degree of the scene's longitude; ``"utc_day"`` does not shift. None keeps all.
 
     Returns
     -------
@@ -72,36 +87,84 @@ def find_scenes(
     ['31TCJ 2023-07-04', '31TCJ 2023-07-09']
     """
     wanted = None if datetime is None else date_range(datetime)
-    items = _items(source)
-    files = list(dict.fromkeys(href for item in items if not isinstance(item, Scene) for href in _rasters(item)))
+    if duplicates not in DUPLICATES:
+        raise ParameterError(f"duplicates is {duplicates!r}; it is one of {', '.join(map(repr, DUPLICATES))}")
+    items = [found for item in _items(source) for found in _expanded(item)]
+    files = list(dict.fromkeys(item for item in items if isinstance(item, str)))
     scenes = [item for item in items if isinstance(item, Scene)] + _scenes_of(files, pattern, times)
     ordered = sorted(scenes, key=lambda scene: (scene.time, scene.id))
     _check_unique(ordered)
+    if duplicates == "newest":
+        ordered = newest(ordered)
     selected = tuple(scene for scene in ordered if wanted is None or scene.time in wanted)
     if not selected:
         span = f"{ordered[0].time:%Y-%m-%d} to {ordered[-1].time:%Y-%m-%d}"
         raise SourceError(f"none of the {len(ordered)} scenes is within {wanted}: they range from {span}")
-    return selected
+    return tuple(grouped(selected, groupby))
 
 
 def _items(source: SceneSource) -> list[str | Scene]:
     """Return the parts of a source: scenes, and absolute paths or URLs."""
-    if isinstance(source, (str, os.PathLike, Scene)):
+    if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source):
         source = [source]
     if not isinstance(source, Iterable):
         raise ParameterError(f"the source is {source!r}; give a path, directory, glob, URL, Scene or a list of these")
-    items = [_item(part) for part in source]
+    parts = [(_item(part), is_stac(part)) for part in source]
+    # searches overlap: an item that two of them find is one
+    items = [item for found, listed in parts if not listed for item in found]
+    items += dict.fromkeys(item for found, listed in parts if listed for item in found)
     if not items:
         raise SourceError("the source is an empty list; give at least one file, directory, glob, URL or Scene")
     return items
 
 
-def _item(part: object) -> str | Scene:
+def _item(part: object) -> list[str | Scene]:
     if isinstance(part, Scene):
-        return part
+        return [part]
+    if is_stac(part):
+        return [*_scenes_of_items(items_of(part))]
     if not isinstance(part, (str, os.PathLike)) or not os.fspath(part):
         raise ParameterError(f"{part!r} is not a source; give a path, directory, glob, URL or Scene")
-    return absolute(part)
+    return [absolute(part)]
+
+
+def items_of_source(source: SceneSource) -> list[Any]:
+    """Return the STAC items in a source that has nothing else, as dictionaries.
+
+    Raises
+    ------
+    ParameterError
+        There are rasters or scenes in it.
+    """
+    parts = [source] if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source) else list(source)
+    found: list[Any] = []
+    for part in parts:
+        if is_stac(part):
+            found += items_of(part)
+            continue
+        files = [absolute(part)] if isinstance(part, (str, os.PathLike)) else []
+        listed = [file for path in files for file in ([path] if is_stac_file(path) else _rasters(path))]
+        if not listed or not all(map(is_stac_file, listed)):
+            raise ParameterError(f"{part!r} is not of STAC; give items, their files or a search")
+        found += [item for file in listed for item in items_in(file)]
+    return found
+
+
+def _scenes_of_items(items: Sequence[Any]) -> list[Scene]:
+    """Return the scenes of STAC items; one that a search gives twice is one."""
+    return list(dict.fromkeys(map(scene_of_item, items)))
+
+
+def _expanded(item: str | Scene) -> list[str | Scene]:
+    """Return the rasters or scenes that a path, glob or URL stands for."""
+    if isinstance(item, Scene):
+        return [item]
+    if is_stac_file(item) and not _is_glob(item):
+        return [*_scenes_of_items(items_in(item))]
+    found = _rasters(item)
+    if not is_stac_file(found[0]):
+        return [*found]
+    return [*_scenes_of_items([one for file in found for one in items_in(file)])]
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -148,6 +211,9 @@ def _chosen(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, any_file
     """Return the rasters (or all files) among the entries of a listing; if there are none, those in its directories."""
     kinds = [(entry["name"], _kind(entry)) for entry in entries]
     found = [name for name, kind in kinds if kind == "file" and _is_asset(name) and (any_file or _is_raster(name))]
+    if not found and "http" not in fs.protocol:
+        # item files count where there are no rasters beside them
+        found = [name for name, kind in kinds if kind == "file" and _is_asset(name) and is_stac_file(name)]
     if not found and "http" not in fs.protocol:
         below = [name for folder, kind in kinds if kind == "directory" for name in fs.find(folder)]
         found = _topmost([name for name in below if _is_asset(name) and _is_raster(name)])
@@ -230,18 +296,19 @@ def _scene(members: Sequence[tuple[NameFacts, str]]) -> Scene:
                 f"({first.time} and {facts.time}); give them the same time, or name the scene with pattern= (group id)",
                 scene=first.scene_id,
             )
+    baseline = next((facts.baseline for facts, _ in members if facts.baseline), None)
     return Scene(
         id=first.scene_id,
         time=first.time,
-        assets=tuple(_assets(members)),
+        assets=tuple(_assets(members, baseline)),
         granule=next((facts.granule for facts, _ in members if facts.granule), None),
         orbit=next((facts.orbit for facts, _ in members if facts.orbit), None),
-        baseline=next((facts.baseline for facts, _ in members if facts.baseline), None),
+        baseline=baseline,
         platform=next((facts.platform for facts, _ in members if facts.platform), None),
     )
 
 
-def _assets(members: Sequence[tuple[NameFacts, str]]) -> Iterator[Asset]:
+def _assets(members: Sequence[tuple[NameFacts, str]], baseline: str | None) -> Iterator[Asset]:
     """Yield each asset of a scene once, by name, in its finest resolution."""
     ordered = sorted(members, key=lambda member: (member[0].asset, member[0].resolution or 0))
     for name, group in groupby(ordered, key=lambda member: member[0].asset):
@@ -253,7 +320,7 @@ def _assets(members: Sequence[tuple[NameFacts, str]]) -> Iterator[Asset]:
                     "leave one out, for example with a glob, or tell them apart with pattern= (group id)",
                     scene=facts.scene_id,
                 )
-        yield Asset(name, href, asset_bands(name))
+        yield Asset(name, href, asset_bands(name), values=named_values(name, baseline))
 
 
 def _check_unique(scenes: Sequence[Scene]) -> None:

@@ -12,12 +12,37 @@ from urllib.parse import unquote
 from s2composite.errors import ParameterError, SceneError
 from s2composite.scenes.storage import display
 
-__all__ = ["UNNAMED_ASSET", "NameFacts", "asset_bands", "parse_name"]
+__all__ = ["UNNAMED_ASSET", "NameFacts", "asset_bands", "is_picture", "parse_name", "same_band"]
 
 UNNAMED_ASSET = "data"
 """Asset of a file whose name does not say what it holds."""
 
-_PICTURES = ("TCI", "visual")
+PICTURES = ("TCI", "visual")
+"""Names of the true-colour picture: 8 bits, made for the eye."""
+
+_SAME: tuple[tuple[str, ...], ...] = (
+    ("B01", "coastal", "coastal_aerosol"),
+    ("B02", "blue"),
+    ("B03", "green"),
+    ("B04", "red"),
+    ("B05", "rededge1", "rededge071", "red_edge_1"),
+    ("B06", "rededge2", "rededge075", "red_edge_2"),
+    ("B07", "rededge3", "rededge078", "red_edge_3"),
+    ("B08", "nir", "nir_1"),
+    ("B8A", "nir08", "nir_2"),
+    ("B09", "nir09"),
+    ("B10", "cirrus"),
+    ("B11", "swir16", "swir_2"),
+    ("B12", "swir22", "swir_3"),
+    ("TCI", "visual"),
+    ("CLDPRB", "CLD", "cloud"),
+    ("SNWPRB", "SNW", "snow"),
+)
+"""What catalogues call the same band of Sentinel-2: its number first, then common names."""
+
+_GROUP_OF = {name.lower(): group for group in _SAME for name in group}
+_GROUP_OF |= {f"b{int(group[0][1:])}": group for group in _SAME if re.fullmatch(r"B0\d", group[0])}
+_DECORATION = re.compile(r"^nbart?_|-jp2$|[_-](?:10|20|60)m$", re.IGNORECASE)
 _CODES = r"TCI|PVI|B(?:0?[1-9]|1[0-2]|8A)|SCL|CLDPRB|SNWPRB|CLD|SNW|BOA|TOA|AOT|WVP"
 _WORDS = r"visual|coastal|blue|green|red|rededge[1-3]?|nir(?:0[89])?|cirrus|swir(?:16|22)"  # Earth Search's keys
 _ASSET = re.compile(rf"(?:^|[_.-])({_CODES}|{_WORDS})(?:[_-](10|20|60)m)?$", re.IGNORECASE)
@@ -130,9 +155,27 @@ def asset_bands(asset: str) -> tuple[str, ...]:
     >>> asset_bands("TCI"), asset_bands("B8A"), asset_bands("data")
     (('red', 'green', 'blue'), ('B8A',), ())
     """
-    if asset in _PICTURES:
+    if asset in PICTURES:
         return ("red", "green", "blue")
     return (asset,) if _SINGLE.fullmatch(asset) else ()
+
+
+def is_picture(asset: str) -> bool:
+    """Return whether an asset is the true-colour picture, as any catalogue calls it."""
+    return same_band(asset)[0] in PICTURES
+
+
+@lru_cache(4096)
+def same_band(name: str) -> tuple[str, ...]:
+    """Return what else catalogues call the band of Sentinel-2 that `name` means; its number first.
+
+    Examples
+    --------
+    >>> same_band("red"), same_band("B02_10m"), same_band("scl")
+    (('B04', 'red'), ('B02', 'blue'), ('SCL',))
+    """
+    plain = _DECORATION.sub("", _DECORATION.sub("", name)).lower()
+    return _GROUP_OF.get(plain, (plain.upper(),))
 
 
 def _path_of(label: str) -> str:

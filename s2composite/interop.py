@@ -1,0 +1,111 @@
+"""Interop: STAC items loaded by other libraries, as cubes of the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from s2composite.errors import BandError, MissingDependencyError, ParameterError
+from s2composite.scenes.listing import items_of_source
+from s2composite.scenes.stac import needed
+
+__all__ = ["LOADERS", "load_with"]
+
+
+def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
+    """Load STAC items with another library.
+
+    Parameters
+    ----------
+    loader
+        ``"odc"`` (odc-stac) or ``"stackstac"``.
+    source
+        As of `find_scenes`, of STAC.
+    **options
+        As of `open_cube`; those that are None are left to the library.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``(time, band, y, x)``, lazy.
+
+    Raises
+    ------
+    ParameterError
+        An unknown loader, or a source that is not of STAC.
+    MissingDependencyError
+        The library is not installed.
+    """
+    if loader not in LOADERS:
+        raise ParameterError(f"loader is {loader!r}; it is 's2composite', {' or '.join(map(repr, LOADERS))}")
+    pystac = needed("pystac", "stac")
+    items = [pystac.Item.from_dict(dict(item)) for item in items_of_source(source)]
+    return LOADERS[loader](items, {key: value for key, value in options.items() if value is not None})
+
+
+def _odc(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
+    odc = needed("odc.stac", "stac")
+    chunks = options.get("chunks", "auto")
+    size = chunks if isinstance(chunks, tuple) else (2048, 2048) if chunks == "auto" else (chunks, chunks)
+    passed = {
+        key: options[key] for key in ("bands", "bbox", "crs", "geobox", "resolution", "resampling") if key in options
+    }
+    if "crs" in passed and "resolution" not in passed:
+        raise ParameterError("odc-stac needs crs= together with resolution=; give both, or geobox=")
+    grouping = {None: "id", "solar_day": "solar_day", "utc_day": "time"}[options.get("groupby")]
+    data = odc.load(
+        items, chunks={"y": size[0], "x": size[1]}, groupby=grouping, patch_url=options.get("sign"), **passed
+    )
+    first = next(iter(data.data_vars.values()))
+    cube = data.to_dataarray("band").transpose("time", "band", *first.dims[-2:])
+    loaded: xr.DataArray = cube.assign_attrs(first.attrs).assign_coords(data.coords)
+    return loaded
+
+
+def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
+    try:
+        stackstac = needed("stackstac", "stackstac")
+    except AttributeError as error:
+        raise MissingDependencyError(f"stackstac does not work with the installed pandas or numpy: {error}") from error
+    rasterio = needed("rasterio.enums", "stac")
+    geobox, sign = options.get("geobox"), options.get("sign")
+    passed: dict[str, Any] = {"chunksize": 1024 if options.get("chunks", "auto") == "auto" else options["chunks"]}
+    if "bands" not in options:
+        raise BandError(
+            "stackstac needs bands=: it stacks every asset otherwise, and cannot read those of several bands"
+        )
+    passed["assets"] = list(options["bands"])
+    if "crs" in options:
+        passed["epsg"] = int(str(options["crs"]).upper().removeprefix("EPSG:"))
+    if "resolution" in options:
+        passed["resolution"] = options["resolution"]
+    if "bbox" in options:
+        passed["bounds_latlon"] = tuple(options["bbox"])
+    if geobox is not None:
+        passed |= {
+            "epsg": geobox.crs.to_epsg(),
+            "resolution": abs(geobox.resolution.x),
+            "bounds": geobox.boundingbox.bbox,
+        }
+    if "resampling" in options:
+        passed["resampling"] = rasterio.Resampling[options["resampling"]]
+    signed = [_signed(item, sign) for item in items] if sign else items
+    stacked: xr.DataArray = stackstac.stack(signed, snap_bounds=geobox is None, **passed)
+    return stacked
+
+
+def _signed(item: Any, sign: Callable[[str], str]) -> Any:
+    """Return an item with signed hrefs: stackstac has no other way, so they expire with their signatures."""
+    copy = item.clone()
+    for asset in copy.assets.values():
+        asset.href = sign(asset.href)
+    return copy
+
+
+LOADERS: Mapping[str, Callable[[Sequence[Any], Mapping[str, Any]], xr.DataArray]] = {
+    "odc": _odc,
+    "stackstac": _stackstac,
+}
+"""Libraries by the name of the loader."""

@@ -1,0 +1,78 @@
+"""Convert: numbers of a file to the numbers of the stack, in place: harmonised baselines, reflectances, nodata."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["AS_THEY_ARE", "Conversion", "convert"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What is done to the numbers of a file: ``(number + shift) * scale + offset``."""
+
+    shift: float = 0.0
+    """Added to numbers that are not nodata, which then stay within their type and different from nodata."""
+
+    scale: float = 1.0
+    """Only where the stack has floating-point numbers."""
+
+    offset: float = 0.0
+    """Only where the stack has floating-point numbers."""
+
+
+AS_THEY_ARE = Conversion()
+
+
+def convert(numbers: NDArray[Any], how: Conversion, nodata: float | None, fill: float) -> None:
+    """Convert numbers in place.
+
+    A valid number that the shift would bring to nodata or below becomes the least valid one: dark water stays observed.
+
+    Parameters
+    ----------
+    numbers
+        Any shape, in the type of the stack.
+    how
+        What to do.
+    nodata
+        What the file has where it has no data; None: 0, as in all products of Sentinel-2.
+    fill
+        What the stack has there.
+
+    Examples
+    --------
+    >>> numbers = np.array([0, 400, 1000, 1001, 9000], np.uint16)
+    >>> convert(numbers, Conversion(shift=-1000.0), 0, 0)
+    >>> numbers
+    array([   0,    1,    1,    1, 8000], dtype=uint16)
+    """
+    missing = 0 if nodata is None else nodata
+    same_fill = fill == missing or (np.isnan(fill) and np.isnan(missing))
+    if how == AS_THEY_ARE and (same_fill or nodata is None):
+        return
+    there = ~np.isnan(numbers) if np.isnan(missing) else numbers != missing
+    if numbers.dtype.kind == "f":
+        numbers += how.shift
+        if (how.scale, how.offset) != (1.0, 0.0):
+            numbers *= how.scale
+            numbers += how.offset
+    elif how.shift:
+        _shift(numbers, int(how.shift), missing, there)
+    numbers[~there] = fill
+
+
+def _shift(numbers: NDArray[Any], shift: int, nodata: float, there: NDArray[np.bool_]) -> None:
+    limits = np.iinfo(numbers.dtype)
+    lowest = limits.min + (nodata == limits.min)
+    highest = limits.max - (nodata == limits.max)
+    if shift < 0:
+        np.maximum(numbers, numbers.dtype.type(min(lowest - shift, highest)), out=numbers, where=there)
+        np.subtract(numbers, numbers.dtype.type(-shift), out=numbers, where=there)
+    else:
+        np.minimum(numbers, numbers.dtype.type(max(highest - shift, lowest)), out=numbers, where=there)
+        np.add(numbers, numbers.dtype.type(shift), out=numbers, where=there)

@@ -1,0 +1,151 @@
+"""Grouping: products that were made again, and products of one day that are one picture."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeAlias, TypeVar
+
+from s2composite.errors import ParameterError, SceneError
+from s2composite.scenes.dates import solar_day, utc_day
+from s2composite.scenes.model import Scene
+
+__all__ = ["DUPLICATES", "GROUPINGS", "grouped", "longitude", "newest"]
+
+_Box: TypeAlias = tuple[float, float, float, float]
+
+DUPLICATES = ("newest", "keep")
+GROUPINGS = (None, "solar_day", "utc_day")
+
+_SAME_PLACE = 0.01
+"""Degrees that the boxes of two products may differ by and still be of the same pixels."""
+
+_SAME_PASS = dt.timedelta(minutes=2)
+"""Time within which products of one satellite and granule are of the same pass."""
+
+
+def newest(scenes: Sequence[Scene]) -> list[Scene]:
+    """Leave out products that were made again: of the same satellite, granule and pass, and of the same pixels.
+
+    The one with the highest processing baseline is kept, of those the one made last. Halves of a pass that was split
+    have other boxes, so they stay; scenes whose baseline and time of making are not known all stay.
+
+    Parameters
+    ----------
+    scenes
+        In order of time.
+
+    Returns
+    -------
+    list of Scene
+        In the same order.
+    """
+    by_place: dict[tuple[str, str | None], list[Scene]] = {}
+    for scene in scenes:
+        if scene.granule is not None and (scene.baseline or scene.made):
+            by_place.setdefault((scene.granule, scene.platform), []).append(scene)
+    replaced: set[str] = set()
+    for rivals in by_place.values():
+        for i, one in enumerate(rivals):
+            for other in rivals[i + 1 :]:
+                if other.time - one.time > _SAME_PASS:
+                    break
+                if _same_pixels(one, other) and _age(one) != _age(other):
+                    replaced.add(min(one, other, key=_age).id)
+    return [scene for scene in scenes if scene.id not in replaced]
+
+
+def _age(scene: Scene) -> tuple[str, dt.datetime]:
+    return scene.baseline or "", scene.made or dt.datetime.min.replace(tzinfo=dt.UTC)
+
+
+def _same_pixels(one: Scene, other: Scene) -> bool:
+    if one.bbox is None or other.bbox is None:
+        # Without boxes halves of a pass cannot be told from products made again, but they share their baseline.
+        return (one.baseline or "") != (other.baseline or "") and None not in (one.baseline, other.baseline)
+    return max(abs(a - b) for a, b in zip(one.bbox, other.bbox, strict=True)) < _SAME_PLACE
+
+
+def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
+    """Fuse the scenes of a day: granules beside each other, and products that were split.
+
+    Parameters
+    ----------
+    scenes
+        In order of time, then id. Where several of a day have a valid pixel, the first of them wins.
+    by
+        ``"solar_day"``, ``"utc_day"``, or None: every product stays a scene of its own.
+
+    Raises
+    ------
+    SceneError
+        A solar day is asked for, and nothing says where a scene is.
+
+    Examples
+    --------
+    >>> from s2composite.scenes.listing import find_scenes
+    >>> names = ["T31TCJ_20230709T104629_TCI.tif", "T31TDJ_20230709T104629_TCI.tif", "T31TCJ_20230714T104621_TCI.tif"]
+    >>> [len(scene.parts) for scene in grouped(find_scenes(names), "solar_day")]
+    [2, 1]
+    """
+    if by not in GROUPINGS:
+        raise ParameterError(f"groupby is {by!r}; it is one of {', '.join(map(repr, GROUPINGS))}")
+    if by is None:
+        return list(scenes)
+    days: dict[dt.date, list[Scene]] = {}
+    for scene in scenes:
+        day = utc_day(scene.time) if by == "utc_day" else solar_day(scene.time, longitude(scene))
+        days.setdefault(day, []).append(scene)
+    return [_fused(members) for members in days.values()]
+
+
+def longitude(scene: Scene) -> float:
+    """Return about where a scene is, in degrees: the middle of its box, else of its granule's UTM zone."""
+    if scene.bbox is not None:
+        west, _, east, _ = scene.bbox
+        middle = (west + east + (360 if east < west else 0)) / 2
+        return (middle + 180) % 360 - 180
+    if scene.granule is not None:
+        return int(scene.granule[:2]) * 6 - 183
+    raise SceneError(
+        f"scene {scene.id}: nothing says where it is, so its solar day is not known; use groupby='utc_day'",
+        scene=scene.id,
+    )
+
+
+def _fused(members: Sequence[Scene]) -> Scene:
+    first = members[0]
+    if len(members) == 1:
+        return first
+
+    granules = "+".join(dict.fromkeys(member.granule for member in members if member.granule))
+    return replace(
+        first,
+        id=f"{first.id}+{len(members) - 1}",
+        assets=(),
+        granule=granules or None,
+        orbit=_shared([member.orbit for member in members]),
+        baseline=_shared([member.baseline for member in members]),
+        platform=_shared([member.platform for member in members]),
+        collection=_shared([member.collection for member in members]),
+        bbox=_box([member.bbox for member in members]),
+        members=tuple(members),
+    )
+
+
+_T = TypeVar("_T")
+
+
+def _shared(values: Sequence[_T]) -> _T | None:
+    """Return what all have in common."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _box(boxes: Sequence[_Box | None]) -> _Box | None:
+    """Return the box around boxes; None where one is not known."""
+    known = [box for box in boxes if box is not None]
+    if len(known) < len(boxes):
+        return None
+    west, south, east, north = zip(*known, strict=True)
+    return min(west), min(south), max(east), max(north)
