@@ -19,7 +19,7 @@ from distributed.system import MEMORY_LIMIT
 from rich.console import Console
 
 from s2composite.errors import S2CompositeError
-from s2composite.running.job import AddressOptions, LocalOptions, read_cluster
+from s2composite.running.cluster_options import AddressOptions, LocalOptions, read_cluster
 
 __all__ = ["CLUSTERS", "connect"]
 
