@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "BandError",
+    "ClusterError",
     "GridError",
     "JobError",
     "MissingDependencyError",
@@ -68,6 +69,10 @@ class WriteError(S2CompositeError):
 
 class JobError(S2CompositeError):
     """A job file is wrong; carries ``key`` and ``line``."""
+
+
+class ClusterError(S2CompositeError):
+    """A scheduler does not answer, workers do not start, or they lack what they need."""
 
 
 class MissingDependencyError(S2CompositeError):
