@@ -19,6 +19,7 @@ from rich.console import Console
 
 from s2composite.errors import ClusterError
 from s2composite.running.cluster_client import ClusterClient, await_workers, one_thread, ship, values_to_ship
+from s2composite.running.cluster_gateway import gateway
 from s2composite.running.cluster_options import AddressOptions, ElasticOptions, LocalOptions, read_cluster
 from s2composite.running.cluster_ssh import ssh
 
@@ -120,7 +121,7 @@ def connect(
 
 def _follow_the_work(client: Client, options: Any) -> None:
     """Let the number of workers follow the work where bounds are given."""
-    if isinstance(options, ElasticOptions) and options.bounds is not None:
+    if isinstance(options, ElasticOptions) and options.bounds is not None and options.type != "gateway":
         minimum, maximum = options.bounds
         client.cluster.adapt(minimum=minimum, maximum=maximum)
 
@@ -215,5 +216,5 @@ async def _shake_hands(options: AddressOptions, security: Security) -> None:
     (await asyncio.wait_for(greeting, options.timeout)).abort()
 
 
-CLUSTERS: dict[str, Callable[[Any], Client]] = {"local": _local, "address": _address, "ssh": ssh}
+CLUSTERS: dict[str, Callable[[Any], Client]] = {"local": _local, "address": _address, "ssh": ssh, "gateway": gateway}
 """What starts each kind of cluster, by the ``type`` of its options."""

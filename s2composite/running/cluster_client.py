@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,20 +30,20 @@ ONE_THREAD = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBL
 class ClusterClient(Client):  # type: ignore[misc] # distributed has no types
     """A Client that closes the cluster that was started for it, and knows what its workers were given."""
 
-    owned: Any = None
-    """The cluster to close with this client; None: it outlives the client."""
+    closes: Callable[[], Any] | None = None
+    """Closes the cluster, after the client; None: it outlives the client, or the client closes it by itself."""
 
     shipped: tuple[str, ...] = ()
     """Names of the environment variables that the workers were given."""
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
         """Close the client, then its cluster; a second call does nothing."""
-        owned, self.owned = self.owned, None
+        closes, self.closes = self.closes, None
         try:
             return super().close(*args, **kwargs)
         finally:
-            if owned is not None:
-                owned.close()
+            if closes is not None:
+                closes()
 
 
 class ShippedEnvironment(WorkerPlugin):  # type: ignore[misc] # distributed has no types

@@ -18,6 +18,8 @@ __all__ = [
     "Count",
     "ElasticOptions",
     "FilePath",
+    "GatewayOptions",
+    "HostedOptions",
     "KindOptions",
     "LocalOptions",
     "Positive",
@@ -268,6 +270,70 @@ class SshOptions(KindOptions):
         return len(self.hosts) * self.workers
 
 
+class HostedOptions(ElasticOptions):
+    """A cluster on machines of others: how many workers there are is said, since they cost."""
+
+    timeout: Annotated[Positive, Expected("a number of seconds")] = 600
+    """Seconds to wait for the scheduler, and for the first worker."""
+
+    @property
+    def joined(self) -> str | None:
+        """The running cluster that is joined; None: a new one is started."""
+        return None
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        if self.workers is None and self.maximum is None and self.joined is None:
+            raise ValueError("needs a number of workers: 'workers', or 'minimum' and 'maximum'")
+        return self
+
+    @property
+    def awaited(self) -> int:
+        """One worker is enough to begin with; none where there may be none without work."""
+        return min(1, self.first)
+
+
+class GatewayOptions(HostedOptions):
+    """A cluster that a Dask Gateway starts, or one that it runs."""
+
+    type: Literal["gateway"] = "gateway"
+    """Names the kind of cluster."""
+
+    address: Annotated[str, Field(pattern=r"^https?://."), Expected("an address such as https://gateway.example.org")]
+    """Of the gateway."""
+
+    proxy_address: Annotated[Text | None, Expected("an address such as gateway://gateway.example.org:8786")] = None
+    """Of the proxy to its schedulers; None: the gateway's own."""
+
+    auth: Annotated[
+        Literal["basic", "kerberos", "jupyterhub"] | None, Expected("one of basic, kerberos, jupyterhub")
+    ] = None
+    """How to log in; None: as Dask's configuration says, else ``basic`` without a password."""
+
+    user: Text | None = None
+    """For ``basic``: the name to log in with; None: the one in use here."""
+
+    password: Variable | None = None
+    """For ``basic``: name of the environment variable that holds the password."""
+
+    cluster: Text | None = None
+    """Name of a running cluster to join, which is left alone at the end; None: a new one."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    """What the gateway offers to choose, such as ``worker_cores``, ``worker_memory``, ``image``."""
+
+    @property
+    def joined(self) -> str | None:
+        """The running cluster that is joined; None: a new one is started."""
+        return self.cluster
+
+    @model_validator(mode="after")
+    def _chosen_once(self) -> Self:
+        if self.cluster is not None and self.options:
+            raise ValueError("'options' are those of a new cluster; leave them out, or 'cluster'")
+        return self
+
+
 def _is_file(config: Any) -> bool:
     return isinstance(config, os.PathLike) or (isinstance(config, str) and config.endswith((".yaml", ".yml")))
 
@@ -294,8 +360,8 @@ def _cluster(config: Any) -> Any:
 
 
 ClusterOptions = Annotated[
-    Annotated[LocalOptions | AddressOptions | SshOptions, Field(discriminator="type")],
-    BeforeValidator(_cluster, json_schema_input_type=str | LocalOptions | AddressOptions | SshOptions),
+    Annotated[LocalOptions | AddressOptions | SshOptions | GatewayOptions, Field(discriminator="type")],
+    BeforeValidator(_cluster, json_schema_input_type=str | LocalOptions | AddressOptions | SshOptions | GatewayOptions),
 ]
 
 

@@ -32,7 +32,7 @@ def ssh(options: SshOptions) -> ClusterClient:
         except BaseException:
             cluster.close()
             raise
-    client.owned = cluster
+    client.closes = cluster.close
     return client
 
 
