@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "BandError",
+    "ClusterError",
     "GridError",
     "JobError",
     "MissingDependencyError",
@@ -73,6 +74,10 @@ class TilesError(S2CompositeError):
 
 class JobError(S2CompositeError):
     """A job file is wrong; carries ``key`` and ``line``."""
+
+
+class ClusterError(S2CompositeError):
+    """A scheduler does not answer, workers do not start, or they lack what they need."""
 
 
 class MissingDependencyError(S2CompositeError):

@@ -31,7 +31,7 @@ ROOMS = [
     "screening",
     "compositing",
     "writing",
-    "running.document", "running.bounded", "running.job", "running.cluster",
+    "running.document", "running.cluster_options", "running.bounded", "running.job", "running.cluster_client", "running.cluster_ssh", "running.cluster_gateway", "running.cluster",
     "analysis.picture", "analysis.plot",
     "running.ledger", "running.product", "running.run", "running.progress", "running.template",
     "demo", "cli",

@@ -378,7 +378,7 @@ def _read_gdal(jobs: Sequence[tuple[_Job, NDArray[Any]]], target: Target) -> lis
             if source.offset is None:
                 grid, nodata = _subgrid(target.geobox, job.window), 0.0 if source.nodata is None else source.nodata
                 return job, read_warped(source.header, bands, source.level, grid, source.resampling, nodata, out), None
-            return job, read_level(source.header, bands, source.level, job.window, out), None
+            return job, read_level(source.header.href, bands, source.level, job.window, out, source.header.sign), None
         except ReadError as error:
             return job, 0, error
 

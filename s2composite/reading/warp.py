@@ -23,7 +23,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from s2composite.errors import ParameterError, ReadError
 from s2composite.reading.header import Header
-from s2composite.reading.signing import REFUSED, signed
+from s2composite.reading.signing import REFUSED, Sign, signed
 from s2composite.scenes.storage import display, gdal_options, is_remote
 
 __all__ = ["nearest_pixels", "read_info", "read_level", "read_warped", "resampling_method"]
@@ -70,32 +70,39 @@ def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info
     """
     found: list[Info] = []
 
-    def read() -> None:
+    def read(url: str) -> None:
         with warnings.catch_warnings():
             # Whether it is georeferenced is one of the things to find out.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(href) as dataset:
+            with rasterio.open(url) as dataset:
                 found.append(look(dataset))
 
-    _with_retries(read, href)
+    _with_retries(read, href, None)
     return found[0]
 
 
 def read_level(
-    header: Header, bands: tuple[int, ...], level: int, window: tuple[slice, slice], out: NDArray[Any]
+    href: str,
+    bands: tuple[int, ...],
+    level: int,
+    window: tuple[slice, slice],
+    out: NDArray[Any],
+    sign: Sign | None = None,
 ) -> int:
     """Read pixels of one level (0: full resolution) of a raster into `out`.
 
     Parameters
     ----------
-    header
-        The raster.
+    href
+        Path or URL of the raster.
     bands
         Bands of the file, counted from 0.
     window
         ``(y, x)`` in that level's pixels, inside of the raster.
     out
         ``(len(bands), y, x)``, any strides.
+    sign
+        Signs the URL.
 
     Returns
     -------
@@ -114,7 +121,7 @@ def read_level(
         with rasterio.open(url, **_overview(level)) as dataset:
             out[...] = dataset.read([b + 1 for b in bands], window=part)
 
-    return _with_retries(read, header)
+    return _with_retries(read, href, sign)
 
 
 def read_warped(
@@ -171,7 +178,7 @@ def read_warped(
         ):
             out[...] = warped.read([b + 1 for b in bands])
 
-    return _with_retries(read, header)
+    return _with_retries(read, header.href, header.sign)
 
 
 def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict[str, str]:
@@ -246,10 +253,10 @@ def _overview(level: int) -> dict[str, int]:
     return {} if level == 0 else {"overview_level": level - 1}
 
 
-def _with_retries(read: Callable[[str], None], header: Header) -> int:
+def _with_retries(read: Callable[[str], None], href: str, sign: Sign | None) -> int:
     """Run `read` until it succeeds, the failure is permanent or the attempts are used up; return the retries."""
-    href, renewed = header.href, False
-    sign = header.sign if is_remote(href) else None
+    renewed = False
+    sign = sign if is_remote(href) else None
     for attempt in range(_ATTEMPTS):
         # GDAL remembers a failed request and would replay it: a retry has to bypass its cache.
         fresh = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsigs/:/vsis3/"} if attempt else {}
@@ -260,7 +267,7 @@ def _with_retries(read: Callable[[str], None], header: Header) -> int:
             # GDAL's own words may hold the whole URL, and a signature with it.
             told = re.sub(r"\?[^\s'\")]+", "", str(error))
             refused = sign is not None and not renewed and _is_refusal(told)
-            transient = refused or (is_remote(href) and not any(sign in told for sign in _PERMANENT))
+            transient = refused or (is_remote(href) and not any(word in told for word in _PERMANENT))
             why = f"{display(href)}: GDAL cannot read it: {told}"
             if not transient or attempt == _ATTEMPTS - 1:
                 raise ReadError(why, href=display(href), transient=transient, retries=attempt) from None

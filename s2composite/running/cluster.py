@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
-import os
 import socket
 import sys
 from collections.abc import Callable
@@ -18,8 +17,11 @@ from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from rich.console import Console
 
-from s2composite.errors import S2CompositeError
-from s2composite.running.job import AddressOptions, LocalOptions, read_cluster
+from s2composite.errors import ClusterError
+from s2composite.running.cluster_client import ClusterClient, await_workers, one_thread, ship, values_to_ship
+from s2composite.running.cluster_gateway import gateway
+from s2composite.running.cluster_options import AddressOptions, ElasticOptions, LocalOptions, read_cluster
+from s2composite.running.cluster_ssh import ssh
 
 __all__ = ["CLUSTERS", "connect"]
 
@@ -27,9 +29,6 @@ LOG = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.9
 """Share of the machine's memory that local workers get together; the rest is for this process and the system."""
-
-ONE_THREAD = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Set to 1 in local workers: Dask's own threads are what uses the cores."""
 
 WORKER_PRELOAD = """
 import atexit, logging, os, sys
@@ -91,8 +90,10 @@ def connect(
     ------
     JobError
         An option is unknown or wrong; lists those that are valid.
-    S2CompositeError
-        The scheduler does not answer, or the workers do not start.
+    ClusterError
+        The scheduler does not answer, or the workers do not start or cannot be given their environment.
+    MissingDependencyError
+        The kind of cluster needs an optional package; says which extra has it.
 
     Examples
     --------
@@ -102,11 +103,27 @@ def connect(
     """
     settings = {"workers": workers, "threads": threads, "memory": memory, "dashboard": dashboard}
     options = read_cluster(config, **{key: value for key, value in settings.items() if value is not None})
+    values = values_to_ship(options)  # before anything is started that would cost
     client = CLUSTERS[options.type](options)
+    try:
+        if options.awaited:
+            await_workers(client, options.awaited, options.timeout)
+        ship(client, values)
+        _follow_the_work(client, options)
+    except BaseException:
+        client.close()
+        raise
     LOG.info("connected: %s", _summary(client))
     if announce:
         Console(stderr=True, highlight=False, soft_wrap=True).print(_summary(client))
     return client
+
+
+def _follow_the_work(client: Client, options: Any) -> None:
+    """Let the number of workers follow the work where bounds are given."""
+    if isinstance(options, ElasticOptions) and options.bounds is not None and options.type != "gateway":
+        minimum, maximum = options.bounds
+        client.cluster.adapt(minimum=minimum, maximum=maximum)
 
 
 def _summary(client: Client) -> str:
@@ -129,19 +146,20 @@ def _local(options: LocalOptions) -> Client:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker imports a script that has no `if __name__ == "__main__":`; its parent says so
     logging.getLogger("distributed.nanny").addFilter(_no_goodbye)
-    workers, threads = _shape(options.workers, options.threads, CPU_COUNT)
+    workers, threads = _shape(options.maximum or options.workers, options.threads, CPU_COUNT)
     try:
-        return Client(
-            n_workers=workers,
+        return ClusterClient(
+            n_workers=workers if options.bounds is None else options.first,
             threads_per_worker=threads,
             memory_limit=options.memory or int(MEMORY_LIMIT * MEMORY_SHARE) // workers,
             processes=True,
+            timeout=options.timeout,
             dashboard_address=_dashboard_address(options.dashboard),
-            env={name: os.environ.get(name, "1") for name in ONE_THREAD},
+            env=one_thread(options.environment),
             preload=[WORKER_PRELOAD],
         )
     except (RuntimeError, OSError) as error:
-        raise S2CompositeError(
+        raise ClusterError(
             f"the local workers did not start ({error}); in a script, connect() goes below "
             "`if __name__ == '__main__':`, because each worker imports the script"
         ) from error
@@ -178,9 +196,9 @@ def _address(options: AddressOptions) -> Client:
         security = Security(**given)
         with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop that runs already
             thread.submit(asyncio.run, _shake_hands(options, security)).result()
-        return Client(options.address, timeout=options.timeout, security=security)
+        return ClusterClient(options.address, timeout=options.timeout, security=security)
     except (OSError, TypeError, ValueError) as error:
-        raise S2CompositeError(
+        raise ClusterError(
             f"no Dask scheduler answers at {options.address} ({error or 'timed out'}); check that it runs, the port, "
             "and, for tls://, the certificates ca, cert and key",
             address=options.address,
@@ -198,5 +216,5 @@ async def _shake_hands(options: AddressOptions, security: Security) -> None:
     (await asyncio.wait_for(greeting, options.timeout)).abort()
 
 
-CLUSTERS: dict[str, Callable[[Any], Client]] = {"local": _local, "address": _address}
+CLUSTERS: dict[str, Callable[[Any], Client]] = {"local": _local, "address": _address, "ssh": ssh, "gateway": gateway}
 """What starts each kind of cluster, by the ``type`` of its options."""
