@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
     from s2composite.running.cluster import connect
     from s2composite.running.job import load_job
+    from s2composite.running.plan import plan_job
     from s2composite.running.run import run_job
     from s2composite.scenes.listing import find_scenes
     from s2composite.scenes.model import Asset, Scene
@@ -55,6 +56,7 @@ _ROOMS = {
     "reconstruct": "writing.reconstruct",
     "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
+    "plan_job": "running.plan",
     "run_job": "running.run",
     "select_scenes": "screening",
     "valid_share": "screening",
@@ -75,6 +77,7 @@ __all__ = [
     "find_scenes",
     "load_job",
     "open_cube",
+    "plan_job",
     "reconstruct",
     "register_reducer",
     "resolve_reducer",

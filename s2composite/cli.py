@@ -130,6 +130,10 @@ def run(
     performance_report: Annotated[
         Path | None, typer.Option(metavar="FILE.HTML", help="Write Dask's performance report.")
     ] = None,
+    windows: Annotated[
+        str | None,
+        typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several."),
+    ] = None,
 ) -> None:
     """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
 
@@ -138,7 +142,35 @@ def run(
     settings = list(setting or ())
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
-    _run(job, settings)
+    if windows is None:
+        _run(job, settings)
+        return
+    from s2composite.running.job import load_job
+    from s2composite.running.plan import chosen_windows, plan_job
+
+    _run(job, settings, windows=chosen_windows(plan_job(load_job(job, settings)).windows, windows))
+
+
+@app.command()
+def plan(
+    job: JobFile,
+    setting: Settings = None,
+    *,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE.CSV", help="Write a row for each window.")] = None,
+    geojson: Annotated[
+        Path | None, typer.Option(metavar="FILE.GEOJSON", help="Write the windows as polygons, for QGIS.")
+    ] = None,
+) -> None:
+    """Show what a job will read, hold in memory and write; nothing is read but headers."""
+    from s2composite.running.job import load_job
+    from s2composite.running.plan import plan_job
+
+    planned = plan_job(load_job(job, setting or ()))
+    typer.echo(planned.explain())
+    if csv is not None:
+        planned.to_csv(csv)
+    if geojson is not None:
+        planned.to_geojson(geojson)
 
 
 @app.command()

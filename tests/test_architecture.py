@@ -33,7 +33,7 @@ ROOMS = [
     "writing",
     "running.document", "running.cluster_options", "running.bounded", "running.job", "running.cluster_client", "running.cluster_ssh", "running.cluster_gateway", "running.cluster",
     "analysis.picture", "analysis.plot",
-    "running.ledger", "running.product", "running.run", "running.progress", "running.template",
+    "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.template",
     "demo", "cli",
 ]  # fmt: skip
 

@@ -17,11 +17,11 @@ from s2composite.reading.grid import Window, level_geobox
 from s2composite.reading.header import Header
 from s2composite.reading.promise import fulfilled, is_promised
 from s2composite.reading.source import Source
-from s2composite.reading.tiles import Begun, TileRequest, begin_window
+from s2composite.reading.tiles import Begun, TileRequest, begin_window, cost_of
 from s2composite.reading.warp import nearest_pixels, read_level, read_warped
 from s2composite.scenes.storage import is_remote
 
-__all__ = ["FAILED", "OUTSIDE", "READ", "Observations", "Pending", "Target", "begin"]
+__all__ = ["FAILED", "OUTSIDE", "READ", "Observations", "Pending", "ReadCost", "Target", "begin", "cost_of_window"]
 
 READ, OUTSIDE, FAILED = 0, 1, 2
 """Values of `Observations.status`."""
@@ -231,6 +231,40 @@ def begin(
         if job.direct and job.source.engine == "tiles"
     ]
     return Pending(target, pixels, opened, jobs, lost, begin_window(tiles))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCost:
+    """What reading a window takes, as the tile index tells it: nothing is read to find out."""
+
+    scenes: tuple[int, ...]
+    """Positions of the scenes that are read."""
+
+    requests: int
+    """Byte ranges asked for."""
+
+    bytes: int
+    """Their size together."""
+
+    decoded: int
+    """Bytes of pixels that are decoded."""
+
+    gdal: int
+    """Files that GDAL reads, of which neither requests nor bytes are known."""
+
+
+def cost_of_window(sources: Sequence[tuple[int, Source]], target: Target, window: Window) -> ReadCost:
+    """Return what reading a window of files takes; see `begin`."""
+    jobs = [job for t, source in sources if (job := _job(t, source, window, target)) is not None]
+    known = [job for job in jobs if job.source.engine == "tiles" and not is_promised(job.source.header)]
+    costs = [cost_of(_request(job, np.broadcast_to(job.source.header.dtype.type(0), job.shape))) for job in known]
+    return ReadCost(
+        tuple(sorted({job.scene for job in jobs})),
+        sum(requests for requests, _ in costs),
+        sum(size for _, size in costs),
+        sum(int(np.prod(job.shape)) * job.source.header.dtype.itemsize for job in jobs),
+        len(jobs) - len(known),
+    )
 
 
 def _fulfilled(

@@ -23,7 +23,7 @@ from s2composite.errors import (
 from s2composite.reading.files import assets_of, layout_of, sources_of
 from s2composite.reading.grid import Anchor, Window, aligned_offset, crop, native_geoboxes, target_geobox
 from s2composite.reading.meaning import shift_of, shifts_of, with_named_shifts
-from s2composite.reading.observe import Observations, Pending, Target, begin
+from s2composite.reading.observe import Observations, Pending, ReadCost, Target, begin, cost_of_window
 from s2composite.reading.opening import open_headers
 from s2composite.reading.source import ReadOptions, Source
 from s2composite.scenes.model import Scene
@@ -254,6 +254,10 @@ class Stack:
         y, x = window
         height, width = int(y.stop - y.start) + 2 * pad, int(x.stop - x.start) + 2 * pad
         return times * bands * height * width
+
+    def cost(self, window: Window) -> ReadCost:
+        """Return what reading a window takes, without reading anything."""
+        return cost_of_window(self._near(window), Target(self.geobox, self.fill), window)
 
     def read(self, window: Window, pad: int = 0, scratch: NDArray[Any] | None = None) -> Observations:
         """Read a window of all scenes and bands.

@@ -16,7 +16,7 @@ from s2composite.reading.header import Header
 from s2composite.reading.level import FRAME, Level
 from s2composite.scenes.storage import display
 
-__all__ = ["Begun", "TileRequest", "TileResult", "begin_window", "read_tiles", "read_window"]
+__all__ = ["Begun", "TileRequest", "TileResult", "begin_window", "cost_of", "read_tiles", "read_window"]
 
 _GAP = 1 << 16
 """Bytes between two tiles that are rather read than skipped: a request costs more than the time they take."""
@@ -134,6 +134,12 @@ def read_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) 
         In the order of `requests`.
     """
     return begin_window(requests, retry=retry).finish()
+
+
+def cost_of(request: TileRequest) -> tuple[int, int]:
+    """Return how many reads a request makes, and of how many bytes, without making any."""
+    parts = list(_plan(0, request))
+    return len(parts), sum(part.stop - part.start for part in parts)
 
 
 def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) -> Begun:

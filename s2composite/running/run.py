@@ -7,7 +7,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -40,7 +40,16 @@ from s2composite.writing.files import WriteJob, finish_files
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.progress import progress_bar
 
-__all__ = ["Failure", "JobResult", "job_composite", "ledger_key", "run_job"]
+__all__ = [
+    "Failure",
+    "JobResult",
+    "failures_in",
+    "job_composite",
+    "job_scenes",
+    "ledger_key",
+    "product_state",
+    "run_job",
+]
 
 Which = Literal["missing", "untried", "failed"]
 """Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
@@ -90,6 +99,7 @@ def run_job(
     announce: bool = True,
     which: Which = "missing",
     error: str | None = None,
+    windows: Collection[tuple[int, int]] | None = None,
 ) -> JobResult:
     """Run a job: find its scenes, composite them on its cluster, write the result.
 
@@ -110,6 +120,8 @@ def run_job(
         failed before; ``"failed"``, those that have.
     error
         With ``which="failed"``: only windows whose error matches this regular expression.
+    windows
+        Only these, as rows and columns; the files are written when all are done.
 
     Raises
     ------
@@ -134,7 +146,7 @@ def run_job(
         result = job_composite(job, scenes)
         if job.format == "zarr":
             return _run_zarr(job, result, start)
-        return _run_product(job, result, workers, start, _Chosen(which, error))
+        return _run_product(job, result, workers, start, _Chosen(which, error, windows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +155,7 @@ class _Chosen:
 
     which: Which
     error: str | None
+    windows: Collection[tuple[int, int]] | None
 
     def __post_init__(self) -> None:
         try:
@@ -152,6 +165,8 @@ class _Chosen:
 
     def takes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
         """Return whether to make a window that is not done."""
+        if self.windows is not None and window not in self.windows:
+            return False
         if self.which == "missing":
             return True
         if self.which == "untried":
@@ -166,6 +181,11 @@ def _prepared(job: Job) -> tuple[Scene, ...]:
         raise JobError(
             f"performance_report: cannot write to the directory of {report}; make it first", key="performance_report"
         )
+    return job_scenes(job)
+
+
+def job_scenes(job: Job) -> tuple[Scene, ...]:
+    """Return the scenes that a job is about."""
     return find_scenes(job.source, pattern=job.pattern, datetime=job.datetime)
 
 
@@ -218,7 +238,7 @@ def _run_product(job: Job, result: Composite, client: Client, start: float, chos
     paths = tuple(raster.label for raster in product.rasters)
     shape = (int(product.work.stack.geobox.shape.y), int(product.work.stack.geobox.shape.x))
     facts = (len(product.work.stack.scenes), shape, len(product.windows))
-    if _is_done(product, events) and not job.overwrite:
+    if product_state(product, events) == "skip" and not job.overwrite:
         return JobResult(paths, time.perf_counter() - start, *facts)
     if not job.overwrite:
         _check_free(product)
@@ -239,10 +259,16 @@ def _run_name() -> str:
     return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
-def _is_done(product: Product, events: tuple[dict[str, Any], ...]) -> bool:
-    """Return whether the last files that were written here are these, and are still there."""
+def product_state(product: Product, events: tuple[dict[str, Any], ...], *, begun: bool = False) -> str:
+    """Return ``"skip"`` if the last files written here are these and still there, ``"recompute"`` if others are.
+
+    If there are none, ``"begun"`` or ``"new"``, as the caller knows.
+    """
     last = [event for event in events if event["event"] == "product"][-1:]
-    return bool(last) and last[0]["token"] == product.token and all(_exists(r.path) for r in product.rasters)
+    there = [_exists(raster.path) for raster in product.rasters]
+    if all(there) and last and last[0]["token"] == product.token:
+        return "skip"
+    return "recompute" if any(there) else "begun" if begun else "new"
 
 
 def _exists(path: str) -> bool:
