@@ -46,6 +46,10 @@ class AlignedMask:
     def __dask_tokenize__(self) -> tuple[str, str]:
         return self.stack.token, repr(self.rule)
 
+    def select(self, positions: Sequence[int]) -> AlignedMask:
+        """Return the mask of some of the scenes."""
+        return replace(self, stack=self.stack.select(positions))
+
     def valid(self, region: Window) -> NDArray[np.bool_]:
         """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
 
@@ -81,6 +85,16 @@ class WarpedMask:
         grid = (tuple(self.geobox.shape), tuple(self.geobox.transform), str(self.geobox.crs))
         return tuple((at, stack.token) for at, stack in self.groups), repr(self.rule), grid, self.n_scenes
 
+    def select(self, positions: Sequence[int]) -> WarpedMask:
+        """Return the mask of some of the scenes."""
+        new = {int(old): i for i, old in enumerate(positions)}
+        groups = []
+        for at, stack in self.groups:
+            kept = [i for i, old in enumerate(at) if old in new]
+            if kept:
+                groups.append((tuple(new[at[i]] for i in kept), stack.select(kept)))
+        return replace(self, groups=tuple(groups), n_scenes=len(positions))
+
     def valid(self, region: Window) -> NDArray[np.bool_]:
         """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
 
@@ -112,13 +126,17 @@ Mask = AlignedMask | WarpedMask
 def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
     """Return what a rule says of a window of its band, at the band's resolution: ``(t, y, x)``.
 
-    As many of the band's pixels around the window are read as decide about it; a scene that cannot be read is not
-    valid.
+    As many of the band's pixels around the window are read as decide about it, where the band has any: what is outside
+    of it is not bad, and nothing grows from there. A scene that cannot be read is not valid.
     """
-    halo = rule.halo
-    seen = stack.read(window, pad=halo)
+    region = tuple(
+        slice(min(max(s.start - rule.halo, 0), s.start), max(min(s.stop + rule.halo, n), s.stop))
+        for s, n in zip(window, stack.shape[2:], strict=True)
+    )
+    seen = stack.read((region[0], region[1]))
     valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
-    valid = valid[:, halo : valid.shape[1] - halo, halo : valid.shape[2] - halo]
+    y, x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
+    valid = valid[:, y, x]
     valid[seen.status == FAILED] = False
     return valid
 

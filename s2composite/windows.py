@@ -56,20 +56,47 @@ def compose_window(
     dict
         The arrays that ``recipe.layers`` lists, and ``read_status`` ``(t, 1, 1)`` uint8.
     """
+    near = stack.touching(window, pad=recipe.halo)
+    if len(near) == len(stack.scenes):
+        return _compose(stack, recipe, window, masks, valid, None)
+    # Of a country's scenes few touch a window: it takes memory and time for those alone. One stays, so that there is
+    # something to reduce to nothing.
+    some = near.tolist() or [0]
+    mine = None if valid is None else valid[some]
+    out = _compose(stack.select(some), recipe, window, [mask.select(some) for mask in masks], mine, np.array(some))
+    status = np.full((len(stack.scenes), 1, 1), OUTSIDE, np.uint8)
+    status[some] = out[STATUS]
+    return {**out, STATUS: status}
+
+
+def _compose(
+    stack: Stack,
+    recipe: Recipe,
+    window: Window,
+    masks: Sequence[Mask],
+    valid: NDArray[np.bool_] | None,
+    positions: NDArray[np.intp] | None,
+) -> dict[str, NDArray[Any]]:
+    """Compose a window of the recipe's scenes, or of some of them, whose `positions` among those are given."""
     if masks or recipe.halo or valid is not None:
-        return _compose_with_neighbours(stack, recipe, window, masks, valid)
+        return _compose_with_neighbours(stack, recipe, window, masks, valid, positions)
     pieces = stack.pieces(window)
     with borrow(max(map(stack.size, pieces)), stack.dtype) as scratch:
         parts = [
             part
             for piece, seen in stack.read_all(pieces, scratch)
-            for part in _compose_piece(stack, recipe, piece, seen, scratch)
+            for part in _compose_piece(stack, recipe, piece, seen, scratch, positions)
         ]
     return _joined(window, parts)
 
 
 def _compose_with_neighbours(
-    stack: Stack, recipe: Recipe, window: Window, masks: Sequence[Mask], valid: NDArray[np.bool_] | None
+    stack: Stack,
+    recipe: Recipe,
+    window: Window,
+    masks: Sequence[Mask],
+    valid: NDArray[np.bool_] | None,
+    positions: NDArray[np.intp] | None,
 ) -> dict[str, NDArray[Any]]:
     """Compose a window in one piece, with the pixels around it that decide about its edge."""
     region = tuple(
@@ -83,7 +110,7 @@ def _compose_with_neighbours(
         for mask in masks:
             usable = mask.valid(region)
             valid = usable if valid is None else valid & usable
-        layers = reduce_block(seen.pixels, recipe, valid=valid, scenes=_there(seen), inner=inner)
+        layers = reduce_block(seen.pixels, recipe, valid=valid, scenes=_there(seen), inner=inner, positions=positions)
     return {**layers, STATUS: seen.status[:, None, None]}
 
 
@@ -97,7 +124,12 @@ _Part = tuple[Window, dict[str, NDArray[Any]]]
 
 
 def _compose_piece(
-    stack: Stack, recipe: Recipe, piece: Window, seen: Observations, scratch: NDArray[Any]
+    stack: Stack,
+    recipe: Recipe,
+    piece: Window,
+    seen: Observations,
+    scratch: NDArray[Any],
+    positions: NDArray[np.intp] | None,
 ) -> list[_Part]:
     blocks = stack.blocks(piece) if seen.errors else (piece,)
     if len(blocks) > 1:
@@ -105,10 +137,10 @@ def _compose_piece(
         return [
             part
             for block in blocks
-            for part in _compose_piece(stack, recipe, block, stack.read(block, scratch=scratch), scratch)
+            for part in _compose_piece(stack, recipe, block, stack.read(block, scratch=scratch), scratch, positions)
         ]
     status = {STATUS: seen.status[:, None, None]}
-    return [(piece, {**reduce_block(seen.pixels, recipe, scenes=_there(seen)), **status})]
+    return [(piece, {**reduce_block(seen.pixels, recipe, scenes=_there(seen), positions=positions), **status})]
 
 
 def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
@@ -196,7 +228,7 @@ def work_in(dataset: xr.Dataset) -> Work | None:
     return None
 
 
-def _compose(*, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
+def _compose_block(*, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
     return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks)
 
 
@@ -222,7 +254,7 @@ def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np
         "meta": np.empty((0, 0), object),
     }
     if valid is None:
-        return da.map_blocks(_compose, name=f"read+composite-{token}", **common)
+        return da.map_blocks(_compose_block, name=f"read+composite-{token}", **common)
     mask = _with_surroundings(valid, spatial, recipe.halo) if recipe.halo else _chunked(valid, spatial)
     name = f"read+composite-{tokenize(token, mask.name)}"
     packed = da.map_blocks(_compose_valid, mask, name=name, drop_axis=0, **common)

@@ -260,3 +260,60 @@ def test_arrays_as_stackstac_makes_them_are_not_half_a_pixel_off(corner):
     np.testing.assert_array_equal(comp["composite"], plain_luminance_median(pixels)["composite"])
     part = s2c.composite(cube.isel(y=slice(30, 90), x=slice(7, 50)))
     assert part["count"].odc.geobox == grid[30:90, 7:50]
+
+
+# --- Scenes that touch a window ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scattered(tmp_path_factory):
+    """Twelve scenes of 128 x 128 on a grid of 400 x 400, none of which covers it; and that grid."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+    from rasters import ORIGIN, write_tif
+
+    directory = tmp_path_factory.mktemp("scattered")
+    rng = np.random.default_rng(12)
+    for t in range(12):
+        y, x = rng.integers(0, 272, 2)
+        pixels = rng.integers(1, 250, (3, 128, 128), np.uint8)
+        name = f"T31TCJ_202306{t + 1:02d}T104629_TCI.tif"
+        write_tif(directory / name, pixels, transform=ORIGIN @ Affine.translation(int(x), int(y)), nodata=0)
+    return directory, GeoBox((400, 400), ORIGIN, "EPSG:32631")
+
+
+@pytest.mark.parametrize("chunks", [64, 100, 400])
+@pytest.mark.parametrize(
+    ("reducer", "params"),
+    [
+        ("luminance_median", {}),
+        ("latest", {}),
+        ("closest_to", {"date": "2023-06-06"}),
+        ("best_available_pixel", {"distance": 9, "clear": tuple(np.linspace(0, 1, 12))}),
+        ("geomedian", {}),
+    ],
+)
+def test_scenes_that_do_not_touch_a_window_do_not_matter(scattered, chunks, reducer, params):
+    directory, grid = scattered
+    cube = s2c.open_cube(directory, geobox=grid, chunks=chunks)
+    rules = [s2c.Nodata(), s2c.Saturated()]
+    comp = s2c.composite(cube, reducer, valid=rules, period=["2023-06-01/2023-06-07", "2023-06"], **params).compute()
+    whole = s2c.composite(cube.compute(), reducer, valid=rules, period=["2023-06-01/2023-06-07", "2023-06"], **params)
+    for layer in whole.dataset.data_vars:
+        np.testing.assert_array_equal(comp[layer], whole[layer])
+    assert 0 < int(comp["count"].max()) < 12
+
+
+def test_a_window_takes_memory_for_the_scenes_that_touch_it(scattered):
+    from s2composite.windows import work_in
+
+    directory, grid = scattered
+    comp = s2c.composite(s2c.open_cube(directory, geobox=grid, chunks=50, on_error="skip"))
+    stack = work_in(comp.dataset).stack
+    status = comp.compute()["read_status"].values
+    for row, column in np.ndindex(8, 8):
+        window = (slice(50 * row, 50 * row + 50), slice(50 * column, 50 * column + 50))
+        expected = np.ones(12, np.uint8)
+        expected[stack.touching(window)] = 0
+        np.testing.assert_array_equal(status[:, row, column], expected)
+    assert 0 < (status == 0).mean() < 0.5

@@ -64,6 +64,20 @@ def test_borders_of_chunks_never_show(season, chunks):
     )
 
 
+@pytest.mark.parametrize("chunks", [200, 600])
+def test_what_lies_outside_of_the_mask_band_does_not_grow_into_it(season, chunks):
+    """The class of no data among those that are cleaned: scipy, too, takes what is outside for good."""
+    rule = SCL(("no data", "cloud high probability"), cleanup=[("dilation", 4)])
+    comp = s2c.composite(s2c.open_cube(season, bands=["TCI"], chunks=chunks), valid=rule).compute()
+    expected = []
+    for path in sorted(season.glob("*_SCL.tif")):
+        with rasterio.open(path) as dataset:
+            bad = ndi.binary_dilation(np.isin(dataset.read(1), (0, 9)), disc(4))
+        expected.append(np.kron(~bad, np.ones((2, 2), bool)))
+    np.testing.assert_array_equal(comp["count"], np.sum(expected, axis=0))
+    assert int(comp["count"][0].max()) > 0
+
+
 def test_what_cannot_be_masked_is_refused(season):
     cube = s2c.open_cube(season, bands=["TCI"])
     with pytest.raises(ParameterError, match="open_cube"):

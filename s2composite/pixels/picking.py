@@ -32,7 +32,14 @@ __all__ = [
 ]
 
 SOURCE = Output(
-    "source", "index of the scene", per_band=False, dtype="int16", nodata=-1, units="1", overviews="nearest"
+    "source",
+    "index of the scene",
+    per_band=False,
+    dtype="int16",
+    nodata=-1,
+    units="1",
+    overviews="nearest",
+    scenes=True,
 )
 """The layer that says which scene was picked."""
 

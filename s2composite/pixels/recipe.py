@@ -76,6 +76,9 @@ class Output:
     overviews: Literal["average", "nearest", "mode"] = "average"
     """How smaller copies of it are to be made."""
 
+    scenes: bool = False
+    """Its values are indices of scenes, negative ones for none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reducer:
@@ -246,9 +249,17 @@ class Call:
     near: NDArray[np.uint16]
     """``(scenes of the stack * n,)``: squared distance to the next invalid observation, where the reducer needs it."""
 
+    positions: NDArray[np.int64]
+    """``(t,)``: which scene of the recipe's each one of `source` is."""
+
+    def scenes(self) -> NDArray[np.int64]:
+        """Return which of the recipe's scenes take part, in the order of the source."""
+        scenes: NDArray[np.int64] = self.positions[self.source.scenes]
+        return scenes
+
     def days(self) -> NDArray[np.float64]:
         """Return the time of each scene that takes part, in days since 1970."""
-        days: NDArray[np.float64] = np.array(self.recipe.days, np.float64)[self.source.scenes]
+        days: NDArray[np.float64] = np.array(self.recipe.days, np.float64)[self.scenes()]
         return days
 
     def bands(self, names: tuple[str, ...]) -> NDArray[np.int64]:

@@ -44,6 +44,7 @@ def reduce_block(
     valid: NDArray[np.bool_] | None = None,
     scenes: ArrayLike | None = None,
     inner: tuple[slice, slice] | None = None,
+    positions: ArrayLike | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Reduce the observations of one window.
 
@@ -62,13 +63,16 @@ def reduce_block(
         those of its own among them.
     inner
         The window's slices of y and x, where `pixels` were read with ``recipe.halo`` pixels more around it.
+    positions
+        ``(t,)`` ascending: which of the recipe's scenes each scene of `pixels` is, where they are only some. Default:
+        all of them.
 
     Returns
     -------
     dict
         An array for each of ``recipe.layers(...)``, in that order: ``(b, y, x)`` or ``(y, x)``, C-contiguous; with
         periods ``(p, b, y, x)`` or ``(p, y, x)``.
-        ``source`` counts in the scenes of `pixels`, whatever `scenes` says.
+        ``source`` counts in the recipe's scenes.
 
     Raises
     ------
@@ -89,7 +93,9 @@ def reduce_block(
     """
     if pixels.ndim != 4:
         raise ParameterError(f"pixels have {pixels.ndim} dimensions; (time, band, y, x) are needed")
-    layers = recipe.layers(pixels.dtype.newbyteorder("="), pixels.shape[0])
+    place = np.arange(pixels.shape[0]) if positions is None else np.asarray(positions, np.int64)
+    known = pixels.shape[0] if positions is None or recipe.days is None else len(recipe.days)
+    layers = recipe.layers(pixels.dtype.newbyteorder("="), known)
     chosen = _chosen(scenes, pixels.shape[0])
     usable, near = _usable(valid, pixels), _EMPTY_NEAR
     if recipe.halo > 0:
@@ -100,11 +106,11 @@ def reduce_block(
     parts = []
     for rows, source in _slabs(pixels, recipe, usable):
         shape = pixels[0, 0, rows].shape
-        reduce_scenes = partial(_reduce_slab, recipe, layers, source, _flat(near[:, rows]), shape)
+        reduce_scenes = partial(_reduce_slab, recipe, layers, source, place, _flat(near[:, rows]), shape)
         if recipe.periods is None:
             parts.append(reduce_scenes(chosen))
         else:
-            parts.append(_stacked([reduce_scenes(_members(chosen, period)) for period in recipe.periods]))
+            parts.append(_stacked([reduce_scenes(_members(chosen, place, period)) for period in recipe.periods]))
     return {layer.name: np.concatenate([part[layer.name] for part in parts], axis=-2) for layer in layers}
 
 
@@ -141,9 +147,9 @@ def scene_shares(source: NDArray[np.int16], n_times: int) -> NDArray[np.float64]
     return np.bincount(picked, minlength=n_times) / max(source.size, 1)
 
 
-def _members(chosen: NDArray[np.int64], period: tuple[int, ...]) -> NDArray[np.int64]:
+def _members(chosen: NDArray[np.int64], place: NDArray[np.int64], period: tuple[int, ...]) -> NDArray[np.int64]:
     """Return those of the chosen scenes that are part of a period, in their order."""
-    return chosen[np.isin(chosen, period)]
+    return chosen[np.isin(place[chosen], period)]
 
 
 def _stacked(results: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -155,6 +161,7 @@ def _reduce_slab(
     recipe: Recipe,
     layers: tuple[Layer, ...],
     source: Source,
+    place: NDArray[np.int64],
     near: NDArray[np.uint16],
     shape: tuple[int, ...],
     scenes: NDArray[np.int64],
@@ -166,7 +173,12 @@ def _reduce_slab(
     rest = iter(arrays)
     for reducer in recipe.reducers:
         results = tuple(next(rest) for _ in reducer.outputs)
-        reducer.run(Call(reducer, recipe, source, results, arrays[-1], near if reducer.reach else _flat(_EMPTY_NEAR)))
+        distances = near if reducer.reach else _flat(_EMPTY_NEAR)
+        reducer.run(Call(reducer, recipe, source, results, arrays[-1], distances, place))
+        for output, array in zip(reducer.outputs, results, strict=True):
+            # Ascending positions that end where they would are all there are.
+            if output.scenes and place.size and place[-1] >= place.size:
+                array[:] = np.where(array < 0, array, place[np.maximum(array, 0)])
     return {layer.name: array.reshape(*array.shape[:-1], *shape) for layer, array in zip(layers, arrays, strict=True)}
 
 

@@ -70,6 +70,7 @@ def best_available_pixel(
     if share is not None and not all(0 <= value <= 1 for value in share):
         raise ParameterError("clear: give a share from 0 to 1 for each scene")
     named = {"day_of_year": day_of_year, "spread": spread, "distance": distance, "weights": weights}
+    named |= {} if share is None else {"clear": share}
     return Reducer(
         "best_available_pixel",
         run_best_available,
@@ -104,9 +105,9 @@ def _scene_scores(call: Call) -> NDArray[np.float32]:
         apart = np.minimum(apart, DAYS_A_YEAR - apart)
         scores += season * np.exp(-0.5 * (apart / spread) ** 2)
     if clearness and clear is not None:
-        if len(clear) <= scenes.max(initial=-1):
+        if len(clear) <= call.scenes().max(initial=-1):
             raise ParameterError(f"clear has {len(clear)} values; give one for each scene of the cube")
-        scores += clearness * np.asarray(clear)[scenes]
+        scores += clearness * np.asarray(clear)[call.scenes()]
     return scores.astype(np.float32)
 
 
