@@ -165,7 +165,7 @@ import s2composite as s2c
 WRITING = ("write-", "written-", "overview-", "assemble-")
 
 def seconds(dask_scheduler):
-    return {name: sum(prefix.all_durations.values()) for name, prefix in dask_scheduler.task_prefixes.items()}
+    return {name: dict(prefix.all_durations) for name, prefix in dask_scheduler.task_prefixes.items()}
 
 if __name__ == "__main__":
     folder, scenes, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -174,14 +174,16 @@ if __name__ == "__main__":
         start = time.perf_counter()
         s2c.composite(cube).to_raster(folder + "/job.tif", layers="all")
         wall = time.perf_counter() - start
-        spent = client.run_on_scheduler(seconds)
+        durations = client.run_on_scheduler(seconds)
+    spent = {name: sum(parts.values()) for name, parts in durations.items()}
+    moved = durations["write"].get("transfer", 0)
     assembling = sum(s for name, s in spent.items() if name.startswith("assemble"))
     writing = sum(s for name, s in spent.items() if (name + "-").startswith(WRITING)) - assembling
     others = sum(spent.values()) - writing - assembling
     # While windows are made all workers are busy; a file is assembled by one.
     share = ((wall - assembling) * writing / (writing + others) + assembling) / wall
     print(f"whole job, {cube.sizes['time']} scenes of {cube.sizes['y']} x {cube.sizes['x']}, {workers} workers: {wall:.0f} s")
-    print(f"  task seconds: reading and reducing {others:.1f}, encoding {writing:.1f}; assembling and verifying {assembling:.1f} s")
+    print(f"  task seconds: reading and reducing {others:.1f}, encoding {writing:.1f} (of which {moved:.1f} fetching windows that another worker made); assembling and verifying {assembling:.1f} s")
     print(f"  writing is {100 * share:.1f} % of the wall time")
 """
 
