@@ -283,15 +283,15 @@ import benchmarks_every
 name, dtype = sys.argv[1:]
 recipe = Recipe((resolve_reducer(name, **benchmarks_every.EVERY[name]),), nodata=0, bands=("b0", "b1", "b2", "b3"),
                 days=tuple(range(3)))
-start = time.perf_counter()
+start = time.process_time()
 reduce_block(np.ones((3, 4, 2, 2), dtype), recipe)
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
 
 
 def measure_compile(_options):
     """The first call of each reducer in a fresh process: with nothing kept on disk, then with what that kept."""
-    print("\nfirst call in a fresh process, without imports: seconds cold / with the kernels kept on disk")
+    print("\nfirst call in a fresh process, without imports: seconds of the processor, cold / with the kernels kept on disk")
     dtypes = ("uint8", "uint16", "float32")
     print("  " + " " * 22 + "".join(f"{dtype:>16}" for dtype in dtypes))
     with tempfile.TemporaryDirectory() as place:
