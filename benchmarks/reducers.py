@@ -291,7 +291,9 @@ print(time.process_time() - start)
 
 def measure_compile(_options):
     """The first call of each reducer in a fresh process: with nothing kept on disk, then with what that kept."""
-    print("\nfirst call in a fresh process, without imports: seconds of the processor, cold / with the kernels kept on disk")
+    print(
+        "\nfirst call in a fresh process, without imports: seconds of the processor, cold / with the kernels kept on disk"
+    )
     dtypes = ("uint8", "uint16", "float32")
     print("  " + " " * 22 + "".join(f"{dtype:>16}" for dtype in dtypes))
     with tempfile.TemporaryDirectory() as place:
