@@ -14,6 +14,7 @@ import time
 import numpy as np
 import xarray as xr
 from numba import guvectorize, njit
+from original import median_of_lists
 
 import s2composite as s2c
 from s2composite.pixels.reducers import Recipe, reduce_block, resolve_reducer
@@ -21,30 +22,10 @@ from s2composite.pixels.reducers import Recipe, reduce_block, resolve_reducer
 MEDIAN = Recipe((resolve_reducer("luminance_median"),))
 
 
-@njit(nogil=True)
-def luminance(triplet):
-    total = triplet[0]
-    for value in triplet[1:]:
-        total = total + value
-    return total
-
-
-@njit(nogil=True)
 def list_of_triplets(stack, top, out):
-    """The original way: the triplets are rows of an array, the list holds views of them."""
-    samples = np.empty((stack.shape[0], 3), stack.dtype)
-    for i in range(stack.shape[1]):
-        n = 0
-        for t in range(stack.shape[0]):
-            r, g, b = stack[t, i, 0], stack[t, i, 1], stack[t, i, 2]
-            if min(r, g, b) == 0 or max(r, g, b) == top:
-                continue
-            samples[n] = [r, g, b]
-            n += 1
-        if n > 0:
-            triplets = list(samples[:n])
-            triplets.sort(key=luminance)
-            out[i] = luminance(triplets[n // 2])
+    """The original worker's way, on buffers like its own."""
+    buffers = [np.ascontiguousarray(scene.T).reshape(-1) for scene in stack]
+    out[:] = median_of_lists(buffers, stack.dtype.type(0), top).reshape(3, -1).sum(axis=0)
 
 
 @njit(nogil=True)

@@ -69,6 +69,25 @@ def test_geomad_gives_the_same():
         np.testing.assert_allclose(result[name][enough], peer(swapped, middle, num_threads=1)[enough], atol=2e-4)
 
 
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_geomad_gives_the_same_for_integers_with_and_without_nodata(dtype, missing):
+    floats = season(30, 6, 6, 15, seed=1, missing=missing)
+    nodata = 0 if dtype == np.uint16 else -999
+    pixels = np.where(np.isnan(floats), nodata, np.round(np.nan_to_num(floats) * 10000)).astype(dtype)
+    swapped, how = np.ascontiguousarray(pixels.transpose(2, 3, 1, 0)), {"nodata": nodata, "num_threads": 1}
+    middle = geomad.nangeomedian_pcm(swapped, eps=1e-2, maxiters=5000, scale=1.0, offset=0.0, **how)
+    result = reduce_block(pixels, recipe(nodata=nodata, eps=1e-2, max_iterations=5000))
+    enough = result["count"] >= 3
+    assert enough.mean() > 0.9
+    off = np.abs(result["composite"] - middle.transpose(2, 0, 1))[:, enough]
+    assert off.max() <= 0.5 + 0.25, "rounded, and two ways of stopping"
+    wide = np.where(swapped == nodata, np.nan, swapped).astype(np.float32)  # geomad's deviations know no int16
+    for name, peer in (("smad", geomad.smad_pcm), ("emad", geomad.emad_pcm), ("bcmad", geomad.bcmad_pcm)):
+        expected = peer(wide, middle, num_threads=1)
+        np.testing.assert_allclose(result[name][enough], expected[enough], rtol=5e-3, atol=1e-5)
+
+
 def test_a_perturbed_geomedian_is_no_better():
     pixels = season(15, 4, 3, 4, missing=0.2)
     result = reduce_block(pixels, recipe(eps=1e-6, deviations=False))["composite"].astype(np.float64)
