@@ -376,8 +376,12 @@ def _read_gdal(jobs: Sequence[tuple[_Job, NDArray[Any]]], target: Target) -> lis
         source, bands = job.source, job.source.part.file_bands
         try:
             if source.offset is None:
-                grid, nodata = _subgrid(target.geobox, job.window), 0.0 if source.nodata is None else source.nodata
-                return job, read_warped(source.header, bands, source.level, grid, source.resampling, nodata, out), None
+                grid, window = _around(target.geobox, job.window)
+                nodata = 0.0 if source.nodata is None else source.nodata
+                retries = read_warped(
+                    source.header, bands, source.level, grid, window, resampling=source.resampling, fill=nodata, out=out
+                )
+                return job, retries, None
             return job, read_level(source.header, bands, source.level, job.window, out), None
         except ReadError as error:
             return job, 0, error
@@ -386,6 +390,18 @@ def _read_gdal(jobs: Sequence[tuple[_Job, NDArray[Any]]], target: Target) -> lis
         with ThreadPoolExecutor(_REMOTE_READS) as pool:
             return list(pool.map(read, jobs))
     return [read(task) for task in jobs]
+
+
+def _around(geobox: GeoBox, window: Window) -> tuple[GeoBox, Window]:
+    """Return the grid and a window of it, the grid grown where the window leaves it.
+
+    A window of the whole grid, not a grid of its own: transforms differ in their last digits, which rounding can show.
+    """
+    height, width = geobox.shape.y, geobox.shape.x
+    if all(s.start >= 0 and s.stop <= n for s, n in zip(window, (height, width), strict=True)):
+        return geobox, window
+    y, x = window
+    return _subgrid(geobox, window), (slice(0, y.stop - y.start), slice(0, x.stop - x.start))
 
 
 def _subgrid(geobox: GeoBox, window: Window) -> GeoBox:

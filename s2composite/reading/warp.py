@@ -94,11 +94,19 @@ def read_level(
 
 
 def read_warped(
-    header: Header, bands: tuple[int, ...], level: int, geobox: GeoBox, resampling: str, fill: float, out: NDArray[Any]
+    header: Header,
+    bands: tuple[int, ...],
+    level: int,
+    geobox: GeoBox,
+    window: tuple[slice, slice],
+    *,
+    resampling: str,
+    fill: float,
+    out: NDArray[Any],
 ) -> int:
-    """Read a raster warped to a geobox into `out`; pixels it does not cover get `fill`.
+    """Read a window of a raster warped to a geobox into `out`; pixels it does not cover get `fill`.
 
-    The same pixels for any cut of a grid into geoboxes: every pixel is transformed by itself, and the resampling kernel
+    The same pixels for any cut of a grid into windows: every pixel is transformed by itself, and the resampling kernel
     has the width that the two resolutions give, not one that GDAL estimates from the part that is read.
 
     Parameters
@@ -110,7 +118,9 @@ def read_warped(
     level
         The overview that is read; 0: full resolution.
     geobox
-        The target pixels; its shape is that of `out`.
+        The target grid.
+    window
+        ``(y, x)`` slices of it, inside of it; its shape is that of `out`.
     resampling
         GDAL's name of the method.
     fill
@@ -129,6 +139,9 @@ def read_warped(
         With ``transient`` telling whether trying again later could help.
     """
 
+    y, x = window
+    part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
+
     def read(url: str) -> None:
         with (
             rasterio.open(url, **_overview(level)) as dataset,
@@ -145,7 +158,7 @@ def read_warped(
                 **kernel_scale(header.geobox, header.levels[level].shape, geobox),
             ) as warped,
         ):
-            out[...] = warped.read([b + 1 for b in bands])
+            out[...] = warped.read([b + 1 for b in bands], window=part)
 
     return _with_retries(read, header)
 
