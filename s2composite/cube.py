@@ -155,8 +155,9 @@ def open_cube(
         options |= {"resampling": resampling, "groupby": groupby, "sign": sign, "chunks": chunks}
         if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
             raise ParameterError(
-                f"loader={loader!r} leaves reading to another library: reflectance=, harmonise=, datetime= and on_error= "
-                "are not for it; it takes bands, bbox, crs, resolution, geobox, like, resampling, groupby, sign and chunks"
+                f"loader={loader!r} leaves reading to another library: reflectance=, harmonise=, datetime= and "
+                "on_error= are not for it; it takes bands, bbox, crs, resolution, geobox, like, resampling, groupby, "
+                "sign and chunks"
             )
         return load_with(loader, source, **options)
     scenes = find_scenes(

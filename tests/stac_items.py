@@ -27,6 +27,7 @@ def item_of(scene_id, time, assets, *, collection="sentinel-2-l2a", projection=T
                 facts["proj:epsg"] = dataset.crs.to_epsg()
                 facts["proj:shape"] = list(dataset.shape)
                 facts["proj:transform"] = list(dataset.transform)
+                facts["proj:bbox"] = list(dataset.bounds)
             facts["raster:bands"] = [{"data_type": kind, "nodata": dataset.nodata} for kind in dataset.dtypes]
             if bands and key in bands:
                 facts["eo:bands"] = [{"name": name, "common_name": name} for name in bands[key]]

@@ -20,7 +20,8 @@ def items(tmp_path_factory):
             key: write_tif(folder / f"{key}{i}.tif", encoded(i + b, 1)[0].astype(np.uint16) * 20, nodata=0)
             for b, key in enumerate(("red", "nir"))
         }
-        item = item_of(f"S2A_31TCJ_2023060{i + 1}", f"2023-06-0{i + 1}T10:46:29Z", assets, **{"proj:code": "EPSG:32631"})
+        item = item_of(f"S2A_31TCJ_2023060{i + 1}", f"2023-06-0{i + 1}T10:46:29Z", assets)
+        item["properties"]["proj:code"] = "EPSG:32631"
         item["stac_extensions"] = ["https://stac-extensions.github.io/projection/v2.0.0/schema.json"]
         made.append(item)
     return made
@@ -51,7 +52,7 @@ def test_arrays_of_the_libraries_go_straight_into_composite(items):
     odc_stac, stackstac = pytest.importorskip("odc.stac"), pytest.importorskip("stackstac")
     loaded = odc_stac.load(objects, bands=["red", "nir"], chunks={"x": 64, "y": 64})
     np.testing.assert_array_equal(s2c.composite(loaded, "median").compute()["composite"], mine)
-    stacked = stackstac.stack(objects, assets=["red", "nir"], epsg=32631, resolution=10, chunksize=64)
+    stacked = stackstac.stack(items, assets=["red", "nir"], epsg=32631, resolution=10, chunksize=64)
     made = s2c.composite(stacked, "median", valid=s2c.Nodata()).compute()["composite"].values
     np.testing.assert_array_equal(np.nan_to_num(made), mine)
 
@@ -69,7 +70,9 @@ def test_ours_goes_where_theirs_do(items):
 
 
 def test_days_are_grouped_by_the_loader_too(items):
-    day = s2c.open_cube(items, bands=["red"], loader=loader("odc"), groupby="solar_day", crs="EPSG:32631", resolution=10)
+    day = s2c.open_cube(
+        items, bands=["red"], loader=loader("odc"), groupby="solar_day", crs="EPSG:32631", resolution=10
+    )
     assert day.sizes["time"] == 5
 
 

@@ -96,9 +96,7 @@ def served(tmp_path, url, scenes=3):
     return items
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"headers": "lazy"}, {"crs": "EPSG:3035", "resolution": 10}]
-)
+@pytest.mark.parametrize("options", [{}, {"headers": "lazy"}, {"crs": "EPSG:3035", "resolution": 10}])
 def test_what_was_opened_long_ago_is_read_with_a_new_signature(tmp_path, server, options):
     url, _, handler = server
     sign = Signer()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from affine import Affine
+from odc.geo import xy_
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
-from odc.geo import xy_
 from odc.geo.geom import BoundingBox, bbox_union, box
 
 from s2composite.errors import GridError, ParameterError

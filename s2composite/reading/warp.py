@@ -138,7 +138,6 @@ def read_warped(
     ReadError
         With ``transient`` telling whether trying again later could help.
     """
-
     y, x = window
     part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
 
