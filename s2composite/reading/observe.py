@@ -72,7 +72,7 @@ class _Job:
     inner: Window | None = None
     """The part of the decoded pixels, each repeated, that is wanted; None: they are not repeated."""
 
-    index: NDArray[np.int64] | None = None
+    index: NDArray[np.int32] | None = None
     """Which of the decoded pixels each of `place` takes, -1 for none; None: they are as they are."""
 
     @property
@@ -292,15 +292,8 @@ def _warped(t: int, source: Source, there: Window, place: Window, target: Target
     if source.engine == "gdal":
         return _Job(t, 0, source, there, place)
     shape = source.header.levels[source.level].shape
-    index = nearest_pixels(level_geobox(source.header.geobox, shape), _subgrid(target.geobox, there))
-    inside = index >= 0
-    if not inside.any():
-        return None
-    rows, columns = np.divmod(index[inside], shape[1])
-    y, x = (slice(int(v.min()), int(v.max()) + 1) for v in (rows, columns))
-    local = np.full(index.shape, -1, np.int64)
-    local[inside] = (rows - y.start) * (x.stop - x.start) + (columns - x.start)
-    return _Job(t, 0, source, (y, x), place, index=local)
+    found = nearest_pixels(level_geobox(source.header.geobox, shape), _subgrid(target.geobox, there))
+    return None if found is None else _Job(t, 0, source, found[0], place, index=found[1])
 
 
 def _request(job: _Job, out: NDArray[Any]) -> TileRequest:
