@@ -123,6 +123,7 @@ def open_cube(
         new and changed files only.
     loader
         ``"odc"`` or ``"stackstac"``: leave STAC items to that library, and return its array in the form of ours.
+        Numbers are then as in the files, not harmonised.
 
     Returns
     -------
@@ -152,6 +153,12 @@ def open_cube(
     if loader != "s2composite":
         options = {"bands": bands, "bbox": bbox, "crs": crs, "geobox": geobox, "resolution": resolution}
         options |= {"resampling": resampling, "groupby": groupby, "sign": sign, "chunks": chunks}
+        if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
+            raise ParameterError(
+                f"loader={loader!r} leaves reading to another library: reflectance=, harmonise=, datetime= and "
+                "on_error= are not for it; it takes bands, bbox, crs, resolution, geobox, like, resampling, groupby, "
+                "sign and chunks"
+            )
         return load_with(loader, source, **options)
     scenes = find_scenes(
         source, pattern=pattern, times=times, datetime=datetime, duplicates=duplicates, groupby=groupby

@@ -91,17 +91,24 @@ def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray
         }
     if "resampling" in options:
         passed["resampling"] = rasterio.Resampling[options["resampling"]]
-    signed = [_signed(item, sign) for item in items] if sign else items
-    stacked: xr.DataArray = stackstac.stack(signed, snap_bounds=geobox is None, **passed)
+    plain = [_spelled(item.to_dict(transform_hrefs=False), sign) for item in items]
+    stacked: xr.DataArray = stackstac.stack(plain, snap_bounds=geobox is None, **passed)
     return stacked
 
 
-def _signed(item: Any, sign: Callable[[str], str]) -> Any:
-    """Return an item with signed hrefs: stackstac has no other way, so they expire with their signatures."""
-    copy = item.clone()
-    for asset in copy.assets.values():
-        asset.href = sign(asset.href)
-    return copy
+def _spelled(item: dict[str, Any], sign: Callable[[str], str] | None) -> dict[str, Any]:
+    """Return an item as stackstac reads it: ``proj:epsg`` for what is ``proj:code`` today, and signed hrefs.
+
+    It has no way to sign later, so what it makes expires with the signatures.
+    """
+    for facts in (item["properties"], *item["assets"].values()):
+        code = str(facts.get("proj:code") or "")
+        if code.startswith("EPSG:"):
+            facts.setdefault("proj:epsg", int(code.removeprefix("EPSG:")))
+    if sign is not None:
+        for asset in item["assets"].values():
+            asset["href"] = sign(asset["href"])
+    return item
 
 
 LOADERS: Mapping[str, Callable[[Sequence[Any], Mapping[str, Any]], xr.DataArray]] = {

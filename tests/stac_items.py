@@ -13,7 +13,10 @@ RECORDED = Path(__file__).parent / "data_stac"
 
 
 def recorded(name):
-    """Return an item as a public catalogue has it."""
+    """Return an item in the shape that a public catalogue has.
+
+    ``earth_search_v1`` is a real item with fewer assets; the others are written in the shape of their catalogues.
+    """
     return json.loads((RECORDED / f"{name}.json").read_text())
 
 
@@ -27,6 +30,7 @@ def item_of(scene_id, time, assets, *, collection="sentinel-2-l2a", projection=T
                 facts["proj:epsg"] = dataset.crs.to_epsg()
                 facts["proj:shape"] = list(dataset.shape)
                 facts["proj:transform"] = list(dataset.transform)
+                facts["proj:bbox"] = list(dataset.bounds)
             facts["raster:bands"] = [{"data_type": kind, "nodata": dataset.nodata} for kind in dataset.dtypes]
             if bands and key in bands:
                 facts["eo:bands"] = [{"name": name, "common_name": name} for name in bands[key]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from affine import Affine
+from odc.geo import xy_
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import BoundingBox, bbox_union, box
@@ -194,7 +195,7 @@ def _to_crs(native: GeoBox, crs: CRS, resolution: float | None) -> GeoBox:
     return native.to_crs(crs, resolution="auto" if resolution is None else resolution)
 
 
-def _around(natives: Sequence[GeoBox], crs: CRS, resolution: float | None, anchor: Anchor) -> GeoBox:
+def _around(natives: Sequence[GeoBox], crs: CRS, resolution: float | None, anchor: str | tuple[float, float]) -> GeoBox:
     """Return a new grid around all scenes."""
     boxes = [native.extent.to_crs(crs).boundingbox for native in natives]
     span = bbox_union(boxes)
@@ -202,8 +203,9 @@ def _around(natives: Sequence[GeoBox], crs: CRS, resolution: float | None, ancho
         resolution = min(abs(_to_crs(native, crs, None).resolution.x) for native in natives)
     _check_size(natives[0], crs, resolution, span)
     try:
-        return GeoBox.from_bbox(span, crs, resolution=resolution, anchor=anchor)
-    except (ValueError, TypeError, AssertionError) as error:
+        at = anchor if isinstance(anchor, str) else xy_(*anchor)
+        return GeoBox.from_bbox(span, crs, resolution=resolution, anchor=at)
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
         raise ParameterError(
             f"anchor {anchor!r} makes no grid ({error}); there are 'edge', 'center', 'floating'"
         ) from error

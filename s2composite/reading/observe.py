@@ -72,7 +72,7 @@ class _Job:
     inner: Window | None = None
     """The part of the decoded pixels, each repeated, that is wanted; None: they are not repeated."""
 
-    index: NDArray[np.int64] | None = None
+    index: NDArray[np.int32] | None = None
     """Which of the decoded pixels each of `place` takes, -1 for none; None: they are as they are."""
 
     @property
@@ -326,15 +326,8 @@ def _warped(t: int, source: Source, there: Window, place: Window, target: Target
     if source.engine == "gdal":
         return _Job(t, 0, source, there, place)
     shape = source.header.levels[source.level].shape
-    index = nearest_pixels(level_geobox(source.header.geobox, shape), _subgrid(target.geobox, there))
-    inside = index >= 0
-    if not inside.any():
-        return None
-    rows, columns = np.divmod(index[inside], shape[1])
-    y, x = (slice(int(v.min()), int(v.max()) + 1) for v in (rows, columns))
-    local = np.full(index.shape, -1, np.int64)
-    local[inside] = (rows - y.start) * (x.stop - x.start) + (columns - x.start)
-    return _Job(t, 0, source, (y, x), place, index=local)
+    found = nearest_pixels(level_geobox(source.header.geobox, shape), _subgrid(target.geobox, there))
+    return None if found is None else _Job(t, 0, source, found[0], place, index=found[1])
 
 
 def _request(job: _Job, out: NDArray[Any]) -> TileRequest:
@@ -410,8 +403,12 @@ def _read_gdal(jobs: Sequence[tuple[_Job, NDArray[Any]]], target: Target) -> lis
         source, bands = job.source, job.source.part.file_bands
         try:
             if source.offset is None:
-                grid, nodata = _subgrid(target.geobox, job.window), 0.0 if source.nodata is None else source.nodata
-                return job, read_warped(source.header, bands, source.level, grid, source.resampling, nodata, out), None
+                grid, window = _around(target.geobox, job.window)
+                nodata = 0.0 if source.nodata is None else source.nodata
+                retries = read_warped(
+                    source.header, bands, source.level, grid, window, resampling=source.resampling, fill=nodata, out=out
+                )
+                return job, retries, None
             return job, read_level(source.header.href, bands, source.level, job.window, out, source.header.sign), None
         except ReadError as error:
             return job, 0, error
@@ -420,6 +417,18 @@ def _read_gdal(jobs: Sequence[tuple[_Job, NDArray[Any]]], target: Target) -> lis
         with ThreadPoolExecutor(_REMOTE_READS) as pool:
             return list(pool.map(read, jobs))
     return [read(task) for task in jobs]
+
+
+def _around(geobox: GeoBox, window: Window) -> tuple[GeoBox, Window]:
+    """Return the grid and a window of it, the grid grown where the window leaves it.
+
+    A window of the whole grid, not a grid of its own: transforms differ in their last digits, which rounding can show.
+    """
+    height, width = geobox.shape.y, geobox.shape.x
+    if all(s.start >= 0 and s.stop <= n for s, n in zip(window, (height, width), strict=True)):
+        return geobox, window
+    y, x = window
+    return _subgrid(geobox, window), (slice(0, y.stop - y.start), slice(0, x.stop - x.start))
 
 
 def _subgrid(geobox: GeoBox, window: Window) -> GeoBox:

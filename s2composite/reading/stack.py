@@ -398,7 +398,9 @@ def open_stack(
         raise next(iter(broken.values()))
     names, parts = layout_of(products, wanted, headers, bands, usable)
     used = {s.id: [headers[p.asset.href] for p in ps] for s, ps in zip(products, parts, strict=True) if ps}
-    natives = native_geoboxes(used, {product.id: product.granule for product in products}, grid=not target.named)
+    # what a catalogue places without naming a granule may lie anywhere
+    places = {p.id: p.granule or (p.id if p.bbox is not None else None) for p in products}
+    natives = native_geoboxes(used, places, grid=not target.named)
     first, first_parts = next((used[s.id], ps) for s, ps in zip(products, parts, strict=True) if ps)
     grid = target_geobox(
         natives, first, crs=target.crs, resolution=target.resolution, geobox=target.geobox, anchor=target.anchor

@@ -125,11 +125,19 @@ def read_level(
 
 
 def read_warped(
-    header: Header, bands: tuple[int, ...], level: int, geobox: GeoBox, resampling: str, fill: float, out: NDArray[Any]
+    header: Header,
+    bands: tuple[int, ...],
+    level: int,
+    geobox: GeoBox,
+    window: tuple[slice, slice],
+    *,
+    resampling: str,
+    fill: float,
+    out: NDArray[Any],
 ) -> int:
-    """Read a raster warped to a geobox into `out`; pixels it does not cover get `fill`.
+    """Read a window of a raster warped to a geobox into `out`; pixels it does not cover get `fill`.
 
-    The same pixels for any cut of a grid into geoboxes: every pixel is transformed by itself, and the resampling kernel
+    The same pixels for any cut of a grid into windows: every pixel is transformed by itself, and the resampling kernel
     has the width that the two resolutions give, not one that GDAL estimates from the part that is read.
 
     Parameters
@@ -141,7 +149,9 @@ def read_warped(
     level
         The overview that is read; 0: full resolution.
     geobox
-        The target pixels; its shape is that of `out`.
+        The target grid.
+    window
+        ``(y, x)`` slices of it, inside of it; its shape is that of `out`.
     resampling
         GDAL's name of the method.
     fill
@@ -159,6 +169,8 @@ def read_warped(
     ReadError
         With ``transient`` telling whether trying again later could help.
     """
+    y, x = window
+    part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
 
     def read(url: str) -> None:
         with (
@@ -176,7 +188,7 @@ def read_warped(
                 **kernel_scale(header.geobox, header.levels[level].shape, geobox),
             ) as warped,
         ):
-            out[...] = warped.read([b + 1 for b in bands])
+            out[...] = warped.read([b + 1 for b in bands], window=part)
 
     return _with_retries(read, header.href, header.sign)
 
@@ -209,8 +221,11 @@ def _pixel_ratio(source: GeoBox, crs: Any, width: float, height: float) -> tuple
     return abs(whole.resolution.y) / height, abs(whole.resolution.x) / width
 
 
-def nearest_pixels(source: GeoBox, target: GeoBox) -> NDArray[np.int64]:
-    """Return, for each pixel of a target, the pixel of a source that its centre lies in.
+@lru_cache(4)
+def nearest_pixels(source: GeoBox, target: GeoBox) -> tuple[tuple[slice, slice], NDArray[np.int32]] | None:
+    """Return which pixels of a source the centres of a target's pixels lie in.
+
+    The last answers are kept: the scenes of a window share a few grids, and so they share one index of each.
 
     Parameters
     ----------
@@ -219,15 +234,10 @@ def nearest_pixels(source: GeoBox, target: GeoBox) -> NDArray[np.int64]:
 
     Returns
     -------
-    ndarray of int64
-        ``(y, x)``: index into the flattened source, -1 where the centre lies outside of it.
+    tuple or None
+        The window ``(y, x)`` of the source that holds them all, and ``(y, x)`` int32: index into the flattened window,
+        -1 where a centre lies outside of the source. None if all do.
     """
-    return _nearest(source, target)
-
-
-@lru_cache(4)
-def _nearest(source: GeoBox, target: GeoBox) -> NDArray[np.int64]:
-    """Keep the last ones: the scenes of a window share a few grids (0.2 s for a million pixels of another CRS)."""
     to_source, transform = ~source.transform, target.transform
     columns, rows = np.arange(target.shape.x) + 0.5, np.arange(target.shape.y) + 0.5
     # centres in coordinates, then in the source's CRS, then in its pixels
@@ -239,9 +249,14 @@ def _nearest(source: GeoBox, target: GeoBox) -> NDArray[np.int64]:
         column = np.floor(to_source.a * x + to_source.b * y + to_source.c + 1e-10)
         row = np.floor(to_source.d * x + to_source.e * y + to_source.f + 1e-10)
         inside = (column >= 0) & (column < source.shape.x) & (row >= 0) & (row < source.shape.y)
-        index = np.where(inside, row * source.shape.x + column, -1).astype(np.int64)
+    if not inside.any():
+        return None
+    top, bottom = int(row[inside].min()), int(row[inside].max()) + 1
+    left, right = int(column[inside].min()), int(column[inside].max()) + 1
+    index = np.full(inside.shape, -1, np.int32)
+    index[inside] = ((row[inside] - top) * (right - left) + (column[inside] - left)).astype(np.int32)
     index.flags.writeable = False
-    return index
+    return (slice(top, bottom), slice(left, right)), index
 
 
 @lru_cache(64)

@@ -85,7 +85,8 @@ def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
     Examples
     --------
     >>> from s2composite.scenes.listing import find_scenes
-    >>> names = ["T31TCJ_20230709T104629_TCI.tif", "T31TDJ_20230709T104629_TCI.tif", "T31TCJ_20230714T104621_TCI.tif"]
+    >>> passes = ("31TCJ_20230709T104629", "31TDJ_20230709T104629", "31TCJ_20230714T104621")
+    >>> names = [f"gs://bucket/T{name}_TCI.tif" for name in passes]
     >>> [len(scene.parts) for scene in grouped(find_scenes(names), "solar_day")]
     [2, 1]
     """

@@ -14,7 +14,7 @@ from itertools import pairwise, takewhile
 from typing import Literal, TypeAlias, cast
 
 from s2composite.errors import ParameterError
-from s2composite.scenes.dates import date_range
+from s2composite.scenes.dates import date_range, solar_day, utc_day
 
 __all__ = ["Day", "Period", "PeriodSpec", "day_of", "find_periods"]
 
@@ -45,16 +45,7 @@ class Period:
 
 
 def day_of(time: dt.datetime, day: Day = "utc", longitude: float = 0.0) -> dt.date:
-    """Return the day of a moment.
-
-    Parameters
-    ----------
-    time
-        With time zone.
-    day
-        ``"utc"``, or ``"solar"``: the day in mean solar time, UTC plus `longitude` / 15 hours, to the second.
-    longitude
-        Degrees east of Greenwich.
+    """Return the day of a moment, `utc_day` or `solar_day` at a longitude in degrees east.
 
     Examples
     --------
@@ -62,8 +53,7 @@ def day_of(time: dt.datetime, day: Day = "utc", longitude: float = 0.0) -> dt.da
     >>> day_of(time).isoformat(), day_of(time, "solar", 150.0).isoformat()
     ('2023-06-30', '2023-07-01')
     """
-    shift = dt.timedelta(seconds=round(longitude * 240)) if day == "solar" else dt.timedelta()
-    return (time.astimezone(dt.UTC) + shift).date()
+    return solar_day(time, longitude) if day == "solar" else utc_day(time)
 
 
 def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Period, ...]:
