@@ -27,7 +27,7 @@ ROOMS = [
     "screening",
     "compositing",
     "writing",
-    "running.document", "running.cluster_options", "running.job", "running.cluster_client", "running.cluster_ssh", "running.cluster_gateway", "running.cluster",
+    "running.document", "running.cluster_options", "running.job", "running.cluster_client", "running.cluster_ssh", "running.cluster_gateway", "running.cluster", "running.cluster_probe", "running.cluster_check",
     "analysis.picture", "analysis.plot",
     "running.run",
     "demo", "cli",
