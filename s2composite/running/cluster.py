@@ -19,8 +19,11 @@ from rich.console import Console
 
 from s2composite.errors import ClusterError
 from s2composite.running.cluster_client import ClusterClient, await_workers, one_thread, ship, values_to_ship
+from s2composite.running.cluster_coiled import coiled
 from s2composite.running.cluster_gateway import gateway
+from s2composite.running.cluster_kubernetes import kubernetes
 from s2composite.running.cluster_options import AddressOptions, ElasticOptions, LocalOptions, read_cluster
+from s2composite.running.cluster_slurm import slurm
 from s2composite.running.cluster_ssh import ssh
 
 __all__ = ["CLUSTERS", "connect"]
@@ -29,6 +32,9 @@ LOG = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.9
 """Share of the machine's memory that local workers get together; the rest is for this process and the system."""
+
+SCALES_ITSELF = ("gateway", "coiled")
+"""Kinds that are told the bounds of their size when they are started."""
 
 WORKER_PRELOAD = """
 import atexit, logging, os, sys
@@ -121,7 +127,7 @@ def connect(
 
 def _follow_the_work(client: Client, options: Any) -> None:
     """Let the number of workers follow the work where bounds are given."""
-    if isinstance(options, ElasticOptions) and options.bounds is not None and options.type != "gateway":
+    if isinstance(options, ElasticOptions) and options.bounds is not None and options.type not in SCALES_ITSELF:
         minimum, maximum = options.bounds
         client.cluster.adapt(minimum=minimum, maximum=maximum)
 
@@ -216,5 +222,13 @@ async def _shake_hands(options: AddressOptions, security: Security) -> None:
     (await asyncio.wait_for(greeting, options.timeout)).abort()
 
 
-CLUSTERS: dict[str, Callable[[Any], Client]] = {"local": _local, "address": _address, "ssh": ssh, "gateway": gateway}
+CLUSTERS: dict[str, Callable[[Any], Client]] = {
+    "local": _local,
+    "address": _address,
+    "ssh": ssh,
+    "gateway": gateway,
+    "kubernetes": kubernetes,
+    "coiled": coiled,
+    "slurm": slurm,
+}
 """What starts each kind of cluster, by the ``type`` of its options."""
