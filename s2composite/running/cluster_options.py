@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from dask.utils import parse_bytes
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
+from s2composite.running.cluster_ray import is_ray, read_ray_cluster
 from s2composite.running.document import Document, Expected, Strict, read_document, validated
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Text",
     "read_cluster",
 ]
+
+LOG = logging.getLogger(__name__)
 
 SCHEMES = ("tcp://", "tls://", "ws://", "wss://", "ucx://", "inproc://")
 """How the address of a Dask scheduler begins."""
@@ -518,6 +522,15 @@ ClusterOptions = Annotated[
 ]
 
 
+def _document(path: str | os.PathLike[str]) -> Document:
+    if not is_ray(path):
+        return read_document(path, "cluster")
+    ray = read_ray_cluster(path)
+    for left in ray.unmapped:
+        LOG.warning("%s, line %s: %s is not mapped: %s", os.fspath(path), left.line, left.key, left.reason)
+    return ray.document
+
+
 class _HasCluster(Strict):
     cluster: ClusterOptions
 
@@ -528,7 +541,8 @@ def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
     Parameters
     ----------
     config
-        ``"local"``, a scheduler's address, a mapping, the path of a YAML file that holds a mapping, or options.
+        ``"local"``, a scheduler's address, a mapping, the path of a YAML file that holds a mapping, or options. A
+        file may also be a cluster.yaml of Ray (as eo-grow uses it), of which what cannot be mapped is logged.
     **settings
         Options that win over those of `config`.
 
@@ -537,7 +551,7 @@ def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
     JobError
         Names the file, the line, the key and what is expected there.
     """
-    document = read_document(config, "cluster") if _is_file(config) else Document("connect()", {}, {})
+    document = _document(config) if _is_file(config) else Document("connect()", {}, {})
     config = document.values if _is_file(config) else _written_out(config)
     values = {"cluster": {**config, **settings} if isinstance(config, Mapping) else config}
     places = {("cluster", *keys): place for keys, place in document.places.items()}
