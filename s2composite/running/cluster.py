@@ -76,21 +76,20 @@ def connect(
     config
         ``"local"``: worker processes on this machine; ``"tcp://host:port"`` or ``"tls://..."``: a scheduler that runs
         already; a mapping with a ``type`` (``{"type": "local", "workers": 2}``); the path of a YAML file that has one.
-    workers
-        Local: processes; None: one for each core.
-    threads
-        Local: threads of each worker; None: the cores divided by `workers`, so 1.
-    memory
-        Local: limit of each worker, ``"4GB"``; None: nine tenths of the machine's memory divided by `workers`.
-    dashboard
-        Local: where to serve the dashboard, ``":8787"``; a free port is found if that one is taken.
+        Types: ``local``, ``address``, ``ssh``, ``gateway``, ``kubernetes``, ``coiled``, ``slurm``, each with a file in
+        ``examples/clusters``. A cluster.yaml of Ray is mapped to ``ssh`` or ``coiled``.
+    workers, threads, memory, dashboard
+        Win over those of `config`, for types that have them. Local: processes (None: one for each core), threads of
+        each (None: the cores divided by `workers`), memory limit of each (None: nine tenths of the machine's memory
+        divided by `workers`), where to serve the dashboard (a free port is found if ``":8787"`` is taken).
     announce
         Whether to write one line with the workers and the dashboard's link to the terminal or notebook.
 
     Returns
     -------
     distributed.Client
-        A context manager. Closing it stops local workers; the workers of an address are left alone.
+        A context manager. Closing it stops what was started; the workers of an address are left alone. Environment
+        variables that those were given stay set until they end.
 
     Raises
     ------
