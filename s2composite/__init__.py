@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from s2composite.pixels.masks import Nodata, Saturated
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
     from s2composite.running.cluster import connect
+    from s2composite.running.cluster_check import check_cluster
     from s2composite.running.job import load_job
     from s2composite.running.plan import plan_job
     from s2composite.running.run import run_job
@@ -48,6 +49,7 @@ _ROOMS = {
     "SCL": "pixels.flags",
     "Saturated": "pixels.masks",
     "Scene": "scenes.model",
+    "check_cluster": "running.cluster_check",
     "composite": "compositing",
     "connect": "running.cluster",
     "find_scenes": "scenes.listing",
@@ -72,6 +74,7 @@ __all__ = [
     "S2CompositeError",
     "Saturated",
     "Scene",
+    "check_cluster",
     "composite",
     "connect",
     "find_scenes",

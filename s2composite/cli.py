@@ -357,3 +357,45 @@ def _print_table(rows: Sequence[Mapping[str, Any]], scenes: int) -> None:
 def _cell(value: Any, *, odd: bool) -> Text:
     text = " x ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
     return Text(text, "bold red" if odd else "")
+
+
+@app.command()
+def check(
+    cluster: Annotated[
+        str, typer.Argument(metavar="CLUSTER.YAML", help="A cluster's file, 'local', or a scheduler's address.")
+    ],
+    *,
+    source: Annotated[str | None, typer.Option(help="Scenes of which every worker reads a header.")] = None,
+    target: Annotated[str | None, typer.Option(help="Where every worker writes and deletes a small object.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for the answers of all workers.")] = 60,
+) -> None:
+    """Start or join a cluster and report what every worker has and can reach; exit code 2 if something is wrong."""
+    from s2composite.running.cluster import connect
+    from s2composite.running.cluster_check import check_cluster
+
+    with connect(cluster) as client:
+        found = check_cluster(client, source=source, target=target, timeout=timeout)
+    columns = ("worker", "threads", "memory", "python", "s2composite", "dask", "numpy", "numba", "rasterio", "gdal")
+    asked = [name for name, value in (("source", source), ("target", target)) if value is not None]
+    table = Table(*columns, *asked, "environment", box=None, header_style="bold", pad_edge=False)
+    for worker in found.workers:
+        table.add_row(*_worker_row(worker, columns[3:-1], asked))
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    console.print(table)
+    for problem in found.problems:
+        console.print(f"[bold red]problem:[/] {_plain(problem)}", soft_wrap=True)
+    console.print(f"{_plural(len(found.workers), 'worker')}, {_plural(len(found.problems), 'problem')}")
+    if not found.ok:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _worker_row(worker: Any, packages: Sequence[str], asked: Sequence[str]) -> list[Text]:
+    """Return the cells of one worker; what it could not find out is a question mark."""
+    findings = worker.findings
+    memory = "no limit" if worker.memory is None else f"{worker.memory / 1e9:.1f} GB"
+    facts = [worker.address, str(worker.threads), memory, *(worker.versions.get(name) or "-" for name in packages)]
+    if findings is None:
+        return [Text(text) for text in facts] + [Text("?", "bold red")] * (len(asked) + 2)
+    good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
+    words = [Text("ok") if fine else Text("problem", "bold red") for fine in good]
+    return [*map(Text, facts), Text(findings.gdal), *words]

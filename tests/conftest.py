@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# coiled brings gilknocker, with which Dask's monitor warns whenever numba holds the interpreter for long.
+os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED", "false")
+
 
 @pytest.fixture(scope="session")
 def scenes_dir(tmp_path_factory):

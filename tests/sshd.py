@@ -9,16 +9,12 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage_servers import free_port
+
 import s2composite
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 HERE = Path(s2composite.__file__).parents[1]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def make_key(path):

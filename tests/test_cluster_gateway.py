@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sshd import HERE, free_port
+from sshd import HERE
+from storage_servers import free_port
 
 from s2composite import connect
 from s2composite.errors import ClusterError, JobError

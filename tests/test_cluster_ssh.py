@@ -5,7 +5,8 @@ import sys
 
 import psutil
 import pytest
-from sshd import SSHD, free_port, make_key, ssh_server
+from sshd import SSHD, make_key, ssh_server
+from storage_servers import free_port
 
 from s2composite import connect
 from s2composite.errors import ClusterError, JobError

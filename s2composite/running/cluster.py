@@ -19,8 +19,11 @@ from rich.console import Console
 
 from s2composite.errors import ClusterError
 from s2composite.running.cluster_client import ClusterClient, await_workers, one_thread, ship, values_to_ship
+from s2composite.running.cluster_coiled import coiled
 from s2composite.running.cluster_gateway import gateway
+from s2composite.running.cluster_kubernetes import kubernetes
 from s2composite.running.cluster_options import AddressOptions, ElasticOptions, LocalOptions, read_cluster
+from s2composite.running.cluster_slurm import slurm
 from s2composite.running.cluster_ssh import ssh
 
 __all__ = ["CLUSTERS", "connect"]
@@ -29,6 +32,9 @@ LOG = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.9
 """Share of the machine's memory that local workers get together; the rest is for this process and the system."""
+
+SCALES_ITSELF = ("gateway", "coiled")
+"""Kinds that are told the bounds of their size when they are started."""
 
 WORKER_PRELOAD = """
 import atexit, logging, os, sys
@@ -70,21 +76,20 @@ def connect(
     config
         ``"local"``: worker processes on this machine; ``"tcp://host:port"`` or ``"tls://..."``: a scheduler that runs
         already; a mapping with a ``type`` (``{"type": "local", "workers": 2}``); the path of a YAML file that has one.
-    workers
-        Local: processes; None: one for each core.
-    threads
-        Local: threads of each worker; None: the cores divided by `workers`, so 1.
-    memory
-        Local: limit of each worker, ``"4GB"``; None: nine tenths of the machine's memory divided by `workers`.
-    dashboard
-        Local: where to serve the dashboard, ``":8787"``; a free port is found if that one is taken.
+        Types: ``local``, ``address``, ``ssh``, ``gateway``, ``kubernetes``, ``coiled``, ``slurm``, each with a file in
+        ``examples/clusters``. A cluster.yaml of Ray is mapped to ``ssh`` or ``coiled``.
+    workers, threads, memory, dashboard
+        Win over those of `config`, for types that have them. Local: processes (None: one for each core), threads of
+        each (None: the cores divided by `workers`), memory limit of each (None: nine tenths of the machine's memory
+        divided by `workers`), where to serve the dashboard (a free port is found if ``":8787"`` is taken).
     announce
         Whether to write one line with the workers and the dashboard's link to the terminal or notebook.
 
     Returns
     -------
     distributed.Client
-        A context manager. Closing it stops local workers; the workers of an address are left alone.
+        A context manager. Closing it stops what was started; the workers of an address are left alone. Environment
+        variables that those were given stay set until they end.
 
     Raises
     ------
@@ -121,7 +126,7 @@ def connect(
 
 def _follow_the_work(client: Client, options: Any) -> None:
     """Let the number of workers follow the work where bounds are given."""
-    if isinstance(options, ElasticOptions) and options.bounds is not None and options.type != "gateway":
+    if isinstance(options, ElasticOptions) and options.bounds is not None and options.type not in SCALES_ITSELF:
         minimum, maximum = options.bounds
         client.cluster.adapt(minimum=minimum, maximum=maximum)
 
@@ -216,5 +221,13 @@ async def _shake_hands(options: AddressOptions, security: Security) -> None:
     (await asyncio.wait_for(greeting, options.timeout)).abort()
 
 
-CLUSTERS: dict[str, Callable[[Any], Client]] = {"local": _local, "address": _address, "ssh": ssh, "gateway": gateway}
+CLUSTERS: dict[str, Callable[[Any], Client]] = {
+    "local": _local,
+    "address": _address,
+    "ssh": ssh,
+    "gateway": gateway,
+    "kubernetes": kubernetes,
+    "coiled": coiled,
+    "slurm": slurm,
+}
 """What starts each kind of cluster, by the ``type`` of its options."""

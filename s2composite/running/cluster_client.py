@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from distributed import Client, WorkerPlugin
@@ -60,6 +60,11 @@ class ShippedEnvironment(WorkerPlugin):  # type: ignore[misc] # distributed has 
     def __repr__(self) -> str:
         return f"ShippedEnvironment({', '.join(self._values)})"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the variables."""
+        return tuple(self._values)
+
     def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask passes it
         """Set the variables; Dask calls this in each worker."""
         os.environ.update(self._values)
@@ -106,6 +111,8 @@ def ship(client: Client, values: Mapping[str, str]) -> None:
     try:
         client.register_plugin(ShippedEnvironment(values))
     except Exception as error:  # whatever importing the plugin raises in a worker arrives here
+        with suppress(Exception):  # else workers that come later could not start; those that lack it say so again
+            client.unregister_worker_plugin(ShippedEnvironment.name)
         raise ClusterError(
             f"a worker did not take its environment ({type(error).__name__}: {error}); install the same s2composite "
             "in its Python as here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -10,23 +11,29 @@ from typing import Annotated, Any, Literal, Self
 from dask.utils import parse_bytes
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
+from s2composite.running.cluster_ray import is_ray, read_ray_cluster
 from s2composite.running.document import Document, Expected, Strict, read_document, validated
 
 __all__ = [
     "AddressOptions",
     "ClusterOptions",
+    "CoiledOptions",
     "Count",
     "ElasticOptions",
     "FilePath",
     "GatewayOptions",
     "HostedOptions",
     "KindOptions",
+    "KubernetesOptions",
     "LocalOptions",
     "Positive",
+    "SlurmOptions",
     "SshOptions",
     "Text",
     "read_cluster",
 ]
+
+LOG = logging.getLogger(__name__)
 
 SCHEMES = ("tcp://", "tls://", "ws://", "wss://", "ucx://", "inproc://")
 """How the address of a Dask scheduler begins."""
@@ -334,6 +341,152 @@ class GatewayOptions(HostedOptions):
         return self
 
 
+class KubernetesOptions(HostedOptions):
+    """A cluster in Kubernetes, where the Dask operator is installed."""
+
+    type: Literal["kubernetes"] = "kubernetes"
+    """Names the kind of cluster."""
+
+    image: Annotated[Text, Expected("a container image with s2composite in it")]
+    """Container image of workers and scheduler, with the same s2composite as here."""
+
+    name: Annotated[
+        str, Field(pattern=r"^[a-z]([a-z0-9-]{0,48}[a-z0-9])?$"), Expected("a name of lower case letters, digits and -")
+    ] = "s2composite"
+    """Name of the DaskCluster resource; there must be none of that name yet."""
+
+    namespace: Text | None = None
+    """Namespace of the resource; None: the one in use."""
+
+    threads: Annotated[Count, WHOLE] = 1
+    """Threads of each worker, and cores that its pod asks for."""
+
+    memory: Annotated[Memory, Expected("memory of one worker, such as '4GB'")] = "4GB"
+    """Memory of each worker: its pod's request and limit."""
+
+    secret: Text | None = None
+    """Name of a Secret whose keys become environment variables of the workers."""
+
+    service_account: Text | None = None
+    """Service account of the pods, such as one that may read a bucket."""
+
+    node_selector: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    """Labels of the nodes that the pods may run on."""
+
+    idle_timeout: Annotated[int, Field(ge=0), Expected("a whole number of seconds; 0: never")] = 1200
+    """Seconds without work after which the operator deletes the cluster; 0: never."""
+
+
+class CoiledOptions(HostedOptions):
+    """A cluster that Coiled starts in one's own cloud account."""
+
+    type: Literal["coiled"] = "coiled"
+    """Names the kind of cluster."""
+
+    name: Text | None = None
+    """Name of the cluster; None: Coiled makes one up."""
+
+    workspace: Text | None = None
+    """Workspace to use; None: the default one."""
+
+    region: Text | None = None
+    """Region of the machines, best the one where the scenes are; None: the workspace's."""
+
+    vm_types: SomeTexts | None = None
+    """Instance types of workers, the best one first; None: by `threads` and `memory`."""
+
+    scheduler_vm_types: SomeTexts | None = None
+    """Instance types of the scheduler; None: Coiled chooses."""
+
+    threads: Annotated[Count | None, WHOLE] = None
+    """Cores of each worker's machine; None: Coiled chooses."""
+
+    memory: Annotated[Memory | None, Expected("memory of one worker, such as '16GiB'")] = None
+    """Memory of each worker's machine; None: Coiled chooses."""
+
+    disk_size: Annotated[Count | None, Expected("a whole number of GiB")] = None
+    """Disk of each worker in GiB; None: Coiled chooses."""
+
+    spot_policy: Annotated[
+        Literal["on-demand", "spot", "spot_with_fallback"], Expected("one of on-demand, spot, spot_with_fallback")
+    ] = "on-demand"
+    """Whether workers are spot instances, which cost less and may be taken away."""
+
+    idle_timeout: Annotated[Text, Expected("a duration such as '20 minutes'")] = "20 minutes"
+    """Time without work after which the cluster is shut down."""
+
+    container: Text | None = None
+    """Container image to run, instead of the packages here."""
+
+    software: Text | None = None
+    """Software environment at Coiled to run, instead of the packages here."""
+
+    package_sync_only: Texts = ()
+    """Only these packages are copied from the environment here; empty: all."""
+
+    package_sync_ignore: Texts = ()
+    """These packages are not copied from the environment here."""
+
+    @model_validator(mode="after")
+    def _one_software(self) -> Self:
+        given = {
+            "container": self.container,
+            "software": self.software,
+            "package_sync_only or package_sync_ignore": self.package_sync_only or self.package_sync_ignore,
+        }
+        several = [name for name, value in given.items() if value]
+        if len(several) > 1:
+            raise ValueError(f"{' and '.join(several)} exclude each other; give one")
+        if self.vm_types is not None and (self.threads or self.memory):
+            raise ValueError("vm_types says what machines have; leave threads and memory out, or vm_types")
+        return self
+
+
+class SlurmOptions(HostedOptions):
+    """A cluster of a computing centre, of which each worker is a job in Slurm's queue."""
+
+    type: Literal["slurm"] = "slurm"
+    """Names the kind of cluster."""
+
+    queue: Text | None = None
+    """Partition to submit to; None: the centre's default."""
+
+    account: Text | None = None
+    """Account that is charged; None: the user's default."""
+
+    walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$"), Expected("a time such as '02:00:00'")] = (
+        "01:00:00"
+    )
+    """Longest time that a worker runs."""
+
+    threads: Annotated[Count, WHOLE] = 1
+    """Threads of each worker, and cores that its job asks for."""
+
+    memory: Annotated[Memory, Expected("memory of one worker, such as '4GB'")] = "4GB"
+    """Memory of each worker's job."""
+
+    directives: Texts = ()
+    """More lines for ``#SBATCH``, such as ``--constraint=cascadelake``."""
+
+    prologue: Texts = ()
+    """Lines of shell that run before the worker, such as ``module load python``."""
+
+    interface: Text | None = None
+    """Network interface that all nodes share, such as ``ib0``."""
+
+    python: Text | None = None
+    """Python on the nodes, with s2composite installed; None: the path that Python has here."""
+
+    log_directory: FilePath | None = None
+    """Where the jobs' output goes; None: where Slurm puts it."""
+
+    local_directory: FilePath | None = None
+    """Where workers put what does not fit into memory, a disk of the node."""
+
+    dashboard: Dashboard = ":8787"
+    """Where to serve the Dask dashboard; another port is found if that one is taken."""
+
+
 def _is_file(config: Any) -> bool:
     return isinstance(config, os.PathLike) or (isinstance(config, str) and config.endswith((".yaml", ".yml")))
 
@@ -359,10 +512,23 @@ def _cluster(config: Any) -> Any:
     return config
 
 
+AnyOptions = (
+    LocalOptions | AddressOptions | SshOptions | GatewayOptions | KubernetesOptions | CoiledOptions | SlurmOptions
+)
+
 ClusterOptions = Annotated[
-    Annotated[LocalOptions | AddressOptions | SshOptions | GatewayOptions, Field(discriminator="type")],
-    BeforeValidator(_cluster, json_schema_input_type=str | LocalOptions | AddressOptions | SshOptions | GatewayOptions),
+    Annotated[AnyOptions, Field(discriminator="type")],
+    BeforeValidator(_cluster, json_schema_input_type=str | AnyOptions),
 ]
+
+
+def _document(path: str | os.PathLike[str]) -> Document:
+    if not is_ray(path):
+        return read_document(path, "cluster")
+    ray = read_ray_cluster(path)
+    for left in ray.unmapped:
+        LOG.warning("%s, line %s: %s is not mapped: %s", os.fspath(path), left.line, left.key, left.reason)
+    return ray.document
 
 
 class _HasCluster(Strict):
@@ -375,7 +541,8 @@ def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
     Parameters
     ----------
     config
-        ``"local"``, a scheduler's address, a mapping, the path of a YAML file that holds a mapping, or options.
+        ``"local"``, a scheduler's address, a mapping, the path of a YAML file that holds a mapping, or options. A
+        file may also be a cluster.yaml of Ray (as eo-grow uses it), of which what cannot be mapped is logged.
     **settings
         Options that win over those of `config`.
 
@@ -384,7 +551,7 @@ def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
     JobError
         Names the file, the line, the key and what is expected there.
     """
-    document = read_document(config, "cluster") if _is_file(config) else Document("connect()", {}, {})
+    document = _document(config) if _is_file(config) else Document("connect()", {}, {})
     config = document.values if _is_file(config) else _written_out(config)
     values = {"cluster": {**config, **settings} if isinstance(config, Mapping) else config}
     places = {("cluster", *keys): place for keys, place in document.places.items()}

@@ -1,0 +1,106 @@
+"""Clusters in Kubernetes, run by the Dask operator."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from dask.utils import parse_bytes
+
+from s2composite.errors import MissingDependencyError
+from s2composite.running.cluster_client import ClusterClient, one_thread, started
+from s2composite.running.cluster_options import KubernetesOptions
+
+__all__ = ["kubernetes", "manifest"]
+
+COMM, DASHBOARD, WORKER_DASHBOARD = 8786, 8787, 8788
+"""Ports of the scheduler, its dashboard, and a worker's dashboard."""
+
+
+def kubernetes(options: KubernetesOptions) -> ClusterClient:
+    """Create a DaskCluster resource and connect to its scheduler; closing the client deletes it."""
+    if importlib.util.find_spec("dask_kubernetes") is None:
+        raise MissingDependencyError(
+            "clusters in Kubernetes need dask-kubernetes; pip install 's2composite[kubernetes]'"
+        )
+    cure = "check that kubectl reaches the cluster, that the Dask operator is installed there, and the pods' events"
+    with started("kubernetes cluster", cure):
+        from dask_kubernetes.operator import KubeCluster  # noqa: PLC0415 - an extra
+
+        cluster = KubeCluster(
+            custom_cluster_spec=manifest(options),
+            namespace=options.namespace,
+            create_mode="CREATE_ONLY",  # a cluster of the same name is somebody's, and would be deleted at the end
+            shutdown_on_close=True,
+            resource_timeout=int(options.timeout),
+            quiet=True,
+        )
+        try:
+            client = ClusterClient(cluster, timeout=options.timeout)
+        except BaseException:
+            cluster.close()
+            raise
+    client.closes = cluster.close
+    return client
+
+
+def manifest(options: KubernetesOptions) -> dict[str, Any]:
+    """Return the DaskCluster resource, as ``kubectl apply`` takes it; there is no secret in it, only names of some."""
+    return {
+        "apiVersion": "kubernetes.dask.org/v1",
+        "kind": "DaskCluster",
+        "metadata": {"name": options.name},
+        "spec": {
+            "idleTimeout": int(options.idle_timeout),
+            "worker": {"replicas": options.first, "spec": _pod(_worker(options), options)},
+            "scheduler": {"spec": _pod(_scheduler(options), options), "service": _service(options.name)},
+        },
+    }
+
+
+def _pod(container: dict[str, Any], options: KubernetesOptions) -> dict[str, Any]:
+    return {
+        "containers": [container],
+        **({} if options.service_account is None else {"serviceAccountName": options.service_account}),
+        **({"nodeSelector": dict(options.node_selector)} if options.node_selector else {}),
+    }
+
+
+def _worker(options: KubernetesOptions) -> dict[str, Any]:
+    memory = str(parse_bytes(options.memory))
+    command = ["dask", "worker", "--name", "$(DASK_WORKER_NAME)", "--nthreads", str(options.threads)]
+    command += ["--memory-limit", memory, "--dashboard", "--dashboard-address", str(WORKER_DASHBOARD)]
+    secret = {} if options.secret is None else {"envFrom": [{"secretRef": {"name": options.secret}}]}
+    return {
+        "name": "worker",
+        "image": options.image,
+        "args": command,
+        "env": [{"name": name, "value": value} for name, value in one_thread(options.environment).items()],
+        **secret,
+        "resources": {"requests": {"cpu": str(options.threads), "memory": memory}, "limits": {"memory": memory}},
+        "ports": [{"name": "http-dashboard", "containerPort": WORKER_DASHBOARD, "protocol": "TCP"}],
+    }
+
+
+def _scheduler(options: KubernetesOptions) -> dict[str, Any]:
+    health = {"httpGet": {"port": "http-dashboard", "path": "/health"}, "periodSeconds": 10}
+    return {
+        "name": "scheduler",
+        "image": options.image,
+        "args": ["dask", "scheduler", "--host", "0.0.0.0"],  # noqa: S104 - inside of its pod
+        "ports": [
+            {"name": "tcp-comm", "containerPort": COMM, "protocol": "TCP"},
+            {"name": "http-dashboard", "containerPort": DASHBOARD, "protocol": "TCP"},
+        ],
+        "readinessProbe": {**health, "initialDelaySeconds": 0, "timeoutSeconds": 300},
+        "livenessProbe": {**health, "initialDelaySeconds": 15},
+    }
+
+
+def _service(name: str) -> dict[str, Any]:
+    ports = {"tcp-comm": COMM, "http-dashboard": DASHBOARD}
+    return {
+        "type": "ClusterIP",
+        "selector": {"dask.org/cluster-name": name, "dask.org/component": "scheduler"},
+        "ports": [{"name": key, "protocol": "TCP", "port": port, "targetPort": key} for key, port in ports.items()],
+    }

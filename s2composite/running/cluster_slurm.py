@@ -1,0 +1,70 @@
+"""Clusters of a computing centre: each worker is a job in Slurm's queue."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import shutil
+from typing import Any
+
+from s2composite.errors import ClusterError, MissingDependencyError
+from s2composite.running.cluster_client import ClusterClient, one_thread, started
+from s2composite.running.cluster_options import SlurmOptions
+
+__all__ = ["job_script", "slurm", "slurm_arguments"]
+
+
+def slurm(options: SlurmOptions) -> ClusterClient:
+    """Start a scheduler here and submit a job for each worker; closing the client cancels them."""
+    _needs_jobqueue()
+    if shutil.which("sbatch") is None:  # dask-jobqueue would only log that, and wait for workers
+        raise ClusterError("there is no sbatch here; start s2composite on a login node of a cluster with Slurm")
+    with started("slurm cluster", "check that sbatch works here, and the queue, the account and the limits"):
+        from dask_jobqueue import SLURMCluster  # noqa: PLC0415 - an extra
+
+        cluster = SLURMCluster(**slurm_arguments(options), n_workers=options.first)
+        try:
+            client = ClusterClient(cluster, timeout=options.timeout)
+        except BaseException:
+            cluster.close()
+            raise
+    client.closes = cluster.close
+    return client
+
+
+def job_script(options: SlurmOptions) -> str:
+    """Return the script that is submitted for each worker, for a scheduler that is not known yet."""
+    _needs_jobqueue()
+    from dask_jobqueue.slurm import SLURMJob  # noqa: PLC0415 - an extra
+
+    arguments = slurm_arguments(options)
+    del arguments["scheduler_options"]
+    return str(SLURMJob(scheduler="tcp://scheduler:8786", name="worker", **arguments).job_script())
+
+
+def _needs_jobqueue() -> None:
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        raise MissingDependencyError("clusters of Slurm need dask-jobqueue; pip install 's2composite[slurm]'")
+
+
+def slurm_arguments(options: SlurmOptions) -> dict[str, Any]:
+    """Return the arguments of dask-jobqueue's SLURMCluster."""
+    # In a file that others may read: thread counts, and nothing else of the environment.
+    threads = [f"export {name}={shlex.quote(value)}" for name, value in one_thread(options.environment).items()]
+    arguments = {
+        "queue": options.queue,
+        "account": options.account,
+        "walltime": options.walltime,
+        "cores": options.threads,
+        "memory": options.memory,
+        "processes": 1,
+        "job_extra_directives": list(options.directives),
+        "job_script_prologue": [*threads, *options.prologue],
+        "interface": options.interface,
+        "python": options.python,
+        "log_directory": options.log_directory,
+        "local_directory": options.local_directory,
+        "death_timeout": options.timeout,
+        "scheduler_options": {"dashboard_address": options.dashboard},
+    }
+    return {name: value for name, value in arguments.items() if value is not None}
