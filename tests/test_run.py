@@ -177,7 +177,9 @@ def start_job(directory, spec, address):
     file = Path(directory, "job.json")
     file.write_text(json.dumps({**spec, "cluster": address}))
     command = [sys.executable, "-c", "from s2composite.cli import main; main()", "run", str(file)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A client looks for a scheduler that is gone for 30 s unless told otherwise.
+    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "3s"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def lines(directory):
