@@ -197,9 +197,12 @@ def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
 
     checked = load_job(job, settings)
 
-    from s2composite.running.run import run_job  # after the check, so that a mistake in the job is told at once
+    # After the check, so that a mistake in the job is told at once.
+    from s2composite.running.report import write_report
+    from s2composite.running.run import run_job
 
     result = run_job(checked, **which)
+    write_report(checked)
     pixels = " x ".join(map(str, result.shape))
     before = f", {result.windows - result.made} of them made before" if 0 < result.made < result.windows else ""
     work = f"{_plural(result.scenes, 'scene')}, {pixels} pixels, {_plural(result.windows, 'window')}"
@@ -237,6 +240,16 @@ def status(
     typer.echo(found.summary())
     for window, why in found.failures[:10]:
         typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
+
+
+@app.command()
+def report(job: JobFile, setting: Settings = None) -> None:
+    """Write report.json and report.html beside the ledger: windows by state and time, failures by cause, versions."""
+    from s2composite.running.job import load_job
+    from s2composite.running.report import write_report
+
+    for path in write_report(load_job(job, setting or ())) or ["nothing has been done yet"]:
+        typer.echo(path)
 
 
 @app.command()

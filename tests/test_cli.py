@@ -216,7 +216,7 @@ def test_run_writes_the_composite(tmp_path, season):
     )
     assert done.returncode == 0, done.stderr
     summary, path = done.stdout.splitlines()
-    assert summary.startswith("5 scenes, 200 x 136 pixels, 4 windows in ")
+    assert summary.startswith("5 scenes, 200 x 136 pixels, 1 window in ")
     assert Path(path) == tmp_path / "median.tif"
     with rasterio.open(path) as dataset:
         np.testing.assert_array_equal(dataset.read(), season[1])
@@ -279,7 +279,7 @@ def test_run_names_the_scene_that_is_broken(tmp_path, season):
     assert not list(tmp_path.glob("*median*"))
 
 
-def test_interrupt_is_code_130_and_leaves_nothing(tmp_path):
+def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
     make_scenes(tmp_path / "scenes", scenes=3, size=600, compress="deflate", distinct=1)
     job_file(tmp_path, (tmp_path / "scenes", None), chunks=16)  # 1444 windows, after a kernel is compiled
     command = [*COMMAND, "run", "job.yaml"]
@@ -293,7 +293,9 @@ def test_interrupt_is_code_130_and_leaves_nothing(tmp_path):
     assert "Traceback" not in err
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive
-    assert not list(tmp_path.glob("*median*"))
+    # What has been made is kept for the next run, beside the ledger that says so.
+    assert not (tmp_path / "median.tif").exists()
+    assert all(path.suffix in (".ledger", ".parts") for path in tmp_path.glob("*median*"))
 
 
 # --- demo -----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from s2composite.errors import S2CompositeError, WriteError
 from s2composite.running.job import load_job
 from s2composite.running.ledger import Ledger, ledger_root, ledger_table, read_ledger
 from s2composite.running.progress import job_progress
+from s2composite.running.report import job_report, write_report
 from s2composite.running.run import run_job
 
 LAYERS = ["composite", "count", "source"]
@@ -123,11 +124,24 @@ def test_windows_that_fail_are_kept_and_tried_again(scenes, client, undisturbed,
     os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     none = run_job(job(broken, out), client=client, which="failed", error="no such words")
     assert none.made == 0
+    told = job_report(load_job(job(broken, out)))
+    assert told.state == "failed"
+    ((cause, windows),) = told.causes()
+    assert "damaged" in cause
+    assert len(windows) == len(first.failed)
+    page = told.to_html()
+    assert page.count("<rect") == 81
+    assert page.count("fill='#d43d3d'") == len(first.failed)
+    assert "&#x27;skip&#x27;" in page, "what stands in an error is text and not markup"
     last = run_job(job(broken, out), client=client, which="failed", error="damaged")
     assert last.made == len(first.failed)
     assert len(last.paths) == 3
     assert max(made(out).values()) == 1
     assert job_progress(load_job(job(broken, out))).state == "complete"
+    facts = json.loads(Path(write_report(load_job(job(broken, out)))[0]).read_text())
+    assert (facts["state"], facts["done"], facts["failures"]) == ("complete", 81, [])
+    assert facts["timings"]["read"] > 0
+    assert (Path(ledger_root(str(out / "median.tif"))) / "report.html").stat().st_size > 5000
     with pytest.raises(S2CompositeError, match="regular expression"):
         run_job(job(broken, out), client=client, which="failed", error="(")
 
