@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from sshd import HERE
@@ -151,6 +152,19 @@ def test_an_environment_that_changed_is_told(local):
         assert "ANSWER not as shipped" in check_cluster(local).problems[0]
     finally:
         local.run(mend)
+
+
+def test_a_worker_that_was_killed_comes_back_with_its_environment(local):
+    (pid,) = local.run(os.getpid).values()
+    os.kill(pid, signal.SIGKILL)
+    for _ in range(300):
+        again = list(local.run(os.getpid, on_error="return").values())
+        if again and isinstance(again[0], int) and again[0] != pid:
+            break
+        time.sleep(0.1)
+    found = check_cluster(local)
+    assert found.ok, found.problems
+    assert len(found.workers) == 1
 
 
 def test_object_storage_as_the_workers_reach_it(local, scenes_dir, tmp_path):

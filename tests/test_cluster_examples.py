@@ -11,6 +11,7 @@ from s2composite import connect
 from s2composite.errors import MissingDependencyError
 from s2composite.running.cluster import CLUSTERS
 from s2composite.running.cluster_options import read_cluster
+from s2composite.running.job import load_job
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples" / "clusters").glob("*.yaml"))
@@ -62,3 +63,12 @@ def test_a_missing_package_is_named_with_its_extra(kind, monkeypatch):
     monkeypatch.setitem(sys.modules, EXTRAS[kind], None)
     with pytest.raises(MissingDependencyError, match=rf"s2composite\[{kind}\]"):
         connect(example(kind))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_job_keeps_its_cluster(path):
+    job = load_job({"source": "scenes", "output": "median.tif", "cluster": str(path)})
+    assert job.cluster == read_cluster(path)
+    again = load_job(job.to_yaml())
+    assert again == job
+    assert read_cluster(job.cluster) == job.cluster

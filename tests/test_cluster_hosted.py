@@ -1,11 +1,15 @@
 """Kubernetes, Coiled, Slurm: what is sent to them. Nothing here has met a real one, except that Slurm's jobs really run."""
 
 import copy
+import http.server
 import inspect
+import json
 import os
 import signal
 import subprocess
+import threading
 from importlib.resources import files
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -98,6 +102,85 @@ def test_without_a_kubernetes_that_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ClusterError, match=r"the kubernetes cluster did not start .*kubectl"):
         connect({**POD, "timeout": 5})
+
+
+CLUSTERS_PATH = "/apis/kubernetes.dask.org/v1/namespaces/eo/daskclusters"
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    """As much of Kubernetes' interface as it takes to ask for a DaskCluster: some names are taken, none may be made."""
+
+    taken = ()
+    posted: ClassVar = []
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, content):
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        name = path.removeprefix(f"{CLUSTERS_PATH}/")
+        if path.rstrip("/") == "/version":
+            self.answer(200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0"})
+        elif name in self.taken:
+            self.answer(200, manifest(read_cluster({**FULL, "name": name})))
+        else:
+            self.answer(404, {"kind": "Status", "status": "Failure", "code": 404, "message": "not found"})
+
+    def do_POST(self):
+        self.posted.append(
+            (self.path.partition("?")[0], json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        )
+        self.answer(422, {"kind": "Status", "status": "Failure", "code": 422, "message": "quota exceeded"})
+
+    def do_DELETE(self):
+        self.posted.append((self.path, "deleted"))
+        self.answer(200, {"kind": "Status", "status": "Success"})
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch):
+    """An interface of Kubernetes, and the kubeconfig that leads to it."""
+    pytest.importorskip("dask_kubernetes", reason="dask-kubernetes is not installed")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "users": [{"name": "me", "user": {"token": "none"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "eo"}}],
+        }
+        (tmp_path / "config").write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        monkeypatch.setattr(Api, "posted", [])
+        yield Api
+        server.shutdown()
+
+
+def test_the_manifest_is_what_kubernetes_is_asked_for(api):
+    with pytest.raises(ClusterError, match=r"the kubernetes cluster did not start .*(422|quota)"):
+        connect({**FULL, "timeout": 5})
+    (path, posted), *_ = api.posted  # refused, it is asked for again
+    assert path == CLUSTERS_PATH
+    asked = manifest(read_cluster(FULL))
+    assert posted["spec"] == asked["spec"]
+    assert posted["metadata"]["name"] == "night"
+
+
+def test_a_cluster_of_somebody_else_is_not_taken(api, monkeypatch):
+    monkeypatch.setattr(Api, "taken", ("night",))
+    with pytest.raises(ClusterError, match="there is a DaskCluster 'night' already"):
+        connect({**FULL, "timeout": 5})
+    assert not api.posted
 
 
 def test_coiled_is_asked_for_exactly_this():

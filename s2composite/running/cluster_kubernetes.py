@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from dask.utils import parse_bytes
+from distributed.core import Status
 
-from s2composite.errors import MissingDependencyError
+from s2composite.errors import ClusterError, MissingDependencyError
 from s2composite.running.cluster_client import ClusterClient, one_thread, started
 from s2composite.running.cluster_options import KubernetesOptions
 
@@ -25,23 +29,45 @@ def kubernetes(options: KubernetesOptions) -> ClusterClient:
         )
     cure = "check that kubectl reaches the cluster, that the Dask operator is installed there, and the pods' events"
     with started("kubernetes cluster", cure):
-        from dask_kubernetes.operator import KubeCluster  # noqa: PLC0415 - an extra
+        from dask_kubernetes.operator.kubecluster.kubecluster import CreateMode, KubeCluster  # noqa: PLC0415 - an extra
 
-        cluster = KubeCluster(
-            custom_cluster_spec=manifest(options),
-            namespace=options.namespace,
-            create_mode="CREATE_ONLY",  # a cluster of the same name is somebody's, and would be deleted at the end
-            shutdown_on_close=True,
-            resource_timeout=int(options.timeout),
-            quiet=True,
-        )
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop that runs already
+            thread.submit(asyncio.run, _check_name(options)).result()
         try:
+            cluster = KubeCluster(
+                custom_cluster_spec=manifest(options),
+                namespace=options.namespace,
+                create_mode=CreateMode.CREATE_ONLY,
+                shutdown_on_close=True,
+                resource_timeout=int(options.timeout),
+                quiet=True,
+            )
             client = ClusterClient(cluster, timeout=options.timeout)
         except BaseException:
-            cluster.close()
+            _give_up(KubeCluster, options.name)
             raise
     client.closes = cluster.close
     return client
+
+
+def _give_up(kind: Any, name: str) -> None:
+    """Delete what there is of a cluster that did not start, now and not when this process ends."""
+    for cluster in list(kind._instances):  # noqa: SLF001 - one whose start failed is to be found nowhere else
+        if cluster.name == name:
+            with suppress(Exception):  # what is wrong is being raised already
+                cluster.close(timeout=10)
+            cluster.status = Status.closed
+
+
+async def _check_name(options: KubernetesOptions) -> None:
+    """Refuse a name that is taken: KubeCluster would, too, but delete that cluster when this process ends."""
+    from dask_kubernetes.operator._objects import DaskCluster  # noqa: PLC0415 - an extra
+
+    cluster = await DaskCluster(options.name, namespace=options.namespace)
+    if await cluster.exists():
+        raise ClusterError(
+            f"there is a DaskCluster {options.name!r} already in Kubernetes; give another 'name', or delete it first"
+        )
 
 
 def manifest(options: KubernetesOptions) -> dict[str, Any]:
