@@ -281,7 +281,8 @@ def test_run_names_the_scene_that_is_broken(tmp_path, season):
 
 def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
     make_scenes(tmp_path / "scenes", scenes=3, size=600, compress="deflate", distinct=1)
-    job_file(tmp_path, (tmp_path / "scenes", None), chunks=16)  # 1444 windows, after a kernel is compiled
+    tiles = "{blocksize: 16}"
+    job_file(tmp_path, (tmp_path / "scenes", None), chunks=16, raster=tiles)  # 1444 windows, after a kernel is compiled
     command = [*COMMAND, "run", "job.yaml"]
     process = subprocess.Popen(command, cwd=tmp_path, env=WIDE, stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline().startswith("Dask: ")
