@@ -55,7 +55,7 @@ def main() -> None:
         app()
     except S2CompositeError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
-        sys.exit(BAD_INPUT)
+        sys.exit(SOME_FAILED if getattr(error, "resumable", False) else BAD_INPUT)
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from distributed import get_worker
 
 import s2composite as s2c
-from s2composite.errors import ReadError, S2CompositeError
+from s2composite.errors import ClusterError, ReadError
 from s2composite.running.bounded import Call, Policy, run_bounded
 
 QUICK = Policy(attempts=3, pause=0.05, timeout=60)
@@ -129,5 +129,5 @@ def test_a_frozen_worker_is_left_behind(tmp_path):
 def test_a_scheduler_that_is_gone_is_said(tmp_path):
     client = s2c.connect("local", workers=1, threads=1, memory="1GB", dashboard=":0", announce=False)
     client.close()
-    with pytest.raises(S2CompositeError, match="scheduler is gone"):
+    with pytest.raises(ClusterError, match="scheduler is gone"):
         list(run_bounded(client, calls("double", double), QUICK))

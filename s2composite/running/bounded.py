@@ -20,7 +20,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, get_worker, wait
 from distributed.client import FuturesCancelledError
 
-from s2composite.errors import S2CompositeError, WriteError
+from s2composite.errors import ClusterError, S2CompositeError, WriteError
 
 __all__ = ["Call", "Outcome", "Policy", "run_bounded"]
 
@@ -108,7 +108,7 @@ def run_bounded(client: Client, calls: Iterator[Call], policy: Policy) -> Iterat
 
     Raises
     ------
-    S2CompositeError
+    ClusterError
         The scheduler is gone. What has been yielded is true; the rest has not happened or will be done again.
     """
     flying: dict[Future, _Flight] = {}
@@ -257,8 +257,9 @@ def _pause(policy: Policy, attempt: int) -> float:
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
-def _gone(client: Client) -> S2CompositeError:
-    return S2CompositeError(
+def _gone(client: Client) -> ClusterError:
+    return ClusterError(
         f"the scheduler is gone ({client.scheduler.address if client.scheduler else 'closed'}); what is done stays "
-        "done: start the cluster again and resume the job"
+        "done: start the cluster again and resume the job",
+        resumable=True,
     )

@@ -1,0 +1,126 @@
+"""What running a job costs beside its windows: overhead over the bare graph, two workers over one, resuming what is half
+done, and a scheduler that is fed a great many windows without pixels.
+
+    python benchmarks/runner.py                                   # 48 scenes of 4096 x 4096, 20 000 windows without pixels
+    python benchmarks/runner.py --windows 1000000 --only windows  # the million, about an hour on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+import s2composite as s2c
+from s2composite.demo import make_scenes
+from s2composite.running.bounded import Call, Policy, run_bounded
+from s2composite.running.plan import plan_job
+from s2composite.running.run import run_job
+
+LAYERS = ["composite", "count", "source"]
+
+
+def timed(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def job(directory, output, **keys):
+    return {"source": str(directory), "output": str(output), "layers": LAYERS, "overwrite": True, **keys}
+
+
+def overhead(directory, scratch, rounds):
+    """The runner beside `to_raster` on the same workers, in turns, the best of each."""
+    with s2c.connect("local", workers=2, threads=1, announce=False) as client:
+        bare, runner = [], []
+        for turn in range(rounds + 1):
+            comp = s2c.composite(s2c.open_cube(directory, chunks=1024))
+            took = timed(
+                lambda comp=comp: comp.to_raster(
+                    str(scratch / "bare.tif"), layers=LAYERS, overwrite=True, progress=False
+                )
+            )
+            spec = job(directory, scratch / f"job{turn}.tif", chunks=1024)
+            again = timed(lambda spec=spec: run_job(spec, client=client))
+            if turn:  # the first compiles and fills caches
+                bare.append(took)
+                runner.append(again)
+    print(f"to_raster {min(bare):6.2f} s   run_job {min(runner):6.2f} s   overhead {min(runner) / min(bare) - 1:+.1%}")
+
+
+def scaling(directory, scratch, rounds):
+    """The same job on one worker and on two."""
+    best = {}
+    for workers in (1, 2):
+        with s2c.connect("local", workers=workers, threads=1, announce=False) as client:
+            took = [
+                timed(
+                    lambda turn=turn: run_job(
+                        job(directory, scratch / f"scale{workers}-{turn}.tif", chunks=1024), client=client
+                    )
+                )
+                for turn in range(rounds + 1)
+            ]
+            best[workers] = min(took[1:])
+    print(f"1 worker  {best[1]:6.2f} s   2 workers {best[2]:6.2f} s   speed-up {best[1] / best[2]:.2f}")
+
+
+def resuming(directory, scratch):
+    """A job of which half of the windows are done."""
+    with s2c.connect("local", workers=2, threads=1, announce=False) as client:
+        whole = timed(lambda: run_job(job(directory, scratch / "whole.tif", chunks=1024), client=client))
+        spec = job(directory, scratch / "half.tif", chunks=1024)
+        windows = [w.window for w in plan_job(spec).windows]
+        first = timed(lambda: run_job(spec, client=client, windows=windows[::2]))
+        rest = timed(lambda: run_job(spec, client=client))
+        skipped = timed(lambda: run_job({**spec, "overwrite": False}, client=client))
+    print(f"whole {whole:.2f} s   half {first:.2f} s   resumed {rest:.2f} s   complete already {skipped:.2f} s")
+
+
+def nothing(number):
+    return number
+
+
+def many_windows(count):
+    """Calls without pixels: how many a second, and what the scheduler's process holds while they pass."""
+    with s2c.connect("local", workers=2, threads=1, announce=False) as client:
+        process, start, seen = psutil.Process(), time.perf_counter(), 0
+        calls = (Call(f"nothing-{i}", nothing, (i,), i) for i in range(count))
+        marks = {count // 10, count // 2, count}
+        for _ in run_bounded(client, calls, Policy(look_ahead=8)):
+            seen += 1
+            if seen in marks:
+                rate, memory = seen / (time.perf_counter() - start), process.memory_info().rss / 2**20
+                tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+                print(f"{seen:9d} windows   {rate:6.0f} a second   scheduler {memory:.0f} MiB, knows {tasks} tasks")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--windows", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", choices=["overhead", "scaling", "resume", "windows"])
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch, directory = Path(folder), Path(folder) / "scenes"
+        if args.only != "windows":
+            make_scenes(str(directory), scenes=args.scenes, size=args.size, distinct=4)
+        for name, measure in {
+            "overhead": lambda: overhead(directory, scratch, args.rounds),
+            "scaling": lambda: scaling(directory, scratch, args.rounds),
+            "resume": lambda: resuming(directory, scratch),
+            "windows": lambda: many_windows(args.windows),
+        }.items():
+            if args.only in (None, name):
+                print(name)
+                measure()
+
+
+if __name__ == "__main__":
+    main()
