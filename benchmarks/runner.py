@@ -88,11 +88,10 @@ def nothing(number):
 def many_windows(count):
     """Calls without pixels: how many a second, and what the scheduler's process holds while they pass."""
     with s2c.connect("local", workers=2, threads=1, announce=False) as client:
-        process, start, seen = psutil.Process(), time.perf_counter(), 0
+        process, start = psutil.Process(), time.perf_counter()
         calls = (Call(f"nothing-{i}", nothing, (i,), i) for i in range(count))
         marks = {count // 10, count // 2, count}
-        for _ in run_bounded(client, calls, Policy(look_ahead=8)):
-            seen += 1
+        for seen, _ in enumerate(run_bounded(client, calls, Policy(look_ahead=8)), 1):
             if seen in marks:
                 rate, memory = seen / (time.perf_counter() - start), process.memory_info().rss / 2**20
                 tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
