@@ -54,19 +54,15 @@ def overhead(directory, scratch, rounds):
 
 def scaling(directory, scratch, rounds):
     """The same job on one worker and on two."""
-    best = {}
-    for workers in (1, 2):
-        with s2c.connect("local", workers=workers, threads=1, announce=False) as client:
-            took = [
-                timed(
-                    lambda turn=turn: run_job(
-                        job(directory, scratch / f"scale{workers}-{turn}.tif", chunks=1024), client=client
-                    )
-                )
-                for turn in range(rounds + 1)
-            ]
-            best[workers] = min(took[1:])
+    best = {workers: best_of(directory, scratch, workers, rounds) for workers in (1, 2)}
     print(f"1 worker  {best[1]:6.2f} s   2 workers {best[2]:6.2f} s   speed-up {best[1] / best[2]:.2f}")
+
+
+def best_of(directory, scratch, workers, rounds):
+    """Seconds of a job on some workers, the best of several but for the first."""
+    with s2c.connect("local", workers=workers, threads=1, announce=False) as client:
+        specs = [job(directory, scratch / f"scale{workers}-{turn}.tif", chunks=1024) for turn in range(rounds + 1)]
+        return min([timed(lambda spec=spec: run_job(spec, client=client)) for spec in specs][1:])
 
 
 def resuming(directory, scratch):
