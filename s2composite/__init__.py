@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from s2composite.running.cluster import connect
     from s2composite.running.cluster_check import check_cluster
     from s2composite.running.job import load_job
-    from s2composite.running.plan import plan_job
-    from s2composite.running.run import run_job
+    from s2composite.running.plan import plan_cells, plan_job
+    from s2composite.running.run import run_cells, run_job
     from s2composite.scenes.listing import find_scenes
     from s2composite.scenes.model import Asset, Scene
     from s2composite.screening import select_scenes, valid_share
@@ -58,7 +58,9 @@ _ROOMS = {
     "reconstruct": "writing.reconstruct",
     "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
+    "plan_cells": "running.plan",
     "plan_job": "running.plan",
+    "run_cells": "running.run",
     "run_job": "running.run",
     "select_scenes": "screening",
     "valid_share": "screening",
@@ -80,10 +82,12 @@ __all__ = [
     "find_scenes",
     "load_job",
     "open_cube",
+    "plan_cells",
     "plan_job",
     "reconstruct",
     "register_reducer",
     "resolve_reducer",
+    "run_cells",
     "run_job",
     "select_scenes",
     "valid_share",

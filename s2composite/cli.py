@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
@@ -163,9 +163,14 @@ def plan(
 ) -> None:
     """Show what a job will read, hold in memory and write; nothing is read but headers."""
     from s2composite.running.job import load_job
-    from s2composite.running.plan import plan_job
+    from s2composite.running.plan import plan_cells, plan_job
 
-    planned = plan_job(load_job(job, setting or ()))
+    checked = load_job(job, setting or ())
+    if checked.grid is not None:
+        for cell, one in plan_cells(checked):
+            typer.echo(f"\n{cell.name}\n{'no scene touches it' if one is None else one.explain()}")
+        return
+    planned = plan_job(checked)
     typer.echo(planned.explain())
     if csv is not None:
         planned.to_csv(csv)
@@ -199,8 +204,11 @@ def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
 
     # After the check, so that a mistake in the job is told at once.
     from s2composite.running.report import write_report
-    from s2composite.running.run import run_job
+    from s2composite.running.run import run_cells, run_job
 
+    if checked.grid is not None:
+        _tell_cells(run_cells(checked, **which))
+        return
     result = run_job(checked, **which)
     write_report(checked)
     pixels = " x ".join(map(str, result.shape))
@@ -211,6 +219,23 @@ def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
         typer.echo(path)
     if not result.paths:
         _explain(result.failed)
+        raise typer.Exit(SOME_FAILED)
+
+
+def _tell_cells(results: Iterable[tuple[Any, Any]]) -> None:
+    """Say what became of each cell, as it ends."""
+    some_failed = False
+    for cell, result in results:
+        if result is None:
+            typer.echo(f"{cell.name}: no scene touches it")
+            continue
+        typer.echo(f"{cell.name}: {_plural(result.made, 'window')} made in {result.seconds:.1f} s")
+        for path in result.paths:
+            typer.echo(path)
+        if not result.paths:
+            _explain(result.failed)
+            some_failed = True
+    if some_failed:
         raise typer.Exit(SOME_FAILED)
 
 

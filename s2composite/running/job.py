@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from s2composite.errors import S2CompositeError
 from s2composite.pixels.masks import Rule
 from s2composite.pixels.reducers import Reducer, resolve_reducer
 from s2composite.pixels.rules import resolve_rule
 from s2composite.running.bounded import Policy
+from s2composite.running.cells import GridOptions
 from s2composite.running.cluster_options import (
     WHOLE,
     AddressOptions,
@@ -35,7 +44,10 @@ from s2composite.scenes.dates import date_range
 from s2composite.scenes.periods import find_periods
 from s2composite.writing.options import RasterOptions
 
-__all__ = ["AddressOptions", "ClusterOptions", "Job", "LocalOptions", "load_job", "read_cluster"]
+CELL = "{cell}"
+"""Where an output's name has this, the cell's is put."""
+
+__all__ = ["CELL", "AddressOptions", "ClusterOptions", "Job", "LocalOptions", "load_job", "read_cluster"]
 
 
 def _output(path: str) -> str:
@@ -239,6 +251,16 @@ class Job(Strict):
     bbox_crs: Annotated[Text | int, Expected("a coordinate system such as EPSG:32631")] = "EPSG:4326"
     """Coordinate system of `bbox`."""
 
+    area: FilePath | None = None
+    """GeoJSON file of polygons: with `grid`, the cells that they touch are made."""
+
+    grid: Annotated[
+        GridOptions | None, Expected("mgrs, 'crs;resolution;shape', or a mapping such as {type: utm, size: 20000}")
+    ] = None
+    """Cut an area into cells, each a product of its own: ``mgrs`` (granules of Sentinel-2), ``"EPSG:3035;10;10000"``
+    (Open Data Cube's crs;resolution;shape), ``{type: utm, size: 20000, buffer: 100}``, or polygons of a file,
+    ``{type: cells, file: cells.geojson, name: id}``. The output's name has ``{cell}`` for the cell's."""
+
     crs: Annotated[Text | int | None, Expected("a coordinate system such as EPSG:32631")] = None
     """Coordinate system of the output; None: the scenes' own."""
 
@@ -285,6 +307,16 @@ class Job(Strict):
         if layers is not None and Path(info.data.get("output", "")).suffix.lower() == ".zarr":
             raise ValueError("a Zarr store holds all layers; leave the key out, or write to a .tif")
         return layers
+
+    @model_validator(mode="after")
+    def _cells_need_names(self) -> Job:
+        if self.grid is None and (self.area is not None or CELL in self.output):
+            raise ValueError("area and {cell} in the output are about the cells of a grid; name a grid")
+        if self.grid is not None and CELL not in self.output:
+            raise ValueError("a grid makes a product for each cell: put {cell} into the output's name")
+        if self.grid is not None and (self.crs is not None or self.resolution is not None):
+            raise ValueError("a grid says crs and resolution itself; leave those keys out")
+        return self
 
     @property
     def format(self) -> str:

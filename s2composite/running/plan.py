@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,29 @@ from dask.utils import parse_bytes
 from distributed.system import MEMORY_LIMIT
 from odc.geo.geobox import GeoBox
 
-from s2composite.errors import ParameterError
+from s2composite.compositing import Composite
+from s2composite.errors import JobError, ParameterError
 from s2composite.reading.grid import Window
+from s2composite.running.cells import Cell
 from s2composite.running.cluster_options import LocalOptions
 from s2composite.running.job import Job, load_job
 from s2composite.running.ledger import read_ledger
 from s2composite.running.product import Product, done_windows, plan_product
-from s2composite.running.run import failures_in, job_composite, job_scenes, ledger_key, product_state
+from s2composite.running.run import (
+    cell_job,
+    failures_in,
+    job_cells,
+    job_composite,
+    job_scenes,
+    ledger_key,
+    product_state,
+    reaches,
+)
 from s2composite.scenes.periods import day_of
 from s2composite.windows import Work
 from s2composite.writing.options import RasterOptions
 
-__all__ = ["Plan", "WindowPlan", "plan_job"]
+__all__ = ["Plan", "WindowPlan", "chosen_windows", "plan_cells", "plan_job"]
 
 _DECODED = 250e6
 """Bytes of pixels that one core decodes, reduces and encodes in a second: 78 GB of JPEG in 2.2 minutes on two."""
@@ -234,7 +246,28 @@ def plan_job(job: Job | str | Path | Mapping[str, Any], *, check: bool = True) -
     ('new', 1, 3)
     """
     job = job if isinstance(job, Job) else load_job(job)
-    result = job_composite(job, job_scenes(job))
+    if job.grid is not None:
+        raise JobError("the job has a grid, so it makes many products: plan_cells() plans it", key="grid")
+    return _planned(job, job_composite(job, job_scenes(job)), check=check)
+
+
+def plan_cells(job: Job | str | Path | Mapping[str, Any], *, check: bool = True) -> Iterator[tuple[Cell, Plan | None]]:
+    """Plan a job that has a grid, cell by cell; None for a cell that no scene touches.
+
+    Raises
+    ------
+    S2CompositeError
+        As `plan_job`.
+    """
+    job = job if isinstance(job, Job) else load_job(job)
+    cells, scenes = job_cells(job), job_scenes(job)
+    with TemporaryDirectory() as folder:
+        for cell in cells:
+            result = job_composite(job, scenes, cell.geobox, str(Path(folder, "headers.index")))
+            yield cell, _planned(cell_job(job, cell), result, check=check) if reaches(result, cell) else None
+
+
+def _planned(job: Job, result: Composite, *, check: bool) -> Plan:
     product = plan_product(result.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
     events = read_ledger(ledger_key(job))
     done = done_windows(product, product.parts.names())

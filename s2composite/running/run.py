@@ -12,17 +12,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from distributed import Client, performance_report
-from odc.geo.geom import BoundingBox
+from odc.geo.geobox import GeoBox
+from odc.geo.geom import BoundingBox, box
 
 from s2composite.compositing import Composite, composite
 from s2composite.cube import open_cube
 from s2composite.errors import JobError, ParameterError, WriteError
 from s2composite.running.bounded import Call, Outcome, Policy, run_bounded
+from s2composite.running.cells import Cell, cells_of, read_area
 from s2composite.running.cluster import connect
-from s2composite.running.job import Job, load_job
+from s2composite.running.job import CELL, Job, load_job
 from s2composite.running.ledger import Ledger, read_ledger
 from s2composite.running.product import (
     Product,
@@ -36,6 +39,7 @@ from s2composite.running.product import (
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import absolute, filesystem, is_remote
+from s2composite.windows import work_in
 from s2composite.writing.files import WriteJob, finish_files
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.progress import progress_bar
@@ -43,11 +47,15 @@ from s2composite.writing.progress import progress_bar
 __all__ = [
     "Failure",
     "JobResult",
+    "cell_job",
     "failures_in",
+    "job_cells",
     "job_composite",
     "job_scenes",
     "ledger_key",
     "product_state",
+    "reaches",
+    "run_cells",
     "run_job",
 ]
 
@@ -137,6 +145,8 @@ def run_job(
     3
     """
     job = job if isinstance(job, Job) else load_job(job)
+    if job.grid is not None:
+        raise JobError("the job has a grid, so it makes many products: run_cells() runs it", key="grid")
     start = time.perf_counter()
     scenes = _prepared(job)
     cluster: AbstractContextManager[Any] = (
@@ -147,6 +157,82 @@ def run_job(
         if job.format == "zarr":
             return _run_zarr(job, result, start)
         return _run_product(job, result, workers, start, _Chosen(which, error, windows))
+
+
+def run_cells(
+    job: Job | str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    client: Client | None = None,
+    announce: bool = True,
+    which: Which = "missing",
+    error: str | None = None,
+) -> Iterator[tuple[Cell, JobResult | None]]:
+    """Run a job that has a grid: one product for each cell that its area touches, on one cluster.
+
+    Parameters
+    ----------
+    job, client, announce, which, error
+        As for `run_job`.
+
+    Yields
+    ------
+    cell, result
+        As each cell ends; None for a cell that no scene touches.
+
+    Raises
+    ------
+    S2CompositeError
+        One of its kinds for whatever is wrong with the job, the scenes, the cluster or an output.
+    """
+    job = job if isinstance(job, Job) else load_job(job)
+    cells = job_cells(job)
+    scenes = _prepared(job)
+    cluster: AbstractContextManager[Any] = (
+        connect(job.cluster, announce=announce) if client is None else nullcontext(client)
+    )
+    with cluster as workers, workers.as_current(), _reported(job.performance_report), TemporaryDirectory() as folder:
+        for cell in cells:
+            start = time.perf_counter()
+            # Headers are read once for all cells.
+            result = job_composite(job, scenes, cell.geobox, str(Path(folder, "headers.index")))
+            if not reaches(result, cell):
+                yield cell, None
+                continue
+            mine = cell_job(job, cell)
+            if mine.format == "zarr":
+                yield cell, _run_zarr(mine, result, start)
+            else:
+                yield cell, _run_product(mine, result, workers, start, _Chosen(which, error, None))
+
+
+def reaches(result: Composite, cell: Cell) -> bool:
+    """Return whether any scene of a cell's composite touches it."""
+    work = work_in(result.dataset)
+    whole = (slice(0, int(cell.geobox.shape.y)), slice(0, int(cell.geobox.shape.x)))
+    return work is not None and len(work.stack.touching(whole)) > 0
+
+
+def cell_job(job: Job, cell: Cell) -> Job:
+    """Return what a job means for one of its cells, but for the grid."""
+    return job.model_copy(update={"output": job.output.replace(CELL, cell.name), "grid": None, "area": None})
+
+
+def job_cells(job: Job) -> tuple[Cell, ...]:
+    """Return the cells of a job that has a grid.
+
+    Raises
+    ------
+    JobError
+        It has none, or no cell touches its area.
+    """
+    if job.grid is None:
+        raise JobError("the job has no grid to cut an area into cells", key="grid")
+    area = None
+    if job.area is not None:
+        area = read_area(job.area)
+    elif job.bbox is not None:
+        area = box(*job.bbox, job.bbox_crs).to_crs("EPSG:4326")
+    return cells_of(job.grid, area)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +275,16 @@ def job_scenes(job: Job) -> tuple[Scene, ...]:
     return find_scenes(job.source, pattern=job.pattern, datetime=job.datetime)
 
 
-def job_composite(job: Job, scenes: tuple[Scene, ...]) -> Composite:
-    """Return the lazy composite that a job is about."""
+def job_composite(
+    job: Job, scenes: tuple[Scene, ...], geobox: GeoBox | None = None, index: str | None = None
+) -> Composite:
+    """Return the lazy composite that a job is about, on the grid of one of its cells if that is given."""
     cube = open_cube(
         scenes,
         bands=job.bands,
-        bbox=None if job.bbox is None else BoundingBox(*job.bbox, crs=job.bbox_crs),
+        geobox=geobox,
+        index=index,
+        bbox=None if job.bbox is None or geobox is not None else BoundingBox(*job.bbox, crs=job.bbox_crs),
         crs=job.crs,
         resolution=job.resolution,
         resampling=job.resampling,
