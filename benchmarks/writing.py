@@ -54,6 +54,12 @@ data = dataset(True)
 start = time.perf_counter()
 write_raster(data, f"{folder}/{name}.tif", layers="all", compress=compress, overwrite=True)
 """,
+    "the same at level 6, as the others": """
+from s2composite.writing.cog import write_raster
+data = dataset(True)
+start = time.perf_counter()
+write_raster(data, f"{folder}/{name}.tif", layers="all", compress=compress, level=6, overwrite=True)
+""",
     "GDAL's COG driver, finished arrays": """
 start = time.perf_counter()
 for n, a in arrays.items():
@@ -162,7 +168,21 @@ SHARE = """
 import sys, time
 import s2composite as s2c
 
-WRITING = ("write-", "written-", "overview-", "assemble-")
+def watch():
+    # On a worker: note the seconds that each window takes to be encoded, which is a part of its task.
+    from s2composite.writing import pyramid
+    whole, pyramid.spent = pyramid.encode_window, []
+    def encode_window(*args):
+        start = time.perf_counter()
+        try:
+            return whole(*args)
+        finally:
+            pyramid.spent.append(time.perf_counter() - start)
+    pyramid.encode_window = encode_window
+
+def watched():
+    from s2composite.writing import pyramid
+    return sum(pyramid.spent)
 
 def seconds(dask_scheduler):
     return {name: dict(prefix.all_durations) for name, prefix in dask_scheduler.task_prefixes.items()}
@@ -170,20 +190,23 @@ def seconds(dask_scheduler):
 if __name__ == "__main__":
     folder, scenes, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
     with s2c.connect("local", workers=workers, threads=1) as client:
+        client.run(watch)
         cube = s2c.open_cube(scenes)
         start = time.perf_counter()
         s2c.composite(cube).to_raster(folder + "/job.tif", layers="all")
         wall = time.perf_counter() - start
         durations = client.run_on_scheduler(seconds)
+        encoding = sum(client.run(watched).values())
     spent = {name: sum(parts.values()) for name, parts in durations.items()}
-    moved = durations["write"].get("transfer", 0)
     assembling = sum(s for name, s in spent.items() if name.startswith("assemble"))
-    writing = sum(s for name, s in spent.items() if (name + "-").startswith(WRITING)) - assembling
-    others = sum(spent.values()) - writing - assembling
+    reading = durations["write"]["compute"] - encoding
+    moved = sum(parts.get("transfer", 0) for parts in durations.values())
+    # Whatever is neither reading nor reducing is writing: encoding, what goes on to the overviews, and fetching it.
+    writing = sum(spent.values()) - assembling - reading
     # While windows are made all workers are busy; a file is assembled by one.
-    share = ((wall - assembling) * writing / (writing + others) + assembling) / wall
+    share = ((wall - assembling) * writing / (writing + reading) + assembling) / wall
     print(f"whole job, {cube.sizes['time']} scenes of {cube.sizes['y']} x {cube.sizes['x']}, {workers} workers: {wall:.0f} s")
-    print(f"  task seconds: reading and reducing {others:.1f}, encoding {writing:.1f} (of which {moved:.1f} fetching windows that another worker made); assembling and verifying {assembling:.1f} s")
+    print(f"  task seconds: reading and reducing {reading:.1f}, encoding {encoding:.1f}, other {writing - encoding:.1f} (of which {moved:.1f} fetching from other workers); assembling and verifying {assembling:.1f} s")
     print(f"  writing is {100 * share:.1f} % of the wall time")
 """
 

@@ -1,13 +1,17 @@
 """Composites for tests of writing, and the plainest possible overviews to compare with."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import dask.array as da
 import numpy as np
 import odc.geo.xr
+import pytest
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
+
+import s2composite.windows
 
 UTM = Affine(10, 0, 300000, 0, -10, 4900020)
 
@@ -24,6 +28,20 @@ def pixels(shape, dtype="uint8", seed=0, nodata=0):
         values[..., : shape[-2] // 3, : shape[-1] // 4] = nodata
         values[..., rng.random(shape[-2:]) < 0.1] = nodata
     return values
+
+
+@contextmanager
+def composed_windows():
+    """Give the list of windows that are composed in threads of this process while the block runs."""
+    whole, windows = s2composite.windows.compose_window, []
+
+    def compose_window(stack, recipe, window, *args):
+        windows.append(window)
+        return whole(stack, recipe, window, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s2composite.windows, "compose_window", compose_window)
+        yield windows
 
 
 def composite_of(values, chunks=None, crs="EPSG:32631", transform=UTM, **attrs):

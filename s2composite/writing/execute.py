@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, as_completed
 
 from s2composite.errors import S2CompositeError, WriteError
+from s2composite.writing.fusion import fused
 from s2composite.writing.parts import Parts
 
 __all__ = ["Work", "current_client", "run_on_worker", "run_work", "work_of", "workers_see"]
@@ -57,11 +58,14 @@ class Work:
 
 
 def work_of(
-    arrays: Mapping[Callable[[tuple[int, ...]], str], da.Array], wanted: Callable[[Any], bool] = lambda _: True
+    arrays: Mapping[Callable[[tuple[int, ...]], str], da.Array],
+    wanted: Callable[[Any], bool] = lambda _: True,
+    whole: Sequence[da.Array] = (),
 ) -> Work:
     """Return the work of computing the chunks of arrays.
 
-    The graphs are optimized together, so that tasks which several arrays need are run once.
+    The graphs are optimized together, so that tasks which several arrays need are run once. What only one task needs
+    becomes part of it.
 
     Parameters
     ----------
@@ -69,11 +73,15 @@ def work_of(
         By a function that says what the chunk at a position is.
     wanted
         Whether the chunk with a key is to be computed.
+    whole
+        Arrays on the way whose tasks take in what only they need, too.
     """
     keys = {key: say for say, array in arrays.items() for key in flatten(array.__dask_keys__())}
     windows = {key: say(key[1:]) for key, say in keys.items() if wanted(key)}
     graph = HighLevelGraph.merge(*(array.__dask_graph__() for array in arrays.values()))
-    return Work(da.Array.__dask_optimize__(graph, list(windows)), windows)
+    heads = [key for array in whole for key in flatten(array.__dask_keys__())]
+    optimized = da.Array.__dask_optimize__(graph, list(windows))
+    return Work(fused(optimized, [*heads, *windows], windows), windows)
 
 
 def run_work(work: Work, client: Client | None, receive: Callable[[Any, Any], None]) -> None:

@@ -22,7 +22,7 @@ from s2composite.writing.layers import Layer
 from s2composite.writing.parts import Parts
 from s2composite.writing.periods import Period
 from s2composite.writing.progress import progress_bar
-from s2composite.writing.pyramid import raster_tasks
+from s2composite.writing.pyramid import Encoding, Source, WindowsDone, raster_tasks
 from s2composite.writing.raster import Raster
 from s2composite.writing.statistics import Statistics
 from s2composite.writing.targets import assemble_file, assemble_object, is_http, put, take_name, target_of
@@ -32,6 +32,9 @@ __all__ = ["FilePlan", "Tables", "WriteJob", "Written", "finish_files", "write_f
 
 Tables = Mapping[str, NDArray[Any]]
 """Small arrays that were computed in the same pass as the pixels, by name."""
+
+_NAMED = 4
+"""Files that a message lists one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,7 @@ class WriteJob:
     """Show a bar."""
 
     aside: Mapping[str, da.Array] = field(default_factory=dict)
-    """Small arrays to compute in the same pass as the pixels: nothing is read again for them."""
+    """Small arrays ``(..., window_y, window_x)`` to compute in the same pass as the pixels: nothing is read again."""
 
     tags: Callable[[Tables], Mapping[str, str]] = lambda _: {}
     """Further tags of all files, made of these arrays."""
@@ -146,34 +149,44 @@ def _encode(
     job: WriteJob, rasters: Sequence[Raster], client: Client | None
 ) -> tuple[list[list[tuple[Stage, WindowIndex]]], Tables]:
     """Compute all layers of all files in one pass; return what each window of each file has written, and the tables."""
-    owners = {
-        array.name: (number, stage, array)
-        for number, (plan, raster) in enumerate(zip(job.plans, rasters, strict=True))
-        for stage, array in raster_tasks([layer.data for layer in plan.layers], raster)
-    }
-    aside = {array.name: (name, array) for name, array in map(_renamed, job.aside.items())}
+    sources = [
+        Source(tuple(layer.data for layer in plan.layers), raster)
+        for plan, raster in zip(job.plans, rasters, strict=True)
+    ]
+    encodings = {encoding.done.name: encoding for encoding in raster_tasks(sources, job.aside)}
+    with_windows = {name for encoding in encodings.values() for name in encoding.tables}
+    alone = {array.name: (name, array) for name, array in map(_renamed, job.aside.items()) if name not in with_windows}
     tables = {name: np.empty(array.shape, array.dtype) for name, array in job.aside.items()}
-    namers = {_namer(rasters[number], stage): array for number, stage, array in owners.values()}
-    work = work_of(namers | {_table_namer(name): array for name, array in aside.values()})
+    namers = {_namer(rasters, encoding): encoding.done for encoding in encodings.values()}
+    namers |= {_table_namer(name): array for name, array in alone.values()}
+    work = work_of(namers, whole=[encoding.packed for encoding in encodings.values()])
     found: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in rasters]
     label = ", ".join(raster.label.rpartition("/")[2] for raster in rasters)
     with progress_bar(f"write {label}", len(work.windows), shown=job.progress) as advance:
 
+        def take_in(encoding: Encoding, position: Sequence[int], result: WindowsDone) -> None:
+            row, column = position
+            for file, stage, index in zip(encoding.files, encoding.stages, result.indices, strict=True):
+                found[file].append((stage, _stored(rasters[file].parts, index)))
+            for name, block in result.tables.items():
+                tables[name][..., row : row + 1, column : column + 1] = block
+
         def receive(key: tuple[Any, ...], result: Any) -> None:
-            if key[0] in aside:
-                name, array = aside[key[0]]
+            if key[0] in alone:
+                name, array = alone[key[0]]
                 tables[name][_place_of(array, key[1:])] = result
             else:
-                number, stage, _ = owners[key[0]]
-                found[number].append((stage, _stored(rasters[number].parts, result)))
+                take_in(encodings[key[0]], key[1:], result)
             advance()
 
         run_work(work, client, receive)
     return found, tables
 
 
-def _namer(raster: Raster, stage: Stage) -> Callable[[tuple[int, ...]], str]:
-    return lambda position: f"{raster.label}, {stage.describe(*position)}"
+def _namer(rasters: Sequence[Raster], encoding: Encoding) -> Callable[[tuple[int, ...]], str]:
+    labels = [rasters[file].label for file in encoding.files]
+    files = ", ".join(labels[:_NAMED]) + (f" and {len(labels) - _NAMED} more files" if len(labels) > _NAMED else "")
+    return lambda position: f"{files}, {encoding.stages[0].describe(*position)}"
 
 
 def _renamed(item: tuple[str, da.Array]) -> tuple[str, da.Array]:

@@ -213,7 +213,7 @@ class _Sources:
         status = status_summary(self.dataset, tables[STATUS]) if STATUS in tables else None
         shares = None
         if _SHARES in tables:
-            counts = tables[_SHARES][min(number, len(tables[_SHARES]) - 1)].sum(axis=(0, 1))
+            counts = tables[_SHARES][min(number, len(tables[_SHARES]) - 1)].sum(axis=(1, 2))
             shares = counts / max(self.dataset.sizes["y"] * self.dataset.sizes["x"], 1)
         return Lineage(self.dataset, shares, status, self.derived_from)
 
@@ -228,7 +228,7 @@ def _known_scenes(dataset: xr.Dataset, derived_from: Mapping[str, str]) -> Mappi
 
 
 def _shares_table(dataset: xr.Dataset) -> dict[str, da.Array]:
-    """Return for each period and window how many pixels come from each scene ``(t, window_y, window_x, scene)``."""
+    """Return for each period and window how many pixels come from each scene ``(t, scene, window_y, window_x)``."""
     if "source" not in dataset:
         return {}
     data, scenes = layer_of(dataset, "source").data, dataset.sizes["scene"]
@@ -238,8 +238,8 @@ def _shares_table(dataset: xr.Dataset) -> dict[str, da.Array]:
         _picked,
         data,
         scenes=scenes,
-        new_axis=[3],
-        chunks=(data.chunks[0], *windows, (scenes,)),
+        new_axis=[1],
+        chunks=(data.chunks[0], (scenes,), *windows),
         dtype=np.int64,
         meta=np.empty((0,) * 4, np.int64),
     )
@@ -252,4 +252,4 @@ def _picked(source: NDArray[np.int16], scenes: int) -> NDArray[np.int64]:
             f"layer 'source' names scene {source.max()}, but there are {scenes}: of another composite?"
         )
     counts = [np.rint(scene_shares(one, scenes) * one.size) for one in source]
-    return np.asarray(counts, np.int64)[:, None, None, :]
+    return np.asarray(counts, np.int64)[:, :, None, None]

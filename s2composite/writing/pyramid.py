@@ -1,25 +1,35 @@
 """Pyramid: the Dask graph that encodes a raster, window by window, and its overviews from what windows leave.
 
-A window's task makes the tiles of the full resolution and of every overview whose tiles lie inside the window, and
-leaves its pixels at the next level. Those are the windows of the next stage, until one window is left: a tree, in which
-nothing is ever larger than a few windows.
+A window's task makes the tiles of the full resolution and of every overview whose tiles lie inside the window, of all
+files that are made of the same pixels, and leaves what it has at the next level. Those are the windows of the next
+stage, until one window is left: a tree, in which nothing is ever larger than a few windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.delayed import Delayed, delayed
+from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from s2composite.writing.raster import Raster
 from s2composite.writing.window import Chunks, Stage, WindowIndex, WindowResult, encode_window
 
-__all__ = ["aligned_chunks", "plan_stages", "raster_tasks", "regular_chunks", "window_size"]
+__all__ = [
+    "Encoding",
+    "Source",
+    "WindowsDone",
+    "aligned_chunks",
+    "plan_stages",
+    "raster_tasks",
+    "regular_chunks",
+    "window_size",
+]
 
 _WINDOW_BYTES = 16 << 20
 """Pixels of a window that is made by rechunking: 2048 x 2048 of three bands in 8 bits."""
@@ -85,27 +95,143 @@ def _inner_levels(chunks: Chunks, block: int) -> int:
     return (common & -common).bit_length() - 1
 
 
-def raster_tasks(layers: Sequence[da.Array], raster: Raster) -> list[tuple[Stage, da.Array]]:
-    """Return for each stage an array with one `WindowIndex` for each window, lazily.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where the pixels of one file come from."""
+
+    layers: tuple[da.Array, ...]
+    """``(b, y, x)`` or ``(y, x)``, in the order of the file's bands."""
+
+    raster: Raster
+    """The file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """Windows of one or several files, each made by one task."""
+
+    files: tuple[int, ...]
+    """Which of the sources."""
+
+    stages: tuple[Stage, ...]
+    """For each file; their windows are the same."""
+
+    tables: tuple[str, ...]
+    """Names of small arrays that come with the windows."""
+
+    packed: da.Array
+    """``(y, x)``: a `_Packed` for each window, which stays where it was made."""
+
+    done: da.Array
+    """``(y, x)``: a `WindowsDone` for each window."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsDone:
+    """What a task tells: small, and all that ever reaches the client."""
+
+    indices: tuple[WindowIndex, ...]
+    """For each file."""
+
+    tables: Mapping[str, NDArray[Any]]
+    """Blocks of small arrays, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Result of a task."""
+
+    results: tuple[WindowResult, ...]
+    """For each file."""
+
+    tables: Mapping[str, NDArray[Any]]
+    """Blocks of small arrays, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a task knows about one file."""
+
+    raster: Raster
+    """The file."""
+
+    stage: Stage
+    """The windows."""
+
+    blocks: int
+    """Number of layers: so many of the task's blocks are for this file."""
+
+
+@dataclass(eq=False)
+class _Group:
+    """Files whose first windows are the same and made of the same tasks."""
+
+    chunks: Chunks
+    """The windows."""
+
+    made_of: set[str]
+    """Names of the Dask layers behind their pixels."""
+
+    files: list[int]
+    """Which of the sources."""
+
+
+def raster_tasks(sources: Sequence[Source], tables: Mapping[str, da.Array] | None = None) -> list[Encoding]:
+    """Return the work of encoding files, lazily.
+
+    One task makes a window of all files whose pixels have a common origin: they are read, reduced and encoded without a
+    window ever being the result of a task.
 
     Parameters
     ----------
-    layers
-        ``(b, y, x)`` or ``(y, x)``, in the order of the raster's bands.
+    tables
+        By name small arrays ``(..., window_y, window_x)``. Those with one value for each window of files which come
+        from the same tasks are computed with them; the others are left out.
     """
-    pixel_bytes = len(raster.bands) * raster.dtype.itemsize
-    first = aligned_chunks(layers[0].chunks[-2:], raster.block, pixel_bytes)
-    shared = delayed(raster, name=f"s2composite-raster-{raster.token}", pure=True, traverse=False)
-    data = [_rechunked(layer, first) for layer in layers]
+    left = dict(tables or {})
     out = []
-    for stage in plan_stages(first, raster.block, raster.levels, pixel_bytes):
-        if stage.number:
-            data = [_rechunked(data[0], stage.chunks)]
-        packed = _written(data, shared, raster, stage)
-        out.append((stage, _indices(packed, raster, stage)))
-        if stage.last + 1 < len(raster.levels):
-            data = [_top(packed, raster, stage)]
+    for group in _groups(sources):
+        own = {name: table for name, table in left.items() if _comes_with(table, group)}
+        left = {name: table for name, table in left.items() if name not in own}
+        rasters = [sources[file].raster for file in group.files]
+        plans = [plan_stages(group.chunks, raster.block, raster.levels, _pixel_bytes(raster)) for raster in rasters]
+        data = [[_rechunked(layer, group.chunks) for layer in sources[file].layers] for file in group.files]
+        first = _encoding(group.files, data, rasters, [stages[0] for stages in plans], own)
+        out.append(first)
+        for number, file in enumerate(group.files):
+            out += _overviews(file, first.packed, number, rasters[number], plans[number])
     return out
+
+
+def _overviews(file: int, packed: da.Array, number: int, raster: Raster, stages: Sequence[Stage]) -> Iterator[Encoding]:
+    """Yield the later stages of a file, whose first stage is the one with a number in `packed`."""
+    for below, stage in pairwise(stages):
+        top = _rechunked(_top(packed, number, raster, below), stage.chunks)
+        encoding = _encoding([file], [[top]], [raster], [stage], {})
+        yield encoding
+        packed, number = encoding.packed, 0
+
+
+def _pixel_bytes(raster: Raster) -> int:
+    return len(raster.bands) * raster.dtype.itemsize
+
+
+def _groups(sources: Sequence[Source]) -> list[_Group]:
+    groups: list[_Group] = []
+    for file, source in enumerate(sources):
+        raster = source.raster
+        chunks = aligned_chunks(source.layers[0].chunks[-2:], raster.block, _pixel_bytes(raster))
+        new = _Group(chunks, {name for layer in source.layers for name in layer.dask.layers}, [file])
+        for group in [group for group in groups if group.chunks == chunks and group.made_of & new.made_of]:
+            groups.remove(group)
+            new = _Group(chunks, group.made_of | new.made_of, sorted(group.files + new.files))
+        groups.append(new)
+    return sorted(groups, key=lambda group: group.files)
+
+
+def _comes_with(table: da.Array, group: _Group) -> bool:
+    windows = tuple((1,) * len(sizes) for sizes in group.chunks)
+    return table.chunks[-2:] == windows and not group.made_of.isdisjoint(table.dask.layers)
 
 
 def _rechunked(layer: da.Array, chunks: Chunks) -> da.Array:
@@ -113,39 +239,50 @@ def _rechunked(layer: da.Array, chunks: Chunks) -> da.Array:
     return layer if layer.chunks == wanted else layer.rechunk(wanted)
 
 
-def _written(data: Sequence[da.Array], shared: Delayed, raster: Raster, stage: Stage) -> da.Array:
-    return da.map_blocks(
+def _encoding(
+    files: Sequence[int],
+    data: Sequence[Sequence[da.Array]],
+    rasters: Sequence[Raster],
+    stages: Sequence[Stage],
+    tables: Mapping[str, da.Array],
+) -> Encoding:
+    """Return the work of one stage: `data` are the layers of each file in chunks of the stage's windows."""
+    token = f"{rasters[0].token}-{stages[0].number}"
+    parts = tuple(_Part(*part) for part in zip(rasters, stages, map(len, data), strict=True))
+    arrays = [layer for layers in data for layer in layers]
+    arrays += [_rechunked(table, (table.chunks[-2], table.chunks[-1])) for table in tables.values()]
+    packed = da.map_blocks(
         _write,
-        *data,
-        raster=shared,
-        stage=stage,
-        drop_axis=[0] if any(layer.ndim == 3 for layer in data) else [],
-        chunks=stage.chunks,
+        *arrays,
+        parts=delayed(parts, name=f"s2composite-rasters-{token}", pure=True, traverse=False),
+        tables=tuple(tables),
+        drop_axis=list(range(max(array.ndim for array in arrays) - 2)),
+        chunks=stages[0].chunks,
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"write-{raster.token}-{stage.number}",
+        name=f"write-{token}",
     )
+    done = da.map_blocks(_done, packed, dtype=object, meta=np.empty((0, 0), object), name=f"written-{token}")
+    return Encoding(tuple(files), tuple(stages), tuple(tables), packed, done)
 
 
-def _write(*blocks: NDArray[Any], raster: Raster, stage: Stage, block_id: tuple[int, int]) -> WindowResult:
-    return encode_window(blocks, raster, stage, block_id)
+def _write(*blocks: NDArray[Any], parts: Sequence[_Part], tables: Sequence[str], block_id: tuple[int, int]) -> _Packed:
+    rest = iter(blocks)
+    results = [encode_window(list(islice(rest, part.blocks)), part.raster, part.stage, block_id) for part in parts]
+    return _Packed(tuple(results), dict(zip(tables, rest, strict=True)))
 
 
-def _indices(packed: da.Array, raster: Raster, stage: Stage) -> da.Array:
-    name = f"written-{raster.token}-{stage.number}"
-    return da.map_blocks(_index, packed, dtype=object, meta=np.empty((0, 0), object), name=name)
+def _done(packed: _Packed) -> WindowsDone:
+    return WindowsDone(tuple(result.index for result in packed.results), packed.tables)
 
 
-def _index(result: WindowResult) -> WindowIndex:
-    return result.index
-
-
-def _top(packed: da.Array, raster: Raster, stage: Stage) -> da.Array:
+def _top(packed: da.Array, number: int, raster: Raster, stage: Stage) -> da.Array:
     scale = 1 << (stage.last + 1 - stage.first)
     rows, columns = (tuple(-(-n // scale) for n in sizes) for sizes in stage.chunks)
     return da.map_blocks(
         _pixels,
         packed,
+        number=number,
         new_axis=[0],
         chunks=((len(raster.bands),), rows, columns),
         dtype=raster.dtype,
@@ -154,6 +291,7 @@ def _top(packed: da.Array, raster: Raster, stage: Stage) -> da.Array:
     )
 
 
-def _pixels(result: WindowResult) -> NDArray[Any]:
-    assert result.top is not None
-    return result.top
+def _pixels(packed: _Packed, number: int) -> NDArray[Any]:
+    top = packed.results[number].top
+    assert top is not None
+    return top
