@@ -28,6 +28,9 @@ PACKAGES = (
 )  # fmt: skip
 """Packages whose versions must be the same in all places."""
 
+_TRIES = 3
+"""Times that workers are asked, where some leave while they are."""
+
 OF_THE_SCHEDULER = ("python", "dask", "distributed")
 """Those that matter to a scheduler, which neither reads nor computes."""
 
@@ -122,6 +125,17 @@ def check_cluster(
     """
     place = None if target is None else _place(target)
     href, general = _first_file(source)
+    for _ in range(_TRIES):
+        check = _checked(client, place, href, general, timeout)
+        there = client.scheduler_info(n_workers=-1)["workers"]
+        # Where workers come with the work, one that has none may leave before it is asked.
+        if all(worker.address in there for worker in check.workers):
+            break
+    return check
+
+
+def _checked(client: Client, place: str | None, href: str | None, told: Sequence[str], timeout: float) -> ClusterCheck:
+    """Look at the workers that are there now."""
     workers = _workers(client, timeout)
     urls = {address: None if place is None else join(place, f".s2composite-check-{uuid4().hex}") for address in workers}
     shipped = getattr(client, "shipped", ())
@@ -138,7 +152,7 @@ def check_cluster(
         )
         for address, facts in workers.items()
     )
-    general += [f"scheduler: {text}" for text in _differences(here, scheduler, OF_THE_SCHEDULER)]
+    general = [*told, *(f"scheduler: {text}" for text in _differences(here, scheduler, OF_THE_SCHEDULER))]
     general += [] if workers else [f"no worker came within {timeout:g} s; look into the cluster's logs"]
     return ClusterCheck(here, scheduler, checks, tuple(general))
 
