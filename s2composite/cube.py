@@ -310,8 +310,9 @@ def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tup
 
 def _auto_size(stack: Stack, memory: int) -> tuple[int, int]:
     """Return the largest window of whole blocks, near to square, whose observations fit into a share of the memory."""
-    times, bands, height, width = stack.shape
-    limit = min(_LARGEST_TASK, int(memory * _TASK_SHARE)) // (times * bands * stack.dtype.itemsize)
+    _, bands, height, width = stack.shape
+    # Of a country's scenes a window holds those that touch it.
+    limit = min(_LARGEST_TASK, int(memory * _TASK_SHARE)) // (stack.depth * bands * stack.dtype.itemsize)
     y, x = stack.block
     while y * x > limit and max(y, x) > 64:
         y, x = (y // 2, x) if y >= x else (y, x // 2)

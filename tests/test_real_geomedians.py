@@ -114,3 +114,18 @@ def test_a_summer_tile_shows_no_cloud_and_no_window(tile, imagery):
     assert seen.mean() > 0.97
     assert ((whole["composite"].values[0] > 2000) & seen).sum() / seen.sum() < 0.01
     assert (cube.values[:, 0] > 2000).mean(axis=(1, 2)).max() > 0.2
+
+
+def test_the_example_runs_on_real_data(imagery, tmp_path, monkeypatch):
+    import runpy
+    from pathlib import Path
+
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "l2a_geomedian.py"))
+    example["main"](str(imagery / "romania_s2_l2a_10m" / "ROMANIA_2019*.tif"))
+    with rasterio.open(tmp_path / "geomedian.tif") as dataset:
+        values = dataset.read()
+    assert values.shape == (4, 100, 100)
+    assert (values > 0).all()
+    assert values[3].mean() > 2 * values[0].mean(), "forest is bright in the near infrared"
+    assert (tmp_path / "geomedian_thumbnail.png").exists()

@@ -334,8 +334,9 @@ def _memory(work: Work, window: Window) -> int:
     height, width = y.stop - y.start + 2 * halo, x.stop - x.start + 2 * halo
     whole = bool(work.masks or halo)
     pieces = [(y, x)] if whole else stack.pieces((y, x))
-    largest = max(stack.size(piece) for piece in pieces) * stack.dtype.itemsize
-    masks = len(work.masks) * stack.shape[0] * height * width * 2
+    scenes = len(stack.touching((y, x), pad=halo))
+    largest = max(stack.size(piece) for piece in pieces) * stack.dtype.itemsize * scenes // stack.shape[0]
+    masks = len(work.masks) * scenes * height * width * 2
     layers = work.recipe.layers(stack.dtype, stack.shape[0])
     result = sum(layer.dtype.itemsize * (stack.shape[1] if "band" in layer.dims else 1) for layer in layers)
     return int(_OVERHEAD * largest + masks + 3 * result * max(len(work.recipe.periods or ()), 1) * height * width)
