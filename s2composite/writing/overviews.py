@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s2composite.pixels.kernels.tiles import halve_by_means
+
 __all__ = ["half", "halve", "level_shapes", "valid_pixels"]
-
-_SHARES = np.array([0, 12, 6, 4, 3], np.uint8)
-"""12 / n for the n valid pixels of a block: 12 is divisible by every n, so means are exact in whole numbers."""
-
-_WIDE = {1: np.int16, 2: np.int32, 4: np.int64}
 
 
 def half(n: int) -> int:
@@ -70,8 +67,9 @@ def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[An
     even = _even(pixels)
     if method == "mode":
         return _mode(_corners(even), nodata)
-    valid = valid_pixels(even, nodata)
-    return _mean_of_floats(even, valid, nodata) if pixels.dtype.kind == "f" else _mean_of_integers(even, valid, nodata)
+    if pixels.dtype.kind != "f":
+        return _mean_of_integers(even, nodata)
+    return _mean_of_floats(even, valid_pixels(even, nodata), nodata)
 
 
 def _even(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -92,25 +90,18 @@ def _total(pixels: NDArray[Any], dtype: Any) -> NDArray[Any]:
     return total
 
 
-def _mean_of_integers(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[Any]:
-    wide = _WIDE[pixels.dtype.itemsize]
-    if valid is None:
-        mean = (_total(pixels, wide) + 2) >> 2
-        if nodata is not None:
-            mean[mean == nodata] = _neighbour(nodata, pixels.dtype)
-        return np.asarray(mean, pixels.dtype)
-    total = _total(np.where(valid, pixels, pixels.dtype.type(0)), wide)
-    count = _total(valid.view(np.uint8), np.uint8)
-    mean = (total * _SHARES[count] + 6) // 12
-    assert nodata is not None
-    mean[(mean == nodata) & (count > 0)] = _neighbour(nodata, pixels.dtype)
-    mean[count == 0] = nodata
-    return np.asarray(mean, pixels.dtype)
+def _mean_of_integers(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
+    bands, height, width = pixels.shape
+    out = np.empty((bands, height // 2, width // 2), pixels.dtype)
+    known = nodata is not None and not math.isnan(nodata)
+    value = int(nodata) if nodata is not None and known else 0
+    halve_by_means(np.ascontiguousarray(pixels), known, value, _neighbour(value, pixels.dtype), out)
+    return out
 
 
-def _neighbour(nodata: float, dtype: np.dtype[Any]) -> int:
+def _neighbour(nodata: int, dtype: np.dtype[Any]) -> int:
     """Return a value beside nodata: a mean of values must not read as "no value" by coincidence."""
-    return int(nodata) + 1 if nodata < np.iinfo(dtype).max else int(nodata) - 1
+    return nodata + 1 if nodata < np.iinfo(dtype).max else nodata - 1
 
 
 def _mean_of_floats(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[Any]:

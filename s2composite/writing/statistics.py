@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from s2composite.pixels.kernels.tiles import count_values
 from s2composite.writing.overviews import valid_pixels
 
 __all__ = ["Statistics", "merge", "tile_statistics"]
@@ -59,7 +60,9 @@ def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
 
 def _from_histogram(tile: NDArray[Any], nodata: float | None) -> Statistics:
     lowest = int(tile.min())
-    histogram = np.bincount(np.subtract(tile.ravel(), lowest, dtype=np.intp))
+    counts = np.zeros((4, int(tile.max()) - lowest + 1), np.int64)
+    count_values(np.ascontiguousarray(tile).ravel().view(f"u{tile.itemsize}"), lowest, counts)
+    histogram = counts.sum(axis=0)
     if nodata is not None and 0 <= nodata - lowest < len(histogram):
         histogram[int(nodata) - lowest] = 0
     count = int(histogram.sum())
