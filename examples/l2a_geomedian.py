@@ -1,7 +1,8 @@
 """A summer's geometric median of Sentinel-2 L2A surface reflectance, clouds taken out by the scene classification.
 
-python examples/l2a_geomedian.py                     # a search of Earth Search, over the network: pip install 's2composite[stac]'
-python examples/l2a_geomedian.py /data/my_scenes     # or scenes of your own: a directory, a glob, STAC items as JSON
+pip install 's2composite[stac]'
+python examples/l2a_geomedian.py                    # a search of Earth Search, over the network
+python examples/l2a_geomedian.py /data/my_scenes    # or scenes of your own: a directory, a glob, STAC items as JSON
 """
 
 import sys
