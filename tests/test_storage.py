@@ -228,3 +228,8 @@ def test_google_emulators_and_public_buckets_are_read_without_grpc():
 )
 def test_reasons(error, expected):
     assert reason("/a", error) == expected
+
+
+def test_a_url_that_is_none_is_named():
+    with pytest.raises(SourceError, match="not a URL"):
+        absolute("https://[bad/S2A_T31TCJ_20230709T104629_TCI.tif")

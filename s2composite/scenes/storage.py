@@ -59,11 +59,19 @@ def absolute(href: str | os.PathLike[str]) -> str:
         href = _SHORTENED.sub(r"\1//", os.fspath(href))
     scheme = _scheme(href)
     if scheme != "file":
+        _check_url(href)
         rest = href.partition("://")[2]
         # GDAL sends a URL as it is, and servers refuse blanks and accents.
         return f"{scheme}://{quote(rest, safe=_URL_SIGNS) if scheme.startswith('http') else rest}"
     path = url2pathname(urlsplit(href).path) if _SCHEME.match(href) else href
     return str(Path(os.path.abspath(Path(path).expanduser())))  # noqa: PTH100 - Path.absolute() leaves ".." in
+
+
+def _check_url(href: str) -> None:
+    try:
+        urlsplit(href)
+    except ValueError as error:  # such as a bracket that is never closed
+        raise SourceError(f"{display(href)}: not a URL: {error}; check how it is written") from None
 
 
 def join(href: str, *parts: str) -> str:
