@@ -62,7 +62,7 @@ def halve_by_means(pixels: Any, known: bool, nodata: int, instead: int, out: Any
                 p, q = np.int64(above[2 * x]), np.int64(above[2 * x + 1])
                 r, s = np.int64(below[2 * x]), np.int64(below[2 * x + 1])
                 total = p + q + r + s
-                mean = (total + 2) >> 2
+                mean: Any = (total + 2) >> 2
                 if known:
                     bad = np.int64(p == nodata) + (q == nodata) + (r == nodata) + (s == nodata)
                     if bad:
