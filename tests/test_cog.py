@@ -381,6 +381,22 @@ def test_merged_statistics(sizes, dtype):
         assert got.deviation == pytest.approx(there.std(), abs=1e-9)
 
 
+@given(
+    st.sampled_from(["uint8", "int8", "uint16", "int16"]), st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 9)
+)
+@settings(deadline=None)
+def test_statistics_over_the_whole_range_of_a_dtype(dtype, seed, height, width):
+    rng, limits = np.random.default_rng(seed), np.iinfo(dtype)
+    tile = rng.integers(limits.min, limits.max, (height, 2 * width), dtype, endpoint=True)[:, ::2]
+    tile[rng.random(tile.shape) < 0.2] = limits.min
+    got, there = tile_statistics(tile, int(limits.min)), tile[tile != limits.min].astype("float64")
+    assert (got.valid, got.pixels) == (there.size, tile.size)
+    if there.size:
+        assert (got.minimum, got.maximum) == (there.min(), there.max())
+        assert got.mean == pytest.approx(there.mean())
+        assert got.deviation == pytest.approx(there.std(), abs=1e-9)
+
+
 ALBERS = "+proj=aea +lat_1=-18 +lat_2=-36 +lat_0=0 +lon_0=132 +x_0=0 +y_0=0 +ellps=GRS80 +units=m"
 SINUSOIDAL = "+proj=sinu +lon_0=0 +x_0=0 +y_0=0 +R=6371007.181 +units=m"
 
