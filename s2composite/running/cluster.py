@@ -60,6 +60,11 @@ def _no_goodbye(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Worker process still alive")
 
 
+def _no_early_cancel(record: logging.LogRecord) -> bool:
+    """Leave out that Dask, interrupted before a call to the scheduler has begun, fails to cancel that call."""
+    return "sync.<locals>.cancel" not in record.getMessage()
+
+
 def connect(
     config: Any = "local",
     *,
@@ -109,6 +114,7 @@ def connect(
     settings = {"workers": workers, "threads": threads, "memory": memory, "dashboard": dashboard}
     options = read_cluster(config, **{key: value for key, value in settings.items() if value is not None})
     values = values_to_ship(options)  # before anything is started that would cost
+    logging.getLogger("tornado.application").addFilter(_no_early_cancel)
     client = CLUSTERS[options.type](options)
     try:
         if options.awaited:
