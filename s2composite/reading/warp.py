@@ -6,7 +6,6 @@ import logging
 import random
 import re
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
@@ -71,11 +70,8 @@ def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info
     found: list[Info] = []
 
     def read(url: str) -> None:
-        with warnings.catch_warnings():
-            # Whether it is georeferenced is one of the things to find out.
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(url) as dataset:
-                found.append(look(dataset))
+        with rasterio.open(url) as dataset:
+            found.append(look(dataset))
 
     _with_retries(read, href, None)
     return found[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio.enums import MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
 
 from s2composite.errors import SourceError, TilesError
 from s2composite.reading.warp import read_info, read_level
@@ -87,7 +89,9 @@ def reconstruct(
     '/home/me/median.tif'
     """
     hrefs = _listed(tiles)
-    with ThreadPoolExecutor(16) as pool:
+    # Whether they are georeferenced is one of the things to find out. Once for all threads: it is not theirs to change.
+    with warnings.catch_warnings(), ThreadPoolExecutor(16) as pool:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         found = list(pool.map(_look, hrefs))
     _check_alike(found)
     layout = _laid_out(found, shape)
