@@ -13,6 +13,7 @@ from typing import Any
 
 from dask.system import CPU_COUNT
 from distributed import Client, comm
+from distributed.gc import disable_gc_diagnosis
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from rich.console import Console
@@ -159,7 +160,7 @@ def _local(options: LocalOptions) -> Client:
     logging.getLogger("distributed.nanny").addFilter(_no_goodbye)
     workers, threads = _shape(options.maximum or options.workers, options.threads, CPU_COUNT)
     try:
-        return ClusterClient(
+        client = ClusterClient(
             n_workers=workers if options.bounds is None else options.first,
             threads_per_worker=threads,
             memory_limit=options.memory or int(MEMORY_LIMIT * MEMORY_SHARE) // workers,
@@ -174,6 +175,9 @@ def _local(options: LocalOptions) -> Client:
             f"the local workers did not start ({error}); in a script, connect() goes below "
             "`if __name__ == '__main__':`, because each worker imports the script"
         ) from error
+    # Dask's scheduler, which runs here, watches the garbage collection: a Ctrl-C that comes meanwhile is lost.
+    disable_gc_diagnosis(force=True)
+    return client
 
 
 def _shape(workers: int | None, threads: int | None, cores: int) -> tuple[int, int]:
