@@ -17,6 +17,7 @@ __all__ = [
     "ClusterClient",
     "ShippedEnvironment",
     "await_workers",
+    "client_of",
     "one_thread",
     "ship",
     "started",
@@ -44,6 +45,17 @@ class ClusterClient(Client):  # type: ignore[misc] # distributed has no types
         finally:
             if closes is not None:
                 closes()
+
+
+def client_of(cluster: Any, timeout: float) -> ClusterClient:
+    """Return the client of a cluster that has just been started, which closes it; no client, no cluster."""
+    try:
+        client = ClusterClient(cluster, timeout=timeout)
+    except BaseException:
+        cluster.close()
+        raise
+    client.closes = cluster.close
+    return client
 
 
 class ShippedEnvironment(WorkerPlugin):  # type: ignore[misc] # distributed has no types

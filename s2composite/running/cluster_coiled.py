@@ -6,7 +6,7 @@ import importlib.util
 from typing import Any
 
 from s2composite.errors import MissingDependencyError
-from s2composite.running.cluster_client import ClusterClient, one_thread, started
+from s2composite.running.cluster_client import ClusterClient, client_of, one_thread, started
 from s2composite.running.cluster_options import CoiledOptions
 
 __all__ = ["coiled", "coiled_arguments"]
@@ -20,13 +20,7 @@ def coiled(options: CoiledOptions) -> ClusterClient:
         from coiled import Cluster  # noqa: PLC0415 - an extra
 
         cluster = Cluster(**coiled_arguments(options))
-        try:
-            client = ClusterClient(cluster, timeout=options.timeout)
-        except BaseException:
-            cluster.close()
-            raise
-    client.closes = cluster.close
-    return client
+        return client_of(cluster, options.timeout)
 
 
 def coiled_arguments(options: CoiledOptions) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import shutil
 from typing import Any
 
 from s2composite.errors import ClusterError, MissingDependencyError
-from s2composite.running.cluster_client import ClusterClient, one_thread, started
+from s2composite.running.cluster_client import ClusterClient, client_of, one_thread, started
 from s2composite.running.cluster_options import SlurmOptions
 
 __all__ = ["job_script", "slurm", "slurm_arguments"]
@@ -23,13 +23,7 @@ def slurm(options: SlurmOptions) -> ClusterClient:
         from dask_jobqueue import SLURMCluster  # noqa: PLC0415 - an extra
 
         cluster = SLURMCluster(**slurm_arguments(options), n_workers=options.first)
-        try:
-            client = ClusterClient(cluster, timeout=options.timeout)
-        except BaseException:
-            cluster.close()
-            raise
-    client.closes = cluster.close
-    return client
+        return client_of(cluster, options.timeout)
 
 
 def job_script(options: SlurmOptions) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from distributed import SSHCluster
 
 from s2composite.errors import MissingDependencyError
-from s2composite.running.cluster_client import ClusterClient, one_thread, started
+from s2composite.running.cluster_client import ClusterClient, client_of, one_thread, started
 from s2composite.running.cluster_options import SshOptions
 
 __all__ = ["ssh", "ssh_arguments"]
@@ -27,13 +27,7 @@ def ssh(options: SshOptions) -> ClusterClient:
     cure = "check that 'ssh' reaches each machine with this user and key, and that 'python' names one with s2composite"
     with _overheard() as lines, started("ssh cluster", cure, lines):
         cluster = SSHCluster(**ssh_arguments(options))
-        try:
-            client = ClusterClient(cluster, timeout=options.timeout)
-        except BaseException:
-            cluster.close()
-            raise
-    client.closes = cluster.close
-    return client
+        return client_of(cluster, options.timeout)
 
 
 def ssh_arguments(options: SshOptions) -> dict[str, Any]:
