@@ -25,7 +25,7 @@ ROOMS = [
     "pixels.stretching",
     "masking",
     "interop",
-    "cube",
+    "cube", "days",
     "as_cube", "array_masks", "period_axis",
     "windows",
     "screening",
