@@ -121,7 +121,9 @@ def open_cube(
         How to find the dates of scenes whose names are unusual; see `find_scenes`.
     index
         A file that keeps what the headers said, beside the data or in a cache: the next opening reads the headers of
-        new and changed files only.
+        new and changed files only. With ``headers="lazy"`` files are not even asked whether they changed: those in the
+        index are taken as they are, of the others one of each kind is read and kept; reading a file that changed since
+        is an error, and ``headers="read"`` brings the index up to date.
     alternate
         Which of the places that a catalogue names for a file is read, ``"https"``; see `find_scenes`.
     loader

@@ -22,15 +22,13 @@ from rasterio.errors import RasterioError
 from s2composite.errors import ReadError, SceneError
 from s2composite.reading.crs import crs_from_wkt, geobox_from_tags
 from s2composite.reading.fetch import Identity
+from s2composite.reading.gdal import through_gdal
 from s2composite.reading.level import FRAME, Coding, Level, level_of, why_undecodable
-from s2composite.reading.signing import Sign, signed
+from s2composite.reading.signing import Sign
 from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
-from s2composite.scenes.storage import display, gdal_options, is_remote
+from s2composite.scenes.storage import display, is_remote
 
 __all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers", "signing"]
-
-_NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
-"""GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none."""
 
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 """What GDAL escapes in its metadata beside the three of all XML, and all of it twice."""
@@ -292,22 +290,20 @@ def _has_world_file(path: str) -> bool:
 
 def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Header:
     """Return the header of a raster that is not a TIFF, as GDAL reads it."""
+    found: list[Header] = []
+
+    def read(url: str) -> None:
+        with rasterio.open(url) as dataset:
+            found.append(_header_of(dataset, href, identity))
+
     try:
-        with (
-            rasterio.Env(**_NO_LISTING if is_remote(href) else {}, **gdal_options(href)),
-            rasterio.open(signed(sign, href)) as dataset,
-        ):
-            return signing(_header_of(dataset, href, identity), sign)
-    except (RasterioError, OSError) as error:
+        through_gdal(read, href, sign, files_beside=True)
+    except ReadError as error:
         raise SceneError(
-            f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({_plain(error)}); leave it out",
+            f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({error}); leave it out",
             href=display(href),
         ) from None
-
-
-def _plain(error: Exception) -> str:
-    """Return GDAL's words without the query of a URL, which may be a signature."""
-    return re.sub(r"\?[^\s'\")]+", "", str(error))
+    return signing(found[-1], sign)
 
 
 def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
