@@ -13,7 +13,6 @@ import rasterio
 import rioxarray  # noqa: F401 - registers .rio
 from affine import Affine
 from dask.system import CPU_COUNT
-from distributed import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
@@ -318,6 +317,6 @@ def test_a_small_area_has_windows_for_every_thread(tmp_path):
     np.testing.assert_array_equal(s2c.composite(cube).compute()["composite"], whole["composite"])
     warped = s2c.open_cube(tmp_path, crs="EPSG:3035", resolution=10)
     assert min(warped.chunks[2]) > 256, "no slivers where there are no blocks to keep"
-    with Client(processes=False, n_workers=1, threads_per_worker=16, dashboard_address=None):
+    with s2c.connect("local", workers=2, threads=8, announce=False):
         many = s2c.open_cube(tmp_path)
         assert max(many.chunks[2]) == max(many.chunks[3]) == 512, "not smaller than pays"

@@ -157,7 +157,9 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     except ReadError as error:
         if error.__dict__["transient"]:
             raise
-        raise SceneError(f"{error}; check its name and your rights, or leave it out", href=display(href)) from error
+        unsigned = " (a URL that must be signed, or whose signature has expired: sign=)"
+        cure = f"check its name and your rights{unsigned if href.startswith('http') and sign is None else ''}"
+        raise SceneError(f"{error}; {cure}, or leave it out", href=display(href)) from error
     if tiff is None or not tiff.directories:
         return _from_gdal(href, identity, sign)
     try:
