@@ -23,6 +23,7 @@ ROOMS = [
     "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.flags", "pixels.rules", "pixels.recipe", "pixels.picking",
     "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
     "pixels.stretching",
+    "metering",
     "masking",
     "interop",
     "cube",

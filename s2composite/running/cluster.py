@@ -19,7 +19,14 @@ from distributed.system import MEMORY_LIMIT
 from rich.console import Console
 
 from s2composite.errors import ClusterError
-from s2composite.running.cluster_client import ClusterClient, await_workers, one_thread, ship, values_to_ship
+from s2composite.running.cluster_client import (
+    ClusterClient,
+    await_workers,
+    one_thread,
+    ship,
+    show_meters,
+    values_to_ship,
+)
 from s2composite.running.cluster_coiled import coiled
 from s2composite.running.cluster_gateway import gateway
 from s2composite.running.cluster_kubernetes import kubernetes
@@ -121,6 +128,8 @@ def connect(
         if options.awaited:
             await_workers(client, options.awaited, options.timeout)
         ship(client, values)
+        if options.joined is None:  # on the scheduler of others it would stay
+            show_meters(client)
         _follow_the_work(client, options)
     except BaseException:
         client.close()

@@ -145,6 +145,11 @@ class KindOptions(Strict):
         """Workers that `connect` waits for."""
         return 0
 
+    @property
+    def joined(self) -> str | None:
+        """The running cluster that is joined; None: a new one is started."""
+        return None
+
 
 class ElasticOptions(KindOptions):
     """A cluster whose number of workers is asked for: a fixed one, or between two bounds as there is work."""
@@ -225,6 +230,11 @@ class AddressOptions(KindOptions):
     key: FilePath | None = None
     """For ``tls://``: PEM file of this client's private key."""
 
+    @property
+    def joined(self) -> str | None:
+        """The scheduler."""
+        return self.address
+
 
 class SshOptions(KindOptions):
     """Workers on machines that are reached with SSH, one scheduler beside them."""
@@ -282,11 +292,6 @@ class HostedOptions(ElasticOptions):
 
     timeout: Annotated[Positive, Expected("a number of seconds")] = 600
     """Seconds to wait for the scheduler, and for the first worker."""
-
-    @property
-    def joined(self) -> str | None:
-        """The running cluster that is joined; None: a new one is started."""
-        return None
 
     @model_validator(mode="after")
     def _sized(self) -> Self:

@@ -16,6 +16,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError, S2CompositeError, WriteError
+from s2composite.metering import metered
 from s2composite.writing.execute import Work, current_client, run_work, work_of
 from s2composite.writing.layers import Layer, chosen_layers, geobox_of, layer_of
 from s2composite.writing.overviews import halve, level_shapes
@@ -390,7 +391,8 @@ def _guarded(shared: _Shared, mark: str, where: str, size: int, write: Callable[
     label = shared.place.label
     try:
         shared.require()
-        write()
+        with metered("encode"):
+            write()
         shared.place.mark(mark)
         shared.require()
     except WriteError as error:
