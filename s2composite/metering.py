@@ -55,7 +55,7 @@ def tell_read(tally: ReadTally) -> None:
 class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no types
     """Adds to the dashboard's table of workers what each has read and stored since it began, and what took its time.
 
-    `connect` puts it into the workers of clusters that it starts. Elsewhere: ``client.register_plugin(WorkerMeters())``.
+    `connect` puts it into the workers of clusters that it starts. Else: ``client.register_plugin(WorkerMeters())``.
 
     Examples
     --------

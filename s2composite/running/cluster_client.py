@@ -12,7 +12,7 @@ from distributed import Client, WorkerPlugin
 
 from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.metering import WorkerMeters
-from s2composite.running.cluster_options import KindOptions
+from s2composite.running.cluster_kind import KindOptions
 
 __all__ = [
     "ONE_THREAD",

@@ -20,7 +20,7 @@ from s2composite.compositing import Composite
 from s2composite.errors import JobError, ParameterError
 from s2composite.reading.grid import Window
 from s2composite.running.cells import Cell
-from s2composite.running.cluster_options import LocalOptions
+from s2composite.running.cluster_local import LocalOptions
 from s2composite.running.job import Job, load_job
 from s2composite.running.ledger import read_ledger
 from s2composite.running.product import Product, done_windows, plan_product
