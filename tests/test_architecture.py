@@ -26,7 +26,7 @@ ROOMS = [
     "metering",
     "masking",
     "interop",
-    "cube",
+    "cube", "days",
     "as_cube", "array_masks", "period_axis",
     "windows",
     "screening",
