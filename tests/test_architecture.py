@@ -34,7 +34,8 @@ ROOMS = [
     "running.document", "running.cluster_ray", "running.cluster_options", "running.bounded", "running.cells", "running.job", "running.cluster_client", "running.cluster_ssh", "running.cluster_gateway",
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster", "running.cluster_probe", "running.cluster_check",
     "analysis.picture", "analysis.plot",
-    "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.report", "running.template",
+    "running.ledger", "running.window", "running.product_cog", "running.product_zarr", "running.product", "running.scope", "running.making",
+    "running.stream", "running.run", "running.plan", "running.progress", "running.report", "running.template",
     "demo", "cli",
 ]  # fmt: skip
 
