@@ -36,7 +36,8 @@ ROOMS = [
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster_ray", "running.cluster_options", "running.cluster", "running.cluster_probe", "running.cluster_check",
     "running.bounded", "running.cells", "running.job",
     "analysis.picture", "analysis.plot", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",
-    "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.report", "running.template",
+    "running.ledger", "running.window", "running.product_cog", "running.product_zarr", "running.product", "running.scope", "running.making",
+    "running.stream", "running.run", "running.plan", "running.progress", "running.report", "running.template",
     "demo", "cli",
 ]  # fmt: skip
 
