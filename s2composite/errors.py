@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AccessError",
     "BandError",
     "ClusterError",
     "GridError",
@@ -54,6 +55,10 @@ class GridError(S2CompositeError):
 
 class BandError(S2CompositeError):
     """A band that is asked for or needed is not there."""
+
+
+class AccessError(S2CompositeError):
+    """A place that this process must not read or write; see `s2composite.scenes.access`."""
 
 
 class ReadError(S2CompositeError):

@@ -9,12 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "s2composite"
 
-FLOORS = ("scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "analysis")
+FLOORS = ("scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "analysis", "service")
 
 # From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
 ROOMS = [
     "errors",
-    "scenes.model", "scenes.dates", "scenes.periods", "scenes.storage", "scenes.names", "scenes.values", "scenes.stac", "scenes.grouping",
+    "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.storage", "scenes.names", "scenes.values", "scenes.stac", "scenes.grouping",
     "scenes.listing",
     "reading.crs", "reading.signing", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
@@ -35,6 +35,9 @@ ROOMS = [
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster", "running.cluster_probe", "running.cluster_check",
     "analysis.picture", "analysis.plot",
     "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.report", "running.template",
+    "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
+    "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.app",
+    "service.server", "service.cli",
     "demo", "cli",
 ]  # fmt: skip
 
