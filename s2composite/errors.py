@@ -19,6 +19,7 @@ __all__ = [
     "ReadError",
     "S2CompositeError",
     "SceneError",
+    "ServiceError",
     "SourceError",
     "TilesError",
     "WriteError",
@@ -83,6 +84,10 @@ class JobError(S2CompositeError):
 
 class ClusterError(S2CompositeError):
     """A scheduler does not answer, workers do not start, or they lack what they need."""
+
+
+class ServiceError(S2CompositeError):
+    """A service cannot be reached, or what it is sent through cannot."""
 
 
 class MissingDependencyError(S2CompositeError):

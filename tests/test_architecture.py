@@ -36,8 +36,8 @@ ROOMS = [
     "analysis.picture", "analysis.plot",
     "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.report", "running.template",
     "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
-    "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.app",
-    "service.server", "service.cli",
+    "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",
+    "service.server", "service.sending", "service.dispatch", "service.cli",
     "demo", "cli",
 ]  # fmt: skip
 

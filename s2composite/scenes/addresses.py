@@ -1,4 +1,4 @@
-"""Addresses: HTTP for processes whose access is limited: every hop is checked, and the address that was checked is used.
+"""Addresses: HTTP for processes whose access is limited: every hop and every address is checked.
 
 A name may lead anywhere, to a machine's metadata server for one, and another place a second later. So the addresses of
 a name are looked at when the connection is made, and it is made to those; each redirect is a URL to be checked anew.

@@ -18,10 +18,10 @@ from s2composite.errors import (
     SceneError,
     SourceError,
 )
+from s2composite.scenes.access import limits
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene
 from s2composite.scenes.names import asset_bands, is_picture, same_band
-from s2composite.scenes.access import limits
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.scenes.values import catalogue_values
 

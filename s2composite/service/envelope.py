@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from s2composite.running.document import Strict
 from s2composite.service.problems import Problem, ProblemError, invalid
 
 __all__ = ["EXAMPLE", "PUSHED_EXAMPLE", "Delivery", "WindowRequest", "delivered", "parsed_json"]
 
-EXAMPLE = {
+EXAMPLE: dict[str, JsonValue] = {
     "window": [0, 0, 1024, 1024],
     "destination": "gs://bucket/results/tile_0_0.tif",
     "datasets": [
@@ -41,7 +41,11 @@ class WindowRequest(Strict):
     """One window: the median of some scenes there, and where it goes."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, json_schema_extra={"examples": [EXAMPLE]}
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [EXAMPLE]},
     )
 
     window: Annotated[tuple[Whole, Whole, Side, Side], Field(strict=False)]

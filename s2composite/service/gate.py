@@ -26,6 +26,8 @@ _DOCUMENTS = ("application/json", "application/yaml", "application/x-yaml", "tex
 _MEDIA = {"/median": _JSON, "/jobs": _DOCUMENTS}
 """What a body may be. A page elsewhere can make a browser send forms and text, but not these."""
 
+_NOBODY = Problem(401, "a token is needed: Authorization: Bearer TOKEN")
+
 _BODY_SECONDS = 30.0
 """Time for a body to arrive."""
 
@@ -107,11 +109,12 @@ class Gate:
         if shows_token(header, self._token, looking=scope["method"] in ("GET", "HEAD")):
             return None
         push = self._settings.push
-        if push is not None and self._keys is not None and scope["path"] == "/median":
-            # In a thread: the signer's keys may have to be fetched.
-            if await asyncio.to_thread(is_pushed_by, header, push, self._keys):
-                return None
-        return Problem(401, "a token is needed: Authorization: Bearer TOKEN")
+        if push is None or self._keys is None or scope["path"] != "/median":
+            return _NOBODY
+        # In a thread: the signer's keys may have to be fetched.
+        if await asyncio.to_thread(is_pushed_by, header, push, self._keys):
+            return None
+        return _NOBODY
 
     async def _body(self, receive: Receive) -> tuple[bytes | None, Problem | None]:
         """Return the whole body, as long as it is small and comes in time."""

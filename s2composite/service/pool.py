@@ -20,7 +20,7 @@ import numpy as np
 import rasterio
 from pebble import ProcessExpired, ProcessPool
 
-from s2composite.scenes.access import VARIABLE, Access
+from s2composite.scenes.access import VARIABLE
 from s2composite.service.envelope import WindowRequest
 from s2composite.service.median import Made, make_median
 from s2composite.service.problems import Problem, ProblemError
@@ -49,6 +49,7 @@ class Windows:
         self._settings = settings
         self._running: dict[Key, asyncio.Task[Made]] = {}
         self._pool: ProcessPool | None = None
+        self._first: Future[None] | None = None
 
     def start(self) -> None:
         """Start the processes, and have each compile its kernels."""
@@ -60,11 +61,17 @@ class Windows:
             initargs=[self._settings.access.to_json(), self._settings.warm],
             context=multiprocessing.get_context("spawn"),
         )
+        self._first = self._pool.schedule(_nothing)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a process has compiled its kernels."""
+        return self._first is not None and self._first.done()
 
     def close(self) -> None:
         """End the processes: what is not finished is not written, and whoever asked for it asks again."""
         if self._pool is not None:
-            self._pool.stop()
+            self._pool.stop()  # type: ignore[no-untyped-call] # pebble's
             self._pool.join()
 
     @property
@@ -105,7 +112,9 @@ class Windows:
         try:
             return await asyncio.wrap_future(future)
         except TookTooLong:
-            raise ProblemError(Problem(504, f"the window took longer than {limit:g} s; ask for a smaller one")) from None
+            raise ProblemError(
+                Problem(504, f"the window took longer than {limit:g} s; ask for a smaller one")
+            ) from None
         except ProcessExpired as error:
             LOG.error("a process ended while it made a window: exit code %s", error.exitcode)  # noqa: TRY400 - no frames worth showing
             told = "the process that made the window has ended; try again"
@@ -122,7 +131,11 @@ class Windows:
             raise ProblemError(Problem(422, told, "/window"))
 
 
-def _begin(access: str, warm: bool) -> None:  # noqa: FBT001 - pebble passes positions
+def _nothing() -> None:
+    """Run when a process has begun."""
+
+
+def _begin(access: str, warm: bool) -> None:
     """Prepare a process: its limits, and the kernels, which take seconds to compile."""
     if warm:
         _compile()
@@ -134,7 +147,14 @@ def _compile() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder, f"{i}.tif")) for i in range(2)]
         for i, file in enumerate(files):
-            profile = {"driver": "GTiff", "count": 3, "height": 256, "width": 256, "dtype": "uint8", "crs": "EPSG:32631"}
+            profile = {
+                "driver": "GTiff",
+                "count": 3,
+                "height": 256,
+                "width": 256,
+                "dtype": "uint8",
+                "crs": "EPSG:32631",
+            }
             more = {"tiled": True, "compress": "deflate", "photometric": "RGB", "interleave": "pixel"}
             place = rasterio.Affine(10, 0, 300000, 0, -10, 4900020)
             with rasterio.open(file, "w", **profile, **more, transform=place) as made:

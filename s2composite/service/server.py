@@ -51,6 +51,13 @@ def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), *
     logging.getLogger("httpx").setLevel(logging.WARNING)
     app = create_app(checked, token)
     # Its own access log would have the query of each URL.
-    options = {"log_config": None, "access_log": False, "server_header": False, "date_header": True}
-    limits = {"limit_concurrency": checked.limits.connections, "timeout_graceful_shutdown": _GRACE}
-    uvicorn.run(app, host=checked.host, port=checked.port, **options, **limits)
+    uvicorn.run(
+        app,
+        host=checked.host,
+        port=checked.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=checked.limits.connections,
+        timeout_graceful_shutdown=_GRACE,
+    )

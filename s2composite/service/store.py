@@ -184,6 +184,7 @@ class Store:
         held = {"at": _now(), "message": message, "problem": json.dumps(problem)}
         with self._engine.begin() as connection:
             made = connection.execute(_DEAD.insert().values(**held, payload=scrubbed(json.dumps(payload))))
+            assert made.inserted_primary_key is not None
             newest = int(made.inserted_primary_key[0])
             connection.execute(_DEAD.delete().where(_DEAD.c.id <= newest - _LETTERS))
 
