@@ -116,7 +116,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="zonal-") as folder:
         raster, zones = make(folder, options.size, options.zones)
         print(
-            f"{options.zones} zones, {options.size} x {options.size} x 3 uint16, {os.path.getsize(raster) / 1e6:.0f} MB; 2 threads"
+            f"{options.zones} zones, {options.size} x {options.size} x 3 uint16, {Path(raster).stat().st_size / 1e6:.0f} MB; 2 threads"
         )
         for stats in (["min", "max", "mean", "stdev", "count"], ["mean", "median", "p10"]):
             print(", ".join(stats))
