@@ -22,6 +22,7 @@ from odc.geo.xr import xr_coords
 
 from s2composite.errors import ParameterError
 from s2composite.interop import load_with
+from s2composite.metering import tell_read
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.header import read_header
 from s2composite.reading.signing import Sign
@@ -227,7 +228,9 @@ def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.Da
 
 
 def _read_block(*, stack: Stack, spatial: Chunks, block_id: tuple[int, ...]) -> NDArray[Any]:
-    return stack.read(window_at(spatial, block_id[2], block_id[3])).pixels
+    seen = stack.read(window_at(spatial, block_id[2], block_id[3]))
+    tell_read(seen.tally)
+    return seen.pixels
 
 
 def window_at(spatial: Chunks, row: int, column: int) -> Window:

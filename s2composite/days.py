@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.masking import Mask, passed
+from s2composite.metering import tell_read
 from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED, OUTSIDE, READ
@@ -64,6 +65,7 @@ def read_days(
     turn = _turns(products.scene)
     if not turn.any():
         seen = products.stack.read(region, scratch=scratch)
+        tell_read(seen.tally)
         return DayObservations(seen.pixels, passed(masks, region), seen.status)
     first, *others = (np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1))
     days = read_days(_part(products, first), recipe, region, _of(masks, first), scratch)

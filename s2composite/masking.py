@@ -12,6 +12,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from s2composite.errors import GridError, S2CompositeError
+from s2composite.metering import tell_read
 from s2composite.pixels.flags import MaskRule, upsample
 from s2composite.pixels.masks import Rule
 from s2composite.reading.grid import Window
@@ -134,6 +135,7 @@ def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
         for s, n in zip(window, stack.shape[2:], strict=True)
     )
     seen = stack.read((region[0], region[1]))
+    tell_read(seen.tally)
     valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
     y, x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
     valid = valid[:, y, x]

@@ -18,6 +18,7 @@ from s2composite.cube import Chunks, stack_of, thread_memory, window_at
 from s2composite.days import products_near, read_days
 from s2composite.errors import ParameterError
 from s2composite.masking import Mask, both, masks_of
+from s2composite.metering import metered, tell_read
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window
@@ -113,7 +114,8 @@ def _compose_in_one_piece(
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
         seen = read_days(products, recipe, region, masks, scratch)
         usable, scenes = both(seen.passed, valid), _there(seen.status)
-        layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, inner=inner, positions=positions)
+        with metered("kernel"):
+            layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, inner=inner, positions=positions)
     return {**layers, STATUS: seen.status[:, None, None]}
 
 
@@ -134,6 +136,7 @@ def _compose_piece(
     scratch: NDArray[Any],
     positions: NDArray[np.intp] | None,
 ) -> list[_Part]:
+    tell_read(seen.tally)
     blocks = stack.blocks(piece) if seen.errors else (piece,)
     if len(blocks) > 1:
         # A scene that fails is left out of the blocks that fail and no others, whatever they were read together with.
@@ -142,8 +145,9 @@ def _compose_piece(
             for block in blocks
             for part in _compose_piece(stack, recipe, block, stack.read(block, scratch=scratch), scratch, positions)
         ]
-    status = {STATUS: seen.status[:, None, None]}
-    return [(piece, {**reduce_block(seen.pixels, recipe, scenes=_there(seen.status), positions=positions), **status})]
+    with metered("kernel"):
+        layers = reduce_block(seen.pixels, recipe, scenes=_there(seen.status), positions=positions)
+    return [(piece, {**layers, STATUS: seen.status[:, None, None]})]
 
 
 def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
@@ -240,7 +244,8 @@ def _compose_valid(valid: NDArray[np.bool_], *, work: Work, block_id: tuple[int,
 
 
 def _reduce(block: NDArray[Any], valid: NDArray[np.bool_] | None = None, *, recipe: Recipe) -> dict[str, NDArray[Any]]:
-    return reduce_block(block, recipe, valid=None if valid is None else valid[:, 0])
+    with metered("kernel"):
+        return dict(reduce_block(block, recipe, valid=None if valid is None else valid[:, 0]))
 
 
 def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:

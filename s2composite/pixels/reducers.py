@@ -90,7 +90,7 @@ def reduce_block(
     >>> pixels = np.array([30, 0, 10, 20], np.uint8).reshape(4, 1, 1, 1)
     >>> result = reduce_block(pixels, Recipe((resolve_reducer("luminance_median"),)))
     >>> {name: array.ravel().tolist() for name, array in result.items()}
-    {'composite': [20], 'count': [3], 'source': [3]}
+    {'composite': [20], 'source': [3], 'count': [3]}
     """
     if pixels.ndim != 4:
         raise ParameterError(f"pixels have {pixels.ndim} dimensions; (time, band, y, x) are needed")

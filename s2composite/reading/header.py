@@ -26,6 +26,7 @@ from s2composite.reading.gdal import through_gdal
 from s2composite.reading.level import FRAME, Coding, Level, level_of, why_undecodable
 from s2composite.reading.signing import Sign
 from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
+from s2composite.scenes.access import check_read, gdal_limits
 from s2composite.scenes.storage import display, is_remote
 
 __all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers", "signing"]
@@ -152,6 +153,7 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     >>> header.compression, header.block, header.bands  # doctest: +SKIP
     ('JPEG', (512, 512), 3)
     """
+    check_read(href)
     try:
         tiff, identity = open_tiff(href, sign)
     except ReadError as error:
@@ -295,7 +297,7 @@ def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Heade
     found: list[Header] = []
 
     def read(url: str) -> None:
-        with rasterio.open(url) as dataset:
+        with rasterio.open(url, **gdal_limits(href)) as dataset:
             found.append(_header_of(dataset, href, identity))
 
     try:
@@ -323,7 +325,7 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
     )
     shapes = [dataset.shape]
     for overview in range(len(dataset.overviews(1))):
-        with rasterio.open(dataset.name, overview_level=overview) as coarser:
+        with rasterio.open(dataset.name, overview_level=overview, **gdal_limits(href)) as coarser:
             shapes.append(coarser.shape)
     (rows, columns), empty = dataset.block_shapes[0], np.empty(0, np.uint64)
     blocks = [(min(rows, height), min(columns, width)) for height, width in shapes]

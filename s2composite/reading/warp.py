@@ -19,6 +19,7 @@ from s2composite.errors import ParameterError
 from s2composite.reading.gdal import through_gdal
 from s2composite.reading.header import Header
 from s2composite.reading.signing import Sign
+from s2composite.scenes.access import gdal_limits
 
 __all__ = ["nearest_pixels", "read_info", "read_level", "read_warped", "resampling_method"]
 
@@ -49,7 +50,7 @@ def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info
     found: list[Info] = []
 
     def read(url: str) -> None:
-        with rasterio.open(url) as dataset:
+        with rasterio.open(url, **gdal_limits(href)) as dataset:
             found.append(look(dataset))
 
     through_gdal(read, href)
@@ -93,7 +94,7 @@ def read_level(
     part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
 
     def read(url: str) -> None:
-        with rasterio.open(url, **_overview(level)) as dataset:
+        with rasterio.open(url, **_overview(level), **gdal_limits(href)) as dataset:
             out[...] = dataset.read([b + 1 for b in bands], window=part)
 
     return through_gdal(read, href, sign)
@@ -149,7 +150,7 @@ def read_warped(
 
     def read(url: str) -> None:
         with (
-            rasterio.open(url, **_overview(level)) as dataset,
+            rasterio.open(url, **_overview(level), **gdal_limits(header.href)) as dataset,
             WarpedVRT(
                 dataset,
                 crs=str(geobox.crs),

@@ -10,7 +10,15 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import urljoin
 
-from s2composite.errors import MissingDependencyError, ParameterError, S2CompositeError, SceneError, SourceError
+from s2composite.errors import (
+    AccessError,
+    MissingDependencyError,
+    ParameterError,
+    S2CompositeError,
+    SceneError,
+    SourceError,
+)
+from s2composite.scenes.access import limits
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene
 from s2composite.scenes.names import asset_bands, is_picture, same_band
@@ -195,6 +203,8 @@ def _searched(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     unknown = [key for key in search if key not in (*_SEARCH, "intersects", "ids", "filter", "limit", "max_items")]
     if unknown:
         raise ParameterError(f"the search has the unknown keys {', '.join(unknown)}; there are {', '.join(_SEARCH)}")
+    if limits() is not None:
+        raise AccessError(f"{found_by(search)}: searches follow links unasked, so none is made here; give item files")
     client = needed("pystac_client", "stac")
     options = {key: value for key, value in search.items() if key != "url" and value is not None}
     label = found_by(search)
