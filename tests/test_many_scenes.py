@@ -12,9 +12,10 @@ from stac_items import item_of
 
 import s2composite as s2c
 from s2composite.cube import stack_of
-from s2composite.errors import ParameterError, ReadError, SceneError
+from s2composite.errors import AccessError, ParameterError, ReadError, SceneError
 from s2composite.reading import opening
 from s2composite.reading.header import read_header
+from s2composite.scenes.access import Access
 
 LETTERS = "ABCDEFGHJK"
 
@@ -159,3 +160,12 @@ def test_lazy_headers_and_an_index(tmp_path, monkeypatch):
     promised(tmp_path / "data", {"half": True})
     with pytest.raises(ReadError, match="changed since its header was read"):
         s2c.open_cube(items, bands=["red"], headers="lazy", index=index).compute()
+
+
+def test_an_index_opens_nothing_that_is_closed(tmp_path, monkeypatch):
+    items, index = promised(tmp_path / "data"), tmp_path / "index"
+    s2c.open_cube(items, bands=["red"], headers="read", index=index)
+    monkeypatch.setenv("S2COMPOSITE_ACCESS", Access(read=(str(tmp_path / "other"),)).to_json())
+    for headers in ("lazy", "read"):
+        with pytest.raises(AccessError):
+            s2c.open_cube(items, bands=["red"], headers=headers, index=index)

@@ -21,6 +21,7 @@ from s2composite.reading.fetch import Identity, read_identity
 from s2composite.reading.header import Header, mask_of, read_headers, signing
 from s2composite.reading.level import Level, coding, pack, unpack
 from s2composite.reading.signing import Sign
+from s2composite.scenes.access import check_read
 
 __all__ = ["load_index", "read_headers_cached", "save_index"]
 
@@ -73,9 +74,16 @@ def load_index(
     -------
     dict
         By href; those that are missing, or whose size, ETag or time of change is not what it was, are left out.
+
+    Raises
+    ------
+    AccessError
+        This process must not read one of them.
     """
     known = _load(Path(path))
     wanted = [signing(known[href], sign) for href in dict.fromkeys(hrefs) if href in known]
+    for header in wanted:
+        check_read(header.href)
     if not check:
         return {header.href: header for header in wanted}
     with ThreadPoolExecutor(max(1, min(max_workers, len(wanted)))) as pool:
