@@ -17,10 +17,11 @@ from distributed.system import MEMORY_LIMIT
 from odc.geo.geobox import GeoBox
 
 from s2composite.compositing import Composite
+from s2composite.days import products_near
 from s2composite.errors import JobError, ParameterError
 from s2composite.reading.grid import Window
 from s2composite.running.cells import Cell
-from s2composite.running.cluster_options import LocalOptions
+from s2composite.running.cluster_local import LocalOptions
 from s2composite.running.job import Job, load_job
 from s2composite.running.ledger import failures_in, read_ledger
 from s2composite.running.product import Product, plan_product, product_state
@@ -323,9 +324,10 @@ def _memory(work: Work, window: Window) -> int:
     stack, (y, x) = work.stack, window
     halo = work.recipe.halo
     height, width = y.stop - y.start + 2 * halo, x.stop - x.start + 2 * halo
-    whole = bool(work.masks or halo)
-    pieces = [(y, x)] if whole else stack.pieces((y, x))
-    scenes = len(stack.touching((y, x), pad=halo))
+    near = products_near(stack, (y, x), halo)
+    scenes = len(near)
+    overlapping = len(np.unique(stack.products.scene[near])) < scenes
+    pieces = [(y, x)] if work.masks or halo or overlapping else stack.pieces((y, x))
     largest = max(stack.size(piece) for piece in pieces) * stack.dtype.itemsize * scenes // stack.shape[0]
     masks = len(work.masks) * scenes * height * width * 2
     layers = work.recipe.layers(stack.dtype, stack.shape[0])

@@ -19,6 +19,8 @@ from urllib.request import url2pathname
 import fsspec
 
 from s2composite.errors import SourceError
+from s2composite.scenes.access import check_touch, limits
+from s2composite.scenes.addresses import guarded_client
 
 __all__ = [
     "absolute",
@@ -117,6 +119,8 @@ def filesystem(href: str) -> tuple[Any, str]:
     ------
     SourceError
         The scheme is none that can be read.
+    AccessError
+        This process is limited to other places.
 
     Examples
     --------
@@ -126,6 +130,8 @@ def filesystem(href: str) -> tuple[Any, str]:
     """
     href = absolute(href)
     scheme = _scheme(href)
+    if not href.endswith("://"):  # the bare scheme: whoever wants a connection, not a place
+        check_touch(href)
     options = storage_options(href)
     # gcsfs logs the traceback of what it raises; without any handler that would land on the user's screen.
     if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).handlers:
@@ -150,6 +156,8 @@ def storage_options(href: str) -> dict[str, Any]:
         return _gcs_options()
     if scheme == "s3":
         return _s3_options()
+    if scheme in ("http", "https") and limits() is not None:
+        return {"get_client": guarded_client}
     # trust_env: proxies and ~/.netrc, as curl and GDAL use them.
     return {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
 

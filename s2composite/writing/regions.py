@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import S2CompositeError, WriteError
+from s2composite.metering import metered
 from s2composite.writing.overviews import halve
 from s2composite.writing.parts import disk_error
 from s2composite.writing.skeleton import array_path
@@ -158,7 +159,8 @@ def _guarded(regions: Regions, mark: str, where: str, size: int, write: Callable
     label = regions.place.label
     try:
         regions.require()
-        write()
+        with metered("encode"):
+            write()
         regions.place.mark(mark)
         regions.require()
     except WriteError as error:

@@ -15,6 +15,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
+from s2composite.scenes.access import check_write
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, join, reason
 from s2composite.writing.parts import disk_error
 
@@ -213,6 +214,7 @@ def place_of(target: Any, *, overwrite: bool) -> StorePlace:
         path = absolute(target)
     except SourceError as error:
         raise ParameterError(str(error)) from error
+    check_write(path)
     if path.startswith(("http://", "https://")):
         raise ParameterError(
             f"{display(path)}: a Zarr store cannot be written over HTTP; use gs://, s3:// or a local path"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import S2CompositeError, WriteError
+from s2composite.metering import metered, tell
 from s2composite.writing.codec import encode_mask
 from s2composite.writing.raster import Raster
 from s2composite.writing.statistics import Statistics, tile_statistics
@@ -140,7 +141,8 @@ def encode_window(
     """
     where = stage.describe(*position)
     try:
-        return _encode_window(_stacked(blocks, raster), raster, stage, position)
+        with metered("encode"):
+            return _encode_window(_stacked(blocks, raster), raster, stage, position)
     except WriteError as error:
         raise WriteError(f"{raster.label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
     except S2CompositeError:
@@ -183,7 +185,9 @@ def _encode_window(pixels: NDArray[Any], raster: Raster, stage: Stage, position:
         tiles.append(index)
     name, data = f"{raster.token}_{stage.number}_{position[0]}_{position[1]}.part", b"".join(records)
     if not raster.parts.carried:
-        raster.parts.write(name, data)
+        with metered("store"):
+            raster.parts.write(name, data)
+        tell("store", len(data), "bytes")
     held = data if raster.parts.carried else b""
     top = raster.halved(pixels) if stage.last + 1 < len(raster.levels) else None
     return WindowResult(WindowIndex(position, name, tuple(tiles), tuple(statistics), held), top)
