@@ -233,7 +233,10 @@ def _tell_cells(results: Iterable[tuple[Any, Any]]) -> None:
         typer.echo(f"{cell.name}: {_plural(result.made, 'window')} made in {result.seconds:.1f} s")
         for path in result.paths:
             typer.echo(path)
-        if not result.paths:
+        if result.error is not None:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]failed:[/] {_plain(result.error)}")
+            some_failed = True
+        elif not result.paths:
             _explain(result.failed)
             some_failed = True
     if some_failed:
