@@ -203,7 +203,7 @@ def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
     checked = load_job(job, settings)
 
     # After the check, so that a mistake in the job is told at once.
-    from s2composite.running.report import write_report
+    from s2composite.running.report_page import write_report
     from s2composite.running.run import run_cells, run_job
 
     if checked.grid is not None:
@@ -271,7 +271,7 @@ def status(
 def report(job: JobFile, setting: Settings = None) -> None:
     """Write report.json and report.html beside the ledger: windows by state and time, failures by cause, versions."""
     from s2composite.running.job import load_job
-    from s2composite.running.report import write_report
+    from s2composite.running.report_page import write_report
 
     for path in write_report(load_job(job, setting or ())) or ["nothing has been done yet"]:
         typer.echo(path)

@@ -36,7 +36,7 @@ ROOMS = [
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster_ray", "running.cluster_options", "running.cluster", "running.cluster_probe", "running.cluster_check",
     "running.bounded", "running.cells", "running.job",
     "analysis.picture", "analysis.plot",
-    "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.report", "running.template",
+    "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.report", "running.report_page", "running.template",
     "demo", "cli",
 ]  # fmt: skip
 
