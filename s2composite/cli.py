@@ -19,6 +19,7 @@ from rich.text import Text
 import s2composite
 from s2composite.errors import S2CompositeError
 from s2composite.scenes.model import Asset, Scene
+from s2composite.service.cli import add_commands
 
 # Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
 # ruff: noqa: PLC0415
@@ -437,3 +438,6 @@ def _worker_row(worker: Any, packages: Sequence[str], asked: Sequence[str]) -> l
     good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
     words = [Text("ok") if fine else Text("problem", "bold red") for fine in good]
     return [*map(Text, facts), Text(findings.gdal), *words]
+
+
+add_commands(app)

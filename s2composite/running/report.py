@@ -12,15 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from s2composite.running.job import Job
-from s2composite.running.ledger import read_ledger
-from s2composite.running.run import failures_in, ledger_key
-from s2composite.scenes.storage import display
+from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.scope import ledger_key
+from s2composite.scenes.storage import display_text
 
 __all__ = ["Report", "WorkerDone", "job_report"]
 
 _PACKAGES = ("s2composite", "numpy", "numba", "dask", "distributed", "xarray", "rasterio", "imagecodecs", "zarr")
-
-_URL = re.compile(r"https?://[^\s'\"]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def job_report(job: Job) -> Report | None:
         for scene in event.get("failed_scenes", ()):
             scenes[scene] = scenes.get(scene, 0) + 1
     return Report(
-        job=_URL.sub(lambda url: display(url.group()), job.to_yaml()),
+        job=display_text(job.to_yaml()),
         state="complete" if complete else "failed" if failures else "interrupted",
         files=tuple(start["files"]),
         shape=(int(start["windows"][0]), int(start["windows"][1])),

@@ -15,7 +15,7 @@ from imagecodecs import png_encode
 from s2composite.running.job import Job
 from s2composite.running.ledger import ledger_root
 from s2composite.running.report import Report, job_report
-from s2composite.running.run import ledger_key
+from s2composite.running.scope import ledger_key
 from s2composite.scenes.storage import filesystem, is_remote, join
 
 __all__ = ["report_page", "write_report"]

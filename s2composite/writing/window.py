@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,16 @@ from s2composite.writing.raster import Raster
 from s2composite.writing.statistics import Statistics, tile_statistics
 from s2composite.writing.tiff import RECORD_OVERHEAD, tile_record
 
-__all__ = ["TILE", "Stage", "WindowIndex", "WindowResult", "encode_window", "pixel_checksum"]
+__all__ = [
+    "TILE",
+    "FilePart",
+    "Stage",
+    "WindowIndex",
+    "WindowResult",
+    "encode_files",
+    "encode_window",
+    "pixel_checksum",
+]
 
 TILE = np.dtype([("start", "u8"), ("size", "u4"), ("mask_size", "u4"), ("crc", "u4"), ("mask_crc", "u4")])
 """Of one tile: position of its record in the part, bytes of tile and mask, checksums of their decoded pixels."""
@@ -87,6 +96,30 @@ class WindowResult:
 
     top: NDArray[Any] | None
     """Pixels ``(b, y, x)`` from which the next stage makes its levels."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """What a window has to do with one file."""
+
+    raster: Raster
+    """The file."""
+
+    stage: Stage
+    """Whose window it is."""
+
+
+def encode_files(
+    blocks: Iterable[Sequence[NDArray[Any]]], files: Sequence[FilePart], position: tuple[int, int]
+) -> tuple[WindowResult, ...]:
+    """Encode a window of several files and store their parts; see `encode_window`.
+
+    Parameters
+    ----------
+    blocks
+        For each file its layers; they are taken one after the other.
+    """
+    return tuple(encode_window(own, file.raster, file.stage, position) for own, file in zip(blocks, files, strict=True))
 
 
 def encode_window(
