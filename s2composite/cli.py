@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +26,8 @@ from s2composite.service.cli import add_commands
 # ruff: noqa: PLC0415
 
 __all__ = ["app", "main"]
+
+LOG = logging.getLogger("s2composite")
 
 SOME_FAILED = 1
 """Exit code for a job of which windows failed."""
@@ -55,7 +58,10 @@ def main() -> None:
     try:
         app()
     except S2CompositeError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
+        if LOG.handlers:
+            LOG.log(logging.ERROR, "%s", error, extra={"facts": {"error": type(error).__name__}})
+        else:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(SOME_FAILED if getattr(error, "resumable", False) else BAD_INPUT)
 
 
@@ -114,6 +120,10 @@ def _near(path: str) -> str:
 JobFile = Annotated[
     Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
 ]
+Log = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="Write a line to stderr for each event: key=value, or JSON. There is no progress bar then."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -135,6 +145,7 @@ def run(
         str | None,
         typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several."),
     ] = None,
+    log: Log = None,
 ) -> None:
     """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
 
@@ -144,12 +155,12 @@ def run(
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
     if windows is None:
-        _run(job, settings)
+        _run(job, settings, log)
         return
     from s2composite.running.job import load_job
     from s2composite.running.plan import chosen_windows, plan_job
 
-    _run(job, settings, windows=chosen_windows(plan_job(load_job(job, settings)).windows, windows))
+    _run(job, settings, log, windows=chosen_windows(plan_job(load_job(job, settings)).windows, windows))
 
 
 @app.command()
@@ -180,9 +191,9 @@ def plan(
 
 
 @app.command()
-def resume(job: JobFile, setting: Settings = None) -> None:
+def resume(job: JobFile, setting: Settings = None, *, log: Log = None) -> None:
     """Go on with a job that was interrupted: make the windows that have neither been made nor failed."""
-    _run(job, setting or (), which="untried")
+    _run(job, setting or (), log, which="untried")
 
 
 @app.command()
@@ -193,14 +204,18 @@ def retry(
     error: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Only windows whose error matches this regular expression.")
     ] = None,
+    log: Log = None,
 ) -> None:
     """Make the windows again that have failed."""
-    _run(job, setting or (), which="failed", error=error)
+    _run(job, setting or (), log, which="failed", error=error)
 
 
-def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
+def _run(job: Path, settings: Sequence[str], log: Literal["text", "json"] | None, **which: Any) -> None:
     from s2composite.running.job import load_job
+    from s2composite.running.logs import log_to_stderr
 
+    if log is not None:
+        log_to_stderr(log)
     checked = load_job(job, settings)
 
     # After the check, so that a mistake in the job is told at once.
@@ -208,9 +223,9 @@ def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
     from s2composite.running.run import run_cells, run_job
 
     if checked.grid is not None:
-        _tell_cells(run_cells(checked, **which))
+        _tell_cells(run_cells(checked, announce=log is None, **which))
         return
-    result = run_job(checked, **which)
+    result = run_job(checked, announce=log is None, **which)
     write_report(checked)
     pixels = " x ".join(map(str, result.shape))
     before = f", {result.windows - result.made} of them made before" if 0 < result.made < result.windows else ""
@@ -241,6 +256,8 @@ def _tell_cells(results: Iterable[tuple[Any, Any]]) -> None:
 
 
 def _explain(failed: Sequence[Any]) -> None:
+    if LOG.handlers:
+        return  # the log has said it
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in failed[:10]:
         console.print(f"[bold red]failed:[/] window {failure.window}: {_plain(failure.error)}")
