@@ -120,6 +120,15 @@ def _near(path: str) -> str:
 JobFile = Annotated[
     Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
 ]
+Windows = Annotated[
+    str | None, typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several with commas.")
+]
+Cells = Annotated[
+    str | None, typer.Option(help="Of a job with a grid, only these cells: 31TCJ, 7, 1::10, or several with commas.")
+]
+Area = Annotated[
+    str | None, typer.Option(metavar="FILE.GEOJSON", help="Only windows, or cells, that its polygons touch.")
+]
 Log = Annotated[
     Literal["text", "json"] | None,
     typer.Option(help="Write a line to stderr for each event: key=value, or JSON. There is no progress bar then."),
@@ -141,10 +150,9 @@ def run(
     performance_report: Annotated[
         Path | None, typer.Option(metavar="FILE.HTML", help="Write Dask's performance report.")
     ] = None,
-    windows: Annotated[
-        str | None,
-        typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several."),
-    ] = None,
+    windows: Windows = None,
+    cells: Cells = None,
+    area: Area = None,
     log: Log = None,
 ) -> None:
     """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
@@ -154,13 +162,7 @@ def run(
     settings = list(setting or ())
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
-    if windows is None:
-        _run(job, settings, log)
-        return
-    from s2composite.running.job import load_job
-    from s2composite.running.plan import chosen_windows, plan_job
-
-    _run(job, settings, log, windows=chosen_windows(plan_job(load_job(job, settings)).windows, windows))
+    _run(job, settings, log, windows=windows, cells=cells, area=area)
 
 
 @app.command()
@@ -172,22 +174,41 @@ def plan(
     geojson: Annotated[
         Path | None, typer.Option(metavar="FILE.GEOJSON", help="Write the windows as polygons, for QGIS.")
     ] = None,
+    windows: Windows = None,
+    cells: Cells = None,
+    area: Area = None,
 ) -> None:
     """Show what a job will read, hold in memory and write; nothing is read but headers."""
     from s2composite.running.job import load_job
-    from s2composite.running.plan import plan_cells, plan_job
+    from s2composite.running.plan import Plan, plan_cells, plan_job
+    from s2composite.running.plan_tables import write_csv, write_geojson
 
     checked = load_job(job, setting or ())
-    if checked.grid is not None:
-        for cell, one in plan_cells(checked):
+    plans: list[tuple[str | None, Plan]] = []
+    chosen = _chosen(checked, windows=windows, cells=cells, area=area)
+    if checked.grid is None:
+        planned = plan_job(checked, **chosen)
+        plans = [(None, planned)]
+        typer.echo(planned.explain())
+    else:
+        for cell, one in plan_cells(checked, **chosen):
             typer.echo(f"\n{cell.name}\n{'no scene touches it' if one is None else one.explain()}")
-        return
-    planned = plan_job(checked)
-    typer.echo(planned.explain())
+            plans += [] if one is None else [(cell.name, one)]
     if csv is not None:
-        planned.to_csv(csv)
+        write_csv(plans, csv)
     if geojson is not None:
-        planned.to_geojson(geojson)
+        write_geojson(plans, geojson)
+
+
+def _chosen(job: Any, *, windows: str | None = None, cells: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return the options that choose, of those that a job can have."""
+    from s2composite.errors import JobError
+
+    if job.grid is None and cells is not None:
+        raise JobError("--cells: the job has no grid; --windows and --area choose among its windows", key="grid")
+    if job.grid is not None and windows is not None:
+        raise JobError("--windows: the job has a grid; --cells and --area choose among its cells", key="grid")
+    return {"windows": windows, **more} if job.grid is None else {"cells": cells, **more}
 
 
 @app.command()
@@ -223,9 +244,9 @@ def _run(job: Path, settings: Sequence[str], log: Literal["text", "json"] | None
     from s2composite.running.run import run_cells, run_job
 
     if checked.grid is not None:
-        _tell_cells(run_cells(checked, announce=log is None, **which))
+        _tell_cells(run_cells(checked, announce=log is None, **_chosen(checked, **which)))
         return
-    result = run_job(checked, announce=log is None, **which)
+    result = run_job(checked, announce=log is None, **_chosen(checked, **which))
     write_report(checked)
     pixels = " x ".join(map(str, result.shape))
     before = f", {result.windows - result.made} of them made before" if 0 < result.made < result.windows else ""

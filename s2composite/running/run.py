@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from distributed import Client, performance_report
+from odc.geo.geom import Geometry
 
 from s2composite.errors import ClusterError, JobError, S2CompositeError
-from s2composite.running.cells import Cell
+from s2composite.running.cells import Cell, read_area
 from s2composite.running.cluster import connect
 from s2composite.running.job import Job, load_job
 from s2composite.running.ledger import failures_in
@@ -47,7 +48,8 @@ def run_job(
     announce: bool = True,
     which: Which = "missing",
     error: str | None = None,
-    windows: Collection[tuple[int, int]] | None = None,
+    windows: str | Collection[tuple[int, int]] | None = None,
+    area: str | Geometry | None = None,
 ) -> JobResult:
     """Run a job: find its scenes, composite them on its cluster, write the result.
 
@@ -69,7 +71,10 @@ def run_job(
     error
         With ``which="failed"``: only windows whose error matches this regular expression.
     windows
-        Only these, as rows and columns; the files are written when all are done.
+        Only these: ``"7"``, a number; ``"1::10"``, a slice; ``"3/4"``, row and column; several with commas; or rows
+        and columns. The files are written when all are done.
+    area
+        Only windows that the polygons of this GeoJSON file touch.
 
     Raises
     ------
@@ -87,7 +92,8 @@ def run_job(
     job = job if isinstance(job, Job) else load_job(job)
     if job.grid is not None:
         raise JobError("the job has a grid, so it makes many products: run_cells() runs it", key="grid")
-    start, chosen = time.perf_counter(), Chosen(which, error, windows)
+    within = read_area(area) if isinstance(area, str) else area
+    start, chosen = time.perf_counter(), Chosen(which, error, windows, within)
     scenes = _prepared(job)
     with _cluster(job, client, announce=announce) as workers, workers.as_current(), _reported(job.performance_report):
         making = Making(job, job_composite(job, scenes), workers, chosen, start)
@@ -108,6 +114,8 @@ def run_cells(
     announce: bool = True,
     which: Which = "missing",
     error: str | None = None,
+    cells: str | None = None,
+    area: str | Geometry | None = None,
 ) -> Iterator[tuple[Cell, JobResult | None]]:
     """Run a job that has a grid: one product for each cell that its area touches, on one cluster.
 
@@ -117,6 +125,10 @@ def run_cells(
     ----------
     job, client, announce, which, error
         As for `run_job`.
+    cells
+        Only these: ``"31TCJ,31TCK"``, names; ``"7"``, a number; ``"1::10"``, a slice.
+    area
+        Only cells that the polygons of this GeoJSON file touch.
 
     Yields
     ------
@@ -130,17 +142,18 @@ def run_cells(
         One of its kinds for whatever is wrong with the job, the scenes or the cluster.
     """
     job = job if isinstance(job, Job) else load_job(job)
-    cells, chosen = job_cells(job), Chosen(which, error)
+    within = read_area(area) if isinstance(area, str) else area
+    wanted, chosen = job_cells(job, cells, within), Chosen(which, error)
     scenes = _prepared(job)
     with (
         _cluster(job, client, announce=announce) as workers,
         workers.as_current(),
         _reported(job.performance_report),
         TemporaryDirectory() as folder,
-        progress_bar("cells", len(cells)) as advance,
+        progress_bar("cells", len(wanted)) as advance,
     ):
         # Headers are read once for all cells.
-        entries = (_entry(job, scenes, cell, workers, chosen, str(Path(folder, "headers.index"))) for cell in cells)
+        entries = (_entry(job, scenes, cell, workers, chosen, str(Path(folder, "headers.index"))) for cell in wanted)
         for entry, outcome in make_all(workers, entries, job.policy.as_policy()):
             if outcome is None:
                 cell, refused = entry.name
