@@ -192,7 +192,7 @@ def plan(
         typer.echo(planned.explain())
     else:
         for cell, one in plan_cells(checked, **chosen):
-            typer.echo(f"\n{cell.name}\n{'no scene touches it' if one is None else one.explain()}")
+            typer.echo(f"\n{cell.name}\n{_left_out(checked) if one is None else one.explain()}")
             plans += [] if one is None else [(cell.name, one)]
     if csv is not None:
         write_csv(plans, csv)
@@ -244,7 +244,7 @@ def _run(job: Path, settings: Sequence[str], log: Literal["text", "json"] | None
     from s2composite.running.run import run_cells, run_job
 
     if checked.grid is not None:
-        _tell_cells(run_cells(checked, announce=log is None, **_chosen(checked, **which)))
+        _tell_cells(checked, run_cells(checked, announce=log is None, **_chosen(checked, **which)))
         return
     result = run_job(checked, announce=log is None, **_chosen(checked, **which))
     write_report(checked)
@@ -259,12 +259,18 @@ def _run(job: Path, settings: Sequence[str], log: Literal["text", "json"] | None
         raise typer.Exit(SOME_FAILED)
 
 
-def _tell_cells(results: Iterable[tuple[Any, Any]]) -> None:
+def _left_out(job: Any) -> str:
+    """Return why a cell is left out."""
+    least = job.policy.min_scenes
+    return "no scene touches it" if least == 1 else f"fewer than {least} scenes touch it (policy.min_scenes)"
+
+
+def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
     """Say what became of each cell, as it ends."""
     some_failed = False
     for cell, result in results:
         if result is None:
-            typer.echo(f"{cell.name}: no scene touches it")
+            typer.echo(f"{cell.name}: {_left_out(job)}")
             continue
         typer.echo(f"{cell.name}: {_plural(result.made, 'window')} made in {result.seconds:.1f} s")
         for path in result.paths:
@@ -333,9 +339,9 @@ def init(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of job files, for editors and other programs."""
-    from s2composite.running.job import Job
+    from s2composite.running.job import job_schema
 
-    typer.echo(json.dumps(Job.model_json_schema(), indent=2))
+    typer.echo(json.dumps(job_schema(), indent=2))
 
 
 def _plural(n: int, word: str) -> str:

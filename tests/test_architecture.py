@@ -32,7 +32,7 @@ ROOMS = [
     "screening",
     "compositing",
     "writing",
-    "running.document", "running.logs", "running.fields", "running.cluster_kind", "running.cluster_client", "running.cluster_local", "running.cluster_address", "running.cluster_ssh", "running.cluster_gateway",
+    "running.yaml_text", "running.document", "running.logs", "running.fields", "running.cluster_kind", "running.cluster_client", "running.cluster_local", "running.cluster_address", "running.cluster_ssh", "running.cluster_gateway",
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster_ray", "running.cluster_options", "running.cluster", "running.cluster_probe", "running.cluster_check",
     "running.bounded", "running.cells", "running.job",
     "analysis.picture", "analysis.plot", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",

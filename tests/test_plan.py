@@ -14,11 +14,11 @@ from odc.geo import geom
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
-from s2composite.errors import ParameterError
+from s2composite.errors import JobError, ParameterError
 from s2composite.running.ledger import read_ledger
-from s2composite.running.plan import plan_job
+from s2composite.running.plan import plan_cells, plan_job
 from s2composite.running.plan_tables import write_csv, write_geojson
-from s2composite.running.run import run_job
+from s2composite.running.run import run_cells, run_job
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +199,39 @@ def test_the_command_line_plans_and_runs_the_same_windows(scenes, tmp_path):
     assert {tuple(e["window"]) for e in read_ledger(spec["output"]) if e["event"] == "done"} == asked
     wrong = cli("run", str(tmp_path / "job.json"), "--cells", "31TCJ")
     assert (wrong.returncode, "has no grid" in wrong.stderr) == (2, True)
+
+
+def test_too_few_scenes_are_refused_before_anything_is_read(scenes, tmp_path):
+    spec = job(scenes, tmp_path, policy={"min_scenes": 5})
+    for verb in (plan_job, run_job):
+        with pytest.raises(JobError, match=r"min_scenes is 5, and 4 scenes touch the area"):
+            verb(spec)
+    assert plan_job({**spec, "policy": {"min_scenes": 4}}).windows
+
+
+def test_cells_by_name_area_and_number_of_scenes(scenes, tmp_path):
+    spec = {
+        "source": str(scenes),
+        "output": str(tmp_path / "cell_{cell}.tif"),
+        "grid": {"type": "utm", "size": 4000},
+        "bbox": [0.4, 44.1, 0.6, 44.3],
+    }
+    whole = {cell.name: plan for cell, plan in plan_cells(spec)}
+    there = sorted(name for name, plan in whole.items() if plan is not None)
+    assert len(there) >= 4
+    assert [cell.name for cell, _ in plan_cells(spec, cells=f"{there[2]},{there[0]}")] == [there[0], there[2]]
+    assert [cell.name for cell, _ in plan_cells(spec, cells="0,-1")] == [min(whole), max(whole)]
+    one = whole[there[1]].geobox.extent
+    middle = one.buffer(-1000).to_crs("EPSG:4326")
+    (tmp_path / "area.geojson").write_text(json.dumps(middle.json))
+    assert [cell.name for cell, _ in plan_cells(spec, area=str(tmp_path / "area.geojson"))] == [there[1]]
+    with pytest.raises(
+        JobError, match=rf"cells: '{there[0][:-1]}z' is none of the {len(whole)} cells, such as {there[0][:-1]}"
+    ):
+        list(plan_cells(spec, cells=f"{there[0][:-1]}z"))
+    assert all(plan is None for _, plan in plan_cells({**spec, "policy": {"min_scenes": 5}}))
+    assert all(result is None for _, result in run_cells({**spec, "policy": {"min_scenes": 5}}, announce=False))
+    named = [(name, plan) for name, plan in whole.items() if plan is not None]
+    write_csv(named, tmp_path / "cells.csv")
+    with (tmp_path / "cells.csv").open() as file:
+        assert {row["cell"] for row in csv.DictReader(file)} == set(there)

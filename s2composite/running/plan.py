@@ -18,7 +18,16 @@ from s2composite.running.cells import Cell, read_area
 from s2composite.running.job import Job, load_job
 from s2composite.running.ledger import failures_in, read_ledger
 from s2composite.running.product import Product, plan_product, product_state
-from s2composite.running.scope import cell_job, job_cells, job_composite, job_scenes, ledger_key, output_block, reaches
+from s2composite.running.scope import (
+    cell_job,
+    job_cells,
+    job_composite,
+    job_scenes,
+    ledger_key,
+    output_block,
+    require_scenes,
+    scenes_within,
+)
 from s2composite.running.selection import chosen_windows
 from s2composite.running.sizing import require_fit, task_memory, workers_of
 from s2composite.scenes.periods import day_of
@@ -179,7 +188,9 @@ def plan_job(
     if job.grid is not None:
         raise JobError("the job has a grid, so it makes many products: plan_cells() plans it", key="grid")
     within = read_area(area) if isinstance(area, str) else area
-    return _planned(job, job_composite(job, job_scenes(job)), check=check, chosen=windows, area=within)
+    result = job_composite(job, job_scenes(job))
+    require_scenes(job, result)
+    return _planned(job, result, check=check, chosen=windows, area=within)
 
 
 def plan_cells(
@@ -189,7 +200,7 @@ def plan_cells(
     cells: str | None = None,
     area: str | Geometry | None = None,
 ) -> Iterator[tuple[Cell, Plan | None]]:
-    """Plan a job that has a grid, cell by cell; None for a cell that no scene touches.
+    """Plan a job that has a grid, cell by cell; None for a cell that too few scenes touch (``policy.min_scenes``).
 
     Parameters
     ----------
@@ -209,7 +220,8 @@ def plan_cells(
     with TemporaryDirectory() as folder:
         for cell in chosen:
             result = job_composite(job, scenes, cell.geobox, str(Path(folder, "headers.index")))
-            yield cell, _planned(cell_job(job, cell), result, check=check) if reaches(result, cell) else None
+            enough = scenes_within(result) >= job.policy.min_scenes
+            yield cell, _planned(cell_job(job, cell), result, check=check) if enough else None
 
 
 def _planned(

@@ -20,7 +20,15 @@ from s2composite.running.job import Job, load_job
 from s2composite.running.ledger import failures_in
 from s2composite.running.making import Chosen, Failure, JobResult, Making, Which
 from s2composite.running.product import product_state
-from s2composite.running.scope import cell_job, job_cells, job_composite, job_scenes, ledger_key, reaches
+from s2composite.running.scope import (
+    cell_job,
+    job_cells,
+    job_composite,
+    job_scenes,
+    ledger_key,
+    require_scenes,
+    scenes_within,
+)
 from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.model import Scene
 from s2composite.writing.progress import progress_bar
@@ -35,7 +43,6 @@ __all__ = [
     "job_scenes",
     "ledger_key",
     "product_state",
-    "reaches",
     "run_cells",
     "run_job",
 ]
@@ -96,7 +103,9 @@ def run_job(
     start, chosen = time.perf_counter(), Chosen(which, error, windows, within)
     scenes = _prepared(job)
     with _cluster(job, client, announce=announce) as workers, workers.as_current(), _reported(job.performance_report):
-        making = Making(job, job_composite(job, scenes), workers, chosen, start)
+        result = job_composite(job, scenes)
+        require_scenes(job, result)
+        making = Making(job, result, workers, chosen, start)
         label = making.product.files[0].rpartition("/")[2]
         with progress_bar(label, len(making.todo)) as advance:
             for _, outcome in make_all(workers, iter([Entry(None, making)]), job.policy.as_policy()):
@@ -133,7 +142,7 @@ def run_cells(
     Yields
     ------
     cell, result
-        As each cell ends, whatever the order; None for a cell that no scene touches. A cell that cannot be begun or
+        As each cell ends, whatever the order; None for a cell that too few scenes touch. A cell that cannot be begun or
         finished does not stop the others: its result has ``error``.
 
     Raises
@@ -166,7 +175,8 @@ def _entry(job: Job, scenes: tuple[Scene, ...], cell: Cell, client: Client, chos
     start = time.perf_counter()
     try:
         result = job_composite(job, scenes, cell.geobox, index)
-        making = Making(cell_job(job, cell), result, client, chosen, start) if reaches(result, cell) else None
+        enough = scenes_within(result) >= job.policy.min_scenes
+        making = Making(cell_job(job, cell), result, client, chosen, start) if enough else None
     except ClusterError:
         raise
     except S2CompositeError as error:

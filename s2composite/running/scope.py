@@ -20,7 +20,16 @@ from s2composite.windows import work_in
 from s2composite.writing.building import StoreOptions
 from s2composite.writing.options import RasterOptions
 
-__all__ = ["cell_job", "job_cells", "job_composite", "job_scenes", "ledger_key", "output_block", "reaches"]
+__all__ = [
+    "cell_job",
+    "job_cells",
+    "job_composite",
+    "job_scenes",
+    "ledger_key",
+    "output_block",
+    "require_scenes",
+    "scenes_within",
+]
 
 
 def job_scenes(job: Job) -> tuple[Scene, ...]:
@@ -97,11 +106,28 @@ def cell_job(job: Job, cell: Cell) -> Job:
     return job.model_copy(update={"output": job.output.replace(CELL, cell.name), "grid": None, "area": None})
 
 
-def reaches(result: Composite, cell: Cell) -> bool:
-    """Return whether any scene of a cell's composite touches it."""
+def scenes_within(result: Composite) -> int:
+    """Return how many scenes touch the area of a composite."""
     work = work_in(result.dataset)
-    whole = (slice(0, int(cell.geobox.shape.y)), slice(0, int(cell.geobox.shape.x)))
-    return work is not None and len(work.stack.touching(whole)) > 0
+    return (
+        0 if work is None else len(work.stack.touching((slice(0, work.stack.shape[2]), slice(0, work.stack.shape[3]))))
+    )
+
+
+def require_scenes(job: Job, result: Composite) -> None:
+    """Refuse a composite that fewer scenes touch than the job's policy wants.
+
+    Raises
+    ------
+    JobError
+        Says how many there are.
+    """
+    there, wanted = scenes_within(result), job.policy.min_scenes
+    if there < wanted:
+        raise JobError(
+            f"policy.min_scenes is {wanted}, and {there} scenes touch the area: take a longer time or a lower number",
+            key="policy.min_scenes",
+        )
 
 
 def ledger_key(job: Job) -> str:
