@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
@@ -266,29 +266,35 @@ def _left_out(job: Any) -> str:
 
 
 def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
-    """Say what became of each cell, as it ends."""
+    """Say what became of each cell, as it ends, and write its report."""
+    from s2composite.running.report_page import write_report
+    from s2composite.running.scope import cell_job
+
     some_failed = False
     for cell, result in results:
         if result is None:
             typer.echo(f"{cell.name}: {_left_out(job)}")
             continue
         typer.echo(f"{cell.name}: {_plural(result.made, 'window')} made in {result.seconds:.1f} s")
+        write_report(cell_job(job, cell))
         for path in result.paths:
             typer.echo(path)
         if not result.paths:
-            _explain(result.failed)
+            _explain(result.failed, result.error)
             some_failed = True
     if some_failed:
         raise typer.Exit(SOME_FAILED)
 
 
-def _explain(failed: Sequence[Any]) -> None:
+def _explain(failed: Sequence[Any], error: str | None = None) -> None:
     if LOG.handlers:
         return  # the log has said it
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in failed[:10]:
         console.print(f"[bold red]failed:[/] window {failure.window}: {_plain(failure.error)}")
-    more = f"{len(failed)} windows failed" if failed else "some windows are not made yet"
+    if error is not None:
+        console.print(f"[bold red]failed:[/] {_plain(error)}")
+    more = f"{len(failed)} windows failed" if failed else "it is not complete yet"
     console.print(f"{more}; what is done is kept: s2composite retry makes the failed ones again")
 
 
@@ -303,13 +309,26 @@ def status(
     from s2composite.running.job import load_job
     from s2composite.running.progress import job_progress
 
-    found = job_progress(load_job(job, setting or ()))
+    checked = load_job(job, setting or ())
+    found = {name: job_progress(one) for name, one in _products(checked)}
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        facts = {name: one.as_dict() for name, one in found.items()}
+        typer.echo(json.dumps(facts[None] if checked.grid is None else facts, indent=2))
         return
-    typer.echo(found.summary())
-    for window, why in found.failures[:10]:
-        typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
+    for name, one in found.items():
+        typer.echo(one.summary() if name is None else f"{name}: {one.summary()}")
+        for window, why in one.failures[:10]:
+            typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
+
+
+def _products(job: Any) -> Iterator[tuple[str | None, Any]]:
+    """Yield the name and the job of each cell; a job without a grid is one without a name."""
+    from s2composite.running.scope import cell_job, job_cells
+
+    if job.grid is None:
+        yield None, job
+    else:
+        yield from ((cell.name, cell_job(job, cell)) for cell in job_cells(job))
 
 
 @app.command()
@@ -318,7 +337,8 @@ def report(job: JobFile, setting: Settings = None) -> None:
     from s2composite.running.job import load_job
     from s2composite.running.report_page import write_report
 
-    for path in write_report(load_job(job, setting or ())) or ["nothing has been done yet"]:
+    written = [path for _, one in _products(load_job(job, setting or ())) for path in write_report(one)]
+    for path in written or ["nothing has been done yet"]:
         typer.echo(path)
 
 
