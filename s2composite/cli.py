@@ -250,6 +250,7 @@ def _run(job: Path, settings: Sequence[str], log: Literal["text", "json"] | None
     write_report(checked)
     pixels = " x ".join(map(str, result.shape))
     before = f", {result.windows - result.made} of them made before" if 0 < result.made < result.windows else ""
+    before = before if result.paths else f", {result.made} of them made now"
     work = f"{_plural(result.scenes, 'scene')}, {pixels} pixels, {_plural(result.windows, 'window')}"
     typer.echo(f"{work} in {result.seconds:.1f} s{before}")
     for path in result.paths:
@@ -294,7 +295,7 @@ def _explain(failed: Sequence[Any], error: str | None = None) -> None:
         console.print(f"[bold red]failed:[/] window {failure.window}: {_plain(failure.error)}")
     if error is not None:
         console.print(f"[bold red]failed:[/] {_plain(error)}")
-    more = f"{len(failed)} windows failed" if failed else "it is not complete yet"
+    more = f"{len(failed)} windows failed" if failed else "some windows are not made yet" if error is None else "failed"
     console.print(f"{more}; what is done is kept: s2composite retry makes the failed ones again")
 
 
