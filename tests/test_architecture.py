@@ -16,7 +16,7 @@ ROOMS = [
     "errors",
     "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.storage", "scenes.names", "scenes.values", "scenes.stac", "scenes.grouping",
     "scenes.listing",
-    "reading.crs", "reading.signing", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
+    "reading.crs", "reading.signing", "reading.gdal", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.convert", "reading.promise", "reading.warp", "reading.source",
     "reading.meaning", "reading.files", "reading.opening", "reading.observe", "reading.scratch", "reading.stack",
