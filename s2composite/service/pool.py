@@ -45,6 +45,11 @@ class Windows:
     ----------
     settings
         How many, how long, and where from and to.
+
+    Attributes
+    ----------
+    made, found
+        Windows that were made since the start, and asked for again when they were there.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -52,6 +57,8 @@ class Windows:
         self._running: dict[Key, asyncio.Task[Made]] = {}
         self._pool: ProcessPool | None = None
         self._first: Future[None] | None = None
+        self.made = 0
+        self.found = 0
 
     def start(self) -> None:
         """Start the processes, and have each compile its kernels."""
@@ -127,6 +134,8 @@ class Windows:
             raise ProblemError(Problem(503, told, retry_after=1)) from None
         if isinstance(outcome, Problem):
             raise ProblemError(outcome)
+        self.found += outcome.again
+        self.made += not outcome.again
         return outcome
 
     def _check_size(self, request: WindowRequest) -> None:
@@ -148,7 +157,7 @@ def _outcome(request: WindowRequest) -> Made | Problem:
         return error.problem
     except S2CompositeError as error:
         return problem_of(error)
-    except Exception as error:  # a worker lives on, whatever a library raises
+    except Exception as error:  # noqa: BLE001 - a worker lives on, whatever a library raises
         LOG.error("%s", scrubbed(traceback.format_exc()))  # noqa: TRY400 - the traceback without secrets
         return Problem(500, f"the window could not be made: {type(error).__name__}; the service's log says more")
 
