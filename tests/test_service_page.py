@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from browser import chromium, needs_browser
 from rasters import series
 from services import served
@@ -23,7 +22,9 @@ def test_a_browser_shows_jobs_and_loads_nothing_from_elsewhere(tmp_path):
         request = {"source": str(tmp_path / "scenes"), "output": "<b>median.tif", "chunks": 64}
         assert service.post("/jobs", request).status_code == 422
         good = service.post("/jobs", request | {"output": "median.tif", "raster": {"blocksize": 64}}).json()["id"]
-        broken = service.post("/jobs", request | {"output": "m.tif", "bands": ["<script>alert(1)</script>"]}).json()["id"]
+        broken = service.post("/jobs", request | {"output": "m.tif", "bands": ["<script>alert(1)</script>"]}).json()[
+            "id"
+        ]
         # A browser shows the token as a password.
         browser.get(service.url.replace("http://", f"http://me:{TOKEN}@"))
         wait = WebDriverWait(browser, 120)
@@ -50,5 +51,3 @@ def test_a_browser_shows_jobs_and_loads_nothing_from_elsewhere(tmp_path):
         errors = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
         assert [e for e in errors if not re.search(r"favicon\.ico", e)] == []
     assert TOKEN not in service.log()
-
-
