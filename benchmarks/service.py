@@ -157,7 +157,7 @@ def main():
     args = parser.parse_args()
     rng, lock = random.Random(7), threading.Lock()
 
-    def fault(path, number):
+    def fault(_path, _number):
         with lock:
             return rng.choice(("503", "reset", "short")) if rng.random() < 0.05 else None
 

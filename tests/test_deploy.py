@@ -73,7 +73,7 @@ def test_kubernetes(document):
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
-def test_kubernetes_with_the_dask_operator(check_manifest):
+def test_kubernetes_with_the_dask_operator(check_manifest):  # noqa: F811
     cluster, policy = documents("kubernetes/dask.yaml")
     kubernetes_validate.validate(policy, KUBERNETES, strict=True)
     check_manifest(cluster)

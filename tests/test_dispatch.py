@@ -163,7 +163,7 @@ def test_a_tile_that_somebody_removed_is_named(service, job, monkeypatch):
 
     async def and_remove(tiles, *rest):
         await post(tiles, *rest)
-        Path(tiles[7].payload["destination"]).unlink()
+        Path(tiles[7].payload["destination"]).unlink()  # noqa: ASYNC240
 
     monkeypatch.setattr(module, "post_tiles", and_remove)
     with pytest.raises((TilesError, Exception), match=r"tile_48_96\.tif"):
