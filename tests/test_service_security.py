@@ -4,6 +4,8 @@ import base64
 import gzip
 import http.server
 import json
+import os
+import re
 import socket
 import threading
 import time
@@ -19,10 +21,14 @@ from rasters import encoded, series, write_tif
 from services import served, until
 from test_access import redirecting, vrt
 
+from s2composite.errors import ParameterError
 from s2composite.service.auth import shows_token
 from s2composite.service.problems import scrubbed
+from s2composite.service.settings import TOKEN as TOKEN_NAME
+from s2composite.service.settings import load_settings, taken_token
 
 TOKEN = "correct-horse-battery-staple"
+DOCS = Path(__file__).parents[1] / "docs"
 SIGNATURE = "X-Amz-Signature=5ec7e7"
 
 
@@ -367,12 +373,21 @@ def test_comparing_tokens_takes_as_long_for_any(monkeypatch):
     assert len(seen) == 3
 
 
-def test_it_does_not_listen_elsewhere_without_a_token(root, tmp_path):
-    settings = {"read": [str(root / "scenes")], "write": [str(root / "out")]}
-    for host in ("0.0.0.0", "::", "example.org"):
-        with pytest.raises(AssertionError, match="S2COMPOSITE_TOKEN"), served(tmp_path / "run", host=host, **settings):
-            pass
-    with pytest.raises(AssertionError, match="fewer than 16"), served(tmp_path / "run", token="short", **settings):
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.10", "example.org"])
+def test_it_does_not_listen_elsewhere_without_a_token(host, monkeypatch):
+    settings = load_settings({"read": ["/data"], "write": ["/out"], "host": host})
+    for token in ("", "   ", "short"):
+        monkeypatch.setenv(TOKEN_NAME, token)
+        with pytest.raises(ParameterError, match=TOKEN_NAME):
+            taken_token(settings)
+    monkeypatch.setenv(TOKEN_NAME, TOKEN)
+    assert taken_token(settings) == TOKEN
+    assert TOKEN_NAME not in os.environ, "no process that is started inherits it"
+
+
+def test_the_process_does_not_start_either(root, tmp_path):
+    settings = {"read": [str(root / "scenes")], "write": [str(root / "out")], "host": "0.0.0.0"}
+    with pytest.raises(AssertionError, match="no token protects the service"), served(tmp_path / "run", **settings):
         pass
 
 
@@ -656,3 +671,15 @@ def test_answers_carry_the_headers_that_browsers_obey(service):
 def test_scrubbing(text, secret):
     assert secret not in scrubbed(text)
     assert scrubbed("why? because") == "why? because"
+
+
+def test_every_row_of_the_page_is_a_test():
+    rows = [
+        line for line in (DOCS / "security.md").read_text().splitlines() if line.startswith("| ") and "`test_" in line
+    ]
+    named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row.rpartition("|")[0].rpartition("|")[2])}
+    there = {name for name, value in globals().items() if name.startswith("test_") and callable(value)}
+    assert len(rows) > 25
+    assert named <= there
+    untold = there - named - {"test_what_is_open_works", "test_every_row_of_the_page_is_a_test"}
+    assert not untold, "what was tried and is not in the table"
