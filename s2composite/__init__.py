@@ -12,7 +12,7 @@ screening    which scenes show enough
 compositing  a cube reduced over time
 writing      pixels out: COG, Zarr, metadata
 running      jobs and clusters
-analysis     pictures
+analysis     pictures, zonal statistics
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from s2composite.analysis.zonal import zonal_stats
+    from s2composite.analysis.zonal_table import write_zonal_stats
     from s2composite.compositing import Composite, composite
     from s2composite.cube import open_cube
     from s2composite.errors import S2CompositeError
@@ -64,6 +66,8 @@ _ROOMS = {
     "run_job": "running.run",
     "select_scenes": "screening",
     "valid_share": "screening",
+    "write_zonal_stats": "analysis.zonal_table",
+    "zonal_stats": "analysis.zonal",
 }
 
 __all__ = [
@@ -91,6 +95,8 @@ __all__ = [
     "run_job",
     "select_scenes",
     "valid_share",
+    "write_zonal_stats",
+    "zonal_stats",
 ]
 
 

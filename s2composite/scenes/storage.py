@@ -22,7 +22,17 @@ from s2composite.errors import SourceError
 from s2composite.scenes.access import check_touch, limits
 from s2composite.scenes.addresses import guarded_client
 
-__all__ = ["absolute", "display", "filesystem", "gdal_options", "is_remote", "join", "reason", "storage_options"]
+__all__ = [
+    "absolute",
+    "display",
+    "exists",
+    "filesystem",
+    "gdal_options",
+    "is_remote",
+    "join",
+    "reason",
+    "storage_options",
+]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SHORTENED = re.compile(r"^((?:gs|gcs|s3|s3a|https?):)/(?!/)")  # what pathlib makes of a URL
@@ -128,6 +138,15 @@ def filesystem(href: str) -> tuple[Any, str]:
         logger.addHandler(logging.NullHandler())
     fs = _plain_gcs(options) if options.get("token") == "anon" else fsspec.filesystem(scheme, **options)
     return fs, href if scheme in ("http", "https", "file") else href.partition("://")[2]
+
+
+def exists(href: str) -> bool:
+    """Return whether there is a file, a directory or an object at `href`."""
+    if not is_remote(href):
+        return Path(href).exists()
+    fs, path = filesystem(href)
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
 
 
 def storage_options(href: str) -> dict[str, Any]:

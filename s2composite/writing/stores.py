@@ -87,6 +87,11 @@ class StorePlace:
             except FileNotFoundError:
                 return None
 
+    def occupied(self) -> bool:
+        """Return whether there is a Zarr store under the final name."""
+        final = replace(self, root=self.target)
+        return any(final.get(key) is not None for key in _ROOTS)
+
     def mark(self, name: str) -> None:
         """Remember that a piece of work is done."""
         if self.store is None:
@@ -103,6 +108,10 @@ class StorePlace:
             except FileNotFoundError:
                 return frozenset()
 
+    def forget(self) -> None:
+        """Remove the notes of what is done."""
+        self.remove(_DONE)
+
     def complete(self, root: bytes) -> None:
         """Let the store take its final name, now that all its windows are there.
 
@@ -116,7 +125,7 @@ class StorePlace:
         WriteError
             It cannot.
         """
-        self.remove(_DONE)
+        self.forget()
         self.put(ROOT, root)
         if self.local:
             self._take_name()
