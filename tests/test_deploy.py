@@ -16,7 +16,7 @@ from test_cluster_hosted import check_manifest  # noqa: F401 - a fixture
 
 import s2composite
 from s2composite.scenes.access import VARIABLE, Access
-from s2composite.service.settings import TOKEN, load_settings
+from s2composite.service.settings import TOKEN, Limits, load_settings
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "examples" / "deploy"
@@ -141,6 +141,12 @@ def test_what_is_configured_is_what_there_is(where, text, arguments):
         assert (settings.push.email, settings.push.audience) == (token["serviceAccountEmail"], token["audience"])
     else:
         assert settings.storage is not None
+
+
+def test_settings_in_the_guide_are_settings():
+    text = (ROOT / "docs" / "pages" / "guides" / "service.md").read_text()
+    (block,) = re.findall(r"^```yaml[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert load_settings(yaml.safe_load(block)).limits == Limits(), "what is shown is what is so by itself"
 
 
 def test_limits_of_workers_are_limits():

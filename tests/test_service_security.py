@@ -1,4 +1,4 @@
-"""What was tried against the service; `docs/security.md` has a row for each of these."""
+"""What was tried against the service; the page `docs/pages/guides/security.md` has a row for each of these."""
 
 import base64
 import gzip
@@ -28,7 +28,7 @@ from s2composite.service.settings import TOKEN as TOKEN_NAME
 from s2composite.service.settings import load_settings, taken_token
 
 TOKEN = "correct-horse-battery-staple"
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "pages" / "guides"
 SIGNATURE = "X-Amz-Signature=5ec7e7"
 
 
