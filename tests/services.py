@@ -99,7 +99,8 @@ def served(directory: Path, *, token: str | None = None, environment=None, **set
 class Queue:
     """What a Pub/Sub topic with a push subscription and a dead-letter topic does, over its REST API.
 
-    At least once: every message may be pushed again although it was acknowledged, as `twice` says.
+    At least once: every message may be pushed again although it was acknowledged, as `twice` says. What is refused is
+    pushed again after a pause that doubles, and given up after some attempts.
     """
 
     endpoint: str
@@ -109,7 +110,8 @@ class Queue:
     acknowledged: list[str] = field(default_factory=list)
     dead: list[str] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
-    waiting: list[tuple[str, str, int]] = field(default_factory=list)
+    attempts: int = 20
+    waiting: list[tuple[float, str, str, int]] = field(default_factory=list)
     ready: threading.Condition = field(default_factory=threading.Condition)
     closed: bool = False
 
@@ -117,19 +119,29 @@ class Queue:
         with self.ready:
             first = len(self.acknowledged) + len(self.waiting) + len(self.statuses)
             names = [f"m{first + i}" for i in range(len(messages))]
-            self.waiting += [(name, message["data"], 1) for name, message in zip(names, messages, strict=True)]
+            self.waiting += [(0.0, name, message["data"], 1) for name, message in zip(names, messages, strict=True)]
             self.ready.notify_all()
         return names
+
+    def taken(self) -> tuple[float, str, str, int] | None:
+        """Return the next message whose time has come; None when closed."""
+        with self.ready:
+            while not self.closed:
+                due = [one for one in self.waiting if one[0] <= time.monotonic()]
+                if due:
+                    self.waiting.remove(due[0])
+                    return due[0]
+                self.ready.wait(0.05 if self.waiting else None)
+        return None
 
     def deliver(self) -> None:
         """Push messages until closed."""
         with httpx.Client(timeout=120) as client:
             while True:
-                with self.ready:
-                    self.ready.wait_for(lambda: self.waiting or self.closed)
-                    if self.closed:
-                        return
-                    name, data, attempt = self.waiting.pop(0)
+                taken = self.taken()
+                if taken is None:
+                    return
+                _, name, data, attempt = taken
                 envelope = {"message": {"data": data, "messageId": name}, "subscription": "projects/p/subscriptions/s"}
                 try:
                     status = client.post(self.push_to, json=envelope).status_code
@@ -140,11 +152,12 @@ class Queue:
                     if status in (102, 200, 201, 202, 204):
                         again = self.twice(len(self.acknowledged)) and name not in self.acknowledged
                         self.acknowledged.append(name)
-                        self.waiting += [(name, data, attempt)] if again else []
-                    elif attempt == 5:
+                        self.waiting += [(0.0, name, data, attempt)] if again else []
+                    elif attempt == self.attempts:
                         self.dead.append(name)
                     else:
-                        self.waiting.append((name, data, attempt + 1))
+                        pause = min(2.0, 0.05 * 2**attempt)
+                        self.waiting.append((time.monotonic() + pause, name, data, attempt + 1))
                     self.ready.notify_all()
 
 

@@ -10,4 +10,4 @@ gcloud --project="$project" pubsub subscriptions create s2composite-dead --topic
 gcloud --project="$project" pubsub subscriptions create s2composite --topic=s2composite --ack-deadline=600 \
     --push-endpoint="$url/median" --push-auth-service-account="$pusher" --push-auth-token-audience=https://s2composite \
     --min-retry-delay=10s --max-retry-delay=600s \
-    --max-delivery-attempts=5 --dead-letter-topic=s2composite-dead
+    --max-delivery-attempts=50 --dead-letter-topic=s2composite-dead
