@@ -31,7 +31,7 @@ from s2composite.reading.stack import Stack, TargetGrid, open_stack
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.storage import absolute
 
-__all__ = ["Chunks", "delayed_stack", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
+__all__ = ["Chunks", "auto_size", "delayed_stack", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
 
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 """Heights of the rows of windows, widths of their columns."""
@@ -322,7 +322,7 @@ def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tup
     if isinstance(chunks, str):
         if chunks != "auto":
             raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a number of pixels, or (y, x)")
-        return _shared(stack, _auto_size(stack, thread_memory()), thread_count()), stack.block_origin
+        return _shared(stack, auto_size(stack, thread_memory()), thread_count()), stack.block_origin
     pair = (chunks, chunks) if isinstance(chunks, int) else tuple(chunks)
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a positive number of pixels, or (y, x)")
@@ -330,7 +330,7 @@ def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tup
     return (y, x), stack.block_origin
 
 
-def _auto_size(stack: Stack, memory: int) -> tuple[int, int]:
+def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
     """Return the largest window of whole blocks, near to square, whose observations fit into a share of the memory."""
     _, bands, height, width = stack.shape
     # Of a country's scenes a window holds those that touch it.
