@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -21,7 +21,8 @@ import rasterio
 import shapely
 
 COMMON = """
-import json, resource, sys, time, warnings
+import json, os, resource, sys, time, warnings
+os.environ["GDAL_CACHEMAX"] = "64"
 warnings.simplefilter("ignore")
 import dask, geopandas as gpd, numpy as np, rioxarray
 raster, zones, table, stats = sys.argv[1:4] + [json.loads(sys.argv[4])]
@@ -116,7 +117,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="zonal-") as folder:
         raster, zones = make(folder, options.size, options.zones)
         print(
-            f"{options.zones} zones, {options.size} x {options.size} x 3 uint16, {os.path.getsize(raster) / 1e6:.0f} MB; 2 threads"
+            f"{options.zones} zones, {options.size} x {options.size} x 3 uint16, {Path(raster).stat().st_size / 1e6:.0f} MB; 2 threads"
         )
         for stats in (["min", "max", "mean", "stdev", "count"], ["mean", "median", "p10"]):
             print(", ".join(stats))

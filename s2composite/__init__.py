@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from s2composite.running.job import load_job
     from s2composite.running.plan import plan_cells, plan_job
     from s2composite.running.run import run_cells, run_job
+    from s2composite.running.run_spans import run_spans
     from s2composite.scenes.listing import find_scenes
     from s2composite.scenes.model import Asset, Scene
     from s2composite.screening import select_scenes, valid_share
@@ -64,6 +65,7 @@ _ROOMS = {
     "plan_job": "running.plan",
     "run_cells": "running.run",
     "run_job": "running.run",
+    "run_spans": "running.run_spans",
     "select_scenes": "screening",
     "valid_share": "screening",
     "write_zonal_stats": "analysis.zonal_table",
@@ -93,6 +95,7 @@ __all__ = [
     "resolve_reducer",
     "run_cells",
     "run_job",
+    "run_spans",
     "select_scenes",
     "valid_share",
     "write_zonal_stats",

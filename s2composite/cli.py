@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 import s2composite
-from s2composite.errors import S2CompositeError
+from s2composite.errors import JobError, S2CompositeError
 from s2composite.scenes.model import Asset, Scene
 
 # Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
@@ -121,6 +121,15 @@ Settings = Annotated[
 ]
 
 
+Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="Of a job with a span: 'last', only the month (day, year ...) that was over last; 2018-03, from then on.",
+    ),
+]
+
+
 @app.command()
 def run(
     job: JobFile,
@@ -134,16 +143,18 @@ def run(
         str | None,
         typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several."),
     ] = None,
+    since: Since = None,
 ) -> None:
     """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
 
-    Exit code 0: complete; 1: some windows failed, the others are kept; 2: the job, its input or its output is wrong.
+    Exit code 0: complete; 1: some windows or some months of a span failed, the others are kept; 2: the job, its input
+    or its output is wrong.
     """
     settings = list(setting or ())
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
     if windows is None:
-        _run(job, settings)
+        _run(job, settings, since)
         return
     from s2composite.running.job import load_job
     from s2composite.running.plan import chosen_windows, plan_job
@@ -166,6 +177,9 @@ def plan(
     from s2composite.running.plan import plan_cells, plan_job
 
     checked = load_job(job, setting or ())
+    if checked.span is not None:
+        _plan_spans(checked)
+        return
     if checked.grid is not None:
         for cell, one in plan_cells(checked):
             typer.echo(f"\n{cell.name}\n{'no scene touches it' if one is None else one.explain()}")
@@ -178,10 +192,19 @@ def plan(
         planned.to_geojson(geojson)
 
 
+def _plan_spans(job: Any) -> None:
+    """Say which product each unit of a span makes; what one takes to make, `plan` says of it alone."""
+    from s2composite.running.run_spans import span_jobs
+
+    for one in span_jobs(job):
+        sources = one.job.source if isinstance(one.job.source, str) else ", ".join(one.job.source)
+        typer.echo(f"{one.period.label}: {sources}, {one.job.datetime} -> {one.job.output}")
+
+
 @app.command()
-def resume(job: JobFile, setting: Settings = None) -> None:
+def resume(job: JobFile, setting: Settings = None, *, since: Since = None) -> None:
     """Go on with a job that was interrupted: make the windows that have neither been made nor failed."""
-    _run(job, setting or (), which="untried")
+    _run(job, setting or (), since, which="untried")
 
 
 @app.command()
@@ -192,20 +215,27 @@ def retry(
     error: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Only windows whose error matches this regular expression.")
     ] = None,
+    since: Since = None,
 ) -> None:
     """Make the windows again that have failed."""
-    _run(job, setting or (), which="failed", error=error)
+    _run(job, setting or (), since, which="failed", error=error)
 
 
-def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
+def _run(job: Path, settings: Sequence[str], since: str | None = None, **which: Any) -> None:
     from s2composite.running.job import load_job
 
     checked = load_job(job, settings)
+    if since is not None and checked.span is None:
+        raise JobError(f"{job}: --since is about a span, and the job has none", key="span", line=None)
 
     # After the check, so that a mistake in the job is told at once.
     from s2composite.running.report import write_report
     from s2composite.running.run import run_cells, run_job
+    from s2composite.running.run_spans import run_spans
 
+    if checked.span is not None:
+        _tell_spans(run_spans(checked, since=since, **which))
+        return
     if checked.grid is not None:
         _tell_cells(run_cells(checked, **which))
         return
@@ -239,6 +269,28 @@ def _tell_cells(results: Iterable[tuple[Any, Any]]) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
+def _tell_spans(results: Iterable[Any]) -> None:
+    """Say what became of each unit of a span, as it ends."""
+    some_failed = False
+    for one in results:
+        products = [result for _, result in one.results if result is not None]
+        made = sum(result.made for result in products)
+        seconds = sum(result.seconds for result in products)
+        some_failed |= not one.complete
+        if one.error is None:
+            typer.echo(f"{one.period.label}: {_plural(made, 'window')} made in {seconds:.1f} s")
+        else:
+            console = Console(stderr=True, highlight=False, soft_wrap=True)
+            console.print(f"[bold red]failed:[/] {one.period.label}: {_plain(str(one.error))}")
+        for result in products:
+            for path in result.paths:
+                typer.echo(path)
+            if not result.paths:
+                _explain(result.failed)
+    if some_failed:
+        raise typer.Exit(SOME_FAILED)
+
+
 def _explain(failed: Sequence[Any]) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in failed[:10]:
@@ -258,13 +310,29 @@ def status(
     from s2composite.running.job import load_job
     from s2composite.running.progress import job_progress
 
-    found = job_progress(load_job(job, setting or ()))
+    checked = load_job(job, setting or ())
+    if checked.span is not None:
+        _span_status(checked, as_json=as_json)
+        return
+    found = job_progress(checked)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
         return
     typer.echo(found.summary())
     for window, why in found.failures[:10]:
         typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
+
+
+def _span_status(job: Any, *, as_json: bool) -> None:
+    from s2composite.running.progress import job_progress
+    from s2composite.running.run_spans import span_jobs
+
+    found = {one.period.label: job_progress(one.job) for one in span_jobs(job)}
+    if as_json:
+        typer.echo(json.dumps({label: progress.as_dict() for label, progress in found.items()}, indent=2))
+        return
+    for label, progress in found.items():
+        typer.echo(f"{label}: {progress.summary()}")
 
 
 @app.command()
@@ -282,7 +350,6 @@ def init(
     path: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="Where to write it.")] = Path("job.yaml"),
 ) -> None:
     """Write a commented job file to start from."""
-    from s2composite.errors import JobError
     from s2composite.running.template import job_template
 
     if path.exists():

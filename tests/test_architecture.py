@@ -31,10 +31,10 @@ ROOMS = [
     "screening",
     "compositing",
     "writing",
-    "running.document", "running.cluster_ray", "running.cluster_options", "running.bounded", "running.cells", "running.job", "running.cluster_client", "running.cluster_ssh", "running.cluster_gateway",
+    "running.document", "running.cluster_ray", "running.cluster_options", "running.bounded", "running.cells", "running.spans", "running.job", "running.cluster_client", "running.cluster_ssh", "running.cluster_gateway",
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster", "running.cluster_probe", "running.cluster_check",
     "analysis.picture", "analysis.plot", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",
-    "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.report", "running.template",
+    "running.ledger", "running.product", "running.run", "running.run_spans", "running.plan", "running.progress", "running.report", "running.template",
     "demo", "cli",
 ]  # fmt: skip
 

@@ -145,6 +145,8 @@ def run_job(
     3
     """
     job = job if isinstance(job, Job) else load_job(job)
+    if job.span is not None:
+        raise JobError("the job has a span, so it makes many products: run_spans() runs it", key="span")
     if job.grid is not None:
         raise JobError("the job has a grid, so it makes many products: run_cells() runs it", key="grid")
     start = time.perf_counter()
@@ -185,6 +187,8 @@ def run_cells(
         One of its kinds for whatever is wrong with the job, the scenes, the cluster or an output.
     """
     job = job if isinstance(job, Job) else load_job(job)
+    if job.span is not None:
+        raise JobError("the job has a span, so it makes many products: run_spans() runs it", key="span")
     cells = job_cells(job)
     scenes = _prepared(job)
     cluster: AbstractContextManager[Any] = (
