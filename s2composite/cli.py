@@ -19,6 +19,7 @@ from rich.text import Text
 import s2composite
 from s2composite.errors import JobError, S2CompositeError
 from s2composite.scenes.model import Asset, Scene
+from s2composite.service.cli import add_commands
 
 # Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
 # ruff: noqa: PLC0415
@@ -175,10 +176,11 @@ def plan(
     """Show what a job will read, hold in memory and write; nothing is read but headers."""
     from s2composite.running.job import load_job
     from s2composite.running.plan import plan_cells, plan_job
+    from s2composite.running.run_spans import explain_spans
 
     checked = load_job(job, setting or ())
     if checked.span is not None:
-        _plan_spans(checked)
+        typer.echo(explain_spans(checked))
         return
     if checked.grid is not None:
         for cell, one in plan_cells(checked):
@@ -190,15 +192,6 @@ def plan(
         planned.to_csv(csv)
     if geojson is not None:
         planned.to_geojson(geojson)
-
-
-def _plan_spans(job: Any) -> None:
-    """Say which product each unit of a span makes; what one takes to make, `plan` says of it alone."""
-    from s2composite.running.run_spans import span_jobs
-
-    for one in span_jobs(job):
-        sources = one.job.source if isinstance(one.job.source, str) else ", ".join(one.job.source)
-        typer.echo(f"{one.period.label}: {sources}, {one.job.datetime} -> {one.job.output}")
 
 
 @app.command()
@@ -271,23 +264,15 @@ def _tell_cells(results: Iterable[tuple[Any, Any]]) -> None:
 
 def _tell_spans(results: Iterable[Any]) -> None:
     """Say what became of each unit of a span, as it ends."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     some_failed = False
     for one in results:
-        products = [result for _, result in one.results if result is not None]
-        made = sum(result.made for result in products)
-        seconds = sum(result.seconds for result in products)
+        typer.echo(one.summary())
+        for problem in one.problems():
+            console.print(f"[bold red]failed:[/] {_plain(problem)}")
         some_failed |= not one.complete
-        if one.error is None:
-            typer.echo(f"{one.period.label}: {_plural(made, 'window')} made in {seconds:.1f} s")
-        else:
-            console = Console(stderr=True, highlight=False, soft_wrap=True)
-            console.print(f"[bold red]failed:[/] {one.period.label}: {_plain(str(one.error))}")
-        for result in products:
-            for path in result.paths:
-                typer.echo(path)
-            if not result.paths:
-                _explain(result.failed)
     if some_failed:
+        console.print("what is done is kept: s2composite run makes the rest, retry what failed")
         raise typer.Exit(SOME_FAILED)
 
 
@@ -309,10 +294,14 @@ def status(
     """Show how far a job is, from its ledger: nothing is read or computed."""
     from s2composite.running.job import load_job
     from s2composite.running.progress import job_progress
+    from s2composite.running.run_spans import span_jobs
 
     checked = load_job(job, setting or ())
     if checked.span is not None:
-        _span_status(checked, as_json=as_json)
+        spans = {one.period.label: job_progress(one.job) for one in span_jobs(checked)}
+        lines = [f"{label}: {progress.summary()}" for label, progress in spans.items()]
+        facts = {label: progress.as_dict() for label, progress in spans.items()}
+        typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
         return
     found = job_progress(checked)
     if as_json:
@@ -321,18 +310,6 @@ def status(
     typer.echo(found.summary())
     for window, why in found.failures[:10]:
         typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
-
-
-def _span_status(job: Any, *, as_json: bool) -> None:
-    from s2composite.running.progress import job_progress
-    from s2composite.running.run_spans import span_jobs
-
-    found = {one.period.label: job_progress(one.job) for one in span_jobs(job)}
-    if as_json:
-        typer.echo(json.dumps({label: progress.as_dict() for label, progress in found.items()}, indent=2))
-        return
-    for label, progress in found.items():
-        typer.echo(f"{label}: {progress.summary()}")
 
 
 @app.command()
@@ -504,3 +481,6 @@ def _worker_row(worker: Any, packages: Sequence[str], asked: Sequence[str]) -> l
     good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
     words = [Text("ok") if fine else Text("problem", "bold red") for fine in good]
     return [*map(Text, facts), Text(findings.gdal), *words]
+
+
+add_commands(app)

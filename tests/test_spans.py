@@ -3,8 +3,7 @@
 import datetime as dt
 import json
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,8 +11,10 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import s2composite as s2c
+from s2composite.cli import app
 from s2composite.demo import make_scenes
 from s2composite.errors import JobError, ParameterError
 from s2composite.running.job import load_job
@@ -179,7 +180,9 @@ def test_each_month_is_the_composite_of_its_scenes_and_made_once(months, client,
     first, last = min(by_month), max(by_month)
     job = span_file(tmp_path, directory, first, last)
     results = list(run_spans(job, client=client))
-    every = [p.strftime("%Y%m") for p in pd.period_range(f"{first[:4]}-{first[4:]}", f"{last[:4]}-{last[4:]}", freq="M")]
+    every = [
+        p.strftime("%Y%m") for p in pd.period_range(f"{first[:4]}-{first[4:]}", f"{last[:4]}-{last[4:]}", freq="M")
+    ]
     assert [result.period.label.replace("-", "") for result in results] == every
     for month, result in zip(every, results, strict=True):
         assert result.complete == (month in by_month)
@@ -205,37 +208,42 @@ def test_since_last_makes_the_month_that_is_over(months, client, tmp_path):
     assert [path.name for path in tmp_path.glob("*.tif")] == [f"m{month}.tif"]
 
 
-def test_one_broken_month_stops_no_other_and_is_gone_on_with(months, tmp_path):
+def test_one_broken_month_stops_no_other_and_is_gone_on_with(months, client, tmp_path):
     _, by_month = months
     chosen = sorted(by_month)[:3]
     for month in chosen:
-        folder = tmp_path / "in" / month
-        folder.mkdir(parents=True)
+        (tmp_path / "in" / month).mkdir(parents=True)
         for href in by_month[month]:
-            shutil.copy(href, folder)
+            shutil.copy(href, tmp_path / "in" / month)
     broken = next((tmp_path / "in" / chosen[1]).iterdir())
     whole = broken.read_bytes()
     broken.write_bytes(whole[:300])
     (tmp_path / "out").mkdir()
     job = span_file(tmp_path / "out", f"{tmp_path}/in/{{{{pointInTime}}}}", chosen[0], chosen[2])
-    (tmp_path / "job.yaml").write_text(json.dumps({**job, "cluster": {"type": "local", "workers": 1}}))
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps({**job, "cluster": client.scheduler.address}))
+    files = [str(tmp_path / "out" / f"m{month}.tif") for month in chosen]
 
-    def run(*command):
-        line = [sys.executable, "-m", "s2composite.cli"]
-        code = f"import sys; from s2composite.cli import main; sys.argv = {['s2composite', *command]!r}; main()"
-        return subprocess.run([line[0], "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = CliRunner().invoke(app, ["run", str(file)])
+    assert done.exit_code == 1, done.output
+    assert broken.name in done.output.replace("\n", "") or broken.stem in done.output
+    assert [Path(path).exists() for path in files] == [True, False, True]
+    assert [path in done.output for path in files] == [True, False, True]
 
-    done = run("run", "job.yaml")
-    assert done.returncode == 1, done.stderr
-    written = {path.name for path in (tmp_path / "out").glob("*.tif")}
-    between = [m for m in written if chosen[1] in m]
-    assert {f"m{chosen[0]}.tif", f"m{chosen[2]}.tif"} <= written
-    assert not between
-    assert broken.name.rpartition(".")[0] in done.stderr
     broken.write_bytes(whole)
-    done = run("run", "job.yaml", "--since", chosen[1])
-    assert f"m{chosen[1]}.tif" in done.stdout
-    assert (tmp_path / "out" / f"m{chosen[1]}.tif").exists()
-    status = run("status", "job.yaml")
-    assert status.returncode == 0, status.stderr
-    assert f"{chosen[0][:4]}-{chosen[0][4:]}" in status.stdout
+    done = CliRunner().invoke(app, ["run", str(file), "--since", chosen[1]])
+    assert done.exit_code == 0, done.output
+    assert [path in done.output for path in files] == [False, True, True]
+    dashed = [f"{month[:4]}-{month[4:]}" for month in chosen]
+    status = json.loads(CliRunner().invoke(app, ["status", str(file), "--json"]).output)
+    assert {label: status[label]["state"] for label in dashed} == dict.fromkeys(dashed, "complete")
+    plan = CliRunner().invoke(app, ["plan", str(file)]).output.splitlines()
+    assert plan[0].startswith(f"{dashed[0]}: ")
+    assert files[0] in plan[0]
+
+
+def test_since_needs_a_span(tmp_path):
+    (tmp_path / "job.yaml").write_text("source: x\noutput: a.tif")
+    found = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--since", "last"])
+    assert isinstance(found.exception, JobError)
+    assert "--since is about a span" in str(found.exception)

@@ -28,18 +28,10 @@ from s2composite.pixels.reducers import Reducer, resolve_reducer
 from s2composite.pixels.rules import resolve_rule
 from s2composite.running.bounded import Policy
 from s2composite.running.cells import GridOptions
-from s2composite.running.cluster_options import (
-    WHOLE,
-    AddressOptions,
-    ClusterOptions,
-    Count,
-    FilePath,
-    LocalOptions,
-    Positive,
-    Text,
-    read_cluster,
-)
+from s2composite.running.cluster_local import LocalOptions
+from s2composite.running.cluster_options import ClusterOptions
 from s2composite.running.document import Expected, Strict, read_document, validated, with_setting
+from s2composite.running.fields import WHOLE, Count, FilePath, Positive, Text
 from s2composite.running.spans import SpanOptions, has_template, with_span_keys
 from s2composite.scenes.dates import date_range
 from s2composite.scenes.periods import find_periods
@@ -48,7 +40,7 @@ from s2composite.writing.options import RasterOptions
 CELL = "{cell}"
 """Where an output's name has this, the cell's is put."""
 
-__all__ = ["CELL", "AddressOptions", "ClusterOptions", "Job", "LocalOptions", "load_job", "read_cluster"]
+__all__ = ["CELL", "Job", "load_job"]
 
 
 def _output(path: str) -> str:

@@ -15,11 +15,12 @@ from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.running.cells import Cell
 from s2composite.running.cluster import connect
 from s2composite.running.job import Job, load_job
-from s2composite.running.run import JobResult, Which, run_cells, run_job
+from s2composite.running.making import JobResult, Which
+from s2composite.running.run import run_cells, run_job
 from s2composite.running.spans import spans_of, written_out
 from s2composite.scenes.periods import Period
 
-__all__ = ["SpanJob", "SpanResult", "run_spans", "span_jobs"]
+__all__ = ["SpanJob", "SpanResult", "explain_spans", "run_spans", "span_jobs"]
 
 _WRITTEN_OUT = ("source", "output", "area", "performance_report")
 """Keys of a job in which templates stand for the date."""
@@ -56,6 +57,25 @@ class SpanResult:
     def complete(self) -> bool:
         """Whether everything was written."""
         return self.error is None and all(result is None or result.paths for _, result in self.results)
+
+    def summary(self) -> str:
+        """Return what was made, and below it the files."""
+        products = [result for _, result in self.results if result is not None]
+        made, seconds = sum(result.made for result in products), sum(result.seconds for result in products)
+        head = f"{self.period.label}: {made} window{'s' * (made != 1)} made in {seconds:.1f} s"
+        return "\n".join([head, *(path for result in products for path in result.paths)])
+
+    def problems(self) -> tuple[str, ...]:
+        """Return what failed, a line each."""
+        label = self.period.label
+        lines = [] if self.error is None else [f"{label}: {self.error}"]
+        for cell, result in self.results:
+            name = label if cell is None else f"{label}, {cell.name}"
+            if result is not None and not result.paths:
+                lines += [f"{name}: window {failure.window}: {failure.error}" for failure in result.failed[:3]]
+                lines += [f"{name}: {len(result.failed)} windows in all"] if len(result.failed) > 3 else []
+                lines += [f"{name}: {result.error}"] if result.error else []
+        return tuple(lines)
 
 
 def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) -> tuple[SpanJob, ...]:
@@ -95,6 +115,15 @@ def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) 
                 key="output",
             )
     return tuple(jobs)
+
+
+def explain_spans(job: Job) -> str:
+    """Return a line for each unit of a span: from where to where. What one takes, `plan_job` says of its job."""
+    lines = []
+    for one in span_jobs(job):
+        sources = one.job.source if isinstance(one.job.source, str) else ", ".join(one.job.source)
+        lines.append(f"{one.period.label}: {sources}, {one.job.datetime} -> {one.job.output}")
+    return "\n".join(lines)
 
 
 def _for_period(job: Job, period: Period) -> Job:
