@@ -1,4 +1,4 @@
-"""The command line: ``s2composite demo``, ``run``, ``resume``, ``retry``, ``status``, ``init``, ``scenes`` ..."""
+"""The command line: ``s2composite demo``, ``run``, ``resume``, ``retry``, ``status``, ``scenes``, ``zonal`` ..."""
 
 from __future__ import annotations
 
@@ -341,6 +341,28 @@ def schema() -> None:
     from s2composite.running.job import Job
 
     typer.echo(json.dumps(Job.model_json_schema(), indent=2))
+
+
+@app.command()
+def zonal(
+    raster: Annotated[str, typer.Argument(metavar="RASTER", help="A composite, or any raster that GDAL reads.")],
+    zones: Annotated[str, typer.Argument(metavar="ZONES", help="Polygons: GeoJSON, GeoPackage, GeoParquet ...")],
+    table: Annotated[str, typer.Argument(metavar="TABLE.CSV", help="Where the table goes; .csv or .parquet.")],
+    *,
+    stats: Annotated[
+        str, typer.Option(help="Also sum, median, any percentile as p10, fraction (of each class).")
+    ] = "min,max,mean,stdev,skew,count",
+    name: Annotated[str | None, typer.Option(help="Column that names the zones; else they are numbered.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
+) -> None:
+    """Measure a raster over polygons, with the share of each pixel that a polygon covers."""
+    from s2composite.analysis.zonal import zonal_stats
+    from s2composite.analysis.zonal_table import write_zonal_stats
+    from s2composite.writing.targets import target_of
+
+    target_of(table, overwrite=overwrite)  # before the work
+    found = zonal_stats(raster, zones, stats.split(","), name=name)
+    typer.echo(f"{_plural(len(found), 'row')}: {write_zonal_stats(found, table, overwrite=overwrite)}")
 
 
 def _plural(n: int, word: str) -> str:
