@@ -30,7 +30,7 @@ ROOMS = [
     "as_cube", "array_masks", "period_axis",
     "windows",
     "screening",
-    "compositing",
+    "composed", "compositing",
     "writing",
     "running.document", "running.fields", "running.cluster_kind", "running.cluster_client", "running.cluster_local", "running.cluster_address", "running.cluster_ssh", "running.cluster_gateway",
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster_ray", "running.cluster_options", "running.cluster", "running.cluster_probe", "running.cluster_check",

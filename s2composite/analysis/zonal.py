@@ -94,7 +94,6 @@ def zonal_stats(
     --------
     >>> import numpy as np, shapely, geopandas as gpd, xarray as xr, s2composite as s2c
     >>> from odc.geo.geobox import GeoBox
-    from rasterio.errors import RasterioError
     >>> from odc.geo.xr import wrap_xr
     >>> box = GeoBox.from_bbox((0, 0, 40, 20), "EPSG:32631", resolution=10)
     >>> array = wrap_xr(np.array([[1, 2, 3, 4], [5, 6, 7, 8]], "uint8"), box)
