@@ -83,7 +83,8 @@ def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
     layers = work.recipe.layers(cube.dtype, cube.sizes["time"])
     small = layers_dataset(cube, work.recipe, layers, layer_arrays(cube, work.recipe, layers))
     times = {name: dataset[name] for name in _TIMES if name in dataset.coords}
-    return small[list(dataset.data_vars)].assign_coords(times).assign_attrs(rules=dataset.attrs["rules"])
+    small = small.drop_vars([name for name in small.data_vars if name not in dataset.data_vars])
+    return small.assign_coords(times).assign_attrs(rules=dataset.attrs["rules"])
 
 
 def _whole_work(dataset: xr.Dataset) -> Work | None:
