@@ -41,7 +41,8 @@ ROOMS = [
     "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
     "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",
     "service.server", "service.sending", "service.dispatch", "service.cli",
-    "demo", "cli",
+    "demo",
+    "cli.words", "cli.options", "cli.demo", "cli.run", "cli.job_files", "cli.zonal", "cli.scenes", "cli.check", "cli.commands", "cli",
 ]  # fmt: skip
 
 # composite() offers its verbs as methods and imports the floors below it only when one is called.
