@@ -1,4 +1,4 @@
-"""The command line: ``s2composite demo``, ``run``, ``resume``, ``retry``, ``status``, ``init``, ``scenes`` ..."""
+"""The command line: ``s2composite demo``, ``run``, ``resume``, ``retry``, ``status``, ``scenes``, ``zonal`` ..."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 import s2composite
-from s2composite.errors import S2CompositeError
+from s2composite.errors import JobError, S2CompositeError
 from s2composite.scenes.model import Asset, Scene
 from s2composite.service.cli import add_commands
 
@@ -141,6 +141,15 @@ Settings = Annotated[
 ]
 
 
+Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="Of a job with a span: 'last', only the month (day, year ...) that was over last; 2018-03, from then on.",
+    ),
+]
+
+
 @app.command()
 def run(
     job: JobFile,
@@ -153,16 +162,18 @@ def run(
     windows: Windows = None,
     cells: Cells = None,
     area: Area = None,
+    since: Since = None,
     log: Log = None,
 ) -> None:
     """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
 
-    Exit code 0: complete; 1: some windows failed, the others are kept; 2: the job, its input or its output is wrong.
+    Exit code 0: complete; 1: some windows or some months of a span failed, the others are kept; 2: the job, its input
+    or its output is wrong.
     """
     settings = list(setting or ())
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
-    _run(job, settings, log, windows=windows, cells=cells, area=area)
+    _run(job, settings, log, since, windows=windows, cells=cells, area=area)
 
 
 @app.command()
@@ -182,8 +193,12 @@ def plan(
     from s2composite.running.job import load_job
     from s2composite.running.plan import Plan, plan_cells, plan_job
     from s2composite.running.plan_tables import write_csv, write_geojson
+    from s2composite.running.run_spans import explain_spans
 
     checked = load_job(job, setting or ())
+    if checked.span is not None:
+        typer.echo(explain_spans(checked))
+        return
     plans: list[tuple[str | None, Plan]] = []
     chosen = _chosen(checked, windows=windows, cells=cells, area=area)
     if checked.grid is None:
@@ -202,8 +217,6 @@ def plan(
 
 def _chosen(job: Any, *, windows: str | None = None, cells: str | None = None, **more: Any) -> dict[str, Any]:
     """Return the options that choose, of those that a job can have."""
-    from s2composite.errors import JobError
-
     if job.grid is None and cells is not None:
         raise JobError("--cells: the job has no grid; --windows and --area choose among its windows", key="grid")
     if job.grid is not None and windows is not None:
@@ -212,9 +225,9 @@ def _chosen(job: Any, *, windows: str | None = None, cells: str | None = None, *
 
 
 @app.command()
-def resume(job: JobFile, setting: Settings = None, *, log: Log = None) -> None:
+def resume(job: JobFile, setting: Settings = None, *, since: Since = None, log: Log = None) -> None:
     """Go on with a job that was interrupted: make the windows that have neither been made nor failed."""
-    _run(job, setting or (), log, which="untried")
+    _run(job, setting or (), log, since, which="untried")
 
 
 @app.command()
@@ -225,24 +238,33 @@ def retry(
     error: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Only windows whose error matches this regular expression.")
     ] = None,
+    since: Since = None,
     log: Log = None,
 ) -> None:
     """Make the windows again that have failed."""
-    _run(job, setting or (), log, which="failed", error=error)
+    _run(job, setting or (), log, since, which="failed", error=error)
 
 
-def _run(job: Path, settings: Sequence[str], log: Literal["text", "json"] | None, **which: Any) -> None:
+def _run(
+    job: Path, settings: Sequence[str], log: Literal["text", "json"] | None, since: str | None, **which: Any
+) -> None:
     from s2composite.running.job import load_job
     from s2composite.running.logs import log_to_stderr
 
     if log is not None:
         log_to_stderr(log)
     checked = load_job(job, settings)
+    if since is not None and checked.span is None:
+        raise JobError(f"{job}: --since is about a span, and the job has none", key="span", line=None)
 
     # After the check, so that a mistake in the job is told at once.
     from s2composite.running.report_page import write_report
     from s2composite.running.run import run_cells, run_job
+    from s2composite.running.run_spans import run_spans
 
+    if checked.span is not None:
+        _tell_spans(run_spans(checked, since=since, announce=log is None, **_chosen(checked, **which)))
+        return
     if checked.grid is not None:
         _tell_cells(checked, run_cells(checked, announce=log is None, **_chosen(checked, **which)))
         return
@@ -287,6 +309,20 @@ def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
+def _tell_spans(results: Iterable[Any]) -> None:
+    """Say what became of each unit of a span, as it ends."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    some_failed = False
+    for one in results:
+        typer.echo(one.summary())
+        for problem in one.problems():
+            console.print(f"[bold red]failed:[/] {_plain(problem)}")
+        some_failed |= not one.complete
+    if some_failed:
+        console.print("what is done is kept: s2composite run makes the rest, retry what failed")
+        raise typer.Exit(SOME_FAILED)
+
+
 def _explain(failed: Sequence[Any], error: str | None = None) -> None:
     if LOG.handlers:
         return  # the log has said it
@@ -314,7 +350,7 @@ def status(
     found = {name: job_progress(one) for name, one in _products(checked)}
     if as_json:
         facts = {name: one.as_dict() for name, one in found.items()}
-        typer.echo(json.dumps(facts[None] if checked.grid is None else facts, indent=2))
+        typer.echo(json.dumps(facts.get(None, facts), indent=2))
         return
     for name, one in found.items():
         typer.echo(one.summary() if name is None else f"{name}: {one.summary()}")
@@ -323,10 +359,14 @@ def status(
 
 
 def _products(job: Any) -> Iterator[tuple[str | None, Any]]:
-    """Yield the name and the job of each cell; a job without a grid is one without a name."""
+    """Yield the name and the job of each cell and month; a job without a grid or a span is one without a name."""
+    from s2composite.running.run_spans import span_jobs
     from s2composite.running.scope import cell_job, job_cells
 
-    if job.grid is None:
+    if job.span is not None:
+        products = ((one.period.label, name, each) for one in span_jobs(job) for name, each in _products(one.job))
+        yield from ((label if name is None else f"{label}, {name}", each) for label, name, each in products)
+    elif job.grid is None:
         yield None, job
     else:
         yield from ((cell.name, cell_job(job, cell)) for cell in job_cells(job))
@@ -348,7 +388,6 @@ def init(
     path: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="Where to write it.")] = Path("job.yaml"),
 ) -> None:
     """Write a commented job file to start from."""
-    from s2composite.errors import JobError
     from s2composite.running.template import job_template
 
     if path.exists():
@@ -363,6 +402,28 @@ def schema() -> None:
     from s2composite.running.job import job_schema
 
     typer.echo(json.dumps(job_schema(), indent=2))
+
+
+@app.command()
+def zonal(
+    raster: Annotated[str, typer.Argument(metavar="RASTER", help="A composite, or any raster that GDAL reads.")],
+    zones: Annotated[str, typer.Argument(metavar="ZONES", help="Polygons: GeoJSON, GeoPackage, GeoParquet ...")],
+    table: Annotated[str, typer.Argument(metavar="TABLE.CSV", help="Where the table goes; .csv or .parquet.")],
+    *,
+    stats: Annotated[
+        str, typer.Option(help="Also sum, median, any percentile as p10, fraction (of each class).")
+    ] = "min,max,mean,stdev,skew,count",
+    name: Annotated[str | None, typer.Option(help="Column that names the zones; else they are numbered.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
+) -> None:
+    """Measure a raster over polygons, with the share of each pixel that a polygon covers."""
+    from s2composite.analysis.zonal import zonal_stats
+    from s2composite.analysis.zonal_table import write_zonal_stats
+    from s2composite.writing.targets import target_of
+
+    target_of(table, overwrite=overwrite)  # before the work
+    found = zonal_stats(raster, zones, stats.split(","), name=name)
+    typer.echo(f"{_plural(len(found), 'row')}: {write_zonal_stats(found, table, overwrite=overwrite)}")
 
 
 def _plural(n: int, word: str) -> str:

@@ -17,8 +17,10 @@ from s2composite.demo import make_scenes
 from s2composite.errors import JobError
 from s2composite.running.cells import CellsOptions, MgrsOptions, OdcOptions, UtmOptions, cells_of
 from s2composite.running.job import load_job
+from s2composite.running.ledger import read_ledger
 from s2composite.running.plan import plan_cells, plan_job
 from s2composite.running.run import run_cells, run_job
+from s2composite.running.scope import job_cells
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,38 @@ def test_cells_put_together_are_the_whole(tmp_path):
         canvas[:, rows, columns] = part[:, rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
     np.testing.assert_array_equal(canvas, expected)
     assert any(result is None for result in results.values()) or len(results) >= 4
+
+
+def test_windows_of_the_next_cell_are_made_while_one_is_finished(tmp_path):
+    make_scenes(str(tmp_path / "scenes"), scenes=4, size=1000, seed=3, compress="deflate")
+    spec = {
+        "source": str(tmp_path / "scenes"),
+        "output": str(tmp_path / "together_{cell}.tif"),
+        "grid": {"type": "utm", "size": 4000},
+        "bbox": [300020, 4890040, 309980, 4900000],
+        "bbox_crs": "EPSG:32631",
+        "chunks": 128,
+        "raster": {"blocksize": 128},
+    }
+    cells = [cell.name for cell in job_cells(load_job(spec))]
+    taken = tmp_path / f"together_{cells[1]}.tif"
+    taken.write_bytes(b"somebody else's")
+    with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
+        together = {cell.name: result for cell, result in run_cells(spec, client=client)}
+    assert sorted(together) == cells
+    assert "exists already" in together.pop(cells[1]).error
+    assert taken.read_bytes() == b"somebody else's"
+    names = [name for name in cells if together.get(name)]
+    assert len(names) > 3
+    assert all(together[name].paths for name in names)
+    ledgers = [read_ledger(str(tmp_path / f"together_{name}.tif")) for name in names]
+    done = [[event["at"] for event in events if event["event"] == "done"] for events in ledgers]
+    assert [len(at) for at in done] == [together[name].windows for name in names]
+    complete = [event["at"] for events in ledgers for event in events if event["event"] == "product"]
+    assert len(complete) == len(names)
+    early = [later[0] < end for end, later in zip(complete, done[1:], strict=False)]
+    # Where a cell is small, the next one may not be planned in time.
+    assert sum(early) > len(early) // 2, "windows of the next cell are done before the file of the one before is"
 
 
 @pytest.mark.parametrize(

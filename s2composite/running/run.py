@@ -97,6 +97,8 @@ def run_job(
     3
     """
     job = job if isinstance(job, Job) else load_job(job)
+    if job.span is not None:
+        raise JobError("the job has a span, so it makes many products: run_spans() runs it", key="span")
     if job.grid is not None:
         raise JobError("the job has a grid, so it makes many products: run_cells() runs it", key="grid")
     within = read_area(area) if isinstance(area, str) else area
@@ -151,6 +153,8 @@ def run_cells(
         One of its kinds for whatever is wrong with the job, the scenes or the cluster.
     """
     job = job if isinstance(job, Job) else load_job(job)
+    if job.span is not None:
+        raise JobError("the job has a span, so it makes many products: run_spans() runs it", key="span")
     within = read_area(area) if isinstance(area, str) else area
     wanted, chosen = job_cells(job, cells, within), Chosen(which, error)
     scenes = _prepared(job)
