@@ -164,7 +164,7 @@ def _rectangles(report: Report, slowest: float, told: str) -> str:
         window = (row, column)
         depth = _depth(report, window, slowest) if state == "done" else 1.0
         words = f"window {row}/{column}: {state}"
-        words += f", {duration(report.seconds[window])}" if state == "done" else ""
+        words += f", {duration(report.seconds[window])}" if window in report.seconds else ""
         words += f": {report.failures[window]}" if state == "failed" else ""
         cells.append(
             f"<rect x='{column * side}' y='{row * side}' width='{side - 1}' height='{side - 1}' "
