@@ -21,7 +21,7 @@ from s2composite.service.envelope import parsed_json
 from s2composite.service.problems import Problem, ProblemError, problem_of
 from s2composite.service.settings import Settings
 
-__all__ = ["KEYS", "job_access", "job_here", "job_text", "sent_document"]
+__all__ = ["KEYS", "job_access", "job_here", "job_text", "make_place", "sent_document"]
 
 KEYS = (
     "source", "output", "reducer", "valid", "min_count", "period", "keep_empty", "day", "datetime", "pattern", "bands",
