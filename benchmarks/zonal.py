@@ -21,7 +21,8 @@ import rasterio
 import shapely
 
 COMMON = """
-import json, resource, sys, time, warnings
+import json, os, resource, sys, time, warnings
+os.environ["GDAL_CACHEMAX"] = "64"
 warnings.simplefilter("ignore")
 import dask, geopandas as gpd, numpy as np, rioxarray
 raster, zones, table, stats = sys.argv[1:4] + [json.loads(sys.argv[4])]

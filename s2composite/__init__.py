@@ -21,6 +21,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from s2composite.analysis import plot
     from s2composite.analysis.zonal import zonal_stats
     from s2composite.analysis.zonal_table import write_zonal_stats
     from s2composite.compositing import Composite, composite
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from s2composite.running.job import load_job
     from s2composite.running.plan import plan_cells, plan_job
     from s2composite.running.run import run_cells, run_job
+    from s2composite.running.run_spans import run_spans
     from s2composite.scenes.listing import find_scenes
     from s2composite.scenes.model import Asset, Scene
     from s2composite.screening import select_scenes, valid_share
@@ -64,6 +66,7 @@ _ROOMS = {
     "plan_job": "running.plan",
     "run_cells": "running.run",
     "run_job": "running.run",
+    "run_spans": "running.run_spans",
     "select_scenes": "screening",
     "valid_share": "screening",
     "write_zonal_stats": "analysis.zonal_table",
@@ -88,11 +91,13 @@ __all__ = [
     "open_cube",
     "plan_cells",
     "plan_job",
+    "plot",
     "reconstruct",
     "register_reducer",
     "resolve_reducer",
     "run_cells",
     "run_job",
+    "run_spans",
     "select_scenes",
     "valid_share",
     "write_zonal_stats",
@@ -102,6 +107,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Loaded when first asked for: `import s2composite` takes milliseconds, and needs no optional package.
+    if name == "plot":
+        return importlib.import_module("s2composite.analysis.plot")
     if name not in _ROOMS:
         raise AttributeError(f"module 's2composite' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"s2composite.{_ROOMS[name]}"), name)

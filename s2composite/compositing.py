@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +11,16 @@ import xarray as xr
 
 from s2composite.array_masks import usable_cube
 from s2composite.as_cube import days_of, nodata_of
+from s2composite.composed import layers_dataset, located, small_dataset
 from s2composite.errors import ParameterError
 from s2composite.period_axis import groups_of, with_time_axis
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
-from s2composite.pixels.reducers import Layer, Recipe, Reducer, resolve_reducer
+from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
 from s2composite.scenes.periods import Day, PeriodSpec
-from s2composite.windows import STATUS, layer_arrays, source_shares
+from s2composite.windows import layer_arrays, source_shares
 
 if TYPE_CHECKING:
+    from s2composite.analysis.explore import Map
     from s2composite.analysis.plot import Plots
 
 __all__ = ["Composite", "composite"]
@@ -100,7 +101,7 @@ def composite(
         periods=None if groups is None else tuple(group.scenes for group in groups),
     )
     layers = recipe.layers(array.dtype, array.sizes["time"])
-    dataset = _dataset(array, recipe, layers, layer_arrays(array, recipe, layers, mask))
+    dataset = layers_dataset(array, recipe, layers, layer_arrays(array, recipe, layers, mask))
     dataset.attrs["rules"] = ", ".join(map(_described, given)) or "none"
     return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
 
@@ -138,7 +139,7 @@ class Composite:
 
     def compute(self, **kwargs: Any) -> Composite:
         """Return the composite in memory; all layers in one pass."""
-        return Composite(_located(self.dataset).compute(**kwargs))
+        return Composite(located(self.dataset).compute(**kwargs))
 
     def persist(self, **kwargs: Any) -> Composite:
         """Return the composite held in the memory of the workers."""
@@ -157,6 +158,32 @@ class Composite:
             lambda source: times[source], self["source"], dask="parallelized", output_dtypes=[times.dtype]
         )
         return date.rename("date").assign_attrs(long_name="time of the observation")
+
+    def preview(self, size: int = 1024) -> Composite:
+        """Return a small composite in memory, in seconds: made of the files' overviews instead of all their pixels.
+
+        It is an estimate, as overviews are means of pixels, clouds among them. Of a composite that is not one of whole
+        files any more (in memory, cut out, one of several periods, with masks that are arrays) every n-th pixel is
+        computed.
+
+        Parameters
+        ----------
+        size
+            Pixels into which the longer side fits.
+
+        Returns
+        -------
+        Composite
+            Its layers and periods are the same, and so are its verbs: ``comp.preview().plot()``.
+
+        Raises
+        ------
+        ParameterError
+            The size is less than one pixel.
+        """
+        if size < 1:
+            raise ParameterError(f"size={size}; a preview has 1 pixel or more")
+        return Composite(small_dataset(self.dataset, size).compute())
 
     def period(self, label: str) -> Composite:
         """Return the composite of one period, without ``time``; a ParameterError lists the periods there are."""
@@ -231,23 +258,24 @@ class Composite:
 
         return write_thumbnail(self.dataset, path, **options)
 
+    def explore(self, **options: Any) -> Map:
+        """Show the composite on a map to zoom and pan, its periods by a slider; see `s2composite.analysis.explore`.
+
+        Returns
+        -------
+        s2composite.analysis.explore.Map
+            Shown by a notebook as it is; ``.save("map.html")`` makes a page that needs nothing beside it.
+        """
+        from s2composite.analysis.explore import explore  # noqa: PLC0415 - a floor below
+
+        return explore(self.dataset, **options)
+
     @property
     def plot(self) -> Plots:
-        """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``."""
+        """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``, ``comp.plot.periods()`` ..."""
         from s2composite.analysis.plot import Plots  # noqa: PLC0415 - a floor below
 
         return Plots(self.dataset)
-
-
-def _located(dataset: xr.Dataset) -> xr.Dataset:
-    """Let the windows of ``read_status`` say where they begin: in memory there are no chunks left that would."""
-    if STATUS not in dataset or not dataset[STATUS].chunks:
-        return dataset
-    starts = {
-        f"window_{axis}": (f"window_{axis}", np.cumsum([0, *dataset.chunksizes[axis][:-1]]), {"units": "pixel"})
-        for axis in ("y", "x")
-    }
-    return dataset.assign_coords(starts)
 
 
 def _not_yet_composited(cube: Any) -> Any:
@@ -274,40 +302,3 @@ def _rules(valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None) ->
 
 def _described(rule: Rule | xr.DataArray) -> str:
     return f"mask {rule.name or 'without a name'}" if isinstance(rule, xr.DataArray) else str(rule)
-
-
-def _dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], data: Mapping[str, Any]) -> xr.Dataset:
-    coords = {name: array.coords[name] for name in ("band", "y", "x", "spatial_ref") if name in array.coords}
-    times = array["time"].values
-    scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
-    coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
-    variables = {
-        layer.name: xr.Variable(layer.dims, data[layer.name], _layer_attrs(layer, "spatial_ref" in coords))
-        for layer in layers
-    }
-    if STATUS in data:
-        meaning = {"long_name": "0 read, 1 scene outside of the window, 2 reading failed"}
-        variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], meaning)
-    return xr.Dataset(variables, coords, _facts(array, recipe))
-
-
-def _layer_attrs(layer: Layer, georeferenced: bool) -> dict[str, Any]:
-    attrs = {
-        "long_name": layer.long_name,
-        "units": layer.units,
-        "nodata": layer.nodata,
-        "overviews": layer.overviews,
-        "grid_mapping": "spatial_ref" if georeferenced else None,
-    }
-    return {key: value for key, value in attrs.items() if value is not None}
-
-
-def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "reducer": ", ".join(reducer.name for reducer in recipe.reducers),
-        "parameters": ", ".join(str(reducer) for reducer in recipe.reducers),
-        "software": f"s2composite {version('s2composite')}",
-    }
-    if "engine" in array.attrs:
-        facts["engine"] = "; ".join(f"{name}: {why}" for name, why in array.attrs["engine"].items())
-    return facts

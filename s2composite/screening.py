@@ -13,20 +13,18 @@ from numpy.typing import NDArray
 
 from s2composite.array_masks import ValidArray, usable_cube
 from s2composite.as_cube import nodata_of
-from s2composite.cube import Chunks, stack_of, to_cube, window_at
+from s2composite.coarse import coarser
+from s2composite.cube import Chunks, stack_of, window_at
 from s2composite.days import read_days
 from s2composite.errors import ParameterError
 from s2composite.masking import Mask, both, masks_of, passed
 from s2composite.pixels.masks import DEFAULT_RULES, Nodata, Rule
 from s2composite.pixels.reducers import Recipe, valid_observations
-from s2composite.reading.stack import Stack, TargetGrid, open_stack
+from s2composite.reading.stack import Stack
 
 __all__ = ["select_scenes", "valid_share"]
 
 LOG = logging.getLogger(__name__)
-
-_OVERVIEW = 16
-"""How many times coarser than the cube scenes are looked at by default: 1/256 of the pixels."""
 
 
 def valid_share(
@@ -191,7 +189,7 @@ def select_scenes(
         keep &= ~(cube["cloud_cover"].values > max_cloud_cover)
     if min_valid > 0 and keep.any():
         kept = np.flatnonzero(keep)
-        shares = valid_share(_coarse(cube.isel(time=kept), resolution), valid)
+        shares = valid_share(coarser(cube.isel(time=kept), resolution), valid)
         keep[kept] = shares["valid"].compute().values >= min_valid
     names = cube["scene" if "scene" in cube.coords else "time"].values
     if not keep.any():
@@ -199,18 +197,3 @@ def select_scenes(
     if not keep.all():
         LOG.info("left out %d of %d scenes: %s", (~keep).sum(), len(keep), ", ".join(map(str, names[~keep])))
     return cube.isel(time=np.flatnonzero(keep))
-
-
-def _coarse(cube: xr.DataArray, resolution: float | None) -> xr.DataArray:
-    """Return a cube from files at a coarser resolution, any other as it is."""
-    found = stack_of(cube)
-    if found is None:
-        return cube
-    stack = found[0]
-    wanted = resolution or abs(stack.geobox.resolution.x) * _OVERVIEW
-    own_grid = all(source.offset is not None for files in stack.sources for source in files)
-    if own_grid:
-        grid = TargetGrid(resolution=wanted, bbox=stack.geobox.boundingbox)
-    else:
-        grid = TargetGrid(geobox=stack.geobox.zoom_to(resolution=wanted))
-    return to_cube(open_stack(stack.scenes, stack.bands, grid, stack.options))

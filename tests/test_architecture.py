@@ -16,7 +16,7 @@ ROOMS = [
     "errors",
     "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.storage", "scenes.names", "scenes.values", "scenes.stac", "scenes.grouping",
     "scenes.listing",
-    "reading.crs", "reading.signing", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
+    "reading.crs", "reading.signing", "reading.gdal", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.convert", "reading.promise", "reading.warp", "reading.source",
     "reading.meaning", "reading.files", "reading.opening", "reading.observe", "reading.scratch", "reading.stack",
@@ -26,18 +26,18 @@ ROOMS = [
     "metering",
     "masking",
     "interop",
-    "cube", "days",
+    "cube", "coarse", "days",
     "as_cube", "array_masks", "period_axis",
     "windows",
     "screening",
-    "compositing",
+    "composed", "compositing",
     "writing",
-    "running.document", "running.fields", "running.cluster_kind", "running.cluster_client", "running.cluster_local", "running.cluster_address", "running.cluster_ssh", "running.cluster_gateway",
+    "running.yaml_text", "running.document", "running.logs", "running.fields", "running.cluster_kind", "running.cluster_client", "running.cluster_local", "running.cluster_address", "running.cluster_ssh", "running.cluster_gateway",
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster_ray", "running.cluster_options", "running.cluster", "running.cluster_probe", "running.cluster_check",
-    "running.bounded", "running.cells", "running.job",
-    "analysis.picture", "analysis.plot", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",
-    "running.ledger", "running.window", "running.product_cog", "running.product_zarr", "running.product", "running.scope", "running.making",
-    "running.stream", "running.run", "running.plan", "running.progress", "running.report", "running.template",
+    "running.bounded", "running.cells", "running.spans", "running.job",
+    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",
+    "running.ledger", "running.window", "running.product_cog", "running.product_zarr", "running.product", "running.selection", "running.sizing", "running.scope", "running.making",
+    "running.stream", "running.run", "running.run_spans", "running.plan", "running.plan_tables", "running.progress", "running.report", "running.report_page", "running.template",
     "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
     "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",
     "service.server", "service.sending", "service.dispatch", "service.cli",
@@ -45,7 +45,7 @@ ROOMS = [
 ]  # fmt: skip
 
 # composite() offers its verbs as methods and imports the floors below it only when one is called.
-LAZY = {("compositing", "writing"), ("compositing", "analysis.plot")}
+LAZY = {("compositing", "writing"), ("compositing", "analysis.plot"), ("compositing", "analysis.explore")}
 
 
 def modules():

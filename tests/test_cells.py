@@ -9,8 +9,10 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geom import box
+from typer.testing import CliRunner
 
 import s2composite as s2c
+from s2composite.cli import app
 from s2composite.demo import make_scenes
 from s2composite.errors import JobError
 from s2composite.running.cells import CellsOptions, MgrsOptions, OdcOptions, UtmOptions, cells_of
@@ -182,3 +184,34 @@ def test_a_grid_without_an_area_has_no_end():
         plan_job({"source": "s", "output": "{cell}.tif", "grid": "mgrs"})
     with pytest.raises(JobError, match="run_cells"):
         run_job({"source": "s", "output": "{cell}.tif", "grid": "mgrs"})
+
+
+def test_the_command_line_tells_of_each_cell(tmp_path):
+    make_scenes(str(tmp_path / "scenes"), scenes=2, size=600, seed=1, compress="deflate")
+    spec = {
+        "source": str(tmp_path / "scenes"),
+        "output": str(tmp_path / "taken_{cell}.tif"),
+        "grid": {"type": "utm", "size": 6000},
+        "bbox": [300000, 4890000, 306000, 4900000],
+        "bbox_crs": "EPSG:32631",
+        "cluster": {"workers": 1, "dashboard": ":0"},
+    }
+    (tmp_path / "job.json").write_text(json.dumps(spec))
+    whole = {cell.name: plan for cell, plan in plan_cells(spec)}
+    there = [name for name, plan in whole.items() if plan is not None]
+    taken = there[0]
+    (tmp_path / f"taken_{taken}.tif").write_bytes(b"something else")
+    runner = CliRunner()
+    ran = runner.invoke(app, ["run", str(tmp_path / "job.json")])
+    assert ran.exit_code == 1, ran.output
+    assert "exists already" in ran.stderr
+    for name in there[1:]:
+        assert (tmp_path / f"taken_{name}.tif.ledger" / "report.html").exists()
+    status = json.loads(runner.invoke(app, ["status", str(tmp_path / "job.json"), "--json"]).stdout)
+    assert {name: one["state"] for name, one in status.items()} == {
+        name: "complete" if name in there[1:] else "new" for name in whole
+    }
+    lines = runner.invoke(app, ["status", str(tmp_path / "job.json")]).stdout.splitlines()
+    assert f"{taken}: new: nothing has been done" in lines
+    told = runner.invoke(app, ["report", str(tmp_path / "job.json")]).stdout.split()
+    assert len(told) == 2 * (len(there) - 1)

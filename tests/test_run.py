@@ -16,7 +16,8 @@ from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.running.job import load_job
 from s2composite.running.ledger import Ledger, ledger_root, ledger_table, read_ledger
 from s2composite.running.progress import job_progress
-from s2composite.running.report import job_report, write_report
+from s2composite.running.report import job_report
+from s2composite.running.report_page import write_report
 from s2composite.running.run import run_job
 
 LAYERS = ["composite", "count", "source"]
@@ -105,10 +106,6 @@ def test_windows_that_fail_are_kept_and_tried_again(scenes, client, undisturbed,
     ((cause, windows),) = told.causes()
     assert "damaged" in cause
     assert len(windows) == len(first.failed)
-    page = told.to_html()
-    assert page.count("<rect") == 81
-    assert page.count("fill='#d43d3d'") == len(first.failed)
-    assert "&#x27;skip&#x27;" in page, "what stands in an error is text and not markup"
     last = run_job(job(broken, out), client=client, which="failed", error="damaged")
     assert last.made == len(first.failed)
     assert len(last.paths) == 3

@@ -27,6 +27,11 @@ __all__ = [
 _SIDE = 1500
 """Pixels along the longer side that a picture is drawn from; a figure has fewer."""
 
+_CURE = {
+    True: "Draw all periods with plot.periods(), or one with .period(label).plot()",
+    False: "Choose with .isel() or .sel()",
+}
+
 _SAMPLE = 512
 """Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
 
@@ -38,7 +43,7 @@ def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataAr
     array = dataset[name]
     if set(array.dims) != set(dims):
         raise ParameterError(
-            f"{name} has dimensions {array.dims}; a picture needs {dims}, choose with .isel() or .sel()"
+            f"{name} has dimensions {array.dims}; a picture needs {dims}. {_CURE['time' in array.dims]}"
         )
     return array.transpose(*dims)
 
@@ -60,9 +65,9 @@ def with_count(array: xr.DataArray, dataset: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(layers)
 
 
-def decimated(dataset: xr.Dataset) -> xr.Dataset:
-    """Return every n-th row and column, in memory, all layers in one pass."""
-    step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // _SIDE))
+def decimated(dataset: xr.Dataset, side: int = _SIDE) -> xr.Dataset:
+    """Return every n-th row and column, so that no side has more pixels, in memory, all layers in one pass."""
+    step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // side))
     return dataset.isel(y=slice(None, None, step), x=slice(None, None, step)).compute()
 
 

@@ -76,11 +76,13 @@ def moments_of(values: NDArray[Any], weights: NDArray[np.float64]) -> Moments:
     count = float(weights.sum())
     if count == 0:
         return _NOTHING
-    exact = values.astype(np.float64)
-    mean = float(weights @ exact / count)
-    apart = exact - mean
+    # Sums instead of products of vectors, for which BLAS starts threads of its own: 20 times slower beside Dask's.
+    mean = float((weights * values).sum() / count)
+    apart = np.subtract(values, mean, dtype=np.float64)
     square = weights * apart * apart
-    return Moments(count, float(exact.min()), float(exact.max()), mean, float(square.sum()), float(square @ apart))
+    return Moments(
+        count, float(values.min()), float(values.max()), mean, float(square.sum()), float((square * apart).sum())
+    )
 
 
 def merged_moments(parts: Sequence[Moments]) -> Moments:
