@@ -12,7 +12,7 @@ screening    which scenes show enough
 compositing  a cube reduced over time
 writing      pixels out: COG, Zarr, metadata
 running      jobs and clusters
-analysis     pictures
+analysis     pictures, zonal statistics
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from s2composite.analysis.zonal import zonal_stats
+    from s2composite.analysis.zonal_table import write_zonal_stats
     from s2composite.compositing import Composite, composite
     from s2composite.cube import open_cube
     from s2composite.errors import S2CompositeError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from s2composite.running.job import load_job
     from s2composite.running.plan import plan_cells, plan_job
     from s2composite.running.run import run_cells, run_job
+    from s2composite.running.run_spans import run_spans
     from s2composite.scenes.listing import find_scenes
     from s2composite.scenes.model import Asset, Scene
     from s2composite.screening import select_scenes, valid_share
@@ -62,8 +65,11 @@ _ROOMS = {
     "plan_job": "running.plan",
     "run_cells": "running.run",
     "run_job": "running.run",
+    "run_spans": "running.run_spans",
     "select_scenes": "screening",
     "valid_share": "screening",
+    "write_zonal_stats": "analysis.zonal_table",
+    "zonal_stats": "analysis.zonal",
 }
 
 __all__ = [
@@ -89,8 +95,11 @@ __all__ = [
     "resolve_reducer",
     "run_cells",
     "run_job",
+    "run_spans",
     "select_scenes",
     "valid_share",
+    "write_zonal_stats",
+    "zonal_stats",
 ]
 
 

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 import s2composite
-from s2composite.errors import S2CompositeError
+from s2composite.errors import JobError, S2CompositeError
 from s2composite.scenes.model import Asset, Scene
+from s2composite.service.cli import add_commands
 
 # Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
 # ruff: noqa: PLC0415
@@ -121,6 +122,15 @@ Settings = Annotated[
 ]
 
 
+Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="Of a job with a span: 'last', only the month (day, year ...) that was over last; 2018-03, from then on.",
+    ),
+]
+
+
 @app.command()
 def run(
     job: JobFile,
@@ -134,16 +144,18 @@ def run(
         str | None,
         typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several."),
     ] = None,
+    since: Since = None,
 ) -> None:
     """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
 
-    Exit code 0: complete; 1: some windows failed, the others are kept; 2: the job, its input or its output is wrong.
+    Exit code 0: complete; 1: some windows or some months of a span failed, the others are kept; 2: the job, its input
+    or its output is wrong.
     """
     settings = list(setting or ())
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
     if windows is None:
-        _run(job, settings)
+        _run(job, settings, since)
         return
     from s2composite.running.job import load_job
     from s2composite.running.plan import chosen_windows, plan_job
@@ -164,8 +176,12 @@ def plan(
     """Show what a job will read, hold in memory and write; nothing is read but headers."""
     from s2composite.running.job import load_job
     from s2composite.running.plan import plan_cells, plan_job
+    from s2composite.running.run_spans import explain_spans
 
     checked = load_job(job, setting or ())
+    if checked.span is not None:
+        typer.echo(explain_spans(checked))
+        return
     if checked.grid is not None:
         for cell, one in plan_cells(checked):
             typer.echo(f"\n{cell.name}\n{'no scene touches it' if one is None else one.explain()}")
@@ -179,9 +195,9 @@ def plan(
 
 
 @app.command()
-def resume(job: JobFile, setting: Settings = None) -> None:
+def resume(job: JobFile, setting: Settings = None, *, since: Since = None) -> None:
     """Go on with a job that was interrupted: make the windows that have neither been made nor failed."""
-    _run(job, setting or (), which="untried")
+    _run(job, setting or (), since, which="untried")
 
 
 @app.command()
@@ -192,20 +208,27 @@ def retry(
     error: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Only windows whose error matches this regular expression.")
     ] = None,
+    since: Since = None,
 ) -> None:
     """Make the windows again that have failed."""
-    _run(job, setting or (), which="failed", error=error)
+    _run(job, setting or (), since, which="failed", error=error)
 
 
-def _run(job: Path, settings: Sequence[str], **which: Any) -> None:
+def _run(job: Path, settings: Sequence[str], since: str | None = None, **which: Any) -> None:
     from s2composite.running.job import load_job
 
     checked = load_job(job, settings)
+    if since is not None and checked.span is None:
+        raise JobError(f"{job}: --since is about a span, and the job has none", key="span", line=None)
 
     # After the check, so that a mistake in the job is told at once.
     from s2composite.running.report import write_report
     from s2composite.running.run import run_cells, run_job
+    from s2composite.running.run_spans import run_spans
 
+    if checked.span is not None:
+        _tell_spans(run_spans(checked, since=since, **which))
+        return
     if checked.grid is not None:
         _tell_cells(run_cells(checked, **which))
         return
@@ -239,6 +262,20 @@ def _tell_cells(results: Iterable[tuple[Any, Any]]) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
+def _tell_spans(results: Iterable[Any]) -> None:
+    """Say what became of each unit of a span, as it ends."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    some_failed = False
+    for one in results:
+        typer.echo(one.summary())
+        for problem in one.problems():
+            console.print(f"[bold red]failed:[/] {_plain(problem)}")
+        some_failed |= not one.complete
+    if some_failed:
+        console.print("what is done is kept: s2composite run makes the rest, retry what failed")
+        raise typer.Exit(SOME_FAILED)
+
+
 def _explain(failed: Sequence[Any]) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in failed[:10]:
@@ -257,8 +294,16 @@ def status(
     """Show how far a job is, from its ledger: nothing is read or computed."""
     from s2composite.running.job import load_job
     from s2composite.running.progress import job_progress
+    from s2composite.running.run_spans import span_jobs
 
-    found = job_progress(load_job(job, setting or ()))
+    checked = load_job(job, setting or ())
+    if checked.span is not None:
+        spans = {one.period.label: job_progress(one.job) for one in span_jobs(checked)}
+        lines = [f"{label}: {progress.summary()}" for label, progress in spans.items()]
+        facts = {label: progress.as_dict() for label, progress in spans.items()}
+        typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
+        return
+    found = job_progress(checked)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
         return
@@ -282,7 +327,6 @@ def init(
     path: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="Where to write it.")] = Path("job.yaml"),
 ) -> None:
     """Write a commented job file to start from."""
-    from s2composite.errors import JobError
     from s2composite.running.template import job_template
 
     if path.exists():
@@ -437,3 +481,6 @@ def _worker_row(worker: Any, packages: Sequence[str], asked: Sequence[str]) -> l
     good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
     words = [Text("ok") if fine else Text("problem", "bold red") for fine in good]
     return [*map(Text, facts), Text(findings.gdal), *words]
+
+
+add_commands(app)

@@ -20,6 +20,7 @@ from odc.geo.xr import xr_coords
 
 from s2composite.errors import ParameterError
 from s2composite.interop import load_with
+from s2composite.metering import tell_read
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.header import read_header
 from s2composite.reading.signing import Sign
@@ -67,6 +68,7 @@ def open_cube(
     pattern: str | None = None,
     times: Sequence[Any] | None = None,
     index: str | os.PathLike[str] | None = None,
+    alternate: str | None = None,
     loader: str = "s2composite",
 ) -> xr.DataArray:
     """Open cloud-optimised GeoTIFFs, or what a STAC catalogue holds, as a lazy cube; no pixel is read.
@@ -93,8 +95,8 @@ def open_cube(
     datetime
         ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"``, ``"2023-06-01/.."``.
     groupby
-        ``"solar_day"`` or ``"utc_day"``: products of a day are one scene, the first by time and id wins where several
-        have a valid pixel; see `find_scenes`. None: each is a scene of its own.
+        ``"solar_day"`` or ``"utc_day"``: products of a day are one scene, at each pixel the first by time and id that
+        is valid there, its bands and masks together; see `find_scenes`. None: each is a scene of its own.
     duplicates
         ``"newest"``: products that were made again replace the older ones; ``"keep"``: all stay.
     harmonise
@@ -121,6 +123,8 @@ def open_cube(
     index
         A file that keeps what the headers said, beside the data or in a cache: the next opening reads the headers of
         new and changed files only.
+    alternate
+        Which of the places that a catalogue names for a file is read, ``"https"``; see `find_scenes`.
     loader
         ``"odc"`` or ``"stackstac"``: leave STAC items to that library, and return its array in the form of ours.
         Numbers are then as in the files, not harmonised.
@@ -153,15 +157,22 @@ def open_cube(
     if loader != "s2composite":
         options = {"bands": bands, "bbox": bbox, "crs": crs, "geobox": geobox, "resolution": resolution}
         options |= {"resampling": resampling, "groupby": groupby, "sign": sign, "chunks": chunks}
+        options |= {"alternate": alternate}
         if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
             raise ParameterError(
                 f"loader={loader!r} leaves reading to another library: reflectance=, harmonise=, datetime= and "
                 "on_error= are not for it; it takes bands, bbox, crs, resolution, geobox, like, resampling, groupby, "
-                "sign and chunks"
+                "sign, alternate and chunks"
             )
         return load_with(loader, source, **options)
     scenes = find_scenes(
-        source, pattern=pattern, times=times, datetime=datetime, duplicates=duplicates, groupby=groupby
+        source,
+        pattern=pattern,
+        times=times,
+        datetime=datetime,
+        duplicates=duplicates,
+        groupby=groupby,
+        alternate=alternate,
     )
     target = TargetGrid(geobox, crs, resolution, bbox, anchor)
     how = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign)
@@ -207,7 +218,9 @@ def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.Da
 
 
 def _read_block(*, stack: Stack, spatial: Chunks, block_id: tuple[int, ...]) -> NDArray[Any]:
-    return stack.read(window_at(spatial, block_id[2], block_id[3])).pixels
+    seen = stack.read(window_at(spatial, block_id[2], block_id[3]))
+    tell_read(seen.tally)
+    return seen.pixels
 
 
 def window_at(spatial: Chunks, row: int, column: int) -> Window:

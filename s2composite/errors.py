@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AccessError",
     "BandError",
     "ClusterError",
     "GridError",
@@ -18,6 +19,7 @@ __all__ = [
     "ReadError",
     "S2CompositeError",
     "SceneError",
+    "ServiceError",
     "SourceError",
     "TilesError",
     "WriteError",
@@ -56,6 +58,10 @@ class BandError(S2CompositeError):
     """A band that is asked for or needed is not there."""
 
 
+class AccessError(S2CompositeError):
+    """A place that this process must not read or write; see `s2composite.scenes.access`."""
+
+
 class ReadError(S2CompositeError):
     """Pixels could not be read; carries ``scene``, ``href``, ``window``, ``transient`` and the cause in its message."""
 
@@ -78,6 +84,10 @@ class JobError(S2CompositeError):
 
 class ClusterError(S2CompositeError):
     """A scheduler does not answer, workers do not start, or they lack what they need."""
+
+
+class ServiceError(S2CompositeError):
+    """A service cannot be reached, or what it is sent through cannot."""
 
 
 class MissingDependencyError(S2CompositeError):

@@ -9,7 +9,7 @@ import xarray as xr
 
 from s2composite.errors import BandError, MissingDependencyError, ParameterError
 from s2composite.scenes.listing import items_of_source
-from s2composite.scenes.stac import needed
+from s2composite.scenes.stac import needed, with_alternate
 
 __all__ = ["LOADERS", "load_with"]
 
@@ -41,7 +41,8 @@ def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
     if loader not in LOADERS:
         raise ParameterError(f"loader is {loader!r}; it is 's2composite', {' or '.join(map(repr, LOADERS))}")
     pystac = needed("pystac", "stac")
-    items = [pystac.Item.from_dict(dict(item)) for item in items_of_source(source)]
+    found = with_alternate(items_of_source(source), options.pop("alternate", None))
+    items = [pystac.Item.from_dict(dict(item)) for item in found]
     return LOADERS[loader](items, {key: value for key, value in options.items() if value is not None})
 
 

@@ -12,13 +12,14 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from s2composite.errors import GridError, S2CompositeError
+from s2composite.metering import tell_read
 from s2composite.pixels.flags import MaskRule, upsample
 from s2composite.pixels.masks import Rule
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED
 from s2composite.reading.stack import Stack, open_stack
 
-__all__ = ["AlignedMask", "Mask", "WarpedMask", "masks_of"]
+__all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "masks_of", "passed"]
 
 _LARGEST_READ = 128 << 20
 """Pixels of a mask band, of all scenes together, in memory at once where the data are coarser than the mask."""
@@ -134,6 +135,7 @@ def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
         for s, n in zip(window, stack.shape[2:], strict=True)
     )
     seen = stack.read((region[0], region[1]))
+    tell_read(seen.tally)
     valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
     y, x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
     valid = valid[:, y, x]
@@ -174,25 +176,50 @@ def _halves(span: slice) -> list[slice]:
 
 
 def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
-    """Open the mask bands that rules need, for the scenes of a stack.
+    """Open the mask bands that rules need, for the products of a stack: each product has a mask of its own.
 
     Raises
     ------
     BandError
-        A scene has no such band.
+        A product has no such band.
     """
-    return tuple(_mask(stack, rule) for rule in rules if isinstance(rule, MaskRule))
+    return tuple(_mask(stack.products.stack, rule) for rule in rules if isinstance(rule, MaskRule))
+
+
+def passed(masks: Sequence[Mask], region: Window) -> NDArray[np.bool_] | None:
+    """Return which observations of a region all masks let pass, ``(t, y, x)``; None where there are no masks."""
+    valid = None
+    for mask in masks:
+        valid = both(valid, mask.valid(region))
+    return valid
+
+
+def both(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return what two masks let pass; None stands for one that lets all pass."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
 
 
 def _mask(stack: Stack, rule: MaskRule) -> Mask:
     try:
-        band = open_stack(stack.scenes, [rule.band], options=stack.options)
+        band = _in_order(open_stack(stack.scenes, [rule.band], options=stack.options), stack)
     except GridError:
+        band = None
+    # a grid made for files on several would have them resampled before they are cleaned
+    if band is None or any(source.offset is None for files in band.sources for source in files):
         groups = _groups(list(_opened_alone(stack, rule.band)))
         return WarpedMask(rule, groups, stack.geobox, len(stack.scenes))
     return _aligned(stack, band, rule) or WarpedMask(
         rule, ((tuple(range(len(stack.scenes))), band),), stack.geobox, len(stack.scenes)
     )
+
+
+def _in_order(band: Stack, stack: Stack) -> Stack:
+    """Return a mask band's stack in the order of the data's, in which products of a day may not be in order of time."""
+    position = {scene.id: t for t, scene in enumerate(band.scenes)}
+    order = [position[scene.id] for scene in stack.scenes]
+    return band if order == sorted(order) else band.select(order)
 
 
 def _aligned(stack: Stack, band: Stack, rule: MaskRule) -> AlignedMask | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask.array as da
@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 
 from s2composite.array_masks import ValidArray, usable_cube
 from s2composite.as_cube import nodata_of
-from s2composite.cube import Chunks, stack_of, to_cube, window_at
+from s2composite.coarse import coarser
+from s2composite.cube import Chunks, stack_of, window_at
+from s2composite.days import read_days
 from s2composite.errors import ParameterError
-from s2composite.masking import Mask, masks_of
+from s2composite.masking import Mask, both, masks_of, passed
 from s2composite.pixels.masks import DEFAULT_RULES, Nodata, Rule
 from s2composite.pixels.reducers import Recipe, valid_observations
-from s2composite.reading.stack import TargetGrid, open_stack
+from s2composite.reading.stack import Stack
 
 __all__ = ["select_scenes", "valid_share"]
 
 LOG = logging.getLogger(__name__)
-
-_OVERVIEW = 16
-"""How many times coarser than the cube scenes are looked at by default: 1/256 of the pixels."""
 
 
 def valid_share(
@@ -76,14 +75,23 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
     data = cube.data.rechunk({0: -1, 1: -1})
     spatial = data.chunks[2:]
     found = stack_of(cube)
+    stack = found[0] if found else None
     extra = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *spatial))[:, None]]
+    how: dict[str, Any] = {"masks": masks_of(stack, recipe.rules), "stack": stack} if stack else {}
+    count: Callable[..., NDArray[np.int64]] = _count_window
+    arrays = [data, *extra]
+    if stack and stack.products.stack is not stack:
+        # which product of a day wins depends on the rules, so these look at each
+        count, arrays = (
+            _count_days,
+            extra or [da.ones((len(stack.scenes), 1, *data.shape[2:]), dtype=bool, chunks=(-1, 1, *spatial))],
+        )
     parts = da.map_blocks(
-        _count_window,
-        data,
-        *extra,
+        count,
+        *arrays,
         recipe=recipe,
-        masks=masks_of(found[0], recipe.rules) if found else (),
         spatial=spatial,
+        **how,
         drop_axis=1,
         new_axis=3,
         chunks=(data.chunks[0], *((1,) * n for n in data.numblocks[2:]), (2,)),
@@ -98,15 +106,27 @@ def _count_window(
     mask: NDArray[np.bool_] | None = None,
     *,
     recipe: Recipe,
-    masks: Sequence[Mask],
     spatial: Chunks,
     block_id: tuple[int, ...],
+    masks: Sequence[Mask] = (),
+    stack: Stack | None = None,  # noqa: ARG001 - the pixels are there already
 ) -> NDArray[np.int64]:
     usable = None if mask is None else mask[:, 0]
-    for one in masks:
-        more = one.valid(window_at(spatial, block_id[1], block_id[2]))
-        usable = more if usable is None else usable & more
-    return _count_block(pixels, usable, recipe=recipe)
+    told = passed(masks, window_at(spatial, block_id[1], block_id[2]))
+    return _count_block(pixels, both(usable, told), recipe=recipe)
+
+
+def _count_days(
+    mask: NDArray[np.bool_],
+    *,
+    recipe: Recipe,
+    spatial: Chunks,
+    block_id: tuple[int, ...],
+    masks: Sequence[Mask],
+    stack: Stack,
+) -> NDArray[np.int64]:
+    seen = read_days(stack.products, recipe, window_at(spatial, block_id[1], block_id[2]), masks)
+    return _count_block(seen.pixels, both(mask[:, 0], seen.passed), recipe=recipe)
 
 
 def _count_block(pixels: NDArray[Any], usable: NDArray[np.bool_] | None, *, recipe: Recipe) -> NDArray[np.int64]:
@@ -169,7 +189,7 @@ def select_scenes(
         keep &= ~(cube["cloud_cover"].values > max_cloud_cover)
     if min_valid > 0 and keep.any():
         kept = np.flatnonzero(keep)
-        shares = valid_share(_coarse(cube.isel(time=kept), resolution), valid)
+        shares = valid_share(coarser(cube.isel(time=kept), resolution), valid)
         keep[kept] = shares["valid"].compute().values >= min_valid
     names = cube["scene" if "scene" in cube.coords else "time"].values
     if not keep.any():
@@ -177,18 +197,3 @@ def select_scenes(
     if not keep.all():
         LOG.info("left out %d of %d scenes: %s", (~keep).sum(), len(keep), ", ".join(map(str, names[~keep])))
     return cube.isel(time=np.flatnonzero(keep))
-
-
-def _coarse(cube: xr.DataArray, resolution: float | None) -> xr.DataArray:
-    """Return a cube from files at a coarser resolution, any other as it is."""
-    found = stack_of(cube)
-    if found is None:
-        return cube
-    stack = found[0]
-    wanted = resolution or abs(stack.geobox.resolution.x) * _OVERVIEW
-    own_grid = all(source.offset is not None for files in stack.sources for source in files)
-    if own_grid:
-        grid = TargetGrid(resolution=wanted, bbox=stack.geobox.boundingbox)
-    else:
-        grid = TargetGrid(geobox=stack.geobox.zoom_to(resolution=wanted))
-    return to_cube(open_stack(stack.scenes, stack.bands, grid, stack.options))

@@ -15,14 +15,16 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from s2composite.cube import Chunks, stack_of, thread_memory, window_at
+from s2composite.days import products_near, read_days
 from s2composite.errors import ParameterError
-from s2composite.masking import Mask, masks_of
+from s2composite.masking import Mask, both, masks_of
+from s2composite.metering import metered, tell_read
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED, OUTSIDE, READ, Observations
 from s2composite.reading.scratch import borrow
-from s2composite.reading.stack import Stack
+from s2composite.reading.stack import Products, Stack
 
 __all__ = ["STATUS", "Work", "compose_window", "layer_arrays", "source_shares", "work_in"]
 
@@ -46,7 +48,7 @@ def compose_window(
     window
         ``(y, x)`` slices of the stack's geobox.
     masks
-        The mask bands that the recipe's rules need, from `masks_of`.
+        The mask bands that the recipe's rules need, from `masks_of`; of the stack's products.
     valid
         ``(t, y, x)``: a mask of one's own, False where an observation must not be used; of the window with
         ``recipe.halo`` pixels around it, where the stack has them.
@@ -56,21 +58,22 @@ def compose_window(
     dict
         The arrays that ``recipe.layers`` lists, and ``read_status`` ``(t, 1, 1)`` uint8.
     """
-    near = stack.touching(window, pad=recipe.halo)
-    if len(near) == len(stack.scenes):
-        return _compose(stack, recipe, window, masks, valid, None)
+    near = products_near(stack, window, recipe.halo)
+    if stack.products.stack is stack and len(near) == len(stack.scenes):
+        return _compose(stack.products, recipe, window, masks, valid, None)
     # Of a country's scenes few touch a window: it takes memory and time for those alone. One stays, so that there is
     # something to reduce to nothing.
-    some = near.tolist() or [0]
+    some = np.unique(stack.products.scene[near])
     mine = None if valid is None else valid[some]
-    out = _compose(stack.select(some), recipe, window, [mask.select(some) for mask in masks], mine, np.array(some))
+    few = Products(stack.products.stack.select(near.tolist()), np.searchsorted(some, stack.products.scene[near]))
+    out = _compose(few, recipe, window, [mask.select(near.tolist()) for mask in masks], mine, some)
     status = np.full((len(stack.scenes), 1, 1), OUTSIDE, np.uint8)
     status[some] = out[STATUS]
     return {**out, STATUS: status}
 
 
 def _compose(
-    stack: Stack,
+    products: Products,
     recipe: Recipe,
     window: Window,
     masks: Sequence[Mask],
@@ -78,8 +81,9 @@ def _compose(
     positions: NDArray[np.intp] | None,
 ) -> dict[str, NDArray[Any]]:
     """Compose a window of the recipe's scenes, or of some of them, whose `positions` among those are given."""
-    if masks or recipe.halo or valid is not None:
-        return _compose_with_neighbours(stack, recipe, window, masks, valid, positions)
+    stack, days = products.stack, int(products.scene[-1]) + 1
+    if masks or recipe.halo or valid is not None or days < len(stack.scenes):
+        return _compose_in_one_piece(products, days, recipe, window, masks, valid, positions)
     pieces = stack.pieces(window)
     with borrow(max(map(stack.size, pieces)), stack.dtype) as scratch:
         parts = [
@@ -90,8 +94,9 @@ def _compose(
     return _joined(window, parts)
 
 
-def _compose_with_neighbours(
-    stack: Stack,
+def _compose_in_one_piece(
+    products: Products,
+    days: int,
     recipe: Recipe,
     window: Window,
     masks: Sequence[Mask],
@@ -99,25 +104,25 @@ def _compose_with_neighbours(
     positions: NDArray[np.intp] | None,
 ) -> dict[str, NDArray[Any]]:
     """Compose a window in one piece, with the pixels around it that decide about its edge."""
+    stack = products.stack
     region = tuple(
         slice(max(s.start - recipe.halo, 0), min(s.stop + recipe.halo, n))
         for s, n in zip(window, stack.shape[2:], strict=True)
     )
     inner = tuple(slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
     region, inner = (region[0], region[1]), (inner[0], inner[1])
-    with borrow(stack.size(region), stack.dtype) as scratch:
-        seen = stack.read(region, scratch=scratch)
-        for mask in masks:
-            usable = mask.valid(region)
-            valid = usable if valid is None else valid & usable
-        layers = reduce_block(seen.pixels, recipe, valid=valid, scenes=_there(seen), inner=inner, positions=positions)
+    with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
+        seen = read_days(products, recipe, region, masks, scratch)
+        usable, scenes = both(seen.passed, valid), _there(seen.status)
+        with metered("kernel"):
+            layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, inner=inner, positions=positions)
     return {**layers, STATUS: seen.status[:, None, None]}
 
 
-def _there(seen: Observations) -> NDArray[np.intp] | None:
+def _there(status: NDArray[np.uint8]) -> NDArray[np.intp] | None:
     """Return the scenes that were read, None for all."""
-    there = np.flatnonzero(seen.status == READ)
-    return None if len(there) == len(seen.status) else there
+    there = np.flatnonzero(status == READ)
+    return None if len(there) == len(status) else there
 
 
 _Part = tuple[Window, dict[str, NDArray[Any]]]
@@ -131,6 +136,7 @@ def _compose_piece(
     scratch: NDArray[Any],
     positions: NDArray[np.intp] | None,
 ) -> list[_Part]:
+    tell_read(seen.tally)
     blocks = stack.blocks(piece) if seen.errors else (piece,)
     if len(blocks) > 1:
         # A scene that fails is left out of the blocks that fail and no others, whatever they were read together with.
@@ -139,8 +145,9 @@ def _compose_piece(
             for block in blocks
             for part in _compose_piece(stack, recipe, block, stack.read(block, scratch=scratch), scratch, positions)
         ]
-    status = {STATUS: seen.status[:, None, None]}
-    return [(piece, {**reduce_block(seen.pixels, recipe, scenes=_there(seen), positions=positions), **status})]
+    with metered("kernel"):
+        layers = reduce_block(seen.pixels, recipe, scenes=_there(seen.status), positions=positions)
+    return [(piece, {**layers, STATUS: seen.status[:, None, None]})]
 
 
 def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
@@ -237,7 +244,8 @@ def _compose_valid(valid: NDArray[np.bool_], *, work: Work, block_id: tuple[int,
 
 
 def _reduce(block: NDArray[Any], valid: NDArray[np.bool_] | None = None, *, recipe: Recipe) -> dict[str, NDArray[Any]]:
-    return reduce_block(block, recipe, valid=None if valid is None else valid[:, 0])
+    with metered("kernel"):
+        return dict(reduce_block(block, recipe, valid=None if valid is None else valid[:, 0]))
 
 
 def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:

@@ -15,7 +15,7 @@ RECORDED = Path(__file__).parent / "data_stac"
 def recorded(name):
     """Return an item in the shape that a public catalogue has.
 
-    ``earth_search_v1`` is a real item with fewer assets; the others are written in the shape of their catalogues.
+    Most were recorded, see ``data_stac/README.md``.
     """
     return json.loads((RECORDED / f"{name}.json").read_text())
 

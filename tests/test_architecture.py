@@ -9,12 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "s2composite"
 
-FLOORS = ("scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "analysis")
+FLOORS = ("scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "analysis", "service")
 
 # From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
 ROOMS = [
     "errors",
-    "scenes.model", "scenes.dates", "scenes.periods", "scenes.storage", "scenes.names", "scenes.values", "scenes.stac", "scenes.grouping",
+    "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.storage", "scenes.names", "scenes.values", "scenes.stac", "scenes.grouping",
     "scenes.listing",
     "reading.crs", "reading.signing", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
@@ -23,18 +23,24 @@ ROOMS = [
     "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.flags", "pixels.rules", "pixels.recipe", "pixels.picking",
     "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
     "pixels.stretching",
+    "metering",
     "masking",
     "interop",
-    "cube",
+    "cube", "coarse", "days",
     "as_cube", "array_masks", "period_axis",
     "windows",
     "screening",
     "compositing",
     "writing",
-    "running.document", "running.cluster_ray", "running.cluster_options", "running.bounded", "running.cells", "running.job", "running.cluster_client", "running.cluster_ssh", "running.cluster_gateway",
-    "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster", "running.cluster_probe", "running.cluster_check",
-    "analysis.picture", "analysis.plot",
-    "running.ledger", "running.product", "running.run", "running.plan", "running.progress", "running.report", "running.template",
+    "running.document", "running.fields", "running.cluster_kind", "running.cluster_client", "running.cluster_local", "running.cluster_address", "running.cluster_ssh", "running.cluster_gateway",
+    "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster_ray", "running.cluster_options", "running.cluster", "running.cluster_probe", "running.cluster_check",
+    "running.bounded", "running.cells", "running.spans", "running.job",
+    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",
+    "running.ledger", "running.window", "running.product_cog", "running.product_zarr", "running.product", "running.scope", "running.making",
+    "running.stream", "running.run", "running.run_spans", "running.plan", "running.progress", "running.report", "running.template",
+    "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
+    "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",
+    "service.server", "service.sending", "service.dispatch", "service.cli",
     "demo", "cli",
 ]  # fmt: skip
 

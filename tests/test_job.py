@@ -9,8 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from s2composite.errors import JobError
+from s2composite.running.cluster_address import AddressOptions
+from s2composite.running.cluster_local import LocalOptions
+from s2composite.running.cluster_options import read_cluster
 from s2composite.running.document import parse_text
-from s2composite.running.job import AddressOptions, Job, LocalOptions, load_job, read_cluster
+from s2composite.running.job import Job, load_job
 
 GOOD = "source: scenes\noutput: median.tif\n"
 

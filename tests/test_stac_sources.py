@@ -25,22 +25,25 @@ from s2composite.scenes.stac import scene_of_item
 # What public catalogues say
 
 
-@pytest.mark.parametrize(
-    ("name", "granule", "baseline", "red", "shift", "grid", "classes"),
-    [
-        ("earth_search_v1", "29RKH", "02.14", "red", 0, "EPSG:32629", "scl"),
-        ("earth_search_c1", "31TCJ", "05.10", "red", -1000, "EPSG:32631", "scl"),
-        ("planetary_computer", "31TCJ", "05.09", "B04", -1000, "EPSG:32631", "SCL"),
-        ("cdse", "31TCJ", "05.10", "B04_10m", -1000, "EPSG:32631", "SCL_20m"),
-        ("digital_earth_africa", "29RKH", "02.14", "B04", 0, "EPSG:32629", "SCL"),
-        ("digital_earth_australia", "55HBU", None, "nbart_red", 0, "EPSG:32755", "oa_fmask"),
-    ],
-)
-def test_items_of_public_catalogues(name, granule, baseline, red, shift, grid, classes):
+CATALOGUES = [
+    ("earth_search_v1", "29RKH", "S2A", "02.14", "red", 0, "EPSG:32629", "scl"),
+    ("earth_search_v0", "17SPR", "S2A", "04.00", "B04", 0, "EPSG:32617", "SCL"),
+    ("earth_search_c1", "31TCJ", "S2B", "05.10", "red", -1000, "EPSG:32631", "scl"),
+    ("planetary_computer", "06VVN", "S2B", "02.12", "B04", 0, "EPSG:32606", "SCL"),
+    ("cdse", "33UWP", "S2C", "05.11", "B04_10m", -1000, "EPSG:32633", "SCL_20m"),
+    ("digital_earth_africa", "29RKH", "S2A", "02.14", "B04", 0, "EPSG:32629", "SCL"),
+    ("digital_earth_africa_c1", "37MGP", "S2B", "05.10", "red", -1000, "EPSG:32737", "scl"),
+    ("digital_earth_australia", "49JFM", "S2A", None, "nbart_red", 0, "EPSG:32749", "oa_fmask"),
+]
+NO_DATA = {"thumbnail", "thumbnail:nbart", "preview", "overview", "rendered_preview", "tilejson", "Product", "info"}
+
+
+@pytest.mark.parametrize(("name", "granule", "platform", "baseline", "red", "shift", "grid", "classes"), CATALOGUES)
+def test_items_of_public_catalogues(name, granule, platform, baseline, red, shift, grid, classes):
     scene = scene_of_item(recorded(name))
-    assert (scene.granule, scene.baseline) == (granule, baseline)
-    assert scene.platform in ("S2A", "S2B")
+    assert (scene.granule, scene.platform, scene.baseline) == (granule, platform, baseline)
     assert scene.time.tzinfo is dt.UTC
+    assert scene.bbox is not None
     for wanted in ("red", "B04"):
         ((asset,),) = wanted_assets([scene], [wanted])
         assert asset.name == red, "by common name and by number, and never the red of the picture"
@@ -50,9 +53,41 @@ def test_items_of_public_catalogues(name, granule, baseline, red, shift, grid, c
     assert asset.grid.shape == (10980, 10980)
     assert scene.asset(classes).values.classes
     assert scene.asset(classes).values.shift == 0
-    assert not {"thumbnail", "preview", "rendered_preview", "tilejson", "granule_metadata", "safe_manifest"} & {
-        a.name for a in scene.assets
-    }
+    assert scene.asset(classes).grid.transform[0] == 20
+    names = {asset.name for asset in scene.assets}
+    assert not {name for name in names if name in NO_DATA or "metadata" in name}
+    if name not in ("digital_earth_africa", "digital_earth_australia"):
+        ((picture,),) = wanted_assets([scene], ["TCI"])
+        assert picture.bands == ("red", "green", "blue")
+
+
+def test_what_every_recorded_item_is_stands_beside_it():
+    told = (RECORDED / "README.md").read_text()
+    assert {path.stem for path in RECORDED.glob("*.json")} == {name for name, *_ in CATALOGUES}
+    assert all(f"`{name}.json`" in told for name, *_ in CATALOGUES)
+
+
+def test_alternate_places_of_files():
+    item = recorded("cdse")
+    assert all(asset.href.startswith("s3://eodata/") for asset in find_scenes(item)[0].assets)
+    scene = find_scenes(item, alternate="https")[0]
+    assert {asset.href.partition("/odata/")[0] for asset in scene.assets} == {"https://zipper.dataspace.copernicus.eu"}
+    assert scene.asset("B04_10m").values.shift == -1000
+    mixed = find_scenes([item, recorded("earth_search_v1")], alternate="https")
+    assert mixed[0].asset("red").href.startswith("https://sentinel-cogs"), "which has no alternates"
+    with pytest.raises(ParameterError, match="alternate is 'http', and the assets of the 1 items have 'https'; leave"):
+        find_scenes(item, alternate="http")
+    with pytest.raises(ParameterError, match="have no alternates; leave it out"):
+        s2c.open_cube(recorded("planetary_computer"), alternate="https")
+
+
+def test_alternate_places_are_read(items):
+    moved = copy.deepcopy(items)
+    for item in moved:
+        asset = item["assets"]["red"]
+        asset |= {"alternate": {"disk": {"href": asset["href"]}}, "href": "s3://nowhere/B04.tif"}
+    cube = s2c.open_cube(moved, bands=["red"], alternate="disk")
+    assert cube.values[:, 0, 0, 0].tolist() == [100, 200, 300]
 
 
 def test_a_picture_is_served_by_band_and_whole():
@@ -352,5 +387,5 @@ def test_a_solar_day_is_at_most_one_from_utc(time, east):
 
 
 def test_recorded_items_are_small():
-    assert sum(path.stat().st_size for path in RECORDED.iterdir()) < 40_000
+    assert sum(path.stat().st_size for path in RECORDED.iterdir()) < 70_000
     assert ORIGIN.a == 10

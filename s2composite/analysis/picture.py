@@ -27,6 +27,11 @@ __all__ = [
 _SIDE = 1500
 """Pixels along the longer side that a picture is drawn from; a figure has fewer."""
 
+_CURE = {
+    True: "Draw all periods with plot.periods(), or one with .period(label).plot()",
+    False: "Choose with .isel() or .sel()",
+}
+
 _SAMPLE = 512
 """Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
 
@@ -38,7 +43,7 @@ def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataAr
     array = dataset[name]
     if set(array.dims) != set(dims):
         raise ParameterError(
-            f"{name} has dimensions {array.dims}; a picture needs {dims}, choose with .isel() or .sel()"
+            f"{name} has dimensions {array.dims}; a picture needs {dims}. {_CURE['time' in array.dims]}"
         )
     return array.transpose(*dims)
 

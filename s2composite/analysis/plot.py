@@ -10,30 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num, num2date
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, num2date
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from s2composite.analysis.picture import (
-    bands_of,
-    cloudy_scene,
-    decimated,
-    layer_of,
-    one_scene,
-    scene_position,
-    values_of,
-    with_count,
-)
+from s2composite.analysis.drawing import axes_or_new, colours_of, days_of_scenes, draw, figure_or_new
+from s2composite.analysis.picture import cloudy_scene, decimated, layer_of, one_scene, scene_position, values_of
+from s2composite.analysis.small_multiples import periods
+from s2composite.analysis.timeline import timeline
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted, rgba
 
-__all__ = ["Plots", "before_after", "plot_composite", "plot_count", "plot_date", "timeline"]
+__all__ = ["Plots", "before_after", "periods", "plot_composite", "plot_count", "plot_date", "timeline"]
 
 _LEGEND = 12
 """Dates up to which each gets a colour of its own; more share a continuous scale."""
@@ -62,9 +55,13 @@ class Plots:
         """Draw a scene of the cube beside the composite; see `before_after`."""
         return before_after(cube, self.dataset, **options)
 
-    def timeline(self, **options: Any) -> Axes:
-        """Draw how much of the composite comes from each date; see `timeline`."""
-        return timeline(self.dataset, **options)
+    def timeline(self, cube: xr.DataArray | None = None, **options: Any) -> Axes:
+        """Draw how much of the composite comes from each scene, and how much each one shows; see `timeline`."""
+        return timeline(self.dataset, cube, **options)
+
+    def periods(self, **options: Any) -> Figure:
+        """Draw all periods side by side; see `periods`."""
+        return periods(self.dataset, **options)
 
 
 def plot_composite(
@@ -101,19 +98,8 @@ def plot_composite(
     ParameterError
         No such layer or band, or no pixel has data.
     """
-    shown, values, valid = _colours(dataset, layer, bands)
-    return _draw(_axes(ax), rgba(values, valid, stretch), shown, str(dataset.attrs.get("reducer", layer)))
-
-
-def _colours(
-    dataset: xr.Dataset, layer: str, bands: Sequence[Any] | None
-) -> tuple[xr.Dataset, NDArray[Any], NDArray[np.bool_]]:
-    """Return what is drawn of a layer: with its coordinates, its pixels ``(band, y, x)``, and where it has data."""
-    shown = decimated(with_count(bands_of(layer_of(dataset, layer, ("band", "y", "x")), bands), dataset))
-    values, valid = values_of(shown, layer)
-    if not valid.any():
-        raise ParameterError(f"{layer} has no data in any pixel; look at count: do the rules leave any observation?")
-    return shown, values, valid
+    shown, values, valid = colours_of(dataset, layer, bands)
+    return draw(axes_or_new(ax), rgba(values, valid, stretch), shown, str(dataset.attrs.get("reducer", layer)))
 
 
 def plot_count(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
@@ -135,8 +121,8 @@ def plot_count(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     count = shown["count"].values
     if not count.any():
         raise ParameterError("count is 0 in every pixel: no observation was valid, there is nothing to draw")
-    ax = _axes(ax)
-    _draw(ax, count, shown, "valid observations", vmin=0, cmap="viridis")
+    ax = axes_or_new(ax)
+    draw(ax, count, shown, "valid observations", vmin=0, cmap="viridis")
     ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=MaxNLocator(integer=True))
     return ax
 
@@ -157,12 +143,12 @@ def plot_date(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         There is no source or no dates, or no pixel has a source.
     """
     shown = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))
-    days = _days(dataset)
+    days = days_of_scenes(dataset)
     source = shown["source"].values
     if (source < 0).all():
         raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
     found = np.unique(days[source[source >= 0]])
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     if len(found) <= _LEGEND:
         _draw_dates(ax, shown, source, days, found)
     else:
@@ -174,7 +160,7 @@ def _draw_dates(ax: Axes, shown: xr.Dataset, source: NDArray[Any], days: NDArray
     """Draw few dates, each in a colour of its own."""
     colours = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(found)))
     rank = np.where(source >= 0, np.searchsorted(found, days[source]), np.nan)
-    _draw(ax, rank, shown, "date of the observation", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(found) - 0.5)
+    draw(ax, rank, shown, "date of the observation", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(found) - 0.5)
     bar = ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=np.arange(len(found)))
     bar.ax.set_yticklabels([f"{num2date(day):%Y-%m-%d}" for day in found])
     bar.ax.tick_params(length=0)
@@ -182,7 +168,7 @@ def _draw_dates(ax: Axes, shown: xr.Dataset, source: NDArray[Any], days: NDArray
 
 def _draw_date_scale(ax: Axes, shown: xr.Dataset, day: NDArray[Any]) -> None:
     """Draw many dates on one scale."""
-    _draw(ax, day, shown, "date of the observation", cmap="turbo")
+    draw(ax, day, shown, "date of the observation", cmap="turbo")
     locator = AutoDateLocator()
     bar = ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=locator)
     bar.ax.yaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -222,14 +208,14 @@ def before_after(
         No such scene, or the composite has no data.
     """
     position = cloudy_scene(cube) if scene is None else scene_position(cube, scene)
-    shown, values, valid = _colours(dataset, "composite", None)
+    shown, values, valid = colours_of(dataset, "composite", None)
     ends = limits(values, valid, stretch)
     before = decimated(one_scene(cube, position).to_dataset(name="before"))
     seen, observed = values_of(before, "before")
-    figure = _figure(figure, (18, 6))
+    figure = figure_or_new(figure, (18, 6))
     axes = figure.subplots(1, 3)
-    _draw(axes[0], painted(seen, observed, ends), before, _title(cube, position))
-    _draw(axes[1], painted(values, valid, ends), shown, str(dataset.attrs.get("reducer", "composite")))
+    draw(axes[0], painted(seen, observed, ends), before, _title(cube, position))
+    draw(axes[1], painted(values, valid, ends), shown, str(dataset.attrs.get("reducer", "composite")))
     plot_count(shown, ax=axes[2])
     for ax in axes[1:]:
         ax.set_ylabel("")
@@ -237,77 +223,6 @@ def before_after(
     return figure
 
 
-def timeline(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw, for each scene at its date, the share of the composite's pixels that come from it.
-
-    Parameters
-    ----------
-    dataset
-        With the layer ``source`` ``(y, x)`` and the coordinate ``scene_time``.
-    ax
-        Where to draw; default: a new figure.
-
-    Raises
-    ------
-    ParameterError
-        There is no source or no dates, or no pixel has a source.
-    """
-    source = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))["source"].values
-    days = _days(dataset)
-    if (source < 0).all():
-        raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
-    share = np.bincount(source[source >= 0], minlength=len(days)) / (source >= 0).sum() * 100
-    ax = _axes(ax)
-    ax.vlines(days, 0, share, linewidth=3, color="tab:green")
-    ax.plot(days, np.zeros_like(days), "|", color="0.4")
-    ax.xaxis_date()
-    ax.set(
-        ylabel="share of pixels (%)", title=f"dates of {np.count_nonzero(share)} of {len(days)} scenes", ylim=(0, None)
-    )
-    return ax
-
-
 def _title(cube: xr.DataArray, position: int) -> str:
     time = cube["time"].values[position]
     return f"one scene, {str(time)[:10] if isinstance(time, np.datetime64) else time}"
-
-
-def _days(dataset: xr.Dataset) -> NDArray[np.float64]:
-    """Return the time of each scene as matplotlib counts days."""
-    if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
-        raise ParameterError(
-            "the composite has no coordinate scene_time with the scenes' dates; its cube's time had none"
-        )
-    days: NDArray[np.float64] = date2num(dataset["scene_time"].values)
-    return days
-
-
-def _draw(ax: Axes, picture: NDArray[Any], shown: xr.Dataset, title: str, **options: Any) -> Axes:
-    """Draw a picture with the coordinates of its pixels."""
-    x, y = (_edges(shown[dim].values) if dim in shown.coords else (0, shown.sizes[dim]) for dim in ("x", "y"))
-    extent = (x[0], x[1], y[1], y[0]) if "y" in shown.coords else (0, x[1], y[1], 0)
-    ax.set_facecolor("0.8")  # what is transparent must not look like a cloud
-    ax.imshow(picture, extent=extent, interpolation="nearest", **options)
-    ax.set(title=title, xlabel=_label(shown, "x"), ylabel=_label(shown, "y"))
-    ax.ticklabel_format(style="plain", useOffset=False)
-    ax.tick_params(axis="x", labelrotation=45)
-    return ax
-
-
-def _edges(centres: NDArray[Any]) -> tuple[float, float]:
-    """Return where the first pixel begins and the last one ends."""
-    half = (centres[-1] - centres[0]) / max(len(centres) - 1, 1) / 2 or 0.5
-    return float(centres[0] - half), float(centres[-1] + half)
-
-
-def _label(shown: xr.Dataset, dim: str) -> str:
-    units = shown[dim].attrs.get("units", "") if dim in shown.coords else "pixels"
-    return f"{dim} ({units})" if units else dim
-
-
-def _axes(ax: Axes | None) -> Axes:
-    return _figure(None, (8, 7)).subplots() if ax is None else ax
-
-
-def _figure(figure: Figure | None, size: tuple[int, int]) -> Figure:
-    return plt.figure(figsize=size, layout="constrained") if figure is None else figure

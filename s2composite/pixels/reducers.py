@@ -27,6 +27,7 @@ __all__ = [
     "register_reducer",
     "resolve_reducer",
     "scene_shares",
+    "usable_observations",
     "valid_observations",
 ]
 
@@ -141,6 +142,32 @@ def valid_observations(
     return np.concatenate(parts, axis=1)
 
 
+def usable_observations(
+    pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Say which observations all rules of a recipe let pass, those that look around them too, and `valid`.
+
+    Parameters
+    ----------
+    pixels, recipe, valid
+        As of `reduce_block`, with ``recipe.halo`` pixels around what is asked about.
+
+    Returns
+    -------
+    usable
+        ``(t, y, x)`` bool.
+
+    Examples
+    --------
+    >>> from s2composite.pixels.masks import SwathEdge
+    >>> pixels = np.array([[[[0, 7, 9, 9]]]], np.uint8)
+    >>> usable_observations(pixels, Recipe((), (SwathEdge(1),)))
+    array([[[False, False,  True,  True]]])
+    """
+    usable = _without_edges(pixels, recipe, _usable(valid, pixels))
+    return valid_observations(pixels, recipe, usable if usable.size else None)
+
+
 def scene_shares(source: NDArray[np.int16], n_times: int) -> NDArray[np.float64]:
     """Return the share of pixels each scene contributed, from a ``source`` layer: ``(n_times,)``, sum at most 1."""
     picked = source[source >= 0].astype(np.intp)
@@ -190,15 +217,21 @@ def _look_around(
     That is: the mask of usable observations without those near nodata, and the squared distance of each to the next
     invalid one (empty if no reducer asks for it), both ``(t, y, x)``.
     """
-    edge = reach_of(recipe.rules)
-    if edge:
-        nodata = tuple(Nodata(rule.value) for rule in recipe.rules if isinstance(rule, SwathEdge))
-        near_nodata = dilation(~valid_observations(pixels, Recipe((), nodata, nodata=recipe.nodata)), edge)
-        usable = ~near_nodata if usable.size == 0 else usable & ~near_nodata
+    usable = _without_edges(pixels, recipe, usable)
     reach = max((reducer.reach for reducer in recipe.reducers), default=0)
     if not reach:
         return usable, _EMPTY_NEAR
     return usable, distance_squared(~valid_observations(pixels, recipe, usable if usable.size else None), reach)
+
+
+def _without_edges(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the mask of usable observations, empty if there is none, without those that a rule finds near nodata."""
+    edge = reach_of(recipe.rules)
+    if not edge:
+        return usable
+    nodata = tuple(Nodata(rule.value) for rule in recipe.rules if isinstance(rule, SwathEdge))
+    near_nodata = dilation(~valid_observations(pixels, Recipe((), nodata, nodata=recipe.nodata)), edge)
+    return ~near_nodata if usable.size == 0 else usable & ~near_nodata
 
 
 def _chosen(scenes: ArrayLike | None, n_times: int) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ from s2composite.reading.fetch import Identity
 from s2composite.reading.level import FRAME, Coding, Level, level_of, why_undecodable
 from s2composite.reading.signing import Sign, signed
 from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
+from s2composite.scenes.access import check_read, gdal_limits
 from s2composite.scenes.storage import display, gdal_options, is_remote
 
 __all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers", "signing"]
@@ -154,6 +155,7 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     >>> header.compression, header.block, header.bands  # doctest: +SKIP
     ('JPEG', (512, 512), 3)
     """
+    check_read(href)
     try:
         tiff, identity = open_tiff(href, sign)
     except ReadError as error:
@@ -295,7 +297,7 @@ def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Heade
     try:
         with (
             rasterio.Env(**_NO_LISTING if is_remote(href) else {}, **gdal_options(href)),
-            rasterio.open(signed(sign, href)) as dataset,
+            rasterio.open(signed(sign, href), **gdal_limits(href)) as dataset,
         ):
             return signing(_header_of(dataset, href, identity), sign)
     except (RasterioError, OSError) as error:
@@ -325,7 +327,7 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
     )
     shapes = [dataset.shape]
     for overview in range(len(dataset.overviews(1))):
-        with rasterio.open(dataset.name, overview_level=overview) as coarser:
+        with rasterio.open(dataset.name, overview_level=overview, **gdal_limits(href)) as coarser:
             shapes.append(coarser.shape)
     (rows, columns), empty = dataset.block_shapes[0], np.empty(0, np.uint64)
     blocks = [(min(rows, height), min(columns, width)) for height, width in shapes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,22 @@ from s2composite.reading.grid import Window, level_geobox
 from s2composite.reading.header import Header
 from s2composite.reading.promise import fulfilled, is_promised
 from s2composite.reading.source import Source
-from s2composite.reading.tiles import Begun, TileRequest, begin_window, cost_of
+from s2composite.reading.tiles import Begun, TileRequest, TileResult, begin_window, cost_of
 from s2composite.reading.warp import nearest_pixels, read_level, read_warped
 from s2composite.scenes.storage import is_remote
 
-__all__ = ["FAILED", "OUTSIDE", "READ", "Observations", "Pending", "ReadCost", "Target", "begin", "cost_of_window"]
+__all__ = [
+    "FAILED",
+    "OUTSIDE",
+    "READ",
+    "Observations",
+    "Pending",
+    "ReadCost",
+    "ReadTally",
+    "Target",
+    "begin",
+    "cost_of_window",
+]
 
 READ, OUTSIDE, FAILED = 0, 1, 2
 """Values of `Observations.status`."""
@@ -31,6 +43,26 @@ _ASIDE = 64 << 20
 
 _REMOTE_READS = 8
 """Remote files read at once through GDAL: latency is what is waited for, not the processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTally:
+    """What reading a window has taken."""
+
+    requests: int
+    """Byte ranges asked for; those of GDAL are not known."""
+
+    bytes: int
+    """Their size together."""
+
+    retries: int
+    """Reads that were repeated after a transient failure."""
+
+    decode: float
+    """Seconds of decoding tiles, without waiting for them."""
+
+    gdal: float
+    """Seconds in GDAL, waiting included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +78,8 @@ class Observations:
     errors: dict[int, ReadError]
     """Why a scene failed, by its position."""
 
-    retries: int
-    """Reads that were repeated after a transient failure."""
+    tally: ReadTally
+    """What it has taken."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,8 +142,8 @@ class Target:
     """Value of pixels that no file covers."""
 
 
-_Outcome = tuple[_Job, int, ReadError | None]
-"""A job, the retries it needed and why it failed."""
+_Outcome = tuple[_Job, TileResult]
+"""A job and what became of it; what GDAL asked for counts as nothing asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,11 +175,11 @@ class Pending:
         outcomes = list(self._direct())
         for batch in _batches([job for job in self.jobs if not job.direct], self.pixels.dtype):
             outcomes += self._aside(batch)
-        errors = dict(self.lost) | {job.scene: error for job, _, error in outcomes if error is not None}
+        errors = dict(self.lost) | {job.scene: result.error for job, result in outcomes if result.error is not None}
         for failed in errors:
             status[failed] = FAILED
             self.pixels[failed] = self.target.fill
-        return Observations(self.pixels, status, errors, sum(retries for _, retries, _ in outcomes))
+        return Observations(self.pixels, status, errors, _tally(outcomes))
 
     def close(self) -> None:
         """Give the window up."""
@@ -170,8 +202,7 @@ class Pending:
     def _direct(self) -> Iterator[_Outcome]:
         jobs = [job for job in self.jobs if job.direct]
         tiles, others = _by_engine(jobs)
-        for job, result in zip(tiles, self.begun.finish(), strict=True):
-            yield job, result.retries, result.error
+        yield from zip(tiles, self.begun.finish(), strict=True)
         yield from _read_gdal([(job, self._out(job)) for job in others], self.target)
         for job in jobs:
             source = job.source
@@ -182,9 +213,7 @@ class Pending:
         raw = {id(job): job.memory(self.pixels.dtype) for job in batch}
         tiles, others = _by_engine(batch)
         begun = begin_window([_request(job, raw[id(job)]) for job in tiles])
-        outcomes: list[_Outcome] = [
-            (job, result.retries, result.error) for job, result in zip(tiles, begun.finish(), strict=True)
-        ]
+        outcomes: list[_Outcome] = list(zip(tiles, begun.finish(), strict=True))
         outcomes += _read_gdal([(job, raw[id(job)]) for job in others], self.target)
         for job in batch:
             convert(raw[id(job)], job.source.conversion, job.source.nodata, self.target.fill)
@@ -199,6 +228,15 @@ class Pending:
                     _put(raw[id(job)], job, layer[(job.rows(), *job.place)], self.target.fill)
                 _fuse(self.pixels[first.scene], layer, self.target.fill)
         return outcomes
+
+
+def _tally(outcomes: Sequence[_Outcome]) -> ReadTally:
+    results = [result for _, result in outcomes]
+    seconds = {"tiles": 0.0, "gdal": 0.0}
+    for job, result in outcomes:
+        seconds[job.source.engine] += result.seconds
+    asked = (sum(r.requests for r in results), sum(r.bytes for r in results), sum(r.retries for r in results))
+    return ReadTally(*asked, seconds["tiles"], seconds["gdal"])
 
 
 def begin(
@@ -398,7 +436,7 @@ def _fuse(pixels: NDArray[Any], layer: NDArray[Any], fill: float) -> None:
 
 
 def _read_gdal(jobs: Sequence[tuple[_Job, NDArray[Any]]], target: Target) -> list[_Outcome]:
-    def read(task: tuple[_Job, NDArray[Any]]) -> _Outcome:
+    def read(task: tuple[_Job, NDArray[Any]]) -> tuple[int, ReadError | None]:
         job, out = task
         source, bands = job.source, job.source.part.file_bands
         try:
@@ -408,15 +446,19 @@ def _read_gdal(jobs: Sequence[tuple[_Job, NDArray[Any]]], target: Target) -> lis
                 retries = read_warped(
                     source.header, bands, source.level, grid, window, resampling=source.resampling, fill=nodata, out=out
                 )
-                return job, retries, None
-            return job, read_level(source.header.href, bands, source.level, job.window, out, source.header.sign), None
+                return retries, None
+            return read_level(source.header.href, bands, source.level, job.window, out, source.header.sign), None
         except ReadError as error:
-            return job, 0, error
+            return 0, error
 
+    begun = perf_counter()
     if any(is_remote(job.source.header.href) for job, _ in jobs):
         with ThreadPoolExecutor(_REMOTE_READS) as pool:
-            return list(pool.map(read, jobs))
-    return [read(task) for task in jobs]
+            results = list(pool.map(read, jobs))
+    else:
+        results = [read(task) for task in jobs]
+    each = (perf_counter() - begun) / max(len(jobs), 1)  # they share the time in which several of them are read
+    return [(job, TileResult(error, n, 0, 0, each)) for (job, _), (n, error) in zip(jobs, results, strict=True)]
 
 
 def _around(geobox: GeoBox, window: Window) -> tuple[GeoBox, Window]:

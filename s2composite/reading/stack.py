@@ -29,7 +29,7 @@ from s2composite.reading.source import ReadOptions, Source
 from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import is_remote
 
-__all__ = ["Stack", "TargetGrid", "open_stack"]
+__all__ = ["Products", "Stack", "TargetGrid", "open_stack"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,17 @@ class TargetGrid:
     def named(self) -> bool:
         """Whether scenes that are not on one grid may be warped to this."""
         return self.geobox is not None or self.crs is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """The products that a stack's scenes were fused of."""
+
+    stack: Stack
+    """Each product a scene of its own, those of a scene together, the one that wins first."""
+
+    scene: NDArray[np.intp]
+    """``(p,)``, ascending: position of the scene that each is part of."""
 
 
 _OWN_GRID = TargetGrid()
@@ -85,6 +96,20 @@ class Stack:
 
     options: ReadOptions
     """How to read."""
+
+    @cached_property
+    def products(self) -> Products:
+        """Its products, each a scene of its own; the stack itself where nothing was fused."""
+        if not any(scene.members for scene in self.scenes):
+            return Products(self, np.arange(len(self.scenes)))
+        apart = [
+            (t, product, tuple(source for source in files if source.member == member))
+            for t, (scene, files) in enumerate(zip(self.scenes, self.sources, strict=True))
+            # a scene that cannot be opened is one that fails, however many products it has
+            for member, product in enumerate(scene.parts if files else scene.parts[:1])
+        ]
+        days, scenes, sources = zip(*apart, strict=True)
+        return Products(replace(self, scenes=scenes, sources=sources), np.array(days))
 
     @property
     def fill(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,9 @@ class TileResult:
 
     bytes: int
     """Bytes that were asked for."""
+
+    seconds: float
+    """Time it took to decode them, without waiting for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +186,15 @@ class Begun:
             tally = tallies[position]
             tally.add(self.ranges[i], fetched)
             if tally.error is None:
+                arrived = perf_counter()
                 scratch = _use(self.requests[position], self.parts[i], fetched.data, scratch, tally)
+                tally.seconds += perf_counter() - arrived
         for i in missing:
             tallies[self.parts[i].request].give_up(self.ranges[i])
         for request, tally in zip(self.requests, tallies, strict=True):
             if tally.error is not None:
                 request.out[...] = _fill(request.header)
-        return tuple(TileResult(t.error, t.retries, t.requests, t.bytes) for t in tallies)
+        return tuple(TileResult(t.error, t.retries, t.requests, t.bytes, t.seconds) for t in tallies)
 
     def close(self) -> None:
         """Give up the windows without decoding them."""
@@ -203,6 +209,7 @@ class _Tally:
     retries: int = 0
     requests: int = 0
     bytes: int = 0
+    seconds: float = 0.0
 
     def add(self, part: ByteRange, fetched: Fetched) -> None:
         self.error = self.error or fetched.error

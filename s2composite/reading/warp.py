@@ -23,6 +23,7 @@ from rasterio.windows import Window as RasterioWindow
 from s2composite.errors import ParameterError, ReadError
 from s2composite.reading.header import Header
 from s2composite.reading.signing import REFUSED, Sign, signed
+from s2composite.scenes.access import gdal_limits
 from s2composite.scenes.storage import display, gdal_options, is_remote
 
 __all__ = ["nearest_pixels", "read_info", "read_level", "read_warped", "resampling_method"]
@@ -70,7 +71,7 @@ def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info
     found: list[Info] = []
 
     def read(url: str) -> None:
-        with rasterio.open(url) as dataset:
+        with rasterio.open(url, **gdal_limits(href)) as dataset:
             found.append(look(dataset))
 
     _with_retries(read, href, None)
@@ -114,7 +115,7 @@ def read_level(
     part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
 
     def read(url: str) -> None:
-        with rasterio.open(url, **_overview(level)) as dataset:
+        with rasterio.open(url, **_overview(level), **gdal_limits(href)) as dataset:
             out[...] = dataset.read([b + 1 for b in bands], window=part)
 
     return _with_retries(read, href, sign)
@@ -170,7 +171,7 @@ def read_warped(
 
     def read(url: str) -> None:
         with (
-            rasterio.open(url, **_overview(level)) as dataset,
+            rasterio.open(url, **_overview(level), **gdal_limits(header.href)) as dataset,
             WarpedVRT(
                 dataset,
                 crs=str(geobox.crs),

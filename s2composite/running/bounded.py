@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
+import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, get_worker, wait
-from distributed.client import FuturesCancelledError
+from distributed import Client, Future, KilledWorker, get_worker
 
 from s2composite.errors import ClusterError, S2CompositeError, WriteError
 
 __all__ = ["Call", "Outcome", "Policy", "run_bounded"]
 
-LOG = logging.getLogger(__name__)
-
 _TICK = 0.5
-"""Seconds after which calls that take too long are looked for."""
+"""Seconds after which workers are counted again, and calls that take too long are looked for."""
 
 _LONGEST_PAUSE = 60.0
 """Seconds at most before a call is made again."""
@@ -98,116 +96,191 @@ class _Flight:
     """A call on the cluster."""
 
     call: Call
+    """What is called."""
+
     attempt: int
-    since: float
-    """Of `time.monotonic`."""
+    """Counted from 1."""
+
+    since: float = 0.0
+    """When it was handed to the cluster, of `time.monotonic`."""
+
+    avoid: str | None = None
+    """Address of a worker on which it has failed."""
 
 
 def run_bounded(client: Client, calls: Iterator[Call], policy: Policy) -> Iterator[Outcome]:
     """Make calls on a cluster and yield how each attempt ended, in the order in which they end.
+
+    Parameters
+    ----------
+    calls
+        Asked for more whenever there is room, also after it had none: what has ended may lead to further calls. There
+        is an end when it has none and none is under way.
 
     Raises
     ------
     ClusterError
         The scheduler is gone. What has been yielded is true; the rest has not happened or will be done again.
     """
-    flying: dict[Future, _Flight] = {}
-    again: list[tuple[float, int, Call, int, str | None]] = []
+    bounded = _Bounded(client, calls, policy)
     try:
-        yield from _until_done(client, calls, policy, flying, again)
+        yield from bounded.outcomes()
     except OSError as error:  # what Dask's connections raise, too
         raise _gone(client) from error
     finally:
         with suppress(Exception):
-            client.cancel(list(flying), force=True)
+            client.cancel(list(bounded.flying), force=True)
 
 
-def _until_done(
-    client: Client,
-    calls: Iterator[Call],
-    policy: Policy,
-    flying: dict[Future, _Flight],
-    again: list[tuple[float, int, Call, int, str | None]],
-) -> Iterator[Outcome]:
-    numbers = itertools.count()
-    while True:
-        _launch(client, calls, policy, flying, again)
-        if not flying and not again:
-            return
-        for future in _ended(flying, again):
-            flight = flying.pop(future)
-            outcome = _outcome(client, future, flight, policy)
-            future.release()
-            if not outcome.final:
-                due = time.monotonic() + _pause(policy, flight.attempt)
-                heapq.heappush(again, (due, next(numbers), flight.call, flight.attempt + 1, outcome.worker))
-            yield outcome
-        for outcome in _stuck(client, flying, policy):
-            if not outcome.final:
-                entry = (time.monotonic(), next(numbers), outcome.call, outcome.attempt + 1, outcome.worker)
-                heapq.heappush(again, entry)
-            yield outcome
+class _Bounded:
+    """Calls under way."""
 
+    def __init__(self, client: Client, calls: Iterator[Call], policy: Policy) -> None:
+        self._client, self._calls, self._policy = client, calls, policy
+        self.flying: dict[Future, _Flight] = {}
+        self._again: list[tuple[float, int, _Flight]] = []
+        """Calls to be made once more: when they are due, a number that orders equal times, the attempt."""
+        self._numbers = itertools.count()
+        self._ended: SimpleQueue[Future] = SimpleQueue()
+        self._threads, self._looked = 1, -math.inf
 
-def _launch(
-    client: Client,
-    calls: Iterator[Call],
-    policy: Policy,
-    flying: dict[Future, _Flight],
-    again: list[tuple[float, int, Call, int, str | None]],
-) -> None:
-    """Hand calls to the cluster while there is room: first those that are due again."""
-    if client.status != "running":
-        raise _gone(client)
-    threads = max(sum(client.nthreads().values()), 1)
-    while len(flying) < policy.look_ahead * threads:
-        if again and again[0][0] <= time.monotonic():
-            _, _, call, attempt, avoid = heapq.heappop(again)
-        else:
-            found = next(calls, None)
-            if found is None:
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield how each attempt ended."""
+        while True:
+            late = self._look_around()
+            self._launch()
+            if not self.flying and not self._again and not late:
                 return
-            call, attempt, avoid = found, 1, None
-        flying[_submitted(client, call, attempt, avoid)] = _Flight(call, attempt, time.monotonic())
+            for outcome in itertools.chain(late, self._landed()):
+                if not outcome.final:
+                    self._make_again(outcome)
+                yield outcome
+
+    def _look_around(self) -> list[Outcome]:
+        """Count the threads of the cluster and give up calls that take too long, once in a while."""
+        now = time.monotonic()
+        if now - self._looked < _TICK:
+            return []
+        if self._client.status != "running":
+            raise _gone(self._client)
+        self._looked = now
+        self._threads = max(sum(self._client.nthreads().values()), 1)
+        return self._stuck(now)
+
+    def _launch(self) -> None:
+        """Hand calls to the cluster where there is room: first those that are due again, then new ones all at once."""
+        most = self._policy.look_ahead * self._threads
+        room = most - len(self.flying)
+        if room < max(1, most // 4):
+            # Each time costs the client and the scheduler a millisecond, whatever is handed over.
+            return
+        while room and self._again and self._again[0][0] <= time.monotonic():
+            flight = heapq.heappop(self._again)[2]
+            self._watch(_again_elsewhere(self._client, flight), flight)
+            room -= 1
+        new = [_Flight(call, 1) for call in itertools.islice(self._calls, room)]
+        for flight, future in zip(new, _submitted(self._client, new), strict=True):
+            self._watch(future, flight)
+
+    def _watch(self, future: Future, flight: _Flight) -> None:
+        self.flying[future] = replace(flight, since=time.monotonic())
+        future.add_done_callback(self._ended.put)
+
+    def _landed(self) -> list[Outcome]:
+        """Wait a little for calls to end, and return how they did."""
+        if not self.flying:
+            time.sleep(min(max(self._again[0][0] - time.monotonic(), 0.0), _TICK) if self._again else 0.0)
+            return []
+        ended: list[Future] = []
+        with suppress(Empty):
+            ended.append(self._ended.get(timeout=_TICK))
+            while True:
+                ended.append(self._ended.get_nowait())
+        flights = {future: self.flying.pop(future) for future in ended if future in self.flying}
+        results = _results(self._client, flights)
+        return [self._outcome(future, flight, results) for future, flight in flights.items()]
+
+    def _outcome(self, future: Future, flight: _Flight, results: Mapping[Future, Any]) -> Outcome:
+        seconds = time.monotonic() - flight.since
+        status = future.status
+        if status == "cancelled" or self._client.status != "running":
+            # Nobody cancels these but a client that has lost its scheduler.
+            raise _gone(self._client)
+        if future in results:
+            future.release()
+            return Outcome(flight.call, flight.attempt, seconds, result=results[future])
+        error = (
+            future.exception() if status == "error" else RuntimeError(f"its result was lost (the task was {status})")
+        )
+        future.release()
+        final = not _may_pass(error) or flight.attempt >= self._policy.attempts
+        worker = getattr(error, "worker", None) or getattr(getattr(error, "last_worker", None), "address", None)
+        return Outcome(flight.call, flight.attempt, seconds, error=_named(error), final=final, worker=worker)
+
+    def _make_again(self, outcome: Outcome) -> None:
+        pause = _pause(self._policy, outcome.attempt)
+        flight = _Flight(outcome.call, outcome.attempt + 1, avoid=outcome.worker)
+        heapq.heappush(self._again, (time.monotonic() + pause, next(self._numbers), flight))
+
+    def _stuck(self, now: float) -> list[Outcome]:
+        """Give up calls whose worker does not answer; it may still finish them, which does no harm."""
+        timeout = self._policy.timeout
+        late = [future for future, flight in self.flying.items() if now - flight.since > timeout]
+        at = {key: worker for worker, keys in self._client.processing().items() for key in keys} if late else {}
+        return [self._given_up(future, at.get(future.key), now) for future in late]
+
+    def _given_up(self, future: Future, worker: str | None, now: float) -> Outcome:
+        flight = self.flying.pop(future)
+        self._client.cancel([future], force=True)
+        error = S2CompositeError(
+            f"{flight.call.name}: no answer in {self._policy.timeout:.0f} s from worker {worker or 'unknown'}; it is "
+            "frozen, overloaded, or the window takes longer than policy.timeout allows",
+            transient=True,
+        )
+        final = flight.attempt >= self._policy.attempts
+        return Outcome(flight.call, flight.attempt, now - flight.since, error=error, final=final, worker=worker)
 
 
-def _submitted(client: Client, call: Call, attempt: int, avoid: str | None) -> Future:
-    others = [address for address in client.nthreads() if address != avoid] if avoid else []
+def _submitted(client: Client, flights: Sequence[_Flight]) -> list[Future]:
+    """Hand new calls to the cluster in one message."""
+    if not flights:
+        return []
+    calls = [flight.call for flight in flights]
+    functions, args = [call.function for call in calls], [call.args for call in calls]
+    futures: list[Future] = client.map(_on_worker, functions, args, key=[call.name for call in calls], pure=False)
+    return futures
+
+
+def _again_elsewhere(client: Client, flight: _Flight) -> Future:
+    """Hand a call to the cluster once more, for another worker if there is one."""
+    others = [address for address in client.nthreads() if address != flight.avoid] if flight.avoid else []
     where = {"workers": others, "allow_other_workers": True} if others else {}
-    key = f"{call.name}-{attempt}" if attempt > 1 else call.name
-    return client.submit(_on_worker, call.function, *call.args, key=key, pure=False, **where)
+    key = f"{flight.call.name}-{flight.attempt}"
+    return client.submit(_on_worker, flight.call.function, flight.call.args, key=key, pure=False, **where)
 
 
-def _on_worker(function: Callable[..., Any], *args: Any) -> Any:
+def _results(client: Client, flights: Collection[Future]) -> dict[Future, Any]:
+    """Return the results of calls that were finished, fetched together; without those that have been lost since."""
+    finished = [future for future in flights if future.status == "finished"]
+    try:
+        return dict(zip(finished, client.gather(finished), strict=True))
+    except OSError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever one raises that was lost or does not unpickle: its call is made again
+        found = {}
+        for future in finished:
+            with suppress(Exception):
+                found[future] = future.result()
+        return found
+
+
+def _on_worker(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Call a function; an error of the library says on which worker it happened."""
     try:
         return function(*args)
     except S2CompositeError as error:
         error.__dict__["worker"] = get_worker().address
         raise
-
-
-def _ended(flying: dict[Future, _Flight], again: list[tuple[float, int, Call, int, str | None]]) -> list[Future]:
-    """Wait a little for calls to end, and return those that did."""
-    if not flying:
-        time.sleep(min(max(again[0][0] - time.monotonic(), 0.0), _TICK))
-        return []
-    with suppress(TimeoutError, FuturesCancelledError):
-        wait(list(flying), timeout=_TICK, return_when="FIRST_COMPLETED")
-    return [future for future in flying if future.status != "pending"]
-
-
-def _outcome(client: Client, future: Future, flight: _Flight, policy: Policy) -> Outcome:
-    seconds = time.monotonic() - flight.since
-    if future.status == "finished":
-        return Outcome(flight.call, flight.attempt, seconds, result=future.result())
-    if future.status == "cancelled" or client.status != "running":
-        # Nobody cancels these but a client that has lost its scheduler.
-        raise _gone(client)
-    error = future.exception() if future.status == "error" else RuntimeError(f"the task was {future.status}")
-    final = not _may_pass(error) or flight.attempt >= policy.attempts
-    worker = getattr(error, "worker", None) or getattr(getattr(error, "last_worker", None), "address", None)
-    return Outcome(flight.call, flight.attempt, seconds, error=_named(error), final=final, worker=worker)
 
 
 def _may_pass(error: BaseException | None) -> bool:
@@ -225,31 +298,6 @@ def _named(error: BaseException | None) -> BaseException | None:
             "more memory for each worker"
         )
     return error
-
-
-def _stuck(client: Client, flying: dict[Future, _Flight], policy: Policy) -> Iterator[Outcome]:
-    """Give up calls whose worker does not answer; it may still finish them, which does no harm."""
-    now = time.monotonic()
-    late = [future for future, flight in flying.items() if now - flight.since > policy.timeout]
-    if not late:
-        return
-    at = {key: worker for worker, keys in client.processing().items() for key in keys}
-    for future in late:
-        flight, worker = flying.pop(future), at.get(future.key)
-        client.cancel([future], force=True)
-        error = S2CompositeError(
-            f"{flight.call.name}: no answer in {policy.timeout:.0f} s from worker {worker or 'unknown'}; it is frozen, "
-            "overloaded, or the window takes longer than policy.timeout allows",
-            transient=True,
-        )
-        yield Outcome(
-            flight.call,
-            flight.attempt,
-            now - flight.since,
-            error=error,
-            final=flight.attempt >= policy.attempts,
-            worker=worker,
-        )
 
 
 def _pause(policy: Policy, attempt: int) -> float:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import multiprocessing
-import socket
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dask.system import CPU_COUNT
-from distributed import Client, comm
-from distributed.gc import disable_gc_diagnosis
-from distributed.security import Security
-from distributed.system import MEMORY_LIMIT
+from distributed import Client
 from rich.console import Console
 
-from s2composite.errors import ClusterError
-from s2composite.running.cluster_client import ClusterClient, await_workers, one_thread, ship, values_to_ship
+from s2composite.running.cluster_address import address
+from s2composite.running.cluster_client import await_workers, ship, show_meters, values_to_ship
 from s2composite.running.cluster_coiled import coiled
 from s2composite.running.cluster_gateway import gateway
+from s2composite.running.cluster_kind import ElasticOptions
 from s2composite.running.cluster_kubernetes import kubernetes
-from s2composite.running.cluster_options import AddressOptions, ElasticOptions, LocalOptions, read_cluster
+from s2composite.running.cluster_local import local
+from s2composite.running.cluster_options import read_cluster
 from s2composite.running.cluster_slurm import slurm
 from s2composite.running.cluster_ssh import ssh
 
@@ -31,34 +24,8 @@ __all__ = ["CLUSTERS", "connect"]
 
 LOG = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.9
-"""Share of the machine's memory that local workers get together; the rest is for this process and the system."""
-
 SCALES_ITSELF = ("gateway", "coiled")
 """Kinds that are told the bounds of their size when they are started."""
-
-WORKER_PRELOAD = """
-import atexit, logging, os, sys
-NOISE = ("Compute Failed", "Failed to communicate with scheduler during heartbeat", "Async instruction for")
-for name in ("distributed.worker", "distributed.worker.state_machine"):
-    logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(NOISE))
-def leave():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-atexit.register(leave)
-"""
-"""Runs in each local worker at its start.
-
-A task's error is raised where its result is asked for; the copy that each worker would write to the terminal as well
-hides the one line that matters among tracebacks. While the cluster is closed a heartbeat may fail, or a task be
-cancelled. And a worker leaves without taking down what numba compiled: that took 1.7 to 4.2 s on a busy machine (0.1 s
-without), and after 4 s Dask kills the worker with a warning."""
-
-
-def _no_goodbye(record: logging.LogRecord) -> bool:
-    """Leave out that a worker was killed because it was still in a task when the cluster was closed."""
-    return not str(record.msg).startswith("Worker process still alive")
 
 
 def _no_early_cancel(record: logging.LogRecord) -> bool:
@@ -121,6 +88,8 @@ def connect(
         if options.awaited:
             await_workers(client, options.awaited, options.timeout)
         ship(client, values)
+        if options.joined is None:  # on the scheduler of others it would stay
+            show_meters(client)
         _follow_the_work(client, options)
     except BaseException:
         client.close()
@@ -153,87 +122,9 @@ def _plural(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
-def _local(options: LocalOptions) -> Client:
-    """Start worker processes on this machine; the client owns them and stops them when it is closed."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)  # a worker imports a script that has no `if __name__ == "__main__":`; its parent says so
-    logging.getLogger("distributed.nanny").addFilter(_no_goodbye)
-    workers, threads = _shape(options.maximum or options.workers, options.threads, CPU_COUNT)
-    try:
-        client = ClusterClient(
-            n_workers=workers if options.bounds is None else options.first,
-            threads_per_worker=threads,
-            memory_limit=options.memory or int(MEMORY_LIMIT * MEMORY_SHARE) // workers,
-            processes=True,
-            timeout=options.timeout,
-            dashboard_address=_dashboard_address(options.dashboard),
-            env=one_thread(options.environment),
-            preload=[WORKER_PRELOAD],
-        )
-    except (RuntimeError, OSError) as error:
-        raise ClusterError(
-            f"the local workers did not start ({error}); in a script, connect() goes below "
-            "`if __name__ == '__main__':`, because each worker imports the script"
-        ) from error
-    # Dask's scheduler, which runs here, watches the garbage collection: a Ctrl-C that comes meanwhile is lost.
-    disable_gc_diagnosis(force=True)
-    return client
-
-
-def _shape(workers: int | None, threads: int | None, cores: int) -> tuple[int, int]:
-    """Return how many workers of how many threads use all cores.
-
-    >>> _shape(None, None, 8), _shape(2, None, 8), _shape(None, 2, 8), _shape(3, 5, 8), _shape(4, None, 2)
-    ((8, 1), (2, 4), (4, 2), (3, 5), (4, 1))
-    """
-    if workers is None:
-        workers = max(1, cores // (threads or 1))
-    return workers, threads or max(1, cores // workers)
-
-
-def _dashboard_address(wanted: str) -> str:
-    """Return the address, with port 0 (any) where the port is taken: Dask would take another too, but warn and leak."""
-    host, _, port = wanted.rpartition(":")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError:
-            return f"{host}:0"
-    return wanted
-
-
-def _address(options: AddressOptions) -> Client:
-    """Join a scheduler that runs already."""
-    files = {"tls_ca_file": options.ca, "tls_client_cert": options.cert, "tls_client_key": options.key}
-    given = {key: value for key, value in files.items() if value is not None}
-    try:
-        security = Security(**given)
-        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop that runs already
-            thread.submit(asyncio.run, _shake_hands(options, security)).result()
-        return ClusterClient(options.address, timeout=options.timeout, security=security)
-    except (OSError, TypeError, ValueError) as error:
-        raise ClusterError(
-            f"no Dask scheduler answers at {options.address} ({error or 'timed out'}); check that it runs, the port, "
-            "and, for tls://, the certificates ca, cert and key",
-            address=options.address,
-        ) from error
-
-
-async def _shake_hands(options: AddressOptions, security: Security) -> None:
-    """Raise an OSError if no scheduler answers in time.
-
-    Dask's own timeout ends with the connection: something that accepts it and says nothing (a dead tunnel, another
-    service) would be waited for without end.
-    """
-    arguments = security.get_connection_args("client")
-    greeting = comm.connect(options.address, timeout=options.timeout, **arguments)
-    (await asyncio.wait_for(greeting, options.timeout)).abort()
-
-
 CLUSTERS: dict[str, Callable[[Any], Client]] = {
-    "local": _local,
-    "address": _address,
+    "local": local,
+    "address": address,
     "ssh": ssh,
     "gateway": gateway,
     "kubernetes": kubernetes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,7 +11,8 @@ from typing import Any
 from distributed import Client, WorkerPlugin
 
 from s2composite.errors import ClusterError, JobError, S2CompositeError
-from s2composite.running.cluster_options import KindOptions
+from s2composite.metering import WorkerMeters
+from s2composite.running.cluster_kind import KindOptions
 
 __all__ = [
     "ONE_THREAD",
@@ -20,9 +22,12 @@ __all__ = [
     "client_of",
     "one_thread",
     "ship",
+    "show_meters",
     "started",
     "values_to_ship",
 ]
+
+LOG = logging.getLogger(__name__)
 
 ONE_THREAD = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Set to 1 in workers that are started here: Dask's own threads are what uses the cores."""
@@ -130,6 +135,16 @@ def ship(client: Client, values: Mapping[str, str]) -> None:
             "in its Python as here"
         ) from error
     client.shipped = tuple(values)
+
+
+def show_meters(client: Client) -> None:
+    """Have the dashboard's table of workers show what each has read; where s2composite is missing it does without."""
+    try:
+        client.register_plugin(WorkerMeters())
+    except Exception as error:  # noqa: BLE001 - whatever importing the plugin raises in a worker arrives here
+        with suppress(Exception):  # else workers that come later could not start
+            client.unregister_worker_plugin(WorkerMeters.name)
+        LOG.warning("the dashboard does not show what workers read: %s: %s", type(error).__name__, error)
 
 
 def await_workers(client: Client, workers: int, timeout: float) -> None:

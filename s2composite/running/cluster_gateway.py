@@ -5,16 +5,61 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from s2composite.errors import ClusterError, JobError, MissingDependencyError
 from s2composite.running.cluster_client import ClusterClient, started
-from s2composite.running.cluster_options import GatewayOptions
+from s2composite.running.cluster_kind import HostedOptions
+from s2composite.running.document import Expected
+from s2composite.running.fields import Text, Variable
 
 # dask-gateway is an extra, and the library is there without it (PLC0415).
 # ruff: noqa: PLC0415
 
-__all__ = ["gateway"]
+__all__ = ["GatewayOptions", "gateway"]
+
+
+class GatewayOptions(HostedOptions):
+    """A cluster that a Dask Gateway starts, or one that it runs."""
+
+    type: Literal["gateway"] = "gateway"
+    """Names the kind of cluster."""
+
+    address: Annotated[str, Field(pattern=r"^https?://."), Expected("an address such as https://gateway.example.org")]
+    """Of the gateway."""
+
+    proxy_address: Annotated[Text | None, Expected("an address such as gateway://gateway.example.org:8786")] = None
+    """Of the proxy to its schedulers; None: the gateway's own."""
+
+    auth: Annotated[
+        Literal["basic", "kerberos", "jupyterhub"] | None, Expected("one of basic, kerberos, jupyterhub")
+    ] = None
+    """How to log in; None: as Dask's configuration says, else ``basic`` without a password."""
+
+    user: Text | None = None
+    """For ``basic``: the name to log in with; None: the one in use here."""
+
+    password: Variable | None = None
+    """For ``basic``: name of the environment variable that holds the password."""
+
+    cluster: Text | None = None
+    """Name of a running cluster to join, which is left alone at the end; None: a new one."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    """What the gateway offers to choose, such as ``worker_cores``, ``worker_memory``, ``image``."""
+
+    @property
+    def joined(self) -> str | None:
+        """The running cluster that is joined; None: a new one is started."""
+        return self.cluster
+
+    @model_validator(mode="after")
+    def _chosen_once(self) -> Self:
+        if self.cluster is not None and self.options:
+            raise ValueError("'options' are those of a new cluster; leave them out, or 'cluster'")
+        return self
 
 
 def gateway(options: GatewayOptions) -> ClusterClient:

@@ -6,19 +6,58 @@ import asyncio
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from dask.utils import parse_bytes
 from distributed.core import Status
+from pydantic import Field
 
 from s2composite.errors import ClusterError, MissingDependencyError
 from s2composite.running.cluster_client import ClusterClient, one_thread, started
-from s2composite.running.cluster_options import KubernetesOptions
+from s2composite.running.cluster_kind import HostedOptions
+from s2composite.running.document import Expected
+from s2composite.running.fields import WHOLE, Count, Memory, Text
 
-__all__ = ["kubernetes", "manifest"]
+__all__ = ["KubernetesOptions", "kubernetes", "manifest"]
 
 COMM, DASHBOARD, WORKER_DASHBOARD = 8786, 8787, 8788
 """Ports of the scheduler, its dashboard, and a worker's dashboard."""
+
+
+class KubernetesOptions(HostedOptions):
+    """A cluster in Kubernetes, where the Dask operator is installed."""
+
+    type: Literal["kubernetes"] = "kubernetes"
+    """Names the kind of cluster."""
+
+    image: Annotated[Text, Expected("a container image with s2composite in it")]
+    """Container image of workers and scheduler, with the same s2composite as here."""
+
+    name: Annotated[
+        str, Field(pattern=r"^[a-z]([a-z0-9-]{0,48}[a-z0-9])?$"), Expected("a name of lower case letters, digits and -")
+    ] = "s2composite"
+    """Name of the DaskCluster resource; there must be none of that name yet."""
+
+    namespace: Text | None = None
+    """Namespace of the resource; None: the one in use."""
+
+    threads: Annotated[Count, WHOLE] = 1
+    """Threads of each worker, and cores that its pod asks for."""
+
+    memory: Annotated[Memory, Expected("memory of one worker, such as '4GB'")] = "4GB"
+    """Memory of each worker: its pod's request and limit."""
+
+    secret: Text | None = None
+    """Name of a Secret whose keys become environment variables of the workers."""
+
+    service_account: Text | None = None
+    """Service account of the pods, such as one that may read a bucket."""
+
+    node_selector: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    """Labels of the nodes that the pods may run on."""
+
+    idle_timeout: Annotated[int, Field(ge=0), Expected("a whole number of seconds; 0: never")] = 1200
+    """Seconds without work after which the operator deletes the cluster; 0: never."""
 
 
 def kubernetes(options: KubernetesOptions) -> ClusterClient:

@@ -5,13 +5,62 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import shutil
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from s2composite.errors import ClusterError, MissingDependencyError
 from s2composite.running.cluster_client import ClusterClient, client_of, one_thread, started
-from s2composite.running.cluster_options import SlurmOptions
+from s2composite.running.cluster_kind import HostedOptions
+from s2composite.running.document import Expected
+from s2composite.running.fields import WHOLE, Count, Dashboard, FilePath, Memory, Text, Texts
 
-__all__ = ["job_script", "slurm", "slurm_arguments"]
+__all__ = ["SlurmOptions", "job_script", "slurm", "slurm_arguments"]
+
+
+class SlurmOptions(HostedOptions):
+    """A cluster of a computing centre, of which each worker is a job in Slurm's queue."""
+
+    type: Literal["slurm"] = "slurm"
+    """Names the kind of cluster."""
+
+    queue: Text | None = None
+    """Partition to submit to; None: the centre's default."""
+
+    account: Text | None = None
+    """Account that is charged; None: the user's default."""
+
+    walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$"), Expected("a time such as '02:00:00'")] = (
+        "01:00:00"
+    )
+    """Longest time that a worker runs."""
+
+    threads: Annotated[Count, WHOLE] = 1
+    """Threads of each worker, and cores that its job asks for."""
+
+    memory: Annotated[Memory, Expected("memory of one worker, such as '4GB'")] = "4GB"
+    """Memory of each worker's job."""
+
+    directives: Texts = ()
+    """More lines for ``#SBATCH``, such as ``--constraint=cascadelake``."""
+
+    prologue: Texts = ()
+    """Lines of shell that run before the worker, such as ``module load python``."""
+
+    interface: Text | None = None
+    """Network interface that all nodes share, such as ``ib0``."""
+
+    python: Text | None = None
+    """Python on the nodes, with s2composite installed; None: the path that Python has here."""
+
+    log_directory: FilePath | None = None
+    """Where the jobs' output goes; None: where Slurm puts it."""
+
+    local_directory: FilePath | None = None
+    """Where workers put what does not fit into memory, a disk of the node."""
+
+    dashboard: Dashboard = ":8787"
+    """Where to serve the Dask dashboard; another port is found if that one is taken."""
 
 
 def slurm(options: SlurmOptions) -> ClusterClient:

@@ -6,18 +6,72 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from distributed import SSHCluster
+from pydantic import Field
 
 from s2composite.errors import MissingDependencyError
 from s2composite.running.cluster_client import ClusterClient, client_of, one_thread, started
-from s2composite.running.cluster_options import SshOptions
+from s2composite.running.cluster_kind import KindOptions
+from s2composite.running.document import Expected
+from s2composite.running.fields import WHOLE, Count, Dashboard, FilePath, Memory, Positive, SomeTexts, Text
 
-__all__ = ["ssh", "ssh_arguments"]
+__all__ = ["SshOptions", "ssh", "ssh_arguments"]
 
 QUOTED = 8
 """Lines of a remote process that did not start that are quoted in the error."""
+
+
+class SshOptions(KindOptions):
+    """Workers on machines that are reached with SSH, one scheduler beside them."""
+
+    type: Literal["ssh"] = "ssh"
+    """Names the kind of cluster."""
+
+    hosts: Annotated[SomeTexts, Expected("a list of machines, such as [node1, node2]")]
+    """Machines that work: names or IP addresses."""
+
+    scheduler: Text | None = None
+    """Machine of the scheduler; None: the first of `hosts`."""
+
+    user: Text | None = None
+    """Name to log in with; None: the one in use here."""
+
+    key: FilePath | None = None
+    """File of the private key; None: those of ``~/.ssh`` and of a running agent."""
+
+    port: Annotated[int, Field(ge=1, le=65535), Expected("a port number")] = 22
+    """Port of the SSH servers."""
+
+    known_hosts: FilePath | None = None
+    """File with the machines' host keys; None: ``~/.ssh/known_hosts``."""
+
+    check_host_keys: Annotated[bool, Expected("true or false")] = True
+    """Whether a machine must prove by its host key that it is the one that is known."""
+
+    python: Text | None = None
+    """Python there, with s2composite installed; None: the path that Python has here."""
+
+    workers: Annotated[Count, WHOLE] = 1
+    """Worker processes on each machine."""
+
+    threads: Annotated[Count | None, WHOLE] = None
+    """Threads of each worker; None: all cores of its machine."""
+
+    memory: Annotated[Memory | None, Expected("memory of one worker, such as '4GB'")] = None
+    """Memory limit of each worker; None: its share of its machine's memory."""
+
+    dashboard: Dashboard = ":8787"
+    """Where the scheduler serves the Dask dashboard; another port is found if that one is taken."""
+
+    timeout: Annotated[Positive, Expected("a number of seconds")] = 60
+    """Seconds that logging in may take, and that workers and scheduler wait for each other."""
+
+    @property
+    def awaited(self) -> int:
+        """All workers: the machines are there."""
+        return len(self.hosts) * self.workers
 
 
 def ssh(options: SshOptions) -> ClusterClient:

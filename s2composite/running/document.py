@@ -326,6 +326,8 @@ def _located(
         if chosen:
             model, choices = chosen[0], []
             continue
+        if len(choices) == 1 and part in choices[0].model_fields:  # the only one has no name of its own
+            model = choices[0]
         field = model.model_fields.get(str(part), field)
         choices = [] if field is None else list(_models(field.annotation))
         with suppress(KeyError, IndexError, TypeError):

@@ -28,18 +28,11 @@ from s2composite.pixels.reducers import Reducer, resolve_reducer
 from s2composite.pixels.rules import resolve_rule
 from s2composite.running.bounded import Policy
 from s2composite.running.cells import GridOptions
-from s2composite.running.cluster_options import (
-    WHOLE,
-    AddressOptions,
-    ClusterOptions,
-    Count,
-    FilePath,
-    LocalOptions,
-    Positive,
-    Text,
-    read_cluster,
-)
+from s2composite.running.cluster_local import LocalOptions
+from s2composite.running.cluster_options import ClusterOptions
 from s2composite.running.document import Expected, Strict, read_document, validated, with_setting
+from s2composite.running.fields import WHOLE, Count, FilePath, Positive, Text
+from s2composite.running.spans import SpanOptions, has_template, with_span_keys
 from s2composite.scenes.dates import date_range
 from s2composite.scenes.periods import find_periods
 from s2composite.writing.options import RasterOptions
@@ -47,7 +40,7 @@ from s2composite.writing.options import RasterOptions
 CELL = "{cell}"
 """Where an output's name has this, the cell's is put."""
 
-__all__ = ["CELL", "AddressOptions", "ClusterOptions", "Job", "LocalOptions", "load_job", "read_cluster"]
+__all__ = ["CELL", "Job", "load_job"]
 
 
 def _output(path: str) -> str:
@@ -234,6 +227,13 @@ class Job(Strict):
     day: Annotated[Literal["utc", "solar"], Expected("utc or solar")] = "utc"
     """What a scene's day is: of UTC, or of mean solar time at the centre of the cube."""
 
+    span: Annotated[SpanOptions | None, Expected("a mapping such as {start: 2012-01, end: 2018-05, unit: month}")] = (
+        None
+    )
+    """Make a product for each ``day``, ``week``, ``month``, ``quarter``, ``season`` or ``year`` from one date to
+    another, both included: ``{start: 2012-01, end: 2018-05, unit: month}``. `output`, and `source` where it differs,
+    have ``{{pointInTime}}`` for the date (``201201``), or ``{{pointInTime:%Y-%m}}``."""
+
     datetime: Annotated[Date | None, Expected("dates such as 2023-06 or 2023-06-01/2023-08-31")] = None
     """Scenes to use: ``2023``, ``2023-06``, ``2023-06-01/2023-08-31``, ``2023-06-01/..``; None: all."""
 
@@ -318,6 +318,20 @@ class Job(Strict):
             raise ValueError("a grid says crs and resolution itself; leave those keys out")
         return self
 
+    @model_validator(mode="after")
+    def _templates_need_dates(self) -> Job:
+        sources = (self.source,) if isinstance(self.source, str) else self.source
+        templates = [
+            key for key, text in [*(("source", s) for s in sources), ("output", self.output)] if has_template(text)
+        ]
+        if self.span is None and templates:
+            raise ValueError(f"{templates[0]} has {{{{pointInTime}}}}, and the job has no date for it; give a span")
+        if self.span is not None and "output" not in templates:
+            raise ValueError("a span makes a product for each date: put {{pointInTime}} into the output's name")
+        if self.span is not None and self.datetime is not None:
+            raise ValueError("a span says which dates; leave datetime out")
+        return self
+
     @property
     def format(self) -> str:
         """``"tif"`` or ``"zarr"``, by the output's name."""
@@ -381,4 +395,4 @@ def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Se
     document = read_document(job.model_dump() if isinstance(job, Job) else job)
     for setting in settings:
         document = with_setting(document, setting)
-    return validated(Job, document)
+    return validated(Job, with_span_keys(document))

@@ -10,7 +10,8 @@ import datetime as dt
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,11 +21,20 @@ import pandas as pd
 from s2composite.errors import WriteError
 from s2composite.scenes.storage import display, filesystem, is_remote, join, reason
 
-__all__ = ["Ledger", "ledger_root", "ledger_table", "read_ledger"]
+__all__ = ["Ledger", "busy_tokens", "failures_in", "ledger_root", "ledger_table", "read_ledger"]
 
 _SUFFIX = ".ledger"
 _FLUSHED_EVERY = 100
 """Events that are kept in memory where the ledger is on an object store: objects cannot be added to."""
+
+_FLUSHED_AFTER = 5.0
+"""Seconds after which they are written all the same, with the next event."""
+
+_SYNCED_AFTER = 1.0
+"""Seconds between two waits for the disk: each takes some milliseconds, and only a power failure asks for it."""
+
+_SILENCE = 60.0
+"""Seconds of silence beyond twice its timeout after which a run counts as dead: one that lives says so before."""
 
 
 def ledger_root(output: str) -> str:
@@ -35,8 +45,8 @@ def ledger_root(output: str) -> str:
 class Ledger:
     """The ledger of one output, open for adding; a context manager. Safe to use from several threads.
 
-    Local ledgers are on the disk when `add` returns; those on object stores when it is closed, and every hundred
-    events before.
+    What `add` has written survives the death of the process; that of the machine, but for the last second. On object
+    stores, it is written when the ledger is closed, and before that every hundred events or few seconds.
 
     Parameters
     ----------
@@ -50,10 +60,14 @@ class Ledger:
         self._root, self._run = ledger_root(output), run
         self._waiting: list[str] = []
         self._written = 0
+        self._flushed = self._synced = time.monotonic()
+        self._file: int | None = None
         self._lock = threading.Lock()
         try:
             if not is_remote(self._root):
                 Path(self._root).mkdir(exist_ok=True)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                self._file = os.open(Path(self._root, f"{self._run}.jsonl"), flags, 0o644)
         except OSError as error:
             raise WriteError(f"{self._root}: the ledger cannot be written: {error.strerror}") from error
 
@@ -69,24 +83,48 @@ class Ledger:
         line = json.dumps({"at": at, "run": self._run, "event": event, **facts}, separators=(",", ":"), default=str)
         with self._lock:
             self._waiting.append(line)
-            if not is_remote(self._root) or len(self._waiting) >= _FLUSHED_EVERY:
+            late = time.monotonic() - self._flushed > _FLUSHED_AFTER
+            if self._file is not None or late or len(self._waiting) >= _FLUSHED_EVERY:
                 self._flush()
 
-    def _flush(self) -> None:
-        if not self._waiting:
+    def _flush(self, *, sync: bool = False) -> None:
+        if not self._waiting and not sync:
             return
-        data = ("\n".join(self._waiting) + "\n").encode()
+        data = "".join(f"{line}\n" for line in self._waiting).encode()
         try:
-            if is_remote(self._root):
+            if self._file is not None:
+                self._append(self._file, data, sync=sync)
+            elif data:
                 fs, path = filesystem(join(self._root, f"{self._run}-{self._written:06d}.jsonl"))
                 fs.pipe_file(path, data)
-            else:
-                _append(Path(self._root, f"{self._run}.jsonl"), data)
         except Exception as error:  # clients of object stores raise their own kinds
             why = reason(self._root, error)
             raise WriteError(f"{display(self._root)}: the ledger cannot be written: {why}") from error
         self._written += 1
+        self._flushed = time.monotonic()
         self._waiting.clear()
+
+    def _append(self, file: int, data: bytes, *, sync: bool) -> None:
+        os.write(file, data)
+        if sync or time.monotonic() - self._synced > _SYNCED_AFTER:
+            os.fsync(file)
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Write what has not been written; a second call does nothing.
+
+        Raises
+        ------
+        WriteError
+            The ledger cannot be written.
+        """
+        with self._lock:
+            try:
+                self._flush(sync=True)
+            finally:
+                if self._file is not None:
+                    os.close(self._file)
+                    self._file = None
 
     def __enter__(self) -> Self:
         return self
@@ -94,17 +132,7 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
-            self._flush()
-
-
-def _append(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        self.close()
 
 
 def read_ledger(output: str) -> tuple[dict[str, Any], ...]:
@@ -131,6 +159,42 @@ def _events(text: str) -> Iterator[dict[str, Any]]:
             continue  # the last line of a process that died
         if isinstance(event, Mapping) and "at" in event:
             yield dict(event)
+
+
+def failures_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[int, int], str]:
+    """Return the windows of a product whose last attempt failed for good, and why."""
+    out: dict[tuple[int, int], str] = {}
+    for event in events:
+        if event.get("token") != token or "window" not in event:
+            continue
+        window = (int(event["window"][0]), int(event["window"][1]))
+        if event["event"] == "failed":
+            out[window] = str(event.get("error", ""))
+        elif event["event"] == "done":
+            out.pop(window, None)
+    return out
+
+
+def busy_tokens(events: Iterable[Mapping[str, Any]], now: dt.datetime | None = None) -> frozenset[str]:
+    """Return the tokens of the products that runs are at work on, as far as a ledger can tell.
+
+    A run is at work until it says that it has ended, or has been silent for longer than a window may take.
+    """
+    now = now or dt.datetime.now(dt.UTC)
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for event in events:
+        runs.setdefault(str(event.get("run")), []).append(event)
+    return frozenset(
+        str(event["token"]) for run in runs.values() if _alive(run, now) for event in run if event["event"] == "start"
+    )
+
+
+def _alive(run: Sequence[Mapping[str, Any]], now: dt.datetime) -> bool:
+    if any(event["event"] == "end" for event in run):
+        return False
+    timeout = max((float(event.get("timeout", 0)) for event in run), default=0.0)
+    last = max(dt.datetime.fromisoformat(str(event["at"])) for event in run)
+    return (now - last).total_seconds() < 2 * timeout + _SILENCE
 
 
 def ledger_table(output: str) -> pd.DataFrame:

@@ -17,23 +17,15 @@ from distributed.system import MEMORY_LIMIT
 from odc.geo.geobox import GeoBox
 
 from s2composite.compositing import Composite
+from s2composite.days import products_near
 from s2composite.errors import JobError, ParameterError
 from s2composite.reading.grid import Window
 from s2composite.running.cells import Cell
-from s2composite.running.cluster_options import LocalOptions
+from s2composite.running.cluster_local import LocalOptions
 from s2composite.running.job import Job, load_job
-from s2composite.running.ledger import read_ledger
-from s2composite.running.product import Product, done_windows, plan_product
-from s2composite.running.run import (
-    cell_job,
-    failures_in,
-    job_cells,
-    job_composite,
-    job_scenes,
-    ledger_key,
-    product_state,
-    reaches,
-)
+from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.product import Product, plan_product, product_state
+from s2composite.running.scope import cell_job, job_cells, job_composite, job_scenes, ledger_key, reaches
 from s2composite.scenes.periods import day_of
 from s2composite.windows import Work
 from s2composite.writing.options import RasterOptions
@@ -270,7 +262,7 @@ def plan_cells(job: Job | str | Path | Mapping[str, Any], *, check: bool = True)
 def _planned(job: Job, result: Composite, *, check: bool) -> Plan:
     product = plan_product(result.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
     events = read_ledger(ledger_key(job))
-    done = done_windows(product, product.parts.names())
+    done = product.done()
     failed = failures_in(events, product.token)
     state = product_state(product, events, begun=bool(done))
     states = {window: "done" if window in done or state == "skip" else "new" for window in product.windows}
@@ -280,7 +272,7 @@ def _planned(job: Job, result: Composite, *, check: bool) -> Plan:
     task = max(_memory(product.work, product.stage.window(*w.window)) for w in windows)
     plan = Plan(
         state,
-        tuple(raster.label for raster in product.rasters),
+        product.files,
         product.work.stack.geobox,
         tuple(scene.id for scene in product.work.stack.scenes),
         tuple(map(str, result.dataset["period"].values)) if "period" in result.dataset.coords else (),
@@ -332,9 +324,10 @@ def _memory(work: Work, window: Window) -> int:
     stack, (y, x) = work.stack, window
     halo = work.recipe.halo
     height, width = y.stop - y.start + 2 * halo, x.stop - x.start + 2 * halo
-    whole = bool(work.masks or halo)
-    pieces = [(y, x)] if whole else stack.pieces((y, x))
-    scenes = len(stack.touching((y, x), pad=halo))
+    near = products_near(stack, (y, x), halo)
+    scenes = len(near)
+    overlapping = len(np.unique(stack.products.scene[near])) < scenes
+    pieces = [(y, x)] if work.masks or halo or overlapping else stack.pieces((y, x))
     largest = max(stack.size(piece) for piece in pieces) * stack.dtype.itemsize * scenes // stack.shape[0]
     masks = len(work.masks) * scenes * height * width * 2
     layers = work.recipe.layers(stack.dtype, stack.shape[0])

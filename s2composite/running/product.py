@@ -1,81 +1,91 @@
-"""Product: the files that one composite becomes, made window by window so that any of it can be done again.
-
-`make_window` and `make_overview` are what workers run. Both write to the product's place for parts and keep a record;
-with the same inputs, parameters and version they write the same bytes, whoever runs them and however often.
-"""
+"""Product: what one composite becomes, made window by window so that any of it can be done again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import lcm
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
-from distributed import get_worker
-from numpy.typing import NDArray
 
 import s2composite
 from s2composite.cube import Chunks
-from s2composite.errors import ParameterError
+from s2composite.errors import ParameterError, WriteError
 from s2composite.pixels.recipe import Recipe
-from s2composite.windows import STATUS, Work, compose_window, work_in
-from s2composite.writing.assemble import lay_out
-from s2composite.writing.cog import plan_files, status_tags
-from s2composite.writing.durable import load_record, record_name, save_record
-from s2composite.writing.files import FilePlan
-from s2composite.writing.layers import RGBA
+from s2composite.running.product_cog import cog_output, describe_cog
+from s2composite.running.product_zarr import describe_zarr, zarr_output
+from s2composite.running.window import Step, WindowMaker, Writer
+from s2composite.windows import Work, work_in
+from s2composite.writing.cog import plan_files
 from s2composite.writing.options import RasterOptions
-from s2composite.writing.parts import Parts
-from s2composite.writing.pyramid import plan_stages, regular_chunks
-from s2composite.writing.raster import Raster
-from s2composite.writing.targets import target_of
-from s2composite.writing.window import Stage, WindowIndex, WindowResult, encode_window
+from s2composite.writing.window import Stage
 
-__all__ = [
-    "Product",
-    "WindowDone",
-    "begin_product",
-    "done_windows",
-    "file_layouts",
-    "make_overview",
-    "make_window",
-    "plan_product",
-]
+__all__ = ["Output", "Product", "plan_product", "product_state", "require_free"]
 
-_WINDOWS = "windows"
-"""Name of the part that holds the side of the windows, in pixels."""
 
-ALL = "all"
-"""First word of the records of windows, which are about all files."""
+class Output(Protocol):
+    """One kind of output, from its beginning to its final name."""
+
+    @property
+    def writer(self) -> Writer:
+        """Keeps windows."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Final names as messages show them."""
+
+    @property
+    def windows(self) -> Chunks:
+        """Heights of the rows of windows, widths of their columns."""
+
+    @property
+    def place(self) -> str:
+        """Path or URL of what is not finished."""
+
+    def there(self) -> tuple[str, ...]:
+        """Return what exists under its final name."""
+
+    def begin(self, busy: Collection[str], *, overwrite: bool) -> None:
+        """Make the place for windows, or go on with what is there.
+
+        Parameters
+        ----------
+        busy
+            Tokens of products that others are making here.
+        overwrite
+            Begin anew where the place holds something else.
+
+        Raises
+        ------
+        WriteError
+            It cannot be written to, or holds something else.
+        """
+
+    def done(self) -> frozenset[tuple[int, int]]:
+        """Return the windows that are done, by asking the place."""
+
+    def steps(self) -> Iterator[Sequence[Step]]:
+        """Yield what is to be done when all windows are there, one batch after the other, its steps in any order."""
+
+    def finish(self) -> None:
+        """Let the output take its final name, and remove what only led to it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """All that workers need to make a product: it travels once to each."""
+    """What one composite becomes."""
 
     work: Work
     """Scenes, recipe and masks; its windows are those of the product."""
 
-    rasters: tuple[Raster, ...]
-    """The files, with their final names and the place for parts."""
-
-    layers: tuple[tuple[str, ...], ...]
-    """For each file the names of its layers."""
-
-    periods: tuple[int | None, ...]
-    """For each file the period it is about; None: there are none."""
-
-    stages: tuple[tuple[Stage, ...], ...]
-    """For each file what makes its levels."""
+    output: Output
+    """What is written."""
 
     token: str
-    """Hash of inputs, parameters and version: products of the same token have the same bytes."""
+    """Hash of inputs, parameters and version: products of the same token have the same values."""
 
     @property
     def windows(self) -> tuple[tuple[int, int], ...]:
@@ -85,30 +95,22 @@ class Product:
 
     @property
     def stage(self) -> Stage:
-        """The first stage, whose windows are the same for all files."""
-        return self.stages[0][0]
+        """The windows as pixels."""
+        return Stage(0, 0, 0, self.work.spatial)
 
     @property
-    def parts(self) -> Parts:
-        """Where parts and records lie."""
-        return self.rasters[0].parts
+    def files(self) -> tuple[str, ...]:
+        """Final names as messages show them."""
+        return self.output.files
 
+    @property
+    def maker(self) -> WindowMaker:
+        """What workers need to make windows."""
+        return WindowMaker(self.work, self.output.writer)
 
-@dataclass(frozen=True, slots=True)
-class WindowDone:
-    """What a window tells when it is done: small, and all that reaches the client."""
-
-    worker: str
-    """Address of the worker."""
-
-    read_and_reduce: float
-    """Seconds."""
-
-    encode: float
-    """Seconds, with writing the parts."""
-
-    failed_scenes: tuple[str, ...]
-    """Scenes that could not be read and were left out."""
+    def done(self) -> frozenset[tuple[int, int]]:
+        """Return the windows that are done."""
+        return self.output.done()
 
 
 def plan_product(
@@ -118,92 +120,73 @@ def plan_product(
     layers: Sequence[str] | None = None,
     options: RasterOptions | None = None,
 ) -> Product:
-    """Plan the files of a lazy composite; nothing is computed or written.
+    """Plan what a lazy composite becomes; nothing is computed or written.
 
     Parameters
     ----------
     dataset
         Of a composite of a cube from files.
     output
-        Path or URL of the file; see `write_raster` for the names of several.
+        Path or URL that ends in ``.zarr``, or of a GeoTIFF; see `write_raster` for the names of several.
+    layers, options
+        Of GeoTIFFs; a Zarr store has all layers.
 
     Raises
     ------
     ParameterError
         The composite is not one of files, or options do not go together.
     WriteError
-        The directory of an output does not exist, or its place for parts cannot be read.
+        The directory of an output does not exist, or its place cannot be read.
     """
     work = work_in(dataset)
     if work is None:
         raise ParameterError("a product is made window by window from files: composite a cube from open_cube()")
-    plans = plan_files(dataset, output, layers, options or RasterOptions())
-    if any(layer.name == RGBA for plan in plans for layer in plan.layers):
-        raise ParameterError("the preview 'rgba' is no layer of a job; write it with Composite.to_raster()")
-    targets = [target_of(plan.path, overwrite=True) for plan in plans]
-    token = _token(work, dataset, plans)
-    # Beside the first file: the workers write there anyway, and no other disk is needed.
-    parts = Parts(f"{targets[0]}.{token[:12]}.parts", kept=True)
-    work = replace(work, spatial=_begun_windows(parts, work) or _windows(work, plans))
-    rasters = tuple(
-        replace(plan.raster, path=target, token=f"{token[:12]}-{i}", parts=parts)
-        for i, (plan, target) in enumerate(zip(plans, targets, strict=True))
-    )
-    labels = None if "period" not in dataset.coords else [str(label) for label in dataset["period"].values]
-    return Product(
-        work,
-        rasters,
-        tuple(tuple(layer.name for layer in plan.layers) for plan in plans),
-        tuple(None if labels is None else _position(plan, dataset) for plan in plans),
-        tuple(_stages(raster, work.spatial) for raster in rasters),
-        token,
-    )
+    made: Output
+    if output.rstrip("/").endswith(".zarr"):
+        token = _token(work, dataset, describe_zarr(output))
+        made = zarr_output(work, dataset, output, token)
+    else:
+        plans = plan_files(dataset, output, layers, options or RasterOptions())
+        token = _token(work, dataset, describe_cog(plans))
+        made = cog_output(work, dataset, plans, token)
+    return Product(replace(work, spatial=made.windows), made, token)
 
 
-def _position(plan: FilePlan, dataset: xr.Dataset) -> int:
-    """Return which of the dataset's periods a file is about."""
-    own = plan.period.dataset["period"].values
-    return int(np.flatnonzero(dataset["period"].values == own)[0])
+def product_state(product: Product, events: Sequence[Mapping[str, Any]], *, begun: bool = False) -> str:
+    """Return ``"skip"`` if the last files written here are these and still there, ``"recompute"`` if others are.
+
+    If there are none, ``"begun"`` or ``"new"``, as the caller knows.
+    """
+    last = [event for event in events if event["event"] == "product"][-1:]
+    there = product.output.there()
+    if there == product.files and last and last[0]["token"] == product.token:
+        return "skip"
+    return "recompute" if there else "begun" if begun else "new"
 
 
-def _begun_windows(parts: Parts, work: Work) -> Chunks | None:
-    """Return the windows in which a product was begun: any give the same bytes, but not in one place for parts."""
-    if _WINDOWS not in parts.names():
-        return None
-    return regular_chunks(work.stack.shape[2:], int(parts.read_whole(_WINDOWS)))
-
-
-def begin_product(product: Product) -> None:
-    """Make the place for a product's parts, or see that it is there, and note the size of its windows.
+def require_free(product: Product) -> None:
+    """Refuse to write over what is there.
 
     Raises
     ------
     WriteError
-        The place cannot be written to.
+        A file is there.
     """
-    product.parts.create()
-    product.parts.write(_WINDOWS, str(max(product.work.spatial[0][0], product.work.spatial[1][0])).encode())
+    for label in product.output.there():
+        raise WriteError(
+            f"{label}: exists already, and is not what this job makes of its scenes now; set overwrite to replace it",
+            path=label,
+        )
 
 
-def _windows(work: Work, plans: Sequence[FilePlan]) -> Chunks:
-    """Return the windows: as large as those of the cube, their edges on tiles of all files."""
-    block = lcm(*(plan.raster.block for plan in plans))
-    side = max(*work.spatial[0], *work.spatial[1]) // block * block
-    return regular_chunks(work.stack.shape[2:], max(side, block))
-
-
-def _stages(raster: Raster, windows: Chunks) -> tuple[Stage, ...]:
-    return plan_stages(windows, raster.block, raster.levels, len(raster.bands) * raster.dtype.itemsize)
-
-
-def _token(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan]) -> str:
+def _token(work: Work, dataset: xr.Dataset, files: Sequence[str]) -> str:
     facts = {
         "version": s2composite.__version__,
         "stack": work.stack.token,
         "masks": [repr(mask.__dask_tokenize__()) for mask in work.masks],
         "recipe": _recipe_facts(work.recipe),
         "facts": {key: str(value) for key, value in sorted(dataset.attrs.items())},
-        "files": [repr((p.path, p.raster.bands, p.raster.options, p.raster.nodata, p.raster.tags)) for p in plans],
+        "files": list(files),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -214,116 +197,3 @@ def _recipe_facts(recipe: Recipe) -> list[str]:
         *map(str, recipe.rules),
         repr((recipe.bands, recipe.nodata, recipe.min_count, recipe.days, recipe.periods)),
     ]
-
-
-def make_window(product: Product, position: tuple[int, int]) -> WindowDone:
-    """Read, reduce and encode one window, and keep its record.
-
-    Raises
-    ------
-    S2CompositeError
-        One of its kinds; names the window.
-    """
-    start = time.perf_counter()
-    work = product.work
-    layers = compose_window(work.stack, work.recipe, product.stage.window(*position), work.masks)
-    composed = time.perf_counter()
-    results = [
-        encode_window([_block(layers[name], period) for name in names], raster, stages[0], position)
-        for raster, names, period, stages in zip(
-            product.rasters, product.layers, product.periods, product.stages, strict=True
-        )
-    ]
-    save_record(product.parts, record_name(ALL, product.stage, position), results, {STATUS: layers[STATUS]})
-    failed = tuple(work.stack.scenes[t].id for t in np.flatnonzero(layers[STATUS].ravel() == 2))
-    return WindowDone(_address(), composed - start, time.perf_counter() - composed, failed)
-
-
-def _block(layer: NDArray[Any], period: int | None) -> NDArray[Any]:
-    return layer if period is None else layer[period]
-
-
-def _address() -> str:
-    try:
-        return str(get_worker().address)
-    except ValueError:  # outside of a cluster
-        return f"process {os.getpid()}"
-
-
-def make_overview(product: Product, number: int, stage: Stage, position: tuple[int, int]) -> None:
-    """Make the overviews of one window of a later stage from what the windows below it have left, and keep its record.
-
-    Raises
-    ------
-    WriteError
-        A record is missing or damaged, or encoding failed; names the window.
-    """
-    below = product.stages[number][stage.number - 1]
-    y, x = stage.window(*position)
-    raster = product.rasters[number]
-    out = np.empty((len(raster.bands), y.stop - y.start, x.stop - x.start), raster.dtype)
-    for row, column in np.ndindex(len(below.chunks[0]), len(below.chunks[1])):
-        top_y, top_x = below.window(row, column, stage.first)
-        rows, columns = _overlap(top_y, y), _overlap(top_x, x)
-        if rows is None or columns is None:
-            continue
-        top = _result(product, number, below, (row, column)).top
-        assert top is not None
-        out[:, _shifted(rows, y), _shifted(columns, x)] = top[:, _shifted(rows, top_y), _shifted(columns, top_x)]
-    result = encode_window([out], raster, stage, position)
-    save_record(product.parts, record_name(str(number), stage, position), [result], {})
-
-
-def _overlap(a: slice, b: slice) -> slice | None:
-    start, stop = max(a.start, b.start), min(a.stop, b.stop)
-    return slice(start, stop) if start < stop else None
-
-
-def _shifted(part: slice, whole: slice) -> slice:
-    return slice(part.start - whole.start, part.stop - whole.start)
-
-
-def _result(product: Product, number: int, stage: Stage, position: tuple[int, int]) -> WindowResult:
-    if stage.number == 0:
-        return load_record(product.parts, record_name(ALL, stage, position))[0][number]
-    return load_record(product.parts, record_name(str(number), stage, position))[0][0]
-
-
-def done_windows(product: Product, names: frozenset[str]) -> frozenset[tuple[int, int]]:
-    """Return the windows whose records are among the names of parts."""
-    return frozenset(at for at in product.windows if record_name(ALL, product.stage, at) in names)
-
-
-def file_layouts(product: Product, dataset: xr.Dataset) -> list[Any]:
-    """Return the layout of each file, all of whose windows are done.
-
-    Raises
-    ------
-    WriteError
-        A record or a tile is missing.
-    """
-    found: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in product.rasters]
-    status = np.zeros((len(product.work.stack.scenes), *map(len, product.work.spatial)), np.uint8)
-    for position in product.windows:
-        results, tables = load_record(product.parts, record_name(ALL, product.stage, position))
-        status[:, position[0], position[1]] = tables[STATUS].ravel()
-        for number, result in enumerate(results):
-            found[number].append((product.stage, result.index))
-    for number, stages in enumerate(product.stages):
-        for stage in stages[1:]:
-            for position in np.ndindex(*map(len, stage.chunks)):
-                found[number].append((stage, _result(product, number, stage, position).index))
-    more = _status_tags(product, dataset, status)
-    rasters = [replace(r, tags=tuple(sorted({**dict(r.tags), **more}.items()))) for r in product.rasters]
-    return [lay_out(raster, results) for raster, results in zip(rasters, found, strict=True)]
-
-
-def _status_tags(product: Product, dataset: xr.Dataset, status: NDArray[np.uint8]) -> Mapping[str, str]:
-    """Return the tag about scenes that were left out, where that is allowed."""
-    if STATUS not in dataset:
-        return {}
-    starts = {
-        f"window_{axis}": (f"window_{axis}", np.cumsum([0, *sizes[:-1]]))
-        for axis, sizes in zip(("y", "x"), product.work.spatial, strict=True)
-    }
-    return status_tags(dataset.drop_vars(STATUS).assign_coords(starts), {STATUS: status})

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2composite.running.job import Job
-from s2composite.running.ledger import read_ledger
-from s2composite.running.run import failures_in, ledger_key
+from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.scope import ledger_key
 
 __all__ = ["Progress", "job_progress"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from s2composite.running.job import Job
-from s2composite.running.ledger import ledger_root, read_ledger
-from s2composite.running.run import failures_in, ledger_key
+from s2composite.running.ledger import failures_in, ledger_root, read_ledger
+from s2composite.running.scope import ledger_key
 from s2composite.scenes.storage import filesystem, is_remote, join
 
 __all__ = ["Report", "job_report", "write_report"]

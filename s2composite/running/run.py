@@ -1,47 +1,27 @@
-"""run_job(): a job from its scenes to its files, window by window, so that it can be interrupted and gone on with."""
+"""run_job() and run_cells(): a job from its scenes to its files, so that it can be interrupted and gone on with."""
 
 from __future__ import annotations
 
-import datetime as dt
 import os
-import re
 import time
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 from distributed import Client, performance_report
-from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox, box
 
-from s2composite.compositing import Composite, composite
-from s2composite.cube import open_cube
-from s2composite.errors import JobError, ParameterError, WriteError
-from s2composite.running.bounded import Call, Outcome, Policy, run_bounded
-from s2composite.running.cells import Cell, cells_of, read_area
+from s2composite.errors import ClusterError, JobError, S2CompositeError
+from s2composite.running.cells import Cell
 from s2composite.running.cluster import connect
-from s2composite.running.job import CELL, Job, load_job
-from s2composite.running.ledger import Ledger, read_ledger
-from s2composite.running.product import (
-    Product,
-    begin_product,
-    done_windows,
-    file_layouts,
-    make_overview,
-    make_window,
-    plan_product,
-)
-from s2composite.scenes.listing import find_scenes
+from s2composite.running.job import Job, load_job
+from s2composite.running.ledger import failures_in
+from s2composite.running.making import Chosen, Failure, JobResult, Making, Which
+from s2composite.running.product import product_state
+from s2composite.running.scope import cell_job, job_cells, job_composite, job_scenes, ledger_key, reaches
+from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.model import Scene
-from s2composite.scenes.storage import absolute, filesystem, is_remote
-from s2composite.windows import work_in
-from s2composite.writing.files import WriteJob, finish_files
-from s2composite.writing.options import RasterOptions
 from s2composite.writing.progress import progress_bar
 
 __all__ = [
@@ -58,46 +38,6 @@ __all__ = [
     "run_cells",
     "run_job",
 ]
-
-Which = Literal["missing", "untried", "failed"]
-"""Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A window that could not be made."""
-
-    window: tuple[int, int]
-    """Row and column of the window."""
-
-    error: str
-    """Why, in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """What a job has done."""
-
-    paths: tuple[str, ...]
-    """Files or store written, absolute paths or URLs, the composite first; none if windows failed."""
-
-    seconds: float
-    """Wall time from finding the scenes to the last file."""
-
-    scenes: int
-    """Scenes that went into the composite."""
-
-    shape: tuple[int, int]
-    """Rows and columns of the composite, in pixels."""
-
-    windows: int
-    """Windows it is made of."""
-
-    made: int = 0
-    """Windows that this run has made; the others were done before."""
-
-    failed: tuple[Failure, ...] = ()
-    """Windows that could not be made; the files are written when they have been, see `retry`."""
 
 
 def run_job(
@@ -145,18 +85,22 @@ def run_job(
     3
     """
     job = job if isinstance(job, Job) else load_job(job)
+    if job.span is not None:
+        raise JobError("the job has a span, so it makes many products: run_spans() runs it", key="span")
     if job.grid is not None:
         raise JobError("the job has a grid, so it makes many products: run_cells() runs it", key="grid")
-    start = time.perf_counter()
+    start, chosen = time.perf_counter(), Chosen(which, error, windows)
     scenes = _prepared(job)
-    cluster: AbstractContextManager[Any] = (
-        connect(job.cluster, announce=announce) if client is None else nullcontext(client)
-    )
-    with cluster as workers, workers.as_current(), _reported(job.performance_report):
-        result = job_composite(job, scenes)
-        if job.format == "zarr":
-            return _run_zarr(job, result, start)
-        return _run_product(job, result, workers, start, _Chosen(which, error, windows))
+    with _cluster(job, client, announce=announce) as workers, workers.as_current(), _reported(job.performance_report):
+        making = Making(job, job_composite(job, scenes), workers, chosen, start)
+        label = making.product.files[0].rpartition("/")[2]
+        with progress_bar(label, len(making.todo)) as advance:
+            for _, outcome in make_all(workers, iter([Entry(None, making)]), job.policy.as_policy()):
+                if outcome is not None and outcome.final and outcome.call.about[1] is not None:
+                    advance()
+        if making.error is not None:
+            raise making.error
+        return making.result
 
 
 def run_cells(
@@ -169,6 +113,8 @@ def run_cells(
 ) -> Iterator[tuple[Cell, JobResult | None]]:
     """Run a job that has a grid: one product for each cell that its area touches, on one cluster.
 
+    Windows of the next cell are made while the last ones of a cell are, and while its files are put together.
+
     Parameters
     ----------
     job, client, announce, which, error
@@ -177,87 +123,53 @@ def run_cells(
     Yields
     ------
     cell, result
-        As each cell ends; None for a cell that no scene touches.
+        As each cell ends, whatever the order; None for a cell that no scene touches. A cell that cannot be begun or
+        finished does not stop the others: its result has ``error``.
 
     Raises
     ------
     S2CompositeError
-        One of its kinds for whatever is wrong with the job, the scenes, the cluster or an output.
+        One of its kinds for whatever is wrong with the job, the scenes or the cluster.
     """
     job = job if isinstance(job, Job) else load_job(job)
-    cells = job_cells(job)
+    if job.span is not None:
+        raise JobError("the job has a span, so it makes many products: run_spans() runs it", key="span")
+    cells, chosen = job_cells(job), Chosen(which, error)
     scenes = _prepared(job)
-    cluster: AbstractContextManager[Any] = (
-        connect(job.cluster, announce=announce) if client is None else nullcontext(client)
-    )
-    with cluster as workers, workers.as_current(), _reported(job.performance_report), TemporaryDirectory() as folder:
-        for cell in cells:
-            start = time.perf_counter()
-            # Headers are read once for all cells.
-            result = job_composite(job, scenes, cell.geobox, str(Path(folder, "headers.index")))
-            if not reaches(result, cell):
-                yield cell, None
-                continue
-            mine = cell_job(job, cell)
-            if mine.format == "zarr":
-                yield cell, _run_zarr(mine, result, start)
-            else:
-                yield cell, _run_product(mine, result, workers, start, _Chosen(which, error, None))
+    with (
+        _cluster(job, client, announce=announce) as workers,
+        workers.as_current(),
+        _reported(job.performance_report),
+        TemporaryDirectory() as folder,
+        progress_bar("cells", len(cells)) as advance,
+    ):
+        # Headers are read once for all cells.
+        entries = (_entry(job, scenes, cell, workers, chosen, str(Path(folder, "headers.index"))) for cell in cells)
+        for entry, outcome in make_all(workers, entries, job.policy.as_policy()):
+            if outcome is None:
+                cell, refused = entry.name
+                yield cell, refused if entry.making is None else entry.making.result
+                advance()
 
 
-def reaches(result: Composite, cell: Cell) -> bool:
-    """Return whether any scene of a cell's composite touches it."""
-    work = work_in(result.dataset)
-    whole = (slice(0, int(cell.geobox.shape.y)), slice(0, int(cell.geobox.shape.x)))
-    return work is not None and len(work.stack.touching(whole)) > 0
+def _entry(job: Job, scenes: tuple[Scene, ...], cell: Cell, client: Client, chosen: Chosen, index: str) -> Entry:
+    """Begin the product of a cell; if that cannot be, return the result that says why."""
+    start = time.perf_counter()
+    try:
+        result = job_composite(job, scenes, cell.geobox, index)
+        making = Making(cell_job(job, cell), result, client, chosen, start) if reaches(result, cell) else None
+    except ClusterError:
+        raise
+    except S2CompositeError as error:
+        shape = (int(cell.geobox.shape.y), int(cell.geobox.shape.x))
+        refused = JobResult((), time.perf_counter() - start, len(scenes), shape, 0, error=str(error))
+        return Entry((cell, refused), None)
+    return Entry((cell, None), making)
 
 
-def cell_job(job: Job, cell: Cell) -> Job:
-    """Return what a job means for one of its cells, but for the grid."""
-    return job.model_copy(update={"output": job.output.replace(CELL, cell.name), "grid": None, "area": None})
-
-
-def job_cells(job: Job) -> tuple[Cell, ...]:
-    """Return the cells of a job that has a grid.
-
-    Raises
-    ------
-    JobError
-        It has none, or no cell touches its area.
-    """
-    if job.grid is None:
-        raise JobError("the job has no grid to cut an area into cells", key="grid")
-    area = None
-    if job.area is not None:
-        area = read_area(job.area)
-    elif job.bbox is not None:
-        area = box(*job.bbox, job.bbox_crs).to_crs("EPSG:4326")
-    return cells_of(job.grid, area)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """Which windows to make."""
-
-    which: Which
-    error: str | None
-    windows: Collection[tuple[int, int]] | None
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.error or "")
-        except re.error as problem:
-            raise ParameterError(f"error={self.error!r} is not a regular expression: {problem}") from problem
-
-    def takes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
-        """Return whether to make a window that is not done."""
-        if self.windows is not None and window not in self.windows:
-            return False
-        if self.which == "missing":
-            return True
-        if self.which == "untried":
-            return window not in failures
-        return window in failures and re.search(self.error or "", failures[window]) is not None
+def _cluster(job: Job, client: Client | None, *, announce: bool) -> AbstractContextManager[Any]:
+    """Return the cluster of a job, or a client that is given and stays open."""
+    return connect(job.cluster, announce=announce) if client is None else nullcontext(client)
 
 
 def _prepared(job: Job) -> tuple[Scene, ...]:
@@ -270,205 +182,6 @@ def _prepared(job: Job) -> tuple[Scene, ...]:
     return job_scenes(job)
 
 
-def job_scenes(job: Job) -> tuple[Scene, ...]:
-    """Return the scenes that a job is about."""
-    return find_scenes(job.source, pattern=job.pattern, datetime=job.datetime)
-
-
-def job_composite(
-    job: Job, scenes: tuple[Scene, ...], geobox: GeoBox | None = None, index: str | None = None
-) -> Composite:
-    """Return the lazy composite that a job is about, on the grid of one of its cells if that is given."""
-    cube = open_cube(
-        scenes,
-        bands=job.bands,
-        geobox=geobox,
-        index=index,
-        bbox=None if job.bbox is None or geobox is not None else BoundingBox(*job.bbox, crs=job.bbox_crs),
-        crs=job.crs,
-        resolution=job.resolution,
-        resampling=job.resampling,
-        chunks=job.chunks,
-        on_error=job.on_error,
-        engine=job.engine,
-    )
-    return composite(
-        cube,
-        job.reducers,
-        valid=job.rules,
-        period=job.period,
-        keep_empty=job.keep_empty,
-        day=job.day,
-        min_count=job.min_count,
-    )
-
-
 def _reported(path: str | None) -> AbstractContextManager[Any]:
     report: AbstractContextManager[Any] = nullcontext() if path is None else performance_report(filename=path)
     return report
-
-
-def ledger_key(job: Job) -> str:
-    """Return what the ledger of a job lies beside: the output, absolute, without a place for periods."""
-    return absolute(job.output.replace("{period}", "periods"))
-
-
-def _run_zarr(job: Job, result: Composite, start: float) -> JobResult:
-    """Write a Zarr store, which keeps its own note of what is done."""
-    rows, columns = (result.dataset.chunksizes.get(axis, (0,)) for axis in ("y", "x"))
-    path = str(result.to_zarr(job.output, overwrite=job.overwrite, resume=not job.overwrite))
-    windows = len(rows) * len(columns)
-    shape = (result.dataset.sizes["y"], result.dataset.sizes["x"])
-    return JobResult((path,), time.perf_counter() - start, result.dataset.sizes["scene"], shape, windows, windows)
-
-
-def _run_product(job: Job, result: Composite, client: Client, start: float, chosen: _Chosen) -> JobResult:
-    product = plan_product(result.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
-    events = read_ledger(ledger_key(job))
-    paths = tuple(raster.label for raster in product.rasters)
-    shape = (int(product.work.stack.geobox.shape.y), int(product.work.stack.geobox.shape.x))
-    facts = (len(product.work.stack.scenes), shape, len(product.windows))
-    if product_state(product, events) == "skip" and not job.overwrite:
-        return JobResult(paths, time.perf_counter() - start, *facts)
-    if not job.overwrite:
-        _check_free(product)
-    begin_product(product)
-    with Ledger(ledger_key(job), _run_name()) as ledger:
-        run = _Run(product, client, job.policy.as_policy(), ledger)
-        made, failures = run.make_windows(chosen, failures_in(events, product.token))
-        if failures or len(done_windows(product, product.parts.names())) < len(product.windows):
-            return JobResult((), time.perf_counter() - start, *facts, made, failures)
-        run.make_overviews()
-        finish_files(file_layouts(product, result.dataset), client, WriteJob((), overwrite=True, progress=False))
-        ledger.add("product", token=product.token, files=list(paths))
-        product.parts.clear()
-    return JobResult(paths, time.perf_counter() - start, *facts, made)
-
-
-def _run_name() -> str:
-    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-
-
-def product_state(product: Product, events: tuple[dict[str, Any], ...], *, begun: bool = False) -> str:
-    """Return ``"skip"`` if the last files written here are these and still there, ``"recompute"`` if others are.
-
-    If there are none, ``"begun"`` or ``"new"``, as the caller knows.
-    """
-    last = [event for event in events if event["event"] == "product"][-1:]
-    there = [_exists(raster.path) for raster in product.rasters]
-    if all(there) and last and last[0]["token"] == product.token:
-        return "skip"
-    return "recompute" if any(there) else "begun" if begun else "new"
-
-
-def _exists(path: str) -> bool:
-    if not is_remote(path):
-        return Path(path).exists()
-    fs, name = filesystem(path)
-    return bool(fs.exists(name))
-
-
-def _check_free(product: Product) -> None:
-    for raster in product.rasters:
-        if _exists(raster.path):
-            raise WriteError(
-                f"{raster.label}: exists already, and is not what this job makes of its scenes now; "
-                "set overwrite to replace it",
-                path=raster.label,
-            )
-
-
-def failures_in(events: tuple[dict[str, Any], ...], token: str) -> dict[tuple[int, int], str]:
-    """Return the windows of a product whose last attempt failed for good, and why."""
-    out: dict[tuple[int, int], str] = {}
-    for event in events:
-        if event.get("token") != token or "window" not in event:
-            continue
-        window = (int(event["window"][0]), int(event["window"][1]))
-        if event["event"] == "failed":
-            out[window] = str(event.get("error", ""))
-        elif event["event"] == "done":
-            out.pop(window, None)
-    return out
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """One run of a product on a cluster."""
-
-    product: Product
-    client: Client
-    policy: Policy
-    ledger: Ledger
-
-    def make_windows(self, chosen: _Chosen, failures: Mapping[tuple[int, int], str]) -> tuple[int, tuple[Failure, ...]]:
-        """Make the windows that are chosen; return how many were made, and those that are failed now."""
-        product = self.product
-        done = done_windows(product, product.parts.names())
-        todo = [window for window in product.windows if window not in done and chosen.takes(window, failures)]
-        facts = {"token": product.token, "windows": list(map(len, product.work.spatial)), "done": len(done)}
-        self.ledger.add("start", **facts, todo=len(todo), files=[raster.label for raster in product.rasters])
-        failed = {window: why for window, why in failures.items() if window not in done and window not in todo}
-        calls = (self._call("window", window, make_window, window) for window in todo)
-        made = 0
-        with progress_bar(f"{product.rasters[0].label.rpartition('/')[2]}", len(todo)) as advance:
-            for outcome in run_bounded(self.client, calls, self.policy):
-                self._note(outcome)
-                made += outcome.error is None
-                if outcome.error is not None and outcome.final:
-                    failed[outcome.call.about] = str(outcome.error)
-                if outcome.final:
-                    advance()
-        return made, tuple(Failure(window, why) for window, why in sorted(failed.items()))
-
-    def make_overviews(self) -> None:
-        """Make what is above the windows.
-
-        Raises
-        ------
-        S2CompositeError
-            One could not be made.
-        """
-        depth = max(len(stages) for stages in self.product.stages)
-        for level in range(1, depth):
-            for outcome in run_bounded(self.client, self._overview_calls(level), self.policy):
-                if outcome.error is not None and outcome.final:
-                    raise outcome.error
-
-    def _overview_calls(self, level: int) -> Iterator[Call]:
-        for number, stages in enumerate(self.product.stages):
-            if level < len(stages):
-                stage = stages[level]
-                rows, columns = map(len, stage.chunks)
-                for window in ((row, column) for row in range(rows) for column in range(columns)):
-                    make = partial(make_overview, number=number, stage=stage, position=window)
-                    yield self._call(f"overview-{number}-{level}", window, make)
-
-    def _call(self, kind: str, window: tuple[int, int], function: Any, *args: Any) -> Call:
-        name = f"{kind}-{self.product.token[:8]}-{window[0]}-{window[1]}-{uuid.uuid4().hex[:4]}"
-        return Call(name, function, (self._held, *args), window)
-
-    @cached_property
-    def _held(self) -> Any:
-        """The product on the cluster; whoever loses it gets it from the scheduler again."""
-        return self.client.submit(_hold, self.product, key=f"product-{self.product.token[:16]}", pure=True)
-
-    def _note(self, outcome: Outcome) -> None:
-        facts: dict[str, Any] = {
-            "token": self.product.token,
-            "window": list(outcome.call.about),
-            "attempt": outcome.attempt,
-            "seconds": round(outcome.seconds, 3),
-        }
-        if outcome.error is None:
-            done = outcome.result
-            facts |= {"worker": done.worker, "read": round(done.read_and_reduce, 3), "encode": round(done.encode, 3)}
-            facts |= {"failed_scenes": list(done.failed_scenes)} if done.failed_scenes else {}
-            self.ledger.add("done", **facts)
-        else:
-            facts |= {"worker": outcome.worker, "error": str(outcome.error), "kind": type(outcome.error).__name__}
-            self.ledger.add("failed" if outcome.final else "retry", **facts)
-
-
-def _hold(product: Product) -> Product:
-    return product

@@ -14,7 +14,7 @@ from s2composite.scenes.dates import Moment, date_range, utc_time
 from s2composite.scenes.grouping import DUPLICATES, grouped, newest
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.names import NameFacts, asset_bands, parse_name
-from s2composite.scenes.stac import is_stac, is_stac_file, items_in, items_of, scene_of_item
+from s2composite.scenes.stac import is_stac, is_stac_file, items_in, items_of, scene_of_item, with_alternate
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.scenes.values import named_values
 
@@ -36,6 +36,7 @@ def find_scenes(
     datetime: Moment | Sequence[Moment] = None,
     duplicates: str = "newest",
     groupby: str | None = None,
+    alternate: str | None = None,
 ) -> tuple[Scene, ...]:
     """Find the scenes in a source by the names of its files, or by what a catalogue says; no raster is opened.
 
@@ -62,8 +63,14 @@ def find_scenes(
         counts, of those the one made last. ``"keep"``: all count.
     groupby
         ``"solar_day"`` fuses the products of a day into one scene, granules beside each other and halves of a pass
-        that was split; where several have a valid pixel, the first by time and then id wins. The day is UTC shifted by
-        four minutes for each degree of the scene's longitude; ``"utc_day"`` does not shift. None keeps all.
+        that was split. Where several cover a pixel, `composite` takes the first, by time and then id, whose
+        observation its rules let pass, with that product's own masks; the cube's values, which know no rules, are
+        those of the first that has all bands there, else of the first that has any. The day is UTC shifted by four
+        minutes for each degree of the scene's longitude; ``"utc_day"`` does not shift. None keeps all.
+    alternate
+        Which of the places that a catalogue names for a file is read: a key of the alternate-assets extension, such as
+        ``"https"`` for the Copernicus Data Space, whose own hrefs are ``s3://``. Assets without it are read where they
+        are; None: all are.
 
     Returns
     -------
@@ -89,7 +96,7 @@ def find_scenes(
     wanted = None if datetime is None else date_range(datetime)
     if duplicates not in DUPLICATES:
         raise ParameterError(f"duplicates is {duplicates!r}; it is one of {', '.join(map(repr, DUPLICATES))}")
-    items = [found for item in _items(source) for found in _expanded(item)]
+    items = [found for item in _items(source, alternate) for found in _expanded(item, alternate)]
     files = list(dict.fromkeys(item for item in items if isinstance(item, str)))
     scenes = [item for item in items if isinstance(item, Scene)] + _scenes_of(files, pattern, times)
     ordered = sorted(scenes, key=lambda scene: (scene.time, scene.id))
@@ -103,29 +110,27 @@ def find_scenes(
     return tuple(grouped(selected, groupby))
 
 
-def _items(source: SceneSource) -> list[str | Scene]:
+def _items(source: SceneSource, alternate: str | None) -> list[str | Scene]:
     """Return the parts of a source: scenes, and absolute paths or URLs."""
     if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source):
         source = [source]
     if not isinstance(source, Iterable):
         raise ParameterError(f"the source is {source!r}; give a path, directory, glob, URL, Scene or a list of these")
-    parts = [(_item(part), is_stac(part)) for part in source]
+    parts = list(source)
+    items: list[str | Scene] = [_item(part) for part in parts if not is_stac(part)]
     # searches overlap: an item that two of them find is one
-    items = [item for found, listed in parts if not listed for item in found]
-    items += dict.fromkeys(item for found, listed in parts if listed for item in found)
+    items += _scenes_of_items([item for part in parts if is_stac(part) for item in items_of(part)], alternate)
     if not items:
         raise SourceError("the source is an empty list; give at least one file, directory, glob, URL or Scene")
     return items
 
 
-def _item(part: object) -> list[str | Scene]:
+def _item(part: object) -> str | Scene:
     if isinstance(part, Scene):
-        return [part]
-    if is_stac(part):
-        return [*_scenes_of_items(items_of(part))]
+        return part
     if not isinstance(part, (str, os.PathLike)) or not os.fspath(part):
         raise ParameterError(f"{part!r} is not a source; give a path, directory, glob, URL or Scene")
-    return [absolute(part)]
+    return absolute(part)
 
 
 def items_of_source(source: SceneSource) -> list[Any]:
@@ -150,21 +155,21 @@ def items_of_source(source: SceneSource) -> list[Any]:
     return found
 
 
-def _scenes_of_items(items: Sequence[Any]) -> list[Scene]:
+def _scenes_of_items(items: Sequence[Any], alternate: str | None) -> list[Scene]:
     """Return the scenes of STAC items; one that a search gives twice is one."""
-    return list(dict.fromkeys(map(scene_of_item, items)))
+    return list(dict.fromkeys(map(scene_of_item, with_alternate(items, alternate))))
 
 
-def _expanded(item: str | Scene) -> list[str | Scene]:
+def _expanded(item: str | Scene, alternate: str | None) -> list[str | Scene]:
     """Return the rasters or scenes that a path, glob or URL stands for."""
     if isinstance(item, Scene):
         return [item]
     if is_stac_file(item) and not _is_glob(item):
-        return [*_scenes_of_items(items_in(item))]
+        return [*_scenes_of_items(items_in(item), alternate)]
     found = _rasters(item)
     if not is_stac_file(found[0]):
         return [*found]
-    return [*_scenes_of_items([one for file in found for one in items_in(file)])]
+    return [*_scenes_of_items([one for file in found for one in items_in(file)], alternate)]
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
@@ -88,10 +89,9 @@ def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Perio
     ['2022-12--P3M', '2023-03--P3M', '2023-06--P3M']
     """
     found = tuple(_expanded(spec, first, last))
-    labels = [period.label for period in found]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ParameterError(f"two periods are called {label!r}; give a mapping from labels to periods")
+    twice = [label for label, times in Counter(period.label for period in found).items() if times > 1]
+    if twice:
+        raise ParameterError(f"two periods are called {twice[0]!r}; give a mapping from labels to periods")
     if not found:
         raise ParameterError(f"period {spec!r} holds no period; {_FORMS}")
     return found

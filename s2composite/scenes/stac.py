@@ -10,14 +10,22 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import urljoin
 
-from s2composite.errors import MissingDependencyError, ParameterError, S2CompositeError, SceneError, SourceError
+from s2composite.errors import (
+    AccessError,
+    MissingDependencyError,
+    ParameterError,
+    S2CompositeError,
+    SceneError,
+    SourceError,
+)
+from s2composite.scenes.access import limits
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene
 from s2composite.scenes.names import asset_bands, is_picture, same_band
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.scenes.values import catalogue_values
 
-__all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "scene_of_item"]
+__all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "scene_of_item", "with_alternate"]
 
 _FILES = (".json", ".geojson", ".parquet", ".geoparquet")
 _SEARCH = ("url", "collections", "bbox", "datetime", "query")
@@ -195,6 +203,8 @@ def _searched(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     unknown = [key for key in search if key not in (*_SEARCH, "intersects", "ids", "filter", "limit", "max_items")]
     if unknown:
         raise ParameterError(f"the search has the unknown keys {', '.join(unknown)}; there are {', '.join(_SEARCH)}")
+    if limits() is not None:
+        raise AccessError(f"{found_by(search)}: searches follow links unasked, so none is made here; give item files")
     client = needed("pystac_client", "stac")
     options = {key: value for key, value in search.items() if key != "url" and value is not None}
     label = found_by(search)
@@ -229,6 +239,46 @@ def _some(items: list[Mapping[str, Any]], label: str) -> list[Mapping[str, Any]]
     return items
 
 
+def with_alternate(items: Sequence[Mapping[str, Any]], name: str | None) -> list[Mapping[str, Any]]:
+    """Return items whose assets are where a catalogue's ``alternate`` of a name has them; the others stay as they are.
+
+    Parameters
+    ----------
+    items
+        Dictionaries, with the alternate-assets extension where they have it.
+    name
+        Key of the alternate, ``"https"``; None: as they are.
+
+    Raises
+    ------
+    ParameterError
+        No asset of any item has it.
+
+    Examples
+    --------
+    >>> asset = {"href": "s3://eodata/B04.jp2", "alternate": {"https": {"href": "https://host/B04.jp2"}}}
+    >>> with_alternate([{"id": "a", "assets": {"B04": asset}}], "https")[0]["assets"]["B04"]["href"]
+    'https://host/B04.jp2'
+    """
+    if name is None or not items:
+        return list(items)
+    known = {key for item in items for asset in item.get("assets", {}).values() for key in asset.get("alternate") or ()}
+    if name not in known:
+        raise ParameterError(
+            f"alternate is {name!r}, and the assets of the {len(items)} items have "
+            f"{', '.join(sorted(map(repr, known))) or 'no alternates'}; leave it out to read their own hrefs"
+        )
+    return [
+        {**item, "assets": {key: _alternate(asset, name) for key, asset in item.get("assets", {}).items()}}
+        for item in items
+    ]
+
+
+def _alternate(asset: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = (asset.get("alternate") or {}).get(name) or {}
+    return {**asset, "href": found["href"]} if found.get("href") else asset
+
+
 # --- One item -------------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +311,9 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
         raise SceneError("a STAC item has no id; leave it out")
     baseline = _baseline(properties)
     assets = [
-        _asset(key, asset, item, baseline) for key, asset in (item.get("assets") or {}).items() if _is_raster(asset)
+        _asset(key, asset, item, baseline)
+        for key, asset in (item.get("assets") or {}).items()
+        if _is_raster(key, asset)
     ]
     if not assets:
         raise SceneError(f"item {scene_id} has no rasters among its assets; leave it out", scene=scene_id)
@@ -289,8 +341,10 @@ def _time(scene_id: str, properties: Mapping[str, Any]) -> Any:
     return utc_time(str(told))
 
 
-def _is_raster(asset: Mapping[str, Any]) -> bool:
-    if _NO_DATA_ROLES & set(asset.get("roles") or ()) or not asset.get("href"):
+def _is_raster(key: str, asset: Mapping[str, Any]) -> bool:
+    roles = _NO_DATA_ROLES & set(asset.get("roles") or ())
+    # Earth Search v0 and what was made of it call the full picture an overview, too
+    if (roles and not (roles == {"overview"} and is_picture(key))) or not asset.get("href"):
         return False
     kind = str(asset.get("type") or "")
     href = display(str(asset["href"])).lower()
@@ -322,7 +376,7 @@ def _bands(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     count = len(new) or len(raster) or len(eo)
     merged: list[dict[str, Any]] = [{} for _ in range(count)]
     for told in (raster, eo, new):
-        if len(told) == count:
+        if len(told) == count and all(isinstance(facts, Mapping) for facts in told):
             for band, facts in zip(merged, told, strict=True):
                 band.update({str(k).removeprefix("eo:"): v for k, v in facts.items()})
     return list(merged)

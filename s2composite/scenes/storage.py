@@ -19,8 +19,20 @@ from urllib.request import url2pathname
 import fsspec
 
 from s2composite.errors import SourceError
+from s2composite.scenes.access import check_touch, limits
+from s2composite.scenes.addresses import guarded_client
 
-__all__ = ["absolute", "display", "filesystem", "gdal_options", "is_remote", "join", "reason", "storage_options"]
+__all__ = [
+    "absolute",
+    "display",
+    "exists",
+    "filesystem",
+    "gdal_options",
+    "is_remote",
+    "join",
+    "reason",
+    "storage_options",
+]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SHORTENED = re.compile(r"^((?:gs|gcs|s3|s3a|https?):)/(?!/)")  # what pathlib makes of a URL
@@ -107,6 +119,8 @@ def filesystem(href: str) -> tuple[Any, str]:
     ------
     SourceError
         The scheme is none that can be read.
+    AccessError
+        This process is limited to other places.
 
     Examples
     --------
@@ -116,12 +130,23 @@ def filesystem(href: str) -> tuple[Any, str]:
     """
     href = absolute(href)
     scheme = _scheme(href)
+    if not href.endswith("://"):  # the bare scheme: whoever wants a connection, not a place
+        check_touch(href)
     options = storage_options(href)
     # gcsfs logs the traceback of what it raises; without any handler that would land on the user's screen.
     if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).handlers:
         logger.addHandler(logging.NullHandler())
     fs = _plain_gcs(options) if options.get("token") == "anon" else fsspec.filesystem(scheme, **options)
     return fs, href if scheme in ("http", "https", "file") else href.partition("://")[2]
+
+
+def exists(href: str) -> bool:
+    """Return whether there is a file, a directory or an object at `href`."""
+    if not is_remote(href):
+        return Path(href).exists()
+    fs, path = filesystem(href)
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
 
 
 def storage_options(href: str) -> dict[str, Any]:
@@ -131,6 +156,8 @@ def storage_options(href: str) -> dict[str, Any]:
         return _gcs_options()
     if scheme == "s3":
         return _s3_options()
+    if scheme in ("http", "https") and limits() is not None:
+        return {"get_client": guarded_client}
     # trust_env: proxies and ~/.netrc, as curl and GDAL use them.
     return {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
 

@@ -28,7 +28,7 @@ from s2composite.writing.statistics import Statistics
 from s2composite.writing.targets import assemble_file, assemble_object, is_http, put, take_name, target_of
 from s2composite.writing.window import Stage, WindowIndex
 
-__all__ = ["FilePlan", "Tables", "WriteJob", "Written", "finish_files", "write_files"]
+__all__ = ["FilePlan", "Tables", "WriteJob", "Written", "assembling", "name_files", "write_files"]
 
 Tables = Mapping[str, NDArray[Any]]
 """Small arrays that were computed in the same pass as the pixels, by name."""
@@ -126,7 +126,7 @@ def write_files(job: WriteJob) -> tuple[tuple[Written, ...], Tables]:
         more = job.tags(tables)
         rasters = [replace(raster, tags=tuple(sorted({**dict(raster.tags), **more}.items()))) for raster in rasters]
         layouts = [lay_out(raster, results) for raster, results in zip(rasters, found, strict=True)]
-        sums = finish_files(layouts, client, job)
+        sums = _finish(layouts, client, job)
     written = (
         Written(plan, layout.raster.path, layout.size, checksum, layout.statistics)
         for plan, layout, checksum in zip(job.plans, layouts, sums, strict=True)
@@ -213,27 +213,50 @@ def _stored(parts: Parts, index: WindowIndex) -> WindowIndex:
     return replace(index, data=b"")
 
 
-def finish_files(layouts: Sequence[FileLayout], client: Client | None, job: WriteJob) -> list[str]:
+def assembling(layouts: Sequence[FileLayout]) -> list[tuple[Callable[..., str], tuple[Any, ...]]]:
+    """Return for each file the function that assembles and verifies it, and its arguments; a worker can call it."""
+    if is_remote(layouts[0].raster.path) and not is_http(layouts[0].raster.path):
+        return [(assemble_object, (layout,)) for layout in layouts]
+    return [(assemble_file, (layout, _assembled(layout.raster))) for layout in layouts]
+
+
+def _assembled(raster: Raster) -> str:
+    """Return where a file is put together until it takes its name."""
+    return join(raster.parts.root, f"{raster.token}.assembled")
+
+
+def name_files(rasters: Sequence[Raster], *, overwrite: bool) -> None:
+    """Let files that are assembled take their names; objects have them already.
+
+    Raises
+    ------
+    WriteError
+        Somebody else has written there meanwhile, or a server refuses.
+    """
+    for raster in rasters:
+        if is_http(raster.path):
+            put(_assembled(raster), raster.path)
+        elif not is_remote(raster.path):
+            take_name(_assembled(raster), raster.path, overwrite=overwrite)
+
+
+def _finish(layouts: Sequence[FileLayout], client: Client | None, job: WriteJob) -> list[str]:
     """Assemble and verify all files, then let them take their names; return their checksums."""
     there = None if layouts[0].raster.parts.carried else client
-    if is_remote(layouts[0].raster.path) and not is_http(layouts[0].raster.path):
+    objects = is_remote(layouts[0].raster.path) and not is_http(layouts[0].raster.path)
+    if objects:
         job.before_naming()
-        return [_call(there, layout, assemble_object, digest=job.digest) for layout in layouts]
-    temporary = [join(layout.raster.parts.root, f"{layout.raster.token}.assembled") for layout in layouts]
     sums = [
-        _call(there, layout, assemble_file, file, digest=job.digest)
-        for layout, file in zip(layouts, temporary, strict=True)
+        _call(there, layout.raster.label, function, *args, digest=job.digest)
+        for layout, (function, args) in zip(layouts, assembling(layouts), strict=True)
     ]
-    job.before_naming()
-    for layout, file in zip(layouts, temporary, strict=True):
-        if is_http(layout.raster.path):
-            put(file, layout.raster.path)
-        else:
-            take_name(file, layout.raster.path, overwrite=job.overwrite)
+    if not objects:
+        job.before_naming()
+    name_files([layout.raster for layout in layouts], overwrite=job.overwrite)
     return sums
 
 
-def _call(client: Client | None, layout: FileLayout, function: Any, *args: Any, digest: bool) -> str:
+def _call(client: Client | None, label: str, function: Any, *args: Any, digest: bool) -> str:
     if client is None:
-        return str(function(layout, *args, digest=digest))
-    return str(run_on_worker(client, function, layout, *args, digest=digest, label=layout.raster.label))
+        return str(function(*args, digest=digest))
+    return str(run_on_worker(client, function, *args, digest=digest, label=label))

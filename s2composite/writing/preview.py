@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from s2composite.pixels.stretching import (
 from s2composite.writing.layers import Layer, layer_of, raster_layers
 from s2composite.writing.overviews import valid_pixels
 
-__all__ = ["picture_layer", "rgba_layer", "valid_everywhere"]
+__all__ = ["Preview", "picture_layer", "preview_of", "rgba_layer", "valid_everywhere"]
 
 _SAMPLE = 1500
 """Pixels along an axis from which percentiles are taken."""
@@ -51,20 +51,60 @@ def picture_layer(dataset: xr.Dataset, name: str | None = None) -> Layer:
     return Layer(layer.name, layer.data[chosen], bands, layer.nodata, layer.attrs, layer.lazy)
 
 
-def rgba_layer(dataset: xr.Dataset, stretch: Stretch | None = None) -> Layer:
-    """Return a preview in 8 bits of a composite, lazily: 1 to 255 where it has a value, else 0; one band three times.
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """How a window of a composite's layer becomes one of a picture in 8 bits."""
+
+    layer: str
+    """What it is a picture of."""
+
+    bands: tuple[int, ...]
+    """Positions of the bands that are shown: three, or one three times."""
+
+    nodata: float | None
+    """What means "no value" in the layer."""
+
+    ends: NDArray[np.float64]
+    """Values shown black and white, ``(3, 2)``."""
+
+    def paint(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return pixels ``(b, y, x)`` of the layer as ``(3, y, x)``: 1 to 255 where they have a value, else 0."""
+        shown = pixels[list(self.bands)]
+        valid = valid_everywhere(shown, self.nodata)
+        return np.where(valid, stretched(shown, self.ends, darkest=1), np.uint8(0))
+
+
+def preview_of(dataset: xr.Dataset, stretch: Stretch | None = None) -> Preview:
+    """Return how a composite becomes a preview: its bands, and the values they show black and white.
 
     Raises
     ------
     ParameterError
-        There is no layer with bands, or the stretch makes no sense.
+        There is no layer with bands, or the stretch makes no sense, or needs pixels that are not computed yet.
     """
     layer = picture_layer(dataset)
-    ends = _ends(layer, stretch)
-    words = ", ".join(f"{low:g} to {high:g}" for low, high in ends)
-    data = layer.data if layer.data.shape[0] == 3 else da.repeat(layer.data, 3, axis=0)
-    ends = np.broadcast_to(ends, (3, 2)) if len(layer.bands) == 1 else ends
-    data = data.rechunk({0: -1}).map_blocks(_preview, layer.nodata, ends, dtype=np.uint8)
+    bands = tuple(colour_bands(layer_of(dataset, layer.name).bands))
+    ends = np.broadcast_to(_ends(layer, stretch), (len(bands), 2))
+    return Preview(layer.name, bands if len(bands) == 3 else bands * 3, layer.nodata, np.broadcast_to(ends, (3, 2)))
+
+
+def _told(ends: NDArray[np.float64]) -> NDArray[np.float64]:
+    return ends[:1] if (ends == ends[0]).all() else ends
+
+
+def rgba_layer(dataset: xr.Dataset, stretch: Stretch | None = None) -> Layer:
+    """Return a preview in 8 bits of a composite, lazily; see `Preview`.
+
+    Raises
+    ------
+    ParameterError
+        As `preview_of`.
+    """
+    preview = preview_of(dataset, stretch)
+    layer = layer_of(dataset, preview.layer)
+    words = ", ".join(f"{low:g} to {high:g}" for low, high in _told(preview.ends))
+    pixels = layer.data.rechunk({0: -1})
+    data = pixels.map_blocks(preview.paint, chunks=((3,), *pixels.chunks[1:]), dtype=np.uint8)
     attrs = {"long_name": f"preview, {words}", "overviews": "average"}
     return Layer("rgba", data, ("red", "green", "blue"), 0.0, attrs, layer.lazy)
 
@@ -89,7 +129,3 @@ def valid_everywhere(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.b
     """Return where all bands of ``(b, y, x)`` have a value."""
     valid = valid_pixels(pixels, nodata)
     return np.ones(pixels.shape[1:], np.bool_) if valid is None else np.asarray(valid.all(axis=0))
-
-
-def _preview(pixels: NDArray[Any], nodata: float | None, ends: NDArray[np.float64]) -> NDArray[np.uint8]:
-    return np.where(valid_everywhere(pixels, nodata), stretched(pixels, ends, darkest=1), np.uint8(0))

@@ -18,7 +18,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from s2composite.writing.raster import Raster
-from s2composite.writing.window import Chunks, Stage, WindowIndex, WindowResult, encode_window
+from s2composite.writing.window import Chunks, FilePart, Stage, WindowIndex, WindowResult, encode_files
 
 __all__ = [
     "Encoding",
@@ -148,20 +148,6 @@ class _Packed:
     """Blocks of small arrays, by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What a task knows about one file."""
-
-    raster: Raster
-    """The file."""
-
-    stage: Stage
-    """The windows."""
-
-    blocks: int
-    """Number of layers: so many of the task's blocks are for this file."""
-
-
 @dataclass(eq=False)
 class _Group:
     """Files whose first windows are the same and made of the same tasks."""
@@ -248,13 +234,14 @@ def _encoding(
 ) -> Encoding:
     """Return the work of one stage: `data` are the layers of each file in chunks of the stage's windows."""
     token = f"{rasters[0].token}-{stages[0].number}"
-    parts = tuple(_Part(*part) for part in zip(rasters, stages, map(len, data), strict=True))
+    parts = tuple(FilePart(*part) for part in zip(rasters, stages, strict=True))
     arrays = [layer for layers in data for layer in layers]
     arrays += [_rechunked(table, (table.chunks[-2], table.chunks[-1])) for table in tables.values()]
     packed = da.map_blocks(
         _write,
         *arrays,
         parts=delayed(parts, name=f"s2composite-rasters-{token}", pure=True, traverse=False),
+        layers=tuple(map(len, data)),
         tables=tuple(tables),
         drop_axis=list(range(max(array.ndim for array in arrays) - 2)),
         chunks=stages[0].chunks,
@@ -266,10 +253,17 @@ def _encoding(
     return Encoding(tuple(files), tuple(stages), tuple(tables), packed, done)
 
 
-def _write(*blocks: NDArray[Any], parts: Sequence[_Part], tables: Sequence[str], block_id: tuple[int, int]) -> _Packed:
+def _write(
+    *blocks: NDArray[Any],
+    parts: Sequence[FilePart],
+    layers: Sequence[int],
+    tables: Sequence[str],
+    block_id: tuple[int, int],
+) -> _Packed:
+    """Encode a window: the blocks are those of so many layers for each file, then those of the tables."""
     rest = iter(blocks)
-    results = [encode_window(list(islice(rest, part.blocks)), part.raster, part.stage, block_id) for part in parts]
-    return _Packed(tuple(results), dict(zip(tables, rest, strict=True)))
+    results = encode_files((list(islice(rest, n)) for n in layers), parts, block_id)
+    return _Packed(results, dict(zip(tables, rest, strict=True)))
 
 
 def _done(packed: _Packed) -> WindowsDone:

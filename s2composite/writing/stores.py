@@ -15,6 +15,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
+from s2composite.scenes.access import check_write
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, join, reason
 from s2composite.writing.parts import disk_error
 
@@ -86,6 +87,11 @@ class StorePlace:
             except FileNotFoundError:
                 return None
 
+    def occupied(self) -> bool:
+        """Return whether there is a Zarr store under the final name."""
+        final = replace(self, root=self.target)
+        return any(final.get(key) is not None for key in _ROOTS)
+
     def mark(self, name: str) -> None:
         """Remember that a piece of work is done."""
         if self.store is None:
@@ -102,6 +108,10 @@ class StorePlace:
             except FileNotFoundError:
                 return frozenset()
 
+    def forget(self) -> None:
+        """Remove the notes of what is done."""
+        self.remove(_DONE)
+
     def complete(self, root: bytes) -> None:
         """Let the store take its final name, now that all its windows are there.
 
@@ -115,7 +125,7 @@ class StorePlace:
         WriteError
             It cannot.
         """
-        self.remove(_DONE)
+        self.forget()
         self.put(ROOT, root)
         if self.local:
             self._take_name()
@@ -204,6 +214,7 @@ def place_of(target: Any, *, overwrite: bool) -> StorePlace:
         path = absolute(target)
     except SourceError as error:
         raise ParameterError(str(error)) from error
+    check_write(path)
     if path.startswith(("http://", "https://")):
         raise ParameterError(
             f"{display(path)}: a Zarr store cannot be written over HTTP; use gs://, s3:// or a local path"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
+from s2composite.scenes.access import check_write
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.writing.assemble import FileLayout, Sink, copy_parts
 from s2composite.writing.parts import disk_error
@@ -32,11 +33,14 @@ def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> str:
         It exists and must not be overwritten, is a directory, or its parent directory does not exist.
     ParameterError
         The URL's scheme is unknown.
+    AccessError
+        This process must not write there.
     """
     try:
         target = absolute(path)
     except SourceError as error:
         raise ParameterError(str(error)) from error
+    check_write(target)
     if is_remote(target):
         _check_object(target, overwrite=overwrite)
         return target

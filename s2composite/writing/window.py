@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import S2CompositeError, WriteError
+from s2composite.metering import metered, tell
 from s2composite.writing.codec import encode_mask
 from s2composite.writing.raster import Raster
 from s2composite.writing.statistics import Statistics, tile_statistics
 from s2composite.writing.tiff import RECORD_OVERHEAD, tile_record
 
-__all__ = ["TILE", "Stage", "WindowIndex", "WindowResult", "encode_window", "pixel_checksum"]
+__all__ = [
+    "TILE",
+    "FilePart",
+    "Stage",
+    "WindowIndex",
+    "WindowResult",
+    "encode_files",
+    "encode_window",
+    "pixel_checksum",
+]
 
 TILE = np.dtype([("start", "u8"), ("size", "u4"), ("mask_size", "u4"), ("crc", "u4"), ("mask_crc", "u4")])
 """Of one tile: position of its record in the part, bytes of tile and mask, checksums of their decoded pixels."""
@@ -88,6 +98,30 @@ class WindowResult:
     """Pixels ``(b, y, x)`` from which the next stage makes its levels."""
 
 
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """What a window has to do with one file."""
+
+    raster: Raster
+    """The file."""
+
+    stage: Stage
+    """Whose window it is."""
+
+
+def encode_files(
+    blocks: Iterable[Sequence[NDArray[Any]]], files: Sequence[FilePart], position: tuple[int, int]
+) -> tuple[WindowResult, ...]:
+    """Encode a window of several files and store their parts; see `encode_window`.
+
+    Parameters
+    ----------
+    blocks
+        For each file its layers; they are taken one after the other.
+    """
+    return tuple(encode_window(own, file.raster, file.stage, position) for own, file in zip(blocks, files, strict=True))
+
+
 def encode_window(
     blocks: Sequence[NDArray[Any]], raster: Raster, stage: Stage, position: tuple[int, int]
 ) -> WindowResult:
@@ -107,7 +141,8 @@ def encode_window(
     """
     where = stage.describe(*position)
     try:
-        return _encode_window(_stacked(blocks, raster), raster, stage, position)
+        with metered("encode"):
+            return _encode_window(_stacked(blocks, raster), raster, stage, position)
     except WriteError as error:
         raise WriteError(f"{raster.label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
     except S2CompositeError:
@@ -150,7 +185,9 @@ def _encode_window(pixels: NDArray[Any], raster: Raster, stage: Stage, position:
         tiles.append(index)
     name, data = f"{raster.token}_{stage.number}_{position[0]}_{position[1]}.part", b"".join(records)
     if not raster.parts.carried:
-        raster.parts.write(name, data)
+        with metered("store"):
+            raster.parts.write(name, data)
+        tell("store", len(data), "bytes")
     held = data if raster.parts.carried else b""
     top = raster.halved(pixels) if stage.last + 1 < len(raster.levels) else None
     return WindowResult(WindowIndex(position, name, tuple(tiles), tuple(statistics), held), top)

@@ -1,0 +1,109 @@
+"""Small multiples: all periods of a composite side by side, in the same colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from s2composite.analysis.drawing import draw, figure_or_new
+from s2composite.analysis.picture import bands_of, decimated, layer_of, values_of, with_count
+from s2composite.errors import ParameterError
+from s2composite.pixels.stretching import Stretch, limits, painted
+
+__all__ = ["periods"]
+
+_PANEL = 3.0
+"""Inches of a panel."""
+
+
+def periods(
+    dataset: xr.Dataset,
+    *,
+    layer: str = "composite",
+    bands: Sequence[Any] | None = None,
+    stretch: Stretch | None = None,
+    columns: int = 4,
+    figure: Figure | None = None,
+) -> Figure:
+    """Draw each period of a composite, or how many observations each had, in one figure.
+
+    Parameters
+    ----------
+    dataset
+        Layers of a composite with periods.
+    layer
+        ``"composite"`` or another with bands; ``"count"`` or another without.
+    bands, stretch
+        As in `plot_composite`; percentiles are those of all periods together, so that colours can be compared.
+    columns
+        Pictures in a row.
+    figure
+        Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With axes for each period; one without a value is left grey and says so.
+
+    Raises
+    ------
+    ParameterError
+        The composite has no periods, there is no such layer or band, or no period has data.
+    """
+    if "time" not in dataset.dims or "period" not in dataset.coords:
+        raise ParameterError("the composite has no periods; make it with period=, or draw it with plot()")
+    if columns < 1:
+        raise ParameterError(f"columns={columns}; give 1 or more")
+    labels = [str(label) for label in dataset["period"].values]
+    across = min(columns, len(labels))
+    down = -(-len(labels) // across)
+    figure = figure_or_new(figure, (_PANEL * across + 0.8, (_PANEL + 0.3) * down))
+    axes = figure.subplots(down, across, squeeze=False).ravel().tolist()
+    draw_all = _pictures if layer in dataset and "band" in dataset[layer].dims else _numbers
+    empty = draw_all(dataset, layer, bands, stretch, axes)
+    for ax, label, nothing in zip(axes, labels, empty, strict=False):
+        ax.set(title=label, xlabel="", ylabel="", xticks=[], yticks=[])
+        if nothing:
+            ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center", color="0.3")
+    for ax in axes[len(labels) :]:
+        ax.remove()
+    return figure
+
+
+def _pictures(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | None, axes: list[Axes]) -> list[bool]:
+    """Draw colours; return which periods are empty."""
+    chosen = bands_of(layer_of(dataset, layer, ("time", "band", "y", "x")), bands)
+    shown = decimated(with_count(chosen, dataset))
+    found = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
+    # Side by side, so that one stretch is for all.
+    values, valid = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+    if not valid.any():
+        raise ParameterError(f"{layer} has no data in any period; look at count: do the rules leave any observation?")
+    ends = limits(values, valid, stretch)
+    for ax, (one, seen) in zip(axes, found, strict=False):
+        draw(ax, painted(one, seen, ends), shown, "")
+    return [not seen.any() for _, seen in found]
+
+
+def _numbers(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | None, axes: list[Axes]) -> list[bool]:
+    """Draw numbers on one scale; return which periods are empty."""
+    if bands is not None or stretch is not None:
+        raise ParameterError(f"{layer} has no bands to choose or stretch")
+    shown = decimated(layer_of(dataset, layer, ("time", "y", "x")).to_dataset(name=layer))
+    values = shown[layer].values
+    nodata = float(shown[layer].attrs.get("nodata", 0))
+    valid = np.isfinite(values) & (values != nodata)
+    if not valid.any():
+        raise ParameterError(f"{layer} is {nodata:g} in every pixel of every period, there is nothing to draw")
+    scale = {"vmin": min(0, values[valid].min()), "vmax": values[valid].max(), "cmap": "viridis"}
+    for ax, one, seen in zip(axes, values, valid, strict=False):
+        draw(ax, one if layer == "count" else np.where(seen, one, np.nan), shown, "", **scale)
+    ticks = MaxNLocator(integer=np.issubdtype(values.dtype, np.integer))
+    axes[0].figure.colorbar(axes[0].images[0], ax=axes, shrink=0.8, ticks=ticks, label=layer)
+    return [not seen.any() for seen in valid]

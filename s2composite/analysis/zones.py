@@ -1,0 +1,140 @@
+"""Zones: polygons of a vector file or a GeoDataFrame, checked, in the coordinate system of a raster."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pyproj.exceptions import ProjError
+
+from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+__all__ = ["Zones", "pixel_bounds", "read_zones"]
+
+_POLYGONS = ("Polygon", "MultiPolygon")
+
+
+@dataclass(frozen=True, eq=False)
+class Zones:
+    """Polygons to measure over."""
+
+    names: tuple[Any, ...]
+    """What each is called: a number or a text."""
+
+    shapes: NDArray[np.object_]
+    """Shapely polygons in the raster's CRS."""
+
+
+def read_zones(zones: Any, name: str | None, crs: Any) -> Zones:
+    """Return zones in the coordinate system of a raster.
+
+    Parameters
+    ----------
+    zones
+        Path or URL of a vector file (GeoJSON, GeoPackage, Shapefile, GeoParquet ...), a GeoDataFrame or a GeoSeries.
+    name
+        Column whose values name the zones; None: the index.
+    crs
+        Coordinate system of the raster; an odc.geo CRS.
+
+    Raises
+    ------
+    MissingDependencyError
+        geopandas is not installed.
+    SourceError
+        The file cannot be read.
+    ParameterError
+        There is no zone, no column `name`, two zones of one name, or a geometry that is no polygon or not valid.
+    GridError
+        The zones do not say their CRS, or cannot be expressed in the raster's.
+    """
+    frame = _frame(zones)
+    if frame.empty:
+        raise ParameterError(f"{_called(zones)}: there is no zone in it")
+    names = _names(frame, name)
+    _check_shapes(frame.geometry, names)
+    if frame.crs is None:
+        raise GridError("the zones do not say their coordinate system; set it with zones.set_crs(...)")
+    shapes = np.asarray(_projected(frame, crs).geometry.array, object)
+    for zone, shape in zip(names, shapes, strict=True):
+        if not np.isfinite(shape.bounds).all():
+            raise GridError(f"zone {zone!r} cannot be expressed in the raster's coordinate system; cut it to the area")
+    return Zones(names, shapes)
+
+
+def _projected(frame: gpd.GeoDataFrame, crs: Any) -> gpd.GeoDataFrame:
+    try:
+        return frame.to_crs(crs.to_wkt())
+    except ProjError as error:
+        raise GridError(f"the zones cannot be expressed in the raster's coordinate system: {error}") from error
+
+
+def _frame(zones: Any) -> gpd.GeoDataFrame:
+    try:
+        import geopandas as gpd  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingDependencyError(f"zones need geopandas; pip install 's2composite[zones]': {error}") from error
+    if isinstance(zones, gpd.GeoDataFrame):
+        return zones
+    if isinstance(zones, gpd.GeoSeries):
+        return gpd.GeoDataFrame(geometry=zones)
+    if not isinstance(zones, (str, os.PathLike)):
+        raise ParameterError(f"zones are a {type(zones).__name__}; give a vector file, a GeoDataFrame or a GeoSeries")
+    path = os.fspath(zones)
+    try:
+        frame = gpd.read_parquet(path) if path.lower().endswith("parquet") else gpd.read_file(path)
+    except Exception as error:  # each format's library has its own kinds
+        raise SourceError(f"{path}: cannot be read as zones: {error}") from error
+    if not isinstance(frame, gpd.GeoDataFrame):
+        raise SourceError(f"{path}: a table without geometries; zones are polygons")
+    return frame
+
+
+def _called(zones: Any) -> str:
+    return os.fspath(zones) if isinstance(zones, (str, os.PathLike)) else "zones"
+
+
+def _names(frame: gpd.GeoDataFrame, name: str | None) -> tuple[Any, ...]:
+    if name is not None and name not in frame.columns:
+        columns = ", ".join(str(column) for column in frame.columns if column != frame.geometry.name)
+        raise ParameterError(f"the zones have no column {name!r}; they have {columns or 'none'}")
+    column = frame.index.to_series() if name is None else frame[name]
+    twice = column[column.duplicated()]
+    if len(twice):
+        raise ParameterError(f"two zones are called {twice.iloc[0]!r}; choose another column, or dissolve() them")
+    return tuple(column.tolist())
+
+
+def _check_shapes(shapes: gpd.GeoSeries, names: tuple[Any, ...]) -> None:
+    """Name the first geometry that nothing can be measured over; sums over broken rings would be wrong silently."""
+    for zone, shape in zip(names, shapes, strict=True):
+        if shape is None or shape.is_empty:
+            raise ParameterError(f"zone {zone!r} has no geometry; leave it out")
+        if shape.geom_type not in _POLYGONS:
+            raise ParameterError(f"zone {zone!r} is a {shape.geom_type}; zones are polygons, as .buffer() makes")
+        if not shape.is_valid:
+            why = shapely.is_valid_reason(shape)
+            raise ParameterError(f"zone {zone!r} is not a valid polygon ({why}); repair it with zones.make_valid()")
+
+
+def pixel_bounds(shapes: NDArray[np.object_], geobox: GeoBox) -> NDArray[np.int64]:
+    """Return the pixels that hold each zone: first row, row after the last, first column, column after the last.
+
+    Cut to the raster: of a zone outside of it no row or no column is left.
+    """
+    height, width = geobox.shape
+    west, south, east, north = shapely.bounds(shapes).T
+    inverse = ~geobox.transform
+    rows = np.stack([inverse.e * north + inverse.f, inverse.e * south + inverse.f])
+    columns = np.stack([inverse.a * west + inverse.c, inverse.a * east + inverse.c])
+    top, bottom = np.clip(np.floor(rows[0]), 0, height), np.clip(np.ceil(rows[1]), 0, height)
+    left, right = np.clip(np.floor(columns[0]), 0, width), np.clip(np.ceil(columns[1]), 0, width)
+    return np.stack([top, bottom, left, right], 1).astype(np.int64)

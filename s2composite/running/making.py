@@ -1,0 +1,281 @@
+"""Making: one product on its way, from its windows to its final name, every step noted in its ledger."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import time
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from distributed import Client
+
+from s2composite.compositing import Composite
+from s2composite.errors import ParameterError, S2CompositeError
+from s2composite.running.bounded import Call, Outcome
+from s2composite.running.job import Job
+from s2composite.running.ledger import Ledger, busy_tokens, failures_in, read_ledger
+from s2composite.running.product import plan_product, product_state, require_free
+from s2composite.running.scope import ledger_key
+from s2composite.running.window import WindowMaker, make_window
+from s2composite.writing.options import RasterOptions
+from s2composite.writing.parts import Parts
+
+__all__ = ["Chosen", "Failure", "JobResult", "Making", "Which"]
+
+Which = Literal["missing", "untried", "failed"]
+"""Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A window that could not be made."""
+
+    window: tuple[int, int]
+    """Row and column of the window."""
+
+    error: str
+    """Why, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a job has done."""
+
+    paths: tuple[str, ...]
+    """Files or store written, absolute paths or URLs, the composite first; none if windows failed."""
+
+    seconds: float
+    """Wall time from finding the scenes to the last file."""
+
+    scenes: int
+    """Scenes that went into the composite."""
+
+    shape: tuple[int, int]
+    """Rows and columns of the composite, in pixels."""
+
+    windows: int
+    """Windows it is made of."""
+
+    made: int = 0
+    """Windows that this run has made; the others were done before."""
+
+    failed: tuple[Failure, ...] = ()
+    """Windows that could not be made; the files are written when they have been, see `retry`."""
+
+    error: str | None = None
+    """Of one cell among many: what kept it from being begun or finished, other than windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which windows to make."""
+
+    which: Which = "missing"
+    """Which of those that are not done."""
+
+    error: str | None = None
+    """Of those that have failed, only where the error matches this regular expression."""
+
+    windows: Collection[tuple[int, int]] | None = None
+    """Only these; None: all."""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.error or "")
+        except re.error as problem:
+            raise ParameterError(f"error={self.error!r} is not a regular expression: {problem}") from problem
+
+    def takes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
+        """Return whether to make a window that is not done."""
+        if self.windows is not None and window not in self.windows:
+            return False
+        if self.which == "missing":
+            return True
+        if self.which == "untried":
+            return window not in failures
+        return window in failures and re.search(self.error or "", failures[window]) is not None
+
+
+class Making:
+    """A product on its way: asked for calls, and told how they ended, until it has ended.
+
+    Its calls come in batches, each of which begins when all calls of the one before have ended: the windows, each level
+    of overviews, the files.
+
+    Parameters
+    ----------
+    job
+        What it is the product of.
+    composite
+        The lazy composite.
+    client
+        Where its windows are made.
+    chosen
+        Which of its windows to make.
+    start
+        When work on it began, of `time.perf_counter`.
+
+    Raises
+    ------
+    S2CompositeError
+        It cannot be begun: the output is there already, or its place cannot be written to.
+    """
+
+    def __init__(self, job: Job, composite: Composite, client: Client, chosen: Chosen, start: float) -> None:
+        options = RasterOptions(**(job.raster or {}))
+        self.product = plan_product(composite.dataset, job.output, layers=job.layers, options=options)
+        self.todo: list[tuple[int, int]] = []
+        self.error: S2CompositeError | None = None
+        self.ended = False
+        self._job, self._client, self._start = job, client, start
+        self._open, self._made, self._finished = 0, 0, False
+        self._failed: dict[tuple[int, int], str] = {}
+        self._events = read_ledger(ledger_key(job))
+        self._ledger: Ledger | None = None
+        self._calls: Iterator[Call] = iter(())
+        self._batches = self._all_batches()
+        if product_state(self.product, self._events) == "skip" and not job.overwrite:
+            self._finished = self.ended = True
+        else:
+            self._begin(chosen)
+
+    def _begin(self, chosen: Chosen) -> None:
+        product, job = self.product, self._job
+        if not job.overwrite:
+            require_free(product)
+        product.output.begin(busy_tokens(self._events), overwrite=job.overwrite)
+        done, failures = product.done(), failures_in(self._events, product.token)
+        self.todo = [window for window in product.windows if window not in done and chosen.takes(window, failures)]
+        made_now = {*done, *self.todo}
+        self._failed = {window: why for window, why in failures.items() if window not in made_now}
+        self._complete = len(made_now) == len(product.windows)
+        facts = {"token": product.token, "windows": list(map(len, product.work.spatial)), "done": len(done)}
+        facts |= {"todo": len(self.todo), "files": list(product.files), "place": product.output.place}
+        self._ledger = Ledger(ledger_key(job), _run_name())
+        self._ledger.add("start", **facts, timeout=job.policy.timeout)
+
+    def next_call(self) -> Call | None:
+        """Return a call to be made; None: there is none now, or it has ended."""
+        while not self.ended:
+            call = next(self._calls, None)
+            if call is not None:
+                self._open += 1
+                return call
+            if self._open:
+                return None
+            self._go_on()
+        return None
+
+    def take(self, outcome: Outcome) -> None:
+        """Take in how an attempt of one of its calls ended."""
+        window = outcome.call.about[1]
+        self._open -= outcome.final
+        if window is not None:
+            self._note_window(outcome, window)
+        elif outcome.error is not None:
+            self._note("failed" if outcome.final else "retry", step=outcome.call.name, error=str(outcome.error))
+            self.error = _as_ours(outcome.error) if outcome.final else self.error
+
+    @property
+    def result(self) -> JobResult:
+        """What has been done so far."""
+        product = self.product
+        stack = product.work.stack
+        return JobResult(
+            product.files if self._finished else (),
+            time.perf_counter() - self._start,
+            len(stack.scenes),
+            (int(stack.geobox.shape.y), int(stack.geobox.shape.x)),
+            len(product.windows),
+            self._made,
+            tuple(Failure(window, why) for window, why in sorted(self._failed.items())),
+            None if self.error is None else str(self.error),
+        )
+
+    def close(self) -> None:
+        """End it, finished or not; a second call does nothing."""
+        self.ended = True
+        if self._ledger is not None:
+            ledger, self._ledger = self._ledger, None
+            ledger.add("end", token=self.product.token)
+            ledger.close()
+
+    def _go_on(self) -> None:
+        """Begin the next batch, or end."""
+        try:
+            batch = None if self.error is not None else next(self._batches, None)
+        except S2CompositeError as error:
+            self._note("failed", error=str(error))
+            self.error, batch = error, None
+        if batch is None:
+            self.close()
+        else:
+            self._calls = iter(batch)
+
+    def _all_batches(self) -> Iterator[Iterable[Call]]:
+        yield (self._call("window", make_window, (self._held, at), at) for at in self.todo)
+        if self._failed or not self._complete:
+            return
+        output = self.product.output
+        for steps in output.steps():
+            yield [self._call(step.name, step.function, step.args) for step in steps]
+        output.finish()
+        self._note("product", files=list(self.product.files))
+        self._finished = True
+        self._remove_leftovers()
+
+    def _call(self, kind: str, function: Any, args: tuple[Any, ...], window: tuple[int, int] | None = None) -> Call:
+        place = "" if window is None else f"-{window[0]}-{window[1]}"
+        name = f"{kind}-{self.product.token[:8]}{place}-{uuid.uuid4().hex[:4]}"
+        return Call(name, function, args, (self, window))
+
+    @cached_property
+    def _held(self) -> Any:
+        """What makes windows, on the cluster; whoever loses it gets it from the scheduler again."""
+        return self._client.submit(_hold, self.product.maker, key=f"product-{self.product.token[:16]}", pure=True)
+
+    def _note_window(self, outcome: Outcome, window: tuple[int, int]) -> None:
+        facts: dict[str, Any] = {
+            "window": list(window),
+            "attempt": outcome.attempt,
+            "seconds": round(outcome.seconds, 3),
+        }
+        if outcome.error is not None:
+            facts |= {"worker": outcome.worker, "error": str(outcome.error), "kind": type(outcome.error).__name__}
+            self._note("failed" if outcome.final else "retry", **facts)
+            if outcome.final:
+                self._failed[window] = str(outcome.error)
+            return
+        done = outcome.result
+        facts |= {"worker": done.worker, "read": round(done.read_and_reduce, 3), "encode": round(done.encode, 3)}
+        facts |= {"failed_scenes": list(done.failed_scenes)} if done.failed_scenes else {}
+        self._note("done", **facts)
+        self._made += 1
+
+    def _note(self, event: str, **facts: Any) -> None:
+        if self._ledger is not None:
+            self._ledger.add(event, token=self.product.token, **facts)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what earlier runs with other parameters have left unfinished, but for those that are at work."""
+        busy = busy_tokens(read_ledger(ledger_key(self._job)))
+        for event in self._events:
+            token, place = str(event.get("token")), str(event.get("place", ""))
+            if token not in (*busy, self.product.token) and place.endswith(f".{token[:12]}.parts"):
+                Parts(place, kept=True).clear()
+
+
+def _hold(maker: WindowMaker) -> WindowMaker:
+    return maker
+
+
+def _run_name() -> str:
+    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def _as_ours(error: BaseException) -> S2CompositeError:
+    return error if isinstance(error, S2CompositeError) else S2CompositeError(f"{type(error).__name__}: {error}")

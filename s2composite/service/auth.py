@@ -1,0 +1,89 @@
+"""Auth: who may call. One token for all, shown as a bearer or, by browsers that only look, as a password."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import time
+from collections.abc import Mapping
+from threading import Lock
+
+import httpx
+from google.auth import jwt
+from google.auth.exceptions import GoogleAuthError
+
+from s2composite.service.settings import PushOptions
+
+__all__ = ["PushKeys", "is_pushed_by", "shows_token"]
+
+_KEYS_FRESH = 3600.0
+"""Seconds after which the signer's public keys are fetched again: they change every few days."""
+
+_ISSUERS = ("https://accounts.google.com", "accounts.google.com")
+
+
+def shows_token(header: str, token: str, *, looking: bool) -> bool:
+    """Return whether an ``Authorization`` header shows the token.
+
+    Parameters
+    ----------
+    header
+        Its value, empty if there is none.
+    token
+        What it must show.
+    looking
+        Whether the request changes nothing. A browser adds a password that it knows to whatever any page makes it
+        send, so a password is only taken for looking.
+
+    Examples
+    --------
+    >>> shows_token("Bearer 0123456789abcdef", "0123456789abcdef", looking=False)
+    True
+    """
+    scheme, _, value = header.partition(" ")
+    shown = value.strip()
+    if scheme.lower() == "basic" and looking:
+        try:
+            shown = base64.b64decode(shown, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(shown.encode(), token.encode())
+
+
+class PushKeys:
+    """The public keys of whoever signs Pub/Sub's tokens, fetched when they are needed and kept for an hour."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._held: tuple[float, Mapping[str, str]] | None = None
+        self._lock = Lock()
+
+    def get(self) -> Mapping[str, str]:
+        """Return certificates by their id.
+
+        Raises
+        ------
+        httpx.HTTPError
+            They cannot be fetched.
+        """
+        with self._lock:
+            if self._held is None or time.monotonic() - self._held[0] > _KEYS_FRESH:
+                answer = httpx.get(self._url, timeout=10).raise_for_status()
+                self._held = (time.monotonic(), answer.json())
+            return self._held[1]
+
+
+def is_pushed_by(header: str, push: PushOptions, keys: PushKeys) -> bool:
+    """Return whether an ``Authorization`` header holds a valid token of the account that pushes."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() != "bearer" or value.count(".") != 2:
+        return False
+    try:
+        facts = jwt.decode(value, certs=keys.get(), audience=push.audience)  # type: ignore[no-untyped-call]
+    except (ValueError, GoogleAuthError, httpx.HTTPError):
+        return False
+    known = facts.get("iss") in _ISSUERS and facts.get("email_verified") is True
+    return known and hmac.compare_digest(str(facts.get("email", "")).encode(), push.email.encode())

@@ -1,0 +1,210 @@
+"""Settings: what the service may touch, how much it takes on, where it keeps its state. Closed unless opened."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, model_validator
+
+from s2composite.errors import ParameterError
+from s2composite.running.cluster_options import ClusterOptions, Count, FilePath, LocalOptions, Positive, Text
+from s2composite.running.document import Document, Expected, Strict, read_document, validated, with_setting
+from s2composite.scenes.access import Access
+from s2composite.scenes.storage import absolute
+
+__all__ = ["TOKEN", "Limits", "PushOptions", "Settings", "load_settings", "taken_token"]
+
+TOKEN = "S2COMPOSITE_TOKEN"  # noqa: S105 - the name of the variable
+"""Environment variable of the token that callers must show."""
+
+_SHORTEST = 16
+"""Characters of a token: fewer can be guessed."""
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def _place(text: str) -> str:
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        return absolute(text)
+    if scheme not in ("gs", "s3", "http", "https"):
+        raise ValueError(f"expected a directory, gs://, s3://, http:// or https://, got {text!r}")
+    if "@" in rest.partition("/")[0] or "?" in rest:
+        raise ValueError("a place has no user and no query")
+    return text
+
+
+def _network(text: str) -> str:
+    return str(ipaddress.ip_network(text, strict=False))
+
+
+Place = Annotated[Text, AfterValidator(_place)]
+Places = Annotated[tuple[Place, ...], Field(strict=False), Expected("a list of directories and URL prefixes")]
+Networks = Annotated[
+    tuple[Annotated[Text, AfterValidator(_network)], ...],
+    Field(strict=False),
+    Expected("a list of networks such as 10.1.0.0/16"),
+]
+
+
+class Limits(Strict):
+    """How much one caller, and all together, may ask for."""
+
+    body: Count = 2 << 20
+    """Bytes of a request."""
+
+    datasets: Count = 1500
+    """Scenes of a window."""
+
+    pixels: Count = 2048 * 2048
+    """Pixels of a window."""
+
+    observations: Count = 4 << 30
+    """Bytes of pixels that a window's scenes have together."""
+
+    waiting: Count = 256
+    """Windows that wait for a worker; further ones are sent away with 429."""
+
+    seconds: Positive = 540.0
+    """Time for a window; below the deadline of the queue that sends it, Pub/Sub's being 600."""
+
+    connections: Count = 1024
+    """Open connections; further ones are answered with 503."""
+
+    jobs: Count = 100
+    """Jobs that wait; further ones are sent away with 429."""
+
+    running: Count = 1
+    """Jobs that run at a time."""
+
+    job_seconds: Positive = 86400.0
+    """Time for a job."""
+
+    log: Count = 16 << 20
+    """Bytes of a job's log that are kept."""
+
+
+class PushOptions(Strict):
+    """Who may push: Pub/Sub signs what it sends with the identity of a service account."""
+
+    audience: Text
+    """Audience of the token, as the subscription names it."""
+
+    email: Text
+    """The service account."""
+
+    certificates: Text = "https://www.googleapis.com/oauth2/v1/certs"
+    """Where the public keys of the signer are."""
+
+
+class Settings(Strict):
+    """Everything about a service but its token, which comes from the environment.
+
+    Examples
+    --------
+    >>> Settings(read=("gs://bucket/scenes/",), write=("gs://bucket/results/",)).access.read
+    ('gs://bucket/scenes/',)
+    """
+
+    host: Text = "127.0.0.1"
+    """Address to listen on; any but loopback needs a token."""
+
+    port: Annotated[int, Field(ge=0, le=65535), Expected("a port, 0 to 65535")] = 8080
+    """Port; 0: a free one."""
+
+    names: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Names of this host by which it may be called, beside loopback; with a token any."""
+
+    read: Places = ()
+    """Where scenes may be read: directories, and URLs up to any ``/``."""
+
+    write: Places = ()
+    """Where windows may be written: directories, ``gs://``, ``s3://``."""
+
+    networks: Networks = ()
+    """Networks that may be read from although they are not public."""
+
+    storage: Place | None = None
+    """Where the results of jobs go, each below its id; None: no jobs are taken."""
+
+    state: FilePath = "s2composite-service"
+    """Directory of the database, unless `database` names another, and of the logs of jobs."""
+
+    database: Text | None = None
+    """SQLAlchemy URL; None: SQLite in `state`. One service to a database."""
+
+    workers: Count = 2
+    """Processes that make windows, one at a time each."""
+
+    warm: bool = True
+    """Whether the workers compile their kernels before the first window instead of with it."""
+
+    cluster: ClusterOptions = LocalOptions(workers=1, dashboard="127.0.0.1:0")
+    """What jobs run on."""
+
+    push: PushOptions | None = None
+    """Accept Pub/Sub's own tokens at ``/median``."""
+
+    limits: Limits = Limits()
+    """How much is taken on."""
+
+    @model_validator(mode="after")
+    def _opened(self) -> Settings:
+        if not self.read or not (self.write or self.storage):
+            raise ValueError("nothing is open: name what may be read, and what may be written or a storage for jobs")
+        return self
+
+    @property
+    def access(self) -> Access:
+        """What windows may read and write."""
+        return Access(self.read, self.write, self.networks)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can call."""
+        return self.host in _LOOPBACK
+
+    @property
+    def database_url(self) -> str:
+        """Where the state of jobs is kept."""
+        return self.database or f"sqlite:///{Path(self.state).absolute() / 'service.db'}"
+
+
+def load_settings(
+    source: str | os.PathLike[str] | Mapping[str, Any] | None, settings: Sequence[str] = (), **more: Any
+) -> Settings:
+    """Return settings from a YAML file or a mapping, with ``key=value`` pairs and values put in.
+
+    Raises
+    ------
+    JobError
+        Names the file, the line and the key.
+    """
+    document = Document("service", {}, {}) if source is None else read_document(source, "service")
+    for setting in settings:
+        document = with_setting(document, setting)
+    values = document.values | {key: value for key, value in more.items() if value is not None}
+    return validated(Settings, Document(document.name, values, document.places))
+
+
+def taken_token(settings: Settings) -> str | None:
+    """Take the token out of the environment, so that no process started here inherits it; None: there is none.
+
+    Raises
+    ------
+    ParameterError
+        It is too short, or missing where others than this machine can call.
+    """
+    token = os.environ.pop(TOKEN, "").strip() or None
+    if token is None and not settings.loopback:
+        raise ParameterError(
+            f"host={settings.host}: others could call, and no token protects the service: set {TOKEN}, or listen on "
+            "127.0.0.1"
+        )
+    if token is not None and len(token) < _SHORTEST:
+        raise ParameterError(f"{TOKEN} has fewer than {_SHORTEST} characters; take 'openssl rand -hex 32'")
+    return token
