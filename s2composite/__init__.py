@@ -21,6 +21,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from s2composite.analysis import plot
     from s2composite.analysis.zonal import zonal_stats
     from s2composite.analysis.zonal_table import write_zonal_stats
     from s2composite.compositing import Composite, composite
@@ -90,6 +91,7 @@ __all__ = [
     "open_cube",
     "plan_cells",
     "plan_job",
+    "plot",
     "reconstruct",
     "register_reducer",
     "resolve_reducer",
@@ -105,6 +107,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Loaded when first asked for: `import s2composite` takes milliseconds, and needs no optional package.
+    if name == "plot":
+        return importlib.import_module("s2composite.analysis.plot")
     if name not in _ROOMS:
         raise AttributeError(f"module 's2composite' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"s2composite.{_ROOMS[name]}"), name)

@@ -12,17 +12,25 @@ import xarray as xr
 
 from s2composite.array_masks import usable_cube
 from s2composite.as_cube import days_of, nodata_of
+from s2composite.coarse import coarse_cube
 from s2composite.errors import ParameterError
 from s2composite.period_axis import groups_of, with_time_axis
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
 from s2composite.pixels.reducers import Layer, Recipe, Reducer, resolve_reducer
 from s2composite.scenes.periods import Day, PeriodSpec
-from s2composite.windows import STATUS, layer_arrays, source_shares
+from s2composite.windows import STATUS, Work, layer_arrays, source_shares, work_in
 
 if TYPE_CHECKING:
+    from s2composite.analysis.explore import Map
     from s2composite.analysis.plot import Plots
 
 __all__ = ["Composite", "composite"]
+
+_TIMES = ("time", "time_bounds", "period", "scenes")
+"""Coordinates of the periods."""
+
+_WINDOWS = ("window_y", "window_x")
+"""Dimensions of what is known of windows, which every n-th pixel has none of."""
 
 
 def composite(
@@ -158,6 +166,41 @@ class Composite:
         )
         return date.rename("date").assign_attrs(long_name="time of the observation")
 
+    def preview(self, size: int = 1024) -> Composite:
+        """Return a small composite in memory, in seconds: made of the files' overviews instead of all their pixels.
+
+        It is an estimate, as overviews are means of pixels, clouds among them. Of a composite that is not one of whole
+        files any more (in memory, cut out, one of several periods, with masks that are arrays) every n-th pixel is
+        computed.
+
+        Parameters
+        ----------
+        size
+            Pixels into which the longer side fits.
+
+        Returns
+        -------
+        Composite
+            Its layers and periods are the same, and so are its verbs: ``comp.preview().plot()``.
+
+        Raises
+        ------
+        ParameterError
+            The size is less than one pixel.
+        """
+        if size < 1:
+            raise ParameterError(f"size={size}; a preview has 1 pixel or more")
+        step = max(1, -(-max(self.dataset.sizes["y"], self.dataset.sizes["x"]) // size))
+        work = _whole_work(self.dataset)
+        if work is None or step == 1:
+            every = slice(None, None, step)
+            return Composite(self.dataset.drop_dims(_WINDOWS, errors="ignore").isel(y=every, x=every).compute())
+        cube = coarse_cube(work.stack, abs(work.stack.geobox.resolution.x) * step)
+        layers = work.recipe.layers(cube.dtype, cube.sizes["time"])
+        small = _dataset(cube, work.recipe, layers, layer_arrays(cube, work.recipe, layers))
+        times = {name: self.dataset[name] for name in _TIMES if name in self.dataset.coords}
+        return Composite(small.assign_coords(times).assign_attrs(rules=self.dataset.attrs["rules"])).compute()
+
     def period(self, label: str) -> Composite:
         """Return the composite of one period, without ``time``; a ParameterError lists the periods there are."""
         labels = self.dataset["period"].values.tolist() if "period" in self.dataset.coords else []
@@ -231,12 +274,34 @@ class Composite:
 
         return write_thumbnail(self.dataset, path, **options)
 
+    def explore(self, **options: Any) -> Map:
+        """Show the composite on a map to zoom and pan, its periods by a slider; see `s2composite.analysis.explore`.
+
+        Returns
+        -------
+        s2composite.analysis.explore.Map
+            Shown by a notebook as it is; ``.save("map.html")`` makes a page that needs nothing beside it.
+        """
+        from s2composite.analysis.explore import explore  # noqa: PLC0415 - a floor below
+
+        return explore(self.dataset, **options)
+
     @property
     def plot(self) -> Plots:
-        """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``."""
+        """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``, ``comp.plot.periods()`` ..."""
         from s2composite.analysis.plot import Plots  # noqa: PLC0415 - a floor below
 
         return Plots(self.dataset)
+
+
+def _whole_work(dataset: xr.Dataset) -> Work | None:
+    """Return the work behind a lazy composite if it is all of that and nothing else."""
+    work = work_in(dataset)
+    if work is None or work.arrays or "composite" not in dataset:
+        return None
+    same = dataset.odc.geobox == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
+    periods = len(work.recipe.periods or ())
+    return work if same and dataset.sizes.get("time", 0) == periods else None
 
 
 def _located(dataset: xr.Dataset) -> xr.Dataset:

@@ -220,6 +220,9 @@ class Work:
     masks: tuple[Mask, ...]
     """The mask bands that the recipe's rules need."""
 
+    arrays: bool = False
+    """Whether masks that came as arrays are used, too."""
+
     def __dask_tokenize__(self) -> Any:
         return self.stack.token, tokenize(self.recipe), self.spatial, tokenize(self.masks)
 
@@ -253,7 +256,7 @@ def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:
 
 
 def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
-    work = Work(stack, recipe, spatial, masks_of(stack, recipe.rules))
+    work = Work(stack, recipe, spatial, masks_of(stack, recipe.rules), valid is not None)
     token = tokenize(work)
     common = {
         "work": delayed(work, name=f"{_WORK_LAYER}{token}", pure=True, traverse=False),

@@ -35,7 +35,7 @@ ROOMS = [
     "running.document", "running.fields", "running.cluster_kind", "running.cluster_client", "running.cluster_local", "running.cluster_address", "running.cluster_ssh", "running.cluster_gateway",
     "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster_ray", "running.cluster_options", "running.cluster", "running.cluster_probe", "running.cluster_check",
     "running.bounded", "running.cells", "running.spans", "running.job",
-    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",
+    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",
     "running.ledger", "running.window", "running.product_cog", "running.product_zarr", "running.product", "running.scope", "running.making",
     "running.stream", "running.run", "running.run_spans", "running.plan", "running.progress", "running.report", "running.template",
     "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
@@ -45,7 +45,7 @@ ROOMS = [
 ]  # fmt: skip
 
 # composite() offers its verbs as methods and imports the floors below it only when one is called.
-LAZY = {("compositing", "writing"), ("compositing", "analysis.plot")}
+LAZY = {("compositing", "writing"), ("compositing", "analysis.plot"), ("compositing", "analysis.explore")}
 
 
 def modules():

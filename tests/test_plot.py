@@ -194,6 +194,68 @@ def test_reflectances_below_zero_do_not_disturb_the_choice():
     assert cloudy_scene(cube) in range(3)
 
 
+def test_the_timeline_of_a_cube_shows_what_each_scene_shows(tmp_path):
+    make_scenes(tmp_path, scenes=4, size=512, compress="deflate")
+    cube = s2c.open_cube(tmp_path)
+    comp = s2c.composite(cube).compute()
+    ax = comp.plot.timeline(cube, resolution=10)
+    shown, taken = ([segment[1, 1] for segment in lines.get_segments()] for lines in ax.collections)
+    assert shown == pytest.approx(s2c.valid_share(cube)["valid"].values * 100)
+    assert taken == pytest.approx(comp.shares().values / comp.shares().values.sum() * 100)
+    assert [text.get_text()[:5] for text in ax.get_legend().get_texts()] == ["valid", "taken"]
+    coarse = comp.plot.timeline(cube).collections[0].get_segments()
+    assert [segment[1, 1] for segment in coarse] == pytest.approx(shown, abs=10), "an estimate from overviews"
+    with pytest.raises(ParameterError, match="not the same ones"):
+        comp.plot.timeline(cube.isel(time=slice(1, None)))
+
+
+def monthly(values, count=None):
+    """Layers of a composite with a period for each of values ``(t, band, y, x)``."""
+    parts = [dataset(one, np.ones(one.shape[1:]) if count is None else count[t]) for t, one in enumerate(values)]
+    labels = [f"2023-{month:02}" for month in range(1, len(values) + 1)]
+    whole = xr.concat(parts, xr.DataArray(np.array(labels, "datetime64[ns]"), dims="time", name="time"))
+    return whole.assign_coords(scene_time=parts[0]["scene_time"], period=("time", labels))
+
+
+def test_periods_are_drawn_side_by_side_in_one_stretch():
+    values = np.stack(
+        [random_rgb(12, 10, "uint16", 4000), random_rgb(12, 10, "uint16", 1000) + 1, np.zeros((3, 12, 10), "uint16")]
+    )
+    count = np.ones((3, 12, 10))
+    count[2] = 0
+    figure = plot.periods(monthly(values, count), columns=2)
+    assert [ax.get_title() for ax in figure.axes] == ["2023-01", "2023-02", "2023-03"]
+    low, high = np.percentile(values[:2].astype(float), [2, 98])
+    for ax, one in zip(figure.axes, values[:2], strict=False):
+        expected = np.clip((one.astype(float) - low) / (high - low) * 255, 0, 255)
+        assert np.abs(np.moveaxis(drawn(ax)[..., :3], 2, 0) - expected).max() <= 0.51
+    assert (drawn(figure.axes[2])[..., 3] == 0).all()
+    assert [text.get_text() for text in figure.axes[2].texts] == ["no data"]
+    assert not figure.axes[0].texts
+    fixed = plot.periods(monthly(values, count), stretch=(0, 4000), bands=["b1"])
+    assert drawn(fixed.axes[0])[3, 4, 0] == round(values[0, 1, 3, 4] / 4000 * 255)
+
+
+def test_counts_of_periods_share_a_scale():
+    count = np.stack([np.full((6, 5), 3), np.full((6, 5), 7), np.zeros((6, 5))])
+    figure = plot.periods(monthly(np.ones((3, 3, 6, 5), "uint8"), count), layer="count")
+    assert {ax.images[0].get_clim() for ax in figure.axes[:3]} == {(0, 7)}
+    assert [len(ax.texts) for ax in figure.axes[:3]] == [0, 0, 1]
+
+
+def test_periods_that_cannot_be_drawn():
+    two = monthly(np.zeros((2, 3, 6, 5), "uint8"), np.zeros((2, 6, 5)))
+    for layer in ("composite", "count"):
+        with pytest.raises(ParameterError, match="period"):
+            plot.periods(two, layer=layer)
+    with pytest.raises(ParameterError, match="no periods"):
+        plot.periods(dataset(random_rgb()))
+    with pytest.raises(ParameterError, match=r"plot\.periods\(\)"):
+        plot.plot_composite(two)
+    with pytest.raises(ParameterError, match="columns=0"):
+        plot.periods(two, columns=0)
+
+
 def test_before_and_after():
     cube = cube_with_clouds((0, 0.5, 0, 0.1))
     after = np.full((3, 40, 40), 65, "uint8")
@@ -231,3 +293,6 @@ def test_the_verbs_of_a_composite_draw():
     assert comp.plot.date().images
     assert comp.plot.timeline().collections
     assert len(comp.plot.before_after(pixels).axes) >= 3
+    months = s2c.composite(pixels.drop_vars("scene"), period=["2023-06-01/2023-06-10", "2023-06-11/2023-06-30"])
+    assert len(months.plot.periods().axes) == 2
+    assert s2c.plot.periods is plot.periods

@@ -63,9 +63,9 @@ def _label(shown: xr.Dataset, dim: str) -> str:
     return f"{dim} ({units})" if units else dim
 
 
-def axes_or_new(ax: Axes | None) -> Axes:
-    """Return axes, those of a new figure if there are none."""
-    return figure_or_new(None, (8, 7)).subplots() if ax is None else ax
+def axes_or_new(ax: Axes | None, size: tuple[float, float] = (8, 7)) -> Axes:
+    """Return axes, those of a new figure of a size in inches if there are none."""
+    return figure_or_new(None, size).subplots() if ax is None else ax
 
 
 def figure_or_new(figure: Figure | None, size: tuple[float, float]) -> Figure:

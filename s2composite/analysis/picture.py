@@ -65,9 +65,9 @@ def with_count(array: xr.DataArray, dataset: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(layers)
 
 
-def decimated(dataset: xr.Dataset) -> xr.Dataset:
-    """Return every n-th row and column, in memory, all layers in one pass."""
-    step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // _SIDE))
+def decimated(dataset: xr.Dataset, side: int = _SIDE) -> xr.Dataset:
+    """Return every n-th row and column, so that no side has more pixels, in memory, all layers in one pass."""
+    step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // side))
     return dataset.isel(y=slice(None, None, step), x=slice(None, None, step)).compute()
 
 

@@ -55,7 +55,7 @@ def timeline(
     if (source < 0).all():
         raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
     share = np.bincount(source[source >= 0], minlength=len(days)) / (source >= 0).sum() * 100
-    ax = axes_or_new(ax)
+    ax = axes_or_new(ax, (11, 4.5))
     if cube is not None:
         shown = _shown(cube, dataset, valid, resolution)
         ax.vlines(days, 0, shown, linewidth=5, color="0.75", label="valid in the scene, % of the area")

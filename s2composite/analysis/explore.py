@@ -1,0 +1,216 @@
+"""A map to zoom and pan, with a slider for periods: one page of HTML that needs nothing beside it.
+
+Bokeh draws it, which Dask's dashboard brings along: its script goes into the page, so that a map opens from a disk or
+in a notebook without a network. Only the background comes from a server of tiles.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import odc.geo.xr  # noqa: F401 - registers .odc
+import xarray as xr
+from bokeh.embed import file_html
+from bokeh.layouts import column
+from bokeh.models import CustomJS, CustomJSTickFormatter, LayoutDOM, Slider
+from bokeh.plotting import figure
+from bokeh.resources import INLINE
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.warp import Resampling, reproject
+
+from s2composite.analysis.picture import bands_of, decimated, layer_of, values_of, with_count
+from s2composite.errors import GridError, ParameterError
+from s2composite.pixels.stretching import Stretch, limits, painted
+from s2composite.writing.targets import put_small, target_of
+
+__all__ = ["Map", "explore"]
+
+_PIXELS = 12_000_000
+"""Pixels of all pictures of a page together; as PNG about 3 bytes each."""
+
+_SIDE = 2000
+"""Pixels along the longer side of one picture."""
+
+_SHOW = "for (const [i, picture] of pictures.entries()) picture.visible = i == cb_obj.value"
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """An interactive map; a notebook shows it as it is."""
+
+    layout: LayoutDOM
+    """What Bokeh draws: add to it, or serve it."""
+
+    title: str
+    """Of the page."""
+
+    def to_html(self) -> str:
+        """Return the map as a page that needs nothing beside it."""
+        return str(file_html(self.layout, INLINE, self.title))
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
+        """Write the map as a page.
+
+        Returns
+        -------
+        str
+            The file written.
+
+        Raises
+        ------
+        WriteError
+            The file exists or cannot be written.
+        """
+        target = target_of(os.fspath(path), overwrite=overwrite)
+        put_small(self.to_html().encode(), target, overwrite=overwrite)
+        return target
+
+    def _repr_html_(self) -> str:
+        page = html.escape(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 660px; border: 0"></iframe>'
+
+
+def explore(
+    dataset: xr.Dataset,
+    *,
+    layer: str = "composite",
+    bands: Sequence[Any] | None = None,
+    stretch: Stretch | None = None,
+    basemap: str | None = "OpenStreetMap Mapnik",
+) -> Map:
+    """Return a composite as a map, its periods by a slider.
+
+    A lazy composite is computed; ``comp.preview().explore()`` takes seconds. A page holds 12 million pixels at most, so
+    that the more periods there are, the coarser they are.
+
+    Parameters
+    ----------
+    dataset
+        Layers of a composite: `layer` with bands and, to know where there is data, ``count``.
+    layer, bands, stretch
+        As in `plot_composite`; percentiles are those of all periods together.
+    basemap
+        Name of a background as Bokeh's ``add_tile`` takes it, or None.
+
+    Returns
+    -------
+    Map
+        ``.save("map.html")``, or the last line of a notebook's cell.
+
+    Raises
+    ------
+    ParameterError
+        No such layer, band or background, or no pixel has data.
+    GridError
+        The composite has no coordinate system.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> from odc.geo.geobox import GeoBox
+    >>> from odc.geo.xr import xr_coords
+    >>> grid = GeoBox.from_bbox((300000, 4800000, 301000, 4801000), "EPSG:32631", resolution=10)
+    >>> cube = xr.DataArray(np.full((2, 3, 100, 100), 90, "uint8"), dims=("time", "band", "y", "x"))
+    >>> comp = s2c.composite(cube.assign_coords(xr_coords(grid, dims=("y", "x"))))
+    >>> page = comp.explore().save("map.html", overwrite=True)
+    """
+    periodic = "time" in dataset.dims
+    whole = dataset if periodic else dataset.drop_vars(["time", "period"], errors="ignore").expand_dims(time=[0])
+    labels = [str(label) for label in whole["period" if "period" in whole.coords else "time"].values]
+    chosen = bands_of(layer_of(whole, layer, ("time", "band", "y", "x")), bands)
+    side = min(_SIDE, math.isqrt(_PIXELS // chosen.sizes["time"]))
+    shown = decimated(with_count(chosen, whole), side)
+    geobox = shown.odc.geobox
+    if geobox is None or geobox.crs is None:
+        raise GridError("the composite has no coordinate system, so it has no place on a map; write_crs() it")
+    target = shown.odc.output_geobox("EPSG:3857")
+    pictures = [_warped(picture, geobox, target) for picture in _painted(shown, layer, stretch)]
+    title = str(dataset.attrs.get("reducer", layer))
+    return Map(_layout(pictures, target, labels, title, basemap), title)
+
+
+def _painted(shown: xr.Dataset, layer: str, stretch: Stretch | None) -> list[NDArray[np.uint8]]:
+    """Return each time as a picture ``(y, x, 4)``, all of one stretch."""
+    found = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
+    values, valid = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+    if not valid.any():
+        raise ParameterError(f"{layer} has no data in any pixel; look at count: do the rules leave any observation?")
+    ends = limits(values, valid, stretch)
+    return [painted(one, seen, ends) for one, seen in found]
+
+
+def _warped(picture: NDArray[np.uint8], source: GeoBox, target: GeoBox) -> NDArray[np.uint8]:
+    """Return a picture on the map's grid; what is outside of it is transparent."""
+    out = np.zeros((4, *target.shape), np.uint8)
+    reproject(
+        np.ascontiguousarray(np.moveaxis(picture, 2, 0)),
+        out,
+        src_transform=source.transform,
+        src_crs=str(source.crs),
+        dst_transform=target.transform,
+        dst_crs=str(target.crs),
+        resampling=Resampling.nearest,
+    )
+    return np.ascontiguousarray(np.moveaxis(out, 0, 2))
+
+
+def _layout(
+    pictures: Sequence[NDArray[np.uint8]], grid: GeoBox, labels: Sequence[str], title: str, basemap: str | None
+) -> LayoutDOM:
+    west, south, east, north = grid.boundingbox.bbox
+    canvas = figure(
+        title=title,
+        x_axis_type="mercator",
+        y_axis_type="mercator",
+        x_range=(west, east),
+        y_range=(south, north),
+        match_aspect=True,
+        tools="pan,wheel_zoom,box_zoom,reset,save",
+        active_scroll="wheel_zoom",
+        sizing_mode="stretch_width",
+        height=600,
+    )
+    if basemap is not None:
+        _add_background(canvas, basemap)
+    drawn = [
+        canvas.image_url(
+            [f"data:image/png;base64,{base64.b64encode(imagecodecs.png_encode(picture)).decode()}"],
+            x=west,
+            y=north,
+            w=east - west,
+            h=north - south,
+            anchor="top_left",
+            visible=position == 0,
+        )
+        for position, picture in enumerate(pictures)
+    ]
+    if len(pictures) == 1:
+        return canvas
+    slider = Slider(
+        start=0,
+        end=len(pictures) - 1,
+        value=0,
+        step=1,
+        title="period",
+        format=CustomJSTickFormatter(args={"labels": list(labels)}, code="return labels[tick]"),
+        margin=(10, 60, 0, 60),
+        sizing_mode="stretch_width",
+    )
+    slider.js_on_change("value", CustomJS(args={"pictures": drawn}, code=_SHOW))
+    return column(slider, canvas, sizing_mode="stretch_width")
+
+
+def _add_background(canvas: Any, name: str) -> None:
+    try:
+        canvas.add_tile(name)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ParameterError(f"basemap={name!r}: {error}; such as 'CartoDB Positron', or None") from error
