@@ -60,7 +60,7 @@ class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no typ
     Examples
     --------
     >>> from distributed import Client
-    >>> with Client(n_workers=1, processes=False, dashboard_address=None) as client:
+    >>> with Client(n_workers=1, processes=False, dashboard_address=":0") as client:
     ...     told = client.register_plugin(WorkerMeters())
     ...     client.run(lambda dask_worker: "decode s" in dask_worker.metrics).popitem()[1]
     True

@@ -89,8 +89,11 @@ def modules():
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # examples write rasters that lie nowhere
 def test_examples_of_docstrings_run(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    with directory(tmp_path):
-        tested = {name: doctest.testmod(importlib.import_module(name)) for name in modules()}
+    tested = {}
+    for name in modules():
+        (tmp_path / name).mkdir()
+        with directory(tmp_path / name):
+            tested[name] = doctest.testmod(importlib.import_module(name))
     assert [name for name, result in tested.items() if result.failed] == []
     assert sum(result.attempted for result in tested.values()) > 100
 

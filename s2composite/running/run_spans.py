@@ -181,9 +181,9 @@ def run_spans(
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
     >>> job = {"source": "doctest_scenes", "output": "{{pointInTime}}.tif", "cluster": {"workers": 1}}
-    >>> job |= {"span": {"start": "2023-04", "end": "2023-04"}, "overwrite": True}
+    >>> job |= {"span": {"start": "2023-05", "end": "2023-05"}, "overwrite": True}
     >>> [(one.period.label, one.complete) for one in run_spans(job, announce=False)]
-    [('2023-04', True)]
+    [('2023-05', True)]
     """
     job = job if isinstance(job, Job) else load_job(job)
     jobs = span_jobs(job, since, today)
