@@ -19,8 +19,10 @@ BANDS = ["red", "green", "blue", "nir"]
 
 
 def main(source):
-    # The offset of baseline 04.00 is taken off where a product has it; halves of one pass are put together.
-    cube = s2c.open_cube(source, bands=BANDS, bbox=SEARCH["bbox"] if source is SEARCH else None)
+    # The offset of baseline 04.00 is taken off where a product has it. Of a search, granules and halves of a pass are
+    # put together: a day counts once, and its clear product wins over the cloudy one.
+    how = {"bbox": SEARCH["bbox"], "groupby": "solar_day"} if source is SEARCH else {}
+    cube = s2c.open_cube(source, bands=BANDS, **how)
     print(cube)
     clear = [s2c.Nodata(), s2c.SCL(cleanup=[("opening", 2), ("dilation", 5)])]
     comp = s2c.composite(cube, "geomedian", valid=clear)

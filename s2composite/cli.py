@@ -1,15 +1,16 @@
-"""The command line: ``s2composite demo``, ``run``, ``resume``, ``retry``, ``status``, ``init``, ``scenes`` ..."""
+"""The command line: ``s2composite demo``, ``run``, ``resume``, ``retry``, ``status``, ``scenes``, ``zonal`` ..."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +26,8 @@ from s2composite.service.cli import add_commands
 # ruff: noqa: PLC0415
 
 __all__ = ["app", "main"]
+
+LOG = logging.getLogger("s2composite")
 
 SOME_FAILED = 1
 """Exit code for a job of which windows failed."""
@@ -55,7 +58,10 @@ def main() -> None:
     try:
         app()
     except S2CompositeError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
+        if LOG.handlers:
+            LOG.log(logging.ERROR, "%s", error, extra={"facts": {"error": type(error).__name__}})
+        else:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(SOME_FAILED if getattr(error, "resumable", False) else BAD_INPUT)
 
 
@@ -114,6 +120,19 @@ def _near(path: str) -> str:
 JobFile = Annotated[
     Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
 ]
+Windows = Annotated[
+    str | None, typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several with commas.")
+]
+Cells = Annotated[
+    str | None, typer.Option(help="Of a job with a grid, only these cells: 31TCJ, 7, 1::10, or several with commas.")
+]
+Area = Annotated[
+    str | None, typer.Option(metavar="FILE.GEOJSON", help="Only windows, or cells, that its polygons touch.")
+]
+Log = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="Write a line to stderr for each event: key=value, or JSON. There is no progress bar then."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -140,11 +159,11 @@ def run(
     performance_report: Annotated[
         Path | None, typer.Option(metavar="FILE.HTML", help="Write Dask's performance report.")
     ] = None,
-    windows: Annotated[
-        str | None,
-        typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several."),
-    ] = None,
+    windows: Windows = None,
+    cells: Cells = None,
+    area: Area = None,
     since: Since = None,
+    log: Log = None,
 ) -> None:
     """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
 
@@ -154,13 +173,7 @@ def run(
     settings = list(setting or ())
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
-    if windows is None:
-        _run(job, settings, since)
-        return
-    from s2composite.running.job import load_job
-    from s2composite.running.plan import chosen_windows, plan_job
-
-    _run(job, settings, windows=chosen_windows(plan_job(load_job(job, settings)).windows, windows))
+    _run(job, settings, log, since, windows=windows, cells=cells, area=area)
 
 
 @app.command()
@@ -172,32 +185,49 @@ def plan(
     geojson: Annotated[
         Path | None, typer.Option(metavar="FILE.GEOJSON", help="Write the windows as polygons, for QGIS.")
     ] = None,
+    windows: Windows = None,
+    cells: Cells = None,
+    area: Area = None,
 ) -> None:
     """Show what a job will read, hold in memory and write; nothing is read but headers."""
     from s2composite.running.job import load_job
-    from s2composite.running.plan import plan_cells, plan_job
+    from s2composite.running.plan import Plan, plan_cells, plan_job
+    from s2composite.running.plan_tables import write_csv, write_geojson
     from s2composite.running.run_spans import explain_spans
 
     checked = load_job(job, setting or ())
     if checked.span is not None:
         typer.echo(explain_spans(checked))
         return
-    if checked.grid is not None:
-        for cell, one in plan_cells(checked):
-            typer.echo(f"\n{cell.name}\n{'no scene touches it' if one is None else one.explain()}")
-        return
-    planned = plan_job(checked)
-    typer.echo(planned.explain())
+    plans: list[tuple[str | None, Plan]] = []
+    chosen = _chosen(checked, windows=windows, cells=cells, area=area)
+    if checked.grid is None:
+        planned = plan_job(checked, **chosen)
+        plans = [(None, planned)]
+        typer.echo(planned.explain())
+    else:
+        for cell, one in plan_cells(checked, **chosen):
+            typer.echo(f"\n{cell.name}\n{_left_out(checked) if one is None else one.explain()}")
+            plans += [] if one is None else [(cell.name, one)]
     if csv is not None:
-        planned.to_csv(csv)
+        write_csv(plans, csv)
     if geojson is not None:
-        planned.to_geojson(geojson)
+        write_geojson(plans, geojson)
+
+
+def _chosen(job: Any, *, windows: str | None = None, cells: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return the options that choose, of those that a job can have."""
+    if job.grid is None and cells is not None:
+        raise JobError("--cells: the job has no grid; --windows and --area choose among its windows", key="grid")
+    if job.grid is not None and windows is not None:
+        raise JobError("--windows: the job has a grid; --cells and --area choose among its cells", key="grid")
+    return {"windows": windows, **more} if job.grid is None else {"cells": cells, **more}
 
 
 @app.command()
-def resume(job: JobFile, setting: Settings = None, *, since: Since = None) -> None:
+def resume(job: JobFile, setting: Settings = None, *, since: Since = None, log: Log = None) -> None:
     """Go on with a job that was interrupted: make the windows that have neither been made nor failed."""
-    _run(job, setting or (), since, which="untried")
+    _run(job, setting or (), log, since, which="untried")
 
 
 @app.command()
@@ -209,33 +239,40 @@ def retry(
         str | None, typer.Option(metavar="REGEX", help="Only windows whose error matches this regular expression.")
     ] = None,
     since: Since = None,
+    log: Log = None,
 ) -> None:
     """Make the windows again that have failed."""
-    _run(job, setting or (), since, which="failed", error=error)
+    _run(job, setting or (), log, since, which="failed", error=error)
 
 
-def _run(job: Path, settings: Sequence[str], since: str | None = None, **which: Any) -> None:
+def _run(
+    job: Path, settings: Sequence[str], log: Literal["text", "json"] | None, since: str | None, **which: Any
+) -> None:
     from s2composite.running.job import load_job
+    from s2composite.running.logs import log_to_stderr
 
+    if log is not None:
+        log_to_stderr(log)
     checked = load_job(job, settings)
     if since is not None and checked.span is None:
         raise JobError(f"{job}: --since is about a span, and the job has none", key="span", line=None)
 
     # After the check, so that a mistake in the job is told at once.
-    from s2composite.running.report import write_report
+    from s2composite.running.report_page import write_report
     from s2composite.running.run import run_cells, run_job
     from s2composite.running.run_spans import run_spans
 
     if checked.span is not None:
-        _tell_spans(run_spans(checked, since=since, **which))
+        _tell_spans(run_spans(checked, since=since, announce=log is None, **_chosen(checked, **which)))
         return
     if checked.grid is not None:
-        _tell_cells(run_cells(checked, **which))
+        _tell_cells(checked, run_cells(checked, announce=log is None, **_chosen(checked, **which)))
         return
-    result = run_job(checked, **which)
+    result = run_job(checked, announce=log is None, **_chosen(checked, **which))
     write_report(checked)
     pixels = " x ".join(map(str, result.shape))
     before = f", {result.windows - result.made} of them made before" if 0 < result.made < result.windows else ""
+    before = before if result.paths else f", {result.made} of them made now"
     work = f"{_plural(result.scenes, 'scene')}, {pixels} pixels, {_plural(result.windows, 'window')}"
     typer.echo(f"{work} in {result.seconds:.1f} s{before}")
     for path in result.paths:
@@ -245,18 +282,28 @@ def _run(job: Path, settings: Sequence[str], since: str | None = None, **which: 
         raise typer.Exit(SOME_FAILED)
 
 
-def _tell_cells(results: Iterable[tuple[Any, Any]]) -> None:
-    """Say what became of each cell, as it ends."""
+def _left_out(job: Any) -> str:
+    """Return why a cell is left out."""
+    least = job.policy.min_scenes
+    return "no scene touches it" if least == 1 else f"fewer than {least} scenes touch it (policy.min_scenes)"
+
+
+def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
+    """Say what became of each cell, as it ends, and write its report."""
+    from s2composite.running.report_page import write_report
+    from s2composite.running.scope import cell_job
+
     some_failed = False
     for cell, result in results:
         if result is None:
-            typer.echo(f"{cell.name}: no scene touches it")
+            typer.echo(f"{cell.name}: {_left_out(job)}")
             continue
         typer.echo(f"{cell.name}: {_plural(result.made, 'window')} made in {result.seconds:.1f} s")
+        write_report(cell_job(job, cell))
         for path in result.paths:
             typer.echo(path)
         if not result.paths:
-            _explain(result.failed)
+            _explain(result.failed, result.error)
             some_failed = True
     if some_failed:
         raise typer.Exit(SOME_FAILED)
@@ -276,11 +323,15 @@ def _tell_spans(results: Iterable[Any]) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _explain(failed: Sequence[Any]) -> None:
+def _explain(failed: Sequence[Any], error: str | None = None) -> None:
+    if LOG.handlers:
+        return  # the log has said it
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in failed[:10]:
         console.print(f"[bold red]failed:[/] window {failure.window}: {_plain(failure.error)}")
-    more = f"{len(failed)} windows failed" if failed else "some windows are not made yet"
+    if error is not None:
+        console.print(f"[bold red]failed:[/] {_plain(error)}")
+    more = f"{len(failed)} windows failed" if failed else "some windows are not made yet" if error is None else "failed"
     console.print(f"{more}; what is done is kept: s2composite retry makes the failed ones again")
 
 
@@ -294,31 +345,41 @@ def status(
     """Show how far a job is, from its ledger: nothing is read or computed."""
     from s2composite.running.job import load_job
     from s2composite.running.progress import job_progress
-    from s2composite.running.run_spans import span_jobs
 
     checked = load_job(job, setting or ())
-    if checked.span is not None:
-        spans = {one.period.label: job_progress(one.job) for one in span_jobs(checked)}
-        lines = [f"{label}: {progress.summary()}" for label, progress in spans.items()]
-        facts = {label: progress.as_dict() for label, progress in spans.items()}
-        typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
-        return
-    found = job_progress(checked)
+    found = {name: job_progress(one) for name, one in _products(checked)}
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        facts = {name: one.as_dict() for name, one in found.items()}
+        typer.echo(json.dumps(facts.get(None, facts), indent=2))
         return
-    typer.echo(found.summary())
-    for window, why in found.failures[:10]:
-        typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
+    for name, one in found.items():
+        typer.echo(one.summary() if name is None else f"{name}: {one.summary()}")
+        for window, why in one.failures[:10]:
+            typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
+
+
+def _products(job: Any) -> Iterator[tuple[str | None, Any]]:
+    """Yield the name and the job of each cell and month; a job without a grid or a span is one without a name."""
+    from s2composite.running.run_spans import span_jobs
+    from s2composite.running.scope import cell_job, job_cells
+
+    if job.span is not None:
+        products = ((one.period.label, name, each) for one in span_jobs(job) for name, each in _products(one.job))
+        yield from ((label if name is None else f"{label}, {name}", each) for label, name, each in products)
+    elif job.grid is None:
+        yield None, job
+    else:
+        yield from ((cell.name, cell_job(job, cell)) for cell in job_cells(job))
 
 
 @app.command()
 def report(job: JobFile, setting: Settings = None) -> None:
     """Write report.json and report.html beside the ledger: windows by state and time, failures by cause, versions."""
     from s2composite.running.job import load_job
-    from s2composite.running.report import write_report
+    from s2composite.running.report_page import write_report
 
-    for path in write_report(load_job(job, setting or ())) or ["nothing has been done yet"]:
+    written = [path for _, one in _products(load_job(job, setting or ())) for path in write_report(one)]
+    for path in written or ["nothing has been done yet"]:
         typer.echo(path)
 
 
@@ -338,9 +399,31 @@ def init(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of job files, for editors and other programs."""
-    from s2composite.running.job import Job
+    from s2composite.running.job import job_schema
 
-    typer.echo(json.dumps(Job.model_json_schema(), indent=2))
+    typer.echo(json.dumps(job_schema(), indent=2))
+
+
+@app.command()
+def zonal(
+    raster: Annotated[str, typer.Argument(metavar="RASTER", help="A composite, or any raster that GDAL reads.")],
+    zones: Annotated[str, typer.Argument(metavar="ZONES", help="Polygons: GeoJSON, GeoPackage, GeoParquet ...")],
+    table: Annotated[str, typer.Argument(metavar="TABLE.CSV", help="Where the table goes; .csv or .parquet.")],
+    *,
+    stats: Annotated[
+        str, typer.Option(help="Also sum, median, any percentile as p10, fraction (of each class).")
+    ] = "min,max,mean,stdev,skew,count",
+    name: Annotated[str | None, typer.Option(help="Column that names the zones; else they are numbered.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
+) -> None:
+    """Measure a raster over polygons, with the share of each pixel that a polygon covers."""
+    from s2composite.analysis.zonal import zonal_stats
+    from s2composite.analysis.zonal_table import write_zonal_stats
+    from s2composite.writing.targets import target_of
+
+    target_of(table, overwrite=overwrite)  # before the work
+    found = zonal_stats(raster, zones, stats.split(","), name=name)
+    typer.echo(f"{_plural(len(found), 'row')}: {write_zonal_stats(found, table, overwrite=overwrite)}")
 
 
 def _plural(n: int, word: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,25 +11,19 @@ import xarray as xr
 
 from s2composite.array_masks import usable_cube
 from s2composite.as_cube import days_of, nodata_of
-from s2composite.coarse import coarse_cube
+from s2composite.composed import layers_dataset, located, small_dataset
 from s2composite.errors import ParameterError
 from s2composite.period_axis import groups_of, with_time_axis
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
-from s2composite.pixels.reducers import Layer, Recipe, Reducer, resolve_reducer
+from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
 from s2composite.scenes.periods import Day, PeriodSpec
-from s2composite.windows import STATUS, Work, layer_arrays, source_shares, work_in
+from s2composite.windows import layer_arrays, source_shares
 
 if TYPE_CHECKING:
     from s2composite.analysis.explore import Map
     from s2composite.analysis.plot import Plots
 
 __all__ = ["Composite", "composite"]
-
-_TIMES = ("time", "time_bounds", "period", "scenes")
-"""Coordinates of the periods."""
-
-_WINDOWS = ("window_y", "window_x")
-"""Dimensions of what is known of windows, which every n-th pixel has none of."""
 
 
 def composite(
@@ -108,7 +101,7 @@ def composite(
         periods=None if groups is None else tuple(group.scenes for group in groups),
     )
     layers = recipe.layers(array.dtype, array.sizes["time"])
-    dataset = _dataset(array, recipe, layers, layer_arrays(array, recipe, layers, mask))
+    dataset = layers_dataset(array, recipe, layers, layer_arrays(array, recipe, layers, mask))
     dataset.attrs["rules"] = ", ".join(map(_described, given)) or "none"
     return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
 
@@ -146,7 +139,7 @@ class Composite:
 
     def compute(self, **kwargs: Any) -> Composite:
         """Return the composite in memory; all layers in one pass."""
-        return Composite(_located(self.dataset).compute(**kwargs))
+        return Composite(located(self.dataset).compute(**kwargs))
 
     def persist(self, **kwargs: Any) -> Composite:
         """Return the composite held in the memory of the workers."""
@@ -190,16 +183,7 @@ class Composite:
         """
         if size < 1:
             raise ParameterError(f"size={size}; a preview has 1 pixel or more")
-        step = max(1, -(-max(self.dataset.sizes["y"], self.dataset.sizes["x"]) // size))
-        work = _whole_work(self.dataset)
-        if work is None or step == 1:
-            every = slice(None, None, step)
-            return Composite(self.dataset.drop_dims(_WINDOWS, errors="ignore").isel(y=every, x=every).compute())
-        cube = coarse_cube(work.stack, abs(work.stack.geobox.resolution.x) * step)
-        layers = work.recipe.layers(cube.dtype, cube.sizes["time"])
-        small = _dataset(cube, work.recipe, layers, layer_arrays(cube, work.recipe, layers))
-        times = {name: self.dataset[name] for name in _TIMES if name in self.dataset.coords}
-        return Composite(small.assign_coords(times).assign_attrs(rules=self.dataset.attrs["rules"])).compute()
+        return Composite(small_dataset(self.dataset, size).compute())
 
     def period(self, label: str) -> Composite:
         """Return the composite of one period, without ``time``; a ParameterError lists the periods there are."""
@@ -294,27 +278,6 @@ class Composite:
         return Plots(self.dataset)
 
 
-def _whole_work(dataset: xr.Dataset) -> Work | None:
-    """Return the work behind a lazy composite if it is all of that and nothing else."""
-    work = work_in(dataset)
-    if work is None or work.arrays or "composite" not in dataset:
-        return None
-    same = dataset.odc.geobox == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
-    periods = len(work.recipe.periods or ())
-    return work if same and dataset.sizes.get("time", 0) == periods else None
-
-
-def _located(dataset: xr.Dataset) -> xr.Dataset:
-    """Let the windows of ``read_status`` say where they begin: in memory there are no chunks left that would."""
-    if STATUS not in dataset or not dataset[STATUS].chunks:
-        return dataset
-    starts = {
-        f"window_{axis}": (f"window_{axis}", np.cumsum([0, *dataset.chunksizes[axis][:-1]]), {"units": "pixel"})
-        for axis in ("y", "x")
-    }
-    return dataset.assign_coords(starts)
-
-
 def _not_yet_composited(cube: Any) -> Any:
     if isinstance(cube, Composite):
         raise ParameterError("this is a composite already; composite() takes a cube (time, band, y, x)")
@@ -339,40 +302,3 @@ def _rules(valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None) ->
 
 def _described(rule: Rule | xr.DataArray) -> str:
     return f"mask {rule.name or 'without a name'}" if isinstance(rule, xr.DataArray) else str(rule)
-
-
-def _dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], data: Mapping[str, Any]) -> xr.Dataset:
-    coords = {name: array.coords[name] for name in ("band", "y", "x", "spatial_ref") if name in array.coords}
-    times = array["time"].values
-    scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
-    coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
-    variables = {
-        layer.name: xr.Variable(layer.dims, data[layer.name], _layer_attrs(layer, "spatial_ref" in coords))
-        for layer in layers
-    }
-    if STATUS in data:
-        meaning = {"long_name": "0 read, 1 scene outside of the window, 2 reading failed"}
-        variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], meaning)
-    return xr.Dataset(variables, coords, _facts(array, recipe))
-
-
-def _layer_attrs(layer: Layer, georeferenced: bool) -> dict[str, Any]:
-    attrs = {
-        "long_name": layer.long_name,
-        "units": layer.units,
-        "nodata": layer.nodata,
-        "overviews": layer.overviews,
-        "grid_mapping": "spatial_ref" if georeferenced else None,
-    }
-    return {key: value for key, value in attrs.items() if value is not None}
-
-
-def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "reducer": ", ".join(reducer.name for reducer in recipe.reducers),
-        "parameters": ", ".join(str(reducer) for reducer in recipe.reducers),
-        "software": f"s2composite {version('s2composite')}",
-    }
-    if "engine" in array.attrs:
-        facts["engine"] = "; ".join(f"{name}: {why}" for name, why in array.attrs["engine"].items())
-    return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import dask.array as da
@@ -11,6 +12,7 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 from dask.delayed import Delayed, delayed
+from dask.system import CPU_COUNT
 from distributed import default_client
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
@@ -29,7 +31,7 @@ from s2composite.reading.stack import Stack, TargetGrid, open_stack
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.storage import absolute
 
-__all__ = ["Chunks", "delayed_stack", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
+__all__ = ["Chunks", "auto_size", "delayed_stack", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
 
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 """Heights of the rows of windows, widths of their columns."""
@@ -40,6 +42,12 @@ tiles, the results that wait to be written, and the process itself."""
 
 _LARGEST_TASK = 768 << 20
 """Bytes of a window's observations beyond which a larger window gains nothing: 216 RGB scenes of 1024 x 1024."""
+
+_WINDOWS_A_THREAD = 2
+"""Windows of a small area for each thread, so that none waits for the last."""
+
+_SMALLEST_SHARE = 512
+"""Pixels along a window that is made smaller only to share the work: below, the same tiles are decoded for several."""
 
 _STACK_LAYER = "s2composite-stack-"
 
@@ -122,7 +130,9 @@ def open_cube(
         How to find the dates of scenes whose names are unusual; see `find_scenes`.
     index
         A file that keeps what the headers said, beside the data or in a cache: the next opening reads the headers of
-        new and changed files only.
+        new and changed files only. With ``headers="lazy"`` files are not even asked whether they changed: those in the
+        index are taken as they are, of the others one of each kind is read and kept; reading a file that changed since
+        is an error, and ``headers="read"`` brings the index up to date.
     alternate
         Which of the places that a catalogue names for a file is read, ``"https"``; see `find_scenes`.
     loader
@@ -312,8 +322,7 @@ def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tup
     if isinstance(chunks, str):
         if chunks != "auto":
             raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a number of pixels, or (y, x)")
-        size = _auto_size(stack, thread_memory())
-        return size, stack.block_origin
+        return _shared(stack, auto_size(stack, thread_memory()), thread_count()), stack.block_origin
     pair = (chunks, chunks) if isinstance(chunks, int) else tuple(chunks)
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a positive number of pixels, or (y, x)")
@@ -321,7 +330,7 @@ def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tup
     return (y, x), stack.block_origin
 
 
-def _auto_size(stack: Stack, memory: int) -> tuple[int, int]:
+def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
     """Return the largest window of whole blocks, near to square, whose observations fit into a share of the memory."""
     _, bands, height, width = stack.shape
     # Of a country's scenes a window holds those that touch it.
@@ -334,6 +343,29 @@ def _auto_size(stack: Stack, memory: int) -> tuple[int, int]:
         if wider[0] * wider[1] > limit or (y >= height and x >= width):
             return min(y, height), min(x, width)
         y, x = wider
+
+
+def _shared(stack: Stack, size: tuple[int, int], threads: int) -> tuple[int, int]:
+    """Return windows of at most `size` of which a small area has some for each thread; they stay whole blocks."""
+    shape = stack.shape[2:]
+    blocks = stack.block if stack.snaps else (1, 1)
+    wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
+    while prod(-(-n // s) for n, s in zip(shape, size, strict=True)) < wanted:
+        axis = 0 if size[0] >= size[1] else 1
+        half = -(-size[axis] // (2 * blocks[axis])) * blocks[axis]
+        if half >= size[axis] or half < _SMALLEST_SHARE:
+            break
+        size = (half, size[1]) if axis == 0 else (size[0], half)
+    return size
+
+
+def thread_count() -> int:
+    """Return how many tasks run at once: threads of the current client's workers, else cores of this machine."""
+    try:
+        workers = default_client().scheduler_info(n_workers=-1)["workers"].values()
+    except ValueError:
+        return int(CPU_COUNT)
+    return max(1, sum(int(worker["nthreads"]) for worker in workers))
 
 
 def thread_memory() -> int:

@@ -105,6 +105,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         finally:
             self.state.end(count)
 
+    def do_HEAD(self):
+        """Say how large a file is: GDAL asks before it reads. Nothing of what goes wrong is done to this."""
+        file = self.state.root / unquote(urlsplit(self.path).path).lstrip("/")
+        self.send_response(200 if file.is_file() else 404)
+        self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
     def serve(self, file, size, first, last, fault):
         if fault and fault.isdecimal():
             self.answer(b"no", int(fault), {"Retry-After": "0"})

@@ -9,14 +9,18 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geom import box
+from typer.testing import CliRunner
 
 import s2composite as s2c
+from s2composite.cli import app
 from s2composite.demo import make_scenes
 from s2composite.errors import JobError
 from s2composite.running.cells import CellsOptions, MgrsOptions, OdcOptions, UtmOptions, cells_of
 from s2composite.running.job import load_job
+from s2composite.running.ledger import read_ledger
 from s2composite.running.plan import plan_cells, plan_job
 from s2composite.running.run import run_cells, run_job
+from s2composite.running.scope import job_cells
 
 
 @pytest.mark.parametrize(
@@ -124,6 +128,38 @@ def test_cells_put_together_are_the_whole(tmp_path):
     assert any(result is None for result in results.values()) or len(results) >= 4
 
 
+def test_windows_of_the_next_cell_are_made_while_one_is_finished(tmp_path):
+    make_scenes(str(tmp_path / "scenes"), scenes=4, size=1000, seed=3, compress="deflate")
+    spec = {
+        "source": str(tmp_path / "scenes"),
+        "output": str(tmp_path / "together_{cell}.tif"),
+        "grid": {"type": "utm", "size": 4000},
+        "bbox": [300020, 4890040, 309980, 4900000],
+        "bbox_crs": "EPSG:32631",
+        "chunks": 128,
+        "raster": {"blocksize": 128},
+    }
+    cells = [cell.name for cell in job_cells(load_job(spec))]
+    taken = tmp_path / f"together_{cells[1]}.tif"
+    taken.write_bytes(b"somebody else's")
+    with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
+        together = {cell.name: result for cell, result in run_cells(spec, client=client)}
+    assert sorted(together) == cells
+    assert "exists already" in together.pop(cells[1]).error
+    assert taken.read_bytes() == b"somebody else's"
+    names = [name for name in cells if together.get(name)]
+    assert len(names) > 3
+    assert all(together[name].paths for name in names)
+    ledgers = [read_ledger(str(tmp_path / f"together_{name}.tif")) for name in names]
+    done = [[event["at"] for event in events if event["event"] == "done"] for events in ledgers]
+    assert [len(at) for at in done] == [together[name].windows for name in names]
+    complete = [event["at"] for events in ledgers for event in events if event["event"] == "product"]
+    assert len(complete) == len(names)
+    early = [later[0] < end for end, later in zip(complete, done[1:], strict=False)]
+    # Where a cell is small, the next one may not be planned in time.
+    assert sum(early) > len(early) // 2, "windows of the next cell are done before the file of the one before is"
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -148,3 +184,34 @@ def test_a_grid_without_an_area_has_no_end():
         plan_job({"source": "s", "output": "{cell}.tif", "grid": "mgrs"})
     with pytest.raises(JobError, match="run_cells"):
         run_job({"source": "s", "output": "{cell}.tif", "grid": "mgrs"})
+
+
+def test_the_command_line_tells_of_each_cell(tmp_path):
+    make_scenes(str(tmp_path / "scenes"), scenes=2, size=600, seed=1, compress="deflate")
+    spec = {
+        "source": str(tmp_path / "scenes"),
+        "output": str(tmp_path / "taken_{cell}.tif"),
+        "grid": {"type": "utm", "size": 6000},
+        "bbox": [300000, 4890000, 306000, 4900000],
+        "bbox_crs": "EPSG:32631",
+        "cluster": {"workers": 1, "dashboard": ":0"},
+    }
+    (tmp_path / "job.json").write_text(json.dumps(spec))
+    whole = {cell.name: plan for cell, plan in plan_cells(spec)}
+    there = [name for name, plan in whole.items() if plan is not None]
+    taken = there[0]
+    (tmp_path / f"taken_{taken}.tif").write_bytes(b"something else")
+    runner = CliRunner()
+    ran = runner.invoke(app, ["run", str(tmp_path / "job.json")])
+    assert ran.exit_code == 1, ran.output
+    assert "exists already" in ran.stderr
+    for name in there[1:]:
+        assert (tmp_path / f"taken_{name}.tif.ledger" / "report.html").exists()
+    status = json.loads(runner.invoke(app, ["status", str(tmp_path / "job.json"), "--json"]).stdout)
+    assert {name: one["state"] for name, one in status.items()} == {
+        name: "complete" if name in there[1:] else "new" for name in whole
+    }
+    lines = runner.invoke(app, ["status", str(tmp_path / "job.json")]).stdout.splitlines()
+    assert f"{taken}: new: nothing has been done" in lines
+    told = runner.invoke(app, ["report", str(tmp_path / "job.json")]).stdout.split()
+    assert len(told) == 2 * (len(there) - 1)

@@ -12,6 +12,7 @@ import pytest
 import rasterio
 import rioxarray  # noqa: F401 - registers .rio
 from affine import Affine
+from dask.system import CPU_COUNT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
@@ -174,6 +175,7 @@ def test_auto_chunks_follow_from_the_memory_of_a_worker_thread(tmp_path, monkeyp
     write_tif(tmp_path / "T31TCJ_20230601T104629_TCI.tif", encoded(0, 3, 2100, 2100), block=256)
     for memory, size in ((1 << 20, (256, 256)), (8 << 20, (1024, 512)), (200 << 20, (2100, 2100))):
         monkeypatch.setattr(cube_module, "thread_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(cube_module, "thread_count", lambda: 1)
         cube = s2c.open_cube(tmp_path)
         assert cube.data.chunksize[2:] == size
         assert size[0] * size[1] * 3 <= memory / 4
@@ -301,3 +303,20 @@ def test_a_scene_that_cannot_be_opened_can_be_skipped(tmp_path):
 def test_bad_arguments_say_what_is_valid(folder, options, error, words):
     with pytest.raises(error, match=words):
         s2c.open_cube(folder, **options)
+
+
+def test_a_small_area_has_windows_for_every_thread(tmp_path):
+    """One window of all of it would leave the other threads waiting; whole blocks still, so no tile is decoded twice."""
+    for day in (4, 9):
+        write_tif(tmp_path / f"T31TCJ_2023070{day}T104629_TCI.tif", encoded(day, 3, 1100, 1500), block=256, nodata=0)
+    cube = s2c.open_cube(tmp_path)
+    rows, columns = cube.chunks[2:]
+    assert len(rows) * len(columns) >= min(2 * CPU_COUNT, 6)
+    assert {size % 256 for size in (*rows[:-1], *columns[:-1])} == {0}
+    whole = s2c.composite(s2c.open_cube(tmp_path, chunks=2048)).compute()
+    np.testing.assert_array_equal(s2c.composite(cube).compute()["composite"], whole["composite"])
+    warped = s2c.open_cube(tmp_path, crs="EPSG:3035", resolution=10)
+    assert min(warped.chunks[2]) > 256, "no slivers where there are no blocks to keep"
+    with s2c.connect("local", workers=2, threads=8, announce=False):
+        many = s2c.open_cube(tmp_path)
+        assert max(many.chunks[2]) == max(many.chunks[3]) == 512, "not smaller than pays"

@@ -10,12 +10,14 @@ from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasters import ORIGIN, write_tif
+from stac_items import item_of
 
 import s2composite as s2c
 from s2composite.cube import stack_of
 from s2composite.masking import WarpedMask, masks_of
 from s2composite.pixels.flags import SCL, CloudProbability
 from s2composite.pixels.masks import SwathEdge
+from s2composite.scenes.listing import find_scenes
 
 HEIGHT, WIDTH = 72, 60
 RULE = SCL(("cloud high probability",), cleanup=[("dilation", 1)])
@@ -153,3 +155,39 @@ def test_the_edge_of_a_swath_gives_way_to_the_next_product(tmp_path):
     comp = s2c.composite(cube, valid=SwathEdge(2)).compute()
     assert comp["composite"][0, 7].values.tolist() == [100] * 22 + [200] * 18
     assert int(comp["count"].min()) == 1
+
+
+@pytest.mark.parametrize("chunks", [25, 400])
+def test_warped_days_are_those_of_each_product_alone(tmp_path, chunks):
+    products(tmp_path, 6, lefts=(0, 19, 5))
+    grid = {"crs": "EPSG:3035", "resolution": 13}
+    cube = s2c.open_cube(tmp_path, bands=["TCI"], groupby="solar_day", chunks=chunks, **grid)
+    pixels = np.zeros(cube.shape, np.uint8)
+    usable = np.zeros((2, *cube.shape[2:]), bool)
+    for scene in find_scenes(tmp_path):
+        alone = s2c.open_cube([scene], bands=["TCI"], geobox=cube.odc.geobox)
+        good = s2c.composite(alone, "mean", valid=RULES).compute()["count"].values == 1
+        day = scene.time.day - 1
+        take = good & ~usable[day]
+        pixels[day][:, take] = alone.values[0][:, take]
+        usable[day] |= good
+    comp = s2c.composite(cube, valid=RULES).compute()
+    np.testing.assert_array_equal(comp["count"], usable.sum(0))
+    plain = s2c.composite(cube.copy(data=np.where(usable[:, None], pixels, 0)), valid=s2c.Nodata())
+    np.testing.assert_array_equal(comp["composite"], plain["composite"])
+    assert 0 < usable.mean() < 1
+
+
+def test_masks_stay_with_their_products_where_days_interleave(tmp_path):
+    """Both sides of the antimeridian: a product of the next solar day was sensed between two of this one."""
+    items = []
+    for minute, (east, scl) in enumerate([(-179.0, 9), (179.0, 9), (-179.5, 4)]):
+        data = write_tif(tmp_path / f"red{minute}.tif", np.full((40, 40), 10 + minute, np.uint8), nodata=0)
+        classes = write_tif(tmp_path / f"scl{minute}.tif", np.full((40, 40), scl, np.uint8), nodata=0)
+        item = item_of(f"S2A_{minute}", f"2023-07-01T00:0{minute}:00Z", {"red": data, "scl": classes})
+        items.append(item | {"bbox": [east, 10, east + 0.1, 11]})
+    cube = s2c.open_cube(items, bands=["red"], groupby="solar_day", harmonise=False)
+    assert cube.scene.values.tolist() == ["S2A_0+1", "S2A_1"]
+    comp = s2c.composite(cube, "median", valid=[s2c.Nodata(), SCL()]).compute()
+    assert np.unique(comp["composite"]).tolist() == [12]
+    assert np.unique(comp["count"]).tolist() == [1]

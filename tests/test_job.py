@@ -13,7 +13,7 @@ from s2composite.running.cluster_address import AddressOptions
 from s2composite.running.cluster_local import LocalOptions
 from s2composite.running.cluster_options import read_cluster
 from s2composite.running.document import parse_text
-from s2composite.running.job import Job, load_job
+from s2composite.running.job import Job, job_schema, load_job
 
 GOOD = "source: scenes\noutput: median.tif\n"
 
@@ -382,3 +382,56 @@ def test_the_example_is_a_job():
     assert (job.source, job.output) == ("gs://tb-be-bigdata/t31tcj/", "t31tcj_2023.tif")
     assert [str(reducer) for reducer in job.reducers] == ["luminance_median"]
     assert job.datetime == "2023"
+
+
+# --- Variables -----------------------------------------------------------------------------------------------------------
+
+WITH_VARIABLES = """
+variables:
+  year: 2023
+  root: ${ROOT_OF_TEST:-here}
+source: ${root}/scenes
+output: median_${year}.tif
+datetime: ${year}
+chunks: ${size:-512}
+"""
+
+
+def test_a_file_sets_variables_of_its_own(monkeypatch):
+    monkeypatch.setenv("year", "1999")
+    job = load_job(WITH_VARIABLES)
+    assert (job.source, job.output, job.datetime, job.chunks) == ("here/scenes", "median_2023.tif", "2023", 512)
+    monkeypatch.setenv("ROOT_OF_TEST", "there")
+    other = load_job(WITH_VARIABLES, ["variables.year=2024", "chunks=256"])
+    assert (other.source, other.output, other.datetime, other.chunks) == (
+        "there/scenes",
+        "median_2024.tif",
+        "2024",
+        256,
+    )
+    assert load_job("variables: {a: '0123'}\nsource: '${a}'\noutput: a.tif\n").source == "0123"
+    assert load_job('{"variables": {"n": 64}, "source": "s", "output": "o${n}.tif"}\n').output == "o64.tif"
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "says"),
+    [
+        ("source: ${yaer}\noutput: a.tif\nvariables: {year: 2023}\n", [], "line 1: source: .*'yaer'.*mean 'year'"),
+        ("variables: [1]\nsource: s\noutput: a.tif\n", [], "line 1: variables: expected names and values"),
+        ("variables:\n  a: [1]\nsource: s\noutput: a.tif\n", [], "line 2: variables.a: .*a text or number"),
+        ("variables: {a b: 1}\nsource: s\noutput: a.tif\n", [], "line 1: variables.a b: a variable has a name"),
+        ("variables: {year: 1}\nsource: s\noutput: a.tif\n", ["variables.yaer=2"], "no such variable; it sets year"),
+        ("source: s\noutput: a.tif\n", ["variables.year=2"], "no such variable; it sets none"),
+    ],
+)
+def test_mistakes_with_variables_are_named(text, settings, says):
+    with pytest.raises(JobError, match=says):
+        load_job(text, settings)
+
+
+def test_the_schema_takes_files_with_variables():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = job_schema()
+    jsonschema.validate({"variables": {"year": 2023}, "source": "s", "output": "o.tif"}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"variables": {"year": [1]}, "source": "s", "output": "o.tif"}, schema)

@@ -12,7 +12,10 @@ from stac_items import item_of
 
 import s2composite as s2c
 from s2composite.cube import stack_of
-from s2composite.errors import ParameterError, ReadError, SceneError
+from s2composite.errors import AccessError, ParameterError, ReadError, SceneError
+from s2composite.reading import opening
+from s2composite.reading.header import read_header
+from s2composite.scenes.access import Access
 
 LETTERS = "ABCDEFGHJK"
 
@@ -70,6 +73,7 @@ def test_ten_thousand_scenes_open_in_seconds(sample):
 
 
 def promised(tmp_path, change=None):
+    tmp_path.mkdir(exist_ok=True)
     items = []
     for i in range(4):
         pixels = encoded(i, 1, 100, 100)[0]
@@ -135,3 +139,33 @@ def test_an_undecodable_file_among_promised_ones_is_read_by_gdal(tmp_path):
     items = promised(tmp_path, {"nbits": 7})
     lazy = s2c.open_cube(items, bands=["red"], headers="lazy").values
     np.testing.assert_array_equal(lazy, s2c.open_cube(items, bands=["red"], headers="read").values)
+
+
+def test_lazy_headers_and_an_index(tmp_path, monkeypatch):
+    items, index = promised(tmp_path / "data"), tmp_path / "index"
+    asked = []
+    monkeypatch.setattr(opening, "read_header", lambda href, sign: asked.append(href) or read_header(href, sign))
+    expected = s2c.open_cube(items, bands=["red"], headers="read").values
+    asked.clear()
+    first = s2c.open_cube(items, bands=["red"], headers="lazy", index=index)
+    assert len(asked) == 1, "one of a kind"
+    np.testing.assert_array_equal(first.values, expected)
+    s2c.open_cube(items, bands=["red"], headers="lazy", index=index)
+    assert len(asked) == 1, "that one is kept"
+    s2c.open_cube(items, bands=["red"], headers="read", index=index)
+    assert len(asked) == 4, "the others are added"
+    monkeypatch.setattr("s2composite.reading.index.read_identity", lambda *_: pytest.fail("no file is looked at"))
+    known = s2c.open_cube(items, bands=["red"], headers="lazy", index=index)
+    np.testing.assert_array_equal(known.values, expected)
+    promised(tmp_path / "data", {"half": True})
+    with pytest.raises(ReadError, match="changed since its header was read"):
+        s2c.open_cube(items, bands=["red"], headers="lazy", index=index).compute()
+
+
+def test_an_index_opens_nothing_that_is_closed(tmp_path, monkeypatch):
+    items, index = promised(tmp_path / "data"), tmp_path / "index"
+    s2c.open_cube(items, bands=["red"], headers="read", index=index)
+    monkeypatch.setenv("S2COMPOSITE_ACCESS", Access(read=(str(tmp_path / "other"),)).to_json())
+    for headers in ("lazy", "read"):
+        with pytest.raises(AccessError):
+            s2c.open_cube(items, bands=["red"], headers=headers, index=index)

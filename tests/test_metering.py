@@ -126,7 +126,7 @@ def test_outside_of_a_worker_nobody_listens(scenes_dir):
 
 
 def test_a_cluster_that_cannot_take_the_columns_works_without(caplog, monkeypatch):
-    with Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as client:
+    with Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as client:
         monkeypatch.setattr("s2composite.metering._COLUMNS", None)
         show_meters(client)
         assert "does not show what workers read" in caplog.text

@@ -1,25 +1,23 @@
 """Jobs that are interrupted and gone on with: the same bytes, nothing made twice, everything in the ledger."""
 
-import hashlib
+import datetime as dt
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rasterio
+from job_helpers import digests, job, made
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
-from s2composite.errors import S2CompositeError, WriteError
+from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.running.job import load_job
 from s2composite.running.ledger import Ledger, ledger_root, ledger_table, read_ledger
 from s2composite.running.progress import job_progress
-from s2composite.running.report import job_report, write_report
+from s2composite.running.report import job_report
+from s2composite.running.report_page import write_report
 from s2composite.running.run import run_job
 
 LAYERS = ["composite", "count", "source"]
@@ -38,33 +36,12 @@ def scenes(tmp_path_factory):
     return directory
 
 
-def job(scenes, tmp_path, **keys):
-    return {
-        "source": str(scenes),
-        "output": str(tmp_path / "median.tif"),
-        "layers": LAYERS,
-        "chunks": 128,
-        "raster": {"blocksize": 128},
-        **keys,
-    }
-
-
-def digests(directory):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(directory).glob("*.tif"))}
-
-
 @pytest.fixture(scope="module")
 def undisturbed(scenes, client, tmp_path_factory):
     directory = tmp_path_factory.mktemp("undisturbed")
     result = run_job(job(scenes, directory), client=client)
     assert result.made == result.windows == 81
     return digests(directory)
-
-
-def made(directory):
-    """How often each window was made."""
-    events = read_ledger(str(Path(directory) / "median.tif"))
-    return Counter(tuple(event["window"]) for event in events if event["event"] == "done")
 
 
 def test_a_job_writes_what_to_raster_writes(scenes, client, undisturbed, tmp_path):
@@ -129,10 +106,6 @@ def test_windows_that_fail_are_kept_and_tried_again(scenes, client, undisturbed,
     ((cause, windows),) = told.causes()
     assert "damaged" in cause
     assert len(windows) == len(first.failed)
-    page = told.to_html()
-    assert page.count("<rect") == 81
-    assert page.count("fill='#d43d3d'") == len(first.failed)
-    assert "&#x27;skip&#x27;" in page, "what stands in an error is text and not markup"
     last = run_job(job(broken, out), client=client, which="failed", error="damaged")
     assert last.made == len(first.failed)
     assert len(last.paths) == 3
@@ -163,104 +136,61 @@ def test_periods_and_rules_of_a_job(scenes, client, tmp_path):
             assert (dataset.read() == comp.period(label)["composite"].values).all()
 
 
-# --- Survival ------------------------------------------------------------------------------------------------------------
+def test_the_preview_of_a_job_is_that_of_to_raster(scenes, client, tmp_path):
+    keys = {"layers": ["composite", "rgba"], "raster": {"blocksize": 128, "stretch": [20, 180]}}
+    run_job(job(scenes, tmp_path, **keys), client=client)
+    assert len(digests(tmp_path)) == 2
+    plain = s2c.composite(s2c.open_cube(scenes)).compute()
+    plain.to_raster(str(tmp_path / "plain.tif"), layers="composite", blocksize=128, progress=False)
+    with rasterio.open(tmp_path / "median_rgba.tif") as preview, rasterio.open(tmp_path / "plain.tif") as whole:
+        painted, values = preview.read(), whole.read().astype("float32")
+    valid = (values != 0).all(0)
+    expected = np.clip(np.rint((values - np.float32(20)) * np.float32(255 / 160)), 1, 255).astype("uint8")
+    assert valid.any()
+    assert (painted[:3] == np.where(valid, expected, 0)).all()
+    assert (painted[3] == np.where(valid, 255, 0)).all()
+    with pytest.raises(ParameterError, match="needs all pixels before the first is written; give values"):
+        run_job(job(scenes, tmp_path, **{**keys, "raster": {"stretch": "2-98%"}, "overwrite": True}), client=client)
 
 
-def start_scheduler(directory):
-    file = Path(directory, "scheduler.json")
-    file.unlink(missing_ok=True)
-    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
-    process = subprocess.Popen([sys.executable, "-m", "dask", "scheduler", *options], stderr=subprocess.DEVNULL)
-    until(lambda: file.exists() and file.read_text().strip())
-    return process, json.loads(file.read_text())["address"]
+def test_a_preview_for_each_period(scenes, client, tmp_path):
+    keys = {"period": "month", "keep_empty": False, "layers": ["rgba"], "raster": {"blocksize": 128}}
+    result = run_job(job(scenes, tmp_path, **keys), client=client)
+    with client.as_current():
+        comp = s2c.composite(s2c.open_cube(scenes), period="month", keep_empty=False)
+        comp.to_raster(str(tmp_path / "other.tif"), layers="rgba", blocksize=128, progress=False)
+    pictures = [Path(path).read_bytes() for path in result.paths]
+    assert pictures == [path.read_bytes() for path in sorted(tmp_path.glob("other_*.tif"))]
+    assert len(pictures) > 1
 
 
-def start_worker(address):
-    command = [sys.executable, "-m", "dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+# --- What is left behind -------------------------------------------------------------------------------------------------
 
 
-def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
-def start_job(directory, spec, address):
-    file = Path(directory, "job.json")
-    file.write_text(json.dumps({**spec, "cluster": address}))
-    command = [sys.executable, "-c", "from s2composite.cli import main; main()", "run", str(file)]
-    # A client looks for a scheduler that is gone for 30 s unless told otherwise.
-    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "3s"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-
-
-def lines(directory):
-    return sum(made(directory).values())
-
-
-@pytest.fixture
-def farm(tmp_path):
-    """A scheduler and two workers that are nobody's children."""
-    scheduler, address = start_scheduler(tmp_path)
-    workers = [start_worker(address) for _ in range(2)]
-    everyone = [scheduler, *workers]
-    yield address, scheduler, workers, everyone
-    for process in everyone:
-        process.kill()
-        process.wait()
-
-
-def test_the_client_is_killed(scenes, undisturbed, farm, tmp_path):
-    address, *_ = farm
-    runner = start_job(tmp_path, job(scenes, tmp_path), address)
-    until(lambda: lines(tmp_path) >= 10)
-    runner.kill()
-    runner.communicate()
-    before = lines(tmp_path)
-    assert before < 81
-    assert not list(tmp_path.glob("median*.tif"))
-    again = start_job(tmp_path, job(scenes, tmp_path), address)
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert "made before" in out
+def test_what_other_parameters_have_left_is_removed_when_nobody_needs_it(scenes, client, undisturbed, tmp_path):
+    for reducer in ("earliest", "latest", {"rank": {"quantile": 0.25}}):
+        run_job(job(scenes, tmp_path, reducer=reducer), client=client, windows=[(0, 0)])
+    ended, alive, silent = (event for event in read_ledger(str(tmp_path / "median.tif")) if event["event"] == "start")
+    rewritten(tmp_path, alive["run"], dt.timedelta(0))
+    rewritten(tmp_path, silent["run"], dt.timedelta(hours=2))
+    mine = tmp_path / "median.tif.notes.parts"
+    mine.mkdir()
+    assert len(list(tmp_path.glob("*.parts"))) == 4
+    run_job(job(scenes, tmp_path), client=client)
     assert digests(tmp_path) == undisturbed
-    # What was under way when the client died may have been finished without anybody noting it, or be made again.
-    assert sum(made(tmp_path).values()) <= 81 + 4
+    assert not Path(ended["place"]).exists()
+    assert not Path(silent["place"]).exists(), "a run that has said nothing for hours is dead"
+    assert Path(alive["place"]).exists(), "that one may still be at work"
+    assert mine.exists(), "nobody knows what that is"
 
 
-def test_workers_are_killed_one_after_the_other(scenes, undisturbed, farm, tmp_path):
-    address, _, workers, everyone = farm
-    runner = start_job(tmp_path, job(scenes, tmp_path), address)
-    for n, victim in enumerate(list(workers)):
-        until(lambda n=n: lines(tmp_path) >= 8 + 12 * n)
-        os.kill(victim.pid, signal.SIGKILL)
-        everyone.append(start_worker(address))
-    _, err = runner.communicate(timeout=120)
-    assert runner.returncode == 0, err
-    assert digests(tmp_path) == undisturbed
-    assert max(made(tmp_path).values()) == 1
-
-
-def test_the_scheduler_is_killed(scenes, undisturbed, farm, tmp_path):
-    address, scheduler, _, everyone = farm
-    runner = start_job(tmp_path, job(scenes, tmp_path), address)
-    until(lambda: lines(tmp_path) >= 10)
-    scheduler.kill()
-    _, err = runner.communicate(timeout=120)
-    assert runner.returncode == 1, err
-    assert "resume" in err
-    assert not list(tmp_path.glob("median*.tif"))
-    before = lines(tmp_path)
-    fresh, address = start_scheduler(tmp_path)
-    everyone += [fresh, start_worker(address)]
-    again = start_job(tmp_path, job(scenes, tmp_path), address)
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert digests(tmp_path) == undisturbed
-    assert before >= 10
-    assert "made before" in out
+def rewritten(directory, run, earlier):
+    """Let a run's file look as if its process had been killed some time ago."""
+    file = Path(directory, "median.tif.ledger", f"{run}.jsonl")
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    for event in kept:
+        event["at"] = (dt.datetime.fromisoformat(event["at"]) - earlier).isoformat(timespec="milliseconds")
+    file.write_text("".join(json.dumps(event) + "\n" for event in kept if event["event"] != "end"))
 
 
 # --- The ledger ----------------------------------------------------------------------------------------------------------

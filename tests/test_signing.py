@@ -137,6 +137,8 @@ def test_a_refusal_that_stays_is_told_once_and_without_the_signature(tmp_path, s
         s2c.open_cube(items[:1], bands=["red"], sign=lambda href: f"{href}?sig=wrong")
     assert "wrong" not in str(error.value)
     assert handler.refused == 2, "once more with a new signature, then no more"
+    with pytest.raises(SceneError, match=r"status 403\); check .* your rights \(a URL that must be signed.*sign=\)"):
+        s2c.open_cube(items[:1], bands=["red"])
     cube = s2c.open_cube(items, bands=["red"], sign=Signer(), on_error="skip")
     VALID["token"] = "of somebody else"
     with caplog.at_level(logging.DEBUG), pytest.raises((ReadError, SceneError)) as refused:

@@ -293,8 +293,16 @@ def test_items_that_lack_something():
         find_scenes(broken(lambda item: item.update(assets={"meta": {"href": "a.xml", "type": "application/xml"}})))
     with pytest.raises(SceneError, match="has no id"):
         find_scenes(broken(lambda item: item.pop("id")))
+    with pytest.raises(SceneError, match=r"item S2B_T31TCJ_20230709T105624_L2A: its datetime is none \('yesterday'"):
+        find_scenes(broken(lambda item: item["properties"].update(datetime="yesterday")))
+    with pytest.raises(SceneError, match="has no datetime"):
+        find_scenes(broken(lambda item: item.update(properties=None)))
+    odd = broken(lambda item: item["assets"]["red"].update({"proj:transform": ["ten"] * 6}))
+    assert find_scenes(odd)[0].asset("red").grid is None, "the header will tell"
     assert find_scenes(broken(lambda item: item.update(geometry=None, bbox=None)))[0].bbox is None
     assert find_scenes(broken(lambda item: item.pop("bbox")))[0].bbox == (0.4, 43.2, 1.8, 44.2)
+    with pytest.raises(SourceError, match="the dictionary gives no items"):
+        find_scenes({"type": "FeatureCollection", "features": []})
     for wrong in ({"type": "Feature"}, {"type": "Point"}, {}):
         with pytest.raises(ParameterError, match="is no STAC item"):
             find_scenes(wrong)
@@ -351,6 +359,18 @@ def test_of_products_made_again_the_newest_counts():
     assert len(ids(every, duplicates="keep")) == 6
     with pytest.raises(ParameterError, match="duplicates is 'first'"):
         find_scenes(every, duplicates="first")
+
+
+def test_levels_are_no_products_made_again_and_do_not_mix(items):
+    both = [product("surface"), product("top", made="2024-01-01T00:00:00Z")]
+    both[1]["collection"] = "sentinel-2-l1c"
+    assert sorted(ids(both)) == ["surface", "top"]
+    mixed = copy.deepcopy(items)
+    mixed[1]["collection"] = "sentinel-2-l1c"
+    with pytest.raises(
+        SceneError, match=r"20230606.*\(sentinel-2-l1c\) is of level 1.*level 2.*one collection at a time"
+    ):
+        s2c.open_cube(mixed, bands=["red"])
 
 
 def test_files_whose_names_tell_no_baseline_all_stay():

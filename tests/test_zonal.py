@@ -19,8 +19,10 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio import Affine
 from scipy.stats import skew
+from typer.testing import CliRunner
 
 import s2composite as s2c
+from s2composite.cli import app
 from s2composite.errors import GridError, ParameterError, SourceError, WriteError
 
 WEST, NORTH, CRS = 300000, 4900020, 32631
@@ -338,3 +340,66 @@ def test_tables_as_files(tmp_path):
         s2c.write_zonal_stats(table, csv)
     with pytest.raises(ParameterError, match=r"\.csv or \.parquet"):
         s2c.write_zonal_stats(table, tmp_path / "zones.xlsx")
+
+
+def test_a_written_composite_from_the_command_line(cube, tmp_path):
+    comp = s2c.composite(cube)
+    comp.to_raster(str(tmp_path / "median.tif"), progress=False)
+    fields(cube).to_crs(4326).to_file(tmp_path / "zones.geojson")
+    arguments = [
+        "zonal",
+        *(str(tmp_path / name) for name in ("median.tif", "zones.geojson", "out.csv")),
+        "--name",
+        "id",
+    ]
+    done = CliRunner().invoke(app, [*arguments, "--stats", "min,mean,p10,stdev"])
+    assert done.exit_code == 0, done.output
+    assert "6 rows" in done.output
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert found.columns.tolist() == ["zone", "band", "min", "mean", "p10", "stddev"]
+    expected = s2c.zonal_stats(comp, tmp_path / "zones.geojson", ["min", "mean", "p10", "stdev"], name="id")
+    np.testing.assert_allclose(found.iloc[:, 2:], expected.iloc[:, 2:])
+    assert isinstance(CliRunner().invoke(app, arguments).exception, WriteError), "it exists"
+    with pytest.raises(SourceError, match=r"none\.tif: cannot be read as a raster"):
+        s2c.zonal_stats(tmp_path / "none.tif", fields(cube))
+
+
+def test_months_of_a_forest(imagery):
+    """Romania: green in summer, bare or white in winter; the table is that of plain sums."""
+    folder = imagery / "romania_s2_l2a_10m"
+    cube = s2c.open_cube(str(folder / "*_BOA.tif"), datetime="2018")
+    classes = s2c.open_cube(str(folder / "*_SCL.tif"), datetime="2018").compute()
+    clear = classes[:, 0].isin([4, 5, 6, 7]).drop_vars("band", errors="ignore")
+    months = s2c.composite(cube, "median", valid=[s2c.Nodata(), clear], period="month").compute()
+    west, south, east, north = cube.odc.geobox.boundingbox.bbox
+    halves = gpd.GeoDataFrame(
+        {"id": ["west", "east"]},
+        geometry=[
+            shapely.box(west, south, (west + east) / 2, north),
+            shapely.box((west + east) / 2, south, east, north),
+        ],
+        crs=3035,
+    )
+    table = s2c.zonal_stats(months, halves, ["mean", "count"], name="id")
+    means = table.set_index(["band", "period", "zone"])["mean"]
+    red, infrared = (means[str(band)] for band in months.dataset["band"].values[2:])
+    ndvi = ((infrared - red) / (infrared + red)).sort_index()
+    assert ndvi.loc["2018-06":"2018-08"].min() > 0.7, "a forest in leaf"
+    assert ndvi.loc["2018-06":"2018-08"].mean() > ndvi.loc["2018-11":"2018-12"].mean() + 0.1
+    july = months.period("2018-07")["composite"].values[3, :, :50]
+    row = table[(table["zone"] == "west") & (table["period"] == "2018-07")].iloc[3]
+    assert row["mean"] == pytest.approx(july[july > 0].mean(), rel=1e-5)
+    assert row["count"] == pytest.approx((july > 0).sum(), rel=1e-5)
+
+
+def test_classes_of_real_scenes(imagery):
+    """Zagreb: shares of the scene classes of each date, and clouds where the dates are known to be cloudy."""
+    cube = s2c.open_cube(str(imagery / "zagreb_t33twl_120m" / "*_SCL.tif"))
+    frame = gpd.GeoDataFrame({"id": ["all"]}, geometry=[shapely.box(*cube.odc.geobox.boundingbox.bbox)], crs=32633)
+    table = s2c.zonal_stats(cube, frame, ["fraction", "count"], name="id")
+    clouds = table[["fraction_8", "fraction_9", "fraction_10"]].sum(axis=1)
+    for scene, share, count in zip(cube.values[:, 0], clouds, table["count"], strict=True):
+        assert count == pytest.approx((scene > 0).sum())
+        assert share == pytest.approx(np.isin(scene, (8, 9, 10)).sum() / (scene > 0).sum())
+    assert (clouds > 0.4).sum() >= 1
+    assert (clouds < 0.4).sum() >= 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -11,16 +12,18 @@ import dask
 import numpy as np
 import odc.geo.xr  # noqa: F401 - registers .odc
 import pandas as pd
+import rioxarray
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioError
 
 from s2composite.analysis.zonal_stats import Wanted, finished, part_of, wanted_of
 from s2composite.analysis.zonal_tasks import Grid, Row, Zone, zonal_tasks
 from s2composite.analysis.zones import pixel_bounds, read_zones
 from s2composite.as_cube import as_cube, nodata_of
 from s2composite.compositing import Composite
-from s2composite.errors import GridError, MissingDependencyError, ParameterError
+from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError
 
 __all__ = ["DEFAULT_STATS", "zonal_stats"]
 
@@ -29,11 +32,11 @@ LOG = logging.getLogger(__name__)
 DEFAULT_STATS = ("min", "max", "mean", "stdev", "skew", "count")
 
 _CHUNK = 2048
-"""Side of the pieces that an array in memory is cut into."""
+"""Side of the pieces that a file, or an array in memory, is cut into."""
 
 
 def zonal_stats(
-    data: Composite | xr.Dataset | xr.DataArray,
+    data: Composite | xr.Dataset | xr.DataArray | str | os.PathLike[str],
     zones: Any,
     stats: Sequence[str] = DEFAULT_STATS,
     *,
@@ -47,7 +50,8 @@ def zonal_stats(
     ----------
     data
         A composite, also with periods; a cube ``(time, band, y, x)``; any array ``(band, y, x)`` or ``(y, x)`` with a
-        CRS. Lazy ones are measured chunk by chunk on the cluster of the current client, and only figures come back.
+        CRS; the path of a raster. Files and lazy arrays are measured chunk by chunk on the cluster of the current
+        client, and only figures come back.
     zones
         Polygons in any CRS: a vector file, a GeoDataFrame, a GeoSeries.
     stats
@@ -75,7 +79,7 @@ def zonal_stats(
     GridError
         Zones without a CRS, a raster without one, or no zone touches the raster.
     SourceError
-        The file of zones cannot be read.
+        The file of zones or the raster cannot be read.
     MissingDependencyError
         ``pip install 's2composite[zones]'``.
 
@@ -128,14 +132,29 @@ def _check_exactextract() -> None:
 def _cube(data: Any, layer: str) -> tuple[xr.DataArray, bool]:
     """Return what is measured as ``(time, band, y, x)``, and whether it has times."""
     dataset = data.dataset if isinstance(data, Composite) else data
+    if isinstance(dataset, (str, os.PathLike)):
+        return as_cube(_opened(os.fspath(dataset)).expand_dims("time")), False
     if isinstance(dataset, xr.Dataset):
         if layer not in dataset:
             raise ParameterError(f"there is no layer {layer!r}; there is {', '.join(map(str, dataset.data_vars))}")
         dataset = dataset[layer]
     if not isinstance(dataset, xr.DataArray):
-        raise ParameterError(f"data is a {type(data).__name__}; give a composite, a Dataset or a DataArray")
+        raise ParameterError(f"data is a {type(data).__name__}; give a composite, a Dataset, a DataArray or a path")
     timed = "time" in dataset.dims
     return as_cube(dataset if timed else dataset.drop_vars("time", errors="ignore").expand_dims("time")), timed
+
+
+def _opened(path: str) -> xr.DataArray:
+    """Return a raster lazily, its bands by their names if they have some."""
+    try:
+        # Without a lock each thread reads for itself.
+        array: xr.DataArray = rioxarray.open_rasterio(path, chunks={"y": _CHUNK, "x": _CHUNK}, lock=False)
+    except (OSError, RasterioError) as error:
+        raise SourceError(f"{path}: cannot be read as a raster: {error}") from error
+    names = array.attrs.get("long_name")
+    return (
+        array.assign_coords(band=list(names)) if isinstance(names, tuple) and len(set(names)) == len(names) else array
+    )
 
 
 def _north_up(cube: xr.DataArray) -> GeoBox:

@@ -22,16 +22,14 @@ from rasterio.errors import RasterioError
 from s2composite.errors import ReadError, SceneError
 from s2composite.reading.crs import crs_from_wkt, geobox_from_tags
 from s2composite.reading.fetch import Identity
+from s2composite.reading.gdal import through_gdal
 from s2composite.reading.level import FRAME, Coding, Level, level_of, why_undecodable
-from s2composite.reading.signing import Sign, signed
+from s2composite.reading.signing import Sign
 from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
 from s2composite.scenes.access import check_read, gdal_limits
-from s2composite.scenes.storage import display, gdal_options, is_remote
+from s2composite.scenes.storage import display, is_remote
 
 __all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers", "signing"]
-
-_NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
-"""GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none."""
 
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 """What GDAL escapes in its metadata beside the three of all XML, and all of it twice."""
@@ -161,7 +159,9 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     except ReadError as error:
         if error.__dict__["transient"]:
             raise
-        raise SceneError(f"{error}; check its name and your rights, or leave it out", href=display(href)) from error
+        unsigned = " (a URL that must be signed, or whose signature has expired: sign=)"
+        cure = f"check its name and your rights{unsigned if href.startswith('http') and sign is None else ''}"
+        raise SceneError(f"{error}; {cure}, or leave it out", href=display(href)) from error
     if tiff is None or not tiff.directories:
         return _from_gdal(href, identity, sign)
     try:
@@ -294,22 +294,20 @@ def _has_world_file(path: str) -> bool:
 
 def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Header:
     """Return the header of a raster that is not a TIFF, as GDAL reads it."""
+    found: list[Header] = []
+
+    def read(url: str) -> None:
+        with rasterio.open(url, **gdal_limits(href)) as dataset:
+            found.append(_header_of(dataset, href, identity))
+
     try:
-        with (
-            rasterio.Env(**_NO_LISTING if is_remote(href) else {}, **gdal_options(href)),
-            rasterio.open(signed(sign, href), **gdal_limits(href)) as dataset,
-        ):
-            return signing(_header_of(dataset, href, identity), sign)
-    except (RasterioError, OSError) as error:
+        through_gdal(read, href, sign, files_beside=True)
+    except ReadError as error:
         raise SceneError(
-            f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({_plain(error)}); leave it out",
+            f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({error}); leave it out",
             href=display(href),
         ) from None
-
-
-def _plain(error: Exception) -> str:
-    """Return GDAL's words without the query of a URL, which may be a signature."""
-    return re.sub(r"\?[^\s'\")]+", "", str(error))
+    return signing(found[-1], sign)
 
 
 def _header_of(dataset: Any, href: str, identity: Identity) -> Header:

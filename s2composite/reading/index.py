@@ -21,6 +21,7 @@ from s2composite.reading.fetch import Identity, read_identity
 from s2composite.reading.header import Header, mask_of, read_headers, signing
 from s2composite.reading.level import Level, coding, pack, unpack
 from s2composite.reading.signing import Sign
+from s2composite.scenes.access import check_read
 
 __all__ = ["load_index", "read_headers_cached", "save_index"]
 
@@ -47,7 +48,12 @@ def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
 
 
 def load_index(
-    path: str | os.PathLike[str], hrefs: Sequence[str], max_workers: int = 32, sign: Sign | None = None
+    path: str | os.PathLike[str],
+    hrefs: Sequence[str],
+    max_workers: int = 32,
+    sign: Sign | None = None,
+    *,
+    check: bool = True,
 ) -> dict[str, Header]:
     """Return the headers of an index whose files are still the same.
 
@@ -61,14 +67,25 @@ def load_index(
         Files looked at at once. A remote one costs a request of one byte.
     sign
         Signs their URLs.
+    check
+        Look at the files; without it the headers are as they were, and reading a file that changed since is an error.
 
     Returns
     -------
     dict
         By href; those that are missing, or whose size, ETag or time of change is not what it was, are left out.
+
+    Raises
+    ------
+    AccessError
+        This process must not read one of them.
     """
     known = _load(Path(path))
     wanted = [signing(known[href], sign) for href in dict.fromkeys(hrefs) if href in known]
+    for header in wanted:
+        check_read(header.href)
+    if not check:
+        return {header.href: header for header in wanted}
     with ThreadPoolExecutor(max(1, min(max_workers, len(wanted)))) as pool:
         return {h.href: h for h, same in zip(wanted, pool.map(_is_unchanged, wanted), strict=True) if same}
 

@@ -9,6 +9,7 @@ from s2composite.errors import SceneError
 from s2composite.reading.convert import AS_THEY_ARE, Conversion
 from s2composite.reading.layout import Part
 from s2composite.reading.source import ReadOptions, Source
+from s2composite.scenes.grouping import level_of
 from s2composite.scenes.model import Scene, Values
 
 __all__ = ["conversion_of", "shift_of", "shifts_of", "with_named_shifts"]
@@ -50,8 +51,9 @@ def shifts_of(
     Raises
     ------
     SceneError
-        Some products say which offset they have and others do not, or their numbers have different units.
+        Some products say which offset they have and others do not, or their numbers have different units or levels.
     """
+    _check_levels(products)
     if options.harmonise is False:
         return [{} for _ in products]
     found: list[Mapping[str, float]] = []
@@ -82,6 +84,18 @@ def _unknown_offset(unknown: Sequence[str], total: int) -> str:
         f"04.00, and others do: {shown}; say what to add with harmonise={{{unknown[0]!r}: -1000}} (0: nothing), leave "
         "them out, or take all numbers as they are with harmonise=False"
     )
+
+
+def _check_levels(products: Sequence[Scene]) -> None:
+    """Raise if some products are of the top of the atmosphere and others of the surface: the same names and units."""
+    levels = {level: product for product in reversed(products) if (level := level_of(product)) is not None}
+    if len(levels) > 1:
+        (_, one), (_, other) = sorted(levels.items())
+        raise SceneError(
+            f"scene {one.id} ({one.collection}) is of level 1, scene {other.id} ({other.collection}) of level 2: what "
+            "the satellite saw and what the surface reflects do not mix; open one collection at a time",
+            scene=one.id,
+        )
 
 
 def _check_units(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:

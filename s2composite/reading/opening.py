@@ -42,7 +42,8 @@ def open_headers(
     options
         How to read.
     index
-        File that keeps headers; then all are read.
+        File that keeps headers. Those in it are not read again: if they are left to the tasks, those in it are taken
+        as they are, and a read notices a file that changed since; else each is checked now.
 
     Raises
     ------
@@ -53,24 +54,37 @@ def open_headers(
     """
     if not _is_lazy(wanted, options, index):
         return _read_headers(wanted, options, index)
-    # one file of each kind: asset, size and type decide the rest, and the tasks check it
+    kinds = _kinds(products, wanted)
+    hrefs = [asset.href for members in kinds for asset in members]
+    known = {} if index is None else load_index(index, hrefs, sign=options.sign, check=False)
+    unknown = [members for members in kinds if not any(asset.href in known for asset in members)]
+    samples, broken = _read_headers([members[:1] for members in unknown], options, None)
+    # of a kind whose first file cannot be opened none can be promised
+    failed = [members for members in unknown if members[0].href in broken]
+    more, lost = _read_headers(failed, options, None) if failed else ({}, {})
+    seen = known | samples | more
+    if index is not None and seen.keys() - known.keys():
+        save_index(list(seen.values()), index)
+    headers = dict(seen)
+    for members in kinds:
+        sample = next((seen[asset.href] for asset in members if asset.href in seen), None)
+        if sample is not None and members not in failed:
+            headers |= {a.href: promised(a, sample, options.sign) for a in members if a.href not in seen}
+    return headers, broken | lost
+
+
+def _kinds(products: Sequence[Scene], wanted: Sequence[Sequence[Asset]]) -> list[list[Asset]]:
+    """Return the files of each kind: asset, size and type decide the rest of a header, and the tasks check it."""
     kinds: dict[tuple[Any, ...], list[Asset]] = {}
     for product, assets in zip(products, wanted, strict=True):
         for asset in assets:
             assert asset.grid is not None
             kinds.setdefault((product.collection, asset.name, asset.grid.shape, asset.values.dtype), []).append(asset)
-    samples, broken = _read_headers([[members[0]] for members in kinds.values()], options, index)
-    failed = [members for members in kinds.values() if members[0].href in broken]
-    more, lost = _read_headers(failed, options, index) if failed else ({}, {})
-    headers = samples | more
-    for members in kinds.values():
-        if (sample := samples.get(members[0].href)) is not None:
-            headers |= {a.href: promised(a, sample, options.sign) for a in members if a.href not in headers}
-    return headers, broken | lost
+    return list(kinds.values())
 
 
 def _is_lazy(wanted: Sequence[Sequence[Asset]], options: ReadOptions, index: str | os.PathLike[str] | None) -> bool:
-    if options.headers == "read" or index is not None:
+    if options.headers == "read" or (index is not None and options.headers == "auto"):
         return False
     assets = [asset for assets in wanted for asset in assets]
     complete = all(asset.grid is not None for asset in assets)

@@ -206,6 +206,7 @@ async def _persist(
             attempt + 1,
             retry.attempts,
             wait,
+            extra={"facts": {"href": display(target.href), "attempt": attempt + 1}},
         )
         await asyncio.sleep(wait)
     tried = f" (tried {attempt + 1} times)" if attempt else ""

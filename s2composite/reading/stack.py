@@ -133,6 +133,11 @@ class Stack:
         return min(max(b[0] for b in blocks), height), min(max(b[1] for b in blocks), width)
 
     @cached_property
+    def snaps(self) -> bool:
+        """Whether any file is on the grid, so that windows of whole blocks decode each tile once."""
+        return any(source.offset is not None for source in self._all())
+
+    @cached_property
     def block_origin(self) -> tuple[int, int]:
         """Position ``(y, x)`` of the geobox's origin within a block, so that windows of a cropped grid snap too."""
         on_grid = (s for s in self._all() if s.offset is not None)

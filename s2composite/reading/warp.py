@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import random
-import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -16,39 +12,22 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
-from s2composite.errors import ParameterError, ReadError
+from s2composite.errors import ParameterError
+from s2composite.reading.gdal import through_gdal
 from s2composite.reading.header import Header
-from s2composite.reading.signing import REFUSED, Sign, signed
+from s2composite.reading.signing import Sign
 from s2composite.scenes.access import gdal_limits
-from s2composite.scenes.storage import display, gdal_options, is_remote
 
 __all__ = ["nearest_pixels", "read_info", "read_level", "read_warped", "resampling_method"]
 
 Info = TypeVar("Info")
 
-LOG = logging.getLogger(__name__)
-
-_OPTIONS: Mapping[str, str | int] = {
-    # No directory listing beside each file: on object stores that is one slow request a scene.
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    # ReadMultiRange of GDAL before 3.13 does not retry a failed part.
-    "GDAL_HTTP_MULTIRANGE": "SERIAL",
-    # 5 % of the memory for each process by default, which looks like a leak; a window is read once.
-    "GDAL_CACHEMAX": 64 << 20,
-    "VSI_CACHE": "NO",
-    # Several decoding threads on a remote file can leave blank pixels and no error (GDAL#11552).
-    "GDAL_NUM_THREADS": "1",
-}
 _TOLERANCE = 1e-7
 """Pixels by which GDAL may err where it interpolates between transformed points. With its own 0.125 a fifth of a
 bilinear window's pixels depend on where the window begins, and 2 to 4 % of a nearest one's; with this none do."""
-
-_ATTEMPTS = 4
-_PERMANENT = ("404", "403", "401", "not recognized", "No such file", "does not exist", "Permission denied")
 
 
 def resampling_method(name: str) -> Resampling:
@@ -74,7 +53,7 @@ def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info
         with rasterio.open(url, **gdal_limits(href)) as dataset:
             found.append(look(dataset))
 
-    _with_retries(read, href, None)
+    through_gdal(read, href)
     return found[0]
 
 
@@ -118,7 +97,7 @@ def read_level(
         with rasterio.open(url, **_overview(level), **gdal_limits(href)) as dataset:
             out[...] = dataset.read([b + 1 for b in bands], window=part)
 
-    return _with_retries(read, href, sign)
+    return through_gdal(read, href, sign)
 
 
 def read_warped(
@@ -187,7 +166,7 @@ def read_warped(
         ):
             out[...] = warped.read([b + 1 for b in bands], window=part)
 
-    return _with_retries(read, header.href, header.sign)
+    return through_gdal(read, header.href, header.sign)
 
 
 def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict[str, str]:
@@ -263,37 +242,3 @@ def _transformer(source: str, target: str) -> Transformer:
 
 def _overview(level: int) -> dict[str, int]:
     return {} if level == 0 else {"overview_level": level - 1}
-
-
-def _with_retries(read: Callable[[str], None], href: str, sign: Sign | None) -> int:
-    """Run `read` until it succeeds, the failure is permanent or the attempts are used up; return the retries."""
-    renewed = False
-    sign = sign if is_remote(href) else None
-    for attempt in range(_ATTEMPTS):
-        # GDAL remembers a failed request and would replay it: a retry has to bypass its cache.
-        fresh = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsigs/:/vsis3/"} if attempt else {}
-        try:
-            with rasterio.Env(**_OPTIONS, **gdal_options(href), **fresh):
-                read(signed(sign, href))
-        except (RasterioError, OSError) as error:
-            # GDAL's own words may hold the whole URL, and a signature with it.
-            told = re.sub(r"\?[^\s'\")]+", "", str(error))
-            refused = sign is not None and not renewed and _is_refusal(told)
-            transient = refused or (is_remote(href) and not any(word in told for word in _PERMANENT))
-            why = f"{display(href)}: GDAL cannot read it: {told}"
-            if not transient or attempt == _ATTEMPTS - 1:
-                raise ReadError(why, href=display(href), transient=transient, retries=attempt) from None
-            if refused:
-                renewed = True
-                signed(sign, href, fresh=True)
-                continue
-            wait = random.uniform(0.5, 1.0) * 0.25 * 2**attempt  # noqa: S311 - jitter, not a secret
-            LOG.warning("%s; attempt %d of %d failed, the next in %.1f s", why, attempt + 1, _ATTEMPTS, wait)
-            time.sleep(wait)
-        else:
-            return attempt
-    raise AssertionError
-
-
-def _is_refusal(told: str) -> bool:
-    return any(str(status) in told for status in REFUSED) or "not recognized" in told or "does not exist" in told

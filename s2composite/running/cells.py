@@ -19,7 +19,17 @@ from s2composite.errors import JobError, S2CompositeError
 from s2composite.running.document import Expected, Strict
 from s2composite.running.fields import Count, FilePath, Positive, Text
 
-__all__ = ["Cell", "CellsOptions", "GridOptions", "MgrsOptions", "OdcOptions", "UtmOptions", "cells_of", "read_area"]
+__all__ = [
+    "Cell",
+    "CellsOptions",
+    "GridOptions",
+    "MgrsOptions",
+    "OdcOptions",
+    "UtmOptions",
+    "cells_of",
+    "read_area",
+    "touches",
+]
 
 _GRANULE = 109_800
 """Side of a Sentinel-2 granule in metres."""
@@ -137,7 +147,7 @@ def cells_of(grid: OdcOptions | UtmOptions | MgrsOptions | CellsOptions, area: G
         There is no area and the grid has no end, or no cell touches it; or the file of cells is wrong.
     """
     if isinstance(grid, CellsOptions):
-        found = [cell for cell in _polygons(grid) if area is None or _touches(cell.geobox, area)]
+        found = [cell for cell in _polygons(grid) if area is None or touches(cell.geobox, area)]
     elif area is None:
         raise JobError(f"grid {grid.type} has no end: give an area, as a GeoJSON file or as bbox", key="area")
     elif isinstance(grid, OdcOptions):
@@ -264,5 +274,6 @@ def _utm(longitude: float, latitude: float) -> str:
     return f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"
 
 
-def _touches(geobox: GeoBox, area: Geometry) -> bool:
+def touches(geobox: GeoBox, area: Geometry) -> bool:
+    """Return whether pixels of a grid and an area in degrees overlap."""
     return _overlap(geobox.extent.to_crs("EPSG:4326"), area)

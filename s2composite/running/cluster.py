@@ -19,6 +19,7 @@ from s2composite.running.cluster_local import local
 from s2composite.running.cluster_options import read_cluster
 from s2composite.running.cluster_slurm import slurm
 from s2composite.running.cluster_ssh import ssh
+from s2composite.running.logs import forward_logs
 
 __all__ = ["CLUSTERS", "connect"]
 
@@ -90,6 +91,7 @@ def connect(
         ship(client, values)
         if options.joined is None:  # on the scheduler of others it would stay
             show_meters(client)
+            forward_logs(client)
         _follow_the_work(client, options)
     except BaseException:
         client.close()

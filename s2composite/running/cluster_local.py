@@ -18,7 +18,7 @@ from s2composite.running.cluster_kind import ElasticOptions
 from s2composite.running.document import Expected
 from s2composite.running.fields import WHOLE, Count, Dashboard, Memory
 
-__all__ = ["LocalOptions", "local"]
+__all__ = ["MEMORY_SHARE", "LocalOptions", "local", "local_shape"]
 
 MEMORY_SHARE = 0.9
 """Share of the machine's memory that local workers get together; the rest is for this process and the system."""
@@ -66,7 +66,7 @@ def local(options: LocalOptions) -> ClusterClient:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker imports a script that has no `if __name__ == "__main__":`; its parent says so
     logging.getLogger("distributed.nanny").addFilter(_no_goodbye)
-    workers, threads = _shape(options.maximum or options.workers, options.threads, CPU_COUNT)
+    workers, threads = local_shape(options)
     try:
         client = ClusterClient(
             n_workers=workers if options.bounds is None else options.first,
@@ -86,6 +86,11 @@ def local(options: LocalOptions) -> ClusterClient:
     # Dask's scheduler, which runs here, watches the garbage collection: a Ctrl-C that comes meanwhile is lost.
     disable_gc_diagnosis(force=True)
     return client
+
+
+def local_shape(options: LocalOptions) -> tuple[int, int]:
+    """Return how many workers there are, at most, and how many threads each has."""
+    return _shape(options.maximum or options.workers, options.threads, CPU_COUNT)
 
 
 def _no_goodbye(record: logging.LogRecord) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from s2composite.errors import JobError
-from s2composite.running.document import Document, Place, parse_text
+from s2composite.running.document import Document, parse_text
+from s2composite.running.yaml_text import Place
 
 __all__ = ["RayCluster", "Unmapped", "is_ray", "read_ray_cluster"]
 

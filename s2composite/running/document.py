@@ -8,35 +8,22 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from s2composite.errors import JobError
+from s2composite.running.yaml_text import VARIABLES, Keys, Place, dotted, parse_yaml, shown
 
-__all__ = ["Document", "Expected", "Place", "Strict", "parse_text", "read_document", "validated", "with_setting"]
-
-Keys = tuple[str | int, ...]
-"""Where a value sits: ``("cluster", "workers")``, ``("bbox", 2)``."""
+__all__ = ["Document", "Expected", "Strict", "parse_text", "read_document", "validated", "variables_in", "with_setting"]
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-VARIABLE = re.compile(r"\$(\$?)\{([^{}\n]*)\}")
-"""``${NAME}``, ``${NAME:-default}``; ``$${NAME}`` stands for the text ``${NAME}``."""
-
-MARKS = str.maketrans("${}", "\ue000\ue001\ue002")
-"""What the signs of a variable become before YAML sees them, which would take the braces for a mapping."""
-
-MARKED = re.compile("\ue000(\ue000?)\ue001([^\ue000-\ue002]*)\ue002")
-"""A variable with those marks."""
 
 
 class Strict(BaseModel):
@@ -51,20 +38,6 @@ class Expected:
 
     text: str
     """Completes the sentence "expected ..."."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a value was written."""
-
-    where: str
-    """``"job.yaml, line 4"``, or the command line's ``"-s chunks=1"``."""
-
-    line: int | None
-    """Line in the file, from 1; None where there is no file."""
-
-    written: str | None = None
-    """The text that stands there, where an environment variable was filled in: errors quote this, not the secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +61,21 @@ class Document:
         return Place(self.name, None)
 
 
-def read_document(source: str | os.PathLike[str] | Mapping[str, Any], kind: str = "job") -> Document:
+def read_document(
+    source: str | os.PathLike[str] | Mapping[str, Any], kind: str = "job", given: Mapping[str, str] | None = None
+) -> Document:
     """Return a document from a file, from text, or from a mapping.
 
-    A string that holds a newline or ``": "`` is text, any other string a path. `kind` names it where there is no file.
+    A string that holds a newline or ``": "`` is text, any other string a path. `kind` names it where there is no file,
+    `given` are values for variables that the file sets itself.
     """
     if isinstance(source, Mapping):
         return Document(kind, dict(source), {})
     if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):
-        return parse_text(source, kind)
+        return parse_text(source, kind, given)
     name = os.fspath(source)
     try:
-        return parse_text(Path(source).read_text("utf-8"), name)
+        return parse_text(Path(source).read_text("utf-8"), name, given)
     except FileNotFoundError:
         raise JobError(
             f"{name}: there is no such {kind} file; check the path (it is relative to {Path.cwd()})"
@@ -110,144 +86,29 @@ def read_document(source: str | os.PathLike[str] | Mapping[str, Any], kind: str 
         raise JobError(f"{name}: not a text file in UTF-8 (byte {error.start}); a {kind} is YAML text") from error
 
 
-def parse_text(text: str, name: str) -> Document:
-    """Return the document in YAML `text`, with ``${VARIABLES}`` filled in from the environment.
+def parse_text(text: str, name: str, given: Mapping[str, str] | None = None) -> Document:
+    """Return the document in YAML `text`, with ``${VARIABLES}`` filled in: its own, or those of the environment.
 
     Raises
     ------
     JobError
         Not YAML, a key given twice, a variable that is not set, not a mapping, empty; carries ``key`` and ``line``.
     """
-    values, places = _parsed(text, name)
+    values, places = parse_yaml(text, name, given)
     line = places[()].line if places else 1
     if values is None:
         raise JobError(f"{name}, line {line}: nothing in it; it needs lines such as 'key: value'", key=None, line=line)
     if not isinstance(values, dict):
-        raise JobError(f"{name}, line {line}: expected 'key: value' lines, got {_shown(values)}", key=None, line=line)
+        raise JobError(f"{name}, line {line}: expected 'key: value' lines, got {shown(values)}", key=None, line=line)
     return Document(name, values, places)
 
 
-def _parsed(text: str, name: str) -> tuple[Any, dict[Keys, Place]]:
-    try:
-        loader = _Loader(VARIABLE.sub(lambda match: match.group().translate(MARKS), text))
-        walk = _Walk(loader, name, {})
-        node = loader.get_single_node()
-        return (None if node is None else walk.value(node, ())), walk.places
-    except yaml.YAMLError as error:
-        raise _syntax_error(name, error) from error
-    except RecursionError:
-        raise JobError(f"{name}: nested too deeply, or it refers to itself; write the values out") from None
-
-
-def _as_written(text: str) -> str:
-    return text.translate({mark: sign for sign, mark in MARKS.items()})
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that leaves dates as they are written: ``2023-06-01`` is text for whoever asked for a date."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Walk:
-    """One pass over a tree of YAML nodes, which collects values and places."""
-
-    loader: _Loader
-    name: str
-    places: dict[Keys, Place]
-
-    def value(self, node: yaml.Node, keys: Keys) -> Any:
-        """Return the plain value of `node`, which sits at `keys`."""
-        self.places.setdefault(keys, self._place(node))
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, keys)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(child, (*keys, index)) for index, child in enumerate(node.value)]
-        return self._scalar(node, keys)
-
-    def _place(self, node: yaml.Node, written: str | None = None) -> Place:
-        line = node.start_mark.line + 1
-        return Place(f"{self.name}, line {line}", line, written)
-
-    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
-        seen: dict[str, int] = {}
-        for key_node, _ in node.value:
-            key, line = key_node.value, key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise JobError(
-                    f"{self.name}, line {line}: a key must be a word, got a list or mapping", key=None, line=line
-                )
-            if key in seen:
-                path = _dotted((*keys, key))
-                message = f"{self.name}, line {line}: key '{path}' is given twice (first on line {seen[key]}); keep one"
-                raise JobError(message, key=path, line=line)
-            seen[key] = line
-        self.loader.flatten_mapping(node)  # '<<' brings in an anchored mapping; own keys come last and win
-        return dict(self._items(node, keys))
-
-    def _items(self, node: yaml.MappingNode, keys: Keys) -> Iterator[tuple[str, Any]]:
-        for key_node, value_node in node.value:
-            here = (*keys, key_node.value)
-            self.places[here] = self._place(key_node)
-            yield key_node.value, self.value(value_node, here)
-
-    def _scalar(self, node: Any, keys: Keys) -> Any:
-        text = _filled_in(node.value, self.places[keys], _dotted(keys))
-        if text == node.value:
-            return self._constructed(node)
-        self.places[keys] = replace(self.places[keys], written=_as_written(node.value))
-        if node.style is not None:  # quoted: text stays text
-            return text
-        tag = self.loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call] # PyYAML's
-        return self._constructed(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
-
-    def _constructed(self, node: yaml.Node) -> Any:
-        try:
-            return self.loader.construct_object(node)
-        except ValueError as error:  # such as '!!int abc'
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
-
-
-def _filled_in(text: str, place: Place, key: str) -> str:
-    def replacement(match: re.Match[str]) -> str:
-        escaped, inside = match.groups()
-        if escaped:
-            return _as_written(match.group()[1:])
-        name, _, default = inside.partition(":-")
-        value = os.environ.get(name, default if ":-" in inside else None)
-        if value is None:
-            message = f"{place.where}: {key}: the environment variable {name or '${}'!r} is not set; "
-            raise JobError(
-                f"{message}export it, or write ${{{name}:-default}}", key=key, line=place.line, variable=name
-            )
-        return value
-
-    return MARKED.sub(replacement, text)
-
-
-def _syntax_error(name: str, error: yaml.YAMLError) -> JobError:
-    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
-    start = getattr(error, "context_mark", None)
-    mark = getattr(error, "problem_mark", None) or start
-    if start is not None and getattr(error, "context", None):
-        problem += f", {error.context} that starts on line {start.line + 1}"  # type: ignore[attr-defined] # a MarkedYAMLError
-    where = name if mark is None else f"{name}, line {mark.line + 1}, column {mark.column + 1}"
-    return JobError(f"{where}: not valid YAML: {problem}", key=None, line=None if mark is None else mark.line + 1)
-
-
-def _shown(value: Any) -> str:
-    """Return `value` short enough for one line of a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _dotted(keys: Keys) -> str:
-    return ".".join(str(key) for key in keys)
+def variables_in(settings: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables that settings of the command line give (``variables.year=2023``), and the other settings."""
+    begins = f"{VARIABLES}."
+    pairs = [s.removeprefix(begins).partition("=") for s in settings if s.startswith(begins) and "=" in s]
+    others = [s for s in settings if not (s.startswith(begins) and "=" in s)]
+    return {name: value for name, _, value in pairs}, others
 
 
 def with_setting(document: Document, setting: str) -> Document:
@@ -256,13 +117,13 @@ def with_setting(document: Document, setting: str) -> Document:
     if not equals or not all(key.split(".")):
         raise JobError(f"-s {setting}: expected key=value, for example -s chunks=1024", key=key, line=None)
     here = f"-s {setting}"
-    value, _ = _parsed(text, here)
+    value, _ = parse_yaml(text, here)
     keys = tuple(key.split("."))
     for stop in range(1, len(keys)):
         level = _get(document.values, keys[:stop])
         if level is not None and not isinstance(level, Mapping):
             raise JobError(
-                f"{here}: '{_dotted(keys[:stop])}' is {_shown(level)} here; give all of it", key=key, line=None
+                f"{here}: '{dotted(keys[:stop])}' is {shown(level)} here; give all of it", key=key, line=None
             )
     kept = {path: place for path, place in document.places.items() if path[: len(keys)] != keys}
     return Document(document.name, _put(document.values, keys, value), {**kept, keys: Place(here, None)})
@@ -305,7 +166,7 @@ def validated(model: type[ModelT], document: Document) -> ModelT:
 
 def _problem(model: type[BaseModel], document: Document, details: ErrorDetails) -> _Problem:
     keys, owner, field = _located(model, details, document.values)
-    key, place = _dotted(keys), document.place(keys)
+    key, place = dotted(keys), document.place(keys)
     unknown = details["type"] == "extra_forbidden"
     message = _unknown(key, str(keys[-1]), owner) if unknown else _wrong(key, place, field, details)
     return _Problem((not unknown, place.line or 0), key, place, message)
@@ -358,8 +219,8 @@ def _wrong(key: str, place: Place, field: FieldInfo | None, details: ErrorDetail
         return f"key '{key}' is missing; expected {expected}"
     if details["input"] is None:
         return f"{key}: has no value; expected {expected}"
-    shown = repr(place.written) if place.written is not None else _shown(details["input"])
-    return f"{key}: expected {expected}, got {shown}"
+    got = repr(place.written) if place.written is not None else shown(details["input"])
+    return f"{key}: expected {expected}, got {got}"
 
 
 def _unknown_type(facts: Mapping[str, Any]) -> str:

@@ -30,9 +30,10 @@ from s2composite.running.bounded import Policy
 from s2composite.running.cells import GridOptions
 from s2composite.running.cluster_local import LocalOptions
 from s2composite.running.cluster_options import ClusterOptions
-from s2composite.running.document import Expected, Strict, read_document, validated, with_setting
+from s2composite.running.document import Expected, Strict, read_document, validated, variables_in, with_setting
 from s2composite.running.fields import WHOLE, Count, FilePath, Positive, Text
 from s2composite.running.spans import SpanOptions, has_template, with_span_keys
+from s2composite.running.yaml_text import VARIABLES
 from s2composite.scenes.dates import date_range
 from s2composite.scenes.periods import find_periods
 from s2composite.writing.options import RasterOptions
@@ -40,7 +41,7 @@ from s2composite.writing.options import RasterOptions
 CELL = "{cell}"
 """Where an output's name has this, the cell's is put."""
 
-__all__ = ["CELL", "Job", "load_job"]
+__all__ = ["CELL", "Job", "job_schema", "load_job"]
 
 
 def _output(path: str) -> str:
@@ -149,7 +150,7 @@ AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
 
 
 class PolicyOptions(Strict):
-    """How often a window is tried, and how long it may take."""
+    """How often a window is tried, how long it may take, and how few scenes are too few."""
 
     attempts: Annotated[Count, WHOLE] = 3
     """Times a window is tried before it counts as failed; errors that cannot pass are not tried again."""
@@ -159,6 +160,9 @@ class PolicyOptions(Strict):
 
     timeout: Annotated[Positive, Expected("a number of seconds")] = 1800.0
     """Seconds after which a window's worker counts as stuck, and another one makes the window."""
+
+    min_scenes: Annotated[Count, WHOLE] = 1
+    """Scenes that a product takes at least: a job that has fewer is refused, a cell of a grid is left out."""
 
     look_ahead: Annotated[Count, WHOLE] = 2
     """Windows for each thread that the scheduler knows of at a time."""
@@ -367,6 +371,14 @@ def _escaped(value: Any) -> Any:
     return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def job_schema() -> dict[str, Any]:
+    """Return the JSON Schema of job files: of `Job`, and of the variables that a file may set."""
+    schema = Job.model_json_schema()
+    meaning = "Values for ``${NAME}`` in this file; those of the environment are there anyway."
+    variables = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    return {**schema, "properties": {VARIABLES: {**variables, "description": meaning}, **schema["properties"]}}
+
+
 def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Sequence[str] = ()) -> Job:
     r"""Return a job from a file, from YAML text, or from a mapping, with settings of the command line put in.
 
@@ -374,9 +386,11 @@ def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Se
     ----------
     job
         Path of a YAML file; YAML text (recognised by a newline or ``": "``); a mapping; or a Job. In files and text
-        ``${NAME}`` is an environment variable, ``${NAME:-default}`` has a default, ``$${NAME}`` is the text itself.
+        ``${NAME}`` is a variable that the file sets under its key ``variables``, or else one of the environment;
+        ``${NAME:-default}`` has a default, ``$${NAME}`` is the text itself.
     settings
-        ``"key=value"`` each, which win over the file; keys may be dotted, values are YAML: ``"cluster.workers=4"``.
+        ``"key=value"`` each, which win over the file; keys may be dotted, values are YAML: ``"cluster.workers=4"``,
+        ``"variables.year=2024"``.
 
     Raises
     ------
@@ -392,7 +406,8 @@ def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Se
         ...
     s2composite.errors.JobError: job, line 3: unknown key 'reducr'; did you mean 'reducer'?
     """
-    document = read_document(job.model_dump() if isinstance(job, Job) else job)
-    for setting in settings:
+    given, others = variables_in(settings)
+    document = read_document(job.model_dump() if isinstance(job, Job) else job, given=given)
+    for setting in others:
         document = with_setting(document, setting)
     return validated(Job, with_span_keys(document))

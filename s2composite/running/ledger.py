@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ import pandas as pd
 
 from s2composite.errors import WriteError
 from s2composite.scenes.storage import display, filesystem, is_remote, join, reason
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["Ledger", "busy_tokens", "failures_in", "ledger_root", "ledger_table", "read_ledger"]
 
@@ -79,6 +82,7 @@ class Ledger:
         WriteError
             The ledger cannot be written.
         """
+        LOG.info(event, extra={"facts": {"run": self._run, **facts}})
         at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"at": at, "run": self._run, "event": event, **facts}, separators=(",", ":"), default=str)
         with self._lock:

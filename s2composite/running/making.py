@@ -12,14 +12,16 @@ from functools import cached_property
 from typing import Any, Literal
 
 from distributed import Client
+from odc.geo.geom import Geometry
 
 from s2composite.compositing import Composite
 from s2composite.errors import ParameterError, S2CompositeError
 from s2composite.running.bounded import Call, Outcome
 from s2composite.running.job import Job
 from s2composite.running.ledger import Ledger, busy_tokens, failures_in, read_ledger
-from s2composite.running.product import plan_product, product_state, require_free
+from s2composite.running.product import Product, plan_product, product_state, require_free
 from s2composite.running.scope import ledger_key
+from s2composite.running.selection import chosen_windows
 from s2composite.running.window import WindowMaker, make_window
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.parts import Parts
@@ -80,8 +82,11 @@ class Chosen:
     error: str | None = None
     """Of those that have failed, only where the error matches this regular expression."""
 
-    windows: Collection[tuple[int, int]] | None = None
-    """Only these; None: all."""
+    windows: str | Collection[tuple[int, int]] | None = None
+    """Only these, see `chosen_windows`; None: all."""
+
+    area: Geometry | None = None
+    """Only windows that it touches."""
 
     def __post_init__(self) -> None:
         try:
@@ -89,10 +94,12 @@ class Chosen:
         except re.error as problem:
             raise ParameterError(f"error={self.error!r} is not a regular expression: {problem}") from problem
 
+    def among(self, product: Product) -> frozenset[tuple[int, int]]:
+        """Return the windows of a product that are chosen, done or not."""
+        return chosen_windows(product.work.stack.geobox, product.work.spatial, self.windows, self.area)
+
     def takes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
-        """Return whether to make a window that is not done."""
-        if self.windows is not None and window not in self.windows:
-            return False
+        """Return whether to make one of those that is not done."""
         if self.which == "missing":
             return True
         if self.which == "untried":
@@ -145,11 +152,13 @@ class Making:
 
     def _begin(self, chosen: Chosen) -> None:
         product, job = self.product, self._job
+        wanted = chosen.among(product)
         if not job.overwrite:
             require_free(product)
         product.output.begin(busy_tokens(self._events), overwrite=job.overwrite)
         done, failures = product.done(), failures_in(self._events, product.token)
-        self.todo = [window for window in product.windows if window not in done and chosen.takes(window, failures)]
+        open_ = [window for window in product.windows if window in wanted and window not in done]
+        self.todo = [window for window in open_ if chosen.takes(window, failures)]
         made_now = {*done, *self.todo}
         self._failed = {window: why for window, why in failures.items() if window not in made_now}
         self._complete = len(made_now) == len(product.windows)

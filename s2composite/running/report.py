@@ -1,35 +1,38 @@
-"""Report: what happened in a job, as JSON for programs and as one page of HTML for people, made from its ledger."""
+"""Report: what happened in a job, made from its ledger; as JSON for programs, see `report_page` for people."""
 
 from __future__ import annotations
 
-import html
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from s2composite.running.job import Job
-from s2composite.running.ledger import failures_in, ledger_root, read_ledger
+from s2composite.running.ledger import failures_in, read_ledger
 from s2composite.running.scope import ledger_key
-from s2composite.scenes.storage import filesystem, is_remote, join
+from s2composite.scenes.storage import display_text
 
-__all__ = ["Report", "job_report", "write_report"]
+__all__ = ["Report", "WorkerDone", "job_report"]
 
 _PACKAGES = ("s2composite", "numpy", "numba", "dask", "distributed", "xarray", "rasterio", "imagecodecs", "zarr")
 
-_COLOURS = {"done": "#3b7dd8", "failed": "#d43d3d", "open": "#d9d9d9"}
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1c1c1c; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; } svg { max-width: 100%; height: auto; }
-.legend span { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -.1em; }
-"""
+@dataclass(frozen=True, slots=True)
+class WorkerDone:
+    """What one worker has done."""
+
+    windows: int
+    """Windows that it made."""
+
+    seconds: float
+    """Time that it took for them."""
+
+    failed: int
+    """Attempts that failed on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,7 @@ class Report:
     """What happened to the product of a job that was last worked on."""
 
     job: str
-    """The job file, as YAML; what has its default value is left out."""
+    """The job file, as YAML; what has its default value is left out, and so are users and signatures of URLs."""
 
     state: str
     """``"complete"``, ``"failed"`` or ``"interrupted"``."""
@@ -60,6 +63,9 @@ class Report:
     retries: int
     """Attempts that failed and were made again."""
 
+    workers: Mapping[str, WorkerDone]
+    """What each worker has done, by its address."""
+
     failed_scenes: Mapping[str, int]
     """Scenes that were left out because they could not be read, and from how many windows."""
 
@@ -71,6 +77,14 @@ class Report:
 
     versions: Mapping[str, str]
     """Of Python and the packages that matter."""
+
+    def states(self) -> dict[tuple[int, int], str]:
+        """Return for each window, row by row, ``"done"``, ``"failed"`` or ``"open"``."""
+        windows = ((row, column) for row in range(self.shape[0]) for column in range(self.shape[1]))
+        every = self.state == "complete"
+        return {
+            w: "failed" if w in self.failures else "done" if every or w in self.seconds else "open" for w in windows
+        }
 
     def causes(self) -> tuple[tuple[str, tuple[tuple[int, int], ...]], ...]:
         """Return failures grouped by cause, the most frequent first, each with its windows."""
@@ -93,6 +107,7 @@ class Report:
             "seconds": [{"window": window, "seconds": took} for window, took in sorted(self.seconds.items())],
             "timings": dict(self.timings),
             "retries": self.retries,
+            "workers": {address: asdict(work) for address, work in self.workers.items()},
             "failed_scenes": dict(self.failed_scenes),
             "begun": self.begun,
             "ended": self.ended,
@@ -100,80 +115,6 @@ class Report:
             "job": self.job,
         }
         return json.dumps(facts, indent=2)
-
-    def to_html(self) -> str:
-        """Return the report as one page that needs nothing beside it."""
-        rows, columns = self.shape
-        facts = {
-            "state": f"{self.state}: {len(self.seconds)} of {rows * columns} windows done, {len(self.failures)} failed",
-            "files": ", ".join(self.files),
-            "time": f"{self.begun} to {self.ended}",
-            "workers": ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.timings.items()),
-            "retries": str(self.retries),
-        }
-        body = [
-            f"<h1>{html.escape(self.files[0].rpartition('/')[2] if self.files else 'job')}</h1>",
-            _table([(name, html.escape(value)) for name, value in facts.items()]),
-            "<h2>Windows</h2>",
-            _map(self),
-            _failures(self),
-            _scenes(self),
-            "<h2>Job</h2>",
-            f"<pre>{html.escape(self.job)}</pre>",
-            "<h2>Versions</h2>",
-            _table([(name, html.escape(number)) for name, number in self.versions.items()]),
-        ]
-        title = html.escape(self.files[0] if self.files else "job")
-        head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
-        return head + "\n".join(body) + "</html>\n"
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return "<table>" + "".join(f"<tr><th>{name}</th><td>{cell}</td></tr>" for name, cell in rows) + "</table>"
-
-
-def _map(report: Report) -> str:
-    """Return the windows as a picture: darker ones took longer."""
-    rows, columns = report.shape
-    side = max(4, min(24, 720 // max(rows, columns)))
-    slowest = max(report.seconds.values(), default=1.0) or 1.0
-    cells = []
-    for row in range(rows):
-        for column in range(columns):
-            window = (row, column)
-            state = "failed" if window in report.failures else "done" if window in report.seconds else "open"
-            took = report.seconds.get(window)
-            depth = 0.35 + 0.65 * (took / slowest) if took is not None and state == "done" else 1.0
-            told = f"window {row}/{column}: {state}" + (f", {took:.2f} s" if took is not None else "")
-            cells.append(
-                f"<rect x='{column * side}' y='{row * side}' width='{side - 1}' height='{side - 1}' "
-                f"fill='{_COLOURS[state]}' fill-opacity='{depth:.2f}'><title>{html.escape(told)}</title></rect>"
-            )
-    legend = "".join(f"<span style='background:{colour}'></span>{state}" for state, colour in _COLOURS.items())
-    size = f"width='{columns * side}' height='{rows * side}' viewBox='0 0 {columns * side} {rows * side}'"
-    return f"<svg {size} role='img'>{''.join(cells)}</svg><p class='legend'>{legend}, darker: slower</p>"
-
-
-def _failures(report: Report) -> str:
-    if not report.failures:
-        return ""
-    rows = [
-        (f"{len(windows)} &times;", f"{html.escape(cause)}<br><small>windows {_listed(windows)}</small>")
-        for cause, windows in report.causes()
-    ]
-    return "<h2>Failures</h2>" + _table(rows)
-
-
-def _listed(windows: Sequence[tuple[int, int]]) -> str:
-    more = f" and {len(windows) - 12} more" if len(windows) > 12 else ""
-    return ", ".join(f"{row}/{column}" for row, column in windows[:12]) + more
-
-
-def _scenes(report: Report) -> str:
-    if not report.failed_scenes:
-        return ""
-    rows = [(html.escape(scene), f"left out of {n} windows") for scene, n in sorted(report.failed_scenes.items())]
-    return "<h2>Scenes that could not be read</h2>" + _table(rows)
 
 
 def _cause(error: str) -> str:
@@ -197,7 +138,7 @@ def job_report(job: Job) -> Report | None:
         for scene in event.get("failed_scenes", ()):
             scenes[scene] = scenes.get(scene, 0) + 1
     return Report(
-        job=job.to_yaml(),
+        job=display_text(job.to_yaml()),
         state="complete" if complete else "failed" if failures else "interrupted",
         files=tuple(start["files"]),
         shape=(int(start["windows"][0]), int(start["windows"][1])),
@@ -205,11 +146,24 @@ def job_report(job: Job) -> Report | None:
         failures=failures,
         timings={name: round(sum(float(event[name]) for event in done.values()), 3) for name in ("read", "encode")},
         retries=sum(event["event"] == "retry" for event in own),
+        workers=_workers(own, done.values()),
         failed_scenes=scenes,
         begun=str(own[0]["at"]),
         ended=str(own[-1]["at"]),
         versions=_versions(),
     )
+
+
+def _workers(events: Iterable[Mapping[str, Any]], done: Iterable[Mapping[str, Any]]) -> dict[str, WorkerDone]:
+    """Return what each worker has done, from all events and those of the windows that are done."""
+    windows, seconds, failed = Counter[str](), Counter[str](), Counter[str]()
+    for event in done:
+        windows[event["worker"]] += 1
+        seconds[event["worker"]] += event["read"] + event["encode"]
+    for event in events:
+        if event["event"] in ("retry", "failed"):
+            failed[event["worker"] or "unknown"] += 1
+    return {w: WorkerDone(windows[w], round(seconds[w], 3), failed[w]) for w in windows.keys() | failed.keys()}
 
 
 def _window(event: Mapping[str, Any]) -> tuple[int, int]:
@@ -224,21 +178,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return out
-
-
-def write_report(job: Job) -> tuple[str, ...]:
-    """Write ``report.json`` and ``report.html`` beside the ledger; return where, nothing if nothing has been done."""
-    report = job_report(job)
-    if report is None:
-        return ()
-    root = ledger_root(ledger_key(job))
-    written = []
-    for name, text in (("report.json", report.to_json()), ("report.html", report.to_html())):
-        target = join(root, name)
-        if is_remote(target):
-            fs, path = filesystem(target)
-            fs.pipe_file(path, text.encode())
-        else:
-            Path(target).write_text(text, "utf-8")
-        written.append(target)
-    return tuple(written)

@@ -11,15 +11,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from distributed import Client, performance_report
+from odc.geo.geom import Geometry
 
 from s2composite.errors import ClusterError, JobError, S2CompositeError
-from s2composite.running.cells import Cell
+from s2composite.running.cells import Cell, read_area
 from s2composite.running.cluster import connect
 from s2composite.running.job import Job, load_job
 from s2composite.running.ledger import failures_in
 from s2composite.running.making import Chosen, Failure, JobResult, Making, Which
 from s2composite.running.product import product_state
-from s2composite.running.scope import cell_job, job_cells, job_composite, job_scenes, ledger_key, reaches
+from s2composite.running.scope import (
+    cell_job,
+    job_cells,
+    job_composite,
+    job_scenes,
+    ledger_key,
+    require_scenes,
+    scenes_within,
+)
 from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.model import Scene
 from s2composite.writing.progress import progress_bar
@@ -34,7 +43,6 @@ __all__ = [
     "job_scenes",
     "ledger_key",
     "product_state",
-    "reaches",
     "run_cells",
     "run_job",
 ]
@@ -47,7 +55,8 @@ def run_job(
     announce: bool = True,
     which: Which = "missing",
     error: str | None = None,
-    windows: Collection[tuple[int, int]] | None = None,
+    windows: str | Collection[tuple[int, int]] | None = None,
+    area: str | Geometry | None = None,
 ) -> JobResult:
     """Run a job: find its scenes, composite them on its cluster, write the result.
 
@@ -69,7 +78,10 @@ def run_job(
     error
         With ``which="failed"``: only windows whose error matches this regular expression.
     windows
-        Only these, as rows and columns; the files are written when all are done.
+        Only these: ``"7"``, a number; ``"1::10"``, a slice; ``"3/4"``, row and column; several with commas; or rows
+        and columns. The files are written when all are done.
+    area
+        Only windows that the polygons of this GeoJSON file touch.
 
     Raises
     ------
@@ -89,10 +101,13 @@ def run_job(
         raise JobError("the job has a span, so it makes many products: run_spans() runs it", key="span")
     if job.grid is not None:
         raise JobError("the job has a grid, so it makes many products: run_cells() runs it", key="grid")
-    start, chosen = time.perf_counter(), Chosen(which, error, windows)
+    within = read_area(area) if isinstance(area, str) else area
+    start, chosen = time.perf_counter(), Chosen(which, error, windows, within)
     scenes = _prepared(job)
     with _cluster(job, client, announce=announce) as workers, workers.as_current(), _reported(job.performance_report):
-        making = Making(job, job_composite(job, scenes), workers, chosen, start)
+        result = job_composite(job, scenes)
+        require_scenes(job, result)
+        making = Making(job, result, workers, chosen, start)
         label = making.product.files[0].rpartition("/")[2]
         with progress_bar(label, len(making.todo)) as advance:
             for _, outcome in make_all(workers, iter([Entry(None, making)]), job.policy.as_policy()):
@@ -110,6 +125,8 @@ def run_cells(
     announce: bool = True,
     which: Which = "missing",
     error: str | None = None,
+    cells: str | None = None,
+    area: str | Geometry | None = None,
 ) -> Iterator[tuple[Cell, JobResult | None]]:
     """Run a job that has a grid: one product for each cell that its area touches, on one cluster.
 
@@ -119,11 +136,15 @@ def run_cells(
     ----------
     job, client, announce, which, error
         As for `run_job`.
+    cells
+        Only these: ``"31TCJ,31TCK"``, names; ``"7"``, a number; ``"1::10"``, a slice.
+    area
+        Only cells that the polygons of this GeoJSON file touch.
 
     Yields
     ------
     cell, result
-        As each cell ends, whatever the order; None for a cell that no scene touches. A cell that cannot be begun or
+        As each cell ends, whatever the order; None for a cell that too few scenes touch. A cell that cannot be begun or
         finished does not stop the others: its result has ``error``.
 
     Raises
@@ -134,17 +155,18 @@ def run_cells(
     job = job if isinstance(job, Job) else load_job(job)
     if job.span is not None:
         raise JobError("the job has a span, so it makes many products: run_spans() runs it", key="span")
-    cells, chosen = job_cells(job), Chosen(which, error)
+    within = read_area(area) if isinstance(area, str) else area
+    wanted, chosen = job_cells(job, cells, within), Chosen(which, error)
     scenes = _prepared(job)
     with (
         _cluster(job, client, announce=announce) as workers,
         workers.as_current(),
         _reported(job.performance_report),
         TemporaryDirectory() as folder,
-        progress_bar("cells", len(cells)) as advance,
+        progress_bar("cells", len(wanted)) as advance,
     ):
         # Headers are read once for all cells.
-        entries = (_entry(job, scenes, cell, workers, chosen, str(Path(folder, "headers.index"))) for cell in cells)
+        entries = (_entry(job, scenes, cell, workers, chosen, str(Path(folder, "headers.index"))) for cell in wanted)
         for entry, outcome in make_all(workers, entries, job.policy.as_policy()):
             if outcome is None:
                 cell, refused = entry.name
@@ -157,7 +179,8 @@ def _entry(job: Job, scenes: tuple[Scene, ...], cell: Cell, client: Client, chos
     start = time.perf_counter()
     try:
         result = job_composite(job, scenes, cell.geobox, index)
-        making = Making(cell_job(job, cell), result, client, chosen, start) if reaches(result, cell) else None
+        enough = scenes_within(result) >= job.policy.min_scenes
+        making = Making(cell_job(job, cell), result, client, chosen, start) if enough else None
     except ClusterError:
         raise
     except S2CompositeError as error:

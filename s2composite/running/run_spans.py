@@ -15,7 +15,7 @@ from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.running.cells import Cell
 from s2composite.running.cluster import connect
 from s2composite.running.job import Job, load_job
-from s2composite.running.making import JobResult, Which
+from s2composite.running.making import JobResult
 from s2composite.running.run import run_cells, run_job
 from s2composite.running.spans import spans_of, written_out
 from s2composite.scenes.periods import Period
@@ -147,8 +147,7 @@ def run_spans(
     today: dt.date | None = None,
     client: Client | None = None,
     announce: bool = True,
-    which: Which = "missing",
-    error: str | None = None,
+    **chosen: Any,
 ) -> Iterator[SpanResult]:
     """Run a job for each month, day or year of its span, all on one cluster.
 
@@ -163,8 +162,11 @@ def run_spans(
         ``"last"``: only the unit that was over last, which is what a monthly cron job makes. A date: from then on.
     today
         The day that "over" is about; default: today in UTC.
-    client, announce, which, error
+    client, announce
         As for `run_job`.
+    **chosen
+        Which windows or cells to make of each: ``which``, ``error`` and what else `run_job` takes, or `run_cells` if
+        the job has a grid.
 
     Yields
     ------
@@ -181,9 +183,9 @@ def run_spans(
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
     >>> job = {"source": "doctest_scenes", "output": "{{pointInTime}}.tif", "cluster": {"workers": 1}}
-    >>> job |= {"span": {"start": "2023-05", "end": "2023-05"}, "overwrite": True}
+    >>> job |= {"span": {"start": "2023-07", "end": "2023-08"}, "overwrite": True}
     >>> [(one.period.label, one.complete) for one in run_spans(job, announce=False)]
-    [('2023-05', True)]
+    [('2023-07', True), ('2023-08', True)]
     """
     job = job if isinstance(job, Job) else load_job(job)
     jobs = span_jobs(job, since, today)
@@ -193,7 +195,7 @@ def run_spans(
     with cluster as workers:
         for one in jobs:
             try:
-                results = _results(one.job, client=workers, which=which, error=error)
+                results = _results(one.job, client=workers, **chosen)
             except ClusterError:
                 raise  # no other unit would fare better
             except S2CompositeError as problem:

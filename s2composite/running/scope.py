@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import xarray as xr
 from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox, box
+from odc.geo.geom import BoundingBox, Geometry, box
 
 from s2composite.compositing import Composite, composite
-from s2composite.cube import open_cube
+from s2composite.cube import open_cube, to_cube
 from s2composite.errors import JobError
 from s2composite.running.cells import Cell, cells_of, read_area
 from s2composite.running.job import CELL, Job
+from s2composite.running.selection import chosen_cells
+from s2composite.running.sizing import fitting_side, workers_of
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import absolute
 from s2composite.windows import work_in
+from s2composite.writing.building import StoreOptions
+from s2composite.writing.options import RasterOptions
 
-__all__ = ["cell_job", "job_cells", "job_composite", "job_scenes", "ledger_key", "reaches"]
+__all__ = [
+    "cell_job",
+    "job_cells",
+    "job_composite",
+    "job_scenes",
+    "ledger_key",
+    "output_block",
+    "require_scenes",
+    "scenes_within",
+]
 
 
 def job_scenes(job: Job) -> tuple[Scene, ...]:
@@ -26,7 +40,10 @@ def job_scenes(job: Job) -> tuple[Scene, ...]:
 def job_composite(
     job: Job, scenes: tuple[Scene, ...], geobox: GeoBox | None = None, index: str | None = None
 ) -> Composite:
-    """Return the lazy composite that a job is about, on the grid of one of its cells if that is given."""
+    """Return the lazy composite that a job is about, on the grid of one of its cells if that is given.
+
+    Windows whose size is left open are as large as the workers' memory allows.
+    """
     cube = open_cube(
         scenes,
         bands=job.bands,
@@ -40,6 +57,21 @@ def job_composite(
         on_error=job.on_error,
         engine=job.engine,
     )
+    result = _composed(job, cube)
+    work = work_in(result.dataset) if job.chunks == "auto" else None
+    if work is None:
+        return result
+    side = fitting_side(work, workers_of(job.cluster), output_block(job))
+    resized = to_cube(work.stack, side)
+    return result if resized.chunks == cube.chunks else _composed(job, resized)
+
+
+def output_block(job: Job) -> int:
+    """Return the side of the tiles or chunks of a job's output, of which windows are made."""
+    return RasterOptions(**(job.raster or {})).blocksize if job.format == "tif" else StoreOptions().chunk
+
+
+def _composed(job: Job, cube: xr.DataArray) -> Composite:
     return composite(
         cube,
         job.reducers,
@@ -51,13 +83,13 @@ def job_composite(
     )
 
 
-def job_cells(job: Job) -> tuple[Cell, ...]:
-    """Return the cells of a job that has a grid.
+def job_cells(job: Job, names: str | None = None, within: Geometry | None = None) -> tuple[Cell, ...]:
+    """Return the cells of a job that has a grid, or some of them; see `chosen_cells`.
 
     Raises
     ------
     JobError
-        It has none, or no cell touches its area.
+        It has none, no cell touches its area, or none is chosen.
     """
     if job.grid is None:
         raise JobError("the job has no grid to cut an area into cells", key="grid")
@@ -66,7 +98,7 @@ def job_cells(job: Job) -> tuple[Cell, ...]:
         area = read_area(job.area)
     elif job.bbox is not None:
         area = box(*job.bbox, job.bbox_crs).to_crs("EPSG:4326")
-    return cells_of(job.grid, area)
+    return chosen_cells(cells_of(job.grid, area), names, within)
 
 
 def cell_job(job: Job, cell: Cell) -> Job:
@@ -74,11 +106,28 @@ def cell_job(job: Job, cell: Cell) -> Job:
     return job.model_copy(update={"output": job.output.replace(CELL, cell.name), "grid": None, "area": None})
 
 
-def reaches(result: Composite, cell: Cell) -> bool:
-    """Return whether any scene of a cell's composite touches it."""
+def scenes_within(result: Composite) -> int:
+    """Return how many scenes touch the area of a composite."""
     work = work_in(result.dataset)
-    whole = (slice(0, int(cell.geobox.shape.y)), slice(0, int(cell.geobox.shape.x)))
-    return work is not None and len(work.stack.touching(whole)) > 0
+    return (
+        0 if work is None else len(work.stack.touching((slice(0, work.stack.shape[2]), slice(0, work.stack.shape[3]))))
+    )
+
+
+def require_scenes(job: Job, result: Composite) -> None:
+    """Refuse a composite that fewer scenes touch than the job's policy wants.
+
+    Raises
+    ------
+    JobError
+        Says how many there are.
+    """
+    there, wanted = scenes_within(result), job.policy.min_scenes
+    if there < wanted:
+        raise JobError(
+            f"policy.min_scenes is {wanted}, and {there} scenes touch the area: take a longer time or a lower number",
+            key="policy.min_scenes",
+        )
 
 
 def ledger_key(job: Job) -> str:

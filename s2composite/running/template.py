@@ -15,7 +15,8 @@ __all__ = ["job_template"]
 _EXAMPLES = {"source": "scenes/", "output": "median.tif"}
 _WIDTH = 100
 _HEAD = """# A job of s2composite: s2composite run THIS_FILE
-# Keys that begin with # have these values unless you say otherwise."""
+# Keys that begin with # have these values unless you say otherwise.
+# ${NAME} is a variable of the environment, or of this file: variables: {NAME: value}."""
 
 
 def job_template() -> str:

@@ -22,8 +22,8 @@ from s2composite.scenes.access import Access, limits
 
 __all__ = ["guarded_client", "is_open_address"]
 
-_PLATFORMS = frozenset({"168.63.129.16"})
-"""Addresses that look public and are a cloud's own: Azure's platform."""
+_PLATFORMS = tuple(map(ipaddress.IPv4Network, ("168.63.129.16/32", "192.0.0.0/24")))
+"""What looks public to some versions of Python and is a cloud's own: Azure's platform, Oracle's metadata."""
 
 _EMBEDDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
 """IPv6 networks whose addresses are IPv4 ones in their last 32 bits."""
@@ -59,7 +59,8 @@ def is_open_address(text: str, networks: tuple[str, ...] = ()) -> bool:
             return False
     if any(address in ipaddress.ip_network(network, strict=False) for network in networks):
         return True
-    return address.is_global and not address.is_multicast and str(address) not in _PLATFORMS
+    own = any(address in network for network in _PLATFORMS)
+    return address.is_global and not address.is_multicast and not own
 
 
 def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -70,47 +71,41 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 async def guarded_client(**options: Any) -> aiohttp.ClientSession:
     """Return an HTTP client of this process's limits: fsspec's ``get_client``."""
-    access = limits() or Access()
-    connector = aiohttp.TCPConnector(resolver=_Resolver(access))
+    connector = aiohttp.TCPConnector(resolver=_Resolver())
     # Proxies would look up names themselves, and ~/.netrc is the operator's.
-    return aiohttp.ClientSession(
-        **{**options, "trust_env": False}, connector=connector, middlewares=(_checking(access),)
-    )
+    return aiohttp.ClientSession(**{**options, "trust_env": False}, connector=connector, middlewares=(_check,))
 
 
 Handler = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
 
 
-def _checking(access: Access) -> Any:
-    """Return the middleware that aiohttp calls for every request, those that follow redirects included."""
-
-    async def check(request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.ClientResponse:
-        href, host = str(request.url), request.url.raw_host or ""
-        if not _is_store(access, href):
-            access.may_read(href)
-            if _is_literal(host) and not (_is_named(access, href) or is_open_address(host, access.networks)):
-                raise _private(host)
-        return await handler(request)
-
-    return check
+async def _check(request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.ClientResponse:
+    """Check a request, which aiohttp does for each, those that follow redirects included."""
+    access = limits() or Access()
+    href, host = str(request.url), request.url.raw_host or ""
+    if not _is_store(access, href):
+        access.may_read(href)
+        if _is_literal(host) and not (_is_named(access, href) or is_open_address(host, access.networks)):
+            raise _private(host)
+    return await handler(request)
 
 
 class _Resolver(AbstractResolver):
     """DNS whose answers are checked before they are used."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self) -> None:
         self._plain = DefaultResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the addresses of a name, all of which must be open."""
+        access = limits() or Access()
         found = await self._plain.resolve(host, port, family)
-        if (host, port) in _own_endpoints(self._access):
+        if (host, port) in _own_endpoints(access):
             return found
         for answer in found:
-            if not is_open_address(answer["host"], self._access.networks):
+            if not is_open_address(answer["host"], access.networks):
                 raise _private(host)
         return found
 
@@ -133,8 +128,7 @@ def _is_literal(host: str) -> bool:
 
 def _is_named(access: Access, href: str) -> bool:
     """Return whether the operator has opened this very address, not just all hosts of a scheme."""
-    host = urlsplit(href).hostname
-    return any(urlsplit(place).hostname == host for place in access.read if "://" in place)
+    return any(_host(place) == _host(href) for place in access.read if "://" in place)
 
 
 def _is_store(access: Access, href: str) -> bool:
@@ -143,12 +137,16 @@ def _is_store(access: Access, href: str) -> bool:
     Which of its objects may be read was decided by their gs:// or s3:// name; the store itself sends them on to other
     hosts of its own.
     """
-    url = urlsplit(href)
-    host = (url.hostname or "").rstrip(".")
-    if (host, url.port or {"http": 80, "https": 443}.get(url.scheme)) in _own_endpoints(access):
+    if _host(href) in _own_endpoints(access):
         return True
+    host = _host(href)[0]
     domains = [_STORES[scheme][0] for scheme in _opened_stores(access)]
-    return url.scheme == "https" and any(host == domain or host.endswith(f".{domain}") for domain in domains)
+    return href.startswith("https://") and any(host == domain or host.endswith(f".{domain}") for domain in domains)
+
+
+def _host(href: str) -> tuple[str, int | None]:
+    url = urlsplit(href)
+    return url.hostname or "", url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 def _opened_stores(access: Access) -> set[str]:
@@ -158,5 +156,4 @@ def _opened_stores(access: Access) -> set[str]:
 def _own_endpoints(access: Access) -> set[tuple[str, int | None]]:
     """Return host and port of the stores that the operator runs."""
     named = [os.environ.get(name, "") for scheme in _opened_stores(access) for name in _STORES[scheme][1]]
-    urls = [urlsplit(name if "://" in name else f"http://{name}") for name in named if name]
-    return {(url.hostname or "", url.port or {"http": 80, "https": 443}.get(url.scheme)) for url in urls}
+    return {_host(name if "://" in name else f"http://{name}") for name in named if name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
@@ -11,7 +12,7 @@ from s2composite.errors import ParameterError, SceneError
 from s2composite.scenes.dates import solar_day, utc_day
 from s2composite.scenes.model import Scene
 
-__all__ = ["DUPLICATES", "GROUPINGS", "grouped", "longitude", "newest"]
+__all__ = ["DUPLICATES", "GROUPINGS", "grouped", "level_of", "longitude", "newest"]
 
 _Box: TypeAlias = tuple[float, float, float, float]
 
@@ -20,6 +21,8 @@ GROUPINGS = (None, "solar_day", "utc_day")
 
 _SAME_PLACE = 0.01
 """Degrees that the boxes of two products may differ by and still be of the same pixels."""
+
+_LEVEL = re.compile(r"(?:[-_]|\d)l([12])[a-z]{0,2}(?:[-_]|$)", re.IGNORECASE)
 
 _SAME_PASS = dt.timedelta(minutes=2)
 """Time within which products of one satellite and granule are of the same pass."""
@@ -41,10 +44,10 @@ def newest(scenes: Sequence[Scene]) -> list[Scene]:
     list of Scene
         In the same order.
     """
-    by_place: dict[tuple[str, str | None], list[Scene]] = {}
+    by_place: dict[tuple[str, str | None, str | None], list[Scene]] = {}
     for scene in scenes:
         if scene.granule is not None and (scene.baseline or scene.made):
-            by_place.setdefault((scene.granule, scene.platform), []).append(scene)
+            by_place.setdefault((scene.granule, scene.platform, level_of(scene)), []).append(scene)
     replaced: set[str] = set()
     for rivals in by_place.values():
         for i, one in enumerate(rivals):
@@ -54,6 +57,19 @@ def newest(scenes: Sequence[Scene]) -> list[Scene]:
                 if _same_pixels(one, other) and _age(one) != _age(other):
                     replaced.add(min(one, other, key=_age).id)
     return [scene for scene in scenes if scene.id not in replaced]
+
+
+def level_of(scene: Scene) -> str | None:
+    """Return the processing level that a scene's collection names, ``"1"`` or ``"2"``; None where it does not say.
+
+    >>> import datetime as dt
+    >>> from s2composite.scenes.model import Asset
+    >>> time, files = dt.datetime(2023, 7, 9, tzinfo=dt.UTC), (Asset("B04", "a.tif"),)
+    >>> level_of(Scene("a", time, files, collection="sentinel-2-l2a"))
+    '2'
+    """
+    found = _LEVEL.search(scene.collection or "")
+    return found[1] if found else None
 
 
 def _age(scene: Scene) -> tuple[str, dt.datetime]:

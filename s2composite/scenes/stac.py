@@ -81,7 +81,7 @@ def items_of(source: Any) -> list[Mapping[str, Any]]:
         The search finds nothing, or the server does not answer; the message says what was searched.
     """
     if isinstance(source, Mapping):
-        return _searched(source) if "url" in source else _features(source, "the dictionary")
+        return _searched(source) if "url" in source else _some(_features(source, "the dictionary"), "the dictionary")
     if hasattr(source, "items_as_dicts"):
         return _some(_asked(source.items_as_dicts, "the search"), f"the search at {_searched_at(source)}")
     if hasattr(source, "get_items"):  # a Catalog or Collection of pystac
@@ -338,7 +338,10 @@ def _time(scene_id: str, properties: Mapping[str, Any]) -> Any:
     told = properties.get("datetime") or properties.get("start_datetime")
     if not told:
         raise SceneError(f"item {scene_id} has no datetime and no start_datetime; leave it out", scene=scene_id)
-    return utc_time(str(told))
+    try:
+        return utc_time(str(told))
+    except ParameterError as error:
+        raise SceneError(f"item {scene_id}: its datetime is none ({error}); leave it out", scene=scene_id) from None
 
 
 def _is_raster(key: str, asset: Mapping[str, Any]) -> bool:
@@ -403,7 +406,10 @@ def _grid(asset: Mapping[str, Any], item: Mapping[str, Any]) -> AssetGrid | None
     transform, shape = told("transform"), told("shape")
     if not code or not transform or len(transform) not in (6, 9) or not shape or len(shape) != 2:
         return None
-    return AssetGrid(str(code), tuple(float(v) for v in transform[:6]), (int(shape[0]), int(shape[1])))
+    try:
+        return AssetGrid(str(code), tuple(float(v) for v in transform[:6]), (int(shape[0]), int(shape[1])))
+    except (TypeError, ValueError):  # what is no grid is none: the file's header tells it
+        return None
 
 
 def _preference(asset: Asset) -> tuple[bool, bool, float]:

@@ -25,6 +25,7 @@ from s2composite.scenes.addresses import guarded_client
 __all__ = [
     "absolute",
     "display",
+    "display_text",
     "exists",
     "filesystem",
     "gdal_options",
@@ -37,6 +38,7 @@ __all__ = [
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SHORTENED = re.compile(r"^((?:gs|gcs|s3|s3a|https?):)/(?!/)")  # what pathlib makes of a URL
 _SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3", "http": "http", "https": "https", "file": "file"}
+_URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
 _HTTP = re.compile(r"(https?://)(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
 _URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
 _YES = ("1", "yes", "true", "on")
@@ -107,6 +109,17 @@ def display(href: str) -> str:
     """
     match = _HTTP.match(href)
     return "".join(match.groups()) if match else href
+
+
+def display_text(text: str) -> str:
+    """Return a text in which every URL is as messages and logs may show it.
+
+    Examples
+    --------
+    >>> display_text("reading https://host/a.tif?signature=abc failed")
+    'reading https://host/a.tif failed'
+    """
+    return _URL.sub(lambda match: display(match.group()), text)
 
 
 def filesystem(href: str) -> tuple[Any, str]:

@@ -86,7 +86,7 @@ _CLASS_KEYS = ("classification:classes", "classification:bitfields", "file:value
 def _shift(item: Mapping[str, Any], scale: float | None, offset: float | None, baseline: str | None) -> float | None:
     if _HARMONISED_COLLECTION.match(str(item.get("collection") or "")):
         return 0.0
-    properties = item.get("properties", {})
+    properties = item.get("properties") or {}
     applied = next((properties[key] for key in _APPLIED if properties.get(key) is not None), None)
     if applied is True:
         return 0.0
@@ -107,7 +107,7 @@ def _is_classes(asset: str) -> bool:
 
 
 def _is_sentinel2(item: Mapping[str, Any]) -> bool:
-    properties = item.get("properties", {})
+    properties = item.get("properties") or {}
     told = f"{properties.get('platform', '')} {properties.get('constellation', '')} {item.get('collection') or ''}"
     return (
         re.search(r"sentinel-?_?2|\bs2_", told, re.IGNORECASE) is not None

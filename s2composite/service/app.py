@@ -92,4 +92,6 @@ def _add_pages(app: FastAPI, service: Backend) -> None:
         """Tell that the service is ready; 503 while its kernels are compiled."""
         if not service.windows.ready:
             raise ProblemError(Problem(503, "the kernels are being compiled", retry_after=2))
-        return {"status": "ok", "version": s2composite.__version__, "windows": service.windows.waiting}
+        windows = service.windows
+        facts = {"waiting": windows.waiting, "made": windows.made, "found": windows.found}
+        return {"status": "ok", "version": s2composite.__version__, "windows": facts}

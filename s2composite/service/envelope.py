@@ -34,7 +34,7 @@ PUSHED_EXAMPLE = {
 
 Whole = Annotated[int, Field(ge=0, le=10**7)]
 Side = Annotated[int, Field(ge=1, le=10**6)]
-Href = Annotated[str, Field(min_length=1, max_length=4096)]
+Href = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class WindowRequest(Strict):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 
+from s2composite.running.report_page import report_page
 from s2composite.service.backend import Backend, problems
 from s2composite.service.documents import job_here, job_text, sent_document
 from s2composite.service.problems import Problem, ProblemError, scrubbed
@@ -113,7 +114,7 @@ def _add_files(app: FastAPI, service: Backend) -> None:
         found = report_of(service.row(number))
         if request.headers.get("accept", "").startswith("application/json"):
             return Response(scrubbed(found.to_json()), media_type="application/json")
-        return HTMLResponse(scrubbed(found.to_html()))
+        return HTMLResponse(scrubbed(report_page(found)))
 
     @app.get(
         "/jobs/{number}/quicklook.png",

@@ -21,7 +21,7 @@ import xarray as xr
 from odc.geo.xr import xr_coords
 
 import s2composite
-from s2composite.errors import BandError, GridError, ReadError, S2CompositeError, SceneError, SourceError
+from s2composite.errors import AccessError, BandError, GridError, ReadError, S2CompositeError, SceneError, SourceError
 from s2composite.pixels.recipe import Recipe
 from s2composite.pixels.reducers import resolve_reducer
 from s2composite.reading.fetch import read_head
@@ -92,21 +92,21 @@ def make_median(request: WindowRequest) -> Made:
     destination = _destination(request.destination)
     datasets = tuple(_dataset(i, href) for i, href in enumerate(request.datasets))
     try:
-        again = _make(request, destination, datasets)
-    except ReadError as error:
-        if error.__dict__.get("transient"):
-            raise ProblemError(_about_scene(error, datasets)) from error
-        # A scene may have been replaced since its header was read.
-        _forget(datasets)
-        again = _make_anew(request, destination, datasets)
+        again = _make_patiently(request, destination, datasets)
+    except (ReadError, SceneError, GridError, BandError, SourceError, AccessError) as error:
+        raise ProblemError(_about_scene(error, datasets)) from error
     return Made(destination, again, time.perf_counter() - start)
 
 
-def _make_anew(request: WindowRequest, destination: str, datasets: tuple[str, ...]) -> bool:
+def _make_patiently(request: WindowRequest, destination: str, datasets: tuple[str, ...]) -> bool:
     try:
         return _make(request, destination, datasets)
     except ReadError as error:
-        raise ProblemError(_about_scene(error, datasets)) from error
+        if error.__dict__.get("transient"):
+            raise
+        # A scene may have been replaced since its header was read.
+        _forget(datasets)
+        return _make(request, destination, datasets)
 
 
 def _make(request: WindowRequest, destination: str, datasets: tuple[str, ...]) -> bool:
@@ -182,12 +182,7 @@ def _forget(datasets: tuple[str, ...]) -> None:
 
 
 def _opened(datasets: tuple[str, ...]) -> Stack:
-    try:
-        stack = open_stack([_scene(i, href) for i, href in enumerate(datasets)], options=_OPTIONS)
-    except ReadError:
-        raise
-    except (SceneError, GridError, BandError, SourceError) as error:
-        raise ProblemError(_about_scene(error, datasets)) from error
+    stack = open_stack([_scene(i, href) for i, href in enumerate(datasets)], options=_OPTIONS)
     if len(stack.bands) != len(BANDS):
         raise ProblemError(Problem(422, f"expecting 3 bands, got {len(stack.bands)}", "/datasets/0"))
     if stack.dtype != np.uint8:

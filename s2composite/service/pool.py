@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import tempfile
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
@@ -20,10 +21,11 @@ import numpy as np
 import rasterio
 from pebble import ProcessExpired, ProcessPool
 
+from s2composite.errors import S2CompositeError
 from s2composite.scenes.access import VARIABLE
 from s2composite.service.envelope import WindowRequest
 from s2composite.service.median import Made, make_median
-from s2composite.service.problems import Problem, ProblemError
+from s2composite.service.problems import Problem, ProblemError, problem_of, scrubbed
 from s2composite.service.settings import Settings
 
 __all__ = ["Windows"]
@@ -43,6 +45,11 @@ class Windows:
     ----------
     settings
         How many, how long, and where from and to.
+
+    Attributes
+    ----------
+    made, found
+        Windows that were made since the start, and asked for again when they were there.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -50,16 +57,22 @@ class Windows:
         self._running: dict[Key, asyncio.Task[Made]] = {}
         self._pool: ProcessPool | None = None
         self._first: Future[None] | None = None
+        self.made = 0
+        self.found = 0
 
     def start(self) -> None:
         """Start the processes, and have each compile its kernels."""
         workers = self._settings.workers
+        # The libraries are imported once, by a process without threads, of which all others are copies: one that was
+        # ended is replaced in no time.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([make_median.__module__])
         self._pool = ProcessPool(
             max_workers=workers,
             max_tasks=_RENEWED,
             initializer=_begin,
             initargs=[self._settings.access.to_json(), self._settings.warm],
-            context=multiprocessing.get_context("spawn"),
+            context=context,
         )
         self._first = self._pool.schedule(_nothing)
 
@@ -108,9 +121,9 @@ class Windows:
     async def _made(self, request: WindowRequest) -> Made:
         assert self._pool is not None
         limit = self._settings.limits.seconds
-        future: Future[Made] = self._pool.schedule(make_median, args=[request], timeout=limit)
+        future: Future[Made | Problem] = self._pool.schedule(_outcome, args=[request], timeout=limit)
         try:
-            return await asyncio.wrap_future(future)
+            outcome = await asyncio.wrap_future(future)
         except TookTooLong:
             raise ProblemError(
                 Problem(504, f"the window took longer than {limit:g} s; ask for a smaller one")
@@ -119,6 +132,11 @@ class Windows:
             LOG.error("a process ended while it made a window: exit code %s", error.exitcode)  # noqa: TRY400 - no frames worth showing
             told = "the process that made the window has ended; try again"
             raise ProblemError(Problem(503, told, retry_after=1)) from None
+        if isinstance(outcome, Problem):
+            raise ProblemError(outcome)
+        self.found += outcome.again
+        self.made += not outcome.again
+        return outcome
 
     def _check_size(self, request: WindowRequest) -> None:
         limits = self._settings.limits
@@ -129,6 +147,19 @@ class Windows:
         if size > limits.observations:
             told = f"{size} bytes of observations; at most {limits.observations}: ask for a smaller window"
             raise ProblemError(Problem(422, told, "/window"))
+
+
+def _outcome(request: WindowRequest) -> Made | Problem:
+    """Make a window in a worker; what fails comes back as a value, because not every exception can travel."""
+    try:
+        return make_median(request)
+    except ProblemError as error:
+        return error.problem
+    except S2CompositeError as error:
+        return problem_of(error)
+    except Exception as error:  # noqa: BLE001 - a worker lives on, whatever a library raises
+        LOG.error("%s", scrubbed(traceback.format_exc()))  # noqa: TRY400 - the traceback without secrets
+        return Problem(500, f"the window could not be made: {type(error).__name__}; the service's log says more")
 
 
 def _nothing() -> None:

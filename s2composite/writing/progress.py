@@ -1,27 +1,90 @@
-"""Progress: one bar, in terminals and notebooks, silent elsewhere."""
+"""Progress: one bar with rate and time left, in terminals and notebooks; silent elsewhere, and beside a log."""
 
 from __future__ import annotations
 
+import logging
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.util import find_spec
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-__all__ = ["progress_bar"]
+__all__ = ["pace", "progress_bar"]
+
+_LINE_EVERY = 0.5
+"""Seconds between two looks of the line in a notebook."""
+
+_LOOK_BACK = 3600.0
+"""Seconds over which the rate is taken for the time left: a window of a big job may take minutes."""
 
 
 @contextmanager
 def progress_bar(label: str, total: int, *, shown: bool = True) -> Iterator[Callable[[], None]]:
     """Show a bar for `total` steps; yields what to call after each."""
     console = Console(stderr=True)
-    # Without ipywidgets rich would warn at every bar.
-    notebook = console.is_jupyter and find_spec("ipywidgets") is not None
-    if not shown or not (console.is_terminal or notebook):
+    if not shown or logging.getLogger("s2composite").isEnabledFor(logging.INFO):
         yield lambda: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda: progress.advance(task)
+    elif console.is_jupyter and find_spec("ipywidgets") is None:  # rich's bar needs them, and warns
+        with _line(label, total) as advance:
+            yield advance
+    elif console.is_terminal or console.is_jupyter:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Pace(), TimeRemainingColumn())
+        with Progress(*columns, console=console, speed_estimate_period=_LOOK_BACK) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda: progress.advance(task)
+    else:
+        yield lambda: None
+
+
+def pace(done: float, seconds: float) -> str:
+    """Return a rate as people say it.
+
+    >>> pace(50, 10), pace(3, 60), pace(2, 3600), pace(0, 5)
+    ('5.0/s', '3.0/min', '2.0/h', '')
+    """
+    if not done or not seconds:
+        return ""
+    for unit, length in (("s", 1), ("min", 60), ("h", 3600)):
+        rate = done / seconds * length
+        if rate >= 1 or unit == "h":
+            break
+    return f"{rate:.1f}/{unit}"
+
+
+class _Pace(ProgressColumn):
+    """The rate since the beginning."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate of a task."""
+        return Text(pace(task.completed, task.elapsed or 0.0), "progress.data.speed")
+
+
+@contextmanager
+def _line(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a line that is written over again."""
+    begun = looked = time.monotonic()
+    done = 0
+
+    def show(end: str = "") -> None:
+        seconds = time.monotonic() - begun
+        left = timedelta(seconds=round(seconds / done * (total - done))) if done else "-:--:--"
+        sys.stderr.write(f"\r{label}: {done}/{total} {pace(done, seconds)}, {left} left   {end}")
+        sys.stderr.flush()
+
+    def advance() -> None:
+        nonlocal done, looked
+        done += 1
+        if time.monotonic() - looked >= _LINE_EVERY:
+            looked = time.monotonic()
+            show()
+
+    show()
+    try:
+        yield advance
+    finally:
+        show("\n")

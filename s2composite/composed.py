@@ -1,0 +1,97 @@
+"""What a composite consists of: its layers as a dataset, with their coordinates and facts; also of overviews alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import odc.geo.xr  # noqa: F401 - registers .odc
+import xarray as xr
+
+from s2composite.coarse import coarse_cube
+from s2composite.pixels.reducers import Layer, Recipe
+from s2composite.windows import STATUS, Work, layer_arrays, work_in
+
+__all__ = ["layers_dataset", "located", "small_dataset"]
+
+_TIMES = ("time", "time_bounds", "period", "scenes")
+"""Coordinates of the periods."""
+
+_WINDOWS = ("window_y", "window_x")
+"""Dimensions of what is known of windows, which every n-th pixel has none of."""
+
+
+def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], data: Mapping[str, Any]) -> xr.Dataset:
+    """Return layers of a cube ``(time, band, y, x)`` with the coordinates and facts of the cube and the recipe."""
+    coords = {name: array.coords[name] for name in ("band", "y", "x", "spatial_ref") if name in array.coords}
+    times = array["time"].values
+    scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
+    coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
+    variables = {
+        layer.name: xr.Variable(layer.dims, data[layer.name], _layer_attrs(layer, "spatial_ref" in coords))
+        for layer in layers
+    }
+    if STATUS in data:
+        meaning = {"long_name": "0 read, 1 scene outside of the window, 2 reading failed"}
+        variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], meaning)
+    return xr.Dataset(variables, coords, _facts(array, recipe))
+
+
+def _layer_attrs(layer: Layer, georeferenced: bool) -> dict[str, Any]:
+    attrs = {
+        "long_name": layer.long_name,
+        "units": layer.units,
+        "nodata": layer.nodata,
+        "overviews": layer.overviews,
+        "grid_mapping": "spatial_ref" if georeferenced else None,
+    }
+    return {key: value for key, value in attrs.items() if value is not None}
+
+
+def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "reducer": ", ".join(reducer.name for reducer in recipe.reducers),
+        "parameters": ", ".join(str(reducer) for reducer in recipe.reducers),
+        "software": f"s2composite {version('s2composite')}",
+    }
+    if "engine" in array.attrs:
+        facts["engine"] = "; ".join(f"{name}: {why}" for name, why in array.attrs["engine"].items())
+    return facts
+
+
+def located(dataset: xr.Dataset) -> xr.Dataset:
+    """Let the windows of ``read_status`` say where they begin: in memory there are no chunks left that would."""
+    if STATUS not in dataset or not dataset[STATUS].chunks:
+        return dataset
+    starts = {
+        f"window_{axis}": (f"window_{axis}", np.cumsum([0, *dataset.chunksizes[axis][:-1]]), {"units": "pixel"})
+        for axis in ("y", "x")
+    }
+    return dataset.assign_coords(starts)
+
+
+def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
+    """Return the layers of a composite at a resolution at which its longer side has no more pixels; see `preview`."""
+    step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // size))
+    work = _whole_work(dataset)
+    if work is None or step == 1:
+        every = slice(None, None, step)
+        return dataset.drop_dims(_WINDOWS, errors="ignore").isel(y=every, x=every)
+    cube = coarse_cube(work.stack, abs(work.stack.geobox.resolution.x) * step)
+    layers = work.recipe.layers(cube.dtype, cube.sizes["time"])
+    small = layers_dataset(cube, work.recipe, layers, layer_arrays(cube, work.recipe, layers))
+    times = {name: dataset[name] for name in _TIMES if name in dataset.coords}
+    small = small.drop_vars([name for name in small.data_vars if name not in dataset.data_vars])
+    return small.assign_coords(times).assign_attrs(rules=dataset.attrs["rules"])
+
+
+def _whole_work(dataset: xr.Dataset) -> Work | None:
+    """Return the work behind a lazy composite if it is all of that and nothing else."""
+    work = work_in(dataset)
+    if work is None or work.arrays or "band" not in dataset.coords:
+        return None
+    same = dataset.odc.geobox == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
+    periods = len(work.recipe.periods or ())
+    return work if same and dataset.sizes.get("time", 0) == periods else None

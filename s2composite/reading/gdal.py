@@ -1,0 +1,113 @@
+"""GDAL: whatever is read through it: its settings, how long it waits for a server, and what is tried again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+
+import rasterio
+from rasterio.errors import RasterioError
+
+from s2composite.errors import ReadError
+from s2composite.reading.signing import REFUSED, Sign, signed
+from s2composite.scenes.storage import display, gdal_options, is_remote
+
+__all__ = ["through_gdal"]
+
+LOG = logging.getLogger(__name__)
+
+_OPTIONS: Mapping[str, str | int] = {
+    # ReadMultiRange of GDAL before 3.13 does not retry a failed part.
+    "GDAL_HTTP_MULTIRANGE": "SERIAL",
+    # 5 % of the memory for each process by default, which looks like a leak; a window is read once.
+    "GDAL_CACHEMAX": 64 << 20,
+    "VSI_CACHE": "NO",
+    # Several decoding threads on a remote file can leave blank pixels and no error (GDAL#11552).
+    "GDAL_NUM_THREADS": "1",
+}
+_NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+"""GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none."""
+
+_PATIENCE = {
+    # GDAL waits for ever by default. A limit on the whole transfer would end large reads over slow lines too, so it is
+    # the silence that is limited, as long as the reads that do not go through GDAL wait.
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1024",
+    # What fails is tried again here, where it is logged and a signature can be renewed.
+    "GDAL_HTTP_MAX_RETRY": "0",
+}
+"""What holds unless the environment says something else."""
+
+_ATTEMPTS = 4
+_PERMANENT = ("404", "403", "401", "No such file", "does not exist", "Permission denied")
+
+
+def through_gdal(
+    read: Callable[[str], object], href: str, sign: Sign | None = None, *, files_beside: bool = False
+) -> int:
+    """Run `read` with a URL until it succeeds, the failure is permanent or the attempts are used up.
+
+    Parameters
+    ----------
+    read
+        Opens what it is given with rasterio.
+    href
+        Path or URL.
+    sign
+        Signs the URL.
+    files_beside
+        Whether files beside a local one count (``.aux.xml``).
+
+    Returns
+    -------
+    int
+        Retries that were needed.
+
+    Raises
+    ------
+    ReadError
+        With ``transient`` telling whether trying again later could help.
+    """
+    renewed = False
+    sign = sign if is_remote(href) else None
+    options = _options(href, files_beside=files_beside)
+    for attempt in range(_ATTEMPTS):
+        # GDAL remembers a failed request and would replay it: a retry has to bypass its cache.
+        fresh = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsigs/:/vsis3/"} if attempt else {}
+        try:
+            with rasterio.Env(**options, **fresh):
+                read(signed(sign, href))
+        except (RasterioError, OSError) as error:
+            # GDAL's own words may hold the whole URL, and a signature with it.
+            told = re.sub(r"\?[^\s'\")]+", "", str(error))
+            refused = sign is not None and not renewed and _is_refusal(told)
+            transient = refused or (is_remote(href) and not any(word in told for word in _PERMANENT))
+            why = f"{display(href)}: GDAL cannot read it: {told}"
+            if not transient or attempt == _ATTEMPTS - 1:
+                raise ReadError(why, href=display(href), transient=transient, retries=attempt) from None
+            if refused:
+                renewed = True
+                signed(sign, href, fresh=True)
+                continue
+            wait = random.uniform(0.5, 1.0) * 0.25 * 2**attempt  # noqa: S311 - jitter, not a secret
+            LOG.warning("%s; attempt %d of %d failed, the next in %.1f s", why, attempt + 1, _ATTEMPTS, wait)
+            time.sleep(wait)
+        else:
+            return attempt
+    raise AssertionError
+
+
+def _options(href: str, *, files_beside: bool) -> dict[str, str | int]:
+    listing = {} if files_beside and not is_remote(href) else _NO_LISTING
+    patience = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
+    return {**_OPTIONS, **listing, **patience, **gdal_options(href)}
+
+
+def _is_refusal(told: str) -> bool:
+    # of a server that does not answer with a raster's first bytes GDAL says that it does not know the format
+    return any(str(status) in told for status in REFUSED) or "not recognized" in told or "does not exist" in told

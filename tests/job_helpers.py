@@ -1,0 +1,96 @@
+"""What tests of whole jobs share: a scheduler and workers that are nobody's children, and what a ledger tells."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+from s2composite.running.ledger import read_ledger
+
+
+def job(scenes, directory, **keys):
+    """Return a job of small windows."""
+    return {
+        "source": str(scenes),
+        "output": str(directory / "median.tif"),
+        "layers": ["composite", "count", "source"],
+        "chunks": 128,
+        "raster": {"blocksize": 128},
+        **keys,
+    }
+
+
+def store_job(scenes, directory, **keys):
+    """Return a job that writes a Zarr store."""
+    return {"source": str(scenes), "output": str(directory / "median.zarr"), "chunks": 256, **keys}
+
+
+def digests(directory):
+    """Return a checksum of each file below a directory that is an output, no ledger."""
+    files = [path for path in sorted(Path(directory).rglob("*")) if path.is_file()]
+    wanted = [path for path in files if path.suffix == ".tif" or ".zarr/" in str(path)]
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in wanted}
+
+
+def events(output):
+    """Return what the ledgers beside an output, or those of a directory, tell."""
+    roots = [str(output)] if Path(output).suffix else [str(p).removesuffix(".ledger") for p in output.glob("*.ledger")]
+    return [event for root in roots for event in read_ledger(root)]
+
+
+def made(output):
+    """Return how often each window was made."""
+    return Counter(tuple(event["window"]) for event in events(output) if event["event"] == "done")
+
+
+def until(condition, seconds=60, pause=0.02):
+    """Wait until something has happened."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(pause)
+
+
+def start_scheduler(directory):
+    """Start a scheduler; return its process and address."""
+    file = Path(directory, "scheduler.json")
+    file.unlink(missing_ok=True)
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    process = subprocess.Popen([sys.executable, "-m", "dask", "scheduler", *options], stderr=subprocess.DEVNULL)
+    until(lambda: file.exists() and file.read_text().strip())
+    return process, json.loads(file.read_text())["address"]
+
+
+def start_worker(address):
+    """Start a worker without anybody who starts it again."""
+    command = [sys.executable, "-m", "dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def start_job(directory, spec, address):
+    """Start the command that runs a job."""
+    file = Path(directory, "job.json")
+    file.write_text(json.dumps({**spec, "cluster": address}))
+    command = [sys.executable, "-c", "from s2composite.cli import main; main()", "run", str(file)]
+    # A client looks for a scheduler that is gone for 30 s unless told otherwise.
+    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "3s"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+@contextmanager
+def farm_in(directory):
+    """Yield the address of a scheduler, its process, two workers, and the list of all that is killed at the end."""
+    scheduler, address = start_scheduler(directory)
+    workers = [start_worker(address) for _ in range(2)]
+    everyone = [scheduler, *workers]
+    try:
+        yield address, scheduler, workers, everyone
+    finally:
+        for process in everyone:
+            process.kill()
+            process.wait()

@@ -1,0 +1,64 @@
+"""The bar where people see it: in a real terminal and in the kernel of a notebook; and nothing where it would disturb."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+
+import nbformat
+from nbclient import NotebookClient
+
+STEPS = """
+import time
+from s2composite.writing.progress import progress_bar
+with progress_bar("write median.tif", 40) as advance:
+    for _ in range(40):
+        time.sleep(0.03)
+        advance()
+"""
+
+
+def in_terminal(code):
+    """Return what a program writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
+        os.close(theirs)
+        text = b""
+        while select.select([ours], [], [], 60)[0]:
+            try:
+                text += os.read(ours, 4096)
+            except OSError:  # the program has ended
+                break
+        assert process.wait(60) == 0, text
+    os.close(ours)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
+
+
+def test_a_terminal_shows_a_bar_with_rate_and_time_left():
+    shown = in_terminal(STEPS)
+    last = re.split(r"[\r\n]+", shown.strip())[-1]
+    assert re.search(r"write median\.tif .*40/40 \d+\.\d/s 0:00:00", last), last
+    rate = float(re.search(r"([\d.]+)/s", last)[1])
+    assert 5 < rate <= 40 / 1.2
+    assert re.search(r"\b[1-3]\d/40 ", shown), "it moves"
+
+
+def test_a_notebook_without_widgets_shows_a_line():
+    absent = "import sys; sys.modules['ipywidgets'] = None  # as if it were not installed\n"
+    cell = nbformat.v4.new_code_cell(absent + STEPS)
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
+    done = NotebookClient(notebook, timeout=60).execute()
+    text = "".join(output.get("text", "") for output in done.cells[0].outputs)
+    assert re.search(r"write median\.tif: \d+/40 \d+\.\d/s, 0:00:0\d left", text), text
+    assert re.search(r"40/40 \d+\.\d/s, 0:00:00 left\s*\n", text), text
+    assert "ipywidgets" not in text
+
+
+def test_neither_a_file_nor_a_log_is_disturbed():
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    logging = "from s2composite.running.logs import log_to_stderr; log_to_stderr('text')\n"
+    assert in_terminal(logging + STEPS) == ""
