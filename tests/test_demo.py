@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pystac
 import pytest
 import rasterio
 from hypothesis import given, settings
@@ -18,13 +19,14 @@ from hypothesis import strategies as st
 from rasterio.enums import Compression, PhotometricInterp
 from rio_cogeo import cog_validate
 
-from s2composite.demo import make_scenes, run_demo
+from s2composite.cube import open_cube
+from s2composite.demo import make_items, make_scenes, run_demo
 from s2composite.demo.noise import Box, field, refine, spectrum
 from s2composite.demo.passes import passes, sun_at
 from s2composite.demo.seasons import VARIANTS, Cover, reflectances
 from s2composite.demo.sky import render_sky, weather_of
 from s2composite.demo.terrain import render_land
-from s2composite.errors import ParameterError, WriteError
+from s2composite.errors import ParameterError, SourceError, WriteError
 from s2composite.scenes.listing import find_scenes
 
 
@@ -314,7 +316,8 @@ def test_a_directory_that_is_a_file(tmp_path):
 def test_no_room_leaves_nothing_under_a_final_name(tmp_path, limit):
     program = f"""
 import resource, signal, sys
-from s2composite.demo import make_scenes, run_demo
+from s2composite.cube import open_cube
+from s2composite.demo import make_items, make_scenes, run_demo
 from s2composite.errors import WriteError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {resource.RLIM_INFINITY}))
@@ -366,3 +369,33 @@ def test_the_demonstration_names_a_place_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="file"):
         run_demo(tmp_path / "file")
+
+
+def test_items_say_what_the_files_do(tmp_path):
+    make_scenes(tmp_path / "l2a", scenes=3, size=130, compress="deflate", assets=["B04", "B08", "SCL"])
+    items = make_items(tmp_path / "l2a", tmp_path / "items")
+    for path in items:
+        item = pystac.Item.from_file(path)
+        item.make_asset_hrefs_absolute()
+        classes = read(item.assets["SCL"].href)
+        assert item.properties["eo:cloud_cover"] == pytest.approx(
+            100 * np.isin(classes, (8, 9, 10)).sum() / max((classes > 0).sum(), 1), abs=0.01
+        )
+        for asset in item.assets.values():
+            with rasterio.open(asset.href) as file:
+                assert asset.extra_fields["proj:shape"] == list(file.shape)
+                assert asset.extra_fields["proj:transform"] == list(file.transform)[:6]
+    by_item = open_cube(tmp_path / "items", bands=["red", "nir"])
+    by_name = open_cube(tmp_path / "l2a", bands=["B04", "B08"])
+    assert np.array_equal(by_item, by_name)
+    assert by_item["scene"].values.tolist() == by_name["scene"].values.tolist()
+    assert (by_item["offset"] == 0).all()
+
+
+def test_items_need_scenes_and_a_place(tmp_path):
+    with pytest.raises(SourceError, match="nowhere"):
+        make_items(tmp_path / "nowhere", tmp_path / "items")
+    make_scenes(tmp_path / "scenes", scenes=1, size=32)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(WriteError, match="taken"):
+        make_items(tmp_path / "scenes", tmp_path / "taken")

@@ -205,7 +205,18 @@ def SCL(  # noqa: N802 - it makes a rule, as the classes of rules on values do
 def Fmask(  # noqa: N802
     classes: Iterable[str | int] = ("cloud", "shadow"), *, cleanup: Cleanup = None, band: str = "fmask"
 ) -> MaskRule:
-    """Return the rule that drops classes of Fmask (Open Data Cube's coding); parameters as for `SCL`."""
+    """Return the rule that drops classes of Fmask (Open Data Cube's coding); parameters as for `SCL`.
+
+    Raises
+    ------
+    ParameterError
+        An unknown class or operation.
+
+    Examples
+    --------
+    >>> Fmask().valid(np.array([[[0, 1, 2, 3, 5]]], np.uint8)).astype(int).tolist()
+    [[[0, 1, 0, 0, 1]]]
+    """
     groups = _class_groups(FMASK_CLASSES, classes, cleanup, "Fmask class")
     return MaskRule(band, (Group(values=(0,)), *groups), _label("Fmask", classes, cleanup))
 
@@ -231,6 +242,11 @@ def QABits(  # noqa: N802
     ------
     ParameterError
         An unknown scheme, flag or operation.
+
+    Examples
+    --------
+    >>> QABits("qa60").valid(np.array([[[0, 1024, 2048]]], np.uint16)).astype(int).tolist()
+    [[[1, 0, 0]]]
     """
     if scheme not in QA_BITS:
         raise ParameterError(f"unknown scheme {scheme!r} of QABits; there are {', '.join(QA_BITS)}")
@@ -247,7 +263,27 @@ def QABits(  # noqa: N802
 
 
 def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = "CLDPRB") -> MaskRule:  # noqa: N802
-    """Return the rule that drops observations whose cloud probability, in percent, is above a limit."""
+    """Return the rule that drops observations whose cloud probability, in percent, is above a limit.
+
+    Parameters
+    ----------
+    above
+        Percent; larger values are clouds.
+    cleanup
+        Steps, as for `SCL`.
+    band
+        Name of the mask band.
+
+    Raises
+    ------
+    ParameterError
+        An unknown operation, or a cleanup for classes.
+
+    Examples
+    --------
+    >>> CloudProbability(30).valid(np.array([[[0, 30, 31]]], np.uint8)).astype(int).tolist()
+    [[[1, 1, 0]]]
+    """
     if isinstance(cleanup, Mapping):
         raise ParameterError("CloudProbability has no classes; give its cleanup as one list of steps")
     group = Group(above=above, steps=steps_of(cleanup))
@@ -255,7 +291,25 @@ def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = 
 
 
 def Usable(band: str = "valid", *, cleanup: Cleanup = None) -> MaskRule:  # noqa: N802
-    """Return the rule for a mask of one's own: True (or not 0) may be used; `cleanup` works on the others."""
+    """Return the rule for a mask of one's own: True (or not 0) may be used; `cleanup` works on the others.
+
+    Parameters
+    ----------
+    band
+        Name of the mask band.
+    cleanup
+        Steps on what may not be used, as for `SCL`.
+
+    Raises
+    ------
+    ParameterError
+        An unknown operation, or a cleanup for classes.
+
+    Examples
+    --------
+    >>> Usable(cleanup=[("dilation", 1)]).valid(np.array([[[1, 1, 0, 1]]], np.uint8)).astype(int).tolist()
+    [[[1, 0, 0, 0]]]
+    """
     if isinstance(cleanup, Mapping):
         raise ParameterError("Usable has no classes; give its cleanup as one list of steps")
     return MaskRule(band, (Group(values=(0,), steps=steps_of(cleanup)),), _label("Usable", (), cleanup))

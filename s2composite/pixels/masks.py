@@ -66,7 +66,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Nodata:
-    """Drop an observation if any band has the nodata value."""
+    """Drop an observation if any band has the nodata value.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([0, 7, 9], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "min", valid=s2c.Nodata())["composite"].item()
+    7
+    >>> s2c.composite(cube, "max", valid=s2c.Nodata(9))["composite"].item()
+    7
+    """
 
     value: float | None = None
     """The value; None: the nodata value of the cube, which is 0 for integers and NaN for floats unless it says so."""
@@ -78,7 +89,16 @@ class Nodata:
 
 @dataclass(frozen=True, slots=True)
 class Saturated:
-    """Drop an observation if any band is saturated."""
+    """Drop an observation if any band is saturated.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([7, 9, 255], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "max", valid=s2c.Saturated())["composite"].item()
+    9
+    """
 
     value: float | None = None
     """The value of a saturated band; None: the largest of an integer dtype, nothing for floats."""
@@ -93,7 +113,16 @@ class Saturated:
 
 @dataclass(frozen=True, slots=True)
 class ValueRange:
-    """Drop an observation if a band lies outside a range; both ends are still valid."""
+    """Drop an observation if a band lies outside a range; both ends are still valid.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([5, 7, 240], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "max", valid=ValueRange(high=200))["composite"].item()
+    7
+    """
 
     low: float | None = None
     """Smallest valid value; None: no limit."""
@@ -130,7 +159,20 @@ class ValueRange:
 
 @dataclass(frozen=True, slots=True)
 class SwathEdge:
-    """Drop observations near nodata, where a lossy source (JPEG, WebP) gives colours to what is outside the swath."""
+    """Drop observations near nodata, where a lossy source (JPEG, WebP) gives colours to what is outside the swath.
+
+    Raises
+    ------
+    ParameterError
+        `pixels` is not 1 to 254.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> cube = xr.DataArray(np.array([0, 9, 9], "uint8").reshape(1, 1, 1, 3), dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "max", valid=SwathEdge(1))["count"].values.tolist()
+    [[0, 0, 1]]
+    """
 
     pixels: int = 8
     """How far from the next pixel with nodata in any band, in pixels of the data; 8 is one block of JPEG."""

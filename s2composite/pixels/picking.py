@@ -66,6 +66,14 @@ def luminance_median() -> Reducer:
 
     Valid observations are ordered by luminance, the plain sum of all bands (red + green + blue for true colour), equal
     luminances by scene order; of `n` of them the one at index ``n // 2`` is taken, whole.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "luminance_median")["composite"].item()
+    20
     """
     outputs = (Output("", "observation of median luminance"), SOURCE)
     return Reducer("luminance_median", run_rank, outputs, setting=RankKey())
@@ -95,6 +103,14 @@ def rank(
     Notes
     -----
     Equal keys keep scene order. Sums of integers are exact; sums of floats are taken band after band in their own type.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "rank", quantile=0)["composite"].item()
+    10
     """
     bands = _key_bands(key, weights)
     ranks_at(quantile, 1, 1)
@@ -113,23 +129,79 @@ def quality_mosaic(
     """Return a reducer to the observation whose key is greatest, by default NDVI; keys as for `rank`.
 
     Of equal ones the last in scene order is taken, as at any other quantile.
+
+    Parameters
+    ----------
+    key, weights
+        As for `rank`.
+
+    Raises
+    ------
+    ParameterError
+        The key makes no sense.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([[3000, 1000], [1000, 3000]], "uint16").reshape(2, 2, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"band": ["B04", "B08"]})
+    >>> s2c.composite(cube, "quality_mosaic", key="B04")["composite"].values.ravel().tolist()
+    [3000, 1000]
     """
     best = rank(key, weights=weights, quantile=1)
     return replace(best, name="quality_mosaic", params=tuple(p for p in best.params if p[0] != "quantile"))
 
 
 def max_ndvi(nir: str = "B08", red: str = "B04") -> Reducer:
-    """Return a reducer to the observation of greatest NDVI, ``(nir - red) / (nir + red)``."""
+    """Return a reducer to the observation of greatest NDVI, ``(nir - red) / (nir + red)``.
+
+    Parameters
+    ----------
+    nir, red
+        Names of the bands.
+
+    Notes
+    -----
+    The maximum value composite of Holben (1986), https://doi.org/10.1080/01431168608948945, with NDVI as its value.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([[3000, 1000], [1000, 3000]], "uint16").reshape(2, 2, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"band": ["B04", "B08"]})
+    >>> s2c.composite(cube, "max_ndvi")["composite"].values.ravel().tolist()
+    [1000, 3000]
+    """
     return replace(quality_mosaic((nir, red)), name="max_ndvi", params=(("nir", nir), ("red", red)))
 
 
 def latest() -> Reducer:
-    """Return a reducer to the latest valid observation; of scenes of one time the last in scene order."""
+    """Return a reducer to the latest valid observation; of scenes of one time the last in scene order.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+    >>> s2c.composite(cube, "latest")["composite"].item()
+    20
+    """
     return _by_time("latest", "latest observation", math.inf)
 
 
 def earliest() -> Reducer:
-    """Return a reducer to the earliest valid observation; of scenes of one time the first in scene order."""
+    """Return a reducer to the earliest valid observation; of scenes of one time the first in scene order.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+    >>> s2c.composite(cube, "earliest")["composite"].item()
+    30
+    """
     return _by_time("earliest", "earliest observation", -math.inf)
 
 
@@ -145,6 +217,15 @@ def closest_to(date: str | datetime) -> Reducer:
     ------
     ParameterError
         `date` is none.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+    >>> s2c.composite(cube, "closest_to", date="2023-07-10")["composite"].item()
+    10
     """
     try:
         moment = date if isinstance(date, datetime) else datetime.fromisoformat(date)

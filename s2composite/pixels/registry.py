@@ -63,6 +63,12 @@ def register_reducer(name: str, maker: Maker | Reducer) -> None:
     Notes
     -----
     Workers need not know the name: a reducer travels with its functions.
+
+    Examples
+    --------
+    >>> register_reducer("third_quartile", lambda: resolve_reducer("rank", quantile=0.75))
+    >>> resolve_reducer("third_quartile").params
+    (('key', 'luminance'), ('quantile', 0.75))
     """
     if not name or {".", ":"} & set(name):
         raise ParameterError(f"a reducer cannot be called {name!r}; use letters, digits and underscores")

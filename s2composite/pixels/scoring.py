@@ -57,6 +57,15 @@ def best_available_pixel(
     Notes
     -----
     Of equal scores, the first in scene order is taken. Scores are float32.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+    >>> s2c.composite(cube, "best_available_pixel", day_of_year=213, weights=(1, 0, 0))["composite"].item()
+    20
     """
     if not 1 <= day_of_year <= 366 or not 0 < spread < math.inf:
         raise ParameterError(

@@ -45,6 +45,14 @@ def geomedian(
     -----
     Calculated in float32 (float64 for float64 cubes), rounded once at the end. Deviations are those from the geometric
     median before rounding. A pixel starts from its own mean and stops by itself: no neighbour changes its result.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([[1000, 3000], [1200, 3400], [9000, 9000]], "uint16").reshape(3, 2, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"band": ["B04", "B08"]})
+    >>> s2c.composite(cube, "geomedian", deviations=False)["composite"].values.ravel().tolist()
+    [1200, 3400]
     """
     if names not in LAYERS:
         raise ParameterError(f"unknown names={names!r} of geomedian; there are {', '.join(LAYERS)}")
@@ -67,6 +75,18 @@ def medoid() -> Reducer:
     """Return a reducer to the medoid: the observation of least total Euclidean distance to all others, whole.
 
     Of equal ones the first in scene order is taken. Distances are calculated in float32 (float64 for float64 cubes).
+
+    Notes
+    -----
+    Flood (2013), https://doi.org/10.3390/rs5126481.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([[10, 30], [12, 34], [90, 90]], "uint8").reshape(3, 2, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"band": ["B04", "B08"]})
+    >>> s2c.composite(cube, "medoid")["composite"].values.ravel().tolist()
+    [12, 34]
     """
     return Reducer("medoid", run_medoid, (Output("", "medoid"), SOURCE))
 

@@ -31,7 +31,16 @@ __all__ = ["maximum", "mean", "median", "minimum", "percentile", "put_rounded", 
 
 
 def median() -> Reducer:
-    """Return a reducer to the median of each band; the mean of the two middle values of an even number."""
+    """Return a reducer to the median of each band; the mean of the two middle values of an even number.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "median")["composite"].item()
+    20
+    """
     return Reducer("median", run_percentiles, (Output("", "median"),), setting=((Fraction(1, 2),), "linear"))
 
 
@@ -51,6 +60,14 @@ def percentile(q: float | Sequence[float] = (10, 50, 90), *, method: str = "line
     ------
     ParameterError
         A percentile outside 0 to 100, the same one twice, or an unknown method.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "percentile", q=25)["composite"].item()
+    15
     """
     wanted = tuple(float(p) for p in np.atleast_1d(q))
     if not wanted or len(set(wanted)) < len(wanted) or not all(0 <= p <= 100 for p in wanted):
@@ -64,22 +81,58 @@ def percentile(q: float | Sequence[float] = (10, 50, 90), *, method: str = "line
 
 
 def mean() -> Reducer:
-    """Return a reducer to the mean of each band."""
+    """Return a reducer to the mean of each band.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "mean")["composite"].item()
+    20
+    """
     return Reducer("mean", run_moments, (Output("", "mean"),), setting=MEAN)
 
 
 def standard_deviation() -> Reducer:
-    """Return a reducer to the standard deviation of each band (divided by `n`), as float32, float64 for float64."""
+    """Return a reducer to the standard deviation of each band (divided by `n`), as float32, float64 for float64.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> round(s2c.composite(cube, "std")["composite"].item(), 3)
+    8.165
+    """
     return Reducer("std", run_moments, (Output("", "standard deviation", dtype="float"),), setting=STD)
 
 
 def minimum() -> Reducer:
-    """Return a reducer to the smallest value of each band."""
+    """Return a reducer to the smallest value of each band.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "min")["composite"].item()
+    10
+    """
     return Reducer("min", run_moments, (Output("", "minimum"),), setting=MIN)
 
 
 def maximum() -> Reducer:
-    """Return a reducer to the largest value of each band."""
+    """Return a reducer to the largest value of each band.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "max")["composite"].item()
+    30
+    """
     return Reducer("max", run_moments, (Output("", "maximum"),), setting=MAX)
 
 
@@ -95,6 +148,14 @@ def trimmed_mean(fraction: float = 0.1) -> Reducer:
     ------
     ParameterError
         `fraction` is outside that range.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20, 200], "uint8").reshape(4, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> s2c.composite(cube, "trimmed_mean", fraction=0.25)["composite"].item()
+    25
     """
     if not 0 <= fraction < 0.5:
         raise ParameterError(f"fraction {fraction} of trimmed_mean is outside 0 to below 0.5")

@@ -23,7 +23,13 @@ _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "fl
 
 @dataclass(frozen=True, slots=True)
 class RasterOptions:
-    """How one raster file is encoded."""
+    """How one raster file is encoded.
+
+    Examples
+    --------
+    >>> RasterOptions(compress="jpeg").lossy, RasterOptions(compress="webp").lossy
+    (True, False)
+    """
 
     compress: str = "deflate"
     """``deflate``, ``zstd``, ``lzw``, ``none``, ``webp`` (lossless without a level), ``jpeg`` (lossy)."""
