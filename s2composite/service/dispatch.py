@@ -113,22 +113,44 @@ def dispatch(
     plan = _planned(job, output)
     patience = patience or Patience()
     with Ledger(ledger_key(job), f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}") as ledger:
-        ledger.add("start", token=plan.token, windows=plan.grid, done=0, todo=len(plan.tiles), files=[display(output)])
-        notes = _Notes(ledger, plan, url or topic or "")
-        with progress_bar(Path(output).name, len(plan.tiles)) as advance:
-            if url is not None:
-                asyncio.run(post_tiles(plan.tiles, url, token, patience, lambda sent: notes.add(sent, advance)))
-            else:
-                assert topic is not None
-                publish_tiles(plan.tiles, topic, patience)
-                _wait(plan, silence, lambda sent: notes.add(sent, advance))
-        facts = (plan.folder, len(plan.tiles), notes.attempts)
-        if notes.failed:
-            return Dispatched(None, *facts, time.perf_counter() - start, tuple(sorted(notes.failed, key=_place)))
-        options = {"overwrite": job.overwrite, "progress": False, **(job.raster or {})}
-        path = reconstruct([tile.payload["destination"] for tile in plan.tiles], output, shape=plan.shape, **options)
-        ledger.add("product", token=plan.token, files=[display(path)])
-    return Dispatched(path, *facts, time.perf_counter() - start)
+        facts = {"token": plan.token, "windows": plan.grid, "timeout": patience.timeout, "files": [display(output)]}
+        ledger.add("start", **facts, done=0, todo=len(plan.tiles))
+        try:
+            notes = _sent(job, plan, url, topic, token, patience, silence, ledger)
+            path = None if notes.failed else _put_together(job, plan, output, ledger)
+        finally:
+            ledger.add("end", token=plan.token)
+    failed = tuple(sorted(notes.failed, key=_place))
+    return Dispatched(path, plan.folder, len(plan.tiles), notes.attempts, time.perf_counter() - start, failed)
+
+
+def _sent(
+    job: Job,
+    plan: _Plan,
+    url: str | None,
+    topic: str | None,
+    token: str | None,
+    patience: Patience,
+    silence: float,
+    ledger: Ledger,
+) -> _Notes:
+    """Send all windows and wait for them; return what became of each."""
+    notes = _Notes(ledger, plan, url or topic or "")
+    with progress_bar(Path(job.output).name, len(plan.tiles)) as advance:
+        if url is not None:
+            asyncio.run(post_tiles(plan.tiles, url, token, patience, lambda sent: notes.add(sent, advance)))
+        else:
+            assert topic is not None
+            publish_tiles(plan.tiles, topic, patience)
+            _wait(plan, silence, lambda sent: notes.add(sent, advance))
+    return notes
+
+
+def _put_together(job: Job, plan: _Plan, output: str, ledger: Ledger) -> str:
+    options = {"overwrite": job.overwrite, "progress": False, **(job.raster or {})}
+    path = reconstruct([tile.payload["destination"] for tile in plan.tiles], output, shape=plan.shape, **options)
+    ledger.add("product", token=plan.token, files=[display(path)])
+    return path
 
 
 def _place(failure: Failure) -> tuple[int, int]:
