@@ -106,6 +106,7 @@ class Queue:
     endpoint: str
     push_to: str
     host: str = ""
+    token: str | None = None
     twice: Callable[[int], bool] = lambda number: False
     acknowledged: list[str] = field(default_factory=list)
     dead: list[str] = field(default_factory=list)
@@ -136,7 +137,8 @@ class Queue:
 
     def deliver(self) -> None:
         """Push messages until closed."""
-        with httpx.Client(timeout=120) as client:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        with httpx.Client(timeout=120, headers=headers) as client:
             while True:
                 taken = self.taken()
                 if taken is None:
@@ -162,9 +164,11 @@ class Queue:
 
 
 @contextmanager
-def queue(push_to: str, *, pushers: int = 4, twice: Callable[[int], bool] = lambda number: False) -> Iterator[Queue]:
+def queue(
+    push_to: str, *, token: str | None = None, pushers: int = 4, twice: Callable[[int], bool] = lambda number: False
+) -> Iterator[Queue]:
     """Run a server that speaks Pub/Sub's REST API and pushes what is published to a URL."""
-    made = Queue("", push_to, twice=twice)
+    made = Queue("", push_to, token=token, twice=twice)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

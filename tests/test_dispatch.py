@@ -107,17 +107,10 @@ def test_a_service_that_is_not_there(job):
     assert "ConnectError" in done.failed[0].error
 
 
-@pytest.fixture(scope="module")
-def pushed_service(root):
-    settings = {"read": [str(root / "scenes" / "T31TCJ_20230601T104629_TCI.tif"), str(root / "scenes")]}
-    with served(root / "pushed", write=[str(root / "out")], limits={"waiting": 3}, **settings) as service:
-        yield service
-
-
-def test_through_a_queue_that_delivers_twice(pushed_service, job, monkeypatch):
+def test_through_a_queue_that_delivers_twice(service, job, monkeypatch):
     """And too fast: what is sent away comes again."""
-    before = pushed_service.get("/health").json()["windows"]
-    with queue(f"{pushed_service.url}/median", pushers=6, twice=lambda number: number % 3 == 0) as topic:
+    before = service.get("/health").json()["windows"]
+    with queue(f"{service.url}/median", token=service.token, pushers=6, twice=lambda number: number % 3 == 0) as topic:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
         done = dispatch(job, topic="projects/p/topics/windows", patience=QUICK, silence=60)
         check(job, done.path)
@@ -126,16 +119,16 @@ def test_through_a_queue_that_delivers_twice(pushed_service, job, monkeypatch):
         assert len(set(topic.acknowledged)) == 15
         assert len(topic.acknowledged) > 15, "some came twice"
         assert topic.dead == []
-    after = pushed_service.get("/health").json()["windows"]
+    after = service.get("/health").json()["windows"]
     assert after["made"] - before["made"] == 15
-    assert pushed_service.get("/dead-letters").json() == []
+    assert service.get("/dead-letters").json() == []
 
 
-def test_through_a_queue_to_a_service_that_refuses(pushed_service, job, root, monkeypatch):
+def test_through_a_queue_to_a_service_that_refuses(service, job, root, monkeypatch):
     other = root / "other"
     other.mkdir()
     series(other, scenes=2)
-    with queue(f"{pushed_service.url}/median") as topic:
+    with queue(f"{service.url}/median", token=service.token) as topic:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
         done = dispatch(job | {"source": str(other)}, topic="projects/p/topics/windows", patience=QUICK, silence=3)
         assert len(topic.acknowledged) == 15, "each once: what can never succeed is not sent again"
@@ -144,7 +137,7 @@ def test_through_a_queue_to_a_service_that_refuses(pushed_service, job, root, mo
     assert done.path is None
     assert len(done.failed) == 15
     assert "dead letters" in done.failed[0].error
-    letters = pushed_service.get("/dead-letters").json()
+    letters = service.get("/dead-letters").json()
     assert len(letters) == 15
     assert json.loads(letters[0]["payload"])["destination"].startswith(job["output"].removesuffix(".tif"))
 

@@ -106,7 +106,7 @@ class Windows:
         if task is None:
             if len(self._running) >= self._settings.limits.waiting:
                 told = f"{len(self._running)} windows are waiting; try again later"
-                raise ProblemError(Problem(429, told, retry_after=5))
+                raise ProblemError(Problem(429, told, retry_after=1))
             task = asyncio.create_task(self._made(request))
             self._running[key] = task
             task.add_done_callback(lambda done: self._forget(key, done))
