@@ -10,10 +10,10 @@ from http_faults import fault_server
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
-from s2composite.running.job import load_job
+from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import ledger_root, read_ledger
-from s2composite.running.report import Report, WorkerDone, job_report
-from s2composite.running.report_page import report_page, write_report
+from s2composite.running.reports.page import report_page, write_report
+from s2composite.running.reports.report import Report, WorkerDone, job_report
 from s2composite.running.run import run_job
 
 SECRET = "VERYSECRETSIGNATURE"

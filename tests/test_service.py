@@ -20,7 +20,7 @@ from storage_servers import s3_server
 
 import s2composite as s2c
 from s2composite.errors import JobError, ParameterError
-from s2composite.running.job import load_job
+from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import read_ledger
 from s2composite.service.documents import job_text
 from s2composite.service.settings import load_settings

@@ -31,9 +31,9 @@ def plan(
     area: Area = None,
 ) -> None:
     """Show what a job will read, hold in memory and write; nothing is read but headers."""
-    from s2composite.running.job import load_job
-    from s2composite.running.plan import Plan, plan_cells, plan_job
-    from s2composite.running.plan_tables import write_csv, write_geojson
+    from s2composite.running.jobs.job import load_job
+    from s2composite.running.planning.plan import Plan, plan_cells, plan_job
+    from s2composite.running.planning.tables import write_csv, write_geojson
     from s2composite.running.run_spans import explain_spans
 
     checked = load_job(job, setting or ())
@@ -63,8 +63,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how far a job is, from its ledger: nothing is read or computed."""
-    from s2composite.running.job import load_job
-    from s2composite.running.progress import job_progress
+    from s2composite.running.jobs.job import load_job
+    from s2composite.running.reports.progress import job_progress
 
     checked = load_job(job, setting or ())
     found = {name: job_progress(one) for name, one in products(checked)}
@@ -80,8 +80,8 @@ def status(
 
 def report(job: JobFile, setting: Settings = None) -> None:
     """Write report.json and report.html beside the ledger: windows by state and time, failures by cause, versions."""
-    from s2composite.running.job import load_job
-    from s2composite.running.report_page import write_report
+    from s2composite.running.jobs.job import load_job
+    from s2composite.running.reports.page import write_report
 
     written = [path for _, one in products(load_job(job, setting or ())) for path in write_report(one)]
     for path in written or ["nothing has been done yet"]:
@@ -92,7 +92,7 @@ def init(
     path: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="Where to write it.")] = Path("job.yaml"),
 ) -> None:
     """Write a commented job file to start from."""
-    from s2composite.running.template import job_template
+    from s2composite.running.jobs.template import job_template
 
     if path.exists():
         raise JobError(f"{path}: exists already; name another file", key=None, line=None)
@@ -102,6 +102,6 @@ def init(
 
 def schema() -> None:
     """Print the JSON Schema of job files, for editors and other programs."""
-    from s2composite.running.job import job_schema
+    from s2composite.running.jobs.job import job_schema
 
     typer.echo(json.dumps(job_schema(), indent=2))

@@ -69,8 +69,8 @@ def retry(
 def _run(
     job: Path, settings: Sequence[str], log: Literal["text", "json"] | None, since: str | None, **which: Any
 ) -> None:
-    from s2composite.running.job import load_job
-    from s2composite.running.logs import log_to_stderr
+    from s2composite.running.jobs.job import load_job
+    from s2composite.running.reports.logs import log_to_stderr
 
     if log is not None:
         log_to_stderr(log)
@@ -79,7 +79,7 @@ def _run(
         raise JobError(f"{job}: --since is about a span, and the job has none", key="span", line=None)
 
     # After the check, so that a mistake in the job is told at once.
-    from s2composite.running.report_page import write_report
+    from s2composite.running.reports.page import write_report
     from s2composite.running.run import run_cells, run_job
     from s2composite.running.run_spans import run_spans
 
@@ -111,7 +111,7 @@ def left_out(job: Any) -> str:
 
 def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
     """Say what became of each cell, as it ends, and write its report."""
-    from s2composite.running.report_page import write_report
+    from s2composite.running.reports.page import write_report
     from s2composite.running.scope import cell_job
 
     some_failed = False

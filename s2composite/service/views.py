@@ -11,9 +11,9 @@ import rasterio
 import xarray as xr
 
 from s2composite.pixels.stretching import rgba
-from s2composite.running.job import Job, load_job
-from s2composite.running.progress import job_progress
-from s2composite.running.report import Report, job_report
+from s2composite.running.jobs.job import Job, load_job
+from s2composite.running.reports.progress import job_progress
+from s2composite.running.reports.report import Report, job_report
 from s2composite.scenes.storage import display, filesystem, storage_options
 from s2composite.service.problems import Problem, ProblemError, scrubbed
 from s2composite.service.store import JobRow
