@@ -1,23 +1,27 @@
 """What running a job costs beside its windows: overhead over the bare graph, two workers over one, resuming what is half
 done, and a scheduler that is fed a great many windows without pixels.
 
-    python benchmarks/runner.py                                   # 48 scenes of 4096 x 4096, 20 000 windows without pixels
-    python benchmarks/runner.py --windows 1000000 --only windows  # the million, about an hour on two cores
+    python benchmarks/runner.py                                  # 48 scenes of 8192 x 8192, a million windows without pixels
+    python benchmarks/runner.py --only windows --windows 20000   # fewer of these; a million take most of an hour on two cores
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from distributed import Client
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.running.bounded import Call, Policy, run_bounded
-from s2composite.running.plan import plan_job
+from s2composite.running.planning.plan import plan_job
 from s2composite.running.run import run_job
 
 LAYERS = ["composite", "count", "source"]
@@ -81,24 +85,56 @@ def nothing(number):
     return number
 
 
-def many_windows(count):
-    """Calls without pixels: how many a second, and what the scheduler's process holds while they pass."""
-    with s2c.connect("local", workers=2, threads=1, announce=False) as client:
-        process, start = psutil.Process(), time.perf_counter()
+@contextmanager
+def scheduler_of_its_own(workers):
+    """Yield a client, and the process of a scheduler that does nothing else, so that its memory is its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "scheduler.json"
+        dask = [sys.executable, "-m", "dask"]
+        quiet = ["--no-dashboard", "--scheduler-file", str(file)]
+        place = ["--host", "127.0.0.1", "--port", "0"]
+        everyone = [subprocess.Popen([*dask, "scheduler", *place, *quiet], stderr=subprocess.DEVNULL)]
+        try:
+            while not (file.exists() and file.read_text().strip()):
+                time.sleep(0.05)
+            for _ in range(workers):
+                command = [*dask, "worker", "--nthreads", "1", "--no-nanny", *quiet]
+                everyone.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            with Client(scheduler_file=str(file)) as client:
+                client.wait_for_workers(workers)
+                yield client, psutil.Process(everyone[0].pid)
+        finally:
+            for process in everyone:
+                process.kill()
+                process.wait()
+
+
+def many_windows(count, look_ahead):
+    """Calls without pixels: how many a second, and what the processes of scheduler and client hold while they pass."""
+    with scheduler_of_its_own(workers=2) as (client, scheduler):
+        start = last = time.perf_counter()
         calls = (Call(f"nothing-{i}", nothing, (i,), i) for i in range(count))
-        marks = {count // 10, count // 2, count}
-        for seen, _ in enumerate(run_bounded(client, calls, Policy(look_ahead=8)), 1):
-            if seen in marks:
-                rate, memory = seen / (time.perf_counter() - start), process.memory_info().rss / 2**20
+        step = max(count // 20, 1)
+        for seen, _ in enumerate(run_bounded(client, calls, Policy(look_ahead=look_ahead)), 1):
+            if seen % step == 0 or seen == count:
+                now = time.perf_counter()
                 tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
-                print(f"{seen:9d} windows   {rate:6.0f} a second   scheduler {memory:.0f} MiB, knows {tasks} tasks")
+                sizes = [process.memory_info().rss / 2**20 for process in (scheduler, psutil.Process())]
+                print(
+                    f"{seen:9d} windows   {step / (now - last):6.0f} a second   scheduler {sizes[0]:.0f} MiB, "
+                    f"knows {tasks} tasks   client {sizes[1]:.0f} MiB",
+                    flush=True,
+                )
+                last = now
+        print(f"together {count / (time.perf_counter() - start):.0f} a second, {look_ahead} for each thread at a time")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=48)
-    parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--windows", type=int, default=20_000)
+    parser.add_argument("--size", type=int, default=8192)
+    parser.add_argument("--windows", type=int, default=1_000_000)
+    parser.add_argument("--look-ahead", type=int, default=64, help="of the windows without pixels, for each thread")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=["overhead", "scaling", "resume", "windows"])
     args = parser.parse_args()
@@ -110,7 +146,7 @@ def main():
             "overhead": lambda: overhead(directory, scratch, args.rounds),
             "scaling": lambda: scaling(directory, scratch, args.rounds),
             "resume": lambda: resuming(directory, scratch),
-            "windows": lambda: many_windows(args.windows),
+            "windows": lambda: many_windows(args.windows, args.look_ahead),
         }.items():
             if args.only in (None, name):
                 print(name)

@@ -185,7 +185,7 @@ plt.legend();
 # failures by cause, versions, the job itself.
 
 # %%
-from s2composite.running.report import job_report
+from s2composite.running.reports.report import job_report
 
 report = job_report(job)
 slowest = max(report.seconds, key=report.seconds.get)

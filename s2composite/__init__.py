@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from s2composite.analysis import plot
-    from s2composite.analysis.zonal import zonal_stats
-    from s2composite.analysis.zonal_table import write_zonal_stats
+    from s2composite.analysis.zonal.measure import zonal_stats
+    from s2composite.analysis.zonal.table import write_zonal_stats
     from s2composite.compositing import Composite, composite
     from s2composite.cube import open_cube
     from s2composite.errors import S2CompositeError
     from s2composite.pixels.flags import SCL, CloudProbability, QABits
     from s2composite.pixels.masks import Nodata, Saturated
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
-    from s2composite.running.cluster import connect
-    from s2composite.running.cluster_check import check_cluster
-    from s2composite.running.job import load_job
-    from s2composite.running.plan import plan_cells, plan_job
+    from s2composite.running.clusters.check import check_cluster
+    from s2composite.running.clusters.connect import connect
+    from s2composite.running.jobs.job import load_job
+    from s2composite.running.planning.plan import plan_cells, plan_job
     from s2composite.running.run import run_cells, run_job
     from s2composite.running.run_spans import run_spans
     from s2composite.scenes.listing import find_scenes
@@ -53,24 +53,24 @@ _ROOMS = {
     "SCL": "pixels.flags",
     "Saturated": "pixels.masks",
     "Scene": "scenes.model",
-    "check_cluster": "running.cluster_check",
+    "check_cluster": "running.clusters.check",
     "composite": "compositing",
-    "connect": "running.cluster",
+    "connect": "running.clusters.connect",
     "find_scenes": "scenes.listing",
-    "load_job": "running.job",
+    "load_job": "running.jobs.job",
     "open_cube": "cube",
     "reconstruct": "writing.reconstruct",
     "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
-    "plan_cells": "running.plan",
-    "plan_job": "running.plan",
+    "plan_cells": "running.planning.plan",
+    "plan_job": "running.planning.plan",
     "run_cells": "running.run",
     "run_job": "running.run",
     "run_spans": "running.run_spans",
     "select_scenes": "screening",
     "valid_share": "screening",
-    "write_zonal_stats": "analysis.zonal_table",
-    "zonal_stats": "analysis.zonal",
+    "write_zonal_stats": "analysis.zonal.table",
+    "zonal_stats": "analysis.zonal.measure",
 }
 
 __all__ = [

@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 
 from s2composite.cli import main
-from s2composite.running.cluster_options import read_cluster
-from s2composite.running.job import load_job
+from s2composite.running.clusters.options import read_cluster
+from s2composite.running.jobs.job import load_job
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(

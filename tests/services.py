@@ -81,10 +81,10 @@ def served(directory: Path, *, token: str | None = None, environment=None, **set
     with log.open("w") as output:
         process = subprocess.Popen([*COMMAND, str(config)], stdout=output, stderr=subprocess.STDOUT, env=env)
     try:
-        found = until(lambda: process.poll() is not None or re.search(r"running on (http://\S+)", log.read_text()))
+        found = until(lambda: process.poll() is not None or re.search(r"running on (http://\S+)", log.read_text()), 180)
         assert process.poll() is None, log.read_text()
         service = Service(found[1], process, log, chosen, token)
-        until(lambda: service.get("/health").status_code == 200)
+        until(lambda: service.get("/health").status_code == 200, 180)
         yield service
     finally:
         process.terminate()

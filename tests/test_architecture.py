@@ -9,7 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "s2composite"
 
-FLOORS = ("scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "analysis", "service")
+FLOORS = (
+    "scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "running.jobs", "running.clusters",
+    "running.products", "running.planning", "running.reports", "analysis", "analysis.zonal", "service",
+)  # fmt: skip
 
 # From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
 ROOMS = [
@@ -32,16 +35,17 @@ ROOMS = [
     "screening",
     "composed", "compositing",
     "writing",
-    "running.yaml_text", "running.document", "running.logs", "running.fields", "running.cluster_kind", "running.cluster_client", "running.cluster_local", "running.cluster_address", "running.cluster_ssh", "running.cluster_gateway",
-    "running.cluster_kubernetes", "running.cluster_coiled", "running.cluster_slurm", "running.cluster_ray", "running.cluster_options", "running.cluster", "running.cluster_probe", "running.cluster_check",
-    "running.bounded", "running.cells", "running.spans", "running.job",
-    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zones", "analysis.zonal_summary", "analysis.zonal_stats", "analysis.zonal_tasks", "analysis.zonal", "analysis.zonal_table",
-    "running.ledger", "running.window", "running.product_cog", "running.product_zarr", "running.product", "running.selection", "running.sizing", "running.scope", "running.making",
-    "running.stream", "running.run", "running.run_spans", "running.plan", "running.plan_tables", "running.progress", "running.report", "running.report_page", "running.template",
+    "running.jobs.yaml_text", "running.jobs.document", "running.reports.logs", "running.jobs.fields", "running.clusters.kind", "running.clusters.client", "running.clusters.local", "running.clusters.address", "running.clusters.ssh", "running.clusters.gateway",
+    "running.clusters.kubernetes", "running.clusters.coiled", "running.clusters.slurm", "running.clusters.ray", "running.clusters.options", "running.clusters.connect", "running.clusters.probe", "running.clusters.check",
+    "running.bounded", "running.cells", "running.spans", "running.jobs.job",
+    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zonal.zones", "analysis.zonal.summary", "analysis.zonal.stats", "analysis.zonal.tasks", "analysis.zonal.measure", "analysis.zonal.table",
+    "running.ledger", "running.products.window", "running.products.cog", "running.products.zarr", "running.products.product", "running.selection", "running.planning.sizing", "running.scope", "running.making",
+    "running.stream", "running.run", "running.run_spans", "running.planning.plan", "running.planning.tables", "running.reports.progress", "running.reports.report", "running.reports.page", "running.jobs.template",
     "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
     "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",
     "service.server", "service.sending", "service.dispatch", "service.cli",
-    "demo", "cli",
+    "demo",
+    "cli.words", "cli.options", "cli.demo", "cli.run", "cli.job_files", "cli.zonal", "cli.scenes", "cli.check", "cli.commands", "cli",
 ]  # fmt: skip
 
 # composite() offers its verbs as methods and imports the floors below it only when one is called.

@@ -16,9 +16,9 @@ from s2composite.cli import app
 from s2composite.demo import make_scenes
 from s2composite.errors import JobError
 from s2composite.running.cells import CellsOptions, MgrsOptions, OdcOptions, UtmOptions, cells_of
-from s2composite.running.job import load_job
+from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import read_ledger
-from s2composite.running.plan import plan_cells, plan_job
+from s2composite.running.planning.plan import plan_cells, plan_job
 from s2composite.running.run import run_cells, run_job
 from s2composite.running.scope import job_cells
 

@@ -17,9 +17,10 @@ from rasters import encoded, series, write_tif
 from typer.testing import CliRunner
 
 import s2composite
-from s2composite.cli import _flagged, app
+from s2composite.cli import app
+from s2composite.cli.scenes import _flagged
 from s2composite.demo import make_scenes
-from s2composite.running.cluster import connect
+from s2composite.running.clusters.connect import connect
 from s2composite.running.run import run_job
 
 COMMAND = [sys.executable, "-c", "from s2composite.cli import main; main()"]

@@ -15,9 +15,9 @@ from distributed import default_client
 from distributed.system import MEMORY_LIMIT
 
 from s2composite.errors import ClusterError, JobError, ReadError
-from s2composite.running.cluster import CLUSTERS, connect
-from s2composite.running.cluster_local import LocalOptions, _shape
-from s2composite.running.cluster_options import ClusterOptions
+from s2composite.running.clusters.connect import CLUSTERS, connect
+from s2composite.running.clusters.local import LocalOptions, _shape
+from s2composite.running.clusters.options import ClusterOptions
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from s2composite import connect
 from s2composite.cli import app
 from s2composite.errors import ClusterError, ParameterError
-from s2composite.running.cluster_check import check_cluster
+from s2composite.running.clusters.check import check_cluster
 from s2composite.scenes.storage import join
 
 DASK = "from dask.__main__ import main; main()"

@@ -9,9 +9,9 @@ import yaml
 
 from s2composite import connect
 from s2composite.errors import MissingDependencyError
-from s2composite.running.cluster import CLUSTERS
-from s2composite.running.cluster_options import read_cluster
-from s2composite.running.job import load_job
+from s2composite.running.clusters.connect import CLUSTERS
+from s2composite.running.clusters.options import read_cluster
+from s2composite.running.jobs.job import load_job
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples" / "clusters").glob("*.yaml"))

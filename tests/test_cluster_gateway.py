@@ -14,8 +14,8 @@ from storage_servers import free_port
 
 from s2composite import connect
 from s2composite.errors import ClusterError, JobError
-from s2composite.running.cluster_gateway import gateway
-from s2composite.running.cluster_options import read_cluster
+from s2composite.running.clusters.gateway import gateway
+from s2composite.running.clusters.options import read_cluster
 
 pytest.importorskip("dask_gateway", reason="dask-gateway is not installed; pip install 's2composite[test]'")
 pytest.importorskip("dask_gateway_server", reason="dask-gateway-server is not installed")

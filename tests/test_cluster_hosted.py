@@ -16,10 +16,10 @@ import yaml
 
 from s2composite import connect
 from s2composite.errors import ClusterError, JobError
-from s2composite.running.cluster_coiled import coiled_arguments
-from s2composite.running.cluster_kubernetes import manifest
-from s2composite.running.cluster_options import read_cluster
-from s2composite.running.cluster_slurm import job_script
+from s2composite.running.clusters.coiled import coiled_arguments
+from s2composite.running.clusters.kubernetes import manifest
+from s2composite.running.clusters.options import read_cluster
+from s2composite.running.clusters.slurm import job_script
 
 jsonschema = pytest.importorskip("jsonschema")
 

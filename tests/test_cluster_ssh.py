@@ -10,8 +10,8 @@ from storage_servers import free_port
 
 from s2composite import connect
 from s2composite.errors import ClusterError, JobError
-from s2composite.running.cluster_options import read_cluster
-from s2composite.running.cluster_ssh import ssh_arguments
+from s2composite.running.clusters.options import read_cluster
+from s2composite.running.clusters.ssh import ssh_arguments
 
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="no sshd here; install openssh-server")
 

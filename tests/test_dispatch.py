@@ -14,10 +14,10 @@ from services import queue, served
 from test_service import seed_median
 
 from s2composite.errors import JobError, ServiceError, TilesError, WriteError
-from s2composite.running.job import load_job
+from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import read_ledger
-from s2composite.running.progress import job_progress
-from s2composite.running.report import job_report
+from s2composite.running.reports.progress import job_progress
+from s2composite.running.reports.report import job_report
 from s2composite.service.dispatch import dispatch
 from s2composite.service.sending import Patience
 

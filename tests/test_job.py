@@ -9,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from s2composite.errors import JobError
-from s2composite.running.cluster_address import AddressOptions
-from s2composite.running.cluster_local import LocalOptions
-from s2composite.running.cluster_options import read_cluster
-from s2composite.running.document import parse_text
-from s2composite.running.job import Job, job_schema, load_job
+from s2composite.running.clusters.address import AddressOptions
+from s2composite.running.clusters.local import LocalOptions
+from s2composite.running.clusters.options import read_cluster
+from s2composite.running.jobs.document import parse_text
+from s2composite.running.jobs.job import Job, job_schema, load_job
 
 GOOD = "source: scenes\noutput: median.tif\n"
 

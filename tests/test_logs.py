@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from s2composite.demo import make_scenes
 from s2composite.running.ledger import read_ledger
-from s2composite.running.logs import LogFormatter
+from s2composite.running.reports.logs import LogFormatter
 
 SECRET = "VERYSECRETSIGNATURE"
 

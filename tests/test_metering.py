@@ -11,7 +11,7 @@ from http_faults import fault_server
 
 import s2composite as s2c
 from s2composite.metering import metered, tell
-from s2composite.running.cluster_client import show_meters
+from s2composite.running.clusters.client import show_meters
 
 LAYERS = ["composite", "count"]
 

@@ -16,8 +16,8 @@ import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.errors import JobError, ParameterError
 from s2composite.running.ledger import read_ledger
-from s2composite.running.plan import plan_cells, plan_job
-from s2composite.running.plan_tables import write_csv, write_geojson
+from s2composite.running.planning.plan import plan_cells, plan_job
+from s2composite.running.planning.tables import write_csv, write_geojson
 from s2composite.running.run import run_cells, run_job
 
 

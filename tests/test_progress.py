@@ -60,5 +60,5 @@ def test_a_notebook_without_widgets_shows_a_line():
 def test_neither_a_file_nor_a_log_is_disturbed():
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
-    logging = "from s2composite.running.logs import log_to_stderr; log_to_stderr('text')\n"
+    logging = "from s2composite.running.reports.logs import log_to_stderr; log_to_stderr('text')\n"
     assert in_terminal(logging + STEPS) == ""

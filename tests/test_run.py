@@ -13,11 +13,11 @@ from job_helpers import digests, job, made
 import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.errors import ParameterError, S2CompositeError, WriteError
-from s2composite.running.job import load_job
+from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import Ledger, ledger_root, ledger_table, read_ledger
-from s2composite.running.progress import job_progress
-from s2composite.running.report import job_report
-from s2composite.running.report_page import write_report
+from s2composite.running.reports.page import write_report
+from s2composite.running.reports.progress import job_progress
+from s2composite.running.reports.report import job_report
 from s2composite.running.run import run_job
 
 LAYERS = ["composite", "count", "source"]

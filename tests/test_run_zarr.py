@@ -11,11 +11,11 @@ from job_helpers import digests, events, made, store_job
 import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.errors import WriteError
-from s2composite.running.job import load_job
+from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import Ledger
-from s2composite.running.plan import plan_job
-from s2composite.running.progress import job_progress
-from s2composite.running.report import job_report
+from s2composite.running.planning.plan import plan_job
+from s2composite.running.reports.progress import job_progress
+from s2composite.running.reports.report import job_report
 from s2composite.running.run import run_job
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import psutil
 import pytest
@@ -17,10 +18,14 @@ from rio_cogeo import cog_validate
 from services import COMMAND, served, until
 from storage_servers import s3_server
 
+import s2composite as s2c
 from s2composite.errors import JobError, ParameterError
+from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import read_ledger
+from s2composite.service.documents import job_text
 from s2composite.service.settings import load_settings
-from s2composite.service.store import Store
+from s2composite.service.store import JobRow, Store
+from s2composite.service.views import quicklook
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +296,19 @@ def test_a_job_from_its_request_to_its_report(service, places, scenes):
         assert client.get("/jobs").json()[0] == facts
         assert client.delete(f"/jobs/{number}").status_code == 409
         assert client.post(f"/jobs/{number}/retry").status_code == 409
+
+
+def test_a_quicklook_of_a_zarr_store(scenes, tmp_path):
+    path = str(tmp_path / "median.zarr")
+    s2c.composite(s2c.open_cube(scenes)).to_zarr(path)
+    document = job_text(load_job({"source": scenes, "output": path}))
+    row = JobRow("x", "complete", document, "2023-06-01T00:00:00", None, None, 1, "missing", None)
+    picture = imagecodecs.png_decode(quicklook(row))
+    assert picture.shape == (200, 136, 4)
+    want = seed_median(scenes, (0, 0, 136, 200))
+    valid = (want > 0).all(axis=0)
+    assert np.array_equal(picture[..., 3] > 0, valid)
+    assert np.array_equal(picture[valid][:, :3], want[:, valid].T)
 
 
 def test_jobs_that_are_not_there(service):

@@ -17,7 +17,7 @@ import s2composite as s2c
 from s2composite.cli import app
 from s2composite.demo import make_scenes
 from s2composite.errors import JobError, ParameterError
-from s2composite.running.job import load_job
+from s2composite.running.jobs.job import load_job
 from s2composite.running.run import run_job
 from s2composite.running.run_spans import run_spans, span_jobs
 from s2composite.running.spans import SpanOptions, spans_of

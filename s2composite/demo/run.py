@@ -14,7 +14,7 @@ from s2composite.compositing import composite
 from s2composite.cube import open_cube
 from s2composite.demo.files import make_scenes
 from s2composite.errors import WriteError
-from s2composite.running.cluster import connect
+from s2composite.running.clusters.connect import connect
 from s2composite.writing.progress import progress_bar
 
 __all__ = ["run_demo"]

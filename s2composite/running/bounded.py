@@ -27,6 +27,9 @@ __all__ = ["Call", "Outcome", "Policy", "run_bounded"]
 _TICK = 0.5
 """Seconds after which workers are counted again, and calls that take too long are looked for."""
 
+_PATIENCE = 10.0
+"""Seconds in which the results of calls that have ended are fetched; they are small."""
+
 _LONGEST_PAUSE = 60.0
 """Seconds at most before a call is made again."""
 
@@ -262,15 +265,19 @@ def _again_elsewhere(client: Client, flight: _Flight) -> Future:
 def _results(client: Client, flights: Collection[Future]) -> dict[Future, Any]:
     """Return the results of calls that were finished, fetched together; without those that have been lost since."""
     finished = [future for future in flights if future.status == "finished"]
+
+    async def fetched() -> list[Any]:
+        results: list[Any] = await client.gather(finished, asynchronous=True)
+        return results
+
     try:
-        return dict(zip(finished, client.gather(finished), strict=True))
-    except OSError:
-        raise
+        # A worker that freezes with a result in its hands would hold up all the others.
+        return dict(zip(finished, client.sync(fetched, callback_timeout=_PATIENCE), strict=True))
     except Exception:  # noqa: BLE001 - whatever one raises that was lost or does not unpickle: its call is made again
         found = {}
         for future in finished:
             with suppress(Exception):
-                found[future] = future.result()
+                found[future] = future.result(timeout=1)
         return found
 
 

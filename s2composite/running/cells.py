@@ -16,8 +16,8 @@ from odc.geo.gridspec import GridSpec
 from pydantic import BeforeValidator, Field
 
 from s2composite.errors import JobError, S2CompositeError
-from s2composite.running.document import Expected, Strict
-from s2composite.running.fields import Count, FilePath, Positive, Text
+from s2composite.running.jobs.document import Expected, Strict
+from s2composite.running.jobs.fields import Count, FilePath, Positive, Text
 
 __all__ = [
     "Cell",

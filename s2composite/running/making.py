@@ -17,12 +17,12 @@ from odc.geo.geom import Geometry
 from s2composite.compositing import Composite
 from s2composite.errors import ParameterError, S2CompositeError
 from s2composite.running.bounded import Call, Outcome
-from s2composite.running.job import Job
+from s2composite.running.jobs.job import Job
 from s2composite.running.ledger import Ledger, busy_tokens, failures_in, read_ledger
-from s2composite.running.product import Product, plan_product, product_state, require_free
+from s2composite.running.products.product import Product, plan_product, product_state, require_free
+from s2composite.running.products.window import WindowMaker, make_window
 from s2composite.running.scope import ledger_key
 from s2composite.running.selection import chosen_windows
-from s2composite.running.window import WindowMaker, make_window
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.parts import Parts
 

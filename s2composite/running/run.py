@@ -15,11 +15,11 @@ from odc.geo.geom import Geometry
 
 from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.running.cells import Cell, read_area
-from s2composite.running.cluster import connect
-from s2composite.running.job import Job, load_job
+from s2composite.running.clusters.connect import connect
+from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.ledger import failures_in
 from s2composite.running.making import Chosen, Failure, JobResult, Making, Which
-from s2composite.running.product import product_state
+from s2composite.running.products.product import product_state
 from s2composite.running.scope import (
     cell_job,
     job_cells,

@@ -13,8 +13,8 @@ from distributed import Client
 
 from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.running.cells import Cell
-from s2composite.running.cluster import connect
-from s2composite.running.job import Job, load_job
+from s2composite.running.clusters.connect import connect
+from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.making import JobResult
 from s2composite.running.run import run_cells, run_job
 from s2composite.running.spans import spans_of, written_out

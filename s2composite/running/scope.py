@@ -10,9 +10,9 @@ from s2composite.compositing import Composite, composite
 from s2composite.cube import open_cube, to_cube
 from s2composite.errors import JobError
 from s2composite.running.cells import Cell, cells_of, read_area
-from s2composite.running.job import CELL, Job
+from s2composite.running.jobs.job import CELL, Job
+from s2composite.running.planning.sizing import fitting_side, workers_of
 from s2composite.running.selection import chosen_cells
-from s2composite.running.sizing import fitting_side, workers_of
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import absolute

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from s2composite.errors import JobError, ParameterError
-from s2composite.running.document import Document, Expected, Strict
-from s2composite.running.fields import Text
+from s2composite.running.jobs.document import Document, Expected, Strict
+from s2composite.running.jobs.fields import Text
 from s2composite.scenes.dates import date_range
 from s2composite.scenes.periods import Period, find_periods
 

@@ -62,7 +62,7 @@ def dispatch(
     with _extra("dispatch"):
         from s2composite.service.dispatch import dispatch as run
         from s2composite.service.sending import Patience
-    from s2composite.running.job import load_job
+    from s2composite.running.jobs.job import load_job
 
     token = os.environ.get("S2COMPOSITE_TOKEN") or None
     patience = Patience(concurrency, attempts)

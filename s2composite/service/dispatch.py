@@ -15,7 +15,7 @@ from typing import Any
 
 from s2composite.errors import JobError, ServiceError
 from s2composite.reading.header import read_header
-from s2composite.running.job import Job, load_job
+from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.ledger import Ledger
 from s2composite.running.run import Failure, job_scenes, ledger_key
 from s2composite.scenes.model import Scene

@@ -13,15 +13,15 @@ import yaml
 from s2composite.errors import JobError, S2CompositeError
 from s2composite.pixels.reducers import reducer_names
 from s2composite.pixels.rules import rule_names
-from s2composite.running.document import Document, parse_text, validated
-from s2composite.running.job import Job
+from s2composite.running.jobs.document import Document, parse_text, validated
+from s2composite.running.jobs.job import Job
 from s2composite.scenes.access import Access
 from s2composite.scenes.storage import absolute, join
 from s2composite.service.envelope import parsed_json
 from s2composite.service.problems import Problem, ProblemError, problem_of
 from s2composite.service.settings import Settings
 
-__all__ = ["KEYS", "job_access", "job_here", "job_text", "sent_document"]
+__all__ = ["KEYS", "job_access", "job_here", "job_text", "make_place", "sent_document"]
 
 KEYS = (
     "source", "output", "reducer", "valid", "min_count", "period", "keep_empty", "day", "datetime", "pattern", "bands",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
-from s2composite.running.document import Strict
+from s2composite.running.jobs.document import Strict
 from s2composite.service.problems import Problem, ProblemError, invalid
 
 __all__ = ["EXAMPLE", "PUSHED_EXAMPLE", "Delivery", "WindowRequest", "delivered", "parsed_json"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 
-from s2composite.running.report_page import report_page
+from s2composite.running.reports.page import report_page
 from s2composite.service.backend import Backend, problems
 from s2composite.service.documents import job_here, job_text, sent_document
 from s2composite.service.problems import Problem, ProblemError, scrubbed

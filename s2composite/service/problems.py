@@ -72,9 +72,12 @@ class Problem:
     def response(self, status: int | None = None) -> Response:
         """Return the answer, with another status than its own where the sender would misunderstand that."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        answer = Response(json.dumps(self.as_dict()), status or self.status, headers, MEDIA_TYPE)
         if self.status == HTTPStatus.UNAUTHORIZED:
-            headers["WWW-Authenticate"] = 'Bearer realm="s2composite", Basic realm="s2composite"'
-        return Response(json.dumps(self.as_dict()), status or self.status, headers, MEDIA_TYPE)
+            # A header each: Chromium reads the first scheme of a line alone, and would not ask for the password.
+            for scheme in ("Basic", "Bearer"):
+                answer.headers.append("WWW-Authenticate", f'{scheme} realm="s2composite"')
+        return answer
 
 
 class ProblemError(Exception):

@@ -14,8 +14,8 @@ import threading
 from typing import Any
 
 from s2composite.errors import S2CompositeError
-from s2composite.running.job import Job, load_job
-from s2composite.running.report_page import write_report
+from s2composite.running.jobs.job import Job, load_job
+from s2composite.running.reports.page import write_report
 from s2composite.running.run import run_job
 
 __all__ = ["main"]

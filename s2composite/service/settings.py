@@ -11,10 +11,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from s2composite.errors import ParameterError
-from s2composite.running.cluster_local import LocalOptions
-from s2composite.running.cluster_options import ClusterOptions
-from s2composite.running.document import Document, Expected, Strict, read_document, validated, with_setting
-from s2composite.running.fields import Count, FilePath, Positive, Text
+from s2composite.running.clusters.local import LocalOptions
+from s2composite.running.clusters.options import ClusterOptions
+from s2composite.running.jobs.document import Document, Expected, Strict, read_document, validated, with_setting
+from s2composite.running.jobs.fields import Count, FilePath, Positive, Text
 from s2composite.scenes.access import Access
 from s2composite.scenes.storage import absolute
 

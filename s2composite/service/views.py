@@ -8,15 +8,16 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import rasterio
-import zarr
+import xarray as xr
 
 from s2composite.pixels.stretching import rgba
-from s2composite.running.job import Job, load_job
-from s2composite.running.progress import job_progress
-from s2composite.running.report import Report, job_report
-from s2composite.scenes.storage import display, filesystem, is_remote
+from s2composite.running.jobs.job import Job, load_job
+from s2composite.running.reports.progress import job_progress
+from s2composite.running.reports.report import Report, job_report
+from s2composite.scenes.storage import display, filesystem, storage_options
 from s2composite.service.problems import Problem, ProblemError, scrubbed
 from s2composite.service.store import JobRow
+from s2composite.writing.preview import valid_everywhere
 
 __all__ = ["job_facts", "job_of", "quicklook", "report_of"]
 
@@ -95,13 +96,12 @@ def _of_raster(path: str) -> tuple[Any, Any]:
 
 
 def _of_zarr(path: str) -> tuple[Any, Any]:
-    store: Any = zarr.storage.FsspecStore.from_mapper(filesystem(path)[0].get_mapper(filesystem(path)[1]))
-    if not is_remote(path):
-        store = path
-    array: Any = zarr.open_group(store, mode="r")["composite"]
-    step = max(1, -(-max(array.shape[-2:]) // _SIDE))
-    cut = np.asarray(array[..., ::step, ::step])
-    pixels = cut.reshape(-1, *cut.shape[-2:])[:3]
-    pixels = pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, axis=0)
-    fill = array.fill_value
-    return pixels, (pixels != fill).all(axis=0) if fill is not None else np.ones(pixels.shape[1:], bool)
+    options = storage_options(path) or None
+    with xr.open_dataset(path, engine="zarr", mask_and_scale=False, storage_options=options) as store:
+        layer = store["composite"]
+        step = max(1, -(-max(layer.shape[-2:]) // _SIDE))
+        cut = layer[..., ::step, ::step].values
+        nodata = layer.attrs.get("nodata", layer.attrs.get("_FillValue"))
+    pixels = cut.reshape(-1, *cut.shape[-2:])
+    pixels = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
+    return pixels, valid_everywhere(pixels, nodata)

@@ -1,0 +1,1 @@
+"""Zonal: statistics of polygons, chunk by chunk."""

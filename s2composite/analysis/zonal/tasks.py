@@ -1,0 +1,194 @@
+"""Zonal statistics on a cluster: tasks that measure zones, each where its pixels are.
+
+A zone that lies in one chunk is measured in the task that has the chunk; of one over several, each chunk says what it
+knows (`Part`), and that is merged. Coverage is that of exactextract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import shapely
+from affine import Affine
+from dask.delayed import Delayed, delayed
+from numpy.typing import NDArray
+
+from s2composite.analysis.zonal.stats import Part, Wanted, finished, merged, part_of
+
+__all__ = ["Grid", "Row", "Zone", "zonal_tasks"]
+
+Row = dict[str, Any]
+"""``zone``, ``time`` and ``band`` as positions, and the statistics."""
+
+Key = tuple[int, int]
+"""Positions along time and band."""
+
+
+@dataclass(frozen=True, eq=False)
+class Zone:
+    """A zone and the pixels that hold it."""
+
+    number: int
+    """Position among the zones."""
+
+    shape: Any
+    """Shapely polygon in the raster's CRS."""
+
+    top: int
+    """First row of the raster that it touches."""
+
+    bottom: int
+    """Row after the last."""
+
+    left: int
+    """First column."""
+
+    right: int
+    """Column after the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What tasks know of the raster, and what they are to find out."""
+
+    transform: Affine
+    """Columns and rows to coordinates; north is up."""
+
+    nodata: float | None
+    """Value of pixels without a value; None: there is no such value."""
+
+    wanted: Wanted
+    """The statistics."""
+
+    def box(self, top: int, bottom: int, left: int, right: int) -> tuple[float, float, float, float]:
+        """Return the bounds of pixels as exactextract takes them: west, south, east, north."""
+        west, north = self.transform @ (left, top)
+        east, south = self.transform @ (right, bottom)
+        return west, south, east, north
+
+    def valid(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return where there are values."""
+        valid = np.ones(pixels.shape, np.bool_) if pixels.dtype.kind in "iub" else ~np.isnan(pixels)
+        return valid if self.nodata is None else np.asarray(valid & (pixels != self.nodata))
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a block begins."""
+
+    time: int
+    """Position along time."""
+
+    band: int
+    """Position along band."""
+
+    top: int
+    """Row of the raster."""
+
+    left: int
+    """Column of the raster."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocks:
+    """The chunks of an array ``(time, band, y, x)``, not computed yet."""
+
+    blocks: NDArray[np.object_]
+    """Each chunk as a Delayed."""
+
+    starts: tuple[list[int], ...]
+    """Along each axis, where the chunks begin."""
+
+    def origin(self, *index: int) -> _Origin:
+        """Return where a block begins."""
+        return _Origin(*(starts[i] for starts, i in zip(self.starts, index, strict=True)))
+
+    def under(self, zone: Zone) -> tuple[list[int], list[int]]:
+        """Return the rows and the columns of chunks that hold a zone."""
+        spans = ((self.starts[2], zone.top, zone.bottom), (self.starts[3], zone.left, zone.right))
+        edges = [np.searchsorted(starts, [first, stop - 1], side="right") - 1 for starts, first, stop in spans]
+        rows, columns = (list(range(first, last + 1)) for first, last in edges)
+        return rows, columns
+
+    def call(self, function: Any, index: tuple[int, int, int, int], *args: Any) -> Delayed:
+        """Return the call of a function with a block, its origin, and what else it takes."""
+        call: Delayed = delayed(function)(self.blocks[index], self.origin(*index), *args)
+        return call
+
+
+def zonal_tasks(data: da.Array, zones: Sequence[Zone], grid: Grid) -> Iterator[Delayed]:
+    """Yield tasks that return rows, all zones, times and bands together."""
+    # Fused once, so that all tasks mean the same blocks.
+    starts = tuple(np.cumsum([0, *sizes[:-1]]).tolist() for sizes in data.chunks)
+    blocks = _Blocks(data.to_delayed(), starts)
+    alone: dict[tuple[int, int], list[Zone]] = {}
+    spread: list[Zone] = []
+    for zone in zones:
+        rows, columns = blocks.under(zone)
+        if len(rows) == len(columns) == 1:
+            alone.setdefault((rows[0], columns[0]), []).append(zone)
+        else:
+            spread.append(zone)
+    for t, b in product(range(data.numblocks[0]), range(data.numblocks[1])):
+        for (row, column), inside in alone.items():
+            yield blocks.call(_rows, (t, b, row, column), inside, grid)
+        for zone in spread:
+            yield _summed(blocks, (t, b), zone, grid)
+
+
+def _summed(blocks: _Blocks, key: Key, zone: Zone, grid: Grid) -> Delayed:
+    """Return the rows of a zone from what each of several blocks knows."""
+    rows, columns = blocks.under(zone)
+    parts = [blocks.call(_parts, (*key, row, column), zone, grid) for row in rows for column in columns]
+    call: Delayed = delayed(_merged_rows)(parts, zone, grid.wanted)
+    return call
+
+
+def _crop(block: NDArray[Any], origin: _Origin, zone: Zone) -> tuple[NDArray[Any], tuple[int, int, int, int]]:
+    """Return the pixels of a block around a zone, and which of the raster's they are."""
+    top, bottom = max(zone.top, origin.top), min(zone.bottom, origin.top + block.shape[2])
+    left, right = max(zone.left, origin.left), min(zone.right, origin.left + block.shape[3])
+    rows, columns = slice(top - origin.top, bottom - origin.top), slice(left - origin.left, right - origin.left)
+    return block[:, :, rows, columns], (top, bottom, left, right)
+
+
+def _rows(block: NDArray[Any], origin: _Origin, zones: Sequence[Zone], grid: Grid) -> list[Row]:
+    """Return the rows of zones that lie in a block."""
+    return [row for zone in zones for row in _merged_rows([_parts(block, origin, zone, grid)], zone, grid.wanted)]
+
+
+def _parts(block: NDArray[Any], origin: _Origin, zone: Zone, grid: Grid) -> dict[Key, Part]:
+    """Return what a block knows of a zone, for each of its times and bands."""
+    pixels, where = _crop(block, origin, zone)
+    cells, weights = _coverage(pixels.shape[2:], grid.box(*where), zone.shape)
+    found = {}
+    for t, b in np.ndindex(pixels.shape[:2]):
+        values = pixels[t, b].ravel()[cells]
+        valid = grid.valid(values)
+        found[origin.time + t, origin.band + b] = part_of(values[valid], weights[valid], grid.wanted)
+    return found
+
+
+def _merged_rows(parts: Sequence[Mapping[Key, Part]], zone: Zone, wanted: Wanted) -> list[Row]:
+    return [
+        {"zone": zone.number, "time": key[0], "band": key[1], **finished(merged([part[key] for part in parts]), wanted)}
+        for key in parts[0]
+    ]
+
+
+def _coverage(
+    size: tuple[int, ...], box: tuple[float, float, float, float], shape: Any
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the pixels that a zone touches, as positions in a raster in C order, and the share of each it covers."""
+    from exactextract import exact_extract  # noqa: PLC0415 - an extra
+    from exactextract.raster import NumPyRasterSource  # noqa: PLC0415
+
+    blank = NumPyRasterSource(np.broadcast_to(np.uint8(0), size), *box)
+    feature = {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(shape)}
+    (found,) = exact_extract(blank, [feature], ["cell_id", "coverage"])
+    return found["properties"]["cell_id"], found["properties"]["coverage"]

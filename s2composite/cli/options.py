@@ -1,0 +1,69 @@
+"""Options that several commands about jobs have, and what they mean for a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from s2composite.errors import JobError
+
+# Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
+# ruff: noqa: PLC0415
+
+__all__ = ["Area", "Cells", "JobFile", "Log", "Settings", "Since", "Windows", "chosen", "products"]
+
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
+]
+Windows = Annotated[
+    str | None, typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several with commas.")
+]
+Cells = Annotated[
+    str | None, typer.Option(help="Of a job with a grid, only these cells: 31TCJ, 7, 1::10, or several with commas.")
+]
+Area = Annotated[
+    str | None, typer.Option(metavar="FILE.GEOJSON", help="Only windows, or cells, that its polygons touch.")
+]
+Log = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="Write a line to stderr for each event: key=value, or JSON. There is no progress bar then."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the job: -s cluster.workers=4. Repeatable."
+    ),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="Of a job with a span: 'last', only the month (day, year ...) that was over last; 2018-03, from then on.",
+    ),
+]
+
+
+def chosen(job: Any, *, windows: str | None = None, cells: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return the options that choose, of those that a job can have."""
+    if job.grid is None and cells is not None:
+        raise JobError("--cells: the job has no grid; --windows and --area choose among its windows", key="grid")
+    if job.grid is not None and windows is not None:
+        raise JobError("--windows: the job has a grid; --cells and --area choose among its cells", key="grid")
+    return {"windows": windows, **more} if job.grid is None else {"cells": cells, **more}
+
+
+def products(job: Any) -> Iterator[tuple[str | None, Any]]:
+    """Yield the name and the job of each cell and month; a job without a grid or a span is one without a name."""
+    from s2composite.running.run_spans import span_jobs
+    from s2composite.running.scope import cell_job, job_cells
+
+    if job.span is not None:
+        nested = ((one.period.label, name, each) for one in span_jobs(job) for name, each in products(one.job))
+        yield from ((label if name is None else f"{label}, {name}", each) for label, name, each in nested)
+    elif job.grid is None:
+        yield None, job
+    else:
+        yield from ((cell.name, cell_job(job, cell)) for cell in job_cells(job))

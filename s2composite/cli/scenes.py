@@ -1,0 +1,123 @@
+"""Scenes: what a source holds, with the odd ones marked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from s2composite.cli.words import plural
+from s2composite.errors import S2CompositeError
+from s2composite.scenes.model import Asset, Scene
+
+# Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
+# ruff: noqa: PLC0415
+
+__all__ = ["scenes"]
+
+SHOWN = ("time", "granule", "id", "asset", "size", "bands", "blocks", "compression", "dtype")
+"""Columns of the table of scenes."""
+
+COMPARED = ("granule", "bands", "size", "blocks", "compression", "dtype", "crs", "grid")
+"""Facts in which all scenes of a stack should agree."""
+
+
+def scenes(
+    source: Annotated[
+        list[str], typer.Argument(help="Paths, directories, patterns or URL prefixes (gs://, s3://, https://).")
+    ],
+    *,
+    datetime: Annotated[str | None, typer.Option(help="Only these dates: 2023-06, 2023-06-01/2023-08-31.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="Regular expression with named groups for unusual names.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the scenes of a source; those that differ from the majority are marked."""
+    from s2composite.scenes.listing import find_scenes
+
+    found = find_scenes(source if len(source) > 1 else source[0], pattern=pattern, datetime=datetime)
+    files = [(scene, asset) for scene in found for asset in scene.assets]
+    with ThreadPoolExecutor(32) as pool:
+        headers = pool.map(_described, [asset.href for _, asset in files])
+    rows = _flagged([{**_named(*file), **header} for file, header in zip(files, headers, strict=True)])
+    typer.echo(json.dumps(rows, indent=2)) if as_json else _print_table(rows, len(found))
+
+
+def _named(scene: Scene, asset: Asset) -> dict[str, Any]:
+    """Return what the names say about one file."""
+    from s2composite.scenes.storage import display  # a signed URL without its signature
+
+    return {
+        "time": scene.time.isoformat().replace("+00:00", "Z"),
+        "granule": scene.granule,
+        "id": scene.id,
+        "orbit": scene.orbit,
+        "baseline": scene.baseline,
+        "asset": asset.name,
+        "href": display(asset.href),
+    }
+
+
+def _described(href: str) -> dict[str, Any]:
+    """Return what the header of one file says; for a file that cannot be read, why."""
+    from s2composite.reading.header import read_header
+
+    try:
+        header = read_header(href)
+    except S2CompositeError as error:
+        return {"error": str(error)}
+    grid = header.geobox
+    return {
+        "bands": header.bands,
+        "size": list(grid.shape),
+        "blocks": list(header.block),
+        "compression": header.compression,
+        "dtype": str(header.dtype),
+        "crs": str(grid.crs),
+        "grid": list(grid.transform)[:6],
+        "engine": header.undecodable or "tiles",
+    }
+
+
+def _flagged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to each row the columns in which it differs from most files of the same asset, as ``odd``.
+
+    >>> [row["odd"] for row in _flagged([{"asset": "TCI", "dtype": d} for d in ("uint8", "uint8", "int16")])]
+    [[], [], ['dtype']]
+    """
+    usual = {
+        (asset, column): Counter(str(row[column]) for row in rows if row["asset"] == asset and column in row)
+        for asset in {row["asset"] for row in rows}
+        for column in COMPARED
+    }
+
+    def differs(row: Mapping[str, Any], column: str) -> bool:
+        return column in row and str(row[column]) != usual[row["asset"], column].most_common(1)[0][0]
+
+    return [{**row, "odd": ["error"] if "error" in row else [c for c in COMPARED if differs(row, c)]} for row in rows]
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], scenes: int) -> None:
+    several = len({row["asset"] for row in rows}) > 1
+    columns = [column for column in SHOWN if several or column != "asset"]
+    table = Table(*columns, "differs in", box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        cells = [_cell(row.get(column), odd=column in row["odd"]) for column in columns]
+        table.add_row(*cells, Text(row.get("error") or ", ".join(row["odd"]), "bold red"))
+    odd = sum(bool(row["odd"]) for row in rows)
+    # Where the output is not a terminal its lines are as long as they need to be: grep wants whole names.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    console.print(table)
+    console.print(f"{plural(scenes, 'scene')}, {plural(len(rows), 'file')}, {odd or 'none'} unlike the majority")
+
+
+def _cell(value: Any, *, odd: bool) -> Text:
+    text = " x ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return Text(text, "bold red" if odd else "")

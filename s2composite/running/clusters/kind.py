@@ -1,0 +1,89 @@
+"""What all kinds of clusters are asked to be: an environment for their workers, a number of them, fixed or not."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from s2composite.running.jobs.document import Expected, Strict
+from s2composite.running.jobs.fields import WHOLE, Count, Credentials, Environment, Positive
+
+__all__ = ["ElasticOptions", "HostedOptions", "KindOptions"]
+
+
+class KindOptions(Strict):
+    """What all kinds of clusters have: an environment for their workers."""
+
+    type: str
+    """Names the kind of cluster."""
+
+    environment: Environment = {}  # noqa: RUF012 - pydantic copies it
+    """Environment variables of every worker, those that come later too: GDAL's settings, thread counts."""
+
+    credentials: Credentials = ()
+    """Names of environment variables whose values here workers get too, such as ``AWS_SECRET_ACCESS_KEY``."""
+
+    timeout: Annotated[Positive, Expected("a number of seconds")] = 60
+    """Seconds to wait for the scheduler, and for the workers that are there from the beginning."""
+
+    @property
+    def awaited(self) -> int:
+        """Workers that `connect` waits for."""
+        return 0
+
+    @property
+    def joined(self) -> str | None:
+        """The running cluster that is joined; None: a new one is started."""
+        return None
+
+
+class ElasticOptions(KindOptions):
+    """A cluster whose number of workers is asked for: a fixed one, or between two bounds as there is work."""
+
+    workers: Annotated[Count | None, WHOLE] = None
+    """Number of workers."""
+
+    minimum: Annotated[int | None, Field(ge=0), Expected("a whole number from 0")] = None
+    """Workers that stay when there is nothing to do; with `maximum`, instead of `workers`."""
+
+    maximum: Annotated[Count | None, WHOLE] = None
+    """Workers at most when there is much to do; with `minimum` (0 if left out), instead of `workers`."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.maximum is None and self.minimum is not None:
+            raise ValueError(f"minimum is {self.minimum}, but there is no maximum; give both")
+        if self.maximum is not None and self.workers is not None:
+            raise ValueError("give workers, or minimum and maximum, not all of them")
+        if self.maximum is not None and (self.minimum or 0) > self.maximum:
+            raise ValueError(f"minimum ({self.minimum}) is above maximum ({self.maximum})")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int, int] | None:
+        """Fewest and most workers of a cluster that follows the work; None: a fixed number."""
+        return None if self.maximum is None else (self.minimum or 0, self.maximum)
+
+    @property
+    def first(self) -> int:
+        """Workers to begin with."""
+        return (self.minimum or 0) if self.maximum is not None else self.workers or 0
+
+
+class HostedOptions(ElasticOptions):
+    """A cluster on machines of others: how many workers there are is said, since they cost."""
+
+    timeout: Annotated[Positive, Expected("a number of seconds")] = 600
+    """Seconds to wait for the scheduler, and for the first worker."""
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        if self.workers is None and self.maximum is None and self.joined is None:
+            raise ValueError("needs a number of workers: 'workers', or 'minimum' and 'maximum'")
+        return self
+
+    @property
+    def awaited(self) -> int:
+        """One worker is enough to begin with; none where there may be none without work."""
+        return min(1, self.first)

@@ -1,0 +1,88 @@
+"""Tables of plans: a row for each window, as CSV with the columns of odc-stats first, and as GeoJSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from odc.geo.geobox import GeoBox
+
+from s2composite.running.planning.plan import Plan, WindowPlan
+
+__all__ = ["plan_rows", "write_csv", "write_geojson"]
+
+Named = tuple[str | None, Plan]
+"""A plan and the name of its cell; None: the job has no grid."""
+
+
+def plan_rows(plans: Sequence[Named]) -> list[dict[str, Any]]:
+    """Return a row for each period and window.
+
+    Columns are those of odc-stats (``T``, ``X``, ``Y``, ``datasets``, ``days``), then the cell, what reading takes, and
+    what there is already.
+    """
+    return [
+        {
+            "T": label,
+            "X": w.window[1],
+            "Y": w.window[0],
+            "datasets": len(w.scenes),
+            "days": w.days,
+            "cell": cell or "",
+            "index": w.index,
+            "requests": w.requests,
+            "bytes": w.bytes,
+            "decoded": w.decoded,
+            "memory": plan.task_memory,
+            "product": plan.state,
+            "state": w.state,
+        }
+        for cell, plan in plans
+        for label in plan.periods or ("all",)
+        for w in plan.windows
+    ]
+
+
+def write_csv(plans: Sequence[Named], path: str | Path) -> None:
+    """Write the rows of plans as CSV."""
+    rows = plan_rows(plans)
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["T", "X", "Y", "datasets", "days"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_geojson(plans: Sequence[Named], path: str | Path) -> None:
+    """Write the windows of plans as polygons in degrees, one feature for each window."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": _outline(plan.geobox, w),
+            "properties": {
+                "title": " ".join(filter(None, [cell, f"window {w.window[0]}/{w.window[1]}"])),
+                "region_code": f"x{w.window[1]:03d}y{w.window[0]:03d}",
+                "cell": cell,
+                "ix": w.window[1],
+                "iy": w.window[0],
+                "index": w.index,
+                "total": len(w.scenes),
+                "days": w.days,
+                "bytes": w.bytes,
+                "state": w.state,
+            },
+        }
+        for cell, plan in plans
+        for w in plan.windows
+    ]
+    Path(path).write_text(json.dumps({"type": "FeatureCollection", "features": features}), "utf-8")
+
+
+def _outline(geobox: GeoBox, window: WindowPlan) -> dict[str, Any] | None:
+    if geobox.crs is None:
+        return None
+    top, bottom, left, right = window.pixels
+    shape: dict[str, Any] = geobox[top:bottom, left:right].extent.to_crs("EPSG:4326").json
+    return shape

@@ -1,0 +1,1 @@
+"""Reports: how far a job is, and what became of it."""
