@@ -141,6 +141,33 @@ def test_a_worker_is_killed_while_shards_are_written(scenes, farm, tmp_path):
     assert set(made(tmp_path / "median.zarr").values()) == {1}
 
 
+@pytest.mark.parametrize("kind", ["tif", "zarr"])
+def test_a_frozen_worker_is_left_behind_and_does_no_harm_when_it_wakes(scenes, undisturbed, farm, tmp_path, kind):
+    address, _, workers, _ = farm
+    make, output = (job, "median.tif") if kind == "tif" else (store_job, "median.zarr")
+    spec = make(scenes, tmp_path, policy={"timeout": 8, "pause": 0.1, "attempts": 8})
+    runner = start_job(tmp_path, spec, address)
+    until(lambda: sum(made(tmp_path / output).values()) >= 3)
+    os.kill(workers[0].pid, signal.SIGSTOP)
+    try:
+        _, err = runner.communicate(timeout=120)
+        assert runner.returncode == 0, err
+        before = digests(tmp_path)
+        told = [event for event in events(tmp_path / output) if event["event"] == "retry"]
+        assert all("no answer in 8 s" in event["error"] for event in told)
+        assert told
+    finally:
+        os.kill(workers[0].pid, signal.SIGCONT)
+    # It ends what it was at, hears that it is no longer wanted, and goes.
+    until(lambda: workers[0].poll() is not None)
+    assert digests(tmp_path) == before
+    assert kind == "zarr" or before == undisturbed
+    assert set(made(tmp_path / output).values()) == {1}
+    assert sorted(path.name for path in tmp_path.glob("median*")) == sorted(
+        {*(name.split("/")[0] for name in before), f"{output}.ledger"}
+    )
+
+
 # --- Memory --------------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 import random
 import time
@@ -23,6 +24,12 @@ from distributed import Client, Future, KilledWorker, get_worker
 from s2composite.errors import ClusterError, S2CompositeError, WriteError
 
 __all__ = ["Call", "Outcome", "Policy", "run_bounded"]
+
+LOG = logging.getLogger(__name__)
+
+_SILENCE = 30.0
+"""Seconds at most without a heartbeat after which a worker that does not end its calls counts as frozen; compiling a
+kernel can hold one up for 10."""
 
 _TICK = 0.5
 """Seconds after which workers are counted again, and calls that take too long are looked for."""
@@ -229,8 +236,13 @@ class _Bounded:
         """Give up calls whose worker does not answer; it may still finish them, which does no harm."""
         timeout = self._policy.timeout
         late = [future for future, flight in self.flying.items() if now - flight.since > timeout]
-        at = {key: worker for worker, keys in self._client.processing().items() for key in keys} if late else {}
-        return [self._given_up(future, at.get(future.key), now) for future in late]
+        if not late:
+            return []
+        at = {key: worker for worker, keys in self._client.processing().items() for key in keys}
+        outcomes = [self._given_up(future, at.get(future.key), now) for future in late]
+        suspects = sorted({outcome.worker for outcome in outcomes if outcome.worker is not None})
+        self._client.run_on_scheduler(_restart_silent, suspects, min(timeout, _SILENCE))
+        return outcomes
 
     def _given_up(self, future: Future, worker: str | None, now: float) -> Outcome:
         flight = self.flying.pop(future)
@@ -242,6 +254,21 @@ class _Bounded:
         )
         final = flight.attempt >= self._policy.attempts
         return Outcome(flight.call, flight.attempt, now - flight.since, error=error, final=final, worker=worker)
+
+
+async def _restart_silent(addresses: Sequence[str], silence: float, dask_scheduler: Any) -> None:
+    """Run on the scheduler: restart workers that it has not heard of for some seconds, or do without them.
+
+    It does so itself, but only after `distributed.scheduler.worker-ttl`, five minutes, in which it gives a frozen worker
+    more work and has others wait for what it holds.
+    """
+    known = [dask_scheduler.workers[address] for address in addresses if address in dask_scheduler.workers]
+    silent = [worker.address for worker in known if time.time() - worker.last_seen > silence]
+    if silent:
+        LOG.warning("not heard of for %.0f s, restarting: %s", silence, ", ".join(silent))
+        about = {"timeout": 10, "wait_for_workers": False, "stimulus_id": f"s2composite-silent-{time.time()}"}
+        with suppress(TimeoutError):
+            await dask_scheduler.restart_workers(silent, **about)
 
 
 def _submitted(client: Client, flights: Sequence[_Flight]) -> list[Future]:
