@@ -96,5 +96,9 @@ def test_the_interrupted_job_ends_as_if_nothing_had_happened(executed):
     assert "median.tif is there: False" in said
     files = [directory / "scaling_out" / file for file in ("median.tif", "undisturbed.tif")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    made = [json.loads(line) for run in files[0].with_name("median.tif.ledger").glob("*.jsonl") for line in run.open()]
+    made = [
+        json.loads(line)
+        for run in files[0].with_name("median.tif.ledger").glob("*.jsonl")
+        for line in run.read_text().splitlines()
+    ]
     assert len({event["run"] for event in made if event["event"] == "done"}) == 2
