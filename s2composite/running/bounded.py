@@ -259,8 +259,8 @@ class _Bounded:
 async def _restart_silent(addresses: Sequence[str], silence: float, dask_scheduler: Any) -> None:
     """Run on the scheduler: restart workers that it has not heard of for some seconds, or do without them.
 
-    It does so itself, but only after `distributed.scheduler.worker-ttl`, five minutes, in which it gives a frozen worker
-    more work and has others wait for what it holds.
+    It does so itself, but only after `distributed.scheduler.worker-ttl`, five minutes, in which it gives a frozen
+    worker more work and has others wait for what it holds.
     """
     known = [dask_scheduler.workers[address] for address in addresses if address in dask_scheduler.workers]
     silent = [worker.address for worker in known if time.time() - worker.last_seen > silence]
