@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.warp import Resampling, reproject
 
-from s2composite.analysis.picture import bands_of, decimated, layer_of, values_of, with_count
+from s2composite.analysis.picture import bands_of, decimated, layer_of, layers_of, values_of, with_count
+from s2composite.compositing import Composite
 from s2composite.errors import GridError, ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted
 from s2composite.writing.targets import put_small, target_of
@@ -80,7 +81,7 @@ class Map:
 
 
 def explore(
-    dataset: xr.Dataset,
+    composite: Composite | xr.Dataset,
     *,
     layer: str = "composite",
     bands: Sequence[Any] | None = None,
@@ -94,8 +95,8 @@ def explore(
 
     Parameters
     ----------
-    dataset
-        Layers of a composite: `layer` with bands and, to know where there is data, ``count``.
+    composite
+        A composite, or its layers: `layer` with bands and, to know where there is data, ``count``.
     layer, bands, stretch
         As in `plot_composite`; percentiles are those of all periods together.
     basemap
@@ -123,6 +124,7 @@ def explore(
     >>> comp = s2c.composite(cube.assign_coords(xr_coords(grid, dims=("y", "x"))))
     >>> page = comp.explore().save("map.html", overwrite=True)
     """
+    dataset = layers_of(composite)
     periodic = "time" in dataset.dims
     whole = dataset if periodic else dataset.drop_vars(["time", "period"], errors="ignore").expand_dims(time=[0])
     labels = [str(label) for label in whole["period" if "period" in whole.coords else "time"].values]

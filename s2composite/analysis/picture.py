@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from s2composite.compositing import Composite
 from s2composite.cube import stack_of, to_cube
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import colour_bands
@@ -18,6 +19,7 @@ __all__ = [
     "cloudy_scene",
     "decimated",
     "layer_of",
+    "layers_of",
     "one_scene",
     "scene_position",
     "values_of",
@@ -34,6 +36,11 @@ _CURE = {
 
 _SAMPLE = 512
 """Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
+
+
+def layers_of(composite: Composite | xr.Dataset) -> xr.Dataset:
+    """Return the layers of a composite, which may also come as they are."""
+    return composite.dataset if isinstance(composite, Composite) else composite
 
 
 def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:

@@ -20,9 +20,18 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from s2composite.analysis.drawing import axes_or_new, colours_of, days_of_scenes, draw, figure_or_new
-from s2composite.analysis.picture import cloudy_scene, decimated, layer_of, one_scene, scene_position, values_of
+from s2composite.analysis.picture import (
+    cloudy_scene,
+    decimated,
+    layer_of,
+    layers_of,
+    one_scene,
+    scene_position,
+    values_of,
+)
 from s2composite.analysis.small_multiples import periods
 from s2composite.analysis.timeline import timeline
+from s2composite.compositing import Composite
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted, rgba
 
@@ -65,7 +74,7 @@ class Plots:
 
 
 def plot_composite(
-    dataset: xr.Dataset,
+    composite: Composite | xr.Dataset,
     *,
     layer: str = "composite",
     bands: Sequence[Any] | None = None,
@@ -76,8 +85,8 @@ def plot_composite(
 
     Parameters
     ----------
-    dataset
-        Layers of a composite: `layer` ``(band, y, x)`` and, to know where there is data, ``count`` ``(y, x)``.
+    composite
+        A composite, or its layers: `layer` ``(band, y, x)`` and, to know where there is data, ``count`` ``(y, x)``.
     layer
         Which variable.
     bands
@@ -98,17 +107,18 @@ def plot_composite(
     ParameterError
         No such layer or band, or no pixel has data.
     """
+    dataset = layers_of(composite)
     shown, values, valid = colours_of(dataset, layer, bands)
     return draw(axes_or_new(ax), rgba(values, valid, stretch), shown, str(dataset.attrs.get("reducer", layer)))
 
 
-def plot_count(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def plot_count(composite: Composite | xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the number of valid observations of each pixel.
 
     Parameters
     ----------
-    dataset
-        With the layer ``count`` ``(y, x)``.
+    composite
+        A composite, or its layers: ``count`` ``(y, x)``.
     ax
         Where to draw; default: a new figure.
 
@@ -117,6 +127,7 @@ def plot_count(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ParameterError
         There is no count, or it is 0 everywhere.
     """
+    dataset = layers_of(composite)
     shown = decimated(layer_of(dataset, "count", ("y", "x")).to_dataset(name="count"))
     count = shown["count"].values
     if not count.any():
@@ -127,13 +138,13 @@ def plot_count(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_date(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def plot_date(composite: Composite | xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the date of the observation that each pixel comes from, with a legend, or a scale if there are many dates.
 
     Parameters
     ----------
-    dataset
-        With the layer ``source`` ``(y, x)`` and the coordinate ``scene_time``.
+    composite
+        A composite, or its layers: ``source`` ``(y, x)``, with the coordinate ``scene_time``.
     ax
         Where to draw; default: a new figure.
 
@@ -142,6 +153,7 @@ def plot_date(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ParameterError
         There is no source or no dates, or no pixel has a source.
     """
+    dataset = layers_of(composite)
     shown = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))
     days = days_of_scenes(dataset)
     source = shown["source"].values
@@ -176,7 +188,7 @@ def _draw_date_scale(ax: Axes, shown: xr.Dataset, day: NDArray[Any]) -> None:
 
 def before_after(
     cube: xr.DataArray,
-    dataset: xr.Dataset,
+    composite: Composite | xr.Dataset,
     scene: int | str | None = None,
     *,
     stretch: Stretch | None = None,
@@ -188,8 +200,8 @@ def before_after(
     ----------
     cube
         ``(time, band, y, x)``: what the composite was made of.
-    dataset
-        Layers of the composite.
+    composite
+        A composite, or its layers.
     scene
         Position or name of the scene. Default: the one that is most partly cloudy in the middle of the area.
     stretch
@@ -207,6 +219,7 @@ def before_after(
     ParameterError
         No such scene, or the composite has no data.
     """
+    dataset = layers_of(composite)
     position = cloudy_scene(cube) if scene is None else scene_position(cube, scene)
     shown, values, valid = colours_of(dataset, "composite", None)
     ends = limits(values, valid, stretch)

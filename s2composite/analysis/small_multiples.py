@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from s2composite.analysis.drawing import draw, figure_or_new
-from s2composite.analysis.picture import bands_of, decimated, layer_of, values_of, with_count
+from s2composite.analysis.picture import bands_of, decimated, layer_of, layers_of, values_of, with_count
+from s2composite.compositing import Composite
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted
 
@@ -23,7 +24,7 @@ _PANEL = 3.0
 
 
 def periods(
-    dataset: xr.Dataset,
+    composite: Composite | xr.Dataset,
     *,
     layer: str = "composite",
     bands: Sequence[Any] | None = None,
@@ -35,8 +36,8 @@ def periods(
 
     Parameters
     ----------
-    dataset
-        Layers of a composite with periods.
+    composite
+        A composite with periods, or its layers.
     layer
         ``"composite"`` or another with bands; ``"count"`` or another without.
     bands, stretch
@@ -56,6 +57,7 @@ def periods(
     ParameterError
         The composite has no periods, there is no such layer or band, or no period has data.
     """
+    dataset = layers_of(composite)
     if "time" not in dataset.dims or "period" not in dataset.coords:
         raise ParameterError("the composite has no periods; make it with period=, or draw it with plot()")
     if columns < 1:

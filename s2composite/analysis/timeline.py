@@ -12,8 +12,9 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from numpy.typing import NDArray
 
 from s2composite.analysis.drawing import axes_or_new, days_of_scenes
-from s2composite.analysis.picture import decimated, layer_of
+from s2composite.analysis.picture import decimated, layer_of, layers_of
 from s2composite.coarse import coarser
+from s2composite.compositing import Composite
 from s2composite.errors import ParameterError
 from s2composite.pixels.masks import Rule
 from s2composite.screening import valid_share
@@ -22,7 +23,7 @@ __all__ = ["timeline"]
 
 
 def timeline(
-    dataset: xr.Dataset,
+    composite: Composite | xr.Dataset,
     cube: xr.DataArray | None = None,
     *,
     valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None = None,
@@ -33,8 +34,8 @@ def timeline(
 
     Parameters
     ----------
-    dataset
-        With the layer ``source`` ``(y, x)`` and the coordinate ``scene_time``.
+    composite
+        A composite, or its layers: ``source`` ``(y, x)``, with the coordinate ``scene_time``.
     cube
         What the composite was made of: the share of the area that each scene shows validly is drawn, too.
     valid
@@ -50,6 +51,7 @@ def timeline(
     ParameterError
         There is no source or no dates, no pixel has a source, or the cube has other scenes.
     """
+    dataset = layers_of(composite)
     source = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))["source"].values
     days = days_of_scenes(dataset)
     if (source < 0).all():
