@@ -27,6 +27,12 @@ START = ROOT / "docs" / "pages" / "index.md"
 DATA = ("scenes", "l2a", "items")
 BUCKET = "gs://tb-be-bigdata/t31tcj/"
 CATALOGUE = "https://earth-search.aws.element84.com/v1"
+FIELDS = {
+    "type": "Polygon",
+    "coordinates": [[[0.505, 44.19], [0.515, 44.19], [0.515, 44.2], [0.505, 44.2], [0.505, 44.19]]],
+}
+"""A field among the scenes, which a reader of the README has a file of."""
+
 PAGES = [page for page in pages() if blocks(page)]
 
 
@@ -69,6 +75,7 @@ def test_every_block_of_a_page_runs(page, data, address, catalogue, tmp_path, mo
     if page != START:
         for name in DATA:  # copies: a page may break a scene to show what happens
             shutil.copytree(data / name, tmp_path / name)
+    (tmp_path / "fields.geojson").write_text(json.dumps(FIELDS))
     reader = Reader(address, {BUCKET: str(tmp_path / "l2a"), CATALOGUE: catalogue})
     with directory(tmp_path):
         for block in blocks(page):
