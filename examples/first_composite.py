@@ -11,4 +11,4 @@ if __name__ == "__main__":  # each worker process imports this file
     with s2c.connect("local"):
         cube = s2c.open_cube("scenes")  # lazy (time, band, y, x); real ones: gs://tb-be-bigdata/t31tcj/
         comp = s2c.composite(cube)  # lazy; masked median by luminance
-        print(comp.to_raster("median.tif", overwrite=True))
+        print(*comp.to_raster("median.tif", overwrite=True))
