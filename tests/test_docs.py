@@ -20,6 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from stac_items import search_server
 
 import s2composite
+from s2composite.pixels import registry
 
 START = ROOT / "docs" / "pages" / "index.md"
 """The page whose first block of Python makes the scenes that all pages use."""
@@ -34,6 +35,12 @@ FIELDS = {
 """A field among the scenes, which a reader of the README has a file of."""
 
 PAGES = [page for page in pages() if blocks(page)]
+
+
+@pytest.fixture(autouse=True)
+def reducers_of_its_own(monkeypatch):
+    """Reducers that a page registers are not there for anybody else."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 @pytest.fixture(scope="module")
