@@ -26,7 +26,8 @@ from s2composite.cli import app
 from s2composite.errors import GridError, ParameterError, SourceError, WriteError
 
 WEST, NORTH, CRS = 300000, 4900020, 32631
-EVERY = ("min", "max", "mean", "sum", "stdev", "count", "median", "p10", "p97.5")
+PERCENTILES = ("median", "p10", "p97.5")
+EVERY = ("min", "max", "mean", "sum", "stdev", "count", *PERCENTILES)
 
 
 def raster(values, chunks=None, **attrs):
@@ -95,10 +96,15 @@ def test_any_chunks_give_what_exactextract_says_of_the_whole(shapes, dtype, chun
     if not inside.any():
         return
     expected = whole(array, frame, nodata=0)
+    uncut = whole(array.astype("float64"), frame, nodata=0)
     found = s2c.zonal_stats(array, frame, EVERY)
     assert found["zone"].tolist() == expected["zone"].tolist()
     for name in EVERY:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
+        # Percentiles of integers are cut; where one falls on an integer, the last bit of a coverage decides which.
+        cut = name in PERCENTILES and np.dtype(dtype).kind != "f"
+        tie = cut & (np.abs(uncut[name] - uncut[name].round()) < 1e-6)
+        np.testing.assert_allclose(found[name][~tie], expected[name][~tie], rtol=1e-9, atol=1e-9, err_msg=name)
+        assert (uncut[name].round() - found[name])[tie].isin([0, 1]).all(), name
 
 
 @pytest.mark.parametrize("shape", [(1, 80, 100), (2, 80, 100)])

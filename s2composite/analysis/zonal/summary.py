@@ -137,10 +137,12 @@ def percentiles_of(table: Table, percentiles: Sequence[float]) -> list[float]:
     n = len(values)
     if not n:
         return [np.nan] * len(percentiles)
-    before = np.cumsum(weights) - weights
-    places = np.arange(n) * weights + (n - 1) * before
-    end = (n - 1) * weights.sum()
-    return [float(_interpolated(values, places, end * percentile / 100)) for percentile in percentiles]
+    # In exactextract's order of operations: integers are cut, and a last bit decides between two of them.
+    sums = np.cumsum(weights)
+    places = np.arange(n) * weights
+    places[1:] += (n - 1) * sums[:-1]
+    end = float(sums[-1]) * (n - 1)
+    return [float(_interpolated(values, places, percentile / 100 * end)) for percentile in percentiles]
 
 
 def _interpolated(values: NDArray[Any], places: NDArray[np.float64], place: float) -> Any:
@@ -148,5 +150,5 @@ def _interpolated(values: NDArray[Any], places: NDArray[np.float64], place: floa
     if right == len(values):
         return values[-1]
     low, high = float(values[right - 1]), float(values[right])
-    step = (high - low) / (places[right] - places[right - 1])
-    return values.dtype.type(low + (place - places[right - 1]) * step)
+    apart = places[right] - places[right - 1]
+    return values.dtype.type(low + (place - places[right - 1]) * (high - low) / apart)
