@@ -1,7 +1,7 @@
 """What running a job costs beside its windows: overhead over the bare graph, two workers over one, resuming what is half
 done, and a scheduler that is fed a great many windows without pixels.
 
-    python benchmarks/runner.py                                  # 48 scenes of 8192 x 8192, a million windows without pixels
+    python benchmarks/runner.py                                  # 216 scenes of 8192 x 8192, a million windows without pixels
     python benchmarks/runner.py --only windows --windows 20000   # fewer of these; a million take most of an hour on two cores
 """
 
@@ -131,7 +131,7 @@ def many_windows(count, look_ahead):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--scenes", type=int, default=216)
     parser.add_argument("--size", type=int, default=8192)
     parser.add_argument("--windows", type=int, default=1_000_000)
     parser.add_argument("--look-ahead", type=int, default=64, help="of the windows without pixels, for each thread")
