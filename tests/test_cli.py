@@ -226,6 +226,10 @@ def test_run_writes_the_composite(tmp_path, season):
     assert "bokeh" in (tmp_path / "report.html").read_text().lower()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.yaml", "median.tif", "median.tif.ledger", "report.html"]
 
+    done = shell("run", "job.yaml", "-s", "chunks=128", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith(" s, complete before: nothing was made")
+
 
 @pytest.fixture(scope="module")
 def client():

@@ -92,15 +92,26 @@ def _run(
     result = run_job(checked, announce=log is None, **chosen(checked, **which))
     write_report(checked)
     pixels = " x ".join(map(str, result.shape))
-    before = f", {result.windows - result.made} of them made before" if 0 < result.made < result.windows else ""
-    before = before if result.paths else f", {result.made} of them made now"
     work = f"{plural(result.scenes, 'scene')}, {pixels} pixels, {plural(result.windows, 'window')}"
-    typer.echo(f"{work} in {result.seconds:.1f} s{before}")
+    typer.echo(f"{work} in {result.seconds:.1f} s{_made(result)}")
     for path in result.paths:
         typer.echo(path)
     if not result.paths:
         _explain(result.failed)
         raise typer.Exit(SOME_FAILED)
+
+
+def _made(result: Any) -> str:
+    """Return which of a job's windows were made now, unless all were."""
+    if not result.paths:
+        return f", {result.made} of them made now"
+    if result.made == result.windows:
+        return ""
+    return (
+        f", {result.windows - result.made} of them made before"
+        if result.made
+        else ", complete before: nothing was made"
+    )
 
 
 def left_out(job: Any) -> str:
