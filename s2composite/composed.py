@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import odc.geo.xr  # noqa: F401 - registers .odc
@@ -14,13 +14,21 @@ from s2composite.coarse import coarse_cube
 from s2composite.pixels.reducers import Layer, Recipe
 from s2composite.windows import STATUS, Work, layer_arrays, work_in
 
-__all__ = ["layers_dataset", "located", "small_dataset"]
+__all__ = ["Composed", "layers_dataset", "located", "small_dataset"]
 
 _TIMES = ("time", "time_bounds", "period", "scenes")
 """Coordinates of the periods."""
 
 _WINDOWS = ("window_y", "window_x")
 """Dimensions of what is known of windows, which every n-th pixel has none of."""
+
+
+class Composed(Protocol):
+    """What has the layers of a composite: a `Composite`, for rooms that its verbs lead to."""
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """The layers."""
 
 
 def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], data: Mapping[str, Any]) -> xr.Dataset:

@@ -28,7 +28,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.warp import Resampling, reproject
 
 from s2composite.analysis.picture import bands_of, decimated, layer_of, layers_of, values_of, with_count
-from s2composite.compositing import Composite
+from s2composite.composed import Composed
 from s2composite.errors import GridError, ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted
 from s2composite.writing.targets import put_small, target_of
@@ -81,7 +81,7 @@ class Map:
 
 
 def explore(
-    composite: Composite | xr.Dataset,
+    composite: Composed | xr.Dataset,
     *,
     layer: str = "composite",
     bands: Sequence[Any] | None = None,

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from s2composite.compositing import Composite
+from s2composite.composed import Composed
 from s2composite.cube import stack_of, to_cube
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import colour_bands
@@ -38,9 +38,9 @@ _SAMPLE = 512
 """Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
 
 
-def layers_of(composite: Composite | xr.Dataset) -> xr.Dataset:
+def layers_of(composite: Composed | xr.Dataset) -> xr.Dataset:
     """Return the layers of a composite, which may also come as they are."""
-    return composite.dataset if isinstance(composite, Composite) else composite
+    return composite if isinstance(composite, xr.Dataset) else composite.dataset
 
 
 def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:

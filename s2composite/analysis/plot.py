@@ -31,7 +31,7 @@ from s2composite.analysis.picture import (
 )
 from s2composite.analysis.small_multiples import periods
 from s2composite.analysis.timeline import timeline
-from s2composite.compositing import Composite
+from s2composite.composed import Composed
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted, rgba
 
@@ -74,7 +74,7 @@ class Plots:
 
 
 def plot_composite(
-    composite: Composite | xr.Dataset,
+    composite: Composed | xr.Dataset,
     *,
     layer: str = "composite",
     bands: Sequence[Any] | None = None,
@@ -112,7 +112,7 @@ def plot_composite(
     return draw(axes_or_new(ax), rgba(values, valid, stretch), shown, str(dataset.attrs.get("reducer", layer)))
 
 
-def plot_count(composite: Composite | xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the number of valid observations of each pixel.
 
     Parameters
@@ -138,7 +138,7 @@ def plot_count(composite: Composite | xr.Dataset, *, ax: Axes | None = None) -> 
     return ax
 
 
-def plot_date(composite: Composite | xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def plot_date(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the date of the observation that each pixel comes from, with a legend, or a scale if there are many dates.
 
     Parameters
@@ -188,7 +188,7 @@ def _draw_date_scale(ax: Axes, shown: xr.Dataset, day: NDArray[Any]) -> None:
 
 def before_after(
     cube: xr.DataArray,
-    composite: Composite | xr.Dataset,
+    composite: Composed | xr.Dataset,
     scene: int | str | None = None,
     *,
     stretch: Stretch | None = None,

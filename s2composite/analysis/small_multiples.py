@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from s2composite.analysis.drawing import draw, figure_or_new
 from s2composite.analysis.picture import bands_of, decimated, layer_of, layers_of, values_of, with_count
-from s2composite.compositing import Composite
+from s2composite.composed import Composed
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted
 
@@ -24,7 +24,7 @@ _PANEL = 3.0
 
 
 def periods(
-    composite: Composite | xr.Dataset,
+    composite: Composed | xr.Dataset,
     *,
     layer: str = "composite",
     bands: Sequence[Any] | None = None,

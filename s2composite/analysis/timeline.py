@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from s2composite.analysis.drawing import axes_or_new, days_of_scenes
 from s2composite.analysis.picture import decimated, layer_of, layers_of
 from s2composite.coarse import coarser
-from s2composite.compositing import Composite
+from s2composite.composed import Composed
 from s2composite.errors import ParameterError
 from s2composite.pixels.masks import Rule
 from s2composite.screening import valid_share
@@ -23,7 +23,7 @@ __all__ = ["timeline"]
 
 
 def timeline(
-    composite: Composite | xr.Dataset,
+    composite: Composed | xr.Dataset,
     cube: xr.DataArray | None = None,
     *,
     valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None = None,
