@@ -8,8 +8,8 @@ from typing import Any
 import xarray as xr
 
 from s2composite.errors import BandError, MissingDependencyError, ParameterError
+from s2composite.scenes.items import needed, with_alternate
 from s2composite.scenes.listing import items_of_source
-from s2composite.scenes.stac import needed, with_alternate
 
 __all__ = ["LOADERS", "load_with"]
 

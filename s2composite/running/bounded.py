@@ -241,7 +241,10 @@ class _Bounded:
         at = {key: worker for worker, keys in self._client.processing().items() for key in keys}
         outcomes = [self._given_up(future, at.get(future.key), now) for future in late]
         suspects = sorted({outcome.worker for outcome in outcomes if outcome.worker is not None})
-        self._client.run_on_scheduler(_restart_silent, suspects, min(timeout, _SILENCE))
+        try:
+            self._client.run_on_scheduler(_restart_silent, suspects, min(timeout, _SILENCE))
+        except Exception as error:  # noqa: BLE001 - a scheduler may forbid it; it does so itself in time
+            LOG.warning("workers that are silent could not be restarted: %s", error)
         return outcomes
 
     def _given_up(self, future: Future, worker: str | None, now: float) -> Outcome:

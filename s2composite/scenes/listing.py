@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 from s2composite.errors import ParameterError, S2CompositeError, SceneError, SourceError
 from s2composite.scenes.dates import Moment, date_range, utc_time
 from s2composite.scenes.grouping import DUPLICATES, grouped, newest
+from s2composite.scenes.items import is_stac, is_stac_file, items_in, items_of, with_alternate
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.names import NameFacts, asset_bands, parse_name
-from s2composite.scenes.stac import is_stac, is_stac_file, items_in, items_of, scene_of_item, with_alternate
+from s2composite.scenes.stac import scene_of_item
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.scenes.values import named_values
 

@@ -1,34 +1,20 @@
-"""STAC: items, collections of items, searches and stac-geoparquet to scenes. Read as plain dictionaries."""
+"""STAC: one item to a scene: its time, its grid, its bands and what their numbers mean."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urljoin
 
-from s2composite.errors import (
-    AccessError,
-    MissingDependencyError,
-    ParameterError,
-    S2CompositeError,
-    SceneError,
-    SourceError,
-)
-from s2composite.scenes.access import limits
+from s2composite.errors import ParameterError, SceneError
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene
 from s2composite.scenes.names import asset_bands, is_picture, same_band
-from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
+from s2composite.scenes.storage import absolute, display
 from s2composite.scenes.values import catalogue_values
 
-__all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "scene_of_item", "with_alternate"]
+__all__ = ["scene_of_item"]
 
-_FILES = (".json", ".geojson", ".parquet", ".geoparquet")
-_SEARCH = ("url", "collections", "bbox", "datetime", "query")
 _RASTER_TYPES = (
     "image/tiff",
     "image/vnd.stac.geotiff",
@@ -49,237 +35,6 @@ _BASELINES = (
 )
 _MADE = ("s2:generation_time", "processing:datetime", "created", "updated")
 _JP2_TWIN = "-jp2"
-
-
-# --- Which items ----------------------------------------------------------------------------------------------------
-
-
-def is_stac(source: object) -> bool:
-    """Return whether `source` is something of STAC: a dictionary, an object of pystac, a search of pystac-client."""
-    return isinstance(source, Mapping) or (
-        not isinstance(source, type) and any(hasattr(source, name) for name in ("to_dict", "items_as_dicts"))
-    )
-
-
-def is_stac_file(href: str) -> bool:
-    """Return whether a path or URL names a file of items."""
-    return display(href).lower().endswith(_FILES)
-
-
-def items_of(source: Any) -> list[Mapping[str, Any]]:
-    """Return the items in something of STAC, as dictionaries whose asset hrefs are absolute where that is possible.
-
-    Parameters
-    ----------
-    source
-        A pystac Item, ItemCollection or Collection, a search of pystac-client, a dictionary of a Feature or
-        FeatureCollection, or a search to be made, ``{"url", "collections", "bbox", "datetime", "query"}``.
-
-    Raises
-    ------
-    SourceError
-        The search finds nothing, or the server does not answer; the message says what was searched.
-    """
-    if isinstance(source, Mapping):
-        return _searched(source) if "url" in source else _some(_features(source, "the dictionary"), "the dictionary")
-    if hasattr(source, "items_as_dicts"):
-        return _some(_asked(source.items_as_dicts, "the search"), f"the search at {_searched_at(source)}")
-    if hasattr(source, "get_items"):  # a Catalog or Collection of pystac
-        items = list(source.get_items(recursive=True))
-        return _some([_plain(item) for item in items], f"the collection {source.id}")
-    return (
-        _some([_plain(item) for item in source], "the ItemCollection") if hasattr(source, "items") else [_plain(source)]
-    )
-
-
-def items_in(href: str) -> list[Mapping[str, Any]]:
-    """Return the items in a JSON file (item, ItemCollection, collection, catalogue) or a stac-geoparquet file."""
-    if not display(href).lower().endswith(".json") and not display(href).lower().endswith(".geojson"):
-        return _some(_rows(href), display(href))
-    content = read_json(href)
-    kind = content.get("type")
-    if kind in ("Collection", "Catalog"):
-        return _some(list(_linked(content, href, 0)), display(href))
-    return _some(_features(content, display(href), href), display(href))
-
-
-def read_json(href: str) -> Mapping[str, Any]:
-    """Return what a JSON file holds."""
-    try:
-        fs, path = filesystem(href)
-        content = json.loads(fs.cat_file(path))
-    except S2CompositeError:
-        raise
-    except ValueError as error:
-        raise SourceError(f"{display(href)} is no JSON ({error}); give a STAC item or ItemCollection") from None
-    except Exception as error:  # noqa: BLE001 - the backends of fsspec share no class of errors
-        raise SourceError(f"cannot read {display(href)}: {reason(href, error)}", href=display(href)) from None
-    if not isinstance(content, Mapping):
-        raise SourceError(f"{display(href)} holds a list; give a STAC item or ItemCollection", href=display(href))
-    return content
-
-
-def _features(content: Mapping[str, Any], label: str, base: str | None = None) -> list[Mapping[str, Any]]:
-    kind = content.get("type")
-    if kind == "FeatureCollection":
-        return [_absolute(item, base) for item in content.get("features", [])]
-    if kind == "Feature" and "assets" in content:
-        return [_absolute(content, base)]
-    raise ParameterError(
-        f"{label} is no STAC item (its type is {kind!r}); give an item, an ItemCollection, or a search as "
-        f"{{{', '.join(map(repr, _SEARCH))}}}"
-    )
-
-
-def _linked(content: Mapping[str, Any], href: str, depth: int) -> Iterator[Mapping[str, Any]]:
-    """Yield the items that a collection or catalogue links to, in its children too."""
-    for link in content.get("links", []):
-        there = _resolved(str(link.get("href", "")), href)
-        if link.get("rel") == "item":
-            yield from _features(read_json(there), display(there), there)
-        elif link.get("rel") == "child" and depth < 16:
-            yield from _linked(read_json(there), there, depth + 1)
-
-
-def _rows(href: str) -> list[Mapping[str, Any]]:
-    parquet = needed("pyarrow.parquet", "stac")
-    arrow = needed("stac_geoparquet.arrow", "stac")
-    fs, path = filesystem(href)
-    try:
-        with fs.open(path, "rb") as file:
-            return list(arrow.stac_table_to_items(parquet.read_table(file)))
-    except Exception as error:  # noqa: BLE001 - pyarrow and the backends of fsspec share no class of errors
-        raise SourceError(f"{display(href)} is no stac-geoparquet: {reason(href, error)}", href=display(href)) from None
-
-
-def needed(module: str, extra: str) -> Any:
-    """Import an optional module, or say which extra brings it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"this needs the package {module.partition('.')[0]}: pip install 's2composite[{extra}]'"
-        ) from error
-
-
-def _plain(item: Any) -> Mapping[str, Any]:
-    """Return an item of pystac as a dictionary."""
-    if isinstance(item, Mapping):
-        return _absolute(item, None)
-    if not (hasattr(item, "assets") and hasattr(item, "to_dict")):
-        raise ParameterError(f"{type(item).__name__} is not a source; give STAC items, paths, URLs or scenes")
-    content: Mapping[str, Any] = item.to_dict(include_self_link=True, transform_hrefs=False)
-    return _absolute(content, item.get_self_href())
-
-
-def _absolute(item: Mapping[str, Any], base: str | None) -> Mapping[str, Any]:
-    """Return an item whose asset hrefs are absolute, if it says where it is."""
-    links = (str(link.get("href")) for link in item.get("links", []) if link.get("rel") == "self")
-    base = base or next(links, None)
-    if base is None:
-        return item
-    assets = {
-        key: {**asset, "href": _resolved(str(asset.get("href", "")), base)}
-        for key, asset in item.get("assets", {}).items()
-    }
-    return {**item, "assets": assets}
-
-
-def _resolved(href: str, base: str) -> str:
-    if "://" in href or href.startswith(("/", "~")):
-        return href
-    if is_remote(base):
-        # urljoin knows no gs:// and s3://
-        scheme, _, rest = base.partition("://")
-        return f"{scheme}://{urljoin(f'http://{rest}', href).removeprefix('http://')}"
-    return os.path.normpath(os.path.join(os.path.dirname(absolute(base)), href))  # noqa: PTH118, PTH120 - text in, text out
-
-
-# --- Searches -------------------------------------------------------------------------------------------------------
-
-
-def _searched(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Make a search and return what it finds."""
-    unknown = [key for key in search if key not in (*_SEARCH, "intersects", "ids", "filter", "limit", "max_items")]
-    if unknown:
-        raise ParameterError(f"the search has the unknown keys {', '.join(unknown)}; there are {', '.join(_SEARCH)}")
-    if limits() is not None:
-        raise AccessError(f"{found_by(search)}: searches follow links unasked, so none is made here; give item files")
-    client = needed("pystac_client", "stac")
-    options = {key: value for key, value in search.items() if key != "url" and value is not None}
-    label = found_by(search)
-    found = _asked(lambda: client.Client.open(search["url"]).search(**options).items_as_dicts(), label)
-    return _some(found, label)
-
-
-def found_by(search: Mapping[str, Any]) -> str:
-    """Return a search in words."""
-    told = ", ".join(f"{key} {value}" for key, value in search.items() if key != "url" and value is not None)
-    return f"the search at {display(str(search['url']))} for {told or 'everything'}"
-
-
-def _asked(ask: Callable[[], Any], label: str) -> list[Mapping[str, Any]]:
-    try:
-        return [_absolute(item, None) for item in ask()]
-    except S2CompositeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - pystac-client, requests and urllib3 share no class of errors
-        told = re.sub(r"\?[^\s'\")]+", "", str(error)).partition("\n")[0]
-        raise SourceError(f"{label} failed: {type(error).__name__}: {told}") from None
-
-
-def _searched_at(search: Any) -> str:
-    told = ", ".join(f"{key} {value}" for key, value in getattr(search, "_parameters", {}).items())
-    return f"{display(str(getattr(search, 'url', 'its address')))} for {told}"
-
-
-def _some(items: list[Mapping[str, Any]], label: str) -> list[Mapping[str, Any]]:
-    if not items:
-        raise SourceError(f"{label} gives no items; widen the area, the time or the query, or correct the collection")
-    return items
-
-
-def with_alternate(items: Sequence[Mapping[str, Any]], name: str | None) -> list[Mapping[str, Any]]:
-    """Return items whose assets are where a catalogue's ``alternate`` of a name has them; the others stay as they are.
-
-    Parameters
-    ----------
-    items
-        Dictionaries, with the alternate-assets extension where they have it.
-    name
-        Key of the alternate, ``"https"``; None: as they are.
-
-    Raises
-    ------
-    ParameterError
-        No asset of any item has it.
-
-    Examples
-    --------
-    >>> asset = {"href": "s3://eodata/B04.jp2", "alternate": {"https": {"href": "https://host/B04.jp2"}}}
-    >>> with_alternate([{"id": "a", "assets": {"B04": asset}}], "https")[0]["assets"]["B04"]["href"]
-    'https://host/B04.jp2'
-    """
-    if name is None or not items:
-        return list(items)
-    known = {key for item in items for asset in item.get("assets", {}).values() for key in asset.get("alternate") or ()}
-    if name not in known:
-        raise ParameterError(
-            f"alternate is {name!r}, and the assets of the {len(items)} items have "
-            f"{', '.join(sorted(map(repr, known))) or 'no alternates'}; leave it out to read their own hrefs"
-        )
-    return [
-        {**item, "assets": {key: _alternate(asset, name) for key, asset in item.get("assets", {}).items()}}
-        for item in items
-    ]
-
-
-def _alternate(asset: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = (asset.get("alternate") or {}).get(name) or {}
-    return {**asset, "href": found["href"]} if found.get("href") else asset
-
-
-# --- One item -------------------------------------------------------------------------------------------------------
 
 
 def scene_of_item(item: Mapping[str, Any]) -> Scene:
