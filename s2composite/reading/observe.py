@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -14,12 +14,11 @@ from odc.geo.geobox import GeoBox
 
 from s2composite.errors import ReadError
 from s2composite.reading.convert import convert
-from s2composite.reading.grid import Window, level_geobox
-from s2composite.reading.header import Header
-from s2composite.reading.promise import fulfilled, is_promised
+from s2composite.reading.grid import Window
+from s2composite.reading.share import Share, Target, in_turn, opened_sources, request_of, share_of, subgrid
 from s2composite.reading.source import Source
-from s2composite.reading.tiles import Begun, TileRequest, TileResult, begin_window, cost_of
-from s2composite.reading.warp import nearest_pixels, read_level, read_warped
+from s2composite.reading.tiles import Begun, TileResult, begin_window
+from s2composite.reading.warp import read_level, read_warped
 from s2composite.scenes.storage import is_remote
 
 __all__ = [
@@ -28,11 +27,8 @@ __all__ = [
     "READ",
     "Observations",
     "Pending",
-    "ReadCost",
     "ReadTally",
-    "Target",
     "begin",
-    "cost_of_window",
 ]
 
 READ, OUTSIDE, FAILED = 0, 1, 2
@@ -82,68 +78,8 @@ class Observations:
     """What it has taken."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    """A source, and the part of the window that it covers."""
-
-    scene: int
-    """Position of the scene."""
-
-    member: int
-    """Turn among the files of a scene that may cover the same pixels; those of turn 0 are the first to write."""
-
-    source: Source
-    """The file."""
-
-    window: Window
-    """What is decoded, in pixels of the source's level; in pixels of the geobox where GDAL warps."""
-
-    place: Window
-    """Where it goes, in pixels of the window."""
-
-    inner: Window | None = None
-    """The part of the decoded pixels, each repeated, that is wanted; None: they are not repeated."""
-
-    index: NDArray[np.int32] | None = None
-    """Which of the decoded pixels each of `place` takes, -1 for none; None: they are as they are."""
-
-    @property
-    def direct(self) -> bool:
-        """Whether it is decoded where it goes."""
-        return self.inner is None and self.index is None and self.member == 0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(bands, y, x)`` of what is decoded."""
-        y, x = self.window
-        return len(self.source.part.file_bands), y.stop - y.start, x.stop - x.start
-
-    def rows(self) -> slice:
-        """Return its bands in the stack."""
-        part = self.source.part
-        return slice(part.row, part.row + len(part.file_bands))
-
-    def memory(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return memory for what is decoded, laid out as the file is."""
-        bands, height, width = self.shape
-        if self.source.header.interleave == "pixel":
-            return np.moveaxis(np.empty((height, width, bands), dtype), 2, 0)
-        return np.empty((bands, height, width), dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The grid that is read onto."""
-
-    geobox: GeoBox
-    """Pixel grid."""
-
-    fill: float
-    """Value of pixels that no file covers."""
-
-
-_Outcome = tuple[_Job, TileResult]
-"""A job and what became of it; what GDAL asked for counts as nothing asked for."""
+_Outcome = tuple[Share, TileResult]
+"""A share and what became of it; what GDAL asked for counts as nothing asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +95,7 @@ class Pending:
     opened: NDArray[np.bool_]
     """``(t,)``: whether the scene has any file."""
 
-    jobs: tuple[_Job, ...]
+    shares: tuple[Share, ...]
     """What is read, in order of scenes."""
 
     lost: tuple[tuple[int, ReadError], ...]
@@ -173,9 +109,9 @@ class Pending:
         status = np.where(self.opened, np.uint8(OUTSIDE), np.uint8(FAILED)).astype(np.uint8)
         self._fill(status)
         outcomes = list(self._direct())
-        for batch in _batches([job for job in self.jobs if not job.direct], self.pixels.dtype):
+        for batch in _batches([share for share in self.shares if not share.direct], self.pixels.dtype):
             outcomes += self._aside(batch)
-        errors = dict(self.lost) | {job.scene: result.error for job, result in outcomes if result.error is not None}
+        errors = dict(self.lost) | {share.scene: result.error for share, result in outcomes if result.error is not None}
         for failed in errors:
             status[failed] = FAILED
             self.pixels[failed] = self.target.fill
@@ -188,44 +124,44 @@ class Pending:
     def _fill(self, status: NDArray[np.uint8]) -> None:
         """Fill scenes that no file covers entirely, and say which are covered at all."""
         covered = np.zeros(len(status), np.int64)
-        for job in self.jobs:
-            status[job.scene] = READ
-            if job.direct:
-                covered[job.scene] += self._out(job).size
+        for share in self.shares:
+            status[share.scene] = READ
+            if share.direct:
+                covered[share.scene] += self._out(share).size
         for t in np.flatnonzero(covered < self.pixels[0].size):
             self.pixels[t] = self.target.fill
 
-    def _out(self, job: _Job) -> NDArray[Any]:
-        """Return where a job's pixels go."""
-        return self.pixels[(job.scene, job.rows(), *job.place)]
+    def _out(self, share: Share) -> NDArray[Any]:
+        """Return where a share's pixels go."""
+        return self.pixels[(share.scene, share.rows(), *share.place)]
 
     def _direct(self) -> Iterator[_Outcome]:
-        jobs = [job for job in self.jobs if job.direct]
-        tiles, others = _by_engine(jobs)
+        shares = [share for share in self.shares if share.direct]
+        tiles, others = _by_engine(shares)
         yield from zip(tiles, self.begun.finish(), strict=True)
-        yield from _read_gdal([(job, self._out(job)) for job in others], self.target)
-        for job in jobs:
-            source = job.source
-            convert(self._out(job), source.conversion, source.nodata, self.target.fill)
+        yield from _read_gdal([(share, self._out(share)) for share in others], self.target)
+        for share in shares:
+            source = share.source
+            convert(self._out(share), source.conversion, source.nodata, self.target.fill)
 
-    def _aside(self, batch: Sequence[_Job]) -> list[_Outcome]:
+    def _aside(self, batch: Sequence[Share]) -> list[_Outcome]:
         """Decode some files beside the window, and put them into it."""
-        raw = {id(job): job.memory(self.pixels.dtype) for job in batch}
+        raw = {id(share): share.memory(self.pixels.dtype) for share in batch}
         tiles, others = _by_engine(batch)
-        begun = begin_window([_request(job, raw[id(job)]) for job in tiles])
+        begun = begin_window([request_of(share, raw[id(share)]) for share in tiles])
         outcomes: list[_Outcome] = list(zip(tiles, begun.finish(), strict=True))
-        outcomes += _read_gdal([(job, raw[id(job)]) for job in others], self.target)
-        for job in batch:
-            convert(raw[id(job)], job.source.conversion, job.source.nodata, self.target.fill)
+        outcomes += _read_gdal([(share, raw[id(share)]) for share in others], self.target)
+        for share in batch:
+            convert(raw[id(share)], share.source.conversion, share.source.nodata, self.target.fill)
         for unit in _units(batch):
             first = unit[0]
             if first.member == 0:
-                for job in unit:
-                    _put(raw[id(job)], job, self._out(job), self.target.fill)
+                for share in unit:
+                    _put(raw[id(share)], share, self._out(share), self.target.fill)
             else:
                 layer = np.full(self.pixels.shape[1:], self.target.fill, self.pixels.dtype)
-                for job in unit:
-                    _put(raw[id(job)], job, layer[(job.rows(), *job.place)], self.target.fill)
+                for share in unit:
+                    _put(raw[id(share)], share, layer[(share.rows(), *share.place)], self.target.fill)
                 _fuse(self.pixels[first.scene], layer, self.target.fill)
         return outcomes
 
@@ -233,8 +169,8 @@ class Pending:
 def _tally(outcomes: Sequence[_Outcome]) -> ReadTally:
     results = [result for _, result in outcomes]
     seconds = {"tiles": 0.0, "gdal": 0.0}
-    for job, result in outcomes:
-        seconds[job.source.engine] += result.seconds
+    for share, result in outcomes:
+        seconds[share.source.engine] += result.seconds
     asked = (sum(r.requests for r in results), sum(r.bytes for r in results), sum(r.retries for r in results))
     return ReadTally(*asked, seconds["tiles"], seconds["gdal"])
 
@@ -261,136 +197,35 @@ def begin(
     pixels
         ``(t, b, y, x)``, uninitialised.
     """
-    found, lost = _fulfilled(sources)
-    jobs = _in_turn([job for t, source in found if (job := _job(t, source, window, target)) is not None])
+    found, lost = opened_sources(sources)
+    shares = in_turn([share for t, source in found if (share := share_of(t, source, window, target)) is not None])
     tiles = [
-        _request(job, pixels[(job.scene, job.rows(), *job.place)])
-        for job in jobs
-        if job.direct and job.source.engine == "tiles"
+        request_of(share, pixels[(share.scene, share.rows(), *share.place)])
+        for share in shares
+        if share.direct and share.source.engine == "tiles"
     ]
-    return Pending(target, pixels, opened, jobs, lost, begin_window(tiles))
+    return Pending(target, pixels, opened, shares, lost, begin_window(tiles))
 
 
-@dataclass(frozen=True, slots=True)
-class ReadCost:
-    """What reading a window takes, as the tile index tells it: nothing is read to find out."""
-
-    scenes: tuple[int, ...]
-    """Positions of the scenes that are read."""
-
-    requests: int
-    """Byte ranges asked for."""
-
-    bytes: int
-    """Their size together."""
-
-    decoded: int
-    """Bytes of pixels that are decoded."""
-
-    gdal: int
-    """Files that GDAL reads, of which neither requests nor bytes are known."""
+def _by_engine(shares: Sequence[Share]) -> tuple[list[Share], list[Share]]:
+    tiles = [share for share in shares if share.source.engine == "tiles"]
+    return tiles, [share for share in shares if share.source.engine != "tiles"]
 
 
-def cost_of_window(sources: Sequence[tuple[int, Source]], target: Target, window: Window) -> ReadCost:
-    """Return what reading a window of files takes; see `begin`."""
-    jobs = [job for t, source in sources if (job := _job(t, source, window, target)) is not None]
-    known = [job for job in jobs if job.source.engine == "tiles" and not is_promised(job.source.header)]
-    costs = [cost_of(_request(job, np.broadcast_to(job.source.header.dtype.type(0), job.shape))) for job in known]
-    return ReadCost(
-        tuple(sorted({job.scene for job in jobs})),
-        sum(requests for requests, _ in costs),
-        sum(size for _, size in costs),
-        sum(int(np.prod(job.shape)) * job.source.header.dtype.itemsize for job in jobs),
-        len(jobs) - len(known),
-    )
-
-
-def _fulfilled(
-    sources: Sequence[tuple[int, Source]],
-) -> tuple[list[tuple[int, Source]], tuple[tuple[int, ReadError], ...]]:
-    """Open the files that were not opened yet, and return the sources that can be read."""
-    real = fulfilled([source.header for _, source in sources if is_promised(source.header)])
-    found: list[tuple[int, Source]] = []
-    lost: list[tuple[int, ReadError]] = []
-    for t, source in sources:
-        header = real.get(source.header.href) if is_promised(source.header) else source.header
-        if isinstance(header, Header):
-            found.append((t, source if header is source.header else _with_header(source, header)))
-        elif header is not None:
-            lost.append((t, header))
-    return found, tuple(lost)
-
-
-def _with_header(source: Source, header: Header) -> Source:
-    nodata = source.nodata if header.nodata is None else header.nodata
-    if not header.undecodable or source.engine == "gdal":
-        return replace(source, header=header, nodata=nodata)
-    offset = source.offset if source.factor == 1 else None
-    return replace(source, header=header, nodata=nodata, engine="gdal", offset=offset, factor=1, why=header.undecodable)
-
-
-def _in_turn(jobs: Sequence[_Job]) -> tuple[_Job, ...]:
-    """Count the members of each scene that touch the window."""
-    turns: dict[int, dict[int, int]] = {}
-    for job in jobs:
-        members = turns.setdefault(job.scene, {})
-        members.setdefault(job.source.member, len(members))
-    return tuple(replace(job, member=turns[job.scene][job.source.member]) for job in jobs)
-
-
-def _job(t: int, source: Source, window: Window, target: Target) -> _Job | None:
-    """Return what a source gives to a window, None if they do not touch."""
-    spans, place = [], []
-    for s, (first, last) in zip(window, (source.extent[:2], source.extent[2:]), strict=True):
-        start, stop = max(s.start, first), min(s.stop, last)
-        if start >= stop:
-            return None
-        spans.append(slice(start, stop))
-        place.append(slice(start - s.start, stop - s.start))
-    at, there = (place[0], place[1]), (spans[0], spans[1])
-    if source.offset is None:
-        return _warped(t, source, there, at, target)
-    y, x = (slice(s.start + o, s.stop + o) for s, o in zip(there, source.offset, strict=True))
-    if source.factor == 1:
-        return _Job(t, 0, source, (y, x), at)
-    f = source.factor
-    coarse = tuple(slice(s.start // f, -(-s.stop // f)) for s in (y, x))
-    inner = tuple(slice(s.start - c.start * f, s.stop - c.start * f) for s, c in zip((y, x), coarse, strict=True))
-    return _Job(t, 0, source, (coarse[0], coarse[1]), at, (inner[0], inner[1]))
-
-
-def _warped(t: int, source: Source, there: Window, place: Window, target: Target) -> _Job | None:
-    """Return the job of a file on another grid: pixels picked from its tiles, or left to GDAL."""
-    if source.engine == "gdal":
-        return _Job(t, 0, source, there, place)
-    shape = source.header.levels[source.level].shape
-    found = nearest_pixels(level_geobox(source.header.geobox, shape), _subgrid(target.geobox, there))
-    return None if found is None else _Job(t, 0, source, found[0], place, index=found[1])
-
-
-def _request(job: _Job, out: NDArray[Any]) -> TileRequest:
-    return TileRequest(job.source.header, job.source.level, job.window, job.source.part.file_bands, out)
-
-
-def _by_engine(jobs: Sequence[_Job]) -> tuple[list[_Job], list[_Job]]:
-    tiles = [job for job in jobs if job.source.engine == "tiles"]
-    return tiles, [job for job in jobs if job.source.engine != "tiles"]
-
-
-def _units(jobs: Sequence[_Job]) -> list[list[_Job]]:
-    """Group jobs by scene and member, those that write first before those that fill what is left."""
-    units: dict[tuple[int, int], list[_Job]] = {}
-    for job in jobs:
-        units.setdefault((job.member, job.scene), []).append(job)
+def _units(shares: Sequence[Share]) -> list[list[Share]]:
+    """Group shares by scene and member, those that write first before those that fill what is left."""
+    units: dict[tuple[int, int], list[Share]] = {}
+    for share in shares:
+        units.setdefault((share.member, share.scene), []).append(share)
     return [units[key] for key in sorted(units)]
 
 
-def _batches(jobs: Sequence[_Job], dtype: np.dtype[Any]) -> Iterator[list[_Job]]:
-    """Yield jobs, units together, as many at once as there is memory for."""
-    batch: list[_Job] = []
+def _batches(shares: Sequence[Share], dtype: np.dtype[Any]) -> Iterator[list[Share]]:
+    """Yield shares, units together, as many at once as there is memory for."""
+    batch: list[Share] = []
     size = 0
-    for unit in _units(jobs):
-        more = sum(int(np.prod(job.shape)) * dtype.itemsize for job in unit)
+    for unit in _units(shares):
+        more = sum(int(np.prod(share.shape)) * dtype.itemsize for share in unit)
         if batch and size + more > _ASIDE:
             yield batch
             batch, size = [], 0
@@ -400,22 +235,22 @@ def _batches(jobs: Sequence[_Job], dtype: np.dtype[Any]) -> Iterator[list[_Job]]
         yield batch
 
 
-def _put(raw: NDArray[Any], job: _Job, out: NDArray[Any], fill: float) -> None:
+def _put(raw: NDArray[Any], share: Share, out: NDArray[Any], fill: float) -> None:
     """Put decoded pixels where they go: repeated, picked, or as they are."""
-    if job.index is not None:
+    if share.index is not None:
         bands = len(raw)
-        if bands > 1 and job.source.header.interleave == "pixel":
+        if bands > 1 and share.source.header.interleave == "pixel":
             flat = np.moveaxis(raw, 0, 2).reshape(-1, bands)
-            out[...] = np.moveaxis(flat[job.index], 2, 0)
+            out[...] = np.moveaxis(flat[share.index], 2, 0)
         else:
             for band, target in zip(raw, out, strict=True):
-                target[...] = band.reshape(-1)[job.index]
-        outside = job.index < 0
+                target[...] = band.reshape(-1)[share.index]
+        outside = share.index < 0
         if outside.any():
             out[:, outside] = fill
-    elif job.inner is not None:
-        f = job.source.factor
-        out[...] = raw.repeat(f, axis=1).repeat(f, axis=2)[(slice(None), *job.inner)]
+    elif share.inner is not None:
+        f = share.source.factor
+        out[...] = raw.repeat(f, axis=1).repeat(f, axis=2)[(slice(None), *share.inner)]
     else:
         out[...] = raw
 
@@ -435,30 +270,30 @@ def _fuse(pixels: NDArray[Any], layer: NDArray[Any], fill: float) -> None:
     np.copyto(pixels, layer, where=better)
 
 
-def _read_gdal(jobs: Sequence[tuple[_Job, NDArray[Any]]], target: Target) -> list[_Outcome]:
-    def read(task: tuple[_Job, NDArray[Any]]) -> tuple[int, ReadError | None]:
-        job, out = task
-        source, bands = job.source, job.source.part.file_bands
+def _read_gdal(shares: Sequence[tuple[Share, NDArray[Any]]], target: Target) -> list[_Outcome]:
+    def read(task: tuple[Share, NDArray[Any]]) -> tuple[int, ReadError | None]:
+        share, out = task
+        source, bands = share.source, share.source.part.file_bands
         try:
             if source.offset is None:
-                grid, window = _around(target.geobox, job.window)
+                grid, window = _around(target.geobox, share.window)
                 nodata = 0.0 if source.nodata is None else source.nodata
                 retries = read_warped(
                     source.header, bands, source.level, grid, window, resampling=source.resampling, fill=nodata, out=out
                 )
                 return retries, None
-            return read_level(source.header.href, bands, source.level, job.window, out, source.header.sign), None
+            return read_level(source.header.href, bands, source.level, share.window, out, source.header.sign), None
         except ReadError as error:
             return 0, error
 
     begun = perf_counter()
-    if any(is_remote(job.source.header.href) for job, _ in jobs):
+    if any(is_remote(share.source.header.href) for share, _ in shares):
         with ThreadPoolExecutor(_REMOTE_READS) as pool:
-            results = list(pool.map(read, jobs))
+            results = list(pool.map(read, shares))
     else:
-        results = [read(task) for task in jobs]
-    each = (perf_counter() - begun) / max(len(jobs), 1)  # they share the time in which several of them are read
-    return [(job, TileResult(error, n, 0, 0, each)) for (job, _), (n, error) in zip(jobs, results, strict=True)]
+        results = [read(task) for task in shares]
+    each = (perf_counter() - begun) / max(len(shares), 1)  # they share the time in which several of them are read
+    return [(share, TileResult(error, n, 0, 0, each)) for (share, _), (n, error) in zip(shares, results, strict=True)]
 
 
 def _around(geobox: GeoBox, window: Window) -> tuple[GeoBox, Window]:
@@ -470,9 +305,4 @@ def _around(geobox: GeoBox, window: Window) -> tuple[GeoBox, Window]:
     if all(s.start >= 0 and s.stop <= n for s, n in zip(window, (height, width), strict=True)):
         return geobox, window
     y, x = window
-    return _subgrid(geobox, window), (slice(0, y.stop - y.start), slice(0, x.stop - x.start))
-
-
-def _subgrid(geobox: GeoBox, window: Window) -> GeoBox:
-    y, x = window
-    return geobox.translate_pix(x.start, y.start).crop((y.stop - y.start, x.stop - x.start))
+    return subgrid(geobox, window), (slice(0, y.stop - y.start), slice(0, x.stop - x.start))

@@ -23,8 +23,9 @@ from s2composite.errors import (
 from s2composite.reading.files import assets_of, layout_of, sources_of
 from s2composite.reading.grid import Anchor, Window, aligned_offset, crop, native_geoboxes, target_geobox
 from s2composite.reading.meaning import shift_of, shifts_of, with_named_shifts
-from s2composite.reading.observe import Observations, Pending, ReadCost, Target, begin, cost_of_window
+from s2composite.reading.observe import Observations, Pending, begin
 from s2composite.reading.opening import open_headers
+from s2composite.reading.share import ReadCost, Target, cost_of_window
 from s2composite.reading.source import ReadOptions, Source
 from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import is_remote
