@@ -59,7 +59,7 @@ class Service:
         self.process.wait()
 
 
-def until(look: Callable[[], Any], seconds: float = 60) -> Any:
+def until(look: Callable[[], Any], seconds: float = 120) -> Any:
     """Return the first answer that is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

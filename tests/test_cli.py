@@ -13,6 +13,7 @@ import psutil
 import pytest
 import rasterio
 import xarray as xr
+from job_helpers import until
 from rasters import encoded, series, write_tif
 from typer.testing import CliRunner
 
@@ -286,19 +287,17 @@ def test_run_names_the_scene_that_is_broken(tmp_path, season):
 
 
 def interrupted(process, ledger):
-    """Press Ctrl-C, again while windows are still being made: Python drops one that comes at a bad moment."""
+    """Press Ctrl-C, again if windows go on being made: Python drops one that comes at a bad moment."""
 
     def noted():
         return sum(file.read_text().count("\n") for file in ledger.glob("*.jsonl"))
 
-    for _ in range(10):
-        process.send_signal(signal.SIGINT)
-        time.sleep(1.5)
+    while process.poll() is None:
         before = noted()
-        time.sleep(1.5)
-        if process.poll() is not None or noted() == before:
-            break
-    return process.communicate(timeout=60)[1]
+        process.send_signal(signal.SIGINT)
+        # What was under way may be noted yet; that is not so many.
+        until(lambda before=before: process.poll() is not None or noted() > before + 100)
+    return process.communicate()[1]
 
 
 def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
@@ -316,7 +315,7 @@ def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
     err = interrupted(process, ledger)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    _, alive = psutil.wait_procs(children, timeout=15)
+    _, alive = psutil.wait_procs(children, timeout=120)
     assert not alive
     # What has been made is kept for the next run, beside the ledger that says so.
     assert not (tmp_path / "median.tif").exists()

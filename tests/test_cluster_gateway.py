@@ -93,9 +93,9 @@ def test_a_cluster_of_its_own_grows_is_given_its_environment_and_stops(server, m
         assert {tuple(rest) for _, *rest in client.run(seen).values()} == {(2, "7", "s3cret")}  # the late one, too
         name = client.cluster.name
         with connect({**server, "cluster": name}, announce=False) as guest:
-            assert guest.submit(sum, [1, 2]).result(timeout=30) == 3
-        assert client.submit(sum, [1, 2, 3]).result(timeout=30) == 6  # the guest has left it alone
-    _, alive = psutil.wait_procs([process], timeout=20)
+            assert guest.submit(sum, [1, 2]).result(timeout=120) == 3
+        assert client.submit(sum, [1, 2, 3]).result(timeout=120) == 6  # the guest has left it alone
+    _, alive = psutil.wait_procs([process], timeout=120)
     assert not alive
     with pytest.raises(ClusterError, match=f"runs no cluster '{name}'"):
         connect({**server, "cluster": name})

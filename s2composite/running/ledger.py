@@ -24,9 +24,13 @@ from s2composite.scenes.storage import display, filesystem, is_remote, join, rea
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["Ledger", "busy_tokens", "failures_in", "ledger_root", "ledger_table", "read_ledger"]
+__all__ = ["Ledger", "busy_tokens", "completed", "done_in", "failures_in", "ledger_root", "ledger_table", "read_ledger"]
 
 _SUFFIX = ".ledger"
+_DONE = ("done", "found")
+"""Events that say that a window is done: its run has made it; its record was there when a run began, of which no line
+told because whoever made it was killed or had given it up before."""
+
 _FLUSHED_EVERY = 100
 """Events that are kept in memory where the ledger is on an object store: objects cannot be added to."""
 
@@ -171,12 +175,39 @@ def failures_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[i
     for event in events:
         if event.get("token") != token or "window" not in event:
             continue
-        window = (int(event["window"][0]), int(event["window"][1]))
         if event["event"] == "failed":
-            out[window] = str(event.get("error", ""))
-        elif event["event"] == "done":
-            out.pop(window, None)
+            out[_window(event)] = str(event.get("error", ""))
+        elif event["event"] in _DONE:
+            out.pop(_window(event), None)
     return out
+
+
+def completed(events: Iterable[Mapping[str, Any]], start: Mapping[str, Any]) -> bool:
+    """Return whether the product of a run, told by its `start`, has been completed by it or since."""
+    return any(
+        event["event"] == "product" and event.get("token") == start["token"] and event["at"] >= start["at"]
+        for event in events
+    )
+
+
+def done_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[int, int], Mapping[str, Any]]:
+    """Return the windows of a product that are done, each with the event that says so.
+
+    A run that finds nothing done begins anew: what had been made before it is no longer there.
+    """
+    out: dict[tuple[int, int], Mapping[str, Any]] = {}
+    for event in events:
+        if event.get("token") != token:
+            continue
+        if event["event"] == "start" and not event.get("done"):
+            out.clear()
+        elif event["event"] in _DONE:
+            out[_window(event)] = event
+    return out
+
+
+def _window(event: Mapping[str, Any]) -> tuple[int, int]:
+    return int(event["window"][0]), int(event["window"][1])
 
 
 def busy_tokens(events: Iterable[Mapping[str, Any]], now: dt.datetime | None = None) -> frozenset[str]:

@@ -18,7 +18,7 @@ from s2composite.compositing import Composite
 from s2composite.errors import ParameterError, S2CompositeError
 from s2composite.running.bounded import Call, Outcome
 from s2composite.running.jobs.job import Job
-from s2composite.running.ledger import Ledger, busy_tokens, failures_in, read_ledger
+from s2composite.running.ledger import Ledger, busy_tokens, done_in, failures_in, read_ledger
 from s2composite.running.products.product import Product, plan_product, product_state, require_free
 from s2composite.running.products.window import WindowMaker, make_window
 from s2composite.running.scope import ledger_key
@@ -166,6 +166,8 @@ class Making:
         facts |= {"todo": len(self.todo), "files": list(product.files), "place": product.output.place}
         self._ledger = Ledger(ledger_key(job), _run_name())
         self._ledger.add("start", **facts, timeout=job.policy.timeout)
+        for window in sorted(done - done_in(self._events, product.token).keys()):
+            self._note("found", window=list(window))
 
     def next_call(self) -> Call | None:
         """Return a call to be made; None: there is none now, or it has ended."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2composite.running.jobs.job import Job
-from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.ledger import completed, done_in, failures_in, read_ledger
 from s2composite.running.scope import ledger_key
 
 __all__ = ["Progress", "job_progress"]
@@ -58,10 +58,7 @@ def job_progress(job: Job) -> Progress:
     start = starts[-1]
     token, rows_columns = start["token"], start["windows"]
     total = int(rows_columns[0]) * int(rows_columns[1])
-    own = [event for event in events if event.get("token") == token]
-    complete = any(event["event"] == "product" for event in own if event["at"] >= start["at"])
-    done = {tuple(event["window"]) for event in own if event["event"] == "done"}
+    complete = completed(events, start)
     failures = tuple(sorted(failures_in(events, token).items()))
     state = "complete" if complete else "failed" if failures else "running or interrupted"
-    count = total if complete else min(max(len(done), int(start["done"])), total)
-    return Progress(state, total, count, failures, str(events[-1]["at"]), tuple(start["files"]))
+    return Progress(state, total, len(done_in(events, token)), failures, str(events[-1]["at"]), tuple(start["files"]))

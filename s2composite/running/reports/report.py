@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from s2composite.running.jobs.job import Job
-from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.ledger import completed, done_in, failures_in, read_ledger
 from s2composite.running.scope import ledger_key
 from s2composite.scenes.storage import display_text
 
@@ -52,7 +52,10 @@ class Report:
     """Rows and columns of windows."""
 
     seconds: Mapping[tuple[int, int], float]
-    """For each window that is done the seconds from handing it to the cluster to its end."""
+    """For each window whose making was noted the seconds from handing it to the cluster to its end."""
+
+    found: frozenset[tuple[int, int]]
+    """Windows that are done, too, but were not noted when made: a run was killed over it, and the next found them."""
 
     failures: Mapping[tuple[int, int], str]
     """For each window that has failed, why."""
@@ -81,10 +84,8 @@ class Report:
     def states(self) -> dict[tuple[int, int], str]:
         """Return for each window, row by row, ``"done"``, ``"failed"`` or ``"open"``."""
         windows = ((row, column) for row in range(self.shape[0]) for column in range(self.shape[1]))
-        every = self.state == "complete"
-        return {
-            w: "failed" if w in self.failures else "done" if every or w in self.seconds else "open" for w in windows
-        }
+        done = self.seconds.keys() | self.found
+        return {w: "failed" if w in self.failures else "done" if w in done else "open" for w in windows}
 
     def causes(self) -> tuple[tuple[str, tuple[tuple[int, int], ...]], ...]:
         """Return failures grouped by cause, the most frequent first, each with its windows."""
@@ -101,7 +102,7 @@ class Report:
             "state": self.state,
             "files": self.files,
             "windows": self.shape,
-            "done": len(self.seconds),
+            "done": len(self.seconds.keys() | self.found),
             "failures": [{"window": window, "error": error} for window, error in sorted(self.failures.items())],
             "causes": [{"cause": cause, "windows": windows} for cause, windows in self.causes()],
             "seconds": [{"window": window, "seconds": took} for window, took in sorted(self.seconds.items())],
@@ -130,19 +131,20 @@ def job_report(job: Job) -> Report | None:
         return None
     start = starts[-1]
     own = [event for event in events if event.get("token") == start["token"]]
-    done = {_window(event): event for event in own if event["event"] == "done"}
+    all_done = done_in(events, start["token"])
+    done = {window: event for window, event in all_done.items() if event["event"] == "done"}
     failures = failures_in(events, start["token"])
-    complete = any(event["event"] == "product" for event in own)
     scenes: dict[str, int] = {}
     for event in done.values():
         for scene in event.get("failed_scenes", ()):
             scenes[scene] = scenes.get(scene, 0) + 1
     return Report(
         job=display_text(job.to_yaml()),
-        state="complete" if complete else "failed" if failures else "interrupted",
+        state="complete" if completed(events, start) else "failed" if failures else "interrupted",
         files=tuple(start["files"]),
         shape=(int(start["windows"][0]), int(start["windows"][1])),
         seconds={window: float(event["seconds"]) for window, event in done.items()},
+        found=frozenset(all_done.keys() - done.keys()),
         failures=failures,
         timings={name: round(sum(float(event[name]) for event in done.values()), 3) for name in ("read", "encode")},
         retries=sum(event["event"] == "retry" for event in own),
@@ -164,10 +166,6 @@ def _workers(events: Iterable[Mapping[str, Any]], done: Iterable[Mapping[str, An
         if event["event"] in ("retry", "failed"):
             failed[event["worker"] or "unknown"] += 1
     return {w: WorkerDone(windows[w], round(seconds[w], 3), failed[w]) for w in windows.keys() | failed.keys()}
-
-
-def _window(event: Mapping[str, Any]) -> tuple[int, int]:
-    return int(event["window"][0]), int(event["window"][1])
 
 
 def _versions() -> dict[str, str]:
