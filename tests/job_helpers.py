@@ -58,13 +58,19 @@ def until(condition, seconds=120, pause=0.02):
         time.sleep(pause)
 
 
+def environment(**more):
+    """Return the environment of a process that finds the functions of tests."""
+    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
+
+
 def start_scheduler(directory, **config):
     """Start a scheduler, with more variables of its environment; return its process and address."""
     file = Path(directory, "scheduler.json")
     file.unlink(missing_ok=True)
     options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
     command = [sys.executable, "-m", "dask", "scheduler", *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **config})
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment(**config))
     until(lambda: file.exists() and file.read_text().strip())
     return process, json.loads(file.read_text())["address"]
 
@@ -73,7 +79,7 @@ def start_worker(address, dies_at=()):
     """Start a worker without anybody who starts it again; it is killed over files of these names, see `dies`."""
     command = [sys.executable, "-m", "dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
     command += ["--preload", str(Path(__file__).with_name("dies.py"))] if dies_at else []
-    env = {**os.environ, "DIES_AT": os.pathsep.join(dies_at)}
+    env = environment(DIES_AT=os.pathsep.join(dies_at))
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, env=env)
 
 
