@@ -50,7 +50,7 @@ def made(output):
     return Counter(tuple(event["window"]) for event in events(output) if event["event"] == "done")
 
 
-def until(condition, seconds=120, pause=0.02):
+def until(condition, seconds=240, pause=0.02):
     """Wait until something has happened; the time only bounds a hang."""
     deadline = time.monotonic() + seconds
     while not condition():
