@@ -312,9 +312,9 @@ def test_216_names_take_less_than_50_ms():
     urls = [f"gs://b/T31TCJ_2023{month:02}{day:02}T104629_TCI.tif" for month in range(1, 13) for day in range(1, 19)]
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         assert len(find_scenes(urls, datetime="2023")) == 216
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05
 
 
