@@ -6,15 +6,15 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 from urllib.parse import urljoin
 
-from s2composite.errors import AccessError, MissingDependencyError, ParameterError, S2CompositeError, SourceError
+from s2composite.errors import AccessError, ParameterError, S2CompositeError, SourceError
+from s2composite.optional import needed
 from s2composite.scenes.access import limits
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 
-__all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "needed", "with_alternate"]
+__all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "with_alternate"]
 
 _FILES = (".json", ".geojson", ".parquet", ".geoparquet")
 _SEARCH = ("url", "collections", "bbox", "datetime", "query")
@@ -116,16 +116,6 @@ def _rows(href: str) -> list[Mapping[str, Any]]:
             return list(arrow.stac_table_to_items(parquet.read_table(file)))
     except Exception as error:  # noqa: BLE001 - pyarrow and the backends of fsspec share no class of errors
         raise SourceError(f"{display(href)} is no stac-geoparquet: {reason(href, error)}", href=display(href)) from None
-
-
-def needed(module: str, extra: str) -> Any:
-    """Import an optional module, or say which extra brings it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"this needs the package {module.partition('.')[0]}: pip install 's2composite[{extra}]'"
-        ) from error
 
 
 def _plain(item: Any) -> Mapping[str, Any]:

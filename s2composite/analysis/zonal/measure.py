@@ -23,7 +23,8 @@ from s2composite.analysis.zonal.tasks import Grid, Row, Zone, zonal_tasks
 from s2composite.analysis.zonal.zones import pixel_bounds, read_zones
 from s2composite.as_cube import as_cube, nodata_of
 from s2composite.compositing import Composite
-from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError
+from s2composite.errors import GridError, ParameterError, SourceError
+from s2composite.optional import needed
 
 __all__ = ["DEFAULT_STATS", "zonal_stats"]
 
@@ -101,7 +102,7 @@ def zonal_stats(
     >>> s2c.zonal_stats(array.rename("ndvi"), field, ["mean", "count"], name="id").to_dict("records")
     [{'zone': 'a', 'band': 'ndvi', 'mean': 3.3333333333333335, 'count': 3.0}]
     """
-    _check_exactextract()
+    needed("exactextract", "zones", "zonal statistics")
     wanted = wanted_of(stats, bins)
     cube, timed = _cube(data, layer)
     geobox = _north_up(cube)
@@ -118,15 +119,6 @@ def zonal_stats(
     pixels = (cube if cube.chunks else cube.chunk(y=_CHUNK, x=_CHUNK)).data
     rows = [row for rows in dask.compute(*zonal_tasks(pixels, measured, grid)) for row in rows]
     return _tidy(rows, known.names, cube, wanted, timed=timed)
-
-
-def _check_exactextract() -> None:
-    try:
-        import exactextract  # noqa: F401, PLC0415 - an extra
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"zonal statistics need exactextract; pip install 's2composite[zones]': {error}"
-        ) from error
 
 
 def _cube(data: Any, layer: str) -> tuple[xr.DataArray, bool]:

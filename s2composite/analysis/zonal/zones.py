@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import ProjError
 
-from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError
+from s2composite.errors import GridError, ParameterError, SourceError
+from s2composite.optional import needed
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -78,10 +79,7 @@ def _projected(frame: gpd.GeoDataFrame, crs: Any) -> gpd.GeoDataFrame:
 
 
 def _frame(zones: Any) -> gpd.GeoDataFrame:
-    try:
-        import geopandas as gpd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingDependencyError(f"zones need geopandas; pip install 's2composite[zones]': {error}") from error
+    gpd = needed("geopandas", "zones", "zones")
     if isinstance(zones, gpd.GeoDataFrame):
         return zones
     if isinstance(zones, gpd.GeoSeries):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
-from s2composite.errors import MissingDependencyError
+from s2composite.optional import needed
 from s2composite.running.clusters.client import ClusterClient, client_of, one_thread, started
 from s2composite.running.clusters.kind import HostedOptions
 from s2composite.running.jobs.document import Expected
@@ -83,12 +82,9 @@ class CoiledOptions(HostedOptions):
 
 def coiled(options: CoiledOptions) -> ClusterClient:
     """Start a cluster with Coiled; closing the client shuts it down."""
-    if importlib.util.find_spec("coiled") is None:
-        raise MissingDependencyError("clusters of Coiled need coiled; pip install 's2composite[coiled]'")
+    package = needed("coiled", "coiled", "clusters of Coiled")
     with started("coiled cluster", "check 'coiled login', the workspace, the region and its quotas"):
-        from coiled import Cluster  # noqa: PLC0415 - an extra
-
-        cluster = Cluster(**coiled_arguments(options))
+        cluster = package.Cluster(**coiled_arguments(options))
         return client_of(cluster, options.timeout)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from s2composite.errors import ClusterError, JobError, MissingDependencyError
+from s2composite.errors import ClusterError, JobError
+from s2composite.optional import needed
 from s2composite.running.clusters.client import ClusterClient, started
 from s2composite.running.clusters.kind import HostedOptions
 from s2composite.running.jobs.document import Expected
@@ -64,8 +64,7 @@ class GatewayOptions(HostedOptions):
 
 def gateway(options: GatewayOptions) -> ClusterClient:
     """Start a cluster through a gateway, or join one that it runs; closing the client stops what was started here."""
-    if importlib.util.find_spec("dask_gateway") is None:
-        raise MissingDependencyError("clusters of a Dask Gateway need dask-gateway; pip install 's2composite[gateway]'")
+    needed("dask_gateway", "gateway", "clusters of a Dask Gateway")
     from dask_gateway import Gateway
 
     cure = f"check that a Dask Gateway answers at {options.address}, 'auth', and its limits"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -12,7 +11,8 @@ from dask.utils import parse_bytes
 from distributed.core import Status
 from pydantic import Field
 
-from s2composite.errors import ClusterError, MissingDependencyError
+from s2composite.errors import ClusterError
+from s2composite.optional import needed
 from s2composite.running.clusters.client import ClusterClient, one_thread, started
 from s2composite.running.clusters.kind import HostedOptions
 from s2composite.running.jobs.document import Expected
@@ -62,10 +62,7 @@ class KubernetesOptions(HostedOptions):
 
 def kubernetes(options: KubernetesOptions) -> ClusterClient:
     """Create a DaskCluster resource and connect to its scheduler; closing the client deletes it."""
-    if importlib.util.find_spec("dask_kubernetes") is None:
-        raise MissingDependencyError(
-            "clusters in Kubernetes need dask-kubernetes; pip install 's2composite[kubernetes]'"
-        )
+    needed("dask_kubernetes", "kubernetes", "clusters in Kubernetes")
     cure = "check that kubectl reaches the cluster, that the Dask operator is installed there, and the pods' events"
     with started("kubernetes cluster", cure):
         from dask_kubernetes.operator.kubecluster.kubecluster import CreateMode, KubeCluster  # noqa: PLC0415 - an extra
