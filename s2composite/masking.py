@@ -19,7 +19,7 @@ from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED
 from s2composite.reading.stack import Stack, open_stack
 
-__all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "masks_of", "passed"]
+__all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "masks_of", "passed", "with_halo"]
 
 _LARGEST_READ = 128 << 20
 """Pixels of a mask band, of all scenes together, in memory at once where the data are coarser than the mask."""
@@ -124,21 +124,30 @@ Mask = AlignedMask | WarpedMask
 """What tells the valid observations of a region."""
 
 
+def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window, Window]:
+    """Return a window with `halo` pixels around it, where a raster of that shape has any, and the window inside that.
+
+    >>> with_halo((slice(0, 4), slice(4, 8)), 2, (10, 9))
+    ((slice(0, 6, None), slice(2, 9, None)), (slice(0, 4, None), slice(2, 6, None)))
+    """
+    y, x = (
+        slice(min(max(s.start - halo, 0), s.start), max(min(s.stop + halo, n), s.stop))
+        for s, n in zip(window, shape, strict=True)
+    )
+    inner_y, inner_x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, (y, x), strict=True))
+    return (y, x), (inner_y, inner_x)
+
+
 def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
     """Return what a rule says of a window of its band, at the band's resolution: ``(t, y, x)``.
 
     As many of the band's pixels around the window are read as decide about it, where the band has any: what is outside
     of it is not bad, and nothing grows from there. A scene that cannot be read is not valid.
     """
-    region = tuple(
-        slice(min(max(s.start - rule.halo, 0), s.start), max(min(s.stop + rule.halo, n), s.stop))
-        for s, n in zip(window, stack.shape[2:], strict=True)
-    )
-    seen = stack.read((region[0], region[1]))
+    region, inner = with_halo(window, rule.halo, stack.shape[2:])
+    seen = stack.read(region)
     tell_read(seen.tally)
-    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
-    y, x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
-    valid = valid[:, y, x]
+    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))[:, inner[0], inner[1]]
     valid[seen.status == FAILED] = False
     return valid
 

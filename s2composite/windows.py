@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from s2composite.cube import Chunks, stack_of, thread_memory, window_at
 from s2composite.days import products_near, read_days
 from s2composite.errors import ParameterError
-from s2composite.masking import Mask, both, masks_of
+from s2composite.masking import Mask, both, masks_of, with_halo
 from s2composite.metering import metered, tell_read
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
@@ -105,12 +105,7 @@ def _compose_in_one_piece(
 ) -> dict[str, NDArray[Any]]:
     """Compose a window in one piece, with the pixels around it that decide about its edge."""
     stack = products.stack
-    region = tuple(
-        slice(max(s.start - recipe.halo, 0), min(s.stop + recipe.halo, n))
-        for s, n in zip(window, stack.shape[2:], strict=True)
-    )
-    inner = tuple(slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
-    region, inner = (region[0], region[1]), (inner[0], inner[1])
+    region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
         seen = read_days(products, recipe, region, masks, scratch)
         usable, scenes = both(seen.passed, valid), _there(seen.status)
