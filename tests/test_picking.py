@@ -246,7 +246,7 @@ def test_names_paths_and_registration(monkeypatch):
         ("no_such_module:thing", "cannot be loaded"),
         ("test_picking:DAYS", "a reducer, or a function that returns one"),
         ("test_picking:first_of", "its parameters are"),
-        ("os:getcwd", "give a reducer"),
+        ("os:getcwd", "must return a reducer"),
         (":", "unknown reducer"),
     ],
 )

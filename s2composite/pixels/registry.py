@@ -127,7 +127,7 @@ def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
         raise ParameterError(f"reducer {name!r}: {problem}; its parameters are {known or 'none'}") from None
     made = maker(**params)
     if not isinstance(made, Reducer):
-        raise ParameterError(f"{name!r} made {made!r}; a reducer is needed")
+        raise ParameterError(f"{name!r} made {made!r}; it must return a reducer")
     return made
 
 
