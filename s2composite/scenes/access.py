@@ -78,7 +78,9 @@ def _parsed(text: str) -> Access:
         facts = {name: tuple(map(str, places)) for name, places in json.loads(text).items()}
         return Access(**facts)
     except (ValueError, TypeError, AttributeError) as error:
-        raise AccessError(f"{VARIABLE} makes no sense ({error}); nothing is open until it does") from error
+        raise AccessError(
+            f"{VARIABLE} is malformed ({error}); nothing may be read or written until that is corrected"
+        ) from error
 
 
 def check_read(href: str) -> None:
@@ -130,11 +132,11 @@ def _strangeness(href: str) -> str:
     """Return what makes a name one that two readers may understand differently; empty for plain ones."""
     if "://" not in href:
         # GDAL takes such a path for a file inside of an archive or behind a URL.
-        return "names beginning with /vsi are no files" if href.lower().startswith(("/vsi", "//vsi")) else ""
+        return "paths that begin with /vsi are not files" if href.lower().startswith(("/vsi", "//vsi")) else ""
     scheme, _, rest = href.partition("://")
     path = rest.partition("?")[0]
     if _STRANGE.search(href):
-        return "a URL has no blanks, backslashes or control characters"
+        return "a URL must not contain blanks, backslashes or control characters"
     if "@" in path.partition("/")[0]:
         return "a URL with a user in it is not accepted"
     if {".", ".."} & set(path.split("/")[1:]):

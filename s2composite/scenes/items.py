@@ -77,7 +77,7 @@ def read_json(href: str) -> Mapping[str, Any]:
     except S2CompositeError:
         raise
     except ValueError as error:
-        raise SourceError(f"{display(href)} is no JSON ({error}); give a STAC item or ItemCollection") from None
+        raise SourceError(f"{display(href)} is not JSON ({error}); give a STAC item or ItemCollection") from None
     except Exception as error:  # noqa: BLE001 - the backends of fsspec share no class of errors
         raise SourceError(f"cannot read {display(href)}: {reason(href, error)}", href=display(href)) from None
     if not isinstance(content, Mapping):
@@ -92,7 +92,7 @@ def _features(content: Mapping[str, Any], label: str, base: str | None = None) -
     if kind == "Feature" and "assets" in content:
         return [_absolute(content, base)]
     raise ParameterError(
-        f"{label} is no STAC item (its type is {kind!r}); give an item, an ItemCollection, or a search as "
+        f"{label} is not a STAC item (its type is {kind!r}); give an item, an ItemCollection, or a search as "
         f"{{{', '.join(map(repr, _SEARCH))}}}"
     )
 
@@ -115,7 +115,9 @@ def _rows(href: str) -> list[Mapping[str, Any]]:
         with fs.open(path, "rb") as file:
             return list(arrow.stac_table_to_items(parquet.read_table(file)))
     except Exception as error:  # noqa: BLE001 - pyarrow and the backends of fsspec share no class of errors
-        raise SourceError(f"{display(href)} is no stac-geoparquet: {reason(href, error)}", href=display(href)) from None
+        raise SourceError(
+            f"{display(href)} is not stac-geoparquet: {reason(href, error)}", href=display(href)
+        ) from None
 
 
 def _plain(item: Any) -> Mapping[str, Any]:

@@ -96,7 +96,9 @@ def _time(scene_id: str, properties: Mapping[str, Any]) -> Any:
     try:
         return utc_time(str(told))
     except ParameterError as error:
-        raise SceneError(f"item {scene_id}: its datetime is none ({error}); leave it out", scene=scene_id) from None
+        raise SceneError(
+            f"item {scene_id}: its datetime is malformed ({error}); leave it out", scene=scene_id
+        ) from None
 
 
 def _is_raster(key: str, asset: Mapping[str, Any]) -> bool:

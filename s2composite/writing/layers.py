@@ -145,7 +145,7 @@ def _nodata(array: xr.DataArray, dtype: np.dtype[Any]) -> float | None:
         return None
     if not fits(float(value), dtype):
         raise ParameterError(
-            f"layer {array.name!r}: nodata {value} is no value of {dtype.name}; correct its attrs['nodata']"
+            f"layer {array.name!r}: nodata {value} is not a value of {dtype.name}; correct its attrs['nodata']"
         )
     return float(value)
 

@@ -220,10 +220,10 @@ class _Sources:
 
 def _known_scenes(dataset: xr.Dataset, derived_from: Mapping[str, str]) -> Mapping[str, str]:
     if "scene" not in dataset.coords:
-        raise ParameterError("a STAC item says of which scenes it is made: the dataset has no coordinate 'scene'")
+        raise ParameterError("a STAC item lists its scenes, and the dataset has no coordinate 'scene'")
     known = {str(scene) for scene in dataset["scene"].values}
     if unknown := sorted(set(derived_from) - known):
-        raise ParameterError(f"derived_from names {unknown[0]!r}, which is no scene of the composite")
+        raise ParameterError(f"derived_from names {unknown[0]!r}, which is not a scene of the composite")
     return derived_from
 
 

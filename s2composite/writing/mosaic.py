@@ -102,8 +102,8 @@ def check_alike(tiles: Sequence[Tile]) -> None:
         odd = [tile for tile in tiles if fact(tile) != usual]
         if odd:
             raise TilesError(
-                f"{display(odd[0].href)}: its {what} is {_short(fact(odd[0]))}, that of most tiles {_short(usual)}"
-                + (f"; so are {len(odd) - 1} more" if len(odd) > 1 else ""),
+                f"{display(odd[0].href)}: its {what} is {_short(fact(odd[0]))}, but {_short(usual)} for most tiles"
+                + (f"; {len(odd) - 1} more differ" if len(odd) > 1 else ""),
                 unlike=tuple(display(tile.href) for tile in odd),
             )
 
@@ -207,5 +207,5 @@ def _missing(
                 missing[f"tile_{left}_{top}.tif"] = None
     listed = ", ".join(list(missing)[:_LISTED]) + (f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED))
     return TilesError(
-        f"{len(missing)} tile(s) are missing beside the {len(tiles)} that are there: {listed}", missing=tuple(missing)
+        f"{len(missing)} tile(s) are missing besides the {len(tiles)} found: {listed}", missing=tuple(missing)
     )

@@ -74,11 +74,11 @@ def options_of(given: Mapping[str, Any]) -> RasterOptions:
     Raises
     ------
     ParameterError
-        A name is no option.
+        A name is not an option.
     """
     known = [option.name for option in fields(RasterOptions)]
     if unknown := sorted(set(given) - set(known)):
-        raise ParameterError(f"{unknown[0]!r} is no option; options are {', '.join(known)}")
+        raise ParameterError(f"{unknown[0]!r} is not an option; options are {', '.join(known)}")
     return RasterOptions(**given)
 
 
@@ -88,7 +88,7 @@ def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]
     Raises
     ------
     ParameterError
-        A key is no option.
+        A key is not an option.
     """
     own = dict(overrides.get(layer, {}))
     known = {field.name for field in fields(RasterOptions)}
@@ -118,7 +118,7 @@ def checked(
     """
     if dtype.name not in _DTYPES:
         raise ParameterError(
-            f"{label}: not every reader of GeoTIFF takes {dtype.name}; cast to one of {', '.join(_DTYPES)}"
+            f"{label}: not every GeoTIFF reader supports {dtype.name}; cast to one of {', '.join(_DTYPES)}"
         )
     _choice(label, "compress", options.compress, COMPRESSIONS)
     if options.overview_resampling is not None:

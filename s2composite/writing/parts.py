@@ -71,7 +71,7 @@ class Parts:
             It is gone.
         """
         if not self.visible():
-            raise WriteError(f"{display(self.root)}: is gone, because writing was given up")
+            raise WriteError(f"{display(self.root)}: no longer exists, because writing was given up")
 
     def write(self, name: str, data: bytes) -> None:
         """Store a part, whole or not at all.

@@ -109,7 +109,7 @@ def _listed(tiles: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         where = absolute(tiles)
         hrefs = _found(where)
     if not hrefs:
-        raise SourceError(f"{display(where)}: there are no tiles (.tif files) there")
+        raise SourceError(f"{display(where)}: holds no tiles (.tif files)")
     return sorted(set(hrefs))
 
 

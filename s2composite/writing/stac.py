@@ -83,7 +83,7 @@ def check_times(period: Period) -> tuple[str, str]:
         return _stamp(period.span[0]), _stamp(period.span[1] - np.timedelta64(1, "s"))
     times = period.dataset["scene_time"].values if "scene_time" in period.dataset.coords else np.array([])
     if times.dtype.kind != "M" or not times.size:
-        raise ParameterError("a STAC item needs to know when: the composite has no 'scene_time' with dates")
+        raise ParameterError("a STAC item needs dates, and the composite has no 'scene_time' with any")
     return _stamp(times.min()), _stamp(times.max())
 
 

@@ -242,12 +242,12 @@ def _check_free(place: StorePlace, *, overwrite: bool) -> None:
     except NotADirectoryError:
         listing = {Path(path).name}
     except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(f"{place.label}: cannot be looked at: {reason(place.root, error)}") from error
+        raise WriteError(f"{place.label}: cannot be checked: {reason(place.root, error)}") from error
     complete = place.root == place.target and ROOT in listing
     if not listing or (IDENTITY in listing and not complete):
         return
     if not listing & set(_ROOTS):
-        raise WriteError(f"{display(place.root)}: is there and is no Zarr store; write elsewhere or remove it")
+        raise WriteError(f"{display(place.root)}: exists and is not a Zarr store; write elsewhere or remove it")
     if not overwrite:
         raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
 

@@ -70,7 +70,7 @@ def _check_object(target: str, *, overwrite: bool) -> None:
     try:
         there = fs.exists(path)
     except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(f"{display(target)}: cannot be looked at: {reason(target, error)}") from error
+        raise WriteError(f"{display(target)}: cannot be checked: {reason(target, error)}") from error
     if there:
         raise _exists(target)
 

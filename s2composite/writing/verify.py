@@ -105,7 +105,7 @@ def _record(data: bytes, position: int, size: int, where: str) -> tuple[bytes, i
     body = data[position + 4 : stop - 4]
     sizes = struct.unpack_from("<I", data, position) if len(data) >= stop else (-1,)
     if sizes[0] != size or data[stop - 4 : stop] != body[-4:].rjust(4, b"\0"):
-        raise WriteError(f"{where} is damaged: its size does not stand around it")
+        raise WriteError(f"{where} is damaged: the size before it or the bytes repeated after it differ")
     return body, stop
 
 

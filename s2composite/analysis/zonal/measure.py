@@ -128,7 +128,7 @@ def _cube(data: Any, layer: str) -> tuple[xr.DataArray, bool]:
         return as_cube(_opened(os.fspath(dataset)).expand_dims("time")), False
     if isinstance(dataset, xr.Dataset):
         if layer not in dataset:
-            raise ParameterError(f"there is no layer {layer!r}; there is {', '.join(map(str, dataset.data_vars))}")
+            raise ParameterError(f"there is no layer {layer!r}; there are {', '.join(map(str, dataset.data_vars))}")
         dataset = dataset[layer]
     if not isinstance(dataset, xr.DataArray):
         raise ParameterError(f"data is a {type(data).__name__}; give a composite, a Dataset, a DataArray or a path")

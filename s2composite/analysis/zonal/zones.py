@@ -59,7 +59,7 @@ def read_zones(zones: Any, name: str | None, crs: Any) -> Zones:
     """
     frame = _frame(zones)
     if frame.empty:
-        raise ParameterError(f"{_called(zones)}: there is no zone in it")
+        raise ParameterError(f"{_called(zones)}: it holds no zones")
     names = _names(frame, name)
     _check_shapes(frame.geometry, names)
     if frame.crs is None:

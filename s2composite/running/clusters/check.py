@@ -153,7 +153,7 @@ def _checked(client: Client, place: str | None, href: str | None, told: Sequence
         for address, facts in workers.items()
     )
     general = [*told, *(f"scheduler: {text}" for text in _differences(here, scheduler, OF_THE_SCHEDULER))]
-    general += [] if workers else [f"no worker came within {timeout:g} s; look into the cluster's logs"]
+    general += [] if workers else [f"no worker started within {timeout:g} s; see the logs of the cluster"]
     return ClusterCheck(here, scheduler, checks, tuple(general))
 
 
@@ -290,7 +290,9 @@ def _trouble(answer: Any) -> list[str]:
     if answer is None:
         return ["it did not answer in time: it is busy, frozen, or gone"]
     if not isinstance(answer, Findings):
-        return [f"it could not look ({type(answer).__name__}: {answer}); install the same s2composite there as here"]
+        return [
+            f"it could not be checked ({type(answer).__name__}: {answer}); install the same s2composite there as here"
+        ]
     problems = [] if answer.source is None else [f"source: {answer.source}"]
     problems += [] if answer.target is None else [f"target: {answer.target}"]
     if answer.environment:

@@ -107,7 +107,7 @@ def values_to_ship(options: KindOptions) -> dict[str, str]:
     for name in options.credentials:
         if name not in os.environ:
             raise JobError(
-                f"credentials: the environment variable {name} is not set here, so that workers cannot be given it; "
+                f"credentials: the environment variable {name} is not set here, so workers cannot get it; "
                 "export it, or leave it out",
                 key="credentials",
                 variable=name,
@@ -131,7 +131,7 @@ def ship(client: Client, values: Mapping[str, str]) -> None:
         with suppress(Exception):  # else workers that come later could not start; those that lack it say so again
             client.unregister_worker_plugin(ShippedEnvironment.name)
         raise ClusterError(
-            f"a worker did not take its environment ({type(error).__name__}: {error}); install the same s2composite "
+            f"a worker did not accept its environment ({type(error).__name__}: {error}); install the same s2composite "
             "in its Python as here"
         ) from error
     client.shipped = tuple(values)
@@ -160,8 +160,8 @@ def await_workers(client: Client, workers: int, timeout: float) -> None:
     except TimeoutError as error:
         there = len(client.scheduler_info(n_workers=-1)["workers"])
         raise ClusterError(
-            f"after {timeout:g} s {there} of {workers} workers are there; look into the workers' logs, or raise "
-            "'timeout' if machines take longer to come",
+            f"after {timeout:g} s only {there} of {workers} workers have started; see their logs, or raise 'timeout' "
+            "if machines take longer",
             workers=there,
         ) from error
 

@@ -76,7 +76,7 @@ class CoiledOptions(HostedOptions):
         if len(several) > 1:
             raise ValueError(f"{' and '.join(several)} exclude each other; give one")
         if self.vm_types is not None and (self.threads or self.memory):
-            raise ValueError("vm_types says what machines have; leave threads and memory out, or vm_types")
+            raise ValueError("vm_types already sets threads and memory; leave these out, or vm_types")
         return self
 
 

@@ -58,7 +58,7 @@ class GatewayOptions(HostedOptions):
     @model_validator(mode="after")
     def _chosen_once(self) -> Self:
         if self.cluster is not None and self.options:
-            raise ValueError("'options' are those of a new cluster; leave them out, or 'cluster'")
+            raise ValueError("'options' are for a new cluster, and 'cluster' joins a running one; leave one out")
         return self
 
 

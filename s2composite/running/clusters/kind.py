@@ -55,7 +55,7 @@ class ElasticOptions(KindOptions):
         if self.maximum is None and self.minimum is not None:
             raise ValueError(f"minimum is {self.minimum}, but there is no maximum; give both")
         if self.maximum is not None and self.workers is not None:
-            raise ValueError("give workers, or minimum and maximum, not all of them")
+            raise ValueError("give either workers, or minimum and maximum")
         if self.maximum is not None and (self.minimum or 0) > self.maximum:
             raise ValueError(f"minimum ({self.minimum}) is above maximum ({self.maximum})")
         return self

@@ -102,7 +102,7 @@ async def _check_name(options: KubernetesOptions) -> None:
     cluster = await DaskCluster(options.name, namespace=options.namespace)
     if await cluster.exists():
         raise ClusterError(
-            f"there is a DaskCluster {options.name!r} already in Kubernetes; give another 'name', or delete it first"
+            f"Kubernetes already has a DaskCluster {options.name!r}; give another 'name', or delete it first"
         )
 
 

@@ -67,7 +67,7 @@ def slurm(options: SlurmOptions) -> ClusterClient:
     """Start a scheduler here and submit a job for each worker; closing the client cancels them."""
     package = _jobqueue()
     if shutil.which("sbatch") is None:  # dask-jobqueue would only log that, and wait for workers
-        raise ClusterError("there is no sbatch here; start s2composite on a login node of a cluster with Slurm")
+        raise ClusterError("sbatch was not found; start s2composite on a login node of a Slurm cluster")
     with started("slurm cluster", "check that sbatch works here, and the queue, the account and the limits"):
         cluster = package.SLURMCluster(**slurm_arguments(options), n_workers=options.first)
         return client_of(cluster, options.timeout)
