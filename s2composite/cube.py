@@ -1,4 +1,4 @@
-"""Cube: a stack as a lazy DataArray ``(time, band, y, x)``, one task for each window."""
+"""Cube: a stack as a lazy DataArray ``(time, band, y, x)``, one task per window."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _LARGEST_TASK = 768 << 20
 """Bytes of a window's observations beyond which a larger window gains nothing: 216 RGB scenes of 1024 x 1024."""
 
 _WINDOWS_A_THREAD = 2
-"""Windows of a small area for each thread, so that none waits for the last."""
+"""Windows per thread into which a small area is cut, so that no thread waits for the last one."""
 
 _SMALLEST_SHARE = 512
-"""Pixels along a window that is made smaller only to share the work: below, the same tiles are decoded for several."""
+"""Least side in pixels of windows that are made smaller to share the work; smaller ones would decode tiles twice."""
 
 _STACK_LAYER = "s2composite-stack-"
 
@@ -251,15 +251,15 @@ def window_at(spatial: Chunks, row: int, column: int) -> Window:
 
 
 def delayed_stack(stack: Stack) -> Delayed:
-    """Return a stack as one node of a graph, which travels once to each worker instead of once in each task."""
+    """Return a stack as one node of a graph, so that it travels once to each worker and not with every task."""
     return delayed(stack, name=f"{_STACK_LAYER}{stack.token}", pure=True, traverse=False)
 
 
 def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
     """Return the stack and windows behind a cube from `open_cube`, None for any other array.
 
-    A cube of which times were selected, or an area cut out, still has its stack: the same selection of scenes and area.
-    Values that were touched in any way have none.
+    A cube of which times or an area were selected still has a stack, with the same selection. A cube whose values were
+    changed in any way has none.
     """
     if not isinstance(cube.data, da.Array):
         return None
@@ -273,7 +273,7 @@ def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
 
 
 def _selected(stack: Stack, cube: xr.DataArray) -> Stack | None:
-    """Return the part of a stack that a cube cut out of it shows, None where that is not plain to see."""
+    """Return the part of a stack that a cube selected from it shows, None where that cannot be told."""
     if cube.dims != ("time", "band", "y", "x") or "scene" not in cube.coords or len(cube.data.chunks[0]) > 1:
         return None
     if tuple(cube["band"].values) != stack.bands:
@@ -344,7 +344,7 @@ def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tup
 def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
     """Return the largest window of whole blocks, near to square, whose observations fit into a share of the memory."""
     _, bands, height, width = stack.shape
-    # Of a country's scenes a window holds those that touch it.
+    # A window holds only the scenes that touch it, which are few of a country's.
     limit = min(_LARGEST_TASK, int(memory * _TASK_SHARE)) // (stack.depth * bands * stack.dtype.itemsize)
     y, x = stack.block
     while y * x > limit and max(y, x) > 64:
@@ -357,7 +357,7 @@ def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
 
 
 def _shared(stack: Stack, size: tuple[int, int], threads: int) -> tuple[int, int]:
-    """Return windows of at most `size` of which a small area has some for each thread; they stay whole blocks."""
+    """Return windows of at most `size`, small enough that each thread has some; they stay whole blocks."""
     shape = stack.shape[2:]
     blocks = stack.block if stack.snaps else (1, 1)
     wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
