@@ -1,4 +1,4 @@
-"""Metadata: files, thumbnail and STAC item of a composite in one call; the item comes last, so that it means complete."""
+"""Metadata: files, thumbnail and STAC item of a composite in one call; the item comes last, so it means complete."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def write_stac(
 ) -> tuple[str, ...]:
     """Write layers as cloud-optimised GeoTIFF, a thumbnail, and last of all a STAC 1.1 item that describes them.
 
-    ``median.json`` has the files ``median.tif``, ``median_count.tif`` ... and ``median_thumbnail.png`` beside it. If the
-    item exists, all of them do, complete and verified; an item to be replaced is removed before its files are.
+    ``median.json`` has the files ``median.tif``, ``median_count.tif`` ... and ``median_thumbnail.png`` beside it. If
+    the item exists, all of them do, complete and verified; an item to be replaced is removed before its files are.
 
     Parameters
     ----------
