@@ -22,7 +22,7 @@ _LISTED = 20
 """Missing tiles that a message names; all are in the error's ``missing``."""
 
 _SLACK = 0.01
-"""Part of a pixel by which tiles may lie beside the grid: coordinates are rounded when they are written."""
+"""Fraction of a pixel by which tiles may be off the grid: coordinates are rounded when they are written."""
 
 
 class Tile(NamedTuple):
@@ -64,19 +64,19 @@ class Mosaic:
     """Where tiles lie in the whole that they make."""
 
     tiles: tuple[Tile, ...]
-    """In no particular order."""
+    """The tiles, in no particular order."""
 
     places: tuple[tuple[int, int], ...]
-    """Row and column of the first pixel of each."""
+    """Row and column of the first pixel of each tile."""
 
     edges: tuple[tuple[int, ...], tuple[int, ...]]
-    """All rows and columns at which a tile begins or ends: the cells between them each belong to one tile."""
+    """All rows and columns at which a tile begins or ends; each cell between them belongs to one tile."""
 
     owners: NDArray[np.intp]
-    """For each cell ``(row, column)`` the number of its tile."""
+    """Index of the tile of each cell ``(row, column)``."""
 
     transform: Affine | None
-    """Of the whole."""
+    """Transform of the whole; None: it is not georeferenced."""
 
 
 def check_alike(tiles: Sequence[Tile]) -> None:
@@ -85,7 +85,7 @@ def check_alike(tiles: Sequence[Tile]) -> None:
     Raises
     ------
     TilesError
-        Names them, and in what they differ.
+        A tile differs; names it, and in what.
     """
     facts: dict[str, Callable[[Tile], Any]] = {
         "number of bands": lambda t: t.bands,
@@ -143,7 +143,7 @@ def _places(tiles: Sequence[Tile]) -> tuple[list[tuple[int, int]], Affine | None
     Raises
     ------
     TilesError
-        Nothing says where they lie, or what does disagrees.
+        Name and georeference are missing, or contradict each other.
     """
     by_name = [tile.named for tile in tiles]
     if tiles[0].transform is None:
@@ -192,7 +192,7 @@ def _owners(tiles: Sequence[Tile], spans: Sequence[Any], edges: Sequence[tuple[i
 def _missing(
     tiles: Sequence[Tile], spans: Sequence[Any], edges: Sequence[tuple[int, ...]], owners: NDArray[np.intp]
 ) -> TilesError:
-    """Return the error that lists what is missing, by name where tiles have names."""
+    """Return the error that lists what is missing, by name if the tiles have names."""
     named = all(tile.named for tile in tiles)
     steps = [Counter(span[axis][1] - span[axis][0] for span in spans).most_common(1)[0][0] for axis in (0, 1)]
     missing: dict[str, None] = {}

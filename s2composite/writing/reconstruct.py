@@ -1,4 +1,4 @@
-"""Reconstruct: tiles that separate workers have written become one file, if they are all there and fit together."""
+"""Reconstruct: one file from the tiles that separate workers have written, if all are there and fit together."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def reconstruct(
     shape: tuple[int, int] | None = None,
     **options: Any,
 ) -> str:
-    """Put tiles that separate workers have written together as one cloud-optimised GeoTIFF.
+    """Assemble the tiles that separate workers have written as one cloud-optimised GeoTIFF.
 
-    Where a tile lies follows from its name, ``tile_{x}_{y}.tif`` with the column and row of its first pixel, or from
-    its georeference; where both are there they must agree. Tiles are read, encoded and forgotten one by one, on the
-    current Dask client or in threads: memory holds a few of them. The file is complete and verified, or absent.
+    The position of a tile follows from its name, ``tile_{x}_{y}.tif`` with the column and row of its first pixel, or
+    from its georeference; if it has both, they must agree. Tiles are read, encoded and forgotten one by one, on the
+    current Dask client or in threads, so that memory holds a few of them. The file is complete and verified, or absent.
 
     Parameters
     ----------
@@ -53,10 +53,10 @@ def reconstruct(
     path
         As for `s2composite.writing.cog.write_raster`.
     shape
-        Rows and columns of the whole. Without it nobody can know that the last row or column of tiles is missing:
-        what lies inside of the outermost tiles is checked.
+        ``(y, x)``: rows and columns of the whole. Without it, a missing last row or column of tiles goes unnoticed;
+        only gaps between the outermost tiles are found.
     **options
-        How to encode, and ``overwrite``, ``tags``, ``progress``: as for `s2composite.writing.cog.write_raster`.
+        Encoding, ``overwrite``, ``tags`` and ``progress``, as for `s2composite.writing.cog.write_raster`.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def reconstruct(
     SourceError
         There are no tiles, or they cannot be listed.
     TilesError
-        Tiles are missing, overlap or are unlike the others; carries ``missing``, ``overlapping`` or ``unlike``.
+        Tiles are missing, overlap, or differ from the others; carries ``missing``, ``overlapping`` or ``unlike``.
     ReadError
         A tile cannot be read.
     WriteError
@@ -81,7 +81,7 @@ def reconstruct(
     '/home/me/median.tif'
     """
     hrefs = _listed(tiles)
-    # Whether they are georeferenced is one of the things to find out. Once for all threads: it is not theirs to change.
+    # Whether tiles are georeferenced is one of the questions. Warnings are set here, since threads share the setting.
     with warnings.catch_warnings(), ThreadPoolExecutor(16) as pool:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         found = list(pool.map(_look, hrefs))
@@ -129,7 +129,7 @@ def _found(where: str) -> list[str]:
 
 
 def _look(href: str) -> Tile:
-    """Return a tile after a look at its header.
+    """Return a tile as its header describes it.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def _look(href: str) -> Tile:
 
 
 def _dataset(mosaic: Mosaic) -> xr.Dataset:
-    """Return the whole, lazily: each cell is a task that reads its part of a tile."""
+    """Return the whole, lazily: one task per cell reads its part of a tile."""
     first = mosaic.tiles[0]
     chunks = tuple(tuple(b - a for a, b in pairwise(axis)) for axis in mosaic.edges)
     shared = delayed(mosaic, name=f"tiles-{tokenize(mosaic.tiles)}", pure=True, traverse=False)

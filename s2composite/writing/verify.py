@@ -1,4 +1,4 @@
-"""Verify: what was written, read again and compared with what the workers made, before it takes its final name."""
+"""Verify: a file is read back and compared with what the workers made, before it takes its final name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["check_header", "check_run", "verify_file"]
 
 
 def verify_file(layout: FileLayout, path: str) -> None:
-    """Read a finished file again: its size, its directories, and the decoded pixels of every tile.
+    """Read back a finished file: its size, its directories, and the decoded pixels of every tile.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def check_header(layout: FileLayout) -> None:
     Raises
     ------
     WriteError
-        GDAL does not see what is meant.
+        GDAL reads something else than was meant.
     """
     try:
         with MemoryFile(layout.header) as memory, memory.open() as source:

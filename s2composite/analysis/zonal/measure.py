@@ -45,33 +45,32 @@ def zonal_stats(
     name: str | None = None,
     bins: Sequence[float] | None = None,
 ) -> pd.DataFrame:
-    """Measure the pixels of each zone; a pixel that a zone covers in part counts with that part.
+    """Return statistics of the pixels of each zone, weighted by the part of each pixel that the zone covers.
 
     Parameters
     ----------
     data
         A composite, also with periods; a cube ``(time, band, y, x)``; any array ``(band, y, x)`` or ``(y, x)`` with a
-        CRS; the path of a raster. Files and lazy arrays are measured chunk by chunk on the cluster of the current
+        CRS; or the path of a raster. Files and lazy arrays are measured chunk by chunk on the cluster of the current
         client, and only figures come back.
     zones
         Polygons in any CRS: a vector file, a GeoDataFrame, a GeoSeries.
     stats
         ``count`` (pixels with a value), ``min``, ``max``, ``mean``, ``sum``, ``stdev`` (of the population), ``skew``,
-        ``median``, any percentile as ``p10`` or ``p97.5``, ``histogram`` (pixels in each of `bins`), ``fraction`` (of
-        each class its share of the pixels with a value).
+        ``median``, any percentile as ``p10`` or ``p97.5``, ``histogram`` (pixels in each of `bins`), ``fraction``
+        (share of each class among the pixels with a value).
     layer
-        Of a composite or Dataset.
+        Layer of a composite or Dataset.
     name
-        Column of the zones that names them; default: their index.
+        Column that names the zones; default: their index.
     bins
-        Edges of the histogram's bins, the last one closed.
+        Edges of the histogram's bins, of which the last is closed.
 
     Returns
     -------
     pandas.DataFrame
         A row for each zone, time (``period`` and ``time``, or ``time`` and ``scene``) and ``band``, in this order. A
-        zone without any value, such as one outside of the raster, has count 0 and NaN; those outside are named in the
-        log.
+        zone without any value, such as one outside the raster, has count 0 and NaN; the log names those outside.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Clusters in one's own cloud account, run by Coiled."""
+"""Clusters in the user's own cloud account, run by Coiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CoiledOptions", "coiled", "coiled_arguments"]
 
 
 class CoiledOptions(HostedOptions):
-    """A cluster that Coiled starts in one's own cloud account."""
+    """A cluster that Coiled starts in the user's own cloud account."""
 
     type: Literal["coiled"] = "coiled"
     """Names the kind of cluster."""
@@ -28,10 +28,10 @@ class CoiledOptions(HostedOptions):
     """Workspace to use; None: the default one."""
 
     region: Text | None = None
-    """Region of the machines, best the one where the scenes are; None: the workspace's."""
+    """Region of the machines, preferably that of the scenes; None: the workspace's."""
 
     vm_types: SomeTexts | None = None
-    """Instance types of workers, the best one first; None: by `threads` and `memory`."""
+    """Instance types of workers, the preferred one first; None: by `threads` and `memory`."""
 
     scheduler_vm_types: SomeTexts | None = None
     """Instance types of the scheduler; None: Coiled chooses."""
@@ -48,7 +48,7 @@ class CoiledOptions(HostedOptions):
     spot_policy: Annotated[
         Literal["on-demand", "spot", "spot_with_fallback"], Expected("one of on-demand, spot, spot_with_fallback")
     ] = "on-demand"
-    """Whether workers are spot instances, which cost less and may be taken away."""
+    """Whether workers are spot instances, which cost less but may be taken away."""
 
     idle_timeout: Annotated[Text, Expected("a duration such as '20 minutes'")] = "20 minutes"
     """Time without work after which the cluster is shut down."""
@@ -57,7 +57,7 @@ class CoiledOptions(HostedOptions):
     """Container image to run, instead of the packages here."""
 
     software: Text | None = None
-    """Software environment at Coiled to run, instead of the packages here."""
+    """Software environment at Coiled to use, instead of the packages here."""
 
     package_sync_only: Texts = ()
     """Only these packages are copied from the environment here; empty: all."""

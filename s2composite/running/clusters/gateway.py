@@ -22,33 +22,33 @@ __all__ = ["GatewayOptions", "gateway"]
 
 
 class GatewayOptions(HostedOptions):
-    """A cluster that a Dask Gateway starts, or one that it runs."""
+    """A cluster that a Dask Gateway starts, or already runs."""
 
     type: Literal["gateway"] = "gateway"
     """Names the kind of cluster."""
 
     address: Annotated[str, Field(pattern=r"^https?://."), Expected("an address such as https://gateway.example.org")]
-    """Of the gateway."""
+    """Address of the gateway."""
 
     proxy_address: Annotated[Text | None, Expected("an address such as gateway://gateway.example.org:8786")] = None
-    """Of the proxy to its schedulers; None: the gateway's own."""
+    """Address of the proxy to its schedulers; None: the gateway's own."""
 
     auth: Annotated[
         Literal["basic", "kerberos", "jupyterhub"] | None, Expected("one of basic, kerberos, jupyterhub")
     ] = None
-    """How to log in; None: as Dask's configuration says, else ``basic`` without a password."""
+    """How to log in; None: as Dask's configuration says, or else ``basic`` without a password."""
 
     user: Text | None = None
-    """For ``basic``: the name to log in with; None: the one in use here."""
+    """For ``basic``: the user to log in as; None: the current user."""
 
     password: Variable | None = None
     """For ``basic``: name of the environment variable that holds the password."""
 
     cluster: Text | None = None
-    """Name of a running cluster to join, which is left alone at the end; None: a new one."""
+    """Name of a running cluster to join, which keeps running afterwards; None: start a new one."""
 
     options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
-    """What the gateway offers to choose, such as ``worker_cores``, ``worker_memory``, ``image``."""
+    """Options that the gateway offers, such as ``worker_cores``, ``worker_memory``, ``image``."""
 
     @property
     def joined(self) -> str | None:
@@ -63,7 +63,7 @@ class GatewayOptions(HostedOptions):
 
 
 def gateway(options: GatewayOptions) -> ClusterClient:
-    """Start a cluster through a gateway, or join one that it runs; closing the client stops what was started here."""
+    """Start a cluster through a gateway, or join a running one; closing the client stops what was started here."""
     needed("dask_gateway", "gateway", "clusters of a Dask Gateway")
     from dask_gateway import Gateway
 
@@ -91,7 +91,7 @@ def _stop(cluster: Any) -> None:
 
 
 def _put_away(door: Any) -> None:
-    """Keep a gateway's client from closing itself again in its __del__, which fails because its loop has ended."""
+    """Keep a gateway's client from closing itself again in __del__, which fails since its loop has ended."""
     vars(door).pop("_loop_runner", None)
 
 

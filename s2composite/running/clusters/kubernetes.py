@@ -36,7 +36,7 @@ class KubernetesOptions(HostedOptions):
     name: Annotated[
         str, Field(pattern=r"^[a-z]([a-z0-9-]{0,48}[a-z0-9])?$"), Expected("a name of lower case letters, digits and -")
     ] = "s2composite"
-    """Name of the DaskCluster resource; there must be none of that name yet."""
+    """Name of the DaskCluster resource, which must not exist yet."""
 
     namespace: Text | None = None
     """Namespace of the resource; None: the one in use."""
@@ -67,7 +67,7 @@ def kubernetes(options: KubernetesOptions) -> ClusterClient:
     with started("kubernetes cluster", cure):
         from dask_kubernetes.operator.kubecluster.kubecluster import CreateMode, KubeCluster  # noqa: PLC0415 - an extra
 
-        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop that runs already
+        with ThreadPoolExecutor(1) as thread:  # the thread of a notebook is already running an event loop
             thread.submit(asyncio.run, _check_name(options)).result()
         try:
             cluster = KubeCluster(
@@ -87,16 +87,16 @@ def kubernetes(options: KubernetesOptions) -> ClusterClient:
 
 
 def _give_up(kind: Any, name: str) -> None:
-    """Delete what there is of a cluster that did not start, now and not when this process ends."""
-    for cluster in list(kind._instances):  # noqa: SLF001 - one whose start failed is to be found nowhere else
+    """Delete the remains of a cluster that did not start, now and not when this process ends."""
+    for cluster in list(kind._instances):  # noqa: SLF001 - the only place that lists one that failed to start
         if cluster.name == name:
-            with suppress(Exception):  # what is wrong is being raised already
+            with suppress(Exception):  # the real error is being raised
                 cluster.close(timeout=10)
             cluster.status = Status.closed
 
 
 async def _check_name(options: KubernetesOptions) -> None:
-    """Refuse a name that is taken: KubeCluster would, too, but delete that cluster when this process ends."""
+    """Refuse a name that is taken: KubeCluster would too, but would delete that cluster when this process ends."""
     from dask_kubernetes.operator._objects import DaskCluster  # noqa: PLC0415 - an extra
 
     cluster = await DaskCluster(options.name, namespace=options.namespace)
@@ -107,7 +107,7 @@ async def _check_name(options: KubernetesOptions) -> None:
 
 
 def manifest(options: KubernetesOptions) -> dict[str, Any]:
-    """Return the DaskCluster resource, as ``kubectl apply`` takes it; there is no secret in it, only names of some."""
+    """Return the DaskCluster resource, as ``kubectl apply`` takes it; it holds names of secrets, never values."""
     return {
         "apiVersion": "kubernetes.dask.org/v1",
         "kind": "DaskCluster",
