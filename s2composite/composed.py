@@ -42,7 +42,7 @@ def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer],
         for layer in layers
     }
     if STATUS in data:
-        meaning = {"long_name": "0 read, 1 scene outside of the window, 2 reading failed"}
+        meaning = {"long_name": "0 read, 1 scene outside the window, 2 reading failed"}
         variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], meaning)
     return xr.Dataset(variables, coords, _facts(array, recipe))
 

@@ -53,12 +53,16 @@ class _Series:
 
     directory: Path
     """Where the files go."""
+
     size: int
     """Rows and columns."""
+
     seed: int
     """Which land and which weather."""
+
     compress: str
     """A key of _COMPRESSION."""
+
     assets: tuple[str, ...]
     """Which of ASSETS to write."""
 

@@ -1,4 +1,4 @@
-"""Items: where STAC items come from: objects, files, catalogues, searches and stac-geoparquet. Read as dictionaries."""
+"""Items: STAC items as dictionaries, from objects, files, catalogues, searches and stac-geoparquet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEARCH = ("url", "collections", "bbox", "datetime", "query")
 
 
 def is_stac(source: object) -> bool:
-    """Return whether `source` is something of STAC: a dictionary, an object of pystac, a search of pystac-client."""
+    """Return whether `source` is STAC: a dictionary, an object of pystac, or a search of pystac-client."""
     return isinstance(source, Mapping) or (
         not isinstance(source, type) and any(hasattr(source, name) for name in ("to_dict", "items_as_dicts"))
     )
@@ -33,13 +33,13 @@ def is_stac_file(href: str) -> bool:
 
 
 def items_of(source: Any) -> list[Mapping[str, Any]]:
-    """Return the items in something of STAC, as dictionaries whose asset hrefs are absolute where that is possible.
+    """Return the items in a STAC object as dictionaries, with absolute asset hrefs where possible.
 
     Parameters
     ----------
     source
-        A pystac Item, ItemCollection or Collection, a search of pystac-client, a dictionary of a Feature or
-        FeatureCollection, or a search to be made, ``{"url", "collections", "bbox", "datetime", "query"}``.
+        A pystac Item, ItemCollection or Collection; a search of pystac-client; a Feature or FeatureCollection as a
+        dictionary; or a search to be made, ``{"url", "collections", "bbox", "datetime", "query"}``.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def _resolved(href: str, base: str) -> str:
     if "://" in href or href.startswith(("/", "~")):
         return href
     if is_remote(base):
-        # urljoin knows no gs:// and s3://
+        # urljoin does not support gs:// and s3://.
         scheme, _, rest = base.partition("://")
         return f"{scheme}://{urljoin(f'http://{rest}', href).removeprefix('http://')}"
     return os.path.normpath(os.path.join(os.path.dirname(absolute(base)), href))  # noqa: PTH118, PTH120 - text in, text out
@@ -198,19 +198,19 @@ def _some(items: list[Mapping[str, Any]], label: str) -> list[Mapping[str, Any]]
 
 
 def with_alternate(items: Sequence[Mapping[str, Any]], name: str | None) -> list[Mapping[str, Any]]:
-    """Return items whose assets are where a catalogue's ``alternate`` of a name has them; the others stay as they are.
+    """Return items with the hrefs of a catalogue's ``alternate`` of a name; assets without it are unchanged.
 
     Parameters
     ----------
     items
         Dictionaries, with the alternate-assets extension where they have it.
     name
-        Key of the alternate, ``"https"``; None: as they are.
+        Key of the alternate, such as ``"https"``; None: leave the items unchanged.
 
     Raises
     ------
     ParameterError
-        No asset of any item has it.
+        No asset has that alternate.
 
     Examples
     --------

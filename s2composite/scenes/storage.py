@@ -64,7 +64,7 @@ def absolute(href: str | os.PathLike[str]) -> str:
     Raises
     ------
     SourceError
-        The scheme is none that can be read.
+        The scheme is not supported.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def _check_url(href: str) -> None:
 
 
 def join(href: str, *parts: str) -> str:
-    """Return the path or URL of something inside of `href`.
+    """Return the path or URL of something inside `href`.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def join(href: str, *parts: str) -> str:
 
 
 def display(href: str) -> str:
-    """Return `href` as messages and logs may show it: without the user, password and query (signature) of a URL.
+    """Return `href` for messages and logs: without user, password and query (signature) of a URL.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def display(href: str) -> str:
 
 
 def display_text(text: str) -> str:
-    """Return a text in which every URL is as messages and logs may show it.
+    """Return a text for messages and logs, with every URL as `display` shows it.
 
     Examples
     --------
@@ -127,13 +127,13 @@ def display_text(text: str) -> str:
 def filesystem(href: str) -> tuple[Any, str]:
     """Return the fsspec filesystem that holds `href`, with credentials or anonymous, and the path in it.
 
-    Equal calls in a process get the same instance with its open connections (fsspec's own cache, which is safe with
-    threads and empties itself in a forked child).
+    Equal calls in a process return the same instance with its open connections (fsspec's own cache, which is
+    thread-safe and emptied in a forked child).
 
     Raises
     ------
     SourceError
-        The scheme is none that can be read.
+        The scheme is not supported.
     AccessError
         This process is limited to other places.
 
@@ -145,10 +145,10 @@ def filesystem(href: str) -> tuple[Any, str]:
     """
     href = absolute(href)
     scheme = _scheme(href)
-    if not href.endswith("://"):  # the bare scheme: whoever wants a connection, not a place
+    if not href.endswith("://"):  # a bare scheme asks for a connection, not for a place
         check_touch(href)
     options = storage_options(href)
-    # gcsfs logs the traceback of what it raises; without any handler that would land on the user's screen.
+    # gcsfs logs the traceback of what it raises; without a handler that would be printed.
     if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).handlers:
         logger.addHandler(logging.NullHandler())
     fs = plain_gcs(options) if options.get("token") == "anon" else fsspec.filesystem(scheme, **options)
@@ -180,7 +180,7 @@ def storage_options(href: str) -> dict[str, Any]:
 def gdal_options(href: str) -> dict[str, str]:
     """Return GDAL's configuration options for the same access to `href` as `filesystem` has.
 
-    Credentials in the environment GDAL finds itself; the options say where, or that there are none.
+    GDAL finds credentials in the environment itself; the options say where, or that there are none.
     """
     scheme = _scheme(href)
     if scheme == "gs":
@@ -189,7 +189,7 @@ def gdal_options(href: str) -> dict[str, str]:
 
 
 def reason(href: str, error: BaseException) -> str:
-    """Return why `href` could not be used, in words that say what to do; `error` is what its filesystem raised."""
+    """Return why `href` could not be used, and what to do; `error` is what its filesystem raised."""
     status = _status(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return f"access is denied{_cure(_scheme(href))}"

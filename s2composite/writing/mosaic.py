@@ -201,7 +201,7 @@ def _missing(
         if not named:
             missing[f"y {y[0]}:{y[1]}, x {x[0]}:{x[1]}"] = None
             continue
-        # A gap of several tiles is one cell if nothing begins or ends inside of it.
+        # A gap of several tiles is one cell if nothing begins or ends inside it.
         for top in range(y[0] // steps[0] * steps[0], y[1], steps[0]):
             for left in range(x[0] // steps[1] * steps[1], x[1], steps[1]):
                 missing[f"tile_{left}_{top}.tif"] = None

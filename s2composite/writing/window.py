@@ -46,7 +46,7 @@ class Stage:
     """First level that is made; the windows' pixels are at this resolution."""
 
     last: int
-    """Last level that is made: all tiles up to it lie inside of a single window."""
+    """Last level that is made: all tiles up to it lie inside a single window."""
 
     chunks: Chunks
     """Heights of the rows of windows and widths of the columns, in pixels of the first level."""

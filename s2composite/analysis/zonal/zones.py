@@ -126,7 +126,7 @@ def _check_shapes(shapes: gpd.GeoSeries, names: tuple[Any, ...]) -> None:
 def pixel_bounds(shapes: NDArray[np.object_], geobox: GeoBox) -> NDArray[np.int64]:
     """Return the pixels that hold each zone: first row, row after the last, first column, column after the last.
 
-    Cut to the raster: of a zone outside of it no row or no column is left.
+    Cut to the raster: of a zone outside it no row or no column is left.
     """
     height, width = geobox.shape
     west, south, east, north = shapely.bounds(shapes).T

@@ -149,7 +149,7 @@ def _scheduler(options: KubernetesOptions) -> dict[str, Any]:
     return {
         "name": "scheduler",
         "image": options.image,
-        "args": ["dask", "scheduler", "--host", "0.0.0.0"],  # noqa: S104 - inside of its pod
+        "args": ["dask", "scheduler", "--host", "0.0.0.0"],  # noqa: S104 - inside its pod
         "ports": [
             {"name": "tcp-comm", "containerPort": COMM, "protocol": "TCP"},
             {"name": "http-dashboard", "containerPort": DASHBOARD, "protocol": "TCP"},
