@@ -189,6 +189,15 @@ class Composite:
         ------
         ParameterError
             There is no ``source``: the reducer does not pick observations.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
+        >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> str(s2c.composite(cube).date().values[0, 0])[:10]
+        '2023-08-01'
         """
         times = np.append(self.dataset["scene_time"].values, np.array(["NaT"], "datetime64[ns]"))
         date: xr.DataArray = xr.apply_ufunc(
@@ -239,6 +248,15 @@ class Composite:
         ------
         ParameterError
             There is no such period; lists those there are.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-06-11", "2023-07-01"], "datetime64[ns]")
+        >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> s2c.composite(cube, "max", period="month").period("2023-06")["composite"].item()
+        30
         """
         labels = self.dataset["period"].values.tolist() if "period" in self.dataset.coords else []
         if label not in labels:
@@ -263,6 +281,14 @@ class Composite:
         ------
         ParameterError
             There is no such layer: the reducer does not pick observations.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> values = np.array([[30, 10], [10, 30]], "uint8").reshape(2, 1, 1, 2)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+        >>> s2c.composite(cube).shares().values.tolist()
+        [0.5, 0.5]
         """
         source = self[layer]
         dims = (*source.dims[:-2], "scene")

@@ -389,7 +389,7 @@ def test_a_day_is_fused_by_the_sun():
     assert len(find_scenes([one, two], groupby=None)) == 2
     with pytest.raises(ParameterError, match="groupby is 'day'"):
         find_scenes([one], groupby="day")
-    with pytest.raises(SceneError, match="its solar day is not known; use groupby='utc_day'"):
+    with pytest.raises(SceneError, match="so is its solar day; use groupby='utc_day'"):
         find_scenes(["gs://b/scene_20230709.tif"], groupby="solar_day")
 
 

@@ -156,6 +156,17 @@ def run_cells(
     ------
     S2CompositeError
         The job, its scenes or the cluster is wrong; a subclass for each.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> job = {"source": "doctest_scenes", "output": "{cell}.tif", "grid": "EPSG:32631;10;100", "overwrite": True}
+    >>> job |= {"bbox": [0.5111, 44.2216, 0.5113, 44.2218]}
+    >>> with Client(n_workers=1, processes=False, dashboard_address=":0") as client:
+    ...     [(cell.name, result.scenes) for cell, result in run_cells(job, client=client)]
+    [('x0301y4899', 3)]
     """
     job = job if isinstance(job, Job) else load_job(job)
     if job.span is not None:

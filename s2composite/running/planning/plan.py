@@ -223,6 +223,15 @@ def plan_cells(
     ------
     S2CompositeError
         As for `plan_job`.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> job = {"source": "doctest_scenes", "output": "{cell}.tif", "grid": "EPSG:32631;10;100"}
+    >>> job |= {"bbox": [0.5111, 44.2216, 0.5113, 44.2218]}
+    >>> [(cell.name, plan.state) for cell, plan in plan_cells(job)]
+    [('x0301y4899', 'new')]
     """
     job = job if isinstance(job, Job) else load_job(job)
     within = read_area(area) if isinstance(area, str) else area
