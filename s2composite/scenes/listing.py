@@ -107,7 +107,7 @@ def find_scenes(
     selected = tuple(scene for scene in ordered if wanted is None or scene.time in wanted)
     if not selected:
         span = f"{ordered[0].time:%Y-%m-%d} to {ordered[-1].time:%Y-%m-%d}"
-        raise SourceError(f"none of the {len(ordered)} scenes is within {wanted}; they range from {span}")
+        raise SourceError(f"none of the {len(ordered)} scenes is within {wanted}: they range from {span}")
     return tuple(grouped(selected, groupby))
 
 
