@@ -176,7 +176,7 @@ class Recipe:
             raise ParameterError(f"pixels of type {dtype} cannot be reduced; convert the cube to one of {list(DTYPES)}")
         if not 0 < n_times <= MAX_SCENES:
             raise ParameterError(
-                f"{n_times} scenes cannot be reduced at once: at least 1 and at most {MAX_SCENES}; select others by time"
+                f"{n_times} scenes cannot be reduced at once: at least 1, at most {MAX_SCENES}; select others by time"
             )
         names = [reducer.name for reducer in self.reducers]
         if not names or len(set(names)) < len(names):
