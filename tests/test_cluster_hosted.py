@@ -178,7 +178,7 @@ def test_the_manifest_is_what_kubernetes_is_asked_for(api):
 
 def test_a_cluster_of_somebody_else_is_not_taken(api, monkeypatch):
     monkeypatch.setattr(Api, "taken", ("night",))
-    with pytest.raises(ClusterError, match="there is a DaskCluster 'night' already"):
+    with pytest.raises(ClusterError, match="Kubernetes already has a DaskCluster 'night'"):
         connect({**FULL, "timeout": 5})
     assert not api.posted
 
