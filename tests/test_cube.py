@@ -165,7 +165,7 @@ def test_opening_a_year_is_fast_and_small(tmp_path):
     s2c.open_cube(many)
     start = process_time()
     cube = s2c.open_cube(many)
-    assert process_time() - start < 2, "0.1 s on an idle machine"
+    assert process_time() - start < 1
     assert cube.sizes["time"] == 216
 
 

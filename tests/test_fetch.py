@@ -3,7 +3,6 @@
 import os
 import pickle
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +15,16 @@ from rasters import write_tif
 from storage_servers import CREDENTIALS, gcs_server, s3_server
 
 from s2composite.errors import ReadError, SceneError
+from s2composite.reading import fetch
 from s2composite.reading.fetch import ByteRange, Fetching, Identity, Retry, read_head, read_identity
 from s2composite.reading.header import read_header, read_headers
+from s2composite.reading.remote import request
 from s2composite.reading.tiles import TileRequest, begin_window, read_tiles, read_window
 
-QUICK = Retry(first_wait=0.01, longest_wait=0.02)
-IMPATIENT = Retry(first_wait=0.01, longest_wait=0.02, timeout=2)
-"""For servers that hang; long enough for one that answers, on a busy machine."""
+QUICK = Retry(first_wait=0.01, longest_wait=0.02, timeout=120)
+"""What is repeated is repeated at once; an answer is waited for on the busiest machine."""
+HASTY = replace(QUICK, timeout=1)
+"""For servers that stay silent."""
 SIZE = 256
 
 
@@ -63,7 +65,7 @@ def test_a_remote_header_is_one_request_and_equals_the_local_one(scenes):
 def test_what_may_pass_is_repeated_counted_and_reported(scenes, fault, caplog):
     with fault_server(scenes, fault=lambda path, n: fault if 1 <= n <= 2 else None) as server:
         header = read_header(server.url("s0.tif") + "?signature=secret")
-        result, out = whole(header, IMPATIENT if fault == "hang" else QUICK)
+        result, out = whole(header, HASTY if fault == "hang" else QUICK)
     assert result.error is None
     assert result.retries == 2
     told = [record.getMessage() for record in caplog.records if record.name == "s2composite.reading.remote"]
@@ -75,10 +77,10 @@ def test_what_may_pass_is_repeated_counted_and_reported(scenes, fault, caplog):
 
 @pytest.mark.parametrize("fault", ["503", "reset", "short", "hang"])
 def test_repeating_ends(scenes, fault):
-    retry = replace(QUICK, attempts=3, timeout=0.5 if fault == "hang" else 30)
+    retry = Retry(attempts=3, first_wait=0.01, timeout=0.2)
     with fault_server(scenes, fault=lambda path, n: fault if n else None) as server:
         result, out = whole(read_header(server.url("s0.tif")), retry)
-        until(lambda: len(server.state.requests) == 1 + 3)
+        assert len(server.state.requests) == 1 + 3
     assert result.error.transient
     assert result.retries == 2
     assert "s0.tif" in str(result.error)
@@ -208,32 +210,31 @@ def test_tiles_far_apart_are_fetched_apart(tmp_path):
 
 
 def test_waiting_for_many_scenes_takes_as_long_as_for_one(scenes):
+    """A server that answers none of the files before it was asked for all of them."""
     together = threading.Barrier(18)
-
-    def fault(path, n):
-        # Nobody gets an answer before everybody has asked: who asks for one after the other waits for ever.
-        if n > 0:
-            together.wait(120)
-
-    with fault_server(scenes, fault=fault) as server:
-        headers = read_headers([server.url(f"s{i}.tif") for i in range(6)]) * 3
+    with fault_server(scenes) as server:
+        headers = read_headers([server.url(f"s{i}.tif") for i in range(6)] * 3)
+        server.state.fault = lambda path, n: together.wait(60) and None
         out = np.empty((18, 3, SIZE, SIZE), np.uint8)
         window = (slice(0, SIZE), slice(0, SIZE))
-        results = read_window([TileRequest(h, 0, window, (0, 1, 2), o) for h, o in zip(headers, out, strict=True)])
+        results = read_window(
+            [TileRequest(h, 0, window, (0, 1, 2), o) for h, o in zip(headers, out, strict=True)], retry=QUICK
+        )
     assert not any(result.error for result in results)
+    assert sum(result.requests for result in results) == 18
 
 
 def test_the_next_window_travels_while_this_one_is_decoded(scenes):
     window = (slice(0, SIZE), slice(0, SIZE))
     with fault_server(scenes) as server:
         headers = read_headers([server.url(f"s{i}.tif") for i in range(6)])
+        asked = len(server.state.requests)
         out = np.full((6, 3, SIZE, SIZE), 7, np.uint8)
         begun = [begin_window([TileRequest(h, 0, window, (0, 1, 2), o)]) for h, o in zip(headers, out, strict=True)]
-        # It is all sent before anybody waits for it.
-        until(lambda: len(server.state.requests) == 12 and server.state.flying == 0)
+        until(lambda: len(server.state.requests) == asked + 6 and server.state.flying == 0)
         assert (out == 7).all()
         results = [b.finish() for b in begun]
-        assert len(server.state.requests) == 12
+        assert len(server.state.requests) == asked + 6, "nothing was left to ask for"
     assert not any(r.error for (r,) in results)
     for i in range(6):
         assert (out[i] == truth(scenes / f"s{i}.tif")).all()
@@ -252,12 +253,7 @@ def test_a_window_that_is_given_up_asks_for_nothing_more(scenes):
 
 def test_bytes_in_flight_are_bounded(scenes):
     budget = 100_000
-
-    def fault(path, n):
-        if n > 0:  # the first answers wait for a second request
-            until(lambda: server.state.most_flying >= 2 * 20_000)
-
-    with fault_server(scenes, fault=fault) as server:
+    with fault_server(scenes, latency=0.02) as server:
         headers = read_headers([server.url(f"s{i}.tif") for i in range(6)])
         ranges = [ByteRange(h.href, h.identity, k * 20_000, 20_000) for h in headers for k in range(5)]
         server.state.most_flying = 0
@@ -275,16 +271,30 @@ def test_a_range_larger_than_the_budget_still_comes(scenes):
     assert fetched.data == (scenes / "s0.tif").read_bytes()
 
 
-def test_a_caller_that_stops_early_leaves_nothing_behind(scenes):
-    with fault_server(scenes) as server:
+def test_a_caller_that_stops_early_leaves_nothing_behind(scenes, monkeypatch):
+    """With a server that answers the first range only: all that are on their way or wait for a connection are given up."""
+    stopped, asked = threading.Event(), []
+
+    def hold(path, number):
+        if number > 1:
+            stopped.wait(60)
+
+    def noted(*arguments):
+        asked.append(request(*arguments))
+        return asked[-1]
+
+    with fault_server(scenes, fault=hold) as server:
         header = read_header(server.url("s0.tif"))
-        ranges = [ByteRange(header.href, header.identity, i, 10) for i in range(50)]
-        fetching = iter(Fetching(ranges, QUICK, budget=100))
+        monkeypatch.setattr(fetch, "request", noted)
+        fetching = iter(Fetching([ByteRange(header.href, header.identity, i, 10) for i in range(300)], QUICK))
         next(fetching)
         fetching.close()
-        until(lambda: server.state.flying == 0)
-        time.sleep(0.2)  # whoever went on asking would do so now
-        assert len(server.state.requests) <= 1 + 10
+        assert len(asked) == 300
+        assert sum(future.cancelled() for future in asked) == 299
+        stopped.set()
+        result, out = whole(header)
+    assert result.error is None
+    assert (out == truth(scenes / "s0.tif")).all()
 
 
 def test_local_files_are_closed_again(scenes):
@@ -341,7 +351,7 @@ def test_errors_reach_the_client_from_workers(scenes, fault):
     from distributed.core import error_message
 
     with fault_server(scenes, fault=lambda path, n: fault if n else None) as server:
-        result, _ = whole(read_header(server.url("s0.tif")), replace(QUICK, attempts=2, timeout=0.2))
+        result, _ = whole(read_header(server.url("s0.tif")), Retry(attempts=2, first_wait=0.01, timeout=0.1))
     # A worker sends causes and contexts along, or mere text if one of them cannot be pickled, as those of aiohttp.
     assert result.error.__cause__ is None
     assert result.error.__context__ is None

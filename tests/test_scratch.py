@@ -10,9 +10,14 @@ from s2composite.reading import scratch
 
 
 @pytest.fixture(autouse=True)
-def nothing_free(monkeypatch):
-    monkeypatch.setattr(scratch, "_IDLE_SECONDS", 3600)  # so that a test may take as long as it likes
-    scratch._release()  # what earlier tests have left
+def kept(monkeypatch):
+    """Memory is kept for as long as a test takes, and nothing is there at its start."""
+    monkeypatch.setattr(scratch, "_IDLE_SECONDS", 3600)
+    scratch._cancel()
+    scratch._release()
+    yield
+    scratch._cancel()
+    scratch._release()
 
 
 def test_memory_is_used_again_and_given_back(monkeypatch):
@@ -20,10 +25,10 @@ def test_memory_is_used_again_and_given_back(monkeypatch):
         assert (first.size, first.dtype) == (1000, np.uint16)
         address = first.ctypes.data
     assert scratch.held() == 2000
+    monkeypatch.setattr(scratch, "_IDLE_SECONDS", 0.05)
     with scratch.borrow(300, np.dtype("float32")) as second:
         assert second.ctypes.data == address
         assert scratch.held() == 0
-        monkeypatch.setattr(scratch, "_IDLE_SECONDS", 0.05)
     until(lambda: scratch.held() == 0)
 
 
