@@ -89,7 +89,7 @@ def test_each_worker_that_is_not_well_is_told(zoo, shared, scenes_dir):
     os.kill(processes["frozen"].pid, signal.SIGSTOP)
     try:
         with connect(address, announce=False) as client:
-            found = check_cluster(client, source=scenes_dir, target=str(shared / "median.tif"), timeout=10)
+            found = check_cluster(client, source=scenes_dir, target=str(shared / "median.tif"), timeout=25)
             checks = by_name(client, found)
     finally:
         os.kill(processes["frozen"].pid, signal.SIGCONT)
