@@ -261,15 +261,15 @@ def scheduler(request, tmp_path):
     yield {"address": address, "timeout": 30, **files}
     for process in reversed(processes):
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def test_a_scheduler_that_runs_already_outlives_its_clients(scheduler):
     config = scheduler if "ca" in scheduler else scheduler["address"]
     for _ in range(2):
         with connect(config, announce=False) as client:
-            client.wait_for_workers(1, timeout=60)
-            assert client.submit(os.getpid).result(timeout=60) != os.getpid()
+            client.wait_for_workers(1, timeout=120)
+            assert client.submit(os.getpid).result(timeout=120) != os.getpid()
             assert client.scheduler.address == scheduler["address"]
 
 

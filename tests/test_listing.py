@@ -413,7 +413,7 @@ def test_threads_and_fresh_processes_list_as_well(server):
             found = list(pool.map(find_scenes, [url] * 8))
         assert all(ids(scenes) == [FIRST, SECOND] for scenes in found)
         out = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=200, check=True
         )
     assert (out.stdout, out.stderr) == ("2\n", "")
 
