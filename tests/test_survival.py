@@ -222,7 +222,8 @@ def eat(directory, number, greedy):
 
 
 def test_a_worker_that_runs_out_of_memory_costs_its_call_and_no_other(tmp_path):
-    policy = Policy(attempts=2, pause=0.05, timeout=120)
+    # One call for each thread: one that waits behind a greedy one would be taken for the cause as well.
+    policy = Policy(attempts=2, pause=0.05, timeout=240, look_ahead=1)
     with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
         client = s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False)
     with client:
