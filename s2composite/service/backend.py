@@ -58,6 +58,8 @@ class Backend:
         self.settings = settings
         Path(settings.state).mkdir(parents=True, exist_ok=True)
         self.store = Store(settings.database_url)
+        if settings.storage is not None:
+            self.store.hold()
         self.windows = Windows(settings)
         self.runner = Runner(settings, self.store)
 

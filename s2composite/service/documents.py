@@ -17,7 +17,7 @@ from s2composite.running.jobs.document import Document, parse_text, validated
 from s2composite.running.jobs.job import Job
 from s2composite.scenes.access import Access
 from s2composite.scenes.storage import absolute, join
-from s2composite.service.envelope import parsed_json
+from s2composite.service.envelope import check_text, parsed_json
 from s2composite.service.problems import Problem, ProblemError, problem_of
 from s2composite.service.settings import Settings
 
@@ -35,6 +35,11 @@ _CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")
 _NAME = re.compile(r"(?!\.)[\w.{}-]{1,100}\.(tif|zarr)", re.ASCII)
 
 _DEEPEST = 20
+
+_LONGEST_YAML = 1 << 16
+"""Bytes of a job in YAML: PyYAML takes 2 s for them, and a minute for the 2 MB that a body may have."""
+
+_LARGEST = 10**15
 
 
 def sent_document(body: bytes, media: str) -> Document:
@@ -54,10 +59,13 @@ def sent_document(body: bytes, media: str) -> Document:
         document = _from_yaml(body)
     if _depth(document.values) > _DEEPEST:
         raise ProblemError(Problem(400, "the job is nested too deeply", ""))
+    check_text(document.values)
     return document
 
 
 def _from_yaml(body: bytes) -> Document:
+    if len(body) > _LONGEST_YAML:
+        raise ProblemError(Problem(413, f"a job in YAML has at most {_LONGEST_YAML} bytes; send longer ones as JSON", ""))
     try:
         text = body.decode()
         _check_tokens(text)
@@ -68,6 +76,8 @@ def _from_yaml(body: bytes) -> Document:
         raise ProblemError(Problem(400, f"the job is not YAML: {' '.join(str(error).split())}", "")) from None
     except JobError as error:
         raise ProblemError(Problem(400, str(error), _pointer(error))) from None
+    except ValueError as error:  # PyYAML's own conversions: dates that are none, for one
+        raise ProblemError(Problem(400, f"the job is not YAML: {error}", "")) from None
 
 
 _OPENING = (
@@ -95,6 +105,9 @@ def _check_tokens(text: str) -> None:
 
 
 def _depth(value: Any, depth: int = 0) -> int:
+    """Return how deep a value is nested; numbers that no key takes are refused."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ProblemError(Problem(422, "the job has a number of more than 15 digits", ""))
     if depth > _DEEPEST:
         return depth
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()

@@ -74,6 +74,9 @@ class Limits(Strict):
     seconds: Positive = 540.0
     """Time for a window; below the deadline of the queue that sends it, Pub/Sub's being 600."""
 
+    arrival: Positive = 30.0
+    """Seconds in which a request's header must have arrived, and then its body."""
+
     connections: Count = 1024
     """Open connections; further ones are answered with 503."""
 
@@ -137,7 +140,7 @@ class Settings(Strict):
     """Directory of the database, unless `database` names another, and of the logs of jobs."""
 
     database: Text | None = None
-    """SQLAlchemy URL; None: SQLite in `state`. One service to a database."""
+    """SQLAlchemy URL; None: SQLite in `state`. One service that takes jobs to a database."""
 
     workers: Count = 2
     """Processes that make windows, one at a time each."""
