@@ -25,7 +25,7 @@ from s2composite.running.ledger import read_ledger
 from s2composite.service.documents import job_text
 from s2composite.service.settings import load_settings
 from s2composite.service.store import JobRow, Store
-from s2composite.service.views import quicklook
+from s2composite.service.views import Views
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_a_quicklook_of_a_zarr_store(scenes, tmp_path):
     s2c.composite(s2c.open_cube(scenes)).to_zarr(path)
     document = job_text(load_job({"source": scenes, "output": path}))
     row = JobRow("x", "complete", document, "2023-06-01T00:00:00", None, None, 1, "missing", None)
-    picture = imagecodecs.png_decode(quicklook(row))
+    picture = imagecodecs.png_decode(Views().quicklook(row))
     assert picture.shape == (200, 136, 4)
     want = seed_median(scenes, (0, 0, 136, 200))
     valid = (want > 0).all(axis=0)
@@ -346,6 +346,19 @@ def test_jobs_that_are_not_there(service):
         ({"chunks": "many"}, 422, "/chunks"),
         ({"policy": {"attempts": 0}}, 422, "/policy/attempts"),
         ({"sorce": "x"}, 422, ""),
+        ({"output": "{0.__class__}.tif"}, 422, "/output"),
+        ({"output": "m_{cell}.tif", "grid": {"type": "cells", "file": "/etc/passwd"}}, 403, "/grid/file"),
+        ({"output": "m_{cell}.tif", "grid": "mgrs"}, 422, "/bbox"),
+        ({"output": "m_{cell}.tif", "grid": {"type": "utm", "size": 1}, "bbox": [0, 40, 9, 50]}, 422, "/grid"),
+        ({"output": "m_{cell}.tif", "grid": "/etc/proj;10;100", "bbox": [0, 40, 9, 50]}, 422, "/grid"),
+        ({"output": "m.tif", "grid": "mgrs", "bbox": [0, 40, 9, 50]}, 422, ""),
+        ({"output": "{{pointInTime}}.tif", "span": {"start": "0001-01-01"}}, 422, "/span"),
+        ({"output": "{{pointInTime}}.tif", "span": {"start": "2023-07", "end": "2023-06"}}, 422, "/span"),
+        (
+            {"source": "/etc/{{pointInTime}}", "output": "{{pointInTime}}.tif", "span": {"start": "2023"}},
+            403,
+            "/source",
+        ),
     ],
 )
 def test_a_job_that_is_not_taken(service, places, change, status, pointer):

@@ -19,7 +19,6 @@ from s2composite.service.job_endpoints import add_jobs
 from s2composite.service.page import jobs_page
 from s2composite.service.problems import Problem, ProblemError, problem_of
 from s2composite.service.settings import Settings
-from s2composite.service.views import job_facts
 from s2composite.service.window_endpoints import add_windows
 
 __all__ = ["create_app"]
@@ -90,7 +89,7 @@ def _add_pages(app: FastAPI, service: Backend) -> None:
     def page() -> str:
         """Show jobs, how far they are, and what came out."""
         rows = service.store.jobs(50)
-        facts = [job_facts(row) for row in rows]
+        facts = [service.views.facts(row) for row in rows]
         return jobs_page(facts, service.windows.waiting, service.store.letter_count())
 
     @app.get("/health", tags=["pages"], responses=problems(503))

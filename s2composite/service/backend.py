@@ -15,6 +15,7 @@ from s2composite.service.problems import MEDIA_TYPE, Problem, ProblemError
 from s2composite.service.runner import Runner
 from s2composite.service.settings import Settings
 from s2composite.service.store import JobRow, Store
+from s2composite.service.views import Views
 
 __all__ = ["Backend", "problems"]
 
@@ -61,6 +62,7 @@ class Backend:
         if settings.storage is not None:
             self.store.hold()
         self.windows = Windows(settings)
+        self.views = Views()
         self.runner = Runner(settings, self.store)
 
     @asynccontextmanager

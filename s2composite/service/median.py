@@ -202,7 +202,9 @@ def _check_tiles(number: int, level: Level) -> None:
     decoded = level.block[0] * level.block[1] * level.coding.samples_per_tile
     largest = max(decoded, int(level.counts.max(initial=np.uint64(0))))
     if largest > _LARGEST_TILE:
-        told = f"a tile of {level.block[1]} x {level.block[0]} pixels; at most {_LARGEST_TILE} bytes are decoded at once"
+        told = (
+            f"a tile of {level.block[1]} x {level.block[0]} pixels; at most {_LARGEST_TILE} bytes are decoded at once"
+        )
         raise ProblemError(Problem(422, f"{told}: write the scene with tiles of 512 pixels", f"/datasets/{number}"))
 
 

@@ -47,13 +47,13 @@ def _unsigned(word: re.Match[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text for a log: without what steers a terminal, its second and further lines indented.
+    r"""Return a text for a log: without what steers a terminal, its second and further lines indented.
 
     So nothing that a caller has named looks like a line of the log's own.
 
     Examples
     --------
-    >>> print(printable("no such file: a\\n2026-01-01 INFO all is well"))
+    >>> print(printable("no such file: a\n2026-01-01 INFO all is well"))
     no such file: a
         2026-01-01 INFO all is well
     """

@@ -83,6 +83,9 @@ class Limits(Strict):
     jobs: Count = 100
     """Jobs that wait; further ones are sent away with 429."""
 
+    products: Count = 1000
+    """Products of a job: cells of its grid times units of its span."""
+
     running: Count = 1
     """Jobs that run at a time."""
 

@@ -146,7 +146,7 @@ class Store:
         kind, name = self._engine.dialect.name, self._engine.url.database
         held = True
         if kind == "sqlite" and name:
-            self._held.enter_context(file := Path(f"{name}.lock").open("w"))
+            file = self._held.enter_context(Path(f"{name}.lock").open("w"))  # noqa: SIM115 - that is what closes it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
