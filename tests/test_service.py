@@ -134,6 +134,7 @@ def test_bad_input_names_the_field(service, places, scenes):
     four = bad_scene(places, "four.tif", encoded(1, bands=4))
     deep = bad_scene(places, "deep.tif", encoded(1).astype("uint16"))
     small = bad_scene(places, "small.tif", encoded(1, height=100))
+    other = bad_scene(places, "other.tif", encoded(1) // 2, nbits=7)
     text = places / "scenes" / "bad" / "text.tif"
     text.write_text("no raster")
     (places / "scenes" / "nowhere.vrt").write_text("<VRTDataset/>")
@@ -152,6 +153,7 @@ def test_bad_input_names_the_field(service, places, scenes):
         (good | {"datasets": [*scenes, str(places / "scenes" / "none.tif")]}, 422, "/datasets/5", "no such file"),
         (good | {"datasets": [*scenes, str(text)]}, 422, "/datasets/5", "not a TIFF"),
         (good | {"datasets": [*scenes, small]}, 422, "/datasets", "small"),
+        (good | {"datasets": [other]}, 422, "/datasets/0", "needs GDAL"),
         (good | {"datasets": [four]}, 422, "/datasets/0", "expecting 3 bands, got 4"),
         (good | {"datasets": [deep]}, 422, "/datasets/0", "uint8"),
         (good | {"datasets": ["ftp://host/a.tif"]}, 422, "/datasets/0", "scheme"),

@@ -5,9 +5,8 @@ import http.server
 import re
 import socket
 import sqlite3
+import struct
 import threading
-from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -36,8 +35,46 @@ def files(root):
 
 
 @pytest.fixture(scope="module")
-def service(root, files):
-    settings = {"read": [str(root / "scenes")], "write": [str(root / "out")], "storage": str(root / "store")}
+def endless():
+    """A server that answers each range with bytes without end, of which it says how many there are, or nothing."""
+    sent = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 5
+
+        def do_GET(self):
+            told = self.path.endswith("long.tif")
+            self.send_response(206)
+            self.send_header("Content-Range", "bytes 0-65535/70000")
+            self.send_header(*(("Content-Length", "1000000000") if told else ("Transfer-Encoding", "chunked")))
+            self.end_headers()
+            data = b"II*\0" + b"\0" * 65532
+            try:
+                for _ in range(15_000):  # a gigabyte
+                    self.wfile.write(data if told else b"10000\r\n%b\r\n" % data)
+                    sent.append(len(data))
+            except OSError:
+                self.close_connection = True
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", sent
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def service(root, files, endless):
+    settings = {
+        "read": [str(root / "scenes"), endless[0]],
+        "write": [str(root / "out")],
+        "storage": str(root / "store"),
+    }
     with served(root / "run", limits={"running": 2, "arrival": 2.0}, **settings) as service:
         yield service
 
@@ -171,46 +208,13 @@ def test_who_sends_nothing_more_is_hung_up_on(service, sent, status):
 # --- servers of scenes ----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def endless(length):
-    """Run a server that answers each range with bytes without end; `length`: what it says, None: nothing."""
-    sent = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = 5
-
-        def do_GET(self):
-            self.send_response(206)
-            self.send_header("Content-Range", "bytes 0-65535/70000")
-            self.send_header(*(("Transfer-Encoding", "chunked") if length is None else ("Content-Length", str(length))))
-            self.end_headers()
-            data = b"II*\0" + b"\0" * 65532
-            try:
-                for _ in range(16_000):  # a gigabyte
-                    self.wfile.write(b"10000\r\n%b\r\n" % data if length is None else data)
-                    sent.append(len(data))
-            except OSError:
-                self.close_connection = True
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/", sent
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize("length", [None, 10**9])
-def test_a_server_that_sends_without_end(request_of, tmp_path, length):
-    with endless(length) as (url, sent):
-        with served(tmp_path / "run", read=[url], write=[request_of["destination"].rpartition("/")[0]]) as service:
-            answer = service.post("/median", request_of | {"datasets": [f"{url}a.tif"]})
-        assert answer.status_code == 422, answer.text
-        assert "more than" in answer.json()["detail"]
+@pytest.mark.parametrize("name", ["chunked.tif", "long.tif"])
+def test_a_server_that_sends_without_end(service, request_of, endless, name):
+    url, sent = endless
+    sent.clear()
+    answer = service.post("/median", request_of | {"datasets": [url + name]})
+    assert answer.status_code == 422, answer.text
+    assert "more than" in answer.json()["detail"]
     assert sum(sent) < 100 << 20, "what the buffers of two sockets hold"
 
 
@@ -221,17 +225,37 @@ def test_a_scene_that_grows_when_it_is_unpacked(tmp_path):
         assert read_head(server.url("a.tif"))[0] == bomb
 
 
-def test_a_small_file_with_an_enormous_tile(service, root, request_of):
-    """A kilobyte of deflated zeros may stand for a gigabyte, which one pixel of it would cost."""
-    path = root / "scenes" / "tile.tif"
-    write_tif(path, encoded(1, height=64, width=64), interleave="pixel", tiled=True, blockxsize=64, blockysize=64)
+def patched(path, tag, value):
+    """Put a value into a tag of a TIFF of one tile of 64 pixels, behind the back of whoever wrote it."""
     data = bytearray(path.read_bytes())
-    for tag in (322, 323):
-        at = data.index(tag.to_bytes(2, "little") + b"\x03\x00\x01\x00\x00\x00\x40\x00")
-        data[at + 8 : at + 10] = (16384).to_bytes(2, "little")
+    at = data.index(tag.to_bytes(2, "little"), data.index(b"\x00\x01\x03\x00\x01\x00"))
+    size = {3: 2, 4: 4}[data[at + 2]]
+    data[at + 8 : at + 8 + size] = value.to_bytes(size, "little")
     path.write_bytes(data)
-    answer = service.post("/median", request_of | {"datasets": [str(path)]})
-    assert (answer.status_code, "decoded at once" in answer.text) == (422, True), answer.text
+
+
+def one_tile(path):
+    write_tif(path, encoded(1, height=64, width=64), interleave="pixel", photometric="RGB")
+
+
+def test_small_files_that_cost_much(service, root, request_of):
+    """A tile that is a gigabyte when decoded, one that is before, and a header that is."""
+    decoded, fetched, header = (root / "scenes" / f"{name}.tif" for name in ("decoded", "fetched", "header"))
+    one_tile(decoded)
+    patched(decoded, 322, 16384)
+    patched(decoded, 323, 16384)
+    one_tile(fetched)
+    patched(fetched, 325, 1 << 30)
+    with fetched.open("ab") as file:
+        file.truncate(2 << 30)  # its disk holds nothing of that
+    entries = 20_000_000
+    header.write_bytes(b"II" + struct.pack("<HHHQQ", 43, 8, 0, 16, entries))
+    with header.open("ab") as file:
+        file.truncate(1 << 30)
+    for path, words in ((decoded, "more than 1 GiB"), (fetched, "fetched at once"), (header, "its header would have")):
+        answer = service.post("/median", request_of | {"datasets": [str(path)]})
+        assert (answer.status_code, words in answer.text) == (422, True), answer.text
+        assert answer.json()["errors"][0]["pointer"] == "/datasets/0"
 
 
 # --- jobs -----------------------------------------------------------------------------------------------------------

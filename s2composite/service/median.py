@@ -25,7 +25,6 @@ from s2composite.errors import AccessError, BandError, GridError, ReadError, S2C
 from s2composite.pixels.recipe import Recipe
 from s2composite.pixels.reducers import resolve_reducer
 from s2composite.reading.fetch import read_head
-from s2composite.reading.level import Level
 from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, open_stack
 from s2composite.scenes.access import check_read, check_write
@@ -55,7 +54,7 @@ _FRESH = 300.0
 """Seconds that a stack is kept: scenes that are replaced are noticed then, or when their pixels are read."""
 
 _LARGEST_TILE = 128 << 20
-"""Bytes of one decoded tile or strip of a scene: a window of one pixel costs at least that, however small the file."""
+"""Bytes of an encoded tile of a scene, which is fetched whole; decoded ones are limited by what reads them."""
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -193,19 +192,11 @@ def _opened(datasets: tuple[str, ...]) -> Stack:
         raise ProblemError(Problem(422, f"expecting pixels of uint8, got {stack.dtype}", "/datasets/0"))
     for number, files in enumerate(stack.sources):
         for source in files:
-            _check_tiles(number, source.header.levels[source.level])
+            largest = int(source.header.levels[source.level].counts.max(initial=np.uint64(0)))
+            if largest > _LARGEST_TILE:
+                told = f"a tile has {largest} bytes; at most {_LARGEST_TILE} are fetched at once"
+                raise ProblemError(Problem(422, told, f"/datasets/{number}"))
     return stack
-
-
-def _check_tiles(number: int, level: Level) -> None:
-    """Refuse a scene whose tiles are too large, decoded or not."""
-    decoded = level.block[0] * level.block[1] * level.coding.samples_per_tile
-    largest = max(decoded, int(level.counts.max(initial=np.uint64(0))))
-    if largest > _LARGEST_TILE:
-        told = (
-            f"a tile of {level.block[1]} x {level.block[0]} pixels; at most {_LARGEST_TILE} bytes are decoded at once"
-        )
-        raise ProblemError(Problem(422, f"{told}: write the scene with tiles of 512 pixels", f"/datasets/{number}"))
 
 
 def _scene(number: int, href: str) -> Scene:
@@ -216,6 +207,9 @@ def _scene(number: int, href: str) -> Scene:
 
 def _about_scene(error: S2CompositeError, datasets: Sequence[str]) -> Problem:
     """Return the problem of an error about a scene, whose number its name begins with."""
+    if why := error.__dict__.get("why"):
+        told = f"needs GDAL ({why}), which opens no scene of a window: write it as a TIFF on the grid of the others"
+        error = GridError(f"{error.__dict__['href']}: {told}, or send a job", href=error.__dict__["href"])
     name, href = str(error.__dict__.get("scene") or ""), str(error.__dict__.get("href") or "")
     number = name.partition(":")[0]
     if number.isdecimal():
