@@ -90,7 +90,8 @@ def _add_pages(app: FastAPI, service: Backend) -> None:
         """Show jobs, how far they are, and what came out."""
         rows = service.store.jobs(50)
         facts = [service.views.facts(row) for row in rows]
-        return jobs_page(facts, service.windows.waiting, service.store.letter_count())
+        store = service.store
+        return jobs_page(facts, store.job_count(), service.windows.waiting, store.letter_count())
 
     @app.get("/health", tags=["pages"], responses=problems(503))
     async def health() -> dict[str, Any]:

@@ -184,6 +184,10 @@ class Store:
             row = connection.execute(_JOBS.select().where(_JOBS.c.id == number)).one_or_none()
         return None if row is None else JobRow(*row)
 
+    def job_count(self) -> int:
+        """Return how many jobs there are."""
+        return self._count(_JOBS)
+
     def jobs(self, limit: int, offset: int = 0) -> tuple[JobRow, ...]:
         """Return jobs, the newest first."""
         newest = _JOBS.select().order_by(_JOBS.c.created.desc(), _JOBS.c.id).limit(limit).offset(offset)
@@ -242,8 +246,11 @@ class Store:
 
     def letter_count(self) -> int:
         """Return how many dead letters are kept."""
+        return self._count(_DEAD)
+
+    def _count(self, table: sa.Table) -> int:
         with self._engine.connect() as connection:
-            return int(connection.execute(sa.select(sa.func.count()).select_from(_DEAD)).scalar_one())
+            return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
     def letters(self, limit: int) -> tuple[DeadLetter, ...]:
         """Return dead letters, the newest first."""
