@@ -1,5 +1,6 @@
 """What was tried against the service that is about its own endurance: long texts, slow callers, races, lost databases."""
 
+import base64
 import gzip
 import http.server
 import re
@@ -16,7 +17,9 @@ from services import served, until
 from test_service import pushed
 
 from s2composite.reading.fetch import read_head
+from s2composite.service.auth import PushKeys, is_pushed_by
 from s2composite.service.problems import printable, scrubbed
+from s2composite.service.settings import PushOptions
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ | {4}")
 
@@ -203,6 +206,22 @@ def test_who_sends_nothing_more_is_hung_up_on(service, sent, status):
         connection.sendall(sent)
         answer = rest_of(connection)
     assert answer.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
+
+
+@pytest.mark.parametrize("answer", [None, "503", "no json", "[1]"])
+def test_a_signer_that_does_not_answer_is_asked_once(tmp_path, answer):
+    """Whoever shows anything that looks like a token causes a look: not one for each."""
+    (tmp_path / "keys").write_text(answer or "")
+    with fault_server(tmp_path, fault=lambda path, n: answer if answer == "503" else None) as server:
+        keys = PushKeys(server.url("keys"))
+        if answer is None:
+            keys = PushKeys("http://127.0.0.1:1/keys")
+        push = PushOptions(audience="a", email="e")
+        for head in (b"[]", b"{}", b'{"alg": 5}', b'{"alg": "RS256", "kid": []}', b"\xff", b'"x"'):
+            part = base64.urlsafe_b64encode(head).decode().rstrip("=")
+            assert not is_pushed_by(f"Bearer {part}.{part}.{part}", push, keys)
+        assert keys.get() == {}
+        assert len(server.state.requests) == (0 if answer is None else 1)
 
 
 # --- servers of scenes ----------------------------------------------------------------------------------------------
