@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -33,6 +34,9 @@ _GRACE = 5.0
 
 _LOOK = 2.0
 """Seconds after which the queue is looked at without being told of a new job."""
+
+_STAMP = re.compile(r"^[\d-]+ [\d:,]+ [A-Z]+ ")
+"""When and how bad, before what a line of a job's log says."""
 
 _LINE = 1 << 16
 """Bytes of a line of a log."""
@@ -214,7 +218,7 @@ class Runner:
         return process
 
     async def _logged(self, number: str, process: asyncio.subprocess.Process) -> str:
-        """Copy what a job prints to its log, without secrets; return its last line."""
+        """Copy what a job prints to its log, without secrets; return what its last line says."""
         assert process.stdout is not None
         last, log = "", _Log(self.log_path(number), self._settings.limits.log)
         while True:
@@ -223,7 +227,7 @@ class Runner:
             except ValueError:  # a line longer than anybody reads
                 continue
             if not line:
-                return last
+                return _STAMP.sub("", last)
             text = printable(scrubbed(line.decode(errors="replace").rstrip()))
             log.add(text)
             last = text or last

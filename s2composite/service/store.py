@@ -145,7 +145,7 @@ class Store:
         """
         kind, name = self._engine.dialect.name, self._engine.url.database
         held = True
-        if kind == "sqlite" and name:
+        if kind == "sqlite" and name and name != ":memory:":
             file = self._held.enter_context(Path(f"{name}.lock").open("w"))  # noqa: SIM115 - that is what closes it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
