@@ -157,8 +157,9 @@ def select_scenes(
     valid
         The rules that `min_valid` is about, as for `composite`.
     resolution
-        Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: 16 times
-        coarser than the cube, from overviews where there are some. Other cubes are looked at as they are.
+        Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: up to
+        16 times coarser than the cube, but 256 pixels a side, from overviews where there are some. Other cubes are
+        looked at as they are.
 
     Returns
     -------

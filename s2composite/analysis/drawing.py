@@ -7,16 +7,30 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import odc.geo.xr  # noqa: F401 - registers .odc
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.dates import date2num
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from s2composite.analysis.picture import bands_of, decimated, layer_of, values_of, with_count
 from s2composite.errors import ParameterError
 
-__all__ = ["axes_or_new", "colours_of", "days_of_scenes", "draw", "figure_or_new"]
+__all__ = [
+    "axes_or_new",
+    "colours_of",
+    "days_of_scenes",
+    "draw",
+    "figure_or_new",
+    "heading",
+    "map_or_new",
+    "map_size",
+    "scale_beside",
+    "sources_of",
+]
 
 
 def colours_of(
@@ -30,6 +44,20 @@ def colours_of(
     return shown, values, valid
 
 
+def sources_of(dataset: xr.Dataset) -> xr.DataArray:
+    """Return which scene each pixel comes from, of every n-th pixel."""
+    if "source" not in dataset:
+        name = dataset.attrs.get("reducer", "the composite")
+        raise ParameterError(
+            f"there is no layer 'source': {name} makes a pixel of several scenes, so it has no date. medoid, "
+            "luminance_median and latest, which take one, have it, and plot.timeline(cube) shows what each scene shows"
+        )
+    source = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))["source"]
+    if (source < 0).all():
+        raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
+    return source
+
+
 def days_of_scenes(dataset: xr.Dataset) -> NDArray[np.float64]:
     """Return the time of each scene as matplotlib counts days."""
     if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
@@ -40,6 +68,18 @@ def days_of_scenes(dataset: xr.Dataset) -> NDArray[np.float64]:
     return days
 
 
+def heading(dataset: xr.Dataset, layer: str = "composite", bands: Sequence[Any] = ()) -> str:
+    """Return what a picture is of: reducer or layer, bands, and the period or the dates of the scenes."""
+    name = str(dataset.attrs.get("reducer", layer)) if layer == "composite" else layer
+    what = _MEANT.get(name, name).replace("_", " ") + (f", {', '.join(map(str, bands))}" if len(bands) else "")
+    if "period" in dataset.coords and dataset["period"].ndim == 0:
+        return f"{what}\n{dataset['period'].item()}"
+    if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
+        return what
+    days = np.datetime_as_string(np.sort(dataset["scene_time"].values)[[0, -1]], unit="D")
+    return f"{what}\n{dataset.sizes['scene']} scenes, {' to '.join(dict.fromkeys(days.tolist()))}"
+
+
 def draw(ax: Axes, picture: NDArray[Any], shown: xr.Dataset, title: str, **options: Any) -> Axes:
     """Draw a picture with the coordinates of its pixels."""
     x, y = (_edges(shown[dim].values) if dim in shown.coords else (0, shown.sizes[dim]) for dim in ("x", "y"))
@@ -48,7 +88,10 @@ def draw(ax: Axes, picture: NDArray[Any], shown: xr.Dataset, title: str, **optio
     ax.imshow(picture, extent=extent, interpolation="nearest", **options)
     ax.set(title=title, xlabel=_label(shown, "x"), ylabel=_label(shown, "y"))
     ax.ticklabel_format(style="plain", useOffset=False)
-    ax.tick_params(axis="x", labelrotation=45)
+    high, wide = abs(y[1] - y[0]), abs(x[1] - x[0])
+    # coordinates have six or seven digits: few beside each other can be read, as many as are wanted above each other
+    ax.xaxis.set_major_locator(MaxNLocator(5 if high < 2 * wide else 1))
+    ax.yaxis.set_major_locator(MaxNLocator(8 if wide < 2 * high else 2))
     return ax
 
 
@@ -58,16 +101,52 @@ def _edges(centres: NDArray[Any]) -> tuple[float, float]:
     return float(centres[0] - half), float(centres[-1] + half)
 
 
+_MEANT = {"count": "valid observations"}
+"""Layers whose names say too little."""
+
+_UNITS = {"metre": "m", "degrees_east": "° east", "degrees_north": "° north"}
+
+
 def _label(shown: xr.Dataset, dim: str) -> str:
-    units = shown[dim].attrs.get("units", "") if dim in shown.coords else "pixels"
-    return f"{dim} ({units})" if units else dim
+    if dim not in shown.coords:
+        return f"{dim} (pixels)"
+    units = str(shown[dim].attrs.get("units", ""))
+    crs = shown.odc.crs if dim == "x" else None
+    code = None if crs is None else crs.to_epsg()
+    told = ", ".join(part for part in (_UNITS.get(units, units), f"EPSG:{code}" if code else "") if part)
+    return f"{dim} ({told})" if told else dim
 
 
-def axes_or_new(ax: Axes | None, size: tuple[float, float] = (8, 7)) -> Axes:
+def scale_beside(ax: Axes, shown: Any, of: Axes | Sequence[Axes] | None = None, **options: Any) -> Colorbar:
+    """Draw the scale of an image, or of whatever has colours, below it where it is wide and beside it otherwise."""
+    bottom, top = sorted(ax.get_ylim())
+    left, right = sorted(ax.get_xlim())
+    slender = (top - bottom) / (right - left)
+    below = of is None and slender < 0.5
+    beside = {"location": "right", "fraction": 0.05 * max(1, slender), "pad": 0.03}
+    place = {"location": "bottom", "aspect": 40} if below else beside
+    return ax.figure.colorbar(shown, ax=ax if of is None else of, **{**place, **options})
+
+
+def map_or_new(ax: Axes | None, shown: xr.Dataset) -> Axes:
+    """Return axes, those of a new figure in the shape of what is shown if there are none."""
+    width, height = map_size(shown, 7.0)
+    return axes_or_new(ax, (width + 1.5, height + 1.0))
+
+
+def map_size(shown: xr.Dataset, longest: float) -> tuple[float, float]:
+    """Return the inches of a map whose longer side has so many; a strip is not drawn thinner than a fifth of that."""
+    x, y = (_edges(shown[dim].values) if dim in shown.coords else (0, shown.sizes[dim]) for dim in ("x", "y"))
+    wide, high = abs(x[1] - x[0]), abs(y[1] - y[0])
+    most = max(wide, high)
+    return longest * max(wide / most, 0.2), longest * max(high / most, 0.2)
+
+
+def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """Return axes, those of a new figure of a size in inches if there are none."""
     return figure_or_new(None, size).subplots() if ax is None else ax
 
 
 def figure_or_new(figure: Figure | None, size: tuple[float, float]) -> Figure:
     """Return a figure, a new one of a size in inches if there is none."""
-    return plt.figure(figsize=size, layout="constrained") if figure is None else figure
+    return plt.figure(figsize=size, layout="compressed") if figure is None else figure
