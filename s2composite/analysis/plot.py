@@ -123,7 +123,7 @@ def plot_composite(
     shown, values, valid = colours_of(dataset, layer, bands)
     ends = limits(values, valid, stretch)
     ax = map_or_new(ax, shown)
-    names = shown["band"].values if bands is not None or len(values) == 1 else ()
+    names = shown["band"].values.tolist() if bands is not None or len(values) == 1 else ()
     draw(ax, painted(values, valid, ends), shown, heading(dataset, layer, names))
     if len(values) == 1:
         scale_beside(ax, ScalarMappable(Normalize(*ends[0]), "gray"))
