@@ -1,7 +1,7 @@
 """Interop: arrays of odc-stac and stackstac go into composite(), and open_cube() takes them as loaders."""
 
 import numpy as np
-import odc.geo.xr  # noqa: F401 - registers .odc
+import odc.geo.xr
 import odc.stac
 import pystac
 import pytest
