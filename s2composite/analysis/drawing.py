@@ -25,7 +25,6 @@ __all__ = [
     "days_of_scenes",
     "draw",
     "figure_or_new",
-    "heading",
     "map_or_new",
     "map_size",
     "scale_beside",
@@ -68,18 +67,6 @@ def days_of_scenes(dataset: xr.Dataset) -> NDArray[np.float64]:
     return days
 
 
-def heading(dataset: xr.Dataset, layer: str = "composite", bands: Sequence[Any] = ()) -> str:
-    """Return what a picture is of: reducer or layer, bands, and the period or the dates of the scenes."""
-    name = str(dataset.attrs.get("reducer", layer)) if layer == "composite" else layer
-    what = _MEANT.get(name, name).replace("_", " ") + (f", {', '.join(map(str, bands))}" if len(bands) else "")
-    if "period" in dataset.coords and dataset["period"].ndim == 0:
-        return f"{what}\n{dataset['period'].item()}"
-    if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
-        return what
-    days = np.datetime_as_string(np.sort(dataset["scene_time"].values)[[0, -1]], unit="D")
-    return f"{what}\n{dataset.sizes['scene']} scenes, {' to '.join(dict.fromkeys(days.tolist()))}"
-
-
 def draw(ax: Axes, picture: NDArray[Any], shown: xr.Dataset, title: str, **options: Any) -> Axes:
     """Draw a picture with the coordinates of its pixels."""
     x, y = (_edges(shown[dim].values) if dim in shown.coords else (0, shown.sizes[dim]) for dim in ("x", "y"))
@@ -100,9 +87,6 @@ def _edges(centres: NDArray[Any]) -> tuple[float, float]:
     half = (centres[-1] - centres[0]) / max(len(centres) - 1, 1) / 2 or 0.5
     return float(centres[0] - half), float(centres[-1] + half)
 
-
-_MEANT = {"count": "valid observations"}
-"""Layers whose names say too little."""
 
 _UNITS = {"metre": "m", "degrees_east": "° east", "degrees_north": "° north"}
 

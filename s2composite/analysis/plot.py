@@ -26,7 +26,6 @@ from s2composite.analysis.drawing import (
     days_of_scenes,
     draw,
     figure_or_new,
-    heading,
     map_or_new,
     map_size,
     scale_beside,
@@ -35,6 +34,7 @@ from s2composite.analysis.drawing import (
 from s2composite.analysis.picture import (
     cloudy_scene,
     decimated,
+    heading,
     layer_of,
     layers_of,
     one_scene,

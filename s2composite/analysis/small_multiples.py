@@ -13,8 +13,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from s2composite.analysis.drawing import draw, figure_or_new, heading, map_size, scale_beside
-from s2composite.analysis.picture import bands_of, decimated, layer_of, layers_of, values_of, with_count
+from s2composite.analysis.drawing import draw, figure_or_new, map_size, scale_beside
+from s2composite.analysis.picture import bands_of, decimated, heading, layer_of, layers_of, values_of, with_count
 from s2composite.composed import Composed
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted

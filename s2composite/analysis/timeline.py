@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from numpy.typing import NDArray
 
-from s2composite.analysis.drawing import axes_or_new, days_of_scenes, heading, sources_of
-from s2composite.analysis.picture import layers_of
+from s2composite.analysis.drawing import axes_or_new, days_of_scenes, sources_of
+from s2composite.analysis.picture import heading, layers_of
 from s2composite.coarse import coarser
 from s2composite.composed import Composed
 from s2composite.errors import ParameterError
