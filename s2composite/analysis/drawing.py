@@ -77,7 +77,7 @@ def draw(ax: Axes, picture: NDArray[Any], shown: xr.Dataset, title: str, **optio
     ax.ticklabel_format(style="plain", useOffset=False)
     high, wide = abs(y[1] - y[0]), abs(x[1] - x[0])
     # coordinates have six or seven digits: few beside each other can be read, as many as are wanted above each other
-    ax.xaxis.set_major_locator(MaxNLocator(5 if high < 2 * wide else 1))
+    ax.xaxis.set_major_locator(MaxNLocator(5 if high < 2 * wide else 1, prune="both"))
     ax.yaxis.set_major_locator(MaxNLocator(8 if wide < 2 * high else 2))
     return ax
 

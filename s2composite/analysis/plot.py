@@ -241,7 +241,7 @@ def before_after(
     ends = limits(values, valid, stretch)
     before = decimated(one_scene(cube, position).to_dataset(name="before"))
     seen, observed = values_of(before, "before")
-    width, height = map_size(shown, 5.5)
+    width, height = map_size(shown, 4.0)
     figure = figure_or_new(figure, (3 * width + 2, height + 1.5))
     axes = figure.subplots(1, 3)
     draw(axes[0], painted(seen, observed, ends), before, _title(cube, position))
