@@ -1,5 +1,7 @@
 """Interop: arrays of odc-stac and stackstac go into composite(), and open_cube() takes them as loaders."""
 
+import copy
+
 import numpy as np
 import odc.geo.xr
 import odc.stac
@@ -10,7 +12,7 @@ from rasters import encoded, write_tif
 from stac_items import item_of
 
 import s2composite as s2c
-from s2composite.errors import BandError, MissingDependencyError, ParameterError
+from s2composite.errors import BandError, MissingDependencyError, ParameterError, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,32 @@ def test_days_are_grouped_by_the_loader_too(items):
     assert day.sizes["time"] == 5
 
 
+@pytest.mark.parametrize("key", ["scl", "SCL", "SCL_20m"])
+def test_mask_bands_of_the_libraries_are_obeyed_whatever_their_catalogue_calls_them(tmp_path, key):
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(4):
+        assets = {
+            "red": write_tif(tmp_path / f"red{i}.tif", encoded(i, 1)[0].astype(np.uint16) * 20, nodata=0),
+            key: write_tif(tmp_path / f"{key}{i}.tif", rng.choice([4, 9], (200, 136)).astype("uint8"), nodata=0),
+        }
+        item = item_of(f"S2A_31TCJ_2023060{i + 1}", f"2023-06-0{i + 1}T10:46:29Z", assets)
+        made.append(item)
+    cube = s2c.open_cube(made, bands=["red"])
+    ours = s2c.composite(cube, "median", valid=[s2c.Nodata(), s2c.SCL()]).compute()
+    assert (ours["count"].values.min(), ours["count"].values.max()) == (0, 4)
+    objects, box = [pystac.Item.from_dict(item) for item in made], cube.odc.geobox.boundingbox.bbox
+    loaded = odc.stac.load(objects, bands=["red", key], like=cube, chunks={"x": 64, "y": 64})
+    stacked = stackstac.stack(
+        made, assets=["red", key], epsg=32631, resolution=10, bounds=box, snap_bounds=False, chunksize=64
+    )
+    for theirs in (loaded, stacked):
+        comp = s2c.composite(theirs, "median", valid=[s2c.Nodata(), s2c.SCL()]).compute()
+        assert comp["composite"]["band"].values.tolist() == ["red"]
+        np.testing.assert_array_equal(np.nan_to_num(comp["composite"].values), ours["composite"].values)
+        np.testing.assert_array_equal(comp["count"].values, ours["count"].values)
+
+
 def test_what_loaders_cannot_do_is_said(items, tmp_path, monkeypatch):
     with pytest.raises(ParameterError, match="loader is 'gdal'; it is 's2composite', 'odc' or 'stackstac'"):
         s2c.open_cube(items, loader="gdal")
@@ -76,6 +104,13 @@ def test_what_loaders_cannot_do_is_said(items, tmp_path, monkeypatch):
         s2c.open_cube(tmp_path, loader="odc")
     with pytest.raises(BandError, match="stackstac needs bands="):
         s2c.open_cube(items, loader="stackstac")
+    gridless = copy.deepcopy(items)
+    for facts in (part for item in gridless for part in (item["properties"], *item["assets"].values())):
+        for name in [name for name in facts if name.startswith("proj:")]:
+            del facts[name]
+    for name in ("odc", "stackstac"):
+        with pytest.raises(SourceError, match=f"{name} cannot load the 5 items: .*give crs= and resolution="):
+            s2c.open_cube(gridless, bands=["red"], loader=name)
     with pytest.raises(ParameterError, match="harmonise"):
         s2c.open_cube(items, loader="odc", reflectance=True)
     monkeypatch.setitem(__import__("sys").modules, "odc.stac", None)
