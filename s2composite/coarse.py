@@ -1,4 +1,4 @@
-"""The same scenes at a coarser resolution: from overviews, where the files have some."""
+"""The same scenes at a coarser resolution, from overviews where the files have them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from s2composite.reading.stack import Stack, TargetGrid, open_stack
 __all__ = ["coarse_cube", "coarser"]
 
 _COARSEST = 16
-"""How many times coarser than the cube scenes are looked at by default: 1/256 of the pixels."""
+"""Largest default factor by which the resolution is coarser than the cube's: 1/256 of the pixels."""
 
 _ENOUGH = 256
 """Pixels a side that are looked at by default, if the cube has them: a share of fewer is a guess."""
 
 
 def coarser(cube: xr.DataArray, resolution: float | None = None) -> xr.DataArray:
-    """Return a cube from files at a coarser resolution, any other as it is.
+    """Return a cube from files at a coarser resolution; any other cube unchanged.
 
-    `resolution` is a pixel's side in units of the CRS; None: up to 16 times that of the cube, a power of two, as
+    `resolution` is the side of a pixel in units of the CRS; None: up to 16 times that of the cube, a power of two, as
     overviews are, that leaves 256 pixels a side.
     """
     found = stack_of(cube)

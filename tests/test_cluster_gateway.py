@@ -129,10 +129,10 @@ def test_nothing_answers():
 
 WRONG = [
     ({}, "needs a number of workers"),
-    ({"workers": 1, "maximum": 2}, "give workers, or minimum and maximum"),
+    ({"workers": 1, "maximum": 2}, "give either workers, or minimum and maximum"),
     ({"minimum": 1}, "there is no maximum"),
     ({"minimum": 3, "maximum": 2}, r"minimum \(3\) is above maximum \(2\)"),
-    ({"cluster": "a", "options": {"b": 1}}, "'options' are those of a new cluster"),
+    ({"cluster": "a", "options": {"b": 1}}, "'options' are for a new cluster"),
     ({"workers": 1, "address": "gateway"}, "an address such as https://"),
     ({"workers": 1, "auth": "magic"}, "one of basic, kerberos, jupyterhub"),
 ]
