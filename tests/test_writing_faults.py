@@ -373,7 +373,7 @@ def interrupted(folder, *args, seconds=1.5, stop=signal.SIGINT):
         assert process.stdout.readline() == "started\n", process.stderr.read()
         time.sleep(seconds)
         process.send_signal(stop)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=200)
     return process.returncode, errors
 
 
