@@ -401,6 +401,7 @@ def test_a_broken_job_says_why_and_is_tried_again(service, places, scenes):
     assert service.get(f"/jobs/{number}").json()["attempts"] == 2
 
 
+@pytest.mark.timeout(900)
 def test_jobs_outlive_the_service_and_can_be_cancelled(tmp_path):
     """Killed in the middle of a job, it goes on from its ledger; a cancelled one ends with all its processes."""
     folder = tmp_path / "served"

@@ -37,6 +37,9 @@ from s2composite.running.ledger import read_ledger
 from s2composite.running.run import run_job
 from s2composite.scenes.storage import filesystem
 
+pytestmark = pytest.mark.timeout(900)
+"""Each starts half a dozen processes; a machine with too much to do takes minutes for that."""
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
@@ -117,7 +120,7 @@ def test_the_scheduler_is_killed(undisturbed, held, farm, tmp_path):
     runner = start_job(tmp_path, spec, address)
     until(lambda: lines(tmp_path) >= 10)
     scheduler.kill()
-    _, err = runner.communicate(timeout=120)
+    _, err = runner.communicate(timeout=240)
     assert runner.returncode == 1, err
     assert "resume" in err
     assert not list(tmp_path.glob("median*.tif"))
@@ -125,7 +128,7 @@ def test_the_scheduler_is_killed(undisturbed, held, farm, tmp_path):
     fresh, address = start_scheduler(tmp_path)
     everyone += [fresh, start_worker(address)]
     again = start_job(tmp_path, spec, address)
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert digests(tmp_path) == undisturbed
     assert set(made(tmp_path).values()) == {1}
