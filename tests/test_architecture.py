@@ -39,7 +39,7 @@ ROOMS = [
     "running.clusters.kubernetes", "running.clusters.coiled", "running.clusters.slurm", "running.clusters.ray", "running.clusters.options", "running.clusters.connect", "running.clusters.probe", "running.clusters.check",
     "running.bounded", "running.cells", "running.spans", "running.jobs.job",
     "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zonal.zones", "analysis.zonal.summary", "analysis.zonal.stats", "analysis.zonal.tasks", "analysis.zonal.measure", "analysis.zonal.table",
-    "running.ledger", "running.products.window", "running.products.cog", "running.products.zarr", "running.products.product", "running.selection", "running.planning.sizing", "running.scope", "running.making",
+    "running.ledger", "running.history", "running.products.window", "running.products.cog", "running.products.zarr", "running.products.product", "running.selection", "running.planning.sizing", "running.scope", "running.making",
     "running.stream", "running.run", "running.run_spans", "running.planning.plan", "running.planning.tables", "running.reports.progress", "running.reports.report", "running.reports.page", "running.jobs.template",
     "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
     "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",

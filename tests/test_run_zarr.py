@@ -134,6 +134,6 @@ def test_what_another_job_has_left_gives_way_unless_it_is_at_work(scenes, client
     foreign = tmp_path / "foreign.zarr"
     foreign.mkdir()
     Path(foreign, ".zgroup").write_text("{}")
-    with pytest.raises(WriteError, match="not what this job makes"):
+    with pytest.raises(WriteError, match="no ledger beside it says what it is"):
         run_job({**spec, "output": str(foreign)}, client=client)
     assert [path.name for path in foreign.iterdir()] == [".zgroup"]

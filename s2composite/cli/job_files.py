@@ -93,10 +93,11 @@ def init(
 ) -> None:
     """Write a commented job file to start from."""
     from s2composite.running.jobs.template import job_template
+    from s2composite.writing.targets import put_small, target_of
 
     if path.exists():
         raise JobError(f"{path}: exists already; name another file", key=None, line=None)
-    path.write_text(job_template(), "utf-8")
+    put_small(job_template().encode(), target_of(path, overwrite=False), overwrite=False)
     typer.echo(f"{path}; next: s2composite run {path}")
 
 

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,10 +16,11 @@ from distributed import Client
 from odc.geo.geom import Geometry
 
 from s2composite.compositing import Composite
-from s2composite.errors import ParameterError, S2CompositeError
+from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.running.bounded import Call, Outcome
+from s2composite.running.history import busy_tokens, failures_in, rival_in, whereabouts
 from s2composite.running.jobs.job import Job
-from s2composite.running.ledger import Ledger, busy_tokens, failures_in, read_ledger
+from s2composite.running.ledger import Ledger, read_turns
 from s2composite.running.products.product import Product, plan_product, product_state, require_free
 from s2composite.running.products.window import WindowMaker, make_window
 from s2composite.running.scope import ledger_key
@@ -94,6 +96,11 @@ class Chosen:
         except re.error as problem:
             raise ParameterError(f"error={self.error!r} is not a regular expression: {problem}") from problem
 
+    @property
+    def whole(self) -> bool:
+        """Whether no window is left out because of where it lies."""
+        return self.windows is None and self.area is None
+
     def among(self, product: Product) -> frozenset[tuple[int, int]]:
         """Return the windows of a product that are chosen, done or not."""
         return chosen_windows(product.work.stack.geobox, product.work.spatial, self.windows, self.area)
@@ -141,11 +148,13 @@ class Making:
         self._job, self._client, self._start = job, client, start
         self._open, self._made, self._finished = 0, 0, False
         self._failed: dict[tuple[int, int], str] = {}
-        self._events = read_ledger(ledger_key(job))
+        self._events = read_turns(ledger_key(job))
         self._ledger: Ledger | None = None
         self._calls: Iterator[Call] = iter(())
         self._batches = self._all_batches()
-        if product_state(self.product, self._events) == "skip" and not job.overwrite:
+        complete = product_state(self.product, self._events) == "skip"
+        if complete and not (job.overwrite and chosen.which == "missing"):
+            self.product.output.tidy()
             self._finished = self.ended = True
         else:
             self._begin(chosen)
@@ -154,7 +163,8 @@ class Making:
         product, job = self.product, self._job
         wanted = chosen.among(product)
         if not job.overwrite:
-            require_free(product)
+            require_free(product, self._events)
+        self._require_no_rival(chosen)
         product.output.begin(busy_tokens(self._events), overwrite=job.overwrite)
         done, failures = product.done(), failures_in(self._events, product.token)
         open_ = [window for window in product.windows if window in wanted and window not in done]
@@ -165,7 +175,16 @@ class Making:
         facts = {"token": product.token, "windows": list(map(len, product.work.spatial)), "done": len(done)}
         facts |= {"todo": len(self.todo), "files": list(product.files), "place": product.output.place}
         self._ledger = Ledger(ledger_key(job), _run_name())
-        self._ledger.add("start", **facts, timeout=job.policy.timeout)
+        facts |= {"timeout": job.policy.timeout, "whole": chosen.whole, **whereabouts()}
+        self._ledger.add("start", **facts)
+
+    def _require_no_rival(self, chosen: Chosen) -> None:
+        rival = rival_in(self._events, self.product.token) if chosen.whole else None
+        if rival is not None:
+            raise WriteError(
+                f"{self.product.files[0]}: another run is making it, process {rival['process']} since {rival['at']}; "
+                "wait for its end, or stop it"
+            )
 
     def next_call(self) -> Call | None:
         """Return a call to be made; None: there is none now, or it has ended."""
@@ -186,7 +205,8 @@ class Making:
         if window is not None:
             self._note_window(outcome, window)
         elif outcome.error is not None:
-            self._note("failed" if outcome.final else "retry", step=outcome.call.name, error=str(outcome.error))
+            facts = {"step": outcome.call.name, "worker": outcome.worker, "error": str(outcome.error)}
+            self._note("failed" if outcome.final else "retry", **facts)
             self.error = _as_ours(outcome.error) if outcome.final else self.error
 
     @property
@@ -221,20 +241,34 @@ class Making:
             self._note("failed", error=str(error))
             self.error, batch = error, None
         if batch is None:
+            self._look_for_others()
             self.close()
         else:
             self._calls = iter(batch)
+
+    def _look_for_others(self) -> None:
+        """Take what a run elsewhere has finished meanwhile for finished: it took away what this one worked with."""
+        if self.error is None and not self._failed:
+            return
+        with suppress(WriteError):
+            events = read_turns(ledger_key(self._job))
+            if _products(events) > _products(self._events) and product_state(self.product, events) == "skip":
+                self.error, self._failed, self._finished = None, {}, True
+                self._note("product", files=list(self.product.files))
 
     def _all_batches(self) -> Iterator[Iterable[Call]]:
         yield (self._call("window", make_window, (self._held, at), at) for at in self.todo)
         if self._failed or not self._complete:
             return
         output = self.product.output
+        # From here on final names may be taken: who is interrupted and goes on must know that they are this product's.
+        self._note("assemble", files=list(self.product.files))
         for steps in output.steps():
             yield [self._call(step.name, step.function, step.args) for step in steps]
-        output.finish()
+        output.take_names()
         self._note("product", files=list(self.product.files))
         self._finished = True
+        output.tidy()
         self._remove_leftovers()
 
     def _call(self, kind: str, function: Any, args: tuple[Any, ...], window: tuple[int, int] | None = None) -> Call:
@@ -271,7 +305,7 @@ class Making:
 
     def _remove_leftovers(self) -> None:
         """Remove what earlier runs with other parameters have left unfinished, but for those that are at work."""
-        busy = busy_tokens(read_ledger(ledger_key(self._job)))
+        busy = busy_tokens(read_turns(ledger_key(self._job)))
         for event in self._events:
             token, place = str(event.get("token")), str(event.get("place", ""))
             if token not in (*busy, self.product.token) and place.endswith(f".{token[:12]}.parts"):
@@ -280,6 +314,10 @@ class Making:
 
 def _hold(maker: WindowMaker) -> WindowMaker:
     return maker
+
+
+def _products(events: Iterable[Mapping[str, Any]]) -> int:
+    return sum(event["event"] == "product" for event in events)
 
 
 def _run_name() -> str:

@@ -1,28 +1,32 @@
-"""run_spans(): a job for each month of a span, one after the other on one cluster; one that fails stops no other."""
+"""run_spans(): a job for each month of a span, all of them one stream of windows; one that fails stops no other."""
 
 from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from distributed import Client
+from odc.geo.geom import Geometry
 
-from s2composite.errors import ClusterError, JobError, S2CompositeError
-from s2composite.running.cells import Cell
-from s2composite.running.clusters.connect import connect
+from s2composite.errors import JobError, S2CompositeError
+from s2composite.running.cells import Cell, read_area
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.making import JobResult
-from s2composite.running.run import run_cells, run_job
+from s2composite.running.making import Chosen, JobResult, Which
+from s2composite.running.run import Begun, begin_product, cluster_of, require_report
+from s2composite.running.scope import job_cells, job_scenes
 from s2composite.running.spans import spans_of, written_out
+from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.periods import Period
+from s2composite.writing.progress import progress_bar
 
 __all__ = ["SpanJob", "SpanResult", "explain_spans", "run_spans", "span_jobs"]
 
-_WRITTEN_OUT = ("source", "output", "area", "performance_report")
+_WRITTEN_OUT = ("source", "output", "area")
 """Keys of a job in which templates stand for the date."""
 
 
@@ -147,12 +151,17 @@ def run_spans(
     today: dt.date | None = None,
     client: Client | None = None,
     announce: bool = True,
-    **chosen: Any,
+    which: Which = "missing",
+    error: str | None = None,
+    windows: str | Collection[tuple[int, int]] | None = None,
+    cells: str | None = None,
+    area: str | Geometry | None = None,
 ) -> Iterator[SpanResult]:
     """Run a job for each month, day or year of its span, all on one cluster.
 
     Each has its own output and ledger, so a run that was interrupted is gone on with: what is complete is not made
-    again. A unit that fails, such as a month without a scene, does not stop the others.
+    again. A unit that fails, such as a month without a scene, does not stop the others. Windows of the next unit are
+    made while the last ones of a unit are, and while its files are put together.
 
     Parameters
     ----------
@@ -162,16 +171,17 @@ def run_spans(
         ``"last"``: only the unit that was over last, which is what a monthly cron job makes. A date: from then on.
     today
         The day that "over" is about; default: today in UTC.
-    client, announce
+    client, announce, which, error
         As for `run_job`.
-    **chosen
-        Which windows or cells to make of each: ``which``, ``error`` and what else `run_job` takes, or `run_cells` if
-        the job has a grid.
+    windows, area
+        Of each unit, only these windows, as for `run_job`.
+    cells, area
+        If the job has a grid: only these cells, as for `run_cells`.
 
     Yields
     ------
     SpanResult
-        As each unit ends.
+        As each unit ends, whatever the order.
 
     Raises
     ------
@@ -188,23 +198,67 @@ def run_spans(
     [('2023-07', True), ('2023-08', True)]
     """
     job = job if isinstance(job, Job) else load_job(job)
+    require_report(job)
     jobs = span_jobs(job, since, today)
-    cluster: AbstractContextManager[Any] = (
-        connect(job.cluster, announce=announce) if client is None else nullcontext(client)
-    )
-    with cluster as workers:
-        for one in jobs:
-            try:
-                results = _results(one.job, client=workers, **chosen)
-            except ClusterError:
-                raise  # no other unit would fare better
-            except S2CompositeError as problem:
-                yield SpanResult(one.period, one.job, error=problem)
-            else:
-                yield SpanResult(one.period, one.job, results)
+    within = read_area(area) if isinstance(area, str) else area
+    chosen = Chosen(which, error) if job.grid is not None else Chosen(which, error, windows, within)
+    ended: dict[Period, list[_Part]] = {}
+    with (
+        cluster_of(job, client, announce=announce) as workers,
+        TemporaryDirectory() as folder,
+        progress_bar(f"{job.span.step}s" if job.span is not None else "", len(jobs)) as advance,
+    ):
+        parts = (part for one in jobs for part in _parts(one, workers, chosen, folder, cells, within))
+        entries = (Entry(part, part.begun.making) for part in parts)
+        for entry, outcome in make_all(workers, entries, job.policy.as_policy()):
+            part: _Part = entry.name
+            if outcome is not None:
+                continue
+            siblings = ended.setdefault(part.unit.period, [])
+            siblings.append(part)
+            if len(siblings) == part.siblings:
+                yield _result(ended.pop(part.unit.period))
+                advance()
 
 
-def _results(job: Job, **options: Any) -> tuple[tuple[Cell | None, JobResult | None], ...]:
-    if job.grid is not None:
-        return tuple(run_cells(job, **options))
-    return ((None, run_job(job, **options)),)
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One product of one unit."""
+
+    unit: SpanJob
+    """The unit."""
+
+    cell: Cell | None
+    """Which of its cells; None: it has no grid."""
+
+    siblings: int
+    """Products of the unit, this one included."""
+
+    begun: Begun
+    """The product."""
+
+    error: S2CompositeError | None = None
+    """Why the unit has no products at all."""
+
+
+def _parts(
+    one: SpanJob, client: Client, chosen: Chosen, folder: str, names: str | None, within: Geometry | None
+) -> Iterator[_Part]:
+    """Begin the products of a unit, one after the other as they are asked for."""
+    try:
+        cells = [None] if one.job.grid is None else job_cells(one.job, names, within)
+        scenes = job_scenes(one.job)
+    except S2CompositeError as error:
+        yield _Part(one, None, 1, Begun(), error)
+        return
+    # Headers are read once for all cells of a unit.
+    index = str(Path(folder, f"{one.period.start}.index"))
+    for cell in cells:
+        yield _Part(one, cell, len(cells), begin_product(one.job, scenes, cell, client, chosen, index))
+
+
+def _result(parts: list[_Part]) -> SpanResult:
+    unit = parts[0].unit
+    if parts[0].error is not None:
+        return SpanResult(unit.period, unit.job, error=parts[0].error)
+    return SpanResult(unit.period, unit.job, tuple((part.cell, part.begun.result) for part in parts))

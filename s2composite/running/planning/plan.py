@@ -15,8 +15,9 @@ from s2composite.compositing import Composite
 from s2composite.errors import JobError
 from s2composite.reading.grid import Window
 from s2composite.running.cells import Cell, read_area
+from s2composite.running.history import failures_in
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.ledger import read_turns
 from s2composite.running.planning.sizing import require_fit, task_memory, workers_of
 from s2composite.running.products.product import Product, plan_product, product_state
 from s2composite.running.scope import (
@@ -233,7 +234,7 @@ def _planned(
     area: Geometry | None = None,
 ) -> Plan:
     product = plan_product(result.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
-    events = read_ledger(ledger_key(job))
+    events = read_turns(ledger_key(job))
     done = product.done()
     failed = failures_in(events, product.token)
     state = product_state(product, events, begun=bool(done))

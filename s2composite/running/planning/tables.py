@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from odc.geo.geobox import GeoBox
 
 from s2composite.running.planning.plan import Plan, WindowPlan
+from s2composite.writing.targets import put_small, target_of
 
 __all__ = ["plan_rows", "write_csv", "write_geojson"]
 
@@ -47,16 +49,29 @@ def plan_rows(plans: Sequence[Named]) -> list[dict[str, Any]]:
 
 
 def write_csv(plans: Sequence[Named], path: str | Path) -> None:
-    """Write the rows of plans as CSV."""
+    """Write the rows of plans as CSV.
+
+    Raises
+    ------
+    WriteError
+        It cannot be written there.
+    """
     rows = plan_rows(plans)
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["T", "X", "Y", "datasets", "days"])
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["T", "X", "Y", "datasets", "days"])
+    writer.writeheader()
+    writer.writerows(rows)
+    put_small(text.getvalue().encode(), target_of(path, overwrite=True), overwrite=True)
 
 
 def write_geojson(plans: Sequence[Named], path: str | Path) -> None:
-    """Write the windows of plans as polygons in degrees, one feature for each window."""
+    """Write the windows of plans as polygons in degrees, one feature for each window.
+
+    Raises
+    ------
+    WriteError
+        It cannot be written there.
+    """
     features = [
         {
             "type": "Feature",
@@ -77,7 +92,8 @@ def write_geojson(plans: Sequence[Named], path: str | Path) -> None:
         for cell, plan in plans
         for w in plan.windows
     ]
-    Path(path).write_text(json.dumps({"type": "FeatureCollection", "features": features}), "utf-8")
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    put_small(text.encode(), target_of(path, overwrite=True), overwrite=True)
 
 
 def _outline(geobox: GeoBox, window: WindowPlan) -> dict[str, Any] | None:

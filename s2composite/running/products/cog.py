@@ -121,13 +121,17 @@ class CogOutput:
         """Yield what is to be done when all windows are there, one batch after the other: overviews, then files."""
         for level in range(1, max(map(len, self.stages))):
             yield [step for number in range(len(self.stages)) for step in self._overviews(number, level)]
+        self._parts.remove_assembled()
         layouts = self._layouts()
         calls = zip(layouts, assembling(layouts), strict=True)
         yield [Step(f"assemble-{layout.raster.token}", function, args) for layout, (function, args) in calls]
 
-    def finish(self) -> None:
-        """Let the files take their names, and remove their parts."""
+    def take_names(self) -> None:
+        """Let the files take their names."""
         name_files(self.rasters, overwrite=True)
+
+    def tidy(self) -> None:
+        """Remove the parts."""
         self._parts.clear()
 
     def _overviews(self, number: int, level: int) -> Iterator[Step]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from s2composite.running.history import failures_in, trouble_in
 from s2composite.running.jobs.job import Job
-from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.ledger import read_ledger
 from s2composite.running.scope import ledger_key
+from s2composite.scenes.storage import exists
 
 __all__ = ["Progress", "job_progress"]
 
@@ -17,7 +19,8 @@ class Progress:
     """How far a job is."""
 
     state: str
-    """``"new"``, ``"running or interrupted"``, ``"failed"`` or ``"complete"``."""
+    """``"new"``, ``"running or interrupted"``, ``"failed"``, ``"complete"``, or ``"gone"``: complete, but its files are
+    not there any more."""
 
     windows: int
     """Windows of the product that was last worked on; 0: not begun."""
@@ -34,16 +37,21 @@ class Progress:
     files: tuple[str, ...]
     """The files that are or will be written."""
 
+    error: str | None = None
+    """What kept the files from being put together, all windows being done."""
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
         failures = [{"window": list(window), "error": why} for window, why in self.failures]
         facts = {"state": self.state, "windows": self.windows, "done": self.done, "failed": failures}
-        return facts | {"last": self.last, "files": list(self.files)}
+        return facts | {"error": self.error, "last": self.last, "files": list(self.files)}
 
     def summary(self) -> str:
         """Return it in one line."""
         if self.state == "new":
             return "new: nothing has been done"
+        if self.state == "gone":
+            return f"gone: it was complete, last {self.last}, and its files are not there any more; run makes it again"
         return (
             f"{self.state}: {self.done} of {self.windows} windows done, {len(self.failures)} failed, last {self.last}"
         )
@@ -62,6 +70,14 @@ def job_progress(job: Job) -> Progress:
     complete = any(event["event"] == "product" for event in own if event["at"] >= start["at"])
     done = {tuple(event["window"]) for event in own if event["event"] == "done"}
     failures = tuple(sorted(failures_in(events, token).items()))
-    state = "complete" if complete else "failed" if failures else "running or interrupted"
+    files, trouble = tuple(start["files"]), trouble_in(events, token)
+    state = "failed" if failures or trouble else "running or interrupted"
+    if complete:
+        state = "complete" if all(map(_there, files)) else "gone"
     count = total if complete else min(max(len(done), int(start["done"])), total)
-    return Progress(state, total, count, failures, str(events[-1]["at"]), tuple(start["files"]))
+    return Progress(state, total, count, failures, str(events[-1]["at"]), files, trouble)
+
+
+def _there(file: str) -> bool:
+    # What was put on a signed URL cannot be looked at.
+    return file.startswith(("http://", "https://")) or exists(file)

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from s2composite.running.history import failures_in, trouble_in
 from s2composite.running.jobs.job import Job
-from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.ledger import read_ledger
 from s2composite.running.scope import ledger_key
 from s2composite.scenes.storage import display_text
 
@@ -78,6 +79,9 @@ class Report:
     versions: Mapping[str, str]
     """Of Python and the packages that matter."""
 
+    error: str | None = None
+    """What kept the files from being put together, all windows being done."""
+
     def states(self) -> dict[tuple[int, int], str]:
         """Return for each window, row by row, ``"done"``, ``"failed"`` or ``"open"``."""
         windows = ((row, column) for row in range(self.shape[0]) for column in range(self.shape[1]))
@@ -102,6 +106,7 @@ class Report:
             "files": self.files,
             "windows": self.shape,
             "done": len(self.seconds),
+            "error": self.error,
             "failures": [{"window": window, "error": error} for window, error in sorted(self.failures.items())],
             "causes": [{"cause": cause, "windows": windows} for cause, windows in self.causes()],
             "seconds": [{"window": window, "seconds": took} for window, took in sorted(self.seconds.items())],
@@ -132,14 +137,15 @@ def job_report(job: Job) -> Report | None:
     own = [event for event in events if event.get("token") == start["token"]]
     done = {_window(event): event for event in own if event["event"] == "done"}
     failures = failures_in(events, start["token"])
-    complete = any(event["event"] == "product" for event in own)
+    complete = any(event["event"] == "product" and event["at"] >= start["at"] for event in own)
+    trouble = trouble_in(own, start["token"])
     scenes: dict[str, int] = {}
     for event in done.values():
         for scene in event.get("failed_scenes", ()):
             scenes[scene] = scenes.get(scene, 0) + 1
     return Report(
         job=display_text(job.to_yaml()),
-        state="complete" if complete else "failed" if failures else "interrupted",
+        state="complete" if complete else "failed" if failures or trouble else "interrupted",
         files=tuple(start["files"]),
         shape=(int(start["windows"][0]), int(start["windows"][1])),
         seconds={window: float(event["seconds"]) for window, event in done.items()},
@@ -151,6 +157,7 @@ def job_report(job: Job) -> Report | None:
         begun=str(own[0]["at"]),
         ended=str(own[-1]["at"]),
         versions=_versions(),
+        error=trouble,
     )
 
 
@@ -162,7 +169,7 @@ def _workers(events: Iterable[Mapping[str, Any]], done: Iterable[Mapping[str, An
         seconds[event["worker"]] += event["read"] + event["encode"]
     for event in events:
         if event["event"] in ("retry", "failed"):
-            failed[event["worker"] or "unknown"] += 1
+            failed[event.get("worker") or "unknown"] += 1
     return {w: WorkerDone(windows[w], round(seconds[w], 3), failed[w]) for w in windows.keys() | failed.keys()}
 
 
