@@ -75,7 +75,7 @@ def test_states_follow_the_job(scenes, tmp_path):
     text = done.explain()
     assert "median.tif" in text
     assert "9 done" in text
-    assert "4, on 4 to 4 solar days" in text
+    assert "4, on 4 solar days" in text
 
 
 def test_tables(scenes, tmp_path):

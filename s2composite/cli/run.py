@@ -12,7 +12,7 @@ import typer
 
 from s2composite.cli.options import Area, Cells, JobFile, Log, Settings, Since, Windows, chosen
 from s2composite.cli.words import SOME_FAILED, on_stderr, plain, plural
-from s2composite.errors import JobError, WriteError
+from s2composite.errors import WriteError
 
 # Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
 # ruff: noqa: PLC0415
@@ -75,20 +75,19 @@ def _run(
     if log is not None:
         log_to_stderr(log)
     checked = load_job(job, settings)
-    if since is not None and checked.span is None:
-        raise JobError(f"{job}: --since is about a span, and the job has none", key="span", line=None)
+    options = {"announce": log is None, **chosen(checked, since=since, **which)}
 
     # After the check, so that a mistake in the job is told at once.
     from s2composite.running.run import run_cells, run_job
     from s2composite.running.run_spans import run_spans
 
     if checked.span is not None:
-        _tell_spans(checked, run_spans(checked, since=since, announce=log is None, **chosen(checked, **which)))
+        _tell_spans(checked, run_spans(checked, **options))
         return
     if checked.grid is not None:
-        _tell_cells(checked, run_cells(checked, announce=log is None, **chosen(checked, **which)))
+        _tell_cells(checked, run_cells(checked, **options))
         return
-    result = run_job(checked, announce=log is None, **chosen(checked, **which))
+    result = run_job(checked, **options)
     _report(checked)
     pixels = " x ".join(map(str, result.shape))
     work = f"{plural(result.scenes, 'scene')}, {pixels} pixels, {plural(result.windows, 'window')}"

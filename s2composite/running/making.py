@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,12 +23,13 @@ from s2composite.running.jobs.job import Job
 from s2composite.running.ledger import Ledger, read_turns
 from s2composite.running.products.product import Product, plan_product, product_state, require_free
 from s2composite.running.products.window import WindowMaker, make_window
-from s2composite.running.scope import ledger_key
+from s2composite.running.scope import job_composite, ledger_key
 from s2composite.running.selection import chosen_windows
+from s2composite.scenes.model import Scene
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.parts import Parts
 
-__all__ = ["Chosen", "Failure", "JobResult", "Making", "Which"]
+__all__ = ["Chosen", "Failure", "JobResult", "Making", "Which", "finished"]
 
 Which = Literal["missing", "untried", "failed"]
 """Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
@@ -101,6 +102,10 @@ class Chosen:
         """Whether no window is left out because of where it lies."""
         return self.windows is None and self.area is None
 
+    def anew(self, job: Job) -> bool:
+        """Whether what is complete is made again: by a run that may overwrite, not by one that goes on with another."""
+        return job.overwrite and self.which == "missing"
+
     def among(self, product: Product) -> frozenset[tuple[int, int]]:
         """Return the windows of a product that are chosen, done or not."""
         return chosen_windows(product.work.stack.geobox, product.work.spatial, self.windows, self.area)
@@ -140,8 +145,7 @@ class Making:
     """
 
     def __init__(self, job: Job, composite: Composite, client: Client, chosen: Chosen, start: float) -> None:
-        options = RasterOptions(**(job.raster or {}))
-        self.product = plan_product(composite.dataset, job.output, layers=job.layers, options=options)
+        self.product = _product(job, composite)
         self.todo: list[tuple[int, int]] = []
         self.error: S2CompositeError | None = None
         self.ended = False
@@ -152,8 +156,7 @@ class Making:
         self._ledger: Ledger | None = None
         self._calls: Iterator[Call] = iter(())
         self._batches = self._all_batches()
-        complete = product_state(self.product, self._events) == "skip"
-        if complete and not (job.overwrite and chosen.which == "missing"):
+        if not chosen.anew(job) and product_state(self.product, self._events) == "skip":
             self.product.output.tidy()
             self._finished = self.ended = True
         else:
@@ -212,17 +215,12 @@ class Making:
     @property
     def result(self) -> JobResult:
         """What has been done so far."""
-        product = self.product
-        stack = product.work.stack
-        return JobResult(
-            product.files if self._finished else (),
-            time.perf_counter() - self._start,
-            len(stack.scenes),
-            (int(stack.geobox.shape.y), int(stack.geobox.shape.x)),
-            len(product.windows),
-            self._made,
-            tuple(Failure(window, why) for window, why in sorted(self._failed.items())),
-            None if self.error is None else str(self.error),
+        return replace(
+            _result(self.product, self._start),
+            paths=self.product.files if self._finished else (),
+            made=self._made,
+            failed=tuple(Failure(window, why) for window, why in sorted(self._failed.items())),
+            error=None if self.error is None else str(self.error),
         )
 
     def close(self) -> None:
@@ -310,6 +308,29 @@ class Making:
             token, place = str(event.get("token")), str(event.get("place", ""))
             if token not in (*busy, self.product.token) and place.endswith(f".{token[:12]}.parts"):
                 Parts(place, kept=True).clear()
+
+
+def finished(job: Job, scenes: tuple[Scene, ...], chosen: Chosen, start: float) -> JobResult | None:
+    """Return the result of a job that was complete before, None if there is something to do.
+
+    Whoever asks has no cluster yet: headers are read for it only if the ledger says that something was written.
+    """
+    if chosen.anew(job) or not _products(read_turns(ledger_key(job))):
+        return None
+    product = _product(job, job_composite(job, scenes))
+    events = read_turns(ledger_key(job))
+    return _result(product, start) if product_state(product, events) == "skip" else None
+
+
+def _product(job: Job, composite: Composite) -> Product:
+    return plan_product(composite.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
+
+
+def _result(product: Product, start: float) -> JobResult:
+    """Return the result of a product that is complete and for which nothing was done."""
+    stack = product.work.stack
+    shape = (int(stack.geobox.shape.y), int(stack.geobox.shape.x))
+    return JobResult(product.files, time.perf_counter() - start, len(stack.scenes), shape, len(product.windows))
 
 
 def _hold(maker: WindowMaker) -> WindowMaker:

@@ -18,13 +18,14 @@ from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.running.cells import Cell, read_area
 from s2composite.running.clusters.connect import connect
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.making import Chosen, Failure, JobResult, Making, Which
+from s2composite.running.making import Chosen, Failure, JobResult, Making, Which, finished
 from s2composite.running.scope import (
     cell_job,
     job_cells,
     job_composite,
     job_scenes,
     ledger_key,
+    require_place,
     require_scenes,
     scenes_within,
 )
@@ -43,7 +44,7 @@ __all__ = [
     "job_composite",
     "job_scenes",
     "ledger_key",
-    "require_report",
+    "require_places",
     "run_cells",
     "run_job",
 ]
@@ -105,6 +106,8 @@ def run_job(
     within = read_area(area) if isinstance(area, str) else area
     start, chosen = time.perf_counter(), Chosen(which, error, windows, within)
     scenes = _prepared(job)
+    if (done := finished(job, scenes, chosen, start)) is not None:
+        return done  # nothing to start a cluster for
     with cluster_of(job, client, announce=announce) as workers:
         result = job_composite(job, scenes)
         require_scenes(job, result)
@@ -231,18 +234,19 @@ def cluster_of(job: Job, client: Client | None, *, announce: bool) -> Iterator[C
 
 def _prepared(job: Job) -> tuple[Scene, ...]:
     """Return the job's scenes; what can be wrong before there is a cluster is found here."""
-    require_report(job)
+    require_places(job)
     return job_scenes(job)
 
 
-def require_report(job: Job) -> None:
-    """Refuse a place for Dask's report that cannot be written to.
+def require_places(job: Job) -> None:
+    """Refuse an output, or a place for Dask's report, that cannot be written to.
 
     Raises
     ------
-    JobError
+    WriteError, JobError
         Names the place.
     """
+    require_place(job)
     report = job.performance_report
     if report is not None and not os.access(Path(report).parent, os.W_OK):
         raise JobError(

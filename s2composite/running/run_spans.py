@@ -17,14 +17,14 @@ from s2composite.errors import JobError, S2CompositeError
 from s2composite.running.cells import Cell, read_area
 from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.making import Chosen, JobResult, Which
-from s2composite.running.run import Begun, begin_product, cluster_of, require_report
+from s2composite.running.run import Begun, begin_product, cluster_of, require_places
 from s2composite.running.scope import job_cells, job_scenes
 from s2composite.running.spans import spans_of, written_out
 from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.periods import Period
 from s2composite.writing.progress import progress_bar
 
-__all__ = ["SpanJob", "SpanResult", "explain_spans", "run_spans", "span_jobs"]
+__all__ = ["SpanJob", "SpanResult", "run_spans", "span_jobs"]
 
 _WRITTEN_OUT = ("source", "output", "area")
 """Keys of a job in which templates stand for the date."""
@@ -121,15 +121,6 @@ def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) 
     return tuple(jobs)
 
 
-def explain_spans(job: Job) -> str:
-    """Return a line for each unit of a span: from where to where. What one takes, `plan_job` says of its job."""
-    lines = []
-    for one in span_jobs(job):
-        sources = one.job.source if isinstance(one.job.source, str) else ", ".join(one.job.source)
-        lines.append(f"{one.period.label}: {sources}, {one.job.datetime} -> {one.job.output}")
-    return "\n".join(lines)
-
-
 def _for_period(job: Job, period: Period) -> Job:
     assert job.span is not None
     unit = job.span.step
@@ -198,7 +189,7 @@ def run_spans(
     [('2023-07', True), ('2023-08', True)]
     """
     job = job if isinstance(job, Job) else load_job(job)
-    require_report(job)
+    require_places(job)
     jobs = span_jobs(job, since, today)
     within = read_area(area) if isinstance(area, str) else area
     chosen = Chosen(which, error) if job.grid is not None else Chosen(which, error, windows, within)

@@ -43,7 +43,7 @@ def plan_rows(plans: Sequence[Named]) -> list[dict[str, Any]]:
             "state": w.state,
         }
         for cell, plan in plans
-        for label in plan.periods or ("all",)
+        for label in plan.periods or (plan.unit or "all",)
         for w in plan.windows
     ]
 
@@ -77,9 +77,10 @@ def write_geojson(plans: Sequence[Named], path: str | Path) -> None:
             "type": "Feature",
             "geometry": _outline(plan.geobox, w),
             "properties": {
-                "title": " ".join(filter(None, [cell, f"window {w.window[0]}/{w.window[1]}"])),
+                "title": " ".join(filter(None, [plan.unit, cell, f"window {w.window[0]}/{w.window[1]}"])),
                 "region_code": f"x{w.window[1]:03d}y{w.window[0]:03d}",
                 "cell": cell,
+                "unit": plan.unit,
                 "ix": w.window[1],
                 "iy": w.window[0],
                 "index": w.index,
