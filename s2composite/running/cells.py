@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, floor
@@ -36,6 +37,9 @@ _GRANULE = 109_800
 
 _SQUARE = 100_000
 """Side of a square of the Military Grid Reference System in metres."""
+
+_SAFE = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
+"""Names that stay within their directory, and are seen there."""
 
 _COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
 _ROWS = "ABCDEFGHJKLMNPQRSTUV"
@@ -192,13 +196,23 @@ def _features(path: str) -> list[tuple[Geometry, dict[str, Any]]]:
 
 
 def _polygons(grid: CellsOptions) -> Iterator[Cell]:
+    seen: set[str] = set()
     for shape, facts in _features(grid.file):
         if grid.name not in facts:
             known = ", ".join(map(str, facts)) or "none"
             raise JobError(f"{grid.file}: a polygon has no property {grid.name!r}; it has {known}", key="grid.name")
+        name = str(facts[grid.name])
+        if name in seen:
+            raise JobError(f"{grid.file}: two polygons are named {name!r}, and would be one product", key="grid.name")
+        if not _SAFE.fullmatch(name):
+            raise JobError(
+                f"{grid.file}: a polygon is named {name!r}, which is no part of a file's name; name them otherwise",
+                key="grid.name",
+            )
+        seen.add(name)
         crs = _utm(*shape.centroid.coords[0]) if grid.crs == "utm" else grid.crs
         bounds = shape.to_crs(crs).boundingbox
-        yield Cell(str(facts[grid.name]), GeoBox.from_bbox(bounds, resolution=grid.resolution))
+        yield Cell(name, GeoBox.from_bbox(bounds, resolution=grid.resolution))
 
 
 def _odc(grid: OdcOptions, area: Geometry) -> Iterator[Cell]:

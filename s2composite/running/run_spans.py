@@ -6,6 +6,7 @@ import datetime as dt
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -172,7 +173,7 @@ def run_spans(
     Yields
     ------
     SpanResult
-        As each unit ends, whatever the order.
+        As each unit ends, in order of time: one that ends before another that is earlier waits for it.
 
     Raises
     ------
@@ -193,7 +194,7 @@ def run_spans(
     jobs = span_jobs(job, since, today)
     within = read_area(area) if isinstance(area, str) else area
     chosen = Chosen(which, error) if job.grid is not None else Chosen(which, error, windows, within)
-    ended: dict[Period, list[_Part]] = {}
+    ended: dict[Period, list[_Part]] = {one.period: [] for one in jobs}
     with (
         cluster_of(job, client, announce=announce) as workers,
         TemporaryDirectory() as folder,
@@ -205,11 +206,11 @@ def run_spans(
             part: _Part = entry.name
             if outcome is not None:
                 continue
-            siblings = ended.setdefault(part.unit.period, [])
-            siblings.append(part)
-            if len(siblings) == part.siblings:
-                yield _result(ended.pop(part.unit.period))
+            ended[part.unit.period].append(part)
+            if len(ended[part.unit.period]) == part.siblings:
                 advance()
+            for period in _leading(ended):
+                yield _result(ended.pop(period))
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +247,12 @@ def _parts(
     index = str(Path(folder, f"{one.period.start}.index"))
     for cell in cells:
         yield _Part(one, cell, len(cells), begin_product(one.job, scenes, cell, client, chosen, index))
+
+
+def _leading(ended: Mapping[Period, list[_Part]]) -> list[Period]:
+    """Return those units, from the first on, all of whose products have ended."""
+    whole = takewhile(lambda item: item[1] and len(item[1]) == item[1][0].siblings, ended.items())
+    return [period for period, _ in whole]
 
 
 def _result(parts: list[_Part]) -> SpanResult:

@@ -24,7 +24,8 @@ MEMORY_SHARE = 0.9
 """Share of the machine's memory that local workers get together; the rest is for this process and the system."""
 
 WORKER_PRELOAD = """
-import atexit, logging, os, sys
+import atexit, logging, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 NOISE = ("Compute Failed", "Failed to communicate with scheduler during heartbeat", "Async instruction for")
 for name in ("distributed.worker", "distributed.worker.state_machine"):
     logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(NOISE))
@@ -38,7 +39,8 @@ atexit.register(leave)
 
 A task's error is raised where its result is asked for; the copy that each worker would write to the terminal as well
 hides the one line that matters among tracebacks. While the cluster is closed a heartbeat may fail, or a task be
-cancelled. And a worker leaves without taking down what numba compiled: that took 1.7 to 4.2 s on a busy machine (0.1 s
+cancelled. A terminal sends Ctrl-C to workers, too, and they would show their tracebacks; whoever started them stops
+them. And a worker leaves without taking down what numba compiled: that took 1.7 to 4.2 s on a busy machine (0.1 s
 without), and after 4 s Dask kills the worker with a warning."""
 
 
