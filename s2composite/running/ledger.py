@@ -146,6 +146,13 @@ def read_ledger(output: str) -> tuple[dict[str, Any], ...]:
     ------
     WriteError
         It cannot be read.
+
+    Examples
+    --------
+    >>> with Ledger("noted.tif", "first") as ledger:
+    ...     ledger.add("done", window=[0, 1], seconds=1.5)
+    >>> [(event["event"], event["window"]) for event in read_ledger("noted.tif")][-1]
+    ('done', [0, 1])
     """
     with _reading(output):
         events = [event for run in _runs(ledger_root(output)) for event in run]
@@ -222,5 +229,13 @@ def _events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def ledger_table(output: str) -> pd.DataFrame:
-    """Return the ledger of an output as a table, one row for each event."""
+    """Return the ledger of an output as a table, one row for each event.
+
+    Examples
+    --------
+    >>> with Ledger("noted.tif", "first") as ledger:
+    ...     ledger.add("done", window=[0, 1], seconds=1.5)
+    >>> float(ledger_table("noted.tif")["seconds"].median())
+    1.5
+    """
     return pd.DataFrame(list(read_ledger(output)))

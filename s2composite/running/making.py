@@ -37,7 +37,13 @@ Which = Literal["missing", "untried", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A window that could not be made."""
+    """A window that could not be made.
+
+    Examples
+    --------
+    >>> Failure((0, 1), "the file is damaged").window
+    (0, 1)
+    """
 
     window: tuple[int, int]
     """Row and column of the window."""
@@ -48,7 +54,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What a job has done."""
+    """What a job has done.
+
+    Examples
+    --------
+    >>> result = JobResult((), 1.5, 12, (512, 512), 4, made=3, failed=(Failure((0, 1), "the file is damaged"),))
+    >>> "failed" if result.failed else result.paths
+    'failed'
+    """
 
     paths: tuple[str, ...]
     """Files or store written, absolute paths or URLs, the composite first; none if windows failed."""

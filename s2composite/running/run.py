@@ -155,6 +155,15 @@ def run_cells(
     ------
     S2CompositeError
         One of its kinds for whatever is wrong with the job, the scenes or the cluster.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> job = {"source": "doctest_scenes", "output": "{cell}.tif", "grid": {"type": "utm", "size": 5000}}
+    >>> job |= {"bbox": [0.51, 44.20, 0.52, 44.21], "cluster": {"workers": 1}}
+    >>> [(cell.name, len(result.paths)) for cell, result in run_cells(job, announce=False) if result is not None]
+    [('32631x0060y0979', 3)]
     """
     job = job if isinstance(job, Job) else load_job(job)
     if job.span is not None:

@@ -33,7 +33,15 @@ _WRITTEN_OUT = ("source", "output", "area")
 
 @dataclass(frozen=True, slots=True)
 class SpanJob:
-    """What a job means for one unit of its span."""
+    r"""What a job means for one unit of its span.
+
+    Examples
+    --------
+    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201204}")
+    >>> one = span_jobs(job)[0]
+    >>> one.period.label, one.job.datetime
+    ('2012-04', '2012-04-01/2012-04-30')
+    """
 
     period: Period
     """The unit."""
@@ -44,7 +52,16 @@ class SpanJob:
 
 @dataclass(frozen=True, slots=True)
 class SpanResult:
-    """What became of one unit of a span."""
+    r"""What became of one unit of a span.
+
+    Examples
+    --------
+    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201204}")
+    >>> one = span_jobs(job)[0]
+    >>> result = SpanResult(one.period, one.job, error=S2CompositeError("no scene"))
+    >>> result.complete, result.problems()
+    (False, ('2012-04: no scene',))
+    """
 
     period: Period
     """The unit."""

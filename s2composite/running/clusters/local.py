@@ -45,7 +45,13 @@ without), and after 4 s Dask kills the worker with a warning."""
 
 
 class LocalOptions(ElasticOptions):
-    """Worker processes on this machine."""
+    """Worker processes on this machine.
+
+    Examples
+    --------
+    >>> local_shape(LocalOptions(workers=2, threads=4))
+    (2, 4)
+    """
 
     type: Literal["local"] = "local"
     """Names the kind of cluster."""

@@ -45,7 +45,16 @@ _GDAL_DECODED = 60e6
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """One window."""
+    """One window.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> window = plan_job({"source": "doctest_scenes", "output": "planned.tif"}).windows[0]
+    >>> window.pixels, window.days, window.state
+    ((0, 256, 0, 256), 3, 'new')
+    """
 
     index: int
     """Its number, row by row."""
@@ -80,7 +89,16 @@ class WindowPlan:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """What a job will do; shown as `explain` says it."""
+    """What a job will do; shown as `explain` says it.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> plan = plan_job({"source": "doctest_scenes", "output": "planned.tif"})
+    >>> len(plan.scenes), plan.task_memory < plan.worker_limit
+    (3, True)
+    """
 
     state: str
     """``"new"``; ``"begun"``: some windows are done; ``"skip"``: the output is complete; ``"recompute"``: it is there,
@@ -257,6 +275,14 @@ def plan_cells(
     ------
     S2CompositeError
         As `plan_job`.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> job = {"source": "doctest_scenes", "output": "planned_{cell}.tif", "grid": {"type": "utm", "size": 5000}}
+    >>> [cell.name for cell, plan in plan_cells({**job, "bbox": [0.51, 44.20, 0.52, 44.21]}) if plan is not None]
+    ['32631x0060y0979']
     """
     job = job if isinstance(job, Job) else load_job(job)
     if job.span is not None:

@@ -21,7 +21,16 @@ __all__ = ["SpanPlan", "plan_spans"]
 
 @dataclass(frozen=True, eq=False)
 class SpanPlan:
-    """What one unit of a span will take."""
+    """What one unit of a span will take.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> job = {"source": "doctest_scenes", "output": "{{pointInTime}}.tif", "span": {"start": 2022, "end": 2022}}
+    >>> next(plan_spans(job)).explain().partition(":")[0]
+    '2022'
+    """
 
     unit: SpanJob
     """The unit, and what the job means for it."""

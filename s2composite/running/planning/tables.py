@@ -55,6 +55,16 @@ def write_csv(plans: Sequence[Named], path: str | Path) -> None:
     ------
     WriteError
         It cannot be written there.
+
+    Examples
+    --------
+    >>> from s2composite import plan_job
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> plan = plan_job({"source": "doctest_scenes", "output": "planned.tif", "period": "2023-04/2023-09"})
+    >>> write_csv([(None, plan)], "windows.csv")
+    >>> Path("windows.csv").read_text().splitlines()[0]
+    'T,X,Y,datasets,days,cell,index,requests,bytes,decoded,memory,product,state'
     """
     rows = plan_rows(plans)
     text = io.StringIO(newline="")
@@ -71,6 +81,15 @@ def write_geojson(plans: Sequence[Named], path: str | Path) -> None:
     ------
     WriteError
         It cannot be written there.
+
+    Examples
+    --------
+    >>> from s2composite import plan_job
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> write_geojson([(None, plan_job({"source": "doctest_scenes", "output": "planned.tif"}))], "windows.geojson")
+    >>> json.loads(Path("windows.geojson").read_text())["features"][0]["properties"]["region_code"]
+    'x000y000'
     """
     features = [
         {

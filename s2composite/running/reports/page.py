@@ -210,12 +210,21 @@ def _workers(report: Report) -> str:
 
 
 def write_report(job: Job) -> tuple[str, ...]:
-    """Write ``report.json`` and ``report.html`` beside the ledger; return where, nothing if nothing has been done.
+    r"""Write ``report.json`` and ``report.html`` beside the ledger; return where, nothing if nothing has been done.
 
     Raises
     ------
     WriteError
         They cannot be written there.
+
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> from s2composite.running.ledger import Ledger
+    >>> with Ledger("reported.tif", "first") as ledger:
+    ...     ledger.add("start", token="t", windows=[1, 2], files=["reported.tif"])
+    >>> [path.rpartition("/")[2] for path in write_report(load_job("source: scenes\noutput: reported.tif"))]
+    ['report.json', 'report.html']
     """
     report = job_report(job)
     if report is None:

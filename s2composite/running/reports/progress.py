@@ -16,7 +16,14 @@ __all__ = ["Progress", "job_progress"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is."""
+    """How far a job is.
+
+    Examples
+    --------
+    >>> progress = Progress("failed", 9, 8, (((0, 1), "the file is damaged"),), "2023-06-01T12:00:00", ("median.tif",))
+    >>> print(progress.summary())
+    failed: 8 of 9 windows done, 1 failed, last 2023-06-01T12:00:00
+    """
 
     state: str
     """``"new"``, ``"running or interrupted"``, ``"failed"``, ``"complete"``, or ``"gone"``: complete, but its files are
@@ -58,7 +65,14 @@ class Progress:
 
 
 def job_progress(job: Job) -> Progress:
-    """Return how far a job is. A job whose scenes or parameters have changed since shows what was made before."""
+    r"""Return how far a job is. A job whose scenes or parameters have changed since shows what was made before.
+
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> print(job_progress(load_job("source: scenes\noutput: not_begun.tif")).summary())
+    new: nothing has been done
+    """
     events = read_ledger(ledger_key(job))
     starts = [event for event in events if event["event"] == "start"]
     if not starts:

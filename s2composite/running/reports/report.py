@@ -38,7 +38,19 @@ class WorkerDone:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What happened to the product of a job that was last worked on."""
+    r"""What happened to the product of a job that was last worked on.
+
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> from s2composite.running.ledger import Ledger
+    >>> with Ledger("reported.tif", "first") as ledger:
+    ...     ledger.add("start", token="t", windows=[1, 2], files=["reported.tif"])
+    ...     ledger.add("failed", token="t", window=[0, 1], error="the file is damaged")
+    >>> report = job_report(load_job("source: scenes\noutput: reported.tif"))
+    >>> report.state, report.causes()
+    ('failed', (('the file is damaged', ((0, 1),)),))
+    """
 
     job: str
     """The job file, as YAML; what has its default value is left out, and so are users and signatures of URLs."""
@@ -128,7 +140,14 @@ def _cause(error: str) -> str:
 
 
 def job_report(job: Job) -> Report | None:
-    """Return the report of a job from its ledger; None if nothing has been done yet."""
+    r"""Return the report of a job from its ledger; None if nothing has been done yet.
+
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> job_report(load_job("source: scenes\noutput: not_begun.tif")) is None
+    True
+    """
     events = read_ledger(ledger_key(job))
     starts = [event for event in events if event["event"] == "start"]
     if not starts:
