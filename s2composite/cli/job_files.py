@@ -93,7 +93,7 @@ def status(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show how far a job is, from its ledger: nothing is read or computed."""
+    """Show how far a job is, from its ledger; nothing is computed."""
     from s2composite.running.jobs.job import load_job
     from s2composite.running.reports.progress import job_progress
 

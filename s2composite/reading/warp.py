@@ -74,7 +74,7 @@ def read_level(
     bands
         Bands of the file, counted from 0.
     window
-        ``(y, x)`` in that level's pixels, inside of the raster.
+        ``(y, x)`` in that level's pixels, inside the raster.
     out
         ``(len(bands), y, x)``, any strides.
     sign
@@ -127,11 +127,11 @@ def read_warped(
     geobox
         The target grid.
     window
-        ``(y, x)`` slices of it, inside of it; its shape is that of `out`.
+        ``(y, x)`` slices of it, inside it; its shape is that of `out`.
     resampling
         GDAL's name of the method.
     fill
-        Value of pixels outside of the raster, and its nodata value.
+        Value of pixels outside the raster, and its nodata value.
     out
         ``(len(bands), y, x)``, any strides.
 
@@ -212,7 +212,7 @@ def nearest_pixels(source: GeoBox, target: GeoBox) -> tuple[tuple[slice, slice],
     -------
     tuple or None
         The window ``(y, x)`` of the source that holds them all, and ``(y, x)`` int32: index into the flattened window,
-        -1 where a centre lies outside of the source. None if all do.
+        -1 where a centre lies outside the source. None if all do.
     """
     to_source, transform = ~source.transform, target.transform
     columns, rows = np.arange(target.shape.x) + 0.5, np.arange(target.shape.y) + 0.5

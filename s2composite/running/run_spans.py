@@ -168,18 +168,18 @@ def run_spans(
 ) -> Iterator[SpanResult]:
     """Run a job for each month, day or year of its span, all on one cluster.
 
-    Each has its own output and ledger, so a run that was interrupted is gone on with: what is complete is not made
-    again. A unit that fails, such as a month without a scene, does not stop the others. Windows of the next unit are
-    made while the last ones of a unit are, and while its files are put together.
+    Each has its own output and ledger, so an interrupted run is resumed and nothing complete is made again. A unit that
+    fails, such as a month without scenes, does not stop the others. Windows of the
+    next unit are made while the files of the one before are assembled.
 
     Parameters
     ----------
     job
         A job with ``span``; as for `run_job`.
     since
-        ``"last"``: only the unit that was over last, which is what a monthly cron job makes. A date: from then on.
+        ``"last"``: only the unit that ended last, for a monthly cron job. A date: that unit and all later ones.
     today
-        The day that "over" is about; default: today in UTC.
+        The day that decides which units have ended; default: today in UTC.
     client, announce, which, error
         As for `run_job`.
     windows, area
