@@ -55,7 +55,7 @@ def of(digests, suffix):
 KINDS = ["start", "done", "retry", "failed", "assemble", "product", "end"]
 
 
-@settings(max_examples=100)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from("ab"), st.integers(0, 2), st.sampled_from("xy"))))
 def test_what_is_kept_of_a_ledger_decides_as_all_of_it_does(tmp_path_factory, noted):
     output = str(tmp_path_factory.mktemp("turns") / "a.tif")

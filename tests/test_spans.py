@@ -49,7 +49,7 @@ output: viirs_{{pointInTime}}.tif
     assert found[0].job.span is None
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     unit=st.sampled_from(["day", "week", "month", "quarter", "season", "year"]),
     first=st.dates(dt.date(2000, 1, 1), dt.date(2020, 1, 1)),
