@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distributed import Client
+from http_faults import fault_server
 
+from s2composite.demo import make_scenes
 from s2composite.running.ledger import read_ledger
 
 
@@ -37,6 +39,47 @@ def digests(directory):
     files = [path for path in sorted(Path(directory).rglob("*")) if path.is_file()]
     wanted = [path for path in files if path.suffix == ".tif" or ".zarr/" in str(path)]
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in wanted}
+
+
+def damaged(whole, at):
+    """Return a file whose tiles around a place, a share of its length, were overwritten."""
+    start = int(at * len(whole))
+    return whole[:start] + bytes(2000) + whole[start + 2000 :]
+
+
+class DamagedCopy:
+    """Copies of scenes of which the largest is damaged in the middle, until it is mended: then it is as it was, its time too."""
+
+    def __init__(self, scenes, directory):
+        self.directory = Path(directory)
+        self.directory.mkdir()
+        for path in Path(scenes).glob("*.tif"):
+            (self.directory / path.name).write_bytes(path.read_bytes())
+        self.victim = max(self.directory.glob("*.tif"), key=lambda path: path.stat().st_size)
+        self._whole, self._stat = self.victim.read_bytes(), self.victim.stat()
+        self._write(damaged(self._whole, 0.5))
+
+    def mend(self):
+        self._write(self._whole)
+
+    def _write(self, data):
+        self.victim.write_bytes(data)
+        os.utime(self.victim, ns=(self._stat.st_atime_ns, self._stat.st_mtime_ns))
+
+
+@contextmanager
+def signed_job(directory, side, secret, fault=None):
+    """Yield a job whose lower windows cannot read one of three scenes, on a server that wants signatures."""
+    make_scenes(str(directory / "scenes"), scenes=3, size=600, seed=3, compress="deflate")
+    files = sorted((directory / "scenes").glob("*.tif"))
+    files[1].write_bytes(damaged(files[1].read_bytes(), 0.75))
+    with fault_server(directory / "scenes", fault=fault) as server:
+        yield {
+            "source": [f"{server.url(file.name)}?signature={secret}" for file in files],
+            "output": str(directory / "median.tif"),
+            "chunks": side,
+            "raster": {"blocksize": side},
+        }
 
 
 def events(output):

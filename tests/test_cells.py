@@ -87,6 +87,16 @@ def test_polygons_of_a_file(tmp_path):
     assert cells_of(grid, fields[1])[0].geobox.crs.to_epsg() == 32631
     with pytest.raises(JobError, match="no property 'nom'; it has id"):
         cells_of(CellsOptions(type="cells", file=str(file), name="nom"), None)
+    for names, words in (
+        (["a", "b", "a"], "two polygons are named 'a'"),
+        (["a", "../b", "c"], "named '../b', which is no part"),
+        (["a", "", "c"], "named ''"),
+    ):
+        for feature, name in zip(features, names, strict=True):
+            feature["properties"]["id"] = name
+        file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        with pytest.raises(JobError, match=words):
+            cells_of(grid, None)
     (tmp_path / "bad.geojson").write_text("{")
     with pytest.raises(JobError, match="not GeoJSON"):
         cells_of(CellsOptions(type="cells", file=str(tmp_path / "bad.geojson")), None)

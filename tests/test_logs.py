@@ -7,11 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from http_faults import fault_server
 from hypothesis import given
 from hypothesis import strategies as st
+from job_helpers import signed_job
 
-from s2composite.demo import make_scenes
 from s2composite.running.ledger import read_ledger
 from s2composite.running.reports.logs import LogFormatter
 
@@ -27,20 +26,8 @@ def run_cli(*arguments):
 def ran(tmp_path_factory):
     """A run on scenes of which one cannot be read in places, from a server that fails now and then."""
     directory = tmp_path_factory.mktemp("logged")
-    make_scenes(str(directory / "scenes"), scenes=3, size=600, seed=3, compress="deflate")
-    files = sorted((directory / "scenes").glob("*.tif"))
-    whole = files[1].read_bytes()
-    cut = 3 * len(whole) // 4
-    files[1].write_bytes(whole[:cut] + bytes(1000) + whole[cut + 1000 :])
-    with fault_server(directory / "scenes", fault=lambda path, n: "503" if n == 3 else None) as server:
-        job = {
-            "source": [f"{server.url(file.name)}?signature={SECRET}" for file in files],
-            "output": str(directory / "median.tif"),
-            "chunks": 256,
-            "raster": {"blocksize": 256},
-            "cluster": {"workers": 1, "dashboard": ":0"},
-        }
-        (directory / "job.json").write_text(json.dumps(job))
+    with signed_job(directory, 256, SECRET, fault=lambda path, n: "503" if n == 3 else None) as spec:
+        (directory / "job.json").write_text(json.dumps({**spec, "cluster": {"workers": 1, "dashboard": ":0"}}))
         done = run_cli("run", str(directory / "job.json"), "--log", "json")
     return done, directory
 

@@ -11,10 +11,12 @@ import rasterio
 from dask.utils import parse_bytes
 from http_faults import fault_server
 from odc.geo import geom
+from typer.testing import CliRunner
 
 import s2composite as s2c
+from s2composite.cli import app
 from s2composite.demo import make_scenes
-from s2composite.errors import JobError, ParameterError
+from s2composite.errors import JobError, ParameterError, WriteError
 from s2composite.running.ledger import read_ledger
 from s2composite.running.planning.plan import plan_cells, plan_job
 from s2composite.running.planning.tables import write_csv, write_geojson
@@ -75,7 +77,7 @@ def test_states_follow_the_job(scenes, tmp_path):
     text = done.explain()
     assert "median.tif" in text
     assert "9 done" in text
-    assert "4, on 4 to 4 solar days" in text
+    assert "4, on 4 solar days" in text
 
 
 def test_tables(scenes, tmp_path):
@@ -235,3 +237,16 @@ def test_cells_by_name_area_and_number_of_scenes(scenes, tmp_path):
     write_csv(named, tmp_path / "cells.csv")
     with (tmp_path / "cells.csv").open() as file:
         assert {row["cell"] for row in csv.DictReader(file)} == set(there)
+
+
+def test_tables_and_job_files_that_cannot_be_written_are_told_before_the_work(tmp_path):
+    (tmp_path / "job.yaml").write_text("source: nowhere\noutput: median.tif\n")
+    nowhere = str(tmp_path / "none" / "file")
+    plan = ["plan", str(tmp_path / "job.yaml")]
+    for arguments in (["init", nowhere], [*plan, "--csv", nowhere], [*plan, "--geojson", nowhere]):
+        found = CliRunner().invoke(app, arguments)
+        assert isinstance(found.exception, WriteError), found.output
+        assert "does not exist; create it first" in str(found.exception)
+    with pytest.raises(WriteError, match="create it first"):
+        run_job({"source": "nowhere", "output": str(tmp_path / "none" / "median.tif")})
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 from browser import chromium, needs_browser
-from http_faults import fault_server
+from job_helpers import signed_job
 
 import s2composite as s2c
-from s2composite.demo import make_scenes
 from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import ledger_root, read_ledger
 from s2composite.running.reports.page import report_page, write_report
@@ -31,19 +30,8 @@ def browser():
 def job_with_failures(tmp_path_factory):
     """The job of a run in which the lower windows could not read one of three scenes on a server that wants signatures."""
     directory = tmp_path_factory.mktemp("reported")
-    make_scenes(str(directory / "scenes"), scenes=3, size=600, seed=3, compress="deflate")
-    files = sorted((directory / "scenes").glob("*.tif"))
-    kept = files[1].read_bytes()
-    middle = 3 * len(kept) // 4
-    files[1].write_bytes(kept[:middle] + bytes(1000) + kept[middle + 1000 :])
-    with fault_server(directory / "scenes") as server:
-        spec = {
-            "source": [f"{server.url(file.name)}?signature={SECRET}" for file in files],
-            "output": str(directory / "median.tif"),
-            "chunks": 128,
-            "raster": {"blocksize": 128},
-            "policy": {"attempts": 1},
-        }
+    with signed_job(directory, 128, SECRET) as unsure:
+        spec = {**unsure, "policy": {"attempts": 1}}
         with s2c.connect("local", workers=1, threads=2, memory="1GB", dashboard=":0", announce=False) as client:
             result = run_job(spec, client=client)
     assert 0 < len(result.failed) < result.windows == 25

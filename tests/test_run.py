@@ -2,19 +2,19 @@
 
 import datetime as dt
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from job_helpers import digests, job, made
+from job_helpers import DamagedCopy, digests, job, made
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.errors import ParameterError, S2CompositeError, WriteError
+from s2composite.running.history import failures_in
 from s2composite.running.jobs.job import load_job
-from s2composite.running.ledger import Ledger, failures_in, ledger_root, ledger_table, read_ledger
+from s2composite.running.ledger import Ledger, ledger_root, ledger_table, read_ledger
 from s2composite.running.reports.page import write_report
 from s2composite.running.reports.progress import job_progress
 from s2composite.running.reports.report import job_report
@@ -72,23 +72,14 @@ def test_what_is_complete_is_not_made_again(scenes, client, undisturbed, tmp_pat
 
 
 def test_windows_that_fail_are_kept_and_tried_again(scenes, client, undisturbed, tmp_path):
-    broken = tmp_path / "scenes"
-    broken.mkdir()
-    for path in scenes.glob("*.tif"):
-        (broken / path.name).write_bytes(path.read_bytes())
-    victim = max(broken.glob("*.tif"), key=lambda path: path.stat().st_size)
-    whole, stat = victim.read_bytes(), victim.stat()
-    mangled = bytearray(whole)
-    middle = len(mangled) // 2
-    mangled[middle : middle + 2000] = b"\0" * 2000
-    victim.write_bytes(mangled)
-    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    copy = DamagedCopy(scenes, tmp_path / "scenes")
+    broken = copy.directory
     out = tmp_path / "out"
     out.mkdir()
     first = run_job(job(broken, out), client=client)
     assert first.paths == ()
     assert 0 < len(first.failed) < 81
-    assert victim.stem[:20] in first.failed[0].error
+    assert copy.victim.stem[:20] in first.failed[0].error
     assert not list(out.glob("*.tif"))
     progress = job_progress(load_job(job(broken, out)))
     assert progress.state == "failed"
@@ -97,8 +88,7 @@ def test_windows_that_fail_are_kept_and_tried_again(scenes, client, undisturbed,
     untried = run_job(job(broken, out), client=client, which="untried")
     assert untried.made == 0
     assert len(untried.failed) == len(first.failed)
-    victim.write_bytes(whole)
-    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    copy.mend()
     none = run_job(job(broken, out), client=client, which="failed", error="no such words")
     assert none.made == 0
     told = job_report(load_job(job(broken, out)))

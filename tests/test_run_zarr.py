@@ -1,12 +1,11 @@
 """Jobs that write Zarr: in the ledger window by window, gone on with and tried again like those that write files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from job_helpers import digests, events, made, store_job
+from job_helpers import DamagedCopy, digests, events, made, store_job
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
@@ -72,25 +71,17 @@ def test_half_of_a_store_is_gone_on_with(scenes, client, undisturbed, tmp_path):
 
 
 def test_windows_that_fail_are_kept_and_tried_again(scenes, client, undisturbed, tmp_path):
-    broken = tmp_path / "scenes"
-    broken.mkdir()
-    for path in scenes.glob("*.tif"):
-        (broken / path.name).write_bytes(path.read_bytes())
-    victim = max(broken.glob("*.tif"), key=lambda path: path.stat().st_size)
-    whole, stat = victim.read_bytes(), victim.stat()
-    victim.write_bytes(whole[: len(whole) // 2] + b"\0" * 2000 + whole[len(whole) // 2 + 2000 :])
-    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    copy = DamagedCopy(scenes, tmp_path / "scenes")
     out = tmp_path / "out"
     out.mkdir()
-    spec = store_job(broken, out)
+    spec = store_job(copy.directory, out)
     first = run_job(spec, client=client)
     assert first.paths == ()
     assert 0 < len(first.failed) < 25
-    assert victim.stem[:20] in first.failed[0].error
+    assert copy.victim.stem[:20] in first.failed[0].error
     assert job_report(load_job(spec)).state == "failed"
     assert run_job(spec, client=client, which="untried").made == 0
-    victim.write_bytes(whole)
-    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    copy.mend()
     last = run_job(spec, client=client, which="failed", error="damaged")
     assert last.made == len(first.failed)
     assert digests(out) == undisturbed
@@ -98,14 +89,8 @@ def test_windows_that_fail_are_kept_and_tried_again(scenes, client, undisturbed,
 
 
 def test_what_could_not_be_read_is_in_the_store(scenes, client, tmp_path):
-    broken = tmp_path / "scenes"
-    broken.mkdir()
-    for path in scenes.glob("*.tif"):
-        (broken / path.name).write_bytes(path.read_bytes())
-    victim = max(broken.glob("*.tif"), key=lambda path: path.stat().st_size)
-    whole = victim.read_bytes()
-    victim.write_bytes(whole[: len(whole) // 2] + b"\0" * 2000 + whole[len(whole) // 2 + 2000 :])
-    spec = store_job(broken, tmp_path, on_error="skip")
+    copy = DamagedCopy(scenes, tmp_path / "scenes")
+    spec = store_job(copy.directory, tmp_path, on_error="skip")
     (path,) = run_job(spec, client=client).paths
     done = [event for event in events(path) if event["event"] == "done"]
     told = {tuple(event["window"]) for event in done if event.get("failed_scenes")}
@@ -115,7 +100,7 @@ def test_what_could_not_be_read_is_in_the_store(scenes, client, tmp_path):
         assert told == {tuple(at) for at in np.argwhere((table == 2).any(0)).tolist()}
         assert told
         assert store.attrs["read_status"]["failed_windows"] == len(told)
-        assert victim.stem[:20] in next(iter(store.attrs["read_status"]["failed"]))
+        assert copy.victim.stem[:20] in next(iter(store.attrs["read_status"]["failed"]))
 
 
 def test_what_another_job_has_left_gives_way_unless_it_is_at_work(scenes, client, undisturbed, tmp_path):
@@ -134,6 +119,6 @@ def test_what_another_job_has_left_gives_way_unless_it_is_at_work(scenes, client
     foreign = tmp_path / "foreign.zarr"
     foreign.mkdir()
     Path(foreign, ".zgroup").write_text("{}")
-    with pytest.raises(WriteError, match="not what this job makes"):
+    with pytest.raises(WriteError, match="no ledger beside it says what it is"):
         run_job({**spec, "output": str(foreign)}, client=client)
     assert [path.name for path in foreign.iterdir()] == [".zgroup"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -28,6 +31,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 def main() -> None:
     """Run the command line; an error of the library is one line on stderr and exit code 2."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not one whom nobody can interrupt
+        signal.signal(signal.SIGINT, _interrupted)
     try:
         app()
     except S2CompositeError as error:
@@ -36,6 +41,17 @@ def main() -> None:
         else:
             on_stderr().print(f"[bold red]error:[/] {plain(str(error))}")
         sys.exit(SOME_FAILED if getattr(error, "resumable", False) else BAD_INPUT)
+
+
+def _interrupted(signum: int, frame: FrameType | None) -> None:
+    """Stop in good order; who presses Ctrl-C again does not want to wait until workers have stopped, too."""
+    signal.signal(signal.SIGINT, _stop_at_once)
+    signal.default_int_handler(signum, frame)
+
+
+def _stop_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler of signals
+    # Local workers end with their parent, and whatever is written takes its name when it is whole.
+    os._exit(128 + signum)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from s2composite.cli.options import Area, Cells, JobFile, Settings, Windows, chosen
+from s2composite.cli.options import Area, Cells, JobFile, Settings, Since, Windows, chosen
 from s2composite.cli.run import left_out
+from s2composite.cli.words import SOME_FAILED, plural
 from s2composite.errors import JobError
 
 # Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
@@ -29,31 +31,60 @@ def plan(
     windows: Windows = None,
     cells: Cells = None,
     area: Area = None,
+    since: Since = None,
 ) -> None:
-    """Show what a job will read, hold in memory and write; only headers are read."""
+    """Show what a job will read, hold in memory and write; nothing is read but headers.
+
+    Exit code 1: some months of a span cannot be made.
+    """
     from s2composite.running.jobs.job import load_job
-    from s2composite.running.planning.plan import Plan, plan_cells, plan_job
+    from s2composite.running.planning.plan import told_time
     from s2composite.running.planning.tables import write_csv, write_geojson
-    from s2composite.running.run_spans import explain_spans
+    from s2composite.writing.targets import target_of
 
     checked = load_job(job, setting or ())
-    if checked.span is not None:
-        typer.echo(explain_spans(checked))
-        return
-    plans: list[tuple[str | None, Plan]] = []
-    which = chosen(checked, windows=windows, cells=cells, area=area)
-    if checked.grid is None:
-        planned = plan_job(checked, **which)
-        plans = [(None, planned)]
-        typer.echo(planned.explain())
-    else:
-        for cell, one in plan_cells(checked, **which):
-            typer.echo(f"\n{cell.name}\n{left_out(checked) if one is None else one.explain()}")
-            plans += [] if one is None else [(cell.name, one)]
+    for table in (csv, geojson):
+        if table is not None:
+            target_of(table, overwrite=True)  # before the work
+    which = chosen(checked, since=since, windows=windows, cells=cells, area=area)
+    found = _plans_of_span(checked, which) if checked.span is not None else _plans(checked, which)
+    plans = [(name, plan) for name, plan in found if plan is not None]
     if csv is not None:
         write_csv(plans, csv)
     if geojson is not None:
         write_geojson(plans, geojson)
+    if len(plans) > 1:
+        total = told_time(sum(plan.minutes for _, plan in plans))
+        typer.echo(f"{plural(len(plans), 'product')}, {total} in all")
+    if any(plan is None for _, plan in found):
+        raise typer.Exit(SOME_FAILED)
+
+
+def _plans(job: Any, which: Mapping[str, Any]) -> list[tuple[str | None, Any]]:
+    """Say what a job, or each of its cells, will take, and return the plans."""
+    from s2composite.running.planning.plan import plan_cells, plan_job
+
+    if job.grid is None:
+        planned = plan_job(job, **which)
+        typer.echo(planned.explain())
+        return [(None, planned)]
+    plans: list[tuple[str | None, Any]] = []
+    for cell, one in plan_cells(job, **which):
+        typer.echo(f"\n{cell.name}\n{left_out(job) if one is None else one.explain()}")
+        plans += [] if one is None else [(cell.name, one)]
+    return plans
+
+
+def _plans_of_span(job: Any, which: Mapping[str, Any]) -> list[tuple[str | None, Any]]:
+    """Say what each unit of a span will take, and return the plans; None for one that cannot be made."""
+    from s2composite.running.planning.span_plans import plan_spans
+
+    plans: list[tuple[str | None, Any]] = []
+    for one in plan_spans(job, **which):
+        typer.echo(one.explain())
+        plans += [(None, None)] if one.error is not None else []
+        plans += [(None if cell is None else cell.name, plan) for cell, plan in one.plans if plan is not None]
+    return plans
 
 
 def status(
@@ -95,10 +126,11 @@ def init(
 ) -> None:
     """Write a commented job file to start from."""
     from s2composite.running.jobs.template import job_template
+    from s2composite.writing.targets import put_small, target_of
 
     if path.exists():
         raise JobError(f"{path}: exists already; name another file", key=None, line=None)
-    path.write_text(job_template(), "utf-8")
+    put_small(job_template().encode(), target_of(path, overwrite=False), overwrite=False)
     typer.echo(f"{path}; next: s2composite run {path}")
 
 

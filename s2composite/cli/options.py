@@ -44,8 +44,13 @@ Since = Annotated[
 ]
 
 
-def chosen(job: Any, *, windows: str | None = None, cells: str | None = None, **more: Any) -> dict[str, Any]:
-    """Return the options that choose windows or cells, checked against the job."""
+def chosen(
+    job: Any, *, since: str | None = None, windows: str | None = None, cells: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """Return the options that choose, of those that a job can have."""
+    if job.span is None and since is not None:
+        raise JobError("--since chooses from a span, and the job has none; leave it out", key="span")
+    more |= {} if job.span is None else {"since": since}
     if job.grid is None and cells is not None:
         raise JobError("--cells: the job has no grid; --windows and --area choose among its windows", key="grid")
     if job.grid is not None and windows is not None:

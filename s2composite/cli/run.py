@@ -12,7 +12,7 @@ import typer
 
 from s2composite.cli.options import Area, Cells, JobFile, Log, Settings, Since, Windows, chosen
 from s2composite.cli.words import SOME_FAILED, on_stderr, plain, plural
-from s2composite.errors import JobError
+from s2composite.errors import WriteError
 
 # Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
 # ruff: noqa: PLC0415
@@ -75,22 +75,20 @@ def _run(
     if log is not None:
         log_to_stderr(log)
     checked = load_job(job, settings)
-    if since is not None and checked.span is None:
-        raise JobError(f"{job}: --since chooses from a span, and the job has none; leave it out", key="span", line=None)
+    options = {"announce": log is None, **chosen(checked, since=since, **which)}
 
-    # After the check, so that a mistake in the job shows at once.
-    from s2composite.running.reports.page import write_report
+    # After the check, so that a mistake in the job is told at once.
     from s2composite.running.run import run_cells, run_job
     from s2composite.running.run_spans import run_spans
 
     if checked.span is not None:
-        _tell_spans(run_spans(checked, since=since, announce=log is None, **chosen(checked, **which)))
+        _tell_spans(checked, run_spans(checked, **options))
         return
     if checked.grid is not None:
-        _tell_cells(checked, run_cells(checked, announce=log is None, **chosen(checked, **which)))
+        _tell_cells(checked, run_cells(checked, **options))
         return
-    result = run_job(checked, announce=log is None, **chosen(checked, **which))
-    write_report(checked)
+    result = run_job(checked, **options)
+    _report(checked)
     pixels = " x ".join(map(str, result.shape))
     work = f"{plural(result.scenes, 'scene')}, {pixels} pixels, {plural(result.windows, 'window')}"
     typer.echo(f"{work} in {result.seconds:.1f} s{_made(result)}")
@@ -99,6 +97,17 @@ def _run(
     if not result.paths:
         _explain(result.failed)
         raise typer.Exit(SOME_FAILED)
+
+
+def _report(job: Any) -> None:
+    """Write a job's report; where that cannot be, what was made is there all the same."""
+    from s2composite.running.reports.page import write_report
+
+    try:
+        write_report(job)
+    except WriteError as error:
+        LOG.warning("%s", error)
+        on_stderr().print(f"the report cannot be written: {plain(str(error))}")
 
 
 def _made(result: Any) -> str:
@@ -122,7 +131,6 @@ def left_out(job: Any) -> str:
 
 def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
     """Say what became of each cell, as it ends, and write its report."""
-    from s2composite.running.reports.page import write_report
     from s2composite.running.scope import cell_job
 
     some_failed = False
@@ -131,7 +139,7 @@ def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
             typer.echo(f"{cell.name}: {left_out(job)}")
             continue
         typer.echo(f"{cell.name}: {plural(result.made, 'window')} made in {result.seconds:.1f} s")
-        write_report(cell_job(job, cell))
+        _report(cell_job(job, cell))
         for path in result.paths:
             typer.echo(path)
         if not result.paths:
@@ -141,18 +149,28 @@ def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _tell_spans(results: Iterable[Any]) -> None:
-    """Say what became of each unit of a span, as it ends."""
+def _tell_spans(job: Any, results: Iterable[Any]) -> None:
+    """Say what became of each unit of a span, as it ends, and write its reports."""
+    from s2composite.running.scope import cell_job
+
     console = on_stderr()
     some_failed = False
     for one in results:
         typer.echo(one.summary())
+        for cell, result in one.results:
+            if result is None:
+                typer.echo(f"{one.period.label}, {cell.name}: {left_out(job)}")
+            else:
+                _report(one.job if cell is None else cell_job(one.job, cell))
         for problem in one.problems():
             console.print(f"[bold red]failed:[/] {plain(problem)}")
         some_failed |= not one.complete
     if some_failed:
         console.print("what is done is kept: s2composite run makes the rest, retry what failed")
         raise typer.Exit(SOME_FAILED)
+
+
+_KEPT = "what is done is kept"
 
 
 def _explain(failed: Sequence[Any], error: str | None = None) -> None:
@@ -163,5 +181,9 @@ def _explain(failed: Sequence[Any], error: str | None = None) -> None:
         console.print(f"[bold red]failed:[/] window {failure.window}: {plain(failure.error)}")
     if error is not None:
         console.print(f"[bold red]failed:[/] {plain(error)}")
-    more = f"{len(failed)} windows failed" if failed else "some windows are not made yet" if error is None else "failed"
-    console.print(f"{more}; what is done is kept: s2composite retry makes the failed ones again")
+    if failed:
+        console.print(f"{plural(len(failed), 'window')} failed; {_KEPT}: s2composite retry makes the failed ones again")
+    elif error is None:
+        console.print(f"some windows are not made yet; {_KEPT}: s2composite run makes the rest")
+    else:
+        console.print(f"{_KEPT}: s2composite run goes on with it")

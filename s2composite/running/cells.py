@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, floor
@@ -37,6 +38,9 @@ _GRANULE = 109_800
 _SQUARE = 100_000
 """Side of a square of the Military Grid Reference System in metres."""
 
+_SAFE = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
+"""Names that stay within their directory, and are seen there."""
+
 _COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
 _ROWS = "ABCDEFGHJKLMNPQRSTUV"
 _BANDS = "CDEFGHJKLMNPQRSTUVWX"
@@ -44,7 +48,14 @@ _BANDS = "CDEFGHJKLMNPQRSTUVWX"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One piece of an area."""
+    """One piece of an area.
+
+    Examples
+    --------
+    >>> cell = cells_of(MgrsOptions(type="mgrs"), box(1.2, 43.6, 1.21, 43.61, "EPSG:4326"))[0]
+    >>> cell.name, tuple(cell.geobox.shape)
+    ('31TCJ', (10980, 10980))
+    """
 
     name: str
     """Safe in file names: ``"31TCJ"``, ``"x0030y0480"``."""
@@ -54,7 +65,14 @@ class Cell:
 
 
 class OdcOptions(Strict):
-    """A grid of equal tiles, as Open Data Cube has them."""
+    """A grid of equal tiles, as Open Data Cube has them.
+
+    Examples
+    --------
+    >>> grid = OdcOptions(crs="EPSG:3035", resolution=10, shape=10_000)
+    >>> [cell.name for cell in cells_of(grid, box(1.0, 43.6, 1.05, 43.65, "EPSG:4326"))]
+    ['x0035y0023']
+    """
 
     type: Literal["odc"] = "odc"
     """Names the kind of grid."""
@@ -70,7 +88,13 @@ class OdcOptions(Strict):
 
 
 class UtmOptions(Strict):
-    """Squares in each UTM zone that the area touches."""
+    """Squares in each UTM zone that the area touches.
+
+    Examples
+    --------
+    >>> [cell.name for cell in cells_of(UtmOptions(type="utm", size=50_000), box(1.2, 43.6, 1.21, 43.61, "EPSG:4326"))]
+    ['32631x0007y0096']
+    """
 
     type: Literal["utm"]
     """Names the kind of grid."""
@@ -86,7 +110,13 @@ class UtmOptions(Strict):
 
 
 class MgrsOptions(Strict):
-    """The granules of Sentinel-2."""
+    """The granules of Sentinel-2.
+
+    Examples
+    --------
+    >>> [cell.name for cell in cells_of(MgrsOptions(type="mgrs"), box(1.2, 43.6, 1.21, 43.61, "EPSG:4326"))]
+    ['31TCJ']
+    """
 
     type: Literal["mgrs"]
     """Names the kind of grid."""
@@ -96,7 +126,16 @@ class MgrsOptions(Strict):
 
 
 class CellsOptions(Strict):
-    """The polygons of a GeoJSON file: each one's bounding box, in a CRS of your choice."""
+    """The polygons of a GeoJSON file: each one's bounding box, in a CRS of your choice.
+
+    Examples
+    --------
+    >>> field = {"type": "Feature", "geometry": box(1.2, 43.6, 1.3, 43.7, None).json, "properties": {"id": "north"}}
+    >>> Path("fields.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [field]})) > 0
+    True
+    >>> [cell.name for cell in cells_of(CellsOptions(type="cells", file="fields.geojson", name="id"), None)]
+    ['north']
+    """
 
     type: Literal["cells"]
     """Names the kind of grid."""
@@ -192,13 +231,23 @@ def _features(path: str) -> list[tuple[Geometry, dict[str, Any]]]:
 
 
 def _polygons(grid: CellsOptions) -> Iterator[Cell]:
+    seen: set[str] = set()
     for shape, facts in _features(grid.file):
         if grid.name not in facts:
             known = ", ".join(map(str, facts)) or "none"
             raise JobError(f"{grid.file}: a polygon has no property {grid.name!r}; it has {known}", key="grid.name")
+        name = str(facts[grid.name])
+        if name in seen:
+            raise JobError(f"{grid.file}: two polygons are named {name!r}, and would be one product", key="grid.name")
+        if not _SAFE.fullmatch(name):
+            raise JobError(
+                f"{grid.file}: a polygon is named {name!r}, which is no part of a file's name; name them otherwise",
+                key="grid.name",
+            )
+        seen.add(name)
         crs = _utm(*shape.centroid.coords[0]) if grid.crs == "utm" else grid.crs
         bounds = shape.to_crs(crs).boundingbox
-        yield Cell(str(facts[grid.name]), GeoBox.from_bbox(bounds, resolution=grid.resolution))
+        yield Cell(name, GeoBox.from_bbox(bounds, resolution=grid.resolution))
 
 
 def _odc(grid: OdcOptions, area: Geometry) -> Iterator[Cell]:

@@ -12,25 +12,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
 
-from s2composite.errors import WriteError
+from s2composite.errors import S2CompositeError, WriteError
 from s2composite.scenes.storage import display, filesystem, is_remote, join, reason
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["Ledger", "busy_tokens", "completed", "done_in", "failures_in", "ledger_root", "ledger_table", "read_ledger"]
+__all__ = ["Ledger", "each_event", "ledger_root", "ledger_table", "read_ledger", "read_turns"]
 
 _SUFFIX = ".ledger"
-_DONE = ("done", "found")
-"""Events that say that a window is done: its run has made it; its record was there when a run began, of which no line
-told because whoever made it was killed or had given it up before."""
-
 _FLUSHED_EVERY = 100
 """Events that are kept in memory where the ledger is on an object store: objects cannot be added to."""
 
@@ -39,9 +37,6 @@ _FLUSHED_AFTER = 5.0
 
 _SYNCED_AFTER = 1.0
 """Seconds between two waits for the disk: each takes some milliseconds, and only a power failure asks for it."""
-
-_SILENCE = 60.0
-"""Seconds of silence beyond twice its timeout after which a run counts as dead: one that lives says so before."""
 
 
 def ledger_root(output: str) -> str:
@@ -113,7 +108,8 @@ class Ledger:
         self._waiting.clear()
 
     def _append(self, file: int, data: bytes, *, sync: bool) -> None:
-        os.write(file, data)
+        while data:  # a disk that gets full takes a part
+            data = data[os.write(file, data) :]
         if sync or time.monotonic() - self._synced > _SYNCED_AFTER:
             os.fsync(file)
             self._synced = time.monotonic()
@@ -144,94 +140,115 @@ class Ledger:
 
 
 def read_ledger(output: str) -> tuple[dict[str, Any], ...]:
-    """Return the events of an output in order of time; none where there is no ledger."""
-    events = [event for text in _files(ledger_root(output)) for event in _events(text)]
-    return tuple(sorted(events, key=lambda event: str(event["at"])))
+    """Return the events of an output in order of time; none where there is no ledger.
+
+    Raises
+    ------
+    WriteError
+        It cannot be read.
+
+    Examples
+    --------
+    >>> with Ledger("noted.tif", "first") as ledger:
+    ...     ledger.add("done", window=[0, 1], seconds=1.5)
+    >>> [(event["event"], event["window"]) for event in read_ledger("noted.tif")][-1]
+    ('done', [0, 1])
+    """
+    with _reading(output):
+        events = [event for run in _runs(ledger_root(output)) for event in run]
+    return tuple(sorted(events, key=_time))
 
 
-def _files(root: str) -> Iterator[str]:
+def read_turns(output: str) -> tuple[dict[str, Any], ...]:
+    """Return those events that decide what is to be done, in order of time: a window that went well leaves none.
+
+    A million windows are as many lines; what is kept of them is small.
+
+    Raises
+    ------
+    WriteError
+        The ledger cannot be read.
+    """
+    kept: list[dict[str, Any]] = []
+    failed: set[tuple[Any, ...]] = set()
+    with _reading(output):
+        for run in _runs(ledger_root(output)):
+            last: dict[str, Any] | None = None
+            for event in run:
+                window = (event.get("token"), *event["window"]) if "window" in event else None
+                if event["event"] == "failed" and window:
+                    failed.add(window)
+                if window is None or window in failed:
+                    kept.append(event)
+                last = event
+            # When it was last heard of.
+            kept += [{"at": last["at"], "run": last["run"], "event": "last"}] if last else []
+    return tuple(sorted(kept, key=_time))
+
+
+def each_event(output: str) -> Iterator[dict[str, Any]]:
+    """Yield the events of an output, run by run in order of their beginnings; of a million, one is held at a time.
+
+    Raises
+    ------
+    WriteError
+        The ledger cannot be read.
+    """
+    with _reading(output):
+        for run in _runs(ledger_root(output)):
+            yield from run
+
+
+def _time(event: Mapping[str, Any]) -> str:
+    return str(event["at"])
+
+
+@contextmanager
+def _reading(output: str) -> Iterator[None]:
+    try:
+        yield
+    except S2CompositeError:
+        raise
+    except Exception as error:  # clients of object stores raise their own kinds
+        root = ledger_root(output)
+        raise WriteError(f"{display(root)}: the ledger cannot be read: {reason(root, error)}") from error
+
+
+def _runs(root: str) -> Iterator[Iterator[dict[str, Any]]]:
+    """Yield the events of each run, the runs in order of their names, which begin with the time."""
     if not is_remote(root):
-        yield from (file.read_text() for file in sorted(Path(root).glob("*.jsonl")))
+        for file in sorted(Path(root).glob("*.jsonl")):
+            with file.open("rb") as lines:
+                yield _events(lines)
         return
     fs, path = filesystem(root)
     fs.invalidate_cache()
-    for name in sorted(fs.glob(f"{path}/*.jsonl")):
-        yield bytes(fs.cat_file(name)).decode()
+    for _, objects in groupby(sorted(fs.glob(f"{path}/*.jsonl")), _run_of_object):
+        yield (event for name in objects for event in _events(fs.cat_file(name).splitlines()))
 
 
-def _events(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.split("\n"):
+def _run_of_object(name: str) -> str:
+    return name.rpartition("/")[2].rpartition("-")[0]
+
+
+def _events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
         try:
             event = json.loads(line)
         except ValueError:
             continue  # the last line of a process that died
-        if isinstance(event, Mapping) and "at" in event:
+        if isinstance(event, Mapping) and {"at", "run", "event"} <= event.keys():
             yield dict(event)
 
 
-def failures_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[int, int], str]:
-    """Return the windows of a product whose last attempt failed for good, and why."""
-    out: dict[tuple[int, int], str] = {}
-    for event in events:
-        if event.get("token") != token or "window" not in event:
-            continue
-        if event["event"] == "failed":
-            out[_window(event)] = str(event.get("error", ""))
-        elif event["event"] in _DONE:
-            out.pop(_window(event), None)
-    return out
-
-
-def completed(events: Iterable[Mapping[str, Any]], start: Mapping[str, Any]) -> bool:
-    """Return whether the product of a run, told by its `start`, has been completed by it or since."""
-    return any(
-        event["event"] == "product" and event.get("token") == start["token"] and event["at"] >= start["at"]
-        for event in events
-    )
-
-
-def done_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[int, int], Mapping[str, Any]]:
-    """Return the windows of a product that are done, each with the event that says so.
-
-    A run that finds nothing done begins anew: what had been made before it is no longer there.
-    """
-    out: dict[tuple[int, int], Mapping[str, Any]] = {}
-    for event in events:
-        if event.get("token") != token:
-            continue
-        if event["event"] == "start" and not event.get("done"):
-            out.clear()
-        elif event["event"] in _DONE:
-            out[_window(event)] = event
-    return out
-
-
-def _window(event: Mapping[str, Any]) -> tuple[int, int]:
-    return int(event["window"][0]), int(event["window"][1])
-
-
-def busy_tokens(events: Iterable[Mapping[str, Any]], now: dt.datetime | None = None) -> frozenset[str]:
-    """Return the tokens of the products that runs are at work on, as far as a ledger can tell.
-
-    A run is at work until it says that it has ended, or has been silent for longer than a window may take.
-    """
-    now = now or dt.datetime.now(dt.UTC)
-    runs: dict[str, list[Mapping[str, Any]]] = {}
-    for event in events:
-        runs.setdefault(str(event.get("run")), []).append(event)
-    return frozenset(
-        str(event["token"]) for run in runs.values() if _alive(run, now) for event in run if event["event"] == "start"
-    )
-
-
-def _alive(run: Sequence[Mapping[str, Any]], now: dt.datetime) -> bool:
-    if any(event["event"] == "end" for event in run):
-        return False
-    timeout = max((float(event.get("timeout", 0)) for event in run), default=0.0)
-    last = max(dt.datetime.fromisoformat(str(event["at"])) for event in run)
-    return (now - last).total_seconds() < 2 * timeout + _SILENCE
-
-
 def ledger_table(output: str) -> pd.DataFrame:
-    """Return the ledger of an output as a table, one row for each event."""
+    """Return the ledger of an output as a table, one row for each event.
+
+    Examples
+    --------
+    >>> with Ledger("noted.tif", "first") as ledger:
+    ...     ledger.add("done", window=[0, 1], seconds=1.5)
+    >>> float(ledger_table("noted.tif")["seconds"].median())
+    1.5
+    """
     return pd.DataFrame(list(read_ledger(output)))

@@ -7,7 +7,8 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,18 +16,20 @@ from distributed import Client
 from odc.geo.geom import Geometry
 
 from s2composite.compositing import Composite
-from s2composite.errors import ParameterError, S2CompositeError
+from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.running.bounded import Call, Outcome
+from s2composite.running.history import busy_tokens, done_windows, failures_in, rival_in, whereabouts
 from s2composite.running.jobs.job import Job
-from s2composite.running.ledger import Ledger, busy_tokens, done_in, failures_in, read_ledger
+from s2composite.running.ledger import Ledger, each_event, read_turns
 from s2composite.running.products.product import Product, plan_product, product_state, require_free
 from s2composite.running.products.window import WindowMaker, make_window
-from s2composite.running.scope import ledger_key
+from s2composite.running.scope import job_composite, ledger_key
 from s2composite.running.selection import chosen_windows
+from s2composite.scenes.model import Scene
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.parts import Parts
 
-__all__ = ["Chosen", "Failure", "JobResult", "Making", "Which"]
+__all__ = ["Chosen", "Failure", "JobResult", "Making", "Which", "finished"]
 
 Which = Literal["missing", "untried", "failed"]
 """Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
@@ -34,7 +37,13 @@ Which = Literal["missing", "untried", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A window that could not be made."""
+    """A window that could not be made.
+
+    Examples
+    --------
+    >>> Failure((0, 1), "the file is damaged").window
+    (0, 1)
+    """
 
     window: tuple[int, int]
     """Row and column of the window."""
@@ -45,7 +54,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What a job has done."""
+    """What a job has done.
+
+    Examples
+    --------
+    >>> result = JobResult((), 1.5, 12, (512, 512), 4, made=3, failed=(Failure((0, 1), "the file is damaged"),))
+    >>> "failed" if result.failed else result.paths
+    'failed'
+    """
 
     paths: tuple[str, ...]
     """Files or store written, absolute paths or URLs, the composite first; none if windows failed."""
@@ -94,6 +110,15 @@ class Chosen:
         except re.error as problem:
             raise ParameterError(f"error={self.error!r} is not a regular expression: {problem}") from problem
 
+    @property
+    def whole(self) -> bool:
+        """Whether no window is left out because of where it lies."""
+        return self.windows is None and self.area is None
+
+    def anew(self, job: Job) -> bool:
+        """Whether what is complete is made again: by a run that may overwrite, not by one that goes on with another."""
+        return job.overwrite and self.which == "missing"
+
     def among(self, product: Product) -> frozenset[tuple[int, int]]:
         """Return the windows of a product that are chosen, done or not."""
         return chosen_windows(product.work.stack.geobox, product.work.spatial, self.windows, self.area)
@@ -133,19 +158,19 @@ class Making:
     """
 
     def __init__(self, job: Job, composite: Composite, client: Client, chosen: Chosen, start: float) -> None:
-        options = RasterOptions(**(job.raster or {}))
-        self.product = plan_product(composite.dataset, job.output, layers=job.layers, options=options)
+        self.product = _product(job, composite)
         self.todo: list[tuple[int, int]] = []
         self.error: S2CompositeError | None = None
         self.ended = False
         self._job, self._client, self._start = job, client, start
         self._open, self._made, self._finished = 0, 0, False
         self._failed: dict[tuple[int, int], str] = {}
-        self._events = read_ledger(ledger_key(job))
+        self._events = read_turns(ledger_key(job))
         self._ledger: Ledger | None = None
         self._calls: Iterator[Call] = iter(())
         self._batches = self._all_batches()
-        if product_state(self.product, self._events) == "skip" and not job.overwrite:
+        if not chosen.anew(job) and product_state(self.product, self._events) == "skip":
+            self.product.output.tidy()
             self._finished = self.ended = True
         else:
             self._begin(chosen)
@@ -154,9 +179,11 @@ class Making:
         product, job = self.product, self._job
         wanted = chosen.among(product)
         if not job.overwrite:
-            require_free(product)
+            require_free(product, self._events)
+        self._require_no_rival(chosen)
         product.output.begin(busy_tokens(self._events), overwrite=job.overwrite)
         done, failures = product.done(), failures_in(self._events, product.token)
+        noted = done_windows(each_event(ledger_key(job)), product.token) if done else set()
         open_ = [window for window in product.windows if window in wanted and window not in done]
         self.todo = [window for window in open_ if chosen.takes(window, failures)]
         made_now = {*done, *self.todo}
@@ -165,9 +192,18 @@ class Making:
         facts = {"token": product.token, "windows": list(map(len, product.work.spatial)), "done": len(done)}
         facts |= {"todo": len(self.todo), "files": list(product.files), "place": product.output.place}
         self._ledger = Ledger(ledger_key(job), _run_name())
-        self._ledger.add("start", **facts, timeout=job.policy.timeout)
-        for window in sorted(done - done_in(self._events, product.token).keys()):
+        facts |= {"timeout": job.policy.timeout, "whole": chosen.whole, **whereabouts()}
+        self._ledger.add("start", **facts)
+        for window in sorted(done - noted):
             self._note("found", window=list(window))
+
+    def _require_no_rival(self, chosen: Chosen) -> None:
+        rival = rival_in(self._events, self.product.token) if chosen.whole else None
+        if rival is not None:
+            raise WriteError(
+                f"{self.product.files[0]}: another run is making it, process {rival['process']} since {rival['at']}; "
+                "wait for its end, or stop it"
+            )
 
     def next_call(self) -> Call | None:
         """Return a call to be made; None: there is none now, or it has ended."""
@@ -188,23 +224,19 @@ class Making:
         if window is not None:
             self._note_window(outcome, window)
         elif outcome.error is not None:
-            self._note("failed" if outcome.final else "retry", step=outcome.call.name, error=str(outcome.error))
+            facts = {"step": outcome.call.name, "worker": outcome.worker, "error": str(outcome.error)}
+            self._note("failed" if outcome.final else "retry", **facts)
             self.error = _as_ours(outcome.error) if outcome.final else self.error
 
     @property
     def result(self) -> JobResult:
         """What has been done so far."""
-        product = self.product
-        stack = product.work.stack
-        return JobResult(
-            product.files if self._finished else (),
-            time.perf_counter() - self._start,
-            len(stack.scenes),
-            (int(stack.geobox.shape.y), int(stack.geobox.shape.x)),
-            len(product.windows),
-            self._made,
-            tuple(Failure(window, why) for window, why in sorted(self._failed.items())),
-            None if self.error is None else str(self.error),
+        return replace(
+            _result(self.product, self._start),
+            paths=self.product.files if self._finished else (),
+            made=self._made,
+            failed=tuple(Failure(window, why) for window, why in sorted(self._failed.items())),
+            error=None if self.error is None else str(self.error),
         )
 
     def close(self) -> None:
@@ -223,20 +255,34 @@ class Making:
             self._note("failed", error=str(error))
             self.error, batch = error, None
         if batch is None:
+            self._look_for_others()
             self.close()
         else:
             self._calls = iter(batch)
+
+    def _look_for_others(self) -> None:
+        """Take what a run elsewhere has finished meanwhile for finished: it took away what this one worked with."""
+        if self.error is None and not self._failed:
+            return
+        with suppress(WriteError):
+            events = read_turns(ledger_key(self._job))
+            if _products(events) > _products(self._events) and product_state(self.product, events) == "skip":
+                self.error, self._failed, self._finished = None, {}, True
+                self._note("product", files=list(self.product.files))
 
     def _all_batches(self) -> Iterator[Iterable[Call]]:
         yield (self._call("window", make_window, (self._held, at), at) for at in self.todo)
         if self._failed or not self._complete:
             return
         output = self.product.output
+        # From here on final names may be taken: who is interrupted and goes on must know that they are this product's.
+        self._note("assemble", files=list(self.product.files))
         for steps in output.steps():
             yield [self._call(step.name, step.function, step.args) for step in steps]
-        output.finish()
+        output.take_names()
         self._note("product", files=list(self.product.files))
         self._finished = True
+        output.tidy()
         self._remove_leftovers()
 
     def _call(self, kind: str, function: Any, args: tuple[Any, ...], window: tuple[int, int] | None = None) -> Call:
@@ -273,15 +319,42 @@ class Making:
 
     def _remove_leftovers(self) -> None:
         """Remove what earlier runs with other parameters have left unfinished, but for those that are at work."""
-        busy = busy_tokens(read_ledger(ledger_key(self._job)))
+        busy = busy_tokens(read_turns(ledger_key(self._job)))
         for event in self._events:
             token, place = str(event.get("token")), str(event.get("place", ""))
             if token not in (*busy, self.product.token) and place.endswith(f".{token[:12]}.parts"):
                 Parts(place, kept=True).clear()
 
 
+def finished(job: Job, scenes: tuple[Scene, ...], chosen: Chosen, start: float) -> JobResult | None:
+    """Return the result of a job that was complete before, None if there is something to do.
+
+    Whoever asks has no cluster yet: headers are read for it only if the ledger says that something was written.
+    """
+    if chosen.anew(job) or not _products(read_turns(ledger_key(job))):
+        return None
+    product = _product(job, job_composite(job, scenes))
+    events = read_turns(ledger_key(job))
+    return _result(product, start) if product_state(product, events) == "skip" else None
+
+
+def _product(job: Job, composite: Composite) -> Product:
+    return plan_product(composite.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
+
+
+def _result(product: Product, start: float) -> JobResult:
+    """Return the result of a product that is complete and for which nothing was done."""
+    stack = product.work.stack
+    shape = (int(stack.geobox.shape.y), int(stack.geobox.shape.x))
+    return JobResult(product.files, time.perf_counter() - start, len(stack.scenes), shape, len(product.windows))
+
+
 def _hold(maker: WindowMaker) -> WindowMaker:
     return maker
+
+
+def _products(events: Iterable[Mapping[str, Any]]) -> int:
+    return sum(event["event"] == "product" for event in events)
 
 
 def _run_name() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,15 +18,14 @@ from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.running.cells import Cell, read_area
 from s2composite.running.clusters.connect import connect
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.ledger import failures_in
-from s2composite.running.making import Chosen, Failure, JobResult, Making, Which
-from s2composite.running.products.product import product_state
+from s2composite.running.making import Chosen, Failure, JobResult, Making, Which, finished
 from s2composite.running.scope import (
     cell_job,
     job_cells,
     job_composite,
     job_scenes,
     ledger_key,
+    require_place,
     require_scenes,
     scenes_within,
 )
@@ -34,15 +34,17 @@ from s2composite.scenes.model import Scene
 from s2composite.writing.progress import progress_bar
 
 __all__ = [
+    "Begun",
     "Failure",
     "JobResult",
+    "begin_product",
     "cell_job",
-    "failures_in",
+    "cluster_of",
     "job_cells",
     "job_composite",
     "job_scenes",
     "ledger_key",
-    "product_state",
+    "require_places",
     "run_cells",
     "run_job",
 ]
@@ -109,7 +111,9 @@ def run_job(
     within = read_area(area) if isinstance(area, str) else area
     start, chosen = time.perf_counter(), Chosen(which, error, windows, within)
     scenes = _prepared(job)
-    with _cluster(job, client, announce=announce) as workers, workers.as_current(), _reported(job.performance_report):
+    if (done := finished(job, scenes, chosen, start)) is not None:
+        return done  # nothing to start a cluster for
+    with cluster_of(job, client, announce=announce) as workers:
         result = job_composite(job, scenes)
         require_scenes(job, result)
         making = Making(job, result, workers, chosen, start)
@@ -175,50 +179,95 @@ def run_cells(
     wanted, chosen = job_cells(job, cells, within), Chosen(which, error)
     scenes = _prepared(job)
     with (
-        _cluster(job, client, announce=announce) as workers,
-        workers.as_current(),
-        _reported(job.performance_report),
+        cluster_of(job, client, announce=announce) as workers,
         TemporaryDirectory() as folder,
         progress_bar("cells", len(wanted)) as advance,
     ):
         # Headers are read once for all cells.
-        entries = (_entry(job, scenes, cell, workers, chosen, str(Path(folder, "headers.index"))) for cell in wanted)
+        index = str(Path(folder, "headers.index"))
+        begun = ((cell, begin_product(job, scenes, cell, workers, chosen, index)) for cell in wanted)
+        entries = (Entry(one, one[1].making) for one in begun)
         for entry, outcome in make_all(workers, entries, job.policy.as_policy()):
             if outcome is None:
-                cell, refused = entry.name
-                yield cell, refused if entry.making is None else entry.making.result
+                cell, product = entry.name
+                yield cell, product.result
                 advance()
 
 
-def _entry(job: Job, scenes: tuple[Scene, ...], cell: Cell, client: Client, chosen: Chosen, index: str) -> Entry:
-    """Begin the product of a cell; if that fails, return the result that says why."""
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A product among many that was begun, or was not."""
+
+    making: Making | None = None
+    """What makes it."""
+
+    refused: JobResult | None = None
+    """Why it could not be begun."""
+
+    @property
+    def result(self) -> JobResult | None:
+        """What has been done so far; None: too few scenes touch it."""
+        return self.refused if self.making is None else self.making.result
+
+
+def begin_product(
+    job: Job, scenes: tuple[Scene, ...], cell: Cell | None, client: Client, chosen: Chosen, index: str
+) -> Begun:
+    """Begin the product of a job, or of one of its cells; whatever is wrong with it is its result.
+
+    Parameters
+    ----------
+    index
+        File for the headers of the scenes.
+
+    Raises
+    ------
+    ClusterError
+        No other product would fare better.
+    """
     start = time.perf_counter()
     try:
-        result = job_composite(job, scenes, cell.geobox, index)
-        enough = scenes_within(result) >= job.policy.min_scenes
-        making = Making(cell_job(job, cell), result, client, chosen, start) if enough else None
+        result = job_composite(job, scenes, None if cell is None else cell.geobox, index)
+        if cell is None:
+            require_scenes(job, result)
+        elif scenes_within(result) < job.policy.min_scenes:
+            return Begun()
+        return Begun(Making(job if cell is None else cell_job(job, cell), result, client, chosen, start))
     except ClusterError:
         raise
     except S2CompositeError as error:
-        shape = (int(cell.geobox.shape.y), int(cell.geobox.shape.x))
-        refused = JobResult((), time.perf_counter() - start, len(scenes), shape, 0, error=str(error))
-        return Entry((cell, refused), None)
-    return Entry((cell, None), making)
+        shape = (0, 0) if cell is None else (int(cell.geobox.shape.y), int(cell.geobox.shape.x))
+        return Begun(refused=JobResult((), time.perf_counter() - start, len(scenes), shape, 0, error=str(error)))
 
 
-def _cluster(job: Job, client: Client | None, *, announce: bool) -> AbstractContextManager[Any]:
-    """Return the cluster of a job, or a client that is given and stays open."""
-    return connect(job.cluster, announce=announce) if client is None else nullcontext(client)
+@contextmanager
+def cluster_of(job: Job, client: Client | None, *, announce: bool) -> Iterator[Client]:
+    """Have a job's cluster, or a client that is given and stays open, as the current one."""
+    cluster = connect(job.cluster, announce=announce) if client is None else nullcontext(client)
+    with cluster as workers, workers.as_current(), _reported(job.performance_report):
+        yield workers
 
 
 def _prepared(job: Job) -> tuple[Scene, ...]:
     """Return the job's scenes; what can be wrong before there is a cluster is found here."""
+    require_places(job)
+    return job_scenes(job)
+
+
+def require_places(job: Job) -> None:
+    """Refuse an output, or a place for Dask's report, that cannot be written to.
+
+    Raises
+    ------
+    WriteError, JobError
+        Names the place.
+    """
+    require_place(job)
     report = job.performance_report
     if report is not None and not os.access(Path(report).parent, os.W_OK):
         raise JobError(
             f"performance_report: cannot write to the directory of {report}; make it first", key="performance_report"
         )
-    return job_scenes(job)
 
 
 def _reported(path: str | None) -> AbstractContextManager[Any]:

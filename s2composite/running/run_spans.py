@@ -1,34 +1,47 @@
-"""run_spans(): a job for each month of a span, one after the other on one cluster; one that fails stops no other."""
+"""run_spans(): a job for each month of a span, all of them one stream of windows; one that fails stops no other."""
 
 from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from distributed import Client
+from odc.geo.geom import Geometry
 
-from s2composite.errors import ClusterError, JobError, S2CompositeError
-from s2composite.running.cells import Cell
-from s2composite.running.clusters.connect import connect
+from s2composite.errors import JobError, S2CompositeError
+from s2composite.running.cells import Cell, read_area
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.making import JobResult
-from s2composite.running.run import cell_job, job_cells, run_cells, run_job
+from s2composite.running.making import Chosen, JobResult, Which
+from s2composite.running.run import Begun, begin_product, cluster_of, require_places
+from s2composite.running.scope import cell_job, job_cells, job_scenes
 from s2composite.running.spans import spans_of, written_out
+from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.periods import Period
+from s2composite.writing.progress import progress_bar
 
-__all__ = ["SpanJob", "SpanResult", "explain_spans", "job_products", "run_spans", "span_jobs"]
+__all__ = ["SpanJob", "SpanResult", "job_products", "run_spans", "span_jobs"]
 
-_WRITTEN_OUT = ("source", "output", "area", "performance_report")
+_WRITTEN_OUT = ("source", "output", "area")
 """Keys of a job in which templates stand for the date."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpanJob:
-    """What a job means for one unit of its span."""
+    r"""What a job means for one unit of its span.
+
+    Examples
+    --------
+    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201204}")
+    >>> one = span_jobs(job)[0]
+    >>> one.period.label, one.job.datetime
+    ('2012-04', '2012-04-01/2012-04-30')
+    """
 
     period: Period
     """The unit."""
@@ -39,7 +52,16 @@ class SpanJob:
 
 @dataclass(frozen=True, slots=True)
 class SpanResult:
-    """What became of one unit of a span."""
+    r"""What became of one unit of a span.
+
+    Examples
+    --------
+    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201204}")
+    >>> one = span_jobs(job)[0]
+    >>> result = SpanResult(one.period, one.job, error=S2CompositeError("no scene"))
+    >>> result.complete, result.problems()
+    (False, ('2012-04: no scene',))
+    """
 
     period: Period
     """The unit."""
@@ -136,15 +158,6 @@ def job_products(job: Job) -> Iterator[tuple[str | None, Job]]:
         yield None, job
 
 
-def explain_spans(job: Job) -> str:
-    """Return a line for each unit of a span: from where to where. What one takes, `plan_job` says of its job."""
-    lines = []
-    for one in span_jobs(job):
-        sources = one.job.source if isinstance(one.job.source, str) else ", ".join(one.job.source)
-        lines.append(f"{one.period.label}: {sources}, {one.job.datetime} -> {one.job.output}")
-    return "\n".join(lines)
-
-
 def _for_period(job: Job, period: Period) -> Job:
     assert job.span is not None
     unit = job.span.step
@@ -166,12 +179,17 @@ def run_spans(
     today: dt.date | None = None,
     client: Client | None = None,
     announce: bool = True,
-    **chosen: Any,
+    which: Which = "missing",
+    error: str | None = None,
+    windows: str | Collection[tuple[int, int]] | None = None,
+    cells: str | None = None,
+    area: str | Geometry | None = None,
 ) -> Iterator[SpanResult]:
     """Run a job for each month, day or year of its span, all on one cluster.
 
     Each has its own output and ledger, so an interrupted run is resumed and nothing complete is made again. A unit that
-    fails, such as a month without scenes, does not stop the others.
+    fails, such as a month without scenes, does not stop the others. Windows of the
+    next unit are made while the files of the one before are assembled.
 
     Parameters
     ----------
@@ -181,16 +199,17 @@ def run_spans(
         ``"last"``: only the unit that ended last, for a monthly cron job. A date: that unit and all later ones.
     today
         The day that decides which units have ended; default: today in UTC.
-    client, announce
+    client, announce, which, error
         As for `run_job`.
-    **chosen
-        Which windows or cells to make of each: ``which``, ``error`` and other options of `run_job`, or of `run_cells`
-        if the job has a grid.
+    windows, area
+        Of each unit, only these windows, as for `run_job`.
+    cells, area
+        If the job has a grid: only these cells, as for `run_cells`.
 
     Yields
     ------
     SpanResult
-        As each unit ends.
+        As each unit ends, in order of time: one that ends before another that is earlier waits for it.
 
     Raises
     ------
@@ -207,23 +226,73 @@ def run_spans(
     [('2023-07', True), ('2023-08', True)]
     """
     job = job if isinstance(job, Job) else load_job(job)
+    require_places(job)
     jobs = span_jobs(job, since, today)
-    cluster: AbstractContextManager[Any] = (
-        connect(job.cluster, announce=announce) if client is None else nullcontext(client)
-    )
-    with cluster as workers:
-        for one in jobs:
-            try:
-                results = _results(one.job, client=workers, **chosen)
-            except ClusterError:
-                raise  # no other unit would fare better
-            except S2CompositeError as problem:
-                yield SpanResult(one.period, one.job, error=problem)
-            else:
-                yield SpanResult(one.period, one.job, results)
+    within = read_area(area) if isinstance(area, str) else area
+    chosen = Chosen(which, error) if job.grid is not None else Chosen(which, error, windows, within)
+    ended: dict[Period, list[_Part]] = {one.period: [] for one in jobs}
+    with (
+        cluster_of(job, client, announce=announce) as workers,
+        TemporaryDirectory() as folder,
+        progress_bar(f"{job.span.step}s" if job.span is not None else "", len(jobs)) as advance,
+    ):
+        parts = (part for one in jobs for part in _parts(one, workers, chosen, folder, cells, within))
+        entries = (Entry(part, part.begun.making) for part in parts)
+        for entry, outcome in make_all(workers, entries, job.policy.as_policy()):
+            part: _Part = entry.name
+            if outcome is not None:
+                continue
+            ended[part.unit.period].append(part)
+            if len(ended[part.unit.period]) == part.siblings:
+                advance()
+            for period in _leading(ended):
+                yield _result(ended.pop(period))
 
 
-def _results(job: Job, **options: Any) -> tuple[tuple[Cell | None, JobResult | None], ...]:
-    if job.grid is not None:
-        return tuple(run_cells(job, **options))
-    return ((None, run_job(job, **options)),)
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One product of one unit."""
+
+    unit: SpanJob
+    """The unit."""
+
+    cell: Cell | None
+    """Which of its cells; None: it has no grid."""
+
+    siblings: int
+    """Products of the unit, this one included."""
+
+    begun: Begun
+    """The product."""
+
+    error: S2CompositeError | None = None
+    """Why the unit has no products at all."""
+
+
+def _parts(
+    one: SpanJob, client: Client, chosen: Chosen, folder: str, names: str | None, within: Geometry | None
+) -> Iterator[_Part]:
+    """Begin the products of a unit, one after the other as they are asked for."""
+    try:
+        cells = [None] if one.job.grid is None else job_cells(one.job, names, within)
+        scenes = job_scenes(one.job)
+    except S2CompositeError as error:
+        yield _Part(one, None, 1, Begun(), error)
+        return
+    # Headers are read once for all cells of a unit.
+    index = str(Path(folder, f"{one.period.start}.index"))
+    for cell in cells:
+        yield _Part(one, cell, len(cells), begin_product(one.job, scenes, cell, client, chosen, index))
+
+
+def _leading(ended: Mapping[Period, list[_Part]]) -> list[Period]:
+    """Return those units, from the first on, all of whose products have ended."""
+    whole = takewhile(lambda item: item[1] and len(item[1]) == item[1][0].siblings, ended.items())
+    return [period for period, _ in whole]
+
+
+def _result(parts: list[_Part]) -> SpanResult:
+    unit = parts[0].unit
+    if parts[0].error is not None:
+        return SpanResult(unit.period, unit.job, error=parts[0].error)
+    return SpanResult(unit.period, unit.job, tuple((part.cell, part.begun.result) for part in parts))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import xarray as xr
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import BoundingBox, Geometry, box
 
 from s2composite.compositing import Composite, composite
 from s2composite.cube import open_cube, to_cube
-from s2composite.errors import JobError
+from s2composite.errors import JobError, WriteError
 from s2composite.running.cells import Cell, cells_of, read_area
 from s2composite.running.jobs.job import CELL, Job
 from s2composite.running.planning.sizing import fitting_side, workers_of
 from s2composite.running.selection import chosen_cells
+from s2composite.running.spans import has_template
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Scene
-from s2composite.scenes.storage import absolute
+from s2composite.scenes.storage import absolute, is_remote
 from s2composite.windows import work_in
 from s2composite.writing.building import StoreOptions
 from s2composite.writing.options import RasterOptions
@@ -27,6 +30,7 @@ __all__ = [
     "job_scenes",
     "ledger_key",
     "output_block",
+    "require_place",
     "require_scenes",
     "scenes_within",
 ]
@@ -128,6 +132,21 @@ def require_scenes(job: Job, result: Composite) -> None:
             f"policy.min_scenes is {wanted}, and {there} scenes touch the area: take a longer time or a lower number",
             key="policy.min_scenes",
         )
+
+
+def require_place(job: Job) -> None:
+    """Refuse an output whose directory does not exist, before anything is started for it.
+
+    Raises
+    ------
+    WriteError
+        Names the directory.
+    """
+    directory = Path(job.output).parent
+    if not is_remote(job.output) and not has_template(str(directory)) and CELL not in str(directory):
+        place = Path(absolute(job.output)).parent
+        if not place.is_dir():
+            raise WriteError(f"{job.output}: the directory {place} does not exist; create it first", path=job.output)
 
 
 def ledger_key(job: Job) -> str:

@@ -68,7 +68,13 @@ PointInTime = Annotated[
 
 
 class SpanOptions(Strict):
-    """From when to when a job is made, and how often."""
+    """From when to when a job is made, and how often.
+
+    Examples
+    --------
+    >>> SpanOptions(start="201201").step, SpanOptions(start="2012", unit="week").step
+    ('month', 'week')
+    """
 
     start: PointInTime
     """First year, month or day: ``2012-01``, ``201201``, ``2012``, ``2012-01-15``."""

@@ -19,7 +19,7 @@ from s2composite.scenes.storage import is_remote, join
 from s2composite.writing.assemble import FileLayout, lay_out
 from s2composite.writing.execute import current_client, run_on_worker, run_work, work_of, workers_see
 from s2composite.writing.layers import Layer
-from s2composite.writing.parts import Parts
+from s2composite.writing.parts import ASSEMBLED, Parts
 from s2composite.writing.periods import Period
 from s2composite.writing.progress import progress_bar
 from s2composite.writing.pyramid import Encoding, Source, WindowsDone, raster_tasks
@@ -222,7 +222,7 @@ def assembling(layouts: Sequence[FileLayout]) -> list[tuple[Callable[..., str], 
 
 def _assembled(raster: Raster) -> str:
     """Return where a file is put together until it takes its name."""
-    return join(raster.parts.root, f"{raster.token}.assembled")
+    return join(raster.parts.root, f"{raster.token}{ASSEMBLED}")
 
 
 def name_files(rasters: Sequence[Raster], *, overwrite: bool) -> None:

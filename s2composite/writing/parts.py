@@ -13,7 +13,10 @@ from pathlib import Path
 from s2composite.errors import WriteError
 from s2composite.scenes.storage import display, filesystem, is_remote, join, reason
 
-__all__ = ["Parts", "disk_error"]
+__all__ = ["ASSEMBLED", "Parts", "disk_error"]
+
+ASSEMBLED = ".assembled"
+"""Suffix of a file that is put together, until it takes its name."""
 
 _MARKER = "in-progress"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -136,6 +139,12 @@ class Parts:
         if self.remote or self.kept:
             return  # one request for all, at the end
         Path(self.root, name).unlink(missing_ok=True)
+
+    def remove_assembled(self) -> None:
+        """Remove files that were put together, or half so, when a run was interrupted: the disk need not hold two."""
+        if not self.remote:
+            for path in Path(self.root).glob(f"*{ASSEMBLED}"):
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove the place and all in it; what cannot be removed stays."""

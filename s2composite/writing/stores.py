@@ -125,11 +125,21 @@ class StorePlace:
         WriteError
             It cannot.
         """
-        self.forget()
         self.put(ROOT, root)
         if self.local:
             self._take_name()
-        replace(self, root=self.target).remove(IDENTITY)
+        self.tidy()
+
+    def named(self, identity: bytes) -> bool:
+        """Return whether a store of that identity has its final name, and only the notes about it are left over."""
+        final = replace(self, root=self.target)
+        return final.get(IDENTITY) == identity and final.get(ROOT) is not None
+
+    def tidy(self) -> None:
+        """Remove the notes of a store that has its final name; that of what it is last."""
+        final = replace(self, root=self.target)
+        final.forget()
+        final.remove(IDENTITY)
 
     def _take_name(self) -> None:
         target, old = Path(self.target), Path(f"{self.root}.old")

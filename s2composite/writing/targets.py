@@ -90,7 +90,7 @@ class _Digesting:
 
 
 def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str:
-    """Write a file to a temporary name and verify it.
+    """Write a file to a temporary name and verify it; under that name it is whole, however many do this at once.
 
     Parameters
     ----------
@@ -102,15 +102,20 @@ def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str
     WriteError
         The disk is full, a part is damaged, or the file reads differently from what was written.
     """
+    final = Path(path)
+    unfinished = final.with_suffix(f".{uuid.uuid4().hex[:8]}{final.suffix}")
     try:
-        with Path(path).open("wb") as file:
+        with unfinished.open("wb") as file:
             out: Sink = _Digesting(file) if digest else file
             copy_parts(layout, out)
             file.flush()
             os.fsync(file.fileno())
+        verify_file(layout, str(unfinished))
+        unfinished.replace(final)
     except OSError as error:
         raise disk_error(error, path, layout.size) from error
-    verify_file(layout, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return out.hexdigest() if isinstance(out, _Digesting) else ""
 
 

@@ -29,7 +29,13 @@ def _address(value: str) -> str:
 
 
 class AddressOptions(KindOptions):
-    """A Dask scheduler that is already running."""
+    """A Dask scheduler that is already running.
+
+    Examples
+    --------
+    >>> AddressOptions(address="tls://10.0.0.5:8786", ca="ca.pem", cert="me.pem", key="me.key").joined
+    'tls://10.0.0.5:8786'
+    """
 
     type: Literal["address"] = "address"
     """Names the kind of cluster."""

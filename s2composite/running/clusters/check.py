@@ -37,7 +37,14 @@ OF_THE_SCHEDULER = ("python", "dask", "distributed")
 
 @dataclass(frozen=True, slots=True)
 class WorkerCheck:
-    """What a check found out about one worker."""
+    """What a check found out about one worker.
+
+    Examples
+    --------
+    >>> silent = WorkerCheck("tcp://10.0.0.7:40123", "10.0.0.7", 4, None, {}, None, ("it did not answer in time",))
+    >>> ClusterCheck({}, {}, (silent,), ()).problems
+    ('worker tcp://10.0.0.7:40123: it did not answer in time',)
+    """
 
     address: str
     """Address of the worker, ``"tcp://10.0.0.7:40123"``."""
@@ -63,7 +70,13 @@ class WorkerCheck:
 
 @dataclass(frozen=True, slots=True)
 class ClusterCheck:
-    """What a check found out about a cluster."""
+    """What a check found out about a cluster.
+
+    Examples
+    --------
+    >>> ClusterCheck({}, {}, (), ("no worker came within 60 s",)).ok
+    False
+    """
 
     client: Mapping[str, str | None]
     """Versions in this process."""

@@ -16,7 +16,13 @@ __all__ = ["CoiledOptions", "coiled", "coiled_arguments"]
 
 
 class CoiledOptions(HostedOptions):
-    """A cluster that Coiled starts in the user's own cloud account."""
+    """A cluster that Coiled starts in the user's own cloud account.
+
+    Examples
+    --------
+    >>> CoiledOptions(region="europe-west9", maximum=40, spot_policy="spot_with_fallback").bounds
+    (0, 40)
+    """
 
     type: Literal["coiled"] = "coiled"
     """Names the kind of cluster."""

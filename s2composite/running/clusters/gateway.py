@@ -22,7 +22,14 @@ __all__ = ["GatewayOptions", "gateway"]
 
 
 class GatewayOptions(HostedOptions):
-    """A cluster that a Dask Gateway starts, or already runs."""
+    """A cluster that a Dask Gateway starts, or already runs.
+
+    Examples
+    --------
+    >>> options = GatewayOptions(address="https://gateway.example.org", maximum=20, options={"worker_cores": 2})
+    >>> options.bounds
+    (0, 20)
+    """
 
     type: Literal["gateway"] = "gateway"
     """Names the kind of cluster."""

@@ -25,7 +25,14 @@ COMM, DASHBOARD, WORKER_DASHBOARD = 8786, 8787, 8788
 
 
 class KubernetesOptions(HostedOptions):
-    """A cluster in Kubernetes, where the Dask operator is installed."""
+    """A cluster in Kubernetes, where the Dask operator is installed.
+
+    Examples
+    --------
+    >>> options = KubernetesOptions(image="registry.example.org/s2composite", workers=10, threads=2)
+    >>> options.name, options.awaited
+    ('s2composite', 1)
+    """
 
     type: Literal["kubernetes"] = "kubernetes"
     """Names the kind of cluster."""

@@ -24,7 +24,8 @@ MEMORY_SHARE = 0.9
 """Share of the machine's memory that local workers get together; the rest is for this process and the system."""
 
 WORKER_PRELOAD = """
-import atexit, logging, os, sys
+import atexit, logging, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 NOISE = ("Compute Failed", "Failed to communicate with scheduler during heartbeat", "Async instruction for")
 for name in ("distributed.worker", "distributed.worker.state_machine"):
     logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(NOISE))
@@ -37,13 +38,20 @@ atexit.register(leave)
 """Runs in each local worker at its start.
 
 The error of a task is raised where its result is requested; the copy that each worker would print hides the one line
-that matters among tracebacks. While the cluster closes, a heartbeat may fail or a task be cancelled. And a worker exits
+that matters among tracebacks. While the cluster closes, a heartbeat may fail or a task be cancelled. A terminal
+sends Ctrl-C to workers, too, which would show their tracebacks; whoever started them stops them. And a worker exits
 without tearing down what Numba compiled, which took 1.7 to 4.2 s on a busy machine (0.1 s without): after 4 s Dask
 kills the worker with a warning."""
 
 
 class LocalOptions(ElasticOptions):
-    """Worker processes on this machine."""
+    """Worker processes on this machine.
+
+    Examples
+    --------
+    >>> local_shape(LocalOptions(workers=2, threads=4))
+    (2, 4)
+    """
 
     type: Literal["local"] = "local"
     """Names the kind of cluster."""

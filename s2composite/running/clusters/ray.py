@@ -55,7 +55,13 @@ ELSE = "there is no counterpart"
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
-    """A key that has no counterpart."""
+    """A key that has no counterpart.
+
+    Examples
+    --------
+    >>> Unmapped("setup_commands", 12, "machines are set up by their image").key
+    'setup_commands'
+    """
 
     key: str
     """Its path, ``"auth.ssh_proxy_command"``."""
@@ -69,7 +75,13 @@ class Unmapped:
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    """Ray's cluster.yaml as our own options."""
+    r"""Ray's cluster.yaml as our own options.
+
+    Examples
+    --------
+    >>> RayCluster(parse_text("type: ssh\nhosts: [10.0.0.2]", "ray.yaml"), ()).document.values["type"]
+    'ssh'
+    """
 
     document: Document
     """The options, each with its position in the file."""
@@ -117,7 +129,7 @@ def is_ray(path: str | os.PathLike[str]) -> bool:
 
 
 def read_ray_cluster(path: str | os.PathLike[str]) -> RayCluster:
-    """Return Ray's cluster.yaml as our own options, and what could not be mapped.
+    r"""Return Ray's cluster.yaml as our own options, and what could not be mapped.
 
     Parameters
     ----------
@@ -128,6 +140,15 @@ def read_ray_cluster(path: str | os.PathLike[str]) -> RayCluster:
     ------
     JobError
         Not YAML, a provider other than ``local`` and ``aws``, or a placeholder that was not filled in.
+
+    Examples
+    --------
+    >>> text = "provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2]}\nsetup_commands: [ls]"
+    >>> Path("ray.yaml").write_text(text) > 0
+    True
+    >>> ray = read_ray_cluster("ray.yaml")
+    >>> ray.document.values["hosts"], [left.key for left in ray.unmapped]
+    (['10.0.0.2'], ['setup_commands'])
     """
     text = Path(path).read_text("utf-8").replace("${", "$${")
     source = _Source(parse_text(text, os.fspath(path)))

@@ -19,7 +19,13 @@ __all__ = ["SlurmOptions", "job_script", "slurm", "slurm_arguments"]
 
 
 class SlurmOptions(HostedOptions):
-    """A cluster of a computing centre, of which each worker is a job in Slurm's queue."""
+    """A cluster of a computing centre, of which each worker is a job in Slurm's queue.
+
+    Examples
+    --------
+    >>> slurm_arguments(SlurmOptions(queue="short", workers=10, threads=4, memory="16GB"))["cores"]
+    4
+    """
 
     type: Literal["slurm"] = "slurm"
     """Names the kind of cluster."""

@@ -23,7 +23,13 @@ QUOTED = 8
 
 
 class SshOptions(KindOptions):
-    """Workers on machines that are reached with SSH, one scheduler beside them."""
+    """Workers on machines that are reached with SSH, one scheduler beside them.
+
+    Examples
+    --------
+    >>> SshOptions(hosts=["node1", "node2"], workers=2).awaited
+    4
+    """
 
     type: Literal["ssh"] = "ssh"
     """Names the kind of cluster."""

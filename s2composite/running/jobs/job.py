@@ -150,7 +150,13 @@ AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
 
 
 class PolicyOptions(Strict):
-    """How often a window is tried, how long it may take, and how few scenes are too few."""
+    """How often a window is tried, how long it may take, and how few scenes are too few.
+
+    Examples
+    --------
+    >>> PolicyOptions(attempts=5).pause
+    1.0
+    """
 
     attempts: Annotated[Count, WHOLE] = 3
     """Times a window is tried before it counts as failed; errors that cannot pass are not tried again."""

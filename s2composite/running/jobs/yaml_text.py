@@ -187,7 +187,8 @@ def _filled_in(text: str, place: Place, key: str, variables: Mapping[str, str]) 
         if value is None:
             near = difflib.get_close_matches(name, variables, 1)
             meant = f"did you mean {near[0]!r}? Else " if near else ""
-            message = f"{place.where}: {key}: the environment variable {name or '${}'!r} is not set; {meant}"
+            where = f"{place.where}: {key}" if key else place.where
+            message = f"{where}: the environment variable {name or '${}'!r} is not set; {meant}"
             raise JobError(
                 f"{message}export it, or write ${{{name}:-default}}", key=key, line=place.line, variable=name
             )

@@ -15,8 +15,9 @@ from s2composite.compositing import Composite
 from s2composite.errors import JobError
 from s2composite.reading.grid import Window
 from s2composite.running.cells import Cell, read_area
+from s2composite.running.history import failures_in
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.ledger import failures_in, read_ledger
+from s2composite.running.ledger import read_turns
 from s2composite.running.planning.sizing import require_fit, task_memory, workers_of
 from s2composite.running.products.product import Product, plan_product, product_state
 from s2composite.running.scope import (
@@ -33,7 +34,7 @@ from s2composite.running.selection import chosen_windows
 from s2composite.scenes.periods import day_of
 from s2composite.writing.options import RasterOptions
 
-__all__ = ["Plan", "WindowPlan", "plan_cells", "plan_job"]
+__all__ = ["Plan", "WindowPlan", "plan_cells", "plan_job", "told_time"]
 
 _DECODED = 250e6
 """Bytes of pixels that one core decodes, reduces and encodes in a second: 78 GB of JPEG in 2.2 minutes on two."""
@@ -44,7 +45,16 @@ _GDAL_DECODED = 60e6
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """One window."""
+    """One window.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> window = plan_job({"source": "doctest_scenes", "output": "planned.tif"}).windows[0]
+    >>> window.pixels, window.days, window.state
+    ((0, 256, 0, 256), 3, 'new')
+    """
 
     index: int
     """Its number, row by row."""
@@ -77,9 +87,18 @@ class WindowPlan:
     """``"new"``, ``"done"`` or ``"failed"``."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """What a job will do."""
+    """What a job will do; shown as `explain` says it.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> plan = plan_job({"source": "doctest_scenes", "output": "planned.tif"})
+    >>> len(plan.scenes), plan.task_memory < plan.worker_limit
+    (3, True)
+    """
 
     state: str
     """``"new"``; ``"begun"``: some windows are done; ``"skip"``: the output is complete; ``"recompute"``: it is there,
@@ -115,6 +134,9 @@ class Plan:
     threads: int
     """Threads of each."""
 
+    unit: str | None = None
+    """The unit of a span that it is about, ``"2012-01"``; None: the job has none."""
+
     @property
     def minutes(self) -> float:
         """An estimate of the time on these workers, if reading is not bound by the network."""
@@ -122,33 +144,71 @@ class Plan:
         seconds = sum(w.decoded / (_GDAL_DECODED if w.gdal else _DECODED) for w in todo)
         return seconds / 60 / max(self.workers * self.threads, 1)
 
+    def __repr__(self) -> str:
+        return self.explain()
+
+    def summary(self) -> str:
+        """Return the plan in one line."""
+        states = ", ".join(f"{n} {state}" for state, n in self._states().items() if n)
+        read, scenes = _size(sum(w.bytes for w in self.windows)), _plural(len(self.scenes), "scene")
+        return f"{self.state}: {states} of {len(self.windows)} windows, {scenes}, {read}, {told_time(self.minutes)}"
+
+    def _states(self) -> dict[str, int]:
+        return {state: sum(w.state == state for w in self.windows) for state in ("new", "done", "failed")}
+
     def explain(self) -> str:
         """Return the plan in a few lines."""
-        states = {state: sum(w.state == state for w in self.windows) for state in ("new", "done", "failed")}
+        states = self._states()
         top = self.windows[0].pixels
         days = {w.days for w in self.windows}
         total = sum(w.bytes for w in self.windows)
-        read = f"{total / 1e9:.2f} GB in {sum(w.requests for w in self.windows)} requests"
+        read = f"{_size(total)} in {_plural(sum(w.requests for w in self.windows), 'request')}"
         unknown = sum(w.gdal for w in self.windows)
         memory = f"{_gib(self.worker_memory)} of {_gib(self.worker_limit)} a worker"
-        threads = f"{self.workers} x {self.threads} threads"
+        threads = f"{_plural(self.workers, 'worker')} x {_plural(self.threads, 'thread')}"
+        between = f"{min(days)}" if len(days) == 1 else f"{min(days)} to {max(days)}"
         size = f"{self.geobox.shape.y} x {self.geobox.shape.x} pixels of {self.geobox.crs}"
         lines = [
             f"output    {', '.join(self.files[:3])}{f' and {len(self.files) - 3} more' if len(self.files) > 3 else ''}",
             f"state     {self.state}: {', '.join(f'{n} {state}' for state, n in states.items() if n)}",
-            f"grid      {size}, {len(self.windows)} windows of up to {top[1] - top[0]} x {top[3] - top[2]}",
-            f"scenes    {len(self.scenes)}, on {min(days)} to {max(days)} solar days a window",
+            f"grid      {size}, {_plural(len(self.windows), 'window')} of up to {top[1] - top[0]} x {top[3] - top[2]}",
+            f"scenes    {len(self.scenes)}, on {between} solar days a window",
             f"periods   {', '.join(self.periods[:6])}{' ...' if len(self.periods) > 6 else ''}" if self.periods else "",
             f"reads     {read}{f', and {unknown} windows of files through GDAL' if unknown else ''}",
-            f"decodes   {sum(w.decoded for w in self.windows) / 1e9:.2f} GB of pixels",
+            f"decodes   {_size(sum(w.decoded for w in self.windows))} of pixels",
             f"memory    {_gib(self.task_memory)} a task, {memory}",
-            f"time      about {self.minutes:.1f} minutes on {threads}, network permitting",
+            f"time      {told_time(self.minutes)} on {threads}, network permitting",
         ]
         return "\n".join(line for line in lines if line)
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size < 2**29 else f"{size / 2**30:.1f} GiB"
+
+
+def _size(size: float) -> str:
+    """Return a number of bytes as people say it.
+
+    >>> _size(8_400_000), _size(78_000_000_000), _size(2.5e12)
+    ('8.4 MB', '78.0 GB', '2.5 TB')
+    """
+    unit, one = next((pair for pair in (("TB", 1e12), ("GB", 1e9)) if size >= pair[1]), ("MB", 1e6))
+    return f"{size / one:.1f} {unit}"
+
+
+def told_time(minutes: float) -> str:
+    """Return an estimate of a time: no more figures than it is good for.
+
+    >>> told_time(0), told_time(0.4), told_time(7.2), told_time(200)
+    ('no time', 'under a minute', 'about 7 minutes', 'about 3.3 hours')
+    """
+    if minutes < 1:
+        return "under a minute" if minutes else "no time"
+    return f"about {_plural(round(minutes), 'minute')}" if minutes < 90 else f"about {minutes / 60:.1f} hours"
+
+
+def _plural(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def plan_job(
@@ -190,6 +250,8 @@ def plan_job(
     ('new', 1, 3)
     """
     job = job if isinstance(job, Job) else load_job(job)
+    if job.span is not None:
+        raise JobError("the job has a span, so it makes many products: plan_spans() plans it", key="span")
     if job.grid is not None:
         raise JobError("the job has a grid, so it makes many products: plan_cells() plans it", key="grid")
     within = read_area(area) if isinstance(area, str) else area
@@ -234,6 +296,8 @@ def plan_cells(
     [('x0301y4899', 'new')]
     """
     job = job if isinstance(job, Job) else load_job(job)
+    if job.span is not None:
+        raise JobError("the job has a span, so it makes many products: plan_spans() plans it", key="span")
     within = read_area(area) if isinstance(area, str) else area
     chosen, scenes = job_cells(job, cells, within), job_scenes(job)
     with TemporaryDirectory() as folder:
@@ -252,8 +316,7 @@ def _planned(
     area: Geometry | None = None,
 ) -> Plan:
     product = plan_product(result.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
-    events = read_ledger(ledger_key(job))
-    done = product.done()
+    events, done = read_turns(ledger_key(job)), product.done()
     failed = failures_in(events, product.token)
     state = product_state(product, events, begun=bool(done))
     states = {window: "done" if window in done or state == "skip" else "new" for window in product.windows}

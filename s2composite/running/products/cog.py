@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Any
 
@@ -78,6 +79,12 @@ class CogOutput:
     dataset: xr.Dataset
     """The lazy composite."""
 
+    token: str
+    """Hash of all that decides about their bytes."""
+
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:6])
+    """Different for each run: two that put the same files together at once do not take them from each other."""
+
     @property
     def rasters(self) -> tuple[Raster, ...]:
         """The files."""
@@ -109,6 +116,8 @@ class CogOutput:
     def begin(self, busy: Collection[str], *, overwrite: bool) -> None:  # noqa: ARG002 - each token has its own place
         """Make the place for parts, or see that it is there, and note the size of the windows."""
         self._parts.create()
+        if self.token not in busy:
+            self._parts.remove_assembled()
         self._parts.write(_WINDOWS, str(max(self.windows[0][0], self.windows[1][0])).encode())
 
     def done(self) -> frozenset[tuple[int, int]]:
@@ -125,9 +134,12 @@ class CogOutput:
         calls = zip(layouts, assembling(layouts), strict=True)
         yield [Step(f"assemble-{layout.raster.token}", function, args) for layout, (function, args) in calls]
 
-    def finish(self) -> None:
-        """Let the files take their names, and remove their parts."""
-        name_files(self.rasters, overwrite=True)
+    def take_names(self) -> None:
+        """Let the files take their names."""
+        name_files(list(map(self._own, self.rasters)), overwrite=True)
+
+    def tidy(self) -> None:
+        """Remove the parts."""
         self._parts.clear()
 
     def _overviews(self, number: int, level: int) -> Iterator[Step]:
@@ -153,8 +165,12 @@ class CogOutput:
                 for at in np.ndindex(*map(len, stage.chunks)):
                     found[number].append((stage, _result(self._parts, number, stage, at).index))
         more = self._status_tags(status)
-        rasters = [replace(r, tags=tuple(sorted({**dict(r.tags), **more}.items()))) for r in self.rasters]
+        rasters = [replace(self._own(r), tags=tuple(sorted({**dict(r.tags), **more}.items()))) for r in self.rasters]
         return [lay_out(raster, results) for raster, results in zip(rasters, found, strict=True)]
+
+    def _own(self, raster: Raster) -> Raster:
+        """Return a file under a temporary name that is this run's."""
+        return replace(raster, token=f"{raster.token}-{self.run}")
 
     def _status_tags(self, status: NDArray[np.uint8]) -> Mapping[str, str]:
         """Return the tag about scenes that were left out, where that is allowed."""
@@ -203,7 +219,7 @@ def cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], token
         tuple(_preview(plan) if RGBA in names else None for plan, names in zip(plans, layers, strict=True)),
         tuple(_period(plan, dataset) for plan in plans),
     )
-    return CogOutput(writer, stages, dataset)
+    return CogOutput(writer, stages, dataset, token)
 
 
 def _preview(plan: FilePlan) -> Preview:

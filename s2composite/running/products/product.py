@@ -70,8 +70,11 @@ class Output(Protocol):
     def steps(self) -> Iterator[Sequence[Step]]:
         """Yield what is to be done when all windows are there, one batch after the other, its steps in any order."""
 
-    def finish(self) -> None:
-        """Let the output take its final name, and remove what only led to it."""
+    def take_names(self) -> None:
+        """Let the output take its final names; it does no harm where it has them already."""
+
+    def tidy(self) -> None:
+        """Remove what only led to the output, now that it has its names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,28 +158,37 @@ def plan_product(
 def product_state(product: Product, events: Sequence[Mapping[str, Any]], *, begun: bool = False) -> str:
     """Return ``"skip"`` if the last files written here are these and still there, ``"recompute"`` if others are.
 
-    If there are none, ``"begun"`` or ``"new"``, as the caller knows.
+    ``"begun"`` if a run was interrupted while these took their names. If there are none, ``"begun"`` or ``"new"``, as
+    the caller knows.
     """
-    last = [event for event in events if event["event"] == "product"][-1:]
     there = product.output.there()
-    if there == product.files and last and last[0]["token"] == product.token:
+    if there == product.files and _last_here(product, events) == "product":
         return "skip"
+    if there and _last_here(product, events) == "assemble":
+        return "begun"
     return "recompute" if there else "begun" if begun else "new"
 
 
-def require_free(product: Product) -> None:
+def _last_here(product: Product, events: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return how far the last files came that were written here, if they are those of this product."""
+    last = next((event for event in reversed(events) if event["event"] in ("assemble", "product")), None)
+    return str(last["event"]) if last is not None and last["token"] == product.token else None
+
+
+def require_free(product: Product, events: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to write over what is there.
 
     Raises
     ------
     WriteError
-        A file is there.
+        A file is there; says whether the ledger knows it.
     """
+    if _last_here(product, events) == "assemble":
+        return  # a run was interrupted while they took their names
+    known = any(event["event"] == "product" for event in events)
+    what = "is not what this job makes of its scenes now" if known else "no ledger beside it says what it is"
     for label in product.output.there():
-        raise WriteError(
-            f"{label}: exists already, and is not what this job makes of its scenes now; set overwrite to replace it",
-            path=label,
-        )
+        raise WriteError(f"{label}: exists already, and {what}; set overwrite to replace it", path=label)
 
 
 def _token(work: Work, dataset: xr.Dataset, files: Sequence[str]) -> str:

@@ -85,6 +85,8 @@ class ZarrOutput:
 
     def begin(self, busy: Collection[str], *, overwrite: bool) -> None:
         """Write all but pixels, or go on with what was begun; give way to a run that writes something else there."""
+        if self._named:
+            return
         identity = self._place.get(IDENTITY)
         own = identity == self.writer.regions.token.encode()
         # What another job has left here and is not at work on is of no use any more.
@@ -95,6 +97,8 @@ class ZarrOutput:
 
     def done(self) -> frozenset[tuple[int, int]]:
         """Return the windows whose marks are there."""
+        if self._named:
+            return frozenset(np.ndindex(*map(len, self.windows)))
         marks = self._place.done()
         positions = np.ndindex(*map(len, self.windows))
         return frozenset(at for at in positions if mark_of("", self.writer.stage, at) in marks)
@@ -103,9 +107,19 @@ class ZarrOutput:
         """Yield what is to be done when all windows are there: nothing."""
         yield from ()
 
-    def finish(self) -> None:
+    def take_names(self) -> None:
         """Let the store look complete."""
-        complete_store(self.building)
+        if not self._named:
+            complete_store(self.building)
+
+    def tidy(self) -> None:
+        """Remove the notes of a run that was interrupted while the store took its name."""
+        self._place.tidy()
+
+    @property
+    def _named(self) -> bool:
+        """Whether the store was just about complete when a run was interrupted."""
+        return self._place.named(self.writer.regions.token.encode())
 
 
 def describe_zarr(path: str) -> list[str]:

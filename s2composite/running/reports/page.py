@@ -6,7 +6,6 @@ import base64
 import datetime as dt
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -16,7 +15,8 @@ from s2composite.running.jobs.job import Job
 from s2composite.running.ledger import ledger_root
 from s2composite.running.reports.report import Report, job_report
 from s2composite.running.scope import ledger_key
-from s2composite.scenes.storage import filesystem, is_remote, join
+from s2composite.scenes.storage import join
+from s2composite.writing.targets import put_small
 
 __all__ = ["report_page", "write_report"]
 
@@ -188,7 +188,8 @@ def _picture(report: Report, slowest: float, told: str) -> str:
 
 
 def _failures(report: Report) -> str:
-    return "".join(
+    trouble = "" if report.error is None else f"<details open><summary>{_text(report.error)}</summary></details>"
+    return trouble + "".join(
         f"<details{' open' if i < 3 else ''}><summary><b>{len(windows)} &times;</b>{_text(cause)}</summary>"
         f"<p class='soft'>windows {', '.join(f'{row}/{column}' for row, column in windows)}</p></details>"
         for i, (cause, windows) in enumerate(report.causes())
@@ -209,7 +210,22 @@ def _workers(report: Report) -> str:
 
 
 def write_report(job: Job) -> tuple[str, ...]:
-    """Write ``report.json`` and ``report.html`` beside the ledger; return where, nothing if nothing has been done."""
+    r"""Write ``report.json`` and ``report.html`` beside the ledger; return where, nothing if nothing has been done.
+
+    Raises
+    ------
+    WriteError
+        They cannot be written there.
+
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> from s2composite.running.ledger import Ledger
+    >>> with Ledger("reported.tif", "first") as ledger:
+    ...     ledger.add("start", token="t", windows=[1, 2], files=["reported.tif"])
+    >>> [path.rpartition("/")[2] for path in write_report(load_job("source: scenes\noutput: reported.tif"))]
+    ['report.json', 'report.html']
+    """
     report = job_report(job)
     if report is None:
         return ()
@@ -217,10 +233,6 @@ def write_report(job: Job) -> tuple[str, ...]:
     written = []
     for name, text in (("report.json", report.to_json()), ("report.html", report_page(report))):
         target = join(root, name)
-        if is_remote(target):
-            fs, path = filesystem(target)
-            fs.pipe_file(path, text.encode())
-        else:
-            Path(target).write_text(text, "utf-8")
+        put_small(text.encode(), target, overwrite=True)
         written.append(target)
     return tuple(written)

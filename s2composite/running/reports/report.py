@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from s2composite.running.history import completed, done_in, failures_in, trouble_in
 from s2composite.running.jobs.job import Job
-from s2composite.running.ledger import completed, done_in, failures_in, read_ledger
+from s2composite.running.ledger import read_ledger
 from s2composite.running.scope import ledger_key
 from s2composite.scenes.storage import display_text
 
@@ -37,7 +38,19 @@ class WorkerDone:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What happened to the latest product of a job."""
+    r"""What happened to the latest product of a job.
+
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> from s2composite.running.ledger import Ledger
+    >>> with Ledger("reported.tif", "first") as ledger:
+    ...     ledger.add("start", token="t", windows=[1, 2], files=["reported.tif"])
+    ...     ledger.add("failed", token="t", window=[0, 1], error="the file is damaged")
+    >>> report = job_report(load_job("source: scenes\noutput: reported.tif"))
+    >>> report.state, report.causes()
+    ('failed', (('the file is damaged', ((0, 1),)),))
+    """
 
     job: str
     """The job file as YAML, without default values and without users and signatures of URLs."""
@@ -81,6 +94,9 @@ class Report:
     versions: Mapping[str, str]
     """Versions of Python and the packages that matter."""
 
+    error: str | None = None
+    """What kept the files from being put together, all windows being done."""
+
     def states(self) -> dict[tuple[int, int], str]:
         """Return ``"done"``, ``"failed"`` or ``"open"`` for each window, row by row."""
         windows = ((row, column) for row in range(self.shape[0]) for column in range(self.shape[1]))
@@ -103,6 +119,7 @@ class Report:
             "files": self.files,
             "windows": self.shape,
             "done": len(self.seconds.keys() | self.found),
+            "error": self.error,
             "failures": [{"window": window, "error": error} for window, error in sorted(self.failures.items())],
             "causes": [{"cause": cause, "windows": windows} for cause, windows in self.causes()],
             "seconds": [{"window": window, "seconds": took} for window, took in sorted(self.seconds.items())],
@@ -124,7 +141,14 @@ def _cause(error: str) -> str:
 
 
 def job_report(job: Job) -> Report | None:
-    """Return the report of a job from its ledger; None if nothing has been done yet."""
+    r"""Return the report of a job from its ledger; None if nothing has been done yet.
+
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> job_report(load_job("source: scenes\noutput: not_begun.tif")) is None
+    True
+    """
     events = read_ledger(ledger_key(job))
     starts = [event for event in events if event["event"] == "start"]
     if not starts:
@@ -134,13 +158,15 @@ def job_report(job: Job) -> Report | None:
     all_done = done_in(events, start["token"])
     done = {window: event for window, event in all_done.items() if event["event"] == "done"}
     failures = failures_in(events, start["token"])
+    complete = completed(events, start)
+    trouble = trouble_in(own, start["token"])
     scenes: dict[str, int] = {}
     for event in done.values():
         for scene in event.get("failed_scenes", ()):
             scenes[scene] = scenes.get(scene, 0) + 1
     return Report(
         job=display_text(job.to_yaml()),
-        state="complete" if completed(events, start) else "failed" if failures else "interrupted",
+        state="complete" if complete else "failed" if failures or trouble else "interrupted",
         files=tuple(start["files"]),
         shape=(int(start["windows"][0]), int(start["windows"][1])),
         seconds={window: float(event["seconds"]) for window, event in done.items()},
@@ -153,6 +179,7 @@ def job_report(job: Job) -> Report | None:
         begun=str(own[0]["at"]),
         ended=str(own[-1]["at"]),
         versions=_versions(),
+        error=trouble,
     )
 
 
@@ -164,7 +191,7 @@ def _workers(events: Iterable[Mapping[str, Any]], done: Iterable[Mapping[str, An
         seconds[event["worker"]] += event["read"] + event["encode"]
     for event in events:
         if event["event"] in ("retry", "failed"):
-            failed[event["worker"] or "unknown"] += 1
+            failed[event.get("worker") or "unknown"] += 1
     return {w: WorkerDone(windows[w], round(seconds[w], 3), failed[w]) for w in windows.keys() | failed.keys()}
 
 
