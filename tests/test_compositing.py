@@ -204,7 +204,7 @@ def test_repr_says_what_it_is(cube, reference):
         (lambda c: s2c.composite(c.isel(time=0)), "time, band, y, x"),
         (lambda c: s2c.composite(c.isel(time=slice(0, 0))), "no times"),
         (lambda c: s2c.composite(c.values), "DataArray"),
-        (lambda c: s2c.composite(s2c.composite(c)), "composite already"),
+        (lambda c: s2c.composite(s2c.composite(c)), "already a composite"),
         (lambda c: s2c.composite(c)["colour"], "composite, source, count"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 __all__ = [
+    "begun_anew",
     "busy_tokens",
     "completed",
     "done_in",
@@ -58,27 +59,25 @@ def completed(events: Iterable[Mapping[str, Any]], start: Mapping[str, Any]) -> 
     )
 
 
-def done_windows(events: Iterable[Mapping[str, Any]], token: str) -> set[tuple[int, int]]:
-    """Return the windows of a product that are done.
+def begun_anew(events: Iterable[Mapping[str, Any]], token: str) -> str:
+    """Return when the last run of a product began that found nothing done: what had been made before is not there."""
+    starts = (event for event in events if event["event"] == "start" and event.get("token") == token)
+    return max((str(event["at"]) for event in starts if not event.get("done")), default="")
 
-    A run that finds nothing done begins anew: what had been made before it is no longer there.
-    """
-    out: set[tuple[int, int]] = set()
-    for event in events:
-        if event.get("token") != token:
-            continue
-        if event["event"] == "start" and not event.get("done"):
-            out.clear()
-        elif event["event"] in _DONE:
-            out.add(_window(event))
-    return out
+
+def done_windows(events: Iterable[Mapping[str, Any]], token: str, since: str) -> set[tuple[int, int]]:
+    """Return the windows of a product that events since a time, see `begun_anew`, say are done; in any order."""
+    return {_window(event) for event in events if _says_done(event, token, since)}
 
 
 def done_in(events: Sequence[Mapping[str, Any]], token: str) -> dict[tuple[int, int], Mapping[str, Any]]:
     """Return the windows of a product that are done, each with the last event that says so."""
-    windows = done_windows(events, token)
-    said = (event for event in events if event.get("token") == token and event["event"] in _DONE)
-    return {_window(event): event for event in said if _window(event) in windows}
+    since = begun_anew(events, token)
+    return {_window(event): event for event in events if _says_done(event, token, since)}
+
+
+def _says_done(event: Mapping[str, Any], token: str, since: str) -> bool:
+    return event.get("token") == token and event["event"] in _DONE and str(event["at"]) >= since
 
 
 def _window(event: Mapping[str, Any]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from odc.geo.geom import Geometry
 from s2composite.compositing import Composite
 from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.running.bounded import Call, Outcome
-from s2composite.running.history import busy_tokens, done_windows, failures_in, rival_in, whereabouts
+from s2composite.running.history import begun_anew, busy_tokens, done_windows, failures_in, rival_in, whereabouts
 from s2composite.running.jobs.job import Job
 from s2composite.running.ledger import Ledger, each_event, read_turns
 from s2composite.running.products.product import Product, plan_product, product_state, require_free
@@ -183,7 +183,8 @@ class Making:
         self._require_no_rival(chosen)
         product.output.begin(busy_tokens(self._events), overwrite=job.overwrite)
         done, failures = product.done(), failures_in(self._events, product.token)
-        noted = done_windows(each_event(ledger_key(job)), product.token) if done else set()
+        since = begun_anew(self._events, product.token)
+        noted = done_windows(each_event(ledger_key(job)), product.token, since) if done else set()
         open_ = [window for window in product.windows if window in wanted and window not in done]
         self.todo = [window for window in open_ if chosen.takes(window, failures)]
         made_now = {*done, *self.todo}
