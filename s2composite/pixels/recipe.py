@@ -247,7 +247,7 @@ class Call:
     """``(n,)``: number of valid observations, to be filled in."""
 
     near: NDArray[np.uint16]
-    """``(scenes of the stack * n,)``: squared distance to the next invalid observation, where the reducer needs it."""
+    """Squared distance to the next invalid observation, where the reducer needs it; as `Source.usable`."""
 
     positions: NDArray[np.int64]
     """``(t,)``: which scene of the recipe's each one of `source` is."""
