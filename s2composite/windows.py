@@ -102,7 +102,8 @@ def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.i
             # A scene that fails is left out of the blocks that fail and no others, whatever they were read with.
             if seen.errors and isinstance(piece, Patch):
                 break
-            if seen.errors and len(blocks := stack.blocks(piece)) > 1:
+            blocks = () if isinstance(piece, Patch) or not seen.errors else stack.blocks(piece)
+            if len(blocks) > 1:
                 parts += _block_by_block(stack, recipe, blocks, positions, scratch)
             else:
                 parts.append((piece, _reduced(recipe, seen, positions)))
