@@ -19,7 +19,7 @@
 
 # %% tags=["parameters"]
 DIRECTORY = "dashboard"  # where scenes go
-SCENES = 24  # acquisitions
+SCENES = 12  # acquisitions
 SIZE = 1024  # rows and columns of 10 m
 WORKERS = 2  # processes
 
@@ -115,7 +115,7 @@ draw_stream(again, f"and again: {again_seconds:.1f} s")
 # the axis, too.
 
 # %%
-sizes = [64, 128, 256, 512]
+sizes = [128, 256, 512]
 seconds = [composite_with(size)[1] for size in sizes]
 plt.figure(figsize=(7, 3.5))
 plt.bar([str(size) for size in sizes], seconds, color="tab:green")

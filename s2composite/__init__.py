@@ -1,18 +1,7 @@
-"""s2composite: temporal composites of satellite time series on Dask and xarray.
+"""Temporal composites of satellite time series on Dask and xarray.
 
-The house, from the top to the cellar (a module imports only from above):
-
-scenes       which acquisitions there are: names, listings
-reading      pixels in: headers, tiles, GDAL, the stack
-pixels       arithmetic: rules, kernels, reducers
-masking      mask bands beside the data
-cube         a stack as a lazy DataArray
-windows      the pure function that reads and reduces one window
-screening    which scenes show enough
-compositing  a cube reduced over time
-writing      pixels out: COG, Zarr, metadata
-running      jobs and clusters
-analysis     pictures, zonal statistics
+`open_cube` makes a lazy cube of scenes, `composite` reduces it over time, the `Composite` writes and draws itself.
+ARCHITECTURE.md in the repository has the map of the package.
 """
 
 from __future__ import annotations
@@ -27,8 +16,8 @@ if TYPE_CHECKING:
     from s2composite.compositing import Composite, composite
     from s2composite.cube import open_cube
     from s2composite.errors import S2CompositeError
-    from s2composite.pixels.flags import SCL, CloudProbability, QABits
-    from s2composite.pixels.masks import Nodata, Saturated
+    from s2composite.pixels.flags import SCL, CloudProbability, Fmask, QABits, Usable
+    from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
     from s2composite.running.clusters.check import check_cluster
     from s2composite.running.clusters.connect import connect
@@ -47,12 +36,16 @@ _ROOMS = {
     "Asset": "scenes.model",
     "CloudProbability": "pixels.flags",
     "Composite": "compositing",
+    "Fmask": "pixels.flags",
     "Nodata": "pixels.masks",
     "QABits": "pixels.flags",
     "S2CompositeError": "errors",
     "SCL": "pixels.flags",
     "Saturated": "pixels.masks",
     "Scene": "scenes.model",
+    "SwathEdge": "pixels.masks",
+    "Usable": "pixels.flags",
+    "ValueRange": "pixels.masks",
     "check_cluster": "running.clusters.check",
     "composite": "compositing",
     "connect": "running.clusters.connect",
@@ -78,11 +71,15 @@ __all__ = [
     "Asset",
     "CloudProbability",
     "Composite",
+    "Fmask",
     "Nodata",
     "QABits",
     "S2CompositeError",
     "Saturated",
     "Scene",
+    "SwathEdge",
+    "Usable",
+    "ValueRange",
     "check_cluster",
     "composite",
     "connect",

@@ -1,4 +1,4 @@
-"""Masks that come as arrays: boolean DataArrays of one's own, and mask bands inside a cube that is not from files."""
+"""Masks given as arrays: boolean DataArrays, and mask bands inside a cube that is not from `open_cube`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ from s2composite.as_cube import as_cube
 from s2composite.cube import stack_of
 from s2composite.errors import ParameterError
 from s2composite.pixels.flags import MaskRule
-from s2composite.pixels.masks import Rule
+from s2composite.pixels.masks import DEFAULT_RULES, Rule
 
-__all__ = ["ValidArray", "usable_cube"]
+__all__ = ["ValidArray", "ValidRules", "rules_of", "usable_cube"]
 
 ValidArray: TypeAlias = Any
 """``(time, y, x)`` bool of a cube, NumPy or Dask: False where an observation must not be used."""
+
+ValidRules: TypeAlias = Rule | xr.DataArray | Sequence[Rule | xr.DataArray]
+"""What `composite` takes as ``valid``: rules, and boolean arrays of the user's own."""
+
+
+def rules_of(valid: ValidRules | None) -> tuple[Rule | xr.DataArray, ...]:
+    """Return what was given as ``valid`` as a tuple; the default rules for None."""
+    if valid is None:
+        return DEFAULT_RULES
+    return tuple(valid) if isinstance(valid, Sequence) else (valid,)
 
 
 def usable_cube(
     cube: Any, valid: Sequence[Rule | xr.DataArray]
 ) -> tuple[xr.DataArray, tuple[Rule, ...], ValidArray | None]:
-    """Return a cube, and what rules and masks say about it.
+    """Separate a cube from its masks.
 
-    Rules on mask bands that a cube or Dataset has itself are evaluated, and the bands taken out of it. A cube from
+    Rules on mask bands that the cube or Dataset contains are evaluated, and those bands removed from it. A cube from
     `open_cube` is left as it is: its mask bands are read beside the data, at their own resolution.
 
     Returns
@@ -37,15 +47,15 @@ def usable_cube(
     cube
         ``(time, band, y, x)``.
     rules
-        Those that are left.
+        Rules that are still to be evaluated.
     mask
-        ``(time, y, x)``: what masks and evaluated rules say together; None if there are none.
+        ``(time, y, x)``: masks and evaluated rules combined; None if there are none.
 
     Raises
     ------
     ParameterError
-        The cube has other dimensions; a mask is not boolean or not on the cube's grid and times; something in `valid`
-        is neither rule nor array.
+        The cube has other dimensions, a mask is not boolean or not on the cube's grid and times, or `valid` holds
+        something that is neither a rule nor an array.
     """
     rules = [one for one in valid if not isinstance(one, xr.DataArray)]
     for rule in rules:
@@ -75,7 +85,7 @@ def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, 
         rest = rest.sel(band=[band for band in rest["band"].values if band not in here]) if here else rest
         left = rest.sizes["band"]
     if here and not left:
-        raise ParameterError(f"the cube has no band besides the mask band {here[0]!r}; nothing to composite")
+        raise ParameterError(f"the cube has no band besides the mask band {here[0]!r}; there is nothing to composite")
     return as_cube(rest), bands
 
 
@@ -84,7 +94,7 @@ def _together(masks: Sequence[ValidArray]) -> ValidArray | None:
 
 
 def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
-    """Return what a rule says of its band ``(t, y, x)``, each chunk seeing the pixels that it needs around it."""
+    """Evaluate a rule on its band ``(t, y, x)``; each chunk sees the pixels around it that matter."""
     if not isinstance(band, da.Array):
         return rule.valid(_whole_numbers(band))
     halo = {1: rule.halo, 2: rule.halo}
@@ -104,7 +114,7 @@ def _evaluated_block(block: NDArray[Any], rule: MaskRule) -> NDArray[np.bool_]:
 
 
 def _whole_numbers(band: NDArray[Any]) -> NDArray[Any]:
-    """Return a mask band that xarray has turned into floats as the whole numbers that it was, missing ones as 0."""
+    """Undo what xarray does to a mask band with missing values: floats become integers again, NaN becomes 0."""
     if band.dtype.kind != "f":
         return np.ascontiguousarray(band)
     filled = np.nan_to_num(np.asarray(band), nan=0.0)
@@ -113,7 +123,7 @@ def _whole_numbers(band: NDArray[Any]) -> NDArray[Any]:
 
 
 def _aligned(mask: xr.DataArray, cube: xr.DataArray) -> ValidArray:
-    """Return a mask as ``(time, y, x)`` of the cube; one without time is about all scenes."""
+    """Return a mask as ``(time, y, x)`` of the cube; one without time applies to all scenes."""
     name = mask.name or "the mask"
     if mask.dtype != np.bool_:
         raise ParameterError(f"{name} is {mask.dtype}; valid takes boolean arrays, True where an observation is valid")

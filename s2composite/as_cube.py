@@ -1,4 +1,4 @@
-"""Whatever holds observations over time, as a cube ``(time, band, y, x)``: odc-stac, stackstac, rioxarray, NumPy."""
+"""Arrays from odc-stac, stackstac, rioxarray or NumPy as a cube ``(time, band, y, x)``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SPELLINGS = {"latitude": "y", "lat": "y", "longitude": "x", "lon": "x"}
 
 
 def as_cube(cube: Any) -> xr.DataArray:
-    """Return a cube with the dimensions (time, band, y, x) in this order, and a coordinate for time and band.
+    """Return a cube with dimensions (time, band, y, x) in this order, and coordinates for time and band.
 
     Raises
     ------
     ParameterError
-        It has other dimensions, no times, or is no DataArray or Dataset.
+        It is neither a DataArray nor a Dataset, has other dimensions, or no times.
     """
     array = cube.to_dataarray("band") if isinstance(cube, xr.Dataset) else cube
     if not isinstance(array, xr.DataArray):
@@ -42,10 +42,10 @@ def as_cube(cube: Any) -> xr.DataArray:
 
 
 def _georeferenced(array: xr.DataArray) -> xr.DataArray:
-    """Give a cube of stackstac the coordinates that rioxarray and odc-geo understand.
+    """Give a cube from stackstac the coordinates that rioxarray and odc-geo understand.
 
-    It names its CRS and transform in the attributes alone, and by default its coordinates are the corners of pixels,
-    which everything else takes for their centres: half a pixel off, and nobody sees it.
+    Its CRS and transform are in its attributes alone, and by default its coordinates are the corners of pixels, where
+    everything else expects their centres: half a pixel off, and nothing tells.
     """
     if "spatial_ref" in array.coords or not {"crs", "transform"} <= set(array.attrs) or "x" not in array.coords:
         return array
@@ -59,7 +59,7 @@ def _georeferenced(array: xr.DataArray) -> xr.DataArray:
 
 
 def nodata_of(array: xr.DataArray) -> float | None:
-    """Return the nodata value that a cube names, None if it names none."""
+    """Return the nodata value that a cube declares, None if it declares none."""
     for value in (array.attrs.get("nodata"), array.encoding.get("_FillValue"), array.attrs.get("_FillValue")):
         if value is not None:
             return float(value)
@@ -67,7 +67,7 @@ def nodata_of(array: xr.DataArray) -> float | None:
 
 
 def days_of(array: xr.DataArray) -> tuple[float, ...] | None:
-    """Return the time of each scene in days since 1970-01-01T00:00 UTC, None where the times are no dates."""
+    """Return the time of each scene in days since 1970-01-01T00:00 UTC, None if the times are not dates."""
     times = array["time"].values
     if not np.issubdtype(times.dtype, np.datetime64):
         return None

@@ -1,4 +1,4 @@
-"""The same scenes at a coarser resolution: from overviews, where the files have some."""
+"""The same scenes at a coarser resolution, from overviews where the files have them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from s2composite.reading.stack import Stack, TargetGrid, open_stack
 __all__ = ["coarse_cube", "coarser"]
 
 _OVERVIEW = 16
-"""How many times coarser than the cube scenes are looked at by default: 1/256 of the pixels."""
+"""Default factor by which the resolution is coarser than the cube's: 1/256 of the pixels."""
 
 
 def coarser(cube: xr.DataArray, resolution: float | None = None) -> xr.DataArray:
-    """Return a cube from files at a coarser resolution, any other as it is.
+    """Return a cube from files at a coarser resolution; any other cube unchanged.
 
-    `resolution` is a pixel's side in units of the CRS; None: 16 times that of the cube.
+    `resolution` is the side of a pixel in units of the CRS; None: 16 times that of the cube.
     """
     found = stack_of(cube)
     if found is None:

@@ -1,4 +1,4 @@
-"""What a composite consists of: its layers as a dataset, with their coordinates and facts; also of overviews alone."""
+"""The dataset of a composite: its layers with coordinates and attributes, at full size or from overviews."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from s2composite.windows import STATUS, Work, layer_arrays, work_in
 __all__ = ["Composed", "layers_dataset", "located", "small_dataset"]
 
 _TIMES = ("time", "time_bounds", "period", "scenes")
-"""Coordinates of the periods."""
+"""Coordinates of periods."""
 
 _WINDOWS = ("window_y", "window_x")
-"""Dimensions of what is known of windows, which every n-th pixel has none of."""
+"""Dimensions of what is recorded per window; a selection of every n-th pixel has no windows."""
 
 
 class Composed(Protocol):
-    """What has the layers of a composite: a `Composite`, for rooms that its verbs lead to."""
+    """A `Composite`, for modules that it imports itself when its methods are called."""
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -32,7 +32,7 @@ class Composed(Protocol):
 
 
 def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], data: Mapping[str, Any]) -> xr.Dataset:
-    """Return layers of a cube ``(time, band, y, x)`` with the coordinates and facts of the cube and the recipe."""
+    """Return layers made from a cube ``(time, band, y, x)``, with the coordinates and attributes they inherit."""
     coords = {name: array.coords[name] for name in ("band", "y", "x", "spatial_ref") if name in array.coords}
     times = array["time"].values
     scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
@@ -42,7 +42,7 @@ def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer],
         for layer in layers
     }
     if STATUS in data:
-        meaning = {"long_name": "0 read, 1 scene outside of the window, 2 reading failed"}
+        meaning = {"long_name": "0 read, 1 scene outside the window, 2 reading failed"}
         variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], meaning)
     return xr.Dataset(variables, coords, _facts(array, recipe))
 
@@ -70,7 +70,7 @@ def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
 
 
 def located(dataset: xr.Dataset) -> xr.Dataset:
-    """Let the windows of ``read_status`` say where they begin: in memory there are no chunks left that would."""
+    """Record where the windows of ``read_status`` begin: in memory there are no chunks left to tell."""
     if STATUS not in dataset or not dataset[STATUS].chunks:
         return dataset
     starts = {
@@ -81,7 +81,7 @@ def located(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
-    """Return the layers of a composite at a resolution at which its longer side has no more pixels; see `preview`."""
+    """Return the layers at a resolution at which the longer side has at most `size` pixels; see `Composite.preview`."""
     step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // size))
     work = _whole_work(dataset)
     if work is None or step == 1:
@@ -96,7 +96,7 @@ def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
 
 
 def _whole_work(dataset: xr.Dataset) -> Work | None:
-    """Return the work behind a lazy composite if it is all of that and nothing else."""
+    """Return the work behind a lazy composite if the composite is the whole result of it, else None."""
     work = work_in(dataset)
     if work is None or work.arrays or "band" not in dataset.coords:
         return None

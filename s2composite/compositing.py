@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from s2composite.array_masks import usable_cube
+from s2composite.array_masks import ValidRules, rules_of, usable_cube
 from s2composite.as_cube import days_of, nodata_of
 from s2composite.composed import layers_dataset, located, small_dataset
 from s2composite.errors import ParameterError
 from s2composite.period_axis import groups_of, with_time_axis
-from s2composite.pixels.masks import DEFAULT_RULES, Rule
+from s2composite.pixels.masks import Rule
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
 from s2composite.scenes.periods import Day, PeriodSpec
 from s2composite.windows import layer_arrays, source_shares
@@ -30,54 +30,55 @@ def composite(
     cube: xr.DataArray | xr.Dataset,
     reducer: str | Reducer | Sequence[str | Reducer] = "luminance_median",
     *,
-    valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None = None,
+    valid: ValidRules | None = None,
     period: PeriodSpec | None = None,
     keep_empty: bool = True,
     day: Day = "utc",
     min_count: int = 1,
     **params: Any,
 ) -> Composite:
-    """Reduce a cube over time, lazily if the cube is lazy.
+    """Reduce a cube over time; lazily if the cube is lazy.
 
     Parameters
     ----------
     cube
-        ``(time, band, y, x)``, from `open_cube` or anything else (NumPy-backed, rioxarray, odc-stac, stackstac); a
-        Dataset of bands ``(time, y, x)`` is stacked.
+        ``(time, band, y, x)``, from `open_cube` or any other source (NumPy, rioxarray, odc-stac, stackstac). The
+        variables ``(time, y, x)`` of a Dataset are stacked as its bands.
     reducer
-        Name or value of a reducer, or several, which are made in one pass. ``"luminance_median"``: of the valid
-        observations of a pixel, in order of R + G + B (equal sums in order of scenes), the one at index ``n // 2``; all
-        bands come from that one observation.
+        A reducer by name or as a value, or several, computed in one pass. ``"luminance_median"`` orders the valid
+        observations of a pixel by R + G + B (ties in scene order) and takes the one at index ``n // 2``; all bands come
+        from that one observation.
     valid
-        Rules that say which observations may be used; ``()`` uses all. Default: those that are neither `Nodata` nor
-        `Saturated` in any band. Among them may be masks of your own: boolean DataArrays ``(time, y, x)`` or ``(y, x)``
-        on the cube's grid, True where an observation may be used. Rules on mask bands (`SCL` ...) read that band beside
-        the data for cubes from `open_cube`; of other cubes the band itself is taken, which then is not composited.
+        Rules that say which observations may be used; ``()`` uses all. Default: `Nodata` and `Saturated`, which drop
+        observations with any band empty or saturated. Boolean DataArrays ``(time, y, x)`` or ``(y, x)`` on the cube's
+        grid, True where an observation may be used, can stand among them. Rules on mask bands (`SCL` ...) read that
+        band beside the data of a cube from `open_cube`; in other cubes they use the cube's own band, which is then left
+        out of the composite.
     period
-        Make a composite for each period, from one read of the scenes: ``"month"``, ``"season"``, ``"10D"``,
+        Make one composite per period, from a single read of the scenes: ``"month"``, ``"season"``, ``"10D"``,
         ``"2023-06-01/2023-08-31"``, ``"rolling-3months"``, a list ...; see `s2composite.scenes.periods.find_periods`.
     keep_empty
-        Keep periods without a scene, which have no value anywhere; False drops them.
+        Keep periods without scenes, which have no value anywhere; False drops them.
     day
-        What a scene's day is: ``"utc"``, or ``"solar"``, mean solar time at the centre of the cube.
+        How the day of a scene is counted: ``"utc"``, or ``"solar"`` for mean solar time at the centre of the cube.
     min_count
-        A pixel with fewer valid observations gets no value.
+        Pixels with fewer valid observations get no value.
     **params
-        Parameters of the reducer, where it is one and given by name.
+        Parameters of the reducer, if there is one and it is given by name.
 
     Returns
     -------
     Composite
         Its ``dataset`` holds ``composite`` ``(band, y, x)`` in the cube's dtype, ``count`` ``(y, x)`` uint16 (valid
-        observations) and, for reducers that pick one, ``source`` ``(y, x)`` int16 (index of the scene, -1: none). With
-        `period`, each has a first dimension ``time`` (the period's first day, with bounds and the coordinate
-        ``period``).
+        observations) and, for reducers that pick one observation, ``source`` ``(y, x)`` int16 (index of its scene, -1
+        where there is none). With `period`, each has ``time`` as its first dimension: the first day of the period, with
+        bounds and the coordinate ``period``.
 
     Raises
     ------
     ParameterError
-        Unknown reducer, parameter or period, a cube of other dimensions, chunks that cannot be merged over time, or a
-        mask that is not on the cube's grid.
+        The reducer, a parameter or the period is unknown, the cube has other dimensions, its chunks cannot be merged
+        over time, or a mask is not on its grid.
 
     Examples
     --------
@@ -88,7 +89,7 @@ def composite(
     >>> int(comp["composite"][0, 0, 0]), int(comp["count"][0, 0]), int(comp["source"][0, 0])
     (20, 3, 3)
     """
-    given = _rules(valid)
+    given = rules_of(valid)
     array, rules, mask = usable_cube(_not_yet_composited(cube), given)
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
     recipe = Recipe(
@@ -108,13 +109,22 @@ def composite(
 
 @dataclass(frozen=True, eq=False)
 class Composite:
-    """A composite: an immutable wrapper that owns a Dataset and adds verbs. Lazy until computed or written."""
+    """A composite: an immutable wrapper around a Dataset that can write and draw itself. Lazy until it is computed.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> comp = s2c.composite(xr.DataArray(values, dims=("time", "band", "y", "x")))
+    >>> list(comp.dataset), comp["count"].item()
+    (['composite', 'source', 'count'], 3)
+    """
 
     dataset: xr.Dataset
     """Layers ``composite`` ``(band, y, x)``, ``count`` and ``source`` ``(y, x)``, with the scenes along ``scene``."""
 
     def __getitem__(self, layer: str) -> xr.DataArray:
-        """Return a layer; a ParameterError lists those there are."""
+        """Return a layer by name; a ParameterError lists the layers there are."""
         if layer not in self.dataset.data_vars:
             raise ParameterError(
                 f"the composite has no layer {layer!r}; it has {', '.join(map(str, self.dataset.data_vars))}"
@@ -138,20 +148,56 @@ class Composite:
         return f"{attrs['reducer']} of {self.dataset.sizes['scene']} scenes{span}, {state}"
 
     def compute(self, **kwargs: Any) -> Composite:
-        """Return the composite in memory; all layers in one pass."""
+        """Return the composite in memory, all layers computed in one pass.
+
+        Parameters
+        ----------
+        **kwargs
+            Options of `xarray.Dataset.compute`.
+
+        Returns
+        -------
+        Composite
+            With NumPy arrays.
+        """
         return Composite(located(self.dataset).compute(**kwargs))
 
     def persist(self, **kwargs: Any) -> Composite:
-        """Return the composite held in the memory of the workers."""
+        """Return the composite held in the memory of the workers.
+
+        Parameters
+        ----------
+        **kwargs
+            Options of `xarray.Dataset.persist`.
+
+        Returns
+        -------
+        Composite
+            Still with Dask arrays.
+        """
         return Composite(self.dataset.persist(**kwargs))
 
     def date(self) -> xr.DataArray:
-        """Return the time of the observation that each pixel comes from: ``(y, x)`` datetime64, NaT where none is.
+        """Return the time of the observation that each pixel comes from.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dimensions of ``source``; datetime64, NaT where there is no observation.
 
         Raises
         ------
         ParameterError
-            The reducer does not pick observations, so there is no ``source``.
+            There is no ``source``: the reducer does not pick observations.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
+        >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> str(s2c.composite(cube).date().values[0, 0])[:10]
+        '2023-08-01'
         """
         times = np.append(self.dataset["scene_time"].values, np.array(["NaT"], "datetime64[ns]"))
         date: xr.DataArray = xr.apply_ufunc(
@@ -160,53 +206,89 @@ class Composite:
         return date.rename("date").assign_attrs(long_name="time of the observation")
 
     def preview(self, size: int = 1024) -> Composite:
-        """Return a small composite in memory, in seconds: made of the files' overviews instead of all their pixels.
+        """Return a small composite in memory, in seconds: computed from the overviews of the files.
 
-        It is an estimate, as overviews are means of pixels, clouds among them. Of a composite that is not one of whole
-        files any more (in memory, cut out, one of several periods, with masks that are arrays) every n-th pixel is
-        computed.
+        It is an estimate: pixels of overviews are means of pixels, clouds among them. Where the composite no longer
+        stands for whole files (in memory, cropped, one period taken out, masks given as arrays), every n-th pixel is
+        computed instead.
 
         Parameters
         ----------
         size
-            Pixels into which the longer side fits.
+            Most pixels along the longer side.
 
         Returns
         -------
         Composite
-            Its layers and periods are the same, and so are its verbs: ``comp.preview().plot()``.
+            With the same layers, periods and methods: ``comp.preview().plot()``.
 
         Raises
         ------
         ParameterError
-            The size is less than one pixel.
+            `size` is less than 1.
         """
         if size < 1:
             raise ParameterError(f"size={size}; a preview has 1 pixel or more")
         return Composite(small_dataset(self.dataset, size).compute())
 
     def period(self, label: str) -> Composite:
-        """Return the composite of one period, without ``time``; a ParameterError lists the periods there are."""
+        """Return the composite of one period, without the dimension ``time``.
+
+        Parameters
+        ----------
+        label
+            One of the coordinate ``period``, such as ``"2023-06"``.
+
+        Returns
+        -------
+        Composite
+            The layers of that period.
+
+        Raises
+        ------
+        ParameterError
+            There is no such period; lists those there are.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-06-11", "2023-07-01"], "datetime64[ns]")
+        >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> s2c.composite(cube, "max", period="month").period("2023-06")["composite"].item()
+        30
+        """
         labels = self.dataset["period"].values.tolist() if "period" in self.dataset.coords else []
         if label not in labels:
             raise ParameterError(f"there is no period {label!r}; there are {', '.join(labels) or 'none'}")
         return Composite(self.dataset.isel(time=labels.index(label)))
 
     def shares(self, layer: str = "source") -> xr.DataArray:
-        """Return the share of pixels that each scene contributed: ``(scene,)`` float64, with periods ``(time, scene)``.
-
-        Their sum is the share of pixels that have a value. Lazy if the composite is; computing both at once reads the
-        scenes once.
+        """Return the share of pixels that each scene contributed.
 
         Parameters
         ----------
         layer
-            Where the scenes' indices are: ``"source"``; with several reducers ``"rank_source"`` and the like.
+            Layer that holds the indices of the scenes: ``"source"``; with several reducers ``"rank_source"`` and so on.
+
+        Returns
+        -------
+        xarray.DataArray
+            ``(scene,)``, with periods ``(time, scene)``; float64, 0 to 1. The sum is the share of pixels that have a
+            value. Lazy if the composite is; computing both together reads the scenes once.
 
         Raises
         ------
         ParameterError
             There is no such layer: the reducer does not pick observations.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> values = np.array([[30, 10], [10, 30]], "uint8").reshape(2, 1, 1, 2)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+        >>> s2c.composite(cube).shares().values.tolist()
+        [0.5, 0.5]
         """
         source = self[layer]
         dims = (*source.dims[:-2], "scene")
@@ -217,7 +299,14 @@ class Composite:
         return xr.DataArray(share, labels, dims, "share", meaning)
 
     def to_raster(self, path: str, **options: Any) -> tuple[str, ...]:
-        """Write layers as cloud-optimised GeoTIFF; see `s2composite.writing.cog.write_raster` for the options.
+        """Write layers as cloud-optimised GeoTIFF.
+
+        Parameters
+        ----------
+        path
+            Local path or URL of the file.
+        **options
+            See `s2composite.writing.cog.write_raster`.
 
         Returns
         -------
@@ -228,14 +317,34 @@ class Composite:
 
         return write_raster(self.dataset, path, **options)
 
-    def to_zarr(self, store: Any, **options: Any) -> Any:
-        """Write all layers as Zarr v3; see `s2composite.writing.zarr.write_zarr` for the options."""
+    def to_zarr(self, store: Any, **options: Any) -> str:
+        """Write all layers as Zarr v3.
+
+        Parameters
+        ----------
+        store
+            Local path, URL, store of the zarr library, or session of icechunk.
+        **options
+            See `s2composite.writing.zarr.write_zarr`.
+
+        Returns
+        -------
+        str
+            The store written.
+        """
         from s2composite.writing.zarr import write_zarr  # noqa: PLC0415 - a floor below
 
         return write_zarr(self.dataset, store, **options)
 
     def to_stac(self, path: str, **options: Any) -> tuple[str, ...]:
-        """Write layers as GeoTIFF, a thumbnail, and last a STAC item; see `s2composite.writing.metadata.write_stac`.
+        """Write layers as GeoTIFF, a thumbnail, and last of all the STAC item that describes them.
+
+        Parameters
+        ----------
+        path
+            Local path or URL of the item, ending in ``.json``.
+        **options
+            See `s2composite.writing.metadata.write_stac`.
 
         Returns
         -------
@@ -247,7 +356,14 @@ class Composite:
         return write_stac(self.dataset, path, **options)
 
     def to_thumbnail(self, path: str, **options: Any) -> tuple[str, ...]:
-        """Write a small PNG or WebP; see `s2composite.writing.thumbnail.write_thumbnail` for the options.
+        """Write a small picture.
+
+        Parameters
+        ----------
+        path
+            Local path or URL, ending in ``.png`` or ``.webp``.
+        **options
+            See `s2composite.writing.thumbnail.write_thumbnail`.
 
         Returns
         -------
@@ -259,12 +375,17 @@ class Composite:
         return write_thumbnail(self.dataset, path, **options)
 
     def explore(self, **options: Any) -> Map:
-        """Show the composite on a map to zoom and pan, its periods by a slider; see `s2composite.analysis.explore`.
+        """Show the composite on a map to zoom and pan, with a slider for its periods.
+
+        Parameters
+        ----------
+        **options
+            See `s2composite.analysis.explore.explore`.
 
         Returns
         -------
         s2composite.analysis.explore.Map
-            Shown by a notebook as it is; ``.save("map.html")`` makes a page that needs nothing beside it.
+            Notebooks display it; ``.save("map.html")`` writes a self-contained page.
         """
         from s2composite.analysis.explore import explore  # noqa: PLC0415 - a floor below
 
@@ -280,7 +401,7 @@ class Composite:
 
 def _not_yet_composited(cube: Any) -> Any:
     if isinstance(cube, Composite):
-        raise ParameterError("this is a composite already; composite() takes a cube (time, band, y, x)")
+        raise ParameterError("this is already a composite; composite() takes a cube (time, band, y, x)")
     return cube
 
 
@@ -289,15 +410,10 @@ def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[
         return (resolve_reducer(reducer, **params),)
     if params:
         raise ParameterError(
-            f"parameters {', '.join(params)} with several reducers: give each its own, with resolve_reducer(name, ...)"
+            f"parameters {', '.join(params)}: there are several reducers, so give each its own with "
+            "resolve_reducer(name, ...)"
         )
     return tuple(resolve_reducer(one) for one in reducer)
-
-
-def _rules(valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None) -> tuple[Rule | xr.DataArray, ...]:
-    if valid is None:
-        return DEFAULT_RULES
-    return tuple(valid) if isinstance(valid, Sequence) else (valid,)
 
 
 def _described(rule: Rule | xr.DataArray) -> str:

@@ -1,4 +1,4 @@
-"""Cube: a stack as a lazy DataArray ``(time, band, y, x)``, one task for each window."""
+"""Cube: a stack as a lazy DataArray ``(time, band, y, x)``, one task per window."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _LARGEST_TASK = 768 << 20
 """Bytes of a window's observations beyond which a larger window gains nothing: 216 RGB scenes of 1024 x 1024."""
 
 _WINDOWS_A_THREAD = 2
-"""Windows of a small area for each thread, so that none waits for the last."""
+"""Windows per thread into which a small area is cut, so that no thread waits for the last one."""
 
 _SMALLEST_SHARE = 512
-"""Pixels along a window that is made smaller only to share the work: below, the same tiles are decoded for several."""
+"""Least side in pixels of windows that are made smaller to share the work; smaller ones would decode tiles twice."""
 
 _STACK_LAYER = "s2composite-stack-"
 
@@ -79,77 +79,79 @@ def open_cube(
     alternate: str | None = None,
     loader: str = "s2composite",
 ) -> xr.DataArray:
-    """Open cloud-optimised GeoTIFFs, or what a STAC catalogue holds, as a lazy cube; no pixel is read.
+    """Open cloud-optimised GeoTIFFs or STAC items as a lazy cube; no pixel is read.
 
     Parameters
     ----------
     source
-        A path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, a list of those, or scenes; or STAC:
-        items, an ItemCollection, their files, a search; see `find_scenes`.
+        A path, a directory, a glob, a ``gs://``, ``s3://`` or ``https://`` prefix, scenes, or a list of these; or STAC
+        items, an ItemCollection, their files, or a search. See `find_scenes`.
     bands
-        Names of bands (``"red"``, ``"B04"``: catalogues' names and common names mean the same) or of whole assets
-        (``"TCI"``), in the order wanted. Without it, the scenes' only asset, or their true-colour picture.
+        Bands, by the names of any catalogue (``"red"``, ``"B04"``), or whole assets (``"TCI"``), in the order wanted.
+        Default: the only asset of the scenes, or their true-colour picture.
     bbox
         Crop to west, south, east, north in degrees, or to a BoundingBox with its own CRS.
-    crs, resolution, geobox, like, anchor
-        Another grid than the scenes' own; `like` is an array, a GeoBox, or a raster's path. Granules of one UTM zone
-        make one grid without any of these. A resolution that is an overview's is read from the overview; a coarser one
-        is resampled from the overview next finer. `anchor` says where the pixels of a new grid lie: ``"edge"``,
-        ``"center"``, ``"floating"`` or two fractions of a pixel.
+    crs, geobox, resolution, like, anchor
+        Another grid than the scenes' own. `like` is an array, a GeoBox, or the path of a raster. Granules of one UTM
+        zone share a grid without any of these. A resolution that an overview has is read from it; any other is
+        resampled from the next finer one. `anchor` says where the pixels of a new grid lie: ``"edge"``, ``"center"``,
+        ``"floating"``, or two fractions of a pixel.
     resampling
-        GDAL's name of the method for files that are not on the target grid, or one for each band, ``{"red": "cubic",
-        "*": "bilinear"}``. Bands of classes are nearest unless named. Files whose pixels are a whole number of the
-        grid's are repeated where the method is nearest.
+        GDAL's name of the method, for files that are not on the target grid; or one for each band, ``{"red": "cubic",
+        "*": "bilinear"}``. Bands of classes are resampled by nearest unless they are named. Where the method is nearest
+        and a file's pixels are a whole number of the grid's, they are repeated.
     datetime
         ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"``, ``"2023-06-01/.."``.
     groupby
-        ``"solar_day"`` or ``"utc_day"``: products of a day are one scene, at each pixel the first by time and id that
-        is valid there, its bands and masks together; see `find_scenes`. None: each is a scene of its own.
+        ``"solar_day"`` or ``"utc_day"`` makes one scene of the products of a day: each pixel comes from the first
+        product, by time and id, that is valid there, bands and masks together; see `find_scenes`. None: every product
+        is a scene of its own.
     duplicates
-        ``"newest"``: products that were made again replace the older ones; ``"keep"``: all stay.
+        ``"newest"``: reprocessed products replace the older ones; ``"keep"``: all are used.
     harmonise
-        True: the offset that processing baseline 04.00 brought is taken off, by what each product says, never by its
-        date; the coordinate ``offset`` tells what was added. Values that would fall to nodata or below become the
-        least valid one. False: as in the files. A mapping gives what to add, by id of scenes that do not say.
+        True: subtract the offset that processing baseline 04.00 introduced, as each product declares it, never by
+        date; the coordinate ``offset`` says what was added. Values that would fall to nodata or below become the
+        smallest valid one. False: numbers as in the files. A mapping from scene ids to what is to be added serves
+        products that do not say.
     reflectance
-        Physical values, float32 with NaN for no data, instead of the files' numbers.
+        Physical values, float32 with NaN for no data, instead of the numbers in the files.
     sign
-        A function of a URL that returns it with a signature, ``planetary_computer.sign``: called in the tasks, just
-        before reading, and once again when a server refuses.
+        A function that returns a URL with a signature, such as ``planetary_computer.sign``. It is called in the tasks,
+        just before reading, and once more when a server refuses.
     headers
-        ``"read"``: every file's header is read now. ``"lazy"``: one of each kind, the others in the tasks, which check
-        that they are what the catalogue promises. ``"auto"``: lazy from 256 files on, if the catalogue gives the grids.
+        ``"read"``: every header is read now. ``"lazy"``: one of each kind is, and the tasks check that the others are
+        what the catalogue promises. ``"auto"``: lazy from 256 files on, if the catalogue gives the grids.
     chunks
-        Window size in pixels: ``"auto"`` follows from the memory that one worker thread has; an int or ``(y, x)``
-        larger than the files' internal blocks is rounded up to whole blocks.
+        Window size in pixels: ``"auto"`` derives it from the memory of a worker thread; an int or ``(y, x)`` larger
+        than the internal blocks of the files is rounded up to whole blocks.
     on_error
         ``"raise"``, or ``"skip"``: a scene that cannot be read counts as not observed.
     engine
         ``"auto"``, ``"tiles"`` (decode tiles directly) or ``"gdal"``.
     pattern, times
-        How to find the dates of scenes whose names are unusual; see `find_scenes`.
+        How to find the dates of scenes with unusual names; see `find_scenes`.
     index
-        A file that keeps what the headers said, beside the data or in a cache: the next opening reads the headers of
-        new and changed files only. With ``headers="lazy"`` files are not even asked whether they changed: those in the
-        index are taken as they are, of the others one of each kind is read and kept; reading a file that changed since
-        is an error, and ``headers="read"`` brings the index up to date.
+        A file that keeps the headers, beside the data or in a cache, so that the next call reads those of new and
+        changed files only. With ``headers="lazy"`` files in the index are not checked for changes, and of the others
+        one of each kind is read and kept; reading a file that has changed is an error, and ``headers="read"`` brings
+        the index up to date.
     alternate
-        Which of the places that a catalogue names for a file is read, ``"https"``; see `find_scenes`.
+        Which of the locations that a catalogue gives for a file is read, such as ``"https"``; see `find_scenes`.
     loader
-        ``"odc"`` or ``"stackstac"``: leave STAC items to that library, and return its array in the form of ours.
+        ``"odc"`` or ``"stackstac"``: have that library load the STAC items, and return its array in the form of ours.
         Numbers are then as in the files, not harmonised.
 
     Returns
     -------
     xarray.DataArray
-        ``(time, band, y, x)`` in the files' dtype, with the coordinates ``scene``, ``granule``, ``orbit``,
-        ``baseline``, ``offset`` (what was added to harmonise baselines, NaN: not known) and ``spatial_ref``; one task
-        for each spatial chunk, all scenes and bands inside.
+        ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``granule``, ``orbit``,
+        ``baseline``, ``offset`` (what was added to harmonise baselines, NaN where that is not known) and
+        ``spatial_ref``. One task per spatial chunk reads all scenes and bands.
 
     Raises
     ------
     SourceError, SceneError, GridError, BandError, ParameterError
-        Each names what is wrong and what to do.
+        Say what is wrong and what to do.
 
     Examples
     --------
@@ -162,19 +164,28 @@ def open_cube(
     """
     if like is not None:
         if geobox is not None or crs is not None or resolution is not None or anchor is not None:
-            raise ParameterError("like= already says the grid; give it, or geobox=, or crs=, resolution= and anchor=")
+            raise ParameterError("like= already says the grid; leave out geobox=, crs=, resolution= and anchor=")
         geobox = _geobox_of(like)
     if loader != "s2composite":
-        options = {"bands": bands, "bbox": bbox, "crs": crs, "geobox": geobox, "resolution": resolution}
-        options |= {"resampling": resampling, "groupby": groupby, "sign": sign, "chunks": chunks}
-        options |= {"alternate": alternate}
         if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
             raise ParameterError(
-                f"loader={loader!r} leaves reading to another library: reflectance=, harmonise=, datetime= and "
-                "on_error= are not for it; it takes bands, bbox, crs, resolution, geobox, like, resampling, groupby, "
-                "sign, alternate and chunks"
+                f"loader={loader!r} leaves reading to another library, which does not take reflectance=, harmonise=, "
+                "datetime= or on_error=; leave these out"
             )
-        return load_with(loader, source, **options)
+        return load_with(
+            loader,
+            source,
+            bands=bands,
+            bbox=bbox,
+            crs=crs,
+            geobox=geobox,
+            resolution=resolution,
+            resampling=resampling,
+            groupby=groupby,
+            sign=sign,
+            chunks=chunks,
+            alternate=alternate,
+        )
     scenes = find_scenes(
         source,
         pattern=pattern,
@@ -240,15 +251,15 @@ def window_at(spatial: Chunks, row: int, column: int) -> Window:
 
 
 def delayed_stack(stack: Stack) -> Delayed:
-    """Return a stack as one node of a graph, which travels once to each worker instead of once in each task."""
+    """Return a stack as one node of a graph, so that it travels once to each worker and not with every task."""
     return delayed(stack, name=f"{_STACK_LAYER}{stack.token}", pure=True, traverse=False)
 
 
 def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
     """Return the stack and windows behind a cube from `open_cube`, None for any other array.
 
-    A cube of which times were selected, or an area cut out, still has its stack: the same selection of scenes and area.
-    Values that were touched in any way have none.
+    A cube of which times or an area were selected still has a stack, with the same selection. A cube whose values were
+    changed in any way has none.
     """
     if not isinstance(cube.data, da.Array):
         return None
@@ -262,7 +273,7 @@ def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
 
 
 def _selected(stack: Stack, cube: xr.DataArray) -> Stack | None:
-    """Return the part of a stack that a cube cut out of it shows, None where that is not plain to see."""
+    """Return the part of a stack that a cube selected from it shows, None where that cannot be told."""
     if cube.dims != ("time", "band", "y", "x") or "scene" not in cube.coords or len(cube.data.chunks[0]) > 1:
         return None
     if tuple(cube["band"].values) != stack.bands:
@@ -333,7 +344,7 @@ def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tup
 def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
     """Return the largest window of whole blocks, near to square, whose observations fit into a share of the memory."""
     _, bands, height, width = stack.shape
-    # Of a country's scenes a window holds those that touch it.
+    # A window holds only the scenes that touch it, which are few of a country's.
     limit = min(_LARGEST_TASK, int(memory * _TASK_SHARE)) // (stack.depth * bands * stack.dtype.itemsize)
     y, x = stack.block
     while y * x > limit and max(y, x) > 64:
@@ -346,7 +357,7 @@ def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
 
 
 def _shared(stack: Stack, size: tuple[int, int], threads: int) -> tuple[int, int]:
-    """Return windows of at most `size` of which a small area has some for each thread; they stay whole blocks."""
+    """Return windows of at most `size`, small enough that each thread has some; they stay whole blocks."""
     shape = stack.shape[2:]
     blocks = stack.block if stack.snaps else (1, 1)
     wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
@@ -361,18 +372,19 @@ def _shared(stack: Stack, size: tuple[int, int], threads: int) -> tuple[int, int
 
 def thread_count() -> int:
     """Return how many tasks run at once: threads of the current client's workers, else cores of this machine."""
-    try:
-        workers = default_client().scheduler_info(n_workers=-1)["workers"].values()
-    except ValueError:
-        return int(CPU_COUNT)
-    return max(1, sum(int(worker["nthreads"]) for worker in workers))
+    workers = _current_workers()
+    return int(CPU_COUNT) if workers is None else max(1, sum(int(worker["nthreads"]) for worker in workers))
 
 
 def thread_memory() -> int:
     """Return the bytes that one worker thread has: of the current client's smallest worker, else of this machine."""
-    try:
-        workers = default_client().scheduler_info(n_workers=-1)["workers"].values()
-    except ValueError:
-        workers = []
-    shares = [w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]]
+    shares = [w["memory_limit"] // w["nthreads"] for w in _current_workers() or () if w["memory_limit"]]
     return min(shares) if shares else int(MEMORY_LIMIT) // (os.cpu_count() or 1)
+
+
+def _current_workers() -> list[Mapping[str, Any]] | None:
+    """Return what the scheduler knows of each worker of the current client; None without a client."""
+    try:
+        return list(default_client().scheduler_info(n_workers=-1)["workers"].values())
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""Days: the products of a day as one scene, at each pixel the first that may be used, data and masks together."""
+"""Days: the products of a day as one scene. Each pixel comes from the first usable one, data and masks together."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class DayObservations:
     """``(t, b, y, x)``."""
 
     passed: NDArray[np.bool_] | None
-    """``(t, y, x)``: which observations the rules on mask bands let pass; None: there are no such rules."""
+    """``(t, y, x)``: which observations pass the rules on mask bands; None: there are no such rules."""
 
     status: NDArray[np.uint8]
-    """``(t,)``: as `Observations.status`; a day of which one product fails has failed."""
+    """``(t,)``: as `Observations.status`; a day has failed if one of its products has."""
 
 
 def products_near(stack: Stack, window: Window, pad: int = 0) -> NDArray[np.intp]:
@@ -42,23 +42,23 @@ def products_near(stack: Stack, window: Window, pad: int = 0) -> NDArray[np.intp
 def read_days(
     products: Products, recipe: Recipe, region: Window, masks: Sequence[Mask], scratch: NDArray[Any] | None = None
 ) -> DayObservations:
-    """Read a region of days, each fused of its products.
+    """Read a region of days, each fused from its products.
 
-    At each pixel the first product wins whose observation all rules let pass: those on values, and those on mask bands,
-    each product's own, cleaned at its own resolution. Where they let none pass, the first wins that has all bands, then
-    the first that has any. So an observation and what its masks say are always of one product, and a cloud in one
-    product does not hide the clear view of another.
+    Each pixel comes from the first product whose observation passes all rules: those on values, and those on the mask
+    bands of that product, cleaned at their own resolution. If none passes, it comes from the first product that has all
+    bands, or else from the first that has any. So an observation and its masks always belong to one product, and a
+    cloud in one product does not hide the clear view of another.
 
     Parameters
     ----------
     products
-        Of the days, with all days from 0 on.
+        Products of the days, which are numbered from 0 without gaps.
     recipe
-        Its rules decide; reducers do not matter.
+        Only its rules matter.
     region
-        ``(y, x)`` slices of the grid, with ``recipe.halo`` pixels around what is asked for.
+        ``(y, x)`` slices of the grid, with ``recipe.halo`` pixels around the window.
     masks
-        The mask bands that the rules need, for these products.
+        Mask bands that the rules need, for these products.
     scratch
         Memory for the pixels; see `Stack.read`.
     """
@@ -108,7 +108,7 @@ def _rank(seen: DayObservations, t: int, recipe: Recipe, fill: float) -> NDArray
 def _fuse(
     days: DayObservations, t: int, best: NDArray[np.uint8], more: DayObservations, i: int, rank: NDArray[np.uint8]
 ) -> None:
-    """Take a later product's observations for day `t` where they are better."""
+    """Take the observations of a later product for day `t` where they rank higher."""
     better = rank > best
     np.copyto(days.pixels[t], more.pixels[i], where=better)
     np.copyto(best, rank, where=better)

@@ -1,7 +1,7 @@
-"""The errors of the library: one base class, so that ``except S2CompositeError`` catches all that is not a bug.
+"""The errors of the library: one base class, so that ``except S2CompositeError`` catches everything that is not a bug.
 
-Every message names the thing (scene, band, window, key, path) and says what to do. Facts are attributes as well, and
-survive the trip from a Dask worker: an exception is pickled as its message plus its ``__dict__``.
+Every message names the thing (scene, band, window, key, path) and says what to do. The facts are attributes, too, and
+survive the way from a Dask worker: an exception is pickled as its message and its ``__dict__``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,23 @@ __all__ = [
 
 
 class S2CompositeError(Exception):
-    """Base of every error that the library raises on purpose.
+    """Base class of every error that the library raises on purpose.
 
     Parameters
     ----------
     message
         What is wrong, with the name of the thing, and what to do about it.
     **facts
-        The same facts as attributes (``error.href``, ``error.window`` ...), for programs.
+        The same facts as attributes, for programs: ``error.href``, ``error.window`` ...
+
+    Examples
+    --------
+    >>> import s2composite as s2c
+    >>> try:
+    ...     s2c.find_scenes([])
+    ... except s2c.S2CompositeError as error:
+    ...     print(type(error).__name__)
+    SourceError
     """
 
     def __init__(self, message: str = "", **facts: Any) -> None:
@@ -43,39 +52,39 @@ class S2CompositeError(Exception):
 
 
 class SourceError(S2CompositeError):
-    """The source gives no scenes: nothing matches, or it cannot be listed."""
+    """A source gives no scenes: nothing matches, or it cannot be listed."""
 
 
 class SceneError(S2CompositeError):
-    """A scene cannot be used: no date in its name, not a TIFF, truncated, unlike the others."""
+    """A scene cannot be used: its name has no date, its file is not a TIFF or truncated, it is unlike the others."""
 
 
 class GridError(S2CompositeError):
-    """Grids, coordinate systems or areas do not go together."""
+    """Grids, coordinate systems or areas do not fit each other."""
 
 
 class BandError(S2CompositeError):
-    """A band that is asked for or needed is not there."""
+    """A band that was asked for, or is needed, does not exist."""
 
 
 class AccessError(S2CompositeError):
-    """A place that this process must not read or write; see `s2composite.scenes.access`."""
+    """A place is not open to this process for reading or writing; see `s2composite.scenes.access`."""
 
 
 class ReadError(S2CompositeError):
-    """Pixels could not be read; carries ``scene``, ``href``, ``window``, ``transient`` and the cause in its message."""
+    """Pixels could not be read; carries ``scene``, ``href``, ``window`` and ``transient``, and names the cause."""
 
 
 class ParameterError(S2CompositeError):
-    """An argument has a value that makes no sense; the message lists those that do."""
+    """An argument has an invalid value; the message says which are valid."""
 
 
 class WriteError(S2CompositeError):
-    """The output could not be written; nothing is left under its final name."""
+    """An output could not be written; nothing is left under its final name."""
 
 
 class TilesError(S2CompositeError):
-    """Tiles do not make a whole; carries ``missing``, ``overlapping`` or ``unlike``, tuples of their names."""
+    """Tiles do not make a whole; carries ``missing``, ``overlapping`` or ``unlike``, tuples of names."""
 
 
 class JobError(S2CompositeError):
@@ -87,7 +96,7 @@ class ClusterError(S2CompositeError):
 
 
 class ServiceError(S2CompositeError):
-    """A service cannot be reached, or what it is sent through cannot."""
+    """A service, or the topic that leads to it, cannot be reached."""
 
 
 class MissingDependencyError(S2CompositeError):

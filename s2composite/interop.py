@@ -1,4 +1,4 @@
-"""Interop: STAC items loaded by other libraries, as cubes of the same form."""
+"""Interop: STAC items loaded by odc-stac or stackstac, as cubes of the same form as our own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import xarray as xr
+from rasterio.enums import Resampling
 
 from s2composite.errors import BandError, MissingDependencyError, ParameterError
-from s2composite.scenes.items import needed, with_alternate
+from s2composite.optional import needed
+from s2composite.scenes.items import with_alternate
 from s2composite.scenes.listing import items_of_source
 
 __all__ = ["LOADERS", "load_with"]
@@ -22,9 +24,9 @@ def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
     loader
         ``"odc"`` (odc-stac) or ``"stackstac"``.
     source
-        As of `find_scenes`, of STAC.
+        STAC items in any form that `find_scenes` takes.
     **options
-        As of `open_cube`; those that are None are left to the library.
+        Options of `open_cube`; those that are None are left to the library.
 
     Returns
     -------
@@ -34,7 +36,7 @@ def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
     Raises
     ------
     ParameterError
-        An unknown loader, or a source that is not of STAC.
+        The loader is unknown, or the source holds something other than STAC items.
     MissingDependencyError
         The library is not installed.
     """
@@ -70,14 +72,26 @@ def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray
         stackstac = needed("stackstac", "stackstac")
     except AttributeError as error:
         raise MissingDependencyError(f"stackstac does not work with the installed pandas or numpy: {error}") from error
-    rasterio = needed("rasterio.enums", "stac")
-    geobox, sign = options.get("geobox"), options.get("sign")
-    passed: dict[str, Any] = {"chunksize": 1024 if options.get("chunks", "auto") == "auto" else options["chunks"]}
     if "bands" not in options:
         raise BandError(
-            "stackstac needs bands=: it stacks every asset otherwise, and cannot read those of several bands"
+            "stackstac needs bands=: without them it stacks all assets, and it cannot read those of several bands"
         )
-    passed["assets"] = list(options["bands"])
+    passed: dict[str, Any] = {
+        "assets": list(options["bands"]),
+        "chunksize": 1024 if options.get("chunks", "auto") == "auto" else options["chunks"],
+        **_stackstac_grid(options),
+    }
+    if "resampling" in options:
+        passed["resampling"] = Resampling[options["resampling"]]
+    plain = [_spelled(item.to_dict(transform_hrefs=False), options.get("sign")) for item in items]
+    stacked: xr.DataArray = stackstac.stack(plain, **passed)
+    return stacked
+
+
+def _stackstac_grid(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stackstac calls the options that say which grid is wanted."""
+    geobox = options.get("geobox")
+    passed: dict[str, Any] = {"snap_bounds": geobox is None}
     if "crs" in options:
         passed["epsg"] = int(str(options["crs"]).upper().removeprefix("EPSG:"))
     if "resolution" in options:
@@ -85,16 +99,10 @@ def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray
     if "bbox" in options:
         passed["bounds_latlon"] = tuple(options["bbox"])
     if geobox is not None:
-        passed |= {
-            "epsg": geobox.crs.to_epsg(),
-            "resolution": abs(geobox.resolution.x),
-            "bounds": geobox.boundingbox.bbox,
-        }
-    if "resampling" in options:
-        passed["resampling"] = rasterio.Resampling[options["resampling"]]
-    plain = [_spelled(item.to_dict(transform_hrefs=False), sign) for item in items]
-    stacked: xr.DataArray = stackstac.stack(plain, snap_bounds=geobox is None, **passed)
-    return stacked
+        passed["epsg"] = geobox.crs.to_epsg()
+        passed["resolution"] = abs(geobox.resolution.x)
+        passed["bounds"] = geobox.boundingbox.bbox
+    return passed
 
 
 def _spelled(item: dict[str, Any], sign: Callable[[str], str] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Masking: mask bands of a stack's scenes, read beside its data, cleaned where they are and brought to its grid."""
+"""Masking: mask bands of a stack's scenes, read beside its data, cleaned on their own grid, brought to the data's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED
 from s2composite.reading.stack import Stack, open_stack
 
-__all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "masks_of", "passed"]
+__all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "masks_of", "passed", "with_halo"]
 
 _LARGEST_READ = 128 << 20
 """Pixels of a mask band, of all scenes together, in memory at once where the data are coarser than the mask."""
@@ -42,7 +42,7 @@ class AlignedMask:
     """Pixels of the data along one of the mask."""
 
     origin: tuple[int, int]
-    """``(y, x)`` of the data's grid in pixels of the data from the corner of the mask's."""
+    """``(y, x)`` offset of the data's corner from the mask's, in pixels of the data."""
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return self.stack.token, repr(self.rule)
@@ -54,8 +54,8 @@ class AlignedMask:
     def valid(self, region: Window) -> NDArray[np.bool_]:
         """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
 
-        The mask is cleaned at its own resolution, with as many of its pixels around the region as decide about it; a
-        scene whose mask cannot be read is not valid.
+        The mask is cleaned at its own resolution, with as many pixels around the region as matter to it. A scene whose
+        mask cannot be read is not valid.
         """
         factor = self.factor
         spans = [slice(s.start + o, s.stop + o) for s, o in zip(region, self.origin, strict=True)]
@@ -68,7 +68,7 @@ class AlignedMask:
 
 @dataclass(frozen=True, eq=False)
 class WarpedMask:
-    """A rule on a mask band on other grids than the data's: each pixel of the data takes the mask's nearest one."""
+    """A rule on a mask band on other grids than the data's: each pixel of the data takes the nearest of the mask."""
 
     rule: MaskRule
     """The rule."""
@@ -80,7 +80,7 @@ class WarpedMask:
     """Grid of the data."""
 
     n_scenes: int
-    """Scenes of the data; one in no group is not valid anywhere."""
+    """Number of scenes of the data; a scene in no group is not valid anywhere."""
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         grid = (tuple(self.geobox.shape), tuple(self.geobox.transform), str(self.geobox.crs))
@@ -99,8 +99,8 @@ class WarpedMask:
     def valid(self, region: Window) -> NDArray[np.bool_]:
         """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
 
-        The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so that the
-        result is the same for any region; a scene whose mask does not reach a pixel or cannot be read is not valid.
+        The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so the result
+        does not depend on the region. Where a scene's mask does not reach, or cannot be read, the scene is not valid.
         """
         height, width = (s.stop - s.start for s in region)
         out = np.zeros((self.n_scenes, height, width), bool)
@@ -111,7 +111,7 @@ class WarpedMask:
         return out
 
     def _part(self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Return what the rule says of some pixels ``(y, x)`` of a band: ``(t, y, x)``."""
+        """Evaluate the rule at the given rows and columns ``(y, x)`` of a band: ``(t, y, x)``."""
         out = np.zeros((stack.shape[0], *rows.shape), bool)
         inside = (rows >= 0) & (rows < stack.shape[2]) & (columns >= 0) & (columns < stack.shape[3])
         if inside.any():
@@ -121,24 +121,33 @@ class WarpedMask:
 
 
 Mask = AlignedMask | WarpedMask
-"""What tells the valid observations of a region."""
+"""A rule on a mask band, ready to be evaluated for a region of the data."""
+
+
+def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window, Window]:
+    """Return a window with `halo` pixels around it, where a raster of that shape has any, and the window inside that.
+
+    >>> with_halo((slice(0, 4), slice(4, 8)), 2, (10, 9))
+    ((slice(0, 6, None), slice(2, 9, None)), (slice(0, 4, None), slice(2, 6, None)))
+    """
+    y, x = (
+        slice(min(max(s.start - halo, 0), s.start), max(min(s.stop + halo, n), s.stop))
+        for s, n in zip(window, shape, strict=True)
+    )
+    inner_y, inner_x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, (y, x), strict=True))
+    return (y, x), (inner_y, inner_x)
 
 
 def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
-    """Return what a rule says of a window of its band, at the band's resolution: ``(t, y, x)``.
+    """Evaluate a rule in a window of its band, at the resolution of the band: ``(t, y, x)``.
 
-    As many of the band's pixels around the window are read as decide about it, where the band has any: what is outside
-    of it is not bad, and nothing grows from there. A scene that cannot be read is not valid.
+    The pixels around the window that matter to the rule are read with it. Beyond the edge of the band nothing is bad,
+    so nothing grows from there. A scene that cannot be read is not valid.
     """
-    region = tuple(
-        slice(min(max(s.start - rule.halo, 0), s.start), max(min(s.stop + rule.halo, n), s.stop))
-        for s, n in zip(window, stack.shape[2:], strict=True)
-    )
-    seen = stack.read((region[0], region[1]))
+    region, inner = with_halo(window, rule.halo, stack.shape[2:])
+    seen = stack.read(region)
     tell_read(seen.tally)
-    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
-    y, x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
-    valid = valid[:, y, x]
+    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))[:, inner[0], inner[1]]
     valid[seen.status == FAILED] = False
     return valid
 
@@ -151,13 +160,13 @@ def _pixels_of(geobox: GeoBox, region: Window, mask: GeoBox) -> tuple[NDArray[np
     if geobox.crs != mask.crs:
         x, y = Transformer.from_crs(str(geobox.crs), str(mask.crs), always_xy=True).transform(x, y)
     columns, rows = ~mask.transform @ (x, y)
-    # Where a projection does not reach it says infinity.
+    # A projection returns infinity where it is not defined.
     rows, columns = (np.nan_to_num(np.floor(n), nan=-1, posinf=-1, neginf=-1) for n in (rows, columns))
     return rows.astype(np.intp), columns.astype(np.intp)
 
 
 def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a region, given as rows and columns of a mask, so that no part needs too many of the mask's pixels."""
+    """Cut a region, given as rows and columns of a mask, into parts that need at most `limit` of its pixels each."""
     height, width = rows.shape
     todo = [(slice(0, height), slice(0, width))]
     while todo:
@@ -176,7 +185,7 @@ def _halves(span: slice) -> list[slice]:
 
 
 def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
-    """Open the mask bands that rules need, for the products of a stack: each product has a mask of its own.
+    """Open the mask bands that rules need, one mask for each product of a stack.
 
     Raises
     ------
@@ -187,7 +196,7 @@ def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
 
 
 def passed(masks: Sequence[Mask], region: Window) -> NDArray[np.bool_] | None:
-    """Return which observations of a region all masks let pass, ``(t, y, x)``; None where there are no masks."""
+    """Return which observations of a region pass all masks, ``(t, y, x)``; None if there are no masks."""
     valid = None
     for mask in masks:
         valid = both(valid, mask.valid(region))
@@ -195,7 +204,7 @@ def passed(masks: Sequence[Mask], region: Window) -> NDArray[np.bool_] | None:
 
 
 def both(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """Return what two masks let pass; None stands for one that lets all pass."""
+    """Return what passes two masks; None stands for a mask that everything passes."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
@@ -206,7 +215,7 @@ def _mask(stack: Stack, rule: MaskRule) -> Mask:
         band = _in_order(open_stack(stack.scenes, [rule.band], options=stack.options), stack)
     except GridError:
         band = None
-    # a grid made for files on several would have them resampled before they are cleaned
+    # On a grid made for files on several, they would be resampled before they are cleaned.
     if band is None or any(source.offset is None for files in band.sources for source in files):
         groups = _groups(list(_opened_alone(stack, rule.band)))
         return WarpedMask(rule, groups, stack.geobox, len(stack.scenes))
@@ -216,14 +225,14 @@ def _mask(stack: Stack, rule: MaskRule) -> Mask:
 
 
 def _in_order(band: Stack, stack: Stack) -> Stack:
-    """Return a mask band's stack in the order of the data's, in which products of a day may not be in order of time."""
+    """Return the stack of a mask band in the order of the data's, which may not be that of time within a day."""
     position = {scene.id: t for t, scene in enumerate(band.scenes)}
     order = [position[scene.id] for scene in stack.scenes]
     return band if order == sorted(order) else band.select(order)
 
 
 def _aligned(stack: Stack, band: Stack, rule: MaskRule) -> AlignedMask | None:
-    """Return the mask of a band whose pixels hold a whole number of the data's, None for any other grid."""
+    """Return the mask if each of its pixels covers a whole number of the data's; None for any other grid."""
     to_mask = ~band.geobox.transform @ stack.geobox.transform
     factor = round(1 / to_mask.a)
     x, y = to_mask.c * factor, to_mask.f * factor
@@ -235,7 +244,7 @@ def _aligned(stack: Stack, band: Stack, rule: MaskRule) -> AlignedMask | None:
 
 
 def _opened_alone(stack: Stack, band: str) -> Iterator[tuple[int, Stack]]:
-    """Yield each scene's band as a stack of its own, those that cannot be read left out if they are to be skipped."""
+    """Yield the band of each scene as a stack of its own, without unreadable ones if they are to be skipped."""
 
     def opened(t: int) -> Stack | None:
         try:
@@ -251,7 +260,7 @@ def _opened_alone(stack: Stack, band: str) -> Iterator[tuple[int, Stack]]:
 
 
 def _groups(alone: Sequence[tuple[int, Stack]]) -> tuple[tuple[tuple[int, ...], Stack], ...]:
-    """Return the stacks of single scenes put together where they share a grid."""
+    """Return stacks of single scenes merged where they share a grid."""
     grids = list(dict.fromkeys(stack.geobox for _, stack in alone))
     members = [[(t, stack) for t, stack in alone if stack.geobox == grid] for grid in grids]
     return tuple(

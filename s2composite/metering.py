@@ -1,7 +1,7 @@
-"""Metering: what tasks tell Dask about themselves, to be seen on its dashboard.
+"""Metering: what tasks report to Dask about themselves, for its dashboard.
 
-Decoding, kernels and encoding appear on the page "Fine Performance Metrics", beside what Dask measures itself, for each
-kind of task; `WorkerMeters` puts the sums of each worker on the page "Workers". Outside of a worker nobody listens.
+Decoding, kernels and encoding appear for each kind of task on the page "Fine Performance Metrics", beside what Dask
+itself measures; `WorkerMeters` puts the totals of each worker on the page "Workers". Outside a worker it has no effect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import WorkerPlugin
 from distributed.metrics import context_meter
 
-if TYPE_CHECKING:  # a worker that begins with WorkerMeters need not wait for what reads files
+if TYPE_CHECKING:  # a worker that starts with WorkerMeters need not wait for the import of what reads files
     from s2composite.reading.observe import ReadTally
 
 __all__ = ["WorkerMeters", "metered", "tell", "tell_read"]
@@ -28,23 +28,23 @@ _COLUMNS = {
     "encode s": ("encode", "seconds", 1),
     "stored MB": ("store", "bytes", 1e6),
 }
-"""For each column of the table of workers the label and unit of what is summed up, and what it is divided by."""
+"""For each column of the table of workers: label and unit of the metric that is summed, and the divisor."""
 
 
 def metered(label: str) -> AbstractContextManager[Any]:
-    """Return a context whose seconds count as `label`; those that are told inside of it are not counted again."""
+    """Return a context whose seconds count as `label`; seconds reported inside it are not counted twice."""
     meter: AbstractContextManager[Any] = context_meter.meter(label)
     return meter
 
 
 def tell(label: str, value: float, unit: str) -> None:
-    """Count a value as `label`: "seconds", "bytes" or a "count"."""
+    """Add a value to the metric `label`; `unit` is "seconds", "bytes" or "count"."""
     if value:
         context_meter.digest_metric(label, value, unit)
 
 
 def tell_read(tally: ReadTally) -> None:
-    """Count what reading a window has taken."""
+    """Report what reading a window took."""
     tell("read", tally.bytes, "bytes")
     tell("read", tally.requests, "count")
     tell("retry", tally.retries, "count")
@@ -53,9 +53,9 @@ def tell_read(tally: ReadTally) -> None:
 
 
 class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no types
-    """Adds to the dashboard's table of workers what each has read and stored since it began, and what took its time.
+    """Adds to the dashboard's table of workers what each has read and stored, and where its time went.
 
-    `connect` puts it into the workers of clusters that it starts. Else: ``client.register_plugin(WorkerMeters())``.
+    `connect` registers it on clusters that it starts; for others call ``client.register_plugin(WorkerMeters())``.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no typ
 
 
 def _total(measure: tuple[str, str, float], worker: Any) -> float:
-    """Return the sum that a worker's tasks have told."""
+    """Return the total that a worker's tasks have reported."""
     label, unit, divisor = measure
     told = list(worker.digests_total.items())  # keys are ("execute", span, kind of task, label, unit)
     total = sum(n for key, n in told if key[0] == "execute" and key[-2:] == (label, unit))

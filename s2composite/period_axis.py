@@ -1,4 +1,4 @@
-"""The time axis of periods: which scenes of a cube each period holds, and how a dataset says so."""
+"""The time axis of periods: which scenes of a cube each period holds, and the coordinates that say so."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Group:
     """The period."""
 
     scenes: tuple[int, ...]
-    """Indices of the cube's scenes in it, in their order; may be empty."""
+    """Indices of its scenes in the cube, in order; may be empty."""
 
 
 def groups_of(cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: bool) -> tuple[Group, ...]:
@@ -35,7 +35,7 @@ def groups_of(cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: boo
     Raises
     ------
     ParameterError
-        The period or the notion of a day is unknown, the cube has no dates, or no period holds a scene.
+        `spec` or `day` is unknown, the cube has no dates, or no period holds a scene.
     """
     days = _days(cube, day)
     groups = [
@@ -44,8 +44,8 @@ def groups_of(cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: boo
     ]
     if not any(group.scenes for group in groups):
         raise ParameterError(
-            f"no scene lies in period {spec!r}: it is {groups[0].period.start} to {groups[-1].period.end}, "
-            f"and the scenes are of {min(days)} to {max(days)}"
+            f"no scene lies in period {spec!r}: it covers {groups[0].period.start} to {groups[-1].period.end}, "
+            f"the scenes {min(days)} to {max(days)}"
         )
     return tuple(group for group in groups if keep_empty or group.scenes)
 
@@ -55,7 +55,7 @@ def _days(cube: xr.DataArray, day: Day) -> list[dt.date]:
         raise ParameterError(f"day is {day!r}; it is one of {', '.join(_DAYS)}")
     times = cube["time"].values
     if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():
-        raise ParameterError("periods need the date of each scene, and the cube's time has none; assign it dates")
+        raise ParameterError("periods need dates, and the cube's time coordinate has none; assign them to it")
     longitude = _longitude(cube) if day == "solar" else 0.0
     moments = times.astype("datetime64[us]").astype(dt.datetime)
     return [day_of(moment.replace(tzinfo=dt.UTC), day, longitude) for moment in moments]
@@ -65,15 +65,15 @@ def _longitude(cube: xr.DataArray) -> float:
     """Return the longitude of the cube's centre, in degrees east."""
     geobox = cube.odc.geobox
     if geobox is None or geobox.crs is None:
-        raise ParameterError('day="solar" needs to know where the cube is, and it has no CRS; use day="utc"')
+        raise ParameterError('day="solar" needs the position of the cube, which has no CRS; use day="utc"')
     return float(geobox.extent.centroid.to_crs("EPSG:4326").coords[0][0])
 
 
 def with_time_axis(dataset: xr.Dataset, groups: Sequence[Group], day: Day) -> xr.Dataset:
-    """Return a dataset whose layers have a dimension ``time`` with what that dimension means.
+    """Return a dataset with the coordinates of its dimension ``time``.
 
-    ``time`` is the first day of each period, ``time_bounds`` ``(time, bnds)`` that day and the one after the last,
-    ``period`` its label and ``scenes`` the number of scenes in it.
+    ``time`` is the first day of each period, ``time_bounds`` ``(time, bnds)`` that day and the day after the last,
+    ``period`` its label, and ``scenes`` the number of scenes in it.
     """
     bounds = np.array([(g.period.start, g.period.end) for g in groups], "datetime64[ns]")
     bounds_meaning = {"long_name": "first day of the period, day after its last"}

@@ -1,4 +1,4 @@
-"""Screening: how much of the area each scene shows, and leaving out the scenes that show too little."""
+"""Screening: how much of the area each scene shows, and leaving out scenes that show too little."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from s2composite.array_masks import ValidArray, usable_cube
+from s2composite.array_masks import ValidArray, ValidRules, rules_of, usable_cube
 from s2composite.as_cube import nodata_of
 from s2composite.coarse import coarser
 from s2composite.cube import Chunks, stack_of, window_at
 from s2composite.days import read_days
 from s2composite.errors import ParameterError
 from s2composite.masking import Mask, both, masks_of, passed
-from s2composite.pixels.masks import DEFAULT_RULES, Nodata, Rule
+from s2composite.pixels.masks import Nodata, Rule
 from s2composite.pixels.reducers import Recipe, valid_observations
 from s2composite.reading.stack import Stack
 
@@ -27,18 +27,16 @@ __all__ = ["select_scenes", "valid_share"]
 LOG = logging.getLogger(__name__)
 
 
-def valid_share(
-    cube: xr.DataArray | xr.Dataset, valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None = None
-) -> xr.Dataset:
-    """Return which share of the area each scene shows, and which share it shows validly.
+def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None) -> xr.Dataset:
+    """Return which share of the area each scene covers, and for which share its observations are valid.
 
     Parameters
     ----------
     cube
-        ``(time, band, y, x)`` as for `composite`. An estimate from the overviews is much faster than the full
-        resolution: ``open_cube(source, resolution=160)``.
+        ``(time, band, y, x)``, as for `composite`. An estimate from overviews is much faster than the full resolution:
+        ``open_cube(source, resolution=160)``.
     valid
-        Rules and masks as for `composite`.
+        Rules and masks, as for `composite`.
 
     Returns
     -------
@@ -49,7 +47,7 @@ def valid_share(
     Raises
     ------
     ParameterError
-        As `composite`.
+        As for `composite`.
 
     Examples
     --------
@@ -59,8 +57,7 @@ def valid_share(
     >>> shares["observed"].values.tolist(), shares["valid"].values.tolist()
     ([0.5, 1.0, 1.0], [0.5, 0.5, 1.0])
     """
-    given = DEFAULT_RULES if valid is None else tuple(valid) if isinstance(valid, Sequence) else (valid,)
-    array, rules, mask = usable_cube(cube, given)
+    array, rules, mask = usable_cube(cube, rules_of(valid))
     recipe = Recipe((), rules, tuple(map(str, array["band"].values)), nodata_of(array))
     counts = _counts(array, recipe, mask) / (array.sizes["y"] * array.sizes["x"])
     labels = {name: array[name] for name in array.coords if array[name].dims == ("time",)}
@@ -74,24 +71,22 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
         return _count_block(cube.data, mask, recipe=recipe)[:, 0, 0]
     data = cube.data.rechunk({0: -1, 1: -1})
     spatial = data.chunks[2:]
+    given = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *spatial))[:, None]]
     found = stack_of(cube)
     stack = found[0] if found else None
-    extra = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *spatial))[:, None]]
-    how: dict[str, Any] = {"masks": masks_of(stack, recipe.rules), "stack": stack} if stack else {}
     count: Callable[..., NDArray[np.int64]] = _count_window
-    arrays = [data, *extra]
-    if stack and stack.products.stack is not stack:
-        # which product of a day wins depends on the rules, so these look at each
-        count, arrays = (
-            _count_days,
-            extra or [da.ones((len(stack.scenes), 1, *data.shape[2:]), dtype=bool, chunks=(-1, 1, *spatial))],
-        )
+    arrays, more = [data, *given], {}
+    if stack is not None and stack.products.stack is not stack:
+        # Which product of a day wins depends on the rules, so the products are read and not the cube.
+        everywhere = da.ones((data.shape[0], 1, *data.shape[2:]), dtype=bool, chunks=(-1, 1, *spatial))
+        count, arrays, more = _count_days, given or [everywhere], {"stack": stack}
     parts = da.map_blocks(
         count,
         *arrays,
         recipe=recipe,
         spatial=spatial,
-        **how,
+        masks=masks_of(stack, recipe.rules) if stack is not None else (),
+        **more,
         drop_axis=1,
         new_axis=3,
         chunks=(data.chunks[0], *((1,) * n for n in data.numblocks[2:]), (2,)),
@@ -108,8 +103,7 @@ def _count_window(
     recipe: Recipe,
     spatial: Chunks,
     block_id: tuple[int, ...],
-    masks: Sequence[Mask] = (),
-    stack: Stack | None = None,  # noqa: ARG001 - the pixels are there already
+    masks: Sequence[Mask],
 ) -> NDArray[np.int64]:
     usable = None if mask is None else mask[:, 0]
     told = passed(masks, window_at(spatial, block_id[1], block_id[2]))
@@ -144,21 +138,21 @@ def select_scenes(
     valid: Rule | Sequence[Rule] | None = None,
     resolution: float | None = None,
 ) -> xr.DataArray:
-    """Return a cube without the scenes that show too little of it; those left out are named in the log.
+    """Return a cube without the scenes that show too little of it; the log names those left out.
 
     Parameters
     ----------
     cube
-        From `open_cube`, or any other ``(time, band, y, x)``.
+        ``(time, band, y, x)``, from `open_cube` or any other source.
     min_valid
-        Scenes of which a smaller share of the area is valid are left out, 0 to 1. Looks at the pixels, now.
+        Leave out scenes whose valid observations cover less than this share of the area, 0 to 1. Reads pixels, now.
     max_cloud_cover
-        Scenes whose metadata report more clouds are left out, percent; those without that fact stay.
+        Leave out scenes whose metadata report more clouds, in percent; scenes without that entry stay.
     valid
-        The rules that `min_valid` is about, as for `composite`.
+        Rules for `min_valid`, as for `composite`.
     resolution
-        Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: 16 times
-        coarser than the cube, from overviews where there are some. Other cubes are looked at as they are.
+        Pixel size, in units of the CRS, at which the files of a cube from `open_cube` are read for `min_valid`.
+        Default: 16 times that of the cube, from overviews where there are some. Other cubes are read as they are.
 
     Returns
     -------
@@ -168,7 +162,7 @@ def select_scenes(
     Raises
     ------
     ParameterError
-        A limit makes no sense, no scene is left, or the cube does not know its scenes' cloud cover.
+        A limit is out of range, no scene is left, or the cube has no coordinate ``cloud_cover``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Windows: the pure window function, and the one graph layer that runs it on every window."""
+"""Windows: the pure function that reads and reduces one window, and the graph layer that runs it on all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from s2composite.cube import Chunks, stack_of, thread_memory, window_at
 from s2composite.days import products_near, read_days
 from s2composite.errors import ParameterError
-from s2composite.masking import Mask, both, masks_of
+from s2composite.masking import Mask, both, masks_of, with_halo
 from s2composite.metering import metered, tell_read
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
@@ -43,17 +43,17 @@ def compose_window(
     masks: Sequence[Mask] = (),
     valid: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Read a window of a stack and reduce it: the pure function behind every way to run.
+    """Read and reduce a window of a stack: the pure function that every way of running calls.
 
     Parameters
     ----------
     window
         ``(y, x)`` slices of the stack's geobox.
     masks
-        The mask bands that the recipe's rules need, from `masks_of`; of the stack's products.
+        Mask bands that the recipe's rules need, from `masks_of`; for the stack's products.
     valid
-        ``(t, y, x)``: a mask of one's own, False where an observation must not be used; of the window with
-        ``recipe.halo`` pixels around it, where the stack has them.
+        ``(t, y, x)``: False where an observation must not be used, in the window with ``recipe.halo`` pixels around it
+        where the stack has them.
 
     Returns
     -------
@@ -63,8 +63,8 @@ def compose_window(
     near = products_near(stack, window, recipe.halo)
     if stack.products.stack is stack and len(near) == len(stack.scenes):
         return _compose(stack.products, recipe, window, masks, valid, None)
-    # Of a country's scenes few touch a window: it takes memory and time for those alone. One stays, so that there is
-    # something to reduce to nothing.
+    # Few of a country's scenes touch a window: only these cost memory and time. `products_near` keeps at least one, so
+    # that there is something to reduce.
     some = np.unique(stack.products.scene[near])
     mine = None if valid is None else valid[some]
     few = Products(stack.products.stack.select(near.tolist()), np.searchsorted(some, stack.products.scene[near]))
@@ -82,7 +82,7 @@ def _compose(
     valid: NDArray[np.bool_] | None,
     positions: NDArray[np.intp] | None,
 ) -> dict[str, NDArray[Any]]:
-    """Compose a window of the recipe's scenes, or of some of them, whose `positions` among those are given."""
+    """Compose a window from the recipe's scenes, or from those at `positions` among them."""
     stack, days = products.stack, int(products.scene[-1]) + 1
     if masks or recipe.halo or valid is not None or days < len(stack.scenes):
         return _compose_in_one_piece(products, days, recipe, window, masks, valid, positions)
@@ -149,14 +149,9 @@ def _compose_in_one_piece(
     valid: NDArray[np.bool_] | None,
     positions: NDArray[np.intp] | None,
 ) -> dict[str, NDArray[Any]]:
-    """Compose a window in one piece, with the pixels around it that decide about its edge."""
+    """Compose a window in one piece, with the pixels around it that matter to its edge."""
     stack = products.stack
-    region = tuple(
-        slice(max(s.start - recipe.halo, 0), min(s.stop + recipe.halo, n))
-        for s, n in zip(window, stack.shape[2:], strict=True)
-    )
-    inner = tuple(slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, region, strict=True))
-    region, inner = (region[0], region[1]), (inner[0], inner[1])
+    region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
         seen = read_days(products, recipe, region, masks, scratch)
         usable, scenes = both(seen.passed, valid), _there(seen.status)
@@ -237,13 +232,13 @@ def _head(layer: Layer, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What every task of one composite from files needs: it travels once to each worker."""
+    """What all tasks of a composite from files need; it travels once to each worker."""
 
     stack: Stack
     """The scenes."""
 
     recipe: Recipe
-    """What is made of them."""
+    """What is computed from them."""
 
     spatial: Chunks
     """The windows."""
@@ -252,7 +247,7 @@ class Work:
     """The mask bands that the recipe's rules need."""
 
     arrays: bool = False
-    """Whether masks that came as arrays are used, too."""
+    """Whether masks given as arrays are used, too."""
 
     def __dask_tokenize__(self) -> Any:
         return self.stack.token, tokenize(self.recipe), self.spatial, tokenize(self.masks)
@@ -311,7 +306,7 @@ def _chunked(valid: NDArray[np.bool_] | da.Array, spatial: Chunks) -> da.Array:
 
 
 def _with_surroundings(valid: NDArray[np.bool_] | da.Array, spatial: Chunks, halo: int) -> da.Array:
-    """Return a mask of which each chunk is a window with `halo` pixels around it, as far as there are any."""
+    """Return a mask with one chunk per window, which includes up to `halo` pixels around it."""
     mask = _chunked(valid, spatial)
     rows, columns = (
         [slice(max(stop - n - halo, 0), stop + halo) for n, stop in zip(sizes, np.cumsum(sizes), strict=True)]
@@ -325,10 +320,10 @@ def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | d
     data = _one_chunk_in_time(cube.data)
     if recipe.halo and data.npartitions > 1:
         raise ParameterError(
-            f"{recipe.reducers[0].name} and its rules need {recipe.halo} pixels around each, and this cube is cut into "
-            "chunks; open the scenes with open_cube(), which reads them, or compute the cube first"
+            f"{recipe.reducers[0].name} and its rules look {recipe.halo} pixels around each pixel, but this cube is "
+            "cut into chunks; open the scenes with open_cube(), which reads them, or compute the cube first"
         )
-    # A mask has the band's axis too, of one, so that its chunks meet those of the data.
+    # A mask gets a band axis of length one, so that its chunks match those of the data.
     masks = [] if valid is None else [_chunked(valid, data.chunks[2:])[:, None]]
     packed = da.map_blocks(
         _reduce,
@@ -340,8 +335,8 @@ def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | d
         meta=np.empty((0, 0), object),
         name=f"reduce-{tokenize(data.name, recipe, [mask.name for mask in masks])}",
     )
-    # Dask's fusion starts at whichever key comes first, and from one of several outputs it does not reach the read: a
-    # window of all dates would become a task result. With one output it does, so it is fused before the outputs branch.
+    # Dask starts fusing at whichever key comes first, and from one of several outputs it does not reach the read: a
+    # window of all dates would become a task result. From a single output it does, so fuse before the outputs branch.
     (fused,) = dask.optimize(packed)
     return fused
 
@@ -350,8 +345,8 @@ def _refuse_masks(recipe: Recipe) -> None:
     bands = [rule.band for rule in recipe.rules if isinstance(rule, MaskRule)]
     if bands:
         raise ParameterError(
-            f"rules on mask bands ({', '.join(bands)}) need that band: in the cube or Dataset itself, or beside the "
-            "data of a cube from open_cube() whose values are untouched. Or pass a boolean DataArray (time, y, x)"
+            f"rules on mask bands ({', '.join(bands)}) need that band, either in the cube or Dataset itself, or beside "
+            "the data of a cube from open_cube() whose values are unchanged; or pass a boolean DataArray (time, y, x)"
         )
 
 
@@ -361,15 +356,15 @@ def _one_chunk_in_time(data: da.Array) -> da.Array:
     size = data.shape[0] * data.shape[1] * max(data.chunks[2]) * max(data.chunks[3]) * data.dtype.itemsize
     if size > thread_memory() // 2:
         raise ParameterError(
-            f"the cube is chunked over time, and one window of all times would take {size / 2**30:.1f} GiB of the "
-            f"{thread_memory() / 2**30:.1f} GiB that a worker thread has; open it with smaller windows and all times "
-            "in one chunk, for example chunks={'time': -1, 'band': -1, 'y': 512, 'x': 512}"
+            f"the cube is chunked over time, and a window of all times would take {size / 2**30:.1f} GiB of the "
+            f"{thread_memory() / 2**30:.1f} GiB of a worker thread; open it with smaller windows and all times in one "
+            "chunk, for example chunks={'time': -1, 'band': -1, 'y': 512, 'x': 512}"
         )
     return data.rechunk({0: -1, 1: -1})
 
 
 def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], windows: Chunks | None = None) -> da.Array:
-    """Return one layer of the packed results: `head` are the sizes of the axes before y and x."""
+    """Return one layer of the packed results; `head` holds the sizes of the axes before y and x."""
     return da.map_blocks(
         _take,
         packed,

@@ -9,6 +9,14 @@ import pytest
 os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED", "false")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Run whole folders in two processes, file by file, and single files in this one.
+
+    Two on any machine: many tests start clusters, services and browsers, which take the other cores.
+    """
+    return 2 if any(Path(argument).is_dir() for argument in config.args) else 0
+
+
 @pytest.fixture(scope="session")
 def scenes_dir(tmp_path_factory):
     """Nine lossless scenes of 600 x 600, whose size is no multiple of their 512-pixel blocks."""

@@ -255,7 +255,7 @@ def _process(command: list[str], endpoint: str) -> Iterator[None]:
         finally:
             process.terminate()
             try:
-                process.wait(5)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

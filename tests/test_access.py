@@ -354,6 +354,6 @@ def test_workers_inherit_the_limits(limited, tmp_path):
     """What a job's cluster starts is limited as the job is."""
     limited(read=(str(tmp_path),))
     with s2c.connect("local", workers=1, threads=1, dashboard=":0", announce=False) as client:
-        client.submit(check_touch, str(tmp_path / "a.tif")).result(timeout=60)
+        client.submit(check_touch, str(tmp_path / "a.tif")).result(timeout=120)
         with pytest.raises(AccessError, match="not among the places"):
-            client.submit(check_touch, "/etc/passwd").result(timeout=60)
+            client.submit(check_touch, "/etc/passwd").result(timeout=120)

@@ -16,14 +16,14 @@ FLOORS = (
 
 # From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
 ROOMS = [
-    "errors",
-    "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.storage", "scenes.names", "scenes.values", "scenes.items", "scenes.stac", "scenes.grouping",
+    "errors", "optional",
+    "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.credentials", "scenes.storage", "scenes.names", "scenes.values", "scenes.items", "scenes.stac", "scenes.grouping",
     "scenes.listing",
     "reading.crs", "reading.signing", "reading.gdal", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.convert", "reading.promise", "reading.warp", "reading.source",
     "reading.meaning", "reading.files", "reading.opening", "reading.share", "reading.patches", "reading.observe", "reading.scratch", "reading.stack",
-    "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.flags", "pixels.rules", "pixels.recipe", "pixels.picking",
+    "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.codings", "pixels.flags", "pixels.rules", "pixels.recipe", "pixels.picking",
     "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
     "pixels.stretching",
     "metering",

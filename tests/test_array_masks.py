@@ -9,7 +9,6 @@ import xarray as xr
 import s2composite as s2c
 from s2composite.errors import ParameterError
 from s2composite.pixels.flags import SCL
-from s2composite.pixels.masks import SwathEdge
 
 LAYERS = ("composite", "count", "source")
 
@@ -57,7 +56,7 @@ def test_masks_are_combined_and_may_be_for_all_times(cube, usable):
 
 @pytest.mark.parametrize("chunks", [64, 200, 600])
 def test_rules_that_look_around_see_the_mask_beyond_their_window(scenes_dir, usable, chunks):
-    rules = [s2c.Nodata(), SwathEdge(5), usable.chunk(time=1, y=90, x=90)]
+    rules = [s2c.Nodata(), s2c.SwathEdge(5), usable.chunk(time=1, y=90, x=90)]
     whole = s2c.composite(s2c.open_cube(scenes_dir).compute(), valid=[*rules[:2], usable])
     same(s2c.composite(s2c.open_cube(scenes_dir, chunks=chunks), valid=rules).compute(), whole)
 

@@ -72,7 +72,7 @@ def test_defaults_use_the_whole_machine_and_closing_leaves_nothing(capfd):
     client.close()
     assert sum(worker["nthreads"] for worker in workers) == len(os.sched_getaffinity(0))
     assert 0.8 * MEMORY_LIMIT < sum(worker["memory_limit"] for worker in workers) < MEMORY_LIMIT
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive
     err = capfd.readouterr().err
     assert err.count("\n") == 1
@@ -150,13 +150,13 @@ import numba
 from s2composite import connect
 def compile_and_sleep():
     numba.njit(lambda x: x + 1)(1)
-    time.sleep(600)
+    time.sleep(6000)
 if __name__ == "__main__":
     with connect(workers=1, memory="1GB", dashboard=":0", announce=False) as client:
         future = client.submit(compile_and_sleep)
         time.sleep(5)
         start = time.monotonic()
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 90
     print("closed")
 """,
     )
@@ -168,7 +168,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     done = script(tmp_path, "import s2composite\ns2composite.connect(workers=2, memory='200MB', dashboard=':0')\n")
     assert done.returncode == 1
     assert "connect() goes below `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 90
 
 
 WRONG = [
@@ -202,7 +202,7 @@ def test_scheduler_that_does_not_answer():
     start = time.monotonic()
     with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 ") as caught:
         connect({"address": "tcp://127.0.0.1:1", "timeout": 1})
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20, "Dask's own patience is 30 s"
     assert caught.value.address == "tcp://127.0.0.1:1"
 
 
@@ -254,15 +254,15 @@ def scheduler(request, tmp_path):
     yield {"address": address, "timeout": 30, **files}
     for process in reversed(processes):
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def test_a_scheduler_that_runs_already_outlives_its_clients(scheduler):
     config = scheduler if "ca" in scheduler else scheduler["address"]
     for _ in range(2):
         with connect(config, announce=False) as client:
-            client.wait_for_workers(1, timeout=60)
-            assert client.submit(os.getpid).result(timeout=60) != os.getpid()
+            client.wait_for_workers(1, timeout=120)
+            assert client.submit(os.getpid).result(timeout=120) != os.getpid()
             assert client.scheduler.address == scheduler["address"]
 
 

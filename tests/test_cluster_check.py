@@ -70,12 +70,12 @@ def zoo(tmp_path_factory, shared):
         processes["apart"] = process(DASK, *named("apart"), before=apart)
     try:
         with connect({"address": address, "timeout": 60}, announce=False) as client:
-            client.wait_for_workers(len(processes) - 1, timeout=60)
+            client.wait_for_workers(len(processes) - 1, timeout=120)
         yield address, processes
     finally:
         for running in reversed(processes.values()):
             running.kill()
-            running.wait(20)
+            running.wait(120)
 
 
 def by_name(client, found):
@@ -89,7 +89,7 @@ def test_each_worker_that_is_not_well_is_told(zoo, shared, scenes_dir):
     os.kill(processes["frozen"].pid, signal.SIGSTOP)
     try:
         with connect(address, announce=False) as client:
-            found = check_cluster(client, source=scenes_dir, target=str(shared / "median.tif"), timeout=10)
+            found = check_cluster(client, source=scenes_dir, target=str(shared / "median.tif"), timeout=25)
             checks = by_name(client, found)
     finally:
         os.kill(processes["frozen"].pid, signal.SIGCONT)
@@ -102,7 +102,7 @@ def test_each_worker_that_is_not_well_is_told(zoo, shared, scenes_dir):
     assert well.findings.gdal
     assert checks["odd"].problems == (f"numba is 0.1 there, {found.client['numba']} here",)
     (problem,) = checks["lacking"].problems
-    assert "could not look" in problem
+    assert "could not be checked" in problem
     assert "install the same s2composite" in problem
     assert checks["frozen"].problems == ("it did not answer in time: it is busy, frozen, or gone",)
     if "apart" in processes:
@@ -113,7 +113,7 @@ def test_each_worker_that_is_not_well_is_told(zoo, shared, scenes_dir):
 
 
 def test_a_worker_without_s2composite_takes_no_environment(zoo):
-    with pytest.raises(ClusterError, match=r"did not take its environment .*install the same s2composite"):
+    with pytest.raises(ClusterError, match=r"did not accept its environment .*install the same s2composite"):
         connect({"address": zoo[0], "environment": {"GDAL_HTTP_MAX_RETRY": "7"}}, announce=False)
 
 
@@ -157,7 +157,7 @@ def test_an_environment_that_changed_is_told(local):
 def test_a_worker_that_was_killed_comes_back_with_its_environment(local):
     (pid,) = local.run(os.getpid).values()
     os.kill(pid, signal.SIGKILL)
-    for _ in range(300):
+    for _ in range(1200):
         again = list(local.run(os.getpid, on_error="return").values())
         if again and isinstance(again[0], int) and again[0] != pid:
             break

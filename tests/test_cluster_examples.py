@@ -53,7 +53,7 @@ def test_every_kind_has_an_example():
 
 def test_the_local_example_runs():
     with connect(example("local"), announce=False, dashboard=":0") as client:
-        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=120) == 3
 
 
 @pytest.mark.parametrize("kind", EXTRAS)

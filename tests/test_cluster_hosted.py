@@ -178,7 +178,7 @@ def test_the_manifest_is_what_kubernetes_is_asked_for(api):
 
 def test_a_cluster_of_somebody_else_is_not_taken(api, monkeypatch):
     monkeypatch.setattr(Api, "taken", ("night",))
-    with pytest.raises(ClusterError, match="there is a DaskCluster 'night' already"):
+    with pytest.raises(ClusterError, match="Kubernetes already has a DaskCluster 'night'"):
         connect({**FULL, "timeout": 5})
     assert not api.posted
 
@@ -294,7 +294,7 @@ def test_jobs_of_a_queue_become_workers(queue, monkeypatch):
 def test_without_slurm_that_is_told(monkeypatch, tmp_path):
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ClusterError, match="there is no sbatch here"):
+    with pytest.raises(ClusterError, match="sbatch was not found"):
         connect({"type": "slurm", "workers": 1, "dashboard": ":0"}, announce=False)
 
 
@@ -303,7 +303,7 @@ WRONG = [
     ({"type": "kubernetes", "image": "a", "workers": 1, "name": "A b"}, "lower case letters"),
     ({"type": "kubernetes", "image": "a"}, "needs a number of workers"),
     ({"type": "coiled", "workers": 1, "container": "a", "package_sync_only": ["b"]}, "exclude each other"),
-    ({"type": "coiled", "workers": 1, "vm_types": ["a"], "threads": 2}, "vm_types says what machines have"),
+    ({"type": "coiled", "workers": 1, "vm_types": ["a"], "threads": 2}, "vm_types already sets threads and memory"),
     ({"type": "coiled", "workers": 1, "spot_policy": "cheap"}, "one of on-demand, spot, spot_with_fallback"),
     ({"type": "slurm", "workers": 1, "walltime": "long"}, "a time such as '02:00:00'"),
     ({"type": "slurm", "workers": 1, "queu": "x"}, "did you mean 'queue'"),

@@ -666,7 +666,7 @@ def test_dtypes_that_few_readers_know_are_refused(tmp_path, dtype):
 
 
 def test_a_nodata_value_that_is_no_value_of_the_dtype(tmp_path):
-    with pytest.raises(ParameterError, match="nodata -1 is no value of uint8"):
+    with pytest.raises(ParameterError, match="nodata -1 is not a value of uint8"):
         write(composite_of(pixels((1, 4, 4)), nodata=-1), tmp_path / "out.tif")
 
 

@@ -16,7 +16,6 @@ import s2composite as s2c
 from s2composite.cube import stack_of
 from s2composite.masking import WarpedMask, masks_of
 from s2composite.pixels.flags import SCL, CloudProbability
-from s2composite.pixels.masks import SwathEdge
 from s2composite.scenes.listing import find_scenes
 
 HEIGHT, WIDTH = 72, 60
@@ -152,7 +151,7 @@ def test_the_edge_of_a_swath_gives_way_to_the_next_product(tmp_path):
     for name, pixels in (("T31TCJ_20230701T104620", one), ("T31TDJ_20230701T104621", two)):
         write_tif(tmp_path / f"{name}_TCI.tif", pixels, nodata=0)
     cube = s2c.open_cube(tmp_path, groupby="solar_day", chunks=16)
-    comp = s2c.composite(cube, valid=SwathEdge(2)).compute()
+    comp = s2c.composite(cube, valid=s2c.SwathEdge(2)).compute()
     assert comp["composite"][0, 7].values.tolist() == [100] * 22 + [200] * 18
     assert int(comp["count"].min()) == 1
 

@@ -145,7 +145,7 @@ def test_the_site_is_searched_from_the_disk(site):
     """In a browser, from file://, where the index lies in a script and the search runs in a frame."""
     with chromium() as driver:
         driver.get((site / "guides" / "masks.html").as_uri())
-        waiting = WebDriverWait(driver, 60)
+        waiting = WebDriverWait(driver, 120)
         box = waiting.until(lambda d: d.find_element("css selector", ".md-search__input"))
         driver.execute_script("arguments[0].focus()", box)
         waiting.until(lambda d: "Initializing" not in text_of(d, ".md-search-result__meta"))

@@ -401,7 +401,7 @@ def test_anchors(place, anchor, rest):
         ({"crs": "EPSG:32631", "resolution": 0.0001}, GridError, "0.0001 .*metre.* times finer .* other units"),
         ({"crs": "EPSG:3035", "resolution": 0.0001}, GridError, "times finer"),
         ({"resolution": 0.0001}, GridError, "times finer"),
-        ({"crs": "EPSG:99999"}, ParameterError, "crs 'EPSG:99999' is none that is known"),
+        ({"crs": "EPSG:99999"}, ParameterError, "crs 'EPSG:99999' is unknown"),
         ({"crs": "EPSG:3035", "resolution": -10}, ParameterError, "must be positive"),
         ({"resampling": {"*": "smooth"}}, ParameterError, "bilinear"),
     ],

@@ -80,7 +80,7 @@ def test_what_loaders_cannot_do_is_said(items, tmp_path, monkeypatch):
     with pytest.raises(ParameterError, match="loader is 'gdal'; it is 's2composite', 'odc' or 'stackstac'"):
         s2c.open_cube(items, loader="gdal")
     write_tif(tmp_path / "T31TCJ_20230709T104629_TCI.tif", encoded(0))
-    with pytest.raises(ParameterError, match="is not of STAC"):
+    with pytest.raises(ParameterError, match="is not STAC"):
         s2c.open_cube(tmp_path, loader="odc")
     with pytest.raises(BandError, match="stackstac needs bands="):
         s2c.open_cube(items, loader=loader("stackstac"))

@@ -19,9 +19,9 @@ GOOD = "source: scenes\noutput: median.tif\n"
 
 # (text of the job file, line that is wrong, key that is wrong, what the message must say)
 MISTAKES = [
-    ("", 1, None, ["nothing in it"]),
-    ("# only a comment\n", 1, None, ["nothing in it"]),
-    ("~\n", 1, None, ["nothing in it"]),
+    ("", 1, None, ["is empty"]),
+    ("# only a comment\n", 1, None, ["is empty"]),
+    ("~\n", 1, None, ["is empty"]),
     ("just some words\n", 1, None, ["'key: value' lines", "'just some words'"]),
     ("- source\n- output\n", 1, None, ["'key: value' lines"]),
     ("source: [a, b\noutput: x.tif\n", 2, None, ["not valid YAML", "column"]),

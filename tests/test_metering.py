@@ -131,7 +131,7 @@ def test_a_cluster_that_cannot_take_the_columns_works_without(caplog, monkeypatc
         show_meters(client)
         assert "does not show what workers read" in caplog.text
         client.cluster.scale(2)
-        client.wait_for_workers(2, timeout=20)
+        client.wait_for_workers(2, timeout=120)
         assert client.submit(sum, [1, 2]).result() == 3
 
 
@@ -159,7 +159,7 @@ def test_the_pages_of_the_dashboard_show_it(client, measured):
 
     root = client.dashboard_link.rpartition("/")[0]
     with chromium(1500, 1000) as browser:
-        wait = WebDriverWait(browser, 30)
+        wait = WebDriverWait(browser, 120)
         browser.get(f"{root}/workers")
         cells = wait.until(lambda b: (found := b.execute_script(TABLE_CELLS)) and "kernel s" in found and found)
         assert {"read MB", "requests", "retries", "decode s", "kernel s", "encode s"} <= set(cells)

@@ -1,7 +1,6 @@
 """The notebooks run from top to bottom, each in a fresh kernel and an empty directory."""
 
 import json
-import time
 from pathlib import Path
 
 import jupytext
@@ -10,20 +9,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+from nbformat.v4 import new_code_cell
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def executed(request, tmp_path_factory):
-    """A notebook after it ran: its name, its outputs, its directory, and the seconds it took."""
+    """A notebook after it ran: its name, its outputs, its directory, and the seconds of all its processors."""
     directory = tmp_path_factory.mktemp(request.param.stem)
     notebook = jupytext.read(request.param)
-    start = time.monotonic()
+    notebook.cells.append(new_code_cell("import os; print(sum(os.times()[:4]))"))
     place = {"metadata": {"path": str(directory)}}
-    nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3", resources=place).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    return request.param.stem, outputs, directory, time.monotonic() - start
+    nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources=place).execute()
+    *cells, asked = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    return request.param.stem, outputs, directory, float(asked.outputs[0]["text"])
 
 
 def texts(outputs):
@@ -33,7 +34,7 @@ def texts(outputs):
 
 def test_it_runs_soon(executed):
     *_, seconds = executed
-    assert seconds < 150, f"{seconds:.0f} s: make its parameters smaller"
+    assert 0 < seconds < 150, f"{seconds:.0f} s: make its parameters smaller"
 
 
 def test_it_shows_no_warning(executed):

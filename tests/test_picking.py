@@ -88,7 +88,7 @@ def test_times_are_needed():
         picked(np.ones((6, 1, 1, 1), np.uint8), "latest")
     with pytest.raises(ParameterError, match="time of each of the 6 scenes; 2 given"):
         picked(np.ones((6, 1, 1, 1), np.uint8), "earliest", days=(1, 2))
-    with pytest.raises(ParameterError, match="is no date"):
+    with pytest.raises(ParameterError, match="is not a date"):
         resolve_reducer("closest_to", date="midsummer")
 
 
@@ -246,7 +246,7 @@ def test_names_paths_and_registration(monkeypatch):
         ("no_such_module:thing", "cannot be loaded"),
         ("test_picking:DAYS", "a reducer, or a function that returns one"),
         ("test_picking:first_of", "its parameters are"),
-        ("os:getcwd", "a reducer is needed"),
+        ("os:getcwd", "must return a reducer"),
         (":", "unknown reducer"),
     ],
 )

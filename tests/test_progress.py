@@ -32,7 +32,7 @@ def in_terminal(code):
                 text += os.read(ours, 4096)
             except OSError:  # the program has ended
                 break
-        assert process.wait(60) == 0, text
+        assert process.wait(200) == 0, text
     os.close(ours)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
 
@@ -50,7 +50,7 @@ def test_a_notebook_without_widgets_shows_a_line():
     absent = "import sys; sys.modules['ipywidgets'] = None  # as if it were not installed\n"
     cell = nbformat.v4.new_code_cell(absent + STEPS)
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
-    done = NotebookClient(notebook, timeout=60).execute()
+    done = NotebookClient(notebook, timeout=200).execute()
     text = "".join(output.get("text", "") for output in done.cells[0].outputs)
     assert re.search(r"write median\.tif: \d+/40 \d+\.\d/s, 0:00:0\d left", text), text
     assert re.search(r"40/40 \d+\.\d/s, 0:00:00 left\s*\n", text), text

@@ -149,7 +149,7 @@ def test_missing_tiles_are_listed_by_name(tmp_path, tiles):
     paths, _ = tiles
     for name in ("tile_0_0.tif", "tile_512_256.tif", "tile_512_512.tif"):
         (paths[0].parent / name).unlink()
-    with pytest.raises(TilesError, match=r"3 tile\(s\) are missing beside the 9 that are there") as caught:
+    with pytest.raises(TilesError, match=r"3 tile\(s\) are missing besides the 9 found") as caught:
         reconstruct(paths[0].parent, tmp_path / "out.tif")
     assert sorted(caught.value.missing) == ["tile_0_0.tif", "tile_512_256.tif", "tile_512_512.tif"]
     assert not (tmp_path / "out.tif").exists()
@@ -171,7 +171,7 @@ def test_the_last_column_is_missed_where_the_shape_is_known(tmp_path, tiles):
 def test_missing_windows_of_tiles_without_names(tmp_path, tiles):
     paths, _ = tiles
     renamed = [path.rename(path.with_name(path.name.replace("tile", "part"))) for path in paths]
-    with pytest.raises(TilesError, match=r"missing beside the 11 that are there: y 256:512, x 256:512") as caught:
+    with pytest.raises(TilesError, match=r"missing besides the 11 found: y 256:512, x 256:512") as caught:
         reconstruct([path for path in renamed if "256_256" not in path.name], tmp_path / "out.tif")
     assert caught.value.missing == ("y 256:512, x 256:512",)
 
@@ -194,10 +194,10 @@ def test_tiles_that_overlap(tmp_path, tiles):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"dtype": "uint16"}, "its dtype is uint16, that of most tiles uint8"),
-        ({"crs": "EPSG:32632"}, "its CRS is WGS 84 / UTM zone 32N, that of most tiles WGS 84 / UTM zone 31N"),
-        ({"nodata": 255}, r"its nodata value is 255\.0, that of most tiles 0\.0"),
-        ({"count": 2}, "its number of bands is 2, that of most tiles 3"),
+        ({"dtype": "uint16"}, "its dtype is uint16, but uint8 for most tiles"),
+        ({"crs": "EPSG:32632"}, "its CRS is WGS 84 / UTM zone 32N, but WGS 84 / UTM zone 31N for most tiles"),
+        ({"nodata": 255}, r"its nodata value is 255\.0, but 0\.0 for most tiles"),
+        ({"count": 2}, "its number of bands is 2, but 3 for most tiles"),
         ({"transform": UTM * Affine.translation(256, 256) * Affine.scale(2)}, "its size of pixels is"),
         ({"transform": UTM * Affine.translation(256.3, 256)}, "lies between the pixels of the others"),
         ({"transform": UTM * Affine.translation(0, 256)}, "its name and its georeference say different places"),

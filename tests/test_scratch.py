@@ -1,32 +1,35 @@
 """Memory that windows use again, and give back."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
+from job_helpers import until
 
 from s2composite.reading import scratch
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(scratch, "_IDLE_SECONDS", 0.05)
-    scratch._release()  # what earlier tests have left
+def kept(monkeypatch):
+    """Memory is kept for as long as a test takes, and nothing is there at its start."""
+    monkeypatch.setattr(scratch, "_IDLE_SECONDS", 3600)
+    scratch._cancel()
+    scratch._release()
+    yield
+    scratch._cancel()
+    scratch._release()
 
 
-def test_memory_is_used_again_and_given_back():
+def test_memory_is_used_again_and_given_back(monkeypatch):
     with scratch.borrow(1000, np.dtype("uint16")) as first:
         assert (first.size, first.dtype) == (1000, np.uint16)
         address = first.ctypes.data
     assert scratch.held() == 2000
+    monkeypatch.setattr(scratch, "_IDLE_SECONDS", 0.05)
     with scratch.borrow(300, np.dtype("float32")) as second:
         assert second.ctypes.data == address
         assert scratch.held() == 0
-    deadline = time.monotonic() + 5
-    while scratch.held() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert scratch.held() == 0
+    until(lambda: scratch.held() == 0)
 
 
 def test_two_borrowers_never_share():

@@ -11,7 +11,6 @@ import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.errors import ParameterError
 from s2composite.pixels.flags import SCL
-from s2composite.pixels.masks import ValueRange
 
 
 @pytest.fixture(scope="module")
@@ -78,4 +77,4 @@ def test_limits_that_make_no_sense(season, limits, words):
     with pytest.raises(ParameterError, match=words):
         s2c.select_scenes(s2c.open_cube(season, bands=["TCI"]), **limits)
     with pytest.raises(ParameterError, match="none of the 6 scenes"):
-        s2c.select_scenes(s2c.open_cube(season, bands=["TCI"]), min_valid=1.0, valid=ValueRange(254, 254))
+        s2c.select_scenes(s2c.open_cube(season, bands=["TCI"]), min_valid=1.0, valid=s2c.ValueRange(254, 254))

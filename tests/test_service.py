@@ -359,7 +359,7 @@ def test_a_job_that_is_not_taken(service, places, change, status, pointer):
     [
         ("a: &a [1]\nsource: *a", "alias"),
         ("source: [", "YAML"),
-        ("", "nothing in it"),
+        ("", "is empty"),
         ("- a", "key: value"),
         ("source: " + "[" * 60 + "]" * 60, "deep"),
     ],

@@ -135,7 +135,7 @@ def test_mistakes_are_named(text, words):
 def test_two_months_cannot_be_one_file():
     with pytest.raises(JobError, match=r"2012-01 and 2012-02 would both be 2012\.tif"):
         jobs("source: x\noutput: '{{pointInTime:%Y}}.tif'\n" + SPAN)
-    with pytest.raises(JobError, match="no format of dates"):
+    with pytest.raises(JobError, match="not a date format"):
         jobs("source: x\noutput: '{{pointInTime:%!}}.tif'\n" + SPAN)
 
 
@@ -246,4 +246,4 @@ def test_since_needs_a_span(tmp_path):
     (tmp_path / "job.yaml").write_text("source: x\noutput: a.tif")
     found = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--since", "last"])
     assert isinstance(found.exception, JobError)
-    assert "--since is about a span" in str(found.exception)
+    assert "--since chooses from a span" in str(found.exception)

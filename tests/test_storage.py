@@ -152,7 +152,7 @@ for href in ("gs://b/a", "s3://b/a", "https://h/a"):
     filesystem(href), gdal_options(href)
 print(calls)
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
     assert out.stdout == "[]\n"
 
 

@@ -207,7 +207,10 @@ def flip(path, position):
     ("harm", "says"),
     [
         (lambda root, layout: flip(root / layout.parts[3], 100), "cannot be decoded|its pixels are not those"),
-        (lambda root, layout: flip(root / layout.parts[3], 1), "its size does not stand around it"),
+        (
+            lambda root, layout: flip(root / layout.parts[3], 1),
+            "the size before it or the bytes repeated after it differ",
+        ),
         (lambda root, layout: (root / layout.parts[3]).unlink(), "it does not exist"),
         (lambda root, layout: os.truncate(root / layout.parts[3], 50), "of .* bytes at"),
     ],
@@ -313,7 +316,7 @@ def test_places_that_cannot_be_written_to(tmp_path, write):
     dataset = made_by(lambda block_id: pytest.fail("computed"))
     with pytest.raises(WriteError, match=r"the directory .*missing does not exist; create it first"):
         write(dataset, tmp_path / "missing")
-    with pytest.raises(WriteError, match=r"cannot be written|cannot be looked at"):
+    with pytest.raises(WriteError, match=r"cannot be written|cannot be checked"):
         write(dataset, Path("/proc"))
 
 
@@ -327,7 +330,7 @@ def test_only_stores_are_overwritten_by_stores(tmp_path):
     (tmp_path / "home" / "thesis.txt").write_text("three years")
     (tmp_path / "file").write_text("text")
     for name in ("home", "file"):
-        with pytest.raises(WriteError, match="no Zarr store; write elsewhere or remove it"):
+        with pytest.raises(WriteError, match="not a Zarr store; write elsewhere or remove it"):
             write_zarr(made_by(good), tmp_path / name, overwrite=True)
     assert (tmp_path / "home" / "thesis.txt").read_text() == "three years"
 
@@ -370,7 +373,7 @@ def interrupted(folder, *args, seconds=1.5, stop=signal.SIGINT):
         assert process.stdout.readline() == "started\n", process.stderr.read()
         time.sleep(seconds)
         process.send_signal(stop)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=200)
     return process.returncode, errors
 
 

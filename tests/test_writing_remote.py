@@ -216,7 +216,7 @@ def test_a_given_up_write_is_not_completed_elsewhere(bucket, monkeypatch):
         return assemble_object(layout, **options)
 
     monkeypatch.setattr(s2composite.writing.files, "assemble_object", interrupted)
-    with pytest.raises(WriteError, match="is gone, because writing was given up"):
+    with pytest.raises(WriteError, match="no longer exists, because writing was given up"):
         write_raster(composite_of(pixels((1, 300, 300)), 128), f"{bucket}/out.tif")
     assert objects(bucket) == []
     assert open_uploads(bucket) == []
@@ -283,7 +283,7 @@ def test_an_interrupted_zarr_store_has_no_root_and_is_resumed(bucket):
 
 
 def test_other_objects_are_left_alone(server):
-    with pytest.raises(WriteError, match="no Zarr store; write elsewhere or remove it"):
+    with pytest.raises(WriteError, match="not a Zarr store; write elsewhere or remove it"):
         write_zarr(composite_of(pixels((1, 30, 30))), server.url("bucket/elsewhere"), overwrite=True)
     assert objects(server.url("bucket/elsewhere")) == ["keep.txt"]
 

@@ -272,7 +272,7 @@ BOW = shapely.Polygon([(WEST, NORTH), (WEST + 50, NORTH - 50), (WEST + 50, NORTH
 @pytest.mark.parametrize(
     ("frame", "error", "words"),
     [
-        (zones(), ParameterError, "no zone in it"),
+        (zones(), ParameterError, "holds no zones"),
         (zones(pixels(0, 1, 0, 1), crs=None), GridError, "set_crs"),
         (zones(BOW, id=["bow"]), ParameterError, r"'bow' is not a valid polygon \(Self-intersection.*make_valid"),
         (zones(shapely.Point(WEST, NORTH), id=["p"]), ParameterError, "'p' is a Point"),
@@ -300,7 +300,7 @@ def test_files_of_zones_that_cannot_be_read(tmp_path):
     with pytest.raises(SourceError, match="without geometries"):
         s2c.zonal_stats(array, tmp_path / "table.csv")
     (tmp_path / "empty.geojson").write_text('{"type": "FeatureCollection", "features": []}')
-    with pytest.raises(ParameterError, match="no zone in it"):
+    with pytest.raises(ParameterError, match="holds no zones"):
         s2c.zonal_stats(array, tmp_path / "empty.geojson")
 
 

@@ -151,7 +151,7 @@ def _painted(shown: xr.Dataset, layer: str, stretch: Stretch | None) -> list[NDA
 
 
 def _warped(picture: NDArray[np.uint8], source: GeoBox, target: GeoBox) -> NDArray[np.uint8]:
-    """Return a picture on the map's grid; what is outside of it is transparent."""
+    """Return a picture on the map's grid; what is outside it is transparent."""
     out = np.zeros((4, *target.shape), np.uint8)
     reproject(
         np.ascontiguousarray(np.moveaxis(picture, 2, 0)),

@@ -46,7 +46,7 @@ def layers_of(composite: Composed | xr.Dataset) -> xr.Dataset:
 def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:
     """Return a variable of a dataset after a look at its dimensions."""
     if name not in dataset:
-        raise ParameterError(f"there is no layer {name!r} to draw; there is {', '.join(map(str, dataset.data_vars))}")
+        raise ParameterError(f"there is no layer {name!r} to draw; there are {', '.join(map(str, dataset.data_vars))}")
     array = dataset[name]
     if set(array.dims) != set(dims):
         raise ParameterError(

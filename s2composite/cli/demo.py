@@ -22,7 +22,7 @@ MADE = {
     "source": "which scene each pixel was taken from",
     "scenes": "the scenes",
 }
-"""What the demonstration leaves, and what is to be seen there."""
+"""What the demonstration writes, and what each file shows."""
 
 
 def demo(
@@ -31,8 +31,8 @@ def demo(
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 24,
     size: Annotated[int, typer.Option(min=1, max=10980, help="Rows and columns; 10980 is a whole granule.")] = 1024,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
-    seed: Annotated[int, typer.Option(help="Another number, another land and weather.")] = 0,
-    compress: Annotated[str, typer.Option(help="Of the scenes: jpeg or deflate.")] = "jpeg",
+    seed: Annotated[int, typer.Option(help="Another seed gives other land and weather.")] = 0,
+    compress: Annotated[str, typer.Option(help="Compression of the scenes: jpeg or deflate.")] = "jpeg",
 ) -> None:
     """Make a season of scenes and composite them: no network, no account, under a minute."""
     from s2composite.demo import run_demo

@@ -30,7 +30,7 @@ def plan(
     cells: Cells = None,
     area: Area = None,
 ) -> None:
-    """Show what a job will read, hold in memory and write; nothing is read but headers."""
+    """Show what a job will read, hold in memory and write; only headers are read."""
     from s2composite.running.jobs.job import load_job
     from s2composite.running.planning.plan import Plan, plan_cells, plan_job
     from s2composite.running.planning.tables import write_csv, write_geojson
@@ -62,7 +62,7 @@ def status(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show how far a job is, from its ledger: nothing is read or computed."""
+    """Show how far a job is, from its ledger; nothing is computed."""
     from s2composite.running.jobs.job import load_job
     from s2composite.running.reports.progress import job_progress
 

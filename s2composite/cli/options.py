@@ -1,4 +1,4 @@
-"""Options that several commands about jobs have, and what they mean for a job."""
+"""Options that several commands share, and what they mean for a job."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ Windows = Annotated[
     str | None, typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several with commas.")
 ]
 Cells = Annotated[
-    str | None, typer.Option(help="Of a job with a grid, only these cells: 31TCJ, 7, 1::10, or several with commas.")
+    str | None, typer.Option(help="Only these cells of a job with a grid: 31TCJ, 7, 1::10, or several with commas.")
 ]
 Area = Annotated[
-    str | None, typer.Option(metavar="FILE.GEOJSON", help="Only windows, or cells, that its polygons touch.")
+    str | None,
+    typer.Option(metavar="FILE.GEOJSON", help="Only windows, or cells, that polygons of this file touch."),
 ]
 Log = Annotated[
     Literal["text", "json"] | None,
-    typer.Option(help="Write a line to stderr for each event: key=value, or JSON. There is no progress bar then."),
+    typer.Option(help="Write each event to stderr as a line of key=value or JSON, instead of a progress bar."),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the job: -s cluster.workers=4. Repeatable."
+        "--set", "-s", metavar="KEY=VALUE", help="Override a key of the job: -s cluster.workers=4. Repeatable."
     ),
 ]
 Since = Annotated[
     str | None,
     typer.Option(
         metavar="DATE",
-        help="Of a job with a span: 'last', only the month (day, year ...) that was over last; 2018-03, from then on.",
+        help="For a job with a span: 'last' makes only the month (day, year ...) that has just ended; 2018-03 that "
+        "month and all later ones.",
     ),
 ]
 
 
 def chosen(job: Any, *, windows: str | None = None, cells: str | None = None, **more: Any) -> dict[str, Any]:
-    """Return the options that choose, of those that a job can have."""
+    """Return the options that choose windows or cells, checked against the job."""
     if job.grid is None and cells is not None:
         raise JobError("--cells: the job has no grid; --windows and --area choose among its windows", key="grid")
     if job.grid is not None and windows is not None:

@@ -36,7 +36,7 @@ def run(
     since: Since = None,
     log: Log = None,
 ) -> None:
-    """Run a job file: find its scenes, composite them, write the result. Goes on with what was interrupted.
+    """Run a job file: find its scenes, composite them, write the result. Resumes what was interrupted.
 
     Exit code 0: complete; 1: some windows or some months of a span failed, the others are kept; 2: the job, its input
     or its output is wrong.
@@ -48,7 +48,7 @@ def run(
 
 
 def resume(job: JobFile, setting: Settings = None, *, since: Since = None, log: Log = None) -> None:
-    """Go on with a job that was interrupted: make the windows that have neither been made nor failed."""
+    """Resume an interrupted job: make the windows that have neither been made nor failed."""
     _run(job, setting or (), log, since, which="untried")
 
 
@@ -62,7 +62,7 @@ def retry(
     since: Since = None,
     log: Log = None,
 ) -> None:
-    """Make the windows again that have failed."""
+    """Make failed windows again."""
     _run(job, setting or (), log, since, which="failed", error=error)
 
 
@@ -76,9 +76,9 @@ def _run(
         log_to_stderr(log)
     checked = load_job(job, settings)
     if since is not None and checked.span is None:
-        raise JobError(f"{job}: --since is about a span, and the job has none", key="span", line=None)
+        raise JobError(f"{job}: --since chooses from a span, and the job has none; leave it out", key="span", line=None)
 
-    # After the check, so that a mistake in the job is told at once.
+    # After the check, so that a mistake in the job shows at once.
     from s2composite.running.reports.page import write_report
     from s2composite.running.run import run_cells, run_job
     from s2composite.running.run_spans import run_spans
@@ -102,7 +102,7 @@ def _run(
 
 
 def _made(result: Any) -> str:
-    """Return which of a job's windows were made now, unless all were."""
+    """Return how many of the windows were made now, unless all were."""
     if not result.paths:
         return f", {result.made} of them made now"
     if result.made == result.windows:

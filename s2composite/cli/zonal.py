@@ -22,7 +22,7 @@ def zonal(
     stats: Annotated[
         str, typer.Option(help="Also sum, median, any percentile as p10, fraction (of each class).")
     ] = "min,max,mean,stdev,skew,count",
-    name: Annotated[str | None, typer.Option(help="Column that names the zones; else they are numbered.")] = None,
+    name: Annotated[str | None, typer.Option(help="Column that names the zones; default: they are numbered.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
 ) -> None:
     """Measure a raster over polygons, with the share of each pixel that a polygon covers."""

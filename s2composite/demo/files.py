@@ -53,12 +53,16 @@ class _Series:
 
     directory: Path
     """Where the files go."""
+
     size: int
     """Rows and columns."""
+
     seed: int
     """Which land and which weather."""
+
     compress: str
     """A key of _COMPRESSION."""
+
     assets: tuple[str, ...]
     """Which of ASSETS to write."""
 
@@ -147,7 +151,7 @@ def make_scenes(
 def _check(scenes: int, size: int, compress: str, year: int, distinct: int) -> None:
     if not 1 <= distinct <= scenes:
         raise ParameterError(
-            f"scenes={scenes}, distinct={distinct}: make at least 1 scene, of which 1 to all are distinct"
+            f"scenes={scenes}, distinct={distinct}: give at least 1 scene, and at most as many distinct ones"
         )
     if not 16 <= size <= _SIZE:
         raise ParameterError(f"size={size}; give 16 to {_SIZE} pixels, the size of the whole granule")

@@ -32,10 +32,13 @@ class Box:
 
     y0: int
     """First row."""
+
     x0: int
     """First column."""
+
     y1: int
     """Row after the last."""
+
     x1: int
     """Column after the last."""
 
@@ -71,6 +74,7 @@ class Spectrum:
 
     coarsest: int
     """Base-2 logarithm of the widest lattice, in points of the field's own grid."""
+
     amplitudes: tuple[float, ...]
     """Factor of each octave, coarsest first; scaled so that the field has a variance of about 1."""
 

@@ -40,6 +40,7 @@ class Pass:
 
     time: datetime
     """Start of sensing, UTC."""
+
     orbit: int
     """Relative orbit: 8, 51 or 94."""
 
@@ -60,6 +61,7 @@ class Sun:
 
     elevation: float
     """Radians above the horizon."""
+
     azimuth: float
     """Radians clockwise from north."""
 

@@ -41,10 +41,13 @@ class View:
 
     scene: Pass
     """The overflight."""
+
     weather: Weather
     """The sky."""
+
     size: int
     """Rows and columns of the whole scene, for the swath's edge."""
+
     assets: tuple[str, ...]
     """Which of ASSETS to make."""
 

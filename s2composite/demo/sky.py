@@ -25,14 +25,19 @@ class _Kind:
 
     share: float
     """Share of scenes that have it or one of the kinds before it."""
+
     clouds: Spectrum
     """Sizes of the clouds."""
+
     cover: tuple[float, float]
     """Least and most share of the sky that is cloudy."""
+
     sharpness: float
     """Optical thickness gained on the way into a cloud."""
+
     height: float
     """Mean height above ground, metres."""
+
     top: float
     """Reflectance of the thickest clouds."""
 
@@ -63,22 +68,31 @@ class Weather:
 
     key: int
     """Which clouds."""
+
     cover: float
     """Expected share of the sky that is cloudy, 0 to 1."""
+
     clouds: Spectrum
     """Sizes of the clouds."""
+
     sharpness: float
     """Optical thickness gained on the way into a cloud."""
+
     top: float
     """Reflectance of the thickest clouds."""
+
     height: float
     """Height of the clouds above ground, metres."""
+
     haze: float
     """Opacity of the haze where it is thickest, 0 to 1."""
+
     light: float
     """Brightness of the land against the reflectances of `seasons`, about 1."""
+
     veil: float
     """Red light that clear air adds, as a reflectance; blue gets three times that."""
+
     sun: Sun
     """Where it stands."""
 
@@ -89,10 +103,13 @@ class Sky:
 
     opacity: Float
     """Share of a pixel's light that comes from a cloud, 0 to 1."""
+
     brightness: Float
     """Reflectance of the cloud."""
+
     shadow: Float
     """Share of the direct light that a cloud keeps from the ground, 0 to 1."""
+
     haze: Float
     """Opacity of the haze, 0 to 1."""
 

@@ -70,8 +70,10 @@ class Land:
 
     cover: NDArray[np.uint8]
     """Cover times the number of variants, plus the variant."""
+
     texture: NDArray[np.int8]
     """Brightness against the mean of the cover, in 1/256."""
+
     slope: NDArray[np.int8]
     """Slope towards the sun at 10:50, in 1/256; falls away from it where negative."""
 
@@ -82,8 +84,10 @@ class _Canvas:
 
     cover: NDArray[np.uint8]
     """A Cover."""
+
     variant: NDArray[np.uint8]
     """0 to VARIANTS - 1."""
+
     texture: Float
     """Relative brightness, 0: that of the cover."""
 

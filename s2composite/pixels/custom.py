@@ -1,4 +1,4 @@
-"""Reducers of one's own: a plain function that Numba can compile."""
+"""Custom reducers: a plain function that Numba can compile."""
 
 from __future__ import annotations
 
@@ -20,21 +20,26 @@ __all__ = ["kernel_reducer"]
 def kernel_reducer(
     function: Callable[..., None], *, name: str | None = None, dtype: str | None = None, long_name: str = ""
 ) -> Reducer:
-    """Make a reducer from a function of one's own.
+    """Make a reducer from a function.
 
     Parameters
     ----------
     function
-        ``function(block, valid, out)``: `block` ``(t, b, n)`` holds the observations of `n` pixels, type of the cube,
-        `valid` ``(t, n)`` uint8 is 1 where an observation may be used, `out` ``(b, n)`` float64 is to be filled in. It
-        is compiled by Numba (or is already) and must let each pixel depend on itself only. Loops over the pixels
-        should be the inner ones. What it writes for pixels without enough valid observations is not looked at.
+        ``function(block, valid, out)``: `block` ``(t, b, n)`` holds the observations of `n` pixels in the cube's dtype,
+        `valid` ``(t, n)`` uint8 is 1 where an observation may be used, and `out` ``(b, n)`` float64 takes the result.
+        Numba compiles it, unless it is compiled already. The result of a pixel must depend on that pixel alone. Loops
+        over pixels should be innermost. Results of pixels with too few valid observations are ignored.
     name
         Name of the reducer; default: that of the function.
     dtype
-        Type of the result; None: that of the cube, rounded to whole numbers if that is one.
+        Type of the result; None: that of the cube, rounded for integers.
     long_name
         What the result is, in words.
+
+    Returns
+    -------
+    Reducer
+        For `composite`, or `register_reducer`.
 
     Examples
     --------
@@ -48,7 +53,7 @@ def kernel_reducer(
     'last_valid'
     """
     title = str(name or getattr(function, "__name__", "custom"))
-    if not numba.extending.is_jitted(function):  # here, so that it is one and the same in all tasks of a worker
+    if not numba.extending.is_jitted(function):  # here, so that all tasks of a worker share it
         function = numba.njit(nogil=True, error_model="numpy")(function)
     return Reducer(title, run_custom, (Output("", long_name or title, dtype=dtype),), setting=function)
 

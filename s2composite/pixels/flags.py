@@ -1,8 +1,8 @@
-"""Rules on mask bands: scene classification, quality bits, cloud probability, or any mask of one's own.
+"""Rules on mask bands: scene classification, quality bits, cloud probability, or a mask of the user's own.
 
-A rule is evaluated at the resolution of its mask band, in this order: the bad pixels of each group of classes are
-marked; each group is cleaned by its own steps (opening, dilation ...), one after the other; the groups are united;
-what Missing data is bad as it is, without cleaning. `MaskRule.halo` pixels around a window decide about its edge.
+A rule is evaluated at the resolution of its mask band: the bad pixels of each group of classes are marked, each group
+is cleaned by its own steps (opening, dilation ...) one after the other, and the groups are united. Missing data are bad
+without cleaning. `MaskRule.halo` pixels around a window decide about its edge.
 """
 
 from __future__ import annotations
@@ -15,65 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
+from s2composite.pixels.codings import FMASK_CLASSES, QA_BANDS, QA_BITS, QA_DEFAULTS, QA_MISSING, SCL_CLASSES
 from s2composite.pixels.masks import Limits
 from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
 
-__all__ = ["SCL", "SCL_CLASSES", "CloudProbability", "Fmask", "Group", "MaskRule", "QABits", "Usable", "upsample"]
-
-SCL_CLASSES = {
-    "no data": 0,
-    "saturated or defective": 1,
-    "dark area pixels": 2,
-    "cloud shadows": 3,
-    "vegetation": 4,
-    "bare soils": 5,
-    "water": 6,
-    "unclassified": 7,
-    "cloud medium probability": 8,
-    "cloud high probability": 9,
-    "thin cirrus": 10,
-    "snow or ice": 11,
-}
-"""Classes of Sentinel-2's scene classification."""
-
-FMASK_CLASSES = {"nodata": 0, "valid": 1, "cloud": 2, "shadow": 3, "snow": 4, "water": 5}
-"""Classes of Fmask as Open Data Cube products have it."""
-
-QA_BITS: dict[str, dict[str, tuple[int, int]]] = {
-    "landsat": {
-        "fill": (0x1, 0x1),
-        "dilated cloud": (0x2, 0x2),
-        "cirrus": (0x4, 0x4),
-        "cloud": (0x8, 0x8),
-        "cloud shadow": (0x10, 0x10),
-        "snow": (0x20, 0x20),
-        "clear": (0x40, 0x40),
-        "water": (0x80, 0x80),
-        "cloud medium": (0x300, 0x200),
-        "cloud high": (0x300, 0x300),
-        "cloud shadow high": (0xC00, 0xC00),
-        "snow high": (0x3000, 0x3000),
-        "cirrus high": (0xC000, 0xC000),
-    },
-    "hls": {
-        "cirrus": (0x1, 0x1),
-        "cloud": (0x2, 0x2),
-        "adjacent": (0x4, 0x4),
-        "cloud shadow": (0x8, 0x8),
-        "snow": (0x10, 0x10),
-        "water": (0x20, 0x20),
-        "aerosol high": (0xC0, 0xC0),
-    },
-    "qa60": {"opaque cloud": (0x400, 0x400), "cirrus": (0x800, 0x800)},
-}
-"""Flags of Landsat Collection 2, HLS' Fmask and Sentinel-2 QA60: the bits they look at, and what these must be."""
-
-_DEFAULT_FLAGS = {
-    "landsat": ("dilated cloud", "cirrus", "cloud", "cloud shadow"),
-    "hls": ("cloud", "adjacent", "cloud shadow"),
-    "qa60": ("opaque cloud", "cirrus"),
-}
-_MISSING = {"landsat": ("fill",), "hls": (), "qa60": ()}
+__all__ = ["SCL", "CloudProbability", "Fmask", "Group", "MaskRule", "QABits", "Usable", "upsample"]
 
 Cleanup = Iterable[Any] | Mapping[Any, Iterable[Any]] | None
 """Steps for all classes together, or a mapping from a class, or a tuple of classes, to its own steps."""
@@ -109,16 +55,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class MaskRule:
-    """Drop observations by what a mask band says. Made by `SCL`, `QABits`, `Fmask`, `CloudProbability`, `Usable`."""
+    """Drops observations by a mask band. Made by `SCL`, `QABits`, `Fmask`, `CloudProbability` and `Usable`."""
 
     band: str
     """Name of the mask band."""
 
     groups: tuple[Group, ...]
-    """Kinds of bad pixels; one that is bad by any of them is dropped."""
+    """Kinds of bad pixels; an observation that is bad in any of them is dropped."""
 
     label: str = ""
-    """What it was made by, for metadata."""
+    """How it was made, for metadata."""
 
     @property
     def halo(self) -> int:
@@ -126,11 +72,11 @@ class MaskRule:
         return max((halo_of(group.steps) for group in self.groups), default=0)
 
     def limits(self, limits: Limits) -> Limits:
-        """Return `limits` as they are: this rule is not about the values of the data."""
+        """Return `limits` unchanged: this rule does not look at the values of the data."""
         return limits
 
     def valid(self, block: NDArray[Any]) -> NDArray[np.bool_]:
-        """Say which observations are valid.
+        """Return which observations are valid.
 
         Parameters
         ----------
@@ -141,7 +87,7 @@ class MaskRule:
         Returns
         -------
         valid
-            ``(t, y, x)`` bool, of the same shape: the halo has yet to be cut off.
+            ``(t, y, x)`` bool of the same shape, halo included.
         """
         valid = np.empty(block.shape, bool)
         for t in range(len(block)):  # one scene at a time stays in the cache
@@ -149,7 +95,7 @@ class MaskRule:
         return valid
 
     def _valid(self, block: NDArray[Any]) -> NDArray[np.bool_]:
-        """Do as `valid`, in one go."""
+        """Return the same as `valid`, for all scenes at once."""
         marked = np.zeros(block.shape, bool)
         if block.dtype.kind == "f":
             marked = np.isnan(block)
@@ -163,7 +109,7 @@ class MaskRule:
         return self.label or repr(self)
 
 
-def SCL(  # noqa: N802 - it makes a rule, as the classes of rules on values do
+def SCL(  # noqa: N802 - used like the classes of rules on values
     classes: Iterable[str | int] = (
         "cloud shadows",
         "cloud medium probability",
@@ -179,13 +125,18 @@ def SCL(  # noqa: N802 - it makes a rule, as the classes of rules on values do
     Parameters
     ----------
     classes
-        Names (or numbers) of the classes to drop; ``"no data"`` is always dropped, and never cleaned.
+        Names or numbers of the classes to drop. ``"no data"`` is always dropped, without cleanup.
     cleanup
-        Steps on the mask of bad pixels: ``[("opening", 2), ("dilation", 5)]`` (or ``[2, 5]``, the same) for all classes
+        Steps on the mask of bad pixels: ``[("opening", 2), ("dilation", 5)]`` (for short ``[2, 5]``) for all classes
         together, or a mapping for some of them: ``{"thin cirrus": [("dilation", 2)], ("cloud shadows", ...): ...}``.
         Radii are in pixels of the mask band, 20 m for SCL.
     band
         Name of the mask band.
+
+    Returns
+    -------
+    MaskRule
+        For ``valid=`` of `composite`.
 
     Raises
     ------
@@ -205,7 +156,17 @@ def SCL(  # noqa: N802 - it makes a rule, as the classes of rules on values do
 def Fmask(  # noqa: N802
     classes: Iterable[str | int] = ("cloud", "shadow"), *, cleanup: Cleanup = None, band: str = "fmask"
 ) -> MaskRule:
-    """Return the rule that drops classes of Fmask (Open Data Cube's coding); parameters as for `SCL`.
+    """Return the rule that drops classes of Fmask, in the coding of Open Data Cube.
+
+    Parameters
+    ----------
+    classes, cleanup, band
+        As for `SCL`.
+
+    Returns
+    -------
+    MaskRule
+        For ``valid=`` of `composite`.
 
     Raises
     ------
@@ -232,11 +193,17 @@ def QABits(  # noqa: N802
         ``"landsat"`` (Collection 2, QA_PIXEL), ``"hls"`` (Fmask of Harmonized Landsat Sentinel) or ``"qa60"``
         (Sentinel-2).
     flags
-        Names of flags, see `QA_BITS`. Default: clouds and their shadows, cirrus, and what is next to them.
+        Names of flags, see `s2composite.pixels.codings.QA_BITS`. Default: clouds and their shadows, cirrus, and what is
+        next to them.
     cleanup
         As for `SCL`.
     band
         Name of the mask band; default ``"QA_PIXEL"``, ``"Fmask"`` or ``"QA60"``.
+
+    Returns
+    -------
+    MaskRule
+        For ``valid=`` of `composite`.
 
     Raises
     ------
@@ -252,14 +219,13 @@ def QABits(  # noqa: N802
         raise ParameterError(f"unknown scheme {scheme!r} of QABits; there are {', '.join(QA_BITS)}")
     table = {name: index for index, name in enumerate(QA_BITS[scheme])}
     pairs = list(QA_BITS[scheme].values())
-    flags = _DEFAULT_FLAGS[scheme] if flags is None else tuple(flags)
+    flags = QA_DEFAULTS[scheme] if flags is None else tuple(flags)
     groups = tuple(
         Group(bits=tuple(pairs[i] for i in group.values), steps=group.steps)
         for group in _class_groups(table, flags, cleanup, f"flag of {scheme}")
     )
-    missing = tuple(Group(bits=(QA_BITS[scheme][name],)) for name in _MISSING[scheme])
-    names = {"landsat": "QA_PIXEL", "hls": "Fmask", "qa60": "QA60"}
-    return MaskRule(band or names[scheme], (*missing, *groups), _label(f"QABits {scheme}", flags, cleanup))
+    missing = tuple(Group(bits=(QA_BITS[scheme][name],)) for name in QA_MISSING[scheme])
+    return MaskRule(band or QA_BANDS[scheme], (*missing, *groups), _label(f"QABits {scheme}", flags, cleanup))
 
 
 def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = "CLDPRB") -> MaskRule:  # noqa: N802
@@ -268,11 +234,16 @@ def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = 
     Parameters
     ----------
     above
-        Percent; larger values are clouds.
+        Limit in percent; larger values are clouds.
     cleanup
         Steps, as for `SCL`.
     band
         Name of the mask band.
+
+    Returns
+    -------
+    MaskRule
+        For ``valid=`` of `composite`.
 
     Raises
     ------
@@ -285,20 +256,25 @@ def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = 
     [[[1, 1, 0]]]
     """
     if isinstance(cleanup, Mapping):
-        raise ParameterError("CloudProbability has no classes; give its cleanup as one list of steps")
+        raise ParameterError("CloudProbability has no classes; give cleanup= as one list of steps")
     group = Group(above=above, steps=steps_of(cleanup))
     return MaskRule(band, (group,), _label(f"CloudProbability > {above:g}", (), cleanup))
 
 
 def Usable(band: str = "valid", *, cleanup: Cleanup = None) -> MaskRule:  # noqa: N802
-    """Return the rule for a mask of one's own: True (or not 0) may be used; `cleanup` works on the others.
+    """Return the rule for a mask band of your own, in which 0 (or False) marks what must not be used.
 
     Parameters
     ----------
     band
         Name of the mask band.
     cleanup
-        Steps on what may not be used, as for `SCL`.
+        Steps on what must not be used, as for `SCL`.
+
+    Returns
+    -------
+    MaskRule
+        For ``valid=`` of `composite`.
 
     Raises
     ------
@@ -311,7 +287,7 @@ def Usable(band: str = "valid", *, cleanup: Cleanup = None) -> MaskRule:  # noqa
     [[[1, 0, 0, 0]]]
     """
     if isinstance(cleanup, Mapping):
-        raise ParameterError("Usable has no classes; give its cleanup as one list of steps")
+        raise ParameterError("Usable has no classes; give cleanup= as one list of steps")
     return MaskRule(band, (Group(values=(0,), steps=steps_of(cleanup)),), _label("Usable", (), cleanup))
 
 
@@ -349,7 +325,7 @@ def upsample(
 
 
 def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return where a block has one of some values."""
+    """Return where a block has one of `values`."""
     if block.dtype != np.uint8:
         return np.isin(block, values)
     table = np.zeros(256, bool)
@@ -361,7 +337,7 @@ def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_
 def _class_groups(
     table: Mapping[str, int], classes: Iterable[str | int], cleanup: Cleanup, what: str
 ) -> tuple[Group, ...]:
-    """Return the groups that classes and their cleanup make: one for all, or one for each entry of a mapping."""
+    """Return the groups of classes that are cleaned together: one, or one for each entry of a mapping."""
     chosen = [_value(table, name, what) for name in classes]
     if not isinstance(cleanup, Mapping):
         return (Group(values=tuple(chosen), steps=steps_of(cleanup)),)
@@ -375,7 +351,7 @@ def _class_groups(
 
 
 def _value(table: Mapping[str, int], name: str | int, what: str) -> int:
-    """Return the value of a class, by name in any case, with blanks or underscores, or by number."""
+    """Return the value of a class given by number or by name, in any case, with blanks or underscores."""
     if isinstance(name, str):
         name = name.replace("_", " ").lower()
         if name in table:
@@ -386,7 +362,7 @@ def _value(table: Mapping[str, int], name: str | int, what: str) -> int:
 
 
 def _label(name: str, classes: Iterable[Any], cleanup: Cleanup) -> str:
-    """Return how a rule is written in metadata."""
+    """Return the rule as metadata have it."""
     parts = [", ".join(map(str, classes)), f"cleanup {cleanup}" if cleanup else ""]
     inside = "; ".join(part for part in parts if part)
     return f"{name}({inside})" if inside else name

@@ -1,4 +1,4 @@
-"""Rules of validity: which observations may be used, as values that can be changed, combined or left out.
+"""Rules: which observations may be used, as values that can be changed, combined or left out.
 
 A rule on values looks at the bands of the data themselves; an observation (one scene at one pixel) is dropped if any
 of its bands fails. Rules on mask bands (`s2composite.pixels.flags`) look at a band that comes with the data. Rules are
@@ -33,7 +33,7 @@ __all__ = [
 
 @runtime_checkable
 class Rule(Protocol):
-    """What every rule has."""
+    """What every rule can do."""
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` on the values of the bands, narrowed by this rule."""
@@ -42,7 +42,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the rules on values amount to for one cube."""
+    """The rules on values, combined for one cube."""
 
     low: NDArray[Any]
     """``(b,)``, dtype of the cube: smallest valid value of each band."""
@@ -68,6 +68,11 @@ class Limits:
 class Nodata:
     """Drop an observation if any band has the nodata value.
 
+    Parameters
+    ----------
+    value
+        The nodata value; None: that of the cube, which is 0 for integers and NaN for floats unless it declares another.
+
     Examples
     --------
     >>> import numpy as np, xarray as xr, s2composite as s2c
@@ -80,7 +85,7 @@ class Nodata:
     """
 
     value: float | None = None
-    """The value; None: the nodata value of the cube, which is 0 for integers and NaN for floats unless it says so."""
+    """The nodata value; None: that of the cube."""
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` without the nodata value."""
@@ -90,6 +95,11 @@ class Nodata:
 @dataclass(frozen=True, slots=True)
 class Saturated:
     """Drop an observation if any band is saturated.
+
+    Parameters
+    ----------
+    value
+        The value of a saturated band; None: the largest of an integer dtype; floats are then never saturated.
 
     Examples
     --------
@@ -101,7 +111,7 @@ class Saturated:
     """
 
     value: float | None = None
-    """The value of a saturated band; None: the largest of an integer dtype, nothing for floats."""
+    """The value of a saturated band; None: the largest of an integer dtype."""
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` without the saturated value."""
@@ -113,14 +123,26 @@ class Saturated:
 
 @dataclass(frozen=True, slots=True)
 class ValueRange:
-    """Drop an observation if a band lies outside a range; both ends are still valid.
+    """Drop an observation if a band lies outside a range, both ends of which are valid.
+
+    Parameters
+    ----------
+    low, high
+        Smallest and largest valid value; None: no limit.
+    bands
+        Names of the bands to look at; None: all.
+
+    Raises
+    ------
+    ParameterError
+        `low` is above `high`.
 
     Examples
     --------
     >>> import numpy as np, xarray as xr, s2composite as s2c
     >>> values = np.array([5, 7, 240], "uint8").reshape(3, 1, 1, 1)
     >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
-    >>> s2c.composite(cube, "max", valid=ValueRange(high=200))["composite"].item()
+    >>> s2c.composite(cube, "max", valid=s2c.ValueRange(high=200))["composite"].item()
     7
     """
 
@@ -131,7 +153,7 @@ class ValueRange:
     """Largest valid value; None: no limit."""
 
     bands: tuple[str, ...] | None = None
-    """Names of the bands that this is about; None: all."""
+    """Names of the bands to look at; None: all."""
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` within this range."""
@@ -145,10 +167,10 @@ class ValueRange:
 
     def __post_init__(self) -> None:
         if self.low is not None and self.high is not None and not self.low <= self.high:
-            raise ParameterError(f"ValueRange from {self.low} to {self.high} holds no value; swap the two")
+            raise ParameterError(f"ValueRange from {self.low} to {self.high} is empty; swap the two")
 
     def _indices(self, limits: Limits) -> list[int]:
-        """Return the indices of the bands that this is about."""
+        """Return the indices of the bands to look at."""
         missing = sorted(set(self.bands or ()) - set(limits.bands))
         if missing:
             raise BandError(f"ValueRange asks for the bands {missing}; the cube has {list(limits.bands)}")
@@ -159,7 +181,15 @@ class ValueRange:
 
 @dataclass(frozen=True, slots=True)
 class SwathEdge:
-    """Drop observations near nodata, where a lossy source (JPEG, WebP) gives colours to what is outside the swath.
+    """Drop observations near nodata, where a lossy source (JPEG, WebP) has colours outside the swath.
+
+    Parameters
+    ----------
+    pixels
+        Distance to the nearest pixel with nodata in any band up to which observations are dropped, 1 to 254 pixels of
+        the data. The default is one block of JPEG.
+    value
+        The nodata value; None: that of the cube.
 
     Raises
     ------
@@ -170,12 +200,12 @@ class SwathEdge:
     --------
     >>> import numpy as np, xarray as xr, s2composite as s2c
     >>> cube = xr.DataArray(np.array([0, 9, 9], "uint8").reshape(1, 1, 1, 3), dims=("time", "band", "y", "x"))
-    >>> s2c.composite(cube, "max", valid=SwathEdge(1))["count"].values.tolist()
+    >>> s2c.composite(cube, "max", valid=s2c.SwathEdge(1))["count"].values.tolist()
     [[0, 0, 1]]
     """
 
     pixels: int = 8
-    """How far from the next pixel with nodata in any band, in pixels of the data; 8 is one block of JPEG."""
+    """Distance to the nearest nodata pixel up to which observations are dropped."""
 
     value: float | None = None
     """The nodata value; None: that of the cube."""
@@ -190,7 +220,7 @@ class SwathEdge:
 
 
 DEFAULT_RULES: tuple[Rule, ...] = (Nodata(), Saturated())
-"""What is left out where nothing else is said."""
+"""Rules that apply where none are given."""
 
 
 def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
@@ -203,7 +233,7 @@ def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
 def limits_of(
     rules: Sequence[Rule], dtype: np.dtype[Any], bands: int, nodata: float | None = None, names: Sequence[str] = ()
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Boil rules on values down to what a kernel compares with.
+    """Reduce rules on values to what a kernel compares with.
 
     Parameters
     ----------
@@ -234,7 +264,7 @@ def limits_of(
 
 
 def _narrowed(limits: Limits) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Move dropped values at the ends of the range into the range: one comparison less for each value."""
+    """Narrow the range where dropped values lie at its ends, which saves a comparison for each."""
     low, high, dtype = limits.low.copy(), limits.high.copy(), limits.low.dtype
     dropped = set(map(dtype.type, filter(lambda value: _holds(dtype, value), limits.dropped)))
     inside = sorted(dropped)
@@ -248,7 +278,7 @@ def _narrowed(limits: Limits) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def _holds(dtype: np.dtype[Any], value: float) -> bool:
-    """Whether `dtype` can hold `value`; one that it cannot hold drops nothing."""
+    """Return whether `dtype` can hold `value`; a value that it cannot hold drops nothing."""
     if not np.isfinite(value):
         return False
     if dtype.kind == "f":
@@ -257,7 +287,7 @@ def _holds(dtype: np.dtype[Any], value: float) -> bool:
 
 
 def _at_least(dtype: np.dtype[Any], value: float) -> Any:
-    """Return the smallest number of `dtype` that is not below `value`, the largest there is if none is."""
+    """Return the smallest number of `dtype` that is at least `value`, or the largest of `dtype`."""
     if dtype.kind == "f":
         return dtype.type(value)
     ends = np.iinfo(dtype)
@@ -265,7 +295,7 @@ def _at_least(dtype: np.dtype[Any], value: float) -> Any:
 
 
 def _at_most(dtype: np.dtype[Any], value: float) -> Any:
-    """Return the largest number of `dtype` that is not above `value`, the smallest there is if none is."""
+    """Return the largest number of `dtype` that is at most `value`, or the smallest of `dtype`."""
     if dtype.kind == "f":
         return dtype.type(value)
     ends = np.iinfo(dtype)
@@ -273,5 +303,5 @@ def _at_most(dtype: np.dtype[Any], value: float) -> Any:
 
 
 def reach_of(rules: Sequence[Rule]) -> int:
-    """Return how many pixels of the data around an observation decide whether rules on values let it pass."""
+    """Return how many pixels around an observation decide whether it passes the rules on values."""
     return max((rule.pixels for rule in rules if isinstance(rule, SwathEdge)), default=0)

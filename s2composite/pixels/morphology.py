@@ -1,7 +1,7 @@
-"""Morphology of masks with exact Euclidean discs, for stacks of scenes; the order of steps is the order of application.
+"""Morphology of masks with exact Euclidean discs, for stacks of scenes.
 
-All functions take and return marked pixels (for masks: the *bad* ones) as ``(t, y, x)`` bool. Pixels outside the image
-are not marked, so erosion eats from its edge. A disc of radius `r` holds the pixels whose centres are at most `r` away.
+All functions take and return marked pixels (of masks, the *bad* ones) as ``(t, y, x)`` bool. Pixels outside the image
+are not marked, so erosion starts at its edge. A disc of radius `r` holds the pixels whose centres are at most `r` away.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_RADIUS = 254
 
 
 def dilation(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Mark every pixel that has a marked one at most `radius` pixels away.
+    """Mark every pixel with a marked one at most `radius` pixels away.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def dilation(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
 
 
 def erosion(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Keep the marked pixels that have only marked ones up to `radius` pixels away, inside the image."""
+    """Keep marked pixels with only marked ones up to `radius` pixels away, all inside the image."""
     return ~_grown(marked, 0, radius, outside=True)
 
 
@@ -64,28 +64,28 @@ _OPERATIONS = {"closing": (closing, 2), "dilation": (dilation, 1), "erosion": (e
 
 
 def steps_of(cleanup: Iterable[Any] | None) -> tuple[Step, ...]:
-    """Return the steps of a cleanup in any spelling.
+    """Return the steps of a cleanup, however it is written.
 
     Parameters
     ----------
     cleanup
-        ``[("opening", 2), ("dilation", 5)]``; or the older ``[2, 5]``, which means the same; or nothing.
+        ``[("opening", 2), ("dilation", 5)]``, or ``[2, 5]``, which means the same, or nothing.
 
     Raises
     ------
     ParameterError
-        An unknown operation, or a radius that is no whole number from 0 to 254.
+        An operation is unknown, or a radius is not a whole number from 0 to 254.
     """
     given = list(cleanup or ())
     if given and all(isinstance(item, int | float) for item in given):
         if len(given) != 2:
-            raise ParameterError(f"cleanup {given}: two radii are wanted, of the opening and the dilation")
+            raise ParameterError(f"cleanup {given}: give two radii, of the opening and of the dilation")
         given = list(zip(("opening", "dilation"), given, strict=True))
     return tuple(_step(item) for item in given)
 
 
 def halo_of(steps: Sequence[Step]) -> int:
-    """Return how many pixels around a window decide what `steps` make of it: opening and closing look twice as far."""
+    """Return how many pixels around a window matter to `steps`; opening and closing look twice their radius."""
     return sum(_OPERATIONS[name][1] * radius for name, radius in steps)
 
 
@@ -97,7 +97,7 @@ def apply_steps(marked: NDArray[np.bool_], steps: Sequence[Step]) -> NDArray[np.
 
 
 def distance_squared(marked: NDArray[np.bool_], radius: int) -> NDArray[np.uint16]:
-    """Return the squared distance of each pixel to the next marked one, at most ``radius ** 2``; 1 to 254 pixels."""
+    """Return the squared distance of each pixel to the nearest marked one, at most ``radius ** 2``; radius 1 to 254."""
     out = np.empty(marked.shape, np.uint16)
     squared_distances(np.ascontiguousarray(marked).view(np.uint8), radius, out)
     return out

@@ -46,19 +46,19 @@ SOURCE = Output(
 
 @dataclass(frozen=True, slots=True)
 class RankKey:
-    """What observations are ordered by, and which of them is taken."""
+    """What observations are ordered by, and which one is taken."""
 
     bands: tuple[str, ...] = ()
-    """Bands to add up, or the two of a normalised difference; none: all of the cube."""
+    """Bands to add up, or the two of a normalised difference; empty: all bands of the cube."""
 
     weights: tuple[float, ...] = ()
-    """Weight of each of them in the sum; none: 1."""
+    """Weight of each band in the sum; empty: 1."""
 
     difference: bool = False
-    """True: the normalised difference of the two bands, not their sum."""
+    """Whether it is the normalised difference of the two bands and not their sum."""
 
     quantile: float = 0.5
-    """0 to 1."""
+    """Which observation in that order is taken, 0 (first) to 1 (last)."""
 
 
 def luminance_median() -> Reducer:
@@ -87,22 +87,22 @@ def rank(
     Parameters
     ----------
     key
-        ``"luminance"``: the sum of the bands; the name of a band; or two names ``(a, b)``: the normalised difference
-        ``(a - b) / (a + b)``, such as ``("B08", "B04")`` for NDVI. Where ``a + b`` is 0 it comes first.
+        ``"luminance"``, the sum of the bands; the name of a band; or two names ``(a, b)`` for the normalised difference
+        ``(a - b) / (a + b)``, such as ``("B08", "B04")`` for NDVI. Observations with ``a + b`` = 0 come first.
     weights
-        With ``key="luminance"``: band name to weight; the key is then the weighted sum, in float32 (float64 for
+        Weight of each band by name, for a weighted sum with ``key="luminance"``; computed in float32 (float64 for
         float64 data).
     quantile
-        0 to 1: of `n` observations in order the one at index ``floor(quantile * n)`` is taken, the last for 1.
+        0 to 1: of `n` ordered observations the one at index ``floor(quantile * n)`` is taken, or the last for 1.
 
     Raises
     ------
     ParameterError
-        `quantile` is outside 0 to 1, or the key makes no sense.
+        `quantile` is outside 0 to 1, or `key` and `weights` are malformed.
 
     Notes
     -----
-    Equal keys keep scene order. Sums of integers are exact; sums of floats are taken band after band in their own type.
+    Ties keep scene order. Sums of integers are exact; sums of floats are computed band by band in their own type.
 
     Examples
     --------
@@ -126,9 +126,9 @@ def rank(
 def quality_mosaic(
     key: str | tuple[str, str] = ("B08", "B04"), *, weights: Mapping[str, float] | None = None
 ) -> Reducer:
-    """Return a reducer to the observation whose key is greatest, by default NDVI; keys as for `rank`.
+    """Return a reducer that takes the observation with the greatest key, by default NDVI.
 
-    Of equal ones the last in scene order is taken, as at any other quantile.
+    Of ties the last in scene order is taken, as by `rank` with ``quantile=1``.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def quality_mosaic(
     Raises
     ------
     ParameterError
-        The key makes no sense.
+        `key` or `weights` are malformed.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def quality_mosaic(
 
 
 def max_ndvi(nir: str = "B08", red: str = "B04") -> Reducer:
-    """Return a reducer to the observation of greatest NDVI, ``(nir - red) / (nir + red)``.
+    """Return a reducer that takes the observation with the greatest NDVI, ``(nir - red) / (nir + red)``.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def max_ndvi(nir: str = "B08", red: str = "B04") -> Reducer:
 
 
 def latest() -> Reducer:
-    """Return a reducer to the latest valid observation; of scenes of one time the last in scene order.
+    """Return a reducer that takes the latest valid observation; at equal times the last in scene order.
 
     Examples
     --------
@@ -191,7 +191,7 @@ def latest() -> Reducer:
 
 
 def earliest() -> Reducer:
-    """Return a reducer to the earliest valid observation; of scenes of one time the first in scene order.
+    """Return a reducer that takes the earliest valid observation; at equal times the first in scene order.
 
     Examples
     --------
@@ -206,7 +206,7 @@ def earliest() -> Reducer:
 
 
 def closest_to(date: str | datetime) -> Reducer:
-    """Return a reducer to the valid observation nearest in time; of two equally near ones the earlier.
+    """Return a reducer that takes the valid observation nearest in time; of two equally near ones the earlier.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def closest_to(date: str | datetime) -> Reducer:
     Raises
     ------
     ParameterError
-        `date` is none.
+        `date` is not a date.
 
     Examples
     --------
@@ -230,7 +230,7 @@ def closest_to(date: str | datetime) -> Reducer:
     try:
         moment = date if isinstance(date, datetime) else datetime.fromisoformat(date)
     except (TypeError, ValueError):
-        raise ParameterError(f"closest_to: {date!r} is no date; give one such as '2023-07-15'") from None
+        raise ParameterError(f"closest_to: {date!r} is not a date; give one such as '2023-07-15'") from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     days = moment.timestamp() / 86400
     return _by_time("closest_to", f"observation nearest to {date}", days, params=(("date", str(date)),))
@@ -255,7 +255,7 @@ def _by_time(name: str, what: str, setting: float, params: tuple[tuple[str, obje
 
 
 def ranks_at(quantile: float, n_times: int, min_count: int) -> NDArray[np.int16]:
-    """Return the rank to take for 0 to `n_times` valid observations; `NO_RANK`, none, for fewer than `min_count`."""
+    """Return the rank to take for 0 to `n_times` valid observations; `NO_RANK` for fewer than `min_count`."""
     if not 0 <= quantile <= 1:
         raise ParameterError(f"quantile {quantile} is outside 0 to 1")
     exact = Fraction(str(float(quantile)))  # as it is written: 0.29 of 100 is 29, which the float product is not
@@ -285,7 +285,7 @@ def run_rank(call: Call) -> None:
 
 
 def _kernel_key(call: Call, key: RankKey, dtype: np.dtype[Any], first: int, none: float) -> Key:
-    """Return `key` as kernels want it, in the type of its values."""
+    """Return `key` in the form that kernels take, with values of `dtype`."""
     bands = call.bands(key.bands)
     weights = np.zeros(call.source.bands, dtype)
     if not key.difference:
@@ -295,9 +295,9 @@ def _kernel_key(call: Call, key: RankKey, dtype: np.dtype[Any], first: int, none
 
 
 def _key_bands(key: str | tuple[str, str], weights: Mapping[str, float] | None) -> tuple[str, ...]:
-    """Return the bands that a key of `rank` names; raise if it makes no sense."""
+    """Return the bands that a key of `rank` names; raise if it is malformed."""
     if weights is not None and key != "luminance":
-        raise ParameterError(f"weights belong to key='luminance', not to key {key!r}")
+        raise ParameterError(f"weights go with key='luminance', not with key={key!r}; leave them out")
     if weights is not None and not (weights and all(np.isfinite(w) for w in weights.values())):
         raise ParameterError(f"weights {dict(weights)}: give at least one band, and finite numbers")
     if isinstance(key, str):

@@ -1,4 +1,4 @@
-"""Recipes: what to make of the observations of a pixel, as one value that travels to the workers."""
+"""Recipes: what to compute from the observations of a pixel, as one value that travels to the workers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Layer:
     """Type of its values."""
 
     nodata: float | None
-    """The value that says "nothing here"; None: every value means what it says."""
+    """Value of pixels without a result; None: every pixel has one."""
 
     long_name: str
     """What it is, in words."""
@@ -48,7 +48,7 @@ class Layer:
     """Unit of its values; None: that of the cube."""
 
     overviews: Literal["average", "nearest", "mode"]
-    """How smaller copies of it are to be made."""
+    """Resampling of its overviews."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +68,21 @@ class Output:
     """Type of its values; None: that of the cube; ``"float"``: float32, but float64 for a float64 cube."""
 
     nodata: float | None = None
-    """What a pixel without result holds; None: the cube's nodata (NaN where `dtype` is set)."""
+    """Value of pixels without a result; None: the cube's nodata, or NaN if `dtype` is set."""
 
     units: str | None = None
     """Unit of its values; None: that of the cube."""
 
     overviews: Literal["average", "nearest", "mode"] = "average"
-    """How smaller copies of it are to be made."""
+    """Resampling of its overviews."""
 
     scenes: bool = False
-    """Its values are indices of scenes, negative ones for none."""
+    """Whether its values are indices of scenes, negative where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reducer:
-    """How the observations of a pixel become its result. Made by name, see `resolve_reducer`."""
+    """How the observations of a pixel become its result; made by `resolve_reducer`."""
 
     name: str
     """Name in the registry, and of its layers where several reducers run together."""
@@ -94,10 +94,10 @@ class Reducer:
     """What it makes, in order."""
 
     params: tuple[tuple[str, Any], ...] = ()
-    """Its parameters as they were given, as pairs of name and value; what it is called in metadata."""
+    """Its parameters as given, as pairs of name and value; shown in metadata."""
 
     setting: Any = None
-    """What `run` needs to know, in whatever form it likes; it must pickle."""
+    """What `run` needs to know, in any form that can be pickled."""
 
     needs_bands: tuple[str, ...] = ()
     """Bands that the cube must have."""
@@ -106,21 +106,21 @@ class Reducer:
     """True: it needs the times of the scenes."""
 
     reach: int = 0
-    """Greater than 0: it needs the distance of each observation to the next invalid one, up to so many pixels."""
+    """Greater than 0: it needs the distance of each observation to the nearest invalid one, up to so many pixels."""
 
     def __str__(self) -> str:
-        """Return the reducer as one would write it, for metadata."""
+        """Return the reducer as code, for metadata."""
         given = ", ".join(f"{name}={value!r}" for name, value in self.params)
         return f"{self.name}({given})" if given else self.name
 
     def named(self, name: str) -> Reducer:
-        """Return the same reducer under another name: two of a kind in one recipe need two."""
+        """Return the reducer under another name; two of a kind in one recipe need different ones."""
         return replace(self, name=name)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what becomes of a block of observations, but for the observations."""
+    """All that determines the result of a block of observations, apart from the observations."""
 
     reducers: tuple[Reducer, ...]
     """What to make of them, all in one pass."""
@@ -176,15 +176,17 @@ class Recipe:
             raise ParameterError(f"pixels of type {dtype} cannot be reduced; convert the cube to one of {list(DTYPES)}")
         if not 0 < n_times <= MAX_SCENES:
             raise ParameterError(
-                f"{n_times} scenes cannot be reduced at once: at least 1, at most {MAX_SCENES}; select fewer, by time"
+                f"{n_times} scenes cannot be reduced at once: at least 1, at most {MAX_SCENES}; select others by time"
             )
         names = [reducer.name for reducer in self.reducers]
         if not names or len(set(names)) < len(names):
-            raise ParameterError(f"reducers {names}: give at least one, and two of a kind different names (`named`)")
+            raise ParameterError(
+                f"reducers {names}: give at least one, and different names to two of a kind, with named()"
+            )
         if self.periods is not None and not self.periods:
-            raise ParameterError("there is no period to reduce; give at least one")
+            raise ParameterError("there are no periods to reduce; give at least one")
         if not 0 < self.min_count <= MAX_SCENES:
-            raise ParameterError(f"min_count={self.min_count} makes no sense; give at least 1")
+            raise ParameterError(f"min_count={self.min_count}; give 1 to {MAX_SCENES}")
         for reducer in self.reducers:
             _check_needs(self, reducer, n_times)
 
@@ -247,7 +249,7 @@ class Call:
     """``(n,)``: number of valid observations, to be filled in."""
 
     near: NDArray[np.uint16]
-    """Squared distance to the next invalid observation, where the reducer needs it; as `Source.usable`."""
+    """Squared distance to the nearest invalid observation, if the reducer needs it; as `Source.usable`."""
 
     positions: NDArray[np.int64]
     """``(t,)``: which scene of the recipe's each one of `source` is."""
@@ -269,7 +271,7 @@ class Call:
 
 
 def block_width(source: Source, scratch: int) -> int:
-    """Return how many pixels a block may have so that it stays in the L2 cache: a multiple of 64.
+    """Return the number of pixels of a block that stays in the L2 cache: a multiple of 64.
 
     `scratch` is the scratch memory in bytes for each observation. Planar sources get twice the memory: their blocks are
     read in as many pieces as there are bands, and short pieces are read slowly.

@@ -63,20 +63,18 @@ def reduce_block(
         ``(t, y, x)``, as large as `pixels`: False where a mask rule forbids an observation; combined with the recipe's
         own rules on values.
     scenes
-        ``(k,)``: indices of the scenes that take part, in the order that settles ties. Default: all. A period takes
-        those of its own among them.
+        ``(k,)``: indices of the scenes that take part, in the order that settles ties. Default: all. A period uses its
+        own scenes among them.
     inner
-        The window's slices of y and x, where `pixels` were read with ``recipe.halo`` pixels more around it.
+        Slices of y and x of the window in `pixels`, if these have ``recipe.halo`` more pixels around it.
     positions
-        ``(t,)`` ascending: which of the recipe's scenes each scene of `pixels` is, where they are only some. Default:
-        all of them.
+        ``(t,)`` ascending: index of each scene of `pixels` among the recipe's, if they are only some of these.
 
     Returns
     -------
     dict
         An array for each of ``recipe.layers(...)``, in that order: ``(b, y, x)`` or ``(y, x)``, C-contiguous; with
-        periods ``(p, b, y, x)`` or ``(p, y, x)``.
-        ``source`` counts in the recipe's scenes.
+        periods ``(p, b, y, x)`` or ``(p, y, x)``. ``source`` holds indices of the recipe's scenes.
 
     Raises
     ------
@@ -85,8 +83,8 @@ def reduce_block(
 
     Notes
     -----
-    Single-threaded, without the interpreter lock, without state. A pixel's result depends on nothing but its own
-    observations. The first call for each type of pixels compiles its kernel.
+    Single-threaded, stateless, and without the interpreter lock. The result of a pixel depends on its own observations
+    alone. The first call for each type of pixels compiles its kernel.
 
     Examples
     --------
@@ -125,9 +123,9 @@ def reduce_block(
 def valid_observations(
     pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_]:
-    """Say which observations the rules of a recipe on values let pass, and `valid`, a mask as in `reduce_block`.
+    """Return which observations pass the rules on values of a recipe, and `valid`, a mask as in `reduce_block`.
 
-    Rules that look around an observation (`SwathEdge`) are taken as if they did not.
+    Rules that look around an observation (`SwathEdge`) look at the observation alone here.
 
     Returns
     -------
@@ -152,12 +150,12 @@ def valid_observations(
 def usable_observations(
     pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_]:
-    """Say which observations all rules of a recipe let pass, those that look around them too, and `valid`.
+    """Return which observations pass all rules on values, also those that look around them, and `valid`.
 
     Parameters
     ----------
     pixels, recipe, valid
-        As of `reduce_block`, with ``recipe.halo`` pixels around what is asked about.
+        As for `reduce_block`, with ``recipe.halo`` pixels around the area.
 
     Returns
     -------
@@ -218,10 +216,10 @@ def _reduce_run(
 def _look_around(
     pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
-    """Return what rules and reducers see that look at the surroundings of an observation.
+    """Evaluate what depends on the surroundings of an observation.
 
-    That is: the mask of usable observations without those near nodata, and the squared distance of each to the next
-    invalid one (empty if no reducer asks for it), both ``(t, y, x)``.
+    Returns the mask of usable observations without those near nodata, and the squared distance of each to the nearest
+    invalid one (empty if no reducer needs it), both ``(t, y, x)``.
     """
     usable = _without_edges(pixels, recipe, usable)
     reach = max((reducer.reach for reducer in recipe.reducers), default=0)

@@ -1,4 +1,4 @@
-"""The registry of reducers: by name, by the path of one's own, or from another package's entry points."""
+"""The registry of reducers: by name, by import path, or from entry points of other packages."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def reducer_names() -> tuple[str, ...]:
 
 
 def register_reducer(name: str, maker: Maker | Reducer) -> None:
-    """Make a reducer known by a name, in this process.
+    """Register a reducer under a name, in this process.
 
     Parameters
     ----------
     name
-        The name; registering it again replaces what it meant.
+        The name; registering it again replaces the reducer.
     maker
-        A reducer, or a function that returns one, whose parameters become those of the name.
+        A reducer, or a function that returns one; its parameters are then those of the name.
 
     Raises
     ------
     ParameterError
-        The name is empty or would be taken for a path.
+        The name is empty or would be mistaken for an import path.
 
     Notes
     -----
@@ -81,16 +81,21 @@ def resolve_reducer(reducer: str | Reducer, **params: Any) -> Reducer:
     Parameters
     ----------
     reducer
-        A name of the registry or of an entry point in the group ``s2composite.reducers``; the path of a reducer or of a
-        function that returns one, ``"package.module:name"`` or ``"package.module.name"``; or a reducer, which is
-        returned as it is.
+        A name in the registry, or of an entry point in the group ``s2composite.reducers``; the import path of a reducer
+        or of a function that returns one, ``"package.module:name"`` or ``"package.module.name"``; or a reducer, which
+        is returned unchanged.
     **params
-        Parameters of the reducer of that name.
+        Parameters of the reducer.
+
+    Returns
+    -------
+    Reducer
+        For `composite`.
 
     Raises
     ------
     ParameterError
-        The name is unknown, or a parameter is unknown or has a value that makes no sense.
+        The name or a parameter is unknown, or a parameter has an invalid value.
 
     Examples
     --------
@@ -109,10 +114,10 @@ def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
     """Return the reducer that `maker` is or makes."""
     if isinstance(maker, Reducer):
         if params:
-            raise ParameterError(f"reducer {name!r} has its parameters already; {sorted(params)} came on top")
+            raise ParameterError(f"reducer {name!r} already has its parameters; leave out {sorted(params)}")
         return maker
     if not callable(maker):
-        raise ParameterError(f"{name!r} is {maker!r}; a reducer, or a function that returns one, is needed")
+        raise ParameterError(f"{name!r} is {maker!r}; give a reducer, or a function that returns one")
     try:
         inspect.signature(maker).bind(**params)
     except TypeError as problem:
@@ -122,7 +127,7 @@ def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
         raise ParameterError(f"reducer {name!r}: {problem}; its parameters are {known or 'none'}") from None
     made = maker(**params)
     if not isinstance(made, Reducer):
-        raise ParameterError(f"{name!r} made {made!r}; a reducer is needed")
+        raise ParameterError(f"{name!r} made {made!r}; it must return a reducer")
     return made
 
 

@@ -36,7 +36,7 @@ def resolve_rule(name: str, **params: Any) -> Rule:
     Raises
     ------
     ParameterError
-        The name or a parameter is unknown, or has a value that makes no sense.
+        The name or a parameter is unknown, or a parameter has an invalid value.
 
     Examples
     --------

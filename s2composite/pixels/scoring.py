@@ -26,37 +26,38 @@ def best_available_pixel(
     clear: Sequence[float] | None = None,
     weights: tuple[float, float, float] = (1, 1, 1),
 ) -> Reducer:
-    """Return a reducer to the best available pixel, as users of FORCE know it: the observation with the best score.
+    """Return a reducer that takes the observation with the best score, the best available pixel of FORCE.
 
     The score is the weighted sum of three scores from 0 to 1:
 
-    - season, ``exp(-((d - day_of_year) / spread) ** 2 / 2)``, the difference of days taken round the year;
-    - distance `D` in pixels to the next invalid observation of the same scene,
+    - season, ``exp(-((d - day_of_year) / spread) ** 2 / 2)``, where the difference of days wraps around the year;
+    - distance `D` in pixels to the nearest invalid observation of the same scene,
       ``1 / (1 + exp(-10 / distance * (min(D, distance) - distance / 2)))``;
-    - `clear`, the scene's own.
+    - `clear`, one value for each scene.
 
     Parameters
     ----------
     day_of_year
-        The day that is best, 1 to 366.
+        The best day, 1 to 366.
     spread
         Standard deviation of the season's score, in days.
     distance
-        Pixels of the data, 1 to 254: farther from clouds does not count as better. So many pixels around each window
-        are read as well.
+        Distance beyond which being farther from clouds no longer counts, 1 to 254 pixels of the data. As many pixels
+        are read around each window.
     clear
-        For each scene, the share of it that is clear, 0 to 1. It is given, not measured, as no window sees it all.
+        Share of each scene that is clear, 0 to 1. It must be given, since no window sees a whole scene.
     weights
-        Of season, distance and `clear`, not negative. A weight of 0 leaves its score out.
+        Weights of season, distance and `clear`, none negative; 0 leaves a score out.
 
     Raises
     ------
     ParameterError
-        A parameter makes no sense.
+        A parameter is out of range.
 
     Notes
     -----
-    Of equal scores, the first in scene order is taken. Scores are float32.
+    Of ties the first in scene order is taken. Scores are float32. After D. Frantz (2019), FORCE,
+    https://doi.org/10.3390/rs11091124.
 
     Examples
     --------
@@ -69,7 +70,7 @@ def best_available_pixel(
     """
     if not 1 <= day_of_year <= 366 or not 0 < spread < math.inf:
         raise ParameterError(
-            f"day_of_year={day_of_year}, spread={spread}: give 1 to 366, and a positive number of days"
+            f"day_of_year={day_of_year}, spread={spread}: give a day from 1 to 366, and a positive number of days"
         )
     if not 1 <= distance <= 254:
         raise ParameterError(f"distance={distance}: give 1 to 254 pixels")
@@ -104,7 +105,7 @@ def run_best_available(call: Call) -> None:
 
 
 def _scene_scores(call: Call) -> NDArray[np.float32]:
-    """Return the part of the score that each scene that takes part has as a whole."""
+    """Return the part of the score that does not depend on the pixel, for each scene that takes part."""
     best, spread, _, clear, (season, _, clearness) = call.reducer.setting
     scenes = call.source.scenes
     scores = np.zeros(scenes.size)

@@ -1,4 +1,4 @@
-"""Reducers that treat the bands of an observation together, as a point: geometric median and medoid."""
+"""Reducers that treat the bands of an observation together, as a point in space: geometric median and medoid."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ LAYERS = {"mad": ("smad", "emad", "bcmad"), "dev": ("sdev", "edev", "bcdev")}
 def geomedian(
     *, deviations: bool = True, names: str = "mad", eps: float | None = None, max_iterations: int = 1000
 ) -> Reducer:
-    """Return a reducer to the geometric median: the point in the space of bands of least total distance to all.
+    """Return a reducer that takes the geometric median: the point with the least total distance to all observations.
 
     Parameters
     ----------
     deviations
-        Also make the layers ``smad``, ``emad`` and ``bcmad``: median over the observations of the cosine distance
-        ``1 - cos(x, g)``, the Euclidean distance (in the cube's units), and the Bray-Curtis distance
-        ``sum |x - g| / sum |x + g|`` from the geometric median `g`. NaN where there is none.
+        Also make the layers ``smad``, ``emad`` and ``bcmad``: the median of the observations' cosine distance
+        ``1 - cos(x, g)``, Euclidean distance (in the cube's units) and Bray-Curtis distance
+        ``sum |x - g| / sum |x + g|`` from the geometric median `g`. NaN where there are no observations.
     names
-        ``"mad"`` for those names, ``"dev"`` for ``sdev``, ``edev``, ``bcdev``, as Open Data Cube products have them.
+        ``"mad"`` for these names, ``"dev"`` for ``sdev``, ``edev``, ``bcdev``, as in products of Open Data Cube.
     eps
         A pixel has converged when its estimate moves less than this, in the cube's units. Default: 0.1 for integers,
         1e-4 for floats.
     max_iterations
-        When to stop a pixel that has not converged.
+        Iterations after which a pixel stops in any case.
 
     Raises
     ------
     ParameterError
-        `names`, `eps` or `max_iterations` make no sense.
+        `names`, `eps` or `max_iterations` is invalid.
 
     Notes
     -----
-    Calculated in float32 (float64 for float64 cubes), rounded once at the end. Deviations are those from the geometric
-    median before rounding. A pixel starts from its own mean and stops by itself: no neighbour changes its result.
+    Weiszfeld's iteration with the step of Vardi and Zhang (2000), https://doi.org/10.1073/pnas.97.4.1423; the
+    deviations are those of Roberts, Dunn and Mueller (2018), https://doi.org/10.1109/IGARSS.2018.8518312. Computed in
+    float32 (float64 for float64 cubes) and rounded once, at the end; deviations are taken before rounding. Each pixel
+    starts from its own mean and stops by itself, so that neighbours do not change its result.
 
     Examples
     --------
@@ -55,11 +57,11 @@ def geomedian(
     [1200, 3400]
     """
     if names not in LAYERS:
-        raise ParameterError(f"unknown names={names!r} of geomedian; there are {', '.join(LAYERS)}")
+        raise ParameterError(f"geomedian: unknown names={names!r}; there are {', '.join(LAYERS)}")
     if eps is not None and not 0 < eps < float("inf"):
-        raise ParameterError(f"eps={eps} of geomedian makes no sense; give a positive number")
+        raise ParameterError(f"geomedian: eps={eps}; give a positive number")
     if max_iterations < 1:
-        raise ParameterError(f"max_iterations={max_iterations} of geomedian makes no sense; give at least 1")
+        raise ParameterError(f"geomedian: max_iterations={max_iterations}; give at least 1")
     outputs: tuple[Output, ...] = (Output("", "geometric median"),)
     if deviations:
         units = ("1", None, "1")
@@ -72,9 +74,9 @@ def geomedian(
 
 
 def medoid() -> Reducer:
-    """Return a reducer to the medoid: the observation of least total Euclidean distance to all others, whole.
+    """Return a reducer that takes the medoid: the observation with the least total Euclidean distance to all others.
 
-    Of equal ones the first in scene order is taken. Distances are calculated in float32 (float64 for float64 cubes).
+    Of ties the first in scene order is taken. Distances are computed in float32 (float64 for float64 cubes).
 
     Notes
     -----

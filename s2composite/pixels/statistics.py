@@ -1,7 +1,7 @@
-"""Reducers that treat each band by itself: median, percentiles, mean, standard deviation, extremes, trimmed mean.
+"""Reducers that treat each band separately: median, percentiles, mean, standard deviation, extremes, trimmed mean.
 
 An observation counts in all bands or in none: it is left out if any of its bands is invalid. Results of integer cubes
-are rounded to the nearest integer (halves to even), not truncated, but for the standard deviation, which stays a float.
+are rounded to the nearest integer (halves to even), except the standard deviation, which stays a float.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["maximum", "mean", "median", "minimum", "percentile", "put_rounded", 
 
 
 def median() -> Reducer:
-    """Return a reducer to the median of each band; the mean of the two middle values of an even number.
+    """Return a reducer that takes the median of each band; of an even number the mean of the two middle values.
 
     Examples
     --------
@@ -45,21 +45,21 @@ def median() -> Reducer:
 
 
 def percentile(q: float | Sequence[float] = (10, 50, 90), *, method: str = "linear") -> Reducer:
-    """Return a reducer to percentiles of each band.
+    """Return a reducer that takes percentiles of each band.
 
     Parameters
     ----------
     q
-        Percentiles, 0 to 100. One makes one layer ``composite``; several make the layers ``p10``, ``p50``, ``p90`` ...
+        Percentiles, 0 to 100. One makes the layer ``composite``; several make the layers ``p10``, ``p50``, ``p90`` ...
     method
-        ``"linear"``: between the two nearest values, as NumPy and xarray do by default. ``"nearest"``: the value at
-        rank ``round(q / 100 * (n - 1))``, halves to even, always an observed one, as Open Data Cube does (which also
-        asks for three observations: ``min_count=3``).
+        ``"linear"`` interpolates between the two nearest values, the default of NumPy and xarray. ``"nearest"`` takes
+        the observed value at rank ``round(q / 100 * (n - 1))``, halves to even, as Open Data Cube does (which also
+        requires three observations: ``min_count=3``).
 
     Raises
     ------
     ParameterError
-        A percentile outside 0 to 100, the same one twice, or an unknown method.
+        A percentile is outside 0 to 100 or given twice, or the method is unknown.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def percentile(q: float | Sequence[float] = (10, 50, 90), *, method: str = "line
     if not wanted or len(set(wanted)) < len(wanted) or not all(0 <= p <= 100 for p in wanted):
         raise ParameterError(f"percentiles q={q!r}: give one or more from 0 to 100, each once")
     if method not in {"linear", "nearest"}:
-        raise ParameterError(f"unknown method {method!r} of percentile; there are linear, nearest")
+        raise ParameterError(f"percentile: unknown method {method!r}; there are linear and nearest")
     names = [f"p{p:g}" for p in wanted] if len(wanted) > 1 else [""]
     outputs = tuple(Output(name, f"percentile {p:g}") for name, p in zip(names, wanted, strict=True))
     setting = (tuple(Fraction(str(p)) / 100 for p in wanted), method)
@@ -81,7 +81,7 @@ def percentile(q: float | Sequence[float] = (10, 50, 90), *, method: str = "line
 
 
 def mean() -> Reducer:
-    """Return a reducer to the mean of each band.
+    """Return a reducer that takes the mean of each band.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def mean() -> Reducer:
 
 
 def standard_deviation() -> Reducer:
-    """Return a reducer to the standard deviation of each band (divided by `n`), as float32, float64 for float64.
+    """Return a reducer that takes the standard deviation of each band (divisor `n`), float32, or float64 for float64.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def standard_deviation() -> Reducer:
 
 
 def minimum() -> Reducer:
-    """Return a reducer to the smallest value of each band.
+    """Return a reducer that takes the smallest value of each band.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def minimum() -> Reducer:
 
 
 def maximum() -> Reducer:
-    """Return a reducer to the largest value of each band.
+    """Return a reducer that takes the largest value of each band.
 
     Examples
     --------
@@ -137,12 +137,12 @@ def maximum() -> Reducer:
 
 
 def trimmed_mean(fraction: float = 0.1) -> Reducer:
-    """Return a reducer to the mean of each band without its extremes.
+    """Return a reducer that takes the mean of each band without its extremes.
 
     Parameters
     ----------
     fraction
-        0 up to but not including 0.5: share of the observations cut off at either end, rounded down.
+        Share of the observations cut off at either end, rounded down; 0 to below 0.5.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def trimmed_mean(fraction: float = 0.1) -> Reducer:
     25
     """
     if not 0 <= fraction < 0.5:
-        raise ParameterError(f"fraction {fraction} of trimmed_mean is outside 0 to below 0.5")
+        raise ParameterError(f"trimmed_mean: fraction={fraction}; give 0 to below 0.5")
     outputs = (Output("", f"mean without {fraction:g} at either end"),)
     return Reducer(
         "trimmed_mean", run_trimmed, outputs, params=(("fraction", fraction),), setting=Fraction(str(float(fraction)))
@@ -176,7 +176,7 @@ def put_rounded(values: NDArray[Any], known: NDArray[np.bool_], out: NDArray[Any
 def order_tables(
     quantiles: Sequence[Fraction], n_times: int, min_count: int, place: Callable[[Fraction, int], Fraction]
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """Return ranks ``(q, t + 1)`` and the way to the next one, 0 to 1, for each number of valid observations."""
+    """Return ranks ``(q, t + 1)`` and the fraction of the step to the next, for each number of valid observations."""
     ranks = np.full((len(quantiles), n_times + 1), NO_RANK, np.int16)
     ways = np.zeros(ranks.shape)
     for i, quantile in enumerate(quantiles):
@@ -205,7 +205,7 @@ def run_percentiles(call: Call) -> None:
 
 
 def run_moments(call: Call) -> None:
-    """Run a reducer whose setting is one of the moments of the kernel."""
+    """Run a reducer whose setting is one of the kernel's moments."""
     source, (out,) = call.source, call.results
     values = np.full(out.shape, np.nan)
     width = block_width(source, 1)
@@ -249,7 +249,7 @@ def _order_statistics(call: Call, ranks: NDArray[np.int16]) -> tuple[NDArray[Any
 
 
 def _between(low: NDArray[Any], high: NDArray[Any], way: NDArray[np.float64]) -> NDArray[Any]:
-    """Return the value on the `way`, 0 to 1, from `low` to `high`."""
+    """Return the value at the fraction `way` from `low` to `high`."""
     start, end = low.astype(np.float64), high.astype(np.float64)
     value: NDArray[Any] = np.where(way < 0.5, start + (end - start) * way, end - (end - start) * (1 - way))
     return value

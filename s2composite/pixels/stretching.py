@@ -1,4 +1,4 @@
-"""Stretching: the one place where values become the 8 bits of a picture."""
+"""Stretching: how values become the 8 bits of a picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _COLOURS = (("red", "green", "blue"), ("b04", "b03", "b02"), ("r", "g", "b"))
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """A stretch that follows from the pixels."""
+    """A stretch between percentiles of the pixels."""
 
     low: float = 2.0
     """Percentile that is shown black."""
@@ -49,7 +49,7 @@ class Percentiles:
     """Percentile that is shown white."""
 
     per_band: bool = False
-    """Of each band for itself: more contrast, but colours are no longer true."""
+    """For each band separately: more contrast, but no longer true colours."""
 
 
 def as_stretch(stretch: Stretch) -> Percentiles | NDArray[np.float64]:
@@ -58,7 +58,7 @@ def as_stretch(stretch: Stretch) -> Percentiles | NDArray[np.float64]:
     Raises
     ------
     ParameterError
-        It is none, or white is not above black.
+        It is not a stretch, or white is not above black.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def as_stretch(stretch: Stretch) -> Percentiles | NDArray[np.float64]:
 
 
 def plain_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return a stretch for pixels that nobody has seen yet: pictures as they are, reflectance up to 0.3."""
+    """Return the stretch for pixels that are not known yet: pictures as they are, reflectance up to 0.3."""
     if dtype == np.uint8:
         return (0.0, 255.0)
     return (0.0, 0.3) if dtype.kind == "f" else (0.0, 3000.0)
@@ -105,7 +105,7 @@ def limits(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | No
     Raises
     ------
     ParameterError
-        The stretch makes no sense, or is for another number of bands.
+        The stretch is malformed, or is for another number of bands.
     """
     if stretch is None and values.dtype == np.uint8:
         return np.array([plain_limits(values.dtype)])
@@ -148,7 +148,7 @@ def rgba(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | None
     Raises
     ------
     ParameterError
-        The stretch makes no sense.
+        The stretch is malformed.
     """
     return painted(values, valid, limits(values, valid, stretch))
 

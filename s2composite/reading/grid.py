@@ -173,7 +173,7 @@ def _crs(crs: Any) -> CRS:
     try:
         return CRS(crs)
     except Exception as error:
-        raise ParameterError(f"crs {crs!r} is none that is known ({error}); write it like 'EPSG:32631'") from error
+        raise ParameterError(f"crs {crs!r} is unknown ({error}); write it like 'EPSG:32631'") from error
 
 
 def _union(geoboxes: Sequence[GeoBox]) -> GeoBox | None:

@@ -63,7 +63,7 @@ class Coding:
     """JPEG tables that all tiles share, or empty."""
 
     inner: str
-    """Compression of the data inside of LERC: ``"DEFLATE"``, ``"ZSTD"`` or empty."""
+    """Compression of the data inside LERC: ``"DEFLATE"``, ``"ZSTD"`` or empty."""
 
     @property
     def planes(self) -> int:

@@ -72,7 +72,7 @@ class Observations:
     """``(t, b, y, x)``, native dtype; may be a view of pixel-interleaved memory ``(t, y, x, b)``."""
 
     status: NDArray[np.uint8]
-    """``(t,)``: 0 read, 1 the scene lies outside of the window, 2 reading failed (pixels are the fill value)."""
+    """``(t,)``: 0 read, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)."""
 
     errors: dict[int, ReadError]
     """Why a scene failed, by its position."""

@@ -219,7 +219,7 @@ def _signed_anew(target: Target) -> Target:
 
 
 def _read_error(href: str, why: str, *, transient: bool, retries: int) -> ReadError:
-    """Return what to raise, outside of any except clause: workers cannot pickle what aiohttp and botocore raise."""
+    """Return what to raise, outside any except clause: workers cannot pickle what aiohttp and botocore raise."""
     href = display(href)
     return ReadError(f"{href}: {why}", href=href, transient=transient, retries=retries)
 

@@ -37,7 +37,7 @@ class TileRequest:
     """0: full resolution, then the overviews."""
 
     window: tuple[slice, slice]
-    """``(y, x)`` in pixels of that level, inside of it."""
+    """``(y, x)`` in pixels of that level, inside it."""
 
     bands: tuple[int, ...]
     """Bands of the file, counted from 0."""

@@ -79,7 +79,7 @@ def read_level(
     bands
         Bands of the file, counted from 0.
     window
-        ``(y, x)`` in that level's pixels, inside of the raster.
+        ``(y, x)`` in that level's pixels, inside the raster.
     out
         ``(len(bands), y, x)``, any strides.
     sign
@@ -132,11 +132,11 @@ def read_warped(
     geobox
         The target grid.
     window
-        ``(y, x)`` slices of it, inside of it; its shape is that of `out`.
+        ``(y, x)`` slices of it, inside it; its shape is that of `out`.
     resampling
         GDAL's name of the method.
     fill
-        Value of pixels outside of the raster, and its nodata value.
+        Value of pixels outside the raster, and its nodata value.
     out
         ``(len(bands), y, x)``, any strides.
 
@@ -217,7 +217,7 @@ def nearest_pixels(source: GeoBox, target: GeoBox) -> tuple[tuple[slice, slice],
     -------
     tuple or None
         The window ``(y, x)`` of the source that holds them all, and ``(y, x)`` int32: index into the flattened window,
-        -1 where a centre lies outside of the source. None if all do.
+        -1 where a centre lies outside the source. None if all do.
     """
     shape = (target.shape.y, target.shape.x)
     row, column, inside = np.empty(shape, np.int32), np.empty(shape, np.int32), np.zeros(shape, bool)

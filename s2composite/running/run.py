@@ -1,4 +1,4 @@
-"""run_job() and run_cells(): a job from its scenes to its files, so that it can be interrupted and gone on with."""
+"""run_job() and run_cells(): a job from its scenes to its files, resumable at any time."""
 
 from __future__ import annotations
 
@@ -60,33 +60,38 @@ def run_job(
 ) -> JobResult:
     """Run a job: find its scenes, composite them on its cluster, write the result.
 
-    A run that was interrupted is gone on with: windows that are done, of the same scenes, parameters and version, are
-    not made again. What happens is noted in the ledger beside the output. A window that fails in a way that may pass is
-    tried again on another worker; one that fails for good does not stop the others.
+    An interrupted run is resumed: windows already made from the same scenes, parameters and version are not made again.
+    The ledger beside the output records what happens. A window with a transient failure is tried again on another
+    worker; one that fails for good does not stop the others.
 
     Parameters
     ----------
     job
         A Job, or what `load_job` takes: the path of a job file, YAML text, a mapping.
     client
-        Run on this instead of the job's own cluster; it stays open.
+        Run on this client instead of the job's own cluster; it stays open.
     announce
-        Whether to write the cluster's line to the terminal; see `connect`.
+        Print the line about the cluster; see `connect`.
     which
-        Windows to make among those that are not done: ``"missing"``, all of them; ``"untried"``, those that have not
-        failed before; ``"failed"``, those that have.
+        Which of the unfinished windows to make: ``"missing"``, all; ``"untried"``, those that have not failed before;
+        ``"failed"``, those that have.
     error
         With ``which="failed"``: only windows whose error matches this regular expression.
     windows
-        Only these: ``"7"``, a number; ``"1::10"``, a slice; ``"3/4"``, row and column; several with commas; or rows
-        and columns. The files are written when all are done.
+        Only these: a number ``"7"``, a slice ``"1::10"``, row and column ``"3/4"``, several of them with commas; or
+        pairs of row and column. The files are written once all windows are done.
     area
         Only windows that the polygons of this GeoJSON file touch.
+
+    Returns
+    -------
+    JobResult
+        What was made, and what failed.
 
     Raises
     ------
     S2CompositeError
-        One of its kinds for whatever is wrong with the job, the scenes, the cluster or the output.
+        The job, its scenes, the cluster or the output is wrong; a subclass for each.
 
     Examples
     --------
@@ -130,27 +135,38 @@ def run_cells(
 ) -> Iterator[tuple[Cell, JobResult | None]]:
     """Run a job that has a grid: one product for each cell that its area touches, on one cluster.
 
-    Windows of the next cell are made while the last ones of a cell are, and while its files are put together.
+    Windows of the next cell are made while the last windows of a cell are, and while its files are assembled.
 
     Parameters
     ----------
     job, client, announce, which, error
         As for `run_job`.
     cells
-        Only these: ``"31TCJ,31TCK"``, names; ``"7"``, a number; ``"1::10"``, a slice.
+        Only these: names ``"31TCJ,31TCK"``, a number ``"7"``, a slice ``"1::10"``.
     area
         Only cells that the polygons of this GeoJSON file touch.
 
     Yields
     ------
     cell, result
-        As each cell ends, whatever the order; None for a cell that too few scenes touch. A cell that cannot be begun or
+        As each cell ends, in any order; None for a cell that too few scenes touch. A cell that cannot be begun or
         finished does not stop the others: its result has ``error``.
 
     Raises
     ------
     S2CompositeError
-        One of its kinds for whatever is wrong with the job, the scenes or the cluster.
+        The job, its scenes or the cluster is wrong; a subclass for each.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> job = {"source": "doctest_scenes", "output": "{cell}.tif", "grid": "EPSG:32631;10;100", "overwrite": True}
+    >>> job |= {"bbox": [0.5111, 44.2216, 0.5113, 44.2218]}
+    >>> with Client(n_workers=1, processes=False, dashboard_address=":0") as client:
+    ...     [(cell.name, result.scenes) for cell, result in run_cells(job, client=client)]
+    [('x0301y4899', 3)]
     """
     job = job if isinstance(job, Job) else load_job(job)
     if job.span is not None:
@@ -175,7 +191,7 @@ def run_cells(
 
 
 def _entry(job: Job, scenes: tuple[Scene, ...], cell: Cell, client: Client, chosen: Chosen, index: str) -> Entry:
-    """Begin the product of a cell; if that cannot be, return the result that says why."""
+    """Begin the product of a cell; if that fails, return the result that says why."""
     start = time.perf_counter()
     try:
         result = job_composite(job, scenes, cell.geobox, index)

@@ -151,22 +151,22 @@ def run_spans(
 ) -> Iterator[SpanResult]:
     """Run a job for each month, day or year of its span, all on one cluster.
 
-    Each has its own output and ledger, so a run that was interrupted is gone on with: what is complete is not made
-    again. A unit that fails, such as a month without a scene, does not stop the others.
+    Each has its own output and ledger, so an interrupted run is resumed and nothing complete is made again. A unit that
+    fails, such as a month without scenes, does not stop the others.
 
     Parameters
     ----------
     job
         A job with ``span``; as for `run_job`.
     since
-        ``"last"``: only the unit that was over last, which is what a monthly cron job makes. A date: from then on.
+        ``"last"``: only the unit that ended last, for a monthly cron job. A date: that unit and all later ones.
     today
-        The day that "over" is about; default: today in UTC.
+        The day that decides which units have ended; default: today in UTC.
     client, announce
         As for `run_job`.
     **chosen
-        Which windows or cells to make of each: ``which``, ``error`` and what else `run_job` takes, or `run_cells` if
-        the job has a grid.
+        Which windows or cells to make of each: ``which``, ``error`` and other options of `run_job`, or of `run_cells`
+        if the job has a grid.
 
     Yields
     ------

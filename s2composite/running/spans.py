@@ -197,7 +197,7 @@ def written_out(text: str, period: Period, unit: Unit) -> str:
     def date(match: re.Match[str]) -> str:
         out = period.start.strftime(match["format"] or _FORMATS[unit])
         if "%" in out or not out:
-            raise JobError(f"{match[0]}: {match['format']!r} is no format of dates; write it like %Y-%m-%d", key="span")
+            raise JobError(f"{match[0]}: {match['format']!r} is not a date format; write it like %Y-%m-%d", key="span")
         return out
 
     return _TEMPLATE.sub(date, text)

@@ -1,8 +1,8 @@
-"""Access: what this process may read and write, where its environment limits that.
+"""Access: what this process may read and write, if its environment limits that.
 
-A process that works for strangers (the service's workers) is told in ``S2COMPOSITE_ACCESS`` which places are open to
-them, and so are all processes that it starts: a Dask worker inherits the variable. Without it everything is allowed
-that the user's own rights allow. Every place that is opened or written by a name that came from outside asks here.
+``S2COMPOSITE_ACCESS`` tells a process that works for strangers (a worker of the service) which places are open to them,
+and all processes that it starts inherit the variable. Without it everything is allowed that the user's own rights
+allow. Code that opens or writes a place whose name came from outside asks here first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VARIABLE = "S2COMPOSITE_ACCESS"
 """The environment variable that holds an `Access` as JSON."""
 
 _STRANGE = re.compile(r"[\x00-\x20\x7f\\]")
-"""What URLs are misread at: one parser's host is another's path."""
+"""Characters on which parsers of URLs disagree: the host of one is the path of another."""
 
 _HIDDEN = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
 """Dots, slashes and percent signs that a server may decode after the path was compared."""
@@ -40,13 +40,13 @@ class Access:
     """Directories, and URLs up to any ``/``: ``/data``, ``gs://bucket/prefix/``, ``https://host/path/``, ``gs://``."""
 
     write: tuple[str, ...] = ()
-    """The same for what may be written: directories, ``gs://`` and ``s3://``."""
+    """The same for writing: directories, ``gs://`` and ``s3://``."""
 
     networks: tuple[str, ...] = ()
-    """Networks (``10.1.0.0/16``) that may be connected to although they are not public."""
+    """Networks that may be connected to although they are not public, ``10.1.0.0/16``."""
 
     def to_json(self) -> str:
-        """Return it as the environment variable has it."""
+        """Return it as the value of the environment variable."""
         return json.dumps(asdict(self))
 
     def may_read(self, href: str) -> None:
@@ -66,7 +66,7 @@ def limits() -> Access | None:
     Raises
     ------
     AccessError
-        The variable is set and makes no sense: then nothing is open.
+        The variable is malformed; nothing is open then.
     """
     text = os.environ.get(VARIABLE)
     return None if text is None else _parsed(text)
@@ -78,7 +78,9 @@ def _parsed(text: str) -> Access:
         facts = {name: tuple(map(str, places)) for name, places in json.loads(text).items()}
         return Access(**facts)
     except (ValueError, TypeError, AttributeError) as error:
-        raise AccessError(f"{VARIABLE} makes no sense ({error}); nothing is open until it does") from error
+        raise AccessError(
+            f"{VARIABLE} is malformed ({error}); nothing may be read or written until that is corrected"
+        ) from error
 
 
 def check_read(href: str) -> None:
@@ -100,9 +102,9 @@ def check_touch(href: str) -> None:
 
 
 def gdal_limits(href: str) -> dict[str, str]:
-    """Return the options with which GDAL may open a path or URL: all it can, or in a limited process GeoTIFF alone.
+    """Return the options with which GDAL may open a path or URL; in a limited process, GeoTIFF only.
 
-    Other formats name files inside of them, which GDAL would open by itself.
+    Other formats can name further files, which GDAL would open without asking.
 
     Raises
     ------
@@ -127,14 +129,14 @@ def _check(href: str, places: Sequence[str], what: str) -> None:
 
 
 def _strangeness(href: str) -> str:
-    """Return what makes a name one that two readers may understand differently; empty for plain ones."""
+    """Return why two readers might understand a name differently; empty for plain names."""
     if "://" not in href:
-        # GDAL takes such a path for a file inside of an archive or behind a URL.
-        return "names beginning with /vsi are no files" if href.lower().startswith(("/vsi", "//vsi")) else ""
+        # GDAL reads such a path as a file in an archive or behind a URL.
+        return "paths that begin with /vsi are not files" if href.lower().startswith(("/vsi", "//vsi")) else ""
     scheme, _, rest = href.partition("://")
     path = rest.partition("?")[0]
     if _STRANGE.search(href):
-        return "a URL has no blanks, backslashes or control characters"
+        return "a URL must not contain blanks, backslashes or control characters"
     if "@" in path.partition("/")[0]:
         return "a URL with a user in it is not accepted"
     if {".", ".."} & set(path.split("/")[1:]):
@@ -147,7 +149,7 @@ def _strangeness(href: str) -> str:
 def _inside_directory(path: str, place: str) -> bool:
     if "://" in place or "\0" in path:
         return False
-    # Where links lead to is what counts.
+    # What counts is where links lead.
     return Path(path).resolve().is_relative_to(Path(place).expanduser().resolve())
 
 
@@ -169,7 +171,7 @@ def _host(url: SplitResult) -> tuple[str, int | None]:
 
 
 def _shown(href: str) -> str:
-    """Return a name without what may be secret in it, on one line."""
+    """Return a name on one line, without secrets."""
     scheme, mark, rest = href.partition("://")
     if mark:
         authority, slash, path = rest.partition("?")[0].partition("/")

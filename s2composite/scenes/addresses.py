@@ -1,7 +1,7 @@
-"""Addresses: HTTP for processes whose access is limited: every hop and every address is checked.
+"""Addresses: HTTP for processes with limited access, with every hop and every address checked.
 
-A name may lead anywhere, to a machine's metadata server for one, and another place a second later. So the addresses of
-a name are looked at when the connection is made, and it is made to those; each redirect is a URL to be checked anew.
+A name may lead anywhere, such as to a metadata server, and elsewhere a second later. So the addresses of a name are
+checked when a connection is made, and it is made to exactly those; each redirect is a URL to be checked anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from s2composite.scenes.access import Access, limits
 __all__ = ["guarded_client", "is_open_address"]
 
 _PLATFORMS = tuple(map(ipaddress.IPv4Network, ("168.63.129.16/32", "192.0.0.0/24")))
-"""What looks public to some versions of Python and is a cloud's own: Azure's platform, Oracle's metadata."""
+"""Internal addresses of clouds that some versions of Python call public: Azure's platform, Oracle's metadata."""
 
 _EMBEDDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
 """IPv6 networks whose addresses are IPv4 ones in their last 32 bits."""
@@ -32,7 +32,7 @@ _STORES = {
     "s3": ("amazonaws.com", ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")),
     "gs": ("storage.googleapis.com", ("STORAGE_EMULATOR_HOST",)),
 }
-"""Where the objects of a scheme are, and the variables in which the operator names another place."""
+"""Host that serves the objects of a scheme, and the variables in which the operator names another one."""
 
 
 def is_open_address(text: str, networks: tuple[str, ...] = ()) -> bool:
@@ -70,7 +70,7 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 async def guarded_client(**options: Any) -> aiohttp.ClientSession:
-    """Return an HTTP client of this process's limits: fsspec's ``get_client``."""
+    """Return an HTTP client that observes the limits of this process: fsspec's ``get_client``."""
     connector = aiohttp.TCPConnector(resolver=_Resolver())
     # Proxies would look up names themselves, and ~/.netrc is the operator's.
     return aiohttp.ClientSession(**{**options, "trust_env": False}, connector=connector, middlewares=(_check,))
@@ -80,7 +80,7 @@ Handler = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
 
 
 async def _check(request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.ClientResponse:
-    """Check a request, which aiohttp does for each, those that follow redirects included."""
+    """Check a request; aiohttp calls this for each one, also after redirects."""
     access = limits() or Access()
     href, host = str(request.url), request.url.raw_host or ""
     if not _is_store(access, href):
@@ -127,7 +127,7 @@ def _is_literal(host: str) -> bool:
 
 
 def _is_named(access: Access, href: str) -> bool:
-    """Return whether the operator has opened this very address, not just all hosts of a scheme."""
+    """Return whether the operator has opened this host by name, not just all hosts of a scheme."""
     return any(_host(place) == _host(href) for place in access.read if "://" in place)
 
 

@@ -1,4 +1,4 @@
-"""Dates as users write them: one moment, a day, a month, a year, or an interval of these. Everything is UTC."""
+"""Dates as users write them: a moment, a day, a month, a year, or an interval of these. Everything is UTC."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def utc_day(time: dt.datetime) -> dt.date:
 
 
 def solar_day(time: dt.datetime, longitude: float) -> dt.date:
-    """Return the day of a moment by the sun at a place: UTC, four minutes later for each degree to the east.
+    """Return the solar day of a moment: the day in UTC shifted by four minutes for each degree to the east.
 
-    One pass of a satellite is one solar day wherever it is; in UTC it may be two, next to the antimeridian. The same
-    whole seconds as in Open Data Cube.
+    A pass of a satellite lies in one solar day everywhere; in UTC it may span two, near the antimeridian. The shift is
+    in whole seconds, as in Open Data Cube.
 
     Parameters
     ----------
@@ -95,20 +95,21 @@ def solar_day(time: dt.datetime, longitude: float) -> dt.date:
 
 
 def date_range(value: Moment | Sequence[Moment]) -> DateRange:
-    """Return the interval that `value` means.
+    """Return the interval that a date, or a pair of dates, stands for.
 
     Parameters
     ----------
     value
-        ``"2023"``, ``"2023-06"`` and ``"2023-06-15"`` mean the whole year, month or day, ``"2023-06-15T10:46:29Z"``
-        that second; a number means what its digits do, a date object that day, a datetime object that moment. An
-        interval is ``"a/b"`` or a pair ``(a, b)`` of these, both included; ``".."`` or nothing (in a pair also None)
+        ``"2023"``, ``"2023-06"`` and ``"2023-06-15"`` stand for the whole year, month or day,
+        ``"2023-06-15T10:46:29Z"`` for that second; a number is read as text, a date object stands for that day, a
+        datetime object for that moment.
+        An interval is ``"a/b"`` or a pair ``(a, b)`` of these, both included; ``".."`` or nothing (in a pair also None)
         leaves an end open.
 
     Raises
     ------
     ParameterError
-        It is malformed, or ends before it begins.
+        The value is malformed, or ends before it begins.
 
     Examples
     --------
@@ -137,7 +138,7 @@ def _is_open(end: Moment) -> bool:
 
 
 def _span(end: Moment, value: object) -> tuple[dt.datetime, dt.datetime]:
-    """Return the first and the last moment of what one end names: of a year, a day, a second."""
+    """Return the first and last moment of the year, month, day or second that an end names."""
     try:
         if isinstance(end, dt.datetime):
             return utc_time(end), utc_time(end)
@@ -158,7 +159,7 @@ def _year_or_month(year: int, month: str | None) -> tuple[dt.datetime, dt.dateti
 
 
 def _precision(text: str) -> dt.timedelta:
-    """Return how long the moment lasts that a text names: a day, a minute, a second, or (with a fraction) no time."""
+    """Return the duration that a text names: a day, a minute, a second, or with a fraction of one an instant."""
     if len(text) <= 10:
         return dt.timedelta(days=1)
     if _TO_THE_SECOND.search(text):
@@ -171,6 +172,6 @@ def _malformed(value: object) -> ParameterError:
 
 
 def _brief(time: dt.datetime) -> str:
-    """Return a time as text, as a day where it is the first or the last moment of one."""
+    """Return a time as text; as a day if it is the first or last moment of one."""
     whole_day = time.timetz().replace(tzinfo=None) in (dt.time.min, dt.time.max)
     return f"{time:%Y-%m-%d}" if whole_day else f"{time:%Y-%m-%dT%H:%M:%SZ}"

@@ -1,4 +1,4 @@
-"""Grouping: products that were made again, and products of one day that are one picture."""
+"""Grouping: reprocessed products, and products of one day that make one scene."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ DUPLICATES = ("newest", "keep")
 GROUPINGS = (None, "solar_day", "utc_day")
 
 _SAME_PLACE = 0.01
-"""Degrees that the boxes of two products may differ by and still be of the same pixels."""
+"""Degrees by which the boxes of two products with the same pixels may differ."""
 
 _LEVEL = re.compile(r"(?:[-_]|\d)l([12])[a-z]{0,2}(?:[-_]|$)", re.IGNORECASE)
 
 _SAME_PASS = dt.timedelta(minutes=2)
-"""Time within which products of one satellite and granule are of the same pass."""
+"""Time within which products of a satellite and granule belong to the same pass."""
 
 
 def newest(scenes: Sequence[Scene]) -> list[Scene]:
-    """Leave out products that were made again: of the same satellite, granule and pass, and of the same pixels.
+    """Leave out products that were reprocessed: of the same satellite, granule, pass and pixels.
 
-    The one with the highest processing baseline is kept, of those the one made last. Halves of a pass that was split
-    have other boxes, so they stay; scenes whose baseline and time of making are not known all stay.
+    The one with the highest processing baseline is kept, or of those the one made last. The halves of a split pass have
+    different boxes, so both stay; scenes without baseline and processing time all stay.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def newest(scenes: Sequence[Scene]) -> list[Scene]:
 
 
 def level_of(scene: Scene) -> str | None:
-    """Return the processing level that a scene's collection names, ``"1"`` or ``"2"``; None where it does not say.
+    """Return the processing level that the collection of a scene names, ``"1"`` or ``"2"``; None if it names none.
 
     >>> import datetime as dt
     >>> from s2composite.scenes.model import Asset
@@ -78,13 +78,13 @@ def _age(scene: Scene) -> tuple[str, dt.datetime]:
 
 def _same_pixels(one: Scene, other: Scene) -> bool:
     if one.bbox is None or other.bbox is None:
-        # Without boxes halves of a pass cannot be told from products made again, but they share their baseline.
+        # Without boxes, halves of a pass and reprocessed products look alike, but halves share their baseline.
         return (one.baseline or "") != (other.baseline or "") and None not in (one.baseline, other.baseline)
     return max(abs(a - b) for a, b in zip(one.bbox, other.bbox, strict=True)) < _SAME_PLACE
 
 
 def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
-    """Fuse the scenes of a day: granules beside each other, and products that were split.
+    """Fuse the scenes of a day: adjacent granules, and the halves of a split pass.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
     Raises
     ------
     SceneError
-        A solar day is asked for, and nothing says where a scene is.
+        The solar day of a scene is wanted, but its position is unknown.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
 
 
 def longitude(scene: Scene) -> float:
-    """Return about where a scene is, in degrees: the middle of its box, else of its granule's UTM zone."""
+    """Return the longitude of a scene in degrees: the middle of its box, or else of its granule's UTM zone."""
     if scene.bbox is not None:
         west, _, east, _ = scene.bbox
         middle = (west + east + (360 if east < west else 0)) / 2
@@ -126,7 +126,7 @@ def longitude(scene: Scene) -> float:
     if scene.granule is not None:
         return int(scene.granule[:2]) * 6 - 183
     raise SceneError(
-        f"scene {scene.id}: nothing says where it is, so its solar day is not known; use groupby='utc_day'",
+        f"scene {scene.id}: its position is unknown, and so is its solar day; use groupby='utc_day'",
         scene=scene.id,
     )
 
@@ -155,12 +155,12 @@ _T = TypeVar("_T")
 
 
 def _shared(values: Sequence[_T]) -> _T | None:
-    """Return what all have in common."""
+    """Return the common value, None if they differ."""
     return values[0] if len(set(values)) == 1 else None
 
 
 def _box(boxes: Sequence[_Box | None]) -> _Box | None:
-    """Return the box around boxes; None where one is not known."""
+    """Return the box around all boxes; None if one is unknown."""
     known = [box for box in boxes if box is not None]
     if len(known) < len(boxes):
         return None

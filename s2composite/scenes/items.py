@@ -1,4 +1,4 @@
-"""Items: where STAC items come from: objects, files, catalogues, searches and stac-geoparquet. Read as dictionaries."""
+"""Items: STAC items as dictionaries, from objects, files, catalogues, searches and stac-geoparquet."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 from urllib.parse import urljoin
 
-from s2composite.errors import AccessError, MissingDependencyError, ParameterError, S2CompositeError, SourceError
+from s2composite.errors import AccessError, ParameterError, S2CompositeError, SourceError
+from s2composite.optional import needed
 from s2composite.scenes.access import limits
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 
-__all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "needed", "with_alternate"]
+__all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "with_alternate"]
 
 _FILES = (".json", ".geojson", ".parquet", ".geoparquet")
 _SEARCH = ("url", "collections", "bbox", "datetime", "query")
 
 
 def is_stac(source: object) -> bool:
-    """Return whether `source` is something of STAC: a dictionary, an object of pystac, a search of pystac-client."""
+    """Return whether `source` is STAC: a dictionary, an object of pystac, or a search of pystac-client."""
     return isinstance(source, Mapping) or (
         not isinstance(source, type) and any(hasattr(source, name) for name in ("to_dict", "items_as_dicts"))
     )
@@ -33,13 +33,13 @@ def is_stac_file(href: str) -> bool:
 
 
 def items_of(source: Any) -> list[Mapping[str, Any]]:
-    """Return the items in something of STAC, as dictionaries whose asset hrefs are absolute where that is possible.
+    """Return the items in a STAC object as dictionaries, with absolute asset hrefs where possible.
 
     Parameters
     ----------
     source
-        A pystac Item, ItemCollection or Collection, a search of pystac-client, a dictionary of a Feature or
-        FeatureCollection, or a search to be made, ``{"url", "collections", "bbox", "datetime", "query"}``.
+        A pystac Item, ItemCollection or Collection; a search of pystac-client; a Feature or FeatureCollection as a
+        dictionary; or a search to be made, ``{"url", "collections", "bbox", "datetime", "query"}``.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def read_json(href: str) -> Mapping[str, Any]:
     except S2CompositeError:
         raise
     except ValueError as error:
-        raise SourceError(f"{display(href)} is no JSON ({error}); give a STAC item or ItemCollection") from None
+        raise SourceError(f"{display(href)} is not JSON ({error}); give a STAC item or ItemCollection") from None
     except Exception as error:  # noqa: BLE001 - the backends of fsspec share no class of errors
         raise SourceError(f"cannot read {display(href)}: {reason(href, error)}", href=display(href)) from None
     if not isinstance(content, Mapping):
@@ -92,7 +92,7 @@ def _features(content: Mapping[str, Any], label: str, base: str | None = None) -
     if kind == "Feature" and "assets" in content:
         return [_absolute(content, base)]
     raise ParameterError(
-        f"{label} is no STAC item (its type is {kind!r}); give an item, an ItemCollection, or a search as "
+        f"{label} is not a STAC item (its type is {kind!r}); give an item, an ItemCollection, or a search as "
         f"{{{', '.join(map(repr, _SEARCH))}}}"
     )
 
@@ -115,17 +115,9 @@ def _rows(href: str) -> list[Mapping[str, Any]]:
         with fs.open(path, "rb") as file:
             return list(arrow.stac_table_to_items(parquet.read_table(file)))
     except Exception as error:  # noqa: BLE001 - pyarrow and the backends of fsspec share no class of errors
-        raise SourceError(f"{display(href)} is no stac-geoparquet: {reason(href, error)}", href=display(href)) from None
-
-
-def needed(module: str, extra: str) -> Any:
-    """Import an optional module, or say which extra brings it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"this needs the package {module.partition('.')[0]}: pip install 's2composite[{extra}]'"
-        ) from error
+        raise SourceError(
+            f"{display(href)} is not stac-geoparquet: {reason(href, error)}", href=display(href)
+        ) from None
 
 
 def _plain(item: Any) -> Mapping[str, Any]:
@@ -155,7 +147,7 @@ def _resolved(href: str, base: str) -> str:
     if "://" in href or href.startswith(("/", "~")):
         return href
     if is_remote(base):
-        # urljoin knows no gs:// and s3://
+        # urljoin does not support gs:// and s3://.
         scheme, _, rest = base.partition("://")
         return f"{scheme}://{urljoin(f'http://{rest}', href).removeprefix('http://')}"
     return os.path.normpath(os.path.join(os.path.dirname(absolute(base)), href))  # noqa: PTH118, PTH120 - text in, text out
@@ -206,19 +198,19 @@ def _some(items: list[Mapping[str, Any]], label: str) -> list[Mapping[str, Any]]
 
 
 def with_alternate(items: Sequence[Mapping[str, Any]], name: str | None) -> list[Mapping[str, Any]]:
-    """Return items whose assets are where a catalogue's ``alternate`` of a name has them; the others stay as they are.
+    """Return items with the hrefs of a catalogue's ``alternate`` of a name; assets without it are unchanged.
 
     Parameters
     ----------
     items
         Dictionaries, with the alternate-assets extension where they have it.
     name
-        Key of the alternate, ``"https"``; None: as they are.
+        Key of the alternate, such as ``"https"``; None: leave the items unchanged.
 
     Raises
     ------
     ParameterError
-        No asset of any item has it.
+        No asset has that alternate.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Listing: from what a user has (paths, directories, globs, URLs, scenes) to scenes in the order of time."""
+"""Listing: from what a user has (paths, directories, globs, URLs, STAC) to scenes in order of time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from s2composite.scenes.values import named_values
 __all__ = ["SceneSource", "find_scenes", "items_of_source"]
 
 SceneSource: TypeAlias = Any
-"""What scenes can be found in: a path or URL, a `Scene`, something of STAC, or several of these."""
+"""Where scenes can be found: a path or URL, a `Scene`, STAC in any form, or several of these."""
 
 _RASTERS = (".tif", ".tiff", ".jp2")
 _NO_ACQUISITION = ("MSK_", ".")
-"""Beginnings of raster names that are no asset of a scene: masks inside of .SAFE products, and hidden files."""
+"""Prefixes of rasters that are not assets of a scene: masks in .SAFE products, and hidden files."""
 
 
 def find_scenes(
@@ -39,54 +39,54 @@ def find_scenes(
     groupby: str | None = None,
     alternate: str | None = None,
 ) -> tuple[Scene, ...]:
-    """Find the scenes in a source by the names of its files, or by what a catalogue says; no raster is opened.
+    """Find scenes by the names of files, or in a catalogue; no raster is opened.
 
     Parameters
     ----------
     source
         A file, a directory, a glob (``"data/*_TCI.tif"``, ``"s3://bucket/31/T/CJ/2023/*/*/TCI.tif"``), a prefix on
-        ``gs://``, ``s3://`` or ``https://`` (there: a page with links), a `Scene`, or several of these. Of a directory
-        or prefix its rasters (``*.tif``, ``*.tiff``, ``*.jp2``) count; only if it holds none, those in the directories
+        ``gs://``, ``s3://`` or ``https://`` (a page with links), a `Scene`, or several of these. In a directory or
+        prefix the rasters (``*.tif``, ``*.tiff``, ``*.jp2``) are taken; if there are none, those in the directories
         below it (not on ``https://``). Public buckets need no credentials.
-        Or something of STAC: a pystac Item, ItemCollection or Collection, their JSON files or dictionaries, a directory
-        of item files, a stac-geoparquet file, a search of pystac-client, or one to be made as ``{"url", "collections",
+        Or STAC: a pystac Item, ItemCollection or Collection, their JSON files or dictionaries, a directory of item
+        files, a stac-geoparquet file, a search of pystac-client, or a search to be made, ``{"url", "collections",
         "bbox", "datetime", "query"}``. Searches and stac-geoparquet need ``s2composite[stac]``.
     pattern
-        Regular expression with named groups for names that follow no known form; see `parse_name`.
+        Regular expression with named groups, for names in no known form; see `s2composite.scenes.names.parse_name`.
     times
-        When each file was sensed, in the order of the files (those of a directory or glob by name); the names then
-        need not tell.
+        Acquisition time of each file, in the order of the files (sorted by name for a directory or glob), for names
+        that do not give it.
     datetime
         Which scenes to keep: ``"2023"``, ``"2023-06"``, ``"2023-06-15"``, an interval ``"2023-06-01/2023-08-31"``
-        or ``"2023-06-01/.."``, both ends included, or a pair of dates; see `date_range`.
+        or ``"2023-06-01/.."``, both ends included, or a pair of dates.
     duplicates
-        ``"newest"``: of products of the same pass, satellite and pixels the one with the highest processing baseline
-        counts, of those the one made last. ``"keep"``: all count.
+        ``"newest"``: of products with the same pass, satellite and pixels only the one with the highest processing
+        baseline is kept, or of those the one made last. ``"keep"``: all are.
     groupby
-        ``"solar_day"`` fuses the products of a day into one scene, granules beside each other and halves of a pass
-        that was split. Where several cover a pixel, `composite` takes the first, by time and then id, whose
-        observation its rules let pass, with that product's own masks; the cube's values, which know no rules, are
-        those of the first that has all bands there, else of the first that has any. The day is UTC shifted by four
-        minutes for each degree of the scene's longitude; ``"utc_day"`` does not shift. None keeps all.
+        ``"solar_day"`` fuses the products of a day into one scene: adjacent granules, and the halves of a pass that was
+        split. Where several cover a pixel, `composite` takes the first, by time and then id, whose observation passes
+        its rules, with the masks of that product. The values of the cube itself, which knows no rules, are those of the
+        first product that has all bands there, or else of the first that has any. The day is UTC shifted by four
+        minutes per degree of longitude; ``"utc_day"`` does not shift. None: every product is a scene of its own.
     alternate
-        Which of the places that a catalogue names for a file is read: a key of the alternate-assets extension, such as
-        ``"https"`` for the Copernicus Data Space, whose own hrefs are ``s3://``. Assets without it are read where they
-        are; None: all are.
+        Which of the locations that a catalogue gives for a file is read: a key of the alternate-assets extension, such
+        as ``"https"`` for the Copernicus Data Space, whose own hrefs are ``s3://``. Assets without that key, and all of
+        them for None, are read from their own href.
 
     Returns
     -------
     tuple[Scene, ...]
-        Sorted by time, then id. Files that share their name but for the asset (``_TCI``, ``_B04_10m``, ``_SCL`` ...)
-        are one scene, also in different directories; of an asset in several resolutions the finest is kept.
+        Sorted by time, then id. Files whose names differ only in the asset (``_TCI``, ``_B04_10m``, ``_SCL`` ...) make
+        one scene, even in different directories; of an asset in several resolutions the finest is kept.
 
     Raises
     ------
     SourceError
         Nothing matches, or it cannot be listed.
     SceneError
-        A name gives no date, or two files claim to be the same asset of the same scene.
+        A name gives no date, or two files are the same asset of the same scene.
     ParameterError
-        `datetime`, `pattern` or `times` make no sense.
+        `datetime`, `pattern` or `times` is malformed.
 
     Examples
     --------
@@ -135,12 +135,12 @@ def _item(part: object) -> str | Scene:
 
 
 def items_of_source(source: SceneSource) -> list[Any]:
-    """Return the STAC items in a source that has nothing else, as dictionaries.
+    """Return the STAC items in a source that holds nothing else, as dictionaries.
 
     Raises
     ------
     ParameterError
-        There are rasters or scenes in it.
+        It holds rasters or scenes.
     """
     parts = [source] if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source) else list(source)
     found: list[Any] = []
@@ -151,7 +151,7 @@ def items_of_source(source: SceneSource) -> list[Any]:
         files = [absolute(part)] if isinstance(part, (str, os.PathLike)) else []
         listed = [file for path in files for file in ([path] if is_stac_file(path) else _rasters(path))]
         if not listed or not all(map(is_stac_file, listed)):
-            raise ParameterError(f"{part!r} is not of STAC; give items, their files or a search")
+            raise ParameterError(f"{part!r} is not STAC; give items, their files or a search")
         found += [item for file in listed for item in items_in(file)]
     return found
 
@@ -203,7 +203,7 @@ def _listed(source: str) -> list[str]:
 
 
 def _directory(fs: Any, path: str) -> list[dict[str, Any]]:
-    """Return the entries of a directory; on an object store, where there is none, those whose name begins so."""
+    """Return the entries of a directory; on an object store without it, those whose names begin with its path."""
     try:
         entries: list[dict[str, Any]] = fs.ls(path, detail=True)
     except FileNotFoundError:
@@ -228,14 +228,14 @@ def _chosen(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, any_file
 
 
 def _kind(entry: dict[str, Any]) -> str:
-    """Return ``"file"`` or ``"directory"``, of a link that of what it leads to."""
+    """Return ``"file"`` or ``"directory"``; for a link, what it leads to."""
     if not entry.get("islink"):
         return str(entry["type"])
     return "directory" if os.path.isdir(entry["name"]) else "file"  # noqa: PTH112 - names are text here
 
 
 def _topmost(names: Sequence[str]) -> list[str]:
-    """Leave out files in directories below one that has files itself: that is the one which counts."""
+    """Leave out files in directories below one that has files itself: only the upper one counts."""
     folders = {name.rpartition("/")[0] for name in names}
     return [name for name in names if not any(str(p) in folders for p in PurePosixPath(name).parent.parents)]
 
@@ -260,7 +260,7 @@ def _is_glob(source: str) -> bool:
 
 
 def _names_extension(pattern: str) -> bool:
-    """Return whether a glob says itself which files it means (``*.img``), so that any file it matches counts."""
+    """Return whether a glob names an extension (``*.img``), so that any file it matches is taken."""
     extension = pattern.rpartition("/")[2].rpartition(".")
     return bool(extension[1]) and extension[2].isalnum()
 
@@ -333,5 +333,5 @@ def _check_unique(scenes: Sequence[Scene]) -> None:
     seen: set[str] = set()
     for scene in scenes:
         if scene.id in seen:
-            raise SceneError(f"scene {scene.id} is given twice; scene ids are unique, so leave one out", scene=scene.id)
+            raise SceneError(f"scene {scene.id} is given twice; ids must be unique, so leave one out", scene=scene.id)
         seen.add(scene.id)

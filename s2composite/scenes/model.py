@@ -1,4 +1,4 @@
-"""Scene and Asset: which acquisitions exist and where their files are. Names and dates only, no pixels."""
+"""Scene and Asset: which acquisitions there are, and where their files are. Names and dates only, no pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Asset", "AssetGrid", "Scene", "Values"]
 
 @dataclass(frozen=True, slots=True)
 class AssetGrid:
-    """Where the pixels of a file are, as its catalogue says."""
+    """Pixel grid of a file, as its catalogue gives it."""
 
     crs: str
     """Name of the coordinate system, ``"EPSG:32631"``, or its WKT."""
@@ -29,22 +29,22 @@ class Values:
     """What the numbers in a file mean: ``(number + shift) * scale + offset``."""
 
     shift: float | None = None
-    """Added to the numbers so that all processing baselines agree; 0: nothing to add, None: not known."""
+    """Added to the numbers to make processing baselines agree; 0: nothing to add, None: unknown."""
 
     scale: float | None = None
-    """Physical units of one number; None: the numbers have no other unit."""
+    """Physical value of one count; None: the numbers have no physical unit."""
 
     offset: float = 0.0
     """Physical value of a (shifted) number 0."""
 
     nodata: float | None = None
-    """What the catalogue declares as no data, for files that do not say."""
+    """Nodata value in the catalogue, for files that declare none."""
 
     classes: bool = False
-    """Whether the numbers are classes or flags, of which there is no mean."""
+    """Whether the numbers are classes or flags, which have no mean."""
 
     dtype: str | None = None
-    """Type of the numbers as the catalogue says, ``"uint16"``."""
+    """Type of the numbers in the catalogue, ``"uint16"``."""
 
 
 _UNKNOWN = Values()
@@ -52,39 +52,55 @@ _UNKNOWN = Values()
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file of a scene."""
+    """One file of a scene.
+
+    Examples
+    --------
+    >>> import s2composite as s2c
+    >>> s2c.Asset("B04", "gs://bucket/B04.tif").name
+    'B04'
+    """
 
     name: str
-    """What the file holds, as the product calls it: ``"TCI"``, ``"B04"``; ``"data"`` if its name does not say."""
+    """Content of the file, by its name in the product: ``"TCI"``, ``"B04"``; ``"data"`` if that is unknown."""
 
     href: str
     """Absolute local path or URL (``gs://``, ``s3://``, ``https://``)."""
 
     bands: tuple[str, ...] = ()
-    """Names of its bands in file order; empty: as the file itself says, or as ``name`` implies."""
+    """Names of its bands in file order; empty: as given in the file, or implied by `name`."""
 
     aliases: tuple[str, ...] = ()
     """Other names of the only band of a file, such as its common name."""
 
     values: Values = _UNKNOWN
-    """What its numbers mean."""
+    """Meaning of its numbers."""
 
     grid: AssetGrid | None = None
-    """Where its pixels are, if a catalogue says so."""
+    """Its pixel grid, if a catalogue gives it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One acquisition of one granule."""
+    """One acquisition of one granule.
+
+    Examples
+    --------
+    >>> import datetime as dt, s2composite as s2c
+    >>> time = dt.datetime(2023, 7, 9, 10, 46, 29, tzinfo=dt.UTC)
+    >>> scene = s2c.Scene("T31TCJ_20230709T104629", time, (s2c.Asset("B04", "gs://bucket/B04.tif"),))
+    >>> scene.asset("B04").href
+    'gs://bucket/B04.tif'
+    """
 
     id: str
-    """Unique name, as a user would look it up: the file's or product's name without the asset's suffix."""
+    """Unique name: that of the file or product, without the suffix of the asset."""
 
     time: datetime
-    """Start of sensing, time zone UTC; midnight where the name gives a day only."""
+    """Start of sensing in UTC; midnight if the name gives only a day."""
 
     assets: tuple[Asset, ...] = field(repr=False)
-    """Its files, at least one, each name once; none in a scene that was fused of others."""
+    """Its files, at least one, with unique names; empty for a scene fused from others."""
 
     granule: str | None = None
     """MGRS tile, ``"31TCJ"``."""
@@ -102,13 +118,13 @@ class Scene:
     """West, south, east, north of its pixels in degrees."""
 
     made: datetime | None = None
-    """When the product was made, UTC: of two of the same acquisition the later one counts."""
+    """When the product was made, in UTC: of two for the same acquisition the later one is used."""
 
     collection: str | None = None
-    """The catalogue's collection."""
+    """Collection in the catalogue."""
 
     members: tuple[Scene, ...] = field(default=(), repr=False)
-    """The scenes that it was fused of, the one whose pixels win first."""
+    """The scenes that it was fused from, in order of precedence."""
 
     def __post_init__(self) -> None:
         if self.time.tzinfo is None:
@@ -121,11 +137,27 @@ class Scene:
 
     @property
     def parts(self) -> tuple[Scene, ...]:
-        """Its members, or itself."""
+        """Its members, or the scene itself."""
         return self.members or (self,)
 
     def asset(self, name: str) -> Asset:
-        """Return the asset called `name`; a SceneError lists those there are."""
+        """Return an asset.
+
+        Parameters
+        ----------
+        name
+            Its name.
+
+        Returns
+        -------
+        Asset
+            The asset of that name.
+
+        Raises
+        ------
+        SceneError
+            There is no such asset; lists those there are.
+        """
         for asset in self.assets:
             if asset.name == name:
                 return asset

@@ -1,4 +1,4 @@
-"""Names of Sentinel-2 products and files: which scene, asset, granule, time, orbit and baseline a name tells."""
+"""Names of Sentinel-2 products and files: the scene, asset, granule, time, orbit and baseline that they give."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _CURES = (
 
 @dataclass(frozen=True, slots=True)
 class NameFacts:
-    """What the name of a file or product tells."""
+    """What the name of a file or product says."""
 
     scene_id: str
     """The name without the asset's suffix: equal for all files of one acquisition."""
@@ -90,7 +90,7 @@ class NameFacts:
     """MGRS tile, ``"31TCJ"``."""
 
     time: dt.datetime
-    """Start of sensing, time zone UTC; midnight where the name gives a day only."""
+    """Start of sensing in UTC; midnight if the name gives only a day."""
 
     orbit: int | None
     """Relative orbit, 1 to 143."""
@@ -106,25 +106,24 @@ class NameFacts:
 
 
 def parse_name(name: str, pattern: str | None = None, *, time: dt.datetime | None = None) -> NameFacts:
-    """Return what a file name, path, URL or product name tells about its scene.
+    """Return what a file name, path, URL or product name says about its scene.
 
     Parameters
     ----------
     name
-        Only its last part counts, with two exceptions: a file that is named by nothing but its asset (``TCI.tif``)
-        belongs to the scene its folder names, and a full product name among its folders adds platform, orbit and
-        baseline.
+        Only its last part counts, with two exceptions: a file named after its asset alone (``TCI.tif``) belongs to the
+        scene that its folder names, and a full product name among its folders adds platform, orbit and baseline.
     pattern
-        Regular expression for names that follow no known form, searched in the file name, or in the whole path if
-        it contains ``/``. Named groups: ``year``, ``month``, ``day`` (and ``hour``, ``minute``, ``second``) or ``date``
+        Regular expression for names in no known form, searched for in the file name, or in the whole path if it
+        contains ``/``. Named groups: ``year``, ``month``, ``day`` (and ``hour``, ``minute``, ``second``) or ``date``
         (and ``time``); optional ``id``, ``asset``, ``granule``, ``orbit``, ``baseline``, ``platform``.
     time
-        When it was sensed, if that is known: the name then need not tell.
+        Acquisition time, if it is known and need not be in the name.
 
     Raises
     ------
     SceneError
-        The name tells no date, an impossible one, or several.
+        The name gives no date, an impossible one, or several.
     ParameterError
         The pattern is not a regular expression, or has no groups that give a date.
 
@@ -148,7 +147,7 @@ def parse_name(name: str, pattern: str | None = None, *, time: dt.datetime | Non
 
 
 def asset_bands(asset: str) -> tuple[str, ...]:
-    """Return the names of the bands that a file of this asset holds; empty where only the file can tell.
+    """Return the names of the bands in a file of this asset; empty if only the file can tell.
 
     Examples
     --------
@@ -161,13 +160,13 @@ def asset_bands(asset: str) -> tuple[str, ...]:
 
 
 def is_picture(asset: str) -> bool:
-    """Return whether an asset is the true-colour picture, as any catalogue calls it."""
+    """Return whether an asset is the true-colour picture, by its name in any catalogue."""
     return same_band(asset)[0] in PICTURES
 
 
 @lru_cache(4096)
 def same_band(name: str) -> tuple[str, ...]:
-    """Return what else catalogues call the band of Sentinel-2 that `name` means; its number first.
+    """Return all names that catalogues give to a band of Sentinel-2, its number first.
 
     Examples
     --------
@@ -197,7 +196,7 @@ def _split_asset(stem: str) -> tuple[str, str, int | None]:
 
 
 def _known(scene_id: str, label: str) -> NameFacts | None:
-    """Return the facts of a full product name, of today's or of the old form; None if `scene_id` is none."""
+    """Return the facts in a full product name, in the current or the old form; None for other names."""
     if match := _PRODUCT.search(scene_id):
         platform, sensed, baseline, orbit, granule = match.groups()
         time = _only_time(sensed, label)
@@ -209,7 +208,7 @@ def _known(scene_id: str, label: str) -> NameFacts | None:
 
 
 def _loose(scene_id: str, label: str, time: dt.datetime | None) -> NameFacts:
-    """Return the facts of any other name that holds one date."""
+    """Return the facts in any other name that holds one date."""
     if time is None and _OLD_GRANULE.match(scene_id):
         raise SceneError(
             f"{label}: in names of this old form the date is when the file was made, not when it was sensed; {_CURES}",
@@ -228,13 +227,13 @@ def _loose(scene_id: str, label: str, time: dt.datetime | None) -> NameFacts:
 
 
 def _only(form: re.Pattern[str], text: str) -> str | None:
-    """Return what a form finds in a text; None if that is nothing or several different things."""
+    """Return what a form finds in a text; None if it finds nothing, or different things."""
     found = set(form.findall(text))
     return found.pop() if len(found) == 1 else None
 
 
 def _enriched(facts: NameFacts, folders: str) -> NameFacts:
-    """Add what a product's folder tells about a file inside of it (``S2A_MSIL2A_....SAFE/GRANULE/...``)."""
+    """Add what the folder of a product says about a file in it (``S2A_MSIL2A_....SAFE/GRANULE/...``)."""
     match = _PRODUCT.search(folders) if facts.orbit is None else None
     product = _known(match[0], folders) if match else None
     if product is None or product.granule != facts.granule or product.time.date() != facts.time.date():
@@ -243,7 +242,7 @@ def _enriched(facts: NameFacts, folders: str) -> NameFacts:
 
 
 def _only_time(text: str, label: str) -> dt.datetime:
-    """Return the one date in a text: its earliest time if it names several on that day.
+    """Return the date in a text: the earliest time, if it has several on one day.
 
     Sensing starts before it ends and before the file is made, so the earliest time of the day is the one meant.
     """
@@ -257,9 +256,7 @@ def _only_time(text: str, label: str) -> dt.datetime:
         raise SceneError(f"{label}: {wrong} in its name is not a date; {_CURES}", href=label)
     if len(days) > 1:
         listed = " and ".join(map(str, days))
-        raise SceneError(
-            f"{label}: its name holds several dates ({listed}), which may mean anything; {_CURES}", href=label
-        )
+        raise SceneError(f"{label}: its name holds several dates ({listed}), so it is ambiguous; {_CURES}", href=label)
     return min((time for time in times if time.time() != dt.time.min), default=times[0])
 
 
@@ -292,7 +289,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _by_pattern(label: str, path: str, pattern: str, time: dt.datetime | None) -> NameFacts:
-    """Return what the user's pattern finds, and what is usual for the groups it does not name."""
+    """Return what the user's pattern finds, with defaults for groups that it does not have."""
     last = path.rpartition("/")[2]
     match = _compiled(pattern).search(path if "/" in pattern else last)
     if match is None:

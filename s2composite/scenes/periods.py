@@ -1,7 +1,7 @@
-"""Periods: groups of days that each become one composite. Calendar periods, runs of days, seasons, rolling windows.
+"""Periods: groups of days that each make one composite. Calendar periods, runs of days, seasons, rolling windows.
 
-A scene belongs to a period by its day, and there is one notion of a day: `day_of`, UTC or mean solar time. A period's
-first day is part of it, its end is not.
+A scene belongs to a period by its day, which `day_of` counts in UTC or mean solar time. The first day of a period is
+part of it, its end is not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from s2composite.scenes.dates import date_range, solar_day, utc_day
 __all__ = ["Day", "Period", "PeriodSpec", "day_of", "find_periods"]
 
 Day: TypeAlias = Literal["utc", "solar"]
-"""What a scene's day is: that of UTC, or that of the mean solar time at the cube's centre."""
+"""How the day of a scene is counted: in UTC, or in mean solar time at the centre of the cube."""
 
 PeriodSpec: TypeAlias = "str | int | Sequence[object] | Mapping[str, object]"
 """One specification or several; see `find_periods`."""
@@ -58,7 +58,7 @@ def day_of(time: dt.datetime, day: Day = "utc", longitude: float = 0.0) -> dt.da
 
 
 def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Period, ...]:
-    """Return the periods that a specification means for scenes from one day to another.
+    """Return the periods that a specification stands for, given the days of the first and last scene.
 
     Parameters
     ----------
@@ -75,8 +75,8 @@ def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Perio
         - A list of such, which may overlap and stay in their order, pairs ``(first, last)`` among them, or a mapping
           from labels to them.
     first, last
-        Days of the first and of the last scene; repeated periods begin with the one that holds the first day and end
-        with the one that holds the last.
+        Days of the first and last scene; repeated periods run from the one that holds the first day to the one that
+        holds the last.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def _first_day(text: str) -> dt.date:
 
 def _interval(value: object) -> Period:
     """Return an interval whose ends are named, both included."""
-    found = date_range(cast("str", value))  # it says itself what it does not understand
+    found = date_range(cast("str", value))  # raises if it does not understand the value
     if found.first is None or found.last is None:
         raise ParameterError(f"period {value!r} is open; a period has a first and a last day")
     if found.first.time() != dt.time.min or (found.last + dt.timedelta(microseconds=1)).time() != dt.time.min:
@@ -185,7 +185,7 @@ def _from_start(match: re.Match[str], *_: dt.date) -> Iterator[Period]:
 
 
 def _months(start: dt.date, count: int) -> Period:
-    """Return `count` months from the first of one on."""
+    """Return the period of `count` months that begins on the first of a month."""
     if start.day != 1:
         raise ParameterError(f"a period of months begins on the first of one, not on {start}; give its length in days")
     end = _add_months(start, count)
@@ -216,7 +216,7 @@ def _runs_of_days(length: int, anchor: dt.date, first: dt.date, last: dt.date) -
 
 
 def _runs_of_months(length: int, anchor: int, first: dt.date, last: dt.date) -> Iterator[Period]:
-    """Yield runs of months one after the other, of which one begins in the month `anchor` (0 to 11) before `first`."""
+    """Yield consecutive runs of months, one of which begins in the month `anchor` (0 to 11) before `first`."""
     start = dt.date(first.year - (first.month - 1 < anchor), anchor + 1, 1)
     starts = [start]
     while starts[-1] <= last:
@@ -225,7 +225,7 @@ def _runs_of_months(length: int, anchor: int, first: dt.date, last: dt.date) -> 
 
 
 def _rolling(match: re.Match[str], first: dt.date, last: dt.date) -> Iterator[Period]:
-    """Yield a period for each month it can begin in so that it holds no month before the first or after the last."""
+    """Yield a period for each month in which it can begin without reaching beyond the first and last month."""
     length = _length(match)
     start, end = first.replace(day=1), _add_months(last, 1)
     runs = (_months(_add_months(start, n), length) for n in range((end.year - start.year + 1) * 12))
@@ -282,4 +282,4 @@ _PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], dt.date, dt.dat
     (_pattern(r"R/(?P<start>\d{4}-\d{2}-\d{2})/P(?P<n>\d{1,4})(?P<unit>[DW])"), _repeated_from),
     (_pattern(r"(?P<start>\d{4}(?:-\d{2}){0,2})(?:--|/)P(?P<n>\d{1,4})(?P<unit>[DWMY])"), _from_start),
 )
-"""How periods are written, and what makes them."""
+"""How periods are written, and the functions that make them."""

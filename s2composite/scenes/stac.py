@@ -1,4 +1,4 @@
-"""STAC: one item to a scene: its time, its grid, its bands and what their numbers mean."""
+"""STAC: an item as a scene: its time, its grid, its bands and what their numbers mean."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
     Parameters
     ----------
     item
-        A dictionary of STAC 0.9 to 1.1, with the extensions ``eo``, ``proj``, ``raster``, ``processing``, ``grid`` and
-        ``mgrs`` where it has them.
+        A dictionary of STAC 0.9 to 1.1, with any of the extensions ``eo``, ``proj``, ``raster``, ``processing``,
+        ``grid`` and ``mgrs``.
 
     Raises
     ------
@@ -96,7 +96,9 @@ def _time(scene_id: str, properties: Mapping[str, Any]) -> Any:
     try:
         return utc_time(str(told))
     except ParameterError as error:
-        raise SceneError(f"item {scene_id}: its datetime is none ({error}); leave it out", scene=scene_id) from None
+        raise SceneError(
+            f"item {scene_id}: its datetime is malformed ({error}); leave it out", scene=scene_id
+        ) from None
 
 
 def _is_raster(key: str, asset: Mapping[str, Any]) -> bool:
@@ -128,7 +130,7 @@ def _asset(key: str, asset: Mapping[str, Any], item: Mapping[str, Any], baseline
 
 
 def _bands(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return what an item says of an asset's bands: STAC 1.1's ``bands``, or ``eo:bands`` and ``raster:bands``."""
+    """Return what an item says about the bands of an asset: ``bands`` of STAC 1.1, ``eo:bands`` or ``raster:bands``."""
     new, eo, raster = (asset.get(key) or [] for key in ("bands", "eo:bands", "raster:bands"))
     # before 1.1 a list of the wrong length speaks of the colours mixed in, not of the file's bands
     count = len(new) or len(raster) or len(eo)
@@ -141,7 +143,7 @@ def _bands(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _distinct(bands: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return common names of bands if they tell them apart, else their names; empty if neither does."""
+    """Return the common names of bands if they are distinct, or else their names; empty if neither are."""
     for key in ("common_name", "name"):
         names = [band.get(key) for band in bands]
         if all(names) and len(set(names)) == len(names):
@@ -150,7 +152,7 @@ def _distinct(bands: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _grid(asset: Mapping[str, Any], item: Mapping[str, Any]) -> AssetGrid | None:
-    """Return the grid that the projection extension gives; None where it is not complete."""
+    """Return the grid that the projection extension gives; None if it is incomplete."""
     properties = item.get("properties") or {}
 
     def told(key: str) -> Any:
@@ -163,12 +165,12 @@ def _grid(asset: Mapping[str, Any], item: Mapping[str, Any]) -> AssetGrid | None
         return None
     try:
         return AssetGrid(str(code), tuple(float(v) for v in transform[:6]), (int(shape[0]), int(shape[1])))
-    except (TypeError, ValueError):  # what is no grid is none: the file's header tells it
+    except (TypeError, ValueError):  # malformed, so the header of the file has to tell
         return None
 
 
 def _preference(asset: Asset) -> tuple[bool, bool, float]:
-    """Order assets so that of those which hold the same band the best comes first: COG, then the finest."""
+    """Return a sort key by which the best asset for a band comes first: COG, then the finest."""
     size = abs(asset.grid.transform[0]) if asset.grid else float((re.findall(r"_(\d+)m$", asset.name) or [0])[0])
     return is_picture(asset.name), asset.name.endswith(_JP2_TWIN), size
 

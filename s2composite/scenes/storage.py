@@ -1,8 +1,4 @@
-"""Storage: local paths and gs://, s3://, https:// URLs, and who one is there: the one place that decides that.
-
-The environment decides, in the process that asks, so that workers use their own: credentials if some can be found, else
-anonymous access, which is all that public buckets need. Nothing here returns or prints a secret.
-"""
+"""Storage: how a local path or a gs://, s3:// or https:// URL is reached, and how messages may show it."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -21,6 +16,15 @@ import fsspec
 from s2composite.errors import SourceError
 from s2composite.scenes.access import check_touch, limits
 from s2composite.scenes.addresses import guarded_client
+from s2composite.scenes.credentials import (
+    gcs_options,
+    gcs_token,
+    gdal_gcs,
+    gdal_s3,
+    plain_gcs,
+    s3_anonymous,
+    s3_options,
+)
 
 __all__ = [
     "absolute",
@@ -41,8 +45,6 @@ _SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3", "http": "http", "h
 _URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
 _HTTP = re.compile(r"(https?://)(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
 _URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
-_YES = ("1", "yes", "true", "on")
-_DMI = Path("/sys/class/dmi/id")
 
 
 def is_remote(href: str) -> bool:
@@ -62,7 +64,7 @@ def absolute(href: str | os.PathLike[str]) -> str:
     Raises
     ------
     SourceError
-        The scheme is none that can be read.
+        The scheme is not supported.
 
     Examples
     --------
@@ -89,7 +91,7 @@ def _check_url(href: str) -> None:
 
 
 def join(href: str, *parts: str) -> str:
-    """Return the path or URL of something inside of `href`.
+    """Return the path or URL of something inside `href`.
 
     Examples
     --------
@@ -100,7 +102,7 @@ def join(href: str, *parts: str) -> str:
 
 
 def display(href: str) -> str:
-    """Return `href` as messages and logs may show it: without the user, password and query (signature) of a URL.
+    """Return `href` for messages and logs: without user, password and query (signature) of a URL.
 
     Examples
     --------
@@ -112,7 +114,7 @@ def display(href: str) -> str:
 
 
 def display_text(text: str) -> str:
-    """Return a text in which every URL is as messages and logs may show it.
+    """Return a text for messages and logs, with every URL as `display` shows it.
 
     Examples
     --------
@@ -125,13 +127,13 @@ def display_text(text: str) -> str:
 def filesystem(href: str) -> tuple[Any, str]:
     """Return the fsspec filesystem that holds `href`, with credentials or anonymous, and the path in it.
 
-    Equal calls in a process get the same instance with its open connections (fsspec's own cache, which is safe with
-    threads and empties itself in a forked child).
+    Equal calls in a process return the same instance with its open connections (fsspec's own cache, which is
+    thread-safe and emptied in a forked child).
 
     Raises
     ------
     SourceError
-        The scheme is none that can be read.
+        The scheme is not supported.
     AccessError
         This process is limited to other places.
 
@@ -143,13 +145,13 @@ def filesystem(href: str) -> tuple[Any, str]:
     """
     href = absolute(href)
     scheme = _scheme(href)
-    if not href.endswith("://"):  # the bare scheme: whoever wants a connection, not a place
+    if not href.endswith("://"):  # a bare scheme asks for a connection, not for a place
         check_touch(href)
     options = storage_options(href)
-    # gcsfs logs the traceback of what it raises; without any handler that would land on the user's screen.
+    # gcsfs logs the traceback of what it raises; without a handler that would be printed.
     if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).handlers:
         logger.addHandler(logging.NullHandler())
-    fs = _plain_gcs(options) if options.get("token") == "anon" else fsspec.filesystem(scheme, **options)
+    fs = plain_gcs(options) if options.get("token") == "anon" else fsspec.filesystem(scheme, **options)
     return fs, href if scheme in ("http", "https", "file") else href.partition("://")[2]
 
 
@@ -166,9 +168,9 @@ def storage_options(href: str) -> dict[str, Any]:
     """Return the options with which fsspec opens `href` (``storage_options=`` of xarray, zarr and others)."""
     scheme = _scheme(href)
     if scheme == "gs":
-        return _gcs_options()
+        return gcs_options()
     if scheme == "s3":
-        return _s3_options()
+        return s3_options()
     if scheme in ("http", "https") and limits() is not None:
         return {"get_client": guarded_client}
     # trust_env: proxies and ~/.netrc, as curl and GDAL use them.
@@ -178,16 +180,16 @@ def storage_options(href: str) -> dict[str, Any]:
 def gdal_options(href: str) -> dict[str, str]:
     """Return GDAL's configuration options for the same access to `href` as `filesystem` has.
 
-    Credentials in the environment GDAL finds itself; the options say where, or that there are none.
+    GDAL finds credentials in the environment itself; the options say where, or that there are none.
     """
     scheme = _scheme(href)
     if scheme == "gs":
-        return _gdal_gcs()
-    return _gdal_s3() if scheme == "s3" else {}
+        return gdal_gcs()
+    return gdal_s3() if scheme == "s3" else {}
 
 
 def reason(href: str, error: BaseException) -> str:
-    """Return why `href` could not be used, in words that say what to do; `error` is what its filesystem raised."""
+    """Return why `href` could not be used, and what to do; `error` is what its filesystem raised."""
     status = _status(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return f"access is denied{_cure(_scheme(href))}"
@@ -224,150 +226,13 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _cure(scheme: str) -> str:
-    if scheme == "gs" and _gcs_token() == "anon":
+    if scheme == "gs" and gcs_token() == "anon":
         return (
             ", and no Google credentials were found: run 'gcloud auth application-default login' or set "
             "GOOGLE_APPLICATION_CREDENTIALS"
         )
-    if scheme == "s3" and _s3_anonymous():
+    if scheme == "s3" and s3_anonymous():
         return ", and no AWS credentials were found: run 'aws configure' or set AWS_PROFILE or AWS_ACCESS_KEY_ID"
     if scheme in ("http", "https"):
         return ": its user and password go into ~/.netrc; a signed URL may have expired"
     return "" if scheme == "file" else " to the credentials in use: ask for the right to list and read it"
-
-
-# --- Google ---------------------------------------------------------------------------------------------------------
-
-
-def _gcs_token() -> str | None:
-    """Decide who one is on Google Cloud Storage: ``"anon"``, ``"google_default"``, or None (ask the machine)."""
-    if _gcs_emulator() or _is_set("GS_NO_SIGN_REQUEST"):
-        return "anon"
-    if _gcs_credentials_file() is not None:
-        return "google_default"
-    # gcsfs would wait for the metadata server for seconds on machines that have none.
-    return None if _on_google_cloud() else "anon"
-
-
-def _gcs_options() -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "token": _gcs_token(),
-        "session_kwargs": {"trust_env": True},
-        # Listings of a bucket that others write to must be fresh.
-        "use_listings_cache": False,
-    }
-    if endpoint := _gcs_emulator():
-        # gcsfs would ask the emulator over gRPC what kind its bucket is and hang for a minute.
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        options["endpoint_url"] = endpoint
-    return options
-
-
-def _plain_gcs(options: Mapping[str, Any]) -> Any:
-    """Return gcsfs without its support of zonal buckets.
-
-    That asks over gRPC what kind a bucket is; emulators do not answer, and anonymous callers are refused at every
-    access anew. The environment variable that switches it off is read only once, when gcsfs is imported.
-    """
-    from gcsfs.core import GCSFileSystem  # noqa: PLC0415 - 0.9 s that only users of gs:// should pay
-
-    return GCSFileSystem(**options)
-
-
-def _gdal_gcs() -> dict[str, str]:
-    endpoint, token = _gcs_emulator(), _gcs_token()
-    options = {"CPL_GS_ENDPOINT": f"{endpoint}/"} if endpoint else {}
-    if token == "anon":  # noqa: S105 - says that there is none
-        return options | {"GS_NO_SIGN_REQUEST": "YES"}
-    # GDAL does not look where gcloud puts its credentials.
-    return options | ({"GOOGLE_APPLICATION_CREDENTIALS": str(_gcs_credentials_file())} if token else {})
-
-
-def _gcs_emulator() -> str | None:
-    host = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
-    if host in ("", "default"):
-        return None
-    return host if "://" in host else f"http://{host}"
-
-
-def _gcs_credentials_file() -> Path | None:
-    """Return the file with Google credentials that the environment names or gcloud has left."""
-    if named := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
-        return Path(named)
-    folder = os.environ.get("CLOUDSDK_CONFIG") or Path("~/.config/gcloud").expanduser()
-    file = Path(folder) / "application_default_credentials.json"
-    return file if file.exists() else None
-
-
-def _on_google_cloud() -> bool:
-    named = any(os.environ.get(name) for name in ("GCE_METADATA_HOST", "K_SERVICE", "CLOUD_RUN_JOB"))
-    return named or _is_set("CPL_MACHINE_IS_GCE") or _machine("product_name").startswith("Google")
-
-
-# --- Amazon, and all that speak its protocol ------------------------------------------------------------------------
-
-
-def _s3_anonymous() -> bool:
-    """Decide who one is on S3: anonymous if botocore finds no credentials."""
-    if _is_set("AWS_NO_SIGN_REQUEST"):
-        return True
-    # Looking takes 10 ms, so it is done once for an environment, not for every range that is read.
-    return not _aws_credentials_exist(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))))
-
-
-def _s3_options() -> dict[str, Any]:
-    options: dict[str, Any] = {"anon": _s3_anonymous(), "use_listings_cache": False}
-    if endpoint := _s3_endpoint():
-        options["endpoint_url"] = endpoint
-    if os.environ.get("AWS_REQUEST_PAYER") == "requester":  # GDAL's switch
-        options["requester_pays"] = True
-    return options
-
-
-def _gdal_s3() -> dict[str, str]:
-    options = {"AWS_NO_SIGN_REQUEST": "YES"} if _s3_anonymous() else {}
-    if endpoint := _s3_endpoint():
-        scheme, _, host = endpoint.partition("://")
-        https = "NO" if scheme == "http" else "YES"
-        options |= {"AWS_S3_ENDPOINT": host, "AWS_HTTPS": https, "AWS_VIRTUAL_HOSTING": "FALSE"}
-    return options
-
-
-def _s3_endpoint() -> str | None:
-    """Return the server that stands in for Amazon's (MinIO, Ceph, an emulator)."""
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return named.rstrip("/") if named else None
-
-
-@lru_cache(maxsize=8)
-def _aws_credentials_exist(environment: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether botocore finds credentials; `environment` is what its answer depends on."""
-    # 0.1 s that only users of s3:// should pay
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
-    from botocore.session import Session  # noqa: PLC0415
-
-    try:
-        chain = Session().get_component("credential_provider")
-        if not _on_amazon(dict(environment)):
-            # Elsewhere the metadata server does not answer, which would take seconds to find out.
-            chain.remove("iam-role")
-        return chain.load_credentials() is not None
-    except BotoCoreError:
-        # There is something, but it is wrong (an unknown profile): s3fs will say so when it is used.
-        return True
-
-
-def _on_amazon(environment: Mapping[str, str]) -> bool:
-    return "AWS_EC2_METADATA_SERVICE_ENDPOINT" in environment or _machine("sys_vendor").startswith("Amazon")
-
-
-def _machine(fact: str) -> str:
-    """Return what the machine's firmware says of itself; empty where it says nothing."""
-    try:
-        return (_DMI / fact).read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").lower() in _YES

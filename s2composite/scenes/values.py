@@ -1,7 +1,7 @@
-"""Values: what the numbers of an asset mean, and what brings the processing baselines of Sentinel-2 together.
+"""Values: what the numbers of an asset mean, and how processing baselines of Sentinel-2 are harmonised.
 
-Since baseline 04.00 ESA adds 1000 to the numbers of L1C and L2A. Collection 1 has it in scenes of all years, and some
-catalogues take it off again, so a date says nothing: the product's baseline and the catalogue's own words do.
+Since baseline 04.00 ESA adds 1000 to the numbers of L1C and L2A. Collection 1 has that offset in scenes of all years,
+and some catalogues subtract it again, so the date says nothing: the baseline of the product and its catalogue do.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SPECTRAL = re.compile(r"B(?:0[1-9]|1[0-2]|8A)")
 _CLASSES = re.compile(r"SCL|(?:OA_)?FMASK|CLASSI.*|QA(?:_.*|60)?|.*_?MASK|QUALITY.*", re.IGNORECASE)
 _APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 _HARMONISED_COLLECTION = re.compile(r"^ga_s2")
-"""Collections made of Sentinel-2 whose numbers are reflectances of their makers' own, without ESA's offset."""
+"""Collections derived from Sentinel-2 with their own reflectances, without ESA's offset."""
 
 
 def named_values(asset: str, baseline: str | None) -> Values:
-    """Return what a file's numbers mean by its name and the processing baseline in the name of its product.
+    """Return what the numbers of a file mean, by its asset and the processing baseline in its name.
 
     Parameters
     ----------
@@ -54,15 +54,15 @@ def catalogue_values(
 ) -> Values:
     """Return what the numbers of an asset of a STAC item mean.
 
-    What the catalogue says of its own files comes first (``earthsearch:boa_offset_applied``, then the ``offset`` of the
-    raster extension), then the product's baseline.
+    What the catalogue says about its own files takes precedence (``earthsearch:boa_offset_applied``, then the
+    ``offset`` of the raster extension) over the baseline of the product.
 
     Parameters
     ----------
     name, asset
-        The asset's key and what the item says of it.
+        Key of the asset, and what the item says about it.
     band
-        What ``raster:bands`` or ``bands`` say of its first band.
+        What ``raster:bands`` or ``bands`` say about its first band.
     item
         The whole item.
     baseline
@@ -74,7 +74,7 @@ def catalogue_values(
     classes = _is_classes(name) or any(key in part for part in (asset, band) for key in _CLASS_KEYS)
     if not (_is_sentinel2(item) and _SPECTRAL.fullmatch(same_band(name)[0])):
         return Values(0.0, scale, float(offset or 0), number, classes, dtype)
-    # the flag of Earth Search speaks of its COGs, not of ESA's own files beside them
+    # The flag of Earth Search is about its COGs, not about ESA's own files beside them.
     original = name.endswith("-jp2")
     shift = _by_baseline(baseline) if original else _shift(item, scale, offset, baseline)
     return Values(shift, scale or _SCALE, 0.0, 0.0 if number is None else number, False, dtype)
@@ -98,7 +98,7 @@ def _shift(item: Mapping[str, Any], scale: float | None, offset: float | None, b
 def _by_baseline(baseline: str | None) -> float | None:
     if baseline is None or not re.fullmatch(r"\d+(\.\d+)?", baseline):
         return None
-    # 99.99 is a placeholder of reprocessing campaigns, not a baseline
+    # 99.99 is a placeholder of reprocessing campaigns, not a baseline.
     return None if baseline == "99.99" else (_SHIFT if float(baseline) >= 4 else 0.0)
 
 

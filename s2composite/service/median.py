@@ -45,7 +45,7 @@ BANDS = ("red", "green", "blue")
 _RECIPE = Recipe((resolve_reducer("luminance_median"),), bands=BANDS, nodata=0)
 
 _OPTIONS = ReadOptions(engine="tiles", harmonise=False, headers="read")
-"""GDAL is not let near scenes that a stranger names: it opens what files name inside of them."""
+"""GDAL is not let near scenes that a stranger names: it opens what files name inside them."""
 
 _KEPT = 4
 """Stacks that a worker keeps: all windows of a job have the same scenes, whose headers then are read once."""

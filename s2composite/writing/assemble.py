@@ -22,7 +22,7 @@ from s2composite.writing.window import TILE, Stage, WindowIndex
 __all__ = ["FileLayout", "Run", "Sink", "copy_parts", "in_order", "lay_out"]
 
 _AHEAD = 8
-"""Runs of tiles that are read ahead of the one that is written; one is a row of tiles of one window."""
+"""Runs of tiles that are read ahead of the one being written; a run is a row of tiles of one window."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -78,7 +78,7 @@ class FileLayout:
     """For each level the position in the file of each tile's record."""
 
     header: bytes
-    """All that stands before the first tile."""
+    """Everything before the first tile."""
 
     size: int
     """Bytes of the file."""
@@ -232,5 +232,5 @@ def copy_parts(layout: FileLayout, out: Sink, check: Callable[[Run, bytes], None
         out.write(data)
         part = layout.runs[i].part
         if last_use[part] == i:
-            # The disk holds the result about once, not twice.
+            # So that the disk holds the result about once, not twice.
             raster.parts.remove(layout.parts[part])

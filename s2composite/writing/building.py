@@ -1,4 +1,4 @@
-"""Building: a Zarr store from its plan to its final name; what lies between is written region by region."""
+"""Building: a Zarr store from its plan to its final name, apart from the regions that tasks write."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def _window_chunks(chunks: Chunks, chunk: int, pixel_bytes: int) -> Chunks:
 
 
 def begin_store(building: Building, *, resume: bool) -> None:
-    """Make the store without its root, or go on with what is there.
+    """Make the store without its root, or resume an interrupted one.
 
     Raises
     ------
     WriteError
-        It cannot be written, or what is there is about something else.
+        It cannot be written, or the interrupted write was of other data.
     """
     place = building.regions.place
     if place.store is not None:
@@ -136,7 +136,7 @@ def begin_store(building: Building, *, resume: bool) -> None:
         )
     if left is None:
         place.clear()
-        # First of all: it says that what is there was written here, and may be removed again.
+        # First of all: it marks what is written here as ours, so that it may be removed again.
         place.put(IDENTITY, building.regions.token.encode())
     for key, data in building.skeleton.items():
         if key != ROOT:
@@ -144,7 +144,7 @@ def begin_store(building: Building, *, resume: bool) -> None:
 
 
 def complete_store(building: Building) -> None:
-    """Let a store look complete, now that all its regions are there.
+    """Make a store complete, now that all its regions are written.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def complete_store(building: Building) -> None:
 
 
 def _summary(building: Building) -> dict[str, Any]:
-    """Return the attributes that say what could not be read, from the store: what a resumed write found counts too."""
+    """Return the attributes that say what could not be read; from the store, since a resumed write has added to it."""
     if read_status(building.hierarchy.dataset) is None:
         return {}
     path = array_path(STATUS, 0, pyramid=building.regions.pyramid)

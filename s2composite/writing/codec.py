@@ -40,7 +40,7 @@ class Codec:
             return bytes(imagecodecs.webp_encode(tile, level, lossless=level is None))
         data = self._predict(tile).tobytes()
         if name == "deflate":
-            # Encoding is most of what writing costs. Of a median in 8 bits ISA-L makes 300 MB/s and 1/1.42 of the size,
+            # Encoding is most of the cost of writing. A median in 8 bits: ISA-L 300 MB/s and 1/1.42 of the size,
             # libdeflate 110 MB/s and 1/1.44 at level 1, 57 MB/s and 1/1.45 at level 6.
             return isal_zlib.compress(data, ISAL) if level is None else bytes(imagecodecs.deflate_encode(data, level))
         if name == "zstd":
@@ -48,7 +48,7 @@ class Codec:
         return bytes(imagecodecs.lzw_encode(data)) if name == "lzw" else data
 
     def decode(self, data: bytes) -> NDArray[Any]:
-        """Return the tile in `data`; whatever the decoder raises if they are not one."""
+        """Return the tile in `data`; raises whatever the decoder raises for bytes that are not one."""
         name = self.options.compress
         if name == "jpeg":
             space = "RGB" if self.shape[2] == 3 else "GRAY"

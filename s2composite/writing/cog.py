@@ -55,32 +55,32 @@ def write_raster(
 ) -> tuple[str, ...]:
     """Write layers as cloud-optimised GeoTIFF, computing them if they are lazy.
 
-    Runs on the current Dask client, else in threads. The workers encode the tiles of their own windows; one pass puts
-    them together. A file is complete and verified, tile by tile, before it takes its final name; if anything fails,
+    Runs on the current Dask client, otherwise in threads. Workers encode the tiles of their own windows; one pass
+    assembles them. A file is complete and verified, tile by tile, before it takes its final name; if anything fails,
     nothing is left under that name.
 
     Parameters
     ----------
     dataset
-        Of a composite: layers ``(band, y, x)`` or ``(y, x)``; with periods ``time`` before that: a file for each.
+        Dataset of a composite: layers ``(band, y, x)`` or ``(y, x)``; with periods also ``time``, and a file for each.
     path
-        Local path, ``gs://`` or ``s3://`` URL, or an ``https://`` URL signed for a PUT. With periods their names are
-        added, ``median_2023-01.tif``, or put where the path has ``{period}``.
+        Local path, ``gs://`` or ``s3://`` URL, or an ``https://`` URL signed for a PUT. The name of a period is
+        appended, ``median_2023-01.tif``, or replaces ``{period}`` in the path.
     layers
         One or several names of layers, or ``"all"``; default: the composite. ``"rgba"``: a preview in 8 bits of
         its first three bands.
     separate
-        One file for each layer: ``median.tif``, ``median_count.tif``. False: one file with all as bands, in the
-        smallest dtype and with one nodata value that suit all. Default: separate.
+        One file per layer: ``median.tif``, ``median_count.tif``. False: one file with all layers as bands, in the
+        smallest dtype and with a nodata value that suit them all. Default: separate.
     overwrite
-        Replace what is there.
+        Replace existing files.
     compress, level, predictor, blocksize, overview_resampling, mask, bigtiff, jpeg_quality
         How files are encoded; see `s2composite.writing.options.RasterOptions`.
     overrides
-        Other such options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
+        Other encoding options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
     tags
-        Further facts for the files' metadata, which holds scenes, rules, reducer and version anyway, and where scenes
-        that cannot be read are skipped, which were in which windows (``READ_STATUS``).
+        Further tags for the files, which record scenes, rules, reducer and version in any case; and, if unreadable
+        scenes are skipped, which were missing in which windows (``READ_STATUS``).
     progress
         Show a progress bar, in terminals and notebooks.
 
@@ -92,9 +92,9 @@ def write_raster(
     Raises
     ------
     ParameterError
-        Options that make no sense or do not go together; before anything is computed.
+        Options are invalid or contradict each other; raised before anything is computed.
     WriteError
-        The output exists, cannot be written, or an encoder, worker or upload failed; names the window.
+        The output exists or cannot be written, or an encoder, worker or upload failed; names the window.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def write_raster(
 
 
 def tables_of(dataset: xr.Dataset) -> dict[str, Any]:
-    """Return what is computed together with the pixels: the table of what was read, where there is one."""
+    """Return what is computed together with the pixels: the table of what was read, if there is one."""
     status = read_status(dataset)
     return {} if status is None else {STATUS: status}
 
@@ -132,12 +132,12 @@ def plan_files(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     tags: Mapping[str, Any] | None = None,
 ) -> tuple[FilePlan, ...]:
-    """Return the files that `write_raster` writes, after all that can be checked without looking at their places.
+    """Return the files that `write_raster` writes, after all checks that need no access to their places.
 
     Raises
     ------
     ParameterError
-        Options that make no sense or do not go together.
+        Options are invalid or contradict each other.
     """
     names = chosen_layers(dataset, layers)
     files = file_names(os.fspath(path), names, separate=separate)
@@ -175,7 +175,7 @@ def _plan_file(
 
 
 def _period_facts(period: Period) -> dict[str, str]:
-    """Return what a file says of the period it is about."""
+    """Return the tags that name the period of a file."""
     facts = {} if period.label is None else {"PERIOD": period.label}
     if period.span is not None:
         start, end = np.datetime_as_string(np.array(period.span), unit="s")

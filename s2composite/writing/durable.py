@@ -1,4 +1,4 @@
-"""Durable: what a window has written, kept beside its parts so that another process can go on from there.
+"""Durable: what a window has written, recorded beside its parts so that another process can resume from there.
 
 A window is done when its record exists. A record holds what `encode_window` returned for each file: where the tiles
 lie in the parts, their statistics, and the pixels that the next overviews are made of. It is written after the parts,
@@ -24,7 +24,7 @@ from s2composite.writing.window import Stage, WindowIndex, WindowResult
 __all__ = ["SUFFIX", "load_record", "record_name", "save_record"]
 
 SUFFIX = ".done"
-"""Of the names of records."""
+"""Suffix of the names of records."""
 
 
 def record_name(kind: str, stage: Stage, position: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""Execute: run tasks on the current Dask client or in threads, and take their small results one by one."""
+"""Execute: run tasks on the current Dask client or in threads, and receive their small results one by one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def current_client() -> Client | None:
 
 
 def workers_see(client: Client | None, parts: Parts) -> bool:
-    """Return whether the workers see a place for parts that exists."""
+    """Return whether all workers see an existing place for parts."""
     if client is None or parts.remote:
         return True
     answers = client.run(parts.visible)
@@ -54,7 +54,7 @@ class Work:
     """Dask graph."""
 
     windows: Mapping[Any, str]
-    """For the key of each wanted task what it computes, for messages."""
+    """What each wanted task computes, by its key, for messages."""
 
 
 def work_of(
@@ -70,11 +70,11 @@ def work_of(
     Parameters
     ----------
     arrays
-        By a function that says what the chunk at a position is.
+        By a function that describes the chunk at a position.
     wanted
         Whether the chunk with a key is to be computed.
     whole
-        Arrays on the way whose tasks take in what only they need, too.
+        Intermediate arrays whose tasks also absorb what only they need.
     """
     keys = {key: say for say, array in arrays.items() for key in flatten(array.__dask_keys__())}
     windows = {key: say(key[1:]) for key, say in keys.items() if wanted(key)}
@@ -90,7 +90,7 @@ def run_work(work: Work, client: Client | None, receive: Callable[[Any, Any], No
     Raises
     ------
     WriteError
-        A task failed with an error that is none of the library's, or the worker that ran it died; names the window.
+        A task failed with an error from outside the library, or the worker that ran it died; names the window.
     """
     if not work.windows:
         return
@@ -119,7 +119,7 @@ def _compute_here(work: Work) -> None:
     if chosen not in (None, threaded.get) and not isinstance(getattr(chosen, "__self__", None), Client):
         chosen(work.graph, list(work.windows))
         return
-    # A pool of its own, so that what is still running when a task fails has ended before it is cleaned up after.
+    # A pool of its own, so that when a task fails all others have ended before the clean-up.
     with ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT) as pool:
         threaded.get(work.graph, list(work.windows), pool=dask.config.get("pool", None) or pool)
 
@@ -138,14 +138,14 @@ def _run_on_cluster(work: Work, client: Client, receive: Callable[[Any, Any], No
             receive(future.key, future.result())
             future.release()
     except BaseException:
-        with suppress(Exception):  # the client may be gone already, which then is what matters
+        with suppress(Exception):  # the client may be gone, and then that is the error that matters
             client.cancel(futures, force=True)
             _settle(work, client)
         raise
 
 
 def _settle(work: Work, client: Client) -> None:
-    """Wait until the workers have ended what they were doing for this: cancelling does not stop a running task."""
+    """Wait until the workers have finished their tasks of this work: cancelling does not stop a running one."""
     keys = {key for key in work.graph if "write" in str(key)}
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline and any(client.run(_at_work, keys=keys, on_error="ignore").values()):
@@ -163,7 +163,7 @@ def _failed_key(error: BaseException) -> Any:
 
 
 def _raise(work: Work, future: Any, client: Client) -> None:
-    # Another window's end can be seen first; this one then is lost with the worker that held it.
+    # The failure of another window may be seen first; this task is then lost with the worker that held it.
     died = RuntimeError(f"the task was {future.status}: the worker that ran it died")
     error = future.exception() if future.status == "error" else died
     if isinstance(error, S2CompositeError):
@@ -179,7 +179,7 @@ def _blamed(key: Any, dask_scheduler: Any) -> Any:
 
 
 def _failure(work: Work, error: BaseException, key: Any) -> WriteError:
-    """Return the error of the library for another one in the task with a key; names the windows that need that task."""
+    """Return a WriteError for a foreign error in the task with a key; it names the windows that need that task."""
     needing = _windows_of(work, key)
     where = " or ".join(needing[:4]) or "a window"
     return WriteError(f"{where}: {type(error).__name__}: {error}", window=where)
@@ -205,7 +205,7 @@ def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, labe
     Raises
     ------
     WriteError
-        It failed with an error that is none of the library's, or its worker died.
+        It failed with an error from outside the library, or its worker died.
     """
     future = client.submit(function, *args, **options, pure=False, key=f"assemble-{label}-{uuid.uuid4().hex[:8]}")
     try:

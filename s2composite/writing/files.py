@@ -34,7 +34,7 @@ Tables = Mapping[str, NDArray[Any]]
 """Small arrays that were computed in the same pass as the pixels, by name."""
 
 _NAMED = 4
-"""Files that a message lists one by one."""
+"""Files that a message lists individually."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class FilePlan:
     """Without its final name and place for parts."""
 
     period: Period
-    """What part of the time it is about."""
+    """Period that it covers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class WriteJob:
     """Compute the files' checksums."""
 
     before_naming: Callable[[], None] = lambda: None
-    """Called when all that can fail before has not, just before the first file takes its name."""
+    """Called just before the first file takes its name, when everything before has succeeded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Written:
     """A file that is complete, verified and has its name."""
 
     plan: FilePlan
-    """What it was to be."""
+    """The plan it was written from."""
 
     path: str
     """Absolute path or URL, with its signature if it has one."""
@@ -94,7 +94,7 @@ class Written:
     """Bytes."""
 
     sha256: str
-    """Checksum in hexadecimal digits, empty if it was not asked for."""
+    """Checksum in hexadecimal digits; empty if not requested."""
 
     statistics: tuple[Statistics, ...]
     """Of each band."""
@@ -113,7 +113,7 @@ def write_files(job: WriteJob) -> tuple[tuple[Written, ...], Tables]:
     WriteError
         An output exists, cannot be written, or an encoder, worker or upload failed; names the window.
     """
-    # Pixels that are here already are encoded here: sending them to workers takes longer.
+    # Pixels that are in memory are encoded here: sending them to workers would take longer.
     client = current_client() if any(layer.lazy for plan in job.plans for layer in plan.layers) else None
     targets = [target_of(plan.path, overwrite=job.overwrite) for plan in job.plans]
     with ExitStack() as stack:
@@ -135,7 +135,7 @@ def write_files(job: WriteJob) -> tuple[tuple[Written, ...], Tables]:
 
 
 def _place(target: str, client: Client | None, stack: ExitStack) -> Parts:
-    """Return where parts lie, and see to it that it vanishes at the end, however that comes."""
+    """Return the place for parts, which is removed when the stack closes, whatever happens."""
     root = f"{target}.{uuid.uuid4().hex[:8]}.parts"
     if is_http(target):
         root = join(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2composite-")), "parts")
@@ -148,7 +148,7 @@ def _place(target: str, client: Client | None, stack: ExitStack) -> Parts:
 def _encode(
     job: WriteJob, rasters: Sequence[Raster], client: Client | None
 ) -> tuple[list[list[tuple[Stage, WindowIndex]]], Tables]:
-    """Compute all layers of all files in one pass; return what each window of each file has written, and the tables."""
+    """Compute all layers of all files in one pass; return what each window of each file wrote, and the tables."""
     sources = [
         Source(tuple(layer.data for layer in plan.layers), raster)
         for plan, raster in zip(job.plans, rasters, strict=True)
@@ -214,7 +214,7 @@ def _stored(parts: Parts, index: WindowIndex) -> WindowIndex:
 
 
 def assembling(layouts: Sequence[FileLayout]) -> list[tuple[Callable[..., str], tuple[Any, ...]]]:
-    """Return for each file the function that assembles and verifies it, and its arguments; a worker can call it."""
+    """Return for each file the function that assembles and verifies it, and its arguments; workers can call it."""
     if is_remote(layouts[0].raster.path) and not is_http(layouts[0].raster.path):
         return [(assemble_object, (layout,)) for layout in layouts]
     return [(assemble_file, (layout, _assembled(layout.raster))) for layout in layouts]
@@ -226,12 +226,12 @@ def _assembled(raster: Raster) -> str:
 
 
 def name_files(rasters: Sequence[Raster], *, overwrite: bool) -> None:
-    """Let files that are assembled take their names; objects have them already.
+    """Give assembled files their names; objects have them already.
 
     Raises
     ------
     WriteError
-        Somebody else has written there meanwhile, or a server refuses.
+        Something else was written there meanwhile, or a server refuses.
     """
     for raster in rasters:
         if is_http(raster.path):
@@ -241,7 +241,7 @@ def name_files(rasters: Sequence[Raster], *, overwrite: bool) -> None:
 
 
 def _finish(layouts: Sequence[FileLayout], client: Client | None, job: WriteJob) -> list[str]:
-    """Assemble and verify all files, then let them take their names; return their checksums."""
+    """Assemble and verify all files, then give them their names; return their checksums."""
     there = None if layouts[0].raster.parts.carried else client
     objects = is_remote(layouts[0].raster.path) and not is_http(layouts[0].raster.path)
     if objects:

@@ -1,7 +1,7 @@
 """Fusion: what only one window needs becomes part of the task that writes it, so that its pixels never travel.
 
-Dask fuses chains. The layers of a composite branch off one task and meet again where they are written; between the two,
-a scheduler may send every pixel to another worker, and does.
+Dask fuses chains only. The layers of a composite branch off one task and meet again where they are written; in between,
+a scheduler may send every pixel to another worker, and it does.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _Users = Mapping[Any, set[Any]]
 
 
 def fused(graph: _Graph, heads: Iterable[Any], kept: Collection[Any]) -> _Graph:
-    """Return a graph in which tasks hold what comes from one task and is needed by no other.
+    """Return a graph in which tasks contain the tasks that only they need, if these come from one task.
 
-    Many tasks that meet in one (the partial sums of a mean) stay many: they can run at the same time, and together may
+    Many tasks that meet in one (the partial sums of a mean) stay separate: they can run in parallel, and together might
     not fit into memory.
 
     Parameters
@@ -54,11 +54,11 @@ def _users(graph: _Graph) -> _Users:
 
 
 def _needed_by_it_alone(graph: _Graph, users: _Users, head: Any, kept: Collection[Any]) -> set[Any]:
-    """Return the tasks whose results serve a task and nothing else."""
+    """Return the tasks whose results only serve the task `head`."""
     inside, waiting = {head}, list(graph[head].dependencies)
     while waiting:
         key = waiting.pop()
-        # Data that many tasks need, and what lies on the cluster already, are no tasks.
+        # Data that many tasks need, and results already on the cluster, are not tasks.
         if key not in inside and key not in kept and isinstance(graph.get(key), (Task, Alias)) and users[key] <= inside:
             inside.add(key)
             waiting.extend(graph[key].dependencies)
@@ -66,7 +66,7 @@ def _needed_by_it_alone(graph: _Graph, users: _Users, head: Any, kept: Collectio
 
 
 def _branches(graph: _Graph, keys: set[Any]) -> list[set[Any]]:
-    """Return for each branch of a tree the tasks from the last one on that all the branch comes from."""
+    """Return for each branch of a tree its tasks from the last common source on."""
     return [part for branch in _connected(graph, keys) if (part := _from_one(graph, branch))]
 
 

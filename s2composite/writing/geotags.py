@@ -56,7 +56,7 @@ def _values(value: Any) -> Any:
 
 
 def nodata_tag(nodata: float | None) -> tuple[Tag, ...]:
-    """Return the tag of the value that means "no value", if there is one."""
+    """Return the tag of the nodata value, if there is one."""
     return () if nodata is None else (Tag(_NODATA, ASCII, _number(nodata)),)
 
 

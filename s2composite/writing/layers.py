@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 RGBA = "rgba"
-"""A layer that every composite has for writing: its first three bands stretched to 8 bits."""
+"""A layer that can be written of every composite: its first three bands stretched to 8 bits."""
 
 TIME = "time"
 """The axis of periods."""
@@ -48,19 +48,19 @@ class Layer:
     """Name of the variable."""
 
     data: da.Array
-    """``(b, y, x)`` or ``(y, x)``; with the time axis before, where there are periods."""
+    """``(b, y, x)`` or ``(y, x)``; with periods, the time axis comes first."""
 
     bands: tuple[str, ...]
     """Names of its bands."""
 
     nodata: float | None
-    """What means "no value"; None: every value is one."""
+    """Nodata value; None: every pixel has a value."""
 
     attrs: Mapping[str, Any]
-    """Those of the variable."""
+    """Attributes of the variable."""
 
     lazy: bool = True
-    """Its pixels are yet to be computed."""
+    """Whether its pixels are still to be computed."""
 
     @property
     def method(self) -> str:
@@ -69,7 +69,7 @@ class Layer:
 
 
 def raster_layers(dataset: xr.Dataset) -> tuple[str, ...]:
-    """Return the names of variables that are pictures: ``(y, x)``, maybe with bands before, and time before them."""
+    """Return the names of variables that are pictures: ``(y, x)``, optionally with bands, and time before these."""
     return tuple(str(name) for name, a in dataset.data_vars.items() if _is_picture(a))
 
 
@@ -114,7 +114,7 @@ def layer_of(dataset: xr.Dataset, name: str) -> Layer:
     Raises
     ------
     ParameterError
-        The nodata value or the way of making overviews makes no sense.
+        The nodata value or the resampling of overviews is invalid.
     """
     array = dataset[name]
     attrs = dict(array.attrs)
@@ -145,7 +145,7 @@ def _nodata(array: xr.DataArray, dtype: np.dtype[Any]) -> float | None:
         return None
     if not fits(float(value), dtype):
         raise ParameterError(
-            f"layer {array.name!r}: nodata {value} is no value of {dtype.name}; correct its attrs['nodata']"
+            f"layer {array.name!r}: nodata {value} is not a value of {dtype.name}; correct its attrs['nodata']"
         )
     return float(value)
 
@@ -192,15 +192,15 @@ def file_bands(layers: Sequence[Layer], resampling: str | None) -> tuple[Band, .
 
 
 def common_nodata(layers: Sequence[Layer], label: str) -> tuple[np.dtype[Any], float | None]:
-    """Return the dtype of a file with these layers, and its nodata value: GeoTIFF has one for all bands.
+    """Return the dtype of a file with these layers, and its nodata value: a GeoTIFF has one for all bands.
 
-    Where the layers' differ, it is one that cannot be mistaken for a value of another layer, and pixels without a value
-    get it. A layer whose every value is one (a count) takes part with its values as they are.
+    If those of the layers differ, one is chosen that cannot be mistaken for a value of another layer, and given to
+    pixels without a value. Layers without a nodata value (a count) keep their values.
 
     Raises
     ------
     ParameterError
-        There is none.
+        No value suits all layers.
     """
     dtype = np.result_type(*(layer.data.dtype for layer in layers))
     values = {layer.nodata for layer in layers if layer.nodata is not None}
@@ -223,7 +223,7 @@ def geobox_of(dataset: xr.Dataset, name: str) -> GeoBox | None:
     Raises
     ------
     ParameterError
-        Its coordinates are no regular grid.
+        Its coordinates are not a regular grid.
     """
     array = dataset[name]
     if not all(dim in array.coords for dim in _SPATIAL) and "spatial_ref" not in array.coords:
@@ -235,7 +235,7 @@ def geobox_of(dataset: xr.Dataset, name: str) -> GeoBox | None:
 
 
 def _even(array: xr.DataArray, geobox: Any) -> bool:
-    """Return whether the coordinates of pixels are those of the grid that odc-geo sees in them."""
+    """Return whether the coordinates of pixels are those of the grid that odc-geo derives from them."""
     if geobox is None:
         return all(array.sizes[dim] == 1 for dim in _SPATIAL)
     if not geobox.axis_aligned:

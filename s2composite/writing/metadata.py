@@ -53,15 +53,15 @@ def write_stac(
 ) -> tuple[str, ...]:
     """Write layers as cloud-optimised GeoTIFF, a thumbnail, and last of all a STAC 1.1 item that describes them.
 
-    ``median.json`` has the files ``median.tif``, ``median_count.tif`` ... and ``median_thumbnail.png`` beside it. Where
-    the item is, all of them are, complete and verified; an item that is to be replaced is removed before they are.
+    ``median.json`` has the files ``median.tif``, ``median_count.tif`` ... and ``median_thumbnail.png`` beside it. If
+    the item exists, all of them do, complete and verified; an item to be replaced is removed before its files are.
 
     Parameters
     ----------
     dataset
-        Of a composite; with periods there are files and an item for each, named as by `write_raster`.
+        Dataset of a composite; with periods there are files and an item for each, named as by `write_raster`.
     path
-        Of the item: a local path, ``gs://`` or ``s3://`` URL that ends in ``.json``.
+        Local path, ``gs://`` or ``s3://`` URL of the item, ending in ``.json``.
     layers, separate, overwrite, overrides, tags, progress, **options
         As for `s2composite.writing.cog.write_raster`; all layers by default.
     thumbnail
@@ -69,7 +69,7 @@ def write_stac(
     size, stretch
         Of the thumbnail; see `s2composite.writing.thumbnail.write_thumbnail`.
     derived_from
-        By the name of a scene the address of its own STAC item, for links.
+        Address of each scene's own STAC item, by the name of the scene, for links.
     properties
         Further properties of the item.
 
@@ -81,9 +81,9 @@ def write_stac(
     Raises
     ------
     ParameterError
-        Options that make no sense or do not go together, or scenes without times; before anything is computed.
+        Options are invalid or contradict each other, or scenes have no times; raised before anything is computed.
     WriteError
-        An output exists or cannot be written; there is no item then.
+        An output exists or cannot be written; then there is no item.
 
     Examples
     --------
@@ -134,7 +134,7 @@ class _Entry:
     """One item to write."""
 
     period: Period
-    """What part of the time it is about."""
+    """Period that it covers."""
 
     item: str
     """Absolute path or URL of the item."""
@@ -147,7 +147,7 @@ class _Entry:
 
 
 def _withdraw(entries: Sequence[_Entry]) -> None:
-    """Remove items that are about to be replaced: they must not describe files that are half of another write."""
+    """Remove items that are about to be replaced: they must not describe half-written files."""
     for entry in entries:
         remove(entry.item)
 
@@ -183,7 +183,7 @@ def _write_thumbnail(
         return None
     kind = entry.thumbnail.rpartition(".")[2]
     layers = [(file, layer.name) for file in files for layer in file.plan.layers if layer.data.ndim == 3]
-    # The composite first, a preview only if there is nothing else: it is stretched already.
+    # Prefer the composite; a preview is already stretched.
     file, layer = min(layers, key=lambda found: (found[1] != "composite", found[1] == "rgba"))
     data = thumbnail_of_file(file, layer, kind, size, None if layer == "rgba" else stretch)
     put_small(data, entry.thumbnail, overwrite=overwrite)
@@ -209,7 +209,7 @@ class _Sources:
     """Hrefs of the scenes' own items."""
 
     def of(self, number: int, tables: Tables) -> Lineage:
-        """Return the lineage of the period with a number."""
+        """Return the lineage of the period at an index."""
         status = status_summary(self.dataset, tables[STATUS]) if STATUS in tables else None
         shares = None
         if _SHARES in tables:
@@ -220,10 +220,10 @@ class _Sources:
 
 def _known_scenes(dataset: xr.Dataset, derived_from: Mapping[str, str]) -> Mapping[str, str]:
     if "scene" not in dataset.coords:
-        raise ParameterError("a STAC item says of which scenes it is made: the dataset has no coordinate 'scene'")
+        raise ParameterError("a STAC item lists its scenes, and the dataset has no coordinate 'scene'")
     known = {str(scene) for scene in dataset["scene"].values}
     if unknown := sorted(set(derived_from) - known):
-        raise ParameterError(f"derived_from names {unknown[0]!r}, which is no scene of the composite")
+        raise ParameterError(f"derived_from names {unknown[0]!r}, which is not a scene of the composite")
     return derived_from
 
 

@@ -47,20 +47,20 @@ class RasterOptions:
     """Side of a tile in pixels, a multiple of 16."""
 
     overview_resampling: str | None = None
-    """``average`` (of what is not nodata), ``nearest`` or ``mode``; None: as each layer says."""
+    """``average`` (of valid pixels), ``nearest`` or ``mode``; None: as each layer says."""
 
     mask: bool | None = None
-    """Mark what has no value in a mask of one bit instead of a nodata value; None: for jpeg and lossy webp only."""
+    """Mark missing pixels in a mask of one bit instead of by a nodata value; None: for jpeg and lossy webp only."""
 
     bigtiff: bool | str = "auto"
-    """BigTIFF, whose files may exceed 4 GB; ``"auto"``: if they do."""
+    """BigTIFF, which may exceed 4 GB; ``"auto"``: only if needed."""
 
     jpeg_quality: int = 85
     """1 to 100."""
 
     stretch: Stretch | None = None
-    """For the layer ``rgba``: the values that become the darkest and the brightest, such a pair for each band, or
-    percentiles (``"2-98%"``, ``"2-98% per band"``) if the pixels are in memory."""
+    """For the layer ``rgba``: the values shown darkest and brightest, such a pair for each band, or percentiles
+    (``"2-98%"``, ``"2-98% per band"``) if the pixels are in memory."""
 
     @property
     def lossy(self) -> bool:
@@ -74,11 +74,11 @@ def options_of(given: Mapping[str, Any]) -> RasterOptions:
     Raises
     ------
     ParameterError
-        A name is no option.
+        A name is not an option.
     """
     known = [option.name for option in fields(RasterOptions)]
     if unknown := sorted(set(given) - set(known)):
-        raise ParameterError(f"{unknown[0]!r} is no option; options are {', '.join(known)}")
+        raise ParameterError(f"{unknown[0]!r} is not an option; options are {', '.join(known)}")
     return RasterOptions(**given)
 
 
@@ -88,7 +88,7 @@ def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]
     Raises
     ------
     ParameterError
-        A key is no option.
+        A key is not an option.
     """
     own = dict(overrides.get(layer, {}))
     known = {field.name for field in fields(RasterOptions)}
@@ -107,18 +107,18 @@ def checked(
     Parameters
     ----------
     label
-        Names the file in messages.
+        Name of the file for messages.
     averaged
-        Overviews are means: the pixels are quantities, not codes.
+        Whether overviews are means, because pixels are quantities and not codes.
 
     Raises
     ------
     ParameterError
-        A value makes no sense, or a combination is impossible.
+        A value is invalid, or a combination impossible.
     """
     if dtype.name not in _DTYPES:
         raise ParameterError(
-            f"{label}: not every reader of GeoTIFF takes {dtype.name}; cast to one of {', '.join(_DTYPES)}"
+            f"{label}: not every GeoTIFF reader supports {dtype.name}; cast to one of {', '.join(_DTYPES)}"
         )
     _choice(label, "compress", options.compress, COMPRESSIONS)
     if options.overview_resampling is not None:
@@ -155,7 +155,7 @@ def _check_compression(options: RasterOptions, dtype: np.dtype[Any], bands: int,
 def _predictor(options: RasterOptions, dtype: np.dtype[Any], label: str, *, averaged: bool) -> int:
     given, floats = options.predictor, dtype.kind == "f"
     if given == "auto":
-        # Differences of neighbours help pictures; they hurt classes and indices of scenes, which come in flat patches.
+        # Differences of neighbours suit pictures, but not classes and indices of scenes, which come in flat patches.
         return (3 if floats else 2 if averaged else 1) if options.compress in _PREDICTABLE else 1
     if given not in (1, 2, 3) or isinstance(given, bool):
         raise ParameterError(f"{label}: predictor is {given!r}; it is 'auto', 1 (none), 2 (integers) or 3 (floats)")

@@ -31,7 +31,7 @@ def level_shapes(shape: tuple[int, int], smallest: int) -> tuple[tuple[int, int]
 
 
 def valid_pixels(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
-    """Return where `pixels` have a value, None if all do; NaN never is a value."""
+    """Return where `pixels` have a value, None if all do; NaN is never a value."""
     valid = None if pixels.dtype.kind != "f" else ~np.isnan(pixels)
     if nodata is not None and not math.isnan(nodata):
         same = pixels != pixels.dtype.type(nodata)
@@ -40,7 +40,7 @@ def valid_pixels(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_
 
 
 def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[Any]:
-    """Return pixels at half the resolution; a block at an odd edge consists of what there is.
+    """Return pixels at half the resolution; blocks at an odd edge hold fewer pixels.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[An
         ``"average"``: mean of the pixels that have a value, halves rounded up; ``"nearest"``: the upper left pixel;
         ``"mode"``: the most frequent value, the first in reading order among equally frequent ones.
     nodata
-        The value of pixels that have none (NaN has none anyway); blocks of such pixels only stay so.
+        Value of pixels without data (besides NaN); blocks with no other pixels keep it.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def _mean_of_integers(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any
 
 
 def _neighbour(nodata: int, dtype: np.dtype[Any]) -> int:
-    """Return a value beside nodata: a mean of values must not read as "no value" by coincidence."""
+    """Return a neighbour of the nodata value, for means that would equal it by coincidence."""
     return nodata + 1 if nodata < np.iinfo(dtype).max else nodata - 1
 
 
@@ -116,7 +116,7 @@ def _mean_of_floats(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodat
 
 
 def _mode(corners: tuple[NDArray[Any], ...], nodata: float | None) -> NDArray[Any]:
-    # A block of which no pixel has a value gets one of them that says so.
+    # A block without any value keeps the nodata value.
     best = np.full_like(corners[0], corners[0] if nodata is None else nodata)
     most = np.zeros(best.shape, np.uint8)
     for candidate in corners:

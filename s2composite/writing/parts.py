@@ -1,4 +1,4 @@
-"""Parts: where encoded tiles wait until the file they belong to is assembled: beside it, so no other disk is needed."""
+"""Parts: where encoded tiles wait until their file is assembled: beside it, so that no other disk is needed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Parts:
     """Absolute path or URL, different for each attempt to write."""
 
     carried: bool = False
-    """Workers do not see `root`: they hand their parts back as results, and the client stores them."""
+    """Whether workers do not see `root` and return their parts as results, which the client stores."""
 
     kept: bool = False
-    """Parts stay until all of them are cleared, so that what was interrupted can go on from them."""
+    """Whether parts stay until all are cleared, so that an interrupted write can resume from them."""
 
     @property
     def remote(self) -> bool:
@@ -56,14 +56,14 @@ class Parts:
             raise WriteError(f"{display(self.root)}: cannot be written: {reason(self.root, error)}") from error
 
     def visible(self) -> bool:
-        """Return whether this process sees the place, and whether it still is there."""
+        """Return whether the place exists for this process."""
         if not self.remote:
             return Path(self.root, _MARKER).exists()
         fs, path = filesystem(join(self.root, _MARKER))
         return bool(fs.exists(path))
 
     def require(self) -> None:
-        """Stop where writing was given up: the place is gone.
+        """Raise if the place is gone, because writing was given up.
 
         Raises
         ------
@@ -71,7 +71,7 @@ class Parts:
             It is gone.
         """
         if not self.visible():
-            raise WriteError(f"{display(self.root)}: is gone, because writing was given up")
+            raise WriteError(f"{display(self.root)}: no longer exists, because writing was given up")
 
     def write(self, name: str, data: bytes) -> None:
         """Store a part, whole or not at all.
@@ -148,7 +148,7 @@ class Parts:
                 time.sleep(0.05)
             return
         fs, path = filesystem(self.root)
-        # First the marker, so that what still runs elsewhere gives up.
+        # The marker first, so that tasks still running elsewhere give up.
         for victim, recursive in ((join(path, _MARKER), False), (path, True)):
             try:
                 fs.rm(victim, recursive=recursive)
@@ -158,11 +158,11 @@ class Parts:
     def _put(self, name: str, data: bytes) -> None:
         if self.remote:
             fs, path = filesystem(join(self.root, name))
-            # gcsfs ends what it sends with a line feed: a last byte \r before it would count as a part of the line end.
+            # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
             fs.pipe_file(path, data + b".")
             return
         final = Path(self.root, name)
-        # A task that Dask runs twice must not leave half of a part where the other run has put a whole one.
+        # A task that Dask runs twice must not replace a whole part with half of one.
         unfinished = final.with_suffix(f".{uuid.uuid4().hex[:8]}")
         try:
             unfinished.write_bytes(data)

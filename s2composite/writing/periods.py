@@ -14,7 +14,7 @@ from s2composite.writing.layers import TIME, raster_layers
 __all__ = ["PLACE", "Period", "period_path", "periods_of"]
 
 PLACE = "{period}"
-"""Where a path has this, the period's name is put."""
+"""Placeholder in a path for the name of the period."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -24,17 +24,17 @@ class Period:
     """A part of a dataset in time."""
 
     label: str | None
-    """As in file names: ``2023-01``; None: there is no time axis."""
+    """Name for files, ``2023-01``; None: there is no time axis."""
 
     dataset: xr.Dataset
     """Its layers ``(b, y, x)`` or ``(y, x)``."""
 
     span: tuple[np.datetime64, np.datetime64] | None = None
-    """Start, and end which is no part of it; None where the dataset does not say."""
+    """Start, and end (exclusive); None if the dataset does not say."""
 
 
 def periods_of(dataset: xr.Dataset) -> tuple[Period, ...]:
-    """Return the periods of a dataset; one without a name where layers have no time axis.
+    """Return the periods of a dataset; a single one without a name if layers have no time axis.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def _stamps(dataset: xr.Dataset) -> list[str]:
 
 def _span(dataset: xr.Dataset, position: int) -> tuple[np.datetime64, np.datetime64] | None:
     name = dataset[TIME].attrs.get("bounds") if TIME in dataset.coords else None
-    # Choosing some layers of a dataset drops the bounds, and leaves the attribute that names them.
+    # Selecting layers of a dataset drops the bounds, but not the attribute that names them.
     if name not in dataset.variables:
         return None
     start, end = dataset[name].values[position]
@@ -75,7 +75,7 @@ def period_path(path: str, label: str | None) -> str:
     Raises
     ------
     ParameterError
-        The path has a place for a period, and there is none.
+        The path has a placeholder, but there are no periods.
     """
     if label is None:
         if PLACE in path:

@@ -62,7 +62,7 @@ class Preview:
     """Positions of the bands that are shown: three, or one three times."""
 
     nodata: float | None
-    """What means "no value" in the layer."""
+    """Nodata value of the layer."""
 
     ends: NDArray[np.float64]
     """Values shown black and white, ``(3, 2)``."""
@@ -80,7 +80,7 @@ def preview_of(dataset: xr.Dataset, stretch: Stretch | None = None) -> Preview:
     Raises
     ------
     ParameterError
-        There is no layer with bands, or the stretch makes no sense, or needs pixels that are not computed yet.
+        There is no layer with bands, or the stretch is malformed or needs pixels that are not computed yet.
     """
     layer = picture_layer(dataset)
     bands = tuple(colour_bands(layer_of(dataset, layer.name).bands))
@@ -98,7 +98,7 @@ def rgba_layer(dataset: xr.Dataset, stretch: Stretch | None = None) -> Layer:
     Raises
     ------
     ParameterError
-        As `preview_of`.
+        As for `preview_of`.
     """
     preview = preview_of(dataset, stretch)
     layer = layer_of(dataset, preview.layer)

@@ -1,4 +1,4 @@
-"""Progress: one bar with rate and time left, in terminals and notebooks; silent elsewhere, and beside a log."""
+"""Progress: a bar with rate and time left, in terminals and notebooks; none elsewhere, or beside a log."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rich.text import Text
 __all__ = ["pace", "progress_bar"]
 
 _LINE_EVERY = 0.5
-"""Seconds between two looks of the line in a notebook."""
+"""Seconds between two updates of the line in a notebook."""
 
 _LOOK_BACK = 3600.0
-"""Seconds over which the rate is taken for the time left: a window of a big job may take minutes."""
+"""Seconds over which the rate is averaged for the time left: a window of a big job may take minutes."""
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Pyramid: the Dask graph that encodes a raster, window by window, and its overviews from what windows leave.
+"""Pyramid: the Dask graph that encodes a raster and its overviews, window by window.
 
-A window's task makes the tiles of the full resolution and of every overview whose tiles lie inside the window, of all
-files that are made of the same pixels, and leaves what it has at the next level. Those are the windows of the next
-stage, until one window is left: a tree, in which nothing is ever larger than a few windows.
+The task of a window makes the tiles of the full resolution and of every overview whose tiles lie inside the window, for
+all files made from the same pixels, and keeps its pixels at the next level. These make up the windows of the next
+stage, until one window is left: a tree in which nothing is ever larger than a few windows.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 _WINDOW_BYTES = 16 << 20
-"""Pixels of a window that is made by rechunking: 2048 x 2048 of three bands in 8 bits."""
+"""Bytes of a window that is made by rechunking, such as 2048 x 2048 pixels of three bands in 8 bits."""
 
 _LARGEST_WINDOW = 64 << 20
-"""Pixels of a window beyond which a chunk is divided, so that memory stays bounded and all workers have work."""
+"""Bytes of a window beyond which a chunk is divided, so that memory stays bounded and all workers have work."""
 
 
 def window_size(block: int, pixel_bytes: int) -> int:
@@ -87,7 +87,7 @@ def plan_stages(first: Chunks, block: int, levels: Sequence[tuple[int, int]], pi
 
 
 def _inner_levels(chunks: Chunks, block: int) -> int:
-    """Return how often tiles of `block` pixels can be doubled and still not cross an edge of a window."""
+    """Return how often tiles of `block` pixels can be doubled without crossing an edge of a window."""
     inner = [edge for sizes in chunks for edge in list(accumulate(sizes))[:-1]]
     if not inner:
         return 64
@@ -128,7 +128,7 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class WindowsDone:
-    """What a task tells: small, and all that ever reaches the client."""
+    """What a task reports: small, and all that ever reaches the client."""
 
     indices: tuple[WindowIndex, ...]
     """For each file."""
@@ -165,14 +165,14 @@ class _Group:
 def raster_tasks(sources: Sequence[Source], tables: Mapping[str, da.Array] | None = None) -> list[Encoding]:
     """Return the work of encoding files, lazily.
 
-    One task makes a window of all files whose pixels have a common origin: they are read, reduced and encoded without a
-    window ever being the result of a task.
+    One task makes a window of all files whose pixels have a common origin: it reads, reduces and encodes them, so that
+    a window is never the result of a task.
 
     Parameters
     ----------
     tables
-        By name small arrays ``(..., window_y, window_x)``. Those with one value for each window of files which come
-        from the same tasks are computed with them; the others are left out.
+        Small arrays ``(..., window_y, window_x)`` by name. Those with one value per window that come from the same
+        tasks as files are computed with them; the others are left out.
     """
     left = dict(tables or {})
     out = []

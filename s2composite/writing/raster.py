@@ -1,4 +1,4 @@
-"""Raster: all that is fixed about one output file before its pixels are known. It travels to the workers once."""
+"""Raster: all that is known about an output file before its pixels are. It travels to the workers once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Band:
     """How its overviews are made: ``average``, ``nearest`` or ``mode``."""
 
     nodata: float | None = None
-    """What means "no value" in the layer; the file's own may differ where layers disagree."""
+    """Nodata value of the layer; that of the file may differ if layers disagree."""
 
     long_name: str = ""
     """In words."""
@@ -61,7 +61,7 @@ class Raster:
     """Final name: an absolute path or a URL."""
 
     token: str
-    """Different for each file and each attempt to write: Dask must never take the tasks of an earlier one for done."""
+    """Different for each file and attempt: Dask must never take the tasks of an earlier one for done."""
 
     parts: Parts
     """Where encoded tiles lie until the file is assembled."""
@@ -76,7 +76,7 @@ class Raster:
     """Of all bands."""
 
     nodata: float | None
-    """What means "no value" in the file."""
+    """Nodata value of the file."""
 
     geobox: GeoBox | None
     """Pixel grid; None: not georeferenced."""
@@ -85,10 +85,10 @@ class Raster:
     """Checked, with the predictor decided."""
 
     mask: bool = False
-    """What has no value is marked in a mask instead of by nodata."""
+    """Whether missing pixels are marked in a mask instead of by nodata."""
 
     alpha: bool = False
-    """A last band, 255 where there is a value and 0 elsewhere, is added."""
+    """Whether a last band is added, 255 where there is a value and 0 elsewhere."""
 
     tags: tuple[tuple[str, str], ...] = ()
     """Facts for GDAL's metadata."""

@@ -1,16 +1,13 @@
-"""Reconstruct: tiles that separate workers have written become one file, if they are all there and fit together."""
+"""Reconstruct: one file from the tiles that separate workers have written, if all are there and fit together."""
 
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -29,16 +26,11 @@ from s2composite.errors import SourceError, TilesError
 from s2composite.reading.warp import read_info, read_level
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.writing.cog import write_raster
+from s2composite.writing.mosaic import Mosaic, Tile, check_alike, lay_tiles
 
 __all__ = ["reconstruct"]
 
-_PLACE = re.compile(r"tile_(\d+)_(\d+)\.tiff?$", re.IGNORECASE)
 _ENDS = (".tif", ".tiff")
-_LISTED = 20
-"""Missing tiles that a message names; all are in the error's ``missing``."""
-
-_SLACK = 0.01
-"""Part of a pixel by which tiles may lie beside the grid: coordinates are rounded when they are written."""
 
 
 def reconstruct(
@@ -48,11 +40,11 @@ def reconstruct(
     shape: tuple[int, int] | None = None,
     **options: Any,
 ) -> str:
-    """Put tiles that separate workers have written together as one cloud-optimised GeoTIFF.
+    """Assemble the tiles that separate workers have written as one cloud-optimised GeoTIFF.
 
-    Where a tile lies follows from its name, ``tile_{x}_{y}.tif`` with the column and row of its first pixel, or from
-    its georeference; where both are there they must agree. Tiles are read, encoded and forgotten one by one, on the
-    current Dask client or in threads: memory holds a few of them. The file is complete and verified, or absent.
+    The position of a tile follows from its name, ``tile_{x}_{y}.tif`` with the column and row of its first pixel, or
+    from its georeference; if it has both, they must agree. Tiles are read, encoded and forgotten one by one, on the
+    current Dask client or in threads, so that memory holds a few of them. The file is complete and verified, or absent.
 
     Parameters
     ----------
@@ -61,10 +53,10 @@ def reconstruct(
     path
         As for `s2composite.writing.cog.write_raster`.
     shape
-        Rows and columns of the whole. Without it nobody can know that the last row or column of tiles is missing:
-        what lies inside of the outermost tiles is checked.
+        ``(y, x)``: rows and columns of the whole. Without it, a missing last row or column of tiles goes unnoticed;
+        only gaps between the outermost tiles are found.
     **options
-        How to encode, and ``overwrite``, ``tags``, ``progress``: as for `s2composite.writing.cog.write_raster`.
+        Encoding, ``overwrite``, ``tags`` and ``progress``, as for `s2composite.writing.cog.write_raster`.
 
     Returns
     -------
@@ -76,7 +68,7 @@ def reconstruct(
     SourceError
         There are no tiles, or they cannot be listed.
     TilesError
-        Tiles are missing, overlap or are unlike the others; carries ``missing``, ``overlapping`` or ``unlike``.
+        Tiles are missing, overlap, or differ from the others; carries ``missing``, ``overlapping`` or ``unlike``.
     ReadError
         A tile cannot be read.
     WriteError
@@ -89,53 +81,14 @@ def reconstruct(
     '/home/me/median.tif'
     """
     hrefs = _listed(tiles)
-    # Whether they are georeferenced is one of the things to find out. Once for all threads: it is not theirs to change.
+    # Whether tiles are georeferenced is one of the questions. Warnings are set here, since threads share the setting.
     with warnings.catch_warnings(), ThreadPoolExecutor(16) as pool:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         found = list(pool.map(_look, hrefs))
-    _check_alike(found)
-    layout = _laid_out(found, shape)
-    (written,) = write_raster(_dataset(layout), path, **{"layers": "composite", **options})
+    check_alike(found)
+    mosaic = lay_tiles(found, shape)
+    (written,) = write_raster(_dataset(mosaic), path, **{"layers": "composite", **options})
     return written
-
-
-class _Tile(NamedTuple):
-    """One tile, its header read."""
-
-    href: str
-    bands: int
-    dtype: str
-    nodata: float | None
-    crs: str | None
-    transform: Affine | None
-    shape: tuple[int, int]
-    names: tuple[str | None, ...]
-
-    @property
-    def named(self) -> tuple[int, int] | None:
-        """Row and column of the first pixel, as the name says."""
-        match = _PLACE.search(self.href)
-        return None if match is None else (int(match[2]), int(match[1]))
-
-
-@dataclass(frozen=True, eq=False)
-class _Layout:
-    """Where tiles lie in the whole."""
-
-    tiles: tuple[_Tile, ...]
-    """In no particular order."""
-
-    places: tuple[tuple[int, int], ...]
-    """Row and column of the first pixel of each."""
-
-    edges: tuple[tuple[int, ...], tuple[int, ...]]
-    """All rows and columns at which a tile begins or ends: the cells between them each belong to one tile."""
-
-    owners: NDArray[np.intp]
-    """For each cell ``(row, column)`` the number of its tile."""
-
-    transform: Affine | None
-    """Of the whole."""
 
 
 # --- which tiles ----------------------------------------------------------------------------------------------------
@@ -156,7 +109,7 @@ def _listed(tiles: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         where = absolute(tiles)
         hrefs = _found(where)
     if not hrefs:
-        raise SourceError(f"{display(where)}: there are no tiles (.tif files) there")
+        raise SourceError(f"{display(where)}: holds no tiles (.tif files)")
     return sorted(set(hrefs))
 
 
@@ -175,8 +128,8 @@ def _found(where: str) -> list[str]:
     return [f"{scheme}{name}" for name in map(str, names) if name.lower().endswith(_ENDS)]
 
 
-def _look(href: str) -> _Tile:
-    """Return a tile after a look at its header.
+def _look(href: str) -> Tile:
+    """Return a tile as its header describes it.
 
     Raises
     ------
@@ -184,11 +137,11 @@ def _look(href: str) -> _Tile:
         It has a mask, which would be lost.
     """
 
-    def look(source: rasterio.DatasetReader) -> _Tile:
+    def look(source: rasterio.DatasetReader) -> Tile:
         georeferenced = source.crs is not None or source.transform != Affine.identity()
         if any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums):
             raise TilesError(f"{display(href)}: has a mask beside its pixels; write tiles with a nodata value instead")
-        return _Tile(
+        return Tile(
             href,
             source.count,
             source.dtypes[0],
@@ -202,166 +155,38 @@ def _look(href: str) -> _Tile:
     return read_info(href, look)
 
 
-def _check_alike(tiles: Sequence[_Tile]) -> None:
-    """Refuse tiles that differ from most others.
-
-    Raises
-    ------
-    TilesError
-        Names them, and in what they differ.
-    """
-    facts: dict[str, Callable[[_Tile], Any]] = {
-        "number of bands": lambda t: t.bands,
-        "dtype": lambda t: t.dtype,
-        "nodata value": lambda t: str(t.nodata),
-        "CRS": lambda t: t.crs,
-        "size of pixels": lambda t: (
-            None if t.transform is None else tuple(np.round(tuple(t.transform)[i], 9) for i in (0, 1, 3, 4))
-        ),
-    }
-    for what, fact in facts.items():
-        counted = Counter(fact(tile) for tile in tiles)
-        usual = counted.most_common(1)[0][0]
-        odd = [tile for tile in tiles if fact(tile) != usual]
-        if odd:
-            raise TilesError(
-                f"{display(odd[0].href)}: its {what} is {_short(fact(odd[0]))}, that of most tiles {_short(usual)}"
-                + (f"; so are {len(odd) - 1} more" if len(odd) > 1 else ""),
-                unlike=tuple(display(tile.href) for tile in odd),
-            )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    match = re.match(r'\w+\["([^"]+)"', text)
-    return match[1] if match else text
-
-
-# --- where they lie -------------------------------------------------------------------------------------------------
-
-
-def _laid_out(tiles: Sequence[_Tile], shape: tuple[int, int] | None) -> _Layout:
-    places, transform = _places(tiles)
-    whole = shape or tuple(
-        max(place[axis] + tile.shape[axis] for place, tile in zip(places, tiles, strict=True)) for axis in (0, 1)
-    )
-    spans = [((y, y + tile.shape[0]), (x, x + tile.shape[1])) for (y, x), tile in zip(places, tiles, strict=True)]
-    for tile, ((_, bottom), (_, right)) in zip(tiles, spans, strict=True):
-        if bottom > whole[0] or right > whole[1]:
-            raise TilesError(f"{display(tile.href)}: reaches beyond the {whole[0]} x {whole[1]} pixels of the whole")
-    edges = tuple(tuple(sorted({0, whole[axis], *(edge for span in spans for edge in span[axis])})) for axis in (0, 1))
-    owners = _owners(tiles, spans, edges)
-    if (owners < 0).any():
-        raise _missing(tiles, spans, edges, owners)
-    return _Layout(tuple(tiles), tuple(places), (edges[0], edges[1]), owners, transform)
-
-
-def _places(tiles: Sequence[_Tile]) -> tuple[list[tuple[int, int]], Affine | None]:
-    """Return row and column of the first pixel of each tile, and the transform of the whole.
-
-    Raises
-    ------
-    TilesError
-        Nothing says where they lie, or what does disagrees.
-    """
-    by_name = [tile.named for tile in tiles]
-    if tiles[0].transform is None:
-        if unknown := [tile for tile, place in zip(tiles, by_name, strict=True) if place is None]:
-            raise TilesError(
-                f"{display(unknown[0].href)}: neither its name (tile_X_Y.tif) nor its georeference say where it is"
-            )
-        return [place for place in by_name if place is not None], None
-    base = tiles[0].transform
-    exact = [~base @ (tile.transform @ (0, 0)) for tile in tiles if tile.transform is not None]
-    offsets = np.array([(row, column) for column, row in exact])
-    whole = np.rint(offsets).astype(int)
-    if (aside := np.abs(offsets - whole).max(axis=1) > _SLACK).any():
-        odd = tiles[int(np.argmax(aside))]
-        raise TilesError(f"{display(odd.href)}: lies between the pixels of the others", unlike=(display(odd.href),))
-    if all(place is not None for place in by_name):
-        origin = np.array(by_name[0])
-        disagree = (whole + origin != np.array(by_name)).any(axis=1)
-        if disagree.any():
-            odd = tiles[int(np.argmax(disagree))]
-            raise TilesError(f"{display(odd.href)}: its name and its georeference say different places")
-    else:
-        origin = -whole.min(axis=0)
-    places = [(int(y), int(x)) for y, x in whole + origin]
-    return places, base @ Affine.translation(-int(origin[1]), -int(origin[0]))
-
-
-def _owners(tiles: Sequence[_Tile], spans: Sequence[Any], edges: Sequence[tuple[int, ...]]) -> NDArray[np.intp]:
-    """Return the number of the tile of each cell, -1 where there is none.
-
-    Raises
-    ------
-    TilesError
-        Two tiles overlap.
-    """
-    owners = np.full([len(axis) - 1 for axis in edges], -1)
-    for number, span in enumerate(spans):
-        cells = tuple(slice(*np.searchsorted(axis, ends)) for axis, ends in zip(edges, span, strict=True))
-        if (taken := owners[cells][owners[cells] >= 0]).size:
-            pair = (display(tiles[int(taken[0])].href), display(tiles[number].href))
-            raise TilesError(f"{pair[0]} and {pair[1]} overlap", overlapping=pair)
-        owners[cells] = number
-    return owners
-
-
-def _missing(
-    tiles: Sequence[_Tile], spans: Sequence[Any], edges: Sequence[tuple[int, ...]], owners: NDArray[np.intp]
-) -> TilesError:
-    """Return the error that lists what is missing, by name where tiles have names."""
-    named = all(tile.named for tile in tiles)
-    steps = [Counter(span[axis][1] - span[axis][0] for span in spans).most_common(1)[0][0] for axis in (0, 1)]
-    missing: dict[str, None] = {}
-    for row, column in np.argwhere(owners < 0):
-        y, x = edges[0][row : row + 2], edges[1][column : column + 2]
-        if not named:
-            missing[f"y {y[0]}:{y[1]}, x {x[0]}:{x[1]}"] = None
-            continue
-        # A gap of several tiles is one cell if nothing begins or ends inside of it.
-        for top in range(y[0] // steps[0] * steps[0], y[1], steps[0]):
-            for left in range(x[0] // steps[1] * steps[1], x[1], steps[1]):
-                missing[f"tile_{left}_{top}.tif"] = None
-    listed = ", ".join(list(missing)[:_LISTED]) + (f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED))
-    return TilesError(
-        f"{len(missing)} tile(s) are missing beside the {len(tiles)} that are there: {listed}", missing=tuple(missing)
-    )
-
-
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
-def _dataset(layout: _Layout) -> xr.Dataset:
-    """Return the whole, lazily: each cell is a task that reads its part of a tile."""
-    first = layout.tiles[0]
-    chunks = tuple(tuple(b - a for a, b in pairwise(axis)) for axis in layout.edges)
-    shared = delayed(layout, name=f"tiles-{tokenize(layout.tiles)}", pure=True, traverse=False)
+def _dataset(mosaic: Mosaic) -> xr.Dataset:
+    """Return the whole, lazily: one task per cell reads its part of a tile."""
+    first = mosaic.tiles[0]
+    chunks = tuple(tuple(b - a for a, b in pairwise(axis)) for axis in mosaic.edges)
+    shared = delayed(mosaic, name=f"tiles-{tokenize(mosaic.tiles)}", pure=True, traverse=False)
     data = da.map_blocks(
         _read_cell,
-        layout=shared,
+        mosaic=shared,
         chunks=((first.bands,), *chunks),
         dtype=first.dtype,
         meta=np.empty((0, 0, 0), first.dtype),
-        name=f"read-tiles-{tokenize(layout.tiles, layout.edges)}",
+        name=f"read-tiles-{tokenize(mosaic.tiles, mosaic.edges)}",
     )
     names = [name or f"band_{i + 1}" for i, name in enumerate(first.names)]
     coords: dict[Any, Any] = {"band": names if len(set(names)) == len(names) else list(range(1, len(names) + 1))}
-    if layout.transform is not None:
-        geobox = GeoBox((layout.edges[0][-1], layout.edges[1][-1]), layout.transform, first.crs)
+    if mosaic.transform is not None:
+        geobox = GeoBox((mosaic.edges[0][-1], mosaic.edges[1][-1]), mosaic.transform, first.crs)
         coords |= dict(xr_coords(geobox, dims=("y", "x")))
     attrs = {"overviews": "average"} | ({} if first.nodata is None else {"nodata": first.nodata})
-    return xr.Dataset({"composite": (("band", "y", "x"), data, attrs)}, coords, {"tiles": str(len(layout.tiles))})
+    return xr.Dataset({"composite": (("band", "y", "x"), data, attrs)}, coords, {"tiles": str(len(mosaic.tiles))})
 
 
-def _read_cell(layout: _Layout, block_id: tuple[int, int, int]) -> NDArray[Any]:
+def _read_cell(mosaic: Mosaic, block_id: tuple[int, int, int]) -> NDArray[Any]:
     _, row, column = block_id
-    number = int(layout.owners[row, column])
-    tile, place = layout.tiles[number], layout.places[number]
+    number = int(mosaic.owners[row, column])
+    tile, place = mosaic.tiles[number], mosaic.places[number]
     window = tuple(
         slice(axis[i] - start, axis[i + 1] - start)
-        for axis, i, start in zip(layout.edges, (row, column), place, strict=True)
+        for axis, i, start in zip(mosaic.edges, (row, column), place, strict=True)
     )
     out = np.empty((tile.bands, *(s.stop - s.start for s in window)), tile.dtype)
     read_level(tile.href, tuple(range(tile.bands)), 0, (window[0], window[1]), out)

@@ -1,6 +1,6 @@
-"""Regions: what one task writes into a Zarr store: a window of all layers, read back and remembered as done.
+"""Regions: what one task writes into a Zarr store: a window of all layers, read back and marked as done.
 
-A region is whole shards and always the same bytes, so that it may be written twice.
+A region consists of whole shards and always has the same bytes, so it may be written twice.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class Regions:
     """Hash of what is written."""
 
     def require(self) -> None:
-        """Stop where writing was given up, and take away what came after that.
+        """Raise if writing was given up, and remove what was written since.
 
         Raises
         ------
         WriteError
-            The note of what is being written is gone, or is about something else.
+            The record of what is being written is gone, or is of other data.
         """
         if self.place.store is not None:
             return
         found = self.place.get(IDENTITY)
         if found is None and self.place.get(ROOT) is not None:
-            # The store is complete, in place: another worker has made this window while this one did not answer.
+            # The store is complete: another worker has made this window while this one did not answer.
             self.place.forget()
         elif found is None:
             self.place.clear()
@@ -66,7 +66,7 @@ class Regions:
 
 
 def mark_of(name: str, stage: Stage, position: Sequence[int]) -> str:
-    """Return the name under which a piece of work is remembered: of a window, or a block of another variable."""
+    """Return the name under which a window, or a block of another variable, is marked as done."""
     return "-".join([name or f"s{stage.number}", *map(str, position)])
 
 
@@ -84,7 +84,7 @@ def write_window(
     blocks
         Of each layer, ``(..., y, x)``.
     extras
-        By name what other variables have for this window: ``(..., 1, 1)``, one value for each window.
+        Values of other variables for this window by name, ``(..., 1, 1)``.
 
     Raises
     ------
@@ -106,12 +106,12 @@ def write_window(
 
 
 def write_overview(regions: Regions, stage: Stage, position: tuple[int, int]) -> None:
-    """Make levels from the one below, which lies in the store.
+    """Make levels from the level below, which is in the store.
 
     Raises
     ------
     WriteError
-        As `write_window`.
+        As for `write_window`.
     """
     y, x = stage.window(*position)
     below = tuple(slice(2 * axis.start, 2 * axis.stop) for axis in (y, x))
@@ -128,19 +128,19 @@ def write_overview(regions: Regions, stage: Stage, position: tuple[int, int]) ->
 
 
 def write_extra(regions: Regions, variable: str, starts: Sequence[int], block: NDArray[Any], mark: str) -> None:
-    """Write a block of a variable that is no picture.
+    """Write a block of a variable that is not a picture.
 
     Parameters
     ----------
     starts
-        Where it begins along each axis.
+        Its first index along each axis.
     mark
-        What it is remembered as.
+        Name under which it is marked as done.
 
     Raises
     ------
     WriteError
-        As `write_window`.
+        As for `write_window`.
     """
     where = tuple(slice(start, start + n) for start, n in zip(starts, block.shape, strict=True))
 
@@ -155,7 +155,7 @@ def _array(regions: Regions, variable: str) -> Any:
 
 
 def _guarded(regions: Regions, mark: str, where: str, size: int, write: Callable[[], None]) -> None:
-    """Run the writing of a window of `size` bytes, remember that it is done, and name it in errors."""
+    """Write a window of `size` bytes, mark it as done, and name it in errors."""
     label = regions.place.label
     try:
         regions.require()

@@ -1,4 +1,4 @@
-"""Skeleton of a Zarr hierarchy: all its metadata and coordinates, made in memory before any pixel is."""
+"""Skeleton of a Zarr hierarchy: all its metadata and coordinates, made in memory before any pixel is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _TIME_UNITS = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
-"""Of the times of periods and their bounds, which CF wants alike."""
+"""Encoding of the times of periods and their bounds, which CF wants to be the same."""
 
 _CONVENTIONS = {
     "proj": ("geo-proj", "f17cb550-5864-4468-aeb7-f3180cfb622f", "Coordinate reference system information"),
@@ -57,7 +57,7 @@ def level_geobox(geobox: GeoBox, shape: tuple[int, int], level: int) -> GeoBox:
 
 @dataclass(frozen=True, eq=False)
 class Hierarchy:
-    """What a Zarr hierarchy holds, before any pixel is there."""
+    """What a Zarr hierarchy will hold, before any pixel is written."""
 
     dataset: xr.Dataset
     """With coordinates, attributes and all variables."""
@@ -116,7 +116,7 @@ def write_skeleton(hierarchy: Hierarchy, store: Store) -> None:
 
 
 def _consolidate(store: Store) -> None:
-    """Copy all metadata into the root's, so that opening is one request; stores with a history have no need of it."""
+    """Copy all metadata into the root's, so that opening takes one request; stores with a history do not need it."""
     if getattr(store, "supports_consolidated_metadata", True):
         zarr.consolidate_metadata(store)
 
@@ -154,7 +154,7 @@ def _level_dataset(hierarchy: Hierarchy, level: int) -> xr.Dataset:
     attrs = _plain(dataset.attrs) if hierarchy.pyramid else _root_attributes(hierarchy)
     out = xr.Dataset(variables, coords, attrs)
     text = {name: coord.astype(object) for name, coord in out.coords.items() if coord.dtype.kind == "U"}
-    # CF: what only bounds a coordinate is no coordinate itself.
+    # In CF, the bounds of a coordinate are not a coordinate themselves.
     return out.assign_coords(text).drop_encoding().reset_coords(list(_bounds(out)))
 
 
@@ -176,7 +176,7 @@ def _level_coords(hierarchy: Hierarchy, level: int) -> dict[Hashable, Any]:
 
 
 def _placeholder(array: xr.DataArray) -> xr.Variable:
-    """Return a variable that is no picture: as it is, or if it is lazy, to be written chunk by chunk."""
+    """Return a variable that is not a picture: unchanged, or a placeholder if it is lazy."""
     if not array.chunks:
         return array.variable
     chunks = tuple(sizes[0] for sizes in array.chunks)
@@ -190,14 +190,14 @@ def _encodings(hierarchy: Hierarchy, stage: Stage, level: int) -> dict[str, dict
     out: dict[str, dict[str, Any]] = {}
     for layer in hierarchy.layers:
         whole = layer.data.shape[:-2]
-        # A pixel's bands are read together where they are few, as in pictures; periods are looked at one by one.
+        # Few bands are read together, as those of a picture; periods are read one by one.
         dims = hierarchy.dataset[layer.name].dims
         head = tuple(n if n <= 4 and dim != TIME else 1 for n, dim in zip(whole, dims, strict=False))
         encoding: dict[str, Any] = {"chunks": (*head, chunk, chunk), "compressors": [compressor]}
         if hierarchy.shards and (*head, *window) != (*whole, chunk, chunk):
             encoding["shards"] = (*whole, *window)
         if layer.nodata is not None:
-            # What is not stored has no value, and GDAL takes the fill value for nodata.
+            # Chunks that are not stored have no values, and GDAL reads the fill value as nodata.
             encoding["fill_value"] = layer.data.dtype.type(layer.nodata).item()
         out[layer.name] = encoding
     coords = hierarchy.dataset.coords
@@ -263,7 +263,7 @@ def _spatial(geobox: GeoBox) -> dict[str, Any]:
         "spatial:registration": "pixel",
     }
     if geobox.crs is not None:
-        # Only a code that is certain: pyproj also offers codes of systems that are merely alike.
+        # Only an exact code: pyproj also offers codes of similar systems.
         authority = geobox.crs.proj.to_authority(min_confidence=100)
         attrs |= {"proj:code": ":".join(authority)} if authority else {"proj:wkt2": geobox.crs.to_wkt()}
     return attrs

@@ -1,4 +1,4 @@
-"""STAC: what is known about files that have been written, as a STAC 1.1 item. Values in, a dict out."""
+"""STAC: the STAC 1.1 item that describes files that have been written. Values in, a dict out."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Lineage:
     """The whole composite."""
 
     shares: np.ndarray[Any, np.dtype[np.float64]] | None
-    """Share of the pixels that each scene contributed; None: the reducer picks no scenes."""
+    """Share of the pixels that each scene contributed; None: the reducer does not pick scenes."""
 
     read_status: Mapping[str, Any] | None
-    """What could not be read; None: a failure would have stopped everything."""
+    """What could not be read; None: failures were errors."""
 
     derived_from: Mapping[str, str]
     """Hrefs of the scenes' own items, as far as they are known."""
@@ -71,7 +71,7 @@ def multihash(sha256: str) -> str:
 
 
 def check_times(period: Period) -> tuple[str, str]:
-    """Return the first and last moment of a period in UTC; an item cannot do without.
+    """Return the first and last moment of a period in UTC, which every item needs.
 
     Raises
     ------
@@ -79,11 +79,11 @@ def check_times(period: Period) -> tuple[str, str]:
         The scenes have no times.
     """
     if period.span is not None:
-        # The end is no part of a period, but is part of what STAC means.
+        # The end of a period is exclusive, that of a STAC item inclusive.
         return _stamp(period.span[0]), _stamp(period.span[1] - np.timedelta64(1, "s"))
     times = period.dataset["scene_time"].values if "scene_time" in period.dataset.coords else np.array([])
     if times.dtype.kind != "M" or not times.size:
-        raise ParameterError("a STAC item needs to know when: the composite has no 'scene_time' with dates")
+        raise ParameterError("a STAC item needs dates, and the composite has no 'scene_time' with any")
     return _stamp(times.min()), _stamp(times.max())
 
 
@@ -92,7 +92,7 @@ def _stamp(time: np.datetime64) -> str:
 
 
 def item_id(lineage: Lineage, period: Period, rasters: Sequence[Raster]) -> str:
-    """Return an id that is the same for the same pixels: of scenes, method, software and grid, whatever the path."""
+    """Return an id that is the same for the same pixels: from scenes, method, software and grid, not the path."""
     dataset, (start, end) = lineage.dataset, check_times(period)
     facts = {
         "attributes": {name: str(value) for name, value in sorted(dataset.attrs.items())},
@@ -134,7 +134,7 @@ def build_item(
     thumbnail
         Its asset; None: there is none.
     properties
-        Further ones; they win over those made here.
+        Further properties; they override those made here.
     created
         When the files were written.
     """
@@ -173,11 +173,11 @@ def build_item(
 
 
 def _place(geobox: GeoBox | None) -> dict[str, Any]:
-    """Return the outline in longitude and latitude; none where nothing says where on Earth the pixels are."""
+    """Return the outline in longitude and latitude; no geometry if the pixels are not georeferenced."""
     if geobox is None or geobox.crs is None:
         return {"geometry": None}
     width, height = geobox.boundingbox.span_x, geobox.boundingbox.span_y
-    # Straight lines of a projection are curved in degrees.
+    # Lines that are straight in a projection are curved in degrees.
     outline = geobox.extent.to_crs("EPSG:4326", resolution=max(width, height) / 8, wrapdateline=True).geom
     parts = [orient(part) for part in getattr(outline, "geoms", [outline])]
     shapes = [_rounded(mapping(part)["coordinates"]) for part in parts]
@@ -211,7 +211,7 @@ def _projection(raster: Raster) -> dict[str, Any]:
     facts = {**shape, "proj:transform": _six(geobox), "proj:bbox": [float(v) for v in geobox.boundingbox.bbox]}
     if geobox.crs is None:
         return facts
-    # Only a code that is certain: pyproj also offers codes of systems that are merely alike.
+    # Only an exact code: pyproj also offers codes of similar systems.
     authority = geobox.crs.proj.to_authority(min_confidence=100)
     code = ":".join(authority) if authority else None
     return {**facts, "proj:code": code, **({} if code else {"proj:wkt2": geobox.crs.to_wkt()})}

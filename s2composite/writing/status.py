@@ -1,4 +1,4 @@
-"""Status: what could not be read of each scene, in the few words that a file's tags have room for."""
+"""Status: what could not be read of each scene, short enough for the tags of a file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from s2composite.windows import STATUS
 __all__ = ["STATUS", "read_status", "status_summary"]
 
 _LISTED = 400
-"""Windows that are listed one by one: tags hold some kB."""
+"""Windows that are listed individually: tags hold a few kB."""
 
 
 def read_status(dataset: xr.Dataset) -> da.Array | None:
-    """Return the table of what was read ``(scene, window_y, window_x)``; None where reading fails or does not."""
+    """Return the table of what was read ``(scene, window_y, window_x)``; None if failures are errors."""
     if STATUS not in dataset:
         return None
     data = dataset[STATUS].data
@@ -28,7 +28,7 @@ def read_status(dataset: xr.Dataset) -> da.Array | None:
 
 
 def status_summary(dataset: xr.Dataset, table: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return what failed, as JSON has it.
+    """Return what failed, in the types of JSON.
 
     Parameters
     ----------
@@ -38,10 +38,10 @@ def status_summary(dataset: xr.Dataset, table: NDArray[np.uint8]) -> dict[str, A
     Returns
     -------
     dict
-        ``scenes`` and ``windows`` (rows, columns): numbers; ``failed``: for each scene the windows that it is missing
-        from, of which ``unit`` says whether they are pixels ``[top, bottom, left, right]`` or, where the dataset does
-        not know them, ``[row, column]`` of windows; ``failed_windows``: their number; ``not_listed``: how many of these
-        were too many to list.
+        ``scenes`` and ``windows`` (rows, columns): their numbers; ``failed``: the windows that each scene is missing
+        from, as pixels ``[top, bottom, left, right]`` or, if the dataset does not know these, as ``[row, column]`` of
+        windows; ``unit``: which of the two; ``failed_windows``: their number; ``not_listed``: how many are left out of
+        the list.
     """
     edges = [_edges(dataset, axis, n) for axis, n in zip(("y", "x"), table.shape[1:], strict=True)]
     known = all(edge is not None for edge in edges)
@@ -63,7 +63,7 @@ def status_summary(dataset: xr.Dataset, table: NDArray[np.uint8]) -> dict[str, A
 
 
 def _edges(dataset: xr.Dataset, axis: str, windows: int) -> list[int] | None:
-    """Return the first pixel of each window along an axis and the end of the last; None where nothing tells."""
+    """Return the first pixel of each window along an axis and the end of the last; None if unknown."""
     name = f"window_{axis}"
     if name in dataset.coords:
         return [*dataset[name].values.tolist(), dataset.sizes[axis]]

@@ -22,10 +22,10 @@ from s2composite.writing.parts import disk_error
 __all__ = ["IDENTITY", "ROOT", "Session", "StorePlace", "opened", "place_of", "session_of"]
 
 ROOT = "zarr.json"
-"""Key of the metadata of the root: written last, so a store that has it is complete."""
+"""Key of the metadata of the root: written last, so that a store that has it is complete."""
 
 IDENTITY = "_identity"
-"""Key of the hash of what is being written."""
+"""Key of the hash that identifies what is being written."""
 
 _DONE = "_done"
 _ROOTS = (ROOT, ".zgroup", ".zarray")
@@ -39,7 +39,7 @@ class StorePlace:
     """Final name: absolute path or URL; for a store object, its description."""
 
     root: str
-    """Where it is written: beside a local target, until it is complete; in place in an object store."""
+    """Where it is written: beside a local target until it is complete, or in place in an object store."""
 
     store: Store | None = None
     """A store object that was given."""
@@ -93,7 +93,7 @@ class StorePlace:
         return any(final.get(key) is not None for key in _ROOTS)
 
     def mark(self, name: str) -> None:
-        """Remember that a piece of work is done."""
+        """Mark a piece of work as done."""
         if self.store is None:
             self.put(f"{_DONE}/{name}", b"done")
 
@@ -109,11 +109,11 @@ class StorePlace:
                 return frozenset()
 
     def forget(self) -> None:
-        """Remove the notes of what is done."""
+        """Remove all marks."""
         self.remove(_DONE)
 
     def complete(self, root: bytes) -> None:
-        """Let the store take its final name, now that all its windows are there.
+        """Give the store its final name, now that all its windows are written.
 
         Parameters
         ----------
@@ -149,12 +149,12 @@ class StorePlace:
         if self.local:
             shutil.rmtree(self.root, ignore_errors=True)
         elif self.store is None:
-            # The root first: what is incomplete must never look complete.
+            # The root first: an incomplete store must never look complete.
             self.remove(ROOT)
             self.remove("")
 
     def remove(self, key: str) -> None:
-        """Remove an object, or all that lie below it; the whole store for the empty key."""
+        """Remove an object and all below it; the whole store for the empty key."""
         fs, path = filesystem(join(self.root, key) if key else self.root)
         try:
             fs.rm(path, recursive=True)
@@ -177,7 +177,7 @@ def _errors(place: StorePlace, key: str, size: int) -> Iterator[None]:
 
 
 class Session(Protocol):
-    """A transaction of a store with a history, such as icechunk's: what is written becomes visible when committed."""
+    """A transaction of a store with a history, such as icechunk's: changes become visible when committed."""
 
     @property
     def store(self) -> Store:
@@ -191,13 +191,13 @@ class Session(Protocol):
 
 
 def session_of(target: Any) -> Session | None:
-    """Return a session that was given as the place to write to, None for everything else."""
+    """Return the target if it is a session, None for everything else."""
     found: Session | None = target if isinstance(getattr(target, "store", None), Store) else None
     return found if hasattr(target, "commit") else None
 
 
 def place_of(target: Any, *, overwrite: bool) -> StorePlace:
-    """Return where a store is written, after all that can be checked beforehand.
+    """Return where a store is written, after all checks that can be made beforehand.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def place_of(target: Any, *, overwrite: bool) -> StorePlace:
 
 
 def _check_free(place: StorePlace, *, overwrite: bool) -> None:
-    """Refuse to write over what is there, unless it is a store to be replaced or left by an interrupted write.
+    """Refuse to overwrite anything but a store that is to be replaced, or one left by an interrupted write.
 
     Raises
     ------
@@ -242,12 +242,12 @@ def _check_free(place: StorePlace, *, overwrite: bool) -> None:
     except NotADirectoryError:
         listing = {Path(path).name}
     except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(f"{place.label}: cannot be looked at: {reason(place.root, error)}") from error
+        raise WriteError(f"{place.label}: cannot be checked: {reason(place.root, error)}") from error
     complete = place.root == place.target and ROOT in listing
     if not listing or (IDENTITY in listing and not complete):
         return
     if not listing & set(_ROOTS):
-        raise WriteError(f"{display(place.root)}: is there and is no Zarr store; write elsewhere or remove it")
+        raise WriteError(f"{display(place.root)}: exists and is not a Zarr store; write elsewhere or remove it")
     if not overwrite:
         raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
 

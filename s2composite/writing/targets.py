@@ -1,4 +1,4 @@
-"""Targets: final names, which only whole and verified files take."""
+"""Targets: final names, which only complete and verified files take."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_BLOCKS = 9_000
 
 
 def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> str:
-    """Return the absolute path or URL of an output, after all that can be checked beforehand.
+    """Return the absolute path or URL of an output, after all checks that can be made beforehand.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def _exists(target: str) -> WriteError:
 
 
 def is_http(target: str) -> bool:
-    """Return whether a target is a plain URL: one signed for a PUT, which may allow nothing else."""
+    """Return whether a target is a plain URL, signed for a PUT and perhaps for nothing else."""
     return target.startswith(("http://", "https://"))
 
 
@@ -70,7 +70,7 @@ def _check_object(target: str, *, overwrite: bool) -> None:
     try:
         there = fs.exists(path)
     except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(f"{display(target)}: cannot be looked at: {reason(target, error)}") from error
+        raise WriteError(f"{display(target)}: cannot be checked: {reason(target, error)}") from error
     if there:
         raise _exists(target)
 
@@ -132,9 +132,9 @@ def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
 
 
 def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
-    """Stream a file into an object store; it exists there once all tiles have been verified, and not before.
+    """Stream a file into an object store; it exists there only once all tiles have been verified.
 
-    The bytes that are sent are decoded and compared while they are sent; the store's own digests guard the way.
+    The bytes are decoded and compared while they are sent; the digests of the store guard the transfer.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def _upload_error(target: str, error: Exception) -> WriteError:
 
 
 def _discard(out: Any) -> None:
-    """Abort an upload; closing it would complete what is not whole."""
+    """Abort an upload; closing it would complete an incomplete file."""
     out.closed = True
     try:
         out.discard()

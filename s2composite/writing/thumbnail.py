@@ -1,4 +1,4 @@
-"""Thumbnails: a PNG or WebP of a composite, of the pixels that its overviews have."""
+"""Thumbnails: a PNG or WebP of a composite, made from the pixels of its overviews."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from s2composite.writing.targets import is_http, put_small, target_of
 __all__ = ["MEDIA_TYPES", "check_thumbnail", "thumbnail_of_file", "write_thumbnail"]
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp"}
-"""By the end of a file's name."""
+"""Media type by the suffix of a file."""
 
 _WEBP_QUALITY = 80
 
@@ -39,25 +39,25 @@ def write_thumbnail(
     layer: str | None = None,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Write a small picture, transparent where there is no value; if the composite is lazy, all of it is computed.
+    """Write a small picture, transparent where there is no value. A lazy composite is computed as a whole.
 
-    Its pixels are those of the overview that fits into `size`: means of 2 x 2 pixels that have a value, repeatedly.
+    Its pixels are those of the overview that fits into `size`: means of 2 x 2 valid pixels, repeatedly.
 
     Parameters
     ----------
     dataset
-        Of a composite; with periods there is a picture for each, named as by `write_raster`.
+        Dataset of a composite; with periods there is a picture for each, named as by `write_raster`.
     path
         Local path or URL that ends in ``.png`` or ``.webp``.
     size
         Pixels into which the picture fits.
     stretch
-        The values shown black and white, such a pair for each band, or percentiles of the picture: ``"1-99%"``,
-        ``"1-99% per band"``. Default: uint8 as it is, anything else between its percentiles 2 and 98.
+        Values shown black and white, such a pair for each band, or percentiles of the picture: ``"1-99%"``,
+        ``"1-99% per band"``. Default: uint8 unchanged, anything else between percentiles 2 and 98.
     layer
-        Default: the composite. Of its bands red, green and blue are shown, else the first three.
+        Layer to show; default: the composite. Its bands red, green and blue are shown, or else the first three.
     overwrite
-        Replace what is there.
+        Replace an existing file.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def write_thumbnail(
     Raises
     ------
     ParameterError
-        The picture's kind, size or stretch makes no sense, or there is no layer with bands.
+        The kind of picture, its size or its stretch is invalid, or there is no layer with bands.
     WriteError
         The output exists or cannot be written.
 
@@ -97,7 +97,7 @@ def check_thumbnail(path: str, size: int, stretch: Stretch | None) -> str:
     Raises
     ------
     ParameterError
-        It is none that can be written, or size or stretch make no sense.
+        It cannot be written, or size or stretch is invalid.
     """
     kind = path.rpartition(".")[2].lower()
     if kind not in MEDIA_TYPES:
@@ -135,7 +135,7 @@ def _shrunk(layer: Layer, size: int) -> da.Array:
 
 
 def _multiples(chunks: tuple[int, ...], step: int) -> tuple[int, ...]:
-    """Return chunks of whole blocks, the same ones if they are."""
+    """Return chunks of whole blocks, unchanged if they are already."""
     if all(n % step == 0 for n in chunks[:-1]):
         return chunks
     whole = -(-max(chunks) // step) * step

@@ -1,4 +1,4 @@
-"""Verify: what was written, read again and compared with what the workers made, before it takes its final name."""
+"""Verify: a file is read back and compared with what the workers made, before it takes its final name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["check_header", "check_run", "verify_file"]
 
 
 def verify_file(layout: FileLayout, path: str) -> None:
-    """Read a finished file again: its size, its directories, and the decoded pixels of every tile.
+    """Read back a finished file: its size, its directories, and the decoded pixels of every tile.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def check_header(layout: FileLayout) -> None:
     Raises
     ------
     WriteError
-        GDAL does not see what is meant.
+        GDAL reads something else than was meant.
     """
     try:
         with MemoryFile(layout.header) as memory, memory.open() as source:
@@ -105,7 +105,7 @@ def _record(data: bytes, position: int, size: int, where: str) -> tuple[bytes, i
     body = data[position + 4 : stop - 4]
     sizes = struct.unpack_from("<I", data, position) if len(data) >= stop else (-1,)
     if sizes[0] != size or data[stop - 4 : stop] != body[-4:].rjust(4, b"\0"):
-        raise WriteError(f"{where} is damaged: its size does not stand around it")
+        raise WriteError(f"{where} is damaged: the size before it or the bytes repeated after it differ")
     return body, stop
 
 

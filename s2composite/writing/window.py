@@ -1,4 +1,4 @@
-"""Window: the pixels of one window become encoded tiles, at the full resolution and in the overviews inside it."""
+"""Window: the pixels of a window become encoded tiles, at the full resolution and in the overviews inside it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 TILE = np.dtype([("start", "u8"), ("size", "u4"), ("mask_size", "u4"), ("crc", "u4"), ("mask_crc", "u4")])
-"""Of one tile: position of its record in the part, bytes of tile and mask, checksums of their decoded pixels."""
+"""A tile: position of its record in the part, bytes of tile and mask, checksums of their decoded pixels."""
 
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Windows that make some successive levels; the next stage starts from what they leave."""
+    """Windows that make some successive levels; the next stage starts from the pixels they keep."""
 
     number: int
     """0 starts from the layers themselves."""
@@ -46,7 +46,7 @@ class Stage:
     """First level that is made; the windows' pixels are at this resolution."""
 
     last: int
-    """Last level that is made: all tiles up to it lie inside of a single window."""
+    """Last level that is made: all tiles up to it lie inside a single window."""
 
     chunks: Chunks
     """Heights of the rows of windows and widths of the columns, in pixels of the first level."""
@@ -69,7 +69,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class WindowIndex:
-    """What a window has written: small, and all that ever reaches the client."""
+    """What a window has written; small, and all that ever reaches the client."""
 
     position: tuple[int, int]
     """Row and column of the window in its stage."""
@@ -100,7 +100,7 @@ class WindowResult:
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """What a window has to do with one file."""
+    """The part of a window in one file."""
 
     raster: Raster
     """The file."""
@@ -112,12 +112,12 @@ class FilePart:
 def encode_files(
     blocks: Iterable[Sequence[NDArray[Any]]], files: Sequence[FilePart], position: tuple[int, int]
 ) -> tuple[WindowResult, ...]:
-    """Encode a window of several files and store their parts; see `encode_window`.
+    """Encode a window of several files and store the parts; see `encode_window`.
 
     Parameters
     ----------
     blocks
-        For each file its layers; they are taken one after the other.
+        Layers of each file; consumed one after the other.
     """
     return tuple(encode_window(own, file.raster, file.stage, position) for own, file in zip(blocks, files, strict=True))
 
@@ -137,7 +137,7 @@ def encode_window(
     Raises
     ------
     WriteError
-        Encoding or storing failed; names the window. Errors of the library that are more precise are let through.
+        Encoding or storing failed; names the window. More precise errors of the library pass unchanged.
     """
     where = stage.describe(*position)
     try:
@@ -221,7 +221,7 @@ def _encode_tile(tile: NDArray[Any], raster: Raster, start: int) -> tuple[bytes,
 
 
 def _padded(tile: NDArray[Any], block: int) -> NDArray[Any]:
-    """Repeat the last row and column up to the size of a tile: what compresses best, and does not ring in JPEG."""
+    """Repeat the last row and column up to the size of a tile: this compresses best, and does not ring in JPEG."""
     missing = [block - n for n in tile.shape[1:]]
     return np.pad(tile, ((0, 0), (0, missing[0]), (0, missing[1])), "edge") if any(missing) else tile
 

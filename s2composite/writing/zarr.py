@@ -1,4 +1,4 @@
-"""Zarr v3: every window writes its own shards; a store is complete, and verified, before it looks like one."""
+"""Zarr v3: every window writes its own shards; a store is complete and verified before it looks like one."""
 
 from __future__ import annotations
 
@@ -38,31 +38,30 @@ def write_zarr(
 ) -> str:
     """Write all layers as a Zarr v3 store, computing them if they are lazy.
 
-    Runs on the current Dask client, else in threads. Each window writes its own shards and reads them back; the store
-    gets its final name (a directory) or its root metadata (an object store) last, so it is complete or absent. Where
-    scenes that cannot be read are skipped, the table of them is a variable and the root's attribute ``read_status`` its
-    summary.
+    Runs on the current Dask client, otherwise in threads. Each window writes its own shards and reads them back; the
+    store gets its final name (a directory) or its root metadata (an object store) last, so it is complete or absent. If
+    unreadable scenes are skipped, the variable ``read_status`` has a table of them and the root attribute of that name
+    a summary.
 
     Parameters
     ----------
     dataset
-        Of a composite; layers of periods keep their axis ``time``, with its bounds.
+        Dataset of a composite; layers of periods keep their axis ``time``, with its bounds.
     store
         Local path, ``gs://`` or ``s3://`` URL, or a store object of the zarr library, such as a MemoryStore. A writable
-        session of icechunk is committed when everything is written, else its changes are discarded.
+        session of icechunk is committed when everything is written; on an error its changes are discarded.
     overwrite
-        Replace what is there.
+        Replace an existing store.
     resume
-        Continue what an interrupted call with the same data has left; if this one is interrupted, leave what is done.
+        Continue an interrupted call with the same data; if this call is interrupted, keep what is done.
     chunk
-        Side of the chunks that are read from a shard, in pixels.
+        Side of the chunks inside a shard, in pixels.
     level
-        Of zstd, 1 to 22.
+        Compression level of zstd, 1 to 22.
     shards
-        One object for each window, with an index of its chunks. False: one object for each chunk, which GDAL before
-        3.13 needs.
+        One object per window, with an index of its chunks. False: one object per chunk, which GDAL before 3.13 needs.
     pyramid
-        Overviews as well, as GeoZarr's multiscales: group ``0`` is the full resolution, ``1`` half of it, and so on.
+        Also write overviews, as GeoZarr's multiscales: group ``0`` is the full resolution, ``1`` half of it, and so on.
     progress
         Show a progress bar, in terminals and notebooks.
 
@@ -74,9 +73,9 @@ def write_zarr(
     Raises
     ------
     ParameterError
-        Options that make no sense; before anything is computed.
+        An option is invalid; raised before anything is computed.
     WriteError
-        The store exists, cannot be written, or a window failed; names the window.
+        The store exists or cannot be written, or a window failed; names the window.
 
     Examples
     --------
@@ -127,7 +126,7 @@ def _write(building: Building, client: Client | None, *, progress: bool) -> None
 
 
 def _first_stage(building: Building, stage: Stage, regions: Delayed, done: frozenset[str]) -> Work:
-    """Return the work of all that comes from the dataset: layers, and what is no picture."""
+    """Return the work of writing everything that comes from the dataset: layers and other variables."""
     arrays = {"": _layers_array(building, stage, regions), **_extra_arrays(building, regions)}
     marks = {array.name: name for name, array in arrays.items()}
     label = building.regions.place.label
@@ -142,7 +141,7 @@ def _first_stage(building: Building, stage: Stage, regions: Delayed, done: froze
 
 
 def _later_stage(building: Building, stage: Stage, regions: Delayed, done: frozenset[str]) -> Work:
-    """Return the work of levels that are made from those below, which lie in the store."""
+    """Return the work of levels made from those below, which are in the store."""
     tasks, windows = [], {}
     for position in np.ndindex(len(stage.chunks[0]), len(stage.chunks[1])):
         if mark_of("", stage, position) not in done:
@@ -153,7 +152,7 @@ def _later_stage(building: Building, stage: Stage, regions: Delayed, done: froze
 
 
 def _layers_array(building: Building, stage: Stage, regions: Delayed) -> da.Array:
-    """Return an array with one task for each window, which writes all layers of it."""
+    """Return an array with one task per window that writes all layers."""
     data = []
     for layer in building.hierarchy.layers:
         wanted = (*((n,) for n in layer.data.shape[:-2]), *stage.chunks)
@@ -172,7 +171,7 @@ def _layers_array(building: Building, stage: Stage, regions: Delayed) -> da.Arra
 
 
 def _extra_arrays(building: Building, regions: Delayed) -> dict[str, da.Array]:
-    """Return for each lazy variable that is no picture (what was read of each scene) an array to write it."""
+    """Return for each lazy variable that is not a picture (``read_status``) an array that writes it."""
     out = {}
     for name, array in building.hierarchy.dataset.data_vars.items():
         if name not in building.regions.names and array.chunks:

@@ -23,7 +23,8 @@ from s2composite.analysis.zonal.tasks import Grid, Row, Zone, zonal_tasks
 from s2composite.analysis.zonal.zones import pixel_bounds, read_zones
 from s2composite.as_cube import as_cube, nodata_of
 from s2composite.compositing import Composite
-from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError
+from s2composite.errors import GridError, ParameterError, SourceError
+from s2composite.optional import needed
 
 __all__ = ["DEFAULT_STATS", "zonal_stats"]
 
@@ -44,33 +45,32 @@ def zonal_stats(
     name: str | None = None,
     bins: Sequence[float] | None = None,
 ) -> pd.DataFrame:
-    """Measure the pixels of each zone; a pixel that a zone covers in part counts with that part.
+    """Return statistics of the pixels of each zone, weighted by the part of each pixel that the zone covers.
 
     Parameters
     ----------
     data
         A composite, also with periods; a cube ``(time, band, y, x)``; any array ``(band, y, x)`` or ``(y, x)`` with a
-        CRS; the path of a raster. Files and lazy arrays are measured chunk by chunk on the cluster of the current
+        CRS; or the path of a raster. Files and lazy arrays are measured chunk by chunk on the cluster of the current
         client, and only figures come back.
     zones
         Polygons in any CRS: a vector file, a GeoDataFrame, a GeoSeries.
     stats
         ``count`` (pixels with a value), ``min``, ``max``, ``mean``, ``sum``, ``stdev`` (of the population), ``skew``,
-        ``median``, any percentile as ``p10`` or ``p97.5``, ``histogram`` (pixels in each of `bins`), ``fraction`` (of
-        each class its share of the pixels with a value).
+        ``median``, any percentile as ``p10`` or ``p97.5``, ``histogram`` (pixels in each of `bins`), ``fraction``
+        (share of each class among the pixels with a value).
     layer
-        Of a composite or Dataset.
+        Layer of a composite or Dataset.
     name
-        Column of the zones that names them; default: their index.
+        Column that names the zones; default: their index.
     bins
-        Edges of the histogram's bins, the last one closed.
+        Edges of the histogram's bins, of which the last is closed.
 
     Returns
     -------
     pandas.DataFrame
         A row for each zone, time (``period`` and ``time``, or ``time`` and ``scene``) and ``band``, in this order. A
-        zone without any value, such as one outside of the raster, has count 0 and NaN; those outside are named in the
-        log.
+        zone without any value, such as one outside the raster, has count 0 and NaN; the log names those outside.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def zonal_stats(
     >>> s2c.zonal_stats(array.rename("ndvi"), field, ["mean", "count"], name="id").to_dict("records")
     [{'zone': 'a', 'band': 'ndvi', 'mean': 3.3333333333333335, 'count': 3.0}]
     """
-    _check_exactextract()
+    needed("exactextract", "zones", "zonal statistics")
     wanted = wanted_of(stats, bins)
     cube, timed = _cube(data, layer)
     geobox = _north_up(cube)
@@ -120,15 +120,6 @@ def zonal_stats(
     return _tidy(rows, known.names, cube, wanted, timed=timed)
 
 
-def _check_exactextract() -> None:
-    try:
-        import exactextract  # noqa: F401, PLC0415 - an extra
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"zonal statistics need exactextract; pip install 's2composite[zones]': {error}"
-        ) from error
-
-
 def _cube(data: Any, layer: str) -> tuple[xr.DataArray, bool]:
     """Return what is measured as ``(time, band, y, x)``, and whether it has times."""
     dataset = data.dataset if isinstance(data, Composite) else data
@@ -136,7 +127,7 @@ def _cube(data: Any, layer: str) -> tuple[xr.DataArray, bool]:
         return as_cube(_opened(os.fspath(dataset)).expand_dims("time")), False
     if isinstance(dataset, xr.Dataset):
         if layer not in dataset:
-            raise ParameterError(f"there is no layer {layer!r}; there is {', '.join(map(str, dataset.data_vars))}")
+            raise ParameterError(f"there is no layer {layer!r}; there are {', '.join(map(str, dataset.data_vars))}")
         dataset = dataset[layer]
     if not isinstance(dataset, xr.DataArray):
         raise ParameterError(f"data is a {type(data).__name__}; give a composite, a Dataset, a DataArray or a path")

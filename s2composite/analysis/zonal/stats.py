@@ -62,7 +62,7 @@ def wanted_of(stats: Sequence[str], bins: Sequence[float] | None) -> Wanted:
             percentiles[name] = 50.0 if match is None else float(match[1])
         elif name not in (*_PLAIN, "histogram", "fraction"):
             known = ", ".join((*_PLAIN, "median", "p10 (any percentile)", "histogram", "fraction"))
-            raise ParameterError(f"there is no statistic {name!r}; there is {known}")
+            raise ParameterError(f"there is no statistic {name!r}; there are {known}")
     if not names or len(set(names)) < len(names):
         raise ParameterError(f"stats={list(names)!r}; name each statistic once, and at least one")
     return Wanted(names, percentiles, _edges(bins, "histogram" in names))

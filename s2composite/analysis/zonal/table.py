@@ -26,9 +26,9 @@ def write_zonal_stats(table: pd.DataFrame, path: str | os.PathLike[str], *, over
         From `zonal_stats`.
     path
         Local path or URL that ends in ``.csv`` or ``.parquet``. In a CSV the standard deviation is called ``stddev``,
-        so that ``min,max,mean,stddev,skew,count`` are what readers of tif_stats know.
+        so that ``min,max,mean,stddev,skew,count`` are the columns of tif_stats.
     overwrite
-        Replace what is there.
+        Replace an existing file.
 
     Returns
     -------

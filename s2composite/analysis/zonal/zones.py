@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import ProjError
 
-from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError
+from s2composite.errors import GridError, ParameterError, SourceError
+from s2composite.optional import needed
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -58,7 +59,7 @@ def read_zones(zones: Any, name: str | None, crs: Any) -> Zones:
     """
     frame = _frame(zones)
     if frame.empty:
-        raise ParameterError(f"{_called(zones)}: there is no zone in it")
+        raise ParameterError(f"{_called(zones)}: it holds no zones")
     names = _names(frame, name)
     _check_shapes(frame.geometry, names)
     if frame.crs is None:
@@ -78,10 +79,7 @@ def _projected(frame: gpd.GeoDataFrame, crs: Any) -> gpd.GeoDataFrame:
 
 
 def _frame(zones: Any) -> gpd.GeoDataFrame:
-    try:
-        import geopandas as gpd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingDependencyError(f"zones need geopandas; pip install 's2composite[zones]': {error}") from error
+    gpd = needed("geopandas", "zones", "zones")
     if isinstance(zones, gpd.GeoDataFrame):
         return zones
     if isinstance(zones, gpd.GeoSeries):
@@ -128,7 +126,7 @@ def _check_shapes(shapes: gpd.GeoSeries, names: tuple[Any, ...]) -> None:
 def pixel_bounds(shapes: NDArray[np.object_], geobox: GeoBox) -> NDArray[np.int64]:
     """Return the pixels that hold each zone: first row, row after the last, first column, column after the last.
 
-    Cut to the raster: of a zone outside of it no row or no column is left.
+    Cut to the raster: of a zone outside it no row or no column is left.
     """
     height, width = geobox.shape
     west, south, east, north = shapely.bounds(shapes).T

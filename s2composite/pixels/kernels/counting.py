@@ -1,4 +1,4 @@
-"""The search for the k-th smallest key in vector registers, which Numba has no word for.
+"""The search for the k-th smallest key in vector registers, which cannot be written in Numba's Python.
 
 Compiled from loops, counters go to memory and back for every few keys, and the keys of a block fill the second-level
 cache. Here `LANES` pixels are searched through at once: counters, candidates and results stay in registers, the keys of

@@ -13,7 +13,7 @@ __all__ = ["grow", "squared_distances"]
 
 @part
 def column_distances(marked: Any, wanted: int, outside: int, most: int, down: Any) -> None:
-    """Write the distance of each pixel to the next one with value `wanted` in its own column, at most `most`.
+    """Write the distance of each pixel to the nearest one with value `wanted` in its column, at most `most`.
 
     ``marked``, ``down (y, x)`` uint8; `outside` is the distance of the pixels above the first and below the last row: 0
     if they count as wanted, `most` if not.
@@ -75,7 +75,7 @@ def grow(marked: Any, wanted: int, outside: bool, reach: Any, out: Any) -> None:
 
 @kernel
 def squared_distances(marked: Any, radius: int, out: Any) -> None:
-    """Write the squared distance of each pixel to the next marked one, at most ``radius ** 2``.
+    """Write the squared distance of each pixel to the nearest marked one, at most ``radius ** 2``.
 
     Parameters
     ----------

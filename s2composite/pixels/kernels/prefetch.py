@@ -1,4 +1,4 @@
-"""Fetching memory ahead of its use, which Numba has no word for."""
+"""Prefetching memory, for which Numba has no function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 __all__ = ["LINE_BYTES", "emit_prefetch", "prefetch"]
 
 LINE_BYTES = 64
-"""A cache line of nearly every processor; where it is longer, some of the calls are in vain."""
+"""A cache line of nearly every processor; where it is longer, some calls are redundant."""
 
 _READ, _SECOND_LEVEL, _DATA = 0, 2, 1  # what LLVM's prefetch wants to know
 

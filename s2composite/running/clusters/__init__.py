@@ -1,1 +1,1 @@
-"""Clusters: their options, one room for each kind; connect(); what every worker has and can reach."""
+"""Clusters: options and start of each kind, connect(), and checks of what every worker has and can reach."""

@@ -1,4 +1,4 @@
-"""A Dask scheduler that runs already."""
+"""A Dask scheduler that is already running."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _address(value: str) -> str:
 
 
 class AddressOptions(KindOptions):
-    """A Dask scheduler that runs already."""
+    """A Dask scheduler that is already running."""
 
     type: Literal["address"] = "address"
     """Names the kind of cluster."""
 
     address: Annotated[str, AfterValidator(_address), Expected("an address such as tcp://10.0.0.5:8786")]
-    """Of the scheduler: ``"tcp://10.0.0.5:8786"``, ``"tls://..."``."""
+    """Address of the scheduler: ``"tcp://10.0.0.5:8786"``, ``"tls://..."``."""
 
     timeout: Annotated[Positive, Expected("a number of seconds")] = 10
     """Seconds to wait for the scheduler to answer."""
@@ -51,23 +51,23 @@ class AddressOptions(KindOptions):
 
     @property
     def joined(self) -> str | None:
-        """The scheduler."""
+        """Address of the scheduler."""
         return self.address
 
 
 def address(options: AddressOptions) -> ClusterClient:
-    """Join a scheduler that runs already."""
+    """Join a scheduler that is already running."""
     files = {"tls_ca_file": options.ca, "tls_client_cert": options.cert, "tls_client_key": options.key}
     given = {key: value for key, value in files.items() if value is not None}
     try:
         security = Security(**given)
-        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop that runs already
+        with ThreadPoolExecutor(1) as thread:  # the thread of a notebook is already running an event loop
             thread.submit(asyncio.run, _shake_hands(options, security)).result()
         return ClusterClient(options.address, timeout=options.timeout, security=security)
     except (OSError, TypeError, ValueError) as error:
         raise ClusterError(
-            f"no Dask scheduler answers at {options.address} ({error or 'timed out'}); check that it runs, the port, "
-            "and, for tls://, the certificates ca, cert and key",
+            f"no Dask scheduler answers at {options.address} ({error or 'timed out'}); check that it is running, the "
+            "port, and for tls:// the certificates ca, cert and key",
             address=options.address,
         ) from error
 
@@ -75,8 +75,8 @@ def address(options: AddressOptions) -> ClusterClient:
 async def _shake_hands(options: AddressOptions, security: Security) -> None:
     """Raise an OSError if no scheduler answers in time.
 
-    Dask's own timeout ends with the connection: something that accepts it and says nothing (a dead tunnel, another
-    service) would be waited for without end.
+    Dask's own timeout ends when the connection is made: it would wait forever for something that accepts connections
+    but never answers (a dead tunnel, another service).
     """
     arguments = security.get_connection_args("client")
     greeting = comm.connect(options.address, timeout=options.timeout, **arguments)

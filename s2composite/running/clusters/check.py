@@ -1,4 +1,4 @@
-"""check_cluster(): what every worker of a cluster has, and what it can reach."""
+"""check_cluster(): what every worker of a cluster has and can reach."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ PACKAGES = (
     "s2composite", "dask", "distributed", "numpy", "numba", "llvmlite", "rasterio", "imagecodecs", "xarray", "zarr",
     "fsspec", "gcsfs", "s3fs",
 )  # fmt: skip
-"""Packages whose versions must be the same in all places."""
+"""Packages whose versions must be the same everywhere."""
 
 _TRIES = 3
-"""Times that workers are asked, where some leave while they are."""
+"""How often workers are asked, if some leave meanwhile."""
 
 OF_THE_SCHEDULER = ("python", "dask", "distributed")
-"""Those that matter to a scheduler, which neither reads nor computes."""
+"""Packages that matter to a scheduler, which neither reads nor computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCheck:
-    """What was found out about one worker."""
+    """What a check found out about one worker."""
 
     address: str
-    """Of the worker, ``"tcp://10.0.0.7:40123"``."""
+    """Address of the worker, ``"tcp://10.0.0.7:40123"``."""
 
     host: str
-    """Its machine's address."""
+    """Address of its machine."""
 
     threads: int
-    """Tasks that it runs at a time."""
+    """Number of tasks that it runs at a time."""
 
     memory: int | None
-    """Limit of its memory in bytes; None: no limit."""
+    """Memory limit in bytes; None: no limit."""
 
     versions: Mapping[str, str | None]
     """Version of Python and of each of `PACKAGES`; None: not installed. Empty if it did not answer."""
 
     findings: Findings | None
-    """What it has found itself; None: it could not look."""
+    """What it found itself; None: it could not be checked."""
 
     problems: tuple[str, ...]
     """What is wrong with it."""
@@ -63,57 +63,57 @@ class WorkerCheck:
 
 @dataclass(frozen=True, slots=True)
 class ClusterCheck:
-    """What was found out about a cluster."""
+    """What a check found out about a cluster."""
 
     client: Mapping[str, str | None]
-    """Versions here."""
+    """Versions in this process."""
 
     scheduler: Mapping[str, str | None]
-    """Versions at the scheduler."""
+    """Versions on the scheduler."""
 
     workers: tuple[WorkerCheck, ...]
-    """Every worker that is there."""
+    """All workers."""
 
     general: tuple[str, ...]
-    """What is wrong, but not with one worker."""
+    """Problems that are not those of a single worker."""
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """All that is wrong, one sentence each."""
+        """All problems, a sentence each."""
         return (*self.general, *(f"worker {w.address}: {problem}" for w in self.workers for problem in w.problems))
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
 def check_cluster(
     client: Client, *, source: Any = None, target: str | None = None, timeout: float = 60.0
 ) -> ClusterCheck:
-    """Look at every worker of a cluster: versions, memory, threads, environment, and what it can reach.
+    """Check every worker of a cluster: versions, memory, threads, environment, and what it can reach.
 
     Parameters
     ----------
     client
-        Of the cluster; from `connect` it also knows which environment the workers must have.
+        Client of the cluster. One from `connect` also knows which environment the workers must have.
     source
-        Scenes as `find_scenes` takes them: found from here, the first one's header is read by every worker.
+        Scenes as for `find_scenes`: they are listed from here, and every worker reads the header of the first one.
     target
         Where outputs go, a directory, prefix or file name: every worker writes a small object there, which is read
-        from here and deleted by the worker.
+        from here and then deleted by the worker.
     timeout
-        Seconds for the answers of all workers together.
+        Seconds to wait for the answers of all workers.
 
     Returns
     -------
     ClusterCheck
-        One `WorkerCheck` for each worker, and what is wrong.
+        A `WorkerCheck` for each worker, and the problems found.
 
     Raises
     ------
     ParameterError
-        The target is one that nobody can look into (``https://``).
+        The target cannot be read back (``https://``).
 
     Examples
     --------
@@ -128,14 +128,14 @@ def check_cluster(
     for _ in range(_TRIES):
         check = _checked(client, place, href, general, timeout)
         there = client.scheduler_info(n_workers=-1)["workers"]
-        # Where workers come with the work, one that has none may leave before it is asked.
+        # On clusters that scale with the work, an idle worker may leave before it is asked.
         if all(worker.address in there for worker in check.workers):
             break
     return check
 
 
 def _checked(client: Client, place: str | None, href: str | None, told: Sequence[str], timeout: float) -> ClusterCheck:
-    """Look at the workers that are there now."""
+    """Check the workers that are there now."""
     workers = _workers(client, timeout)
     urls = {address: None if place is None else join(place, f".s2composite-check-{uuid4().hex}") for address in workers}
     shipped = getattr(client, "shipped", ())
@@ -153,7 +153,7 @@ def _checked(client: Client, place: str | None, href: str | None, told: Sequence
         for address, facts in workers.items()
     )
     general = [*told, *(f"scheduler: {text}" for text in _differences(here, scheduler, OF_THE_SCHEDULER))]
-    general += [] if workers else [f"no worker came within {timeout:g} s; look into the cluster's logs"]
+    general += [] if workers else [f"no worker started within {timeout:g} s; see the logs of the cluster"]
     return ClusterCheck(here, scheduler, checks, tuple(general))
 
 
@@ -162,7 +162,7 @@ def _place(target: str) -> str:
     place = absolute(target)
     if place.startswith(("http://", "https://")):
         raise ParameterError(
-            f"{display(place)}: what was written to a plain URL cannot be looked at or deleted; check a local path, "
+            f"{display(place)}: an object at a plain URL cannot be read back or deleted; check a local path, "
             "gs:// or s3://"
         )
     is_output = PurePosixPath(place).suffix.lower() in (".tif", ".zarr")
@@ -170,7 +170,7 @@ def _place(target: str) -> str:
 
 
 def _first_file(source: Any) -> tuple[str | None, list[str]]:
-    """Return one file of a source, and what is wrong with the source."""
+    """Return one file of a source, and the problems of the source."""
     if source is None:
         return None, []
     try:
@@ -181,7 +181,7 @@ def _first_file(source: Any) -> tuple[str | None, list[str]]:
 
 
 def _workers(client: Client, timeout: float) -> dict[str, Any]:
-    """Return the workers that are there; where they come with the work, one is called for."""
+    """Return the workers that are there; if there are none, ask for one, as clusters may scale with the work."""
     if not client.scheduler_info(n_workers=-1)["workers"]:
         with suppress(TimeoutError):
             wait(client.submit(int, pure=False), timeout=timeout)
@@ -197,7 +197,7 @@ def _asked(client: Client, questions: Mapping[str, Callable[..., Any]], timeout:
             return (await asyncio.wait_for(answer, timeout)).get(address)
         except TimeoutError:
             return None
-        except Exception as error:  # noqa: BLE001 - what a worker could not unpack is raised, and is its answer
+        except Exception as error:  # noqa: BLE001 - what a worker cannot unpack is raised here, and is its answer
             return error
 
     async def all_at_once() -> list[Any]:
@@ -207,7 +207,7 @@ def _asked(client: Client, questions: Mapping[str, Callable[..., Any]], timeout:
 
 
 def _seen_from_here(answer: Any, url: str | None) -> str | None:
-    """Return what is wrong if something a worker has written cannot be read from here."""
+    """Return the problem if the object that a worker has written cannot be read from here."""
     if url is None or not isinstance(answer, Findings) or answer.target is not None:
         return None
     wrong = read_object(url)
@@ -215,7 +215,7 @@ def _seen_from_here(answer: Any, url: str | None) -> str | None:
 
 
 def _removed(client: Client, urls: Mapping[str, str], timeout: float) -> dict[str, str]:
-    """Let the workers delete what they have written; return what is wrong with that."""
+    """Have the workers delete what they have written; return the problems."""
     answers = _asked(client, {address: partial(remove_object, url) for address, url in urls.items()}, timeout)
     return {address: f"target: {answer}" for address, answer in answers.items() if isinstance(answer, str)}
 
@@ -229,7 +229,7 @@ def _at_scheduler(client: Client) -> dict[str, str | None]:
 
 
 def _versions(client: Client, workers: Sequence[str]) -> dict[str, dict[str, str | None]]:
-    """Return the versions of those workers; Dask's own question, which needs nothing of ours there."""
+    """Return the versions on those workers, by a request of Dask's own that does not need s2composite there."""
     if not workers:
         return {}
     question = {"op": "versions", "packages": list(PACKAGES)}
@@ -267,7 +267,7 @@ def _worker_check(
 
 
 def _differences(here: Mapping[str, str | None], there: Mapping[str, str | None], names: Sequence[str]) -> list[str]:
-    """Return a sentence for each version that is not the one here; of Python, the third number does not matter.
+    """Return a sentence for each version that differs from the one here; Python's third number does not matter.
 
     >>> _differences({"python": "3.11.7", "numpy": "2.1"}, {"python": "3.11.9", "numpy": None}, ("python", "numpy"))
     ['numpy is not installed there, 2.1 here']
@@ -286,11 +286,13 @@ def _differences(here: Mapping[str, str | None], there: Mapping[str, str | None]
 
 
 def _trouble(answer: Any) -> list[str]:
-    """Return what is wrong by a worker's answer."""
+    """Return the problems in a worker's answer."""
     if answer is None:
         return ["it did not answer in time: it is busy, frozen, or gone"]
     if not isinstance(answer, Findings):
-        return [f"it could not look ({type(answer).__name__}: {answer}); install the same s2composite there as here"]
+        return [
+            f"it could not be checked ({type(answer).__name__}: {answer}); install the same s2composite there as here"
+        ]
     problems = [] if answer.source is None else [f"source: {answer.source}"]
     problems += [] if answer.target is None else [f"target: {answer.target}"]
     if answer.environment:

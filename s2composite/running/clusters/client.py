@@ -1,4 +1,4 @@
-"""What all kinds of clusters share: a client that owns its cluster, the workers' environment, errors of our own."""
+"""What all kinds of clusters share: a client that owns its cluster, the environment of workers, our own errors."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = [
 LOG = logging.getLogger(__name__)
 
 ONE_THREAD = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Set to 1 in workers that are started here: Dask's own threads are what uses the cores."""
+"""Set to 1 in workers that are started here: Dask's own threads use the cores."""
 
 
 class ClusterClient(Client):  # type: ignore[misc] # distributed has no types
-    """A Client that closes the cluster that was started for it, and knows what its workers were given."""
+    """A Client that closes the cluster started for it, and knows which environment its workers were given."""
 
     closes: Callable[[], Any] | None = None
-    """Closes the cluster, after the client; None: it outlives the client, or the client closes it by itself."""
+    """Closes the cluster, after the client; None: it outlives the client, or the client itself closes it."""
 
     shipped: tuple[str, ...] = ()
     """Names of the environment variables that the workers were given."""
@@ -53,7 +53,7 @@ class ClusterClient(Client):  # type: ignore[misc] # distributed has no types
 
 
 def client_of(cluster: Any, timeout: float) -> ClusterClient:
-    """Return the client of a cluster that has just been started, which closes it; no client, no cluster."""
+    """Return the client that owns a cluster that has just been started; if it fails, the cluster is closed."""
     try:
         client = ClusterClient(cluster, timeout=timeout)
     except BaseException:
@@ -64,9 +64,9 @@ def client_of(cluster: Any, timeout: float) -> ClusterClient:
 
 
 class ShippedEnvironment(WorkerPlugin):  # type: ignore[misc] # distributed has no types
-    """Sets environment variables in every worker, those that come later too.
+    """Sets environment variables in every worker, also in those that come later.
 
-    It travels over Dask's own connections, so that secrets are in no command line, pod, job script or graph.
+    It travels over Dask's own connections, so that no command line, pod, job script or graph has secrets in it.
     """
 
     name = "s2composite-environment"
@@ -92,12 +92,12 @@ class ShippedEnvironment(WorkerPlugin):  # type: ignore[misc] # distributed has 
 
 
 def one_thread(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the thread counts with which a worker starts: what was asked for, what is set here, or 1."""
+    """Return the thread counts with which a worker starts: those asked for, those set here, or 1."""
     return {name: environment.get(name, os.environ.get(name, "1")) for name in ONE_THREAD}
 
 
 def values_to_ship(options: KindOptions) -> dict[str, str]:
-    """Return the environment of the workers, with the values of credentials from the environment here.
+    """Return the environment of the workers, with the values of credentials from this process's environment.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def values_to_ship(options: KindOptions) -> dict[str, str]:
     for name in options.credentials:
         if name not in os.environ:
             raise JobError(
-                f"credentials: the environment variable {name} is not set here, so that workers cannot be given it; "
+                f"credentials: the environment variable {name} is not set here, so workers cannot get it; "
                 "export it, or leave it out",
                 key="credentials",
                 variable=name,
@@ -128,17 +128,17 @@ def ship(client: Client, values: Mapping[str, str]) -> None:
     try:
         client.register_plugin(ShippedEnvironment(values))
     except Exception as error:  # whatever importing the plugin raises in a worker arrives here
-        with suppress(Exception):  # else workers that come later could not start; those that lack it say so again
+        with suppress(Exception):  # or workers that come later could not start; those that lack it raise again
             client.unregister_worker_plugin(ShippedEnvironment.name)
         raise ClusterError(
-            f"a worker did not take its environment ({type(error).__name__}: {error}); install the same s2composite "
+            f"a worker did not accept its environment ({type(error).__name__}: {error}); install the same s2composite "
             "in its Python as here"
         ) from error
     client.shipped = tuple(values)
 
 
 def show_meters(client: Client) -> None:
-    """Have the dashboard's table of workers show what each has read; where s2composite is missing it does without."""
+    """Show on the dashboard what each worker has read; without s2composite on the workers, only warn."""
     try:
         client.register_plugin(WorkerMeters())
     except Exception as error:  # noqa: BLE001 - whatever importing the plugin raises in a worker arrives here
@@ -148,27 +148,27 @@ def show_meters(client: Client) -> None:
 
 
 def await_workers(client: Client, workers: int, timeout: float) -> None:
-    """Return when that many workers are there.
+    """Wait for a number of workers.
 
     Raises
     ------
     ClusterError
-        They are not there in time.
+        They have not started in time.
     """
     try:
         client.wait_for_workers(workers, timeout=timeout)
     except TimeoutError as error:
         there = len(client.scheduler_info(n_workers=-1)["workers"])
         raise ClusterError(
-            f"after {timeout:g} s {there} of {workers} workers are there; look into the workers' logs, or raise "
-            "'timeout' if machines take longer to come",
+            f"after {timeout:g} s only {there} of {workers} workers have started; see their logs, or raise 'timeout' "
+            "if machines take longer",
             workers=there,
         ) from error
 
 
 @contextmanager
 def started(kind: str, cure: str, also: list[str] | None = None) -> Iterator[None]:
-    """Turn whatever fails while a cluster is started into one ClusterError.
+    """Turn whatever fails while a cluster starts into one ClusterError.
 
     Parameters
     ----------

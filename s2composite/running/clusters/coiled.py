@@ -1,13 +1,12 @@
-"""Clusters in one's own cloud account, run by Coiled."""
+"""Clusters in the user's own cloud account, run by Coiled."""
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
-from s2composite.errors import MissingDependencyError
+from s2composite.optional import needed
 from s2composite.running.clusters.client import ClusterClient, client_of, one_thread, started
 from s2composite.running.clusters.kind import HostedOptions
 from s2composite.running.jobs.document import Expected
@@ -17,7 +16,7 @@ __all__ = ["CoiledOptions", "coiled", "coiled_arguments"]
 
 
 class CoiledOptions(HostedOptions):
-    """A cluster that Coiled starts in one's own cloud account."""
+    """A cluster that Coiled starts in the user's own cloud account."""
 
     type: Literal["coiled"] = "coiled"
     """Names the kind of cluster."""
@@ -29,10 +28,10 @@ class CoiledOptions(HostedOptions):
     """Workspace to use; None: the default one."""
 
     region: Text | None = None
-    """Region of the machines, best the one where the scenes are; None: the workspace's."""
+    """Region of the machines, preferably that of the scenes; None: the workspace's."""
 
     vm_types: SomeTexts | None = None
-    """Instance types of workers, the best one first; None: by `threads` and `memory`."""
+    """Instance types of workers, the preferred one first; None: by `threads` and `memory`."""
 
     scheduler_vm_types: SomeTexts | None = None
     """Instance types of the scheduler; None: Coiled chooses."""
@@ -49,7 +48,7 @@ class CoiledOptions(HostedOptions):
     spot_policy: Annotated[
         Literal["on-demand", "spot", "spot_with_fallback"], Expected("one of on-demand, spot, spot_with_fallback")
     ] = "on-demand"
-    """Whether workers are spot instances, which cost less and may be taken away."""
+    """Whether workers are spot instances, which cost less but may be taken away."""
 
     idle_timeout: Annotated[Text, Expected("a duration such as '20 minutes'")] = "20 minutes"
     """Time without work after which the cluster is shut down."""
@@ -58,7 +57,7 @@ class CoiledOptions(HostedOptions):
     """Container image to run, instead of the packages here."""
 
     software: Text | None = None
-    """Software environment at Coiled to run, instead of the packages here."""
+    """Software environment at Coiled to use, instead of the packages here."""
 
     package_sync_only: Texts = ()
     """Only these packages are copied from the environment here; empty: all."""
@@ -77,18 +76,15 @@ class CoiledOptions(HostedOptions):
         if len(several) > 1:
             raise ValueError(f"{' and '.join(several)} exclude each other; give one")
         if self.vm_types is not None and (self.threads or self.memory):
-            raise ValueError("vm_types says what machines have; leave threads and memory out, or vm_types")
+            raise ValueError("vm_types already sets threads and memory; leave these out, or vm_types")
         return self
 
 
 def coiled(options: CoiledOptions) -> ClusterClient:
     """Start a cluster with Coiled; closing the client shuts it down."""
-    if importlib.util.find_spec("coiled") is None:
-        raise MissingDependencyError("clusters of Coiled need coiled; pip install 's2composite[coiled]'")
+    package = needed("coiled", "coiled", "clusters of Coiled")
     with started("coiled cluster", "check 'coiled login', the workspace, the region and its quotas"):
-        from coiled import Cluster  # noqa: PLC0415 - an extra
-
-        cluster = Cluster(**coiled_arguments(options))
+        cluster = package.Cluster(**coiled_arguments(options))
         return client_of(cluster, options.timeout)
 
 

@@ -1,4 +1,4 @@
-"""connect(): the Dask workers that a computation runs on."""
+"""connect(): start or join the Dask workers that computations run on."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = ["CLUSTERS", "connect"]
 LOG = logging.getLogger(__name__)
 
 SCALES_ITSELF = ("gateway", "coiled")
-"""Kinds that are told the bounds of their size when they are started."""
+"""Kinds that are given the bounds of their size when they start."""
 
 
 def _no_early_cancel(record: logging.LogRecord) -> bool:
-    """Leave out that Dask, interrupted before a call to the scheduler has begun, fails to cancel that call."""
+    """Filter out the message that Dask could not cancel a call to the scheduler that had not begun."""
     return "sync.<locals>.cancel" not in record.getMessage()
 
 
@@ -48,31 +48,31 @@ def connect(
     Parameters
     ----------
     config
-        ``"local"``: worker processes on this machine; ``"tcp://host:port"`` or ``"tls://..."``: a scheduler that runs
-        already; a mapping with a ``type`` (``{"type": "local", "workers": 2}``); the path of a YAML file that has one.
-        Types: ``local``, ``address``, ``ssh``, ``gateway``, ``kubernetes``, ``coiled``, ``slurm``, each with a file in
+        ``"local"``: worker processes on this machine; ``"tcp://host:port"`` or ``"tls://..."``: a running scheduler; a
+        mapping with a ``type``, ``{"type": "local", "workers": 2}``; or the path of a YAML file that holds one. Types
+        are ``local``, ``address``, ``ssh``, ``gateway``, ``kubernetes``, ``coiled`` and ``slurm``, each with a file in
         ``examples/clusters``. A cluster.yaml of Ray is mapped to ``ssh`` or ``coiled``.
     workers, threads, memory, dashboard
-        Win over those of `config`, for types that have them. Local: processes (None: one for each core), threads of
-        each (None: the cores divided by `workers`), memory limit of each (None: nine tenths of the machine's memory
-        divided by `workers`), where to serve the dashboard (a free port is found if ``":8787"`` is taken).
+        Override those of `config`, for types that have them. Local: number of processes (None: one per core), threads
+        of each (None: the cores divided by `workers`), memory limit of each (None: nine tenths of the machine's memory
+        divided by `workers`), address of the dashboard (another port if ``":8787"`` is taken).
     announce
-        Whether to write one line with the workers and the dashboard's link to the terminal or notebook.
+        Print one line with the workers and the link of the dashboard, to the terminal or notebook.
 
     Returns
     -------
     distributed.Client
-        A context manager. Closing it stops what was started; the workers of an address are left alone. Environment
-        variables that those were given stay set until they end.
+        A context manager. Closing it stops what was started; workers of a running scheduler are left alone, and keep
+        the environment variables that they were given.
 
     Raises
     ------
     JobError
-        An option is unknown or wrong; lists those that are valid.
+        An option is unknown or invalid; lists the valid ones.
     ClusterError
-        The scheduler does not answer, or the workers do not start or cannot be given their environment.
+        The scheduler does not answer, or workers do not start or do not accept their environment.
     MissingDependencyError
-        The kind of cluster needs an optional package; says which extra has it.
+        The kind of cluster needs an optional package; says which extra installs it.
 
     Examples
     --------
@@ -82,14 +82,14 @@ def connect(
     """
     settings = {"workers": workers, "threads": threads, "memory": memory, "dashboard": dashboard}
     options = read_cluster(config, **{key: value for key, value in settings.items() if value is not None})
-    values = values_to_ship(options)  # before anything is started that would cost
+    values = values_to_ship(options)  # before anything starts that costs money
     logging.getLogger("tornado.application").addFilter(_no_early_cancel)
     client = CLUSTERS[options.type](options)
     try:
         if options.awaited:
             await_workers(client, options.awaited, options.timeout)
         ship(client, values)
-        if options.joined is None:  # on the scheduler of others it would stay
+        if options.joined is None:  # on someone else's scheduler they would stay
             show_meters(client)
             forward_logs(client)
         _follow_the_work(client, options)
@@ -103,7 +103,7 @@ def connect(
 
 
 def _follow_the_work(client: Client, options: Any) -> None:
-    """Let the number of workers follow the work where bounds are given."""
+    """Let the number of workers follow the work, if it has bounds."""
     if isinstance(options, ElasticOptions) and options.bounds is not None and options.type not in SCALES_ITSELF:
         minimum, maximum = options.bounds
         client.cluster.adapt(minimum=minimum, maximum=maximum)
@@ -133,4 +133,4 @@ CLUSTERS: dict[str, Callable[[Any], Client]] = {
     "coiled": coiled,
     "slurm": slurm,
 }
-"""What starts each kind of cluster, by the ``type`` of its options."""
+"""The function that starts each kind of cluster, by the ``type`` of its options."""

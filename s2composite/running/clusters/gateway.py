@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from s2composite.errors import ClusterError, JobError, MissingDependencyError
+from s2composite.errors import ClusterError, JobError
+from s2composite.optional import needed
 from s2composite.running.clusters.client import ClusterClient, started
 from s2composite.running.clusters.kind import HostedOptions
 from s2composite.running.jobs.document import Expected
@@ -22,33 +22,33 @@ __all__ = ["GatewayOptions", "gateway"]
 
 
 class GatewayOptions(HostedOptions):
-    """A cluster that a Dask Gateway starts, or one that it runs."""
+    """A cluster that a Dask Gateway starts, or already runs."""
 
     type: Literal["gateway"] = "gateway"
     """Names the kind of cluster."""
 
     address: Annotated[str, Field(pattern=r"^https?://."), Expected("an address such as https://gateway.example.org")]
-    """Of the gateway."""
+    """Address of the gateway."""
 
     proxy_address: Annotated[Text | None, Expected("an address such as gateway://gateway.example.org:8786")] = None
-    """Of the proxy to its schedulers; None: the gateway's own."""
+    """Address of the proxy to its schedulers; None: the gateway's own."""
 
     auth: Annotated[
         Literal["basic", "kerberos", "jupyterhub"] | None, Expected("one of basic, kerberos, jupyterhub")
     ] = None
-    """How to log in; None: as Dask's configuration says, else ``basic`` without a password."""
+    """How to log in; None: as Dask's configuration says, or else ``basic`` without a password."""
 
     user: Text | None = None
-    """For ``basic``: the name to log in with; None: the one in use here."""
+    """For ``basic``: the user to log in as; None: the current user."""
 
     password: Variable | None = None
     """For ``basic``: name of the environment variable that holds the password."""
 
     cluster: Text | None = None
-    """Name of a running cluster to join, which is left alone at the end; None: a new one."""
+    """Name of a running cluster to join, which keeps running afterwards; None: start a new one."""
 
     options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
-    """What the gateway offers to choose, such as ``worker_cores``, ``worker_memory``, ``image``."""
+    """Options that the gateway offers, such as ``worker_cores``, ``worker_memory``, ``image``."""
 
     @property
     def joined(self) -> str | None:
@@ -58,14 +58,13 @@ class GatewayOptions(HostedOptions):
     @model_validator(mode="after")
     def _chosen_once(self) -> Self:
         if self.cluster is not None and self.options:
-            raise ValueError("'options' are those of a new cluster; leave them out, or 'cluster'")
+            raise ValueError("'options' are for a new cluster, and 'cluster' joins a running one; leave one out")
         return self
 
 
 def gateway(options: GatewayOptions) -> ClusterClient:
-    """Start a cluster through a gateway, or join one that it runs; closing the client stops what was started here."""
-    if importlib.util.find_spec("dask_gateway") is None:
-        raise MissingDependencyError("clusters of a Dask Gateway need dask-gateway; pip install 's2composite[gateway]'")
+    """Start a cluster through a gateway, or join a running one; closing the client stops what was started here."""
+    needed("dask_gateway", "gateway", "clusters of a Dask Gateway")
     from dask_gateway import Gateway
 
     cure = f"check that a Dask Gateway answers at {options.address}, 'auth', and its limits"
@@ -92,7 +91,7 @@ def _stop(cluster: Any) -> None:
 
 
 def _put_away(door: Any) -> None:
-    """Keep a gateway's client from closing itself again in its __del__, which fails because its loop has ended."""
+    """Keep a gateway's client from closing itself again in __del__, which fails since its loop has ended."""
     vars(door).pop("_loop_runner", None)
 
 

@@ -1,4 +1,4 @@
-"""What all kinds of clusters are asked to be: an environment for their workers, a number of them, fixed or not."""
+"""Options that kinds of clusters share: the environment of their workers, and a number of them, fixed or not."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["ElasticOptions", "HostedOptions", "KindOptions"]
 
 
 class KindOptions(Strict):
-    """What all kinds of clusters have: an environment for their workers."""
+    """Options that all kinds of clusters have."""
 
     type: str
     """Names the kind of cluster."""
 
     environment: Environment = {}  # noqa: RUF012 - pydantic copies it
-    """Environment variables of every worker, those that come later too: GDAL's settings, thread counts."""
+    """Environment variables of every worker, such as GDAL's settings or thread counts."""
 
     credentials: Credentials = ()
-    """Names of environment variables whose values here workers get too, such as ``AWS_SECRET_ACCESS_KEY``."""
+    """Names of environment variables that workers get with their values here, such as ``AWS_SECRET_ACCESS_KEY``."""
 
     timeout: Annotated[Positive, Expected("a number of seconds")] = 60
     """Seconds to wait for the scheduler, and for the workers that are there from the beginning."""
@@ -39,23 +39,23 @@ class KindOptions(Strict):
 
 
 class ElasticOptions(KindOptions):
-    """A cluster whose number of workers is asked for: a fixed one, or between two bounds as there is work."""
+    """A cluster with a number of workers, either fixed or following the work between two bounds."""
 
     workers: Annotated[Count | None, WHOLE] = None
     """Number of workers."""
 
     minimum: Annotated[int | None, Field(ge=0), Expected("a whole number from 0")] = None
-    """Workers that stay when there is nothing to do; with `maximum`, instead of `workers`."""
+    """Fewest workers, when there is nothing to do; with `maximum`, instead of `workers`."""
 
     maximum: Annotated[Count | None, WHOLE] = None
-    """Workers at most when there is much to do; with `minimum` (0 if left out), instead of `workers`."""
+    """Most workers, when there is much to do; with `minimum` (default 0), instead of `workers`."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
         if self.maximum is None and self.minimum is not None:
             raise ValueError(f"minimum is {self.minimum}, but there is no maximum; give both")
         if self.maximum is not None and self.workers is not None:
-            raise ValueError("give workers, or minimum and maximum, not all of them")
+            raise ValueError("give either workers, or minimum and maximum")
         if self.maximum is not None and (self.minimum or 0) > self.maximum:
             raise ValueError(f"minimum ({self.minimum}) is above maximum ({self.maximum})")
         return self
@@ -72,7 +72,7 @@ class ElasticOptions(KindOptions):
 
 
 class HostedOptions(ElasticOptions):
-    """A cluster on machines of others: how many workers there are is said, since they cost."""
+    """A cluster on machines that cost money or are shared, so that its size must be given."""
 
     timeout: Annotated[Positive, Expected("a number of seconds")] = 600
     """Seconds to wait for the scheduler, and for the first worker."""
@@ -85,5 +85,5 @@ class HostedOptions(ElasticOptions):
 
     @property
     def awaited(self) -> int:
-        """One worker is enough to begin with; none where there may be none without work."""
+        """One worker is enough to begin with; none if the cluster may be empty without work."""
         return min(1, self.first)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -12,7 +11,8 @@ from dask.utils import parse_bytes
 from distributed.core import Status
 from pydantic import Field
 
-from s2composite.errors import ClusterError, MissingDependencyError
+from s2composite.errors import ClusterError
+from s2composite.optional import needed
 from s2composite.running.clusters.client import ClusterClient, one_thread, started
 from s2composite.running.clusters.kind import HostedOptions
 from s2composite.running.jobs.document import Expected
@@ -36,7 +36,7 @@ class KubernetesOptions(HostedOptions):
     name: Annotated[
         str, Field(pattern=r"^[a-z]([a-z0-9-]{0,48}[a-z0-9])?$"), Expected("a name of lower case letters, digits and -")
     ] = "s2composite"
-    """Name of the DaskCluster resource; there must be none of that name yet."""
+    """Name of the DaskCluster resource, which must not exist yet."""
 
     namespace: Text | None = None
     """Namespace of the resource; None: the one in use."""
@@ -62,15 +62,12 @@ class KubernetesOptions(HostedOptions):
 
 def kubernetes(options: KubernetesOptions) -> ClusterClient:
     """Create a DaskCluster resource and connect to its scheduler; closing the client deletes it."""
-    if importlib.util.find_spec("dask_kubernetes") is None:
-        raise MissingDependencyError(
-            "clusters in Kubernetes need dask-kubernetes; pip install 's2composite[kubernetes]'"
-        )
+    needed("dask_kubernetes", "kubernetes", "clusters in Kubernetes")
     cure = "check that kubectl reaches the cluster, that the Dask operator is installed there, and the pods' events"
     with started("kubernetes cluster", cure):
         from dask_kubernetes.operator.kubecluster.kubecluster import CreateMode, KubeCluster  # noqa: PLC0415 - an extra
 
-        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop that runs already
+        with ThreadPoolExecutor(1) as thread:  # the thread of a notebook is already running an event loop
             thread.submit(asyncio.run, _check_name(options)).result()
         try:
             cluster = KubeCluster(
@@ -90,27 +87,27 @@ def kubernetes(options: KubernetesOptions) -> ClusterClient:
 
 
 def _give_up(kind: Any, name: str) -> None:
-    """Delete what there is of a cluster that did not start, now and not when this process ends."""
-    for cluster in list(kind._instances):  # noqa: SLF001 - one whose start failed is to be found nowhere else
+    """Delete the remains of a cluster that did not start, now and not when this process ends."""
+    for cluster in list(kind._instances):  # noqa: SLF001 - the only place that lists one that failed to start
         if cluster.name == name:
-            with suppress(Exception):  # what is wrong is being raised already
+            with suppress(Exception):  # the real error is being raised
                 cluster.close(timeout=10)
             cluster.status = Status.closed
 
 
 async def _check_name(options: KubernetesOptions) -> None:
-    """Refuse a name that is taken: KubeCluster would, too, but delete that cluster when this process ends."""
+    """Refuse a name that is taken: KubeCluster would too, but would delete that cluster when this process ends."""
     from dask_kubernetes.operator._objects import DaskCluster  # noqa: PLC0415 - an extra
 
     cluster = await DaskCluster(options.name, namespace=options.namespace)
     if await cluster.exists():
         raise ClusterError(
-            f"there is a DaskCluster {options.name!r} already in Kubernetes; give another 'name', or delete it first"
+            f"Kubernetes already has a DaskCluster {options.name!r}; give another 'name', or delete it first"
         )
 
 
 def manifest(options: KubernetesOptions) -> dict[str, Any]:
-    """Return the DaskCluster resource, as ``kubectl apply`` takes it; there is no secret in it, only names of some."""
+    """Return the DaskCluster resource, as ``kubectl apply`` takes it; it holds names of secrets, never values."""
     return {
         "apiVersion": "kubernetes.dask.org/v1",
         "kind": "DaskCluster",
@@ -152,7 +149,7 @@ def _scheduler(options: KubernetesOptions) -> dict[str, Any]:
     return {
         "name": "scheduler",
         "image": options.image,
-        "args": ["dask", "scheduler", "--host", "0.0.0.0"],  # noqa: S104 - inside of its pod
+        "args": ["dask", "scheduler", "--host", "0.0.0.0"],  # noqa: S104 - inside its pod
         "ports": [
             {"name": "tcp-comm", "containerPort": COMM, "protocol": "TCP"},
             {"name": "http-dashboard", "containerPort": DASHBOARD, "protocol": "TCP"},

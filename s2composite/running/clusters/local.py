@@ -36,10 +36,10 @@ atexit.register(leave)
 """
 """Runs in each local worker at its start.
 
-A task's error is raised where its result is asked for; the copy that each worker would write to the terminal as well
-hides the one line that matters among tracebacks. While the cluster is closed a heartbeat may fail, or a task be
-cancelled. And a worker leaves without taking down what numba compiled: that took 1.7 to 4.2 s on a busy machine (0.1 s
-without), and after 4 s Dask kills the worker with a warning."""
+The error of a task is raised where its result is requested; the copy that each worker would print hides the one line
+that matters among tracebacks. While the cluster closes, a heartbeat may fail or a task be cancelled. And a worker exits
+without tearing down what Numba compiled, which took 1.7 to 4.2 s on a busy machine (0.1 s without): after 4 s Dask
+kills the worker with a warning."""
 
 
 class LocalOptions(ElasticOptions):
@@ -64,7 +64,7 @@ class LocalOptions(ElasticOptions):
 def local(options: LocalOptions) -> ClusterClient:
     """Start worker processes on this machine; the client owns them and stops them when it is closed."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)  # a worker imports a script that has no `if __name__ == "__main__":`; its parent says so
+        sys.exit(1)  # this is a worker that imports a script without `if __name__ == "__main__":`; its parent says so
     logging.getLogger("distributed.nanny").addFilter(_no_goodbye)
     workers, threads = local_shape(options)
     try:
@@ -83,18 +83,18 @@ def local(options: LocalOptions) -> ClusterClient:
             f"the local workers did not start ({error}); in a script, connect() goes below "
             "`if __name__ == '__main__':`, because each worker imports the script"
         ) from error
-    # Dask's scheduler, which runs here, watches the garbage collection: a Ctrl-C that comes meanwhile is lost.
+    # The scheduler, which runs here, diagnoses garbage collections, and a Ctrl-C during one would be lost.
     disable_gc_diagnosis(force=True)
     return client
 
 
 def local_shape(options: LocalOptions) -> tuple[int, int]:
-    """Return how many workers there are, at most, and how many threads each has."""
+    """Return the largest number of workers, and the threads of each."""
     return _shape(options.maximum or options.workers, options.threads, CPU_COUNT)
 
 
 def _no_goodbye(record: logging.LogRecord) -> bool:
-    """Leave out that a worker was killed because it was still in a task when the cluster was closed."""
+    """Filter out the message that a worker was killed in the middle of a task when the cluster closed."""
     return not str(record.msg).startswith("Worker process still alive")
 
 
@@ -110,7 +110,7 @@ def _shape(workers: int | None, threads: int | None, cores: int) -> tuple[int, i
 
 
 def _dashboard_address(wanted: str) -> str:
-    """Return the address, with port 0 (any) where the port is taken: Dask would take another too, but warn and leak."""
+    """Return the address, with port 0 (any) if the port is taken: Dask would also take another, but warn and leak."""
     host, _, port = wanted.rpartition(":")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""What a cluster is asked to be, of any kind: in Python, in YAML, on the command line."""
+"""Options of a cluster of any kind, however they are written: in Python, in YAML, on the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _is_file(config: Any) -> bool:
 
 
 def _written_out(config: Any) -> Any:
-    """Return the mapping that a short way to name a cluster stands for; all else as it is."""
+    """Return the mapping that a short name of a cluster stands for; anything else unchanged."""
     if isinstance(config, str) and config.startswith(SCHEMES):
         return {"type": "address", "address": config}
     if config == "local":
@@ -78,10 +78,10 @@ def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
     Parameters
     ----------
     config
-        ``"local"``, a scheduler's address, a mapping, the path of a YAML file that holds a mapping, or options. A
-        file may also be a cluster.yaml of Ray (as eo-grow uses it), of which what cannot be mapped is logged.
+        ``"local"``, the address of a scheduler, a mapping, the path of a YAML file that holds one, or options. The
+        file may also be a cluster.yaml of Ray (as used by eo-grow); what cannot be mapped is logged.
     **settings
-        Options that win over those of `config`.
+        Options that override those of `config`.
 
     Raises
     ------

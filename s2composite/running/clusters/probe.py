@@ -1,7 +1,7 @@
-"""What is asked of each worker when a cluster is checked; runs there.
+"""What each worker is asked when a cluster is checked; these functions run there.
 
-Not as a task: a worker in which s2composite is missing could not unpack it, and Dask ends a worker over that. To a
-function that `Client.run` carries it answers with the error instead.
+They do not run as tasks: a worker without s2composite could not unpack one, and Dask ends a worker for that. To a
+function sent by `Client.run` it answers with the error instead.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from s2composite.errors import S2CompositeError
 from s2composite.running.clusters.client import ShippedEnvironment
 from s2composite.scenes.storage import display, filesystem, reason
 
-# Each worker pays for what it is asked, and a broken package must be a finding, not an import error of this module.
+# Imported in the functions: a broken package must be a finding, not an import error of this module.
 # ruff: noqa: PLC0415
 
 __all__ = ["CONTENT", "Findings", "probe_worker", "read_object", "remove_object", "write_object"]
 
 CONTENT = b"s2composite check\n"
-"""What a probe object holds."""
+"""Content of a probe object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What one worker has found."""
+    """What one worker found."""
 
     version: str
-    """Of s2composite, as it runs there."""
+    """Version of s2composite there."""
 
     gdal: str
     """Version of the GDAL in rasterio."""
@@ -52,7 +52,7 @@ class Findings:
 async def probe_worker(shipped: Sequence[str], source: str | None, target: str | None, dask_worker: Any) -> Findings:
     """Return what this worker finds: versions, its environment, whether a header can be read and an object written."""
     environment = _environment(shipped, dask_worker)
-    return await asyncio.to_thread(_findings, environment, source, target)  # a worker's own loop must not wait
+    return await asyncio.to_thread(_findings, environment, source, target)  # the worker's event loop must not block
 
 
 def _findings(environment: tuple[str, ...], source: str | None, target: str | None) -> Findings:
@@ -70,7 +70,7 @@ def _findings(environment: tuple[str, ...], source: str | None, target: str | No
 
 
 def _environment(shipped: Sequence[str], worker: Any) -> tuple[str, ...]:
-    """Return the names of variables that are not as they were shipped, or that what they are for does not know of."""
+    """Return the variables that differ from those shipped, or that came too late for the library they configure."""
     import numba
     from rasterio._env import get_gdal_config  # rasterio's public getenv() knows only what it has set itself
 
@@ -96,7 +96,7 @@ def _header(href: str) -> str | None:
 
 
 def write_object(url: str) -> str | None:
-    """Write a probe object and read it again; return why that fails, or None."""
+    """Write a probe object and read it back; return why that fails, or None."""
     try:
         fs, path = filesystem(url)
         fs.pipe_file(path, CONTENT)

@@ -1,7 +1,7 @@
-"""The cluster.yaml of Ray, as eo-grow uses it, read as options of ours.
+"""Ray's cluster.yaml, as eo-grow uses it, read as our own options.
 
-Provider ``local`` (machines that are there) becomes ``ssh``, ``aws`` becomes ``coiled``. What has no counterpart is
-listed with the reason, and nothing is guessed: https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html
+Provider ``local`` (existing machines) becomes ``ssh``, ``aws`` becomes ``coiled``. What has no counterpart is listed
+with the reason, and nothing is guessed: https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["RayCluster", "Unmapped", "is_ray", "read_ray_cluster"]
 Keys = tuple[str | int, ...]
 
 PROVIDER = re.compile(r"^provider\s*:", re.MULTILINE)
-"""What a file for Ray has, and none of ours."""
+"""What files for Ray have, and ours have not."""
 
 OPENED = ("provider", "auth", "docker", "available_node_types")
-"""Keys of which some of what is in them is mapped; the rest of those is listed one by one."""
+"""Keys whose content is mapped in part; the rest of it is listed key by key."""
 
 COMMANDS = "no commands are run on the machines; install s2composite there, or take an image that has it"
 FILES = "no files are copied to the machines; put them on storage that all of them reach"
 REASONS = {
-    "max_workers": "all machines that are named are used",
-    "min_workers": "all machines that are named are used",
+    "max_workers": "all machines named are used",
+    "min_workers": "all machines named are used",
     "cluster_name": "a cluster over SSH has no name",
     "idle_timeout_minutes": "the workers stop when the client is closed",
     "upscaling_speed": "Dask asks for workers by the work that waits",
@@ -69,18 +69,18 @@ class Unmapped:
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    """What a cluster.yaml of Ray says, in options of ours."""
+    """Ray's cluster.yaml as our own options."""
 
     document: Document
-    """The options, each with its place in the file."""
+    """The options, each with its position in the file."""
 
     unmapped: tuple[Unmapped, ...]
-    """What is not in them, in the order of the file."""
+    """What could not be mapped, in the order of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A file for Ray, which remembers what was taken from it."""
+    """A file for Ray, and what was taken from it."""
 
     document: Document
     values: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class _Source:
         return level
 
     def take(self, name: str, value: Any, *keys: str) -> None:
-        """Give option `name` a value that was found at `keys`; one that is not there is left out."""
+        """Give option `name` the value found at `keys`; None is left out."""
         if value is None:
             return
         place = self.document.place(keys)
@@ -117,12 +117,12 @@ def is_ray(path: str | os.PathLike[str]) -> bool:
 
 
 def read_ray_cluster(path: str | os.PathLike[str]) -> RayCluster:
-    """Return what a cluster.yaml of Ray says as options of ours, and what could not be mapped.
+    """Return Ray's cluster.yaml as our own options, and what could not be mapped.
 
     Parameters
     ----------
     path
-        Of the file; ``${NAME}`` in it belongs to shells on the machines and is left alone.
+        Path of the file; ``${NAME}`` in it is for shells on the machines and left alone.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def _coiled(source: _Source) -> None:
 
 
 def _workers(source: _Source, name: str) -> None:
-    """Take the workers' type of machine, how many there may be, and how they are paid for."""
+    """Take the type of the workers' machines, their number, and how they are paid for."""
     where = ("available_node_types", name)
     _machine(source, name, "vm_types")
     source.take("minimum", source.get(*where, "min_workers"), *where, "min_workers")
@@ -199,7 +199,7 @@ PROVIDERS = {"local": _ssh, "aws": _coiled}
 
 
 def _unmapped(source: _Source, values: Mapping[str, Any], above: Keys) -> Iterator[Unmapped]:
-    """Yield what was not taken; what is empty or off says nothing and is left out."""
+    """Yield what was not taken, unless it is empty or off."""
     for key, value in values.items():
         keys = (*above, key)
         if keys in source.used or not value:

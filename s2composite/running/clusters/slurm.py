@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import shutil
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from s2composite.errors import ClusterError, MissingDependencyError
+from s2composite.errors import ClusterError
+from s2composite.optional import needed
 from s2composite.running.clusters.client import ClusterClient, client_of, one_thread, started
 from s2composite.running.clusters.kind import HostedOptions
 from s2composite.running.jobs.document import Expected
@@ -65,29 +65,24 @@ class SlurmOptions(HostedOptions):
 
 def slurm(options: SlurmOptions) -> ClusterClient:
     """Start a scheduler here and submit a job for each worker; closing the client cancels them."""
-    _needs_jobqueue()
+    package = _jobqueue()
     if shutil.which("sbatch") is None:  # dask-jobqueue would only log that, and wait for workers
-        raise ClusterError("there is no sbatch here; start s2composite on a login node of a cluster with Slurm")
+        raise ClusterError("sbatch was not found; start s2composite on a login node of a Slurm cluster")
     with started("slurm cluster", "check that sbatch works here, and the queue, the account and the limits"):
-        from dask_jobqueue import SLURMCluster  # noqa: PLC0415 - an extra
-
-        cluster = SLURMCluster(**slurm_arguments(options), n_workers=options.first)
+        cluster = package.SLURMCluster(**slurm_arguments(options), n_workers=options.first)
         return client_of(cluster, options.timeout)
 
 
 def job_script(options: SlurmOptions) -> str:
     """Return the script that is submitted for each worker, for a scheduler that is not known yet."""
-    _needs_jobqueue()
-    from dask_jobqueue.slurm import SLURMJob  # noqa: PLC0415 - an extra
-
+    package = _jobqueue()
     arguments = slurm_arguments(options)
     del arguments["scheduler_options"]
-    return str(SLURMJob(scheduler="tcp://scheduler:8786", name="worker", **arguments).job_script())
+    return str(package.slurm.SLURMJob(scheduler="tcp://scheduler:8786", name="worker", **arguments).job_script())
 
 
-def _needs_jobqueue() -> None:
-    if importlib.util.find_spec("dask_jobqueue") is None:
-        raise MissingDependencyError("clusters of Slurm need dask-jobqueue; pip install 's2composite[slurm]'")
+def _jobqueue() -> Any:
+    return needed("dask_jobqueue", "slurm", "clusters of Slurm")
 
 
 def slurm_arguments(options: SlurmOptions) -> dict[str, Any]:

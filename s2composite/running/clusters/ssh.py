@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from distributed import SSHCluster
 from pydantic import Field
 
-from s2composite.errors import MissingDependencyError
+from s2composite.optional import needed
 from s2composite.running.clusters.client import ClusterClient, client_of, one_thread, started
 from s2composite.running.clusters.kind import KindOptions
 from s2composite.running.jobs.document import Expected
@@ -76,8 +75,7 @@ class SshOptions(KindOptions):
 
 def ssh(options: SshOptions) -> ClusterClient:
     """Start a scheduler and workers over SSH; closing the client stops them."""
-    if importlib.util.find_spec("asyncssh") is None:
-        raise MissingDependencyError("clusters over SSH need asyncssh; pip install 's2composite[ssh]'")
+    needed("asyncssh", "ssh", "clusters over SSH")
     cure = "check that 'ssh' reaches each machine with this user and key, and that 'python' names one with s2composite"
     with _overheard() as lines, started("ssh cluster", cure, lines):
         cluster = SSHCluster(**ssh_arguments(options))

@@ -97,7 +97,7 @@ def parse_text(text: str, name: str, given: Mapping[str, str] | None = None) -> 
     values, places = parse_yaml(text, name, given)
     line = places[()].line if places else 1
     if values is None:
-        raise JobError(f"{name}, line {line}: nothing in it; it needs lines such as 'key: value'", key=None, line=line)
+        raise JobError(f"{name}, line {line}: is empty; it needs lines such as 'key: value'", key=None, line=line)
     if not isinstance(values, dict):
         raise JobError(f"{name}, line {line}: expected 'key: value' lines, got {shown(values)}", key=None, line=line)
     return Document(name, values, places)

@@ -380,22 +380,27 @@ def job_schema() -> dict[str, Any]:
 
 
 def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Sequence[str] = ()) -> Job:
-    r"""Return a job from a file, from YAML text, or from a mapping, with settings of the command line put in.
+    r"""Return a job from a file, YAML text or a mapping, with settings as given on the command line.
 
     Parameters
     ----------
     job
         Path of a YAML file; YAML text (recognised by a newline or ``": "``); a mapping; or a Job. In files and text
-        ``${NAME}`` is a variable that the file sets under its key ``variables``, or else one of the environment;
-        ``${NAME:-default}`` has a default, ``$${NAME}`` is the text itself.
+        ``${NAME}`` is a variable from the key ``variables`` of the file, or else from the environment;
+        ``${NAME:-default}`` has a default, and ``$${NAME}`` stands for the text itself.
     settings
-        ``"key=value"`` each, which win over the file; keys may be dotted, values are YAML: ``"cluster.workers=4"``,
+        ``"key=value"`` each, which override the file; keys may be dotted, values are YAML: ``"cluster.workers=4"``,
         ``"variables.year=2024"``.
+
+    Returns
+    -------
+    Job
+        The checked job.
 
     Raises
     ------
     JobError
-        Names the file, the line, the key and what is expected there; carries ``key`` and ``line``.
+        Something is missing, unknown or invalid; names the file, line and key, and what is expected there.
 
     Examples
     --------

@@ -158,7 +158,7 @@ def plan_job(
     windows: str | Collection[tuple[int, int]] | None = None,
     area: str | Geometry | None = None,
 ) -> Plan:
-    """Plan a job: nothing is read but headers, nothing is written.
+    """Plan a job: only headers are read, and nothing is written.
 
     Parameters
     ----------
@@ -167,14 +167,19 @@ def plan_job(
     check
         Refuse a job whose windows do not fit into the memory of its workers.
     windows, area
-        Only these, as for `run_job`.
+        Only these windows, as for `run_job`.
+
+    Returns
+    -------
+    Plan
+        Windows, scenes, bytes, requests, memory and time; ``explain()`` puts them in words.
 
     Raises
     ------
     ParameterError
         The windows do not fit; says what would.
     S2CompositeError
-        One of its kinds for what is wrong with the job or its scenes.
+        The job or its scenes are wrong; a subclass for each.
 
     Examples
     --------
@@ -207,12 +212,26 @@ def plan_cells(
     job, check
         As for `plan_job`.
     cells, area
-        Only these, as for `run_cells`.
+        Only these cells, as for `run_cells`.
+
+    Yields
+    ------
+    cell, plan
+        In the order of the grid.
 
     Raises
     ------
     S2CompositeError
-        As `plan_job`.
+        As for `plan_job`.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> job = {"source": "doctest_scenes", "output": "{cell}.tif", "grid": "EPSG:32631;10;100"}
+    >>> job |= {"bbox": [0.5111, 44.2216, 0.5113, 44.2218]}
+    >>> [(cell.name, plan.state) for cell, plan in plan_cells(job)]
+    [('x0301y4899', 'new')]
     """
     job = job if isinstance(job, Job) else load_job(job)
     within = read_area(area) if isinstance(area, str) else area

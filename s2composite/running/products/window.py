@@ -98,5 +98,5 @@ def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
 def _address() -> str:
     try:
         return str(get_worker().address)
-    except ValueError:  # outside of a cluster
+    except ValueError:  # outside a cluster
         return f"process {os.getpid()}"

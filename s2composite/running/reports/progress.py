@@ -1,4 +1,4 @@
-"""Progress: how far a job is, as its ledger tells it."""
+"""Progress: how far a job is, according to its ledger."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Progress:
     """``"new"``, ``"running or interrupted"``, ``"failed"`` or ``"complete"``."""
 
     windows: int
-    """Windows of the product that was last worked on; 0: not begun."""
+    """Windows of the latest product; 0: not begun."""
 
     done: int
-    """Those that are made."""
+    """Windows that are made."""
 
     failures: tuple[tuple[tuple[int, int], str], ...]
-    """Those that failed for good, and why."""
+    """Windows that failed for good, and why."""
 
     last: str | None
     """Time of the last event, ISO 8601, UTC."""
 
     files: tuple[str, ...]
-    """The files that are or will be written."""
+    """Files that are or will be written."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return it in the types of JSON."""
         failures = [{"window": list(window), "error": why} for window, why in self.failures]
         facts = {"state": self.state, "windows": self.windows, "done": self.done, "failed": failures}
         return facts | {"last": self.last, "files": list(self.files)}
@@ -50,7 +50,7 @@ class Progress:
 
 
 def job_progress(job: Job) -> Progress:
-    """Return how far a job is. A job whose scenes or parameters have changed since shows what was made before."""
+    """Return how far a job is; if its scenes or parameters have changed since, how far it was before."""
     events = read_ledger(ledger_key(job))
     starts = [event for event in events if event["event"] == "start"]
     if not starts:

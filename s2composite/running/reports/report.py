@@ -1,4 +1,4 @@
-"""Report: what happened in a job, made from its ledger; as JSON for programs, see `report_page` for people."""
+"""Report: what happened in a job, from its ledger; JSON for programs, and `report_page` for people."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class WorkerDone:
     """What one worker has done."""
 
     windows: int
-    """Windows that it made."""
+    """Number of windows that it made."""
 
     seconds: float
-    """Time that it took for them."""
+    """Time that they took."""
 
     failed: int
     """Attempts that failed on it."""
@@ -37,37 +37,37 @@ class WorkerDone:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What happened to the product of a job that was last worked on."""
+    """What happened to the latest product of a job."""
 
     job: str
-    """The job file, as YAML; what has its default value is left out, and so are users and signatures of URLs."""
+    """The job file as YAML, without default values and without users and signatures of URLs."""
 
     state: str
     """``"complete"``, ``"failed"`` or ``"interrupted"``."""
 
     files: tuple[str, ...]
-    """What was or will be written."""
+    """Files that were or will be written."""
 
     shape: tuple[int, int]
     """Rows and columns of windows."""
 
     seconds: Mapping[tuple[int, int], float]
-    """For each window that is done the seconds from handing it to the cluster to its end."""
+    """Seconds from submitting each finished window to its end."""
 
     failures: Mapping[tuple[int, int], str]
-    """For each window that has failed, why."""
+    """Why each failed window failed."""
 
     timings: Mapping[str, float]
-    """Seconds of all workers together: ``read`` (with reducing), ``encode`` (with storing)."""
+    """Total seconds of all workers: ``read`` (with reducing), ``encode`` (with storing)."""
 
     retries: int
-    """Attempts that failed and were made again."""
+    """Failed attempts that were repeated."""
 
     workers: Mapping[str, WorkerDone]
-    """What each worker has done, by its address."""
+    """What each worker has done, by address."""
 
     failed_scenes: Mapping[str, int]
-    """Scenes that were left out because they could not be read, and from how many windows."""
+    """Scenes that could not be read, and the number of windows they are missing from."""
 
     begun: str
     """Time of the first event, ISO 8601, UTC."""
@@ -76,10 +76,10 @@ class Report:
     """Time of the last event."""
 
     versions: Mapping[str, str]
-    """Of Python and the packages that matter."""
+    """Versions of Python and the packages that matter."""
 
     def states(self) -> dict[tuple[int, int], str]:
-        """Return for each window, row by row, ``"done"``, ``"failed"`` or ``"open"``."""
+        """Return ``"done"``, ``"failed"`` or ``"open"`` for each window, row by row."""
         windows = ((row, column) for row in range(self.shape[0]) for column in range(self.shape[1]))
         every = self.state == "complete"
         return {
@@ -118,7 +118,7 @@ class Report:
 
 
 def _cause(error: str) -> str:
-    """Return an error without what is different in each window."""
+    """Return an error without the parts that differ from window to window."""
     return re.sub(r"window y \d+:\d+,? x \d+:\d+", "window ...", re.sub(r"\b\d+ bytes\b|byte \d+", "... bytes", error))
 
 

@@ -1,0 +1,36 @@
+"""Optional packages: imported where they are used, with an error that names the extra where they are missing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from s2composite.errors import MissingDependencyError
+
+__all__ = ["needed"]
+
+
+def needed(module: str, extra: str, purpose: str = "this") -> Any:
+    """Import an optional module, or say which extra brings it.
+
+    Parameters
+    ----------
+    module
+        Its full name, ``"odc.stac"``.
+    extra
+        The extra of s2composite that installs it.
+    purpose
+        What needs it, in the plural or "this", for the message.
+
+    Raises
+    ------
+    MissingDependencyError
+        It is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        verb = "needs" if purpose == "this" else "need"
+        raise MissingDependencyError(
+            f"{purpose} {verb} the package {module.partition('.')[0]}: pip install 's2composite[{extra}]'"
+        ) from error
