@@ -85,8 +85,8 @@ def best_scored(
     of_scene
         ``(t,)`` float32: the part of the score that a whole scene has.
     near
-        ``(scenes of the stack, plane)`` uint16, 1-D from the first pixel on: squared distance to the nearest bad pixel of
-        the scene, at most ``of_distance.size - 1``; empty if it does not matter.
+        ``(scenes of the stack, plane)`` uint16, 1-D from the first pixel on: squared distance to the nearest bad pixel
+        of the scene, at most ``of_distance.size - 1``; empty if it does not matter.
     of_distance
         float32: the part of the score for each squared distance.
     """
