@@ -136,6 +136,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(count))
         if fault != "no-etag":
             self.send_header("ETag", f'"{tag}"')
+        if fault == "packed":
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Last-Modified", self.date_time_string(stat.st_mtime))
         self.end_headers()
         with file.open("rb") as stream:
@@ -208,7 +210,8 @@ def fault_server(directory, *, fault=None, latency=0.0, bandwidth=0.0):
         What to serve.
     fault
         Called with the path and the number of the request for it (from 0); returns None or what goes wrong: a status
-        (``"503"``), ``"reset"``, ``"short"``, ``"hang"``, ``"no-ranges"``, ``"other-range"``, ``"corrupt"``, ``"no-etag"``.
+        (``"503"``), ``"reset"``, ``"short"``, ``"hang"``, ``"no-ranges"``, ``"other-range"``, ``"corrupt"``, ``"no-etag"``,
+        ``"packed"`` (it says that it is, as a server that packs what it sends does).
     latency
         Seconds before each answer.
     bandwidth

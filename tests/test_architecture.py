@@ -41,9 +41,9 @@ ROOMS = [
     "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zonal.zones", "analysis.zonal.summary", "analysis.zonal.stats", "analysis.zonal.tasks", "analysis.zonal.measure", "analysis.zonal.table",
     "running.ledger", "running.products.window", "running.products.cog", "running.products.zarr", "running.products.product", "running.selection", "running.planning.sizing", "running.scope", "running.making",
     "running.stream", "running.run", "running.run_spans", "running.planning.plan", "running.planning.tables", "running.reports.progress", "running.reports.report", "running.reports.page", "running.jobs.template",
-    "service.settings", "service.problems", "service.envelope", "service.median", "service.pool", "service.auth", "service.gate",
+    "service.settings", "service.problems", "service.envelope", "service.counting", "service.median", "service.pool", "service.auth", "service.gate",
     "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",
-    "service.server", "service.sending", "service.dispatch", "service.cli",
+    "service.arrival", "service.server", "service.sending", "service.dispatch", "service.cli",
     "demo",
     "cli.words", "cli.options", "cli.demo", "cli.run", "cli.job_files", "cli.zonal", "cli.scenes", "cli.check", "cli.commands", "cli",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from s2composite.running.ledger import read_ledger
 from s2composite.service.documents import job_text
 from s2composite.service.settings import load_settings
 from s2composite.service.store import JobRow, Store
-from s2composite.service.views import quicklook
+from s2composite.service.views import Views
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,7 @@ def test_bad_input_names_the_field(service, places, scenes):
     four = bad_scene(places, "four.tif", encoded(1, bands=4))
     deep = bad_scene(places, "deep.tif", encoded(1).astype("uint16"))
     small = bad_scene(places, "small.tif", encoded(1, height=100))
+    other = bad_scene(places, "other.tif", encoded(1) // 2, nbits=7)
     text = places / "scenes" / "bad" / "text.tif"
     text.write_text("no raster")
     (places / "scenes" / "nowhere.vrt").write_text("<VRTDataset/>")
@@ -152,6 +153,7 @@ def test_bad_input_names_the_field(service, places, scenes):
         (good | {"datasets": [*scenes, str(places / "scenes" / "none.tif")]}, 422, "/datasets/5", "no such file"),
         (good | {"datasets": [*scenes, str(text)]}, 422, "/datasets/5", "not a TIFF"),
         (good | {"datasets": [*scenes, small]}, 422, "/datasets", "small"),
+        (good | {"datasets": [other]}, 422, "/datasets/0", "needs GDAL"),
         (good | {"datasets": [four]}, 422, "/datasets/0", "expecting 3 bands, got 4"),
         (good | {"datasets": [deep]}, 422, "/datasets/0", "uint8"),
         (good | {"datasets": ["ftp://host/a.tif"]}, 422, "/datasets/0", "scheme"),
@@ -303,7 +305,7 @@ def test_a_quicklook_of_a_zarr_store(scenes, tmp_path):
     s2c.composite(s2c.open_cube(scenes)).to_zarr(path)
     document = job_text(load_job({"source": scenes, "output": path}))
     row = JobRow("x", "complete", document, "2023-06-01T00:00:00", None, None, 1, "missing", None)
-    picture = imagecodecs.png_decode(quicklook(row))
+    picture = imagecodecs.png_decode(Views().quicklook(row))
     assert picture.shape == (200, 136, 4)
     want = seed_median(scenes, (0, 0, 136, 200))
     valid = (want > 0).all(axis=0)
@@ -346,6 +348,19 @@ def test_jobs_that_are_not_there(service):
         ({"chunks": "many"}, 422, "/chunks"),
         ({"policy": {"attempts": 0}}, 422, "/policy/attempts"),
         ({"sorce": "x"}, 422, ""),
+        ({"output": "{0.__class__}.tif"}, 422, "/output"),
+        ({"output": "m_{cell}.tif", "grid": {"type": "cells", "file": "/etc/passwd"}}, 403, "/grid/file"),
+        ({"output": "m_{cell}.tif", "grid": "mgrs"}, 422, "/bbox"),
+        ({"output": "m_{cell}.tif", "grid": {"type": "utm", "size": 1}, "bbox": [0, 40, 9, 50]}, 422, "/grid"),
+        ({"output": "m_{cell}.tif", "grid": "/etc/proj;10;100", "bbox": [0, 40, 9, 50]}, 422, "/grid"),
+        ({"output": "m.tif", "grid": "mgrs", "bbox": [0, 40, 9, 50]}, 422, ""),
+        ({"output": "{{pointInTime}}.tif", "span": {"start": "0001-01-01"}}, 422, "/span"),
+        ({"output": "{{pointInTime}}.tif", "span": {"start": "2023-07", "end": "2023-06"}}, 422, "/span"),
+        (
+            {"source": "/etc/{{pointInTime}}", "output": "{{pointInTime}}.tif", "span": {"start": "2023"}},
+            403,
+            "/source",
+        ),
     ],
 )
 def test_a_job_that_is_not_taken(service, places, change, status, pointer):

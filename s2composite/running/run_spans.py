@@ -16,11 +16,11 @@ from s2composite.running.cells import Cell
 from s2composite.running.clusters.connect import connect
 from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.making import JobResult
-from s2composite.running.run import run_cells, run_job
+from s2composite.running.run import cell_job, job_cells, run_cells, run_job
 from s2composite.running.spans import spans_of, written_out
 from s2composite.scenes.periods import Period
 
-__all__ = ["SpanJob", "SpanResult", "explain_spans", "run_spans", "span_jobs"]
+__all__ = ["SpanJob", "SpanResult", "explain_spans", "job_products", "run_spans", "span_jobs"]
 
 _WRITTEN_OUT = ("source", "output", "area", "performance_report")
 """Keys of a job in which templates stand for the date."""
@@ -115,6 +115,25 @@ def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) 
                 key="output",
             )
     return tuple(jobs)
+
+
+def job_products(job: Job) -> Iterator[tuple[str | None, Job]]:
+    r"""Yield the name and the job of each unit of a span and each cell of a grid; of others the job, without a name.
+
+    Examples
+    --------
+    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201205}")
+    >>> [name for name, one in job_products(job)]
+    ['2012-04', '2012-05']
+    """
+    if job.span is not None:
+        for unit in span_jobs(job):
+            for name, one in job_products(unit.job):
+                yield unit.period.label if name is None else f"{unit.period.label}, {name}", one
+    elif job.grid is not None:
+        yield from ((cell.name, cell_job(job, cell)) for cell in job_cells(job))
+    else:
+        yield None, job
 
 
 def explain_spans(job: Job) -> str:
