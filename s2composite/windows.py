@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED, OUTSIDE, READ, Observations
+from s2composite.reading.patches import Patch, Piece
 from s2composite.reading.scratch import borrow
 from s2composite.reading.stack import Products, Stack
 
@@ -84,14 +86,58 @@ def _compose(
     stack, days = products.stack, int(products.scene[-1]) + 1
     if masks or recipe.halo or valid is not None or days < len(stack.scenes):
         return _compose_in_one_piece(products, days, recipe, window, masks, valid, positions)
+    return _joined(window, _parts(stack, recipe, window, positions))
+
+
+def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.intp] | None) -> list[_Part]:
+    """Compose the pieces of a window one after the other."""
+    parts: list[_Part] = []
     pieces = stack.pieces(window)
-    with borrow(max(map(stack.size, pieces)), stack.dtype) as scratch:
-        parts = [
-            part
-            for piece, seen in stack.read_all(pieces, scratch)
-            for part in _compose_piece(stack, recipe, piece, seen, scratch, positions)
-        ]
-    return _joined(window, parts)
+    with (
+        borrow(max(map(stack.size, pieces)), stack.dtype) as scratch,
+        closing(stack.read_all(pieces, scratch)) as observed,
+    ):
+        for piece, seen in observed:
+            tell_read(seen.tally)
+            # A scene that fails is left out of the blocks that fail and no others, whatever they were read with.
+            if seen.errors and isinstance(piece, Patch):
+                break
+            blocks = () if isinstance(piece, Patch) or not seen.errors else stack.blocks(piece)
+            if len(blocks) > 1:
+                parts += _block_by_block(stack, recipe, blocks, positions, scratch)
+            else:
+                parts.append((piece, _reduced(recipe, seen, positions)))
+        else:
+            return parts
+    blocks = stack.blocks(window)
+    with borrow(max(map(stack.size, blocks)), stack.dtype) as scratch:
+        return _block_by_block(stack, recipe, blocks, positions, scratch)
+
+
+def _block_by_block(
+    stack: Stack,
+    recipe: Recipe,
+    blocks: Sequence[Window],
+    positions: NDArray[np.intp] | None,
+    scratch: NDArray[Any],
+) -> list[_Part]:
+    """Compose blocks of which some fail: a scene is left out of all of a block if any of its pieces fails."""
+    parts: list[_Part] = []
+    for block in blocks:
+        pieces, lost = stack.pieces(block), set[int]()
+        if len(pieces) > 1:
+            lost.update(t for _, seen in stack.read_all(pieces, scratch) for t in seen.errors)
+        for piece, seen in stack.read_all(pieces, scratch):
+            tell_read(seen.tally)
+            seen.status[list(lost)] = FAILED
+            parts.append((piece, _reduced(recipe, seen, positions)))
+    return parts
+
+
+def _reduced(recipe: Recipe, seen: Observations, positions: NDArray[np.intp] | None) -> dict[str, NDArray[Any]]:
+    with metered("kernel"):
+        layers = reduce_block(seen.pixels, recipe, scenes=_there(seen.status), positions=positions)
+    return {**layers, STATUS: seen.status[:, None, None]}
 
 
 def _compose_in_one_piece(
@@ -120,46 +166,31 @@ def _there(status: NDArray[np.uint8]) -> NDArray[np.intp] | None:
     return None if len(there) == len(status) else there
 
 
-_Part = tuple[Window, dict[str, NDArray[Any]]]
-
-
-def _compose_piece(
-    stack: Stack,
-    recipe: Recipe,
-    piece: Window,
-    seen: Observations,
-    scratch: NDArray[Any],
-    positions: NDArray[np.intp] | None,
-) -> list[_Part]:
-    tell_read(seen.tally)
-    blocks = stack.blocks(piece) if seen.errors else (piece,)
-    if len(blocks) > 1:
-        # A scene is left out only of the blocks in which it fails, however many blocks were read at once.
-        return [
-            part
-            for block in blocks
-            for part in _compose_piece(stack, recipe, block, stack.read(block, scratch=scratch), scratch, positions)
-        ]
-    with metered("kernel"):
-        layers = reduce_block(seen.pixels, recipe, scenes=_there(seen.status), positions=positions)
-    return [(piece, {**layers, STATUS: seen.status[:, None, None]})]
+_Part = tuple[Piece, dict[str, NDArray[Any]]]
 
 
 def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
     """Put the pieces of a window together."""
-    if len(parts) == 1:
+    if len(parts) == 1 and not isinstance(parts[0][0], Patch):
         return parts[0][1]
     height, width = (s.stop - s.start for s in window)
     status = _joined_status(np.stack([part[STATUS] for _, part in parts]))
     out = {name: np.empty((*a.shape[:-2], height, width), a.dtype) for name, a in parts[0][1].items() if name != STATUS}
-    for (y, x), part in parts:
-        at = (
-            slice(y.start - window[0].start, y.stop - window[0].start),
-            slice(x.start - window[1].start, x.stop - window[1].start),
-        )
+    for piece, part in parts:
         for name, array in out.items():
-            array[(..., *at)] = part[name]
+            if isinstance(piece, Patch):
+                y, x = _within(window, piece.window)
+                row, column = np.divmod(piece.pixels, np.int32(x.stop - x.start))
+                array[..., row + y.start, column + x.start] = part[name][..., 0, :]
+            else:
+                array[(..., *_within(window, piece))] = part[name]
     return {**out, STATUS: status}
+
+
+def _within(window: Window, piece: Window) -> Window:
+    """Return where a piece lies in a window."""
+    y, x = (slice(p.start - w.start, p.stop - w.start) for w, p in zip(window, piece, strict=True))
+    return y, x
 
 
 def _joined_status(statuses: NDArray[np.uint8]) -> NDArray[np.uint8]:

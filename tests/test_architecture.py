@@ -22,7 +22,7 @@ ROOMS = [
     "reading.crs", "reading.signing", "reading.gdal", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.convert", "reading.promise", "reading.warp", "reading.source",
-    "reading.meaning", "reading.files", "reading.opening", "reading.share", "reading.observe", "reading.scratch", "reading.stack",
+    "reading.meaning", "reading.files", "reading.opening", "reading.share", "reading.patches", "reading.observe", "reading.scratch", "reading.stack",
     "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.codings", "pixels.flags", "pixels.rules", "pixels.recipe", "pixels.picking",
     "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
     "pixels.stretching",

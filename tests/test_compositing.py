@@ -171,6 +171,29 @@ def test_a_task_takes_little_more_memory_than_the_pixels_of_its_window(scenes_di
     assert peak < 1.25 * stack.size(window) * stack.dtype.itemsize
 
 
+def test_a_warped_window_takes_the_memory_that_was_planned_and_not_that_of_its_pixels(tmp_path):
+    import tracemalloc
+
+    from rasters import write_tif
+
+    from s2composite.running.planning.sizing import task_memory
+    from s2composite.windows import compose_window, work_in
+
+    pixels = np.random.default_rng(3).integers(1, 250, (3, 1024, 1024), np.uint8)
+    first = write_tif(tmp_path / "T31TCJ_20230601T104629_TCI.tif", pixels, block=256)
+    for day in range(2, 29):
+        (tmp_path / f"T31TCJ_202306{day:02d}T104629_TCI.tif").symlink_to(first)
+    cube = s2c.open_cube(tmp_path, crs="EPSG:3035", resolution=10, chunks=4096)
+    work = work_in(s2c.composite(cube, "median").dataset)
+    window = tuple(slice(0, n) for n in cube.shape[2:])
+    compose_window(work.stack, work.recipe, tuple(slice(0, 64) for _ in window))
+    tracemalloc.start()
+    compose_window(work.stack, work.recipe, window)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < task_memory(work, window) < 0.8 * cube.nbytes
+
+
 def test_rules_can_be_changed_and_switched_off():
     values = np.array([0, 255, 40, 50], "uint8").reshape(4, 1, 1, 1)
     cube = xr.DataArray(values, dims=("time", "band", "y", "x"))

@@ -16,7 +16,7 @@ from rasters import ORIGIN, encoded, write_tif
 from stac_items import item_of
 
 import s2composite as s2c
-from s2composite.errors import GridError, ParameterError
+from s2composite.errors import GridError, ParameterError, ReadError
 from s2composite.reading.stack import TargetGrid, open_stack
 from s2composite.scenes.listing import find_scenes
 
@@ -447,3 +447,79 @@ def test_a_window_knows_the_scenes_that_touch_it(tmp_path):
         found = other.touching(window).tolist()
         read = other.read(window).pixels
         assert set(np.flatnonzero(read.any((1, 2, 3)))) <= set(found)
+
+
+# Patches: windows on another grid, cut along the files' tiles
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    """Five scenes of 300 x 300 in tiles of 64, with holes."""
+    folder, rng = tmp_path_factory.mktemp("tiled"), np.random.default_rng(7)
+    for day in range(1, 6):
+        pixels = rng.integers(1, 250, (3, 300, 300), np.uint8)
+        pixels[:, rng.random((300, 300)) < 0.3] = 0
+        write_tif(folder / f"T31TCJ_202306{day:02d}T104629_TCI.tif", pixels, nodata=0, block=64)
+    return folder
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    angle=st.floats(-180, 180), scale=st.floats(0.4, 3), shift=st.tuples(*[st.floats(-200, 200)] * 2),
+    side=st.sampled_from([1, 64, 100, 1000]), chunks=st.sampled_from([50, 170, 400]),
+    reducer=st.sampled_from(["median", "luminance_median", "std"]),
+)  # fmt: skip
+def test_patches_never_show(tiled, monkeypatch, angle, scale, shift, side, chunks, reducer):
+    """The same composite as of the pixels of the whole grid, read in one piece, for tiles and windows of any size."""
+    monkeypatch.setattr("s2composite.reading.patches._SIDE", side)
+    own = s2c.open_cube(tiled).odc.geobox
+    turn = Affine.translation(150, 150) @ Affine.rotation(angle) @ Affine.scale(scale) @ Affine.translation(*shift)
+    grid = GeoBox((230, 310), own.transform @ turn, own.crs)
+    cube = s2c.open_cube(tiled, geobox=grid, chunks=chunks)
+    whole = xr.DataArray(cube.values, dims=cube.dims, coords=cube.coords, attrs=cube.attrs)
+    xr.testing.assert_equal(s2c.composite(cube, reducer).compute().dataset, s2c.composite(whole, reducer).dataset)
+
+
+def test_a_window_on_another_grid_is_read_a_few_tiles_at_a_time(tiled, monkeypatch):
+    monkeypatch.setattr("s2composite.reading.patches._SIDE", 64)
+    stack = open_stack(find_scenes(tiled), target=TargetGrid(crs="EPSG:3035", resolution=10))
+    window = tuple(slice(0, n) for n in stack.shape[2:])
+    pieces = stack.pieces(window)
+    taken = np.concatenate([piece.pixels for piece in pieces])
+    assert np.array_equal(np.sort(taken), np.arange(window[0].stop * window[1].stop)), "each pixel once"
+    tiles = [piece.tiles for piece in pieces if piece.tiles is not None]
+    assert len(tiles) == 25
+    assert all(s.start // 64 == (s.stop - 1) // 64 for tile in tiles for s in tile), "each tile is decoded once"
+    assert max(map(stack.size, pieces)) <= stack.largest(window) < stack.size(window) / 10
+
+
+def test_files_that_share_no_tiles_are_read_in_rectangles(tiled, tmp_path):
+    for path in tiled.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    other = np.full((3, 300, 300), 9, np.uint8)
+    write_tif(tmp_path / "T31TCJ_20230701T104629_TCI.tif", other, nodata=0, block=128)
+    stack = open_stack(find_scenes(tmp_path), target=TargetGrid(crs="EPSG:3035", resolution=10))
+    window = tuple(slice(0, n) for n in stack.shape[2:])
+    assert stack.pieces(window) == (window,)
+    assert stack.largest(window) == stack.size(window)
+
+
+def test_a_damaged_tile_costs_the_same_observations_however_a_window_is_cut(tiled, tmp_path, monkeypatch):
+    monkeypatch.setattr("s2composite.reading.patches._SIDE", 64)
+    for path in tiled.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    damaged = tmp_path / "T31TCJ_20230603T104629_TCI.tif"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 500] = bytes(500)
+    damaged.write_bytes(content)
+    options = {"crs": "EPSG:3035", "resolution": 4}
+    with pytest.raises(ReadError, match="20230603"):
+        s2c.composite(s2c.open_cube(tmp_path, **options), "median").compute()
+    cubes = [s2c.open_cube(tmp_path, **options, on_error="skip", chunks=chunks) for chunks in (512, 4096)]
+    skipped = [s2c.composite(cube, "median").compute().dataset for cube in cubes]
+    np.testing.assert_array_equal(skipped[0]["composite"], skipped[1]["composite"])
+    np.testing.assert_array_equal(skipped[0]["count"], skipped[1]["count"])
+    whole = s2c.composite(s2c.open_cube(tiled, **options), "median").compute().dataset
+    fewer = whole["count"].values.astype(int) - skipped[1]["count"].values
+    assert 0 < fewer.sum() < whole["count"].values.sum() / 5
+    assert (fewer >= 0).all()

@@ -249,7 +249,7 @@ class Call:
     """``(n,)``: number of valid observations, to be filled in."""
 
     near: NDArray[np.uint16]
-    """``(scenes of the stack * n,)``: squared distance to the nearest invalid observation, if the reducer needs it."""
+    """Squared distance to the nearest invalid observation, if the reducer needs it; as `Source.usable`."""
 
     positions: NDArray[np.int64]
     """``(t,)``: which scene of the recipe's each one of `source` is."""

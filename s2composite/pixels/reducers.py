@@ -34,6 +34,9 @@ __all__ = [
 SLAB_BYTES = 16 << 20
 """Memory for the copy of a piece of a window whose layout no kernel reads."""
 
+_RUN = 1 << 15
+"""Pixels that are reduced at once: what reducers calculate on the way, some of it in float64, stays within a few MB."""
+
 _NO_MASK = np.empty((0, 0, 0), bool)
 _EMPTY_NEAR = np.empty((0, 0, 0), np.uint16)
 
@@ -102,15 +105,19 @@ def reduce_block(
     if inner is not None:
         pixels = pixels[:, :, inner[0], inner[1]]
         usable, near = usable[:, inner[0], inner[1]], near[:, inner[0], inner[1]]
-    parts = []
-    for rows, source in _slabs(pixels, recipe, usable):
-        shape = pixels[0, 0, rows].shape
-        reduce_scenes = partial(_reduce_slab, recipe, layers, source, place, _flat(near[:, rows]), shape)
+    bands, height, width = pixels.shape[1:]
+    periods = () if recipe.periods is None else (len(recipe.periods),)
+    heads = {layer.name: (*periods, *((bands,) if "band" in layer.dims else ())) for layer in layers}
+    out = {layer.name: np.empty((*heads[layer.name], height * width), layer.dtype) for layer in layers}
+    for run, source, distances in _runs(pixels, recipe, usable, near):
+        reduce_scenes = partial(_reduce_run, recipe, layers, source, place, distances)
         if recipe.periods is None:
-            parts.append(reduce_scenes(chosen))
+            results = reduce_scenes(chosen)
         else:
-            parts.append(_stacked([reduce_scenes(_members(chosen, place, period)) for period in recipe.periods]))
-    return {layer.name: np.concatenate([part[layer.name] for part in parts], axis=-2) for layer in layers}
+            results = _stacked([reduce_scenes(_members(chosen, place, period)) for period in recipe.periods])
+        for name, array in results.items():
+            out[name][..., run] = array
+    return {name: array.reshape(*heads[name], height, width) for name, array in out.items()}
 
 
 def valid_observations(
@@ -182,29 +189,28 @@ def _stacked(results: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[An
     return {name: np.stack([result[name] for result in results]) for name in results[0]}
 
 
-def _reduce_slab(
+def _reduce_run(
     recipe: Recipe,
     layers: tuple[Layer, ...],
     source: Source,
     place: NDArray[np.int64],
     near: NDArray[np.uint16],
-    shape: tuple[int, ...],
     scenes: NDArray[np.int64],
 ) -> dict[str, NDArray[Any]]:
-    """Run every reducer on one contiguous run of pixels, of `shape` ``(y, x)``, for some scenes."""
+    """Run every reducer on one contiguous run of pixels, for some scenes: ``(b, n)`` or ``(n,)`` for each layer."""
     source = source._replace(scenes=scenes)
     sizes = {True: (source.bands, source.pixels), False: (source.pixels,)}
     arrays = [np.full(sizes["band" in layer.dims], layer.nodata or 0, layer.dtype) for layer in layers]
     rest = iter(arrays)
     for reducer in recipe.reducers:
         results = tuple(next(rest) for _ in reducer.outputs)
-        distances = near if reducer.reach else _flat(_EMPTY_NEAR)
+        distances = near if reducer.reach else near[:0]
         reducer.run(Call(reducer, recipe, source, results, arrays[-1], distances, place))
         for output, array in zip(reducer.outputs, results, strict=True):
             # Ascending positions that end where they would are all there are.
             if output.scenes and place.size and place[-1] >= place.size:
                 array[:] = np.where(array < 0, array, place[np.maximum(array, 0)])
-    return {layer.name: array.reshape(*array.shape[:-1], *shape) for layer, array in zip(layers, arrays, strict=True)}
+    return {layer.name: array for layer, array in zip(layers, arrays, strict=True)}
 
 
 def _look_around(
@@ -263,7 +269,21 @@ def _slabs(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> I
     for rows, values, interleaved in _pieces(pixels):
         mask = _flat(usable[:, rows])
         n = values.size // max(times * bands, 1)
-        yield rows, Source(values, bands, n, interleaved, np.arange(times), mask, low, high, dropped, plain)
+        yield rows, Source(values, bands, n, n, interleaved, np.arange(times), mask, low, high, dropped, plain)
+
+
+def _runs(
+    pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_], near: NDArray[np.uint16]
+) -> Iterator[tuple[slice, Source, NDArray[np.uint16]]]:
+    """Yield which pixels of the window, their observations as kernels see them, and their distances (see `Call`)."""
+    width = pixels.shape[3]
+    for rows, source in _slabs(pixels, recipe, usable):
+        first, distances = (rows.start or 0) * width, _flat(near[:, rows])
+        for start in range(0, source.pixels, _RUN):
+            n = min(_RUN, source.pixels - start)
+            values = source.values[start * source.bands if source.interleaved else start :]
+            run = source._replace(values=values, usable=source.usable[start:], pixels=n)
+            yield slice(first + start, first + start + n), run, distances[start:]
 
 
 def _pieces(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any], bool]]:

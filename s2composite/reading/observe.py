@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
@@ -15,6 +16,7 @@ from odc.geo.geobox import GeoBox
 from s2composite.errors import ReadError
 from s2composite.reading.convert import convert
 from s2composite.reading.grid import Window
+from s2composite.reading.patches import Patch, Piece
 from s2composite.reading.share import Share, Target, in_turn, opened_sources, request_of, share_of, subgrid
 from s2composite.reading.source import Source
 from s2composite.reading.tiles import Begun, TileResult, begin_window
@@ -34,8 +36,9 @@ __all__ = [
 READ, OUTSIDE, FAILED = 0, 1, 2
 """Values of `Observations.status`."""
 
-_ASIDE = 64 << 20
-"""Bytes of pixels that are decoded beside the window before they are put into it."""
+_ASIDE, _REMOTE_ASIDE = 2 << 20, 16 << 20
+"""Bytes of pixels that are decoded beside the window before they are put into it: more of them where that many are
+fetched at once, so that none has to wait for an answer."""
 
 _REMOTE_READS = 8
 """Remote files read at once through GDAL: latency is what is waited for, not the processor."""
@@ -109,8 +112,7 @@ class Pending:
         status = np.where(self.opened, np.uint8(OUTSIDE), np.uint8(FAILED)).astype(np.uint8)
         self._fill(status)
         outcomes = list(self._direct())
-        for batch in _batches([share for share in self.shares if not share.direct], self.pixels.dtype):
-            outcomes += self._aside(batch)
+        outcomes += self._aside([share for share in self.shares if not share.direct])
         errors = dict(self.lost) | {share.scene: result.error for share, result in outcomes if result.error is not None}
         for failed in errors:
             status[failed] = FAILED
@@ -126,7 +128,7 @@ class Pending:
         covered = np.zeros(len(status), np.int64)
         for share in self.shares:
             status[share.scene] = READ
-            if share.direct:
+            if share.member == 0:
                 covered[share.scene] += self._out(share).size
         for t in np.flatnonzero(covered < self.pixels[0].size):
             self.pixels[t] = self.target.fill
@@ -144,12 +146,24 @@ class Pending:
             source = share.source
             convert(self._out(share), source.conversion, source.nodata, self.target.fill)
 
-    def _aside(self, batch: Sequence[Share]) -> list[_Outcome]:
-        """Decode some files beside the window, and put them into it."""
-        raw = {id(share): share.memory(self.pixels.dtype) for share in batch}
+    def _aside(self, shares: Sequence[Share]) -> Iterator[_Outcome]:
+        """Decode files beside the window, and put them into it: some at a time, the bytes of the next on their way."""
+        asked: deque[_Batch] = deque()
+        try:
+            for batch in _batches(shares, self.pixels.dtype):
+                asked.append(_Batch.ask(batch, self.pixels.dtype))
+                if len(asked) > 1:
+                    yield from self._put_batch(asked.popleft())
+            while asked:
+                yield from self._put_batch(asked.popleft())
+        finally:
+            for given_up in asked:
+                given_up.begun.close()
+
+    def _put_batch(self, asked: _Batch) -> list[_Outcome]:
+        batch, raw = asked.shares, asked.raw
         tiles, others = _by_engine(batch)
-        begun = begin_window([request_of(share, raw[id(share)]) for share in tiles])
-        outcomes: list[_Outcome] = list(zip(tiles, begun.finish(), strict=True))
+        outcomes: list[_Outcome] = list(zip(tiles, asked.begun.finish(), strict=True))
         outcomes += _read_gdal([(share, raw[id(share)]) for share in others], self.target)
         for share in batch:
             convert(raw[id(share)], share.source.conversion, share.source.nodata, self.target.fill)
@@ -166,6 +180,27 @@ class Pending:
         return outcomes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Files that are decoded beside a window together, their bytes on their way."""
+
+    shares: Sequence[Share]
+    """What is read."""
+
+    raw: Mapping[int, NDArray[Any]]
+    """Memory for it, by ``id`` of the share."""
+
+    begun: Begun
+    """The tiles among it."""
+
+    @classmethod
+    def ask(cls, shares: Sequence[Share], dtype: np.dtype[Any]) -> _Batch:
+        """Ask for the bytes of a batch."""
+        raw = {id(share): share.memory(dtype) for share in shares}
+        tiles, _ = _by_engine(shares)
+        return cls(shares, raw, begin_window([request_of(share, raw[id(share)]) for share in tiles]))
+
+
 def _tally(outcomes: Sequence[_Outcome]) -> ReadTally:
     results = [result for _, result in outcomes]
     seconds = {"tiles": 0.0, "gdal": 0.0}
@@ -179,7 +214,7 @@ def begin(
     sources: Sequence[tuple[int, Source]],
     opened: NDArray[np.bool_],
     target: Target,
-    window: Window,
+    piece: Piece,
     pixels: NDArray[Any],
 ) -> Pending:
     """Ask for the bytes of a window of all scenes.
@@ -192,13 +227,14 @@ def begin(
         ``(t,)``: which scenes have any files.
     target
         The grid.
-    window
-        ``(y, x)`` slices of the grid, which may leave it on any side.
+    piece
+        ``(y, x)`` slices of the grid, which may leave it on any side; or a patch of a window.
     pixels
         ``(t, b, y, x)``, uninitialised.
     """
     found, lost = opened_sources(sources)
-    shares = in_turn([share for t, source in found if (share := share_of(t, source, window, target)) is not None])
+    parts = (piece.share(*f) if isinstance(piece, Patch) else share_of(*f, piece, target) for f in found)
+    shares = in_turn([share for share in parts if share is not None])
     tiles = [
         request_of(share, pixels[(share.scene, share.rows(), *share.place)])
         for share in shares
@@ -222,11 +258,12 @@ def _units(shares: Sequence[Share]) -> list[list[Share]]:
 
 def _batches(shares: Sequence[Share], dtype: np.dtype[Any]) -> Iterator[list[Share]]:
     """Yield shares, units together, as many at once as there is memory for."""
+    limit = _REMOTE_ASIDE if any(is_remote(share.source.header.href) for share in shares) else _ASIDE
     batch: list[Share] = []
     size = 0
     for unit in _units(shares):
         more = sum(int(np.prod(share.shape)) * dtype.itemsize for share in unit)
-        if batch and size + more > _ASIDE:
+        if batch and size + more > limit:
             yield batch
             batch, size = [], 0
         batch += unit
@@ -244,7 +281,7 @@ def _put(raw: NDArray[Any], share: Share, out: NDArray[Any], fill: float) -> Non
             out[...] = np.moveaxis(flat[share.index], 2, 0)
         else:
             for band, target in zip(raw, out, strict=True):
-                target[...] = band.reshape(-1)[share.index]
+                np.take(band.reshape(-1), share.index, out=target, mode="clip")
         outside = share.index < 0
         if outside.any():
             out[:, outside] = fill

@@ -28,6 +28,7 @@ __all__ = [
     "request_of",
     "share_of",
     "subgrid",
+    "touched",
 ]
 
 
@@ -162,14 +163,10 @@ def in_turn(shares: Sequence[Share]) -> tuple[Share, ...]:
 
 def share_of(t: int, source: Source, window: Window, target: Target) -> Share | None:
     """Return what a source gives to a window, None if they do not touch."""
-    spans, place = [], []
-    for s, (first, last) in zip(window, (source.extent[:2], source.extent[2:]), strict=True):
-        start, stop = max(s.start, first), min(s.stop, last)
-        if start >= stop:
-            return None
-        spans.append(slice(start, stop))
-        place.append(slice(start - s.start, stop - s.start))
-    at, there = (place[0], place[1]), (spans[0], spans[1])
+    met = touched(source, window)
+    if met is None:
+        return None
+    there, at = met
     if source.offset is None:
         return _warped(t, source, there, at, target)
     y, x = (slice(s.start + o, s.stop + o) for s, o in zip(there, source.offset, strict=True))
@@ -179,6 +176,18 @@ def share_of(t: int, source: Source, window: Window, target: Target) -> Share | 
     coarse = tuple(slice(s.start // f, -(-s.stop // f)) for s in (y, x))
     inner = tuple(slice(s.start - c.start * f, s.stop - c.start * f) for s, c in zip((y, x), coarse, strict=True))
     return Share(t, 0, source, (coarse[0], coarse[1]), at, (inner[0], inner[1]))
+
+
+def touched(source: Source, window: Window) -> tuple[Window, Window] | None:
+    """Return the part of a window that a source may reach, in pixels of the target and of the window; None: no part."""
+    spans, place = [], []
+    for s, (first, last) in zip(window, (source.extent[:2], source.extent[2:]), strict=True):
+        start, stop = max(s.start, first), min(s.stop, last)
+        if start >= stop:
+            return None
+        spans.append(slice(start, stop))
+        place.append(slice(start - s.start, stop - s.start))
+    return (spans[0], spans[1]), (place[0], place[1])
 
 
 def _warped(t: int, source: Source, there: Window, place: Window, target: Target) -> Share | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,8 @@ from s2composite.reading.grid import Anchor, Window, aligned_offset, crop, nativ
 from s2composite.reading.meaning import shift_of, shifts_of, with_named_shifts
 from s2composite.reading.observe import Observations, Pending, begin
 from s2composite.reading.opening import open_headers
-from s2composite.reading.share import ReadCost, Target, cost_of_window
+from s2composite.reading.patches import Patch, Piece, largest_patch, patches_of
+from s2composite.reading.share import ReadCost, Target, cost_of_window, opened_sources
 from s2composite.reading.source import ReadOptions, Source
 from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import is_remote
@@ -262,12 +263,19 @@ class Stack:
         sources = tuple(tuple(_moved(source, delta) for source in files) for files in self.sources)
         return replace(self, geobox=geobox, sources=sources)
 
-    def pieces(self, window: Window) -> tuple[Window, ...]:
+    def pieces(self, window: Window) -> tuple[Piece, ...]:
         """Cut a window into the pieces that are best read one after the other.
 
         Tiles of local files are decoded one position at a time, in place. Remote ones go a row of tiles at a time,
-        because tiles of a row lie together and are fetched together. What GDAL reads is opened once for a window.
+        because tiles of a row lie together and are fetched together. Of files on another grid that have the same tiles,
+        it is the pixels that these give. What GDAL reads is opened once for a window.
         """
+        found, _ = opened_sources(self._near(window))
+        patches = patches_of([source for _, source in found], self.geobox, window)
+        return patches or self.rectangles(window)
+
+    def rectangles(self, window: Window) -> tuple[Window, ...]:
+        """Cut a window as `pieces`, but into rectangles only; nothing is opened."""
         if any(source.engine == "gdal" or source.offset is None for source in self._all()):
             return (window,)
         if any(is_remote(source.header.href) for source in self._all()):
@@ -279,10 +287,18 @@ class Stack:
         rows, columns = map(_cut, window, self.block, self.block_origin)
         return tuple((row, column) for row in rows for column in columns)
 
-    def size(self, window: Window, pad: int = 0) -> int:
-        """Return how many values a window holds."""
+    def largest(self, window: Window) -> int:
+        """Return how many values one of the pieces of a window holds at most; nothing is opened."""
+        largest = max(map(self.size, self.rectangles(window)))
+        pixels = largest_patch([source for _, source in self._near(window)], self.geobox)
+        return largest if pixels is None else min(largest, pixels * self.shape[0] * self.shape[1])
+
+    def size(self, piece: Piece, pad: int = 0) -> int:
+        """Return how many values a window or a piece of one holds."""
         times, bands = self.shape[:2]
-        y, x = window
+        if isinstance(piece, Patch):
+            return times * bands * len(piece.pixels)
+        y, x = piece
         height, width = int(y.stop - y.start) + 2 * pad, int(x.stop - x.start) + 2 * pad
         return times * bands * height * width
 
@@ -315,30 +331,34 @@ class Stack:
         return self._finish(self._begin(window, pad, scratch), window)
 
     def read_all(
-        self, windows: Sequence[Window], scratch: NDArray[Any] | None = None
-    ) -> Iterator[tuple[Window, Observations]]:
-        """Read windows one after the other, the bytes of each on their way while the one before is used.
+        self, pieces: Sequence[Piece], scratch: NDArray[Any] | None = None
+    ) -> Generator[tuple[Piece, Observations]]:
+        """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used.
 
         Parameters
         ----------
         scratch
             Memory for any of them: what is yielded is valid until the next one is asked for.
         """
-        pending: Pending | None = self._begin(windows[0], 0, scratch)
+        pending: Pending | None = self._begin(pieces[0], 0, scratch)
         try:
-            for window, following in itertools.zip_longest(windows, windows[1:]):
+            for piece, following in itertools.zip_longest(pieces, pieces[1:]):
                 current, pending = pending, None
                 assert current is not None
                 pending = self._begin(following, 0, scratch) if following is not None else None
-                yield window, self._finish(current, window)
+                yield piece, self._finish(current, piece.window if isinstance(piece, Patch) else piece)
         finally:
             if pending is not None:
                 pending.close()
 
-    def _begin(self, window: Window, pad: int, scratch: NDArray[Any] | None) -> Pending:
-        y, x = (slice(s.start - pad, s.stop + pad) for s in window)
+    def _begin(self, piece: Piece, pad: int, scratch: NDArray[Any] | None) -> Pending:
+        target = Target(self.geobox, self.fill)
+        if isinstance(piece, Patch):
+            pixels = self._allocate(1, len(piece.pixels), scratch)
+            return begin(self._near(piece.window), self._opened, target, piece, pixels)
+        y, x = (slice(s.start - pad, s.stop + pad) for s in piece)
         pixels = self._allocate(y.stop - y.start, x.stop - x.start, scratch)
-        return begin(self._near((y, x)), self._opened, Target(self.geobox, self.fill), (y, x), pixels)
+        return begin(self._near((y, x)), self._opened, target, (y, x), pixels)
 
     def _finish(self, pending: Pending, window: Window) -> Observations:
         seen = pending.finish()

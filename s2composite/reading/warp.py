@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -21,13 +21,18 @@ from s2composite.reading.header import Header
 from s2composite.reading.signing import Sign
 from s2composite.scenes.access import gdal_limits
 
-__all__ = ["nearest_pixels", "read_info", "read_level", "read_warped", "resampling_method"]
+__all__ = [
+    "nearest_pixels", "pixel_ratio", "read_info", "read_level", "read_warped", "resampling_method", "source_pixels",
+]  # fmt: skip
 
 Info = TypeVar("Info")
 
 _TOLERANCE = 1e-7
 """Pixels by which GDAL may err where it interpolates between transformed points. With its own 0.125 a fifth of a
 bilinear window's pixels depend on where the window begins, and 2 to 4 % of a nearest one's; with this none do."""
+
+_POINTS = 1 << 16
+"""Points that are transformed at once."""
 
 
 def resampling_method(name: str) -> Resampling:
@@ -181,7 +186,7 @@ def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict
     target
         Any part of the target grid.
     """
-    ratio = _pixel_ratio(source, target.crs, abs(target.resolution.x), abs(target.resolution.y))
+    ratio = pixel_ratio(source, target.crs, abs(target.resolution.x), abs(target.resolution.y))
     pairs = zip(ratio, shape, source.shape, strict=True)
     # 1 % is what projections differ by: the kernel is only widened where pixels of the target are really larger
     y, x = (1.0 if scale > 0.99 else scale for scale in (r * full / n for r, n, full in pairs))
@@ -189,7 +194,7 @@ def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict
 
 
 @lru_cache(4096)
-def _pixel_ratio(source: GeoBox, crs: Any, width: float, height: float) -> tuple[float, float]:
+def pixel_ratio(source: GeoBox, crs: Any, width: float, height: float) -> tuple[float, float]:
     """Return how many pixels of `width` and `height` in `crs` there are along one of the source's ``(y, x)``."""
     if source.crs == crs:
         return abs(source.resolution.y) / height, abs(source.resolution.x) / width
@@ -214,25 +219,43 @@ def nearest_pixels(source: GeoBox, target: GeoBox) -> tuple[tuple[slice, slice],
         The window ``(y, x)`` of the source that holds them all, and ``(y, x)`` int32: index into the flattened window,
         -1 where a centre lies outside the source. None if all do.
     """
-    to_source, transform = ~source.transform, target.transform
-    columns, rows = np.arange(target.shape.x) + 0.5, np.arange(target.shape.y) + 0.5
-    # centres in coordinates, then in the source's CRS, then in its pixels
-    x = transform.a * columns[None, :] + transform.b * rows[:, None] + transform.c
-    y = transform.d * columns[None, :] + transform.e * rows[:, None] + transform.f
-    if source.crs != target.crs:
-        x, y = _transformer(str(target.crs), str(source.crs)).transform(x, y)
-    with np.errstate(invalid="ignore"):
-        column = np.floor(to_source.a * x + to_source.b * y + to_source.c + 1e-10)
-        row = np.floor(to_source.d * x + to_source.e * y + to_source.f + 1e-10)
-        inside = (column >= 0) & (column < source.shape.x) & (row >= 0) & (row < source.shape.y)
+    shape = (target.shape.y, target.shape.x)
+    row, column, inside = np.empty(shape, np.int32), np.empty(shape, np.int32), np.zeros(shape, bool)
+    for rows, *found in source_pixels(source, target):
+        row[rows], column[rows], inside[rows] = found
     if not inside.any():
         return None
     top, bottom = int(row[inside].min()), int(row[inside].max()) + 1
     left, right = int(column[inside].min()), int(column[inside].max()) + 1
-    index = np.full(inside.shape, -1, np.int32)
-    index[inside] = ((row[inside] - top) * (right - left) + (column[inside] - left)).astype(np.int32)
+    index = np.where(inside, (row - top) * np.int32(right - left) + (column - left), np.int32(-1))
     index.flags.writeable = False
     return (slice(top, bottom), slice(left, right)), index
+
+
+def source_pixels(
+    source: GeoBox, target: GeoBox
+) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]]:
+    """Yield rows of a target, the row and the column of the source that each centre lies in, and whether it has any.
+
+    Some rows at a time: their coordinates take ten times the memory of what is made of them. Row and column mean
+    nothing where a centre lies outside of the source.
+    """
+    to_source, transform = ~source.transform, target.transform
+    height, width = target.shape.y, target.shape.x
+    columns, step = np.arange(width) + 0.5, max(_POINTS // max(width, 1), 1)
+    for first in range(0, height, step):
+        rows = np.arange(first, min(first + step, height)) + 0.5
+        # centres in coordinates, then in the source's CRS, then in its pixels
+        x = transform.a * columns[None, :] + transform.b * rows[:, None] + transform.c
+        y = transform.d * columns[None, :] + transform.e * rows[:, None] + transform.f
+        if source.crs != target.crs:
+            x, y = _transformer(str(target.crs), str(source.crs)).transform(x, y)
+        with np.errstate(invalid="ignore"):
+            column = np.floor(to_source.a * x + to_source.b * y + to_source.c + 1e-10)
+            row = np.floor(to_source.d * x + to_source.e * y + to_source.f + 1e-10)
+            inside = (column >= 0) & (column < source.shape.x) & (row >= 0) & (row < source.shape.y)
+            column, row = (np.where(inside, a, 0).astype(np.int32) for a in (column, row))
+        yield slice(first, first + len(rows)), row, column, inside
 
 
 @lru_cache(64)

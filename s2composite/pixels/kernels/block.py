@@ -20,13 +20,16 @@ class Source(NamedTuple):
     """The stack as a kernel sees it: flat memory, and how to find a value in it."""
 
     values: Any
-    """All values, 1-D: planar ``(scene, b, n)`` or pixel-interleaved ``(scene, n, b)`` when given that shape."""
+    """The values from the first pixel on, 1-D, of memory ``(scene, b, plane)`` or interleaved ``(scene, plane, b)``."""
 
     bands: int
     """Number of bands ``b``."""
 
     pixels: int
     """Number of pixels ``n``."""
+
+    plane: int
+    """Pixels from a band or scene to the next in memory: more than `pixels` where these are a run of them."""
 
     interleaved: bool
     """True: the bands of a pixel lie together."""
@@ -35,7 +38,7 @@ class Source(NamedTuple):
     """``(t,)`` int64: the scenes to use, as indices into the stack, in the order that settles ties."""
 
     usable: Any
-    """``(scenes of the stack * n,)`` bool: what mask rules said; empty if there are none."""
+    """``(scenes of the stack, plane)`` bool, 1-D from the first pixel on: what mask rules said; empty if nothing."""
 
     low: Any
     """``(b,)``, type of the values: smallest valid value of each band."""
@@ -55,7 +58,7 @@ def fetch(source: Source, t: int, start: int, n: int) -> None:
     """Bring `n` pixels of the `t`-th scene from pixel `start` on into the cache, for later; beyond the end: nothing."""
     if t >= source.scenes.size or start + n > source.pixels:
         return
-    size = source.bands * source.pixels
+    size = source.bands * source.plane
     step = LINE_BYTES // source.values.itemsize
     if source.interleaved:
         first = source.scenes[t] * size + start * source.bands
@@ -63,7 +66,7 @@ def fetch(source: Source, t: int, start: int, n: int) -> None:
             prefetch(source.values, at)
     else:
         for b in range(source.bands):
-            first = source.scenes[t] * size + b * source.pixels + start
+            first = source.scenes[t] * size + b * source.plane + start
             for at in range(first, first + n, step):
                 prefetch(source.values, at)
 
@@ -81,7 +84,7 @@ def split_three(values: Any, n: int, first: Any, second: Any, third: Any) -> Non
 def split(source: Source, scene: int, start: int, n: int, rows: Any) -> None:
     """Copy `n` pixels of one scene from pixel `start` on into ``rows (b, at least n)``."""
     values, bands = source.values, source.bands
-    at = scene * bands * source.pixels
+    at = scene * bands * source.plane
     if source.interleaved:
         pixels = values[at + bands * start : at + bands * (start + n)]
         if bands == 3:
@@ -93,7 +96,7 @@ def split(source: Source, scene: int, start: int, n: int, rows: Any) -> None:
                 row[i] = pixels[bands * i + b]
     else:
         for b in range(bands):
-            row, begin = rows[b], at + b * source.pixels + start
+            row, begin = rows[b], at + b * source.plane + start
             band = values[begin : begin + n]
             for i in range(n):  # a slice assignment would look for overlap first, and is five times slower
                 row[i] = band[i]
@@ -103,7 +106,7 @@ def split(source: Source, scene: int, start: int, n: int, rows: Any) -> None:
 def judge(source: Source, scene: int, start: int, n: int, rows: Any, valid: Any) -> None:
     """Write which of `n` pixels are valid: usable, and every band within its range and not a dropped value."""
     if source.usable.size > 0:
-        at = scene * source.pixels + start
+        at = scene * source.plane + start
         usable = source.usable[at : at + n]
         for i in range(n):
             valid[i] = usable[i]

@@ -100,14 +100,14 @@ def write_three_keys(source: Source, key: Key, start: int, n: int, keys: Any) ->
     """Write the keys of `n` pixels of three bands whose ranges are the same."""
     values, low, high = source.values, source.low[0], source.high[0]
     for t in range(source.scenes.size):
-        at, row = source.scenes[t] * 3 * source.pixels, keys[t]
+        at, row = source.scenes[t] * 3 * source.plane, keys[t]
         if source.interleaved:
             pixels = values[at + 3 * start : at + 3 * (start + n)]
             add_three(pixels, low, high, key, row)
             for value in source.dropped:
                 forbid_three(pixels, value, key.none, row)
         else:
-            first, second, third = at + start, at + source.pixels + start, at + 2 * source.pixels + start
+            first, second, third = at + start, at + source.plane + start, at + 2 * source.plane + start
             reds, greens, blues = values[first : first + n], values[second : second + n], values[third : third + n]
             add_planes(reds, greens, blues, low, high, key, row)
             for value in source.dropped:
@@ -141,7 +141,7 @@ def write_keys(source: Source, key: Key, start: int, n: int, bands: Any, keys: A
         write_any_keys(source, key, start, n, bands, keys)
     for t in range(source.scenes.size):
         if source.usable.size > 0:
-            at = source.scenes[t] * source.pixels + start
+            at = source.scenes[t] * source.plane + start
             forbid(source.usable[at : at + n], key.none, keys[t])
         for i in range(n, keys.shape[1]):
             keys[t, i] = key.none
@@ -162,8 +162,8 @@ def count_keys(keys: Any, none: Any, ranks: Any, counts: Any, rank: Any) -> None
 @part
 def put_picked(source: Source, index: Any, start: int, n: int, out: Any, chosen: Any) -> None:
     """Write the picked observations: their values into ``out (b, pixels)``, their scenes into ``chosen (pixels,)``."""
-    size = source.bands * source.pixels
-    across, along = (source.bands, 1) if source.interleaved else (1, source.pixels)
+    size = source.bands * source.plane
+    across, along = (source.bands, 1) if source.interleaved else (1, source.plane)
     for i in range(start, start + n):
         chosen[i] = -1
         if index[i - start] >= 0:

@@ -42,7 +42,7 @@ def plan_fetch(source: Source, start: int, n: int, line: int, ahead: Any) -> Non
     lines = (run + step - 1) // step if start + n <= source.pixels else 0
     for i in range(ahead.size):
         k, at = (line + i) // max(lines, 1), (line + i) % max(lines, 1)
-        begin = start * source.bands if source.interleaved else k * source.pixels + start
+        begin = start * source.bands if source.interleaved else k * source.plane + start
         ahead[i] = begin + at * step if k < runs and lines > 0 else -1
 
 
@@ -70,7 +70,7 @@ def select(keys: Any, bits: int, rank: Any, key: Any, source: Source, start: int
         The first cache line that has still not been fetched.
     """
     n = key.size
-    starts, ahead = source.scenes * (source.bands * source.pixels), np.empty(n // LANES * bits, np.int64)
+    starts, ahead = source.scenes * (source.bands * source.plane), np.empty(n // LANES * bits, np.int64)
     plan_fetch(source, start, n, line, ahead)
     for first in range(0, n, LANES):
         at, last = first // LANES * bits, first + LANES

@@ -85,8 +85,8 @@ def best_scored(
     of_scene
         ``(t,)`` float32: the part of the score that a whole scene has.
     near
-        ``(scenes of the stack * n,)`` uint16: squared distance to the nearest bad pixel of the scene, at most
-        ``of_distance.size - 1``; empty if it does not matter.
+        ``(scenes of the stack, plane)`` uint16, 1-D from the first pixel on: squared distance to the nearest bad pixel
+        of the scene, at most ``of_distance.size - 1``; empty if it does not matter.
     of_distance
         float32: the part of the score for each squared distance.
     """
@@ -100,7 +100,7 @@ def best_scored(
             judge_scene(source, t, start, n, rows, valid)
             score[:] = of_scene[t]
             if near.size > 0:
-                at = source.scenes[t] * source.pixels + start
+                at = source.scenes[t] * source.plane + start
                 for i in range(n):
                     score[i] += of_distance[near[at + i]]
             for i in range(width):

@@ -26,6 +26,9 @@ _OVERHEAD = 1.25
 _PROCESS = 400 << 20
 """Bytes of a worker process that has done nothing yet but load the libraries and kernels."""
 
+_INDEX = 12
+"""Bytes for each pixel of a window on another grid: which pixel of the files it takes."""
+
 _LOOKS = 4
 """Rows and columns of windows that are looked at to find a size for all."""
 
@@ -73,19 +76,21 @@ def _bytes(memory: str | None) -> int:
 
 
 def task_memory(work: Work, window: Window) -> int:
-    """Return the bytes that making a window takes: its observations, masks and result."""
+    """Return the bytes that making a window takes: the observations of its largest piece, masks, index and result."""
     stack, (y, x) = work.stack, window
     halo = work.recipe.halo
     height, width = y.stop - y.start + 2 * halo, x.stop - x.start + 2 * halo
     near = products_near(stack, (y, x), halo)
     scenes = len(near)
     overlapping = len(np.unique(stack.products.scene[near])) < scenes
-    pieces = [(y, x)] if work.masks or halo or overlapping else stack.pieces((y, x))
-    largest = max(stack.size(piece) for piece in pieces) * stack.dtype.itemsize * scenes // stack.shape[0]
+    whole = bool(work.masks) or halo > 0 or overlapping
+    largest = (stack.size if whole else stack.largest)((y, x)) * stack.dtype.itemsize * scenes // stack.shape[0]
     masks = len(work.masks) * scenes * height * width * 2
     layers = work.recipe.layers(stack.dtype, stack.shape[0])
     result = sum(layer.dtype.itemsize * (stack.shape[1] if "band" in layer.dims else 1) for layer in layers)
-    return int(_OVERHEAD * largest + masks + 3 * result * max(len(work.recipe.periods or ()), 1) * height * width)
+    index = 0 if stack.snaps else _INDEX * height * width
+    results = 3 * result * max(len(work.recipe.periods or ()), 1) * height * width
+    return int(_OVERHEAD * largest + masks + index + results)
 
 
 def fitting_side(work: Work, workers: Workers, block: int) -> int:
