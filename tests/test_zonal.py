@@ -220,7 +220,7 @@ def test_layers_of_a_composite(cube):
     table = s2c.zonal_stats(comp, fields(cube), ["max"], layer="count")
     assert table["band"].tolist() == ["count", "count"]
     assert 0 < table["max"].max() <= cube.sizes["time"]
-    with pytest.raises(ParameterError, match=r"'cuont'; there is composite, "):
+    with pytest.raises(ParameterError, match=r"no layer 'cuont'; there are composite, "):
         s2c.zonal_stats(comp, fields(cube), layer="cuont")
 
 
@@ -338,7 +338,7 @@ def test_files_of_zones_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("stats", "options", "words"),
     [
-        (["maen"], {}, "no statistic 'maen'; there is count, min"),
+        (["maen"], {}, "no statistic 'maen'; there are count, min"),
         (["p101"], {}, "no statistic 'p101'"),
         ([], {}, "at least one"),
         (["mean", "mean"], {}, "once"),
