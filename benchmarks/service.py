@@ -1,11 +1,12 @@
 """What the service costs: latency over the bare window function, 200 requests at once, a queue of 10 000 with faults.
 
-The queue delivers one window in ten twice, 5 % of the answers of the servers that hold the scenes are errors, and a
-process that makes windows is killed every 2000.
+The queue delivers one window in ten twice, 5 % of the answers of the server that holds the scenes are errors, and so are
+5 % of those of the object store that the windows go to; a process that makes windows is killed every 2000.
 
     python benchmarks/service.py                     # everything; the queue takes some minutes
     python benchmarks/service.py --queue 1000
     python benchmarks/service.py --queue 0           # latency alone
+    python benchmarks/service.py --disk              # windows of the queue go to a disk: the store takes most of the time
 """
 
 from __future__ import annotations
@@ -21,25 +22,29 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
+import s3fs
 
 from s2composite.demo import make_scenes
 from s2composite.service.envelope import WindowRequest
 from s2composite.service.median import make_median
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from flaky_proxy import flaky_proxy
 from http_faults import fault_server
 from services import served
+from storage_servers import s3_server
 
 
 def payload(files, folder, number, side, size):
     """Return a window that no other number has, as long as there are places."""
     per_row = (size - side) // 4
     x, y = number % per_row * 4, number // per_row % per_row * 4
-    return {"window": [x, y, side, side], "destination": str(folder / f"tile_{number}.tif"), "datasets": files}
+    return {"window": [x, y, side, side], "destination": f"{folder}/tile_{number}.tif", "datasets": files}
 
 
 def latency(service, files, out, args):
@@ -131,6 +136,14 @@ class Watch:
                 self.killed += 1
 
 
+def found_in(folder):
+    """Return the names of the files in a directory or below a prefix of the store."""
+    if not str(folder).startswith("s3://"):
+        return {path.name for path in Path(folder).iterdir()}
+    fs = s3fs.S3FileSystem(skip_instance_cache=True)
+    return {name.rpartition("/")[2] for name in fs.ls(str(folder), detail=False)}
+
+
 def burst(service, requests, at_once, every, label):
     """Push windows and print what became of them."""
     before, statuses = service.get("/health").json()["windows"], []
@@ -140,7 +153,7 @@ def burst(service, requests, at_once, every, label):
     seconds = time.perf_counter() - start
     after = service.get("/health").json()["windows"]
     wanted = {request["destination"] for request in requests}
-    there = sum(Path(path).exists() for path in wanted)
+    there = len(found_in(next(iter(wanted)).rpartition("/")[0]) & {path.rpartition("/")[2] for path in wanted})
     counted = {str(status): statuses.count(status) for status in sorted(set(statuses), key=str)}
     print(f"{label}: {len(wanted)} windows, {len(requests)} deliveries, {at_once} at once, {seconds:.1f} s")
     print(
@@ -161,6 +174,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--queue", type=int, default=10_000)
+    parser.add_argument("--disk", action="store_true", help="no object store")
     args = parser.parse_args()
     rng, lock = random.Random(7), threading.Lock()
 
@@ -173,9 +187,9 @@ def main():
         (root / "scenes").mkdir()
         (root / "out").mkdir()
         files = make_scenes(root / "scenes", scenes=args.scenes, size=args.size, compress="jpeg", distinct=6)
-        with fault_server(root / "scenes", fault=fault) as server:
-            settings = {"read": [str(root / "scenes"), server.url("")], "write": [str(root / "out")], "warm": True}
-            with served(root / "run", workers=args.workers, **settings) as service:
+        with fault_server(root / "scenes", fault=fault) as server, store(args.disk) as (target, refused):
+            settings = {"read": [str(root / "scenes"), server.url("")], "write": [str(root / "out"), "s3://bucket/"]}
+            with served(root / "run", workers=args.workers, warm=True, **settings) as service:
                 latency(service, files, root / "out", args)
                 if not args.queue:
                     return
@@ -184,10 +198,24 @@ def main():
                 burst(service, many, 200, 0, "200 at once")
                 for path in (root / "out").iterdir():
                     path.unlink()
-                queue = [payload(few, root / "out", i, 32, args.size) for i in range(args.queue)]
+                queue = [payload(few, target or root / "out", i, 32, args.size) for i in range(args.queue)]
                 queue += random.Random(1).sample(queue, args.queue // 10)
                 random.Random(2).shuffle(queue)
                 burst(service, queue, 64, 2000, "queue with faults")
+                print(f"  requests that the store answered with an error: {len(refused)}")
+
+
+@contextmanager
+def store(disk):
+    """Run an object store that answers 5 % of all requests with an error; yield a prefix, and what it refused."""
+    if disk:
+        yield None, ()
+        return
+    with s3_server() as server, flaky_proxy(server.endpoint, share=0.05, seed=7) as tally:
+        server.put("bucket/results/begin.txt")
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": tally.endpoint}
+        with server.selected(**keys):
+            yield "s3://bucket/results", tally.refused
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from s2composite.cube import stack_of
 from s2composite.errors import ParameterError
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
+from s2composite.scenes.names import same_band
 
 __all__ = ["ValidArray", "ValidRules", "rules_of", "usable_cube"]
 
@@ -71,22 +72,30 @@ def usable_cube(
 
 
 def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, Any]]:
-    """Return a cube without its mask bands, and those ``(time, y, x)`` by name."""
+    """Return a cube without its mask bands, and those ``(time, y, x)`` by the names that rules have for them."""
     if isinstance(cube, xr.Dataset):
         # Before they are stacked: mask bands are often of another type.
-        here = [str(name) for name in cube.data_vars if name in wanted]
-        bands = {name: as_cube(cube[name]).data[:, 0] for name in here}
-        rest: Any = cube.drop_vars(here)
+        here = _called(wanted, list(map(str, cube.data_vars)))
+        bands = {band: as_cube(cube[name]).data[:, 0] for band, name in here.items()}
+        rest: Any = cube.drop_vars(here.values())
         left = len(rest.data_vars)
     else:
         rest = as_cube(cube)
-        here = [] if stack_of(rest) is not None else [band for band in rest["band"].values if band in wanted]
-        bands = {str(name): rest.sel(band=name).data for name in here}
-        rest = rest.sel(band=[band for band in rest["band"].values if band not in here]) if here else rest
+        here = {} if stack_of(rest) is not None else _called(wanted, list(rest["band"].values))
+        bands = {band: rest.sel(band=name).data for band, name in here.items()}
+        rest = rest.sel(band=[band for band in rest["band"].values if band not in here.values()]) if here else rest
         left = rest.sizes["band"]
     if here and not left:
-        raise ParameterError(f"the cube has no band besides the mask band {here[0]!r}; there is nothing to composite")
+        raise ParameterError(
+            f"the cube has no band besides the mask band {next(iter(here.values()))!r}; there is nothing to composite"
+        )
     return as_cube(rest), bands
+
+
+def _called(wanted: Collection[str], names: Sequence[Any]) -> dict[str, Any]:
+    """Return what mask bands are called where they are: ``scl``, as catalogues have it, is the band ``SCL``."""
+    alike = {band: [name for name in names if same_band(str(name))[0] == same_band(band)[0]] for band in wanted}
+    return {band: band if band in names else found[0] for band, found in alike.items() if found}
 
 
 def _together(masks: Sequence[ValidArray]) -> ValidArray | None:

@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 from rasterio.enums import Resampling
 
-from s2composite.errors import BandError, MissingDependencyError, ParameterError
+from s2composite.errors import BandError, MissingDependencyError, ParameterError, S2CompositeError, SourceError
 from s2composite.optional import needed
 from s2composite.scenes.items import with_alternate
 from s2composite.scenes.listing import items_of_source
@@ -39,13 +39,22 @@ def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
         The loader is unknown, or the source holds something other than STAC items.
     MissingDependencyError
         The library is not installed.
+    SourceError
+        The library refuses the items.
     """
     if loader not in LOADERS:
         raise ParameterError(f"loader is {loader!r}; it is 's2composite', {' or '.join(map(repr, LOADERS))}")
     pystac = needed("pystac", "stac")
     found = with_alternate(items_of_source(source), options.pop("alternate", None))
     items = [pystac.Item.from_dict(dict(item)) for item in found]
-    return LOADERS[loader](items, {key: value for key, value in options.items() if value is not None})
+    try:
+        return LOADERS[loader](items, {key: value for key, value in options.items() if value is not None})
+    except ValueError as error:
+        if isinstance(error, S2CompositeError):
+            raise
+        told = str(error).partition("\n")[0]
+        cure = "give crs= and resolution=, geobox= or like= where the items do not say their grid"
+        raise SourceError(f"{loader} cannot load the {len(items)} items: {told}; {cure}") from error
 
 
 def _odc(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:

@@ -152,7 +152,8 @@ def select_scenes(
         Rules for `min_valid`, as for `composite`.
     resolution
         Pixel size, in units of the CRS, at which the files of a cube from `open_cube` are read for `min_valid`.
-        Default: 16 times that of the cube, from overviews where there are some. Other cubes are read as they are.
+        Default: up to 16 times that of the cube, but at least 256 pixels a side, from overviews where there are some.
+        Other cubes are read as they are.
 
     Returns
     -------

@@ -31,12 +31,33 @@ from urllib.parse import unquote, urlsplit
 CHUNK = 1 << 16
 
 
+class Gate:
+    """What a server holds back until it is opened: the later part of each file.
+
+    Whoever reads all of a file is then in the middle of it, however fast or slow the machine is. `held` says whether
+    anybody has come so far.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share, self._opened, self.held = share, threading.Event(), False
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def wait(self, start: int, size: int) -> None:
+        """Wait with a request that begins at `start` of a file's bytes."""
+        if start > self._share * size:
+            self.held = True
+            self._opened.wait()
+
+
 @dataclass
 class State:
     """What the server is told, and what it has seen."""
 
     root: Path
     fault: object = None
+    gate: Gate | None = None
     latency: float = 0.0
     bandwidth: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -49,6 +70,8 @@ class State:
     most_flying: int = 0
     """Bytes asked for and not yet answered, at most."""
     sockets: list = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+    """Set when the server ends: until then ``"hang"`` lasts."""
 
     def begin(self, path, size, span):
         with self.lock:
@@ -100,6 +123,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         number = self.state.begin(path, count, (first, last + 1))
         try:
             time.sleep(self.state.latency)
+            if self.state.gate is not None:
+                self.state.gate.wait(first, size)
             fault = self.state.fault(path, number) if self.state.fault else None
             self.serve(file, size, first, last, fault if file.is_file() else "404")
         finally:
@@ -117,7 +142,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault and fault.isdecimal():
             self.answer(b"no", int(fault), {"Retry-After": "0"})
         elif fault == "hang":
-            time.sleep(3)
+            self.state.closing.wait()
             self.close_connection = True
         elif first > last:
             self.answer(b"", 416, {"Content-Range": f"bytes */{size}"})
@@ -136,6 +161,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(count))
         if fault != "no-etag":
             self.send_header("ETag", f'"{tag}"')
+        if fault == "packed":
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Last-Modified", self.date_time_string(stat.st_mtime))
         self.end_headers()
         with file.open("rb") as stream:
@@ -199,7 +226,7 @@ class FaultServer:
 
 
 @contextlib.contextmanager
-def fault_server(directory, *, fault=None, latency=0.0, bandwidth=0.0):
+def fault_server(directory, *, fault=None, gate=None, latency=0.0, bandwidth=0.0):
     """Serve a directory.
 
     Parameters
@@ -208,13 +235,16 @@ def fault_server(directory, *, fault=None, latency=0.0, bandwidth=0.0):
         What to serve.
     fault
         Called with the path and the number of the request for it (from 0); returns None or what goes wrong: a status
-        (``"503"``), ``"reset"``, ``"short"``, ``"hang"``, ``"no-ranges"``, ``"other-range"``, ``"corrupt"``, ``"no-etag"``.
+        (``"503"``), ``"reset"``, ``"short"``, ``"hang"``, ``"no-ranges"``, ``"other-range"``, ``"corrupt"``, ``"no-etag"``,
+        ``"packed"`` (it says that it is, as a server that packs what it sends does).
+    gate
+        What is held back until it is opened.
     latency
         Seconds before each answer.
     bandwidth
         Bytes a second over all connections; 0: as fast as it goes.
     """
-    state = State(Path(directory), fault, latency, bandwidth)
+    state = State(Path(directory), fault, gate, latency, bandwidth)
     handler = type("BoundHandler", (Handler,), {"state": state})
     with Listener(("127.0.0.1", 0), handler) as listening:
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
@@ -222,6 +252,9 @@ def fault_server(directory, *, fault=None, latency=0.0, bandwidth=0.0):
         try:
             yield FaultServer(f"http://127.0.0.1:{listening.server_port}", state)
         finally:
+            state.closing.set()
+            if gate is not None:
+                gate.open()
             listening.shutdown()
             thread.join()
             for connection in state.sockets:  # those that clients keep open would hold up the end

@@ -10,6 +10,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+from distributed import Client
 from http_faults import fault_server
 
 from s2composite.demo import make_scenes
@@ -92,28 +93,37 @@ def made(output):
     return Counter(tuple(event["window"]) for event in events(output) if event["event"] == "done")
 
 
-def until(condition, seconds=60, pause=0.02):
-    """Wait until something has happened."""
+def until(condition, seconds=240, pause=0.02):
+    """Wait until something has happened; the time only bounds a hang."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(pause)
 
 
-def start_scheduler(directory):
-    """Start a scheduler; return its process and address."""
+def environment(**more):
+    """Return the environment of a process that finds the functions of tests."""
+    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
+
+
+def start_scheduler(directory, **config):
+    """Start a scheduler, with more variables of its environment; return its process and address."""
     file = Path(directory, "scheduler.json")
     file.unlink(missing_ok=True)
     options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
-    process = subprocess.Popen([sys.executable, "-m", "dask", "scheduler", *options], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "dask", "scheduler", *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment(**config))
     until(lambda: file.exists() and file.read_text().strip())
     return process, json.loads(file.read_text())["address"]
 
 
-def start_worker(address):
-    """Start a worker without anybody who starts it again."""
+def start_worker(address, dies_at=()):
+    """Start a worker without anybody who starts it again; it is killed over files of these names, see `dies`."""
     command = [sys.executable, "-m", "dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    command += ["--preload", str(Path(__file__).with_name("dies.py"))] if dies_at else []
+    env = environment(DIES_AT=os.pathsep.join(dies_at))
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, env=env)
 
 
 def start_job(directory, spec, address):
@@ -127,12 +137,14 @@ def start_job(directory, spec, address):
 
 
 @contextmanager
-def farm_in(directory):
+def farm_in(directory, dies_at=(), **config):
     """Yield the address of a scheduler, its process, two workers, and the list of all that is killed at the end."""
-    scheduler, address = start_scheduler(directory)
-    workers = [start_worker(address) for _ in range(2)]
+    scheduler, address = start_scheduler(directory, **config)
+    workers = [start_worker(address, dies_at) for _ in range(2)]
     everyone = [scheduler, *workers]
     try:
+        with Client(address) as client:
+            client.wait_for_workers(2, timeout=120)
         yield address, scheduler, workers, everyone
     finally:
         for process in everyone:

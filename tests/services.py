@@ -49,7 +49,7 @@ class Service:
     def log(self) -> str:
         return self.log_file.read_text()
 
-    def job(self, number: str, *states: str, seconds: float = 120) -> dict[str, Any]:
+    def job(self, number: str, *states: str, seconds: float = 240) -> dict[str, Any]:
         """Return a job's facts when it is in one of some states."""
         return until(lambda: (facts := self.get(f"/jobs/{number}").json())["state"] in states and facts, seconds)
 
@@ -59,7 +59,7 @@ class Service:
         self.process.wait()
 
 
-def until(look: Callable[[], Any], seconds: float = 60) -> Any:
+def until(look: Callable[[], Any], seconds: float = 240) -> Any:
     """Return the first answer that is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

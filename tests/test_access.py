@@ -2,7 +2,9 @@
 
 import asyncio
 import ipaddress
+import itertools
 import os
+import socket
 
 import aiohttp
 import numpy as np
@@ -16,6 +18,7 @@ from rasters import encoded, series, write_tif
 import s2composite as s2c
 from s2composite.errors import AccessError, S2CompositeError, SceneError
 from s2composite.reading.header import read_header
+from s2composite.scenes import addresses
 from s2composite.scenes.access import VARIABLE, Access, check_touch, limits
 from s2composite.scenes.addresses import guarded_client, is_open_address
 from s2composite.scenes.storage import filesystem
@@ -225,6 +228,26 @@ def test_a_name_is_checked_by_its_address_when_it_is_connected_to(limited, tmp_p
             get(url)
         limited(read=(url,), networks=("127.0.0.0/8", "::1/128"))
         assert get(url) == "reached"
+
+
+def test_a_name_that_leads_elsewhere_the_second_time(limited, tmp_path, monkeypatch):
+    """DNS rebinding: what was looked at is what is connected to, and each connection is looked at."""
+    (tmp_path / "a.txt").write_text("reached")
+    answers, plain = itertools.chain(["127.0.0.2"], itertools.repeat("127.0.0.1")), socket.getaddrinfo
+
+    def turning(host, *rest, **options):
+        return plain(next(answers) if host == "rebind.example" else host, *rest, **options)
+
+    monkeypatch.setattr(addresses, "DefaultResolver", aiohttp.ThreadedResolver)
+    monkeypatch.setattr(socket, "getaddrinfo", turning)
+    with fault_server(tmp_path) as server:
+        url = server.url("a.txt").replace("127.0.0.1", "rebind.example")
+        limited(read=("http://",), networks=("127.0.0.2/32",))
+        with pytest.raises(aiohttp.ClientConnectorError):  # nobody listens there
+            get(url)
+        with pytest.raises(AccessError, match="not public"):
+            get(url)
+        assert not server.state.requests
 
 
 def redirecting(target):

@@ -2,17 +2,20 @@
 
 import itertools
 import os
+import re
 import signal
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from distributed import get_worker
+from distributed import Client, get_worker
+from job_helpers import farm_in, until
 
 import s2composite as s2c
 from s2composite.errors import ClusterError, ReadError
 from s2composite.running.bounded import Call, Policy, run_bounded
+from s2composite.running.silent import Suspects
 
 QUICK = Policy(attempts=3, pause=0.05, timeout=60)
 
@@ -113,19 +116,105 @@ def test_a_dying_worker_costs_one_call(client, tmp_path):
     assert sorted(o.result for o in outcomes if o.error is None) == [0, 1, 2, 3]
 
 
+def thawed(directory):
+    """Let those go on that froze themselves, and have not been replaced for it."""
+    for marker in directory.glob("frozen-*"):
+        with suppress(ProcessLookupError):
+            os.kill(int(marker.read_text()), signal.SIGCONT)
+
+
 def test_a_frozen_worker_is_left_behind(tmp_path):
     with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
-        start = time.monotonic()
         try:
-            quick = Policy(attempts=3, pause=0.05, timeout=3)
+            quick = Policy(attempts=50, pause=0.05, timeout=3)
             outcomes = list(run_bounded(client, iter([Call("freeze", freeze, (str(tmp_path), 0), 0)]), quick))
         finally:
-            for marker in tmp_path.glob("frozen-*"):
-                with suppress(ProcessLookupError):  # it was not heard of, so it has been replaced
-                    os.kill(int(marker.read_text()), signal.SIGCONT)
+            thawed(tmp_path)
         assert [o.result for o in outcomes if o.error is None] == [0]
-        assert "no answer in 3 s" in str(outcomes[0].error)
-        assert time.monotonic() - start < 30
+        assert re.fullmatch(r"freeze: no answer in 3 s from worker tcp://\S+; it is frozen, .*", str(outcomes[0].error))
+
+
+def test_a_scheduler_that_forbids_to_restart_workers_ends_nothing(tmp_path, caplog):
+    blocked = {"DASK_DISTRIBUTED__SCHEDULER__BLOCKED_HANDLERS": '["run_function"]'}
+    with farm_in(tmp_path, **blocked) as (address, *_), Client(address) as client:
+        quick = Policy(attempts=50, pause=0.05, timeout=3)
+        outcomes = list(run_bounded(client, calls("freeze", freeze, str(tmp_path), n=1), quick))
+        with pytest.raises(ValueError, match="explicitly disallowed"):
+            client.run_on_scheduler(os.getpid)
+        thawed(tmp_path)
+    assert [o.result for o in outcomes if o.error is None] == [0]
+    assert "no answer in 3 s" in str(outcomes[0].error)
+    assert "workers that are silent could not be restarted: The 'run_function' handler has been" in caplog.text
+
+
+class Clinging:
+    """A result with which its worker freezes when it is to hand it over, the first time."""
+
+    def __init__(self, directory, n):
+        self.frozen, self.n = (directory, n), n
+
+    def __reduce__(self):
+        freeze(*self.frozen)
+        return (int, (self.n,))
+
+
+def test_a_worker_that_freezes_with_a_result_in_its_hands_costs_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2composite.running.silent._PATIENCE", 2.0)
+    mixed = itertools.chain(calls("double", double, n=4), calls("cling", Clinging, str(tmp_path), n=1))
+    with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
+        try:
+            outcomes = list(run_bounded(client, mixed, Policy(attempts=50, pause=0.05, timeout=60)))
+        finally:
+            thawed(tmp_path)
+    assert sorted(o.result for o in outcomes if o.error is None) == [0, 0, 2, 4, 6]
+    lost = next(o for o in outcomes if o.error is not None and o.call.name.startswith("cling"))
+    told = rf"cling-\S+: worker {lost.worker} has made it but does not hand over the result; it is frozen or .*"
+    assert re.fullmatch(told, str(lost.error))
+    assert not lost.final
+
+
+class Unreadable:
+    """A result that cannot be unpickled where it is wanted."""
+
+    def __reduce__(self):
+        return (bug, ())
+
+
+def unreadable(n):
+    return Unreadable() if n == 1 else n
+
+
+def test_a_result_that_cannot_be_unpickled_costs_no_other(client):
+    outcomes = list(run_bounded(client, calls("unreadable", unreadable, n=4), QUICK))
+    assert sorted(o.result for o in outcomes if o.error is None) == [0, 2, 3]
+    failed = [o for o in outcomes if o.error is not None]
+    assert [(o.call.about, o.attempt, o.final) for o in failed] == [(1, 1, False), (1, 2, False), (1, 3, True)]
+    assert all(isinstance(o.error, ZeroDivisionError) and o.worker for o in failed)
+
+
+def test_suspects_are_restarted_if_they_stay_silent_and_only_then(monkeypatch):
+    with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
+        pids = client.run(os.getpid)
+        frozen, well = sorted(pids)
+        suspects = Suspects(client)
+        suspects.add([well, None, "tcp://127.0.0.1:1"])
+        suspects.look()
+        os.kill(pids[frozen], signal.SIGSTOP)
+        try:
+            suspects.add([frozen])
+            suspects.look()
+            assert frozen in client.nthreads(), "not at once"
+            until(lambda: silent_for(client, well) < 1 and silent_for(client, frozen) > 4)
+            monkeypatch.setattr("s2composite.running.silent._SILENCE", 4.0)
+            until(lambda: suspects.look() or frozen not in client.nthreads())
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pids[frozen], signal.SIGCONT)
+        until(lambda: pids[frozen] not in client.run(os.getpid, on_error="return").values())
+
+
+def silent_for(client, worker):
+    return time.time() - client.scheduler_info(n_workers=-1)["workers"][worker]["last_seen"]
 
 
 def test_a_scheduler_that_is_gone_is_said(tmp_path):

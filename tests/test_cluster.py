@@ -72,7 +72,7 @@ def test_defaults_use_the_whole_machine_and_closing_leaves_nothing(capfd):
     client.close()
     assert sum(worker["nthreads"] for worker in workers) == len(os.sched_getaffinity(0))
     assert 0.8 * MEMORY_LIMIT < sum(worker["memory_limit"] for worker in workers) < MEMORY_LIMIT
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=120)
     assert not alive
     err = capfd.readouterr().err
     assert err.count("\n") == 1
@@ -102,14 +102,21 @@ def test_dashboard_moves_when_its_port_is_taken():
         ) as client:  # a warning is an error
             link = client.dashboard_link
             assert f":{port}/" not in link
-            with urllib.request.urlopen(link, timeout=10) as page:
+            with urllib.request.urlopen(link, timeout=120) as page:
                 assert page.status == 200
 
 
-def test_dashboard_is_at_the_port_asked_for():
+def free(port):
     with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def test_dashboard_is_at_the_port_asked_for():
+    port = next(port for port in range(20_000, 30_000) if free(port))  # below those that systems hand out
     with connect(workers=1, memory="500MB", dashboard=f":{port}", announce=False) as client:
         assert client.dashboard_link == f"http://127.0.0.1:{port}/status"
 
@@ -118,7 +125,7 @@ def script(tmp_path, text):
     file = tmp_path / "script.py"
     file.write_text(text)
     command = [sys.executable, "-X", "dev", "-W", "error", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_a_script_closes_quietly_even_if_a_task_failed(tmp_path):
@@ -148,15 +155,17 @@ def test_closing_does_not_wait_for_tasks_nor_say_so(tmp_path):
 import time
 import numba
 from s2composite import connect
-def compile_and_sleep():
+from pathlib import Path
+def compile_and_sleep(asleep):
     numba.njit(lambda x: x + 1)(1)
-    time.sleep(6000)
+    asleep.touch()
+    time.sleep(600)
 if __name__ == "__main__":
     with connect(workers=1, memory="1GB", dashboard=":0", announce=False) as client:
-        future = client.submit(compile_and_sleep)
-        time.sleep(5)
-        start = time.monotonic()
-    assert time.monotonic() - start < 90
+        asleep = Path(__file__).with_name("asleep")
+        future = client.submit(compile_and_sleep, asleep)
+        while not asleep.exists():
+            time.sleep(0.05)
     print("closed")
 """,
     )
@@ -164,11 +173,9 @@ if __name__ == "__main__":
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):
-    start = time.monotonic()
     done = script(tmp_path, "import s2composite\ns2composite.connect(workers=2, memory='200MB', dashboard=':0')\n")
     assert done.returncode == 1
     assert "connect() goes below `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
-    assert time.monotonic() - start < 90
 
 
 WRONG = [

@@ -186,7 +186,7 @@ def test_object_storage_as_the_workers_reach_it(local, scenes_dir, tmp_path):
 def test_workers_are_called_where_they_come_with_the_work():
     with connect({"type": "local", "minimum": 0, "maximum": 1, "dashboard": ":0"}, announce=False) as client:
         assert not client.scheduler_info()["workers"]
-        found = check_cluster(client, timeout=60)
+        found = check_cluster(client, timeout=200)
         assert (found.ok, len(found.workers)) == (True, 1)
 
 

@@ -95,7 +95,7 @@ def test_a_cluster_of_its_own_grows_is_given_its_environment_and_stops(server, m
         with connect({**server, "cluster": name}, announce=False) as guest:
             assert guest.submit(sum, [1, 2]).result(timeout=120) == 3
         assert client.submit(sum, [1, 2, 3]).result(timeout=120) == 6  # the guest has left it alone
-    _, alive = psutil.wait_procs([process], timeout=60)
+    _, alive = psutil.wait_procs([process], timeout=120)
     assert not alive
     with pytest.raises(ClusterError, match=f"runs no cluster '{name}'"):
         connect({**server, "cluster": name})

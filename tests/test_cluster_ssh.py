@@ -52,7 +52,7 @@ def test_workers_on_each_host_have_their_environment_and_closing_leaves_nothing(
     assert retries == {"37"}
     assert limits == {700_000_000}
     assert "secret" not in f"{commands} {held}".replace("'AWS_SECRET_ACCESS_KEY'", "").lower()
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=120)
     assert not alive
     assert capfd.readouterr().err.startswith("Dask: 2 workers x 3 threads, 0.7 GB each; dashboard: http://")
 

@@ -74,7 +74,9 @@ def test_layers_dtypes_and_labels(reference):
 
 
 @given(chunks=st.one_of(st.integers(30, 700), st.tuples(st.integers(60, 700), st.integers(60, 700))))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_chunks_same_bytes(scenes_dir, reference, chunks):
     same(s2c.composite(s2c.open_cube(scenes_dir, chunks=chunks)).compute(), reference)
 

@@ -80,7 +80,9 @@ def test_windows_snap_to_blocks_and_are_one_task_each(folder):
     height=st.integers(1, 200),
     chunks=st.integers(20, 200),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_crop_reads_those_pixels(folder, expected, x0, y0, width, height, chunks):
     x1, y1 = min(x0 + width, 136), min(y0 + height, 200)
     geobox = GeoBox((200, 136), ORIGIN, "EPSG:32631")[y0:y1, x0:x1]
@@ -317,6 +319,6 @@ def test_a_small_area_has_windows_for_every_thread(tmp_path):
     np.testing.assert_array_equal(s2c.composite(cube).compute()["composite"], whole["composite"])
     warped = s2c.open_cube(tmp_path, crs="EPSG:3035", resolution=10)
     assert min(warped.chunks[2]) > 256, "no slivers where there are no blocks to keep"
-    with s2c.connect("local", workers=2, threads=8, announce=False):
+    with s2c.connect("local", workers=2, threads=8, dashboard=":0", announce=False):
         many = s2c.open_cube(tmp_path)
         assert max(many.chunks[2]) == max(many.chunks[3]) == 512, "not smaller than pays"

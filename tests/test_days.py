@@ -98,7 +98,9 @@ def test_data_and_mask_are_of_one_product(tmp_path, chunks):
 
 
 @given(seed=st.integers(0, 10**6), overlap=st.integers(1, 3), scale=st.sampled_from([1, 2, 6]), grow=st.integers(0, 2))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_products(tmp_path_factory, seed, overlap, scale, grow):
     folder = products(tmp_path_factory.mktemp("any"), seed, overlap=overlap, mask_scale=scale)
     rule = SCL(("cloud high probability",), cleanup=[("dilation", grow)] if grow else None)

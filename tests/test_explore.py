@@ -44,6 +44,13 @@ def centre_colour(driver):
     return tuple(int(v) for v in picture[int(350 * scale), int(width / 2 * scale), :3])
 
 
+_METRES_A_PIXEL = """
+const models = [...Bokeh.documents[0]._all_models.values()];
+const map = models.find((model) => model.type == 'Figure');
+return [(map.x_range.end - map.x_range.start) / map.inner_width, (map.y_range.end - map.y_range.start) / map.inner_height]
+"""
+
+
 @needs_browser
 def test_the_slider_shows_one_period_after_the_other_without_a_network(tmp_path):
     from selenium.webdriver.support.ui import WebDriverWait
@@ -59,6 +66,8 @@ def test_the_slider_shows_one_period_after_the_other_without_a_network(tmp_path)
                     month,
                 )
             WebDriverWait(driver, 30).until(lambda d, colour=colour: centre_colour(d) == colour)
+        across, down = driver.execute_script(_METRES_A_PIXEL)
+        assert across == pytest.approx(down, rel=0.02), "a square is one, however wide the page is"
         assert [line for line in driver.get_log("browser") if line["level"] == "SEVERE"] == []
 
 

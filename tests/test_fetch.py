@@ -24,7 +24,7 @@ from s2composite.reading.tiles import TileRequest, begin_window, read_tiles, rea
 QUICK = Retry(first_wait=0.01, longest_wait=0.02, timeout=120)
 """What is repeated is repeated at once; an answer is waited for on the busiest machine."""
 HASTY = replace(QUICK, timeout=1)
-"""For servers that stay silent, for 3 s."""
+"""For servers that stay silent."""
 SIZE = 256
 
 

@@ -214,7 +214,9 @@ def test_coarser_bands_are_repeated_on_the_direct_path(place):
 
 
 @given(y0=st.integers(0, 118), x0=st.integers(0, 118), height=st.integers(1, 60), width=st.integers(1, 60))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_crop_of_repeated_pixels(place, y0, x0, height, width):
     folder, assets = place
     geobox = GeoBox((120, 120), ORIGIN, "EPSG:32631")[y0 : min(y0 + height, 120), x0 : min(x0 + width, 120)]
@@ -230,7 +232,9 @@ def test_any_crop_of_repeated_pixels(place, y0, x0, height, width):
     angle=st.floats(-40, 40), scale=st.floats(0.3, 3), x=st.floats(-500, 900), y=st.floats(-900, 500),
     chunks=st.integers(10, 90),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_affine_grid_picks_the_pixels_that_gdal_does(place, angle, scale, x, y, chunks):
     _, assets = place
     transform = (

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.dates import date2num
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
 
 import s2composite as s2c
 from s2composite.analysis import plot
@@ -56,8 +58,38 @@ def test_bytes_are_shown_as_they_are_and_no_data_is_transparent():
     assert np.array_equal(picture[..., 3], np.where(count > 0, 255, 0))
     assert np.array_equal(picture[count > 0][:, :3], np.moveaxis(values, 0, 2)[count > 0])
     assert ax.images[0].get_extent() == [300000, 300050, 4899960, 4900020]
-    assert ax.get_title() == "luminance_median"
-    assert ax.get_xlabel() == "x (metre)"
+    assert ax.get_title() == "luminance median\n3 scenes, 2023-06-01 to 2023-06-21"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x (m)", "y (m)")
+
+
+def test_a_picture_says_what_it_is_of():
+    grid = GeoBox.from_bbox((300000, 4899940, 300050, 4900000), "EPSG:32631", resolution=10)
+    data = dataset(random_rgb(), np.ones((6, 5)), bands=["red", "green", "nir"]).assign_coords(xr_coords(grid))
+    ax = plot.plot_composite(data)
+    assert ax.get_xlabel() == "x (m, EPSG:32631)"
+    assert len(ax.figure.axes) == 1, "colours have no scale"
+    grey = plot.plot_composite(data, bands=["nir"], stretch=(0, 200))
+    assert grey.get_title().splitlines()[0] == "luminance median, nir"
+    (scale,) = grey.figure.axes[1:]
+    assert scale.get_ylim() == (0, 200)
+    month = data.assign_coords(period="2023-06")
+    assert plot.plot_composite(month).get_title() == "luminance median\n2023-06"
+    undated = data.drop_vars("scene_time")
+    assert plot.plot_composite(undated).get_title() == "luminance median"
+    degrees = GeoBox.from_bbox((1, 43, 1.05, 43.06), "EPSG:4326", resolution=0.01)
+    ax = plot.plot_composite(data.drop_vars("spatial_ref").assign_coords(xr_coords(degrees, dims=("y", "x"))))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x (° east, EPSG:4326)", "y (° north)")
+
+
+@pytest.mark.parametrize("shape", [(6, 60), (60, 6), (30, 30)])
+def test_strips_are_drawn_in_figures_of_their_shape(shape):
+    ax = plot.plot_count(dataset(random_rgb(*shape), np.ones(shape)))
+    ax.figure.canvas.draw()
+    width, height = ax.figure.get_size_inches()
+    assert (width > height) == (shape[0] < shape[1]) or shape[0] == shape[1]
+    image, scale = (axes.get_window_extent() for axes in ax.figure.axes)
+    assert max(scale.width, scale.height) > 0.5 * max(image.width, image.height), "a scale that can be read"
+    assert not image.overlaps(scale)
 
 
 def test_without_a_count_no_data_is_what_the_layer_declares():
@@ -144,8 +176,10 @@ def test_few_dates_have_a_colour_and_a_label_each():
     source = np.array([[0, 2], [2, -1]])
     ax = plot.plot_date(dataset(random_rgb(2, 2), source=source))
     assert ax.images[0].get_array().tolist() == [[0, 1], [1, None]]
-    labels = [text.get_text() for text in ax.figure.axes[1].get_yticklabels()]
-    assert labels == ["2023-06-01", "2023-06-21"], "a date nobody comes from has no label"
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["2023-06-01  33%", "2023-06-21  67%"], "a date nobody comes from has no label"
+    patches = [patch.get_facecolor() for patch in ax.get_legend().get_patches()]
+    np.testing.assert_allclose(patches, ax.images[0].to_rgba(np.array([0, 1])))
 
 
 def test_many_dates_share_a_scale():
@@ -157,14 +191,28 @@ def test_many_dates_share_a_scale():
     assert np.array_equal(days.compressed(), date2num(data["scene_time"].values[:29]))
     ax.figure.canvas.draw()
     labels = [text.get_text() for text in ax.figure.axes[1].get_yticklabels()]
-    assert any("Jul" in label or "2023" in label for label in labels)
+    first, last = np.datetime_as_string(data["scene_time"].values[[0, 28]], unit="D")
+    assert 3 <= len([label for label in labels if first <= label <= last]) <= 8, "dates written out"
 
 
 def test_timeline_shows_the_share_of_each_scene():
     ax = plot.timeline(dataset(random_rgb(2, 2), source=[[0, 2], [2, -1]]))
     heights = [segment[1, 1] for segment in ax.collections[0].get_segments()]
     assert heights == pytest.approx([100 / 3, 0, 200 / 3])
-    assert ax.get_title() == "dates of 2 of 3 scenes"
+    assert ax.get_title() == "luminance median: pixels of 2 of 3 scenes"
+
+
+def test_a_composite_of_several_scenes_a_pixel_has_no_dates_but_a_timeline():
+    cube = cube_with_clouds((0, 0.5, 0, 0.1))
+    cube[2, :, :20] = 0
+    comp = s2c.composite(cube, "median")
+    for draw in (comp.plot.date, comp.plot.timeline):
+        with pytest.raises(ParameterError, match=r"median makes a pixel of several scenes.*plot\.timeline\(cube\)"):
+            draw()
+    ax = comp.plot.timeline(cube)
+    (lines,) = ax.collections
+    assert [segment[1, 1] for segment in lines.get_segments()] == pytest.approx([90, 90, 45, 90])
+    assert ax.get_title() == "what 4 scenes show of the area"
 
 
 def cube_with_clouds(shares):
@@ -225,6 +273,7 @@ def test_periods_are_drawn_side_by_side_in_one_stretch():
     count[2] = 0
     figure = plot.periods(monthly(values, count), columns=2)
     assert [ax.get_title() for ax in figure.axes] == ["2023-01", "2023-02", "2023-03"]
+    assert figure.get_suptitle() == "luminance median\n3 scenes, 2023-06-01 to 2023-06-21"
     low, high = np.percentile(values[:2].astype(float), [2, 98])
     for ax, one in zip(figure.axes, values[:2], strict=False):
         expected = np.clip((one.astype(float) - low) / (high - low) * 255, 0, 255)
@@ -234,6 +283,8 @@ def test_periods_are_drawn_side_by_side_in_one_stretch():
     assert not figure.axes[0].texts
     fixed = plot.periods(monthly(values, count), stretch=(0, 4000), bands=["b1"])
     assert drawn(fixed.axes[0])[3, 4, 0] == round(values[0, 1, 3, 4] / 4000 * 255)
+    assert fixed.get_suptitle().startswith("luminance median, b1\n")
+    assert fixed.axes[3].get_ylim() == (0, 4000), "greys have a scale"
 
 
 def test_counts_of_periods_share_a_scale():

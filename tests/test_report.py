@@ -86,11 +86,11 @@ def test_signatures_are_nowhere(job_with_failures):
     assert "_TCI.tif" in facts["job"]
 
 
-def report_of(shape, seconds, failures, state="failed"):
+def report_of(shape, seconds, failures, state="failed", found=()):
     times = {"begun": "2026-01-01T00:00:00.000+00:00", "ended": "2026-01-02T01:00:00.000+00:00"}
     workers = {"tcp://10.0.0.1:1": WorkerDone(len(seconds), sum(seconds.values()), len(failures))}
     facts = {"timings": {"read": 1.0}, "retries": 0, "workers": workers, "failed_scenes": {}, "versions": {}}
-    return Report("source: x\n", state, ("median.tif",), shape, seconds, failures, **facts, **times)
+    return Report("source: x\n", state, ("median.tif",), shape, seconds, frozenset(found), failures, **facts, **times)
 
 
 @needs_browser
@@ -123,8 +123,10 @@ def test_many_windows_are_a_picture_with_the_same_colours(browser, tmp_path):
     assert fast[3] < 80
 
 
-def test_a_complete_product_has_no_open_window():
-    complete = report_of((2, 2), {(0, 0): 1.0}, {}, "complete")  # a client that was killed noted one window only
+def test_windows_that_were_not_noted_are_not_open():
+    complete = report_of((2, 2), {(0, 0): 1.0}, {}, "complete", found=[(0, 1), (1, 0), (1, 1)])
     assert set(complete.states().values()) == {"done"}
     assert "window 1/1: done<" in report_page(complete)
-    assert set(report_of((2, 2), {(0, 0): 1.0}, {}, "interrupted").states().values()) == {"done", "open"}
+    assert json.loads(complete.to_json())["done"] == 4
+    interrupted = report_of((2, 2), {(0, 0): 1.0}, {}, "interrupted", found=[(1, 1)])
+    assert interrupted.states() == {(0, 0): "done", (0, 1): "open", (1, 0): "open", (1, 1): "done"}

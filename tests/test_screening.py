@@ -5,9 +5,11 @@ import logging
 import numpy as np
 import pytest
 import xarray as xr
+from rasters import write_tif
 from test_masking import CLOUDS, expected_valid
 
 import s2composite as s2c
+from s2composite.coarse import _times_coarser, coarser
 from s2composite.demo import make_scenes
 from s2composite.errors import ParameterError
 from s2composite.pixels.flags import SCL
@@ -78,3 +80,19 @@ def test_limits_that_make_no_sense(season, limits, words):
         s2c.select_scenes(s2c.open_cube(season, bands=["TCI"]), **limits)
     with pytest.raises(ParameterError, match="none of the 6 scenes"):
         s2c.select_scenes(s2c.open_cube(season, bands=["TCI"]), min_valid=1.0, valid=s2c.ValueRange(254, 254))
+
+
+@pytest.mark.parametrize("resolution", [None, 160, 120, 30])
+def test_a_coarse_look_counts_no_pixels_outside_of_the_area(tmp_path, resolution):
+    for day in (1, 2):
+        write_tif(tmp_path / f"T31TCJ_2023070{day}T104629_TCI.tif", np.full((3, 100, 100), day, "uint8"), block=128)
+    cube = s2c.open_cube(tmp_path)
+    look = coarser(cube, resolution)
+    assert (s2c.valid_share(look, s2c.Nodata())["observed"].values == 1).all()
+    assert s2c.select_scenes(cube, min_valid=1, valid=s2c.Nodata(), resolution=resolution).sizes["time"] == 2
+    assert (s2c.composite(cube, valid=s2c.Nodata()).preview(33)["count"].values == 2).all()
+
+
+@pytest.mark.parametrize(("size", "times"), [(100, 1), (511, 1), (600, 2), (1024, 4), (10980, 16)])
+def test_small_areas_are_looked_at_closely(size, times):
+    assert _times_coarser(size) == times

@@ -67,9 +67,11 @@ def test_two_hundred_at_once_with_faults(tmp_path):
     folder.mkdir()
     out.mkdir()
     files = series(folder, scenes=3)
-    rng, lock = random.Random(7), threading.Lock()
+    rng, lock, statuses = random.Random(7), threading.Lock(), []
 
     def fault(path, number):
+        # Nothing can be made before so many have come that one had to be sent away.
+        until(lambda: 429 in statuses)
         with lock:
             return rng.choice(("503", "reset", "short")) if rng.random() < 0.05 else None
 
@@ -80,12 +82,12 @@ def test_two_hundred_at_once_with_faults(tmp_path):
             requests = requests_for(urls, out, WINDOWS)
             mixed = [*requests, *random.Random(1).sample(requests, DUPLICATES)]
             random.Random(2).shuffle(mixed)
-            statuses, killed = [], []
+            killed = []
             before = psutil.Process(service.process.pid).memory_info().rss
 
             def kill():
-                # Not before the first answers: then the processes are in the middle of it.
-                until(lambda: len(statuses) > 40)
+                # Not before the first windows: then the processes are in the middle of it.
+                until(lambda: statuses.count(204) > 40)
                 for process in makers(service)[:1]:
                     process.send_signal(signal.SIGKILL)
                     killed.append(process.pid)

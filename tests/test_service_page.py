@@ -7,6 +7,8 @@ from browser import chromium, needs_browser
 from rasters import series
 from services import served
 
+from s2composite.service.page import jobs_page
+
 TOKEN = "correct-horse-battery-staple"
 
 
@@ -51,3 +53,34 @@ def test_a_browser_shows_jobs_and_loads_nothing_from_elsewhere(tmp_path):
         errors = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
         assert [e for e in errors if not re.search(r"favicon\.ico", e)] == []
     assert TOKEN not in service.log()
+
+
+@needs_browser
+def test_long_names_and_errors_stay_within_the_page(tmp_path):
+    from selenium.webdriver.common.by import By
+
+    facts = {"state": "failed", "progress": 0.4, "counts": {"windows": 9, "done": 4, "failed": 1}, "ended": None}
+    facts |= {
+        "id": "0" * 36,
+        "output": f"/x/{'a' * 100}.tif",
+        "error": "b" * 1000 + "<b>",
+        "created": "2023-06-01T00:00",
+    }
+    facts["products"] = [{"state": "complete"}, {"state": "new"}]
+    page = tmp_path / "page.html"
+    page.write_text(jobs_page([facts] * 3, 7, 0, 0))
+    with chromium(1280, 900) as browser:
+        browser.get(page.as_uri())
+        wide = "return [document.documentElement.scrollWidth, window.innerWidth]"
+        needed, there = browser.execute_script(wide)
+        assert needed <= there
+        text = browser.find_element(By.TAG_NAME, "body").text
+        assert "1 of 2 products" in text
+        assert "4 older jobs" in text
+        folded = browser.find_element(By.TAG_NAME, "details")
+        before = folded.size["height"]
+        folded.find_element(By.TAG_NAME, "summary").click()
+        assert folded.size["height"] > before, "the rest of a long error unfolds"
+        assert "<b>" in folded.text, "text and not markup"
+        needed, there = browser.execute_script(wide)
+        assert needed <= there

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from storage_servers import free_port
 
+from s2composite.errors import ParameterError
 from s2composite.service.store import Store
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -99,6 +100,35 @@ def test_a_job_is_taken_once(store):
     assert sorted(taken) == names
 
 
+def test_a_run_that_is_over_ends_no_other(store):
+    """Cancelled and put back while its process ended: what the first run says then is about nothing."""
+    store.add("e-1", "{}", 100)
+    first = store.claim()
+    assert store.is_current(first)
+    store.move("e-1", ("running",), "cancelled")
+    assert not store.is_current(first)
+    store.move("e-1", ("cancelled",), "queued")
+    second = store.claim()
+    assert not store.is_current(first)
+    store.finish(first, "failed", "because")
+    assert store.is_current(second)
+    store.finish(second, "complete", None)
+    assert (store.get("e-1").state, store.get("e-1").error) == ("complete", None)
+    assert store.job_count() >= 1
+
+
+def test_one_service_takes_jobs(store, url):
+    other = Store(url)
+    store.hold()
+    with pytest.raises(ParameterError, match="another service takes jobs"):
+        other.hold()
+    other.close()
+    store.close()
+    third = Store(url)
+    third.hold()
+    third.close()
+
+
 def test_the_newest_comes_first(store):
     for name in ("d-1", "d-2", "d-3"):
         store.add(name, "{}", 100)
@@ -112,6 +142,7 @@ def test_dead_letters_are_kept_without_signatures(store):
     payload = {"datasets": ["https://u:pw1234@host/a.tif?sig=5ec7e7", "é"]}
     store.bury("m1", {"status": 422}, payload)
     store.bury("m2", {"status": 403}, None)
+    assert store.letter_count() >= 2
     newest, older = store.letters(2)
     assert (newest.message, older.message, older.problem) == ("m2", "m1", {"status": 422})
     assert "5ec7e7" not in older.payload

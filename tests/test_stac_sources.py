@@ -35,6 +35,16 @@ CATALOGUES = [
     ("digital_earth_africa_c1", "37MGP", "S2B", "05.10", "red", -1000, "EPSG:32737", "scl"),
     ("digital_earth_australia", "49JFM", "S2A", None, "nbart_red", 0, "EPSG:32749", "oa_fmask"),
 ]
+ORBITS = {
+    "earth_search_v1": 37,
+    "earth_search_v0": 54,
+    "earth_search_c1": 51,
+    "planetary_computer": 43,
+    "cdse": 122,
+    "digital_earth_africa": 37,
+    "digital_earth_africa_c1": 6,
+    "digital_earth_australia": 3,
+}
 NO_DATA = {"thumbnail", "thumbnail:nbart", "preview", "overview", "rendered_preview", "tilejson", "Product", "info"}
 
 
@@ -44,6 +54,7 @@ def test_items_of_public_catalogues(name, granule, platform, baseline, red, shif
     assert (scene.granule, scene.platform, scene.baseline) == (granule, platform, baseline)
     assert scene.time.tzinfo is dt.UTC
     assert scene.bbox is not None
+    assert scene.orbit == ORBITS[name], "of the item, or of the name of its product"
     for wanted in ("red", "B04"):
         ((asset,),) = wanted_assets([scene], [wanted])
         assert asset.name == red, "by common name and by number, and never the red of the picture"
@@ -327,7 +338,9 @@ def test_files_that_are_no_items(tmp_path):
 def test_assets_missing_in_some_items_are_named_or_skipped(items):
     lacking = copy.deepcopy(items)
     lacking[1]["assets"] = {"blue": lacking[1]["assets"]["red"]}
-    with pytest.raises(BandError, match="scene S2A_31TCJ_20230606_0_L2A has no band 'red'; it has blue"):
+    with pytest.raises(
+        BandError, match=r"scene S2A_31TCJ_20230606_0_L2A has no band 'red'; it has blue; .*on_error='skip'"
+    ):
         s2c.open_cube(lacking, bands=["red"])
     comp = s2c.composite(s2c.open_cube(lacking, bands=["red"], on_error="skip"), "median").compute()
     assert comp["read_status"].values.ravel().tolist() == [0, 2, 0]

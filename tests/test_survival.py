@@ -2,17 +2,20 @@
 
 import os
 import random
+import re
 import resource
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask
 import numpy as np
+import psutil
 import pytest
 from distributed import Client
 from flaky_proxy import flaky_proxy
-from http_faults import fault_server
+from http_faults import Gate, fault_server
 from job_helpers import (
     digests,
     events,
@@ -33,6 +36,9 @@ from s2composite.running.bounded import Call, Policy, run_bounded
 from s2composite.running.ledger import read_ledger
 from s2composite.running.run import run_job
 from s2composite.scenes.storage import filesystem
+
+pytestmark = pytest.mark.timeout(900)
+"""Each starts half a dozen processes; a machine with too much to do takes minutes for that."""
 
 
 @pytest.fixture(scope="module")
@@ -56,85 +62,103 @@ def farm(tmp_path):
         yield farm
 
 
+@pytest.fixture
+def held(scenes):
+    """The scenes on a server, and the gate before what the lower windows need: so long, there is a middle of a job."""
+    gate = Gate(0.7)
+    with fault_server(scenes, gate=gate) as server:
+        yield [server.url(path.name) for path in sorted(scenes.glob("*.tif"))], gate
+
+
 def lines(directory):
     return sum(made(directory).values())
 
 
-def test_the_client_is_killed(scenes, undisturbed, farm, tmp_path):
+def test_the_client_is_killed(undisturbed, held, farm, tmp_path):
     address, *_ = farm
-    runner = start_job(tmp_path, job(scenes, tmp_path), address)
+    urls, gate = held
+    spec = {**job("", tmp_path), "source": urls}
+    runner = start_job(tmp_path, spec, address)
     until(lambda: lines(tmp_path) >= 10)
     runner.kill()
     runner.communicate()
-    before = lines(tmp_path)
-    assert before < 81
+    noted = set(made(tmp_path))
+    assert len(noted) < 81
     assert not list(tmp_path.glob("median*.tif"))
-    again = start_job(tmp_path, job(scenes, tmp_path), address)
-    out, err = again.communicate(timeout=120)
+    gate.open()
+    again = start_job(tmp_path, spec, address)
+    out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert "made before" in out
     assert digests(tmp_path) == undisturbed
-    # What was under way when the client died may have been finished without anybody noting it, or be made again.
-    assert sum(made(tmp_path).values()) <= 81 + 4
+    # What was made when the client died without anybody noting it was found; nothing was made again that was noted.
+    assert set(made(tmp_path).values()) == {1}
+    found = [tuple(event["window"]) for event in events(tmp_path) if event["event"] == "found"]
+    assert noted.isdisjoint(found)
+    assert sorted([*made(tmp_path), *found]) == sorted(np.ndindex(9, 9))
 
 
-def test_workers_are_killed_one_after_the_other(scenes, undisturbed, farm, tmp_path):
+def test_workers_are_killed_one_after_the_other(undisturbed, held, farm, tmp_path):
     address, _, workers, everyone = farm
-    runner = start_job(tmp_path, job(scenes, tmp_path), address)
+    urls, gate = held
+    runner = start_job(tmp_path, {**job("", tmp_path), "source": urls}, address)
     for n, victim in enumerate(list(workers)):
         until(lambda n=n: lines(tmp_path) >= 8 + 12 * n)
         os.kill(victim.pid, signal.SIGKILL)
         everyone.append(start_worker(address))
-    _, err = runner.communicate(timeout=120)
+    gate.open()
+    _, err = runner.communicate(timeout=240)
     assert runner.returncode == 0, err
     assert digests(tmp_path) == undisturbed
-    assert max(made(tmp_path).values()) == 1
+    assert set(made(tmp_path).values()) == {1}
 
 
-def test_the_scheduler_is_killed(scenes, undisturbed, farm, tmp_path):
+def test_the_scheduler_is_killed(undisturbed, held, farm, tmp_path):
     address, scheduler, _, everyone = farm
-    runner = start_job(tmp_path, job(scenes, tmp_path), address)
+    urls, gate = held
+    spec = {**job("", tmp_path), "source": urls}
+    runner = start_job(tmp_path, spec, address)
     until(lambda: lines(tmp_path) >= 10)
     scheduler.kill()
-    _, err = runner.communicate(timeout=120)
+    _, err = runner.communicate(timeout=240)
     assert runner.returncode == 1, err
     assert "resume" in err
     assert not list(tmp_path.glob("median*.tif"))
-    before = lines(tmp_path)
+    gate.open()
     fresh, address = start_scheduler(tmp_path)
     everyone += [fresh, start_worker(address)]
-    again = start_job(tmp_path, job(scenes, tmp_path), address)
-    out, err = again.communicate(timeout=120)
+    again = start_job(tmp_path, spec, address)
+    out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert digests(tmp_path) == undisturbed
-    assert before >= 10
+    assert set(made(tmp_path).values()) == {1}
     assert "made before" in out
 
 
-def test_workers_are_killed_while_the_files_are_put_together(scenes, undisturbed, farm, tmp_path):
-    address, _, workers, everyone = farm
-    runner = start_job(tmp_path, job(scenes, tmp_path), address)
-    until(lambda: list(tmp_path.glob("*.parts/*.assembled")), pause=0.001)
-    for victim in workers:
-        victim.kill()
-    everyone += [start_worker(address), start_worker(address)]
-    _, err = runner.communicate(timeout=120)
+def test_workers_are_killed_while_the_files_are_put_together(scenes, undisturbed, tmp_path):
+    # Each has begun a file, and is about to read what belongs into it.
+    with farm_in(tmp_path, dies_at=["*.parts/*.assembled", "*.parts/*"]) as (address, _, workers, everyone):
+        runner = start_job(tmp_path, job(scenes, tmp_path), address)
+        until(lambda: all(worker.poll() is not None for worker in workers))
+        assert list(tmp_path.glob("*.parts/*.assembled"))
+        everyone += [start_worker(address), start_worker(address)]
+        _, err = runner.communicate(timeout=240)
     assert runner.returncode == 0, err
     assert digests(tmp_path) == undisturbed
-    assert max(made(tmp_path).values()) == 1
+    assert set(made(tmp_path).values()) == {1}
     assert not list(tmp_path.glob("*.parts"))
 
 
-def test_a_worker_is_killed_while_shards_are_written(scenes, farm, tmp_path):
-    address, _, workers, everyone = farm
+def test_workers_are_killed_while_shards_are_written(scenes, tmp_path):
     (tmp_path / "whole").mkdir()
-    with Client(address) as client:
-        run_job(store_job(scenes, tmp_path / "whole"), client=client)
-    runner = start_job(tmp_path, store_job(scenes, tmp_path), address)
-    until(lambda: list(tmp_path.glob("*.partial/composite/c/0/*/*")), pause=0.001)
-    workers[0].kill()
-    everyone.append(start_worker(address))
-    _, err = runner.communicate(timeout=120)
+    shard = "*.partial/composite/c/0/*/*"
+    with farm_in(tmp_path, dies_at=[shard] * 3) as (address, _, workers, everyone):
+        runner = start_job(tmp_path, store_job(scenes, tmp_path), address)
+        until(lambda: any(worker.poll() is not None for worker in workers))
+        everyone.append(start_worker(address))
+        _, err = runner.communicate(timeout=240)
+        with Client(address) as client:
+            run_job(store_job(scenes, tmp_path / "whole"), client=client)
     assert runner.returncode == 0, err
     found = digests(tmp_path)
     assert {name: found[name] for name in found if not name.startswith("whole")} == digests(tmp_path / "whole")
@@ -142,30 +166,47 @@ def test_a_worker_is_killed_while_shards_are_written(scenes, farm, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tif", "zarr"])
-def test_a_frozen_worker_is_left_behind_and_does_no_harm_when_it_wakes(scenes, undisturbed, farm, tmp_path, kind):
+def test_a_frozen_worker_is_left_behind_and_does_no_harm_when_it_wakes(undisturbed, held, farm, tmp_path, kind):
     address, _, workers, _ = farm
+    urls, gate = held
     make, output = (job, "median.tif") if kind == "tif" else (store_job, "median.zarr")
-    spec = make(scenes, tmp_path, policy={"timeout": 8, "pause": 0.1, "attempts": 8})
+    spec = make("", tmp_path, policy={"timeout": 8, "pause": 0.1, "attempts": 20}) | {"source": urls}
+    with Client(address) as client:
+        (frozen,) = (at for at, pid in client.run(os.getpid).items() if pid == workers[0].pid)
     runner = start_job(tmp_path, spec, address)
     until(lambda: sum(made(tmp_path / output).values()) >= 3)
     os.kill(workers[0].pid, signal.SIGSTOP)
     try:
-        _, err = runner.communicate(timeout=120)
+        gate.open()
+        _, err = runner.communicate(timeout=240)
         assert runner.returncode == 0, err
         before = digests(tmp_path)
         told = [event for event in events(tmp_path / output) if event["event"] == "retry"]
-        assert all("no answer in 8 s" in event["error"] for event in told)
-        assert told
+        # It was at a call, or held the result of one; another worker may have been too slow as well.
+        known = "no answer in 8 s from worker|has made it but does not hand over the result"
+        assert [event["error"] for event in told if not re.search(known, event["error"])] == []
+        assert frozen in {event["worker"] for event in told}
     finally:
         os.kill(workers[0].pid, signal.SIGCONT)
-    # It ends what it was at, hears that it is no longer wanted, and goes.
-    until(lambda: workers[0].poll() is not None)
+    ended(address, workers[0], frozen)
     assert digests(tmp_path) == before
     assert kind == "zarr" or before == undisturbed
     assert set(made(tmp_path / output).values()) == {1}
     assert sorted(path.name for path in tmp_path.glob("median*")) == sorted(
         {*(name.split("/")[0] for name in before), f"{output}.ledger"}
     )
+
+
+def ended(address, process, worker):
+    """Wait until a worker that wakes has ended what it was at: it hears that it is no longer wanted and goes, or has room.
+
+    It was asked to go if the job had so much to do without it that it was found to be frozen.
+    """
+    with Client(address) as client:
+        if worker in client.nthreads():
+            client.submit(os.getpid, workers=[worker], pure=False).result(timeout=120)
+        else:
+            until(lambda: process.poll() is not None)
 
 
 # --- Memory --------------------------------------------------------------------------------------------------------------
@@ -184,7 +225,8 @@ def eat(directory, number, greedy):
 
 
 def test_a_worker_that_runs_out_of_memory_costs_its_call_and_no_other(tmp_path):
-    policy = Policy(attempts=2, pause=0.05, timeout=120)
+    # One call for each thread: one that waits behind a greedy one would be taken for the cause as well.
+    policy = Policy(attempts=2, pause=0.05, timeout=240, look_ahead=1)
     with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
         client = s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False)
     with client:
@@ -215,6 +257,34 @@ def test_windows_for_which_a_worker_has_no_memory_are_made_by_another(scenes, tm
     told = [event for event in events(tmp_path / "median.tif") if event["event"] == "retry"]
     assert {event["worker"] for event in told} <= {poor, None}
     assert set(made(tmp_path / "median.tif").values()) == {1}
+
+
+def no_more_memory(dask_worker):
+    """Let a nanny's worker have no more memory than it has now: it is killed for that, and may be again."""
+    rss = psutil.Process(dask_worker.process.process.pid).memory_info().rss
+    dask_worker.memory_manager.memory_limit = rss
+
+
+def test_a_worker_that_is_killed_for_its_memory_while_it_makes_windows(undisturbed, held, tmp_path):
+    urls, gate = held
+    spec = {**job("", tmp_path, policy={"pause": 0.1, "attempts": 20}), "source": urls}
+    with (
+        s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        running = pool.submit(run_job, spec, client=client)
+        until(lambda: gate.held and all(client.processing().values()))
+        pids = client.run(os.getpid)
+        poor = min(pids)
+        client.run(no_more_memory, workers=[poor], nanny=True)
+        until(lambda: client.get_events("worker-restart-memory"))
+        gate.open()
+        result = running.result(timeout=240)
+        ((_, first), *_) = client.get_events("worker-restart-memory")
+    assert first["pid"] == pids[poor]
+    assert result.made == result.windows == 81
+    assert digests(tmp_path) == undisturbed
+    assert set(made(tmp_path).values()) == {1}
 
 
 # --- Storage -------------------------------------------------------------------------------------------------------------

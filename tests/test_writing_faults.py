@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
-import time
 from pathlib import Path
 
 import dask
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 from distributed import Client, LocalCluster
+from job_helpers import until
 from writing_helpers import composite_of
 
 import s2composite.writing.files
@@ -338,14 +339,21 @@ def test_only_stores_are_overwritten_by_stores(tmp_path):
 # --- interruptions ------------------------------------------------------------------------------------------------------
 
 SLOW = """
-import sys, time, warnings
+import fcntl, sys, time, warnings
+from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_writing_faults import good, made_by
 from s2composite.writing.cog import write_raster
 from s2composite.writing.zarr import write_zarr
 
-def slow(block_id):
-    time.sleep(0.3)
+def slow(block_id, place=sys.argv[4]):
+    # One after the other, however many threads there are, and from the fourth on not before somebody says so.
+    with open(f"{{place}}/turn", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        Path(place, f"begun {{block_id}}").touch()
+        while len(list(Path(place).glob("begun *"))) > 3 and not Path(place, "go").exists():
+            time.sleep(0.02)
+        time.sleep(0.1)
     return good(block_id)
 
 if __name__ == "__main__":
@@ -353,7 +361,6 @@ if __name__ == "__main__":
     if sys.argv[3] == "cluster":
         from distributed import Client, LocalCluster
         client = Client(LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0"))
-    print("started", flush=True)
     if sys.argv[2] == "cog":
         write_raster(dataset, sys.argv[1] + "/out.tif", blocksize=128)
     else:
@@ -361,19 +368,15 @@ if __name__ == "__main__":
 """
 
 
-def interrupted(folder, *args, seconds=1.5, stop=signal.SIGINT):
-    """Start writing in another process, stop it in the middle, and return its exit code and its errors."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SLOW.format(here=str(HERE))), str(folder), *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout.readline() == "started\n", process.stderr.read()
-        time.sleep(seconds)
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=200)
+def interrupted(folder, *args, stop=signal.SIGINT, begun="begun *"):
+    """Start writing in another process, stop it when there is this, and return its exit code and its errors."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-c", textwrap.dedent(SLOW.format(here=str(HERE))), str(folder), *args, place]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            until(lambda: process.poll() is not None or [*Path(place).glob(begun), *folder.glob(begun)])
+            process.send_signal(stop)
+            Path(place, "go").touch()
+            _, errors = process.communicate(timeout=120)
     return process.returncode, errors
 
 
@@ -434,7 +437,7 @@ def test_a_zarr_store_is_resumed_where_it_was_interrupted(tmp_path, monkeypatch)
 
 
 def test_a_killed_zarr_write_is_resumed(tmp_path):
-    interrupted(tmp_path, "resume", "threads", stop=signal.SIGKILL)
+    interrupted(tmp_path, "resume", "threads", stop=signal.SIGKILL, begun="out.zarr.partial/_done/*")
     assert names(tmp_path) == ["out.zarr.partial"]
     assert len(list((tmp_path / "out.zarr.partial" / "_done").iterdir())) > 0
     # The data of that process cannot be made again here; without resume=True the rest of it is cleared away.

@@ -22,6 +22,7 @@ from scipy.stats import skew
 from typer.testing import CliRunner
 
 import s2composite as s2c
+from s2composite.analysis.zonal import tasks
 from s2composite.cli import app
 from s2composite.errors import GridError, ParameterError, SourceError, WriteError
 
@@ -78,7 +79,9 @@ polygons = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     shapes=st.lists(polygons, min_size=1, max_size=4),
     dtype=st.sampled_from(["uint8", "int16", "float32", "float64"]),
@@ -224,7 +227,7 @@ def test_layers_of_a_composite(cube):
 def test_on_a_cluster_of_processes(cube):
     comp = s2c.composite(cube)
     here = s2c.zonal_stats(comp, fields(cube), EVERY, name="id")
-    with s2c.connect("local", announce=False):
+    with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False):
         pd.testing.assert_frame_equal(s2c.zonal_stats(comp, fields(cube), EVERY, name="id"), here)
 
 
@@ -260,6 +263,28 @@ def test_zones_outside_have_no_pixels_and_are_named(caplog):
         s2c.zonal_stats(raster(np.ones((1, 8, 8))), frame.iloc[1:])
 
 
+def test_two_rows_of_one_index_are_named_as_they_are_written():
+    twice = zones(*[pixels(0, 1, 0, 1)] * 2).set_index(pd.Index([7, 7]))
+    with pytest.raises(ParameterError, match="two zones are called 7;"):
+        s2c.zonal_stats(raster(np.ones((1, 8, 8))), twice)
+
+
+@pytest.mark.parametrize("together", [1, 40, 10**6])
+def test_zones_are_measured_together_and_each_for_itself(together, monkeypatch):
+    """Small zones, overlapping ones, one with a hole, one in two parts, one smaller than a pixel; in and across chunks."""
+    monkeypatch.setattr(tasks, "_TOGETHER", together)
+    rng = np.random.default_rng(4)
+    corners = rng.uniform(0, 25, (20, 2))
+    small = [pixels(top, top + 4.3, left, left + 3.7) for top, left in corners]
+    holed = pixels(2, 12, 2, 12).difference(pixels(4, 7.5, 4, 7.5))
+    parts = shapely.MultiPolygon([pixels(1, 3, 1, 3), pixels(20.2, 24, 20, 24.4)])
+    frame = zones(*small, *small, holed, parts, pixels(5.2, 5.4, 5.2, 5.4))
+    array = raster(rng.integers(0, 200, (2, 30, 30)).astype("int16"), chunks=16)
+    table = s2c.zonal_stats(array, frame, EVERY)
+    expected = whole(array, frame)
+    np.testing.assert_allclose(table[list(EVERY)], expected[list(EVERY)], rtol=1e-12)
+
+
 def test_a_zone_of_nothing_but_nodata():
     table = s2c.zonal_stats(raster(np.zeros((1, 8, 8), "uint8"), nodata=0), zones(pixels(0, 4, 0, 4)), EVERY)
     assert table["count"].tolist() == [0]
@@ -280,7 +305,13 @@ BOW = shapely.Polygon([(WEST, NORTH), (WEST + 50, NORTH - 50), (WEST + 50, NORTH
         (zones(None, id=["n"]), ParameterError, "'n' has no geometry"),
         (zones(*[pixels(0, 1, 0, 1)] * 2, id=["a", "a"]), ParameterError, "two zones are called 'a'"),
         (zones(pixels(0, 1, 0, 1), name=["x"]), ParameterError, "no column 'id'; they have name"),
-        (zones(pixels(0, 4, 0, 4), crs=4326, id=["metres"]), GridError, "'metres' cannot be expressed"),
+        (zones(*[pixels(0, 1, 0, 1)] * 2, crs=CRS, id=["a", None]), ParameterError, "row 1 has no id"),
+        (
+            zones(pixels(0, 4, 0, 4), crs=4326, id=["metres"]),
+            GridError,
+            r"in degrees \(EPSG:4326\).*up to 4900020; .*set_crs",
+        ),
+        (zones(shapely.box(3, 80, 4, 95), crs=4326, id=["pole"]), GridError, "'pole' cannot be expressed"),
         (17, ParameterError, "zones are a int"),
     ],
 )

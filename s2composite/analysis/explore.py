@@ -20,14 +20,14 @@ import odc.geo.xr  # noqa: F401 - registers .odc
 import xarray as xr
 from bokeh.embed import file_html
 from bokeh.layouts import column
-from bokeh.models import CustomJS, CustomJSTickFormatter, LayoutDOM, Slider
+from bokeh.models import BoxZoomTool, CustomJS, CustomJSTickFormatter, DataRange1d, LayoutDOM, Slider, WheelZoomTool
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.warp import Resampling, reproject
 
-from s2composite.analysis.picture import bands_of, decimated, layer_of, layers_of, values_of, with_count
+from s2composite.analysis.picture import bands_of, decimated, heading, layer_of, layers_of, values_of, with_count
 from s2composite.composed import Composed
 from s2composite.errors import GridError, ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted
@@ -136,7 +136,7 @@ def explore(
         raise GridError("the composite has no coordinate system, so it has no place on a map; write_crs() it")
     target = shown.odc.output_geobox("EPSG:3857")
     pictures = [_warped(picture, geobox, target) for picture in _painted(shown, layer, stretch)]
-    title = str(dataset.attrs.get("reducer", layer))
+    title = ", ".join(heading(dataset, layer, bands or ()).splitlines())
     return Map(_layout(pictures, target, labels, title, basemap), title)
 
 
@@ -169,15 +169,17 @@ def _layout(
     pictures: Sequence[NDArray[np.uint8]], grid: GeoBox, labels: Sequence[str], title: str, basemap: str | None
 ) -> LayoutDOM:
     west, south, east, north = grid.boundingbox.bbox
+    wheel = WheelZoomTool()
     canvas = figure(
         title=title,
         x_axis_type="mercator",
         y_axis_type="mercator",
-        x_range=(west, east),
-        y_range=(south, north),
+        # ranges that follow the data: those given would be stretched to the width of the page
+        x_range=DataRange1d(range_padding=0),
+        y_range=DataRange1d(range_padding=0),
         match_aspect=True,
-        tools="pan,wheel_zoom,box_zoom,reset,save",
-        active_scroll="wheel_zoom",
+        tools=["pan", wheel, BoxZoomTool(match_aspect=True), "reset", "save"],
+        active_scroll=wheel,
         sizing_mode="stretch_width",
         height=600,
     )

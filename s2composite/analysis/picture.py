@@ -18,6 +18,7 @@ __all__ = [
     "bands_of",
     "cloudy_scene",
     "decimated",
+    "heading",
     "layer_of",
     "layers_of",
     "one_scene",
@@ -33,6 +34,9 @@ _CURE = {
     True: "Draw all periods with plot.periods(), or one with .period(label).plot()",
     False: "Choose with .isel() or .sel()",
 }
+
+_MEANT = {"count": "valid observations"}
+"""Layers whose names say too little."""
 
 _SAMPLE = 512
 """Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
@@ -53,6 +57,18 @@ def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataAr
             f"{name} has dimensions {array.dims}; a picture needs {dims}. {_CURE['time' in array.dims]}"
         )
     return array.transpose(*dims)
+
+
+def heading(dataset: xr.Dataset, layer: str = "composite", bands: Sequence[Any] = ()) -> str:
+    """Return what a picture is of: reducer or layer, bands, and the period or the dates of the scenes."""
+    name = str(dataset.attrs.get("reducer", layer)) if layer == "composite" else layer
+    what = _MEANT.get(name, name).replace("_", " ") + (f", {', '.join(map(str, bands))}" if len(bands) else "")
+    if "period" in dataset.coords and dataset["period"].ndim == 0:
+        return f"{what}\n{dataset['period'].item()}"
+    if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
+        return what
+    days = np.datetime_as_string(np.sort(dataset["scene_time"].values)[[0, -1]], unit="D")
+    return f"{what}\n{dataset.sizes['scene']} scenes, {' to '.join(dict.fromkeys(days.tolist()))}"
 
 
 def bands_of(array: xr.DataArray, bands: Sequence[Any] | None) -> xr.DataArray:

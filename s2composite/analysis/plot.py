@@ -13,16 +13,28 @@ import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, num2date
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.dates import AutoDateLocator, DateFormatter, num2date
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from s2composite.analysis.drawing import axes_or_new, colours_of, days_of_scenes, draw, figure_or_new
+from s2composite.analysis.drawing import (
+    colours_of,
+    days_of_scenes,
+    draw,
+    figure_or_new,
+    map_or_new,
+    map_size,
+    scale_beside,
+    sources_of,
+)
 from s2composite.analysis.picture import (
     cloudy_scene,
     decimated,
+    heading,
     layer_of,
     layers_of,
     one_scene,
@@ -33,7 +45,7 @@ from s2composite.analysis.small_multiples import periods
 from s2composite.analysis.timeline import timeline
 from s2composite.composed import Composed
 from s2composite.errors import ParameterError
-from s2composite.pixels.stretching import Stretch, limits, painted, rgba
+from s2composite.pixels.stretching import Stretch, limits, painted
 
 __all__ = ["Plots", "before_after", "periods", "plot_composite", "plot_count", "plot_date", "timeline"]
 
@@ -81,7 +93,7 @@ def plot_composite(
     stretch: Stretch | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a layer with bands as a colour picture, or in greys if it has one or two; without data it is transparent.
+    """Draw a layer with bands as a colour picture, or in greys with a scale; without data it is transparent.
 
     Parameters
     ----------
@@ -109,7 +121,13 @@ def plot_composite(
     """
     dataset = layers_of(composite)
     shown, values, valid = colours_of(dataset, layer, bands)
-    return draw(axes_or_new(ax), rgba(values, valid, stretch), shown, str(dataset.attrs.get("reducer", layer)))
+    ends = limits(values, valid, stretch)
+    ax = map_or_new(ax, shown)
+    names = shown["band"].values.tolist() if bands is not None or len(values) == 1 else ()
+    draw(ax, painted(values, valid, ends), shown, heading(dataset, layer, names))
+    if len(values) == 1:
+        scale_beside(ax, ScalarMappable(Normalize(*ends[0]), "gray"))
+    return ax
 
 
 def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Axes:
@@ -132,14 +150,14 @@ def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> A
     count = shown["count"].values
     if not count.any():
         raise ParameterError("count is 0 in every pixel: no observation was valid, there is nothing to draw")
-    ax = axes_or_new(ax)
+    ax = map_or_new(ax, shown)
     draw(ax, count, shown, "valid observations", vmin=0, cmap="viridis")
-    ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=MaxNLocator(integer=True))
+    scale_beside(ax, ax.images[-1], ticks=MaxNLocator(integer=True))
     return ax
 
 
 def plot_date(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the date of the observation that each pixel comes from, with a legend, or a scale if there are many dates.
+    """Draw the date of the observation that each pixel comes from; up to 12 dates have a legend with their shares.
 
     Parameters
     ----------
@@ -154,13 +172,11 @@ def plot_date(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Ax
         There is no source or no dates, or no pixel has a source.
     """
     dataset = layers_of(composite)
-    shown = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))
+    shown = sources_of(dataset).to_dataset(name="source")
     days = days_of_scenes(dataset)
     source = shown["source"].values
-    if (source < 0).all():
-        raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
     found = np.unique(days[source[source >= 0]])
-    ax = axes_or_new(ax)
+    ax = map_or_new(ax, shown)
     if len(found) <= _LEGEND:
         _draw_dates(ax, shown, source, days, found)
     else:
@@ -173,17 +189,17 @@ def _draw_dates(ax: Axes, shown: xr.Dataset, source: NDArray[Any], days: NDArray
     colours = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(found)))
     rank = np.where(source >= 0, np.searchsorted(found, days[source]), np.nan)
     draw(ax, rank, shown, "date of the observation", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(found) - 0.5)
-    bar = ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=np.arange(len(found)))
-    bar.ax.set_yticklabels([f"{num2date(day):%Y-%m-%d}" for day in found])
-    bar.ax.tick_params(length=0)
+    shares = np.bincount(rank[np.isfinite(rank)].astype(int)) / np.isfinite(rank).sum()
+    labels = [f"{num2date(day):%Y-%m-%d}  {share:.0%}" for day, share in zip(found, shares, strict=True)]
+    patches = [Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=True)]
+    ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
 
 
 def _draw_date_scale(ax: Axes, shown: xr.Dataset, day: NDArray[Any]) -> None:
     """Draw many dates on one scale."""
     draw(ax, day, shown, "date of the observation", cmap="turbo")
-    locator = AutoDateLocator()
-    bar = ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, ticks=locator)
-    bar.ax.yaxis.set_major_formatter(ConciseDateFormatter(locator))
+    bar = scale_beside(ax, ax.images[-1], location="right", ticks=AutoDateLocator(maxticks=8))
+    bar.ax.yaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))
 
 
 def before_after(
@@ -225,10 +241,11 @@ def before_after(
     ends = limits(values, valid, stretch)
     before = decimated(one_scene(cube, position).to_dataset(name="before"))
     seen, observed = values_of(before, "before")
-    figure = figure_or_new(figure, (18, 6))
+    width, height = map_size(shown, 4.0)
+    figure = figure_or_new(figure, (3 * width + 2, height + 1.5))
     axes = figure.subplots(1, 3)
     draw(axes[0], painted(seen, observed, ends), before, _title(cube, position))
-    draw(axes[1], painted(values, valid, ends), shown, str(dataset.attrs.get("reducer", "composite")))
+    draw(axes[1], painted(values, valid, ends), shown, heading(dataset))
     plot_count(shown, ax=axes[2])
     for ax in axes[1:]:
         ax.set_ylabel("")

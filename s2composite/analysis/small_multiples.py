@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from s2composite.analysis.drawing import draw, figure_or_new
-from s2composite.analysis.picture import bands_of, decimated, layer_of, layers_of, values_of, with_count
+from s2composite.analysis.drawing import draw, figure_or_new, map_size, scale_beside
+from s2composite.analysis.picture import bands_of, decimated, heading, layer_of, layers_of, values_of, with_count
 from s2composite.composed import Composed
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted
@@ -20,7 +22,7 @@ from s2composite.pixels.stretching import Stretch, limits, painted
 __all__ = ["periods"]
 
 _PANEL = 3.0
-"""Inches of a panel."""
+"""Inches of the longer side of a panel."""
 
 
 def periods(
@@ -65,7 +67,9 @@ def periods(
     labels = [str(label) for label in dataset["period"].values]
     across = min(columns, len(labels))
     down = -(-len(labels) // across)
-    figure = figure_or_new(figure, (_PANEL * across + 0.8, (_PANEL + 0.3) * down))
+    width, height = map_size(dataset, _PANEL)
+    figure = figure_or_new(figure, (width * across + 1, (height + 0.3) * down + 0.6))
+    figure.suptitle(heading(dataset, layer, bands or ()))
     axes = figure.subplots(down, across, squeeze=False).ravel().tolist()
     draw_all = _pictures if layer in dataset and "band" in dataset[layer].dims else _numbers
     empty = draw_all(dataset, layer, bands, stretch, axes)
@@ -90,6 +94,8 @@ def _pictures(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | No
     ends = limits(values, valid, stretch)
     for ax, (one, seen) in zip(axes, found, strict=False):
         draw(ax, painted(one, seen, ends), shown, "")
+    if len(values) == 1:
+        scale_beside(axes[0], ScalarMappable(Normalize(*ends[0]), "gray"), of=axes)
     return [not seen.any() for _, seen in found]
 
 
@@ -107,5 +113,5 @@ def _numbers(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | Non
     for ax, one, seen in zip(axes, values, valid, strict=False):
         draw(ax, one if layer == "count" else np.where(seen, one, np.nan), shown, "", **scale)
     ticks = MaxNLocator(integer=np.issubdtype(values.dtype, np.integer))
-    axes[0].figure.colorbar(axes[0].images[0], ax=axes, shrink=0.8, ticks=ticks, label=layer)
+    scale_beside(axes[0], axes[0].images[0], of=axes, ticks=ticks)
     return [not seen.any() for seen in valid]

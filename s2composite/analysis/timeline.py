@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from numpy.typing import NDArray
 
-from s2composite.analysis.drawing import axes_or_new, days_of_scenes
-from s2composite.analysis.picture import decimated, layer_of, layers_of
+from s2composite.analysis.drawing import axes_or_new, days_of_scenes, sources_of
+from s2composite.analysis.picture import heading, layers_of
 from s2composite.coarse import coarser
 from s2composite.composed import Composed
 from s2composite.errors import ParameterError
@@ -30,45 +30,52 @@ def timeline(
     resolution: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw, for each scene at its date, the share of the composite's pixels that come from it.
+    """Draw, for each scene at its date, the share of the composite's pixels that come from it, and what it shows.
 
     Parameters
     ----------
     composite
-        A composite, or its layers: ``source`` ``(y, x)``, with the coordinate ``scene_time``.
+        A composite, or its layers, with the coordinate ``scene_time``. Only one with ``source`` takes its pixels from
+        single scenes; of others, such as a geomedian, it is drawn what the scenes of the cube show.
     cube
         What the composite was made of: the share of the area that each scene shows validly is drawn, too.
     valid
         The rules of the composite, as for `composite`; they say which pixels of the cube count.
     resolution
-        Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: 16 times
-        coarser than the cube, from overviews where there are some. Other cubes are looked at as they are.
+        Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: up to
+        16 times coarser than the cube, but 256 pixels a side, from overviews where there are some. Other cubes are
+        looked at as they are.
     ax
         Where to draw; default: a new figure.
 
     Raises
     ------
     ParameterError
-        There is no source or no dates, no pixel has a source, or the cube has other scenes.
+        There are no dates, neither source nor cube, no pixel has a source, or the cube has other scenes.
     """
     dataset = layers_of(composite)
-    source = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))["source"].values
     days = days_of_scenes(dataset)
-    if (source < 0).all():
-        raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
-    share = np.bincount(source[source >= 0], minlength=len(days)) / (source >= 0).sum() * 100
+    if cube is None or "source" in dataset:
+        source = sources_of(dataset).values
+        share = np.bincount(source[source >= 0], minlength=len(days)) / (source >= 0).sum() * 100
+        what, *_ = heading(dataset).splitlines()
+        title = f"{what}: pixels of {np.count_nonzero(share)} of {len(days)} scenes"
+    else:
+        share, title = None, f"what {len(days)} scenes show of the area"
+    shown = None if cube is None else _shown(cube, dataset, valid, resolution)
     ax = axes_or_new(ax, (11, 4.5))
-    if cube is not None:
-        shown = _shown(cube, dataset, valid, resolution)
-        ax.vlines(days, 0, shown, linewidth=5, color="0.75", label="valid in the scene, % of the area")
-    ax.vlines(days, 0, share, linewidth=2, color="tab:green", label="taken for the composite, % of its pixels")
+    width = float(np.clip(400 / len(days), 1.5, 14))
+    if shown is not None:
+        ax.vlines(days, 0, shown, linewidth=width, color="0.75", label="valid in the scene, % of the area")
+    if share is not None:
+        label = "taken for the composite, % of its pixels"
+        ax.vlines(days, 0, share, linewidth=width / 2, color="tab:green", label=label)
     ax.plot(days, np.zeros_like(days), "|", color="0.3")
     locator = AutoDateLocator()
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    title = f"dates of {np.count_nonzero(share)} of {len(days)} scenes"
-    ax.set(ylabel="share of pixels (%)", title=title, ylim=(0, None))
-    if cube is not None:
+    ax.set(ylabel="share of pixels (%)", title=title, ylim=(0, None if shown is None else 102))
+    if shown is not None:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
     return ax
 

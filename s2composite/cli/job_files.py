@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from s2composite.cli.options import Area, Cells, JobFile, Settings, Since, Windows, chosen, products
+from s2composite.cli.options import Area, Cells, JobFile, Settings, Since, Windows, chosen
 from s2composite.cli.run import left_out
 from s2composite.cli.words import SOME_FAILED, plural
 from s2composite.errors import JobError
@@ -96,9 +96,10 @@ def status(
     """Show how far a job is, from its ledger; nothing is computed."""
     from s2composite.running.jobs.job import load_job
     from s2composite.running.reports.progress import job_progress
+    from s2composite.running.run_spans import job_products
 
     checked = load_job(job, setting or ())
-    found = {name: job_progress(one) for name, one in products(checked)}
+    found = {name: job_progress(one) for name, one in job_products(checked)}
     if as_json:
         facts = {name: one.as_dict() for name, one in found.items()}
         typer.echo(json.dumps(facts.get(None, facts), indent=2))
@@ -113,8 +114,9 @@ def report(job: JobFile, setting: Settings = None) -> None:
     """Write report.json and report.html beside the ledger: windows by state and time, failures by cause, versions."""
     from s2composite.running.jobs.job import load_job
     from s2composite.running.reports.page import write_report
+    from s2composite.running.run_spans import job_products
 
-    written = [path for _, one in products(load_job(job, setting or ())) for path in write_report(one)]
+    written = [path for _, one in job_products(load_job(job, setting or ())) for path in write_report(one)]
     for path in written or ["nothing has been done yet"]:
         typer.echo(path)
 

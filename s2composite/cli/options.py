@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,10 +9,7 @@ import typer
 
 from s2composite.errors import JobError
 
-# Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
-# ruff: noqa: PLC0415
-
-__all__ = ["Area", "Cells", "JobFile", "Log", "Settings", "Since", "Windows", "chosen", "products"]
+__all__ = ["Area", "Cells", "JobFile", "Log", "Settings", "Since", "Windows", "chosen"]
 
 JobFile = Annotated[
     Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
@@ -60,17 +56,3 @@ def chosen(
     if job.grid is not None and windows is not None:
         raise JobError("--windows: the job has a grid; --cells and --area choose among its cells", key="grid")
     return {"windows": windows, **more} if job.grid is None else {"cells": cells, **more}
-
-
-def products(job: Any) -> Iterator[tuple[str | None, Any]]:
-    """Yield the name and the job of each cell and month; a job without a grid or a span is one without a name."""
-    from s2composite.running.run_spans import span_jobs
-    from s2composite.running.scope import cell_job, job_cells
-
-    if job.span is not None:
-        nested = ((one.period.label, name, each) for one in span_jobs(job) for name, each in products(one.job))
-        yield from ((label if name is None else f"{label}, {name}", each) for label, name, each in nested)
-    elif job.grid is None:
-        yield None, job
-    else:
-        yield from ((cell.name, cell_job(job, cell)) for cell in job_cells(job))

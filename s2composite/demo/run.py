@@ -84,12 +84,12 @@ def _finished(dataset: xr.Dataset, paths: dict[str, str]) -> xr.Dataset:
     for name in ("composite", "count"):
         with rioxarray.open_rasterio(paths[name]) as file:
             layers[name] = dataset[name].copy(data=file.values.reshape(dataset[name].shape))
-    return xr.Dataset(layers, attrs=dataset.attrs)
+    return xr.Dataset(layers, {"scene_time": dataset["scene_time"]}, dataset.attrs)
 
 
 def _draw(cube: xr.DataArray, dataset: xr.Dataset, path: Path) -> str:
     """Draw a cloudy scene beside the composite; the picture has its name only when it is complete."""
-    figure = before_after(cube, dataset, figure=Figure(figsize=(18, 6), layout="constrained"))
+    figure = before_after(cube, dataset, figure=Figure(figsize=(13.5, 5), layout="compressed"))
     draft = path.with_name(f".{path.name}.part")
     try:
         figure.savefig(draft, format="png", dpi=110)

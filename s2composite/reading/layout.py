@@ -140,7 +140,10 @@ def _found(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
         there = dict.fromkeys(name for asset in scene.assets for name in (*asset.bands, asset.name))
         there |= dict.fromkeys(name for _, _, name in where)
         raise BandError(
-            f"scene {scene.id} has no band {wanted!r}; it has {', '.join(there)}", scene=scene.id, band=wanted
+            f"scene {scene.id} has no band {wanted!r}; it has {', '.join(there)}; where other scenes have it, "
+            "on_error='skip' leaves this one out",
+            scene=scene.id,
+            band=wanted,
         )
     return found
 

@@ -245,15 +245,31 @@ async def _attempt(
     headers = {**target.headers, "Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
     limits = aiohttp.ClientTimeout(total=None, sock_connect=patience, sock_read=patience)
     try:
-        async with session.get(url, headers=headers, timeout=limits, read_bufsize=1 << 20) as response:
+        # nothing is unpacked: a range of an object is what it is, and what it might become is not known beforehand
+        plain: dict[str, Any] = {"auto_decompress": False, "read_bufsize": 1 << 20}
+        async with session.get(url, headers=headers, timeout=limits, **plain) as response:
             found = _identity_in(response, start, size)
-            return (b"" if found.size == 0 else await response.read()), found
+            return (b"" if found.size == 0 else await _body(response, size)), found
     except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
         raise _FailedError(_told(error), transient=False) from error
     except TimeoutError as error:
         raise _FailedError(f"no answer for {patience:g} s", transient=True) from error
     except (aiohttp.ClientError, OSError) as error:
         raise _FailedError(f"the connection failed: {_told(error)}", transient=True) from error
+
+
+async def _body(response: aiohttp.ClientResponse, size: int) -> bytes:
+    """Return what a server sends, which is at most what it was asked for."""
+    announced = response.content_length
+    if announced is not None and announced <= size:
+        return await response.read()
+    parts, left = [], size
+    while left >= 0 and (part := await response.content.readany()):
+        parts.append(part)
+        left -= len(part)
+    if left < 0:
+        raise _FailedError(f"the server sent more than the {size} bytes that it was asked for", transient=False)
+    return b"".join(parts)
 
 
 def _told(error: Exception) -> str:

@@ -150,7 +150,9 @@ def choose_source(
         why = ""
     if why and options.engine == "tiles":
         raise GridError(
-            f"{header.href} cannot be read by engine='tiles': {why}; use engine='auto' or 'gdal'", href=header.href
+            f"{header.href} cannot be read by engine='tiles': {why}; use engine='auto' or 'gdal'",
+            href=header.href,
+            why=why,
         )
     if why and factor > 1:  # GDAL repeats pixels by warping
         offset, factor = None, 1

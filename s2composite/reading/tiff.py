@@ -37,6 +37,9 @@ _MORE = 1 << 14
 _MOST_DIRECTORIES = 4096
 """A chain longer than this is a loop or no raster of ours."""
 
+_LARGEST_HEADER = 256 << 20
+"""Bytes of a header, which is held in memory: 16 million tiles; a server may claim any number and send them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Directory:
@@ -90,6 +93,9 @@ class _File:
         if start + size > self.identity.size:
             raise broken(self.href, f"its header points to byte {start + size}, the file ends at {self.identity.size}")
         much = min(max(size, _MORE), self.identity.size - start)
+        held = sum(len(data) for _, data in self._parts) + much
+        if held > _LARGEST_HEADER:
+            raise broken(self.href, f"its header would have {held} bytes")
         more = read_range(self.href, start, much, self.identity, self.sign)
         self._parts.append((start, more))
         return more[:size]

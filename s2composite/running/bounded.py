@@ -13,7 +13,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -22,20 +22,14 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, get_worker
 
 from s2composite.errors import ClusterError, S2CompositeError, WriteError
+from s2composite.running.silent import Suspects, fetch_results
 
 __all__ = ["Call", "Outcome", "Policy", "run_bounded"]
 
 LOG = logging.getLogger(__name__)
 
-_SILENCE = 30.0
-"""Seconds at most without a heartbeat after which a worker that does not end its calls counts as frozen; compiling a
-kernel can hold one up for 10."""
-
 _TICK = 0.5
 """Seconds after which workers are counted again, and calls that take too long are looked for."""
-
-_PATIENCE = 10.0
-"""Seconds in which the results of calls that have ended are fetched; they are small."""
 
 _LONGEST_PAUSE = 60.0
 """Seconds at most before a call is made again."""
@@ -152,6 +146,7 @@ class _Bounded:
         """Calls to be made once more: when they are due, a number that orders equal times, the attempt."""
         self._numbers = itertools.count()
         self._ended: SimpleQueue[Future] = SimpleQueue()
+        self._suspects = Suspects(client)
         self._threads, self._looked = 1, -math.inf
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -175,7 +170,9 @@ class _Bounded:
             raise _gone(self._client)
         self._looked = now
         self._threads = max(sum(self._client.nthreads().values()), 1)
-        return self._stuck(now)
+        late = self._stuck(now)
+        self._suspects.look()
+        return late
 
     def _launch(self) -> None:
         """Hand calls to the cluster where there is room: first those that are due again, then new ones all at once."""
@@ -207,21 +204,22 @@ class _Bounded:
             while True:
                 ended.append(self._ended.get_nowait())
         flights = {future: self.flying.pop(future) for future in ended if future in self.flying}
-        results = _results(self._client, flights)
-        return [self._outcome(future, flight, results) for future, flight in flights.items()]
+        failed = ("error", "cancelled")
+        results, lost = fetch_results(self._client, [future for future in flights if future.status not in failed])
+        self._suspects.add(getattr(error, "worker", None) for error in lost.values())
+        return [self._outcome(future, flight, results, lost) for future, flight in flights.items()]
 
-    def _outcome(self, future: Future, flight: _Flight, results: Mapping[Future, Any]) -> Outcome:
+    def _outcome(
+        self, future: Future, flight: _Flight, results: Mapping[Future, Any], lost: Mapping[Future, Exception]
+    ) -> Outcome:
         seconds = time.monotonic() - flight.since
-        status = future.status
-        if status == "cancelled" or self._client.status != "running":
+        if future.status == "cancelled" or self._client.status != "running":
             # Nobody cancels these but a client that has lost its scheduler.
             raise _gone(self._client)
         if future in results:
             future.release()
             return Outcome(flight.call, flight.attempt, seconds, result=results[future])
-        error = (
-            future.exception() if status == "error" else RuntimeError(f"its result was lost (the task was {status})")
-        )
+        error = lost[future] if future in lost else future.exception()
         future.release()
         final = not _may_pass(error) or flight.attempt >= self._policy.attempts
         worker = getattr(error, "worker", None) or getattr(getattr(error, "last_worker", None), "address", None)
@@ -240,11 +238,7 @@ class _Bounded:
             return []
         at = {key: worker for worker, keys in self._client.processing().items() for key in keys}
         outcomes = [self._given_up(future, at.get(future.key), now) for future in late]
-        suspects = sorted({outcome.worker for outcome in outcomes if outcome.worker is not None})
-        try:
-            self._client.run_on_scheduler(_restart_silent, suspects, min(timeout, _SILENCE))
-        except Exception as error:  # noqa: BLE001 - a scheduler may forbid it; it does so itself in time
-            LOG.warning("workers that are silent could not be restarted: %s", error)
+        self._suspects.add(outcome.worker for outcome in outcomes)
         return outcomes
 
     def _given_up(self, future: Future, worker: str | None, now: float) -> Outcome:
@@ -257,21 +251,6 @@ class _Bounded:
         )
         final = flight.attempt >= self._policy.attempts
         return Outcome(flight.call, flight.attempt, now - flight.since, error=error, final=final, worker=worker)
-
-
-async def _restart_silent(addresses: Sequence[str], silence: float, dask_scheduler: Any) -> None:
-    """Run on the scheduler: restart workers that it has not heard of for some seconds, or do without them.
-
-    It does so itself, but only after `distributed.scheduler.worker-ttl`, five minutes, in which it gives a frozen
-    worker more work and has others wait for what it holds.
-    """
-    known = [dask_scheduler.workers[address] for address in addresses if address in dask_scheduler.workers]
-    silent = [worker.address for worker in known if time.time() - worker.last_seen > silence]
-    if silent:
-        LOG.warning("not heard of for %.0f s, restarting: %s", silence, ", ".join(silent))
-        about = {"timeout": 10, "wait_for_workers": False, "stimulus_id": f"s2composite-silent-{time.time()}"}
-        with suppress(TimeoutError):
-            await dask_scheduler.restart_workers(silent, **about)
 
 
 def _submitted(client: Client, flights: Sequence[_Flight]) -> list[Future]:
@@ -290,25 +269,6 @@ def _again_elsewhere(client: Client, flight: _Flight) -> Future:
     where = {"workers": others, "allow_other_workers": True} if others else {}
     key = f"{flight.call.name}-{flight.attempt}"
     return client.submit(_on_worker, flight.call.function, flight.call.args, key=key, pure=False, **where)
-
-
-def _results(client: Client, flights: Collection[Future]) -> dict[Future, Any]:
-    """Return the results of calls that were finished, fetched together; without those that have been lost since."""
-    finished = [future for future in flights if future.status == "finished"]
-
-    async def fetched() -> list[Any]:
-        results: list[Any] = await client.gather(finished, asynchronous=True)
-        return results
-
-    try:
-        # A worker that freezes with a result in its hands would hold up all the others.
-        return dict(zip(finished, client.sync(fetched, callback_timeout=_PATIENCE), strict=True))
-    except Exception:  # noqa: BLE001 - whatever one raises that was lost or does not unpickle: its call is made again
-        found = {}
-        for future in finished:
-            with suppress(Exception):
-                found[future] = future.result(timeout=1)
-        return found
 
 
 def _on_worker(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

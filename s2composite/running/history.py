@@ -12,7 +12,11 @@ from typing import Any
 
 import psutil
 
-__all__ = ["busy_tokens", "failures_in", "rival_in", "trouble_in", "whereabouts"]
+__all__ = ["busy_tokens", "completed", "done_in", "failures_in", "rival_in", "trouble_in", "whereabouts"]
+
+_DONE = ("done", "found")
+"""Events that say that a window is done: its run has made it; its record was there when a run began, of which no line
+told because whoever made it was killed or had given it up before."""
 
 _CLOCKS = 60.0
 """Seconds by which the clock of processes and that of the ledger may differ."""
@@ -29,13 +33,39 @@ def failures_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[i
             continue
         if event["event"] == "product":
             out.clear()
-        elif "window" in event:
-            window = (int(event["window"][0]), int(event["window"][1]))
-            if event["event"] == "failed":
-                out[window] = str(event.get("error", ""))
-            elif event["event"] == "done":
-                out.pop(window, None)
+        elif event["event"] == "failed" and "window" in event:
+            out[_window(event)] = str(event.get("error", ""))
+        elif event["event"] in _DONE:
+            out.pop(_window(event), None)
     return out
+
+
+def completed(events: Iterable[Mapping[str, Any]], start: Mapping[str, Any]) -> bool:
+    """Return whether the product of a run, told by its `start`, has been completed by it or since."""
+    return any(
+        event["event"] == "product" and event.get("token") == start["token"] and event["at"] >= start["at"]
+        for event in events
+    )
+
+
+def done_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[int, int], Mapping[str, Any]]:
+    """Return the windows of a product that are done, each with the event that says so.
+
+    A run that finds nothing done begins anew: what had been made before it is no longer there.
+    """
+    out: dict[tuple[int, int], Mapping[str, Any]] = {}
+    for event in events:
+        if event.get("token") != token:
+            continue
+        if event["event"] == "start" and not event.get("done"):
+            out.clear()
+        elif event["event"] in _DONE:
+            out[_window(event)] = event
+    return out
+
+
+def _window(event: Mapping[str, Any]) -> tuple[int, int]:
+    return int(event["window"][0]), int(event["window"][1])
 
 
 def trouble_in(events: Iterable[Mapping[str, Any]], token: str) -> str | None:

@@ -26,7 +26,7 @@ from s2composite.scenes.storage import display, filesystem, is_remote, join, rea
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["Ledger", "ledger_root", "ledger_table", "read_ledger", "read_turns"]
+__all__ = ["Ledger", "events_in", "ledger_root", "ledger_table", "read_ledger", "read_turns"]
 
 _SUFFIX = ".ledger"
 _FLUSHED_EVERY = 100
@@ -157,6 +157,19 @@ def read_ledger(output: str) -> tuple[dict[str, Any], ...]:
     with _reading(output):
         events = [event for run in _runs(ledger_root(output)) for event in run]
     return tuple(sorted(events, key=_time))
+
+
+def events_in(output: str) -> Iterator[dict[str, Any]]:
+    """Yield the events of an output run by run, without keeping them.
+
+    Raises
+    ------
+    WriteError
+        The ledger cannot be read.
+    """
+    with _reading(output):
+        for run in _runs(ledger_root(output)):
+            yield from run
 
 
 def read_turns(output: str) -> tuple[dict[str, Any], ...]:

@@ -17,15 +17,16 @@ from odc.geo.geom import Geometry
 from s2composite.errors import JobError, S2CompositeError
 from s2composite.running.cells import Cell, read_area
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.making import Chosen, JobResult, Which
+from s2composite.running.making import JobResult
 from s2composite.running.run import Begun, begin_product, cluster_of, require_places
-from s2composite.running.scope import job_cells, job_scenes
+from s2composite.running.scope import cell_job, job_cells, job_scenes
+from s2composite.running.selection import Chosen, Which
 from s2composite.running.spans import spans_of, written_out
 from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.periods import Period
 from s2composite.writing.progress import progress_bar
 
-__all__ = ["SpanJob", "SpanResult", "run_spans", "span_jobs"]
+__all__ = ["SpanJob", "SpanResult", "job_products", "run_spans", "span_jobs"]
 
 _WRITTEN_OUT = ("source", "output", "area")
 """Keys of a job in which templates stand for the date."""
@@ -137,6 +138,25 @@ def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) 
                 key="output",
             )
     return tuple(jobs)
+
+
+def job_products(job: Job) -> Iterator[tuple[str | None, Job]]:
+    r"""Yield the name and the job of each unit of a span and each cell of a grid; of others the job, without a name.
+
+    Examples
+    --------
+    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201205}")
+    >>> [name for name, one in job_products(job)]
+    ['2012-04', '2012-05']
+    """
+    if job.span is not None:
+        for unit in span_jobs(job):
+            for name, one in job_products(unit.job):
+                yield unit.period.label if name is None else f"{unit.period.label}, {name}", one
+    elif job.grid is not None:
+        yield from ((cell.name, cell_job(job, cell)) for cell in job_cells(job))
+    else:
+        yield None, job
 
 
 def _for_period(job: Job, period: Period) -> Job:

@@ -190,16 +190,23 @@ def _granule(scene_id: str, properties: Mapping[str, Any]) -> str | None:
 
 def _orbit(properties: Mapping[str, Any]) -> int | None:
     told = properties.get("sat:relative_orbit", properties.get("sentinel:relative_orbit"))
-    return None if told is None else int(told)
+    if told is not None:
+        return int(told)
+    match = _in_product_name(properties, r"_R(\d{3})_")
+    return int(match[1]) if match else None
 
 
 def _baseline(properties: Mapping[str, Any]) -> str | None:
     told = next((properties[key] for key in _BASELINES if properties.get(key)), None)
     if told is not None and re.fullmatch(r"\d{1,2}\.\d{1,2}", str(told)):
         return str(told).zfill(5)
-    names = (str(properties.get(key) or "") for key in ("s2:product_uri", "sentinel:product_id", "title"))
-    match = next((m for name in names if (m := re.search(r"_N(\d{2})(\d{2})_", name))), None)
+    match = _in_product_name(properties, r"_N(\d{2})(\d{2})_")
     return f"{match[1]}.{match[2]}" if match else None
+
+
+def _in_product_name(properties: Mapping[str, Any], pattern: str) -> re.Match[str] | None:
+    names = (str(properties.get(key) or "") for key in ("s2:product_uri", "sentinel:product_id", "title"))
+    return next((match for name in names if (match := re.search(pattern, name))), None)
 
 
 def _made(properties: Mapping[str, Any]) -> Any:

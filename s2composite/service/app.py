@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 import s2composite
@@ -18,7 +19,6 @@ from s2composite.service.job_endpoints import add_jobs
 from s2composite.service.page import jobs_page
 from s2composite.service.problems import Problem, ProblemError, problem_of
 from s2composite.service.settings import Settings
-from s2composite.service.views import job_facts
 from s2composite.service.window_endpoints import add_windows
 
 __all__ = ["create_app"]
@@ -39,7 +39,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
     Raises
     ------
     ParameterError
-        The database cannot be opened.
+        The database cannot be opened, or another service takes jobs from it.
     """
     service = Backend(settings)
     app = FastAPI(
@@ -72,6 +72,11 @@ def _add_refusals(app: FastAPI) -> None:
     async def failed(_: Request, error: S2CompositeError) -> Response:
         return problem_of(error).response()
 
+    @app.exception_handler(SQLAlchemyError)
+    async def lost(_: Request, error: SQLAlchemyError) -> Response:
+        LOG.error("the database: %s", str(error).partition("\n")[0])
+        return Problem(503, "the database of the service does not answer; try again", retry_after=5).response()
+
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> Response:
         number = uuid.uuid4().hex[:8]
@@ -84,8 +89,9 @@ def _add_pages(app: FastAPI, service: Backend) -> None:
     def page() -> str:
         """Show jobs, how far they are, and what came out."""
         rows = service.store.jobs(50)
-        letters = len(service.store.letters(1000))
-        return jobs_page([job_facts(row) for row in rows], service.windows.waiting, letters)
+        facts = [service.views.facts(row) for row in rows]
+        store = service.store
+        return jobs_page(facts, store.job_count(), service.windows.waiting, store.letter_count())
 
     @app.get("/health", tags=["pages"], responses=problems(503))
     async def health() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import logging
 import time
 from collections.abc import Mapping
 from threading import Lock
@@ -17,8 +18,13 @@ from s2composite.service.settings import PushOptions
 
 __all__ = ["PushKeys", "is_pushed_by", "shows_token"]
 
+LOG = logging.getLogger(__name__)
+
 _KEYS_FRESH = 3600.0
 """Seconds after which the signer's public keys are fetched again: they change every few days."""
+
+_KEYS_AGAIN = 30.0
+"""Seconds before they are asked for again where they could not be fetched."""
 
 _ISSUERS = ("https://accounts.google.com", "accounts.google.com")
 
@@ -54,26 +60,28 @@ def shows_token(header: str, token: str, *, looking: bool) -> bool:
 
 
 class PushKeys:
-    """The public keys of whoever signs Pub/Sub's tokens, fetched when they are needed and kept for an hour."""
+    """The public keys of whoever signs Pub/Sub's tokens, fetched when they are needed and kept for an hour.
+
+    Where they cannot be fetched the old ones are kept, and nobody asks for a while: any stranger can cause a look.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._held: tuple[float, Mapping[str, str]] | None = None
+        self._held: Mapping[str, str] = {}
+        self._next = 0.0
         self._lock = Lock()
 
     def get(self) -> Mapping[str, str]:
-        """Return certificates by their id.
-
-        Raises
-        ------
-        httpx.HTTPError
-            They cannot be fetched.
-        """
+        """Return certificates by their id; none before they could be fetched."""
         with self._lock:
-            if self._held is None or time.monotonic() - self._held[0] > _KEYS_FRESH:
-                answer = httpx.get(self._url, timeout=10).raise_for_status()
-                self._held = (time.monotonic(), answer.json())
-            return self._held[1]
+            if time.monotonic() >= self._next:
+                try:
+                    self._held = dict(httpx.get(self._url, timeout=10).raise_for_status().json())
+                    self._next = time.monotonic() + _KEYS_FRESH
+                except (httpx.HTTPError, ValueError, TypeError) as error:
+                    LOG.warning("the keys of who pushes cannot be fetched: %s", type(error).__name__)
+                    self._next = time.monotonic() + _KEYS_AGAIN
+            return self._held
 
 
 def is_pushed_by(header: str, push: PushOptions, keys: PushKeys) -> bool:
@@ -83,7 +91,7 @@ def is_pushed_by(header: str, push: PushOptions, keys: PushKeys) -> bool:
         return False
     try:
         facts = jwt.decode(value, certs=keys.get(), audience=push.audience)  # type: ignore[no-untyped-call]
-    except (ValueError, GoogleAuthError, httpx.HTTPError):
+    except (GoogleAuthError, ValueError, LookupError, TypeError, AttributeError):  # the last ones: JSON of other shapes
         return False
     known = facts.get("iss") in _ISSUERS and facts.get("email_verified") is True
     return known and hmac.compare_digest(str(facts.get("email", "")).encode(), push.email.encode())

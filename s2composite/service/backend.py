@@ -15,6 +15,7 @@ from s2composite.service.problems import MEDIA_TYPE, Problem, ProblemError
 from s2composite.service.runner import Runner
 from s2composite.service.settings import Settings
 from s2composite.service.store import JobRow, Store
+from s2composite.service.views import Views
 
 __all__ = ["Backend", "problems"]
 
@@ -58,7 +59,10 @@ class Backend:
         self.settings = settings
         Path(settings.state).mkdir(parents=True, exist_ok=True)
         self.store = Store(settings.database_url)
+        if settings.storage is not None:
+            self.store.hold()
         self.windows = Windows(settings)
+        self.views = Views()
         self.runner = Runner(settings, self.store)
 
     @asynccontextmanager

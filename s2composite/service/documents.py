@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 from collections.abc import Mapping
@@ -15,9 +16,12 @@ from s2composite.pixels.reducers import reducer_names
 from s2composite.pixels.rules import rule_names
 from s2composite.running.jobs.document import Document, parse_text, validated
 from s2composite.running.jobs.job import Job
+from s2composite.running.run_spans import span_jobs
+from s2composite.running.spans import with_span_keys
 from s2composite.scenes.access import Access
 from s2composite.scenes.storage import absolute, join
-from s2composite.service.envelope import parsed_json
+from s2composite.service.counting import check_count
+from s2composite.service.envelope import check_text, parsed_json
 from s2composite.service.problems import Problem, ProblemError, problem_of
 from s2composite.service.settings import Settings
 
@@ -25,16 +29,25 @@ __all__ = ["KEYS", "job_access", "job_here", "job_text", "make_place", "sent_doc
 
 KEYS = (
     "source", "output", "reducer", "valid", "min_count", "period", "keep_empty", "day", "datetime", "pattern", "bands",
-    "bbox", "bbox_crs", "crs", "resolution", "resampling", "chunks", "on_error", "layers", "raster", "policy",
+    "bbox", "bbox_crs", "grid", "span", "crs", "resolution", "resampling", "chunks", "on_error", "layers", "raster",
+    "policy",
 )  # fmt: skip
 """Keys of a job that a stranger may set. The others are the operator's, or name files here."""
 
 _CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")
 """Names of coordinate systems: PROJ's longer forms name files."""
 
-_NAME = re.compile(r"(?!\.)[\w.{}-]{1,100}\.(tif|zarr)", re.ASCII)
+_NAME = re.compile(
+    r"(?!\.)(?:[\w.-]|\{(?:cell|period)\}|\{\{pointInTime\}\}){1,100}\.(?:tif|zarr)",
+    re.ASCII,
+)
 
 _DEEPEST = 20
+
+_LONGEST_YAML = 1 << 16
+"""Bytes of a job in YAML: PyYAML takes 2 s for them, and a minute for the 2 MB that a body may have."""
+
+_LARGEST = 10**15
 
 
 def sent_document(body: bytes, media: str) -> Document:
@@ -54,10 +67,14 @@ def sent_document(body: bytes, media: str) -> Document:
         document = _from_yaml(body)
     if _depth(document.values) > _DEEPEST:
         raise ProblemError(Problem(400, "the job is nested too deeply", ""))
+    check_text(document.values)
     return document
 
 
 def _from_yaml(body: bytes) -> Document:
+    if len(body) > _LONGEST_YAML:
+        told = f"a job in YAML has at most {_LONGEST_YAML} bytes; send longer ones as JSON"
+        raise ProblemError(Problem(413, told, ""))
     try:
         text = body.decode()
         _check_tokens(text)
@@ -68,6 +85,8 @@ def _from_yaml(body: bytes) -> Document:
         raise ProblemError(Problem(400, f"the job is not YAML: {' '.join(str(error).split())}", "")) from None
     except JobError as error:
         raise ProblemError(Problem(400, str(error), _pointer(error))) from None
+    except ValueError as error:  # PyYAML's own conversions: dates that are none, for one
+        raise ProblemError(Problem(400, f"the job is not YAML: {error}", "")) from None
 
 
 _OPENING = (
@@ -95,6 +114,9 @@ def _check_tokens(text: str) -> None:
 
 
 def _depth(value: Any, depth: int = 0) -> int:
+    """Return how deep a value is nested; numbers that no key takes are refused."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ProblemError(Problem(422, "the job has a number of more than 15 digits", ""))
     if depth > _DEEPEST:
         return depth
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
@@ -109,6 +131,7 @@ def job_here(document: Document, number: str, settings: Settings) -> Job:
     ProblemError
         Names the key that is wrong or not allowed.
     """
+    document = _with_span(document)
     values = document.values
     _check_keys(values)
     _check_names(values)
@@ -120,8 +143,34 @@ def job_here(document: Document, number: str, settings: Settings) -> Job:
         job = validated(Job, Document(document.name, values | here, document.places))
     except JobError as error:
         raise ProblemError(Problem(422, str(error), _pointer(error))) from None
-    _check_sources(job, settings)
-    return job.model_copy(update={"cluster": settings.cluster})
+    check_count(job, settings.limits.products)
+    return _with_end(job, settings).model_copy(update={"cluster": settings.cluster})
+
+
+def _with_span(document: Document) -> Document:
+    try:
+        return with_span_keys(document)
+    except JobError as error:
+        raise ProblemError(Problem(422, str(error), "/span")) from None
+
+
+def _with_end(job: Job, settings: Settings) -> Job:
+    """Check where a job reads, each unit of a span by itself; return it with a span that ends when it was sent.
+
+    Its products are the same whenever it is looked at, or tried again.
+    """
+    if job.span is None:
+        _check_sources(job, settings)
+        return job
+    try:
+        units = span_jobs(job)
+    except S2CompositeError as error:
+        raise ProblemError(problem_of(error, "/span")) from None
+    for unit in units:
+        _check_sources(unit.job, settings)
+    last = units[-1].period.end - dt.timedelta(days=1)
+    step, end = job.span.step, job.span.end or str(last)
+    return job.model_copy(update={"span": job.span.model_copy(update={"unit": step, "end": end})})
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -149,8 +198,11 @@ def _names(value: Any) -> list[Any]:
 
 
 def _check_crs(values: Mapping[str, Any]) -> None:
-    for key in ("crs", "bbox_crs"):
-        value = values.get(key)
+    grid = values.get("grid")
+    written = grid.partition(";")[0].strip() if isinstance(grid, str) and ";" in grid else None
+    named = {"crs": values.get("crs"), "bbox_crs": values.get("bbox_crs")}
+    named["grid"] = grid.get("crs") if isinstance(grid, Mapping) else written
+    for key, value in named.items():
         if isinstance(value, str) and not _CRS.fullmatch(value):
             raise ProblemError(Problem(422, f"{key}: expected a code such as EPSG:32631", f"/{key}"))
 
@@ -158,7 +210,10 @@ def _check_crs(values: Mapping[str, Any]) -> None:
 def _output_name(values: Mapping[str, Any]) -> str:
     name = values.get("output", "composite.tif")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        told = "output: a plain name that ends in .tif or .zarr; the service puts it below the job's own directory"
+        told = (
+            "output: a plain name that ends in .tif or .zarr, in which {cell}, {period} or {{pointInTime}} may stand; "
+            "the service puts it below the job's own directory"
+        )
         raise ProblemError(Problem(422, told, "/output"))
     return name
 

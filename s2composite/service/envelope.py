@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError
 from s2composite.running.jobs.document import Strict
 from s2composite.service.problems import Problem, ProblemError, invalid
 
-__all__ = ["EXAMPLE", "PUSHED_EXAMPLE", "Delivery", "WindowRequest", "delivered", "parsed_json"]
+__all__ = ["EXAMPLE", "PUSHED_EXAMPLE", "Delivery", "WindowRequest", "check_text", "delivered", "parsed_json"]
 
 EXAMPLE: dict[str, JsonValue] = {
     "window": [0, 0, 1024, 1024],
@@ -135,13 +135,31 @@ def parsed_json(body: bytes) -> Any:
     if not body.strip():
         raise ProblemError(Problem(400, "the body is empty; send JSON", ""))
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        text = body.decode("utf-8-sig")
+        content = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise ProblemError(Problem(400, "the body is nested too deeply", "")) from None
     except UnicodeDecodeError as error:
         raise ProblemError(Problem(400, f"the body is not UTF-8 (byte {error.start})", "")) from None
     except ValueError as error:
         raise ProblemError(Problem(400, f"the body is not JSON: {error}", "")) from None
+    if "\\u" in text:
+        check_text(content)
+    return content
+
+
+def check_text(content: Any) -> None:
+    r"""Refuse half a character (``\ud800``), which JSON and YAML can name and nothing can write.
+
+    Raises
+    ------
+    ProblemError
+        There is one.
+    """
+    try:
+        json.dumps(content, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise ProblemError(Problem(400, "the body has half a surrogate pair, which is no text", "")) from None
 
 
 def _no_constant(name: str) -> Any:

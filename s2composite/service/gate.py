@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,9 +27,6 @@ _MEDIA = {"/median": _JSON, "/jobs": _DOCUMENTS}
 """What a body may be. A page elsewhere can make a browser send forms and text, but not these."""
 
 _NOBODY = Problem(401, "a token is needed: Authorization: Bearer TOKEN")
-
-_BODY_SECONDS = 30.0
-"""Time for a body to arrive."""
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -99,7 +96,7 @@ class Gate:
             # The page's own name leads to this machine (DNS rebinding).
             return Problem(421, f"host {host[:100]!r} is not served here; add it to names, or protect it with a token")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _parsed(origin).netloc != host:
             return Problem(403, "requests that a page elsewhere sends are not answered")
         return None
 
@@ -120,9 +117,9 @@ class Gate:
 
     async def _body(self, receive: Receive) -> tuple[bytes | None, Problem | None]:
         """Return the whole body, as long as it is small and comes in time."""
-        limit, parts, size = self._settings.limits.body, [], 0
+        limit, seconds, parts, size = self._settings.limits.body, self._settings.limits.arrival, [], 0
         try:
-            async with asyncio.timeout(_BODY_SECONDS):
+            async with asyncio.timeout(seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -134,7 +131,7 @@ class Gate:
                     if not message.get("more_body", False):
                         return b"".join(parts), None
         except TimeoutError:
-            return None, Problem(408, f"the body did not arrive within {_BODY_SECONDS:g} s")
+            return None, Problem(408, f"the body did not arrive within {seconds:g} s")
 
 
 def _unreadable(path: str, headers: dict[str, str], limit: int) -> Problem | None:
@@ -156,8 +153,16 @@ def _too_large(limit: int) -> Problem:
 
 
 def _is_known(host: str, names: Iterable[str]) -> bool:
-    name = urlsplit(f"//{host}").hostname or ""
+    name = _parsed(f"//{host}").hostname or ""
     return name in ("127.0.0.1", "localhost", "::1", *names)
+
+
+def _parsed(url: str) -> SplitResult:
+    """Return the parts of a URL; none of one that is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -17,7 +17,6 @@ from s2composite.service.documents import job_here, job_text, sent_document
 from s2composite.service.problems import Problem, ProblemError, scrubbed
 from s2composite.service.settings import Settings
 from s2composite.service.store import ENDED
-from s2composite.service.views import job_facts, quicklook, report_of
 
 __all__ = ["add_jobs"]
 
@@ -26,10 +25,23 @@ _TAIL = 0.5
 
 _JOB_EXAMPLE = {"source": "gs://bucket/t31tcj/", "output": "median.tif", "datetime": "2023-06/2023-08"}
 
+_GRID_EXAMPLE = {
+    "source": "gs://bucket/scenes/",
+    "output": "median_{cell}.tif",
+    "grid": {"type": "utm", "size": 20000},
+    "bbox": [1.2, 43.4, 1.7, 43.8],
+}
+
+Product = Annotated[str | None, Query(max_length=200)]
+"""Name of one of several products of a job, as its facts list them; None: the first."""
+
 _JOB_BODY = {
     "required": True,
     "content": {
-        "application/json": {"schema": {"type": "object"}, "examples": {"summer": {"value": _JOB_EXAMPLE}}},
+        "application/json": {
+            "schema": {"type": "object"},
+            "examples": {"summer": {"value": _JOB_EXAMPLE}, "cells": {"value": _GRID_EXAMPLE}},
+        },
         "application/yaml": {
             "schema": {"type": "string"},
             "examples": {"summer": {"value": "source: gs://bucket/t31tcj/\noutput: median.tif\n"}},
@@ -67,12 +79,12 @@ def add_jobs(app: FastAPI, service: Backend) -> None:
         limit: Annotated[int, Query(ge=1, le=500)] = 50, offset: Annotated[int, Query(ge=0)] = 0
     ) -> list[dict[str, Any]]:
         """List jobs, the newest first."""
-        return [job_facts(row) for row in service.store.jobs(limit, offset)]
+        return [service.views.facts(row) for row in service.store.jobs(limit, offset)]
 
     @app.get("/jobs/{number}", tags=["jobs"], responses=problems(401, 404))
     def job(number: str) -> dict[str, Any]:
         """Tell the state of a job, how far it is, and which windows failed."""
-        return job_facts(service.row(number))
+        return service.views.facts(service.row(number))
 
     @app.delete("/jobs/{number}", status_code=202, tags=["jobs"], responses=problems(401, 404, 409))
     async def cancel(number: str) -> dict[str, Any]:
@@ -109,9 +121,9 @@ def _add_files(app: FastAPI, service: Backend) -> None:
         return PlainTextResponse(_rest(path, 0))
 
     @app.get("/jobs/{number}/report", tags=["jobs"], response_class=HTMLResponse, responses=problems(401, 404))
-    def report(number: str, request: Request) -> Response:
+    def report(number: str, request: Request, product: Product = None) -> Response:
         """Return the report as a page, or as JSON to whoever accepts nothing else."""
-        found = report_of(service.row(number))
+        found = service.views.report(service.row(number), product)
         if request.headers.get("accept", "").startswith("application/json"):
             return Response(scrubbed(found.to_json()), media_type="application/json")
         return HTMLResponse(scrubbed(report_page(found)))
@@ -122,9 +134,9 @@ def _add_files(app: FastAPI, service: Backend) -> None:
         response_class=Response,
         responses={200: {"content": {"image/png": {}}}, **problems(401, 404)},
     )
-    def look(number: str) -> Response:
+    def look(number: str, product: Product = None) -> Response:
         """Return a small picture of the result."""
-        return Response(quicklook(service.row(number)), media_type="image/png")
+        return Response(service.views.quicklook(service.row(number), product), media_type="image/png")
 
 
 async def _followed(path: Path, state: Callable[[], str]) -> AsyncIterator[bytes]:

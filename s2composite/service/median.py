@@ -53,6 +53,9 @@ _KEPT = 4
 _FRESH = 300.0
 """Seconds that a stack is kept: scenes that are replaced are noticed then, or when their pixels are read."""
 
+_LARGEST_TILE = 128 << 20
+"""Bytes of an encoded tile of a scene, which is fetched whole; decoded ones are limited by what reads them."""
+
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _stacks: OrderedDict[tuple[str, ...], tuple[float, Stack]] = OrderedDict()
@@ -187,6 +190,12 @@ def _opened(datasets: tuple[str, ...]) -> Stack:
         raise ProblemError(Problem(422, f"expecting 3 bands, got {len(stack.bands)}", "/datasets/0"))
     if stack.dtype != np.uint8:
         raise ProblemError(Problem(422, f"expecting pixels of uint8, got {stack.dtype}", "/datasets/0"))
+    for number, files in enumerate(stack.sources):
+        for source in files:
+            largest = int(source.header.levels[source.level].counts.max(initial=np.uint64(0)))
+            if largest > _LARGEST_TILE:
+                told = f"a tile has {largest} bytes; at most {_LARGEST_TILE} are fetched at once"
+                raise ProblemError(Problem(422, told, f"/datasets/{number}"))
     return stack
 
 
@@ -198,6 +207,9 @@ def _scene(number: int, href: str) -> Scene:
 
 def _about_scene(error: S2CompositeError, datasets: Sequence[str]) -> Problem:
     """Return the problem of an error about a scene, whose number its name begins with."""
+    if why := error.__dict__.get("why"):
+        told = f"needs GDAL ({why}), which opens no scene of a window: write it as a TIFF on the grid of the others"
+        error = GridError(f"{error.__dict__['href']}: {told}, or send a job", href=error.__dict__["href"])
     name, href = str(error.__dict__.get("scene") or ""), str(error.__dict__.get("href") or "")
     number = name.partition(":")[0]
     if number.isdecimal():

@@ -11,17 +11,23 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from s2composite.errors import S2CompositeError
 from s2composite.running.jobs.job import Job, load_job
+from s2composite.running.making import JobResult
 from s2composite.running.reports.page import write_report
-from s2composite.running.run import run_job
+from s2composite.running.run import cell_job, run_cells, run_job
+from s2composite.running.run_spans import run_spans
+from s2composite.running.selection import Which
 
 __all__ = ["main"]
 
 FAILED, BAD = 1, 2
 """Exit codes: windows failed and the others are kept; the job, its input or its output is wrong."""
+
+LOG = logging.getLogger("s2composite.service")
 
 
 def main() -> int:
@@ -29,23 +35,70 @@ def main() -> int:
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    log = logging.getLogger("s2composite.service")
     job = _job(order["job"])
-    log.info("job %s: %s", order["id"], order["which"])
+    LOG.info("job %s: %s", order["id"], order["which"])
     for line in job.to_yaml().splitlines():
-        log.info("  %s", line)
+        LOG.info("  %s", line)
+    products = failed = 0
     try:
-        result = run_job(job, announce=False, which=order["which"])
-        write_report(job)
+        for name, one, result in _made(job, order["which"]):
+            products += 1
+            failed += not _told(name, one, result)
     except S2CompositeError as error:
-        log.error("%s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
+        LOG.error("%s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
         return BAD
-    log.info("%d scenes, %d windows made of %d, in %.1f s", result.scenes, result.made, result.windows, result.seconds)
-    for failure in result.failed:
-        log.error("window %s failed: %s", failure.window, failure.error)
-    for path in result.paths:
-        log.info("written: %s", path)
-    return 0 if result.paths else FAILED
+    if failed and products > 1:
+        LOG.error("%d of %d products failed; the others are kept", failed, products)
+    return FAILED if failed else 0
+
+
+Outcome = JobResult | S2CompositeError | None
+"""What became of a product: None where no scene touches it, an error where it could not be begun."""
+
+
+def _made(job: Job, which: Which) -> Iterator[tuple[str | None, Job, Outcome]]:
+    """Make the products of a job; yield the name, the job and the outcome of each as it ends."""
+    if job.span is not None:
+        for unit in run_spans(job, announce=False, which=which):
+            label = unit.period.label
+            if unit.error is not None:
+                yield label, unit.job, unit.error
+            for cell, result in unit.results:
+                yield (
+                    (label, unit.job, result)
+                    if cell is None
+                    else (
+                        f"{label}, {cell.name}",
+                        cell_job(unit.job, cell),
+                        result,
+                    )
+                )
+    elif job.grid is not None:
+        for cell, result in run_cells(job, announce=False, which=which):
+            yield cell.name, cell_job(job, cell), result
+    else:
+        yield None, job, run_job(job, announce=False, which=which)
+
+
+def _told(name: str | None, job: Job, outcome: Outcome) -> bool:
+    """Log what became of a product, and write its report; return whether it is complete, or left out."""
+    of = "" if name is None else f"{name}: "
+    if outcome is None:
+        LOG.info("%stoo few scenes touch it, so it is left out", of)
+        return True
+    if isinstance(outcome, S2CompositeError):
+        LOG.error("%s%s", of, outcome)
+        return False
+    write_report(job)
+    facts = (of, outcome.scenes, outcome.made, outcome.windows, outcome.seconds)
+    LOG.info("%s%d scenes, %d windows made of %d, in %.1f s", *facts)
+    for failure in outcome.failed:
+        LOG.error("%swindow %s failed: %s", of, failure.window, failure.error)
+    if outcome.error is not None:
+        LOG.error("%s%s", of, outcome.error)
+    for path in outcome.paths:
+        LOG.info("%swritten: %s", of, path)
+    return bool(outcome.paths)
 
 
 def _job(values: dict[str, Any]) -> Job:

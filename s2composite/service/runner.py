@@ -6,16 +6,19 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from s2composite.scenes.access import VARIABLE
 from s2composite.scenes.storage import filesystem, is_remote, join
 from s2composite.service.documents import job_access, make_place
-from s2composite.service.problems import scrubbed
+from s2composite.service.problems import printable, scrubbed
 from s2composite.service.settings import Settings
 from s2composite.service.store import JobRow, Store
 
@@ -32,6 +35,9 @@ _GRACE = 5.0
 _LOOK = 2.0
 """Seconds after which the queue is looked at without being told of a new job."""
 
+_STAMP = re.compile(r"^[\d-]+ [\d:,]+ [A-Z]+ ")
+"""When and how bad, before what a line of a job's log says."""
+
 _LINE = 1 << 16
 """Bytes of a line of a log."""
 
@@ -42,6 +48,9 @@ class _Running:
 
     process: asyncio.subprocess.Process
     """Leader of a group: the workers of its cluster are in it."""
+
+    over: asyncio.Event
+    """Set when all of it has ended."""
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all of it."""
@@ -54,6 +63,37 @@ class _Running:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.process.wait(), _GRACE)
         self.signal(signal.SIGKILL)
+
+
+class _Log:
+    """A job's log: what earlier attempts wrote stays, and all of them together have one limit.
+
+    Parameters
+    ----------
+    path
+        The file.
+    limit
+        Bytes at most.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path = path
+        self._left = limit - (path.stat().st_size if path.exists() else 0)
+
+    def add(self, text: str) -> None:
+        """Add a line, as long as there is room."""
+        data = f"{text}\n".encode()
+        if self._left <= 0:
+            return
+        self._left -= len(data)
+        if self._left <= 0:
+            data = b"the rest is not kept: the log is as long as the service lets it be\n"
+        try:
+            with self._path.open("ab") as file:
+                file.write(data)
+        except OSError:  # a full disk of logs ends no job, whose results may be elsewhere
+            LOG.exception("%s cannot be written", self._path)
+            self._left = 0
 
 
 class Runner:
@@ -102,24 +142,49 @@ class Runner:
     async def _work(self) -> None:
         while True:
             self._more.clear()
-            row = await asyncio.to_thread(self._store.claim)
+            row = await self._claimed()
             if row is None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._more.wait(), _LOOK)
                 continue
             try:
-                await self._run(row)
+                state, error = await self._run(row)
             except Exception:  # whatever happens to one job, the next one has its turn
                 LOG.exception("job %s", row.id)
-                self._store.move(row.id, ("running",), "failed", error="the service could not run it; see its log")
+                state, error = "failed", "the service could not run it; see its log"
+            await self._finished(row, state, error)
 
-    async def _run(self, row: JobRow) -> None:
+    async def _claimed(self) -> JobRow | None:
+        """Return the next job; None if there is none, or the database does not answer, which may pass."""
+        try:
+            return await asyncio.to_thread(self._store.claim)
+        except SQLAlchemyError as error:
+            LOG.error("the queue cannot be read: %s", str(error).partition("\n")[0])  # noqa: TRY400 - told every time
+            return None
+
+    async def _finished(self, row: JobRow, state: str, error: str | None) -> None:
+        """Note the end of a job, as soon as the database takes it."""
+        while True:
+            try:
+                await asyncio.to_thread(self._store.finish, row, state, error)
+            except SQLAlchemyError as problem:
+                LOG.error("job %s is %s, which cannot be noted: %s", row.id, state, str(problem).partition("\n")[0])  # noqa: TRY400 - as above
+                await asyncio.sleep(_LOOK)
+            else:
+                return
+
+    async def _run(self, row: JobRow) -> tuple[str, str | None]:
+        """Run a job; return the state in which it ended, and why it failed."""
         assert self._settings.storage is not None
+        if (before := self._running.get(row.id)) is not None:  # cancelled and put back while its process ends
+            await before.over.wait()
         await asyncio.to_thread(make_place, self._settings.storage, row.id)
         self.log_path(row.id).parent.mkdir(parents=True, exist_ok=True)
-        running = _Running(await self._started(row))
+        running = _Running(await self._started(row), asyncio.Event())
         self._running[row.id] = running
         try:
+            if not await asyncio.to_thread(self._store.is_current, row):  # cancelled before it had a process to end
+                return "cancelled", None
             async with asyncio.timeout(self._settings.limits.job_seconds):
                 last = await self._logged(row.id, running.process)
                 code = await running.process.wait()
@@ -129,9 +194,9 @@ class Runner:
         finally:
             await asyncio.shield(running.end())
             del self._running[row.id]
-        state = "complete" if code == 0 else "failed"
+            running.over.set()
         await asyncio.to_thread(self._keep_log, row.id)
-        await asyncio.to_thread(self._store.move, row.id, ("running",), state, error=error)
+        return ("complete" if code == 0 else "failed"), error
 
     async def _started(self, row: JobRow) -> asyncio.subprocess.Process:
         access = job_access(self._settings, row.id)
@@ -153,30 +218,27 @@ class Runner:
         return process
 
     async def _logged(self, number: str, process: asyncio.subprocess.Process) -> str:
-        """Copy what a job prints to its log, without secrets; return its last line."""
+        """Copy what a job prints to its log, without secrets; return what its last line says."""
         assert process.stdout is not None
-        last, size, limit = "", 0, self._settings.limits.log
-        with self.log_path(number).open("a", encoding="utf-8") as file:
-            while True:
-                try:
-                    line = await process.stdout.readline()
-                except ValueError:  # a line longer than anybody reads
-                    continue
-                if not line:
-                    return last
-                last = scrubbed(line.decode(errors="replace")).rstrip() or last
-                size += len(last) + 1
-                if size <= limit:
-                    file.write(f"{last}\n")
-                    file.flush()
+        last, log = "", _Log(self.log_path(number), self._settings.limits.log)
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line longer than anybody reads
+                continue
+            if not line:
+                return _STAMP.sub("", last)
+            text = printable(scrubbed(line.decode(errors="replace").rstrip()))
+            log.add(text)
+            last = text or last
 
     def _keep_log(self, number: str) -> None:
         """Put the log beside the results."""
         storage = self._settings.storage
         assert storage is not None
-        text = self.log_path(number).read_bytes()
         target = join(storage, number, LOG_NAME)
         try:
+            text = self.log_path(number).read_bytes()
             if is_remote(target):
                 fs, path = filesystem(target)
                 fs.pipe_file(path, text)

@@ -11,7 +11,8 @@ from typing import Any
 import uvicorn
 
 from s2composite.service.app import create_app
-from s2composite.service.problems import scrubbed
+from s2composite.service.arrival import prompt
+from s2composite.service.problems import printable, scrubbed
 from s2composite.service.settings import load_settings, taken_token
 
 __all__ = ["serve"]
@@ -21,10 +22,10 @@ _GRACE = 10
 
 
 class _Scrubbing(logging.Formatter):
-    """Lines without anything that is secret, errors of other libraries included."""
+    """Lines without anything that is secret, errors of other libraries included; none that a caller has made up."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return scrubbed(super().format(record))
+        return printable(scrubbed(super().format(record)))
 
 
 def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), **more: Any) -> None:
@@ -53,6 +54,8 @@ def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), *
     # Its own access log would have the query of each URL.
     uvicorn.run(
         app,
+        http=prompt(checked.limits.arrival),
+        ws="none",
         host=checked.host,
         port=checked.port,
         log_config=None,

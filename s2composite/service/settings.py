@@ -74,11 +74,17 @@ class Limits(Strict):
     seconds: Positive = 540.0
     """Time for a window; below the deadline of the queue that sends it, Pub/Sub's being 600."""
 
+    arrival: Positive = 30.0
+    """Seconds in which a request's header must have arrived, and then its body."""
+
     connections: Count = 1024
     """Open connections; further ones are answered with 503."""
 
     jobs: Count = 100
     """Jobs that wait; further ones are sent away with 429."""
+
+    products: Count = 1000
+    """Products of a job: cells of its grid times units of its span."""
 
     running: Count = 1
     """Jobs that run at a time."""
@@ -137,7 +143,7 @@ class Settings(Strict):
     """Directory of the database, unless `database` names another, and of the logs of jobs."""
 
     database: Text | None = None
-    """SQLAlchemy URL; None: SQLite in `state`. One service to a database."""
+    """SQLAlchemy URL; None: SQLite in `state`. One service that takes jobs to a database."""
 
     workers: Count = 2
     """Processes that make windows, one at a time each."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +23,12 @@ ENDED = ("complete", "failed", "cancelled")
 
 _LETTERS = 10_000
 """Dead letters that are kept; the oldest go first."""
+
+_LONGEST = 1 << 18
+"""Characters that are kept of what a dead letter held; 1500 scenes fit."""
+
+_LOCK = 0x5332434F
+"""Number of PostgreSQL's lock of whoever takes jobs."""
 
 _META = sa.MetaData()
 
@@ -94,7 +103,7 @@ class DeadLetter:
     """What is wrong, as RFC 9457 has it."""
 
     payload: str
-    """What it held, without signatures of URLs."""
+    """What it held, without signatures of URLs; the beginning of what is too long to be a window's."""
 
 
 class Store:
@@ -112,8 +121,10 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        self._held = ExitStack()
         try:
-            self._engine = sa.create_engine(url)
+            # What its errors would show of a job is the caller's.
+            self._engine = sa.create_engine(url, hide_parameters=True)
             if self._engine.dialect.name == "sqlite":
                 sa.event.listen(self._engine, "connect", _prepare_sqlite)
             _META.create_all(self._engine)
@@ -122,8 +133,37 @@ class Store:
             told = str(error).partition("\n")[0]
             raise ParameterError(f"database {shown}: cannot be opened: {scrubbed(told)}") from error
 
+    def hold(self) -> None:
+        """Be the only service that takes jobs from here, until `close` or the end of the process.
+
+        Two would each take what the other runs for interrupted, and run it a second time into the same files.
+
+        Raises
+        ------
+        ParameterError
+            Another one is.
+        """
+        kind, name = self._engine.dialect.name, self._engine.url.database
+        held = True
+        if kind == "sqlite" and name and name != ":memory:":
+            file = self._held.enter_context(Path(f"{name}.lock").open("w"))  # noqa: SIM115 - that is what closes it
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held = False
+        elif kind == "postgresql":
+            # The lock is the connection's: it is kept.
+            options = {"isolation_level": "AUTOCOMMIT"}
+            connection = self._held.enter_context(self._engine.connect().execution_options(**options))
+            held = bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar_one())
+        if not held:
+            raise ParameterError(
+                f"database {name}: another service takes jobs from it; end that one, or name another database"
+            )
+
     def close(self) -> None:
         """Close all connections."""
+        self._held.close()
         self._engine.dispose()
 
     # --- jobs -------------------------------------------------------------------------------------------------------
@@ -143,6 +183,10 @@ class Store:
         with self._engine.connect() as connection:
             row = connection.execute(_JOBS.select().where(_JOBS.c.id == number)).one_or_none()
         return None if row is None else JobRow(*row)
+
+    def job_count(self) -> int:
+        """Return how many jobs there are."""
+        return self._count(_JOBS)
 
     def jobs(self, limit: int, offset: int = 0) -> tuple[JobRow, ...]:
         """Return jobs, the newest first."""
@@ -171,6 +215,17 @@ class Store:
         with self._engine.begin() as connection:
             return connection.execute(_JOBS.update().where(there).values(state=state, **facts)).rowcount > 0
 
+    def is_current(self, row: JobRow) -> bool:
+        """Return whether a job still is what `claim` gave: neither cancelled since, nor begun again."""
+        now = self.get(row.id)
+        return now is not None and (now.state, now.attempts) == ("running", row.attempts)
+
+    def finish(self, row: JobRow, state: str, error: str | None) -> None:
+        """Note the end of what `claim` gave, unless it was cancelled or begun again since."""
+        mine = (_JOBS.c.id == row.id) & (_JOBS.c.state == "running") & (_JOBS.c.attempts == row.attempts)
+        with self._engine.begin() as connection:
+            connection.execute(_JOBS.update().where(mine).values(state=state, error=error, ended=_now()))
+
     def requeue(self) -> int:
         """Put jobs that were running when the service ended back into the queue; return how many."""
         running = _JOBS.update().where(_JOBS.c.state == "running").values(state="queued")
@@ -183,10 +238,19 @@ class Store:
         """Keep a message that can never succeed."""
         held = {"at": _now(), "message": message, "problem": json.dumps(problem)}
         with self._engine.begin() as connection:
-            made = connection.execute(_DEAD.insert().values(**held, payload=scrubbed(json.dumps(payload))))
+            text = scrubbed(json.dumps(payload))[:_LONGEST]
+            made = connection.execute(_DEAD.insert().values(**held, payload=text))
             assert made.inserted_primary_key is not None
             newest = int(made.inserted_primary_key[0])
             connection.execute(_DEAD.delete().where(_DEAD.c.id <= newest - _LETTERS))
+
+    def letter_count(self) -> int:
+        """Return how many dead letters are kept."""
+        return self._count(_DEAD)
+
+    def _count(self, table: sa.Table) -> int:
+        with self._engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
     def letters(self, limit: int) -> tuple[DeadLetter, ...]:
         """Return dead letters, the newest first."""

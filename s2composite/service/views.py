@@ -1,9 +1,13 @@
-"""Views: what a caller sees of a job: its state and progress, a report, a quicklook."""
+"""Views: what a caller sees of a job: its state and progress, reports, quicklooks."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, TypeVar
 
 import imagecodecs
 import numpy as np
@@ -12,14 +16,17 @@ import xarray as xr
 
 from s2composite.pixels.stretching import rgba
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.reports.progress import job_progress
+from s2composite.running.reports.progress import Progress, job_progress
 from s2composite.running.reports.report import Report, job_report
+from s2composite.running.run_spans import job_products
 from s2composite.scenes.storage import display, filesystem, storage_options
 from s2composite.service.problems import Problem, ProblemError, scrubbed
-from s2composite.service.store import JobRow
+from s2composite.service.store import ENDED, JobRow
 from s2composite.writing.preview import valid_everywhere
 
-__all__ = ["job_facts", "job_of", "quicklook", "report_of"]
+__all__ = ["Views"]
+
+T = TypeVar("T")
 
 _FAILURES = 100
 """Failed windows that are listed; all are in the report."""
@@ -28,60 +35,157 @@ _SIDE = 512
 """Pixels of a quicklook."""
 
 
-def job_of(row: JobRow) -> Job:
-    """Return the job that is kept in a row."""
-    return load_job(json.loads(row.document))
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One product of a job."""
+
+    name: str | None
+    """Of its cell and its unit of a span; None: it is the only one."""
+
+    job: Job
+    """What it is made of."""
+
+    progress: Progress
+    """How far it is."""
 
 
-def job_facts(row: JobRow) -> dict[str, Any]:
-    """Return a job as callers see it: its state, how far its ledger is, what failed."""
-    job = job_of(row)
-    found = job_progress(job)
-    failures = [{"window": list(window), "error": scrubbed(why)} for window, why in found.failures[:_FAILURES]]
-    share = found.done / found.windows if found.windows else 0.0
-    return {
-        "id": row.id,
-        "state": row.state,
-        "progress": 1.0 if row.state == "complete" else round(min(share, 0.999), 3),
-        "counts": {"windows": found.windows, "done": found.done, "failed": len(found.failures)},
-        "failures": failures,
-        "error": None if row.error is None else scrubbed(row.error),
-        "output": display(job.output),
-        "files": [display(path) for path in found.files],
-        "created": row.created,
-        "started": row.started,
-        "ended": row.ended,
-        "attempts": row.attempts,
-    }
+class Views:
+    """What callers see of jobs. What cannot change any more is looked at once: ledgers may be far away.
 
-
-def report_of(row: JobRow) -> Report:
-    """Return the report of a job.
-
-    Raises
-    ------
-    ProblemError
-        Nothing has been done yet.
+    A page with fifty jobs asks for all of them every five seconds.
     """
-    report = job_report(job_of(row))
-    if report is None:
-        raise ProblemError(Problem(404, "nothing has been done of this job yet, so there is no report"))
-    return report
+
+    def __init__(self) -> None:
+        self._facts, self._pictures = _Kept(5000), _Kept(100)
+
+    def facts(self, row: JobRow) -> dict[str, Any]:
+        """Return a job as callers see it: its state, how far its ledgers are, what failed."""
+        parts = self._parts(row)
+        windows, done = (sum(getattr(part.progress, key) for part in parts) for key in ("windows", "done"))
+        failed = [(part.name, window, why) for part in parts for window, why in part.progress.failures]
+        share = sum(part.progress.done / part.progress.windows for part in parts if part.progress.windows)
+        facts = {
+            "id": row.id,
+            "state": row.state,
+            "progress": 1.0 if row.state == "complete" else round(min(share / max(len(parts), 1), 0.999), 3),
+            "counts": {"windows": windows, "done": done, "failed": len(failed)},
+            "failures": [_failure(*one) for one in failed[:_FAILURES]],
+            "error": None if row.error is None else scrubbed(row.error),
+            "output": display(json.loads(row.document)["output"]),
+            "files": [display(path) for part in parts for path in part.progress.files],
+            "created": row.created,
+            "started": row.started,
+            "ended": row.ended,
+            "attempts": row.attempts,
+        }
+        return facts if _is_single(parts) else facts | {"products": list(map(_product, parts))}
+
+    def report(self, row: JobRow, product: str | None) -> Report:
+        """Return the report of a job, or of one of its products.
+
+        Raises
+        ------
+        ProblemError
+            Nothing has been done yet, or there is no such product.
+        """
+        report = job_report(self._part(row, product).job)
+        if report is None:
+            raise ProblemError(Problem(404, "nothing has been done of this job yet, so there is no report"))
+        return report
+
+    def quicklook(self, row: JobRow, product: str | None = None) -> bytes:
+        """Return a PNG of a job's first file, or of that of one of its products, of the pixels of its overviews.
+
+        Raises
+        ------
+        ProblemError
+            It is not complete.
+        """
+        part = self._part(row, product)
+        complete, files = "complete" in (row.state, part.progress.state), part.progress.files
+        if not complete or not (files or part.job.format == "zarr"):
+            raise ProblemError(Problem(404, "there is no picture before the job is complete"))
+        key = (row.id, part.name, part.progress.last)
+        return self._pictures.get(key) or self._pictures.put(key, _picture(part))
+
+    def _part(self, row: JobRow, name: str | None) -> _Part:
+        """Return a product of a job by its name; without one the first that is complete, or the first."""
+        parts = self._parts(row)
+        if name is not None:
+            found = [part for part in parts if part.name == name]
+        else:
+            found = sorted(parts, key=lambda part: part.progress.state != "complete")[:1]
+        if not found:
+            raise ProblemError(Problem(404, "there is no such product of the job; its facts list them", "/product"))
+        return found[0]
+
+    def _parts(self, row: JobRow) -> tuple[_Part, ...]:
+        if row.state in ENDED:
+            return tuple(self._once(row, "parts", lambda: self._looked_at(row)))
+        return self._looked_at(row)
+
+    def _looked_at(self, row: JobRow) -> tuple[_Part, ...]:
+        products = self._once(row, "products", lambda: tuple(job_products(load_job(json.loads(row.document)))))
+        return tuple(_Part(name, job, self._progress(row, name, job)) for name, job in products)
+
+    def _progress(self, row: JobRow, name: str | None, job: Job) -> Progress:
+        if row.attempts == 0:
+            return Progress("new", 0, 0, (), None, ())
+        key = (row.id, "progress", name)
+        found: Progress = self._facts.get(key) or job_progress(job)
+        return self._facts.put(key, found) if found.state == "complete" else found
+
+    def _once(self, row: JobRow, what: str, look: Callable[[], Any]) -> Any:
+        """Return what is so until the job is begun again."""
+        key = (row.id, row.state, row.ended, row.attempts, what)
+        return self._facts.get(key) or self._facts.put(key, look())
 
 
-def quicklook(row: JobRow) -> bytes:
-    """Return a PNG of a job's first file, of the pixels of its overviews.
+class _Kept:
+    """What was found last, by its key; safe to use from several threads.
 
-    Raises
-    ------
-    ProblemError
-        It is not complete.
+    Parameters
+    ----------
+    most
+        How many are kept.
     """
-    job = job_of(row)
-    files = job_progress(job).files
-    if row.state != "complete" or not (files or job.format == "zarr"):
-        raise ProblemError(Problem(404, "there is no picture before the job is complete"))
-    pixels, valid = _of_zarr(job.output) if job.format == "zarr" else _of_raster(files[0])
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held, self._lock = most, OrderedDict[Any, Any](), Lock()
+
+    def get(self, key: Any) -> Any:
+        """Return what is kept; None: nothing."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+            return self._held.get(key)
+
+    def put(self, key: Any, found: T) -> T:
+        """Keep what was found, and return it."""
+        with self._lock:
+            self._held[key] = found
+            while len(self._held) > self._most:
+                self._held.popitem(last=False)
+        return found
+
+
+def _is_single(parts: tuple[_Part, ...]) -> bool:
+    return len(parts) == 1 and parts[0].name is None
+
+
+def _failure(product: str | None, window: tuple[int, int], why: str) -> dict[str, Any]:
+    facts = {"window": list(window), "error": scrubbed(why)}
+    return facts if product is None else {"product": product, **facts}
+
+
+def _product(part: _Part) -> dict[str, Any]:
+    found = part.progress
+    counts = {"windows": found.windows, "done": found.done, "failed": len(found.failures)}
+    return {"name": part.name, "state": found.state, "counts": counts, "files": [display(path) for path in found.files]}
+
+
+def _picture(part: _Part) -> bytes:
+    pixels, valid = _of_zarr(part.job.output) if part.job.format == "zarr" else _of_raster(part.progress.files[0])
     return bytes(imagecodecs.png_encode(rgba(pixels, valid, None)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -27,6 +28,9 @@ Row = dict[str, Any]
 
 Key = tuple[int, int]
 """Positions along time and band."""
+
+Covered = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""The pixels that a zone touches, as positions in a raster in C order, and the share of each that it covers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +119,10 @@ class _Blocks:
         rows, columns = (list(range(first, last + 1)) for first, last in edges)
         return rows, columns
 
-    def call(self, function: Any, index: tuple[int, int, int, int], *args: Any) -> Delayed:
+    def call(self, function: Any, index: tuple[int, int, int, int], **facts: Any) -> Delayed:
         """Return the call of a function with a block, its origin, and what else it takes."""
-        call: Delayed = delayed(function)(self.blocks[index], self.origin(*index), *args)
+        # bound, because Dask searches arguments for tasks, which takes as long as measuring small zones
+        call: Delayed = delayed(partial(function, **facts))(self.blocks[index], self.origin(*index))
         return call
 
 
@@ -136,7 +141,7 @@ def zonal_tasks(data: da.Array, zones: Sequence[Zone], grid: Grid) -> Iterator[D
             spread.append(zone)
     for t, b in product(range(data.numblocks[0]), range(data.numblocks[1])):
         for (row, column), inside in alone.items():
-            yield blocks.call(_rows, (t, b, row, column), inside, grid)
+            yield blocks.call(_rows, (t, b, row, column), zones=inside, grid=grid)
         for zone in spread:
             yield _summed(blocks, (t, b), zone, grid)
 
@@ -144,8 +149,8 @@ def zonal_tasks(data: da.Array, zones: Sequence[Zone], grid: Grid) -> Iterator[D
 def _summed(blocks: _Blocks, key: Key, zone: Zone, grid: Grid) -> Delayed:
     """Return the rows of a zone from what each of several blocks knows."""
     rows, columns = blocks.under(zone)
-    parts = [blocks.call(_parts, (*key, row, column), zone, grid) for row in rows for column in columns]
-    call: Delayed = delayed(_merged_rows)(parts, zone, grid.wanted)
+    parts = [blocks.call(_parts, (*key, row, column), zone=zone, grid=grid) for row in rows for column in columns]
+    call: Delayed = delayed(partial(_merged_rows, zone=zone, wanted=grid.wanted))(parts)
     return call
 
 
@@ -159,16 +164,47 @@ def _crop(block: NDArray[Any], origin: _Origin, zone: Zone) -> tuple[NDArray[Any
 
 def _rows(block: NDArray[Any], origin: _Origin, zones: Sequence[Zone], grid: Grid) -> list[Row]:
     """Return the rows of zones that lie in a block."""
-    return [row for zone in zones for row in _merged_rows([_parts(block, origin, zone, grid)], zone, grid.wanted)]
+    size = block.shape[2:]
+    box = grid.box(origin.top, origin.top + size[0], origin.left, origin.left + size[1])
+    rows = []
+    for batch in _batches(zones):
+        for zone, covered in zip(batch, _coverage(size, box, [zone.shape for zone in batch]), strict=True):
+            rows += _merged_rows([_measured(block, origin, covered, grid)], zone, grid.wanted)
+    return rows
+
+
+_TOGETHER = 1 << 22
+"""Pixels around zones whose coverage is asked for at once: 64 MB."""
+
+
+def _batches(zones: Sequence[Zone]) -> Iterator[list[Zone]]:
+    """Yield zones together as long as they are small: each call of exactextract costs as much as many small zones."""
+    batch: list[Zone] = []
+    pixels = 0
+    for zone in zones:
+        area = (zone.bottom - zone.top) * (zone.right - zone.left)
+        if batch and pixels + area > _TOGETHER:
+            yield batch
+            batch, pixels = [], 0
+        batch.append(zone)
+        pixels += area
+    yield batch
 
 
 def _parts(block: NDArray[Any], origin: _Origin, zone: Zone, grid: Grid) -> dict[Key, Part]:
     """Return what a block knows of a zone, for each of its times and bands."""
     pixels, where = _crop(block, origin, zone)
-    cells, weights = _coverage(pixels.shape[2:], grid.box(*where), zone.shape)
+    (covered,) = _coverage(pixels.shape[2:], grid.box(*where), [zone.shape])
+    return _measured(pixels, origin, covered, grid)
+
+
+def _measured(pixels: NDArray[Any], origin: _Origin, covered: Covered, grid: Grid) -> dict[Key, Part]:
+    """Return what pixels ``(t, b, y, x)`` that a zone covers are like, for each time and band."""
+    cells, weights = covered
+    rows, columns = np.divmod(cells, pixels.shape[3])
     found = {}
     for t, b in np.ndindex(pixels.shape[:2]):
-        values = pixels[t, b].ravel()[cells]
+        values = pixels[t, b][rows, columns]
         valid = grid.valid(values)
         found[origin.time + t, origin.band + b] = part_of(values[valid], weights[valid], grid.wanted)
     return found
@@ -181,14 +217,15 @@ def _merged_rows(parts: Sequence[Mapping[Key, Part]], zone: Zone, wanted: Wanted
     ]
 
 
-def _coverage(
-    size: tuple[int, ...], box: tuple[float, float, float, float], shape: Any
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the pixels that a zone touches, as positions in a raster in C order, and the share of each it covers."""
+def _coverage(size: tuple[int, ...], box: tuple[float, float, float, float], shapes: Sequence[Any]) -> list[Covered]:
+    """Return the pixels that each zone touches, and the share of each that it covers."""
     from exactextract import exact_extract  # noqa: PLC0415 - an extra
     from exactextract.raster import NumPyRasterSource  # noqa: PLC0415
 
     blank = NumPyRasterSource(np.broadcast_to(np.uint8(0), size), *box)
-    feature = {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(shape)}
-    (found,) = exact_extract(blank, [feature], ["cell_id", "coverage"])
-    return found["properties"]["cell_id"], found["properties"]["coverage"]
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": geometry}
+        for geometry in map(shapely.geometry.mapping, shapes)
+    ]
+    found = exact_extract(blank, features, ["cell_id", "coverage"])
+    return [(facts["properties"]["cell_id"], facts["properties"]["coverage"]) for facts in found]

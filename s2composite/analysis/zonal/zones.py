@@ -64,11 +64,22 @@ def read_zones(zones: Any, name: str | None, crs: Any) -> Zones:
     _check_shapes(frame.geometry, names)
     if frame.crs is None:
         raise GridError("the zones do not say their coordinate system; set it with zones.set_crs(...)")
+    _check_degrees(frame)
     shapes = np.asarray(_projected(frame, crs).geometry.array, object)
     for zone, shape in zip(names, shapes, strict=True):
         if not np.isfinite(shape.bounds).all():
             raise GridError(f"zone {zone!r} cannot be expressed in the raster's coordinate system; cut it to the area")
     return Zones(names, shapes)
+
+
+def _check_degrees(frame: gpd.GeoDataFrame) -> None:
+    """Name coordinates in metres that claim to be degrees: files without a CRS, GeoJSON most of all, are read so."""
+    far = np.abs(frame.geometry.total_bounds).max()
+    if frame.crs.is_geographic and far > 360:
+        raise GridError(
+            f"the zones say that they are in degrees ({frame.crs.to_string()}), and have coordinates up to {far:.0f}; "
+            "say what they are in with zones.set_crs(..., allow_override=True)"
+        )
 
 
 def _projected(frame: gpd.GeoDataFrame, crs: Any) -> gpd.GeoDataFrame:
@@ -105,9 +116,12 @@ def _names(frame: gpd.GeoDataFrame, name: str | None) -> tuple[Any, ...]:
         columns = ", ".join(str(column) for column in frame.columns if column != frame.geometry.name)
         raise ParameterError(f"the zones have no column {name!r}; they have {columns or 'none'}")
     column = frame.index.to_series() if name is None else frame[name]
-    twice = column[column.duplicated()]
-    if len(twice):
-        raise ParameterError(f"two zones are called {twice.iloc[0]!r}; choose another column, or dissolve() them")
+    if column.isna().any():
+        row = int(np.flatnonzero(column.isna())[0])
+        raise ParameterError(f"the zone in row {row} has no {name or 'index'}; choose another column, or leave it out")
+    twice = column[column.duplicated()].tolist()
+    if twice:
+        raise ParameterError(f"two zones are called {twice[0]!r}; choose another column, or dissolve() them")
     return tuple(column.tolist())
 
 

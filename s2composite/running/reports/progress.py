@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from s2composite.running.history import failures_in, trouble_in
+from s2composite.running.history import completed, done_in, failures_in, trouble_in
 from s2composite.running.jobs.job import Job
 from s2composite.running.ledger import read_ledger
 from s2composite.running.scope import ledger_key
@@ -80,16 +80,13 @@ def job_progress(job: Job) -> Progress:
     start = starts[-1]
     token, rows_columns = start["token"], start["windows"]
     total = int(rows_columns[0]) * int(rows_columns[1])
-    own = [event for event in events if event.get("token") == token]
-    complete = any(event["event"] == "product" for event in own if event["at"] >= start["at"])
-    done = {tuple(event["window"]) for event in own if event["event"] == "done"}
+    complete = completed(events, start)
     failures = tuple(sorted(failures_in(events, token).items()))
     files, trouble = tuple(start["files"]), trouble_in(events, token)
     state = "failed" if failures or trouble else "running or interrupted"
     if complete:
         state = "complete" if all(map(_there, files)) else "gone"
-    count = total if complete else min(max(len(done), int(start["done"])), total)
-    return Progress(state, total, count, failures, str(events[-1]["at"]), files, trouble)
+    return Progress(state, total, len(done_in(events, token)), failures, str(events[-1]["at"]), files, trouble)
 
 
 def _there(file: str) -> bool:

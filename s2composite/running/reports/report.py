@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from s2composite.running.history import failures_in, trouble_in
+from s2composite.running.history import completed, done_in, failures_in, trouble_in
 from s2composite.running.jobs.job import Job
 from s2composite.running.ledger import read_ledger
 from s2composite.running.scope import ledger_key
@@ -65,7 +65,10 @@ class Report:
     """Rows and columns of windows."""
 
     seconds: Mapping[tuple[int, int], float]
-    """Seconds from submitting each finished window to its end."""
+    """Seconds from submitting each window whose end was noted to its end."""
+
+    found: frozenset[tuple[int, int]]
+    """Other finished windows: made when a run was killed, not noted, and found by the next run."""
 
     failures: Mapping[tuple[int, int], str]
     """Why each failed window failed."""
@@ -97,10 +100,8 @@ class Report:
     def states(self) -> dict[tuple[int, int], str]:
         """Return ``"done"``, ``"failed"`` or ``"open"`` for each window, row by row."""
         windows = ((row, column) for row in range(self.shape[0]) for column in range(self.shape[1]))
-        every = self.state == "complete"
-        return {
-            w: "failed" if w in self.failures else "done" if every or w in self.seconds else "open" for w in windows
-        }
+        done = self.seconds.keys() | self.found
+        return {w: "failed" if w in self.failures else "done" if w in done else "open" for w in windows}
 
     def causes(self) -> tuple[tuple[str, tuple[tuple[int, int], ...]], ...]:
         """Return failures grouped by cause, the most frequent first, each with its windows."""
@@ -117,7 +118,7 @@ class Report:
             "state": self.state,
             "files": self.files,
             "windows": self.shape,
-            "done": len(self.seconds),
+            "done": len(self.seconds.keys() | self.found),
             "error": self.error,
             "failures": [{"window": window, "error": error} for window, error in sorted(self.failures.items())],
             "causes": [{"cause": cause, "windows": windows} for cause, windows in self.causes()],
@@ -154,9 +155,9 @@ def job_report(job: Job) -> Report | None:
         return None
     start = starts[-1]
     own = [event for event in events if event.get("token") == start["token"]]
-    done = {_window(event): event for event in own if event["event"] == "done"}
+    all_done = done_in(events, start["token"])
+    done = {window: event for window, event in all_done.items() if event["event"] == "done"}
     failures = failures_in(events, start["token"])
-    complete = any(event["event"] == "product" and event["at"] >= start["at"] for event in own)
     trouble = trouble_in(own, start["token"])
     scenes: dict[str, int] = {}
     for event in done.values():
@@ -164,10 +165,11 @@ def job_report(job: Job) -> Report | None:
             scenes[scene] = scenes.get(scene, 0) + 1
     return Report(
         job=display_text(job.to_yaml()),
-        state="complete" if complete else "failed" if failures or trouble else "interrupted",
+        state="complete" if completed(events, start) else "failed" if failures or trouble else "interrupted",
         files=tuple(start["files"]),
         shape=(int(start["windows"][0]), int(start["windows"][1])),
         seconds={window: float(event["seconds"]) for window, event in done.items()},
+        found=frozenset(all_done.keys() - done.keys()),
         failures=failures,
         timings={name: round(sum(float(event[name]) for event in done.values()), 3) for name in ("read", "encode")},
         retries=sum(event["event"] == "retry" for event in own),
@@ -190,10 +192,6 @@ def _workers(events: Iterable[Mapping[str, Any]], done: Iterable[Mapping[str, An
         if event["event"] in ("retry", "failed"):
             failed[event.get("worker") or "unknown"] += 1
     return {w: WorkerDone(windows[w], round(seconds[w], 3), failed[w]) for w in windows.keys() | failed.keys()}
-
-
-def _window(event: Mapping[str, Any]) -> tuple[int, int]:
-    return int(event["window"][0]), int(event["window"][1])
 
 
 def _versions() -> dict[str, str]:
