@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from distributed import Client
-from odc.geo.geom import Geometry
 
 from s2composite.compositing import Composite
-from s2composite.errors import ParameterError, S2CompositeError, WriteError
+from s2composite.errors import S2CompositeError, WriteError
 from s2composite.running.bounded import Call, Outcome
 from s2composite.running.history import begun_anew, busy_tokens, done_windows, failures_in, rival_in, whereabouts
 from s2composite.running.jobs.job import Job
@@ -24,15 +22,12 @@ from s2composite.running.ledger import Ledger, each_event, read_turns
 from s2composite.running.products.product import Product, plan_product, product_state, require_free
 from s2composite.running.products.window import WindowMaker, make_window
 from s2composite.running.scope import job_composite, ledger_key
-from s2composite.running.selection import chosen_windows
+from s2composite.running.selection import Chosen
 from s2composite.scenes.model import Scene
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.parts import Parts
 
-__all__ = ["Chosen", "Failure", "JobResult", "Making", "Which", "finished"]
-
-Which = Literal["missing", "untried", "failed"]
-"""Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
+__all__ = ["Failure", "JobResult", "Making", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,50 +81,6 @@ class JobResult:
 
     error: str | None = None
     """Of one cell among many: what kept it from being begun or finished, other than windows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Which windows to make."""
-
-    which: Which = "missing"
-    """Which of those that are not done."""
-
-    error: str | None = None
-    """Of those that have failed, only where the error matches this regular expression."""
-
-    windows: str | Collection[tuple[int, int]] | None = None
-    """Only these, see `chosen_windows`; None: all."""
-
-    area: Geometry | None = None
-    """Only windows that it touches."""
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.error or "")
-        except re.error as problem:
-            raise ParameterError(f"error={self.error!r} is not a regular expression: {problem}") from problem
-
-    @property
-    def whole(self) -> bool:
-        """Whether no window is left out because of where it lies."""
-        return self.windows is None and self.area is None
-
-    def anew(self, job: Job) -> bool:
-        """Whether what is complete is made again: by a run that may overwrite, not by one that goes on with another."""
-        return job.overwrite and self.which == "missing"
-
-    def among(self, product: Product) -> frozenset[tuple[int, int]]:
-        """Return the windows of a product that are chosen, done or not."""
-        return chosen_windows(product.work.stack.geobox, product.work.spatial, self.windows, self.area)
-
-    def takes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
-        """Return whether to make one of those that is not done."""
-        if self.which == "missing":
-            return True
-        if self.which == "untried":
-            return window not in failures
-        return window in failures and re.search(self.error or "", failures[window]) is not None
 
 
 class Making:
@@ -359,7 +310,8 @@ def _products(events: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _run_name() -> str:
-    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    # Ledgers are read in the order of these names.
+    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
 
 
 def _as_ours(error: BaseException) -> S2CompositeError:

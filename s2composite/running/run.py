@@ -18,7 +18,7 @@ from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.running.cells import Cell, read_area
 from s2composite.running.clusters.connect import connect
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.making import Chosen, Failure, JobResult, Making, Which, finished
+from s2composite.running.making import Failure, JobResult, Making, finished
 from s2composite.running.scope import (
     cell_job,
     job_cells,
@@ -29,6 +29,7 @@ from s2composite.running.scope import (
     require_scenes,
     scenes_within,
 )
+from s2composite.running.selection import Chosen, Which
 from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.model import Scene
 from s2composite.writing.progress import progress_bar

@@ -17,9 +17,10 @@ from odc.geo.geom import Geometry
 from s2composite.errors import JobError, S2CompositeError
 from s2composite.running.cells import Cell, read_area
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.making import Chosen, JobResult, Which
+from s2composite.running.making import JobResult
 from s2composite.running.run import Begun, begin_product, cluster_of, require_places
 from s2composite.running.scope import cell_job, job_cells, job_scenes
+from s2composite.running.selection import Chosen, Which
 from s2composite.running.spans import spans_of, written_out
 from s2composite.running.stream import Entry, make_all
 from s2composite.scenes.periods import Period

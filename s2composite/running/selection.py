@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 from odc.geo.geobox import GeoBox
@@ -14,13 +15,62 @@ from odc.geo.geom import Geometry
 from s2composite.cube import Chunks, window_at
 from s2composite.errors import JobError, ParameterError
 from s2composite.running.cells import Cell, touches
+from s2composite.running.jobs.job import Job
+from s2composite.running.products.product import Product
 
-__all__ = ["chosen_cells", "chosen_windows"]
+__all__ = ["Chosen", "Which", "chosen_cells", "chosen_windows"]
+
+Which = Literal["missing", "untried", "failed"]
+"""Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
 
 OneT = TypeVar("OneT")
 
 _PLACE = re.compile(r"(\d+)/(\d+)|x(\d+)y(\d+)")
 """Row and column, as the ledger writes them; ``x003y004``, column and row, as the plan's GeoJSON names its regions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which windows to make."""
+
+    which: Which = "missing"
+    """Which of those that are not done."""
+
+    error: str | None = None
+    """Of those that have failed, only where the error matches this regular expression."""
+
+    windows: str | Collection[tuple[int, int]] | None = None
+    """Only these, see `chosen_windows`; None: all."""
+
+    area: Geometry | None = None
+    """Only windows that it touches."""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.error or "")
+        except re.error as problem:
+            raise ParameterError(f"error={self.error!r} is not a regular expression: {problem}") from problem
+
+    @property
+    def whole(self) -> bool:
+        """Whether no window is left out because of where it lies."""
+        return self.windows is None and self.area is None
+
+    def anew(self, job: Job) -> bool:
+        """Whether what is complete is made again: by a run that may overwrite, not by one that goes on with another."""
+        return job.overwrite and self.which == "missing"
+
+    def among(self, product: Product) -> frozenset[tuple[int, int]]:
+        """Return the windows of a product that are chosen, done or not."""
+        return chosen_windows(product.work.stack.geobox, product.work.spatial, self.windows, self.area)
+
+    def takes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
+        """Return whether to make one of those that is not done."""
+        if self.which == "missing":
+            return True
+        if self.which == "untried":
+            return window not in failures
+        return window in failures and re.search(self.error or "", failures[window]) is not None
 
 
 def chosen_windows(

@@ -16,10 +16,11 @@ from typing import Any
 
 from s2composite.errors import S2CompositeError
 from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.making import JobResult, Which
+from s2composite.running.making import JobResult
 from s2composite.running.reports.page import write_report
 from s2composite.running.run import cell_job, run_cells, run_job
 from s2composite.running.run_spans import run_spans
+from s2composite.running.selection import Which
 
 __all__ = ["main"]
 

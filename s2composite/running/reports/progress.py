@@ -86,8 +86,7 @@ def job_progress(job: Job) -> Progress:
     state = "failed" if failures or trouble else "running or interrupted"
     if complete:
         state = "complete" if all(map(_there, files)) else "gone"
-    count = total if complete else len(done_in(events, token))
-    return Progress(state, total, count, failures, str(events[-1]["at"]), files, trouble)
+    return Progress(state, total, len(done_in(events, token)), failures, str(events[-1]["at"]), files, trouble)
 
 
 def _there(file: str) -> bool:
