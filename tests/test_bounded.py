@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -222,3 +223,34 @@ def test_a_scheduler_that_is_gone_is_said(tmp_path):
     client.close()
     with pytest.raises(ClusterError, match="scheduler is gone"):
         list(run_bounded(client, calls("double", double), QUICK))
+
+
+class Pressed:
+    """Ctrl-C at a moment at which Python can only drop what it raises: in a destructor."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass  # between two steps the handler is called
+
+
+def test_an_interrupt_that_python_drops_is_heeded(client, monkeypatch):
+    dropped, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: dropped.append(args.exc_type))
+    outcomes = run_bounded(client, calls("interrupted", double, n=1000), QUICK)
+    next(outcomes)
+    Pressed()
+    assert dropped == [KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        list(outcomes)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert len(list(run_bounded(client, calls("after", double), QUICK))) == 8
+
+
+def test_an_interrupt_that_python_tells_is_told_once(client):
+    outcomes = run_bounded(client, calls("told", double, n=1000), QUICK)
+    next(outcomes)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    outcomes.close()
+    assert len(list(run_bounded(client, calls("then", double), QUICK))) == 8

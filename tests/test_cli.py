@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import psutil
 import pytest
 import rasterio
 import xarray as xr
+from http_faults import Gate, fault_server
 from job_helpers import until
 from rasters import encoded, series, write_tif
 from typer.testing import CliRunner
@@ -286,36 +286,26 @@ def test_run_names_the_scene_that_is_broken(tmp_path, season):
     assert not list(tmp_path.glob("*median*"))
 
 
-def interrupted(process, ledger):
-    """Press Ctrl-C, again when many more windows were made: Python drops one that comes at a bad moment."""
-
-    def noted():
-        return sum(file.read_text().count("\n") for file in ledger.glob("*.jsonl"))
-
-    while process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        enough = noted() + 200
-        until(lambda enough=enough: process.poll() is not None or noted() > enough, seconds=200)
-    return process.communicate()[1]
-
-
 def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
-    make_scenes(tmp_path / "scenes", scenes=3, size=2000, compress="deflate", distinct=1)
-    job_file(tmp_path, (tmp_path / "scenes", None), chunks=64, raster="{blocksize: 64}")  # 1024 windows
-    command = [*COMMAND, "run", "job.yaml"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=WIDE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().startswith("Dask: ")
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) >= 1
-    ledger = tmp_path / "median.tif.ledger"
-    while not any('"event":"done"' in file.read_text() for file in ledger.glob("*.jsonl")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    err = interrupted(process, ledger)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not alive
+    make_scenes(tmp_path / "scenes", scenes=3, size=600, compress="deflate", distinct=1)
+    gate = Gate(0.7)  # what the lower windows need does not come: there is a middle in which to press Ctrl-C
+    with fault_server(tmp_path / "scenes", gate=gate) as server:
+        urls = [server.url(path.name) for path in sorted((tmp_path / "scenes").glob("*.tif"))]
+        job_file(tmp_path, (json.dumps(urls), None), raster="{blocksize: 64}")
+        command = [*COMMAND, "run", "job.yaml"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=WIDE, stderr=subprocess.PIPE, text=True)
+        assert process.stderr.readline().startswith("Dask: ")
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 1
+        ledger = tmp_path / "median.tif.ledger"
+        until(lambda: any('"event":"done"' in file.read_text() for file in ledger.glob("*.jsonl")))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 130, err
+        assert "Traceback" not in err
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive
+        gate.open()
     # What has been made is kept for the next run, beside the ledger that says so.
     assert not (tmp_path / "median.tif").exists()
     assert all(path.suffix in (".ledger", ".parts") for path in tmp_path.glob("*median*"))

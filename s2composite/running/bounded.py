@@ -22,6 +22,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, get_worker
 
 from s2composite.errors import ClusterError, S2CompositeError, WriteError
+from s2composite.running.interrupts import Interrupts
 from s2composite.running.silent import Suspects, fetch_results
 
 __all__ = ["Call", "Outcome", "Policy", "run_bounded"]
@@ -123,12 +124,15 @@ def run_bounded(client: Client, calls: Iterator[Call], policy: Policy) -> Iterat
 
     Raises
     ------
+    KeyboardInterrupt
+        Somebody has pressed Ctrl-C, even if Python dropped the exception.
     ClusterError
         The scheduler is gone. What has been yielded is true; the rest has not happened or will be done again.
     """
     bounded = _Bounded(client, calls, policy)
     try:
-        yield from bounded.outcomes()
+        with Interrupts() as interrupts:
+            yield from bounded.outcomes(interrupts)
     except OSError as error:  # what Dask's connections raise, too
         raise _gone(client) from error
     finally:
@@ -149,9 +153,10 @@ class _Bounded:
         self._suspects = Suspects(client)
         self._threads, self._looked = 1, -math.inf
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self, interrupts: Interrupts) -> Iterator[Outcome]:
         """Yield how each attempt ended."""
         while True:
+            interrupts.require_none()
             late = self._look_around()
             self._launch()
             if not self.flying and not self._again and not late:
