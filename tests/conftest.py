@@ -1,6 +1,7 @@
 """Fixtures that many tests share: generated scenes, and where the real imagery is."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ settings.load_profile("any machine")
 
 # coiled brings gilknocker, with which Dask's monitor warns whenever numba holds the interpreter for long.
 os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED", "false")
+
+
+# Processes of pytest-xdist ignore Ctrl-C, and so would all that they start; tests press it for real.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config):
