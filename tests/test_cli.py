@@ -293,19 +293,22 @@ def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
         urls = [server.url(path.name) for path in sorted((tmp_path / "scenes").glob("*.tif"))]
         job_file(tmp_path, (json.dumps(urls), None), raster="{blocksize: 64}")
         command = [*COMMAND, "run", "job.yaml"]
-        process = subprocess.Popen(command, cwd=tmp_path, env=WIDE, stderr=subprocess.PIPE, text=True)
-        assert process.stderr.readline().startswith("Dask: ")
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 1
-        ledger = tmp_path / "median.tif.ledger"
-        until(lambda: any('"event":"done"' in file.read_text() for file in ledger.glob("*.jsonl")))
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == 130, err
-        assert "Traceback" not in err
-        _, alive = psutil.wait_procs(children, timeout=60)
-        assert not alive
-        gate.open()
+        with subprocess.Popen(command, cwd=tmp_path, env=WIDE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stderr.readline().startswith("Dask: ")
+                children = psutil.Process(process.pid).children(recursive=True)
+                assert len(children) >= 1
+                ledger = tmp_path / "median.tif.ledger"
+                until(lambda: any('"event":"done"' in file.read_text() for file in ledger.glob("*.jsonl")))
+                process.send_signal(signal.SIGINT)
+                _, err = process.communicate(timeout=200)
+                assert process.returncode == 130, err
+                assert "Traceback" not in err
+                _, alive = psutil.wait_procs(children, timeout=60)
+                assert not alive
+            finally:
+                gate.open()
+                process.kill()
     # What has been made is kept for the next run, beside the ledger that says so.
     assert not (tmp_path / "median.tif").exists()
     assert all(path.suffix in (".ledger", ".parts") for path in tmp_path.glob("*median*"))
