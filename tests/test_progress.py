@@ -46,15 +46,18 @@ def test_a_terminal_shows_a_bar_with_rate_and_time_left():
     assert re.search(r"\b[1-3]\d/40 ", shown), "it moves"
 
 
-def test_a_notebook_without_widgets_shows_a_line():
-    absent = "import sys; sys.modules['ipywidgets'] = None  # as if it were not installed\n"
-    cell = nbformat.v4.new_code_cell(absent + STEPS)
+def test_a_notebook_shows_a_line_and_what_a_loop_prints():
+    cell = nbformat.v4.new_code_cell(STEPS.replace("advance()", "advance(); print('made', _)"))
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
     done = NotebookClient(notebook, timeout=200).execute()
-    text = "".join(output.get("text", "") for output in done.cells[0].outputs)
-    assert re.search(r"write median\.tif: \d+/40 \d+\.\d/s, 0:00:0\d left", text), text
-    assert re.search(r"40/40 \d+\.\d/s, 0:00:00 left\s*\n", text), text
-    assert "ipywidgets" not in text
+    out, err = (
+        "".join(output["text"] for output in done.cells[0].outputs if output.get("name") == stream)
+        for stream in ("stdout", "stderr")
+    )
+    assert re.search(r"write median\.tif: \d+/40 \d+\.\d/s, 0:00:0\d left", err), err
+    assert re.search(r"40/40 \d+\.\d/s, 0:00:00 left\s*\n", err), err
+    assert [int(number) for number in re.findall(r"made (\d+)", out)] == list(range(40))
+    assert {output.output_type for output in done.cells[0].outputs} == {"stream"}, "no widget, no warning"
 
 
 def test_neither_a_file_nor_a_log_is_disturbed():

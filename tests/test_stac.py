@@ -233,7 +233,7 @@ def never_computed():
         ("m.json", {"stretch": "5%"}, "stretch is '5%'"),
         ("m.json", {"compres": "zstd"}, "'compres' is not an option"),
         ("m.json", {"compress": "jpeg"}, "takes uint8 pixels"),
-        ("m.json", {"derived_from": {"S2Z": "x.json"}}, "'S2Z', which is no scene"),
+        ("m.json", {"derived_from": {"S2Z": "x.json"}}, "'S2Z', which is not a scene"),
         ("m.json", {"layers": "median"}, "no layer 'median'"),
         ("missing/m.json", {}, "the directory .*missing does not exist"),
     ],
@@ -246,7 +246,7 @@ def test_what_makes_no_sense_is_refused_before_computing(tmp_path, path, options
 
 def test_scenes_without_times_or_names(tmp_path):
     dataset = never_computed()
-    with pytest.raises(ParameterError, match="no 'scene_time' with dates"):
+    with pytest.raises(ParameterError, match="no 'scene_time' with any"):
         write_stac(dataset.assign_coords(scene_time=("scene", [1, 2])), tmp_path / "m.json")
     with pytest.raises(ParameterError, match="no coordinate 'scene'"):
         write_stac(dataset.drop_vars(["scene", "scene_time"]), tmp_path / "m.json")

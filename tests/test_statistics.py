@@ -216,7 +216,7 @@ def test_wrong_percentiles(q):
 
 
 def test_wrong_parameters():
-    with pytest.raises(ParameterError, match="linear, nearest"):
+    with pytest.raises(ParameterError, match="linear and nearest"):
         resolve_reducer("percentile", method="closest")
     for fraction in (-0.1, 0.5, float("nan")):
         with pytest.raises(ParameterError, match="trimmed_mean"):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -29,10 +28,10 @@ def progress_bar(label: str, total: int, *, shown: bool = True) -> Iterator[Call
     console = Console(stderr=True)
     if not shown or logging.getLogger("s2composite").isEnabledFor(logging.INFO):
         yield lambda: None
-    elif console.is_jupyter and find_spec("ipywidgets") is None:  # rich's bar needs them, and warns
+    elif console.is_jupyter:  # rich's bar there needs ipywidgets, and swallows what a loop over results prints
         with _line(label, total) as advance:
             yield advance
-    elif console.is_terminal or console.is_jupyter:
+    elif console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Pace(), TimeRemainingColumn())
         with Progress(*columns, console=console, speed_estimate_period=_LOOK_BACK) as progress:
             task = progress.add_task(label, total=total)
