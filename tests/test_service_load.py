@@ -104,7 +104,10 @@ def test_two_hundred_at_once_with_faults(tmp_path):
     assert statuses.count(204) == WINDOWS + DUPLICATES
     # One that was killed after it had written its window is found the next time.
     assert WINDOWS - len(killed) <= windows["made"] <= WINDOWS
-    assert {path.name for path in out.iterdir()} == {r["destination"].rpartition("/")[2] for r in requests}
+    # One that was killed while it wrote leaves the parts of its file, of which nothing has a final name.
+    left = [path.name for path in out.glob("*.parts")]
+    assert len(left) <= len(killed)
+    assert {path.name for path in out.iterdir()} == {r["destination"].rpartition("/")[2] for r in requests} | set(left)
     for request in requests[::10]:
         with rasterio.open(request["destination"]) as made:
             assert np.array_equal(made.read(), seed_median(files, request["window"]))

@@ -69,7 +69,9 @@ def test_stretching_is_monotonic_and_ends_where_told(dtype, low, span, darkest):
     out = stretched(values.astype(dtype).reshape(1, 1, -1), np.array([ends]), darkest).ravel().astype(int)
     assert (np.diff(out) >= 0).all()
     want = np.clip((values - low) / span * 255, darkest, 255)
-    assert np.abs(out - want).max() <= 0.51
+    # Half a step, and what single precision knows of values and ends beside their distance.
+    unknown = np.finfo(np.result_type(dtype, np.float32)).eps * (abs(low) + span) / span
+    assert np.abs(out - want).max() <= 0.5 + 4 * 255 * unknown + 1e-6
 
 
 def test_colours_by_name():
