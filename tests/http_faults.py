@@ -68,7 +68,7 @@ class State:
     sent: int = 0
     flying: int = 0
     most_flying: int = 0
-    """Bytes asked for and not yet answered, at most."""
+    """Bytes asked for of which the answer had not begun, at most."""
     sockets: list = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
     """Set when the server ends: until then ``"hang"`` lasts."""
@@ -126,9 +126,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.state.gate is not None:
                 self.state.gate.wait(first, size)
             fault = self.state.fault(path, number) if self.state.fault else None
-            self.serve(file, size, first, last, fault if file.is_file() else "404")
         finally:
+            # Before the answer: whoever has it may ask for more at once, sooner than this thread could count.
             self.state.end(count)
+        self.serve(file, size, first, last, fault if file.is_file() else "404")
 
     def do_HEAD(self):
         """Say how large a file is: GDAL asks before it reads. Nothing of what goes wrong is done to this."""

@@ -14,6 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -133,7 +134,7 @@ def run_bounded(client: Client, calls: Iterator[Call], policy: Policy) -> Iterat
     try:
         with Interrupts() as interrupts:
             yield from bounded.outcomes(interrupts)
-    except OSError as error:  # what Dask's connections raise, too
+    except (OSError, CancelledError) as error:  # what Dask's connections raise, and futures whose scheduler has gone
         raise _gone(client) from error
     finally:
         with suppress(Exception):

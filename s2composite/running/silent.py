@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
 
@@ -85,7 +86,7 @@ def fetch_results(client: Client, futures: Collection[Future]) -> tuple[dict[Fut
 
     Raises
     ------
-    OSError
+    OSError, CancelledError
         The scheduler is gone.
     """
     there = [future for future in futures if future.status == "finished"]
@@ -112,6 +113,8 @@ def _one_by_one(client: Client, futures: Collection[Future]) -> tuple[dict[Futur
         except TimeoutError:
             silent.add(worker)
             lost[future] = _lost(future, worker)
+        except CancelledError:
+            raise
         except Exception as error:  # noqa: BLE001 - what unpickling it raises
             error.__dict__.setdefault("worker", worker)
             lost[future] = error
