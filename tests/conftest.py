@@ -21,11 +21,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Run whole folders in two processes, file by file, and single files in this one.
-
-    Two on any machine: many tests start clusters, services and browsers, which take the other cores.
-    """
-    return 2 if any(Path(argument).is_dir() for argument in config.args) else 0
+    """Take two processes for ``-n auto --dist loadfile``, on any machine: many tests start clusters of their own."""
+    return 2
 
 
 @pytest.fixture(scope="session")
