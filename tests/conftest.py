@@ -15,8 +15,9 @@ settings.load_profile("any machine")
 os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED", "false")
 
 
-# Processes of pytest-xdist ignore Ctrl-C, and so would all that they start; tests press it for real.
-if "PYTEST_XDIST_WORKER" in os.environ:
+# What a shell starts in the background ignores Ctrl-C, as processes of pytest-xdist do, and so would all that they start;
+# tests press it for real.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
