@@ -18,8 +18,9 @@ from s2composite.errors import S2CompositeError
 from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.making import JobResult
 from s2composite.running.reports.page import write_report
-from s2composite.running.run import cell_job, run_cells, run_job
+from s2composite.running.run import run_cells, run_job
 from s2composite.running.run_spans import run_spans
+from s2composite.running.scope import cell_job
 from s2composite.running.selection import Which
 
 __all__ = ["main"]
@@ -64,15 +65,10 @@ def _made(job: Job, which: Which) -> Iterator[tuple[str | None, Job, Outcome]]:
             if unit.error is not None:
                 yield label, unit.job, unit.error
             for cell, result in unit.results:
-                yield (
-                    (label, unit.job, result)
-                    if cell is None
-                    else (
-                        f"{label}, {cell.name}",
-                        cell_job(unit.job, cell),
-                        result,
-                    )
-                )
+                if cell is None:
+                    yield label, unit.job, result
+                else:
+                    yield f"{label}, {cell.name}", cell_job(unit.job, cell), result
     elif job.grid is not None:
         for cell, result in run_cells(job, announce=False, which=which):
             yield cell.name, cell_job(job, cell), result
