@@ -1,5 +1,6 @@
 """What ledgers say: who is at work, what failed, what is complete; runs that meet, and runs that were killed at bad moments."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -13,7 +14,15 @@ from job_helpers import digests, events, job, made, store_job
 import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.errors import WriteError
-from s2composite.running.history import busy_tokens, failures_in, rival_in, trouble_in, whereabouts
+from s2composite.running.history import (
+    begun_anew,
+    busy_tokens,
+    done_windows,
+    failures_in,
+    rival_in,
+    trouble_in,
+    whereabouts,
+)
 from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import Ledger, read_ledger, read_turns
 from s2composite.running.planning.plan import plan_job
@@ -243,3 +252,18 @@ def test_what_no_ledger_knows_is_not_replaced(scenes, client, tmp_path):
     with pytest.raises(WriteError, match=r"exists already, and no ledger beside it says what it is; set overwrite"):
         run_job(job(scenes, tmp_path), client=client)
     assert [path.name for path in tmp_path.iterdir()] == ["median.tif"]
+
+
+def test_a_product_that_is_begun_anew_counts_from_there_in_whatever_order_it_is_told():
+    def event(at, kind, **facts):
+        return {"at": f"2026-01-01T00:00:{at:02}", "run": "r", "event": kind, "token": "t", **facts}
+
+    first = [event(1, "start", done=0), event(2, "done", window=[0, 0]), event(3, "done", window=[0, 1])]
+    anew = [event(4, "start", done=0), event(5, "done", window=[0, 1])]
+    on = [event(6, "start", done=1), event(7, "found", window=[1, 0]), event(8, "failed", window=[1, 1])]
+    other = [{**event(9, "done", window=[5, 5]), "token": "u"}, {**event(9, "start", done=0), "token": "u"}]
+    for runs in itertools.permutations([first, anew, on, other]):
+        events = [event for run in runs for event in run]
+        assert begun_anew(events, "t") == "2026-01-01T00:00:04"
+        assert done_windows(events, "t", begun_anew(events, "t")) == {(0, 1), (1, 0)}
+    assert done_windows(first, "t", begun_anew([], "t")) == {(0, 0), (0, 1)}
