@@ -141,8 +141,8 @@ def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window
 def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
     """Evaluate a rule in a window of its band, at the resolution of the band: ``(t, y, x)``.
 
-    The pixels around the window that matter to the rule are read with it. Beyond the edge of the band nothing is bad,
-    so nothing grows from there. A scene that cannot be read is not valid.
+    The pixels around the window that matter to the rule are read with it. What lies beyond the edge of the band changes
+    nothing. A scene that cannot be read is not valid.
     """
     region, inner = with_halo(window, rule.halo, stack.shape[2:])
     seen = stack.read(region)

@@ -4,8 +4,8 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
-import scipy.ndimage as ndi
 from affine import Affine
+from test_morphology import peer
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
@@ -22,18 +22,13 @@ def season(tmp_path_factory):
     return directory
 
 
-def disc(radius):
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return x * x + y * y <= radius * radius
-
-
 def expected_valid(directory, opening=2, dilation=3):
     """Whole masks at 20 m, cleaned by scipy, each pixel doubled."""
     valid = []
     for path in sorted(directory.glob("*_SCL.tif")):
         with rasterio.open(path) as dataset:
             scl = dataset.read(1)
-        bad = ndi.binary_dilation(ndi.binary_opening(np.isin(scl, (3, 8, 9, 10)), disc(opening)), disc(dilation))
+        (bad,) = peer(np.isin(scl, (3, 8, 9, 10))[None], [("opening", opening), ("dilation", dilation)])
         valid.append(np.kron(~(bad | (scl == 0)), np.ones((2, 2), bool)))
     return np.stack(valid)
 
@@ -72,7 +67,7 @@ def test_what_lies_outside_of_the_mask_band_does_not_grow_into_it(season, chunks
     expected = []
     for path in sorted(season.glob("*_SCL.tif")):
         with rasterio.open(path) as dataset:
-            bad = ndi.binary_dilation(np.isin(dataset.read(1), (0, 9)), disc(4))
+            (bad,) = peer(np.isin(dataset.read(1), (0, 9))[None], [("dilation", 4)])
         expected.append(np.kron(~bad, np.ones((2, 2), bool)))
     np.testing.assert_array_equal(comp["count"], np.sum(expected, axis=0))
     assert int(comp["count"][0].max()) > 0

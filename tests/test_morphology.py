@@ -1,4 +1,9 @@
-"""Discs, openings, dilations and distances equal SciPy's on whole images, and on windows with their halo."""
+"""Discs, openings, dilations and distances equal SciPy's on whole images, and on windows with their halo.
+
+The border is scikit-image's, which odc-algo cleans masks with: what lies outside grows nothing and removes nothing.
+"""
+
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,11 +14,16 @@ from scipy import ndimage
 from s2composite.errors import ParameterError
 from s2composite.pixels import morphology as m
 
+
+def eroded(scene, footprint):
+    return ndimage.binary_erosion(scene, footprint, border_value=1)
+
+
 PEERS = {
-    "closing": ndimage.binary_closing,
+    "closing": lambda scene, footprint: eroded(ndimage.binary_dilation(scene, footprint), footprint),
     "dilation": ndimage.binary_dilation,
-    "erosion": ndimage.binary_erosion,
-    "opening": ndimage.binary_opening,
+    "erosion": eroded,
+    "opening": lambda scene, footprint: ndimage.binary_dilation(eroded(scene, footprint), footprint),
 }
 
 
@@ -50,6 +60,56 @@ def test_steps_are_scipys(marked, steps):
     np.testing.assert_array_equal(marked, before)
 
 
+def by_hand(scene, name, radius):
+    """One operation in plain Python, by looking at all pixels of the image within the radius of each."""
+    near = [
+        (dy, dx) for dy, dx in product(range(-radius, radius + 1), repeat=2) if dy * dy + dx * dx <= radius * radius
+    ]
+    rows, columns = range(len(scene)), range(len(scene[0]))
+
+    def looked(scene, decide):
+        return [
+            [decide(scene[y + dy][x + dx] for dy, dx in near if y + dy in rows and x + dx in columns) for x in columns]
+            for y in rows
+        ]
+
+    decisions = {"dilation": (any,), "erosion": (all,), "opening": (all, any), "closing": (any, all)}
+    for decide in decisions[name]:
+        scene = looked(scene, decide)
+    return scene
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (6, 2), (9, 9)])
+@pytest.mark.parametrize("name", sorted(PEERS))
+def test_steps_at_the_border_by_hand(name, shape):
+    rng = np.random.default_rng(3)
+    for radius in (1, 2, 3):
+        for share in (0.1, 0.6):
+            marked = rng.random((1, *shape)) < share
+            found = m.apply_steps(marked, [(name, radius)])[0].tolist()
+            assert found == by_hand(marked[0].tolist(), name, radius)
+
+
+def test_a_cloud_at_the_border_survives_closing_and_opening():
+    """A closing never loses a marked pixel; an opening keeps a corner that it would keep within the image."""
+    marked = np.zeros((1, 9, 9), bool)
+    marked[0, 0:3, 0:4] = True  # cut off by the corner
+    marked[0, 5:8, 5:8] = True
+    assert (m.closing(marked, 3) >= marked).all()
+    assert m.opening(marked, 2)[0, 0:3, 0:3].sum() == 9 - 1, "the disc's round corner is all that is lost"
+    assert not m.opening(marked, 2)[0, 5:8, 5:8].any()
+    everywhere = np.ones((1, 4, 5), bool)
+    for name, radius in product(PEERS, (1, 9)):
+        assert m.apply_steps(everywhere, [(name, radius)]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(marked=masks(), radius=st.integers(0, 9))
+def test_closing_only_adds_and_opening_only_removes(marked, radius):
+    assert (m.closing(marked, radius) >= marked).all()
+    assert (m.opening(marked, radius) <= marked).all()
+
+
 @pytest.mark.parametrize("radius", [60, 254])
 def test_large_discs(radius):
     marked = np.zeros((1, 400, 300), bool)
@@ -81,13 +141,13 @@ def test_a_window_with_its_halo_is_the_window_of_the_whole(marked, steps, data):
 
 
 def test_a_smaller_halo_would_not_do():
-    """A disc that an opening of radius 2 just keeps, seen from a window that holds only its outermost pixel."""
+    """A disc that an opening of radius 2 removes because its leftmost pixel is missing, seen from its rightmost one."""
     marked = np.zeros((1, 5, 9), bool)
     marked[0, :, 2:7] = disc(2)
-    whole = m.opening(marked, 2)
-    assert whole[0, 2, 6]
-    assert m.opening(marked[:, :, 2:], 2)[0, 2, 4]  # four pixels to the left of it
-    assert not m.opening(marked[:, :, 3:], 2)[0, 2, 3]  # three
+    marked[0, 2, 2] = False
+    assert not m.opening(marked, 2)[0, 2, 6]
+    assert not m.opening(marked[:, :, 2:], 2)[0, 2, 4]  # four pixels to the left of it
+    assert m.opening(marked[:, :, 3:], 2)[0, 2, 3]  # three
     assert m.halo_of([("opening", 2)]) == 4
 
 

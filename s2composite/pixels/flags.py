@@ -81,8 +81,8 @@ class MaskRule:
         Parameters
         ----------
         block
-            ``(t, y, x)`` of the mask band, with `halo` pixels around the window except where the raster ends: nothing
-            outside the block counts as bad. NaN is bad.
+            ``(t, y, x)`` of the mask band, with `halo` pixels around the window except where the raster ends: what
+            lies outside the block changes nothing. NaN is bad.
 
         Returns
         -------

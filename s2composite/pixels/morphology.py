@@ -1,7 +1,9 @@
 """Morphology of masks with exact Euclidean discs, for stacks of scenes.
 
-All functions take and return marked pixels (of masks, the *bad* ones) as ``(t, y, x)`` bool. Pixels outside the image
-are not marked, so erosion starts at its edge. A disc of radius `r` holds the pixels whose centres are at most `r` away.
+All functions take and return marked pixels (of masks, the *bad* ones) as ``(t, y, x)`` bool. Nothing is known of pixels
+outside the image, so they change nothing: a dilation does not grow from there, and an erosion does not start there.
+These are the borders of scikit-image, and so of odc-algo: a closing never loses a marked pixel, and an opening keeps
+what fits a disc that the image cuts off. A disc of radius `r` holds the pixels whose centres are at most `r` away.
 """
 
 from __future__ import annotations
@@ -42,12 +44,12 @@ def dilation(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     >>> dilation(np.array([[[0, 0, 1, 0, 0, 0]]], bool), 2).astype(int).tolist()
     [[[1, 1, 1, 1, 1, 0]]]
     """
-    return _grown(marked, 1, radius, outside=False)
+    return _grown(marked, 1, radius)
 
 
 def erosion(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Keep marked pixels with only marked ones up to `radius` pixels away, all inside the image."""
-    return ~_grown(marked, 0, radius, outside=True)
+    """Keep marked pixels with only marked ones up to `radius` pixels away, as far as the image reaches."""
+    return ~_grown(marked, 0, radius)
 
 
 def opening(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
@@ -103,13 +105,13 @@ def distance_squared(marked: NDArray[np.bool_], radius: int) -> NDArray[np.uint1
     return out
 
 
-def _grown(marked: NDArray[np.bool_], wanted: int, radius: int, *, outside: bool) -> NDArray[np.bool_]:
+def _grown(marked: NDArray[np.bool_], wanted: int, radius: int) -> NDArray[np.bool_]:
     """Return the pixels within `radius` of one that is marked (`wanted` 1) or not (0)."""
     if radius == 0:
         return marked if wanted else ~marked
     reach = np.array([math.isqrt(radius * radius - dx * dx) for dx in range(radius + 1)])
     out = np.empty(marked.shape, np.uint8)
-    grow(np.ascontiguousarray(marked).view(np.uint8), wanted, outside, reach, out)
+    grow(np.ascontiguousarray(marked).view(np.uint8), wanted, reach, out)
     return out.view(np.bool_)
 
 

@@ -12,11 +12,10 @@ __all__ = ["grow", "squared_distances"]
 
 
 @part
-def column_distances(marked: Any, wanted: int, outside: int, most: int, down: Any) -> None:
+def column_distances(marked: Any, wanted: int, most: int, down: Any) -> None:
     """Write the distance of each pixel to the nearest one with value `wanted` in its column, at most `most`.
 
-    ``marked``, ``down (y, x)`` uint8; `outside` is the distance of the pixels above the first and below the last row: 0
-    if they count as wanted, `most` if not.
+    ``marked``, ``down (y, x)`` uint8; no pixel above the first or below the last row counts as wanted.
     """
     height, width = marked.shape
     one, top = np.int16(1), np.int16(most)
@@ -24,14 +23,11 @@ def column_distances(marked: Any, wanted: int, outside: int, most: int, down: An
         row, values = down[y], marked[y]
         if y == 0:
             for x in range(width):
-                row[x] = 0 if values[x] == wanted else min(np.int16(outside) + one, top)
+                row[x] = 0 if values[x] == wanted else top
         else:
             above = down[y - 1]
             for x in range(width):
                 row[x] = 0 if values[x] == wanted else min(np.int16(above[x]) + one, top)
-    last = down[height - 1]
-    for x in range(width):
-        last[x] = min(np.int16(last[x]), np.int16(outside) + one)
     for y in range(height - 2, -1, -1):
         row, below = down[y], down[y + 1]
         for x in range(width):
@@ -39,8 +35,8 @@ def column_distances(marked: Any, wanted: int, outside: int, most: int, down: An
 
 
 @kernel
-def grow(marked: Any, wanted: int, outside: bool, reach: Any, out: Any) -> None:
-    """Mark every pixel within a disc of a pixel of value `wanted`.
+def grow(marked: Any, wanted: int, reach: Any, out: Any) -> None:
+    """Mark every pixel within a disc of a pixel of value `wanted`; there are none outside the image.
 
     Parameters
     ----------
@@ -48,8 +44,6 @@ def grow(marked: Any, wanted: int, outside: bool, reach: Any, out: Any) -> None:
         ``(t, y, x)`` uint8: 0 or 1.
     wanted
         1 to grow the marked pixels, 0 to grow the others.
-    outside
-        Whether pixels outside the image count as wanted.
     reach
         ``(r + 1,)`` int64: half height of the disc of radius `r` (at most 254) in each column from its middle on.
     out
@@ -59,9 +53,9 @@ def grow(marked: Any, wanted: int, outside: bool, reach: Any, out: Any) -> None:
     radius = reach.size - 1
     most = radius + 1
     down, padded = np.empty((height, width), np.uint8), np.empty(width + 2 * radius, np.uint8)
-    padded[:] = 0 if outside else most
+    padded[:] = most
     for t in range(times if height > 0 else 0):
-        column_distances(marked[t], wanted, 0 if outside else most, most, down)
+        column_distances(marked[t], wanted, most, down)
         for y in range(height):
             row, near = out[t, y], down[y]
             for x in range(width):
@@ -91,7 +85,7 @@ def squared_distances(marked: Any, radius: int, out: Any) -> None:
     down, padded = np.empty((height, width), np.uint8), np.empty(width + 2 * radius, np.int32)
     padded[:] = most * most
     for t in range(times if height > 0 else 0):
-        column_distances(marked[t], 1, most, most, down)
+        column_distances(marked[t], 1, most, down)
         for y in range(height):
             row, near = out[t, y], down[y]
             for x in range(width):
