@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.crs import CRS
 from rasterio.control import GroundControlPoint
+from rasterio.shutil import copy as copy_raster
 from rasters import ORIGIN, series, write_tif
 from tiff_matrix import JPEG, LOSSLESS, SPECIAL, make
 
@@ -398,3 +399,40 @@ def test_a_damaged_index_is_no_index(scratch, damage, value):
     content[damage % len(content)] = value
     (scratch / "index").write_bytes(content)
     assert load_index(scratch / "index", [path]) in ({}, {path: header})
+
+
+@pytest.mark.parametrize("form", ["tags", "sidecar", "vrt"])
+def test_scale_offset_and_unit_of_each_band_are_those_of_gdal(tmp_path, form):
+    path = write_tif(tmp_path / "a.tif", np.ones((3, 64, 64), np.int16))
+    if form == "tags":
+        with rasterio.open(path, "r+") as dataset:
+            dataset.scales, dataset.offsets, dataset.units = (
+                (1e-4, 0.00341802, 1.0),
+                (-0.1, 149.0, 0.0),
+                ("", "K", "m&"),
+            )
+    else:
+        bands = "".join(
+            f"<PAMRasterBand band='{b}'><UnitType>{u}</UnitType><Offset>{o}</Offset><Scale>{s}</Scale></PAMRasterBand>"
+            for b, s, o, u in ((1, 1e-4, -0.1, ""), (2, 0.00341802, 149, "K"), (3, 1, 0, "m&amp;"))
+        )
+        (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{bands}</PAMDataset>")
+    if form == "vrt":
+        copy_raster(path, tmp_path / "a.vrt", driver="VRT")
+        path = str(tmp_path / "a.vrt")
+    with rasterio.open(path) as dataset:
+        expected = list(zip(dataset.scales, dataset.offsets, (u or None for u in dataset.units), strict=True))
+    assert expected[1] == (0.00341802, 149.0, "K")
+    header = read_header(path)
+    assert [(s.scale, s.offset, s.unit) for s in header.scaling] == expected
+    save_index([header], tmp_path / "index")
+    assert load_index(tmp_path / "index", [path])[path].scaling == header.scaling
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "0", "", "two"])
+def test_a_scale_that_is_no_number_says_nothing(tmp_path, text):
+    path = write_tif(tmp_path / "a.tif", np.ones((64, 64), np.int16))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales = (3.25,)
+    Path(path).write_bytes(Path(path).read_bytes().replace(b">3.25<", f">{text:>4}<".encode(), 1))
+    assert read_header(path).scaling in ((), (None,))

@@ -9,6 +9,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import shapely
 import xarray as xr
 from exactextract import exact_extract
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio import Affine
+from rasters import write_tif
 from scipy.stats import skew
 from typer.testing import CliRunner
 
@@ -399,6 +401,27 @@ def test_a_written_composite_from_the_command_line(cube, tmp_path):
     assert isinstance(CliRunner().invoke(app, arguments).exception, WriteError), "it exists"
     with pytest.raises(SourceError, match=r"none\.tif: cannot be read as a raster"):
         s2c.zonal_stats(tmp_path / "none.tif", fields(cube))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
+@pytest.mark.parametrize(
+    ("scales", "offsets"), [((1e-4, 1e-4), (-0.1, -0.1)), ((1.0, 0.00341802), (0.0, 149.0)), ((1.0, 1.0), (0.0, -5.0))]
+)
+def test_scale_and_offset_of_a_file_are_applied_as_exactextract_applies_them(tmp_path, dtype, scales, offsets):
+    values = np.random.default_rng(3).integers(1, 200, (2, 70, 90)).astype(dtype)
+    values[:, :9] = 0
+    path = write_tif(tmp_path / "raster.tif", values, nodata=0)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = scales, offsets
+    frame = zones(pixels(3, 40, 5, 60), pixels(0, 9, 0, 80), pixels(30, 70, 30, 90))
+    stats = ["min", "max", "mean", "stdev", "count"]
+    found = s2c.zonal_stats(path, frame, stats, name="id")
+    expected = exact_extract(path, frame, stats, output="pandas").astype(float)
+    rtol = 2e-5 if dtype == "float32" else 1e-9
+    for band in (1, 2):
+        mine = found[found["band"] == str(band)].reset_index(drop=True)
+        for name in stats:
+            np.testing.assert_allclose(mine[name], expected[f"band_{band}_{name}"], rtol, 1e-12, err_msg=name)
 
 
 def test_months_of_a_forest(imagery):

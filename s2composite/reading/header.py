@@ -29,10 +29,24 @@ from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
 from s2composite.scenes.access import check_read, gdal_limits
 from s2composite.scenes.storage import display, is_remote
 
-__all__ = ["Coding", "Header", "Level", "mask_of", "read_header", "read_headers", "signing"]
+__all__ = ["Coding", "Header", "Level", "Scaling", "mask_of", "read_header", "read_headers", "signing"]
 
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 """What GDAL escapes in its metadata beside the three of all XML, and all of it twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What GDAL's metadata say of a band's numbers: ``number * scale + offset`` has the unit."""
+
+    scale: float
+    """1 where only the unit is known."""
+
+    offset: float
+    """0 where only the unit is known."""
+
+    unit: str | None
+    """``"K"``; None: not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +79,9 @@ class Header:
 
     mask: Header | None = field(default=None, compare=False, repr=False)
     """The file's own mask as a raster of one uint8 band, 255 where valid, its levels those of the file; None: none."""
+
+    scaling: tuple[Scaling | None, ...] = field(default=(), compare=False)
+    """Scale, offset and unit of each band in GDAL's metadata; empty: no band has any."""
 
     undecodable: str = field(default="", compare=False)
     """Why only GDAL can read the pixels; empty: they can be decoded here."""
@@ -192,6 +209,7 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
         _nodata(main.text(42113), dtype),
         _descriptions(main.text(42112), first.coding.samples),
         tuple(level for level, _ in images),
+        scaling=_scaling(main.text(42112), first.coding.samples),
         undecodable=next((why for level, d in images if (why := why_undecodable(level, d))), ""),
         framed=_is_framed(tiff.notes),
     )
@@ -230,7 +248,9 @@ def _with_mask(header: Header, masks: list[tuple[Level, Directory]]) -> Header:
 
 def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
     """Return the mask of a file as a raster of one band."""
-    return replace(header, bands=1, dtype=np.dtype(np.uint8), nodata=None, descriptions=(None,), levels=levels)
+    return replace(
+        header, bands=1, dtype=np.dtype(np.uint8), nodata=None, descriptions=(None,), scaling=(), levels=levels
+    )
 
 
 def _check_complete(header: Header) -> None:
@@ -261,17 +281,44 @@ def _nodata(text: str, dtype: np.dtype[Any]) -> float | None:
 
 def _descriptions(xml: str, bands: int) -> tuple[str | None, ...]:
     """Return the bands' names in GDAL's metadata tag."""
-    names: dict[str, str] = {}
-    if 'role="description"' in xml:
-        # expat, which parses it, fetches nothing; a tag that is no XML describes nothing
-        with suppress(ET.ParseError):
-            items = ET.fromstring(xml).iter("Item")  # noqa: S314
-            names = {item.get("sample", ""): unescape(item.text or "", _QUOTES) for item in items if _describes(item)}
+    names = _items(xml, "description")
     return tuple(names.get(str(band)) or None for band in range(bands))
 
 
-def _describes(item: ET.Element) -> bool:
-    return item.get("role") == "description"
+def _items(xml: str, role: str) -> dict[str, str]:
+    """Return the items of a role in GDAL's metadata tag, by the number of the band as text."""
+    if f'role="{role}"' not in xml:
+        return {}
+    # expat, which parses it, fetches nothing; a tag that is no XML describes nothing
+    with suppress(ET.ParseError):
+        items = ET.fromstring(xml).iter("Item")  # noqa: S314
+        return {i.get("sample", ""): unescape(i.text or "", _QUOTES) for i in items if i.get("role") == role}
+    return {}
+
+
+def _scaling(xml: str, bands: int) -> tuple[Scaling | None, ...]:
+    """Return scale, offset and unit of each band in GDAL's metadata tag; empty if no band has any."""
+    scales, offsets, units = (_items(xml, role) for role in ("scale", "offset", "unittype"))
+    if not (scales or offsets or units):
+        return ()
+    return tuple(
+        scaling_of(_number(scales.get(band), 1.0), _number(offsets.get(band), 0.0), units.get(band))
+        for band in map(str, range(bands))
+    )
+
+
+def _number(text: str | None, default: float) -> float:
+    try:
+        return default if text is None else float(text)
+    except ValueError:
+        return default
+
+
+def scaling_of(scale: float, offset: float, unit: str | None) -> Scaling | None:
+    """Return what GDAL says of a band's numbers; None if that is nothing: its defaults, or no numbers."""
+    if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
+        return None
+    return Scaling(scale, offset, unit or None) if (scale, offset) != (1.0, 0.0) or unit else None
 
 
 def _with_sidecar(header: Header) -> Header:
@@ -281,11 +328,11 @@ def _with_sidecar(header: Header) -> Header:
         notes = Path(path + ".aux.xml").read_bytes()
     except OSError:
         notes = b""
-    telling = re.search(rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description)[ >]", notes)
+    telling = re.search(rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description|Scale|Offset|UnitType)[ >]", notes)
     if not telling and (header.geobox.transform != Affine.identity() or not _has_world_file(path)):
         return header
     seen = _from_gdal(path, header.identity)
-    return replace(header, geobox=seen.geobox, nodata=seen.nodata, descriptions=seen.descriptions)
+    return replace(header, geobox=seen.geobox, nodata=seen.nodata, descriptions=seen.descriptions, scaling=seen.scaling)
 
 
 def _has_world_file(path: str) -> bool:
@@ -341,5 +388,6 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
             Level(s, b, tiled=True, coding=coding, offsets=empty, counts=empty)
             for s, b in zip(shapes, blocks, strict=True)
         ),
+        scaling=tuple(map(scaling_of, dataset.scales, dataset.offsets, dataset.units)),
         undecodable=f"{dataset.driver} is no TIFF",
     )

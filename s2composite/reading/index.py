@@ -18,14 +18,14 @@ from affine import Affine
 from s2composite.errors import ReadError
 from s2composite.reading.crs import same_geobox
 from s2composite.reading.fetch import Identity, read_identity
-from s2composite.reading.header import Header, mask_of, read_headers, signing
+from s2composite.reading.header import Header, Scaling, mask_of, read_headers, signing
 from s2composite.reading.level import Level, coding, pack, unpack
 from s2composite.reading.signing import Sign
 from s2composite.scenes.access import check_read
 
 __all__ = ["load_index", "read_headers_cached", "save_index"]
 
-_FORMAT = "s2composite index 1"
+_FORMAT = "s2composite index 2"
 
 
 def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
@@ -150,6 +150,7 @@ def _to_plain(header: Header) -> dict[str, Any]:
         "bands": header.bands,
         "undecodable": header.undecodable,
         "framed": header.framed,
+        "scaling": [None if s is None else [s.scale, s.offset, s.unit] for s in header.scaling],
     }
 
 
@@ -172,6 +173,7 @@ def _from_plain(plain: Mapping[str, Any]) -> Header:
         levels,
         undecodable=plain["undecodable"],
         framed=plain["framed"],
+        scaling=tuple(None if s is None else Scaling(*s) for s in plain["scaling"]),
     )
     if plain["mask"] is None:
         return header

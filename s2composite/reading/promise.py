@@ -95,6 +95,7 @@ def _checked(promise: Header, real: Header | ReadError) -> Header | ReadError:
         "grid": promise.geobox == real.geobox or _close(promise.geobox, real.geobox),
         "dtype": promise.dtype == real.dtype,
         "number of bands": promise.bands == real.bands,
+        "scale and offset": promise.scaling == real.scaling,
         "overviews": [v.shape for v in promise.levels] == [v.shape for v in real.levels],
     }
     unlike = [name for name, holds in alike.items() if not holds]

@@ -46,6 +46,12 @@ class Values:
     dtype: str | None = None
     """Type of the numbers in the catalogue, ``"uint16"``."""
 
+    unit: str | None = None
+    """Unit of physical values, ``"1"`` for reflectances; None: unknown."""
+
+    assumed: bool = False
+    """Whether this follows from the name of sensor and band alone; scale and offset in the file's own tags win."""
+
 
 _UNKNOWN = Values()
 
@@ -75,6 +81,9 @@ class Asset:
 
     values: Values = _UNKNOWN
     """Meaning of its numbers."""
+
+    band_values: tuple[Values, ...] = ()
+    """The same for each of `bands`, where a catalogue describes them; empty: `values` holds for all."""
 
     grid: AssetGrid | None = None
     """Its pixel grid, if a catalogue gives it."""
@@ -122,6 +131,10 @@ class Scene:
 
     collection: str | None = None
     """Collection in the catalogue."""
+
+    sensor: str | None = None
+    """Whose band numbers and values it has: ``"sentinel-2"``, ``"landsat-oli"``, ``"hls-l30"`` ... (see
+    `s2composite.scenes.names.sensor_of`); None: unknown, band numbers are then taken for those of Sentinel-2."""
 
     members: tuple[Scene, ...] = field(default=(), repr=False)
     """The scenes that it was fused from, in order of precedence."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import odc.geo.xr  # noqa: F401 - registers .odc
 import pandas as pd
+import rasterio
 import rioxarray
 import xarray as xr
 from numpy.typing import NDArray
@@ -138,14 +141,26 @@ def _cube(data: Any, layer: str) -> tuple[xr.DataArray, bool]:
 def _opened(path: str) -> xr.DataArray:
     """Return a raster lazily, its bands by their names if they have some."""
     try:
-        # Without a lock each thread reads for itself.
-        array: xr.DataArray = rioxarray.open_rasterio(path, chunks={"y": _CHUNK, "x": _CHUNK}, lock=False)
+        with rasterio.open(path) as dataset, warnings.catch_warnings():
+            # each band's own scale and offset are applied below
+            warnings.filterwarnings("ignore", "(Offsets|Scales|Scale factors) differ", UserWarning)
+            # Without a lock each thread reads for itself.
+            array: xr.DataArray = rioxarray.open_rasterio(path, chunks={"y": _CHUNK, "x": _CHUNK}, lock=False)
+            scales, offsets = (np.array(v)[:, None, None] for v in (dataset.scales, dataset.offsets))
     except (OSError, RasterioError) as error:
         raise SourceError(f"{path}: cannot be read as a raster: {error}") from error
     names = array.attrs.get("long_name")
-    return (
-        array.assign_coords(band=list(names)) if isinstance(names, tuple) and len(set(names)) == len(names) else array
-    )
+    if isinstance(names, tuple) and len(set(names)) == len(names):
+        array = array.assign_coords(band=list(names))
+    return array if (scales == 1).all() and (offsets == 0).all() else _scaled(array, scales, offsets)
+
+
+def _scaled(array: xr.DataArray, scales: NDArray[np.float64], offsets: NDArray[np.float64]) -> xr.DataArray:
+    """Return physical values, NaN where there is no data: those that exactextract measures, in its precision."""
+    nodata, kind = nodata_of(array), array.dtype if array.dtype.kind == "f" else np.dtype(np.float64)
+    values = array.data.astype(kind) * scales.astype(kind) + offsets.astype(kind)
+    there = array.copy(data=values if nodata is None else da.where(array.data == nodata, np.nan, values))
+    return there.drop_attrs(deep=False).drop_encoding()
 
 
 def _north_up(cube: xr.DataArray) -> GeoBox:
