@@ -90,8 +90,8 @@ def zonal_stats(
     -----
     All figures are those that exactextract (Baston) gives for the whole array; skew, which it has not, is that of
     scipy.stats. Its percentiles interpolate between the values that differ, each with the pixels that have it, so that
-    for a handful of classes they are far from those of sorted pixels; of integers they are cut to integers. They take
-    memory for the different values of a zone.
+    for a handful of classes they are far from those of sorted pixels; of integers, too, they are real numbers, those of
+    the same values as floats. They take memory for the different values of a zone.
 
     Examples
     --------

@@ -128,7 +128,7 @@ def shares_of(table: Table) -> dict[Any, float]:
 
 
 def percentiles_of(table: Table, percentiles: Sequence[float]) -> list[float]:
-    """Return percentiles, 0 to 100, by exactextract's definition and in the values' own type; NaN if there is no value.
+    """Return percentiles, 0 to 100, by exactextract's definition, also of integers as real numbers; NaN for no values.
 
     Of the different values x_0 < ... < x_{n-1} with weights w_i, x_i lies at s_i = i w_i + (n - 1) (w_0 + ... +
     w_{i-1}), and the quantile q is interpolated linearly at q (n - 1) (w_0 + ... + w_{n-1}).
@@ -137,18 +137,17 @@ def percentiles_of(table: Table, percentiles: Sequence[float]) -> list[float]:
     n = len(values)
     if not n:
         return [np.nan] * len(percentiles)
-    # In exactextract's order of operations: integers are cut, and a last bit decides between two of them.
     sums = np.cumsum(weights)
     places = np.arange(n) * weights
     places[1:] += (n - 1) * sums[:-1]
     end = float(sums[-1]) * (n - 1)
-    return [float(_interpolated(values, places, percentile / 100 * end)) for percentile in percentiles]
+    return [_interpolated(values, places, percentile / 100 * end) for percentile in percentiles]
 
 
-def _interpolated(values: NDArray[Any], places: NDArray[np.float64], place: float) -> Any:
+def _interpolated(values: NDArray[Any], places: NDArray[np.float64], place: float) -> float:
     right = int(np.searchsorted(places, place, side="right"))
     if right == len(values):
-        return values[-1]
+        return float(values[-1])
     low, high = float(values[right - 1]), float(values[right])
     apart = places[right] - places[right - 1]
-    return values.dtype.type(low + (place - places[right - 1]) * (high - low) / apart)
+    return float(low + (place - places[right - 1]) * (high - low) / apart)

@@ -29,8 +29,11 @@ Row = dict[str, Any]
 Key = tuple[int, int]
 """Positions along time and band."""
 
-Covered = tuple[NDArray[np.int64], NDArray[np.float64]]
-"""The pixels that a zone touches, as positions in a raster in C order, and the share of each that it covers."""
+Window = tuple[int, int, int, int]
+"""Pixels of the raster: first row, row after the last, first column, column after the last."""
+
+Covered = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""Rows and columns of the pixels of a window that a zone touches, and the share of each that it covers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +72,11 @@ class Grid:
     wanted: Wanted
     """The statistics."""
 
-    def box(self, top: int, bottom: int, left: int, right: int) -> tuple[float, float, float, float]:
-        """Return the bounds of pixels as exactextract takes them: west, south, east, north."""
-        west, north = self.transform @ (left, top)
-        east, south = self.transform @ (right, bottom)
+    def box(self, window: Window, margin: float) -> tuple[float, float, float, float]:
+        """Return the bounds of a window and a margin of so many pixels around it: west, south, east, north."""
+        top, bottom, left, right = window
+        west, north = self.transform @ (left - margin, top - margin)
+        east, south = self.transform @ (right + margin, bottom + margin)
         return west, south, east, north
 
     def valid(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -154,7 +158,7 @@ def _summed(blocks: _Blocks, key: Key, zone: Zone, grid: Grid) -> Delayed:
     return call
 
 
-def _crop(block: NDArray[Any], origin: _Origin, zone: Zone) -> tuple[NDArray[Any], tuple[int, int, int, int]]:
+def _crop(block: NDArray[Any], origin: _Origin, zone: Zone) -> tuple[NDArray[Any], Window]:
     """Return the pixels of a block around a zone, and which of the raster's they are."""
     top, bottom = max(zone.top, origin.top), min(zone.bottom, origin.top + block.shape[2])
     left, right = max(zone.left, origin.left), min(zone.right, origin.left + block.shape[3])
@@ -164,11 +168,10 @@ def _crop(block: NDArray[Any], origin: _Origin, zone: Zone) -> tuple[NDArray[Any
 
 def _rows(block: NDArray[Any], origin: _Origin, zones: Sequence[Zone], grid: Grid) -> list[Row]:
     """Return the rows of zones that lie in a block."""
-    size = block.shape[2:]
-    box = grid.box(origin.top, origin.top + size[0], origin.left, origin.left + size[1])
+    window = (origin.top, origin.top + block.shape[2], origin.left, origin.left + block.shape[3])
     rows = []
     for batch in _batches(zones):
-        for zone, covered in zip(batch, _coverage(size, box, [zone.shape for zone in batch]), strict=True):
+        for zone, covered in zip(batch, _coverage(window, [zone.shape for zone in batch], grid), strict=True):
             rows += _merged_rows([_measured(block, origin, covered, grid)], zone, grid.wanted)
     return rows
 
@@ -193,15 +196,14 @@ def _batches(zones: Sequence[Zone]) -> Iterator[list[Zone]]:
 
 def _parts(block: NDArray[Any], origin: _Origin, zone: Zone, grid: Grid) -> dict[Key, Part]:
     """Return what a block knows of a zone, for each of its times and bands."""
-    pixels, where = _crop(block, origin, zone)
-    (covered,) = _coverage(pixels.shape[2:], grid.box(*where), [zone.shape])
+    pixels, window = _crop(block, origin, zone)
+    (covered,) = _coverage(window, [zone.shape], grid)
     return _measured(pixels, origin, covered, grid)
 
 
 def _measured(pixels: NDArray[Any], origin: _Origin, covered: Covered, grid: Grid) -> dict[Key, Part]:
     """Return what pixels ``(t, b, y, x)`` that a zone covers are like, for each time and band."""
-    cells, weights = covered
-    rows, columns = np.divmod(cells, pixels.shape[3])
+    rows, columns, weights = covered
     found = {}
     for t, b in np.ndindex(pixels.shape[:2]):
         values = pixels[t, b][rows, columns]
@@ -217,15 +219,59 @@ def _merged_rows(parts: Sequence[Mapping[Key, Part]], zone: Zone, wanted: Wanted
     ]
 
 
-def _coverage(size: tuple[int, ...], box: tuple[float, float, float, float], shapes: Sequence[Any]) -> list[Covered]:
-    """Return the pixels that each zone touches, and the share of each that it covers."""
+def _coverage(window: Window, shapes: Sequence[Any], grid: Grid) -> list[Covered]:
+    """Return the pixels of a window that each zone touches, and the share of each that it covers.
+
+    exactextract 0.3.0 crashes the process where an edge of a hole lies on the border of its raster, as in a raster of
+    ``NumPyRasterSource(np.zeros((9, 9)), 8, 8, 17, 17)`` for the zone
+    ``box(3, 3, 17, 17).difference(box(8, 8, 12, 12))``. Zones made from rasters are full of edges on the borders of
+    chunks. So it gets a raster with a pixel more on each side, zones that have no corner on the border of that, and no
+    limit at which it would cut the raster again.
+    """
     from exactextract import exact_extract  # noqa: PLC0415 - an extra
     from exactextract.raster import NumPyRasterSource  # noqa: PLC0415
 
-    blank = NumPyRasterSource(np.broadcast_to(np.uint8(0), size), *box)
+    height, width = window[1] - window[0], window[3] - window[2]
+    blank = NumPyRasterSource(np.broadcast_to(np.uint8(0), (height + 2, width + 2)), *grid.box(window, 1))
+    cut = _cut(np.array(shapes, object), window, grid)
     features = [
-        {"type": "Feature", "properties": {}, "geometry": geometry}
-        for geometry in map(shapely.geometry.mapping, shapes)
+        {"type": "Feature", "properties": {"zone": i}, "geometry": shapely.geometry.mapping(shape)}
+        for i, shape in enumerate(cut)
+        if not shape.is_empty
     ]
-    found = exact_extract(blank, features, ["cell_id", "coverage"])
-    return [(facts["properties"]["cell_id"], facts["properties"]["coverage"]) for facts in found]
+    nothing = np.empty(0, np.int64)
+    covered: list[Covered] = [(nothing, nothing, np.empty(0))] * len(shapes)
+    options = {"include_cols": ["zone"], "max_cells_in_memory": (height + 2) * (width + 2)}
+    for found in exact_extract(blank, features, ["cell_id", "coverage"], **options) if features else ():
+        facts = found["properties"]
+        rows, columns = np.divmod(facts["cell_id"], width + 2)
+        inside = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
+        covered[facts["zone"]] = (rows[inside] - 1, columns[inside] - 1, facts["coverage"][inside])
+    return covered
+
+
+_BORDER = 1e-6
+"""Pixels from a border within which a corner of a zone lies on it."""
+
+
+def _cut(shapes: NDArray[np.object_], window: Window, grid: Grid) -> NDArray[np.object_]:
+    """Return zones, of which those with corners on the border of a raster one pixel larger than a window are cut.
+
+    The others stay as they are: to the last bits, coverage depends on where the corners of a zone are.
+    """
+    corners, zone = shapely.get_coordinates(shapes, return_index=True)
+    columns, rows = ~grid.transform @ (corners[:, 0], corners[:, 1])
+    top, bottom, left, right = window
+    near = [abs(rows - top + 1), abs(rows - bottom - 1), abs(columns - left + 1), abs(columns - right - 1)]
+    critical = np.unique(zone[np.min(near, axis=0) < _BORDER])
+    if critical.size:
+        parts = shapely.intersection(shapes[critical], shapely.box(*grid.box(window, 0.5)))
+        shapes[critical] = [_polygonal(part) for part in parts]
+    return shapes
+
+
+def _polygonal(shape: Any) -> Any:
+    """Return a geometry without the points and lines in which a zone touches what it was cut by."""
+    if shape.geom_type in ("Polygon", "MultiPolygon"):
+        return shape
+    return shapely.union_all([part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"])
