@@ -17,6 +17,7 @@ import http.server
 import json
 import re
 import socket
+import socketserver
 import struct
 import subprocess
 import sys
@@ -261,6 +262,45 @@ def fault_server(directory, *, fault=None, gate=None, latency=0.0, bandwidth=0.0
             for connection in state.sockets:  # those that clients keep open would hold up the end
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def raw_server(answer):
+    """Answer each request with bytes as they are, and close the connection.
+
+    Parameters
+    ----------
+    answer
+        Called with a request's bytes; yields bytes to send, and None to wait until the client has given up.
+    """
+
+    class RawHandler(socketserver.BaseRequestHandler):
+        def handle(self):
+            with contextlib.suppress(OSError):
+                asked = b""
+                while b"\r\n\r\n" not in asked and (part := self.request.recv(1 << 16)):
+                    asked += part
+                for part in answer(asked):
+                    if part is None:
+                        closing.wait()
+                        return
+                    self.request.sendall(part)
+
+    class RawListener(socketserver.ThreadingTCPServer):
+        daemon_threads = False
+        request_queue_size = 256
+        allow_reuse_address = True
+
+    closing = threading.Event()
+    with RawListener(("127.0.0.1", 0), RawHandler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_address[1]}"
+        finally:
+            closing.set()
+            listening.shutdown()
+            thread.join()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from rasters import encoded, series, write_tif
 
 import s2composite as s2c
 from s2composite.errors import AccessError, S2CompositeError, SceneError
+from s2composite.reading.fetch import ByteRange, Fetching, Identity
 from s2composite.reading.header import read_header
 from s2composite.scenes import addresses
 from s2composite.scenes.access import VARIABLE, Access, check_touch, limits
@@ -288,6 +289,8 @@ def test_a_redirect_is_a_new_request(limited, tmp_path):
             get(f"{outer}/scene.tif")
         with pytest.raises(AccessError):
             read_header(f"{outer}/scene.tif")
+        ((_, fetched),) = Fetching([ByteRange(f"{outer}/scene.tif", Identity(6), 0, 6)])
+        assert "not among the places" in str(fetched.error), "whoever waits for bytes of a file is told, too"
         limited(read=(f"{outer}/", inner.url("")))
         assert get(f"{outer}/scene.tif") == "secret", "a redirect to an open place is followed"
 

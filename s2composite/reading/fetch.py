@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 
-from s2composite.errors import ReadError
+from s2composite.errors import ReadError, S2CompositeError
 from s2composite.reading.remote import Identity, Reply, Retry, Target, request, target_of
 from s2composite.reading.signing import Sign
-from s2composite.scenes.storage import is_remote
+from s2composite.scenes.storage import display, is_remote
 
 __all__ = [
     "HEAD",
@@ -172,9 +172,9 @@ class Fetching:
             self._held += part.size
             try:
                 future = request(self._target_of(part), part.start, part.size, part.identity, self._retry)
-            except ReadError as error:
+            except S2CompositeError as error:
                 self._flying[i] = None
-                self._arrived.put((i, Fetched(b"", error)))
+                self._arrived.put((i, _failed(part.href, error)))
             else:
                 self._flying[i] = future
                 future.add_done_callback(partial(self._arrive, i))
@@ -185,16 +185,24 @@ class Fetching:
         return self._target
 
     def _arrive(self, i: int, done: Future[Reply]) -> None:
-        if not done.cancelled():
-            self._arrived.put((i, _fetched(done)))
+        # always, also for one that was cancelled: somebody may wait for it
+        self._arrived.put((i, _fetched(self._ranges[i].href, done)))
 
 
-def _fetched(done: Future[Reply]) -> Fetched:
+def _fetched(href: str, done: Future[Reply]) -> Fetched:
     try:
         reply = done.result()
-    except ReadError as error:
-        return Fetched(b"", error, error.__dict__["retries"])
+    except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever is raised here, nobody would see
+        return _failed(href, error)
     return Fetched(reply.data, None, reply.retries)
+
+
+def _failed(href: str, error: BaseException) -> Fetched:
+    if isinstance(error, ReadError):
+        return Fetched(b"", error, error.__dict__.get("retries", 0))
+    href = display(href)
+    why = str(error) if isinstance(error, S2CompositeError) else f"{href}: {type(error).__name__} {error}".strip()
+    return Fetched(b"", ReadError(why, href=href, transient=False, retries=0))
 
 
 # --- Local files ----------------------------------------------------------------------------------------------------

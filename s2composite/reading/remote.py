@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
 import random
 import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
@@ -22,11 +25,12 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from s2composite.errors import ReadError
+from s2composite.errors import AccessError, ReadError, S2CompositeError
 from s2composite.reading.signing import REFUSED, Sign, signed
+from s2composite.scenes.addresses import ReplyTimeout
 from s2composite.scenes.storage import display, filesystem, reason
 
-__all__ = ["Identity", "Reply", "Retry", "Target", "request", "target_of"]
+__all__ = ["LOW_SPEED_LIMIT", "LOW_SPEED_TIME", "Identity", "Reply", "Retry", "Target", "request", "target_of"]
 
 LOG = logging.getLogger(__name__)
 
@@ -35,6 +39,12 @@ _SIGNED_FOR = 7200
 """Seconds a signed URL is valid; a new one is made after half of that."""
 _LONGEST_WAIT = 60.0
 """Seconds that a server may ask to wait before the next attempt."""
+
+LOW_SPEED_TIME = 30.0
+"""Seconds without an answer, or of too few bytes, after which a connection counts as lost, unless
+``GDAL_HTTP_LOW_SPEED_TIME`` says otherwise."""
+LOW_SPEED_LIMIT = 1024.0
+"""Bytes a second that are too few, unless ``GDAL_HTTP_LOW_SPEED_LIMIT`` says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How failures that may pass are repeated: connection lost, timeout, 429, 5xx, short body."""
+    """How failures that may pass are repeated: connection lost, timeout, 429, 5xx, short body.
+
+    GDAL's variables for slow servers hold for the reads that do not go through GDAL, too.
+    """
 
     attempts: int = 5
     """Requests in all before giving up."""
@@ -72,8 +85,21 @@ class Retry:
     longest_wait: float = 8.0
     """Seconds at most between attempts, unless the server asks for more."""
 
-    timeout: float = 30.0
-    """Seconds without a single byte after which a connection counts as lost."""
+    timeout: float = field(default_factory=lambda: _setting("GDAL_HTTP_LOW_SPEED_TIME", 0) or LOW_SPEED_TIME)
+    """Seconds after which a connection counts as lost: without a byte, without all headers of an answer, or with fewer
+    bytes than `least_rate` a second."""
+
+    least_rate: float = field(default_factory=lambda: _setting("GDAL_HTTP_LOW_SPEED_LIMIT", LOW_SPEED_LIMIT))
+    """Bytes a second that must come on average over `timeout`; 0: any rate will do."""
+
+
+def _setting(name: str, default: float) -> float:
+    """Return a number of the environment, the default where it is none that GDAL would take."""
+    try:
+        value = float(os.environ.get(name, ""))
+    except ValueError:
+        return default
+    return value if value >= 0 and math.isfinite(value) else default
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +136,17 @@ class Reply:
 class _FailedError(Exception):
     """One attempt failed."""
 
-    def __init__(self, why: str = "", *, transient: bool = True, wait: float = 0.0, refused: bool = False) -> None:
+    def __init__(
+        self,
+        why: str = "",
+        *,
+        transient: bool = True,
+        wait: float = 0.0,
+        refused: bool = False,
+        closed: bool = False,
+    ) -> None:
         super().__init__(why)
-        self.transient, self.wait, self.refused = transient, wait, refused
+        self.transient, self.wait, self.refused, self.closed = transient, wait, refused, closed
 
 
 def target_of(href: str, sign: Sign | None = None) -> Target:
@@ -172,7 +206,8 @@ def request(target: Target, start: int, size: int, identity: Identity | None, re
     Returns
     -------
     Future
-        Of the reply; raises `ReadError`, with ``transient`` telling whether trying again later could help.
+        Of the reply. Whatever happens, it ends: with a reply, with a `ReadError`, whose ``transient`` tells whether
+        trying again later could help, or with an `AccessError` where the server sends on to a place that is not open.
     """
     web = filesystem("https://")[0]
     coroutine = _persist(web, target, start, size, identity=identity, retry=retry)
@@ -182,11 +217,11 @@ def request(target: Target, start: int, size: int, identity: Identity | None, re
 async def _persist(
     web: Any, target: Target, start: int, size: int, *, identity: Identity | None, retry: Retry
 ) -> Reply:
-    session, error = await web.set_session(), _FailedError()
+    error = _FailedError()
     for attempt in range(retry.attempts):
         try:
-            data, found = await _attempt(session, target, start, size, retry.timeout)
-            _check(data, size, found, identity)
+            data, found = await _attempt(web, target, start, size, retry)
+            _check(data, start, size, found, identity)
         except _FailedError as failed:
             error = failed
         else:
@@ -209,6 +244,8 @@ async def _persist(
             extra={"facts": {"href": display(target.href), "attempt": attempt + 1}},
         )
         await asyncio.sleep(wait)
+    if error.closed:
+        raise AccessError(f"{display(target.href)}: {error}")
     tried = f" (tried {attempt + 1} times)" if attempt else ""
     raise _read_error(target.href, f"{error}{tried}", transient=error.transient, retries=attempt)
 
@@ -224,49 +261,66 @@ def _read_error(href: str, why: str, *, transient: bool, retries: int) -> ReadEr
     return ReadError(f"{href}: {why}", href=href, transient=transient, retries=retries)
 
 
-def _check(data: bytes, size: int, found: Identity, identity: Identity | None) -> None:
+def _check(data: bytes, start: int, size: int, found: Identity, identity: Identity | None) -> None:
     if identity is not None and not identity.same(found):
         raise _FailedError(f"it has changed since its header was read ({_change(identity, found)})", transient=False)
     if len(data) < size and (identity is not None or len(data) < found.size):
         raise _FailedError(f"the server sent {len(data)} of {size} bytes", transient=True)
+    if len(data) > found.size - start:
+        raise _FailedError(f"the server sent {len(data)} bytes of an object that has {found.size}", transient=True)
 
 
 def _change(before: Identity, now: Identity) -> str:
     if before.size != now.size:
         return f"{before.size} bytes then, {now.size} now"
-    return f"ETag {before.etag} then, {now.etag} now" if before.etag and now.etag else "another time of change"
+    if before.etag and now.etag and before.etag != now.etag:
+        return f"ETag {_printable(before.etag)} then, {_printable(now.etag)} now"
+    return "another time of change"
 
 
-async def _attempt(
-    session: aiohttp.ClientSession, target: Target, start: int, size: int, patience: float
-) -> tuple[bytes, Identity]:
-    # a signature is over the URL as it is written: it must not be written anew
-    url = URL(target.url, encoded="%" in target.url)
+async def _attempt(web: Any, target: Target, start: int, size: int, retry: Retry) -> tuple[bytes, Identity]:
+    """Make one request; whatever goes wrong is a `_FailedError`, for somebody waits for this in another thread."""
     headers = {**target.headers, "Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
-    limits = aiohttp.ClientTimeout(total=None, sock_connect=patience, sock_read=patience)
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=retry.timeout, sock_read=retry.timeout)
+    # nothing is unpacked: a range of an object is what it is, and what it might become is not known beforehand
+    plain: dict[str, Any] = {"auto_decompress": False, "read_bufsize": 1 << 20}
     try:
-        # nothing is unpacked: a range of an object is what it is, and what it might become is not known beforehand
-        plain: dict[str, Any] = {"auto_decompress": False, "read_bufsize": 1 << 20}
-        async with session.get(url, headers=headers, timeout=limits, **plain) as response:
-            found = _identity_in(response, start, size)
-            return (b"" if found.size == 0 else await _body(response, size)), found
-    except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
+        # a signature is over the URL as it is written: it must not be written anew
+        url = URL(target.url, encoded="%" in target.url)
+        session = await web.set_session()
+        # the time of a single byte alone (sock_read) lets headers and bodies take for ever that come byte by byte
+        async with asyncio.timeout(None) as limit:
+            reply = ReplyTimeout(limit, retry.timeout)
+            async with session.get(url, headers=headers, timeout=limits, trace_request_ctx=reply, **plain) as response:
+                found = _identity_in(response, start, size)
+                return b"" if found.size == 0 else await _body(response, size, reply, retry.least_rate), found
+    except (_FailedError, asyncio.CancelledError):
+        raise
+    except S2CompositeError as error:
+        raise _FailedError(str(error), transient=False, closed=isinstance(error, AccessError)) from error
+    except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, aiohttp.ClientConnectorCertificateError) as error:
         raise _FailedError(_told(error), transient=False) from error
     except TimeoutError as error:
-        raise _FailedError(f"no answer for {patience:g} s", transient=True) from error
+        slow = f", or less than {retry.least_rate:g} bytes a second" if retry.least_rate else ""
+        raise _FailedError(f"no answer for {retry.timeout:g} s{slow}", transient=True) from error
     except (aiohttp.ClientError, OSError) as error:
         raise _FailedError(f"the connection failed: {_told(error)}", transient=True) from error
+    except Exception as error:  # parsers of URLs and headers raise what they like
+        raise _FailedError(f"the server's answer makes no sense: {_told(error)}", transient=False) from error
 
 
-async def _body(response: aiohttp.ClientResponse, size: int) -> bytes:
-    """Return what a server sends, which is at most what it was asked for."""
-    announced = response.content_length
-    if announced is not None and announced <= size:
-        return await response.read()
+async def _body(response: aiohttp.ClientResponse, size: int, reply: ReplyTimeout, least_rate: float) -> bytes:
+    """Return what a server sends, which is at most what it was asked for, and not too slow."""
     parts, left = [], size
+    most = least = least_rate * reply.seconds
+    reply.begin()
     while left >= 0 and (part := await response.content.readany()):
         parts.append(part)
         left -= len(part)
+        least -= len(part)
+        if least <= 0:
+            reply.begin()
+            least = most
     if left < 0:
         raise _FailedError(f"the server sent more than the {size} bytes that it was asked for", transient=False)
     return b"".join(parts)
@@ -274,23 +328,44 @@ async def _body(response: aiohttp.ClientResponse, size: int) -> bytes:
 
 def _told(error: Exception) -> str:
     """Return what aiohttp says, without the query of a URL, which may be a signature."""
-    return re.sub(r"\?[^\s'\")]+", "", f"{type(error).__name__} {error}").strip()
+    return _printable(re.sub(r"\?[^\s'\")]+", "", f"{type(error).__name__} {error}").strip())
+
+
+def _printable(text: str | None) -> str:
+    """Return what a server sent so that it can be logged: bytes that are no text, and no more than a line."""
+    return " ".join((text or "").encode("ascii", "backslashreplace").decode().split())[:200]
+
+
+# --- What the headers of an answer say. A server may send anything: what is not understood says nothing. -------------
+
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-[0-9]{1,19}|\*)/([0-9]{1,19})")
 
 
 def _identity_in(response: aiohttp.ClientResponse, start: int, size: int) -> Identity:
     """Return the identity of the object in an answer that holds the range that was asked for."""
-    ranged = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
-    if response.status == 416 and ranged and ranged[2] == "0":
+    told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    first, total = (None if n is None else int(n) for n in (told.groups() if told else (None, None)))
+    if response.status == 416 and total == 0:
         return Identity(0)
-    if response.status == 206 and ranged and ranged[1] and int(ranged[1]) == start:
-        total = int(ranged[2])
-    elif response.status == 200 and start == 0 and (response.content_length or size + 1) <= size:
+    if response.status == 200 and start == 0 and (response.content_length or size + 1) <= size:
         total = response.content_length or 0
-    else:
+    elif response.status != 206 or not total or first != start:
         raise _refusal(response, start)
-    changed = response.headers.get("Last-Modified")
-    modified = int(parsedate_to_datetime(changed).timestamp()) * 10**9 if changed else None
-    return Identity(total, response.headers.get("ETag"), modified)
+    return Identity(total, response.headers.get("ETag"), _modified(response.headers.get("Last-Modified", "")))
+
+
+def _modified(text: str) -> int | None:
+    """Return a date as nanoseconds since 1970; None for what is none."""
+    try:
+        date = parsedate_to_datetime(text)
+        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()) * 10**9
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds of a ``Retry-After``; 0 for what says none."""
+    return float(text) if re.fullmatch(r"[0-9]{1,9}", text.strip()) else 0.0
 
 
 def _refusal(response: aiohttp.ClientResponse, start: int) -> _FailedError:
@@ -300,9 +375,8 @@ def _refusal(response: aiohttp.ClientResponse, start: int) -> _FailedError:
     if status == 416:
         return _FailedError(f"it has changed since its header was read (it ends before byte {start})", transient=False)
     if status in _TRANSIENT:
-        asked = response.headers.get("Retry-After", "")
-        wait = float(asked) if asked.isdigit() else 0.0
-        return _FailedError(f"the server answered {status} {response.reason}", transient=True, wait=wait)
+        told = f"the server answered {status} {_printable(response.reason)}"
+        return _FailedError(told, transient=True, wait=_seconds(response.headers.get("Retry-After", "")))
     return _FailedError(f"{_words(status)} (status {status})", transient=False, refused=status in REFUSED)
 
 

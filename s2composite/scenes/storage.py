@@ -15,7 +15,7 @@ import fsspec
 
 from s2composite.errors import SourceError
 from s2composite.scenes.access import check_touch, limits
-from s2composite.scenes.addresses import guarded_client
+from s2composite.scenes.addresses import guarded_client, web_client
 from s2composite.scenes.credentials import (
     gcs_options,
     gcs_token,
@@ -174,7 +174,7 @@ def storage_options(href: str) -> dict[str, Any]:
     if scheme in ("http", "https") and limits() is not None:
         return {"get_client": guarded_client}
     # trust_env: proxies and ~/.netrc, as curl and GDAL use them.
-    return {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
+    return {"get_client": web_client, "client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
 
 
 def gdal_options(href: str) -> dict[str, str]:
