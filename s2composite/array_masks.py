@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from s2composite.as_cube import as_cube
 from s2composite.cube import stack_of
 from s2composite.errors import ParameterError
+from s2composite.georeference import crs_of, label_shift
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
 from s2composite.scenes.names import same_band
@@ -66,7 +67,8 @@ def usable_cube(
             )
     array, bands = _apart(cube, {rule.band for rule in rules if isinstance(rule, MaskRule)})
     masks = [_evaluated(rule, bands[rule.band]) for rule in rules if isinstance(rule, MaskRule) and rule.band in bands]
-    masks += [_aligned(one, array) for one in valid if isinstance(one, xr.DataArray)]
+    shift = _shift_of(cube)
+    masks += [_aligned(one, array, shift) for one in valid if isinstance(one, xr.DataArray)]
     left = tuple(rule for rule in rules if not (isinstance(rule, MaskRule) and rule.band in bands))
     return array, left, _together(masks)
 
@@ -131,14 +133,34 @@ def _whole_numbers(band: NDArray[Any]) -> NDArray[Any]:
     return whole if (whole == filled).all() else np.ascontiguousarray(band)
 
 
-def _aligned(mask: xr.DataArray, cube: xr.DataArray) -> ValidArray:
-    """Return a mask as ``(time, y, x)`` of the cube; one without time applies to all scenes."""
+def _shift_of(cube: Any) -> tuple[float, float] | None:
+    """Return what is added to a cube's coordinates for the centres of its pixels; see `label_shift`."""
+    array = next(iter(cube.data_vars.values()), None) if isinstance(cube, xr.Dataset) else cube
+    return label_shift(array) if isinstance(array, xr.DataArray) else None
+
+
+def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] | None) -> ValidArray:
+    """Return a mask as ``(time, y, x)`` of the cube; one without time applies to all scenes.
+
+    Parameters
+    ----------
+    shift
+        Of the coordinates of the cube as it was given, with which a mask made from it agrees.
+    """
     name = mask.name or "the mask"
     if mask.dtype != np.bool_:
         raise ParameterError(f"{name} is {mask.dtype}; valid takes boolean arrays, True where an observation is valid")
     extra = set(mask.dims) - {"time", "y", "x"}
     if extra or not {"y", "x"} <= set(mask.dims):
         raise ParameterError(f"{name} has dimensions {tuple(mask.dims)}; a mask has (time, y, x) or (y, x)")
+    there, here = crs_of(mask), crs_of(cube)
+    if there is not None and here is not None and there != here:
+        raise ParameterError(f"{name} is in {there}, the cube in {here}; reproject it to the cube's grid")
+    own = label_shift(mask)
+    dx, dy = (own if own is not None else shift) or (0.0, 0.0)
+    moved = {dim: mask[dim] + by for dim, by in (("x", dx), ("y", dy)) if dim in mask.coords}
+    mask = mask.assign_coords(moved)
+    mask = mask.isel({dim: slice(None, None, -1) for dim in moved if _is_reversed(mask, cube, dim)})
     for dim in mask.dims:
         _check_axis(str(dim), name, mask, cube)
     if "time" in mask.dims:
@@ -151,6 +173,14 @@ def _aligned(mask: xr.DataArray, cube: xr.DataArray) -> ValidArray:
         if isinstance(data, da.Array)
         else np.ascontiguousarray(np.broadcast_to(data, shape))
     )
+
+
+def _is_reversed(mask: xr.DataArray, cube: xr.DataArray, dim: str) -> bool:
+    """Return whether an axis runs the other way: rows from south to north, where the cube's begin in the north."""
+    if dim not in cube.coords or mask.sizes[dim] < 2 or cube.sizes[dim] < 2:
+        return False
+    first, last = mask[dim].values[[0, -1]]
+    return bool(np.sign(last - first) == -np.sign(cube[dim].values[-1] - cube[dim].values[0]))
 
 
 def _check_axis(dim: str, name: object, mask: xr.DataArray, cube: xr.DataArray) -> None:

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from affine import Affine
-from odc.geo.geobox import GeoBox
-from odc.geo.xr import xr_coords
 
 from s2composite.errors import ParameterError
+from s2composite.georeference import georeferenced
 
 __all__ = ["as_cube", "days_of", "nodata_of"]
 
@@ -38,24 +36,7 @@ def as_cube(cube: Any) -> xr.DataArray:
         raise ParameterError("the cube has no times; nothing to composite")
     array = array.transpose(*_DIMS)
     missing = {dim: np.arange(array.sizes[dim]) for dim in ("time", "band") if dim not in array.coords}
-    return _georeferenced(array.assign_coords(missing))
-
-
-def _georeferenced(array: xr.DataArray) -> xr.DataArray:
-    """Give a cube from stackstac the coordinates that rioxarray and odc-geo understand.
-
-    Its CRS and transform are in its attributes alone, and by default its coordinates are the corners of pixels, where
-    everything else expects their centres: half a pixel off, and nothing tells.
-    """
-    if "spatial_ref" in array.coords or not {"crs", "transform"} <= set(array.attrs) or "x" not in array.coords:
-        return array
-    transform = Affine(*tuple(array.attrs["transform"])[:6])
-    # The cube may have been cut since: its coordinates say where it is now, the transform what they mean.
-    x, y = float(array["x"][0]), float(array["y"][0])
-    column, row = ~transform @ (x, y)
-    origin = Affine.translation(float(np.floor(column + 1e-6)), float(np.floor(row + 1e-6)))
-    geobox = GeoBox((array.sizes["y"], array.sizes["x"]), transform @ origin, array.attrs["crs"])
-    return array.assign_coords(xr_coords(geobox, dims=("y", "x")))
+    return georeferenced(array.assign_coords(missing))
 
 
 def nodata_of(array: xr.DataArray) -> float | None:

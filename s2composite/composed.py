@@ -7,10 +7,11 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
-import odc.geo.xr  # noqa: F401 - registers .odc
 import xarray as xr
 
 from s2composite.coarse import coarse_cube
+from s2composite.errors import ParameterError
+from s2composite.georeference import geobox_of
 from s2composite.pixels.reducers import Layer, Recipe
 from s2composite.windows import STATUS, Work, layer_arrays, work_in
 
@@ -100,6 +101,10 @@ def _whole_work(dataset: xr.Dataset) -> Work | None:
     work = work_in(dataset)
     if work is None or work.arrays or "band" not in dataset.coords:
         return None
-    same = dataset.odc.geobox == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
+    made = all(getattr(array.data, "name", "").startswith(f"{name}-") for name, array in dataset.data_vars.items())
+    try:
+        same = made and geobox_of(dataset) == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
+    except ParameterError:
+        same = False
     periods = len(work.recipe.periods or ())
     return work if same and dataset.sizes.get("time", 0) == periods else None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
-from dask.delayed import Delayed, delayed
+from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from distributed import default_client
 from distributed.system import MEMORY_LIMIT
@@ -21,6 +23,7 @@ from odc.geo.geom import BoundingBox
 from odc.geo.xr import xr_coords
 
 from s2composite.errors import ParameterError
+from s2composite.georeference import geobox_of
 from s2composite.interop import load_with
 from s2composite.metering import tell_read
 from s2composite.reading.grid import Anchor, Window, aligned_offset
@@ -31,7 +34,7 @@ from s2composite.reading.stack import Stack, TargetGrid, open_stack
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.storage import absolute
 
-__all__ = ["Chunks", "auto_size", "delayed_stack", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
+__all__ = ["Chunks", "auto_size", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
 
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 """Heights of the rows of windows, widths of their columns."""
@@ -207,12 +210,26 @@ def _geobox_of(like: Any) -> GeoBox:
     if isinstance(like, (str, os.PathLike)):
         return read_header(absolute(like)).geobox
     data = getattr(like, "dataset", like)
-    geobox = data.odc.geobox if isinstance(data, (xr.DataArray, xr.Dataset)) else None
-    if geobox is None:
+    geobox = geobox_of(data) if isinstance(data, (xr.DataArray, xr.Dataset)) else None
+    if geobox is None or geobox.crs is None:
         raise ParameterError(
             f"like= is a {type(like).__name__} without a georeference; give an array with a CRS, or geobox="
         )
     return geobox
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """What the tasks of a cube read: one node of its graph, which travels once to each worker."""
+
+    stack: Stack
+    """The scenes."""
+
+    spatial: Chunks
+    """The windows."""
+
+    def __dask_tokenize__(self) -> Any:
+        return self.stack.token, self.spatial
 
 
 def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.DataArray:
@@ -223,8 +240,7 @@ def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.Da
     times, bands = stack.shape[:2]
     data = da.map_blocks(
         _read_block,
-        stack=delayed_stack(stack),
-        spatial=spatial,
+        read=delayed(_Read(stack, spatial), name=f"{_STACK_LAYER}{stack.token}", pure=True, traverse=False),
         chunks=((times,), (bands,), *spatial),
         dtype=stack.dtype,
         meta=np.empty((0, 0, 0, 0), stack.dtype),
@@ -238,8 +254,8 @@ def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.Da
     return xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
 
 
-def _read_block(*, stack: Stack, spatial: Chunks, block_id: tuple[int, ...]) -> NDArray[Any]:
-    seen = stack.read(window_at(spatial, block_id[2], block_id[3]))
+def _read_block(*, read: _Read, block_id: tuple[int, ...]) -> NDArray[Any]:
+    seen = read.stack.read(window_at(read.spatial, block_id[2], block_id[3]))
     tell_read(seen.tally)
     return seen.pixels
 
@@ -250,16 +266,11 @@ def window_at(spatial: Chunks, row: int, column: int) -> Window:
     return slice(y, y + spatial[0][row]), slice(x, x + spatial[1][column])
 
 
-def delayed_stack(stack: Stack) -> Delayed:
-    """Return a stack as one node of a graph, so that it travels once to each worker and not with every task."""
-    return delayed(stack, name=f"{_STACK_LAYER}{stack.token}", pure=True, traverse=False)
-
-
 def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
     """Return the stack and windows behind a cube from `open_cube`, None for any other array.
 
-    A cube of which times or an area were selected still has a stack, with the same selection. A cube whose values were
-    changed in any way has none.
+    A cube of which times or an area were selected still has a stack, with the same selection. A cube whose values or
+    coordinates were changed in any way has none.
     """
     if not isinstance(cube.data, da.Array):
         return None
@@ -272,23 +283,63 @@ def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
     return None if stack is None else (stack, cube.data.chunks[2:])
 
 
-def _selected(stack: Stack, cube: xr.DataArray) -> Stack | None:
-    """Return the part of a stack that a cube selected from it shows, None where that cannot be told."""
+def _selected(read: _Read, cube: xr.DataArray) -> Stack | None:
+    """Return the part of a stack that a cube selected from it shows, None where its labels are others."""
+    stack = read.stack
     if cube.dims != ("time", "band", "y", "x") or "scene" not in cube.coords or len(cube.data.chunks[0]) > 1:
         return None
-    if tuple(cube["band"].values) != stack.bands:
+    times, bands, rows, columns = _selection(read, cube.data)
+    labels = [stack.scenes[t].id for t in times], [stack.bands[b] for b in bands]
+    labelled = [str(scene) for scene in cube["scene"].values], list(cube["band"].values)
+    if labels != labelled or bands != list(range(len(stack.bands))) or not _is_run(rows) or not _is_run(columns):
         return None
-    position = {scene.id: t for t, scene in enumerate(stack.scenes)}
-    geobox = cube.odc.geobox
-    ids = [str(scene) for scene in cube["scene"].values]
-    if geobox is None or not all(scene in position for scene in ids):
+    try:
+        geobox = geobox_of(cube)
+    except ParameterError:
+        geobox = None
+    if geobox is None or aligned_offset(stack.geobox, geobox) != (rows[0], columns[0]):
         return None
     if geobox != stack.geobox:
-        if aligned_offset(stack.geobox, geobox) is None:
-            return None
         stack = stack.crop(geobox)
-    positions = [position[scene] for scene in ids]
-    return stack if positions == list(range(len(stack.scenes))) else stack.select(positions)
+    return stack if times == list(range(len(stack.scenes))) else stack.select(times)
+
+
+def _is_run(positions: Sequence[int]) -> bool:
+    return list(positions) == list(range(positions[0], positions[0] + len(positions))) if positions else False
+
+
+def _selection(read: _Read, data: da.Array) -> list[list[int]]:
+    """Return which positions along each axis were selected from what was read.
+
+    Coordinates do not say that: they can be assigned. So the selections in the graph are made of positions instead of
+    pixels, along one row of blocks for each axis.
+    """
+    sizes = ((len(read.stack.scenes),), (len(read.stack.bands),), *read.spatial)
+    reads = [name for name in data.dask.layers if name.startswith("read-")]
+    if data.name == reads[0]:
+        return [list(range(sum(chunks))) for chunks in sizes]
+    return [_selected_along(axis, sizes[axis], sizes, reads[0], data) for axis in range(data.ndim)]
+
+
+def _selected_along(
+    axis: int, chunks: Sequence[int], sizes: Sequence[Sequence[int]], read: str, data: da.Array
+) -> list[int]:
+    def block(key: tuple[Any, ...]) -> NDArray[np.int64]:
+        shape = [sizes[dim][number] for dim, number in enumerate(key[1:])]
+        start = sum(chunks[: key[1 + axis]])
+        positions = np.arange(start, start + shape[axis]).reshape(
+            [-1 if dim == axis else 1 for dim in range(len(shape))]
+        )
+        return np.broadcast_to(positions, shape)
+
+    keys = [(data.name, *(n if dim == axis else 0 for dim in range(data.ndim))) for n in range(data.numblocks[axis])]
+    graph = {
+        key: block(key) if key[0] == read else task
+        for key, task in dict(data.dask.cull(keys)).items()
+        if not str(key).startswith(_STACK_LAYER)
+    }
+    first = [slice(None) if dim == axis else 0 for dim in range(data.ndim)]
+    return [int(position) for found in dask.get(graph, keys) for position in found[tuple(first)]]
 
 
 def _coords(stack: Stack) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import odc.geo.xr  # noqa: F401 - registers .odc
 import xarray as xr
 
 from s2composite.errors import ParameterError
+from s2composite.georeference import geobox_of
 from s2composite.scenes.periods import Day, Period, PeriodSpec, day_of, find_periods
 
 __all__ = ["Group", "groups_of", "with_time_axis"]
@@ -63,7 +63,7 @@ def _days(cube: xr.DataArray, day: Day) -> list[dt.date]:
 
 def _longitude(cube: xr.DataArray) -> float:
     """Return the longitude of the cube's centre, in degrees east."""
-    geobox = cube.odc.geobox
+    geobox = geobox_of(cube)
     if geobox is None or geobox.crs is None:
         raise ParameterError('day="solar" needs the position of the cube, which has no CRS; use day="utc"')
     return float(geobox.extent.centroid.to_crs("EPSG:4326").coords[0][0])

@@ -27,6 +27,7 @@ ROOMS = [
     "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
     "pixels.stretching",
     "metering",
+    "georeference",
     "masking",
     "interop",
     "cube", "coarse", "days",

@@ -7,7 +7,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import odc.geo.xr  # noqa: F401 - registers .odc
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from s2composite.analysis.picture import bands_of, decimated, layer_of, values_of, with_count
 from s2composite.errors import ParameterError
+from s2composite.georeference import crs_of
 
 __all__ = [
     "axes_or_new",
@@ -95,7 +95,7 @@ def _label(shown: xr.Dataset, dim: str) -> str:
     if dim not in shown.coords:
         return f"{dim} (pixels)"
     units = str(shown[dim].attrs.get("units", ""))
-    crs = shown.odc.crs if dim == "x" else None
+    crs = crs_of(next(iter(shown.data_vars.values()))) if dim == "x" else None
     code = None if crs is None else crs.to_epsg()
     told = ", ".join(part for part in (_UNITS.get(units, units), f"EPSG:{code}" if code else "") if part)
     return f"{dim} ({told})" if told else dim

@@ -16,7 +16,6 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-import odc.geo.xr  # noqa: F401 - registers .odc
 import xarray as xr
 from bokeh.embed import file_html
 from bokeh.layouts import column
@@ -25,11 +24,13 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from odc.geo.overlap import compute_output_geobox
 from rasterio.warp import Resampling, reproject
 
 from s2composite.analysis.picture import bands_of, decimated, heading, layer_of, layers_of, values_of, with_count
 from s2composite.composed import Composed
 from s2composite.errors import GridError, ParameterError
+from s2composite.georeference import geobox_of
 from s2composite.pixels.stretching import Stretch, limits, painted
 from s2composite.writing.targets import put_small, target_of
 
@@ -131,10 +132,10 @@ def explore(
     chosen = bands_of(layer_of(whole, layer, ("time", "band", "y", "x")), bands)
     side = min(_SIDE, math.isqrt(_PIXELS // chosen.sizes["time"]))
     shown = decimated(with_count(chosen, whole), side)
-    geobox = shown.odc.geobox
+    geobox = geobox_of(shown)
     if geobox is None or geobox.crs is None:
         raise GridError("the composite has no coordinate system, so it has no place on a map; write_crs() it")
-    target = shown.odc.output_geobox("EPSG:3857")
+    target = compute_output_geobox(geobox, "EPSG:3857")
     pictures = [_warped(picture, geobox, target) for picture in _painted(shown, layer, stretch)]
     title = ", ".join(heading(dataset, layer, bands or ()).splitlines())
     return Map(_layout(pictures, target, labels, title, basemap), title)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from s2composite.composed import Composed
 from s2composite.cube import stack_of, to_cube
 from s2composite.errors import ParameterError
+from s2composite.georeference import north_up
 from s2composite.pixels.stretching import colour_bands
 
 __all__ = [
@@ -43,8 +44,8 @@ _SAMPLE = 512
 
 
 def layers_of(composite: Composed | xr.Dataset) -> xr.Dataset:
-    """Return the layers of a composite, which may also come as they are."""
-    return composite if isinstance(composite, xr.Dataset) else composite.dataset
+    """Return the layers of a composite, which may also come as they are, with north at the top."""
+    return north_up(composite if isinstance(composite, xr.Dataset) else composite.dataset)
 
 
 def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:

@@ -11,7 +11,8 @@ import xarray as xr
 from dask.base import tokenize
 
 from s2composite.errors import ParameterError, WriteError
-from s2composite.writing.layers import chosen_layers, geobox_of, layer_of
+from s2composite.georeference import geobox_of
+from s2composite.writing.layers import chosen_layers, layer_of
 from s2composite.writing.overviews import level_shapes
 from s2composite.writing.pyramid import aligned_chunks, plan_stages, regular_chunks, window_size
 from s2composite.writing.regions import Regions
@@ -92,7 +93,7 @@ def plan_store(
     pixel = sum(layer.data.dtype.itemsize * int(np.prod(layer.data.shape[:-2])) for layer in layers)
     windows = windows or _window_chunks(layers[0].data.chunks[-2:], chunk, pixel)
     stages = plan_stages(windows, chunk, levels, pixel)
-    geobox = geobox_of(dataset, layers[0].name)
+    geobox = geobox_of(dataset[layers[0].name])
     hierarchy = Hierarchy(dataset, layers, geobox, levels, stages, chunk, options.level, pyramid, options.shards)
     skeleton = build_skeleton(hierarchy)
     regions = Regions(

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from s2composite.errors import ParameterError
+from s2composite.georeference import geobox_of, north_up
 from s2composite.writing.files import FilePlan, Tables, WriteJob, write_files
 from s2composite.writing.geotags import geo_tags
 from s2composite.writing.layers import (
@@ -20,7 +21,6 @@ from s2composite.writing.layers import (
     facts_of,
     file_bands,
     file_names,
-    geobox_of,
     layer_of,
 )
 from s2composite.writing.options import RasterOptions, checked, overridden
@@ -63,6 +63,7 @@ def write_raster(
     ----------
     dataset
         Dataset of a composite: layers ``(band, y, x)`` or ``(y, x)``; with periods also ``time``, and a file for each.
+        Files lie where the coordinates say, with their rows from north to south.
     path
         Local path, ``gs://`` or ``s3://`` URL, or an ``https://`` URL signed for a PUT. The name of a period is
         appended, ``median_2023-01.tif``, or replaces ``{period}`` in the path.
@@ -103,6 +104,7 @@ def write_raster(
     >>> files = write_raster(xr.Dataset({"count": count}), "count.tif", overwrite=True)
     """
     options = RasterOptions(compress, level, predictor, blocksize, overview_resampling, mask, bigtiff, jpeg_quality)
+    dataset = north_up(dataset)
     plans = plan_files(dataset, path, layers, options, separate=separate, overrides=overrides, tags=tags)
     job = WriteJob(plans, overwrite, progress, tables_of(dataset), lambda tables: status_tags(dataset, tables))
     written, _ = write_files(job)
@@ -165,7 +167,7 @@ def _plan_file(
     options = checked(options, dtype, len(bands), path, averaged=all(band.method == "average" for band in bands))
     masked = options.mask if options.mask is not None else options.lossy and nodata is not None
     alpha = RGBA in names and not masked
-    geobox = geobox_of(dataset, "composite" if RGBA in names else names[0])
+    geobox = geobox_of(dataset["composite" if RGBA in names else names[0]])
     shape = (int(layers[0].data.shape[-2]), int(layers[0].data.shape[-1]))
     facts = facts_of(dataset, _period_facts(period) | dict(tags or {}))
     raster = Raster(

@@ -10,9 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-import odc.geo.xr  # noqa: F401 - registers .odc
 import xarray as xr
-from odc.geo.geobox import GeoBox
 
 from s2composite.errors import ParameterError
 from s2composite.writing.options import OVERVIEWS
@@ -27,7 +25,6 @@ __all__ = [
     "facts_of",
     "file_bands",
     "file_names",
-    "geobox_of",
     "raster_layers",
 ]
 
@@ -215,37 +212,6 @@ def common_nodata(layers: Sequence[Layer], label: str) -> tuple[np.dtype[Any], f
         return np.dtype(np.int32), float(np.iinfo(np.int32).min)
     names = ", ".join(f"{layer.name} ({layer.nodata})" for layer in layers)
     raise ParameterError(f"{label}: no nodata value serves all of {names} in one file; pass separate=True or mask=True")
-
-
-def geobox_of(dataset: xr.Dataset, name: str) -> GeoBox | None:
-    """Return the pixel grid of a layer, None if it is not georeferenced.
-
-    Raises
-    ------
-    ParameterError
-        Its coordinates are not a regular grid.
-    """
-    array = dataset[name]
-    if not all(dim in array.coords for dim in _SPATIAL) and "spatial_ref" not in array.coords:
-        return None
-    geobox = array.odc.geobox
-    if not _even(array, geobox):
-        raise ParameterError(f"layer {name!r}: its y and x coordinates are not evenly spaced, which a GeoTIFF needs")
-    return geobox if isinstance(geobox, GeoBox) else None
-
-
-def _even(array: xr.DataArray, geobox: Any) -> bool:
-    """Return whether the coordinates of pixels are those of the grid that odc-geo derives from them."""
-    if geobox is None:
-        return all(array.sizes[dim] == 1 for dim in _SPATIAL)
-    if not geobox.axis_aligned:
-        return True
-    for dim, grid in zip(_SPATIAL, geobox.coordinates.values(), strict=True):
-        if dim in array.coords and not np.allclose(
-            array[dim].values, grid.values, rtol=0, atol=0.01 * abs(grid.resolution)
-        ):
-            return False
-    return True
 
 
 def facts_of(dataset: xr.Dataset, more: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

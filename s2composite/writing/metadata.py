@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
+from s2composite.georeference import north_up
 from s2composite.pixels.reducers import scene_shares
 from s2composite.pixels.stretching import Stretch
 from s2composite.scenes.storage import display
@@ -96,6 +97,7 @@ def write_stac(
     stem, dot, suffix = os.fspath(path).rpartition(".")
     if not dot or suffix.lower() != "json" or is_http(stem):
         raise ParameterError(f"{display(os.fspath(path))}: name a .json file on a disk, gs:// or s3://")
+    dataset = north_up(dataset)
     plans = plan_files(
         dataset, f"{stem}.tif", layers, options_of(options), separate=separate, overrides=overrides, tags=tags
     )

@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError, WriteError
+from s2composite.georeference import north_up
 from s2composite.pixels.stretching import Stretch, as_stretch, colour_bands, rgba
 from s2composite.scenes.storage import filesystem, is_remote
 from s2composite.writing.files import Written
@@ -78,7 +79,7 @@ def write_thumbnail(
     >>> files = write_thumbnail(xr.Dataset({"composite": values}), "small.png", size=200, overwrite=True)
     """
     kind = check_thumbnail(os.fspath(path), size, stretch)
-    periods = periods_of(dataset)
+    periods = periods_of(north_up(dataset))
     targets = [target_of(period_path(os.fspath(path), period.label), overwrite=overwrite) for period in periods]
     if any(map(is_http, targets)):
         raise ParameterError("a thumbnail cannot be sent to a signed URL; write it to a path, gs:// or s3://")

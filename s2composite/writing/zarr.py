@@ -14,6 +14,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
+from s2composite.georeference import georeferenced
 from s2composite.writing.building import Building, StoreOptions, begin_store, complete_store, plan_store
 from s2composite.writing.execute import Work, current_client, run_work, work_of
 from s2composite.writing.progress import progress_bar
@@ -87,6 +88,7 @@ def write_zarr(
     4096
     """
     options = StoreOptions(chunk, level, shards, pyramid)
+    dataset = georeferenced(dataset)
     session = session_of(store)
     place = place_of(store if session is None else session.store, overwrite=overwrite)
     if resume and place.store is not None:

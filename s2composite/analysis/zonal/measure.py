@@ -12,7 +12,6 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-import odc.geo.xr  # noqa: F401 - registers .odc
 import pandas as pd
 import rasterio
 import rioxarray
@@ -27,6 +26,7 @@ from s2composite.analysis.zonal.zones import pixel_bounds, read_zones
 from s2composite.as_cube import as_cube, nodata_of
 from s2composite.compositing import Composite
 from s2composite.errors import GridError, ParameterError, SourceError
+from s2composite.georeference import geobox_of, north_up
 from s2composite.optional import needed
 
 __all__ = ["DEFAULT_STATS", "zonal_stats"]
@@ -107,17 +107,17 @@ def zonal_stats(
     needed("exactextract", "zones", "zonal statistics")
     wanted = wanted_of(stats, bins)
     cube, timed = _cube(data, layer)
-    geobox = _north_up(cube)
-    cube = cube if geobox.transform.e < 0 else cube.isel(y=slice(None, None, -1))
+    cube = north_up(cube)
+    geobox = _grid_of(cube)
     known = read_zones(zones, name, geobox.crs)
-    inside = pixel_bounds(known.shapes, cube.odc.geobox)
+    inside = pixel_bounds(known.shapes, geobox)
     measured = [
         Zone(number, shape, *map(int, bounds))
         for number, (shape, bounds) in enumerate(zip(known.shapes, inside, strict=True))
         if bounds[0] < bounds[1] and bounds[2] < bounds[3]
     ]
     _report_outside(known.names, {zone.number for zone in measured})
-    grid = Grid(cube.odc.geobox.transform, nodata_of(cube), wanted)
+    grid = Grid(geobox.transform, nodata_of(cube), wanted)
     pixels = (cube if cube.chunks else cube.chunk(y=_CHUNK, x=_CHUNK)).data
     rows = [row for rows in dask.compute(*zonal_tasks(pixels, measured, grid)) for row in rows]
     return _tidy(rows, known.names, cube, wanted, timed=timed)
@@ -163,12 +163,12 @@ def _scaled(array: xr.DataArray, scales: NDArray[np.float64], offsets: NDArray[n
     return there.drop_attrs(deep=False).drop_encoding()
 
 
-def _north_up(cube: xr.DataArray) -> GeoBox:
-    geobox = cube.odc.geobox
+def _grid_of(cube: xr.DataArray) -> GeoBox:
+    geobox = geobox_of(cube)
     if geobox is None or geobox.crs is None:
         raise GridError("the data have no coordinate system, so zones have no place on them; see rioxarray's write_crs")
     turned = geobox.transform
-    if turned.b or turned.d or turned.a < 0:
+    if turned.b or turned.d or turned.a < 0 or turned.e > 0:
         raise GridError("the data are on a rotated grid; warp them to a north-up one first")
     return geobox
 
