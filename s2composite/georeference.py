@@ -87,8 +87,8 @@ def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
         geobox = geobox_of(array)
     except ParameterError:
         geobox = None
-    if geobox is None or geobox.crs is None:
-        return data
+    if geobox is None or geobox.crs is None or not geobox.axis_aligned:
+        return data  # the coordinates of a rotated grid are pixels of the one that GeoTransform describes
     mapping = _grid_mapping(array)
     current = mapping == "spatial_ref" and _geotransform(array) == geobox.transform
     if current and shift == (0.0, 0.0) and _stackstac_grid(array) is None:

@@ -15,7 +15,6 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.crs import CRS
-from rasterio.control import GroundControlPoint
 from rasterio.shutil import copy as copy_raster
 from rasters import ORIGIN, series, write_tif
 from tiff_matrix import JPEG, LOSSLESS, SPECIAL, make
@@ -113,9 +112,6 @@ def test_no_georeference(tmp_path):
     assert header.geobox.crs is None
     crs_only = georeferenced(tmp_path / "y.tif", crs="EPSG:32631")
     assert agrees_with_rasterio(crs_only).geobox.crs == "EPSG:32631"
-    points = [GroundControlPoint(r, c, 3e5 + c * 10, 49e5 - r * 10) for r, c in ((0, 0), (0, 20), (10, 0), (10, 20))]
-    with_points = georeferenced(tmp_path / "z.tif", gcps=points, crs="EPSG:32631")
-    assert read_header(str(with_points)).geobox.transform == Affine.identity()
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -12,10 +12,10 @@ from odc.geo.geobox import GeoBox
 from rasterio import crs as rasterio_crs
 from rasterio.io import MemoryFile
 
-__all__ = ["GEO_TAGS", "RawTag", "crs_from_wkt", "geobox_from_tags", "same_geobox"]
+__all__ = ["GEO_TAGS", "TIEPOINT", "RawTag", "crs_from_wkt", "geobox_from_tags", "same_geobox"]
 
-_SCALE, _TIEPOINT, _MATRIX = 33550, 33922, 34264
-GEO_TAGS = frozenset({_SCALE, _TIEPOINT, _MATRIX, 34735, 34736, 34737})
+_SCALE, TIEPOINT, _MATRIX = 33550, 33922, 34264
+GEO_TAGS = frozenset({_SCALE, TIEPOINT, _MATRIX, 34735, 34736, 34737})
 """Tags that say where the pixels are."""
 
 RawTag: TypeAlias = tuple[int, int, int, bytes]
@@ -52,9 +52,9 @@ def _georeference(tags: tuple[RawTag, ...], order: str) -> tuple[Affine, CRS | N
     if not tags:
         return Affine.identity(), None
     known = {tag: value for tag, _, _, value in tags}
-    placed = _MATRIX in known or (_SCALE in known and _TIEPOINT in known)
+    placed = _MATRIX in known or (_SCALE in known and TIEPOINT in known)
     if not placed:  # a CRS alone, or ground control points: GDAL warns of a file without geotransform
-        tags = (*(t for t in tags if t[0] not in (_SCALE, _TIEPOINT)), _unit_matrix(order))
+        tags = (*(t for t in tags if t[0] not in (_SCALE, TIEPOINT)), _unit_matrix(order))
     with MemoryFile(_one_pixel(tags, order), ext=".tif") as memory, memory.open() as dataset:
         crs = crs_from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
         return (dataset.transform if placed else Affine.identity()), crs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,12 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 
 from s2composite.errors import ReadError, SceneError
-from s2composite.reading.crs import crs_from_wkt, geobox_from_tags
+from s2composite.reading.crs import TIEPOINT, crs_from_wkt, geobox_from_tags
 from s2composite.reading.fetch import Identity
 from s2composite.reading.gdal import through_gdal
 from s2composite.reading.level import FRAME, Coding, Level, level_of, why_undecodable
 from s2composite.reading.signing import Sign
-from s2composite.reading.tiff import Directory, Tiff, broken, open_tiff
+from s2composite.reading.tiff import RPC, Directory, Tiff, broken, open_tiff
 from s2composite.scenes.access import check_read, gdal_limits
 from s2composite.scenes.storage import display, is_remote
 
@@ -160,7 +161,8 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     Raises
     ------
     SceneError
-        The file is missing, denied, empty, truncated or not a raster.
+        The file is missing, denied, empty, truncated or not a raster, or its pixels are on no grid: it is located by
+        ground control points, RPCs or geolocation arrays.
     ReadError
         The network failed, and retries did not help.
 
@@ -186,7 +188,40 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     except (ValueError, OverflowError, TypeError, RasterioError) as error:
         raise broken(href, f"its header makes no sense ({error})") from error
     _check_complete(header)
-    return header if is_remote(href) else _with_sidecar(header)
+    header = header if is_remote(href) else _with_sidecar(header)
+    if header.geobox.transform == Affine.identity():
+        _refuse_off_grid(href, _location_in(tiff.directories[0], href))
+    return header
+
+
+_WARP = {"ground control points": "-tps", "RPCs": "-rpc", "geolocation arrays": "-geoloc"}
+"""What locates pixels that are on no grid, and gdalwarp's option for it."""
+
+
+def _refuse_off_grid(href: str, location: str | None) -> None:
+    """Raise if pixels are located by something other than a grid: they would all be taken for pixels at (0, 0)."""
+    if location is not None:
+        raise SceneError(
+            f"{display(href)} is located by {location}, so its pixels are on no grid; warp it first, such as with "
+            f"gdalwarp {_WARP[location]} -t_srs EPSG:32631 in.tif out.tif, or take a product that is on a grid",
+            href=display(href),
+        )
+
+
+def _location_in(main: Directory, href: str) -> str | None:
+    """Return what locates the pixels of a TIFF without geotransform, None if nothing does."""
+    if TIEPOINT in {tag for tag, *_ in main.geo}:
+        return "ground control points"
+    stem, _, _ = href.rpartition(".")
+    beside = () if is_remote(href) else (f"{stem}{end}" for end in ("_RPC.TXT", "_rpc.txt", ".RPB", ".rpb"))
+    return "RPCs" if RPC in main.values or any(map(os.path.exists, beside)) else None
+
+
+def _location_of(dataset: Any) -> str | None:
+    """Return what locates the pixels of a raster without geotransform, None if nothing does."""
+    if dataset.gcps[0]:
+        return "ground control points"
+    return "RPCs" if dataset.rpcs else "geolocation arrays" if dataset.tags(ns="GEOLOCATION") else None
 
 
 def signing(header: Header, sign: Sign | None) -> Header:
@@ -336,7 +371,7 @@ def _with_sidecar(header: Header) -> Header:
 
 
 def _has_world_file(path: str) -> bool:
-    return any(Path(path).with_suffix(suffix).exists() for suffix in (".tfw", ".TFW", ".tifw", ".wld"))
+    return any(Path(path).with_suffix(suffix).exists() for suffix in (".tfw", ".TFW", ".tifw", ".wld", ".tab", ".TAB"))
 
 
 def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Header:
@@ -358,6 +393,8 @@ def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Heade
 
 
 def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
+    if dataset.transform == Affine.identity():
+        _refuse_off_grid(href, _location_of(dataset))
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
     coding = Coding(
         compression=structure.get("COMPRESSION", dataset.driver),

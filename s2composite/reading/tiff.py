@@ -16,7 +16,7 @@ from s2composite.reading.fetch import Identity, read_head, read_range
 from s2composite.reading.signing import Sign
 from s2composite.scenes.storage import display
 
-__all__ = ["Directory", "Tiff", "broken", "open_tiff"]
+__all__ = ["RPC", "Directory", "Tiff", "broken", "open_tiff"]
 
 Value: TypeAlias = "bytes | tuple[Any, ...] | NDArray[np.uint64]"
 
@@ -24,7 +24,10 @@ _OFFSETS = {273, 279, 324, 325}
 """Offsets and byte counts of strips and tiles: arrays, for they are long."""
 
 _WANTED = GEO_TAGS | _OFFSETS | {254, 256, 257, 258, 259, 262, 266, 277, 278, 284, 317, 322, 323, 339, 347}
-_WANTED |= {42112, 42113, 50674}  # GDAL's metadata and nodata, LERC's parameters
+RPC = 50844
+"""Tag of rational polynomial coefficients."""
+
+_WANTED |= {42112, 42113, 50674, RPC}  # GDAL's metadata and nodata, LERC's parameters
 
 _FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
 _FORMATS |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
