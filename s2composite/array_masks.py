@@ -107,7 +107,7 @@ def _together(masks: Sequence[ValidArray]) -> ValidArray | None:
 def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
     """Evaluate a rule on its band ``(t, y, x)``; each chunk sees the pixels around it that matter."""
     if not isinstance(band, da.Array):
-        return rule.valid(_whole_numbers(band))
+        return rule.valid(np.asarray(band))
     halo = {1: rule.halo, 2: rule.halo}
     return da.map_overlap(
         _evaluated_block,
@@ -121,16 +121,7 @@ def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
 
 
 def _evaluated_block(block: NDArray[Any], rule: MaskRule) -> NDArray[np.bool_]:
-    return rule.valid(_whole_numbers(block))
-
-
-def _whole_numbers(band: NDArray[Any]) -> NDArray[Any]:
-    """Undo what xarray does to a mask band with missing values: floats become integers again, NaN becomes 0."""
-    if band.dtype.kind != "f":
-        return np.ascontiguousarray(band)
-    filled = np.nan_to_num(np.asarray(band), nan=0.0)
-    whole = filled.astype(np.uint16)
-    return whole if (whole == filled).all() else np.ascontiguousarray(band)
+    return rule.valid(block)
 
 
 def _shift_of(cube: Any) -> tuple[float, float] | None:

@@ -35,9 +35,92 @@ def test_classes_by_name_and_number():
 def test_any_type_of_mask(dtype):
     block = np.array([[[4, 9, 0, 10, 5]]]).astype(dtype)
     assert SCL().valid(block).tolist() == [[[True, False, False, False, True]]]
-    if dtype == np.float32:
-        block[0, 0, 0] = np.nan
-        assert not SCL([]).valid(block)[0, 0, 0]
+
+
+CLEAR = {
+    "SCL": (SCL(), 4),
+    "fmask": (Fmask(), 1),
+    "cfmask": (Fmask(coding="cfmask"), 0),
+    "landsat": (QABits("landsat"), 21824),
+    "hls": (QABits("hls"), 64),
+    "qa60": (QABits("qa60"), 0),
+    "probability": (CloudProbability(), 5),
+    "own": (Usable(), 1),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf, -3.4e38, 1e20])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", CLEAR)
+def test_floats_that_are_no_value_are_not_usable(name, dtype, missing):
+    """What xarray, odc-stac and stackstac make of a mask band with gaps; they are not grown by a cleanup."""
+    rule, clear = CLEAR[name]
+    block = np.full((2, 3, 5), clear, dtype)
+    assert rule.valid(block).all()
+    block[1, 1, 2] = missing
+    expected = np.ones(block.shape, bool)
+    expected[1, 1, 2] = False
+    np.testing.assert_array_equal(rule.valid(block), expected)
+
+
+@pytest.mark.parametrize("make", [SCL, CloudProbability, Usable, QABits, lambda **how: Fmask(coding="odc", **how)])
+def test_missing_values_do_not_grow(make):
+    rule = make(cleanup=[("dilation", 2)])
+    block = np.full((1, 5, 9), 4 if rule.band == "SCL" else 1 if rule.band in ("fmask", "valid") else 64, np.float32)
+    if rule.band == "CLDPRB":
+        block[:] = 5
+    block[0, 2, 4] = np.nan
+    assert (~rule.valid(block)).sum() == 1
+
+
+@pytest.mark.parametrize("fill", [255, 12, -1, -9999])
+@pytest.mark.parametrize("rule", [SCL(), SCL([]), Fmask([], coding="odc"), Fmask(coding="cfmask")])
+def test_values_that_are_no_class_are_not_usable(rule, fill):
+    block = np.array([[[1, fill, 1]]], np.int16)
+    assert rule.valid(block)[0, 0].tolist() == [True, False, True]
+    assert rule.valid(block.astype(np.float32))[0, 0].tolist() == [True, False, True]
+    if fill >= 0:
+        assert rule.valid(block.astype(np.uint8))[0, 0].tolist() == [True, False, True]
+
+
+def test_fills_of_other_bands():
+    assert QABits("hls", []).valid(np.array([[[64, 255]]], np.uint8))[0, 0].tolist() == [True, False]
+    probabilities = np.array([[[0, 39, -9999, -1]]])
+    assert CloudProbability().valid(probabilities)[0, 0].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("rule", [SCL(), Fmask(), QABits("landsat"), QABits("hls"), Usable()])
+def test_classes_that_were_interpolated_are_refused(rule):
+    with pytest.raises(ParameterError, match=rf"'{rule.band}' holds 4.5, .*interpolated.*nearest"):
+        rule.valid(np.array([[[5, 4.5, np.nan]]]))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, 0, 4, 1], "0 or 4: no data and snow for Open Data Cube, clear and cloud for CFmask"),
+        ([0, 0, 0, 0], "coding='cfmask'"),
+        ([1, 1, 4, 2], "coding='odc'"),
+        ([0, 1, 4, 255], "holds 255"),
+        ([64, 66, 0, 5], r"holds 64.*QABits\('hls'\)"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_fmask_in_a_coding_that_may_be_another_is_asked_about(values, words, dtype):
+    block = np.array([[values]], dtype)
+    with pytest.raises(ParameterError, match=words):
+        Fmask().valid(block)
+    Fmask(coding="odc").valid(block)
+    clear = np.isin(values, (0, 1, 3))
+    assert Fmask(coding="cfmask").valid(block)[0, 0].tolist() == clear.tolist()
+
+
+def test_water_of_any_scene_shows_the_coding_of_open_data_cube():
+    block = np.array([[[0, 1, 4]], [[5, 1, 2]]], np.uint8)
+    assert Fmask().valid(block)[:, 0].tolist() == [[False, True, True], [True, True, False]]
+    assert Fmask().valid(np.array([[[1, 2, 3]]], np.uint8))[0, 0].tolist() == [True, False, False]
+    assert Fmask(["snow"], coding="cfmask").valid(np.array([[[0, 3, 4]]]))[0, 0].tolist() == [True, False, True]
 
 
 def test_bits_of_landsat():
@@ -120,6 +203,7 @@ def test_rules_travel_and_have_names():
         (lambda: QABits("modis"), "landsat, hls, qa60"),
         (lambda: QABits("qa60", ["cloud"]), "opaque cloud"),
         (lambda: Fmask(["fog"]), "shadow"),
+        (lambda: Fmask(coding="hls"), "odc, cfmask"),
         (lambda: CloudProbability(cleanup={"a": []}), "no classes"),
         (lambda: Usable(cleanup={"a": []}), "no classes"),
         (lambda: SwathEdge(0), "1 to 254"),

@@ -20,8 +20,11 @@ SCL_CLASSES = {
 }
 """Classes of Sentinel-2's scene classification."""
 
-FMASK_CLASSES = {"nodata": 0, "valid": 1, "cloud": 2, "shadow": 3, "snow": 4, "water": 5}
-"""Classes of Fmask as Open Data Cube products have it."""
+FMASK_CLASSES = {
+    "odc": {"nodata": 0, "valid": 1, "cloud": 2, "shadow": 3, "snow": 4, "water": 5},
+    "cfmask": {"valid": 0, "water": 1, "shadow": 2, "snow": 3, "cloud": 4, "nodata": 255},
+}
+"""Classes of Fmask, as products of Open Data Cube have it, and as CFmask and Fmask 4 write it."""
 
 QA_BITS: dict[str, dict[str, tuple[int, int]]] = {
     "landsat": {
@@ -47,6 +50,7 @@ QA_BITS: dict[str, dict[str, tuple[int, int]]] = {
         "snow": (0x10, 0x10),
         "water": (0x20, 0x20),
         "aerosol high": (0xC0, 0xC0),
+        "fill": (0xFF, 0xFF),
     },
     "qa60": {"opaque cloud": (0x400, 0x400), "cirrus": (0x800, 0x800)},
 }
@@ -59,7 +63,7 @@ QA_DEFAULTS = {
 }
 """Flags that `QABits` drops where none are named."""
 
-QA_MISSING = {"landsat": ("fill",), "hls": (), "qa60": ()}
+QA_MISSING = {"landsat": ("fill",), "hls": ("fill",), "qa60": ()}
 """Flags of pixels that hold no observation: always dropped, never cleaned."""
 
 QA_BANDS = {"landsat": "QA_PIXEL", "hls": "Fmask", "qa60": "QA60"}

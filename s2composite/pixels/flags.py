@@ -1,8 +1,9 @@
 """Rules on mask bands: scene classification, quality bits, cloud probability, or a mask of the user's own.
 
 A rule is evaluated at the resolution of its mask band: the bad pixels of each group of classes are marked, each group
-is cleaned by its own steps (opening, dilation ...) one after the other, and the groups are united. Missing data are bad
-without cleaning. `MaskRule.halo` pixels around a window decide about its edge.
+is cleaned by its own steps (opening, dilation ...) one after the other, and the groups are united. Missing data, and
+values that the coding does not have, are bad without cleaning. `MaskRule.halo` pixels around a window decide about its
+edge.
 """
 
 from __future__ import annotations
@@ -32,25 +33,35 @@ class Group:
     values: tuple[int, ...] = ()
     """Values of the mask band that are bad."""
 
+    other_than: tuple[int, ...] = ()
+    """If not empty, the values of the mask band besides which all are bad."""
+
     bits: tuple[tuple[int, int], ...] = ()
     """Pairs of a bit mask and the value under it that is bad."""
 
     above: float | None = None
     """Values above this are bad."""
 
+    below: float | None = None
+    """Values below this are bad."""
+
     steps: tuple[Step, ...] = ()
     """Operations on the mask of bad pixels, in order; radii in pixels of the mask band."""
 
-    def bad(self, block: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return the bad pixels of ``block (t, y, x)``, cleaned."""
+    def bad(self, block: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the bad pixels of ``block (t, y, x)``, cleaned; those that are missing are not looked at."""
         marked = np.zeros(block.shape, bool)
         if self.values:
             marked |= _is_one_of(block, self.values)
+        if self.other_than:
+            marked |= ~_is_one_of(block, self.other_than)
         for mask, value in self.bits:
             marked |= (block & np.uint16(mask)) == value
         if self.above is not None:
             marked |= block > self.above
-        return apply_steps(marked, self.steps)
+        if self.below is not None:
+            marked |= block < self.below
+        return apply_steps(marked & ~missing, self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,9 @@ class MaskRule:
 
     label: str = ""
     """How it was made, for metadata."""
+
+    doubtful: bool = False
+    """Whether the coding of Open Data Cube's Fmask was assumed: values that leave a doubt about it are refused."""
 
     @property
     def halo(self) -> int:
@@ -82,13 +96,21 @@ class MaskRule:
         ----------
         block
             ``(t, y, x)`` of the mask band, with `halo` pixels around the window except where the raster ends: what
-            lies outside the block changes nothing. NaN is bad.
+            lies outside the block changes nothing. Floats, which other libraries make of bands with missing values, are
+            taken for the whole numbers that they are; NaN is bad.
 
         Returns
         -------
         valid
             ``(t, y, x)`` bool of the same shape, halo included.
+
+        Raises
+        ------
+        ParameterError
+            The band was interpolated, or may have another coding than the rule's.
         """
+        if self.doubtful:
+            self._check_fmask({value for scene in block for value in np.unique(scene).tolist()})
         valid = np.empty(block.shape, bool)
         for t in range(len(block)):  # one scene at a time stays in the cache
             valid[t : t + 1] = self._valid(block[t : t + 1])
@@ -96,14 +118,43 @@ class MaskRule:
 
     def _valid(self, block: NDArray[Any]) -> NDArray[np.bool_]:
         """Return the same as `valid`, for all scenes at once."""
-        marked = np.zeros(block.shape, bool)
+        missing = np.zeros(block.shape, bool)
         if block.dtype.kind == "f":
-            marked = np.isnan(block)
+            missing = ~(np.abs(block) < 2.0**31)  # NaN, too
             if all(group.above is None for group in self.groups):
-                block = np.where(marked, 0, block).astype(np.int32)
+                block = self._whole_numbers(np.where(missing, 0, block))
+        marked = missing.copy()
         for group in self.groups:
-            marked |= group.bad(block)
+            marked |= group.bad(block, missing)
         return ~marked
+
+    def _whole_numbers(self, block: NDArray[Any]) -> NDArray[np.int32]:
+        """Return floats that an int32 can hold as integers."""
+        whole = block.astype(np.int32)
+        if (whole != block).any():
+            raise ParameterError(
+                f"the mask band {self.band!r} holds {block[whole != block][0]:g}, which is no class: it was "
+                "interpolated, so none of its classes is certain; resample mask bands by 'nearest'"
+            )
+        return whole
+
+    def _check_fmask(self, values: set[float]) -> None:
+        """Raise if the values of an Fmask band may be those of another coding than Open Data Cube's.
+
+        Only that one has a class 5, water. Without it, 0 and 4 may be no data and snow, or clear and cloud.
+        """
+        found = {value for value in values if value % 1 == 0}  # neither NaN nor interpolated
+        strange = found - set(FMASK_CLASSES["odc"].values())
+        if strange:
+            why = f"holds {min(strange):g}, which Open Data Cube's Fmask does not have"
+        elif FMASK_CLASSES["odc"]["water"] not in found and found & {0, 4}:
+            why = "holds 0 or 4: no data and snow for Open Data Cube, clear and cloud for CFmask"
+        else:
+            return
+        raise ParameterError(
+            f"the mask band {self.band!r} {why}; say what it is: Fmask(coding='odc') or Fmask(coding='cfmask'), and "
+            "QABits('hls') for the Fmask of HLS, which has bits"
+        )
 
     def __str__(self) -> str:
         return self.label or repr(self)
@@ -150,17 +201,28 @@ def SCL(  # noqa: N802 - used like the classes of rules on values
     ([[[1, 0, 0, 0, 0, 1]]], 1)
     """
     groups = _class_groups(SCL_CLASSES, classes, cleanup, "SCL class")
-    return MaskRule(band, (Group(values=(0,)), *groups), _label("SCL", classes, cleanup))
+    missing = Group(other_than=tuple(value for value in SCL_CLASSES.values() if value))
+    return MaskRule(band, (missing, *groups), _label("SCL", classes, cleanup))
 
 
 def Fmask(  # noqa: N802
-    classes: Iterable[str | int] = ("cloud", "shadow"), *, cleanup: Cleanup = None, band: str = "fmask"
+    classes: Iterable[str | int] = ("cloud", "shadow"),
+    *,
+    coding: str | None = None,
+    cleanup: Cleanup = None,
+    band: str = "fmask",
 ) -> MaskRule:
-    """Return the rule that drops classes of Fmask, in the coding of Open Data Cube.
+    """Return the rule that drops classes of Fmask.
 
     Parameters
     ----------
-    classes, cleanup, band
+    classes
+        Names or numbers of the classes to drop. No data is always dropped, without cleanup.
+    coding
+        ``"odc"``, as Open Data Cube has it: 0 no data, 1 valid, 2 cloud, 3 shadow, 4 snow, 5 water. ``"cfmask"``, as
+        CFmask and Fmask 4 have it: 0 clear, 1 water, 2 shadow, 3 snow, 4 cloud, 255 no data. Default: Open Data Cube's,
+        but where the values leave a doubt there is an error that asks for it. HLS has bits: see `QABits`.
+    cleanup, band
         As for `SCL`.
 
     Returns
@@ -171,15 +233,22 @@ def Fmask(  # noqa: N802
     Raises
     ------
     ParameterError
-        An unknown class or operation.
+        An unknown class, coding or operation.
 
     Examples
     --------
     >>> Fmask().valid(np.array([[[0, 1, 2, 3, 5]]], np.uint8)).astype(int).tolist()
     [[[0, 1, 0, 0, 1]]]
+    >>> Fmask(coding="cfmask").valid(np.array([[[0, 1, 2, 3, 4, 255]]], np.uint8)).astype(int).tolist()
+    [[[1, 1, 0, 1, 0, 0]]]
     """
-    groups = _class_groups(FMASK_CLASSES, classes, cleanup, "Fmask class")
-    return MaskRule(band, (Group(values=(0,)), *groups), _label("Fmask", classes, cleanup))
+    if coding not in (None, *FMASK_CLASSES):
+        raise ParameterError(f"unknown coding {coding!r} of Fmask; there are {', '.join(FMASK_CLASSES)}")
+    table = FMASK_CLASSES[coding or "odc"]
+    missing = Group(other_than=tuple(value for name, value in table.items() if name != "nodata"))
+    groups = _class_groups(table, classes, cleanup, "Fmask class")
+    label = _label(f"Fmask {coding}" if coding else "Fmask", classes, cleanup)
+    return MaskRule(band, (missing, *groups), label, doubtful=coding is None)
 
 
 def QABits(  # noqa: N802
@@ -258,7 +327,7 @@ def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = 
     if isinstance(cleanup, Mapping):
         raise ParameterError("CloudProbability has no classes; give cleanup= as one list of steps")
     group = Group(above=above, steps=steps_of(cleanup))
-    return MaskRule(band, (group,), _label(f"CloudProbability > {above:g}", (), cleanup))
+    return MaskRule(band, (Group(below=0), group), _label(f"CloudProbability > {above:g}", (), cleanup))
 
 
 def Usable(band: str = "valid", *, cleanup: Cleanup = None) -> MaskRule:  # noqa: N802
