@@ -143,7 +143,7 @@ class MaskRule:
 
         Only that one has a class 5, water. Without it, 0 and 4 may be no data and snow, or clear and cloud.
         """
-        found = {value for value in values if value % 1 == 0}  # neither NaN nor interpolated
+        found = {value for value in values if abs(value) < 2**31 and value % 1 == 0}  # neither NaN nor interpolated
         strange = found - set(FMASK_CLASSES["odc"].values())
         if strange:
             why = f"holds {min(strange):g}, which Open Data Cube's Fmask does not have"
