@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,7 +116,7 @@ def delivered(body: bytes) -> Delivery:
         raise ProblemError(Problem(400, "message.data: is missing, or no text in base64", "/message/data"))
     try:
         return Delivery(parsed_json(base64.b64decode(data, validate=True)), number)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, or text that is not ASCII
         return Delivery(None, number, Problem(422, f"message.data: not base64: {error}", "/message/data"))
     except ProblemError as error:
         told = f"message.data: {error.problem.detail}"

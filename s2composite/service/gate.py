@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterable
 from urllib.parse import SplitResult, urlsplit
@@ -74,6 +75,8 @@ class Gate:
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         problem = self._foreign(headers) or await self._unknown(scope, headers)
+        if problem is None and not scope["query_string"].isascii():
+            problem = Problem(400, "the query of the URL has bytes that are no ASCII; write them as %XX")
         body = None
         if problem is None and scope["method"] in ("POST", "PUT", "PATCH"):
             problem = _unreadable(scope["path"], headers, self._settings.limits.body)
@@ -137,7 +140,8 @@ class Gate:
 def _unreadable(path: str, headers: dict[str, str], limit: int) -> Problem | None:
     """Return the problem of a body that is not looked at."""
     length = headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > limit:
+    # as many digits as 2**63 has: int() refuses thousands of them
+    if not re.fullmatch(r"[0-9]{1,19}", length) or int(length) > limit:
         return _too_large(limit)
     if headers.get("content-encoding", "identity") != "identity":
         return Problem(415, "a compressed body is not accepted: what it becomes is not known beforehand")

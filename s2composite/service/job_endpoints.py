@@ -23,6 +23,9 @@ __all__ = ["add_jobs"]
 _TAIL = 0.5
 """Seconds between two looks at a log that is followed."""
 
+_LAST = 2**31 - 1
+"""Largest offset: databases take no number of 64 bits and more."""
+
 _JOB_EXAMPLE = {"source": "gs://bucket/t31tcj/", "output": "median.tif", "datetime": "2023-06/2023-08"}
 
 _GRID_EXAMPLE = {
@@ -76,7 +79,7 @@ def add_jobs(app: FastAPI, service: Backend) -> None:
 
     @app.get("/jobs", tags=["jobs"], responses=problems(401))
     def jobs(
-        limit: Annotated[int, Query(ge=1, le=500)] = 50, offset: Annotated[int, Query(ge=0)] = 0
+        limit: Annotated[int, Query(ge=1, le=500)] = 50, offset: Annotated[int, Query(ge=0, le=_LAST)] = 0
     ) -> list[dict[str, Any]]:
         """List jobs, the newest first."""
         return [service.views.facts(row) for row in service.store.jobs(limit, offset)]

@@ -144,7 +144,8 @@ class _Walk:
     def _constructed(self, node: yaml.Node) -> Any:
         try:
             return self.loader.construct_object(node)
-        except ValueError as error:  # such as '!!int abc'
+        # such as '!!int abc', '!!bool abc', '!!timestamp abc': each of PyYAML's constructors fails in its own way
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
