@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from s2composite.coarse import coarse_cube
+from s2composite.cube import numbers_attrs, stack_of
 from s2composite.errors import ParameterError
 from s2composite.georeference import geobox_of
 from s2composite.pixels.reducers import Layer, Recipe
@@ -38,8 +39,10 @@ def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer],
     times = array["time"].values
     scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
     coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
+    found = stack_of(array)  # xarray keeps attributes of numbers that were changed since
+    numbers = numbers_attrs(found[0]) if found else {}
     variables = {
-        layer.name: xr.Variable(layer.dims, data[layer.name], _layer_attrs(layer, "spatial_ref" in coords))
+        layer.name: xr.Variable(layer.dims, data[layer.name], _layer_attrs(layer, numbers, "spatial_ref" in coords))
         for layer in layers
     }
     if STATUS in data:
@@ -48,10 +51,13 @@ def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer],
     return xr.Dataset(variables, coords, _facts(array, recipe))
 
 
-def _layer_attrs(layer: Layer, georeferenced: bool) -> dict[str, Any]:
+def _layer_attrs(layer: Layer, numbers: Mapping[str, Any], georeferenced: bool) -> dict[str, Any]:
+    """Return the attributes of a layer; what the numbers of the cube mean holds for layers of such numbers."""
+    scaling = {name: numbers.get(name) if layer.scaled else None for name in ("scale", "offset", "scaled_units")}
     attrs = {
         "long_name": layer.long_name,
-        "units": layer.units,
+        "units": layer.units or numbers.get("units"),
+        **scaling,
         "nodata": layer.nodata,
         "overviews": layer.overviews,
         "grid_mapping": "spatial_ref" if georeferenced else None,
@@ -67,6 +73,8 @@ def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
     }
     if "engine" in array.attrs:
         facts["engine"] = "; ".join(f"{name}: {why}" for name, why in array.attrs["engine"].items())
+    if "sensor" in array.attrs:
+        facts["sensor"] = array.attrs["sensor"]
     return facts
 
 

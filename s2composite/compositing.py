@@ -97,6 +97,7 @@ def composite(
         rules=rules,
         bands=tuple(str(band) for band in array["band"].values),
         nodata=nodata_of(array),
+        saturated=tuple(map(float, np.atleast_1d(array.attrs.get("saturated", ())))),
         min_count=min_count,
         days=days_of(array),
         periods=None if groups is None else tuple(group.scenes for group in groups),

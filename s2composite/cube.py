@@ -28,13 +28,15 @@ from s2composite.interop import load_with
 from s2composite.metering import tell_read
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.header import read_header
+from s2composite.reading.meaning import check_named
 from s2composite.reading.signing import Sign
 from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, TargetGrid, open_stack
 from s2composite.scenes.listing import find_scenes
+from s2composite.scenes.model import Values
 from s2composite.scenes.storage import absolute
 
-__all__ = ["Chunks", "auto_size", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
+__all__ = ["Chunks", "auto_size", "numbers_attrs", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
 
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 """Heights of the rows of windows, widths of their columns."""
@@ -200,7 +202,9 @@ def open_cube(
     )
     target = TargetGrid(geobox, crs, resolution, bbox, anchor)
     how = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign)
-    return to_cube(open_stack(scenes, bands, target, how, index), chunks)
+    stack = open_stack(scenes, bands, target, how, index)
+    check_named(scenes, stack.bands, how)
+    return to_cube(stack, chunks)
 
 
 def _geobox_of(like: Any) -> GeoBox:
@@ -246,12 +250,43 @@ def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.Da
         meta=np.empty((0, 0, 0, 0), stack.dtype),
         name=f"read-{stack.token}-{_chunk_token(spatial)}",
     )
-    attrs: dict[str, Any] = {"engine": dict(stack.engines())}
+    attrs: dict[str, Any] = {"engine": dict(stack.engines()), **numbers_attrs(stack)}
     if stack.nodata is not None:
         attrs["nodata"] = stack.nodata
-    if stack.options.reflectance:
-        attrs["units"] = "1"
+    sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
+    if len(sensors) == 1 and None not in sensors:
+        (attrs["sensor"],) = sensors
     return xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
+
+
+def numbers_attrs(stack: Stack) -> dict[str, Any]:
+    """Return what a user has to know of the numbers: units, or how they become physical values.
+
+    The names are not those of CF (``scale_factor``), which xarray would apply when it opens what was written.
+    """
+    known = dict(zip(stack.bands, stack.numbers, strict=True))
+    attrs: dict[str, Any] = {}
+    said: dict[str, Any]
+    if stack.saturated:
+        attrs["saturated"] = list(stack.saturated)
+    meanings = set(known.values())
+    if len(meanings) == 1:
+        (values,) = meanings
+        if values is None:
+            return attrs
+        if (values.scale, values.offset) == (1.0, 0.0):
+            said = {"units": values.unit}
+        else:
+            said = {"scale": values.scale, "offset": values.offset, "scaled_units": values.unit}
+        return attrs | {name: value for name, value in said.items() if value is not None}
+    shown = "; ".join(f"{band}: {_scaling(values)}" for band, values in known.items() if values)
+    return attrs | {"band_units" if stack.options.reflectance else "scaling": shown}
+
+
+def _scaling(values: Values) -> str:
+    unit = values.unit or "unknown unit"
+    physical = (values.scale, values.offset) == (1.0, 0.0)
+    return unit if physical else f"{values.scale:g} * number + {values.offset:g} ({unit})"
 
 
 def _read_block(*, read: _Read, block_id: tuple[int, ...]) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from s2composite.pixels.flags import MaskRule, upsample
 from s2composite.pixels.masks import Rule
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED
+from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, open_stack
 
 __all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "masks_of", "passed", "with_halo"]
@@ -212,7 +213,7 @@ def both(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDAr
 
 def _mask(stack: Stack, rule: MaskRule) -> Mask:
     try:
-        band = _in_order(open_stack(stack.scenes, [rule.band], options=stack.options), stack)
+        band = _in_order(open_stack(stack.scenes, [rule.band], options=_as_in_file(stack.options)), stack)
     except GridError:
         band = None
     # On a grid made for files on several, they would be resampled before they are cleaned.
@@ -222,6 +223,11 @@ def _mask(stack: Stack, rule: MaskRule) -> Mask:
     return _aligned(stack, band, rule) or WarpedMask(
         rule, ((tuple(range(len(stack.scenes))), band),), stack.geobox, len(stack.scenes)
     )
+
+
+def _as_in_file(options: ReadOptions) -> ReadOptions:
+    """Return how a mask band is read: its numbers are classes, flags or percent, whatever becomes of the data."""
+    return replace(options, harmonise=False, reflectance=False)
 
 
 def _in_order(band: Stack, stack: Stack) -> Stack:
@@ -248,7 +254,7 @@ def _opened_alone(stack: Stack, band: str) -> Iterator[tuple[int, Stack]]:
 
     def opened(t: int) -> Stack | None:
         try:
-            return open_stack([stack.scenes[t]], [band], options=stack.options)
+            return open_stack([stack.scenes[t]], [band], options=_as_in_file(stack.options))
         except S2CompositeError:
             if stack.options.on_error == "raise":
                 raise

@@ -17,7 +17,7 @@ FLOORS = (
 # From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
 ROOMS = [
     "errors", "optional",
-    "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.credentials", "scenes.storage", "scenes.names", "scenes.values", "scenes.items", "scenes.stac", "scenes.grouping",
+    "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.credentials", "scenes.storage", "scenes.names", "scenes.values", "scenes.item_fields", "scenes.items", "scenes.stac", "scenes.grouping",
     "scenes.listing",
     "reading.crs", "reading.signing", "reading.gdal", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",

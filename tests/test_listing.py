@@ -60,8 +60,16 @@ def test_a_directory_gives_its_rasters_as_scenes_in_the_order_of_time(folder):
     assert first == Scene(
         FIRST,
         dt.datetime(2023, 7, 4, 10, 46, 21, tzinfo=dt.UTC),
-        (Asset("TCI", str(folder / f"{FIRST}_TCI.TIFF"), ("red", "green", "blue"), values=Values(shift=0.0)),),
+        (
+            Asset(
+                "TCI",
+                str(folder / f"{FIRST}_TCI.TIFF"),
+                ("red", "green", "blue"),
+                values=Values(shift=0.0, assumed=True),
+            ),
+        ),
         granule="31TCJ",
+        sensor="sentinel-2",
     )
     assert second.id == SECOND
     assert names_of(second) == ["SCL", "TCI"]

@@ -305,7 +305,8 @@ def test_items_that_lack_something():
     with pytest.raises(SceneError, match="has no id"):
         find_scenes(broken(lambda item: item.pop("id")))
     with pytest.raises(
-        SceneError, match=r"item S2B_T31TCJ_20230709T105624_L2A: its datetime is malformed \('yesterday'"
+        SceneError,
+        match=r"item S2B_T31TCJ_20230709T105624_L2A: properties.datetime is 'yesterday', which is not a date",
     ):
         find_scenes(broken(lambda item: item["properties"].update(datetime="yesterday")))
     with pytest.raises(SceneError, match="has no datetime"):

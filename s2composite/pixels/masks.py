@@ -59,6 +59,9 @@ class Limits:
     dropped: tuple[float, ...] = field(default=())
     """Values that make an observation invalid in any band."""
 
+    saturated: tuple[float, ...] = ()
+    """Values of saturated bands, where they are not the largest of an integer type."""
+
     def drop(self, value: float) -> Limits:
         """Return limits that exclude `value` too."""
         return replace(self, dropped=(*self.dropped, value))
@@ -99,7 +102,8 @@ class Saturated:
     Parameters
     ----------
     value
-        The value of a saturated band; None: the largest of an integer dtype; floats are then never saturated.
+        The value of a saturated band; None: what the largest number of the files' integer type became, which in
+        integers it still is. Floats are saturated where the cube says so (`open_cube` with ``reflectance=True``).
 
     Examples
     --------
@@ -111,14 +115,16 @@ class Saturated:
     """
 
     value: float | None = None
-    """The value of a saturated band; None: the largest of an integer dtype."""
+    """The value of a saturated band; None: what the largest number of the files' integer type became."""
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` without the saturated value."""
         if self.value is not None:
             return limits.drop(self.value)
         dtype = limits.low.dtype
-        return limits.drop(float(np.iinfo(dtype).max)) if dtype.kind in "ui" else limits
+        if dtype.kind in "ui":
+            return limits.drop(float(np.iinfo(dtype).max))
+        return replace(limits, dropped=(*limits.dropped, *limits.saturated))
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +237,12 @@ def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
 
 
 def limits_of(
-    rules: Sequence[Rule], dtype: np.dtype[Any], bands: int, nodata: float | None = None, names: Sequence[str] = ()
+    rules: Sequence[Rule],
+    dtype: np.dtype[Any],
+    bands: int,
+    nodata: float | None = None,
+    names: Sequence[str] = (),
+    saturated: tuple[float, ...] = (),
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Reduce rules on values to what a kernel compares with.
 
@@ -247,6 +258,8 @@ def limits_of(
         Its nodata value, None: 0 for integers, NaN for floats.
     names
         Names of the bands, if known.
+    saturated
+        Values of saturated bands of floating-point cubes.
 
     Returns
     -------
@@ -257,7 +270,7 @@ def limits_of(
     """
     ends = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
     low, high = np.full(bands, ends.min, dtype), np.full(bands, ends.max, dtype)
-    limits = Limits(low, high, default_nodata(dtype, nodata), tuple(names))
+    limits = Limits(low, high, default_nodata(dtype, nodata), tuple(names), saturated=saturated)
     for rule in rules:
         limits = rule.limits(limits)
     return _narrowed(limits)

@@ -50,6 +50,9 @@ class Layer:
     overviews: Literal["average", "nearest", "mode"]
     """Resampling of its overviews."""
 
+    scaled: bool = False
+    """Whether its values are numbers like the cube's, so that the cube's scale and offset hold for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -133,6 +136,9 @@ class Recipe:
 
     nodata: float | None = None
     """The cube's nodata value and the fill of results of its type; None: 0 for integers, NaN for floats."""
+
+    saturated: tuple[float, ...] = ()
+    """Values of saturated bands in a cube of floating-point numbers."""
 
     min_count: int = 1
     """Pixels with fewer valid observations get no result (``count`` still says how many there were)."""
@@ -219,6 +225,7 @@ def _layer(recipe: Recipe, reducer: Reducer, output: Output, dtype: np.dtype[Any
         long_name=output.long_name or f"{reducer.name} composite",
         units=output.units,
         overviews=output.overviews,
+        scaled=output.units is None and output.dtype is None,
     )
 
 

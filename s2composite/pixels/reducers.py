@@ -264,7 +264,7 @@ def _slabs(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> I
     """Yield slices of rows and their observations as kernels see them, all scenes of `pixels` in their order."""
     times, bands = pixels.shape[:2]
     dtype = pixels.dtype.newbyteorder("=")
-    low, high, dropped = limits_of(recipe.rules, dtype, bands, recipe.nodata, recipe.bands)
+    low, high, dropped = limits_of(recipe.rules, dtype, bands, recipe.nodata, recipe.bands, recipe.saturated)
     plain = bool((low == low[:1]).all() and (high == high[:1]).all())
     for rows, values, interleaved in _pieces(pixels):
         mask = _flat(usable[:, rows])

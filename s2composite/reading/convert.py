@@ -24,6 +24,15 @@ class Conversion:
     offset: float = 0.0
     """Only where the stack has floating-point numbers."""
 
+    saturated: float | None = None
+    """The file's number of saturated pixels, the largest of its type, where the stack has floating-point numbers."""
+
+    @property
+    def saturated_value(self) -> float:
+        """What a saturated number becomes: nothing is added to it, so that it is the same in all scenes."""
+        assert self.saturated is not None
+        return float(np.float32(self.saturated * self.scale + self.offset))
+
 
 AS_THEY_ARE = Conversion()
 
@@ -32,6 +41,8 @@ def convert(numbers: NDArray[Any], how: Conversion, nodata: float | None, fill: 
     """Convert numbers in place.
 
     A valid number that the shift would bring to nodata or below becomes the least valid one: dark water stays observed.
+    A saturated number, the largest of the file's type, is not shifted, so that rules still know it, and none becomes
+    saturated.
 
     Parameters
     ----------
@@ -57,10 +68,13 @@ def convert(numbers: NDArray[Any], how: Conversion, nodata: float | None, fill: 
         return
     there = ~np.isnan(numbers) if np.isnan(missing) else numbers != missing
     if numbers.dtype.kind == "f":
+        saturated = None if how.saturated is None else numbers == how.saturated
         numbers += how.shift
         if (how.scale, how.offset) != (1.0, 0.0):
             numbers *= how.scale
             numbers += how.offset
+        if saturated is not None:
+            numbers[saturated] = how.saturated_value
     elif how.shift:
         _shift(numbers, int(how.shift), missing, there)
     numbers[~there] = fill
@@ -69,7 +83,8 @@ def convert(numbers: NDArray[Any], how: Conversion, nodata: float | None, fill: 
 def _shift(numbers: NDArray[Any], shift: int, nodata: float, there: NDArray[np.bool_]) -> None:
     limits = np.iinfo(numbers.dtype)
     lowest = limits.min + (nodata == limits.min)
-    highest = limits.max - (nodata == limits.max)
+    highest = limits.max - 1
+    there = there & (numbers != limits.max)
     if shift < 0:
         np.maximum(numbers, numbers.dtype.type(min(lowest - shift, highest)), out=numbers, where=there)
         np.subtract(numbers, numbers.dtype.type(-shift), out=numbers, where=there)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from odc.geo.geobox import GeoBox
 
 from s2composite.errors import BandError
+from s2composite.reading.convert import Conversion
 from s2composite.reading.header import Header
-from s2composite.reading.layout import Part, check_bands, parts_of, wanted_assets
+from s2composite.reading.layout import Part, band_names, check_bands, parts_of, wanted_assets
 from s2composite.reading.meaning import conversion_of
 from s2composite.reading.source import ReadOptions, Source, choose_source
 from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.names import same_band
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["assets_of", "layout_of", "sources_of"]
 
@@ -43,7 +48,6 @@ def assets_of(products: Sequence[Scene], bands: Sequence[str] | None, options: R
 def sources_of(
     scenes: Sequence[Scene],
     parts: Sequence[tuple[Part, ...]],
-    shifts: Sequence[Mapping[str, float]],
     names: tuple[str, ...],
     headers: Mapping[str, Header],
     geobox: GeoBox,
@@ -51,43 +55,39 @@ def sources_of(
 ) -> tuple[tuple[Source, ...], ...]:
     """Return the files of each scene; none where one of its products cannot be used."""
     found: list[tuple[Source, ...]] = []
-    products = iter(zip(parts, shifts, strict=True))
+    products = iter(parts)
     for scene in scenes:
         files: list[Source] = []
         complete = True
         for member, _ in enumerate(scene.parts):
-            mine, shift = next(products)
+            mine = next(products)
             complete = complete and bool(mine)
             for part in mine:
-                values = part.asset.values
+                sensor = scene.parts[member].sensor
+                header = headers[part.asset.href]
                 files += [
-                    choose_source(
-                        headers[part.asset.href],
-                        one,
-                        geobox,
-                        options,
-                        resampling=method,
-                        conversion=conversion_of(values, shift.get(part.asset.href, 0.0), options),
-                        member=member,
-                    )
-                    for one, method in _by_method(part, names, options)
+                    choose_source(header, one, geobox, options, resampling=method, conversion=conversion, member=member)
+                    for one, method, conversion in _split(part, header, names, sensor, options)
                 ]
         found.append(tuple(files) if complete else ())
     return tuple(found)
 
 
-def _by_method(part: Part, names: tuple[str, ...], options: ReadOptions) -> list[tuple[Part, str]]:
-    """Split a part where its bands are resampled in different ways."""
-    classes = part.asset.values.classes
+def _split(
+    part: Part, header: Header, names: tuple[str, ...], sensor: str | None, options: ReadOptions
+) -> list[tuple[Part, str, Conversion]]:
+    """Split a part where its bands are resampled or converted in different ways, or have another nodata value."""
+    split: list[tuple[Part, str, Conversion]] = []
     rows = range(part.row, part.row + len(part.file_bands))
-    methods = [options.method(names[row], classes=classes) for row in rows]
-    split: list[tuple[Part, str]] = []
-    for row, band, method in zip(rows, part.file_bands, methods, strict=True):
-        if split and split[-1][1] == method:
+    for row, band, values in zip(rows, part.file_bands, part.values, strict=True):
+        method = options.method(names[row], sensor, classes=values.classes)
+        how = (method, conversion_of(values, header.dtype, options))
+        if split and split[-1][1:] == how and split[-1][0].values[-1].nodata == values.nodata:
             last = split[-1][0]
-            split[-1] = (replace(last, file_bands=(*last.file_bands, band)), method)
+            longer = replace(last, file_bands=(*last.file_bands, band), values=(*last.values, values))
+            split[-1] = (longer, *how)
         else:
-            split.append((Part(part.asset, (band,), row), method))
+            split.append((Part(part.asset, (band,), row, (values,)), *how))
     return split
 
 
@@ -97,22 +97,62 @@ def layout_of(
     headers: Mapping[str, Header],
     bands: Sequence[str] | None,
     usable: Sequence[bool],
+    options: ReadOptions,
 ) -> tuple[tuple[str, ...], tuple[tuple[Part, ...], ...]]:
-    """Return the names of the bands, and the parts of files that give them, of each product; none where not usable."""
-    names: tuple[str, ...] | None = None
+    """Return the names of the bands, and the parts of files that give them, of each product; none where not usable.
+
+    Raises
+    ------
+    BandError
+        A product lacks a band, or all do if such products are skipped; or products have other bands than the first.
+    """
+    first: tuple[tuple[str, ...], str | None] | None = None
     parts: list[tuple[Part, ...]] = []
+    lacking: list[BandError] = []
     for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
-        if not ok:
-            parts.append(())
-            continue
-        found, files = parts_of(scene, assets, headers, bands)
-        names = names or found
-        if found != names:
-            raise BandError(
-                f"scene {scene.id} has bands {', '.join(found)}, the scenes before it {', '.join(names)}; "
-                "leave it out, or choose bands= that all have",
-                scene=scene.id,
-            )
+        try:
+            found, files = parts_of(scene, assets, headers, bands) if ok else ((), ())
+        except BandError as error:
+            if options.on_error == "raise" or bands is None:
+                raise
+            lacking.append(error)
+            found, files = (), ()
+        if files:
+            if first is None and bands is None:
+                _report_masks(assets, headers, found)
+            first = first or (found, scene.sensor)
+            _check_same(scene, found, *first)
         parts.append(files)
-    assert names is not None
-    return names, tuple(parts)
+    if first is None:
+        raise lacking[0]
+    return first[0], tuple(parts)
+
+
+def _report_masks(assets: Sequence[Asset], headers: Mapping[str, Header], found: tuple[str, ...]) -> None:
+    """Say which bands of the files are left out where no bands were asked for."""
+    there = [name for asset in assets for name in band_names(asset, headers[asset.href])]
+    left = [name for name in there if name not in found]
+    if left:
+        LOG.warning(
+            "mask bands are no observations and left out: %s; rules such as SCL() find them, bands= asks for them",
+            ", ".join(left),
+        )
+
+
+def _check_same(scene: Scene, found: tuple[str, ...], names: tuple[str, ...], sensor: str | None) -> None:
+    """Raise if a scene has other bands than the scenes before it, or means others by their names."""
+    if found != names:
+        raise BandError(
+            f"scene {scene.id} has bands {', '.join(found)}, the scenes before it {', '.join(names)}; "
+            "leave it out, or choose bands= that all have",
+            scene=scene.id,
+        )
+    for name in names if scene.sensor != sensor else ():
+        mine, theirs = same_band(name, scene.sensor)[1:], same_band(name, sensor)[1:]
+        if mine and theirs and not set(mine) & set(theirs):
+            raise BandError(
+                f"band {name} of scene {scene.id} ({scene.sensor}) is {mine[0]}, that of the scenes before it "
+                f"({sensor}) {theirs[0]}; choose bands= by common names, such as {mine[0]!r}, or open one sensor",
+                scene=scene.id,
+                band=name,
+            )

@@ -8,8 +8,9 @@ from typing import TypeAlias
 
 from s2composite.errors import BandError, SceneError
 from s2composite.reading.header import Header
-from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.model import Asset, Scene, Values
 from s2composite.scenes.names import is_picture, same_band
+from s2composite.scenes.values import is_mask_band, named_values, tagged_values
 
 __all__ = ["Part", "band_names", "check_bands", "parts_of", "wanted_assets"]
 
@@ -26,6 +27,9 @@ class Part:
 
     row: int
     """Where the first of them goes on the stack's band axis; the others follow it."""
+
+    values: tuple[Values, ...]
+    """What the numbers of each of them mean."""
 
 
 def wanted_assets(scenes: Sequence[Scene], bands: Sequence[str] | None) -> tuple[tuple[Asset, ...], ...]:
@@ -120,14 +124,36 @@ def parts_of(
         A band is not there; the message lists those that are.
     """
     where = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
-    chosen = [entry for wanted in bands for entry in _found(wanted, where, scene)] if bands else where
+    meaning = {(asset.href, i): _values(asset, i, name, headers[asset.href], scene) for asset, i, name in where}
+    chosen = [entry for wanted in bands for entry in _found(wanted, where, scene)] if bands else _observed(where)
     parts: list[Part] = []
     for row, (asset, i, _) in enumerate(chosen):
+        values = meaning[asset.href, i]
         if parts and parts[-1].asset is asset:
-            parts[-1] = replace(parts[-1], file_bands=(*parts[-1].file_bands, i))
+            last = parts[-1]
+            parts[-1] = replace(last, file_bands=(*last.file_bands, i), values=(*last.values, values))
         else:
-            parts.append(Part(asset, (i,), row))
+            parts.append(Part(asset, (i,), row, (values,)))
     return tuple(name for _, _, name in chosen), tuple(parts)
+
+
+def _observed(where: Sequence[_Entry]) -> Sequence[_Entry]:
+    """Leave out mask bands that lie among bands of observations: they are no reflectances."""
+    observed = [entry for entry in where if not is_mask_band(entry[2])]
+    return observed or where
+
+
+def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Values:
+    """Return what the numbers of a band mean: by the catalogue, else by the file's tags, else by its name."""
+    if asset.band_values:
+        values = asset.band_values[i]
+    elif asset.bands or name != header.descriptions[i] or (header.dtype.itemsize == 1 and not is_mask_band(name)):
+        values = asset.values
+    else:
+        # the file itself says what its bands are
+        values = named_values(name, scene.baseline, scene.sensor, scene.id)
+    tags = header.scaling[i] if header.scaling else None
+    return values if tags is None else tagged_values(values, tags.scale, tags.offset, tags.unit, sensor=scene.sensor)
 
 
 _Entry: TypeAlias = tuple[Asset, int, str]
@@ -153,14 +179,15 @@ def _find(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
 
     The bands of a picture come last: it has a red of 8 bits, which is not what "red" means where there is another.
     """
-    same = same_band(wanted)
+    sensor = scene.sensor
+    same = same_band(wanted, sensor)
     single = {asset.name for asset, _, _ in where} - {asset.name for asset, i, _ in where if i}
     ways: tuple[Callable[[Asset, str], bool], ...] = (
         lambda asset, _: asset.name == wanted,
         lambda asset, name: name == wanted and not is_picture(asset.name),
-        lambda asset, _: asset.name in single and (wanted in asset.aliases or same_band(asset.name) == same),
-        lambda asset, name: same_band(name) == same and not is_picture(asset.name),
-        lambda asset, _: same_band(asset.name) == same,
+        lambda asset, _: asset.name in single and (wanted in asset.aliases or same_band(asset.name, sensor) == same),
+        lambda asset, name: same_band(name, sensor) == same and not is_picture(asset.name),
+        lambda asset, _: same_band(asset.name, sensor) == same,
         lambda _, name: name == wanted,
     )
     for fits in ways:
@@ -176,7 +203,7 @@ def _find(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
 
 def _one(wanted: str, found: list[_Entry], scene: Scene) -> list[_Entry]:
     """Return the first of several assets that hold the same band: in the order of preference that scenes have."""
-    codes = dict.fromkeys(same_band(asset.name)[0] for asset, _, _ in found if asset.bands)
+    codes = dict.fromkeys(same_band(asset.name, scene.sensor)[0] for asset, _, _ in found if asset.bands)
     if len(codes) > 1:
         raise BandError(
             f"scene {scene.id}: {wanted!r} may mean {', '.join(dict.fromkeys(a.name for a, _, _ in found))}; name one",

@@ -1,89 +1,188 @@
-"""Meaning: one unit for the numbers of all scenes, decided by what products and catalogues say."""
+"""Meaning: one unit for the numbers of all scenes, decided by what products, catalogues and files say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from s2composite.errors import SceneError
+import numpy as np
+
+from s2composite.errors import ParameterError, SceneError
 from s2composite.reading.convert import AS_THEY_ARE, Conversion
+from s2composite.reading.header import Header
 from s2composite.reading.layout import Part
 from s2composite.reading.source import ReadOptions, Source
 from s2composite.scenes.grouping import level_of
 from s2composite.scenes.model import Scene, Values
+from s2composite.scenes.names import same_band
+from s2composite.scenes.storage import display
+from s2composite.scenes.values import is_mask_band
 
-__all__ = ["conversion_of", "shift_of", "shifts_of", "with_named_shifts"]
-
-
-def with_named_shifts(scenes: Sequence[Scene], options: ReadOptions) -> list[Scene]:
-    """Return scenes that know what the caller says is to be added to their numbers, where they did not know it."""
-    if not isinstance(options.harmonise, Mapping):
-        return list(scenes)
-    return [_with_shift(scene, options.harmonise) for scene in scenes]
+__all__ = ["check_alike", "check_named", "conversion_of", "numbers_of", "saturated_of", "shift_of", "with_named_shifts"]
 
 
-def _with_shift(scene: Scene, named: Mapping[str, float]) -> Scene:
-    members = tuple(_with_shift(member, named) for member in scene.members)
-    if scene.id not in named:
-        return replace(scene, members=members)
-    shift = float(named[scene.id])
-    assets = tuple(
-        replace(a, values=replace(a.values, shift=shift, scale=a.values.scale or 1e-4)) if a.values.shift is None else a
-        for a in scene.assets
-    )
-    return replace(scene, members=members, assets=assets)
+def check_named(scenes: Sequence[Scene], bands: Sequence[str], options: ReadOptions) -> None:
+    """Raise if options name scenes or bands that are not there.
+
+    Parameters
+    ----------
+    scenes
+        Those that are opened.
+    bands
+        Names of the bands of their stack; other bands and assets of the scenes may be named, too.
+    options
+        How to read.
+
+    Raises
+    ------
+    ParameterError
+        The message lists what there is.
+    """
+    if isinstance(options.harmonise, Mapping):
+        known = dict.fromkeys(one.id for scene in scenes for one in (scene, *scene.members))
+        _refuse("harmonise", "scene", [name for name in options.harmonise if name not in known], known)
+    if isinstance(options.resampling, Mapping):
+        products = [product for scene in scenes for product in scene.parts]
+        assets = [asset for product in products for asset in product.assets]
+        names = dict.fromkeys((*bands, *(name for a in assets for name in (a.name, *a.aliases, *a.bands))))
+        sensors = {product.sensor for product in products}
+        same = {same_band(name, sensor) for sensor in sensors for name in names}
+        asked = [name for name in options.resampling if name != "*" and name not in names]
+        wrong = [name for name in asked if not same & {same_band(name, sensor) for sensor in sensors}]
+        _refuse("resampling", "band", wrong, dict.fromkeys(("*", *names)))
 
 
-def conversion_of(values: Values, shift: float, options: ReadOptions) -> Conversion:
-    """Return what is done to the numbers of a file, given what is added to harmonise them."""
-    if not options.reflectance:
-        return Conversion(shift) if shift else AS_THEY_ARE
-    if values.classes or values.scale is None:
-        return Conversion(shift)
-    return Conversion(shift, values.scale, values.offset)
+def _refuse(option: str, what: str, wrong: Sequence[str], known: Mapping[str, None]) -> None:
+    if wrong:
+        shown = [str(name) for name in known]
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        raise ParameterError(
+            f"{option}= names {what}s that are not there: {', '.join(map(repr, wrong[:_SHOWN]))}; there are "
+            f"{', '.join(shown[:_SHOWN])}{more}"
+        )
 
 
-def shifts_of(
+_SHOWN = 20
+"""Names that a message lists."""
+
+
+def with_named_shifts(
     products: Sequence[Scene], parts: Sequence[tuple[Part, ...]], options: ReadOptions
-) -> list[Mapping[str, float]]:
-    """Return what is added to the numbers of each product's files, by href.
+) -> list[tuple[Part, ...]]:
+    """Return parts of files with what the caller says is to be added to the numbers of their products, by id.
+
+    It is added to reflectances, or to all numbers of unknown meaning where a product has no reflectances.
+    """
+    named = options.harmonise
+    if not isinstance(named, Mapping):
+        return list(parts)
+    return [
+        _with_shift(mine, float(named[product.id])) if product.id in named else mine
+        for product, mine in zip(products, parts, strict=True)
+    ]
+
+
+def _with_shift(parts: Sequence[Part], shift: float) -> tuple[Part, ...]:
+    reflects = any(values.unit == "1" for part in parts for values in part.values)
+
+    def shifted(values: Values) -> Values:
+        if values.unit != "1" and (reflects or values.classes or values.shift is not None):
+            return values
+        return replace(values, shift=shift, scale=values.scale or 1e-4, unit="1")
+
+    return tuple(replace(part, values=tuple(map(shifted, part.values))) for part in parts)
+
+
+def conversion_of(values: Values, dtype: np.dtype[Any], options: ReadOptions) -> Conversion:
+    """Return what is done to the numbers of a band.
+
+    Parameters
+    ----------
+    values
+        What they mean.
+    dtype
+        Of the file.
+    options
+        How to read.
+    """
+    shift = 0.0 if options.harmonise is False or values.shift is None else values.shift
+    if not options.reflectance or values.classes or values.scale is None:
+        return Conversion(shift) if shift else AS_THEY_ARE
+    saturated = float(np.iinfo(dtype).max) if dtype.kind in "ui" else None
+    return Conversion(shift, values.scale, values.offset, saturated)
+
+
+def check_alike(
+    products: Sequence[Scene],
+    parts: Sequence[tuple[Part, ...]],
+    headers: Mapping[str, Header],
+    names: Sequence[str],
+    options: ReadOptions,
+) -> None:
+    """Raise if numbers of different meaning would come together in a band, or physical values are not known.
 
     Raises
     ------
     SceneError
-        Some products say which offset they have and others do not, or their numbers have different units or levels.
+        Some products say which offset they have and others do not, their numbers have different units or levels, or
+        reflectances are wanted and nothing says their scale.
     """
     _check_levels(products)
+    if options.reflectance:
+        _check_scaled(products, parts, headers, names)
     if options.harmonise is False:
-        return [{} for _ in products]
-    found: list[Mapping[str, float]] = []
-    unknown: list[str] = []
-    known = False
-    for product, mine in zip(products, parts, strict=True):
-        shifts: dict[str, float] = {}
-        for part in mine:
-            values = part.asset.values
-            if values.shift is None:
-                unknown.append(product.id)
-            else:
-                # pictures and classes have no offset, so they do not make a cube one of mixed offsets
-                known = known or values.scale is not None
-                shifts[part.asset.href] = values.shift
-        found.append(shifts)
-    if unknown and known:
-        raise SceneError(_unknown_offset(list(dict.fromkeys(unknown)), len(products)), scene=unknown[0])
+        return
+    _check_offsets(products, parts)
     if not options.reflectance:
         _check_units(products, parts)
-    return found
 
 
-def _unknown_offset(unknown: Sequence[str], total: int) -> str:
-    shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-    return (
-        f"{len(unknown)} of {total} scenes do not say whether their numbers have the offset of processing baseline "
-        f"04.00, and others do: {shown}; say what to add with harmonise={{{unknown[0]!r}: -1000}} (0: nothing), leave "
-        "them out, or take all numbers as they are with harmonise=False"
-    )
+def _bands(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> Iterator[tuple[Scene, Part, int, Values]]:
+    """Yield each band of each product: where it goes, and what its numbers mean."""
+    for product, mine in zip(products, parts, strict=True):
+        for part in mine:
+            for i, values in enumerate(part.values):
+                yield product, part, part.row + i, values
+
+
+def _check_scaled(
+    products: Sequence[Scene],
+    parts: Sequence[tuple[Part, ...]],
+    headers: Mapping[str, Header],
+    names: Sequence[str],
+) -> None:
+    for product, part, row, values in _bands(products, parts):
+        header = headers[part.asset.href]
+        if values.scale is None and not values.classes and not is_mask_band(names[row]) and header.dtype.kind != "f":
+            raise SceneError(
+                f"scene {product.id}: reflectance=True, but nothing says the scale of band {names[row]!r} in "
+                f"{display(part.asset.href)}: neither its catalogue nor tags of the file (gdal_edit.py -scale), and by "
+                "its name it is no band of a known sensor; leave reflectance=True out, or where the numbers are those "
+                f"of Sentinel-2 say what to add with harmonise={{{product.id!r}: -1000}} (0: nothing)",
+                scene=product.id,
+                href=part.asset.href,
+            )
+
+
+def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:
+    """Raise if some products say which offset the reflectances of a band have, and others do not."""
+    known: set[int] = set()
+    unknown: dict[int, list[str]] = {}
+    for product, _, row, values in _bands(products, parts):
+        if values.shift is None and values.scale is not None:
+            unknown.setdefault(row, []).append(product.id)
+        elif values.shift is not None and values.scale is not None:
+            known.add(row)
+    mixed = list(dict.fromkeys(product for row in known for product in unknown.get(row, ())))
+    if mixed:
+        shown = ", ".join(mixed[:3]) + (f" and {len(mixed) - 3} more" if len(mixed) > 3 else "")
+        raise SceneError(
+            f"{len(mixed)} of {len(products)} scenes do not say whether their numbers have the offset of processing "
+            f"baseline 04.00, and others do: {shown}; say what to add with harmonise={{{mixed[0]!r}: -1000}} (0: "
+            "nothing), leave them out, or take all numbers as they are with harmonise=False",
+            scene=mixed[0],
+        )
 
 
 def _check_levels(products: Sequence[Scene]) -> None:
@@ -101,24 +200,50 @@ def _check_levels(products: Sequence[Scene]) -> None:
 def _check_units(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:
     """Raise if the same band has other units in some products, as in collections of several satellites."""
     first: dict[int, tuple[str, float | None, float]] = {}
-    for product, mine in zip(products, parts, strict=True):
-        for part in mine:
-            values = part.asset.values
-            unit = (values.scale, values.offset)
-            known = first.setdefault(part.row, (product.id, *unit))
-            if unit != known[1:] and None not in (unit[0], known[1]):
-                raise SceneError(
-                    f"scene {product.id} ({product.collection}) has numbers of {unit[0]} with offset {unit[1]} in "
-                    f"{part.asset.name}, scene {known[0]} of {known[1]} with offset {known[2]}; open them with "
-                    "reflectance=True, or one collection at a time",
-                    scene=product.id,
-                )
+    for product, part, row, values in _bands(products, parts):
+        unit = (values.scale, values.offset)
+        known = first.setdefault(row, (product.id, *unit))
+        if unit != known[1:] and None not in (unit[0], known[1]):
+            raise SceneError(
+                f"scene {product.id} ({product.collection}) has numbers of {unit[0]} with offset {unit[1]} in "
+                f"{part.asset.name}, scene {known[0]} of {known[1]} with offset {known[2]}; open them with "
+                "reflectance=True, or one collection at a time",
+                scene=product.id,
+            )
 
 
 def shift_of(files: Sequence[Source]) -> float:
     """Return what is added to the numbers of a scene: NaN where that is not known, or not the same in all files."""
-    known = {source.conversion.shift for source in files if source.part.asset.values.scale is not None}
-    unknown = any(source.part.asset.values.shift is None and not source.conversion.shift for source in files)
+    known = {s.conversion.shift for s in files if any(values.scale is not None for values in s.part.values)}
+    unknown = any(values.shift is None for source in files for values in source.part.values)
     if unknown or len(known) > 1:
         return float("nan")
     return known.pop() if known else 0.0
+
+
+def numbers_of(sources: Sequence[Sequence[Source]], bands: int) -> tuple[Values | None, ...]:
+    """Return what the numbers of each band of a stack mean, after they were converted; None if that is not known.
+
+    Nor is it where scenes differ: then it would not be true of a composite.
+    """
+    found: list[set[Values | None]] = [set() for _ in range(bands)]
+    for source in (source for files in sources for source in files):
+        for row, values in enumerate(source.part.values, source.part.row):
+            found[row].add(_converted(values, source.conversion))
+    return tuple(meanings.pop() if len(meanings) == 1 else None for meanings in found)
+
+
+def _converted(values: Values, how: Conversion) -> Values | None:
+    if values.classes or values.scale is None or (values.shift is None and how.scale == 1.0):
+        return None
+    if (how.scale, how.offset) == (values.scale, values.offset):
+        return Values(0.0, 1.0, 0.0, unit=values.unit)
+    assert values.shift is not None
+    left = (values.shift - how.shift) * values.scale
+    return Values(0.0, values.scale, values.offset + left, unit=values.unit)
+
+
+def saturated_of(sources: Sequence[Sequence[Source]]) -> tuple[float, ...]:
+    """Return the physical values, as float32, of what is saturated in the files of a stack."""
+    conversions = {source.conversion for files in sources for source in files}
+    return tuple(sorted({how.saturated_value for how in conversions if how.saturated is not None}))

@@ -17,6 +17,7 @@ from s2composite.reading.header import Header
 from s2composite.reading.layout import Part
 from s2composite.reading.signing import Sign
 from s2composite.reading.warp import resampling_method
+from s2composite.scenes.names import same_band
 
 __all__ = ["Extent", "ReadOptions", "Source", "choose_source"]
 
@@ -69,14 +70,26 @@ class ReadOptions:
                 raise ParameterError(f"{name} is {value!r}; it is one of {', '.join(map(repr, valid))}")
         for method in [self.resampling] if isinstance(self.resampling, str) else self.resampling.values():
             resampling_method(method)
+        for scene, shift in self.harmonise.items() if isinstance(self.harmonise, Mapping) else ():
+            if not _is_whole(shift):
+                raise ParameterError(
+                    f"harmonise={{{scene!r}: {shift!r}}}: give the whole number that is added to the file's (-1000)"
+                )
         if self.sign is not None and not callable(self.sign):
             raise ParameterError(f"sign is {self.sign!r}; it is a function of a URL, such as planetary_computer.sign")
 
-    def method(self, band: str, *, classes: bool) -> str:
-        """Return the resampling method of a band."""
+    def method(self, band: str, sensor: str | None, *, classes: bool) -> str:
+        """Return the resampling method of a band of a sensor, which may be named as any catalogue does."""
         if isinstance(self.resampling, str):
             return "nearest" if classes else self.resampling
-        return self.resampling.get(band) or ("nearest" if classes else self.resampling.get("*", "nearest"))
+        same = same_band(band, sensor)
+        others = (method for name, method in self.resampling.items() if same_band(name, sensor) == same)
+        named = self.resampling.get(band) or next(others, None)
+        return named or ("nearest" if classes else self.resampling.get("*", "nearest"))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and float(value).is_integer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +170,7 @@ def choose_source(
     if why and factor > 1:  # GDAL repeats pixels by warping
         offset, factor = None, 1
     told = why or ("on the target grid" if factor == 1 and offset is not None else _TOLD[offset is None])
-    nodata = part.asset.values.nodata if header.nodata is None else header.nodata
+    nodata = part.values[0].nodata if header.nodata is None else header.nodata
     return Source(
         header,
         part,

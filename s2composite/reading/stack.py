@@ -22,13 +22,13 @@ from s2composite.errors import (
 )
 from s2composite.reading.files import assets_of, layout_of, sources_of
 from s2composite.reading.grid import Anchor, Window, aligned_offset, crop, native_geoboxes, target_geobox
-from s2composite.reading.meaning import shift_of, shifts_of, with_named_shifts
+from s2composite.reading.meaning import check_alike, numbers_of, saturated_of, shift_of, with_named_shifts
 from s2composite.reading.observe import Observations, Pending, begin
 from s2composite.reading.opening import open_headers
 from s2composite.reading.patches import Patch, Piece, largest_patch, patches_of
 from s2composite.reading.share import ReadCost, Target, cost_of_window, opened_sources
 from s2composite.reading.source import ReadOptions, Source
-from s2composite.scenes.model import Scene
+from s2composite.scenes.model import Scene, Values
 from s2composite.scenes.storage import is_remote
 
 __all__ = ["Products", "Stack", "TargetGrid", "open_stack"]
@@ -228,6 +228,16 @@ class Stack:
     def shifts(self) -> NDArray[np.float64]:
         """Return what was added to the numbers of each scene to harmonise baselines: NaN where that is not known."""
         return np.array([shift_of(files) for files in self.sources], np.float64)
+
+    @cached_property
+    def numbers(self) -> tuple[Values | None, ...]:
+        """What the numbers of each band mean; None where that is not known, or not the same in all scenes."""
+        return numbers_of(self.sources, len(self.bands))
+
+    @cached_property
+    def saturated(self) -> tuple[float, ...]:
+        """Values of saturated pixels, where they are not the largest of the stack's type."""
+        return saturated_of(self.sources)
 
     @cached_property
     def _interleaved(self) -> bool:
@@ -440,14 +450,15 @@ def open_stack(
     """
     if not scenes:
         raise SourceError("there are no scenes to open; find_scenes(source) shows what a source holds")
-    scenes = sorted(with_named_shifts(scenes, options), key=lambda scene: (scene.time, scene.id))
+    scenes = sorted(scenes, key=lambda scene: (scene.time, scene.id))
     products = [product for scene in scenes for product in scene.parts]
     wanted = assets_of(products, bands, options)
     headers, broken = open_headers(products, wanted, options, index)
     usable = [bool(assets) and not any(a.href in broken for a in assets) for assets in wanted]
     if not any(usable):
         raise next(iter(broken.values()))
-    names, parts = layout_of(products, wanted, headers, bands, usable)
+    names, found = layout_of(products, wanted, headers, bands, usable, options)
+    parts = with_named_shifts(products, found, options)
     used = {s.id: [headers[p.asset.href] for p in ps] for s, ps in zip(products, parts, strict=True) if ps}
     # what a catalogue places without naming a granule may lie anywhere
     places = {p.id: p.granule or (p.id if p.bbox is not None else None) for p in products}
@@ -457,10 +468,11 @@ def open_stack(
         natives, first, crs=target.crs, resolution=target.resolution, geobox=target.geobox, anchor=target.anchor
     )
     geobox = crop(grid, target.bbox)
-    shifts = shifts_of(products, parts, options)
-    sources = sources_of(scenes, parts, shifts, names, headers, geobox, options)
-    nodata = first[0].nodata if first[0].nodata is not None else first_parts[0].asset.values.nodata
-    if options.reflectance and any(part.asset.values.scale is not None for part in first_parts):
+    check_alike(products, parts, headers, names, options)
+    sources = sources_of(scenes, parts, names, headers, geobox, options)
+    nodata = first[0].nodata if first[0].nodata is not None else first_parts[0].values[0].nodata
+    scaled = any(values.scale is not None and not values.classes for part in first_parts for values in part.values)
+    if options.reflectance and scaled:
         return Stack(tuple(scenes), sources, names, geobox, np.dtype(np.float32), float("nan"), options)
     dtype = np.result_type(*(header.dtype for header in first))
     return Stack(tuple(scenes), sources, names, geobox, dtype, nodata, options)

@@ -54,12 +54,11 @@ def utc_time(value: dt.date | str) -> dt.datetime:
     >>> utc_time("2023-07-09T12:46:29+02:00")
     datetime.datetime(2023, 7, 9, 10, 46, 29, tzinfo=datetime.timezone.utc)
     """
-    if not isinstance(value, dt.datetime):
-        try:
-            value = dt.datetime.fromisoformat(str(value).strip())
-        except ValueError:
-            raise ParameterError(f"{value!r} is not a date; write it like {_FORM}") from None
-    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+    try:
+        time = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(str(value).strip())
+        return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
+        raise ParameterError(f"{value!r} is not a date; write it like {_FORM}") from None
 
 
 def utc_day(time: dt.datetime) -> dt.date:

@@ -146,6 +146,7 @@ def _fused(members: Sequence[Scene]) -> Scene:
         baseline=_shared([member.baseline for member in members]),
         platform=_shared([member.platform for member in members]),
         collection=_shared([member.collection for member in members]),
+        sensor=_shared([member.sensor for member in members]),
         bbox=_box([member.bbox for member in members]),
         members=tuple(members),
     )

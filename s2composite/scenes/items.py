@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 from s2composite.errors import AccessError, ParameterError, S2CompositeError, SourceError
 from s2composite.optional import needed
 from s2composite.scenes.access import limits
+from s2composite.scenes.item_fields import checked_item
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 
 __all__ = ["found_by", "is_stac", "is_stac_file", "items_in", "items_of", "with_alternate"]
@@ -88,7 +89,10 @@ def read_json(href: str) -> Mapping[str, Any]:
 def _features(content: Mapping[str, Any], label: str, base: str | None = None) -> list[Mapping[str, Any]]:
     kind = content.get("type")
     if kind == "FeatureCollection":
-        return [_absolute(item, base) for item in content.get("features", [])]
+        features = content.get("features") or []
+        if not isinstance(features, Sequence):
+            raise ParameterError(f"{label} is not an ItemCollection: its features are not a list")
+        return [_absolute(item, base) for item in features]
     if kind == "Feature" and "assets" in content:
         return [_absolute(content, base)]
     raise ParameterError(
@@ -99,7 +103,7 @@ def _features(content: Mapping[str, Any], label: str, base: str | None = None) -
 
 def _linked(content: Mapping[str, Any], href: str, depth: int) -> Iterator[Mapping[str, Any]]:
     """Yield the items that a collection or catalogue links to, in its children too."""
-    for link in content.get("links", []):
+    for link in checked_item({"links": content.get("links"), "id": href})["links"] or ():
         there = _resolved(str(link.get("href", "")), href)
         if link.get("rel") == "item":
             yield from _features(read_json(there), display(there), there)
@@ -113,7 +117,9 @@ def _rows(href: str) -> list[Mapping[str, Any]]:
     fs, path = filesystem(href)
     try:
         with fs.open(path, "rb") as file:
-            return list(arrow.stac_table_to_items(parquet.read_table(file)))
+            return [_absolute(item, None) for item in arrow.stac_table_to_items(parquet.read_table(file))]
+    except S2CompositeError:
+        raise
     except Exception as error:  # noqa: BLE001 - pyarrow and the backends of fsspec share no class of errors
         raise SourceError(
             f"{display(href)} is not stac-geoparquet: {reason(href, error)}", href=display(href)
@@ -130,15 +136,16 @@ def _plain(item: Any) -> Mapping[str, Any]:
     return _absolute(content, item.get_self_href())
 
 
-def _absolute(item: Mapping[str, Any], base: str | None) -> Mapping[str, Any]:
-    """Return an item whose asset hrefs are absolute, if it says where it is."""
-    links = (str(link.get("href")) for link in item.get("links", []) if link.get("rel") == "self")
+def _absolute(raw: object, base: str | None) -> Mapping[str, Any]:
+    """Return an item, its fields checked, whose asset hrefs are absolute, if it says where it is."""
+    item = checked_item(raw)
+    links = (link["href"] for link in item.get("links") or () if link.get("rel") == "self" and link.get("href"))
     base = base or next(links, None)
     if base is None:
         return item
     assets = {
-        key: {**asset, "href": _resolved(str(asset.get("href", "")), base)}
-        for key, asset in item.get("assets", {}).items()
+        key: {**asset, "href": _resolved(asset["href"], base)} if asset and asset.get("href") else asset
+        for key, asset in (item.get("assets") or {}).items()
     }
     return {**item, "assets": assets}
 
@@ -220,16 +227,19 @@ def with_alternate(items: Sequence[Mapping[str, Any]], name: str | None) -> list
     """
     if name is None or not items:
         return list(items)
-    known = {key for item in items for asset in item.get("assets", {}).values() for key in asset.get("alternate") or ()}
+    known = {key for item in items for asset in _assets(item).values() for key in asset.get("alternate") or ()}
     if name not in known:
         raise ParameterError(
             f"alternate is {name!r}, and the assets of the {len(items)} items have "
             f"{', '.join(sorted(map(repr, known))) or 'no alternates'}; leave it out to read their own hrefs"
         )
     return [
-        {**item, "assets": {key: _alternate(asset, name) for key, asset in item.get("assets", {}).items()}}
-        for item in items
+        {**item, "assets": {key: _alternate(asset, name) for key, asset in _assets(item).items()}} for item in items
     ]
+
+
+def _assets(item: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    return {key: asset for key, asset in (item.get("assets") or {}).items() if asset}
 
 
 def _alternate(asset: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from s2composite.scenes.dates import Moment, date_range, utc_time
 from s2composite.scenes.grouping import DUPLICATES, grouped, newest
 from s2composite.scenes.items import is_stac, is_stac_file, items_in, items_of, with_alternate
 from s2composite.scenes.model import Asset, Scene
-from s2composite.scenes.names import NameFacts, asset_bands, parse_name
+from s2composite.scenes.names import NameFacts, asset_bands, parse_name, sensor_of
 from s2composite.scenes.stac import scene_of_item
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.scenes.values import named_values
@@ -303,18 +303,20 @@ def _scene(members: Sequence[tuple[NameFacts, str]]) -> Scene:
                 scene=first.scene_id,
             )
     baseline = next((facts.baseline for facts, _ in members if facts.baseline), None)
+    sensor = sensor_of(first.scene_id) or sensor_of(display(href).rpartition("/")[2])
     return Scene(
         id=first.scene_id,
         time=first.time,
-        assets=tuple(_assets(members, baseline)),
+        assets=tuple(_assets(members, baseline, sensor)),
         granule=next((facts.granule for facts, _ in members if facts.granule), None),
         orbit=next((facts.orbit for facts, _ in members if facts.orbit), None),
         baseline=baseline,
         platform=next((facts.platform for facts, _ in members if facts.platform), None),
+        sensor=sensor,
     )
 
 
-def _assets(members: Sequence[tuple[NameFacts, str]], baseline: str | None) -> Iterator[Asset]:
+def _assets(members: Sequence[tuple[NameFacts, str]], baseline: str | None, sensor: str | None) -> Iterator[Asset]:
     """Yield each asset of a scene once, by name, in its finest resolution."""
     ordered = sorted(members, key=lambda member: (member[0].asset, member[0].resolution or 0))
     for name, group in groupby(ordered, key=lambda member: member[0].asset):
@@ -326,7 +328,8 @@ def _assets(members: Sequence[tuple[NameFacts, str]], baseline: str | None) -> I
                     "leave one out, for example with a glob, or tell them apart with pattern= (group id)",
                     scene=facts.scene_id,
                 )
-        yield Asset(name, href, asset_bands(name), values=named_values(name, baseline))
+        values = named_values(name, baseline, sensor, facts.scene_id)
+        yield Asset(name, href, asset_bands(name), values=values)
 
 
 def _check_unique(scenes: Sequence[Scene]) -> None:

@@ -12,7 +12,16 @@ from urllib.parse import unquote
 from s2composite.errors import ParameterError, SceneError
 from s2composite.scenes.storage import display
 
-__all__ = ["UNNAMED_ASSET", "NameFacts", "asset_bands", "is_picture", "parse_name", "same_band"]
+__all__ = [
+    "UNNAMED_ASSET",
+    "NameFacts",
+    "asset_bands",
+    "common_name",
+    "is_picture",
+    "parse_name",
+    "same_band",
+    "sensor_of",
+]
 
 UNNAMED_ASSET = "data"
 """Asset of a file whose name does not say what it holds."""
@@ -40,9 +49,73 @@ _SAME: tuple[tuple[str, ...], ...] = (
 )
 """What catalogues call the same band of Sentinel-2: its number first, then common names."""
 
-_GROUP_OF = {name.lower(): group for group in _SAME for name in group}
-_GROUP_OF |= {f"b{int(group[0][1:])}": group for group in _SAME if re.fullmatch(r"B0\d", group[0])}
-_DECORATION = re.compile(r"^nbart?_|-jp2$|[_-](?:10|20|60)m$", re.IGNORECASE)
+_SAME_OLI: tuple[tuple[str, ...], ...] = (
+    ("B01", "coastal", "coastal_aerosol"),
+    ("B02", "blue"),
+    ("B03", "green"),
+    ("B04", "red"),
+    ("B05", "nir08", "nir"),
+    ("B06", "swir16", "swir_1"),
+    ("B07", "swir22", "swir_2"),
+    ("B08", "pan", "panchromatic"),
+    ("B09", "cirrus"),
+    ("B10", "lwir11", "lwir"),
+    ("B11", "lwir12"),
+)
+"""The same for Landsat 8 and 9 (OLI, TIRS)."""
+
+_SAME_TM: tuple[tuple[str, ...], ...] = (
+    ("B01", "blue"),
+    ("B02", "green"),
+    ("B03", "red"),
+    ("B04", "nir08", "nir"),
+    ("B05", "swir16", "swir_1"),
+    ("B06", "lwir"),
+    ("B07", "swir22", "swir_2"),
+    ("B08", "pan", "panchromatic"),
+)
+"""The same for Landsat 4, 5 and 7 (TM, ETM+)."""
+
+
+def _by_name(groups: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
+    table = {name.lower(): group for group in groups for name in group}
+    return table | {f"b{int(group[0][1:])}": group for group in groups if re.fullmatch(r"B0\d", group[0])}
+
+
+_GROUPS_OF: dict[str | None, dict[str, tuple[str, ...]]] = {
+    None: _by_name(_SAME),
+    "landsat": {},
+    "landsat-oli": _by_name(_SAME_OLI),
+    "landsat-tm": _by_name(_SAME_TM),
+    "hls-l30": _by_name(_SAME_OLI),
+}
+"""Bands by their names, for the sensors whose numbers are not those of Sentinel-2."""
+
+_COMMON = frozenset(
+    (
+        "coastal", "blue", "green", "red", "nir", "nir08", "nir09", "rededge071", "rededge075", "rededge078", "cirrus",
+        "swir16", "swir22", "pan", "lwir", "lwir11", "lwir12",
+    )
+)  # fmt: skip
+"""Common names of STAC's extension ``eo``."""
+
+_SENSORS = tuple(
+    (sensor, re.compile(form, re.IGNORECASE))
+    for sensor, form in (
+        ("hls-l30", r"hls\S*?l30"),
+        ("hls-s30", r"hls\S*?s30"),
+        ("landsat-tm", r"(?<![A-Z0-9])L[ET]0[4-7]_|landsat[-_ ]?[457](?!\d)|\bga_ls[57]"),
+        ("landsat-oli", r"(?<![A-Z0-9])L[COT]0[89]_|landsat[-_ ]?[89](?!\d)|\bga_ls[89]"),
+        ("landsat", r"landsat|(?<![A-Z0-9])LM0[1-5]_"),
+        ("maja", r"SENTINEL2[A-D]_\d{8}-|theia|maja"),
+        ("sen2like", r"MSIL2[FH]_|sen2like"),
+        ("ga-s2", r"\bga_s2"),
+        ("sentinel-2", r"sentinel[-_ ]?(?:s)?2|\bs2_|(?<![A-Z0-9])S2[A-D]_|(?<![A-Z0-9])T\d\d[A-Z]{3}_\d{8}"),
+    )
+)
+"""What names of products, collections and platforms say of the sensor; the first that is found counts."""
+
+_DECORATION = re.compile(r"^nbart?_|^(?:sr|st|oli|tirs|tm|etm)_(?=b\d)|-jp2$|[_-](?:10|20|60)m$", re.IGNORECASE)
 _CODES = r"TCI|PVI|B(?:0?[1-9]|1[0-2]|8A)|SCL|CLDPRB|SNWPRB|CLD|SNW|BOA|TOA|AOT|WVP"
 _WORDS = r"visual|coastal|blue|green|red|rededge[1-3]?|nir(?:0[89])?|cirrus|swir(?:16|22)"  # Earth Search's keys
 _ASSET = re.compile(rf"(?:^|[_.-])({_CODES}|{_WORDS})(?:[_-](10|20|60)m)?$", re.IGNORECASE)
@@ -165,16 +238,43 @@ def is_picture(asset: str) -> bool:
 
 
 @lru_cache(4096)
-def same_band(name: str) -> tuple[str, ...]:
-    """Return all names that catalogues give to a band of Sentinel-2, its number first.
+def same_band(name: str, sensor: str | None = None) -> tuple[str, ...]:
+    """Return all names that catalogues give to a band of a sensor, its number first; None: Sentinel-2.
 
     Examples
     --------
     >>> same_band("red"), same_band("B02_10m"), same_band("scl")
     (('B04', 'red'), ('B02', 'blue'), ('SCL',))
+    >>> same_band("B5", "landsat-oli")
+    ('B05', 'nir08', 'nir')
     """
     plain = _DECORATION.sub("", _DECORATION.sub("", name)).lower()
-    return _GROUP_OF.get(plain, (plain.upper(),))
+    return _GROUPS_OF.get(sensor, _GROUPS_OF[None]).get(plain, (plain.upper(),))
+
+
+def common_name(band: str, sensor: str | None = None) -> str | None:
+    """Return the common name of a band in STAC's extension ``eo``; None if it has none.
+
+    Examples
+    --------
+    >>> common_name("B05"), common_name("B05", "hls-l30"), common_name("SCL")
+    ('rededge071', 'nir08', None)
+    """
+    if band.lower() in _COMMON:
+        return band.lower()
+    return next((name for name in same_band(band, sensor) if name in _COMMON), None)
+
+
+def sensor_of(*texts: object) -> str | None:
+    """Return the sensor, or who made its products, that names of products, collections or platforms tell of.
+
+    Examples
+    --------
+    >>> sensor_of("LC08_L1TP_198030_20230601_20230605_02_T1"), sensor_of("hls2-l30", "landsat-8"), sensor_of("a.tif")
+    ('landsat-oli', 'hls-l30', None)
+    """
+    text = " ".join(str(text) for text in texts if text)
+    return next((sensor for sensor, form in _SENSORS if form.search(text)), None)
 
 
 def _path_of(label: str) -> str:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from s2composite.errors import ParameterError, SceneError
+from s2composite.errors import SceneError
 from s2composite.scenes.dates import utc_time
-from s2composite.scenes.model import Asset, AssetGrid, Scene
-from s2composite.scenes.names import asset_bands, is_picture, same_band
+from s2composite.scenes.item_fields import checked_item
+from s2composite.scenes.model import Asset, AssetGrid, Scene, Values
+from s2composite.scenes.names import asset_bands, common_name, is_picture, same_band, sensor_of
 from s2composite.scenes.storage import absolute, display
-from s2composite.scenes.values import catalogue_values
+from s2composite.scenes.values import catalogue_values, is_mask_band
 
 __all__ = ["scene_of_item"]
 
@@ -31,7 +32,6 @@ _BASELINES = (
     "s2:processing_baseline",
     "sentinel2:processing_baseline",
     "sentinel:processing_baseline",
-    "processing:version",
 )
 _MADE = ("s2:generation_time", "processing:datetime", "created", "updated")
 _JP2_TWIN = "-jp2"
@@ -49,7 +49,7 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
     Raises
     ------
     SceneError
-        It has no id, no time, or no rasters.
+        It has no id, no time, or no rasters, or a field is malformed.
 
     Examples
     --------
@@ -60,15 +60,17 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
     >>> scene.granule, scene.asset("red").values.shift
     ('31TCJ', -1000.0)
     """
+    item = checked_item(item)
     properties = item.get("properties") or {}
     scene_id = item.get("id")
     if not scene_id:
         raise SceneError("a STAC item has no id; leave it out")
-    baseline = _baseline(properties)
+    sensor = _sensor(item)
+    baseline = _baseline(properties, sensor)
     assets = [
-        _asset(key, asset, item, baseline)
+        _asset(key, asset, item, baseline, sensor)
         for key, asset in (item.get("assets") or {}).items()
-        if _is_raster(key, asset)
+        if asset and _is_raster(key, asset)
     ]
     if not assets:
         raise SceneError(f"item {scene_id} has no rasters among its assets; leave it out", scene=scene_id)
@@ -86,6 +88,7 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
         bbox=_bbox(item),
         made=_made(properties),
         collection=item.get("collection"),
+        sensor=sensor,
     )
 
 
@@ -93,12 +96,15 @@ def _time(scene_id: str, properties: Mapping[str, Any]) -> Any:
     told = properties.get("datetime") or properties.get("start_datetime")
     if not told:
         raise SceneError(f"item {scene_id} has no datetime and no start_datetime; leave it out", scene=scene_id)
-    try:
-        return utc_time(str(told))
-    except ParameterError as error:
-        raise SceneError(
-            f"item {scene_id}: its datetime is malformed ({error}); leave it out", scene=scene_id
-        ) from None
+    return utc_time(told)
+
+
+def _sensor(item: Mapping[str, Any]) -> str | None:
+    properties = item.get("properties") or {}
+    software = properties.get("processing:software") or {}
+    return sensor_of(
+        item.get("collection"), item.get("id"), properties.get("platform"), properties.get("constellation"), *software
+    )
 
 
 def _is_raster(key: str, asset: Mapping[str, Any]) -> bool:
@@ -111,13 +117,18 @@ def _is_raster(key: str, asset: Mapping[str, Any]) -> bool:
     return kind.startswith(_RASTER_TYPES) or href.endswith(_SUFFIXES)
 
 
-def _asset(key: str, asset: Mapping[str, Any], item: Mapping[str, Any], baseline: str | None) -> Asset:
+def _asset(
+    key: str, asset: Mapping[str, Any], item: Mapping[str, Any], baseline: str | None, sensor: str | None
+) -> Asset:
     told = _bands(asset)
     first = told[0] if told else {}
-    values = catalogue_values(
-        key, asset, {**{k: v for k, v in asset.items() if isinstance(v, (int, float, str))}, **first}, item, baseline
-    )
+    common = {k: v for k, v in asset.items() if isinstance(v, (int, float, str))}
+
+    def values_of(name: str, band: Mapping[str, Any]) -> Values:
+        return catalogue_values(name, asset, {**common, **band}, item, baseline=baseline, sensor=sensor)
+
     names: tuple[str, ...]
+    band_values: tuple[Values, ...] = ()
     aliases: tuple[str, ...] = ()
     if len(told) > 1:
         names = _distinct(told) or asset_bands(same_band(key)[0])
@@ -126,7 +137,12 @@ def _asset(key: str, asset: Mapping[str, Any], item: Mapping[str, Any], baseline
     else:
         names = (key,) if told else ()
         aliases = tuple(dict.fromkeys(str(first[k]) for k in ("name", "common_name", "eo:common_name") if first.get(k)))
-    return Asset(key, absolute(str(asset["href"])), names, aliases, values, _grid(asset, item))
+    if len(told) > 1 and len(names) == len(told) and not is_picture(key):
+        band_values = tuple(map(values_of, names, told))
+    href, grid = absolute(asset["href"]), _grid(asset, item)
+    # a key that says nothing (`data`) may hold a band that does
+    called = next((n for n in (key, *aliases) if common_name(n, sensor) or is_mask_band(n)), key)
+    return Asset(key, href, names, aliases, values_of(called, first), band_values, grid)
 
 
 def _bands(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -138,7 +154,7 @@ def _bands(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     for told in (raster, eo, new):
         if len(told) == count and all(isinstance(facts, Mapping) for facts in told):
             for band, facts in zip(merged, told, strict=True):
-                band.update({str(k).removeprefix("eo:"): v for k, v in facts.items()})
+                band.update({str(k).removeprefix("eo:"): v for k, v in facts.items() if v is not None})
     return list(merged)
 
 
@@ -161,12 +177,9 @@ def _grid(asset: Mapping[str, Any], item: Mapping[str, Any]) -> AssetGrid | None
 
     code = told("code") or (f"EPSG:{told('epsg')}" if told("epsg") else None) or told("wkt2")
     transform, shape = told("transform"), told("shape")
-    if not code or not transform or len(transform) not in (6, 9) or not shape or len(shape) != 2:
+    if not (code and transform and shape):  # the header of the file has to tell
         return None
-    try:
-        return AssetGrid(str(code), tuple(float(v) for v in transform[:6]), (int(shape[0]), int(shape[1])))
-    except (TypeError, ValueError):  # malformed, so the header of the file has to tell
-        return None
+    return AssetGrid(code, tuple(transform[:6]), (shape[0], shape[1]))
 
 
 def _preference(asset: Asset) -> tuple[bool, bool, float]:
@@ -189,19 +202,32 @@ def _granule(scene_id: str, properties: Mapping[str, Any]) -> str | None:
 
 
 def _orbit(properties: Mapping[str, Any]) -> int | None:
-    told = properties.get("sat:relative_orbit", properties.get("sentinel:relative_orbit"))
+    told: int | None = properties.get("sat:relative_orbit", properties.get("sentinel:relative_orbit"))
     if told is not None:
-        return int(told)
+        return told
     match = _in_product_name(properties, r"_R(\d{3})_")
     return int(match[1]) if match else None
 
 
-def _baseline(properties: Mapping[str, Any]) -> str | None:
-    told = next((properties[key] for key in _BASELINES if properties.get(key)), None)
-    if told is not None and re.fullmatch(r"\d{1,2}\.\d{1,2}", str(told)):
-        return str(told).zfill(5)
+def _baseline(properties: Mapping[str, Any], sensor: str | None) -> str | None:
+    """Return the processing baseline of a product of ESA; other software has versions of its own."""
+    if sensor not in (None, "sentinel-2"):
+        return None
+    told = next((properties[key] for key in _BASELINES if properties.get(key)), "")
+    if match := re.fullmatch(r"N?(\d{1,2})\.?(\d{2})|(\d{1,2})\.(\d)", told):
+        major, minor = match[1] or match[3], match[2] or f"{match[4]}0"
+        return f"{major.zfill(2)}.{minor}"
+    version = properties.get("processing:version") or ""
+    if re.fullmatch(r"\d{2}\.\d{2}", version) and sensor and _is_of_esa(properties):
+        return version
     match = _in_product_name(properties, r"_N(\d{2})(\d{2})_")
     return f"{match[1]}.{match[2]}" if match else None
+
+
+def _is_of_esa(properties: Mapping[str, Any]) -> bool:
+    """Return whether no other software than ESA's is said to have made a product."""
+    software = properties.get("processing:software") or {}
+    return not software or any(re.search(r"sen2cor|\bipf\b|baseline", name, re.IGNORECASE) for name in software)
 
 
 def _in_product_name(properties: Mapping[str, Any], pattern: str) -> re.Match[str] | None:
@@ -211,14 +237,14 @@ def _in_product_name(properties: Mapping[str, Any], pattern: str) -> re.Match[st
 
 def _made(properties: Mapping[str, Any]) -> Any:
     told = next((properties[key] for key in _MADE if properties.get(key)), None)
-    return None if told is None else utc_time(str(told))
+    return None if told is None else utc_time(told)
 
 
 def _bbox(item: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
     box = item.get("bbox")
     if box and len(box) in (4, 6):
         half = len(box) // 2
-        return float(box[0]), float(box[1]), float(box[half]), float(box[half + 1])
+        return box[0], box[1], box[half], box[half + 1]
     points = list(_points((item.get("geometry") or {}).get("coordinates") or []))
     if not points:
         return None

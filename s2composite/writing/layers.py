@@ -179,9 +179,9 @@ def file_bands(layers: Sequence[Layer], resampling: str | None) -> tuple[Band, .
             method=resampling or layer.method,
             nodata=layer.nodata,
             long_name=str(layer.attrs.get("long_name", "")),
-            units=str(layer.attrs.get("units", "")),
-            scale=layer.attrs.get("scale_factor"),
-            offset=layer.attrs.get("add_offset"),
+            units=str(layer.attrs.get("units", layer.attrs.get("scaled_units", ""))),
+            scale=layer.attrs.get("scale", layer.attrs.get("scale_factor")),
+            offset=layer.attrs.get("offset", layer.attrs.get("add_offset")),
         )
         for layer in layers
         for name in layer.bands

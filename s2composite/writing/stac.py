@@ -20,6 +20,7 @@ from shapely.geometry import mapping
 from shapely.geometry.polygon import orient
 
 from s2composite.errors import ParameterError
+from s2composite.scenes.names import common_name
 from s2composite.writing.files import Written
 from s2composite.writing.periods import Period
 from s2composite.writing.raster import Band, Raster
@@ -36,13 +37,6 @@ _EXTENSIONS = {
 }
 _GEOTIFF = "image/tiff; application=geotiff; profile=cloud-optimized"
 _SOFTWARE = ("s2composite", "dask", "imagecodecs", "numba", "numpy", "odc-geo", "rasterio", "xarray")
-
-_COMMON_NAMES = {
-    "b01": "coastal", "b02": "blue", "b03": "green", "b04": "red", "b05": "rededge071", "b06": "rededge075",
-    "b07": "rededge078", "b08": "nir", "b8a": "nir08", "b09": "nir09", "b11": "swir16", "b12": "swir22",
-    **{name: name for name in ("coastal", "blue", "green", "red", "nir", "nir08", "nir09", "swir16", "swir22")},
-}  # fmt: skip
-"""Common names of the EO extension by the names of bands: Sentinel-2's, and the common names themselves."""
 
 _SHA256 = "1220"
 """The code of sha2-256 among multihashes, and the number of its bytes."""
@@ -141,7 +135,8 @@ def build_item(
     rasters = [written.plan.raster for written, _ in files]
     geobox = rasters[0].geobox
     start, end = check_times(period)
-    assets = {_asset_key(written.plan.raster): _asset(written, href) for written, href in files}
+    sensor = lineage.dataset.attrs.get("sensor")
+    assets = {_asset_key(written.plan.raster): _asset(written, href, sensor) for written, href in files}
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -225,7 +220,7 @@ def _asset_key(raster: Raster) -> str:
     return layers[0] if len(layers) == 1 else "data"
 
 
-def _asset(written: Written, href: str) -> dict[str, Any]:
+def _asset(written: Written, href: str, sensor: str | None) -> dict[str, Any]:
     raster, key = written.plan.raster, _asset_key(written.plan.raster)
     asset = {
         "href": href,
@@ -235,14 +230,15 @@ def _asset(written: Written, href: str) -> dict[str, Any]:
         "data_type": raster.dtype.name,
         "file:size": written.size,
         "file:checksum": multihash(written.sha256),
-        "bands": [_band(raster, band, found) for band, found in zip(raster.bands, written.statistics, strict=True)],
+        "bands": [
+            _band(raster, band, found, sensor) for band, found in zip(raster.bands, written.statistics, strict=True)
+        ],
     }
     nodata = None if raster.mask or raster.alpha else raster.nodata
     return asset if nodata is None else asset | {"nodata": "nan" if math.isnan(nodata) else nodata}
 
 
-def _band(raster: Raster, band: Band, statistics: Statistics) -> dict[str, Any]:
-    common = _COMMON_NAMES.get(band.name.removeprefix(f"{band.layer}_").lower())
+def _band(raster: Raster, band: Band, statistics: Statistics, sensor: str | None) -> dict[str, Any]:
     facts = {
         "name": band.name,
         "description": band.long_name or None,
@@ -252,7 +248,7 @@ def _band(raster: Raster, band: Band, statistics: Statistics) -> dict[str, Any]:
         "raster:spatial_resolution": _resolution(raster.geobox),
         "raster:scale": None if band.scale is None else float(band.scale),
         "raster:offset": None if band.offset is None else float(band.offset),
-        "eo:common_name": common,
+        "eo:common_name": common_name(band.name.removeprefix(f"{band.layer}_"), sensor),
     }
     return {name: value for name, value in facts.items() if value is not None}
 
