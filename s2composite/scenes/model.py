@@ -142,6 +142,8 @@ class Scene:
     def __post_init__(self) -> None:
         if self.time.tzinfo is None:
             raise SceneError(f"scene {self.id}: its time {self.time} has no time zone; give it one (UTC)")
+        if not 1678 <= self.time.year <= 2261:
+            raise SceneError(f"scene {self.id}: its time {self.time} is outside 1678 to 2261; correct or leave it out")
         if not self.assets and not self.members:
             raise SceneError(f"scene {self.id} has no assets; give it at least one file")
         names = [asset.name for asset in self.assets]
