@@ -10,7 +10,7 @@ import xarray as xr
 from s2composite.errors import ParameterError
 from s2composite.georeference import georeferenced
 
-__all__ = ["as_cube", "days_of", "nodata_of"]
+__all__ = ["as_cube", "days_of", "nodata_of", "saturated_of"]
 
 _DIMS = ("time", "band", "y", "x")
 _SPELLINGS = {"latitude": "y", "lat": "y", "longitude": "x", "lon": "x"}
@@ -45,6 +45,12 @@ def nodata_of(array: xr.DataArray) -> float | None:
         if value is not None:
             return float(value)
     return None
+
+
+def saturated_of(array: xr.DataArray) -> tuple[float, ...]:
+    """Return the values of saturated pixels that a cube of physical values declares."""
+    declared = np.atleast_1d(array.attrs.get("saturated", ()))
+    return tuple(map(float, declared)) if declared.dtype.kind in "iuf" else ()
 
 
 def days_of(array: xr.DataArray) -> tuple[float, ...] | None:

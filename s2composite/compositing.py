@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from s2composite.array_masks import ValidRules, rules_of, usable_cube
-from s2composite.as_cube import days_of, nodata_of
+from s2composite.as_cube import days_of, nodata_of, saturated_of
 from s2composite.composed import layers_dataset, located, small_dataset
 from s2composite.errors import ParameterError
 from s2composite.period_axis import groups_of, with_time_axis
@@ -97,7 +97,7 @@ def composite(
         rules=rules,
         bands=tuple(str(band) for band in array["band"].values),
         nodata=nodata_of(array),
-        saturated=tuple(map(float, np.atleast_1d(array.attrs.get("saturated", ())))),
+        saturated=saturated_of(array),
         min_count=min_count,
         days=days_of(array),
         periods=None if groups is None else tuple(group.scenes for group in groups),

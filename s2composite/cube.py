@@ -28,7 +28,7 @@ from s2composite.interop import load_with
 from s2composite.metering import tell_read
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.header import read_header
-from s2composite.reading.meaning import check_named
+from s2composite.reading.meaning import check_named_bands, check_named_scenes
 from s2composite.reading.signing import Sign
 from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, TargetGrid, open_stack
@@ -202,8 +202,9 @@ def open_cube(
     )
     target = TargetGrid(geobox, crs, resolution, bbox, anchor)
     how = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign)
+    check_named_scenes(scenes, how)
     stack = open_stack(scenes, bands, target, how, index)
-    check_named(scenes, stack.bands, how)
+    check_named_bands(scenes, stack.bands, how)
     return to_cube(stack, chunks)
 
 

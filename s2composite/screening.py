@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from s2composite.array_masks import ValidArray, ValidRules, rules_of, usable_cube
-from s2composite.as_cube import nodata_of
+from s2composite.as_cube import nodata_of, saturated_of
 from s2composite.coarse import coarser
 from s2composite.cube import Chunks, stack_of, window_at
 from s2composite.days import read_days
@@ -58,7 +58,8 @@ def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None
     ([0.5, 1.0, 1.0], [0.5, 0.5, 1.0])
     """
     array, rules, mask = usable_cube(cube, rules_of(valid))
-    recipe = Recipe((), rules, tuple(map(str, array["band"].values)), nodata_of(array))
+    bands = tuple(map(str, array["band"].values))
+    recipe = Recipe((), rules, bands, nodata_of(array), saturated_of(array))
     counts = _counts(array, recipe, mask) / (array.sizes["y"] * array.sizes["x"])
     labels = {name: array[name] for name in array.coords if array[name].dims == ("time",)}
     meaning = {"units": "1", "long_name": "share of the area's pixels"}

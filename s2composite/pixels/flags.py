@@ -180,6 +180,7 @@ def SCL(  # noqa: N802 - used like the classes of rules on values
     cleanup
         Steps on the mask of bad pixels: ``[("opening", 2), ("dilation", 5)]`` (for short ``[2, 5]``) for all classes
         together, or a mapping for some of them: ``{"thin cirrus": [("dilation", 2)], ("cloud shadows", ...): ...}``.
+        Classes that only the mapping names are dropped as well.
         Radii are in pixels of the mask band, 20 m for SCL.
     band
         Name of the mask band.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,38 +20,49 @@ from s2composite.scenes.names import same_band
 from s2composite.scenes.storage import display
 from s2composite.scenes.values import is_mask_band
 
-__all__ = ["check_alike", "check_named", "conversion_of", "numbers_of", "saturated_of", "shift_of", "with_named_shifts"]
+LOG = logging.getLogger(__name__)
+
+__all__ = [
+    "check_alike",
+    "check_named_bands",
+    "check_named_scenes",
+    "conversion_of",
+    "numbers_of",
+    "saturated_of",
+    "shift_of",
+    "with_named_shifts",
+]
 
 
-def check_named(scenes: Sequence[Scene], bands: Sequence[str], options: ReadOptions) -> None:
-    """Raise if options name scenes or bands that are not there.
+def check_named_scenes(scenes: Sequence[Scene], options: ReadOptions) -> None:
+    """Raise a ParameterError that lists the scenes there are, if ``harmonise`` names others."""
+    if isinstance(options.harmonise, Mapping):
+        known = dict.fromkeys(one.id for scene in scenes for one in (scene, *scene.members))
+        _refuse("harmonise", "scene", [name for name in options.harmonise if name not in known], known)
+
+
+def check_named_bands(scenes: Sequence[Scene], bands: Sequence[str], options: ReadOptions) -> None:
+    """Raise a ParameterError that lists the bands there are, if ``resampling`` names others.
 
     Parameters
     ----------
     scenes
-        Those that are opened.
+        Those that are opened: bands that they have and that are not read may be named, too.
     bands
-        Names of the bands of their stack; other bands and assets of the scenes may be named, too.
+        Names of the bands that are read.
     options
         How to read.
-
-    Raises
-    ------
-    ParameterError
-        The message lists what there is.
     """
-    if isinstance(options.harmonise, Mapping):
-        known = dict.fromkeys(one.id for scene in scenes for one in (scene, *scene.members))
-        _refuse("harmonise", "scene", [name for name in options.harmonise if name not in known], known)
-    if isinstance(options.resampling, Mapping):
-        products = [product for scene in scenes for product in scene.parts]
-        assets = [asset for product in products for asset in product.assets]
-        names = dict.fromkeys((*bands, *(name for a in assets for name in (a.name, *a.aliases, *a.bands))))
-        sensors = {product.sensor for product in products}
-        same = {same_band(name, sensor) for sensor in sensors for name in names}
-        asked = [name for name in options.resampling if name != "*" and name not in names]
-        wrong = [name for name in asked if not same & {same_band(name, sensor) for sensor in sensors}]
-        _refuse("resampling", "band", wrong, dict.fromkeys(("*", *names)))
+    if not isinstance(options.resampling, Mapping):
+        return
+    products = [product for scene in scenes for product in scene.parts]
+    assets = [asset for product in products for asset in product.assets]
+    names = dict.fromkeys((*bands, *(name for a in assets for name in (a.name, *a.aliases, *a.bands))))
+    sensors = {product.sensor for product in products}
+    same = {same_band(name, sensor) for sensor in sensors for name in names}
+    asked = [name for name in options.resampling if name != "*" and name not in names]
+    wrong = [name for name in asked if not same & {same_band(name, sensor) for sensor in sensors}]
+    _refuse("resampling", "band", wrong, dict.fromkeys(("*", *names)))
 
 
 def _refuse(option: str, what: str, wrong: Sequence[str], known: Mapping[str, None]) -> None:
@@ -133,7 +145,7 @@ def check_alike(
         _check_scaled(products, parts, headers, names)
     if options.harmonise is False:
         return
-    _check_offsets(products, parts)
+    _check_offsets(products, parts, reflectance=options.reflectance)
     if not options.reflectance:
         _check_units(products, parts)
 
@@ -165,7 +177,7 @@ def _check_scaled(
             )
 
 
-def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:
+def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]], *, reflectance: bool) -> None:
     """Raise if some products say which offset the reflectances of a band have, and others do not."""
     known: set[int] = set()
     unknown: dict[int, list[str]] = {}
@@ -183,6 +195,13 @@ def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]])
             "nothing), leave them out, or take all numbers as they are with harmonise=False",
             scene=mixed[0],
         )
+    doubtful = list(dict.fromkeys(product for row in unknown.values() for product in row))
+    if doubtful and reflectance:
+        LOG.warning(
+            "reflectance=True: nothing says whether the numbers of %d scenes have the offset of processing baseline "
+            "04.00 (%s ...); nothing is taken off, harmonise={%r: -1000} does",
+            len(doubtful), doubtful[0], doubtful[0],
+        )  # fmt: skip
 
 
 def _check_levels(products: Sequence[Scene]) -> None:
