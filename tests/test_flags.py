@@ -200,7 +200,6 @@ def test_rules_travel_and_have_names():
         (lambda: SCL([12]), "unknown SCL class 12"),
         (lambda: SCL(cleanup={"clouds": []}), "unknown SCL class"),
         (lambda: SCL(["snow"], cleanup={"snow_or_ice": []}), "unknown SCL class 'snow'"),
-        (lambda: SCL([10], cleanup={"cloud shadows": [(1, 2)]}),),
         (lambda: SCL(cleanup=[("melt", 1)]), "opening"),
         (lambda: QABits("modis"), "landsat, hls, qa60"),
         (lambda: QABits("qa60", ["cloud"]), "opaque cloud"),
