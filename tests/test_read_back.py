@@ -1,7 +1,6 @@
 """What was written, read back by every reader there is: identical to the computed array, overviews too."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import rasterio
 import rioxarray
 import xarray as xr
+from gdal_cli import needs_gdal, translated
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from writing_helpers import plain_overview, three_layers
@@ -21,10 +21,6 @@ from writing_helpers import plain_overview, three_layers
 from s2composite.writing.cog import write_raster
 from s2composite.writing.metadata import write_stac
 from s2composite.writing.zarr import write_zarr
-
-needs_gdal = pytest.mark.skipif(
-    shutil.which("gdal_translate") is None, reason="GDAL's command line is not installed (Debian: gdal-bin)"
-)
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +140,12 @@ def test_the_rio_command(written, tmp_path):
 
 @needs_gdal
 @LAYERS
-def test_gdals_command_line(written, smaller, tmp_path, name):
+def test_gdals_command_line(written, smaller, name):
     _, arrays, paths, _ = written
-    raw = tmp_path / "raw.bin"
-
-    def translate(*options):
-        command = ["gdal_translate", "-q", "-of", "ENVI", "-co", "INTERLEAVE=BSQ", *options, paths[name], raw]
-        subprocess.run(command, check=True, capture_output=True)
-        return np.fromfile(raw, arrays[name].dtype)
-
-    assert np.array_equal(translate(), arrays[name].ravel())
+    assert np.array_equal(translated(paths[name], arrays[name].dtype), arrays[name].ravel())
     for level, want in enumerate(smaller[name]):
-        assert np.array_equal(translate("-oo", f"OVERVIEW_LEVEL={level}"), want.ravel())
+        found = translated(paths[name], arrays[name].dtype, "-oo", f"OVERVIEW_LEVEL={level}")
+        assert np.array_equal(found, want.ravel())
     info = json.loads(subprocess.run(["gdalinfo", "-json", paths[name]], capture_output=True, check=True).stdout)
     assert info["metadata"]["IMAGE_STRUCTURE"]["LAYOUT"] == "COG"
     assert info["bands"][0]["description"] == ("red" if name == "composite" else name)

@@ -1,8 +1,10 @@
 """Tiles: what GDAL reads, byte for byte, from every kind of file, in every shape of window; and damage is never a picture."""
 
+import struct
 import threading
 import tracemalloc
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+from gdal_cli import needs_libjpeg_turbo, translated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window
@@ -21,8 +24,9 @@ from s2composite.reading.header import read_header, read_headers
 from s2composite.reading.tiles import TileRequest, read_tiles, read_window
 
 LARGEST_DIFFERENCE = 8
-"""DN between libjpeg-turbo, which decodes here, and the IJG's libjpeg in GDAL of rasterio's wheels, in smooth pictures with
-subsampled colour (4:2:0, 4:2:2), which they enlarge differently. Without subsampling they are identical."""
+"""DN between libjpeg-turbo, which decodes here and in GDAL of Debian and conda-forge, and the IJG's libjpeg in GDAL of
+rasterio's wheels, in smooth pictures with subsampled colour (4:2:0, 4:2:2), which they enlarge differently. Without
+subsampling they are identical."""
 
 
 def empty(header, height, width, bands, *, interleaved):
@@ -83,6 +87,49 @@ def test_jpeg_is_within_its_bound_of_gdal(case, tmp_path):
         subsampled = header.photometric == "YCBCR"
         assert difference.max() <= (LARGEST_DIFFERENCE if subsampled else 0)
         assert difference.mean() < 0.35
+
+
+QUALITIES = [
+    replace(case, name=f"{case.name}-{quality}", options={**case.options, "jpeg_quality": quality})
+    for case in JPEG
+    for quality in (5, 50, 75, 90, 100)
+    if case.options.get("driver") != "COG"
+]
+
+
+@needs_libjpeg_turbo
+@pytest.mark.parametrize("case", JPEG + QUALITIES, ids=lambda c: c.name)
+def test_jpeg_is_identical_to_gdal_with_libjpeg_turbo(case, tmp_path):
+    path = make(case, tmp_path)
+    header = read_header(path)
+    for level in range(len(header.levels)):
+        finer = ["-oo", f"OVERVIEW_LEVEL={level - 1}"] if level else []
+        assert np.array_equal(read(header, level).ravel(), translated(path, np.uint8, *finer))
+        if header.mask:
+            assert np.array_equal(read(header.mask, level).ravel(), translated(path, np.uint8, *finer, "-b", "mask"))
+
+
+@needs_libjpeg_turbo
+@pytest.mark.parametrize("strips", [False, True], ids=["tiles", "strips"])
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2), (4, 1)], ids=["444", "422", "420", "411"])
+def test_jpeg_of_every_subsampling_is_identical_to_gdal_with_libjpeg_turbo(subsampling, strips, tmp_path):
+    array = np.moveaxis(pixels("uint8", 3), 0, 2)
+    layout = {"rowsperstrip": 32} if strips else {"tile": (64, 64)}
+    how = {"compression": "jpeg", "compressionargs": {"level": 80}, "photometric": "rgb"}  # stored as YCbCr
+    path = str(tmp_path / "x.tif")
+    tifffile.imwrite(path, array, metadata=None, subsampling=subsampling, **how, **layout)
+    assert np.array_equal(read(read_header(path)).ravel(), translated(path, np.uint8))
+
+
+@needs_libjpeg_turbo
+def test_imagery_in_jpeg_is_identical_to_gdal_with_libjpeg_turbo(imagery, tmp_path):
+    lossless = sorted((imagery / "perito_moreno_rgb_west").glob("*.tif"))[::4]
+    how = {"block": 256, "compress": "jpeg", "photometric": "ycbcr", "jpeg_quality": 75, "interleave": "pixel"}
+    copies = [write_tif(tmp_path / path.name, gdal(path), **how) for path in lossless]
+    found = [path for path in sorted(map(str, imagery.glob("*/*.tif"))) if read_header(path).compression == "JPEG"]
+    assert found
+    for path in found + copies:
+        assert np.array_equal(read(read_header(path)).ravel(), translated(path, np.uint8))
 
 
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)], ids=["444", "422", "420"])
@@ -323,6 +370,50 @@ def test_a_tile_of_another_size_is_an_error(tmp_path):
         other = zlib.compress(bytes(count))
         error, _ = outcome(damaged(path, tmp_path, header, lambda tile, other=other: other.ljust(len(tile), b"\0")))
         assert error is not None
+
+
+JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+
+
+def with_first_tile(path, copy, tile):
+    """Write a copy of a file of one tile, which becomes `tile`, of any size, and return its path."""
+    content = bytearray(Path(path).read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        tags = tiff.pages[0].tags
+        for name, value in (("TileOffsets", len(content)), ("TileByteCounts", len(tile))):
+            struct.pack_into("<I" if tags[name].dtype == 4 else "<H", content, tags[name].valueoffset, value)
+    copy.write_bytes(content + tile)
+    return str(copy)
+
+
+def first_tile(header):
+    """Return the bytes of the first tile of a file."""
+    start, size = int(header.levels[0].offsets[0]), int(header.levels[0].counts[0])
+    return Path(header.href).read_bytes()[start : start + size]
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr", "minisblack"])
+@pytest.mark.parametrize(
+    "marker",
+    [JFIF, ADOBE + b"\0", ADOBE + b"\1", JFIF + ADOBE + b"\0", ADOBE + b"\1" + JFIF, b"\xff\xff\xff" + JFIF],
+    ids=["JFIF", "Adobe-0", "Adobe-1", "JFIF-Adobe-0", "Adobe-1-JFIF", "filled-JFIF"],
+)
+def test_markers_of_a_jpeg_tile_do_not_change_its_colours(photometric, marker, tmp_path):
+    bands = 1 if photometric == "minisblack" else 3
+    path = write_tif(
+        tmp_path / "x.tif",
+        pixels("uint8", bands, (64, 64)),
+        compress="jpeg",
+        photometric=photometric,
+        interleave="pixel",
+    )
+    header = read_header(path)
+    tile = first_tile(header)
+    copy = with_first_tile(path, tmp_path / "marked.tif", tile[:2] + marker + tile[2:])
+    assert identical(read(read_header(copy)), read(header))
+    # rasterio shows that libtiff does so
+    assert identical(gdal(copy), gdal(path))
 
 
 @given(

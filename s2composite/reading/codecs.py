@@ -4,15 +4,16 @@ All of them release the interpreter's lock. On 512 x 512 x 3 tiles of one core o
 simplejpeg (1380 with imagecodecs; its fast DCT and fast upsampling give 6 to 10 % more and change half, or a fifth, of
 all values: not used), DEFLATE 640 MB/s with libdeflate (zlib-ng 430, zlib 250), horizontal differences 2800 MB/s.
 
-Lossless codecs give GDAL's values exactly. JPEG gives libjpeg-turbo's; GDAL in rasterio's wheels has IJG's libjpeg,
-which enlarges subsampled colour (4:2:0) otherwise: on Sentinel-2 imagery at quality 75 to 90 a fifth of the values
-differs, by 0.3 to 0.5 DN on average, less than 8 DN for 99 %, up to 46 DN at hard edges of colour; these are a little
-nearer to the original. Grey, RGB and 4:4:4 JPEG are the same in both.
+Lossless codecs give GDAL's values exactly, JPEG those of GDAL with libjpeg-turbo (Debian's, conda-forge's). GDAL in
+rasterio's wheels has IJG's libjpeg 9, which enlarges subsampled colour (4:2:0) otherwise.
+
+A tile claims what it decodes to. All that is decoded goes into memory of the size that the file's header gives, so a
+claim of more is an error before it costs anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import imagecodecs
@@ -36,6 +37,11 @@ _LOSSLESS: Mapping[str, Callable[..., Any]] = {
     "PACKBITS": imagecodecs.packbits_decode,
     "ZSTD": imagecodecs.zstd_decode,
 }
+
+_START_OF_SCAN = b"\xff\xda"
+_FRAMES = frozenset(bytes((0xFF, code)) for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC))
+_COLOURS = frozenset((b"\xff\xe0", b"\xff\xee"))
+"""Markers of a JPEG: frames of all kinds; JFIF and Adobe, which say what the components are."""
 
 _JPEG_COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 """Output colours by bands; CMYK is libjpeg's name for four bands left as they are."""
@@ -62,9 +68,9 @@ def decode_tile(coding: Coding, data: bytes | memoryview, rows: int, out: NDArra
     """
     try:
         if coding.compression == "JPEG":
-            _jpeg(coding, data, out[:rows])
+            _jpeg(coding, data, rows, out)
         elif coding.compression == "WEBP":
-            _image(imagecodecs.webp_decode(bytes(data)), out[:rows])
+            _webp(data, out[:rows])
         elif coding.compression == "LERC":
             _lerc(coding, data, out[:rows])
         else:
@@ -74,32 +80,74 @@ def decode_tile(coding: Coding, data: bytes | memoryview, rows: int, out: NDArra
         raise CorruptTileError(f"{coding.compression}: {error}") from error
 
 
-def _jpeg(coding: Coding, data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
-    if bytes(data[:2]) != b"\xff\xd8":
-        raise ValueError("it does not begin as a JPEG")
-    # TIFF says what the components are; a JPEG without this marker leaves its reader guessing, wrongly for RGB.
+def _jpeg(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[np.uint8]) -> None:
+    # TIFF says what the components are, whatever markers the tile has of its own; a JPEG without the marker that is
+    # put first here leaves its reader guessing, wrongly for RGB.
     transform = b"\1" if coding.photometric == "YCBCR" else b"\0"
     adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + transform
-    stream = b"".join((b"\xff\xd8", adobe, coding.tables[2:-2], data[2:]))
-    pixels = simplejpeg.decode_jpeg(stream, _JPEG_COLOURS[coding.samples_per_tile], buffer=out, strict=True)
-    if pixels.shape != out.shape:
-        raise ValueError(f"it holds {pixels.shape} instead of {out.shape}")
+    # as libtiff, let the last strip have all the rows of a strip
+    shapes = {(rows, *out.shape[1:]), out.shape}
+    stream = b"".join((b"\xff\xd8", adobe, *_segments(coding.tables[:-2], shapes), *_segments(data, shapes)))
+    simplejpeg.decode_jpeg(stream, _JPEG_COLOURS[coding.samples_per_tile], buffer=out, strict=True)
 
 
-def _image(pixels: NDArray[Any], out: NDArray[Any]) -> None:
-    pixels = np.atleast_3d(pixels)
-    if pixels.shape[:2] != out.shape[:2] or pixels.shape[2] > out.shape[2] or pixels.dtype != out.dtype:
-        raise ValueError(f"it holds {pixels.shape} of {pixels.dtype} instead of {out.shape} of {out.dtype}")
-    out[..., : pixels.shape[2]] = pixels
-    out[..., pixels.shape[2] :] = 255  # an opaque tile of a raster with an alpha band is stored without it
+def _segments(data: bytes | memoryview, shapes: Collection[tuple[int, ...]]) -> Iterator[bytes | memoryview]:
+    """Yield the segments of a JPEG but those that speak of its colours, and all that follows the first scan's header.
+
+    Its frame must have one of `shapes`, ``(y, x, component)``: the decoder allocates what the frame's header claims.
+    """
+    if data and bytes(data[:2]) != b"\xff\xd8":
+        raise ValueError("it does not begin as a JPEG")
+    at = 2
+    while at < len(data):
+        marker, size = bytes(data[at : at + 2]), int.from_bytes(data[at + 2 : at + 4])
+        if marker == b"\xff\xff":  # any number of 0xff may stand before a marker
+            at += 1
+            continue
+        if marker == _START_OF_SCAN:
+            yield data[at:]
+            return
+        if marker in _FRAMES:
+            frame = bytes(data[at + 5 : at + 10])
+            shape = (int.from_bytes(frame[:2]), int.from_bytes(frame[2:4]), *frame[4:])
+            if shape not in shapes:
+                raise ValueError(f"it holds {shape} instead of {max(shapes)}")
+        if marker not in _COLOURS:
+            yield data[at : at + 2 + size]
+        at += 2 + size
+
+
+def _webp(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
+    # an opaque tile of a raster with an alpha band is stored without it
+    imagecodecs.webp_decode(bytes(data), hasalpha=True if out.shape[2] == 4 else None, out=out)
 
 
 def _lerc(coding: Coding, data: bytes | memoryview, out: NDArray[Any]) -> None:
-    plain = bytes(_LOSSLESS[coding.inner](data) if coding.inner else data)
-    pixels, valid = imagecodecs.lerc_decode(plain, masks=True)
-    _image(pixels, out)
+    if coding.inner:  # libtiff's limit: a blob that compresses nothing, and masks
+        data = _LOSSLESS[coding.inner](data, out=np.empty(256 + out.nbytes + out.nbytes // 3, np.uint8))
+    blob, bands = bytes(data), out.shape[2]
+    if blob[:6] != b"Lerc2 ":  # the decoder would decompress other things, of any size
+        raise ValueError("it does not begin as a LERC blob")
+    depth = int.from_bytes(blob[22:26], "little") if int.from_bytes(blob[6:10], "little") >= 4 else 1
+    alpha = depth == bands - 1 and out.dtype == np.uint8  # one of 0 and 255 is stored as a mask
+    planar = depth == 1 < bands and out.dtype.kind == "f"  # bands of different masks are stored one after another
+    if depth == bands:
+        pixels = out
+    elif alpha:
+        pixels = np.empty((*out.shape[:2], depth), out.dtype)
+    elif planar:
+        pixels = np.empty((bands, *out.shape[:2]), out.dtype)
+    else:
+        raise ValueError(f"it holds {depth} bands instead of {bands}")
+    _, valid = imagecodecs.lerc_decode(blob, masks=True, out=pixels[..., 0] if depth == 1 and not planar else pixels)
+    if alpha:
+        out[..., :-1], out[..., -1] = pixels, 255 if valid is None else 255 * valid
+    elif planar:
+        out[...] = np.moveaxis(pixels, 0, -1)
     if valid is not None and out.dtype.kind == "f":
-        out[np.broadcast_to(np.atleast_3d(valid), out.shape) == 0] = np.nan
+        out[~np.moveaxis(valid, 0, -1) if planar else ~valid] = np.nan
+    if np.dtype(coding.dtype).byteorder == ">":  # libtiff encodes the bytes of such a file as they are in it
+        out.byteswap(inplace=True)
 
 
 def _lossless(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[Any]) -> None:
