@@ -291,9 +291,15 @@ def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
 def _check_complete(header: Header) -> None:
     """Raise if tiles lie beyond the end of the file: it was cut off while it was copied."""
     for level in (*header.levels, *(header.mask.levels if header.mask else ())):
-        end = int((level.offsets + level.counts).max(initial=np.uint64(0))) + (FRAME if header.framed else 0)
-        if end > header.size:
-            raise broken(header.href, f"it has {header.size} bytes, its tiles need {end}")
+        frame = FRAME if header.framed else 0
+        # an offset and a count are compared one after the other: their sum may begin again at 0
+        end = np.uint64(header.size - frame)
+        beyond = (level.offsets > end) | (level.counts > end - level.offsets)
+        before = (level.offsets < frame) & (level.counts > 0)
+        if beyond.any() or before.any():
+            offset, count = (int(numbers[np.argmax(beyond | before)]) for numbers in (level.offsets, level.counts))
+            place = f"{count} bytes from byte {offset}"
+            raise broken(header.href, f"it has {header.size} bytes, and a tile of {place}")
 
 
 def _is_framed(notes: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -27,6 +27,9 @@ _PHOTOMETRICS = {
 }  # fmt: skip
 _LARGEST_BLOCK = 1 << 30
 """Bytes of a decoded tile; more is a damaged header, or one strip for a whole raster, which GDAL reads by rows."""
+
+_LARGEST_SIDE, _MOST_BANDS = (1 << 31) - 1, (1 << 16) - 1
+"""Pixels on a side, which is GDAL's limit; bands, which is libtiff's (SamplesPerPixel is a number of 16 bits)."""
 
 FRAME = 4
 """Bytes before each tile that hold its size, and after it that repeat its last ones, in files of GDAL's COG driver."""
@@ -131,13 +134,19 @@ def level_of(directory: Directory, order: str) -> Level:
     shape = d.number(257), d.number(256)
     tiled = 322 in d.values
     block = (d.number(323), d.number(322)) if tiled else (min(d.number(278, shape[0]), shape[0]), shape[1])
-    if min(shape) <= 0 or min(block) <= 0 or d.number(277, 1) <= 0:
+    if not (0 < min(shape) <= max(shape) <= _LARGEST_SIDE and min(block) > 0 and 0 < d.number(277, 1) <= _MOST_BANDS):
         raise ValueError(f"size {shape}, blocks {block}, {d.number(277, 1)} bands")
+    if any(1 < len(d.numbers(tag)) < d.number(277, 1) for tag in (258, 339)):
+        raise ValueError(f"{d.number(277, 1)} bands, but the types of {len(d.numbers(258))}")
+    if d.number(284, 1) not in (1, 2):
+        raise ValueError(f"planar configuration {d.number(284, 1)}")
     empty = np.empty(0, np.uint64)
     offsets, counts = (np.asarray(d.values.get(tag, empty)) for tag in ((324, 325) if tiled else (273, 279)))
-    if len(offsets) != len(counts):
-        offsets = counts = empty
-    return Level(shape, block, tiled, _coding_of(d, order), offsets, counts)
+    level = Level(shape, block, tiled, _coding_of(d, order), offsets, counts)
+    tiles = level.grid[0] * level.grid[1] * level.coding.planes
+    if len(offsets) < tiles and level.coding.compression != "OLD-JPEG":  # which may have its own way to say where it is
+        raise ValueError(f"{len(offsets)} tiles or strips, where its size needs {tiles}")
+    return level if len(offsets) == len(counts) == tiles else replace(level, offsets=empty, counts=empty)
 
 
 def _coding_of(d: Directory, order: str) -> Coding:
@@ -173,7 +182,6 @@ def why_undecodable(level: Level, directory: Directory) -> str:
     """Return why only GDAL can read the tiles of a level; empty if they can be decoded here."""
     coding, d = level.coding, directory
     bits, kinds = d.numbers(258) or (1,), d.numbers(339) or (1,)
-    tiles = level.grid[0] * level.grid[1] * coding.planes
     block = level.block[0] * level.block[1] * coding.samples_per_tile * np.dtype("u8").itemsize
     reasons = {
         f"{coding.compression} compression": coding.compression not in _DECODABLE or coding.inner == "?",
@@ -183,7 +191,7 @@ def why_undecodable(level: Level, directory: Directory) -> str:
         f"predictor {coding.predictor}": coding.predictor not in _predictors(coding),
         "bits in reverse order": d.number(266, 1) == 2,
         f"photometric {coding.photometric}": not _known_photometric(coding),
-        "no index of its tiles": len(level.offsets) != tiles,
+        "no index of its tiles": not len(level.offsets),
         "a single block of more than 1 GiB": block > _LARGEST_BLOCK,
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)

@@ -33,6 +33,8 @@ _FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: 
 _FORMATS |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
 _SIZES = {kind: struct.calcsize("=" + code) for kind, code in _FORMATS.items()}
 _BYTES = (1, 2, 7)
+_WHOLE = (1, 3, 4, 6, 8, 9, 13, 16, 17, 18)
+"""Types of whole numbers, any of which an offset or a byte count may have."""
 
 _MORE = 1 << 14
 """Least number of bytes read beyond the first ones: what is wanted next lies beside what is wanted now."""
@@ -87,9 +89,17 @@ class _File:
     def __init__(self, href: str, head: bytes, identity: Identity, sign: Sign | None) -> None:
         self.href, self.identity, self.sign = href, identity, sign
         self._parts: list[tuple[int, bytes]] = [(0, head)]
+        self._returned = 0
 
     def get(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start`."""
+        """Return `size` bytes from `start`.
+
+        In a sound file no two values share bytes (twice the file's size leaves room for writers that share some): a
+        small file must not cost what thousands of directories would that all point to the same ones.
+        """
+        self._returned += size
+        if start + size <= self.identity.size and self._returned > 2 * self.identity.size + _MORE:
+            raise broken(self.href, "its directories overlap")
         for first, data in self._parts:
             if first <= start and start + size <= first + len(data):
                 return data[start - first : start - first + size]
@@ -139,6 +149,8 @@ def _notes(data: bytes) -> str:
 
 
 def _directories(file: _File, order: str, *, big: bool) -> Iterator[Directory]:
+    if big and struct.unpack(order + "HH", file.get(4, 4)) != (8, 0):
+        raise broken(file.href, "it is a BigTIFF whose offsets do not have 8 bytes")
     start = struct.unpack(order + ("Q" if big else "I"), file.get(8, 8) if big else file.get(4, 4))[0]
     seen: set[int] = set()
     while start:
@@ -158,9 +170,11 @@ def _directory(file: _File, start: int, order: str, *, big: bool) -> tuple[Direc
     table = file.get(start + head, count * entry_size + next_size)
     values: dict[int, Value] = {}
     geo: list[RawTag] = []
+    seen: set[int] = set()
     for tag, kind, items, field in struct.iter_unpack(order + entry_code, table[: count * entry_size]):
-        if tag not in _WANTED or kind not in _FORMATS or not items:
+        if tag not in _WANTED or tag in seen or kind not in _FORMATS or not items:
             continue
+        seen.add(tag)  # of a tag that is there twice the first counts, as in libtiff
         raw = _raw(file, order, items * _SIZES[kind], field)
         if tag in GEO_TAGS:
             geo.append((tag, kind, items, raw))
@@ -177,7 +191,9 @@ def _raw(file: _File, order: str, size: int, field: bytes) -> bytes:
 
 def _value(tag: int, kind: int, items: int, raw: bytes, order: str) -> Value:
     if tag in _OFFSETS:
-        return np.frombuffer(raw, np.dtype(order + "u" + str(_SIZES[kind]))).astype(np.uint64)
+        if kind not in _WHOLE:
+            raise ValueError(f"offsets or byte counts of type {kind}")
+        return np.frombuffer(raw, np.dtype(order + _FORMATS[kind])).astype(np.uint64)
     if kind in _BYTES:
         return raw
     code = _FORMATS[kind]
