@@ -187,7 +187,7 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
         header = signing(_from_tiff(href, identity, tiff), sign)
     except (ValueError, OverflowError, TypeError, RasterioError) as error:
         raise broken(href, f"its header makes no sense ({error})") from error
-    _check_complete(header)
+    _check_sizes(header)
     header = header if is_remote(href) else _with_sidecar(header)
     if header.geobox.transform == Affine.identity():
         _refuse_off_grid(href, _location_in(tiff.directories[0], href))
@@ -288,10 +288,12 @@ def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
     )
 
 
-def _check_complete(header: Header) -> None:
-    """Raise if tiles lie beyond the end of the file: it was cut off while it was copied."""
+def _check_sizes(header: Header) -> None:
+    """Raise if a tile lies beyond the end of the file, which was cut off then, or cannot be as large as it claims."""
+    frame = FRAME if header.framed else 0
+    # GDAL takes the memory that a block claims; what is decoded here, only that which the block's bytes decode to
+    least, ratio = (16 << 20, 1 << 10) if header.undecodable else (64 << 20, 1 << 15)
     for level in (*header.levels, *(header.mask.levels if header.mask else ())):
-        frame = FRAME if header.framed else 0
         # an offset and a count are compared one after the other: their sum may begin again at 0
         end = np.uint64(header.size - frame)
         beyond = (level.offsets > end) | (level.counts > end - level.offsets)
@@ -300,6 +302,11 @@ def _check_complete(header: Header) -> None:
             offset, count = (int(numbers[np.argmax(beyond | before)]) for numbers in (level.offsets, level.counts))
             place = f"{count} bytes from byte {offset}"
             raise broken(header.href, f"it has {header.size} bytes, and a tile of {place}")
+        stored = level.counts.any() or not len(level.counts)
+        if stored and level.block_bytes > max(least, ratio * header.size):
+            raise broken(
+                header.href, f"it has {header.size} bytes, and a tile or strip of {level.block_bytes} when decoded"
+            )
 
 
 def _is_framed(notes: str) -> bool:
@@ -328,7 +335,8 @@ def _descriptions(xml: str, bands: int) -> tuple[str | None, ...]:
 
 def _items(xml: str, role: str) -> dict[str, str]:
     """Return the items of a role in GDAL's metadata tag, by the number of the band as text."""
-    if f'role="{role}"' not in xml:
+    # GDAL declares no entities, with which few bytes can become many
+    if f'role="{role}"' not in xml or "<!DOCTYPE" in xml:
         return {}
     # expat, which parses it, fetches nothing; a tag that is no XML describes nothing
     with suppress(ET.ParseError):

@@ -106,6 +106,11 @@ class Level:
         """Rows and columns of tiles."""
         return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block when decoded."""
+        return self.block[0] * self.block[1] * self.coding.samples_per_tile * np.dtype(self.coding.dtype).itemsize
+
     def __reduce__(self) -> tuple[Any, ...]:
         return unpack, (self.shape, self.block, self.tiled, self.coding, pack(self.offsets, self.counts))
 
