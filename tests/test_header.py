@@ -19,6 +19,7 @@ from rasterio.shutil import copy as copy_raster
 from rasters import ORIGIN, series, write_tif
 from tiff_matrix import JPEG, LOSSLESS, SPECIAL, make
 
+import s2composite as s2c
 from s2composite.errors import S2CompositeError, SceneError
 from s2composite.reading.header import read_header, read_headers
 from s2composite.reading.index import load_index, read_headers_cached, save_index
@@ -161,6 +162,18 @@ def test_overviews_are_ordered_from_fine_to_coarse(tmp_path):
     path = write_tif(tmp_path / "x.tif", np.ones((1, 301, 277), np.uint8), overviews=(8, 2, 4))
     header = read_header(path)
     assert [level.shape for level in header.levels] == [(301, 277), (151, 139), (76, 70), (38, 35)]
+
+
+@pytest.mark.parametrize("options", [{}, {"nbits": 12}], ids=["tiles", "gdal"])
+def test_pixels_of_overviews_in_any_order(options, tmp_path):
+    array = np.random.default_rng(0).integers(0, 4000, (1, 304, 280), np.uint16)
+    path = write_tif(tmp_path / "T31TCJ_20230601T104629_B04.tif", array, overviews=(8, 2, 4), **options)
+    assert bool(read_header(path).undecodable) == bool(options)
+    for number, factor in enumerate((8, 2, 4)):
+        with rasterio.open(path, overview_level=number) as dataset:
+            expected = dataset.read()
+        cube = s2c.open_cube([path], resolution=10 * factor)
+        assert np.array_equal(cube.values[0], expected)
 
 
 UNDECODABLE = [

@@ -28,6 +28,8 @@ class Case:
     overviews: tuple[int, ...] = ()
     mask: bool = False
     nodata: float | None = None
+    holes: bool = False
+    """Whether to put NaN in different places of the bands, or 0 and 255 into an alpha band."""
     empty: bool = False
     """Whether to leave half of the tiles unwritten."""
 
@@ -103,7 +105,27 @@ SPECIAL = [
     Case("cog-bigtiff", options={"driver": "COG", "compress": "lzw", "blocksize": 128, "bigtiff": "yes"}),
 ]
 
-LOSSLESS = [*_lossless(), *SPECIAL]
+
+def _lerc():
+    """LERC where libtiff stores more than the values: masks for NaN and alpha, the file's byte order."""
+    for name in ("lerc", "lerc_deflate", "lerc_zstd"):
+        for interleave in ("pixel", "band"):
+            tiles = {"compress": name, "interleave": interleave, "tiled": True, "blockxsize": 64, "blockysize": 32}
+            for bands in (1, 2, 3):
+                for dtype in ("float32", "float64"):
+                    yield Case(f"{name}-{dtype}-{bands}-nan-{interleave}", dtype, bands, tiles, holes=True)
+            strips = {"compress": name, "interleave": interleave, "blockysize": 16}
+            yield Case(f"{name}-nan-strips-{interleave}", "float32", 3, strips, holes=True)
+            for dtype in ("uint8", "uint16", "int32", "float32", "float64"):
+                yield Case(f"{name}-{dtype}-big-endian-{interleave}", dtype, 3, {**tiles, "endianness": "big"})
+            big_endian = {**tiles, "endianness": "big"}
+            yield Case(f"{name}-nan-big-endian-{interleave}", "float32", 3, big_endian, holes=True)
+            rgba = {**tiles, "photometric": "rgb", "alpha": "yes"}
+            yield Case(f"{name}-rgba-{interleave}", bands=4, options=rgba, holes=True)
+            yield Case(f"{name}-rgba-many-{interleave}", bands=4, options=rgba)
+
+
+LOSSLESS = [*_lossless(), *SPECIAL, *_lerc()]
 
 _JPEG = {**_TILED, "compress": "jpeg", "interleave": "pixel"}
 
@@ -125,6 +147,10 @@ def make(case, directory, *, shape=SHAPE):
     """Write the file of a case and return its path as a string."""
     path = str(directory / f"{case.name}.tif")
     array = pixels(case.dtype, case.bands, shape)
+    if case.holes and array.dtype.kind == "f":
+        array[np.random.default_rng(1).random(array.shape) > 0.9] = np.nan
+    elif case.holes:
+        array[-1] = np.random.default_rng(1).choice([0, 255], shape)
     profile = {
         "count": case.bands, "height": shape[0], "width": shape[1], "dtype": case.dtype, "nodata": case.nodata,
         "crs": "EPSG:32631", "transform": TRANSFORM,

@@ -319,7 +319,9 @@ def _read_gdal(shares: Sequence[tuple[Share, NDArray[Any]]], target: Target) -> 
                     source.header, bands, source.level, grid, window, resampling=source.resampling, fill=nodata, out=out
                 )
                 return retries, None
-            return read_level(source.header.href, bands, source.level, share.window, out, source.header.sign), None
+            header = source.header
+            shape = header.levels[source.level].shape
+            return read_level(header.href, bands, shape, share.window, out, header.sign), None
         except ReadError as error:
             return 0, error
 

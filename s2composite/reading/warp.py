@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioIOError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
@@ -65,12 +66,12 @@ def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info
 def read_level(
     href: str,
     bands: tuple[int, ...],
-    level: int,
+    shape: tuple[int, int],
     window: tuple[slice, slice],
     out: NDArray[Any],
     sign: Sign | None = None,
 ) -> int:
-    """Read pixels of one level (0: full resolution) of a raster into `out`.
+    """Read pixels of one level of a raster, full resolution or overview, into `out`.
 
     Parameters
     ----------
@@ -78,6 +79,8 @@ def read_level(
         Path or URL of the raster.
     bands
         Bands of the file, counted from 0.
+    shape
+        ``(y, x)`` of the level in pixels.
     window
         ``(y, x)`` in that level's pixels, inside the raster.
     out
@@ -99,7 +102,7 @@ def read_level(
     part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
 
     def read(url: str) -> None:
-        with rasterio.open(url, **_overview(level), **gdal_limits(href)) as dataset:
+        with _open_level(url, shape, gdal_limits(href)) as dataset:
             out[...] = dataset.read([b + 1 for b in bands], window=part)
 
     return through_gdal(read, href, sign)
@@ -155,7 +158,7 @@ def read_warped(
 
     def read(url: str) -> None:
         with (
-            rasterio.open(url, **_overview(level), **gdal_limits(header.href)) as dataset,
+            _open_level(url, header.levels[level].shape, gdal_limits(header.href)) as dataset,
             WarpedVRT(
                 dataset,
                 crs=str(geobox.crs),
@@ -263,5 +266,15 @@ def _transformer(source: str, target: str) -> Transformer:
     return Transformer.from_crs(source, target, always_xy=True)
 
 
-def _overview(level: int) -> dict[str, int]:
-    return {} if level == 0 else {"overview_level": level - 1}
+def _open_level(url: str, shape: tuple[int, int], limits: Mapping[str, Any]) -> Any:
+    """Open the full resolution or overview of `shape`: GDAL numbers overviews as they lie in the file, in any order."""
+    dataset = rasterio.open(url, **limits)
+    for number in range(len(dataset.overviews(1))):
+        if dataset.shape == shape:
+            break
+        dataset.close()
+        dataset = rasterio.open(url, overview_level=number, **limits)
+    if dataset.shape != shape:
+        dataset.close()
+        raise RasterioIOError(f"it has no resolution of {shape[0]} x {shape[1]} pixels")
+    return dataset

@@ -189,5 +189,5 @@ def _read_cell(mosaic: Mosaic, block_id: tuple[int, int, int]) -> NDArray[Any]:
         for axis, i, start in zip(mosaic.edges, (row, column), place, strict=True)
     )
     out = np.empty((tile.bands, *(s.stop - s.start for s in window)), tile.dtype)
-    read_level(tile.href, tuple(range(tile.bands)), 0, (window[0], window[1]), out)
+    read_level(tile.href, tuple(range(tile.bands)), tile.shape, (window[0], window[1]), out)
     return out
