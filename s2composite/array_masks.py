@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import dask.array as da
 import numpy as np
@@ -18,6 +18,7 @@ from s2composite.errors import ParameterError
 from s2composite.georeference import crs_of, label_shift
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
+from s2composite.pixels.rules import resolve_rule
 from s2composite.scenes.names import same_band
 
 __all__ = ["ValidArray", "ValidRules", "rules_of", "usable_cube"]
@@ -25,15 +26,38 @@ __all__ = ["ValidArray", "ValidRules", "rules_of", "usable_cube"]
 ValidArray: TypeAlias = Any
 """``(time, y, x)`` bool of a cube, NumPy or Dask: False where an observation must not be used."""
 
-ValidRules: TypeAlias = Rule | xr.DataArray | Sequence[Rule | xr.DataArray]
+OneRule: TypeAlias = Rule | xr.DataArray | str | Mapping[str, Mapping[str, Any] | None]
+"""A rule; by its name, ``"scl"``, or with parameters ``{"scl": {"closing": 3}}``, as in jobs; or a boolean array."""
+
+ValidRules: TypeAlias = OneRule | Sequence[OneRule]
 """What `composite` takes as ``valid``: rules, and boolean arrays of the user's own."""
 
 
 def rules_of(valid: ValidRules | None) -> tuple[Rule | xr.DataArray, ...]:
-    """Return what was given as ``valid`` as a tuple; the default rules for None."""
+    """Return what was given as ``valid`` as a tuple of rules and arrays; the default rules for None.
+
+    Raises
+    ------
+    ParameterError
+        A name, or a parameter of a rule, is unknown.
+    """
     if valid is None:
         return DEFAULT_RULES
-    return tuple(valid) if isinstance(valid, Sequence) else (valid,)
+    several = isinstance(valid, Iterable) and not isinstance(valid, (str, bytes, Mapping, xr.DataArray, xr.Dataset))
+    return tuple(map(_rule, cast("Iterable[Any]", valid) if several else (valid,)))
+
+
+def _rule(given: Any) -> Any:
+    if isinstance(given, str):
+        return resolve_rule(given)
+    if isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
+        if len(given) != 1 or not isinstance(next(iter(given.values())), Mapping | None):
+            raise ParameterError(
+                f"valid holds {dict(given)!r}; a rule with parameters is {{name: {{parameter: value}}}}"
+            )
+        ((name, parameters),) = given.items()
+        return resolve_rule(name, **(parameters or {}))
+    return given
 
 
 def usable_cube(
@@ -63,7 +87,8 @@ def usable_cube(
     for rule in rules:
         if not isinstance(rule, Rule):
             raise ParameterError(
-                f"valid holds {rule!r}; it takes rules (Nodata(), SCL() ...) and boolean DataArrays (time, y, x)"
+                f"valid holds {repr(rule)[:100]}; it takes rules (Nodata(), SCL() ..., or their names) and boolean "
+                "DataArrays (time, y, x)"
             )
     array, bands = _apart(cube, {rule.band for rule in rules if isinstance(rule, MaskRule)})
     masks = [_evaluated(rule, bands[rule.band]) for rule in rules if isinstance(rule, MaskRule) and rule.band in bands]

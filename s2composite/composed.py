@@ -72,7 +72,7 @@ def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
         "software": f"s2composite {version('s2composite')}",
     }
     if "engine" in array.attrs:
-        facts["engine"] = "; ".join(f"{name}: {why}" for name, why in array.attrs["engine"].items())
+        facts["engine"] = str(array.attrs["engine"])
     if "sensor" in array.attrs:
         facts["sensor"] = array.attrs["sensor"]
     return facts

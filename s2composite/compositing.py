@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import xarray as xr
 from s2composite.array_masks import ValidRules, rules_of, usable_cube
 from s2composite.as_cube import days_of, nodata_of, saturated_of
 from s2composite.composed import layers_dataset, located, small_dataset
-from s2composite.errors import ParameterError
-from s2composite.period_axis import groups_of, with_time_axis
+from s2composite.errors import ParameterError, check_choice
+from s2composite.period_axis import DAYS, groups_of, with_time_axis
 from s2composite.pixels.masks import Rule
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
 from s2composite.scenes.periods import Day, PeriodSpec
@@ -49,7 +49,8 @@ def composite(
         observations of a pixel by R + G + B (ties in scene order) and takes the one at index ``n // 2``; all bands come
         from that one observation.
     valid
-        Rules that say which observations may be used; ``()`` uses all. Default: `Nodata` and `Saturated`, which drop
+        Rules that say which observations may be used, or their names as in jobs, ``["nodata", "scl", {"value_range":
+        {"low": 1}}]``; ``()`` uses all. Default: `Nodata` and `Saturated`, which drop
         observations with any band empty or saturated. Boolean DataArrays ``(time, y, x)`` or ``(y, x)`` on the cube's
         grid, True where an observation may be used, can stand among them. Rules on mask bands (`SCL` ...) read that
         band beside the data of a cube from `open_cube`; in other cubes they use the cube's own band, which is then left
@@ -89,6 +90,9 @@ def composite(
     >>> int(comp["composite"][0, 0, 0]), int(comp["count"][0, 0]), int(comp["source"][0, 0])
     (20, 3, 3)
     """
+    check_choice("day", day, DAYS)
+    if not isinstance(keep_empty, bool):
+        raise ParameterError(f"keep_empty is {keep_empty!r}; it is True or False")
     given = rules_of(valid)
     array, rules, mask = usable_cube(_not_yet_composited(cube), given)
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
@@ -407,7 +411,7 @@ def _not_yet_composited(cube: Any) -> Any:
 
 
 def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[str, Any]) -> tuple[Reducer, ...]:
-    if isinstance(reducer, (str, Reducer)):
+    if isinstance(reducer, (str, Reducer)) or not isinstance(reducer, Iterable):
         return (resolve_reducer(reducer, **params),)
     if params:
         raise ParameterError(

@@ -19,8 +19,8 @@ from distributed import default_client
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox
 from odc.geo.xr import xr_coords
+from rasterio.enums import Resampling
 
 from s2composite.errors import ParameterError
 from s2composite.georeference import geobox_of
@@ -28,15 +28,26 @@ from s2composite.interop import load_with
 from s2composite.metering import tell_read
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.header import read_header
+from s2composite.reading.layout import BandName, chosen_bands
 from s2composite.reading.meaning import check_named_bands, check_named_scenes
-from s2composite.reading.signing import Sign
+from s2composite.reading.signing import Sign, sign_function
 from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, TargetGrid, open_stack
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Values
 from s2composite.scenes.storage import absolute
 
-__all__ = ["Chunks", "auto_size", "numbers_attrs", "open_cube", "stack_of", "thread_memory", "to_cube", "window_at"]
+__all__ = [
+    "Chunks",
+    "auto_size",
+    "chunk_sides",
+    "numbers_attrs",
+    "open_cube",
+    "stack_of",
+    "thread_memory",
+    "to_cube",
+    "window_at",
+]
 
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 """Heights of the rows of windows, widths of their columns."""
@@ -60,22 +71,22 @@ _STACK_LAYER = "s2composite-stack-"
 def open_cube(
     source: Any,
     *,
-    bands: Sequence[str] | None = None,
-    bbox: BoundingBox | Sequence[float] | None = None,
+    bands: BandName | Sequence[BandName] | None = None,
+    bbox: Any = None,
     crs: Any = None,
     geobox: GeoBox | None = None,
-    resolution: float | None = None,
+    resolution: Any = None,
     like: Any = None,
     anchor: Anchor = None,
-    resampling: str | Mapping[str, str] = "nearest",
+    resampling: str | Resampling | Mapping[str, str | Resampling] = "nearest",
     datetime: Any = None,
     groupby: str | None = None,
     duplicates: str = "newest",
     harmonise: bool | Mapping[str, float] = True,
     reflectance: bool = False,
-    sign: Sign | None = None,
+    sign: Sign | str | None = None,
     headers: str = "auto",
-    chunks: str | int | tuple[int, int] = "auto",
+    chunks: Any = "auto",
     on_error: str = "raise",
     engine: str = "auto",
     pattern: str | None = None,
@@ -92,19 +103,22 @@ def open_cube(
         A path, a directory, a glob, a ``gs://``, ``s3://`` or ``https://`` prefix, scenes, or a list of these; or STAC
         items, an ItemCollection, their files, or a search. See `find_scenes`.
     bands
-        Bands, by the names of any catalogue (``"red"``, ``"B04"``), or whole assets (``"TCI"``), in the order wanted.
+        Bands, by the names of any catalogue (``"red"``, ``"B04"``), or whole assets (``"TCI"``), in the order wanted;
+        or, of scenes that are one file each, numbers of its bands from 1, as in rasterio and GDAL. One or several.
         Default: the only asset of the scenes, or their true-colour picture.
     bbox
-        Crop to west, south, east, north in degrees, or to a BoundingBox with its own CRS.
+        Crop to west, south, east, north in degrees, to a geometry's bounds in degrees (shapely, GeoJSON), or to those
+        of what names its own CRS: a BoundingBox or Geometry of odc-geo, a frame of geopandas.
     crs, geobox, resolution, like, anchor
-        Another grid than the scenes' own. `like` is an array, a GeoBox, or the path of a raster. Granules of one UTM
-        zone share a grid without any of these. A resolution that an overview has is read from it; any other is
+        Another grid than the scenes' own. `crs` is an EPSG code, text, or an object of pyproj, rasterio or odc-geo;
+        `resolution` a number or ``(10, -10)``. `like` is an array, a GeoBox, or the path of a raster. Granules of one
+        UTM zone share a grid without any of these. A resolution that an overview has is read from it; any other is
         resampled from the next finer one. `anchor` says where the pixels of a new grid lie: ``"edge"``, ``"center"``,
         ``"floating"``, or two fractions of a pixel.
     resampling
-        GDAL's name of the method, for files that are not on the target grid; or one for each band, ``{"red": "cubic",
-        "*": "bilinear"}``. Bands of classes are resampled by nearest unless they are named. Where the method is nearest
-        and a file's pixels are a whole number of the grid's, they are repeated.
+        GDAL's name of the method, or rasterio's ``Resampling``, for files that are not on the target grid; or one for
+        each band, ``{"red": "cubic", "*": "bilinear"}``. Bands of classes are resampled by nearest unless they are
+        named. Where the method is nearest and a file's pixels are a whole number of the grid's, they are repeated.
     datetime
         ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"``, ``"2023-06-01/.."``.
     groupby
@@ -121,14 +135,15 @@ def open_cube(
     reflectance
         Physical values, float32 with NaN for no data, instead of the numbers in the files.
     sign
-        A function that returns a URL with a signature, such as ``planetary_computer.sign``. It is called in the tasks,
-        just before reading, and once more when a server refuses.
+        A function that returns a URL with a signature, such as ``planetary_computer.sign``, or its import path as text.
+        It is called in the tasks, just before reading, and once more when a server refuses.
     headers
         ``"read"``: every header is read now. ``"lazy"``: one of each kind is, and the tasks check that the others are
         what the catalogue promises. ``"auto"``: lazy from 256 files on, if the catalogue gives the grids.
     chunks
-        Window size in pixels: ``"auto"`` derives it from the memory of a worker thread; an int or ``(y, x)`` larger
-        than the internal blocks of the files is rounded up to whole blocks.
+        Window size in pixels: ``"auto"`` or None derives it from the memory of a worker thread; a number, ``(y, x)`` or
+        ``{"y": 512, "x": 512}`` larger than the internal blocks of the files is rounded up to whole blocks; -1 is the
+        whole axis. A window always holds all times and bands.
     on_error
         ``"raise"``, or ``"skip"``: a scene that cannot be read counts as not observed.
     engine
@@ -167,11 +182,14 @@ def open_cube(
     >>> cube.dims, cube.shape, cube.dtype
     (('time', 'band', 'y', 'x'), (3, 3, 256, 256), dtype('uint8'))
     """
+    chosen, sides = chosen_bands(bands), chunk_sides(chunks)
     if like is not None:
         if geobox is not None or crs is not None or resolution is not None or anchor is not None:
             raise ParameterError("like= already says the grid; leave out geobox=, crs=, resolution= and anchor=")
         geobox = _geobox_of(like)
-    if loader != "s2composite":
+    target = TargetGrid(geobox, crs, resolution, bbox, anchor)
+    how = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign_function(sign))
+    if not isinstance(loader, str) or loader != "s2composite":
         if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
             raise ParameterError(
                 f"loader={loader!r} leaves reading to another library, which does not take reflectance=, harmonise=, "
@@ -180,15 +198,15 @@ def open_cube(
         return load_with(
             loader,
             source,
-            bands=bands,
-            bbox=bbox,
-            crs=crs,
+            bands=chosen,
+            bbox=target.bbox,
+            crs=target.crs,
             geobox=geobox,
-            resolution=resolution,
-            resampling=resampling,
+            resolution=target.resolution,
+            resampling=how.resampling,
             groupby=groupby,
-            sign=sign,
-            chunks=chunks,
+            sign=how.sign,
+            chunks=sides,
             alternate=alternate,
         )
     scenes = find_scenes(
@@ -200,12 +218,10 @@ def open_cube(
         groupby=groupby,
         alternate=alternate,
     )
-    target = TargetGrid(geobox, crs, resolution, bbox, anchor)
-    how = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign)
     check_named_scenes(scenes, how)
-    stack = open_stack(scenes, bands, target, how, index)
+    stack = open_stack(scenes, chosen, target, how, index)
     check_named_bands(scenes, stack.bands, how)
-    return to_cube(stack, chunks)
+    return to_cube(stack, sides)
 
 
 def _geobox_of(like: Any) -> GeoBox:
@@ -237,7 +253,7 @@ class _Read:
         return self.stack.token, self.spatial
 
 
-def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.DataArray:
+def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
     """Return a stack as a lazy cube; see `open_cube`."""
     sizes = _chunk_sizes(stack, chunks)
     rows, columns = (_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], *sizes, strict=True))
@@ -251,7 +267,8 @@ def to_cube(stack: Stack, chunks: str | int | tuple[int, int] = "auto") -> xr.Da
         meta=np.empty((0, 0, 0, 0), stack.dtype),
         name=f"read-{stack.token}-{_chunk_token(spatial)}",
     )
-    attrs: dict[str, Any] = {"engine": dict(stack.engines()), **numbers_attrs(stack)}
+    # numbers and texts only: what netCDF and Zarr can keep
+    attrs: dict[str, Any] = {"engine": stack.engines(), **numbers_attrs(stack)}
     if stack.nodata is not None:
         attrs["nodata"] = stack.nodata
     sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
@@ -415,17 +432,60 @@ def _edges(n: int, size: int, origin: int) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
 
 
-def _chunk_sizes(stack: Stack, chunks: str | int | tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+def chunk_sides(chunks: Any) -> tuple[int | None, int | None]:
+    """Return the height and width of windows that were asked for: -1: the whole axis, None: what suits the memory.
+
+    Parameters
+    ----------
+    chunks
+        As for `open_cube`: a number of pixels, -1 for a whole axis, ``"auto"`` or None; a pair ``(y, x)`` of these, or
+        a mapping from the dimensions to them, as odc-stac and xarray write it.
+
+    Raises
+    ------
+    ParameterError
+        It is none of these, or would cut the times or bands of a window.
+
+    Examples
+    --------
+    >>> chunk_sides({"x": 512, "y": -1}), chunk_sides("auto")
+    ((-1, 512), (None, None))
+    """
+    pair = chunks if isinstance(chunks, (tuple, list, np.ndarray)) else (chunks, chunks)
+    if isinstance(chunks, Mapping):
+        named = {_AXES.get(str(dim), str(dim)): size for dim, size in chunks.items()}
+        pair = (named.pop("y", None), named.pop("x", None))
+        if any(size not in (-1, None, "auto") for size in named.values()) or named.keys() - {"time", "band"}:
+            raise ParameterError(
+                f"chunks is {chunks!r}; it has the keys y and x, because a window holds all times and bands of its area"
+            )
+    sides = tuple(map(_side, pair))
+    if len(sides) != 2 or 0 in sides:
+        raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a positive number of pixels, -1, or (y, x) of these")
+    return sides[0], sides[1]
+
+
+_AXES = {"latitude": "y", "lat": "y", "longitude": "x", "lon": "x"}
+
+
+def _side(side: Any) -> int | None:
+    """Return the side of a window; 0 for what is none."""
+    if side is None or (isinstance(side, str) and side == "auto"):
+        return None
+    whole = isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side >= -1
+    return int(side) if whole else 0
+
+
+def _chunk_sizes(stack: Stack, chunks: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the size of the windows ``(y, x)`` and where the geobox's origin lies in one."""
-    if isinstance(chunks, str):
-        if chunks != "auto":
-            raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a number of pixels, or (y, x)")
-        return _shared(stack, auto_size(stack, thread_memory()), thread_count()), stack.block_origin
-    pair = (chunks, chunks) if isinstance(chunks, int) else tuple(chunks)
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
-        raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a positive number of pixels, or (y, x)")
-    y, x = (-(-v // b) * b if v > b else v for v, b in zip(pair, stack.block, strict=True))
-    return (y, x), stack.block_origin
+    sides, origin, sizes = chunk_sides(chunks), stack.block_origin, (0, 0)
+    if None in sides:
+        sizes = _shared(stack, auto_size(stack, thread_memory()), thread_count())
+    y, x = (
+        size if side is None else n + start if side == -1 else -(-side // block) * block if side > block else side
+        for side, size, n, start, block in zip(sides, sizes, stack.shape[2:], origin, stack.block, strict=True)
+    )
+    return (y, x), origin
 
 
 def auto_size(stack: Stack, memory: int) -> tuple[int, int]:

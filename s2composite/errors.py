@@ -23,6 +23,7 @@ __all__ = [
     "SourceError",
     "TilesError",
     "WriteError",
+    "check_choice",
 ]
 
 
@@ -101,3 +102,9 @@ class ServiceError(S2CompositeError):
 
 class MissingDependencyError(S2CompositeError):
     """An optional package is needed; the message says which extra to install."""
+
+
+def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    """Raise a ParameterError that lists them unless an argument is one of its choices; it may be of any type."""
+    if not isinstance(value, str | None) or value not in choices:
+        raise ParameterError(f"{name} is {value!r}; it is one of {', '.join(map(repr, choices))}")

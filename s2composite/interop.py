@@ -8,7 +8,14 @@ from typing import Any
 import xarray as xr
 from rasterio.enums import Resampling
 
-from s2composite.errors import BandError, MissingDependencyError, ParameterError, S2CompositeError, SourceError
+from s2composite.errors import (
+    BandError,
+    MissingDependencyError,
+    ParameterError,
+    S2CompositeError,
+    SourceError,
+    check_choice,
+)
 from s2composite.optional import needed
 from s2composite.scenes.items import with_alternate
 from s2composite.scenes.listing import items_of_source
@@ -26,7 +33,7 @@ def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
     source
         STAC items in any form that `find_scenes` takes.
     **options
-        Options of `open_cube`; those that are None are left to the library.
+        Options of `open_cube`, in the form that it gives them; those that are None are left to the library.
 
     Returns
     -------
@@ -42,8 +49,11 @@ def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
     SourceError
         The library refuses the items.
     """
-    if loader not in LOADERS:
-        raise ParameterError(f"loader is {loader!r}; it is 's2composite', {' or '.join(map(repr, LOADERS))}")
+    check_choice("loader", loader, ("s2composite", *LOADERS))
+    if any(isinstance(band, int) for band in options["bands"] or ()):
+        raise ParameterError(f"loader={loader!r} takes bands by name; numbers are for scenes that are one file each")
+    bbox = options["bbox"]
+    options["bbox"] = None if bbox is None else tuple(bbox.to_crs("EPSG:4326").bbox)
     pystac = needed("pystac", "stac")
     found = with_alternate(items_of_source(source), options.pop("alternate", None))
     items = [pystac.Item.from_dict(dict(item)) for item in found]
@@ -59,8 +69,7 @@ def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
 
 def _odc(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
     odc = needed("odc.stac", "stac")
-    chunks = options.get("chunks", "auto")
-    size = chunks if isinstance(chunks, tuple) else (2048, 2048) if chunks == "auto" else (chunks, chunks)
+    size = [side or 2048 for side in options["chunks"]]
     passed = {
         key: options[key] for key in ("bands", "bbox", "crs", "geobox", "resolution", "resampling") if key in options
     }
@@ -87,11 +96,12 @@ def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray
         )
     passed: dict[str, Any] = {
         "assets": list(options["bands"]),
-        "chunksize": 1024 if options.get("chunks", "auto") == "auto" else options["chunks"],
+        "chunksize": tuple(side or 1024 for side in options["chunks"]),
         **_stackstac_grid(options),
     }
-    if "resampling" in options:
-        passed["resampling"] = Resampling[options["resampling"]]
+    if not isinstance(options["resampling"], str):
+        raise ParameterError("stackstac takes one resampling method for all bands; give one name")
+    passed["resampling"] = Resampling[options["resampling"]]
     plain = [_spelled(item.to_dict(transform_hrefs=False), options.get("sign")) for item in items]
     stacked: xr.DataArray = stackstac.stack(plain, **passed)
     return stacked

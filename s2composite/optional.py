@@ -7,7 +7,19 @@ from typing import Any
 
 from s2composite.errors import MissingDependencyError
 
-__all__ = ["needed"]
+__all__ = ["imported", "needed"]
+
+
+def imported(path: str) -> Any:
+    """Return what lies at ``"package.module:name"`` or ``"package.module.name"``; None where `path` is neither.
+
+    Raises
+    ------
+    ImportError, AttributeError
+        There is no such module, or no such name in it.
+    """
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    return getattr(import_module(module), name) if module and name else None
 
 
 def needed(module: str, extra: str, purpose: str = "this") -> Any:

@@ -13,9 +13,10 @@ from s2composite.errors import ParameterError
 from s2composite.georeference import geobox_of
 from s2composite.scenes.periods import Day, Period, PeriodSpec, day_of, find_periods
 
-__all__ = ["Group", "groups_of", "with_time_axis"]
+__all__ = ["DAYS", "Group", "groups_of", "with_time_axis"]
 
-_DAYS = ("utc", "solar")
+DAYS = ("utc", "solar")
+"""How days are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def groups_of(cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: boo
     Raises
     ------
     ParameterError
-        `spec` or `day` is unknown, the cube has no dates, or no period holds a scene.
+        `spec` is unknown, the cube has no dates, or no period holds a scene.
     """
     days = _days(cube, day)
     groups = [
@@ -51,8 +52,6 @@ def groups_of(cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: boo
 
 
 def _days(cube: xr.DataArray, day: Day) -> list[dt.date]:
-    if day not in _DAYS:
-        raise ParameterError(f"day is {day!r}; it is one of {', '.join(_DAYS)}")
     times = cube["time"].values
     if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():
         raise ParameterError("periods need dates, and the cube's time coordinate has none; assign them to it")

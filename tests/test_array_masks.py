@@ -76,7 +76,8 @@ def test_selected_times_take_their_part_of_a_mask(cube, usable):
         (lambda m: m.isel(time=slice(None, None, -1)), "time axis"),
         (lambda m: m.expand_dims(band=["red"]), "a mask has"),
         (lambda m: m.isel(y=0), "a mask has"),
-        (lambda m: "cloudy", "takes rules"),
+        (lambda m: "cloudy", "unknown rule 'cloudy'; there are"),
+        (lambda m: 5, "takes rules"),
     ],
 )
 def test_a_mask_that_does_not_align_is_refused(cube, usable, change, words):

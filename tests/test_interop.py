@@ -97,7 +97,7 @@ def test_mask_bands_of_the_libraries_are_obeyed_whatever_their_catalogue_calls_t
 
 
 def test_what_loaders_cannot_do_is_said(items, tmp_path, monkeypatch):
-    with pytest.raises(ParameterError, match="loader is 'gdal'; it is 's2composite', 'odc' or 'stackstac'"):
+    with pytest.raises(ParameterError, match="loader is 'gdal'; it is one of 's2composite', 'odc', 'stackstac'"):
         s2c.open_cube(items, loader="gdal")
     write_tif(tmp_path / "T31TCJ_20230709T104629_TCI.tif", encoded(0))
     with pytest.raises(ParameterError, match="is not STAC"):

@@ -1,19 +1,30 @@
 """Job files: what they may hold, and that every mistake is named with its file, line, key and cure."""
 
+import inspect
+import re
 import string
 from pathlib import Path
 
 import pytest
+import rasterio
 import yaml
+from affine import Affine
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rasters import ORIGIN, encoded, write_tif
 
+import s2composite as s2c
+from s2composite.cube import stack_of
 from s2composite.errors import JobError
 from s2composite.running.clusters.address import AddressOptions
 from s2composite.running.clusters.local import LocalOptions
 from s2composite.running.clusters.options import read_cluster
 from s2composite.running.jobs.document import parse_text
 from s2composite.running.jobs.job import Job, job_schema, load_job
+from s2composite.running.jobs.template import job_template
+from s2composite.running.scope import job_composite, job_scenes
+from s2composite.service.documents import KEYS
+from s2composite.windows import work_in
 
 GOOD = "source: scenes\noutput: median.tif\n"
 
@@ -71,9 +82,26 @@ MISTAKES = [
     (GOOD + "bbox: [1, 43, .nan, 44]\n", 3, "bbox.2", ["four numbers", "nan"]),
     (GOOD + "datetime: [2023]\n", 3, "datetime", ["2023-06-01/2023-08-31"]),
     (GOOD + "datetime: true\n", 3, "datetime", ["2023-06-01/2023-08-31", "True"]),
-    (GOOD + "bands: red\n", 3, "bands", ["a list of names"]),
+    (GOOD + "bands: {red: 1}\n", 3, "bands", ["a list of names"]),
     (GOOD + "bands: []\n", 3, "bands", ["a list of names"]),
-    (GOOD + "bands: [red, 2]\n", 3, "bands.1", ["a list of names", "got 2"]),
+    (GOOD + "bands: [red, 0]\n", 3, "bands.1", ["a list of names", "got 0"]),
+    (GOOD + "bands: [red, 2.5]\n", 3, "bands.1", ["a list of names", "got 2.5"]),
+    (GOOD + "bands: true\n", 3, "bands", ["a list of names"]),
+    (GOOD + "groupby: day\n", 3, "groupby", ["solar_day or utc_day", "'day'"]),
+    (GOOD + "duplicates: oldest\n", 3, "duplicates", ["newest or keep"]),
+    (GOOD + "harmonise: 'no'\n", 3, "harmonise", ["true, false, or a mapping"]),
+    (GOOD + "harmonise: {S2A: many}\n", 3, "harmonise", ["numbers to add"]),
+    (GOOD + "reflectance: 1\n", 3, "reflectance", ["true or false"]),
+    (GOOD + "times: 2023\n", 3, "times", ["a list of dates"]),
+    (GOOD + "times: [2023-13-01]\n", 3, "times.0", ["2023-13-01"]),
+    (GOOD + "headers: never\n", 3, "headers", ["auto, read or lazy"]),
+    (GOOD + "anchor: middle\n", 3, "anchor", ["edge, center, floating"]),
+    (GOOD + "anchor: [0.5]\n", 3, "anchor", ["two fractions"]),
+    (GOOD + "resampling: smooth\n", 3, "resampling", ["'smooth' is unknown", "bilinear"]),
+    (GOOD + "resampling: {red: smooth}\n", 3, "resampling", ["'smooth' is unknown"]),
+    (GOOD + "sign: planetary_computer\n", 3, "sign", ["the path of a function", "planetary_computer.sign"]),
+    (GOOD + "sign: os.system('x')\n", 3, "sign", ["the path of a function"]),
+    ("source: a\noutput: 'a{cell}.tif'\ngrid: mgrs\nlike: a.tif\n", None, None, ["a grid says crs"]),
     (GOOD + "resolution: -10\n", 3, "resolution", ["above 0"]),
     (GOOD + "resolution: '20'\n", 3, "resolution", ["a number", "'20'"]),
     (GOOD + "engine: fast\n", 3, "engine", ["one of auto, tiles, gdal", "'fast'"]),
@@ -435,3 +463,98 @@ def test_the_schema_takes_files_with_variables():
     jsonschema.validate({"variables": {"year": 2023}, "source": "s", "output": "o.tif"}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"variables": {"year": [1]}, "source": "s", "output": "o.tif"}, schema)
+
+
+# --- The keys are those of the functions -----------------------------------------------------------------------------
+
+NOT_KEYS = {
+    "cube": "the scenes of the job",
+    "geobox": "has no text form; `like` takes a raster with that grid, `grid` the cells of one",
+    "loader": "windows are read by the workers themselves, and not by another library",
+    "params": "parameters of a reducer are written beside its name",
+}
+
+
+@pytest.mark.parametrize("function", [s2c.find_scenes, s2c.open_cube, s2c.composite])
+def test_a_job_has_every_key_that_a_function_has(function):
+    lacking = set(inspect.signature(function).parameters) - Job.model_fields.keys()
+    assert lacking <= NOT_KEYS.keys(), f"{function.__name__}: a job cannot say {lacking - NOT_KEYS.keys()}"
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in Job.model_fields and name not in ("source", "valid"):
+            assert Job.model_fields[name].default == parameter.default, name
+
+
+def test_every_key_is_a_callers_or_the_operators():
+    operators = {"area", "cluster", "engine", "index", "like", "overwrite", "performance_report", "sign"}
+    assert set(KEYS) | operators == Job.model_fields.keys()
+    assert not set(KEYS) & operators
+
+
+def test_every_key_is_in_the_template_and_the_schema():
+    assert set(job_schema()["properties"]) == {*Job.model_fields, "variables"}
+    keys = re.findall(r"^(?:# )?(\w+): ", job_template(), re.MULTILINE)
+    assert [key for key in keys if key in Job.model_fields] == list(Job.model_fields)
+
+
+def signed_here(url):
+    return url
+
+
+@pytest.fixture(scope="module")
+def two_granules(tmp_path_factory):
+    """Scenes of two granules on three days, one of them processed twice."""
+    folder = tmp_path_factory.mktemp("two_granules")
+    east = ORIGIN * Affine.translation(136, 0)
+    for day in (1, 6, 11):
+        write_tif(folder / f"T31TCJ_202306{day:02d}T104629_TCI.tif", encoded(day), photometric="RGB")
+        write_tif(folder / f"T31TDJ_202306{day:02d}T104629_TCI.tif", encoded(day), transform=east, photometric="RGB")
+    for path in folder.iterdir():
+        with rasterio.open(path, "r+") as dataset:
+            dataset.scales = (1e-4, 1e-4, 1e-4)  # what reflectance takes
+    return folder
+
+
+KEY_VALUES = {
+    "groupby": "solar_day",
+    "datetime": "2023-06-02/2023-06-30",
+    "bands": ["red"],
+    "reflectance": True,
+    "harmonise": False,
+    "resolution": 1e1,
+    "like": "like.tif",
+    "anchor": "center",
+    "resampling": {"*": "CUBIC"},
+    "on_error": "skip",
+    "engine": "gdal",
+    "sign": "test_job.signed_here",
+    "headers": "read",
+    "index": "headers.index",
+    "times": [f"2023-0{month}-01" for month in range(1, 7)],
+    "pattern": r"(?P<date>\d{8})",
+    "duplicates": "keep",
+}
+
+
+@pytest.mark.parametrize("key", KEY_VALUES)
+def test_a_key_does_what_the_parameter_does(two_granules, tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    write_tif("like.tif", encoded(0), transform=ORIGIN * Affine.translation(20.5, 10))
+    written = yaml.safe_dump({"source": str(two_granules), "output": "a.tif", "crs": 32631, key: KEY_VALUES[key]})
+    plain = {"crs": 32631} if key != "like" else {}
+    job = load_job(written if key != "like" else written.replace("crs: 32631\n", ""))
+    work = work_in(job_composite(job, job_scenes(job)).dataset)
+    stack, _ = stack_of(s2c.open_cube(two_granules, **plain, **{key: KEY_VALUES[key]}))
+    assert work.stack.token == stack.token
+    assert [scene.id for scene in work.stack.scenes] == [scene.id for scene in stack.scenes]
+
+
+def test_numbers_with_an_exponent_are_numbers():
+    job = load_job(GOOD + "crs: EPSG:4326\nresolution: 1e-4\nbbox: [1e0, 43, 1.5, 4.4e1]\n")
+    assert (job.resolution, job.bbox) == (1e-4, (1, 43, 1.5, 44))
+    assert load_job(job.to_yaml()) == job
+
+
+def test_a_job_file_from_before_these_keys_means_the_same():
+    job = load_job(GOOD)
+    assert job.to_yaml() == GOOD
+    assert (job.groupby, job.duplicates, job.harmonise, job.reflectance) == (None, "newest", True, False)

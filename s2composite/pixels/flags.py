@@ -80,6 +80,10 @@ class MaskRule:
     doubtful: bool = False
     """Whether the coding of Open Data Cube's Fmask was assumed: values that leave a doubt about it are refused."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.band, str) or not self.band.strip():
+            raise ParameterError(f"the mask band is {self.band!r}; give its name")
+
     @property
     def halo(self) -> int:
         """Pixels of the mask band around a window that decide about the window's own."""

@@ -8,7 +8,8 @@ combined with AND, so their order does not matter. Floating-point values that ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,6 +68,12 @@ class Limits:
         return replace(self, dropped=(*self.dropped, value))
 
 
+def check_number(name: str, value: object) -> None:
+    """Raise a ParameterError unless the value that a rule looks for is a number, or None."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | None):
+        raise ParameterError(f"{name} is {value!r}; give a number")
+
+
 @dataclass(frozen=True, slots=True)
 class Nodata:
     """Drop an observation if any band has the nodata value.
@@ -89,6 +96,9 @@ class Nodata:
 
     value: float | None = None
     """The nodata value; None: that of the cube."""
+
+    def __post_init__(self) -> None:
+        check_number("the value of Nodata", self.value)
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` without the nodata value."""
@@ -116,6 +126,9 @@ class Saturated:
 
     value: float | None = None
     """The value of a saturated band; None: what the largest number of the files' integer type became."""
+
+    def __post_init__(self) -> None:
+        check_number("the value of Saturated", self.value)
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` without the saturated value."""
@@ -172,6 +185,14 @@ class ValueRange:
         return replace(limits, low=low, high=high)
 
     def __post_init__(self) -> None:
+        check_number("the lower end of ValueRange", self.low)
+        check_number("the upper end of ValueRange", self.high)
+        if self.bands is not None:
+            given: Any = self.bands
+            given = (given,) if isinstance(given, str) else given
+            if not isinstance(given, Iterable) or not all(isinstance(band, str) for band in given):
+                raise ParameterError(f"the bands of ValueRange are {self.bands!r}; give their names")
+            object.__setattr__(self, "bands", tuple(given))
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ParameterError(f"ValueRange from {self.low} to {self.high} is empty; swap the two")
 
@@ -217,7 +238,8 @@ class SwathEdge:
     """The nodata value; None: that of the cube."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.pixels <= 254:
+        check_number("the value of SwathEdge", self.value)
+        if not isinstance(self.pixels, int) or not 1 <= self.pixels <= 254:
             raise ParameterError(f"SwathEdge({self.pixels}): give 1 to 254 pixels")
 
     def limits(self, limits: Limits) -> Limits:

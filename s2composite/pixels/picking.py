@@ -296,6 +296,8 @@ def _kernel_key(call: Call, key: RankKey, dtype: np.dtype[Any], first: int, none
 
 def _key_bands(key: str | tuple[str, str], weights: Mapping[str, float] | None) -> tuple[str, ...]:
     """Return the bands that a key of `rank` names; raise if it is malformed."""
+    if not isinstance(weights, Mapping | None):
+        raise ParameterError(f"weights is {weights!r}; it is a mapping from bands to numbers")
     if weights is not None and key != "luminance":
         raise ParameterError(f"weights go with key='luminance', not with key={key!r}; leave them out")
     if weights is not None and not (weights and all(np.isfinite(w) for w in weights.values())):

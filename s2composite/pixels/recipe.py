@@ -191,8 +191,9 @@ class Recipe:
             )
         if self.periods is not None and not self.periods:
             raise ParameterError("there are no periods to reduce; give at least one")
-        if not 0 < self.min_count <= MAX_SCENES:
-            raise ParameterError(f"min_count={self.min_count}; give 1 to {MAX_SCENES}")
+        whole = isinstance(self.min_count, (int, np.integer)) and not isinstance(self.min_count, bool)
+        if not whole or not 0 < self.min_count <= MAX_SCENES:
+            raise ParameterError(f"min_count={self.min_count!r}; give a whole number, 1 to {MAX_SCENES}")
         for reducer in self.reducers:
             _check_needs(self, reducer, n_times)
 

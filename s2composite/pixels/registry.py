@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
 from s2composite.errors import ParameterError
+from s2composite.optional import imported
 from s2composite.pixels import picking, scoring, spectral, statistics
 from s2composite.pixels.recipe import Reducer
 
@@ -104,10 +104,25 @@ def resolve_reducer(reducer: str | Reducer, **params: Any) -> Reducer:
     """
     if isinstance(reducer, Reducer):
         return _made(reducer, reducer.name, params)
+    if not isinstance(reducer, str):
+        raise ParameterError(f"{_described(reducer)} is no reducer; {_instead(reducer)}")
     maker = _REGISTRY.get(reducer)
     if maker is None:
         maker = _from_entry_point(reducer) or _from_path(reducer)
     return _made(maker, reducer, params)
+
+
+def _described(given: Any) -> str:
+    return f"the function {given.__name__}" if callable(given) and hasattr(given, "__name__") else repr(given)
+
+
+def _instead(given: Any) -> str:
+    """Return what to give instead of something that is no reducer: NumPy's functions have names that are reducers'."""
+    known = reducer_names()
+    name = str(getattr(given, "__name__", "")).removeprefix("nan")
+    if name in known:
+        return f"give its name, {name!r}"
+    return f"give one by name ({', '.join(known)}), the path of your own, 'package.module:name', or a Reducer"
 
 
 def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
@@ -125,7 +140,10 @@ def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
         for unknown in sorted(set(params) - set(known)):
             raise ParameterError(f"reducer {name!r} has no parameter {unknown!r}; it has {known or 'none'}") from None
         raise ParameterError(f"reducer {name!r}: {problem}; its parameters are {known or 'none'}") from None
-    made = maker(**params)
+    try:
+        made = maker(**params)
+    except (TypeError, ValueError) as problem:  # a parameter of a type, or a text, that it cannot have
+        raise ParameterError(f"reducer {name!r} cannot be made with {params}: {problem}") from problem
     if not isinstance(made, Reducer):
         raise ParameterError(f"{name!r} made {made!r}; it must return a reducer")
     return made
@@ -140,13 +158,13 @@ def _from_entry_point(name: str) -> Any:
 
 def _from_path(path: str) -> Any:
     """Return what lies at ``package.module:name`` or ``package.module.name``."""
-    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
-    if not module or not name:
+    try:
+        found = imported(path)
+    except (ImportError, AttributeError, ValueError, TypeError) as problem:
+        raise ParameterError(f"reducer {path!r} cannot be loaded: {problem}") from problem
+    if found is None:
         raise ParameterError(
             f"unknown reducer {path!r}; there are {', '.join(reducer_names())}, or give the path of your own, "
             "as in 'package.module:name'"
         )
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as problem:
-        raise ParameterError(f"reducer {path!r} cannot be loaded: {problem}") from problem
+    return found

@@ -49,4 +49,7 @@ def resolve_rule(name: str, **params: Any) -> Rule:
     for unknown in sorted(set(params) - set(known)):
         raise ParameterError(f"rule {name!r} has no parameter {unknown!r}; it has {', '.join(known)}")
     made = {key: tuple(value) if isinstance(value, list) else value for key, value in params.items()}
-    return _RULES[name](**made)
+    try:
+        return _RULES[name](**made)
+    except (TypeError, ValueError) as problem:  # a parameter is missing, or of a type that it cannot have
+        raise ParameterError(f"rule {name!r} cannot be made with {params}: {problem}") from problem

@@ -60,8 +60,8 @@ def geomedian(
         raise ParameterError(f"geomedian: unknown names={names!r}; there are {', '.join(LAYERS)}")
     if eps is not None and not 0 < eps < float("inf"):
         raise ParameterError(f"geomedian: eps={eps}; give a positive number")
-    if max_iterations < 1:
-        raise ParameterError(f"geomedian: max_iterations={max_iterations}; give at least 1")
+    if not isinstance(max_iterations, int) or not 1 <= max_iterations < 1 << 31:
+        raise ParameterError(f"geomedian: max_iterations={max_iterations!r}; give a whole number from 1")
     outputs: tuple[Output, ...] = (Output("", "geometric median"),)
     if deviations:
         units = ("1", None, "1")

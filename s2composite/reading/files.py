@@ -11,7 +11,7 @@ from odc.geo.geobox import GeoBox
 from s2composite.errors import BandError
 from s2composite.reading.convert import Conversion
 from s2composite.reading.header import Header
-from s2composite.reading.layout import Part, band_names, check_bands, parts_of, wanted_assets
+from s2composite.reading.layout import BandName, Part, band_names, check_bands, parts_of, wanted_assets
 from s2composite.reading.meaning import conversion_of
 from s2composite.reading.source import ReadOptions, Source, choose_source
 from s2composite.scenes.model import Asset, Scene
@@ -22,7 +22,9 @@ LOG = logging.getLogger(__name__)
 __all__ = ["assets_of", "layout_of", "sources_of"]
 
 
-def assets_of(products: Sequence[Scene], bands: Sequence[str] | None, options: ReadOptions) -> list[tuple[Asset, ...]]:
+def assets_of(
+    products: Sequence[Scene], bands: Sequence[BandName] | None, options: ReadOptions
+) -> list[tuple[Asset, ...]]:
     """Return the assets of each product; none for one that lacks a band and is skipped."""
     if bands is None or options.on_error == "raise":
         every = list(wanted_assets(products, bands))
@@ -95,7 +97,7 @@ def layout_of(
     scenes: Sequence[Scene],
     wanted: Sequence[Sequence[Asset]],
     headers: Mapping[str, Header],
-    bands: Sequence[str] | None,
+    bands: Sequence[BandName] | None,
     usable: Sequence[bool],
     options: ReadOptions,
 ) -> tuple[tuple[str, ...], tuple[tuple[Part, ...], ...]]:

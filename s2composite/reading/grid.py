@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from affine import Affine
-from odc.geo import xy_
+from odc.geo import Resolution, xy_
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox, bbox_union, box
+from odc.geo.geom import BoundingBox, Geometry, bbox_union, box
 
 from s2composite.errors import GridError, ParameterError
 from s2composite.reading.header import Header
@@ -20,9 +22,12 @@ __all__ = [
     "Anchor",
     "Window",
     "aligned_offset",
+    "bbox_of",
     "crop",
+    "crs_of",
     "level_geobox",
     "native_geoboxes",
+    "resolution_of",
     "target_geobox",
     "zoomed_offset",
 ]
@@ -149,9 +154,7 @@ def target_geobox(
         if crs is not None or resolution is not None or anchor is not None:
             raise ParameterError("geobox= already says crs, resolution and anchor; give one or the other")
         return geobox
-    if resolution is not None and not resolution > 0:
-        raise ParameterError(f"resolution is {resolution}; it must be positive, in the units of the CRS")
-    crs = natives[0].crs if crs is None else _crs(crs)
+    crs = natives[0].crs if crs is None else crs_of(crs)
     same = all(native.crs == crs for native in natives)
     if same and anchor is None:
         native = natives[0] if len(natives) == 1 else _union(natives)
@@ -169,9 +172,16 @@ Anchor: TypeAlias = str | tuple[float, float] | None
 """Where the pixels of a new grid lie."""
 
 
-def _crs(crs: Any) -> CRS:
+def crs_of(crs: Any) -> CRS:
+    """Return a coordinate system: of text, an EPSG code, or an object of pyproj, rasterio or odc-geo.
+
+    Raises
+    ------
+    ParameterError
+        It names none.
+    """
     try:
-        return CRS(crs)
+        return CRS(int(crs) if isinstance(crs, np.integer) else crs)
     except Exception as error:
         raise ParameterError(f"crs {crs!r} is unknown ({error}); write it like 'EPSG:32631'") from error
 
@@ -216,8 +226,8 @@ def _check_size(native: GeoBox, crs: CRS, resolution: float, span: BoundingBox |
     span = native.extent.to_crs(crs).boundingbox if span is None else span
     if resolution > max(span.span_x, span.span_y):
         raise GridError(
-            f"resolution {resolution} is larger than the whole data ({max(span.span_x, span.span_y):.6g} in the units "
-            f"of {crs}, {_unit(crs)}); was it meant in other units?"
+            f"resolution {resolution:.10g} is larger than the whole data ({max(span.span_x, span.span_y):.6g} in the "
+            f"units of {crs}, {_unit(crs)}); was it meant in other units?"
         )
 
 
@@ -229,9 +239,9 @@ def _sane(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> 
     finer = abs(own.resolution.x / grid.resolution.x)
     if finer > _FINEST:
         raise GridError(
-            f"resolution {resolution} in the units of {grid.crs} ({_unit(grid.crs)}) is {finer:.3g} times finer than "
-            f"the data's {abs(own.resolution.x):.4g}, a grid of {grid.shape.x} x {grid.shape.y} pixels; was it meant "
-            "in other units? geobox= takes any grid"
+            f"resolution {resolution:.10g} in the units of {grid.crs} ({_unit(grid.crs)}) is {finer:.3g} times finer "
+            f"than the data's {abs(own.resolution.x):.4g}, a grid of {grid.shape.x} x {grid.shape.y} pixels; was it "
+            "meant in other units? geobox= takes any grid"
         )
     return grid
 
@@ -254,7 +264,7 @@ def _coarser(native: GeoBox, natives: Sequence[GeoBox], headers: Sequence[Header
                     return candidate
     if resolution > step * max(native.shape):
         raise GridError(
-            f"resolution {resolution} is larger than the whole grid ({step * max(native.shape)} in the units of "
+            f"resolution {resolution:.10g} is larger than the whole grid ({step * max(native.shape)} in the units of "
             f"{native.crs}); was it meant in other units?"
         )
     return native.zoom_to(resolution=resolution)
@@ -268,25 +278,47 @@ def level_geobox(full: GeoBox, shape: tuple[int, int]) -> GeoBox:
     return GeoBox(shape, full.transform @ scale, full.crs)
 
 
-def crop(geobox: GeoBox, bbox: BoundingBox | Sequence[float] | None) -> GeoBox:
-    """Cut a geobox down to the pixels that a bounding box touches.
+def resolution_of(resolution: Any) -> float:
+    """Return a pixel size: of a number, text, or a pair as odc-geo, datacube, rasterio and stackstac write it.
 
-    Parameters
-    ----------
-    bbox
-        ``(west, south, east, north)`` in degrees of longitude and latitude, as in STAC, or an
-        `odc.geo.geom.BoundingBox`, which names its own CRS.
+    Raises
+    ------
+    ParameterError
+        It is not a positive number, or the pixels would not be square.
+
+    Examples
+    --------
+    >>> resolution_of((10, -10)), resolution_of("20")
+    (10.0, 20.0)
+    """
+    if isinstance(resolution, Resolution):
+        resolution = (resolution.x, resolution.y)
+    given = resolution if isinstance(resolution, (tuple, list, np.ndarray)) else (resolution,)
+    try:
+        sides = [math.nan if isinstance(side, (bool, bytes)) else float(side) for side in given]
+    except (TypeError, ValueError):
+        sides = []
+    size = max(sides, default=0.0)
+    if not (0 < size < math.inf) or len(sides) > 2:
+        raise ParameterError(f"resolution is {resolution!r}; it must be positive, a number in the units of the CRS")
+    if any(abs(side) != size for side in sides):
+        raise ParameterError(f"resolution is {resolution!r}, and pixels are square here; geobox= takes any grid")
+    return size
+
+
+def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
+    """Cut a geobox down to the pixels that a bounding box touches; see `bbox_of` for what may name one.
 
     Raises
     ------
     GridError
         The box does not touch the grid; the message gives both extents.
     ParameterError
-        Not four numbers in order, or not degrees.
+        `bbox` is no bounding box.
     """
     if bbox is None:
         return geobox
-    region = bbox if isinstance(bbox, BoundingBox) else _lonlat(bbox)
+    region = bbox_of(bbox)
     # densified, or the straight edge of a large box in degrees cuts off a sliver of a projected grid
     shape = box(*region.bbox, region.crs).segmented(max(region.span_x, region.span_y) / 32).to_crs(geobox.crs)
     roi = geobox.overlap_roi(geobox.enclosing(shape))
@@ -299,18 +331,60 @@ def crop(geobox: GeoBox, bbox: BoundingBox | Sequence[float] | None) -> GeoBox:
     return geobox[roi]
 
 
-def _lonlat(bbox: Sequence[float]) -> BoundingBox:
-    if len(bbox) != 4:
-        raise ParameterError(f"bbox has {len(bbox)} values; it takes four: west, south, east, north")
-    west, south, east, north = (float(v) for v in bbox)
-    if not (west < east and south < north):
-        raise ParameterError(f"bbox {tuple(bbox)} is empty; the order is west, south, east, north")
+def bbox_of(bbox: Any) -> BoundingBox:
+    """Return a bounding box with its CRS.
+
+    Parameters
+    ----------
+    bbox
+        ``(west, south, east, north)`` in degrees of longitude and latitude, as in STAC, or a geometry of shapely or
+        GeoJSON in degrees. What names its own CRS: a BoundingBox, Geometry or GeoBox of odc-geo, a frame of geopandas.
+
+    Raises
+    ------
+    ParameterError
+        It is none of these, has no CRS, is empty, or is not in degrees.
+    """
+    box_in_crs = bbox if isinstance(bbox, BoundingBox) else getattr(bbox, "boundingbox", None)
+    if hasattr(bbox, "total_bounds"):
+        box_in_crs = BoundingBox(*map(float, bbox.total_bounds), bbox.crs and crs_of(bbox.crs))
+    if isinstance(box_in_crs, BoundingBox):
+        if box_in_crs.crs is None:
+            raise ParameterError(f"bbox is a {type(bbox).__name__} without a CRS; give it one")
+        _check_corners(box_in_crs.bbox)
+        return box_in_crs
+    corners = _corners(bbox)
+    _check_corners(corners)
+    west, south, east, north = corners
     if max(abs(west), abs(east)) > 360 or max(abs(south), abs(north)) > 90:
         raise ParameterError(
-            f"bbox {tuple(bbox)} is not in degrees of longitude and latitude; for other coordinates pass "
+            f"bbox {corners} is not in degrees of longitude and latitude; for other coordinates pass "
             "odc.geo.geom.BoundingBox(left, bottom, right, top, crs=...)"
         )
-    return BoundingBox(west, south, east, north, "EPSG:4326")
+    return BoundingBox(*corners, "EPSG:4326")
+
+
+def _corners(bbox: Any) -> tuple[float, float, float, float]:
+    """Return the corners of a box or geometry in degrees."""
+    try:
+        if isinstance(bbox, Mapping):
+            values = Geometry(bbox.get("geometry", bbox), "EPSG:4326").boundingbox.bbox
+        else:
+            values = bbox.bounds if hasattr(bbox, "geom_type") else [] if isinstance(bbox, (str, bytes)) else bbox
+        corners = tuple(float(value) for value in values)
+    except Exception as error:  # shapely and GeoJSON that is none have errors of many kinds
+        raise ParameterError(
+            f"bbox is {repr(bbox)[:100]}; it takes west, south, east, north in degrees, or a geometry"
+        ) from error
+    if len(corners) != 4:
+        raise ParameterError(f"bbox has {len(corners)} values; it takes four: west, south, east, north")
+    return corners[0], corners[1], corners[2], corners[3]
+
+
+def _check_corners(corners: tuple[float, float, float, float]) -> None:
+    west, south, east, north = corners
+    if not (-math.inf < west < east < math.inf and -math.inf < south < north < math.inf):
+        raise ParameterError(f"bbox {corners} is empty; the order is west, south, east, north")
 
 
 def aligned_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:

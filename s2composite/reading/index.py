@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from affine import Affine
 
-from s2composite.errors import ReadError
+from s2composite.errors import ParameterError, ReadError, WriteError
 from s2composite.reading.crs import same_geobox
 from s2composite.reading.fetch import Identity, read_identity
 from s2composite.reading.header import Header, Scaling, mask_of, read_headers, signing
 from s2composite.reading.level import Level, coding, pack, unpack
 from s2composite.reading.signing import Sign
 from s2composite.scenes.access import check_read
+from s2composite.scenes.storage import is_remote
 
 __all__ = ["load_index", "read_headers_cached", "save_index"]
 
@@ -39,12 +40,27 @@ def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
         Of any files.
     path
         Local file to write or replace.
+
+    Raises
+    ------
+    WriteError
+        It cannot be written.
     """
-    path = Path(path)
+    path = _place(path)
     content = {"format": _FORMAT, "headers": [_to_plain(header) for header in headers]}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(zlib.compress(json.dumps(content).encode()))
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(zlib.compress(json.dumps(content).encode()))
+        unfinished.replace(path)
+    except (OSError, ValueError) as error:  # the latter: NUL in the name
+        raise WriteError(f"{path}: the index of headers cannot be written: {error}", path=str(path)) from error
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Return where an index is; a ParameterError where that is no local file."""
+    if not isinstance(path, (str, os.PathLike)) or not str(path).strip() or is_remote(str(path)):
+        raise ParameterError(f"index is {path!r}; it is the path of a local file, which is made if it is not there")
+    return Path(path)
 
 
 def load_index(
@@ -80,7 +96,7 @@ def load_index(
     AccessError
         This process must not read one of them.
     """
-    known = _load(Path(path))
+    known = _load(_place(path))
     wanted = [signing(known[href], sign) for href in dict.fromkeys(hrefs) if href in known]
     for header in wanted:
         check_read(header.href)
@@ -113,7 +129,7 @@ def read_headers_cached(
     missing = [href for href in dict.fromkeys(hrefs) if href not in found]
     if missing:
         found |= {header.href: header for header in read_headers(missing, max_workers)}
-        save_index(list((_load(Path(path)) | found).values()), path)
+        save_index(list((_load(_place(path)) | found).values()), path)
     return tuple(found[href] for href in hrefs)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from s2composite.errors import BandError, SceneError
+import numpy as np
+
+from s2composite.errors import BandError, ParameterError, SceneError
 from s2composite.reading.header import Header
 from s2composite.scenes.model import Asset, Scene, Values
 from s2composite.scenes.names import is_picture, same_band
 from s2composite.scenes.values import is_mask_band, named_values, tagged_values
 
-__all__ = ["Part", "band_names", "check_bands", "parts_of", "wanted_assets"]
+__all__ = ["BandName", "Part", "band_names", "check_bands", "chosen_bands", "parts_of", "wanted_assets"]
+
+BandName: TypeAlias = str | int
+"""The name of a band or a whole asset, or the number of a band in a scene's only file, counted from 1 as in GDAL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,30 @@ class Part:
     """What the numbers of each of them mean."""
 
 
-def wanted_assets(scenes: Sequence[Scene], bands: Sequence[str] | None) -> tuple[tuple[Asset, ...], ...]:
+def chosen_bands(bands: Any) -> tuple[BandName, ...] | None:
+    """Return the bands that were asked for: of one name or number, or of any collection of these; None for None.
+
+    Raises
+    ------
+    ParameterError
+        There are none, one is given twice, or is neither a name nor a number from 1.
+    """
+    if bands is None:
+        return None
+    several = isinstance(bands, Iterable) and not isinstance(bands, (str, bytes))
+    chosen = tuple(one.item() if isinstance(one, np.generic) else one for one in (bands if several else (bands,)))
+    for band in chosen:
+        number = isinstance(band, int) and not isinstance(band, bool) and band > 0
+        if not (number or (isinstance(band, str) and band.strip())):
+            raise ParameterError(
+                f"bands holds {band!r}; it takes names such as 'red', 'B04' or 'TCI', and numbers of bands from 1"
+            )
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ParameterError(f"bands is {list(chosen)!r}; name at least one, and each once")
+    return chosen
+
+
+def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> tuple[tuple[Asset, ...], ...]:
     """Return, for each scene, the assets whose headers have to be read to serve `bands`.
 
     Without `bands` that is the only asset of a scene, or its true-colour picture.
@@ -61,7 +89,7 @@ def _default_asset(scene: Scene, scenes: Sequence[Scene], *, pictured: bool) -> 
     )
 
 
-def _assets_for(scene: Scene, bands: Sequence[str]) -> tuple[Asset, ...]:
+def _assets_for(scene: Scene, bands: Sequence[BandName]) -> tuple[Asset, ...]:
     declared = [(asset, i, name) for asset in scene.assets for i, name in enumerate(asset.bands or (asset.name,))]
     found = [_find(band, declared, scene) for band in bands]
     named = {asset.name for entries in found for asset, _, _ in entries}
@@ -71,7 +99,7 @@ def _assets_for(scene: Scene, bands: Sequence[str]) -> tuple[Asset, ...]:
     return tuple(asset for asset in scene.assets if asset.name in named)
 
 
-def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[str]) -> None:
+def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[BandName]) -> None:
     """Raise a BandError if the names that assets declare are not all of `bands`."""
     declared = [(asset, i, name) for asset in assets for i, name in enumerate(asset.bands or (asset.name,))]
     for band in bands:
@@ -105,7 +133,7 @@ def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
 
 
 def parts_of(
-    scene: Scene, assets: Sequence[Asset], headers: Mapping[str, Header], bands: Sequence[str] | None
+    scene: Scene, assets: Sequence[Asset], headers: Mapping[str, Header], bands: Sequence[BandName] | None
 ) -> tuple[tuple[str, ...], tuple[Part, ...]]:
     """Return the names of the bands a scene gives, and the parts of files that give them.
 
@@ -134,7 +162,10 @@ def parts_of(
             parts[-1] = replace(last, file_bands=(*last.file_bands, i), values=(*last.values, values))
         else:
             parts.append(Part(asset, (i,), row, (values,)))
-    return tuple(name for _, _, name in chosen), tuple(parts)
+    names = tuple(name for _, _, name in chosen)
+    if bands and len(set(names)) < len(names):
+        raise BandError(f"bands is {list(bands)}, which means {', '.join(names)}: name each band once", scene=scene.id)
+    return names, tuple(parts)
 
 
 def _observed(where: Sequence[_Entry]) -> Sequence[_Entry]:
@@ -160,25 +191,29 @@ _Entry: TypeAlias = tuple[Asset, int, str]
 """An asset, the position of one of its bands, and that band's name."""
 
 
-def _found(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
+def _found(wanted: BandName, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
     found = _find(wanted, where, scene)
     if not found:
         there = dict.fromkeys(name for asset in scene.assets for name in (*asset.bands, asset.name))
         there |= dict.fromkeys(name for _, _, name in where)
+        cure = "where other scenes have it, on_error='skip' leaves this one out"
+        if isinstance(wanted, int):
+            cure = "numbers count the bands of a scene's only file, from 1; name bands where there are several files"
         raise BandError(
-            f"scene {scene.id} has no band {wanted!r}; it has {', '.join(there)}; where other scenes have it, "
-            "on_error='skip' leaves this one out",
+            f"scene {scene.id} has no band {wanted!r}; it has {', '.join(there)}; {cure}",
             scene=scene.id,
             band=wanted,
         )
     return found
 
 
-def _find(wanted: str, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
+def _find(wanted: BandName, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
     """Return the band, or all bands of the asset, that `wanted` means: the first of these ways that finds something.
 
     The bands of a picture come last: it has a red of 8 bits, which is not what "red" means where there is another.
     """
+    if isinstance(wanted, int):
+        return [where[wanted - 1]] if wanted <= len(where) and len({asset.name for asset, _, _ in where}) == 1 else []
     sensor = scene.sensor
     same = same_band(wanted, sensor)
     single = {asset.name for asset, _, _ in where} - {asset.name for asset, i, _ in where if i}

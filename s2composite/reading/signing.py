@@ -6,12 +6,13 @@ import re
 import time
 from collections.abc import Callable
 from threading import Lock
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
-from s2composite.errors import ReadError
+from s2composite.errors import ParameterError, ReadError
+from s2composite.optional import imported
 from s2composite.scenes.storage import display
 
-__all__ = ["REFUSED", "Sign", "signed"]
+__all__ = ["REFUSED", "Sign", "sign_function", "signed"]
 
 Sign: TypeAlias = Callable[[str], str]
 """Returns a URL with a signature, ``planetary_computer.sign``; runs in the workers."""
@@ -25,6 +26,27 @@ _MOST = 1 << 16
 
 _URLS: dict[tuple[int, str], tuple[float, str]] = {}
 _LOCK = Lock()
+
+
+def sign_function(sign: Sign | str | None) -> Sign | None:
+    """Return the function that signs URLs: a function, or its import path, ``"planetary_computer.sign"``.
+
+    Raises
+    ------
+    ParameterError
+        It is neither.
+    """
+    found: object = sign
+    if isinstance(sign, str):
+        try:
+            found = imported(sign)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ParameterError(f"sign is {sign!r}, which cannot be imported: {error}") from error
+    if sign is not None and not callable(found):
+        raise ParameterError(
+            f"sign is {sign!r}; it is a function of a URL, such as planetary_computer.sign, or its import path"
+        )
+    return cast("Sign | None", found)
 
 
 def signed(sign: Sign | None, href: str, *, fresh: bool = False) -> str:

@@ -10,13 +10,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 from odc.geo.geobox import GeoBox
 
-from s2composite.errors import GridError, ParameterError
+from s2composite.errors import GridError, ParameterError, check_choice
 from s2composite.reading.convert import AS_THEY_ARE, Conversion
 from s2composite.reading.grid import aligned_offset, level_geobox, zoomed_offset
 from s2composite.reading.header import Header
 from s2composite.reading.layout import Part
 from s2composite.reading.signing import Sign
-from s2composite.reading.warp import resampling_method
+from s2composite.reading.warp import resampling_names
 from s2composite.scenes.names import same_band
 
 __all__ = ["Extent", "ReadOptions", "Source", "choose_source"]
@@ -65,18 +65,17 @@ class ReadOptions:
             ("headers", ("auto", "read", "lazy")),
         )
         for name, valid in choices:
-            value = getattr(self, name)
-            if value not in valid:
-                raise ParameterError(f"{name} is {value!r}; it is one of {', '.join(map(repr, valid))}")
-        for method in [self.resampling] if isinstance(self.resampling, str) else self.resampling.values():
-            resampling_method(method)
+            check_choice(name, getattr(self, name), valid)
+        if not isinstance(self.harmonise, (bool, Mapping)):
+            raise ParameterError(f"harmonise is {self.harmonise!r}; it is True, False, or numbers to add by scene id")
         for scene, shift in self.harmonise.items() if isinstance(self.harmonise, Mapping) else ():
             if not _is_whole(shift):
                 raise ParameterError(
                     f"harmonise={{{scene!r}: {shift!r}}}: give the whole number that is added to the file's (-1000)"
                 )
-        if self.sign is not None and not callable(self.sign):
-            raise ParameterError(f"sign is {self.sign!r}; it is a function of a URL, such as planetary_computer.sign")
+        if not isinstance(self.reflectance, bool):
+            raise ParameterError(f"reflectance is {self.reflectance!r}; it is True or False")
+        object.__setattr__(self, "resampling", resampling_names(self.resampling))
 
     def method(self, band: str, sensor: str | None, *, classes: bool) -> str:
         """Return the resampling method of a band of a sensor, which may be named as any catalogue does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,15 +13,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox
 
 from s2composite.errors import (
     GridError,
+    ParameterError,
     ReadError,
     SourceError,
 )
 from s2composite.reading.files import assets_of, layout_of, sources_of
-from s2composite.reading.grid import Anchor, Window, aligned_offset, crop, native_geoboxes, target_geobox
+from s2composite.reading.grid import (
+    Anchor,
+    Window,
+    aligned_offset,
+    bbox_of,
+    crop,
+    crs_of,
+    native_geoboxes,
+    resolution_of,
+    target_geobox,
+)
+from s2composite.reading.layout import BandName
 from s2composite.reading.meaning import check_alike, numbers_of, saturated_of, shift_of, with_named_shifts
 from s2composite.reading.observe import Observations, Pending, begin
 from s2composite.reading.opening import open_headers
@@ -45,13 +56,23 @@ class TargetGrid:
     """Anything that names a coordinate system."""
 
     resolution: float | None = None
-    """Pixel size in units of the CRS."""
+    """Pixel size in units of the CRS; see `resolution_of`."""
 
-    bbox: BoundingBox | Sequence[float] | None = None
-    """Crop to this: west, south, east, north in degrees, or a BoundingBox with its own CRS."""
+    bbox: Any = None
+    """Crop to this; see `bbox_of`."""
 
     anchor: Anchor = None
     """Where the pixels of a new grid lie; None: as the scenes' own."""
+
+    def __post_init__(self) -> None:
+        if self.geobox is not None and not isinstance(self.geobox, GeoBox):
+            raise ParameterError(
+                f"geobox is a {type(self.geobox).__name__}; it is an odc.geo.geobox.GeoBox(shape, transform, crs), and "
+                "like= takes an array or the path of a raster"
+            )
+        for name, coerced in (("crs", crs_of), ("resolution", resolution_of), ("bbox", bbox_of)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, coerced(value))
 
     @property
     def named(self) -> bool:
@@ -246,13 +267,16 @@ class Stack:
             len(files) == 1 and files[0].header.interleave == "pixel" for files in self.sources if files
         )
 
-    def engines(self) -> Mapping[str, str]:
-        """Return the engines in use and why, ``{"tiles": "216 file(s): on the target grid"}``."""
+    def engines(self) -> str:
+        """Return the engines in use and why, ``"tiles: 216 file(s): on the target grid"``."""
         reasons: dict[str, dict[str, int]] = {}
         for source in self._all():
             why = reasons.setdefault(source.engine, {})
             why[source.why] = why.get(source.why, 0) + 1
-        return {e: "; ".join(f"{n} file(s): {why}" for why, n in rs.items()) for e, rs in reasons.items()}
+        return "; ".join(
+            f"{engine}: " + "; ".join(f"{n} file(s): {why}" for why, n in counts.items())
+            for engine, counts in reasons.items()
+        )
 
     def select(self, positions: Sequence[int]) -> Stack:
         """Return the stack of some of the scenes."""
@@ -416,7 +440,7 @@ def _moved(source: Source, delta: tuple[int, int]) -> Source:
 
 def open_stack(
     scenes: Sequence[Scene],
-    bands: Sequence[str] | None = None,
+    bands: Sequence[BandName] | None = None,
     target: TargetGrid = _OWN_GRID,
     options: ReadOptions = _DEFAULTS,
     index: str | os.PathLike[str] | None = None,

@@ -14,6 +14,7 @@ from pyproj import Transformer
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioIOError
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import SUPPORTED_RESAMPLING
 from rasterio.windows import Window as RasterioWindow
 
 from s2composite.errors import ParameterError
@@ -23,7 +24,8 @@ from s2composite.reading.signing import Sign
 from s2composite.scenes.access import gdal_limits
 
 __all__ = [
-    "nearest_pixels", "pixel_ratio", "read_info", "read_level", "read_warped", "resampling_method", "source_pixels",
+    "nearest_pixels", "pixel_ratio", "read_info", "read_level", "read_warped", "resampling_method", "resampling_names",
+    "source_pixels",
 ]  # fmt: skip
 
 Info = TypeVar("Info")
@@ -36,13 +38,42 @@ _POINTS = 1 << 16
 """Points that are transformed at once."""
 
 
-def resampling_method(name: str) -> Resampling:
-    """Return GDAL's resampling method called `name`; a ParameterError lists those there are."""
-    try:
-        return Resampling[name]
-    except KeyError:
-        names = ", ".join(method.name for method in Resampling)
-        raise ParameterError(f"resampling {name!r} is unknown; there are {names}") from None
+_GDAL_SPELLINGS = {"near": "nearest", "cubicspline": "cubic_spline"}
+"""What ``gdalwarp -r`` calls methods that rasterio calls otherwise."""
+
+
+def resampling_method(method: str | Resampling) -> Resampling:
+    """Return the resampling method of a name as rasterio or GDAL writes it, in either case.
+
+    Raises
+    ------
+    ParameterError
+        There is none of that name, or only overviews are made with it; lists those there are.
+    """
+    name = method.strip().lower() if isinstance(method, str) else getattr(method, "name", None)
+    found = Resampling.__members__.get(_GDAL_SPELLINGS.get(str(name), str(name)))
+    if found not in SUPPORTED_RESAMPLING:
+        names = ", ".join(known.name for known in SUPPORTED_RESAMPLING)
+        raise ParameterError(f"resampling {method!r} is unknown; there are {names}")
+    return found
+
+
+def resampling_names(given: Any) -> str | dict[str, str]:
+    """Return the name of the resampling method, or of that of each band, in rasterio's spelling.
+
+    Parameters
+    ----------
+    given
+        A method as `resampling_method` takes it, a mapping from bands to such, or None for nearest.
+
+    Raises
+    ------
+    ParameterError
+        A method is unknown.
+    """
+    if isinstance(given, Mapping):
+        return {str(band): resampling_method(method).name for band, method in given.items()}
+    return "nearest" if given is None else resampling_method(given).name
 
 
 def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 from odc.geo.geobox import GeoBox
@@ -36,9 +39,27 @@ __all__ = [
 ]
 
 
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(signature(function).parameters)
+
+
+_FINDING = (_parameters(find_scenes) - {"source"}) & Job.model_fields.keys()
+"""Keys of a job that `find_scenes` takes under the same name."""
+
+_OPENING = (_parameters(open_cube) - _parameters(find_scenes)) & Job.model_fields.keys()
+"""Keys of a job that `open_cube` takes under the same name, once the scenes are found."""
+
+_COMPOSING = (_parameters(composite) - {"reducer", "valid"}) & Job.model_fields.keys()
+"""Keys of a job that `composite` takes under the same name; its reducers and rules are made of names."""
+
+
+def _options(job: Job, keys: Collection[str]) -> dict[str, Any]:
+    return {key: getattr(job, key) for key in keys}
+
+
 def job_scenes(job: Job) -> tuple[Scene, ...]:
     """Return the scenes that a job is about."""
-    return find_scenes(job.source, pattern=job.pattern, datetime=job.datetime)
+    return find_scenes(job.source, **_options(job, _FINDING))
 
 
 def job_composite(
@@ -48,19 +69,9 @@ def job_composite(
 
     Windows whose size is left open are as large as the workers' memory allows.
     """
-    cube = open_cube(
-        scenes,
-        bands=job.bands,
-        geobox=geobox,
-        index=index,
-        bbox=None if job.bbox is None or geobox is not None else BoundingBox(*job.bbox, crs=job.bbox_crs),
-        crs=job.crs,
-        resolution=job.resolution,
-        resampling=job.resampling,
-        chunks=job.chunks,
-        on_error=job.on_error,
-        engine=job.engine,
-    )
+    bbox = None if job.bbox is None or geobox is not None else BoundingBox(*job.bbox, crs=job.bbox_crs)
+    here = {"geobox": geobox, "bbox": bbox, "index": job.index or index, "duplicates": "keep"}
+    cube = open_cube(scenes, **_options(job, _OPENING) | here)
     result = _composed(job, cube)
     work = work_in(result.dataset) if job.chunks == "auto" else None
     if work is None:
@@ -76,15 +87,7 @@ def output_block(job: Job) -> int:
 
 
 def _composed(job: Job, cube: xr.DataArray) -> Composite:
-    return composite(
-        cube,
-        job.reducers,
-        valid=job.rules,
-        period=job.period,
-        keep_empty=job.keep_empty,
-        day=job.day,
-        min_count=job.min_count,
-    )
+    return composite(cube, job.reducers, valid=job.rules, **_options(job, _COMPOSING))
 
 
 def job_cells(job: Job, names: str | None = None, within: Geometry | None = None) -> tuple[Cell, ...]:

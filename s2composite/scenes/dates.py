@@ -5,16 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import re
 from calendar import monthrange
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from s2composite.errors import ParameterError
 
 __all__ = ["DateRange", "Moment", "date_range", "solar_day", "utc_day", "utc_time"]
 
-Moment: TypeAlias = dt.date | str | int | None
-"""A date or datetime object, text, or a year; None leaves an end of an interval open."""
+Moment: TypeAlias = Any
+"""A date or datetime object (also of NumPy or pandas), text, or a year; None leaves an end of an interval open."""
 
 _TICK = dt.timedelta(microseconds=1)
 _FORM = '"2023", "2023-06", "2023-06-15", "2023-06-15T10:46:29Z"'
@@ -54,8 +54,10 @@ def utc_time(value: dt.date | str) -> dt.datetime:
     >>> utc_time("2023-07-09T12:46:29+02:00")
     datetime.datetime(2023, 7, 9, 10, 46, 29, tzinfo=datetime.timezone.utc)
     """
+    # pandas' NaT is a datetime, too, whose text is no date
+    known = value if isinstance(value, dt.datetime) and str(value) != "NaT" else None
     try:
-        time = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(str(value).strip())
+        time = known or dt.datetime.fromisoformat(str(value).strip())
         return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
     except (ValueError, OverflowError):
         raise ParameterError(f"{value!r} is not a date; write it like {_FORM}") from None
@@ -102,8 +104,8 @@ def date_range(value: Moment | Sequence[Moment]) -> DateRange:
         ``"2023"``, ``"2023-06"`` and ``"2023-06-15"`` stand for the whole year, month or day,
         ``"2023-06-15T10:46:29Z"`` for that second; a number is read as text, a date object stands for that day, a
         datetime object for that moment.
-        An interval is ``"a/b"`` or a pair ``(a, b)`` of these, both included; ``".."`` or nothing (in a pair also None)
-        leaves an end open.
+        An interval is ``"a/b"``, a pair ``(a, b)`` or ``slice(a, b)`` of these, both included; ``".."`` or nothing (in
+        a pair also None) leaves an end open.
 
     Raises
     ------
@@ -126,7 +128,13 @@ def date_range(value: Moment | Sequence[Moment]) -> DateRange:
 
 def _ends(value: Moment | Sequence[Moment]) -> tuple[Moment, Moment]:
     """Split `value` into its two ends; a single date is both."""
-    parts = value.split("/") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
+    parts: Any = (value,)
+    if isinstance(value, str):
+        parts = value.split("/")
+    elif isinstance(value, slice) and value.step is None:
+        parts = (value.start, value.stop)
+    elif isinstance(value, Iterable):
+        parts = tuple(value)
     if len(parts) not in (1, 2) or all(map(_is_open, parts)):
         raise _malformed(value)
     return parts[0], parts[-1]

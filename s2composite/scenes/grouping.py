@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
-from s2composite.errors import ParameterError, SceneError
+from s2composite.errors import SceneError, check_choice
 from s2composite.scenes.dates import solar_day, utc_day
 from s2composite.scenes.model import Scene
 
@@ -106,8 +106,7 @@ def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
     >>> [len(scene.parts) for scene in grouped(find_scenes(names), "solar_day")]
     [2, 1]
     """
-    if by not in GROUPINGS:
-        raise ParameterError(f"groupby is {by!r}; it is one of {', '.join(map(repr, GROUPINGS))}")
+    check_choice("groupby", by, GROUPINGS)
     if by is None:
         return list(scenes)
     days: dict[dt.date, list[Scene]] = {}

@@ -23,9 +23,9 @@ _SEARCH = ("url", "collections", "bbox", "datetime", "query")
 
 def is_stac(source: object) -> bool:
     """Return whether `source` is STAC: a dictionary, an object of pystac, or a search of pystac-client."""
-    return isinstance(source, Mapping) or (
-        not isinstance(source, type) and any(hasattr(source, name) for name in ("to_dict", "items_as_dicts"))
-    )
+    if isinstance(source, type) or hasattr(source, "__array__"):  # a Series of pandas, which may hold paths
+        return False
+    return isinstance(source, Mapping) or any(hasattr(source, name) for name in ("to_dict", "items_as_dicts"))
 
 
 def is_stac_file(href: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 
-from s2composite.errors import ParameterError, S2CompositeError, SceneError, SourceError
+from s2composite.errors import ParameterError, S2CompositeError, SceneError, SourceError, check_choice
 from s2composite.scenes.dates import Moment, date_range, utc_time
 from s2composite.scenes.grouping import DUPLICATES, grouped, newest
 from s2composite.scenes.items import is_stac, is_stac_file, items_in, items_of, with_alternate
@@ -94,9 +95,11 @@ def find_scenes(
     >>> [f"{scene.granule} {scene.time:%Y-%m-%d}" for scene in find_scenes(urls)]
     ['31TCJ 2023-07-04', '31TCJ 2023-07-09']
     """
+    for name, value in (("pattern", pattern), ("alternate", alternate)):
+        if not isinstance(value, str | None):
+            raise ParameterError(f"{name} is {value!r}; it is text")
     wanted = None if datetime is None else date_range(datetime)
-    if duplicates not in DUPLICATES:
-        raise ParameterError(f"duplicates is {duplicates!r}; it is one of {', '.join(map(repr, DUPLICATES))}")
+    check_choice("duplicates", duplicates, DUPLICATES)
     items = [found for item in _items(source, alternate) for found in _expanded(item, alternate)]
     files = list(dict.fromkeys(item for item in items if isinstance(item, str)))
     scenes = [item for item in items if isinstance(item, Scene)] + _scenes_of(files, pattern, times)
@@ -115,7 +118,7 @@ def _items(source: SceneSource, alternate: str | None) -> list[str | Scene]:
     """Return the parts of a source: scenes, and absolute paths or URLs."""
     if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source):
         source = [source]
-    if not isinstance(source, Iterable):
+    if not isinstance(source, Iterable) or isinstance(source, (bytes, io.IOBase)):
         raise ParameterError(f"the source is {source!r}; give a path, directory, glob, URL, Scene or a list of these")
     parts = list(source)
     items: list[str | Scene] = [_item(part) for part in parts if not is_stac(part)]
@@ -282,6 +285,8 @@ def _nothing(source: str) -> str:
 
 def _scenes_of(files: Sequence[str], pattern: str | None, times: Sequence[dt.date | str] | None) -> list[Scene]:
     """Group files into scenes by what their names tell."""
+    if times is not None and (isinstance(times, (str, bytes)) or not isinstance(times, Iterable)):
+        raise ParameterError(f"times is {times!r}; it is a list of dates, one for each file")
     known = [None] * len(files) if times is None else [utc_time(time) for time in times]
     if len(known) != len(files):
         raise ParameterError(

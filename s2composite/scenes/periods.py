@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from typing import Literal, TypeAlias, cast
@@ -70,6 +70,8 @@ def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Perio
         - ``"10D"``, ``"2W"``, ``"3M"``, ``"1Y"`` or the same in ISO 8601 (``"P10D"``): runs of that length. Days and
           weeks are counted from January 1st of the first scene's year, or from a day that is given
           (``"R/2023-03-21/P10D"``); months and years from the January before the first scene.
+        - pandas' names of calendar periods, ``"MS"``, ``"QE"``, ``"QS-DEC"`` (seasons), ``"YS"``, ``"2MS"``, and its
+          offsets; the label is the period's own, whichever end the name stands for.
         - One period: ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"`` (both included), ``"2020-12--P3M"``,
           ``"2020-12/P3M"``.
         - A list of such, which may overlap and stay in their order, pairs ``(first, last)`` among them, or a mapping
@@ -107,7 +109,7 @@ def _expanded(spec: object, first: dt.date, last: dt.date) -> Iterator[Period]:
     if isinstance(spec, Mapping):
         for label, one in spec.items():
             yield _renamed(str(label), one, first, last)
-    elif isinstance(spec, Sequence) and not isinstance(spec, str):
+    elif isinstance(spec, Iterable) and not isinstance(spec, str):
         for one in spec:
             yield from _pair(one) if _is_pair(one) else _named(one, first, last)
     else:
@@ -132,6 +134,12 @@ def _pair(spec: object) -> Iterator[Period]:
 
 
 def _named(spec: object, first: dt.date, last: dt.date) -> Iterator[Period]:
+    ends = [getattr(spec, name, None) for name in ("start_time", "end_time")]  # of a Period of pandas
+    if all(isinstance(end, dt.datetime) for end in ends):
+        return _pair([cast("dt.datetime", end).date() for end in ends])
+    spec = getattr(spec, "freqstr", spec)  # an offset of pandas
+    if isinstance(spec, dt.timedelta) and spec % dt.timedelta(days=1) == dt.timedelta(0):
+        spec = f"{spec.days}D"
     text = str(spec).strip() if isinstance(spec, str | int) and not isinstance(spec, bool) else ""
     for pattern, make in _PATTERNS:
         if match := pattern.fullmatch(text):
@@ -269,16 +277,17 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 _PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], dt.date, dt.date], Iterator[Period]]], ...] = (
     (_pattern("all"), _all),
-    (_pattern("day|daily"), _days),
-    (_pattern("month|monthly"), _calendar(1, 0)),
-    (_pattern("quarter|quarterly"), _quarters),
-    (_pattern("season|seasonal"), _calendar(3, 11)),
+    (_pattern("1?D|day|daily"), _days),
+    (_pattern("1?M[SE]|month|monthly"), _calendar(1, 0)),
+    (_pattern("1?Q([SE]|S-(JAN|APR|JUL|OCT)|E-(MAR|JUN|SEP|DEC))|quarter|quarterly"), _quarters),
+    (_pattern("1?Q(S-(MAR|JUN|SEP|DEC)|E-(FEB|MAY|AUG|NOV))|season|seasonal"), _calendar(3, 11)),
     (_pattern("semiannual"), _calendar(6, 0)),
-    (_pattern("year|yearly|annual"), _calendar(12, 0)),
-    (_pattern("annual-fy"), _calendar(12, 6)),
+    (_pattern("1?Y([SE]|S-JAN|E-DEC)|year|yearly|annual"), _calendar(12, 0)),
+    (_pattern("1?Y(S-JUL|E-JUN)|annual-fy"), _calendar(12, 6)),
     (_pattern(r"rolling-(?P<n>\d{1,4})-?months?"), _rolling),
     (_pattern(f"({'|'.join(_MONTHS)})-({'|'.join(_MONTHS)})"), _one_season),
     (_pattern(r"P?(?P<n>\d{1,4})(?P<unit>[DWMY])"), _repeated),
+    (_pattern(r"(?P<n>\d{1,4})(?P<unit>[MY])[SE]"), _repeated),
     (_pattern(r"R/(?P<start>\d{4}-\d{2}-\d{2})/P(?P<n>\d{1,4})(?P<unit>[DW])"), _repeated_from),
     (_pattern(r"(?P<start>\d{4}(?:-\d{2}){0,2})(?:--|/)P(?P<n>\d{1,4})(?P<unit>[DWMY])"), _from_start),
 )

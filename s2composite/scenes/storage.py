@@ -73,6 +73,8 @@ def absolute(href: str | os.PathLike[str]) -> str:
     """
     if isinstance(href, os.PathLike):
         href = _SHORTENED.sub(r"\1//", os.fspath(href))
+    if "\0" in href:
+        raise SourceError(f"{href!r} holds a NUL character, which no name of a file has")
     scheme = _scheme(href)
     if scheme != "file":
         _check_url(href)
@@ -80,7 +82,11 @@ def absolute(href: str | os.PathLike[str]) -> str:
         # GDAL sends a URL as it is, and servers refuse blanks and accents.
         return f"{scheme}://{quote(rest, safe=_URL_SIGNS) if scheme.startswith('http') else rest}"
     path = url2pathname(urlsplit(href).path) if _SCHEME.match(href) else href
-    return str(Path(os.path.abspath(Path(path).expanduser())))  # noqa: PTH100 - Path.absolute() leaves ".." in
+    try:
+        home = Path(path).expanduser()
+    except RuntimeError as error:
+        raise SourceError(f"{href}: {error}; write the directory out") from None
+    return str(Path(os.path.abspath(home)))  # noqa: PTH100 - Path.absolute() leaves ".." in
 
 
 def _check_url(href: str) -> None:

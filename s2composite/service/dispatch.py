@@ -30,7 +30,10 @@ __all__ = ["Dispatched", "dispatch"]
 SIDE = 1024
 """Side of a window in pixels, unless the job says another."""
 
-_TAKEN = frozenset({"source", "output", "pattern", "datetime", "chunks", "raster", "overwrite", "policy", "cluster"})
+_TAKEN = frozenset({
+    "source", "output", "pattern", "times", "datetime", "duplicates", "alternate", "chunks", "raster", "overwrite",
+    "policy", "cluster",
+})  # fmt: skip
 """Keys of a job that mean something here; the service makes the masked luminance median of RGB scenes, nothing else."""
 
 _LOOK = 2.0

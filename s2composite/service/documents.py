@@ -28,9 +28,9 @@ from s2composite.service.settings import Settings
 __all__ = ["KEYS", "job_access", "job_here", "job_text", "make_place", "sent_document"]
 
 KEYS = (
-    "source", "output", "reducer", "valid", "min_count", "period", "keep_empty", "day", "datetime", "pattern", "bands",
-    "bbox", "bbox_crs", "grid", "span", "crs", "resolution", "resampling", "chunks", "on_error", "layers", "raster",
-    "policy",
+    "source", "output", "reducer", "valid", "min_count", "period", "keep_empty", "day", "datetime", "pattern", "times",
+    "groupby", "duplicates", "alternate", "headers", "harmonise", "reflectance", "bands", "bbox", "bbox_crs", "grid",
+    "span", "crs", "resolution", "anchor", "resampling", "chunks", "on_error", "layers", "raster", "policy",
 )  # fmt: skip
 """Keys of a job that a stranger may set. The others are the operator's, or name files here."""
 

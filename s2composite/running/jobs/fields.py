@@ -19,6 +19,7 @@ __all__ = [
     "Dashboard",
     "Environment",
     "FilePath",
+    "Finite",
     "Memory",
     "Positive",
     "SomeTexts",
@@ -55,10 +56,18 @@ def _memory(text: str) -> str:
     return text
 
 
+def _number(value: Any) -> Any:
+    """Return ``"1e-4"`` as a number: one in YAML 1.2, and text in YAML 1.1, where it would need a point."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
 Text = Annotated[str, BeforeValidator(_text), AfterValidator(_some)]
 FilePath = Annotated[Text, AfterValidator(_home)]
 Memory = Annotated[str, AfterValidator(_memory)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 WHOLE = Expected("a whole number from 1")
 

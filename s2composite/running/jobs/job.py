@@ -26,12 +26,13 @@ from s2composite.errors import S2CompositeError
 from s2composite.pixels.masks import Rule
 from s2composite.pixels.reducers import Reducer, resolve_reducer
 from s2composite.pixels.rules import resolve_rule
+from s2composite.reading.warp import resampling_names
 from s2composite.running.bounded import Policy
 from s2composite.running.cells import GridOptions
 from s2composite.running.clusters.local import LocalOptions
 from s2composite.running.clusters.options import ClusterOptions
 from s2composite.running.jobs.document import Expected, Strict, read_document, validated, variables_in, with_setting
-from s2composite.running.jobs.fields import WHOLE, Count, FilePath, Positive, Text
+from s2composite.running.jobs.fields import WHOLE, Count, FilePath, Finite, Positive, Text
 from s2composite.running.jobs.yaml_text import VARIABLES
 from s2composite.running.spans import SpanOptions, has_template, with_span_keys
 from s2composite.scenes.dates import date_range
@@ -135,10 +136,28 @@ def _bounds(box: tuple[float, float, float, float]) -> tuple[float, float, float
     return box
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+def _methods(given: str | dict[str, str]) -> str | dict[str, str]:
+    try:
+        return resampling_names(given)
+    except S2CompositeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _import_path(path: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*[.:][^\W\d]\w*", path):
+        raise ValueError(f"expected the path of a function, such as planetary_computer.sign, got {path!r}")
+    return path
+
+
 Date = Annotated[Text, BeforeValidator(_year), AfterValidator(_dates)]
 Pair = Annotated[tuple[Count, Count], Field(strict=False)]
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+BandNames = Annotated[
+    tuple[Text | Count, ...],
+    BeforeValidator(lambda value: [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value),
+    Field(strict=False, min_length=1),
+]
+ImportPath = Annotated[Text, AfterValidator(_import_path)]
 Box = Annotated[tuple[Finite, Finite, Finite, Finite], Field(strict=False), AfterValidator(_bounds)]
 NamedReducer = Annotated[
     Text | dict[str, dict[str, Any]], BeforeValidator(_named("reducer")), AfterValidator(_known(resolve_reducer))
@@ -252,8 +271,44 @@ class Job(Strict):
     ] = None
     """Regular expression with named groups that finds the date in unusual file names; see `find_scenes`."""
 
-    bands: Annotated[Names | None, Expected("a list of names, such as [red, green, blue]"), AsList] = None
-    """Bands or whole assets, in the order wanted; None: the only asset, or the true-colour picture."""
+    times: Annotated[
+        Annotated[tuple[Date, ...], Field(strict=False, min_length=1)] | None,
+        Expected("a list of dates such as 2023-06-15T10:46:29Z, one for each file"),
+        AsList,
+    ] = None
+    """Time of each file, in the order of the files, for names that do not give it."""
+
+    groupby: Annotated[Literal["solar_day", "utc_day"] | None, Expected("solar_day or utc_day")] = None
+    """Make one scene of the products of a day, ``solar_day`` or ``utc_day``; None: every product is a scene."""
+
+    duplicates: Annotated[Literal["newest", "keep"], Expected("newest or keep")] = "newest"
+    """Whether reprocessed products replace the older ones (``newest``), or all are used (``keep``)."""
+
+    alternate: Annotated[Text | None, Expected("the name of an alternate, such as https")] = None
+    """Which of the locations that a catalogue gives for a file is read, such as ``https``; None: its own."""
+
+    sign: Annotated[ImportPath | None, Expected("the path of a function, such as planetary_computer.sign")] = None
+    """Function that signs URLs just before they are read, by its import path: ``planetary_computer.sign``."""
+
+    headers: Annotated[Literal["auto", "read", "lazy"], Expected("auto, read or lazy")] = "auto"
+    """When headers are read: ``read``, all at first; ``lazy``, by the windows; ``auto``: lazy for many files."""
+
+    index: FilePath | None = None
+    """File that keeps the headers for the next time; see `open_cube`."""
+
+    harmonise: Annotated[
+        bool | dict[Text, Finite], Expected("true, false, or a mapping from scene ids to numbers to add")
+    ] = True
+    """Whether the offset of processing baseline 04.00 is taken off, or what to add to scenes that do not say."""
+
+    reflectance: Annotated[bool, Expected("true or false")] = False
+    """Physical values, float32 with NaN for no data, instead of the numbers in the files."""
+
+    bands: Annotated[
+        BandNames | None, Expected("a list of names or numbers, such as [red, green, blue] or [1, 2]"), AsList
+    ] = None
+    """Bands or whole assets, in the order wanted, or numbers of the bands of the only file, counted from 1; None: the
+    only asset, or the true-colour picture."""
 
     bbox: Annotated[Box | None, Expected("four numbers, [west, south, east, north]"), AsList] = None
     """Area to cut out, ``[west, south, east, north]``, in degrees unless `bbox_crs` says otherwise."""
@@ -277,8 +332,23 @@ class Job(Strict):
     resolution: Annotated[Positive | None, Expected("a pixel size, a number above 0")] = None
     """Pixel size of the output in units of its CRS; None: the scenes' own."""
 
-    resampling: Annotated[Text, Expected("the name of a resampling method, such as nearest")] = "nearest"
-    """GDAL's name of the method for scenes that are not on the output's grid."""
+    like: FilePath | None = None
+    """Raster whose grid the output gets, instead of `crs`, `resolution` and `anchor`."""
+
+    anchor: Annotated[
+        Literal["edge", "center", "floating"] | Annotated[tuple[Finite, Finite], Field(strict=False)] | None,
+        Expected("edge, center, floating, or two fractions of a pixel"),
+        AsList,
+    ] = None
+    """Where the pixels of a new grid lie; None: as those of the scenes."""
+
+    resampling: Annotated[
+        Text | dict[Text, Text],
+        AfterValidator(_methods),
+        Expected("the name of a resampling method, such as nearest, or {band: method, '*': method}"),
+    ] = "nearest"
+    """GDAL's name of the method for scenes that are not on the output's grid; or one for each band, ``*`` for all
+    others."""
 
     chunks: Annotated[Literal["auto"] | Count | Pair, Expected("'auto', a number of pixels, or [y, x]"), AsList] = (
         "auto"
@@ -324,8 +394,10 @@ class Job(Strict):
             raise ValueError("area and {cell} in the output are about the cells of a grid; name a grid")
         if self.grid is not None and CELL not in self.output:
             raise ValueError("a grid makes a product for each cell: put {cell} into the output's name")
-        if self.grid is not None and (self.crs is not None or self.resolution is not None):
-            raise ValueError("a grid says crs and resolution itself; leave those keys out")
+        if self.grid is not None and any(v is not None for v in (self.crs, self.resolution, self.anchor, self.like)):
+            raise ValueError(
+                "a grid says crs, resolution and anchor itself; leave out crs, resolution, anchor and like"
+            )
         return self
 
     @model_validator(mode="after")
