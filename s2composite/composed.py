@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 
+from s2composite.array_values import with_nodata
 from s2composite.coarse import coarse_cube
 from s2composite.cube import numbers_attrs, stack_of
 from s2composite.errors import ParameterError
@@ -41,10 +42,10 @@ def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer],
     coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
     found = stack_of(array)  # xarray keeps attributes of numbers that were changed since
     numbers = numbers_attrs(found[0]) if found else {}
-    variables = {
-        layer.name: xr.Variable(layer.dims, data[layer.name], _layer_attrs(layer, numbers, "spatial_ref" in coords))
-        for layer in layers
-    }
+    variables: dict[str, Any] = {}
+    for layer in layers:
+        attrs = _layer_attrs(layer, numbers, "spatial_ref" in coords)
+        variables[layer.name] = with_nodata(xr.DataArray(data[layer.name], dims=layer.dims, attrs=attrs), layer.nodata)
     if STATUS in data:
         meaning = {"long_name": "0 read, 1 scene outside the window, 2 reading failed"}
         variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], meaning)
@@ -58,7 +59,6 @@ def _layer_attrs(layer: Layer, numbers: Mapping[str, Any], georeferenced: bool) 
         "long_name": layer.long_name,
         "units": layer.units or numbers.get("units"),
         **scaling,
-        "nodata": layer.nodata,
         "overviews": layer.overviews,
         "grid_mapping": "spatial_ref" if georeferenced else None,
     }

@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 from s2composite.array_masks import ValidRules, rules_of, usable_cube
-from s2composite.as_cube import days_of, nodata_of, saturated_of
+from s2composite.array_values import missing_value_of
+from s2composite.as_cube import days_of, saturated_of
 from s2composite.composed import layers_dataset, located, small_dataset
 from s2composite.errors import ParameterError, check_choice
 from s2composite.period_axis import DAYS, groups_of, with_time_axis
@@ -79,7 +80,12 @@ def composite(
     ------
     ParameterError
         The reducer, a parameter or the period is unknown, the cube has other dimensions, its chunks cannot be merged
-        over time, or a mask is not on its grid.
+        over time, a mask is not on its grid, or integers were calculated from others with a nodata value.
+
+    Notes
+    -----
+    The nodata value is that of the cube's attributes as long as its values are those that were read. What was
+    calculated from them (an index, a reflectance) has NaN where nothing was observed, and everything else is data.
 
     Examples
     --------
@@ -95,13 +101,15 @@ def composite(
         raise ParameterError(f"keep_empty is {keep_empty!r}; it is True or False")
     given = rules_of(valid)
     array, rules, mask = usable_cube(_not_yet_composited(cube), given)
+    missing = missing_value_of(array)
+    array = missing.with_nan(array)
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
     recipe = Recipe(
         reducers=_reducers(reducer, params),
         rules=rules,
         bands=tuple(str(band) for band in array["band"].values),
-        nodata=nodata_of(array),
-        saturated=saturated_of(array),
+        nodata=missing.for_rules(rules, array.dtype),
+        saturated=() if missing.derived else saturated_of(array),
         min_count=min_count,
         days=days_of(array),
         periods=None if groups is None else tuple(group.scenes for group in groups),
@@ -208,7 +216,7 @@ class Composite:
         date: xr.DataArray = xr.apply_ufunc(
             lambda source: times[source], self["source"], dask="parallelized", output_dtypes=[times.dtype]
         )
-        return date.rename("date").assign_attrs(long_name="time of the observation")
+        return date.rename("date").drop_attrs().assign_attrs(long_name="time of the observation")
 
     def preview(self, size: int = 1024) -> Composite:
         """Return a small composite in memory, in seconds: computed from the overviews of the files.

@@ -22,6 +22,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio.enums import Resampling
 
+from s2composite.array_values import with_nodata
 from s2composite.errors import ParameterError
 from s2composite.georeference import geobox_of
 from s2composite.interop import load_with
@@ -269,12 +270,11 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
     )
     # numbers and texts only: what netCDF and Zarr can keep
     attrs: dict[str, Any] = {"engine": stack.engines(), **numbers_attrs(stack)}
-    if stack.nodata is not None:
-        attrs["nodata"] = stack.nodata
     sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
     if len(sensors) == 1 and None not in sensors:
         (attrs["sensor"],) = sensors
-    return xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
+    cube = xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
+    return with_nodata(cube, stack.nodata)
 
 
 def numbers_attrs(stack: Stack) -> dict[str, Any]:
@@ -343,7 +343,7 @@ def _selected(read: _Read, cube: xr.DataArray) -> Stack | None:
         return None
     times, bands, rows, columns = _selection(read, cube.data)
     labels = [stack.scenes[t].id for t in times], [stack.bands[b] for b in bands]
-    labelled = [str(scene) for scene in cube["scene"].values], list(cube["band"].values)
+    labelled = [str(scene) for scene in np.atleast_1d(cube["scene"].values)], list(cube["band"].values)
     if labels != labelled or bands != list(range(len(stack.bands))) or not _is_run(rows) or not _is_run(columns):
         return None
     try:

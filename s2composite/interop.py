@@ -8,6 +8,7 @@ from typing import Any
 import xarray as xr
 from rasterio.enums import Resampling
 
+from s2composite.array_values import stacked
 from s2composite.errors import (
     BandError,
     MissingDependencyError,
@@ -79,10 +80,8 @@ def _odc(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
     data = odc.load(
         items, chunks={"y": size[0], "x": size[1]}, groupby=grouping, patch_url=options.get("sign"), **passed
     )
-    first = next(iter(data.data_vars.values()))
-    cube = data.to_dataarray("band").transpose("time", "band", *first.dims[-2:])
-    loaded: xr.DataArray = cube.assign_attrs(first.attrs).assign_coords(data.coords)
-    return loaded
+    spatial = next(iter(data.data_vars.values())).dims[-2:]
+    return stacked(data).transpose("time", "band", *spatial)
 
 
 def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:

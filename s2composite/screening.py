@@ -12,7 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from s2composite.array_masks import ValidArray, ValidRules, rules_of, usable_cube
-from s2composite.as_cube import nodata_of, saturated_of
+from s2composite.array_values import missing_value_of
+from s2composite.as_cube import saturated_of
 from s2composite.coarse import coarser
 from s2composite.cube import Chunks, stack_of, window_at
 from s2composite.days import read_days
@@ -59,7 +60,10 @@ def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None
     """
     array, rules, mask = usable_cube(cube, rules_of(valid))
     bands = tuple(map(str, array["band"].values))
-    recipe = Recipe((), rules, bands, nodata_of(array), saturated_of(array))
+    missing = missing_value_of(array)
+    array = missing.with_nan(array)
+    saturated = () if missing.derived else saturated_of(array)
+    recipe = Recipe((), rules, bands, missing.for_rules(rules, array.dtype), saturated)
     counts = _counts(array, recipe, mask) / (array.sizes["y"] * array.sizes["x"])
     labels = {name: array[name] for name in array.coords if array[name].dims == ("time",)}
     meaning = {"units": "1", "long_name": "share of the area's pixels"}
@@ -187,7 +191,7 @@ def select_scenes(
         kept = np.flatnonzero(keep)
         shares = valid_share(coarser(cube.isel(time=kept), resolution), valid)
         keep[kept] = shares["valid"].compute().values >= min_valid
-    names = cube["scene" if "scene" in cube.coords else "time"].values
+    names = np.atleast_1d(cube["scene" if "scene" in cube.coords else "time"].values)
     if not keep.any():
         raise ParameterError(f"none of the {len(keep)} scenes is good enough; allow a smaller share or more clouds")
     if not keep.all():

@@ -29,7 +29,7 @@ ROOMS = [
     "metering",
     "georeference",
     "masking",
-    "interop",
+    "array_values", "interop",
     "cube", "coarse", "days",
     "as_cube", "array_masks", "period_axis",
     "windows",

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from s2composite.array_values import missing_value_of
 from s2composite.composed import Composed
 from s2composite.cube import stack_of, to_cube
 from s2composite.errors import ParameterError
@@ -22,6 +23,7 @@ __all__ = [
     "heading",
     "layer_of",
     "layers_of",
+    "observed",
     "one_scene",
     "scene_position",
     "values_of",
@@ -97,16 +99,19 @@ def decimated(dataset: xr.Dataset, side: int = _SIDE) -> xr.Dataset:
 
 def values_of(shown: xr.Dataset, layer: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Return the pixels of a layer ``(band, y, x)``, and where there is data ``(y, x)``."""
-    values = shown[layer].transpose("band", "y", "x").values
-    valid = np.isfinite(values).all(0)
+    array = shown[layer].transpose("band", "y", "x")
     if "count" in shown:
-        return values, valid & (shown["count"].values > 0)
-    return values, valid & (values != _nodata(shown[layer])).any(0)
+        return array.values, np.isfinite(array.values).all(0) & (shown["count"].values > 0)
+    values, valid = observed(array)
+    return values, np.isfinite(values).all(0) & valid.any(0)
 
 
-def _nodata(array: xr.DataArray) -> float:
-    """Return the value that says "no data": as declared, else 0, which NaN makes no difference to in floats."""
-    return float(array.attrs.get("nodata", 0))
+def observed(array: xr.DataArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the values of an array in memory, and which of them are data; integers declare nodata, or it is 0."""
+    missing = missing_value_of(array).known()
+    values = missing.with_nan(array).values
+    nodata = 0 if missing.nodata is None and not missing.derived else missing.nodata
+    return values, np.isfinite(values) if nodata is None else np.isfinite(values) & (values != nodata)
 
 
 def cloudy_scene(cube: xr.DataArray) -> int:
@@ -117,9 +122,11 @@ def cloudy_scene(cube: xr.DataArray) -> int:
     """
     rows, columns = (_middle(cube.sizes[dim]) for dim in ("y", "x"))
     found = stack_of(cube)
-    pixels = found[0].read((rows, columns)).pixels if found else cube.isel(y=rows, x=columns).values
-    pixels = pixels[:, :, ::2, ::2]
-    brightness = np.where((pixels != _nodata(cube)).all(1), pixels.sum(1, dtype=np.float64), np.nan)
+    window = cube.isel(y=rows, x=columns)
+    if found:
+        window = window.copy(data=found[0].read((rows, columns)).pixels)
+    pixels, there = observed(window[:, :, ::2, ::2].compute())
+    brightness = np.where(there.all(1), pixels.sum(1, dtype=np.float64), np.nan)
     seen = np.isfinite(brightness)
     if not seen.any():
         return 0

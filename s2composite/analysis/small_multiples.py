@@ -14,7 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from s2composite.analysis.drawing import draw, figure_or_new, map_size, scale_beside
-from s2composite.analysis.picture import bands_of, decimated, heading, layer_of, layers_of, values_of, with_count
+from s2composite.analysis.picture import (
+    bands_of,
+    decimated,
+    heading,
+    layer_of,
+    layers_of,
+    observed,
+    values_of,
+    with_count,
+)
 from s2composite.composed import Composed
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch, limits, painted
@@ -104,11 +113,9 @@ def _numbers(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | Non
     if bands is not None or stretch is not None:
         raise ParameterError(f"{layer} has no bands to choose or stretch")
     shown = decimated(layer_of(dataset, layer, ("time", "y", "x")).to_dataset(name=layer))
-    values = shown[layer].values
-    nodata = float(shown[layer].attrs.get("nodata", 0))
-    valid = np.isfinite(values) & (values != nodata)
+    values, valid = observed(shown[layer])
     if not valid.any():
-        raise ParameterError(f"{layer} is {nodata:g} in every pixel of every period, there is nothing to draw")
+        raise ParameterError(f"{layer} has no data in any period, there is nothing to draw")
     scale = {"vmin": min(0, values[valid].min()), "vmax": values[valid].max(), "cmap": "viridis"}
     for ax, one, seen in zip(axes, values, valid, strict=False):
         draw(ax, one if layer == "count" else np.where(seen, one, np.nan), shown, "", **scale)

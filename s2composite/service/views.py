@@ -14,6 +14,7 @@ import numpy as np
 import rasterio
 import xarray as xr
 
+from s2composite.array_values import missing_value_of
 from s2composite.pixels.stretching import rgba
 from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.reports.progress import Progress, job_progress
@@ -203,9 +204,9 @@ def _of_zarr(path: str) -> tuple[Any, Any]:
     options = storage_options(path) or None
     with xr.open_dataset(path, engine="zarr", mask_and_scale=False, storage_options=options) as store:
         layer = store["composite"]
+        nodata = missing_value_of(layer).nodata
         step = max(1, -(-max(layer.shape[-2:]) // _SIDE))
         cut = layer[..., ::step, ::step].values
-        nodata = layer.attrs.get("nodata", layer.attrs.get("_FillValue"))
     pixels = cut.reshape(-1, *cut.shape[-2:])
     pixels = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
     return pixels, valid_everywhere(pixels, nodata)

@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from s2composite.array_values import missing_value_of
 from s2composite.errors import ParameterError
 from s2composite.writing.options import OVERVIEWS
 from s2composite.writing.raster import Band
@@ -35,6 +36,9 @@ TIME = "time"
 """The axis of periods."""
 
 _SPATIAL = ("y", "x")
+
+_SCALING = ("scale", "offset", "scaled_units", "scale_factor", "add_offset")
+"""Attributes that are no longer true where values were calculated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +115,15 @@ def layer_of(dataset: xr.Dataset, name: str) -> Layer:
     Raises
     ------
     ParameterError
-        The nodata value or the resampling of overviews is invalid.
+        The nodata value or the resampling of overviews is invalid, or nobody can tell the nodata value of integers that
+        were calculated.
     """
     array = dataset[name]
+    missing = missing_value_of(array).known()
+    array = missing.with_nan(array)
     attrs = dict(array.attrs)
+    if missing.derived:
+        attrs = {name: value for name, value in attrs.items() if name not in _SCALING}
     if attrs.get("overviews", "average") not in OVERVIEWS:
         raise ParameterError(
             f"layer {name!r}: overviews is {attrs['overviews']!r}; it is one of {', '.join(OVERVIEWS)}"
@@ -124,7 +133,7 @@ def layer_of(dataset: xr.Dataset, name: str) -> Layer:
         # name=False: hashing the pixels would take longer than encoding some of them.
         data = da.from_array(data, chunks=(*((-1,) * (array.ndim - 2)), 2048, 2048), name=False)
     data = data.astype(np.uint8) if data.dtype == np.bool_ else data
-    return Layer(name, data, _band_names(array), _nodata(array, data.dtype), attrs, lazy)
+    return Layer(name, data, _band_names(array), _nodata(name, missing.nodata, data.dtype), attrs, lazy)
 
 
 def _band_names(array: xr.DataArray) -> tuple[str, ...]:
@@ -136,15 +145,12 @@ def _band_names(array: xr.DataArray) -> tuple[str, ...]:
     return tuple(f"{array.name}_{i + 1}" for i in range(array.sizes[dim]))
 
 
-def _nodata(array: xr.DataArray, dtype: np.dtype[Any]) -> float | None:
-    value = array.attrs.get("nodata", array.encoding.get("_FillValue", array.attrs.get("_FillValue")))
-    if value is None:
-        return None
-    if not fits(float(value), dtype):
+def _nodata(name: str, value: float | None, dtype: np.dtype[Any]) -> float | None:
+    if value is not None and not fits(value, dtype):
         raise ParameterError(
-            f"layer {array.name!r}: nodata {value} is not a value of {dtype.name}; correct its attrs['nodata']"
+            f"layer {name!r}: nodata {value:g} is not a value of {dtype.name}; correct its attrs['nodata']"
         )
-    return float(value)
+    return value
 
 
 def fits(value: float, dtype: np.dtype[Any]) -> bool:

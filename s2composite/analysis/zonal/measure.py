@@ -23,7 +23,8 @@ from rasterio.errors import RasterioError
 from s2composite.analysis.zonal.stats import Wanted, finished, part_of, wanted_of
 from s2composite.analysis.zonal.tasks import Grid, Row, Zone, zonal_tasks
 from s2composite.analysis.zonal.zones import pixel_bounds, read_zones
-from s2composite.as_cube import as_cube, nodata_of
+from s2composite.array_values import missing_value_of
+from s2composite.as_cube import as_cube
 from s2composite.compositing import Composite
 from s2composite.errors import GridError, ParameterError, SourceError
 from s2composite.georeference import geobox_of, north_up
@@ -107,7 +108,8 @@ def zonal_stats(
     needed("exactextract", "zones", "zonal statistics")
     wanted = wanted_of(stats, bins)
     cube, timed = _cube(data, layer)
-    cube = north_up(cube)
+    missing = missing_value_of(cube).known()
+    cube = north_up(missing.with_nan(cube))
     geobox = _grid_of(cube)
     known = read_zones(zones, name, geobox.crs)
     inside = pixel_bounds(known.shapes, geobox)
@@ -117,7 +119,7 @@ def zonal_stats(
         if bounds[0] < bounds[1] and bounds[2] < bounds[3]
     ]
     _report_outside(known.names, {zone.number for zone in measured})
-    grid = Grid(geobox.transform, nodata_of(cube), wanted)
+    grid = Grid(geobox.transform, missing.nodata, wanted)
     pixels = (cube if cube.chunks else cube.chunk(y=_CHUNK, x=_CHUNK)).data
     rows = [row for rows in dask.compute(*zonal_tasks(pixels, measured, grid)) for row in rows]
     return _tidy(rows, known.names, cube, wanted, timed=timed)
@@ -157,7 +159,7 @@ def _opened(path: str) -> xr.DataArray:
 
 def _scaled(array: xr.DataArray, scales: NDArray[np.float64], offsets: NDArray[np.float64]) -> xr.DataArray:
     """Return physical values, NaN where there is no data: those that exactextract measures, in its precision."""
-    nodata, kind = nodata_of(array), array.dtype if array.dtype.kind == "f" else np.dtype(np.float64)
+    nodata, kind = missing_value_of(array).nodata, array.dtype if array.dtype.kind == "f" else np.dtype(np.float64)
     values = array.data.astype(kind) * scales.astype(kind) + offsets.astype(kind)
     there = array.copy(data=values if nodata is None else da.where(array.data == nodata, np.nan, values))
     return there.drop_attrs(deep=False).drop_encoding()
