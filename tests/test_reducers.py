@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +202,64 @@ def test_a_changed_source_is_another_kernel(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "_sources", lambda: b"other")
     assert cache._path("types", codegen) != before
     assert cache._path("types", codegen) != cache._path("other types", codegen)
+
+
+def twice(x):
+    return 2 * x
+
+
+class Intruder:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def let_others_write(path):
+    path.chmod(path.stat().st_mode | 0o022)
+
+
+def give_away(path):
+    if os.geteuid():
+        pytest.skip("only root can give files away")
+    os.chown(path, 65534, -1)
+
+
+def link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("place", ["file", "directory", "parent"])
+@pytest.mark.parametrize("change", [None, let_others_write, give_away, link])
+def test_only_kernels_that_nobody_else_can_write_are_loaded(place, change, tmp_path, monkeypatch, caplog):
+    parent, left = tmp_path / "parent", tmp_path / "left"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(parent))
+    compiled._warn_once.cache_clear()
+    assert compiled.kernel(twice)(21) == 42
+    (file,) = (parent / "s2composite-kernels").iterdir()
+    file.write_bytes(pickle.dumps(Intruder(left)))
+    if change:
+        change({"file": file, "directory": file.parent, "parent": parent}[place])
+    assert compiled.kernel(twice)(21) == 42
+    # a link of the user's own to a directory is the user's own, too
+    trusted = change is None or (change is link and place != "file")
+    assert left.exists() == trusted
+    said = [record.message for record in caplog.records if record.name == compiled.__name__]
+    assert len(said) == (0 if trusted or change is link else 1)
+    assert all("other" in message and str(parent) in message for message in said)
+    assert compiled.kernel(twice)(21) == 42
+
+
+def test_a_directory_under_tmp_is_as_safe_as_one_at_home(tmp_path, monkeypatch):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "shared"))
+    assert compiled.cache_directory() == tmp_path / "shared" / "s2composite-kernels"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "taken"))
+    (tmp_path / "taken" / "s2composite-kernels").mkdir(parents=True, mode=0o777)
+    (tmp_path / "taken" / "s2composite-kernels").chmod(0o1777)
+    assert compiled.cache_directory() is None

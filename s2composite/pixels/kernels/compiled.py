@@ -4,13 +4,18 @@ Numba's own cache on disk is not used: processes that fill it at the same time w
 one index and number their files alike, so one can be handed the code of the other. Here each compiled kernel is a file
 of its own, named after everything it depends on and moved into place whole: nothing to share, nothing to go stale.
 Without a directory to write to, each process compiles for itself.
+
+What is loaded is run. So as with ssh's keys, the files and their directory must belong to this user, and nobody else
+must be able to write to them or to a directory above; otherwise they are as good as not there, and the log says so.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +31,8 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 __all__ = ["cache_directory", "fast_part", "kernel", "kernel_in_memory", "part"]
+
+LOG = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,7 +62,7 @@ def fast_part(function: F) -> F:
 
 
 def cache_directory() -> Path | None:
-    """Return where compiled kernels are kept, made if need be; None where nothing can be written.
+    """Return where compiled kernels are kept, made if need be; None where nothing can be written, or others can write.
 
     ``NUMBA_CACHE_DIR`` or, if that is not set, the user's cache directory (``XDG_CACHE_HOME``, ``~/.cache``).
     """
@@ -63,9 +70,59 @@ def cache_directory() -> Path | None:
         base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         directory = Path(base).expanduser() / "s2composite-kernels"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return directory if os.access(directory, os.W_OK | os.X_OK) else None
+        if not os.access(directory, os.W_OK | os.X_OK):
+            return None
+        weakness = _weakness(directory.resolve())
     except (OSError, RuntimeError):
         return None
+    if weakness:
+        _warn_once(f"{weakness}: compiled kernels are not kept there, each process compiles its own")
+    return None if weakness else directory
+
+
+def _weakness(directory: Path) -> str:
+    """Return how others could put files into a directory; empty if only this user (and root) can."""
+    if os.name != "posix":
+        return ""
+    for place in (directory, *directory.parents):
+        status, above = place.stat(), place != directory
+        if status.st_uid != os.geteuid() and not (above and status.st_uid == 0):
+            return f"{place} belongs to another user"
+        # in a directory like /tmp others cannot move what is not theirs
+        if _others_can_write(status) and not (above and status.st_mode & stat.S_ISVTX):
+            return f"other users can write to {place}"
+    return ""
+
+
+def _others_can_write(status: os.stat_result) -> bool:
+    return bool(status.st_mode & stat.S_IWOTH) or (bool(status.st_mode & stat.S_IWGRP) and not _is_own(status.st_gid))
+
+
+def _is_own(group: int) -> bool:
+    """Whether a group has no member but this user: with such groups umask 002 is the rule."""
+    import grp  # noqa: PLC0415 - POSIX only
+    import pwd  # noqa: PLC0415
+
+    try:
+        user, entry = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return entry.gr_name == user and set(entry.gr_mem) <= {user}
+
+
+@cache
+def _warn_once(message: str) -> None:
+    LOG.warning(message)
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a file that belongs to this user and that others cannot write; else a PermissionError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if os.name == "posix" and (status.st_uid != os.geteuid() or _others_can_write(status)):
+            _warn_once(f"{path} belongs to another user, or others can write to it: it is compiled again")
+            raise PermissionError(path)
+        return file.read()
 
 
 @cache
@@ -102,7 +159,7 @@ class _KernelCache(NullCache):  # type: ignore[misc]  # numba publishes no types
         if path is None or not path.exists():
             return None
         try:
-            return CompileResult._rebuild(target_context, *pickle.loads(path.read_bytes()))  # noqa: S301, SLF001 - the user's own file
+            return CompileResult._rebuild(target_context, *pickle.loads(_read(path)))  # noqa: S301, SLF001 - the user's own file
         except Exception:  # noqa: BLE001 - a file cut short or from elsewhere is as good as none
             return None
 
