@@ -19,7 +19,7 @@ ROOMS = [
     "errors", "optional",
     "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.credentials", "scenes.storage", "scenes.names", "scenes.values", "scenes.item_fields", "scenes.items", "scenes.stac", "scenes.grouping",
     "scenes.listing",
-    "reading.crs", "reading.signing", "reading.gdal", "reading.remote", "reading.fetch", "reading.tiff", "reading.level", "reading.header", "reading.index",
+    "reading.crs", "reading.signing", "reading.remote", "reading.fetch", "reading.gdal", "reading.tiff", "reading.level", "reading.header", "reading.index",
     "reading.codecs", "reading.tiles",
     "reading.grid", "reading.layout", "reading.convert", "reading.promise", "reading.warp", "reading.source",
     "reading.meaning", "reading.files", "reading.opening", "reading.share", "reading.patches", "reading.observe", "reading.scratch", "reading.stack",

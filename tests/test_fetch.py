@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from http_faults import fault_server
+from http_faults import fault_server, raw_server
 from job_helpers import until
 from rasters import write_tif
 from storage_servers import CREDENTIALS, gcs_server, s3_server
 
-from s2composite.errors import ReadError, SceneError
+import s2composite as s2c
+from s2composite.errors import AccessError, ReadError, SceneError
 from s2composite.reading import fetch
 from s2composite.reading.fetch import ByteRange, Fetching, Identity, Retry, read_head, read_identity
 from s2composite.reading.header import read_header, read_headers
 from s2composite.reading.remote import request
 from s2composite.reading.tiles import TileRequest, begin_window, read_tiles, read_window
+from s2composite.reading.warp import read_level
 
 QUICK = Retry(first_wait=0.01, longest_wait=0.02, timeout=120)
 """What is repeated is repeated at once; an answer is waited for on the busiest machine."""
@@ -382,3 +384,89 @@ def test_s3(scenes, credentials):
 def test_google_cloud_storage(scenes):
     with gcs_server() as server, server.selected():
         check_bucket(server, scenes)
+
+
+# --- The same size, and another file -----------------------------------------------------------------------------------
+
+
+def replaced(path, pixels, *, by):
+    """Give a file other pixels, and leave its size and time of change as they are."""
+    before = path.stat()
+    other = path.with_name("other") if by == "renaming" else path
+    write_tif(other, pixels, compress="none", interleave="pixel")
+    while True:  # clocks of file systems tick every few milliseconds
+        os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if other.stat().st_ctime_ns != before.st_ctime_ns:
+            break
+    other.replace(path)
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Two rasters of the same size in bytes, the second of which is not there yet."""
+    pixels = np.random.default_rng(5).integers(1, 255, (2, 3, SIZE, SIZE), np.uint8)
+    path = tmp_path / "T31TCJ_20230102T104441_TCI.tif"
+    write_tif(path, pixels[0], compress="none", interleave="pixel")
+    return path, *pixels
+
+
+@pytest.mark.parametrize("by", ["renaming", "writing"])
+@pytest.mark.parametrize("options", [{}, {"engine": "gdal"}, {"resampling": "bilinear", "resolution": 20}], ids=str)
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_noticed(plain, by, options):
+    path, _, other = plain
+    cube = s2c.open_cube(str(path), **options)
+    cube.compute(scheduler="synchronous")
+    replaced(path, other, by=by)
+    with pytest.raises(ReadError, match=rf"{path.name}.* has changed"):
+        cube.compute(scheduler="synchronous")
+    again = s2c.open_cube(str(path), **options).compute(scheduler="synchronous")
+    if "resampling" not in options:
+        assert (again.values[0] == other).all()
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_noticed(plain):
+    path, _, other = plain
+    header = read_header(str(path))
+    ranges = [ByteRange(header.href, header.identity, i * 1000, 1000) for i in range(20)]
+    fetching = iter(Fetching(ranges))
+    assert next(fetching)[1].error is None
+    replaced(path, other, by="writing")
+    assert all("has changed" in str(fetched.error) for _, fetched in fetching)
+
+
+def test_a_copy_on_another_machine_is_the_same_file(plain):
+    path, *_ = plain
+    here = read_identity(str(path))
+    assert here.system
+    there = replace(here, ctime=1, inode=2, system="other 7")
+    assert here.same(there)
+    assert not here.same(replace(there, modified=1))
+    assert not here.same(replace(here, ctime=1))
+    assert here.same(Identity(here.size, None, here.modified)), "an index of an earlier version"
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "gdal"}, {"resampling": "bilinear", "resolution": 20}], ids=str)
+def test_an_object_of_the_same_size_and_second_is_told_by_its_etag(plain, options):
+    """GDAL keeps parts of what it has read: whoever opens the object again must not get those."""
+    path, _, other = plain
+    with fault_server(path.parent) as server:
+        cube = s2c.open_cube(server.url(path.name), **options)
+        before = cube.compute(scheduler="synchronous")
+        stat = path.stat()
+        write_tif(path, other, compress="none", interleave="pixel")
+        os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns // 10**9 * 10**9 + (stat.st_mtime_ns + 1) % 10**9))
+        with pytest.raises(ReadError, match=rf"{path.name}.* has changed"):
+            cube.compute(scheduler="synchronous")
+        again = s2c.open_cube(server.url(path.name), **options).compute(scheduler="synchronous")
+    right = s2c.open_cube(str(path), **options).compute(scheduler="synchronous")
+    assert (again.values == right.values).all()
+    assert (again.values != before.values).any()
+
+
+def test_gdal_is_not_sent_to_a_link_local_address(tmp_path):
+    """It follows redirects by itself, so that is looked at before."""
+    moved = b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/a.tif\r\nContent-Length: 0\r\n\r\n"
+    with raw_server(lambda _: iter([moved])) as url, pytest.raises(AccessError, match="link-local"):
+        read_level(f"{url}/a.tif", (0,), 0, (slice(0, 8), slice(0, 8)), np.empty((1, 8, 8), np.uint8))

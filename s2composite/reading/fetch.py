@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
@@ -83,7 +84,8 @@ def read_head(href: str, retry: Retry | None = None, sign: Sign | None = None) -
         return reply.data, reply.identity
     fd = _open(href)
     try:
-        return _pread(href, fd, 0, HEAD), _identity(fd)
+        # the identity last: what is written meanwhile shows in it
+        return _pread(href, fd, 0, HEAD), _local_identity(os.fstat(fd))
     finally:
         os.close(fd)
 
@@ -99,10 +101,9 @@ def read_identity(href: str, sign: Sign | None = None) -> Identity:
     if is_remote(href):
         return request(target_of(href, sign), 0, 1, None, Retry()).result().identity
     try:
-        stat = Path(href).stat()
+        return _local_identity(Path(href).stat())
     except OSError as error:
         raise _failure(href, error) from error
-    return Identity(stat.st_size, None, stat.st_mtime_ns)
 
 
 def read_range(href: str, start: int, size: int, identity: Identity, sign: Sign | None = None) -> bytes:
@@ -233,15 +234,11 @@ def _close(fd: int | ReadError) -> None:
 
 
 def _announce(parts: Sequence[ByteRange]) -> int | ReadError:
-    """Open a file, check that it is the same, and have the kernel begin to read its parts."""
-    href, identity = parts[0].href, parts[0].identity
+    """Open a file, and have the kernel begin to read its parts."""
     try:
-        fd = _open(href)
+        fd = _open(parts[0].href)
     except ReadError as error:
         return error
-    if not identity.same(_identity(fd)):
-        os.close(fd)
-        return ReadError(f"{href} has changed since its header was read", href=href, transient=False, retries=0)
     if hasattr(os, "posix_fadvise"):
         for part in parts:
             os.posix_fadvise(fd, part.start, part.size, os.POSIX_FADV_WILLNEED)
@@ -255,6 +252,10 @@ def _fetch_local(part: ByteRange, fd: int | ReadError) -> Fetched:
         data = _pread(part.href, fd, part.start, part.size)
     except ReadError as error:
         return Fetched(b"", error)
+    # after each part: a file may be written to while it is read
+    if not part.identity.same(_local_identity(os.fstat(fd))):
+        why = f"{part.href} has changed since its header was read"
+        return Fetched(b"", ReadError(why, href=part.href, transient=False, retries=0))
     if len(data) < part.size:
         why = f"{part.href}: got {len(data)} of {part.size} bytes at byte {part.start}"
         return Fetched(b"", ReadError(why, href=part.href, transient=False, retries=0))
@@ -280,6 +281,12 @@ def _failure(path: str, error: OSError) -> ReadError:
     return ReadError(f"{path}: {error.strerror or error}", href=path, transient=not permanent, retries=0)
 
 
-def _identity(fd: int) -> Identity:
-    stat = os.fstat(fd)
-    return Identity(stat.st_size, None, stat.st_mtime_ns)
+def _local_identity(stat: os.stat_result) -> Identity:
+    # Devices without a number of a driver are networks, FUSE, overlays: what they call an inode may change by itself.
+    inode = stat.st_ino if hasattr(os, "major") and os.major(stat.st_dev) else None
+    return Identity(stat.st_size, None, stat.st_mtime_ns, stat.st_ctime_ns, inode, _system(stat.st_dev))
+
+
+@lru_cache(64)
+def _system(device: int) -> str:
+    return f"{platform.node()} {device}"

@@ -8,11 +8,14 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import rasterio
 from rasterio.errors import RasterioError
 
 from s2composite.errors import ReadError
+from s2composite.reading.fetch import Identity, read_identity
+from s2composite.reading.remote import LOW_SPEED_LIMIT, LOW_SPEED_TIME, seconds_since_reply
 from s2composite.reading.signing import REFUSED, Sign, signed
 from s2composite.scenes.storage import display, gdal_options, is_remote
 
@@ -36,19 +39,31 @@ _PATIENCE = {
     # GDAL waits for ever by default. A limit on the whole transfer would end large reads over slow lines too, so it is
     # the silence that is limited, as long as the reads that do not go through GDAL wait.
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
-    "GDAL_HTTP_LOW_SPEED_TIME": "30",
-    "GDAL_HTTP_LOW_SPEED_LIMIT": "1024",
+    "GDAL_HTTP_LOW_SPEED_TIME": f"{LOW_SPEED_TIME:.0f}",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": f"{LOW_SPEED_LIMIT:.0f}",
     # What fails is tried again here, where it is logged and a signature can be renewed.
     "GDAL_HTTP_MAX_RETRY": "0",
 }
 """What holds unless the environment says something else."""
 
 _ATTEMPTS = 4
+_FOLLOWED = 240.0
+"""Seconds for which it is believed that a server sends GDAL where it has sent this process."""
+
+_READ: dict[str, Identity] = {}
+"""What files were when GDAL last read them here: it keeps parts of them."""
+_MOST_READ = 1 << 16
+
 _PERMANENT = ("404", "403", "401", "No such file", "does not exist", "Permission denied")
 
 
 def through_gdal(
-    read: Callable[[str], object], href: str, sign: Sign | None = None, *, files_beside: bool = False
+    read: Callable[[str], object],
+    href: str,
+    sign: Sign | None = None,
+    identity: Identity | None = None,
+    *,
+    files_beside: bool = False,
 ) -> int:
     """Run `read` with a URL until it succeeds, the failure is permanent or the attempts are used up.
 
@@ -60,6 +75,8 @@ def through_gdal(
         Path or URL.
     sign
         Signs the URL.
+    identity
+        What the file must still be when it has been read; None: that is not known.
     files_beside
         Whether files beside a local one count (``.aux.xml``).
 
@@ -71,14 +88,17 @@ def through_gdal(
     Raises
     ------
     ReadError
-        With ``transient`` telling whether trying again later could help.
+        With ``transient`` telling whether trying again later could help; also if the file has changed.
+    AccessError
+        The server sends on to a place that is not open.
     """
-    renewed = False
+    _check_redirects(href, sign)
+    renewed, other = False, identity is not None and not _READ.get(href, identity).same(identity)
     sign = sign if is_remote(href) else None
     options = _options(href, files_beside=files_beside)
     for attempt in range(_ATTEMPTS):
-        # GDAL remembers a failed request and would replay it: a retry has to bypass its cache.
-        fresh = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsigs/:/vsis3/"} if attempt else {}
+        # GDAL remembers a failed request and would replay it, and what a file was: a retry has to bypass its cache.
+        fresh = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsigs/:/vsis3/"} if attempt or other else {}
         try:
             with rasterio.Env(**options, **fresh):
                 read(signed(sign, href))
@@ -98,8 +118,27 @@ def through_gdal(
             LOG.warning("%s; attempt %d of %d failed, the next in %.1f s", why, attempt + 1, _ATTEMPTS, wait)
             time.sleep(wait)
         else:
+            if identity is not None:
+                _check_unchanged(href, sign, identity)
             return attempt
     raise AssertionError
+
+
+def _check_redirects(href: str, sign: Sign | None) -> None:
+    """Raise an AccessError if a web server sends on to a place that is not open: GDAL follows wherever it is sent."""
+    if href.startswith(("http://", "https://")) and seconds_since_reply(href) > _FOLLOWED:
+        with suppress(ReadError):  # that is for GDAL to find out, which also reads what has no byte ranges
+            read_identity(href, sign)
+
+
+def _check_unchanged(href: str, sign: Sign | None, identity: Identity) -> None:
+    """Raise a ReadError unless a file still is what it was, so that all that was read is of one state of it."""
+    if not identity.same(read_identity(href, sign)):
+        why = f"{display(href)} has changed since its header was read"
+        raise ReadError(why, href=display(href), transient=False, retries=0)
+    if len(_READ) >= _MOST_READ:
+        _READ.clear()
+    _READ[href] = identity
 
 
 def _options(href: str, *, files_beside: bool) -> dict[str, str | int]:

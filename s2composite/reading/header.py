@@ -397,7 +397,7 @@ def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Heade
             found.append(_header_of(dataset, href, identity))
 
     try:
-        through_gdal(read, href, sign, files_beside=True)
+        through_gdal(read, href, sign, identity, files_beside=True)
     except ReadError as error:
         raise SceneError(
             f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({error}); leave it out",

@@ -319,9 +319,8 @@ def _read_gdal(shares: Sequence[tuple[Share, NDArray[Any]]], target: Target) -> 
                     source.header, bands, source.level, grid, window, resampling=source.resampling, fill=nodata, out=out
                 )
                 return retries, None
-            header = source.header
-            shape = header.levels[source.level].shape
-            return read_level(header.href, bands, shape, share.window, out, header.sign), None
+            head, shape = source.header, source.header.levels[source.level].shape
+            return read_level(head.href, bands, shape, share.window, out, head.sign, head.identity), None
         except ReadError as error:
             return 0, error
 

@@ -30,7 +30,17 @@ from s2composite.reading.signing import REFUSED, Sign, signed
 from s2composite.scenes.addresses import ReplyTimeout
 from s2composite.scenes.storage import display, filesystem, reason
 
-__all__ = ["LOW_SPEED_LIMIT", "LOW_SPEED_TIME", "Identity", "Reply", "Retry", "Target", "request", "target_of"]
+__all__ = [
+    "LOW_SPEED_LIMIT",
+    "LOW_SPEED_TIME",
+    "Identity",
+    "Reply",
+    "Retry",
+    "Target",
+    "request",
+    "seconds_since_reply",
+    "target_of",
+]
 
 LOG = logging.getLogger(__name__)
 
@@ -60,13 +70,29 @@ class Identity:
     modified: int | None = None
     """Time of the last change, nanoseconds since 1970."""
 
+    ctime: int | None = None
+    """Time at which the file's entry in the file system last changed, which nobody can set; None for objects."""
+
+    inode: int | None = None
+    """Number of a file; None where numbers are made up by a network's file system, and may not last."""
+
+    system: str | None = None
+    """Machine and file system that `ctime` and `inode` are from: copies elsewhere have others."""
+
     def same(self, other: Identity) -> bool:
-        """Whether the object is still the same: by ETag if both have one, else by time."""
+        """Whether the object is still the same: by ETag if both have one, else by its times and inode."""
         if self.size != other.size:
             return False
         if self.etag and other.etag:
             return self.etag == other.etag
+        if self.system and self.system == other.system:
+            return (self.modified, self.ctime, self.inode) == (other.modified, other.ctime, other.inode)
         return None in (self.modified, other.modified) or self.modified == other.modified
+
+    @property
+    def state(self) -> tuple[int, str | None, int | None]:
+        """What hashes are made of: the same on all machines, and for a file that was put back as it was."""
+        return self.size, self.etag, self.modified
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +215,15 @@ def _signed(fs: Any, path: str, period: int) -> str:  # noqa: ARG001 - a new per
     return str(fs.url(path, expires=_SIGNED_FOR, **payer))
 
 
+_LAST_REPLIES: dict[str, float] = {}
+_MOST_REPLIES = 1 << 16
+
+
+def seconds_since_reply(href: str) -> float:
+    """Return how long ago this process got bytes of an object; infinite if it got none."""
+    return time.monotonic() - _LAST_REPLIES.get(href, -math.inf)
+
+
 def request(target: Target, start: int, size: int, identity: Identity | None, retry: Retry) -> Future[Reply]:
     """Begin to read `size` bytes from `start`, and return at once.
 
@@ -225,6 +260,9 @@ async def _persist(
         except _FailedError as failed:
             error = failed
         else:
+            if len(_LAST_REPLIES) >= _MOST_REPLIES:
+                _LAST_REPLIES.clear()
+            _LAST_REPLIES[target.href] = time.monotonic()
             return Reply(data, found, attempt)
         if error.refused and target.sign is not None:
             # once: a new signature that is refused too is no matter of time

@@ -175,7 +175,9 @@ class Stack:
             digest.update(repr((scene.id, scene.time)).encode())
             for s in files:
                 how = (s.level, s.offset, s.factor, s.engine, s.resampling, s.conversion, s.nodata, s.member)
-                digest.update(repr((s.header.href, s.header.identity, s.part.file_bands, s.part.row, how)).encode())
+                digest.update(
+                    repr((s.header.href, s.header.identity.state, s.part.file_bands, s.part.row, how)).encode()
+                )
         grid = (self.geobox.shape, self.geobox.transform, str(self.geobox.crs))
         digest.update(repr((self.bands, grid, self.dtype.str, self.nodata, self.options)).encode())
         return digest.hexdigest()[:32]

@@ -18,6 +18,7 @@ from rasterio.warp import SUPPORTED_RESAMPLING
 from rasterio.windows import Window as RasterioWindow
 
 from s2composite.errors import ParameterError
+from s2composite.reading.fetch import Identity
 from s2composite.reading.gdal import through_gdal
 from s2composite.reading.header import Header
 from s2composite.reading.signing import Sign
@@ -101,6 +102,7 @@ def read_level(
     window: tuple[slice, slice],
     out: NDArray[Any],
     sign: Sign | None = None,
+    identity: Identity | None = None,
 ) -> int:
     """Read pixels of one level of a raster, full resolution or overview, into `out`.
 
@@ -118,6 +120,8 @@ def read_level(
         ``(len(bands), y, x)``, any strides.
     sign
         Signs the URL.
+    identity
+        What the file must still be.
 
     Returns
     -------
@@ -136,7 +140,7 @@ def read_level(
         with _open_level(url, shape, gdal_limits(href)) as dataset:
             out[...] = dataset.read([b + 1 for b in bands], window=part)
 
-    return through_gdal(read, href, sign)
+    return through_gdal(read, href, sign, identity)
 
 
 def read_warped(
@@ -205,7 +209,7 @@ def read_warped(
         ):
             out[...] = warped.read([b + 1 for b in bands], window=part)
 
-    return through_gdal(read, header.href, header.sign)
+    return through_gdal(read, header.href, header.sign, header.identity)
 
 
 def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict[str, str]:
