@@ -105,7 +105,7 @@ def missing_value_of(array: xr.DataArray) -> MissingValue:
     origin = _origin(array)
     if origin == "stored":
         return _as_stored(array, stated)
-    if _written_by_rioxarray(array.attrs):
+    if _said(array.attrs):
         return MissingValue(stated, derived=True)
     return _of_derived(array, stated, origin)
 
@@ -114,7 +114,7 @@ def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> Mi
     """Return the nodata value of an array that has lost its encoding, or never had one."""
     if origin == "flags":
         return MissingValue(math.nan if array.dtype.kind == "f" else None, derived=True)
-    signed = any(names <= set(array.attrs) for names in _CLINGING)
+    signed = _clings(array.attrs)
     nodata = 0.0 if stated is None and "engine" in array.attrs else stated
     became = nodata if origin == "cast" else _became(array, nodata)
     if became is not None and nodata is not None:
@@ -176,9 +176,16 @@ def _declared(attrs: Mapping[Any, Any], array: xr.DataArray) -> float | None:
     return None
 
 
-def _written_by_rioxarray(attrs: Mapping[Any, Any]) -> bool:
-    """Return whether `rio.write_nodata` declared a value anew: ours and odc-stac's arrays have ``nodata`` alone."""
-    return "_FillValue" in attrs and "nodata" in attrs
+def _said(attrs: Mapping[Any, Any]) -> bool:
+    """Return whether the user said the value, as `rio.write_nodata` does.
+
+    Arrays of ours and of odc-stac have ``nodata`` alone, those of rioxarray other attributes beside ``_FillValue``.
+    """
+    return "_FillValue" in attrs and ("nodata" in attrs or not _clings(attrs))
+
+
+def _clings(attrs: Mapping[Any, Any]) -> bool:
+    return any(names <= set(attrs) for names in _CLINGING)
 
 
 def _has(attrs: Mapping[Any, Any], names: tuple[str, ...]) -> bool:
@@ -246,9 +253,11 @@ def _of_graph(name: str, graph: HighLevelGraph, *, opened: bool) -> Origin:
             kinds.add("stored")
         elif _COMPARED.match(layer):
             kinds.add("compared")
-        elif _MOVED.match(layer) and below:
+        elif _MOVED.match(layer):
             todo += below - seen
             seen |= below
+            if not below:
+                kinds.add("unknown")  # held by workers
         else:
             kinds.add("computed" if _function(layer) in _CALCULATED or "aggregate" in layer else "unknown")
     if kinds == {"compared"}:
@@ -284,7 +293,7 @@ def _became(array: xr.DataArray, nodata: float | None) -> float | None:
     Where every pixel was calculated from itself alone, the same is done with all values that the type has. If another
     value came to the same, nobody can tell the two apart any more.
     """
-    if nodata is None or array.chunks is None:
+    if nodata is None or array.chunks is None or "engine" not in array.attrs:
         return None
     graph = array.data.dask
     stacks = [layer for name, layer in graph.layers.items() if name.startswith("s2composite-stack-")]
@@ -302,8 +311,10 @@ def _became(array: xr.DataArray, nodata: float | None) -> float | None:
     if len(leaves) != 1 or _of_graph(next(iter(leaves)), graph, opened=False) != "stored":
         return None
     here = results[values == nodata]
+    if not here.size:
+        return None
     same = np.isnan(results) if np.isnan(here).any() else results == here
-    return float(here[0]) if here.size and (same.sum() == 1 or np.isnan(here[0])) else None
+    return float(here[0]) if same.sum() == 1 or np.isnan(here[0]) else None
 
 
 def _calculated(
@@ -340,7 +351,7 @@ def _of_derived_values(array: xr.DataArray, stated: float) -> MissingValue:
     """
     values = array.values[np.isfinite(array.values)]
     whole = (values == stated).any() and (values == np.rint(values)).all() and not np.isin(values, (0, 1)).all()
-    doubtful = whole and (stated != 0 or ("time" in array.dims and values.min() >= 0))
+    doubtful = whole and (stated != 0 or (array.sizes.get("time", 1) > 1 and values.min() >= 0))
     return MissingValue(math.nan, derived=True, unknown=_unknown(array, stated) if doubtful else "")
 
 
@@ -366,7 +377,7 @@ def _unknown(array: xr.DataArray, stated: float | None) -> str:
     return (
         f"{_called(array)} ({array.dtype}) was derived from one whose nodata value was {number:g}; which of its "
         f"numbers mean no data cannot be told. Put NaN there first, cube.where(cube != {number:g}), "
-        "or say which: .drop_attrs(deep=False).assign_attrs(nodata=...), without assign_attrs() if all numbers are "
+        "or say which: .drop_attrs(deep=False).assign_attrs(_FillValue=...), without assign_attrs() if all numbers are "
         "data; composite() also takes it as a rule: valid=[Nodata(...)], or valid=() for none"
     )
 
