@@ -106,7 +106,8 @@ def open_cube(
     bands
         Bands, by the names of any catalogue (``"red"``, ``"B04"``), or whole assets (``"TCI"``), in the order wanted;
         or, of scenes that are one file each, numbers of its bands from 1, as in rasterio and GDAL. One or several.
-        Default: the only asset of the scenes, or their true-colour picture.
+        Names such as ``"B05"`` mean bands of the scenes' own sensor. Default: the only asset of the scenes without its
+        mask bands (SCL, QA ...), or their true-colour picture.
     bbox
         Crop to west, south, east, north in degrees, to a geometry's bounds in degrees (shapely, GeoJSON), or to those
         of what names its own CRS: a BoundingBox or Geometry of odc-geo, a frame of geopandas.
@@ -131,10 +132,11 @@ def open_cube(
     harmonise
         True: subtract the offset that processing baseline 04.00 introduced, as each product declares it, never by
         date; the coordinate ``offset`` says what was added. Values that would fall to nodata or below become the
-        smallest valid one. False: numbers as in the files. A mapping from scene ids to what is to be added serves
-        products that do not say.
+        smallest valid one, saturated ones stay. False: numbers as in the files. A mapping says what is to be added to
+        the numbers of some scenes, by their ids, ``{"SCENE": -1000}``.
     reflectance
-        Physical values, float32 with NaN for no data, instead of the numbers in the files.
+        Physical values, float32 with NaN for no data, instead of the numbers in the files: by the scale and offset of
+        the catalogue, the file's tags, or the sensor. Integers whose scale nothing says are refused.
     sign
         A function that returns a URL with a signature, such as ``planetary_computer.sign``, or its import path as text.
         It is called in the tasks, just before reading, and once more when a server refuses.
@@ -167,7 +169,9 @@ def open_cube(
     xarray.DataArray
         ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``granule``, ``orbit``,
         ``baseline``, ``offset`` (what was added to harmonise baselines, NaN where that is not known) and
-        ``spatial_ref``. One task per spatial chunk reads all scenes and bands.
+        ``spatial_ref``. Attributes say what the numbers mean: ``units``, or ``scale``, ``offset`` and ``scaled_units``
+        of the physical values (``scaling`` or ``band_units`` where bands differ). One task per spatial chunk reads all
+        scenes and bands.
 
     Raises
     ------

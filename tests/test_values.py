@@ -247,6 +247,27 @@ def test_an_item_of_nothing_known_is_left_alone(tmp_path):
     assert not {"units", "scale", "offset"} & set(cube.attrs)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "said", "known"),
+    [
+        ("uint16", "nan", None), ("uint16", -9999, None), ("uint16", "65535", 65535), ("uint16", "-inf", None),
+        ("int16", -9999, -9999), ("int16", 65535, None), ("uint8", 0, 0), ("uint8", 256, None), ("float32", "nan", "nan"),
+        ("float32", -9999, -9999), ("float32", None, None),
+    ],
+)  # fmt: skip
+def test_nodata_of_a_catalogue_is_one_that_the_file_can_hold(tmp_path, dtype, said, known):
+    made = np.full((SIZE, SIZE), 7, dtype)
+    made[0] = 7 if known is None else float(known)
+    path = write_tif(tmp_path / "a.tif", made)
+    item = item_of("scene", "2023-06-01T10:46:29Z", {"b": path}, collection="other", platform="x", constellation="x")
+    item["assets"]["b"]["raster:bands"] = [{"nodata": said}]
+    cube = s2c.open_cube(item, bands=["b"])
+    assert str(cube.attrs.get("nodata")) == str(None if known is None else float(known))
+    count = s2c.composite(cube, "max", valid=s2c.Nodata()).compute()["count"].values
+    assert set(count[1:].ravel().tolist()) == {1}
+    assert set(count[0].tolist()) == ({1} if known is None else {0})
+
+
 @pytest.mark.parametrize("form", ["raster:bands", "bands", "asset"])
 def test_scale_of_each_band_in_a_catalogue(tmp_path, form):
     made = numbers(bands=2)

@@ -30,7 +30,7 @@ from s2composite.reading.tiff import RPC, Directory, Tiff, broken, open_tiff
 from s2composite.scenes.access import check_read, gdal_limits
 from s2composite.scenes.storage import display, is_remote
 
-__all__ = ["Coding", "Header", "Level", "Scaling", "mask_of", "read_header", "read_headers", "signing"]
+__all__ = ["Coding", "Header", "Level", "Scaling", "mask_of", "nodata_in", "read_header", "read_headers", "signing"]
 
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 """What GDAL escapes in its metadata beside the three of all XML, and all of it twice."""
@@ -318,9 +318,13 @@ def _is_framed(notes: str) -> bool:
 def _nodata(text: str, dtype: np.dtype[Any]) -> float | None:
     """Return the nodata value; None if there is none, or none that the dtype can hold."""
     try:
-        value = float(text)
+        return nodata_in(float(text), dtype)
     except ValueError:
         return None
+
+
+def nodata_in(value: float, dtype: np.dtype[Any]) -> float | None:
+    """Return a nodata value that is declared somewhere; None if no number of the type can be that."""
     if dtype.kind == "f":
         return math.copysign(math.inf, value) if abs(value) > float(np.finfo(dtype).max) else value
     limits = np.iinfo(dtype)

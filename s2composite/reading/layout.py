@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from s2composite.errors import BandError, ParameterError, SceneError
-from s2composite.reading.header import Header
+from s2composite.reading.header import Header, nodata_in
 from s2composite.scenes.model import Asset, Scene, Values
 from s2composite.scenes.names import is_picture, same_band
 from s2composite.scenes.values import is_mask_band, named_values, tagged_values
@@ -183,6 +183,8 @@ def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Va
     else:
         # the file itself says what its bands are
         values = named_values(name, scene.baseline, scene.sensor, scene.id)
+    if values.nodata is not None:
+        values = replace(values, nodata=nodata_in(values.nodata, header.dtype))
     tags = header.scaling[i] if header.scaling else None
     return values if tags is None else tagged_values(values, tags.scale, tags.offset, tags.unit, sensor=scene.sensor)
 
