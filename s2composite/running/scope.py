@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,10 @@ def job_composite(
     Windows whose size is left open are as large as the workers' memory allows.
     """
     bbox = None if job.bbox is None or geobox is not None else BoundingBox(*job.bbox, crs=job.bbox_crs)
-    here = {"geobox": geobox, "bbox": bbox, "index": job.index or index, "duplicates": "keep"}
+    here: dict[str, Any] = {"geobox": geobox, "bbox": bbox, "index": job.index or index, "duplicates": "keep"}
+    if isinstance(job.harmonise, Mapping):  # a cell or a month has some of the scenes
+        known = {one.id for scene in scenes for one in (scene, *scene.members)}
+        here["harmonise"] = {scene: shift for scene, shift in job.harmonise.items() if scene in known}
     cube = open_cube(scenes, **_options(job, _OPENING) | here)
     result = _composed(job, cube)
     work = work_in(result.dataset) if job.chunks == "auto" else None
