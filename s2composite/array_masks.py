@@ -171,7 +171,8 @@ def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] 
         raise ParameterError(f"{name} has dimensions {tuple(mask.dims)}; a mask has (time, y, x) or (y, x)")
     there, here = crs_of(mask), crs_of(cube)
     if there is not None and here is not None and there != here:
-        raise ParameterError(f"{name} is in {there}, the cube in {here}; reproject it to the cube's grid")
+        names = [f"EPSG:{crs.epsg}" if crs.epsg else str(crs) for crs in (there, here)]
+        raise ParameterError(f"{name} is in {names[0]}, the cube in {names[1]}; reproject it to the cube's grid")
     own = label_shift(mask)
     dx, dy = (own if own is not None else shift) or (0.0, 0.0)
     moved = {dim: mask[dim] + by for dim, by in (("x", dx), ("y", dy)) if dim in mask.coords}

@@ -96,7 +96,7 @@ def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
     coords = xr_coords(geobox, dims=dims)
     if shift == (0.0, 0.0) and all(dim in array.coords for dim in dims):
         coords = {"spatial_ref": coords["spatial_ref"]}  # those that the caller selects and aligns by
-    if mapping not in (None, "spatial_ref"):
+    if isinstance(mapping, str) and mapping != "spatial_ref":
         data = data.drop_vars(mapping)
     return _without_memory(data.assign_coords(coords))
 
@@ -369,7 +369,11 @@ def _axis(array: xr.DataArray, dim: str, values: NDArray[np.float64], slack: flo
         return float(values[0]), math.nan
     step = float(values[-1] - values[0]) / (len(values) - 1)
     even = values[0] + step * np.arange(len(values))
-    if not step or not np.allclose(values, even, rtol=0, atol=_TOLERANCE * abs(step) + slack):
+    if (
+        not step
+        or not np.isfinite(values).all()
+        or not np.allclose(values, even, rtol=0, atol=_TOLERANCE * abs(step) + slack)
+    ):
         raise ParameterError(
             f"{_name(array)}: its {dim} coordinates are not evenly spaced, which a raster needs; sort them "
             f"(sortby({dim!r})), or interpolate to a regular grid"

@@ -11,6 +11,7 @@ import xarray as xr
 
 from s2composite.errors import ParameterError
 from s2composite.georeference import geobox_of
+from s2composite.reading.grid import centre_longitude
 from s2composite.scenes.periods import Day, Period, PeriodSpec, day_of, find_periods
 
 __all__ = ["DAYS", "Group", "groups_of", "with_time_axis"]
@@ -65,7 +66,7 @@ def _longitude(cube: xr.DataArray) -> float:
     geobox = geobox_of(cube)
     if geobox is None or geobox.crs is None:
         raise ParameterError('day="solar" needs the position of the cube, which has no CRS; use day="utc"')
-    return float(geobox.extent.centroid.to_crs("EPSG:4326").coords[0][0])
+    return centre_longitude(geobox)
 
 
 def with_time_axis(dataset: xr.Dataset, groups: Sequence[Group], day: Day) -> xr.Dataset:

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import shapely
 from affine import Affine
+from numpy.typing import NDArray
 from odc.geo import Resolution, xy_
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import BoundingBox, Geometry, bbox_union, box
+from shapely import Polygon
+from shapely.affinity import translate
 
 from s2composite.errors import GridError, ParameterError
 from s2composite.reading.header import Header
+from s2composite.scenes.model import arc_around
 
 __all__ = [
     "Anchor",
     "Window",
     "aligned_offset",
+    "as_fine",
     "bbox_of",
+    "centre_longitude",
     "crop",
     "crs_of",
+    "footprint",
     "level_geobox",
     "native_geoboxes",
     "resolution_of",
     "target_geobox",
+    "turned_to",
     "zoomed_offset",
 ]
 
@@ -154,6 +163,11 @@ def target_geobox(
         if crs is not None or resolution is not None or anchor is not None:
             raise ParameterError("geobox= already says crs, resolution and anchor; give one or the other")
         return geobox
+    if any(native.crs is None for native in natives) and (crs is not None or anchor is not None):
+        raise GridError(
+            "the scenes have no coordinate system, so there is no way to another grid: leave out crs= and anchor=, or "
+            "write the CRS into the files (gdal_edit.py -a_srs EPSG:32631 file.tif)"
+        )
     crs = natives[0].crs if crs is None else crs_of(crs)
     same = all(native.crs == crs for native in natives)
     if same and anchor is None:
@@ -165,7 +179,7 @@ def target_geobox(
             return _sane(grid, natives, resolution)
     if len(natives) == 1 and anchor is None:
         return _sane(_to_crs(natives[0], crs, resolution), natives, resolution)
-    return _sane(_around(natives, crs, resolution, "edge" if anchor is None else anchor), natives, resolution)
+    return _sane(_grid_around(natives, crs, resolution, "edge" if anchor is None else anchor), natives, resolution)
 
 
 Anchor: TypeAlias = str | tuple[float, float] | None
@@ -202,13 +216,75 @@ def _union(geoboxes: Sequence[GeoBox]) -> GeoBox | None:
 def _to_crs(native: GeoBox, crs: CRS, resolution: float | None) -> GeoBox:
     if resolution is not None:
         _check_size(native, crs, resolution)
+    if crs.geographic and _wraps(native):
+        fine = resolution or abs(as_fine(native, crs, "auto").resolution.x)
+        return GeoBox.from_bbox(_around([native], crs), crs, resolution=fine, tight=True)
+    if _wraps(native):
+        _projected(native, crs)
     return native.to_crs(crs, resolution="auto" if resolution is None else resolution)
 
 
-def _around(natives: Sequence[GeoBox], crs: CRS, resolution: float | None, anchor: str | tuple[float, float]) -> GeoBox:
+def _wraps(native: GeoBox) -> bool:
+    """Return whether a grid crosses the antimeridian or holds a pole: its outline in another CRS may be torn."""
+    shape = footprint(native).geom
+    west, _, east, _ = shape.bounds
+    return len(_parts(shape)) > 1 or east - west > 180
+
+
+def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
+    """Return a grid in another CRS whose pixels are about as large, of all or some of the area.
+
+    Raises
+    ------
+    GridError
+        The grid lies where `crs` is not defined.
+    """
+    if _wraps(native):
+        places = ((native.shape.y * n // 4, native.shape.x * n // 4) for n in (1, 3))
+        patches = [native[row : row + 2, column : column + 2] for row, column in places]
+        native = next((patch for patch in patches if not _wraps(patch)), native)
+    try:
+        return native.to_crs(crs, resolution=method)
+    except (np.linalg.LinAlgError, ValueError, AssertionError) as error:
+        raise GridError(f"the scenes in {native.crs} lie where {crs} is not defined; choose another CRS") from error
+
+
+def _around(natives: Sequence[GeoBox], crs: CRS) -> BoundingBox:
+    """Return the box around grids; in degrees it goes on beyond 180 where they cross the antimeridian."""
+    if not crs.geographic:
+        return bbox_union([_projected(native, crs) for native in natives])
+    parts = [part.bounds for native in natives for part in _parts(footprint(native).to_crs(crs).geom)]
+    west, south, east, north = zip(*parts, strict=True)
+    left, right = arc_around(zip(west, east, strict=True))
+    return BoundingBox(left, min(south), right, max(north), crs)
+
+
+def _projected(native: GeoBox, crs: CRS) -> BoundingBox:
+    """Return the box around a grid in a projection, which may be cut where the grid lies."""
+    span = native.extent.to_crs(crs).boundingbox
+    if _wraps(native):
+        size = as_fine(native, crs).resolution.map(abs)
+        if not max(span.span_x / size.x, span.span_y / size.y) < _TORN * sum(native.shape):
+            raise GridError(
+                f"the scenes cross the antimeridian or a pole, where {crs} is cut; choose one that goes on there, such "
+                "as EPSG:3832 around 180 degrees, EPSG:3413 or EPSG:3031 around a pole"
+            )
+    return span
+
+
+_TORN = 20
+"""Times that a grid may be longer in another CRS before the CRS is taken to be cut there."""
+
+
+def _parts(shape: Any) -> Sequence[Any]:
+    return list(getattr(shape, "geoms", [shape]))
+
+
+def _grid_around(
+    natives: Sequence[GeoBox], crs: CRS, resolution: float | None, anchor: str | tuple[float, float]
+) -> GeoBox:
     """Return a new grid around all scenes."""
-    boxes = [native.extent.to_crs(crs).boundingbox for native in natives]
-    span = bbox_union(boxes)
+    span = _around(natives, crs)
     if resolution is None:
         resolution = min(abs(_to_crs(native, crs, None).resolution.x) for native in natives)
     _check_size(natives[0], crs, resolution, span)
@@ -223,7 +299,7 @@ def _around(natives: Sequence[GeoBox], crs: CRS, resolution: float | None, ancho
 
 def _check_size(native: GeoBox, crs: CRS, resolution: float, span: BoundingBox | None = None) -> None:
     """Raise if one pixel would be larger than the data."""
-    span = native.extent.to_crs(crs).boundingbox if span is None else span
+    span = _around([native], crs) if span is None else span
     if resolution > max(span.span_x, span.span_y):
         raise GridError(
             f"resolution {resolution:.10g} is larger than the whole data ({max(span.span_x, span.span_y):.6g} in the "
@@ -235,7 +311,7 @@ def _sane(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> 
     """Return a grid, unless its pixels are so much finer than the data's that other units were meant."""
     if resolution is None:
         return grid
-    own = natives[0] if natives[0].crs == grid.crs else natives[0].to_crs(grid.crs, resolution="fit")
+    own = natives[0] if natives[0].crs == grid.crs else as_fine(natives[0], grid.crs)
     finer = abs(own.resolution.x / grid.resolution.x)
     if finer > _FINEST:
         raise GridError(
@@ -250,7 +326,9 @@ _FINEST = 100
 """Times that pixels may be finer than the data's before it is taken for an error."""
 
 
-def _unit(crs: CRS) -> str:
+def _unit(crs: CRS | None) -> str:
+    if crs is None:
+        return "pixels"
     return "degrees" if crs.geographic else ", ".join(dict.fromkeys(crs.units)) or "its units"
 
 
@@ -319,16 +397,59 @@ def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
     if bbox is None:
         return geobox
     region = bbox_of(bbox)
-    # densified, or the straight edge of a large box in degrees cuts off a sliver of a projected grid
-    shape = box(*region.bbox, region.crs).segmented(max(region.span_x, region.span_y) / 32).to_crs(geobox.crs)
-    roi = geobox.overlap_roi(geobox.enclosing(shape))
-    if any(s.stop <= s.start for s in roi):
-        here = geobox.extent.boundingbox.to_crs(region.crs)
+    found = [window for part in _on_either_side(region) for window in _windows_in(geobox, part)]
+    windows = [(y, x) for y, x in found if y.stop > y.start and x.stop > x.start]
+    if not windows:
+        here = geobox.extent.boundingbox if region.crs is None else _around([geobox], region.crs)
         raise GridError(
             f"bbox {tuple(round(v, 6) for v in region.bbox)} does not touch the scenes, which cover "
             f"{tuple(round(v, 6) for v in here.bbox)} in {region.crs}"
         )
-    return geobox[roi]
+    rows, columns = (
+        slice(min(s.start for s in spans), max(s.stop for s in spans)) for spans in zip(*windows, strict=True)
+    )
+    if len(windows) > 1 and columns.stop - columns.start > 2 * sum(x.stop - x.start for _, x in windows):
+        raise GridError(
+            f"bbox {tuple(round(v, 6) for v in region.bbox)} crosses the antimeridian, where this grid in "
+            f"{geobox.crs} ends; crop each side, or choose a grid that goes on, such as crs='EPSG:3832'"
+        )
+    return geobox[rows, columns]
+
+
+def _windows_in(geobox: GeoBox, region: BoundingBox) -> Iterator[Window]:
+    """Yield the pixels that a box touches, which may be none; in degrees it may lie a turn further to the east."""
+    if geobox.crs is None and region.crs is not None:
+        raise GridError(
+            f"the scenes have no coordinate system, so a bbox in {region.crs} has no place on them; crop by pixels "
+            "with cube.isel(), or write the CRS into the files (gdal_edit.py -a_srs EPSG:32631 file.tif)"
+        )
+    if geobox.crs is not None and region.crs is None:
+        raise ParameterError("bbox is a BoundingBox without a CRS; give it one")
+    shape = box(*region.bbox, region.crs)
+    if region.crs != geobox.crs:
+        # densified, or the straight edge of a large box in degrees cuts off a sliver of a projected grid
+        shape = shape.segmented(max(region.span_x, region.span_y) / 512).to_crs(geobox.crs)
+    if geobox.crs is None:
+        columns, rows = zip(*(~geobox.transform @ point for point in shape.geom.exterior.coords), strict=True)
+        window = tuple(
+            slice(max(0, math.floor(min(at) + 1e-6)), min(n, math.ceil(max(at) - 1e-6)))
+            for at, n in ((rows, geobox.shape.y), (columns, geobox.shape.x))
+        )
+        yield window[0], window[1]
+        return
+    for turn in (0, -360, 360) if geobox.crs.geographic else (0,):
+        moved = Geometry(translate(shape.geom, turn), shape.crs)
+        yield geobox.overlap_roi(geobox.enclosing(moved))
+
+
+def _on_either_side(region: BoundingBox) -> list[BoundingBox]:
+    """Return a box in degrees as two where it goes on beyond the antimeridian."""
+    if region.crs is None or not region.crs.geographic or not region.left < 180 < region.right or region.span_x >= 360:
+        return [region]
+    return [
+        BoundingBox(region.left, region.bottom, 180, region.top, region.crs),
+        BoundingBox(-180, region.bottom, region.right - 360, region.top, region.crs),
+    ]
 
 
 def bbox_of(bbox: Any) -> BoundingBox:
@@ -337,8 +458,9 @@ def bbox_of(bbox: Any) -> BoundingBox:
     Parameters
     ----------
     bbox
-        ``(west, south, east, north)`` in degrees of longitude and latitude, as in STAC, or a geometry of shapely or
-        GeoJSON in degrees. What names its own CRS: a BoundingBox, Geometry or GeoBox of odc-geo, a frame of geopandas.
+        ``(west, south, east, north)`` in degrees of longitude and latitude, as in STAC (west is greater than east where
+        the antimeridian is crossed; the box returned goes on beyond 180), or a geometry of shapely or GeoJSON in
+        degrees. What names its own CRS: a BoundingBox, Geometry or GeoBox of odc-geo, a frame of geopandas.
 
     Raises
     ------
@@ -347,15 +469,17 @@ def bbox_of(bbox: Any) -> BoundingBox:
     """
     box_in_crs = bbox if isinstance(bbox, BoundingBox) else getattr(bbox, "boundingbox", None)
     if hasattr(bbox, "total_bounds"):
-        box_in_crs = BoundingBox(*map(float, bbox.total_bounds), bbox.crs and crs_of(bbox.crs))
-    if isinstance(box_in_crs, BoundingBox):
-        if box_in_crs.crs is None:
+        if bbox.crs is None:
             raise ParameterError(f"bbox is a {type(bbox).__name__} without a CRS; give it one")
+        box_in_crs = BoundingBox(*map(float, bbox.total_bounds), crs_of(bbox.crs))
+    if isinstance(box_in_crs, BoundingBox):
         _check_corners(box_in_crs.bbox)
         return box_in_crs
     corners = _corners(bbox)
-    _check_corners(corners)
     west, south, east, north = corners
+    if -180 <= east < west <= 180 and west - east > 180:
+        corners = west, south, east + 360, north
+    _check_corners(corners)
     if max(abs(west), abs(east)) > 360 or max(abs(south), abs(north)) > 90:
         raise ParameterError(
             f"bbox {corners} is not in degrees of longitude and latitude; for other coordinates pass "
@@ -385,6 +509,56 @@ def _check_corners(corners: tuple[float, float, float, float]) -> None:
     west, south, east, north = corners
     if not (-math.inf < west < east < math.inf and -math.inf < south < north < math.inf):
         raise ParameterError(f"bbox {corners} is empty; the order is west, south, east, north")
+
+
+def centre_longitude(geobox: GeoBox) -> float:
+    """Return the longitude of the centre of a grid with a CRS, -180 to 180 degrees east."""
+    x, y = geobox.transform @ (geobox.shape.x / 2, geobox.shape.y / 2)
+    longitude, _ = geobox.crs.transformer_to_crs("EPSG:4326")(x, y)
+    return float((longitude + 180) % 360 - 180)
+
+
+def turned_to(longitude: Any, geobox: GeoBox) -> NDArray[np.float64]:
+    """Return longitudes less than half a turn from the middle of a grid in degrees, which may go on beyond 180."""
+    middle = geobox.boundingbox.left + geobox.boundingbox.span_x / 2
+    return np.asarray((np.asarray(longitude) - middle + 180) % 360 - 180 + middle)
+
+
+def footprint(geobox: GeoBox) -> Geometry:
+    """Return the outline of a grid with a CRS in degrees, cut at the antimeridian and closed over the poles.
+
+    In degrees an outline around a pole is a line from one antimeridian to the other: the pole is a line, too.
+    """
+    pixels = geobox.boundary(65)
+    x, y = geobox.transform @ (pixels[:, 0], pixels[:, 1])
+    longitude, latitude = (np.asarray(v) for v in geobox.crs.transformer_to_crs("EPSG:4326")(x, y))
+    known = np.isfinite(longitude) & np.isfinite(latitude)
+    ring = np.stack([longitude[known], latitude[known]], axis=1)
+    if len(ring) and (ring[0] != ring[-1]).any():
+        ring = np.concatenate([ring, ring[:1]])
+    at_pole = np.flatnonzero((np.abs(ring[:, 1]) > _POLE) & (not geobox.crs.geographic))
+    if at_pole.size:  # a point in a projection, whose longitude says nothing
+        ring = np.roll(ring[:-1], -int(at_pole[0]) - 1, axis=0)
+        pole, ring = math.copysign(90, ring[-1, 1]), ring[np.abs(ring[:, 1]) <= _POLE]
+    ring[:, 0] = np.unwrap(ring[:, 0], period=360)
+    around = round(float(ring[-1, 0] - ring[0, 0]) / 360)
+    if not at_pole.size and around:
+        pole = math.copysign(90, float(ring[:, 1].mean()))
+    if at_pole.size or around:
+        ring = np.concatenate([ring, [[ring[-1, 0], pole], [ring[0, 0], pole]]])
+    return Geometry(_within_degrees(Polygon(ring)), "EPSG:4326")
+
+
+_POLE = 90 - 1e-7
+"""Degrees of latitude from which a point is the pole."""
+
+
+def _within_degrees(shape: Polygon) -> Any:
+    """Return a polygon of any longitudes as parts between -180 and 180 degrees."""
+    west, _, east, _ = shape.bounds
+    turns = range(math.floor((west + 180) / 360), math.ceil((east + 180) / 360))
+    parts = [translate(shape & shapely.box(360 * n - 180, -90, 360 * n + 180, 90), -360 * n) for n in turns]
+    return parts[0] if len(parts) == 1 else shapely.union_all(parts, grid_size=1e-9)
 
 
 def aligned_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:

@@ -8,11 +8,12 @@ from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from s2composite.errors import GridError, ParameterError, check_choice
 from s2composite.reading.convert import AS_THEY_ARE, Conversion
-from s2composite.reading.grid import aligned_offset, level_geobox, zoomed_offset
+from s2composite.reading.grid import aligned_offset, as_fine, footprint, level_geobox, turned_to, zoomed_offset
 from s2composite.reading.header import Header
 from s2composite.reading.layout import Part
 from s2composite.reading.signing import Sign
@@ -148,8 +149,9 @@ def choose_source(
     Raises
     ------
     GridError
-        ``engine="tiles"`` is demanded and the file needs GDAL; says why.
+        ``engine="tiles"`` is demanded and the file needs GDAL; says why. Or the file has no CRS, and the grid has one.
     """
+    _check_same_world(header, geobox)
     nearest = resampling == "nearest"
     level, offset, factor, extent = _placed(header.geobox, tuple(v.shape for v in header.levels), geobox, nearest)
     if header.undecodable:
@@ -186,6 +188,18 @@ def choose_source(
     )
 
 
+def _check_same_world(header: Header, geobox: GeoBox) -> None:
+    """Raise if either the file or the grid has a CRS, and the other has none."""
+    if (header.geobox.crs is None) != (geobox.crs is None):
+        lacks, has = ("file", "grid that is asked for") if header.geobox.crs is None else ("grid asked for", "file")
+        raise GridError(
+            f"{header.href}: the {lacks} has no coordinate system and the {has} has one, so there is no way from one "
+            "to the other; write the CRS into the file (gdal_edit.py -a_srs EPSG:32631 file.tif), or ask for another "
+            "grid",
+            href=header.href,
+        )
+
+
 _TOLD = {False: "on the target grid, pixels repeated", True: "nearest pixels of another grid"}
 
 
@@ -212,7 +226,7 @@ def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: 
     if source.crs == target.crs:
         ratio = abs(target.resolution.x / source.resolution.x)
     else:
-        there = source.to_crs(target.crs, resolution="fit")
+        there = as_fine(source, target.crs)
         ratio = abs(target.resolution.x / there.resolution.x)
     fine = [level for level, shape in enumerate(shapes) if source.shape.x / shape[1] <= ratio * 1.01]
     return max(fine, default=0)
@@ -220,14 +234,38 @@ def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: 
 
 def _reach(source: GeoBox, target: GeoBox) -> Extent:
     """Return the target's pixels in the box around a file's outline."""
-    pixels = source.boundary(33)
+    pixels = source.boundary(129)
     x, y = source.transform @ (pixels[:, 0], pixels[:, 1])
     if source.crs != target.crs:
+        west, _, east, _ = footprint(source).geom.bounds
+        if east - west > _WIDE or (target.crs.geographic and _holds_pole(source)):
+            return _EVERYWHERE
         x, y = source.crs.transformer_to_crs(target.crs)(x, y)
+    if target.crs is not None and target.crs.geographic:
+        x = turned_to(x, target)
     back = ~target.transform
     columns, rows = back @ (np.asarray(x), np.asarray(y))
     if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
         return _EVERYWHERE
-    top, left = (int(np.floor(v.min())) - _MARGIN for v in (rows, columns))
-    bottom, right = (int(np.ceil(v.max())) + _MARGIN for v in (rows, columns))
+    # The outline is curved between two of its points.
+    sides = [(v.min(), v.max(), _MARGIN + (v.max() - v.min()) * _CURVED) for v in (rows, columns)]
+    (top, bottom), (left, right) = ((int(np.floor(low - by)), int(np.ceil(high + by))) for low, high, by in sides)
     return top, bottom, left, right
+
+
+_CURVED = 1e-3
+"""Share of its size by which an outline of four times 128 points may miss that of a file: of a circle, 0.0003."""
+
+
+_WIDE = 60
+"""Degrees of longitude from which the outline of a file on another projection may be anything."""
+
+
+def _holds_pole(source: GeoBox) -> bool:
+    """Return whether a pole lies in a grid, so that its outline in degrees says nothing of where it reaches."""
+    for latitude in (-90, 90):
+        x, y = CRS("EPSG:4326").transformer_to_crs(source.crs)(0, latitude)
+        column, row = ~source.transform @ (x, y)
+        if -1 <= column <= source.shape.x + 1 and -1 <= row <= source.shape.y + 1:
+            return True
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from rasterio.windows import Window as RasterioWindow
 from s2composite.errors import ParameterError
 from s2composite.reading.fetch import Identity
 from s2composite.reading.gdal import through_gdal
+from s2composite.reading.grid import as_fine, turned_to
 from s2composite.reading.header import Header
 from s2composite.reading.signing import Sign
 from s2composite.scenes.access import gdal_limits
@@ -204,12 +206,24 @@ def read_warped(
                 src_nodata=fill,
                 nodata=fill,
                 tolerance=_TOLERANCE,
+                **_beyond_180(header.geobox),
                 **kernel_scale(header.geobox, header.levels[level].shape, geobox),
             ) as warped,
         ):
             out[...] = warped.read([b + 1 for b in bands], window=part)
 
     return through_gdal(read, header.href, header.sign, header.identity)
+
+
+def _beyond_180(source: GeoBox) -> dict[str, str]:
+    """Return GDAL's option for a file with the degrees from 0 to 360: half of it would be taken for empty."""
+    west, _, east, _ = source.boundingbox.bbox
+    if source.crs is None or not source.crs.geographic or (west >= -180.001 and east <= 180.001):
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PROJ.4 text says less than WKT; it is of degrees only
+        text = source.crs.proj.to_proj4()
+    return {"src_crs": f"{text.replace('+type=crs', '')} +lon_wrap={(west + east) / 2:.10g}"}
 
 
 def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict[str, str]:
@@ -236,7 +250,7 @@ def pixel_ratio(source: GeoBox, crs: Any, width: float, height: float) -> tuple[
     """Return how many pixels of `width` and `height` in `crs` there are along one of the source's ``(y, x)``."""
     if source.crs == crs:
         return abs(source.resolution.y) / height, abs(source.resolution.x) / width
-    whole = source.to_crs(crs, resolution="fit")
+    whole = as_fine(source, crs)
     return abs(whole.resolution.y) / height, abs(whole.resolution.x) / width
 
 
@@ -288,6 +302,8 @@ def source_pixels(
         y = transform.d * columns[None, :] + transform.e * rows[:, None] + transform.f
         if source.crs != target.crs:
             x, y = _transformer(str(target.crs), str(source.crs)).transform(x, y)
+            if source.crs.geographic:  # a file may have the degrees from 0 to 360
+                x = turned_to(x, source)
         with np.errstate(invalid="ignore"):
             column = np.floor(to_source.a * x + to_source.b * y + to_source.c + 1e-10)
             row = np.floor(to_source.d * x + to_source.e * y + to_source.f + 1e-10)

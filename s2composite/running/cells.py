@@ -16,7 +16,8 @@ from odc.geo.geom import Geometry, box
 from odc.geo.gridspec import GridSpec
 from pydantic import BeforeValidator, Field
 
-from s2composite.errors import JobError, S2CompositeError
+from s2composite.errors import GridError, JobError, S2CompositeError
+from s2composite.reading.grid import footprint
 from s2composite.running.jobs.document import Expected, Strict
 from s2composite.running.jobs.fields import Count, FilePath, Positive, Text
 
@@ -325,4 +326,6 @@ def _utm(longitude: float, latitude: float) -> str:
 
 def touches(geobox: GeoBox, area: Geometry) -> bool:
     """Return whether pixels of a grid and an area in degrees overlap."""
-    return _overlap(geobox.extent.to_crs("EPSG:4326"), area)
+    if geobox.crs is None:
+        raise GridError("the scenes have no coordinate system, so an area has no place on them; name windows instead")
+    return _overlap(footprint(geobox), area)

@@ -85,14 +85,15 @@ def solar_day(time: dt.datetime, longitude: float) -> dt.date:
     time
         The moment, with a time zone.
     longitude
-        Degrees, positive to the east.
+        Degrees, positive to the east; 190 is -170.
 
     Examples
     --------
     >>> solar_day(dt.datetime(2023, 6, 1, 23, 50, tzinfo=dt.UTC), 170.0)
     datetime.date(2023, 6, 2)
     """
-    return (time.astimezone(dt.UTC) + dt.timedelta(seconds=int(longitude * 240))).date()
+    east = longitude if -180 <= longitude <= 180 else (longitude + 180) % 360 - 180
+    return (time.astimezone(dt.UTC) + dt.timedelta(seconds=int(east * 240))).date()
 
 
 def date_range(value: Moment | Sequence[Moment]) -> DateRange:

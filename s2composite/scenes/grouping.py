@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 
 from s2composite.errors import SceneError, check_choice
 from s2composite.scenes.dates import solar_day, utc_day
-from s2composite.scenes.model import Scene
+from s2composite.scenes.model import Scene, arc_around
 
 __all__ = ["DUPLICATES", "GROUPINGS", "grouped", "level_of", "longitude", "newest"]
 
@@ -117,8 +117,11 @@ def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
 
 
 def longitude(scene: Scene) -> float:
-    """Return the longitude of a scene in degrees: the middle of its box, or else of its granule's UTM zone."""
-    if scene.bbox is not None:
+    """Return the longitude of a scene in degrees: the middle of its box, or else of its granule's UTM zone.
+
+    The box of a granule that crosses the antimeridian is often given as one around the globe.
+    """
+    if scene.bbox is not None and (scene.granule is None or scene.bbox[2] - scene.bbox[0] < 180):
         west, _, east, _ = scene.bbox
         middle = (west + east + (360 if east < west else 0)) / 2
         return (middle + 180) % 360 - 180
@@ -165,4 +168,5 @@ def _box(boxes: Sequence[_Box | None]) -> _Box | None:
     if len(known) < len(boxes):
         return None
     west, south, east, north = zip(*known, strict=True)
-    return min(west), min(south), max(east), max(north)
+    left, right = arc_around(zip(west, east, strict=True))
+    return left, min(south), right - 360 if right > 180 else right, max(north)

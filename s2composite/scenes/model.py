@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from s2composite.errors import SceneError
 
-__all__ = ["Asset", "AssetGrid", "Scene", "Values"]
+__all__ = ["Asset", "AssetGrid", "Scene", "Values", "arc_around"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +178,30 @@ class Scene:
             if asset.name == name:
                 return asset
         raise SceneError(f"scene {self.id} has no asset {name!r}; it has {[a.name for a in self.assets]}")
+
+
+def arc_around(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return the shortest span of longitudes that holds all of some, west and east; east may be beyond 180.
+
+    >>> arc_around([(170.0, 180.0), (-180.0, -175.0)])
+    (170.0, 185.0)
+    """
+    known = sorted(_turned(west, east if east >= west else east + 360) for west, east in spans)
+    if any(east - west >= 360 for west, east in known):
+        return -180.0, 180.0
+    first, reach = known[0]
+    widest, left, right = 0.0, first, reach
+    for west, east in known[1:]:
+        if west - reach > widest:
+            widest, left, right = west - reach, west, reach + 360
+        reach = max(reach, east)
+    rest = first + 360 - reach
+    if max(rest, widest) <= 0:
+        return -180.0, 180.0
+    return (first, reach) if rest >= widest else (left, max(right, reach))
+
+
+def _turned(west: float, east: float) -> tuple[float, float]:
+    """Return the same span, its west from -180 to 180."""
+    turns = 0 if -180 <= west < 180 else (west + 180) // 360
+    return west - 360 * turns, east - 360 * turns

@@ -9,7 +9,7 @@ from typing import Any
 from s2composite.errors import SceneError
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.item_fields import checked_item
-from s2composite.scenes.model import Asset, AssetGrid, Scene, Values
+from s2composite.scenes.model import Asset, AssetGrid, Scene, Values, arc_around
 from s2composite.scenes.names import asset_bands, common_name, is_picture, same_band, sensor_of
 from s2composite.scenes.storage import absolute, display
 from s2composite.scenes.values import catalogue_values, is_mask_band
@@ -241,20 +241,35 @@ def _made(properties: Mapping[str, Any]) -> Any:
 
 
 def _bbox(item: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    box = item.get("bbox")
+    box, found = item.get("bbox"), None
     if box and len(box) in (4, 6):
         half = len(box) // 2
-        return box[0], box[1], box[half], box[half + 1]
-    points = list(_points((item.get("geometry") or {}).get("coordinates") or []))
-    if not points:
-        return None
-    west, south, east, north = *map(min, zip(*points, strict=True)), *map(max, zip(*points, strict=True))
-    return west, south, east, north
+        found = box[0], box[1], box[half], box[half + 1]
+        if found[2] - found[0] < 180:
+            return found
+    # A box around half of the globe or more may be of an outline that crosses the antimeridian.
+    rings = list(_rings((item.get("geometry") or {}).get("coordinates") or []))
+    if not rings:
+        return found
+    west, east = arc_around(_span([point[0] for point in ring]) for ring in rings)
+    latitudes = [point[1] for ring in rings for point in ring]
+    return west, min(latitudes), east - 360 if east > 180 else east, max(latitudes)
 
 
-def _points(coordinates: Sequence[Any]) -> Iterator[tuple[float, float]]:
+def _rings(coordinates: Sequence[Any]) -> Iterator[list[tuple[float, float]]]:
+    """Yield the rings, or lines or points, of a geometry."""
     if coordinates and isinstance(coordinates[0], (int, float)):
-        yield float(coordinates[0]), float(coordinates[1])
+        yield [(float(coordinates[0]), float(coordinates[1]))]
+    elif coordinates and coordinates[0] and isinstance(coordinates[0][0], (int, float)):
+        yield [(float(point[0]), float(point[1])) for point in coordinates]
     else:
         for part in coordinates:
-            yield from _points(part)
+            yield from _rings(part)
+
+
+def _span(longitudes: Sequence[float]) -> tuple[float, float]:
+    """Return the west and east of a ring; one that jumps over more than half of the globe crosses the antimeridian."""
+    west, east = min(longitudes), max(longitudes)
+    turned = [longitude % 360 for longitude in longitudes]
+    crosses = 180 < east - west < 360 and max(turned) - min(turned) < 180
+    return (min(turned), max(turned)) if crosses else (west, east)

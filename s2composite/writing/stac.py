@@ -20,6 +20,7 @@ from shapely.geometry import mapping
 from shapely.geometry.polygon import orient
 
 from s2composite.errors import ParameterError
+from s2composite.reading.grid import footprint
 from s2composite.scenes.names import common_name
 from s2composite.writing.files import Written
 from s2composite.writing.periods import Period
@@ -171,9 +172,7 @@ def _place(geobox: GeoBox | None) -> dict[str, Any]:
     """Return the outline in longitude and latitude; no geometry if the pixels are not georeferenced."""
     if geobox is None or geobox.crs is None:
         return {"geometry": None}
-    width, height = geobox.boundingbox.span_x, geobox.boundingbox.span_y
-    # Lines that are straight in a projection are curved in degrees.
-    outline = geobox.extent.to_crs("EPSG:4326", resolution=max(width, height) / 8, wrapdateline=True).geom
+    outline = footprint(geobox).geom
     parts = [orient(part) for part in getattr(outline, "geoms", [outline])]
     shapes = [_rounded(mapping(part)["coordinates"]) for part in parts]
     geometry = (
@@ -194,7 +193,8 @@ def _bbox(bounds: Sequence[tuple[float, float, float, float]]) -> list[float]:
         f(values) for f, values in zip((min, min, max, max), zip(*bounds, strict=True), strict=True)
     )
     if len(bounds) > 1 and west == -180 and east == 180:
-        west, east = min(b[0] for b in bounds if b[2] == 180), max(b[2] for b in bounds if b[0] == -180)
+        begins, ends = min(b[0] for b in bounds if b[2] == 180), max(b[2] for b in bounds if b[0] == -180)
+        west, east = (begins, ends) if begins > ends else (west, east)
     return [round(float(value), 7) for value in (west, south, east, north)]
 
 

@@ -13,7 +13,7 @@ from odc.geo.geom import Geometry
 
 from s2composite.compositing import Composite
 from s2composite.errors import JobError
-from s2composite.reading.grid import Window
+from s2composite.reading.grid import centre_longitude
 from s2composite.running.cells import Cell, read_area
 from s2composite.running.history import failures_in
 from s2composite.running.jobs.job import Job, load_job
@@ -349,17 +349,9 @@ def _window(product: Product, index: int, window: tuple[int, int], state: str) -
     stack = product.work.stack
     y, x = product.stage.window(*window)
     cost = stack.cost((y, x))
-    longitude = _longitude(stack.geobox, (y, x))
+    longitude = 0.0 if stack.geobox.crs is None else centre_longitude(stack.geobox[y, x])
     days = {day_of(stack.scenes[t].time, "solar", longitude) for t in cost.scenes}
     pixels = (y.start, y.stop, x.start, x.stop)
     return WindowPlan(
         index, window, pixels, cost.scenes, len(days), cost.requests, cost.bytes, cost.decoded, cost.gdal, state
     )
-
-
-def _longitude(geobox: GeoBox, window: Window) -> float:
-    if geobox.crs is None:
-        return 0.0
-    y, x = ((s.start + s.stop) / 2 for s in window)
-    centre = geobox[int(y) : int(y) + 1, int(x) : int(x) + 1].extent.centroid.to_crs("EPSG:4326")
-    return float(centre.coords[0][0])

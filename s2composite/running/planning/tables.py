@@ -11,6 +11,7 @@ from typing import Any
 
 from odc.geo.geobox import GeoBox
 
+from s2composite.reading.grid import footprint
 from s2composite.running.planning.plan import Plan, WindowPlan
 from s2composite.writing.targets import put_small, target_of
 
@@ -120,5 +121,5 @@ def _outline(geobox: GeoBox, window: WindowPlan) -> dict[str, Any] | None:
     if geobox.crs is None:
         return None
     top, bottom, left, right = window.pixels
-    shape: dict[str, Any] = geobox[top:bottom, left:right].extent.to_crs("EPSG:4326").json
+    shape: dict[str, Any] = footprint(geobox[top:bottom, left:right]).json
     return shape
