@@ -520,8 +520,9 @@ def centre_longitude(geobox: GeoBox) -> float:
 
 def turned_to(longitude: Any, geobox: GeoBox) -> NDArray[np.float64]:
     """Return longitudes less than half a turn from the middle of a grid in degrees, which may go on beyond 180."""
-    middle = geobox.boundingbox.left + geobox.boundingbox.span_x / 2
-    return np.asarray((np.asarray(longitude) - middle + 180) % 360 - 180 + middle)
+    away = np.asarray(longitude) - (geobox.boundingbox.left + geobox.boundingbox.span_x / 2)
+    with np.errstate(invalid="ignore"):  # infinity, where a projection is not defined
+        return np.where(np.abs(away) <= 180, longitude, longitude - 360 * np.round(away / 360))
 
 
 def footprint(geobox: GeoBox) -> Geometry:

@@ -215,6 +215,7 @@ def read_warped(
     return through_gdal(read, header.href, header.sign, header.identity)
 
 
+@lru_cache(256)
 def _beyond_180(source: GeoBox) -> dict[str, str]:
     """Return GDAL's option for a file with the degrees from 0 to 360: half of it would be taken for empty."""
     west, _, east, _ = source.boundingbox.bbox
