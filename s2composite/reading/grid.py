@@ -522,7 +522,7 @@ def turned_to(longitude: Any, geobox: GeoBox) -> NDArray[np.float64]:
     """Return longitudes less than half a turn from the middle of a grid in degrees, which may go on beyond 180."""
     away = np.asarray(longitude) - (geobox.boundingbox.left + geobox.boundingbox.span_x / 2)
     with np.errstate(invalid="ignore"):  # infinity, where a projection is not defined
-        return np.where(np.abs(away) <= 180, longitude, longitude - 360 * np.round(away / 360))
+        return np.asarray(np.where(np.abs(away) <= 180, longitude, longitude - 360 * np.round(away / 360)), np.float64)
 
 
 def footprint(geobox: GeoBox) -> Geometry:
