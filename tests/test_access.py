@@ -5,6 +5,7 @@ import ipaddress
 import itertools
 import os
 import socket
+import zipfile
 
 import aiohttp
 import numpy as np
@@ -16,13 +17,13 @@ from hypothesis import strategies as st
 from rasters import encoded, series, write_tif
 
 import s2composite as s2c
-from s2composite.errors import AccessError, S2CompositeError, SceneError
+from s2composite.errors import AccessError, S2CompositeError, SceneError, SourceError
 from s2composite.reading.fetch import ByteRange, Fetching, Identity
 from s2composite.reading.header import read_header
 from s2composite.scenes import addresses
 from s2composite.scenes.access import VARIABLE, Access, check_touch, limits
 from s2composite.scenes.addresses import guarded_client, is_open_address
-from s2composite.scenes.storage import filesystem
+from s2composite.scenes.storage import absolute, filesystem
 
 OPEN = Access(read=("gs://bucket/scenes/", "https://host.example/data", "s3://"), write=("gs://bucket/out",))
 
@@ -383,3 +384,50 @@ def test_workers_inherit_the_limits(limited, tmp_path):
         client.submit(check_touch, str(tmp_path / "a.tif")).result(timeout=120)
         with pytest.raises(AccessError, match="not among the places"):
             client.submit(check_touch, "/etc/passwd").result(timeout=120)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/vsis3/closed/T31TCJ_20230601.tif",
+        "/vsis3_streaming/closed/T31TCJ_20230601.tif",
+        "/vsigs/open/T31TCJ_20230601.tif",
+        "/vsis3/open/../closed/T31TCJ_20230601.tif",
+        "/vsicurl/http://169.254.169.254/T31TCJ_20230601.tif",
+        "/vsicurl?url=http%3A%2F%2F127.0.0.1%2FT31TCJ_20230601.tif",
+        "/vsicurl?url=file%3A%2F%2F{secret}",
+        "/vsicurl/file://{secret}",
+        "/vsizip/{secret}/T31TCJ_20230601.tif",
+        "/vsizip/{open}/a.zip/T31TCJ_20230601.tif",
+        "/vsizip//vsicurl/http://127.0.0.1/a.zip/T31TCJ_20230601.tif",
+        "zip://{open}/a.zip!T31TCJ_20230601.tif",
+        "tar://{secret}!T31TCJ_20230601.tif",
+        "/VSIS3/closed/T31TCJ_20230601.tif",
+        "//vsis3/closed/T31TCJ_20230601.tif",
+        "/vsimem/T31TCJ_20230601.tif",
+        "GTIFF_DIR:1:{secret}",
+        "NETCDF:{secret}:x",
+    ],
+)
+def test_names_of_gdal_open_no_more(tmp_path, monkeypatch, name):
+    opened_, secret = tmp_path / "open", tmp_path / "T31TCJ_20230601.tif"
+    opened_.mkdir()
+    write_tif(secret, encoded(0))
+    with zipfile.ZipFile(opened_ / "a.zip", "w") as archive:
+        archive.write(secret, secret.name)
+    monkeypatch.setenv(VARIABLE, Access(read=(str(opened_), "s3://open/")).to_json())
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it asks the network"))
+    href = name.replace("{open}", str(opened_)).replace("{secret}", str(secret))
+    write_tif(opened_ / secret.name, encoded(0))
+    assert s2c.open_cube(opened_).shape == (1, 3, 200, 136)
+    with pytest.raises((AccessError, SourceError)):
+        s2c.open_cube([href])
+    with pytest.raises((AccessError, SourceError)):
+        s2c.open_cube(opened_, like=href)
+
+
+def test_an_open_bucket_is_open_by_its_name_in_gdal():
+    access = Access(read=("s3://open/",))
+    access.may_read(absolute("/vsis3/open/a.tif"))
+    with pytest.raises(AccessError):
+        access.may_read(absolute("/vsis3/closed/a.tif"))

@@ -209,12 +209,13 @@ def test_a_redirect_from_an_open_address(root, files, tmp_path):
         "../../../../etc/passwd",
         "/proc/self/environ",
         "/dev/zero",
-        "/vsicurl/http://127.0.0.1/a.tif",
-        "/vsicurl_streaming/http://127.0.0.1/a.tif",
+        "/vsicurl/http://user@127.0.0.1/a.tif",
+        "/vsicurl/file:///etc/passwd",
         "/vsizip/{scenes}/a.zip/a.tif",
         "/vsitar/{scenes}/a.tar/a.tif",
         "/vsimem/a.tif",
-        "/vsis3/open/a.tif",
+        "/vsis3/closed/a.tif",
+        "/vsis3/open/../closed/a.tif",
         "/vsistdin/",
         "GTIFF_DIR:1:/etc/passwd",
         "NETCDF:/etc/passwd:x",
@@ -239,6 +240,12 @@ def test_names_that_lead_elsewhere(ask, root, files, dataset):
     name = next((root / "secret").glob("*.tif")).name
     dataset = dataset.replace("{scenes}", str(root / "scenes")).replace("{name}", name)
     refused(ask(datasets=[*files, dataset]), "/datasets/2", 403, 422)
+
+
+@pytest.mark.parametrize("name", ["", "/vsicurl/", "/vsicurl_streaming/"])
+def test_addresses_that_are_not_public_are_not_asked(ask, files, name):
+    """GDAL's name of a URL is that URL: here the operator has opened http, but no private network."""
+    refused(ask(datasets=[*files, f"{name}http://127.0.0.1/a.tif"]), "/datasets", 403, 422)
 
 
 def test_files_that_name_other_files(ask, root, files):

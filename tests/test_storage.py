@@ -1,14 +1,20 @@
 """One place decides on credentials: the environment's if there are any, else anonymous, without asking the network."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
+from rasters import series
 from storage_servers import CREDENTIALS, gcs_server, http_server, s3_server
 
-from s2composite.errors import SourceError
+import s2composite as s2c
+from s2composite.errors import GridError, SceneError, SourceError
 from s2composite.scenes.storage import (
     absolute,
     display,
@@ -233,3 +239,97 @@ def test_reasons(error, expected):
 def test_a_url_that_is_none_is_named():
     with pytest.raises(SourceError, match="not a URL"):
         absolute("https://[bad/S2A_T31TCJ_20230709T104629_TCI.tif")
+
+
+# --- names as GDAL and rasterio write them -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("/vsicurl/https://host/a.tif", "https://host/a.tif"),
+        ("/vsicurl_streaming/http://host/a.tif?sig=b", "http://host/a.tif?sig=b"),
+        ("/vsicurl?max_retry=3&url=https%3A%2F%2Fhost%2Fa.tif%3Fsig%3Db", "https://host/a.tif?sig=b"),
+        (Path("/vsicurl/https://host/a.tif"), "https://host/a.tif"),
+        ("/vsicurl/file:///data/a.tif", "/data/a.tif"),
+        ("/vsis3/bucket/a b.tif", "s3://bucket/a b.tif"),
+        ("/vsis3_streaming/bucket/a.tif", "s3://bucket/a.tif"),
+        (Path("/vsigs/bucket/a.tif"), "gs://bucket/a.tif"),
+        ("/vsigs_streaming/bucket/a.tif", "gs://bucket/a.tif"),
+        ("/vsizip//data/a.zip/b.tif", "/vsizip//data/a.zip/b.tif"),
+        ("/vsizip/{/data/a.zip}/b.tif", "/vsizip//data/a.zip/b.tif"),
+        ("/vsitar//data/x/../a.tar.gz/b.tif", "/vsitar//data/a.tar.gz/b.tif"),
+        ("zip:///data/a.zip!b.tif", "/vsizip//data/a.zip/b.tif"),
+        ("zip+file:///data/a.zip!/in/b.tif", "/vsizip//data/a.zip/in/b.tif"),
+        ("tar:///data/a.tar!b.tif", "/vsitar//data/a.tar/b.tif"),
+        ("vsis3/a.tif", f"{Path.cwd()}/vsis3/a.tif"),
+    ],
+)
+def test_names_of_gdal(name, meant):
+    assert absolute(name) == meant
+    assert absolute(meant) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("/vsiaz/container/a.tif", "https:// URL, signed"),
+        ("/vsimem/a.tif", "memory of one process"),
+        ("/vsistdin/", "give the file"),
+        ("/vsioss/bucket/a.tif", "/vsioss is not read here; give a local path"),
+        ("/vsisubfile/0_1000,/data/a.tif", "is not read here"),
+        ("/vsicurl/", "is not read here"),
+        ("/vsicurl/host/a.tif", "is not read here"),
+        ("/vsicurl/ftp://host/a.tif", "scheme ftp:// is unknown"),
+        ("/vsicurl?list_dir=no", "is not read here"),
+        ("/vsizip//vsicurl/https://host/a.zip/b.tif", "behind a URL or in another archive"),
+        ("/vsizip/vsis3/bucket/a.zip/b.tif", "behind a URL or in another archive"),
+        ("/vsizip/https://host/a.zip/b.tif", "behind a URL"),
+        ("/vsitar//vsigzip//data/a.tar.gz/b.tif", "in another archive"),
+        ("zip+https://host/a.zip!b.tif", "scheme zip"),
+        ('NETCDF:"a.nc":ndvi', "dataset within a file as GDAL does; give the file itself"),
+        ("NETCDF:a.nc:ndvi", "dataset within a file"),
+        ('HDF4_EOS:EOS_GRID:"a.hdf":grid:band', "dataset within a file"),
+        ("ZARR:/data/a.zarr:/band", "dataset within a file"),
+        ("GTIFF_DIR:2:a.tif", "dataset within a file"),
+        ("SENTINEL2_L2A:/data/MTD.xml:10m:EPSG_32631", "dataset within a file"),
+        ("vrt://a.tif?bands=1", "scheme vrt:// is unknown"),
+        ("C:\\data\\a.tif", "path of Windows"),
+        ("C:/data/a.tif", "path of Windows"),
+        ("\\\\server\\share\\a.tif", "path of Windows"),
+        ("a\0.tif", "NUL"),
+        ("~nobody-of-that-name/a.tif", "home directory"),
+    ],
+)
+def test_names_of_gdal_that_mean_nothing_here(name, words):
+    with pytest.raises(SourceError, match=re.escape(words)):
+        absolute(name)
+
+
+def test_a_file_of_an_odd_name_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("ZARR:odd.tif").touch()
+    assert absolute("ZARR:odd.tif") == str(tmp_path / "ZARR:odd.tif")
+
+
+@pytest.mark.parametrize("engine", ["auto", "gdal"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_files_in_archives_are_read_as_gdal_reads_them(tmp_path, kind, engine):
+    names = [Path(path).name for path in series(tmp_path, scenes=2, nodata=0, overviews=(2,))]
+    archive = tmp_path / f"scenes.{kind}"
+    shutil.make_archive(str(archive.with_suffix("")), kind, tmp_path)
+    for name in names:
+        (tmp_path / name).unlink()
+    hrefs = [f"/vsi{kind}/{archive}/{name}" for name in names]
+    cube = s2c.open_cube([Path(href) for href in hrefs], engine=engine)
+    for t, href in enumerate(hrefs):
+        with rasterio.open(href) as dataset:
+            np.testing.assert_array_equal(cube.values[t], dataset.read())
+    assert cube.attrs["engine"] == "gdal: 2 file(s): in an archive"
+    assert s2c.open_cube(hrefs, resolution=20).shape == (2, 3, 100, 68)
+    with pytest.raises(GridError, match="in an archive"):
+        s2c.open_cube(hrefs, engine="tiles")
+    with pytest.raises(SceneError, match="not a TIFF, nor another raster"):
+        s2c.open_cube(f"/vsi{kind}/{archive}/T31TCJ_20230101.tif")
+    with pytest.raises(SceneError, match="there is no such archive"):
+        s2c.open_cube(f"/vsi{kind}//nowhere/a.{kind}/T31TCJ_20230101.tif")

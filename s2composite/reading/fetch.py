@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from s2composite.errors import ReadError, S2CompositeError
 from s2composite.reading.remote import Identity, Reply, Retry, Target, request, target_of
 from s2composite.reading.signing import Sign
-from s2composite.scenes.storage import display, is_remote
+from s2composite.scenes.storage import archive_of, display, in_archive, is_remote
 
 __all__ = [
     "HEAD",
@@ -101,7 +101,7 @@ def read_identity(href: str, sign: Sign | None = None) -> Identity:
     if is_remote(href):
         return request(target_of(href, sign), 0, 1, None, Retry()).result().identity
     try:
-        return _local_identity(Path(href).stat())
+        return _local_identity(Path((in_archive(href) and archive_of(href)) or href).stat())
     except OSError as error:
         raise _failure(href, error) from error
 

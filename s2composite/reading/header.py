@@ -22,13 +22,13 @@ from rasterio.errors import RasterioError
 
 from s2composite.errors import ReadError, SceneError
 from s2composite.reading.crs import TIEPOINT, crs_from_wkt, geobox_from_tags
-from s2composite.reading.fetch import Identity
+from s2composite.reading.fetch import Identity, read_identity
 from s2composite.reading.gdal import through_gdal
 from s2composite.reading.level import FRAME, Coding, Level, level_of, why_undecodable
 from s2composite.reading.signing import Sign
 from s2composite.reading.tiff import RPC, Directory, Tiff, broken, open_tiff
 from s2composite.scenes.access import check_read, gdal_limits
-from s2composite.scenes.storage import display, is_remote
+from s2composite.scenes.storage import archive_of, display, in_archive, is_remote
 
 __all__ = ["Coding", "Header", "Level", "Scaling", "mask_of", "nodata_in", "read_header", "read_headers", "signing"]
 
@@ -173,6 +173,8 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     ('JPEG', (512, 512), 3)
     """
     check_read(href)
+    if in_archive(href):
+        return replace(_from_gdal(href, _archive_identity(href)), undecodable="in an archive")
     try:
         tiff, identity = open_tiff(href, sign)
     except ReadError as error:
@@ -222,6 +224,13 @@ def _location_of(dataset: Any) -> str | None:
     if dataset.gcps[0]:
         return "ground control points"
     return "RPCs" if dataset.rpcs else "geolocation arrays" if dataset.tags(ns="GEOLOCATION") else None
+
+
+def _archive_identity(href: str) -> Identity:
+    archive = archive_of(href)
+    if archive is None:
+        raise SceneError(f"{href}: there is no such archive; correct the path", href=href)
+    return read_identity(archive)
 
 
 def signing(header: Header, sign: Sign | None) -> Header:

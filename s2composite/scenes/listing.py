@@ -17,7 +17,7 @@ from s2composite.scenes.items import is_stac, is_stac_file, items_in, items_of, 
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.names import NameFacts, asset_bands, parse_name, sensor_of
 from s2composite.scenes.stac import scene_of_item
-from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
+from s2composite.scenes.storage import absolute, display, filesystem, in_archive, is_remote, reason
 from s2composite.scenes.values import named_values
 
 __all__ = ["SceneSource", "find_scenes", "items_of_source"]
@@ -181,7 +181,7 @@ def _expanded(item: str | Scene, alternate: str | None) -> list[str | Scene]:
 
 def _rasters(source: str) -> list[str]:
     """Return the rasters that a path, glob or URL stands for, sorted by name."""
-    if is_remote(source) and _is_raster(source) and not _is_glob(source):
+    if in_archive(source) or (is_remote(source) and _is_raster(source) and not _is_glob(source)):
         return [source]
     try:
         found = _listed(source)

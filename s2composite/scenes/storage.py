@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 from urllib.request import url2pathname
 
 import fsspec
@@ -28,11 +28,13 @@ from s2composite.scenes.credentials import (
 
 __all__ = [
     "absolute",
+    "archive_of",
     "display",
     "display_text",
     "exists",
     "filesystem",
     "gdal_options",
+    "in_archive",
     "is_remote",
     "join",
     "reason",
@@ -61,20 +63,27 @@ def is_remote(href: str) -> bool:
 def absolute(href: str | os.PathLike[str]) -> str:
     """Return an absolute local path (``~`` and ``file://`` resolved) or a URL whose scheme is gs, s3, http or https.
 
+    GDAL's names become one of these, or stay what they are for files in archives: ``/vsizip//data/a.zip/b.tif``.
+
     Raises
     ------
     SourceError
-        The scheme is not supported.
+        The scheme is not supported, or it is a name of GDAL that means nothing here.
 
     Examples
     --------
     >>> absolute("file:///data/scene.tif"), absolute("gcs://bucket/scene.tif")
     ('/data/scene.tif', 'gs://bucket/scene.tif')
+    >>> absolute("/vsis3/bucket/scene.tif"), absolute("/vsicurl/https://host/scene.tif")
+    ('s3://bucket/scene.tif', 'https://host/scene.tif')
     """
     if isinstance(href, os.PathLike):
-        href = _SHORTENED.sub(r"\1//", os.fspath(href))
+        href = _with_slashes(os.fspath(href))
     if "\0" in href:
         raise SourceError(f"{href!r} holds a NUL character, which no name of a file has")
+    href = _without_gdal(href)
+    if _ARCHIVED.match(href):
+        return href
     scheme = _scheme(href)
     if scheme != "file":
         _check_url(href)
@@ -87,6 +96,82 @@ def absolute(href: str | os.PathLike[str]) -> str:
     except RuntimeError as error:
         raise SourceError(f"{href}: {error}; write the directory out") from None
     return str(Path(os.path.abspath(home)))  # noqa: PTH100 - Path.absolute() leaves ".." in
+
+
+_VSI = re.compile(r"/vsi([a-z0-9_]+)([/?]|$)")
+_ARCHIVED = re.compile(r"/vsi(?:zip|tar|gzip)/")
+_STORES = {"s3": "s3", "s3_streaming": "s3", "gs": "gs", "gs_streaming": "gs"}
+_ARCHIVE_OF_RASTERIO = re.compile(r"(zip|tar)(?:\+file)?://([^!]+)!/*(.+)")
+_DATASET = re.compile(
+    r"(?:NETCDF|HDF[45]\w*|ZARR|GTIFF_(?:DIR|RAW)|SENTINEL2_\w+|DERIVED_SUBDATASET|NITF_IM|GPKG|VRT|WMT?S):(?!//)",
+    re.IGNORECASE,
+)
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+_CURES = {
+    "az": "give its https:// URL, signed: sign= takes a function that does so",
+    "adls": "give its https:// URL, signed: sign= takes a function that does so",
+    "mem": "it exists only in the memory of one process; write a file, or give composite() the array",
+    "stdin": "give the file",
+}
+"""What to do about GDAL's virtual file systems that are none of ours."""
+
+
+def _without_gdal(href: str) -> str:
+    """Return what a name of GDAL or rasterio stands for: a URL, a file in an archive, or else the name itself."""
+    if match := _ARCHIVE_OF_RASTERIO.fullmatch(href):
+        href = f"/vsi{match[1]}/{match[2]}/{match[3]}"
+    if match := _VSI.match(href):
+        rest = href[match.end() :]
+        return _virtual(href, match[1], rest if match[2] != "?" else dict(parse_qsl(rest)).get("url", ""))
+    if os.path.lexists(href):
+        return href
+    if _DATASET.match(href):
+        cure = "give the file itself if it is a raster, or write the dataset as a GeoTIFF with gdal_translate"
+        raise SourceError(f"{display(href)}: names a dataset within a file as GDAL does; {cure}")
+    if os.name != "nt" and _WINDOWS.match(href):
+        raise SourceError(f"{display(href)}: is a path of Windows, and this is {os.name}; give the path it has here")
+    return href
+
+
+def _virtual(href: str, kind: str, rest: str) -> str:
+    """Return what a name in one of GDAL's virtual file systems stands for."""
+    if kind in _STORES:
+        return f"{_STORES[kind]}://{rest}"
+    if kind in ("curl", "curl_streaming") and _SCHEME.match(url := _SHORTENED.sub(r"\1//", rest)):
+        return url
+    if kind not in ("zip", "tar", "gzip"):
+        cure = _CURES.get(kind, "give a local path, or a gs://, s3:// or https:// URL")
+        raise SourceError(f"{display(href)}: GDAL's /vsi{kind} is not read here; {cure}")
+    inside = rest.replace("{", "").replace("}", "")
+    if _VSI.match(f"/{inside.lstrip('/')}") or "://" in inside:
+        cure = "download the archive, or give the URLs of unpacked files"
+        raise SourceError(f"{display(href)}: an archive behind a URL or in another archive is not read here; {cure}")
+    path = os.path.abspath(os.path.expanduser(inside))  # noqa: PTH100, PTH111 - not a file that there is
+    return f"/vsi{kind}/{path}"
+
+
+def _with_slashes(path: str) -> str:
+    """Return a path of pathlib with the slashes that it leaves out: of URLs, and of a root after ``/vsizip/``."""
+    match = _ARCHIVED.match(path)
+    if match and not archive_of(os.path.abspath(path[match.end() :])):  # noqa: PTH100
+        return f"{match[0]}/{path[match.end() :]}"
+    return _SHORTENED.sub(r"\1//", path)
+
+
+def archive_of(href: str) -> str | None:
+    """Return the archive that a file of GDAL's ``/vsizip/``, ``/vsitar/`` or ``/vsigzip/`` lies in; None: in none.
+
+    Of a path without such a prefix, the file that it leads into.
+    """
+    path = Path(_ARCHIVED.sub("", href))
+    inside = (path, *path.parents)
+    return next((str(part) for part in inside if part.is_file()), None)
+
+
+def in_archive(href: str) -> bool:
+    """Return whether an absolute name is that of a file in an archive, which only GDAL reads."""
+    return _ARCHIVED.match(href) is not None
 
 
 def _check_url(href: str) -> None:
