@@ -8,6 +8,7 @@ graph tell what became of the nodata value, and in memory the values do. What ca
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import re
@@ -25,6 +26,8 @@ from s2composite.errors import ParameterError
 from s2composite.pixels.masks import Nodata, Rule, SwathEdge
 
 __all__ = ["MissingValue", "missing_value_of", "stacked", "with_nodata"]
+
+LOG = logging.getLogger(__name__)
 
 _DECLARATIONS = ("_FillValue", "nodata", "missing_value", "fill_value")
 """Attributes that declare the nodata value, as rioxarray reads them: `rio.write_nodata` wins over what was there."""
@@ -352,6 +355,13 @@ def _of_derived_values(array: xr.DataArray, stated: float) -> MissingValue:
     values = array.values[np.isfinite(array.values)]
     whole = (values == stated).any() and (values == np.rint(values)).all() and not np.isin(values, (0, 1)).all()
     doubtful = whole and (stated != 0 or (array.sizes.get("time", 1) > 1 and values.min() >= 0))
+    if whole and not doubtful and values.min() >= 0:
+        LOG.warning(
+            "%s was derived from an array whose nodata value was %g, which counts as data now; put NaN there before "
+            "calculating if it is not",
+            _called(array),
+            stated,
+        )
     return MissingValue(math.nan, derived=True, unknown=_unknown(array, stated) if doubtful else "")
 
 

@@ -219,6 +219,12 @@ def test_layers_of_composites_keep_their_meaning(files, tmp_path):
     assert "nodata" not in comp.date().attrs
 
 
+def test_zeros_that_count_are_said(files, caplog):
+    layer = s2c.composite(s2c.open_cube(files), "median").compute()["composite"].astype("float32")
+    s2c.zonal_stats(layer, zones(0), ["mean"])
+    assert "nodata value was 0, which counts as data now" in caplog.text
+
+
 def test_pictures_show_what_is_data(files):
     comp = s2c.composite(s2c.open_cube(files), "median").compute()
     layer = comp["composite"].astype("float32").where(comp["count"] > 0)
