@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
-from rasters import write_tif
+from rasters import ORIGIN, write_tif
 from stac_items import item_of
 
 import s2composite as s2c
@@ -355,6 +355,25 @@ def test_harmonise_and_reflectance_of_files_of_several_bands(stacked):
     physical = np.where(made[0] == 0, np.nan, (made[0] - 1000.0) * 1e-4)
     physical[made[0] == 65535] = 6.5535
     np.testing.assert_allclose(reflectances.values[2, 0], physical, rtol=1e-5, atol=1e-6)
+
+
+def test_products_of_a_day_are_named_one_by_one(tmp_path):
+    made = np.concatenate([np.full((1, SIZE, SIZE), 5000, "uint16"), np.full((1, SIZE, SIZE), 4, "uint16")])
+    made[0, 0] = 65535
+    names = [f"{granule}_20230601T100000" for granule in ("T31TCJ", "T31TDJ")]
+    for i, name in enumerate(names):
+        beside = ORIGIN @ ORIGIN.translation(SIZE * i, 0)
+        tagged(tmp_path / f"{name}.tif", made, names=("B04", "SCL"), transform=beside)
+    options = {"groupby": "utc_day", "harmonise": {names[0]: -1000, names[1]: 0}}
+    cube = s2c.open_cube(str(tmp_path), **options)
+    assert cube.band.values.tolist() == ["B04"]
+    assert np.isnan(cube.offset.item()), "several"
+    comp = s2c.composite(cube, "max", valid=[s2c.Nodata(), s2c.Saturated(), SCL()]).compute()
+    expected = np.repeat([[4000, 5000]], SIZE, axis=1).repeat(SIZE, axis=0)
+    expected[0] = 0
+    np.testing.assert_array_equal(comp["composite"][0], expected)
+    with pytest.raises(ParameterError, match=f"there are {names[0]}, {names[1]}"):
+        s2c.open_cube(str(tmp_path), groupby="utc_day", harmonise={str(cube.scene.values[0]): -1000})
 
 
 def test_reflectance_of_an_unknown_offset_says_so(stacked, caplog):

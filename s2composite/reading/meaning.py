@@ -37,7 +37,7 @@ __all__ = [
 def check_named_scenes(scenes: Sequence[Scene], options: ReadOptions) -> None:
     """Raise a ParameterError that lists the scenes there are, if ``harmonise`` names others."""
     if isinstance(options.harmonise, Mapping):
-        known = dict.fromkeys(one.id for scene in scenes for one in (scene, *scene.members))
+        known = dict.fromkeys(product.id for scene in scenes for product in scene.parts)
         _refuse("harmonise", "scene", [name for name in options.harmonise if name not in known], known)
 
 
@@ -67,11 +67,10 @@ def check_named_bands(scenes: Sequence[Scene], bands: Sequence[str], options: Re
 
 def _refuse(option: str, what: str, wrong: Sequence[str], known: Mapping[str, None]) -> None:
     if wrong:
-        shown = [str(name) for name in known]
+        shown, asked = [str(name) for name in known], ", ".join(repr(str(name)) for name in wrong[:_SHOWN])
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         raise ParameterError(
-            f"{option}= names {what}s that are not there: {', '.join(map(repr, wrong[:_SHOWN]))}; there are "
-            f"{', '.join(shown[:_SHOWN])}{more}"
+            f"{option}= names {what}s that are not there: {asked}; there are {', '.join(shown[:_SHOWN])}{more}"
         )
 
 

@@ -72,7 +72,7 @@ def job_composite(
     bbox = None if job.bbox is None or geobox is not None else BoundingBox(*job.bbox, crs=job.bbox_crs)
     here: dict[str, Any] = {"geobox": geobox, "bbox": bbox, "index": job.index or index, "duplicates": "keep"}
     if isinstance(job.harmonise, Mapping):  # a cell or a month has some of the scenes
-        known = {one.id for scene in scenes for one in (scene, *scene.members)}
+        known = {product.id for scene in scenes for product in scene.parts}
         here["harmonise"] = {scene: shift for scene, shift in job.harmonise.items() if scene in known}
     cube = open_cube(scenes, **_options(job, _OPENING) | here)
     result = _composed(job, cube)
