@@ -1,10 +1,12 @@
 """What ledgers say: who is at work, what failed, what is complete; runs that meet, and runs that were killed at bad moments."""
 
+import datetime as dt
 import itertools
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +16,12 @@ from job_helpers import digests, events, job, made, store_job
 import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.errors import WriteError
+from s2composite.running import ledger as ledger_module
 from s2composite.running.history import (
     begun_anew,
     busy_tokens,
+    completed,
+    done_in,
     done_windows,
     failures_in,
     rival_in,
@@ -24,7 +29,7 @@ from s2composite.running.history import (
     whereabouts,
 )
 from s2composite.running.jobs.job import load_job
-from s2composite.running.ledger import Ledger, read_ledger, read_turns
+from s2composite.running.ledger import Ledger, each_event, order_of, read_ledger, read_turns
 from s2composite.running.planning.plan import plan_job
 from s2composite.running.reports.page import report_page, write_report
 from s2composite.running.reports.progress import job_progress
@@ -103,6 +108,89 @@ def test_a_ledger_that_cannot_be_read_is_named(tmp_path):
     for read in (read_ledger, read_turns):
         with pytest.raises(WriteError, match=r"a\.tif\.ledger: the ledger cannot be read"):
             read(str(tmp_path / "a.tif"))
+
+
+# --- Clocks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets the clock of ledgers to a day of 2026."""
+
+    class Clock(dt.datetime):
+        day = 1
+
+        @classmethod
+        def now(cls, tz=None):
+            return dt.datetime(2026, 1, cls.day, tzinfo=tz)
+
+    monkeypatch.setattr(ledger_module, "dt", SimpleNamespace(datetime=Clock, UTC=dt.UTC))
+
+    def turn(day):
+        Clock.day = day
+
+    return turn
+
+
+STEPS = [
+    ("a", "start", {"done": 0, "windows": [1, 2], "files": []}),
+    ("a", "done", {"window": [0, 0], "seconds": 1.0, "read": 0.5, "encode": 0.5, "worker": "w"}),
+    ("a", "failed", {"window": [0, 1], "error": "damaged"}),
+    ("a", "failed", {"step": "assemble", "error": "full"}),
+    ("b", "start", {"done": 1, "windows": [1, 2], "files": []}),
+    ("b", "done", {"window": [0, 1], "seconds": 1.0, "read": 0.5, "encode": 0.5, "worker": "w"}),
+    ("b", "product", {"files": []}),
+    ("c", "start", {"done": 0, "windows": [1, 2], "files": []}),
+    ("c", "failed", {"window": [0, 0], "error": "gone"}),
+]
+"""What three runs note, one after the other: the third finds nothing of what was made."""
+
+
+def noted(output, clock, days):
+    """Note the steps, each on its day, and return what the ledger says after each run."""
+    said, days = [], iter(days)
+    for run, steps in itertools.groupby(STEPS, key=lambda step: step[0]):
+        clock(next(days))
+        with Ledger(output, run) as ledger:
+            for _, event, facts in steps:
+                ledger.add(event, token="t", **facts)
+                clock(next(days))
+        said += [(failures_in(told, "t"), trouble_in(told, "t")) for told in (read_ledger(output), read_turns(output))]
+        every = read_ledger(output)
+        start = [event for event in every if event["event"] == "start"][-1]
+        said += [
+            [event["event"] for event in every],
+            start["run"],
+            completed(every, start),
+            sorted(done_in(every, "t")),
+        ]
+        said.append(done_windows(each_event(output), "t", begun_anew(every, "t")))
+    return said
+
+
+@pytest.mark.parametrize(
+    "days",
+    [[5, 5, 5, 5, 5, 4, 4, 4, 4, 3, 3, 3], list(range(12, 0, -1)), [1] * 12, [9, 9, 9, 9, 9, 1, 1, 1, 1, 5, 5, 5]],
+)
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, clock, days):
+    right = noted(str(tmp_path / "right.tif"), clock, range(1, 13))
+    assert right[-3:] == [False, [], set()], "the third run has begun anew, and failed"
+    assert noted(str(tmp_path / "a.tif"), clock, days) == right
+
+
+def test_a_ledger_of_an_earlier_version_comes_first_and_in_order_of_time(tmp_path, clock):
+    output, root = str(tmp_path / "a.tif"), tmp_path / "a.tif.ledger"
+    root.mkdir()
+    told = {"token": "t", "window": [0, 0]}
+    old = [("2026-01-20T00:00:01.000+00:00", "b", "done"), ("2026-01-20T00:00:00.000+00:00", "a", "failed")]
+    for at, run, event in old:
+        (root / f"{run}.jsonl").write_text(json.dumps({"at": at, "run": run, "event": event, **told}) + "\n")
+    assert [event["event"] for event in read_ledger(output)] == ["failed", "done"]
+    assert failures_in(read_turns(output), "t") == {}
+    clock(3)
+    with Ledger(output, "0") as ledger:
+        ledger.add("failed", error="again", **told)
+    assert failures_in(read_turns(output), "t") == {(0, 0): "again"}
 
 
 # --- Steps that fail -----------------------------------------------------------------------------------------------------
@@ -264,6 +352,6 @@ def test_a_product_that_is_begun_anew_counts_from_there_in_whatever_order_it_is_
     other = [{**event(9, "done", window=[5, 5]), "token": "u"}, {**event(9, "start", done=0), "token": "u"}]
     for runs in itertools.permutations([first, anew, on, other]):
         events = [event for run in runs for event in run]
-        assert begun_anew(events, "t") == "2026-01-01T00:00:04"
+        assert begun_anew(events, "t") == order_of(anew[0])
         assert done_windows(events, "t", begun_anew(events, "t")) == {(0, 1), (1, 0)}
     assert done_windows(first, "t", begun_anew([], "t")) == {(0, 0), (0, 1)}

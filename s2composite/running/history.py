@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from s2composite.running.ledger import order_of
+
 __all__ = [
     "begun_anew",
     "busy_tokens",
@@ -54,19 +56,22 @@ def failures_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[i
 def completed(events: Iterable[Mapping[str, Any]], start: Mapping[str, Any]) -> bool:
     """Return whether the product of a run, told by its `start`, has been completed by it or since."""
     return any(
-        event["event"] == "product" and event.get("token") == start["token"] and event["at"] >= start["at"]
+        event["event"] == "product" and event.get("token") == start["token"] and order_of(event) >= order_of(start)
         for event in events
     )
 
 
-def begun_anew(events: Iterable[Mapping[str, Any]], token: str) -> str:
-    """Return when the last run of a product began that found nothing done: what had been made before is not there."""
+def begun_anew(events: Iterable[Mapping[str, Any]], token: str) -> int:
+    """Return the place in the ledger's order at which the last run of a product began that found nothing done.
+
+    What had been made before is not there.
+    """
     starts = (event for event in events if event["event"] == "start" and event.get("token") == token)
-    return max((str(event["at"]) for event in starts if not event.get("done")), default="")
+    return max((order_of(event) for event in starts if not event.get("done")), default=0)
 
 
-def done_windows(events: Iterable[Mapping[str, Any]], token: str, since: str) -> set[tuple[int, int]]:
-    """Return the windows of a product that events since a time, see `begun_anew`, say are done; in any order."""
+def done_windows(events: Iterable[Mapping[str, Any]], token: str, since: int) -> set[tuple[int, int]]:
+    """Return the windows of a product that events since `begun_anew` say are done; the events in any order."""
     return {_window(event) for event in events if _says_done(event, token, since)}
 
 
@@ -76,8 +81,8 @@ def done_in(events: Sequence[Mapping[str, Any]], token: str) -> dict[tuple[int, 
     return {_window(event): event for event in events if _says_done(event, token, since)}
 
 
-def _says_done(event: Mapping[str, Any], token: str, since: str) -> bool:
-    return event.get("token") == token and event["event"] in _DONE and str(event["at"]) >= since
+def _says_done(event: Mapping[str, Any], token: str, since: int) -> bool:
+    return event.get("token") == token and event["event"] in _DONE and order_of(event) >= since
 
 
 def _window(event: Mapping[str, Any]) -> tuple[int, int]:

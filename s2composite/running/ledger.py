@@ -2,6 +2,10 @@
 
 Whoever reads it sees the history; whether a window is done is decided by its record (`s2composite.writing.durable`).
 A line is complete or, where a process died over it, the last one of its file; that one is ignored.
+
+Events have a place in the ledger's order, ``order``: the milliseconds since 1970, but always more than those of the
+event before and of all events that were there when the run began. So a clock that is set back, or is another machine's,
+puts no event before what it came after.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from s2composite.scenes.storage import display, filesystem, is_remote, join, rea
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["Ledger", "each_event", "ledger_root", "ledger_table", "read_ledger", "read_turns"]
+__all__ = ["Ledger", "each_event", "ledger_root", "ledger_table", "order_of", "read_ledger", "read_turns"]
 
 _SUFFIX = ".ledger"
 _FLUSHED_EVERY = 100
@@ -34,6 +38,9 @@ _FLUSHED_EVERY = 100
 
 _FLUSHED_AFTER = 5.0
 """Seconds after which they are written all the same, with the next event."""
+
+_TAIL = 1 << 16
+"""Bytes at the end of a file in which its last event is looked for."""
 
 _SYNCED_AFTER = 1.0
 """Seconds between two waits for the disk: each takes some milliseconds, and only a power failure asks for it."""
@@ -65,6 +72,8 @@ class Ledger:
         self._flushed = self._synced = time.monotonic()
         self._file: int | None = None
         self._lock = threading.Lock()
+        with _reading(output):
+            self._order = max(map(order_of, _last_events(self._root)), default=0)
         try:
             if not is_remote(self._root):
                 Path(self._root).mkdir(exist_ok=True)
@@ -82,10 +91,16 @@ class Ledger:
             The ledger cannot be written.
         """
         LOG.info(event, extra={"facts": {"run": self._run, **facts}})
-        at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"at": at, "run": self._run, "event": event, **facts}, separators=(",", ":"), default=str)
         with self._lock:
-            self._waiting.append(line)
+            now = dt.datetime.now(dt.UTC)
+            self._order = max(self._order + 1, int(now.timestamp() * 1000))
+            told = {
+                "at": now.isoformat(timespec="milliseconds"),
+                "order": self._order,
+                "run": self._run,
+                "event": event,
+            }
+            self._waiting.append(json.dumps(told | facts, separators=(",", ":"), default=str))
             late = time.monotonic() - self._flushed > _FLUSHED_AFTER
             if self._file is not None or late or len(self._waiting) >= _FLUSHED_EVERY:
                 self._flush()
@@ -140,7 +155,7 @@ class Ledger:
 
 
 def read_ledger(output: str) -> tuple[dict[str, Any], ...]:
-    """Return the events of an output in order of time; none where there is no ledger.
+    """Return the events of an output in their order; none where there is no ledger.
 
     Raises
     ------
@@ -156,11 +171,11 @@ def read_ledger(output: str) -> tuple[dict[str, Any], ...]:
     """
     with _reading(output):
         events = [event for run in _runs(ledger_root(output)) for event in run]
-    return tuple(sorted(events, key=_time))
+    return tuple(sorted(events, key=order_of))
 
 
 def read_turns(output: str) -> tuple[dict[str, Any], ...]:
-    """Return those events that decide what is to be done, in order of time: a window that went well leaves none.
+    """Return those events that decide what is to be done, in their order: a window that went well leaves none.
 
     A million windows are as many lines; what is kept of them is small.
 
@@ -182,8 +197,9 @@ def read_turns(output: str) -> tuple[dict[str, Any], ...]:
                     kept.append(event)
                 last = event
             # When it was last heard of.
-            kept += [{"at": last["at"], "run": last["run"], "event": "last"}] if last else []
-    return tuple(sorted(kept, key=_time))
+            if last is not None:
+                kept.append({"at": last["at"], "order": order_of(last), "run": last["run"], "event": "last"})
+    return tuple(sorted(kept, key=order_of))
 
 
 def each_event(output: str) -> Iterator[dict[str, Any]]:
@@ -199,8 +215,15 @@ def each_event(output: str) -> Iterator[dict[str, Any]]:
             yield from run
 
 
-def _time(event: Mapping[str, Any]) -> str:
-    return str(event["at"])
+def order_of(event: Mapping[str, Any]) -> int:
+    """Return the place of an event among those of its ledger; that of one of an earlier version is its time."""
+    order = event.get("order")
+    if isinstance(order, int):
+        return order
+    try:
+        return int(dt.datetime.fromisoformat(str(event["at"])).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return 0
 
 
 @contextmanager
@@ -225,6 +248,20 @@ def _runs(root: str) -> Iterator[Iterator[dict[str, Any]]]:
     fs.invalidate_cache()
     for _, objects in groupby(sorted(fs.glob(f"{path}/*.jsonl")), _run_of_object):
         yield (event for name in objects for event in _events(fs.cat_file(name).splitlines()))
+
+
+def _last_events(root: str) -> Iterator[dict[str, Any]]:
+    """Yield the last events of each run, without reading what came before."""
+    if not is_remote(root):
+        for file in Path(root).glob("*.jsonl"):
+            with file.open("rb") as lines:
+                lines.seek(max(file.stat().st_size - _TAIL, 0))
+                yield from _events(lines)
+        return
+    fs, path = filesystem(root)
+    fs.invalidate_cache()
+    for _, objects in groupby(sorted(fs.glob(f"{path}/*.jsonl")), _run_of_object):
+        yield from _events(fs.cat_file(list(objects)[-1]).splitlines())
 
 
 def _run_of_object(name: str) -> str:
