@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from odc.geo.crs import CRS
 from rasterio.shutil import copy as copy_raster
 from rasters import ORIGIN, series, write_tif
-from tiff_matrix import JPEG, LOSSLESS, SPECIAL, make
+from tiff_matrix import JPEG, LOSSLESS, SPECIAL, make, pixels
 
 import s2composite as s2c
 from s2composite.errors import S2CompositeError, SceneError
@@ -178,7 +178,6 @@ def test_pixels_of_overviews_in_any_order(options, tmp_path):
 
 UNDECODABLE = [
     ("12 bits", {"dtype": "uint16", "nbits": 12, "compress": "deflate"}),
-    ("complex", {"dtype": "complex64"}),
     ("half", {"dtype": "float32", "nbits": 16}),
     ("jxl or odd", {"dtype": "uint8", "compress": "ccittfax4", "nbits": 1}),
 ]
@@ -201,6 +200,41 @@ def test_what_only_gdal_can_read_says_why(options, tmp_path):
     header = read_header(path)
     assert header.undecodable
     assert header.geobox.transform == ORIGIN
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "complex_int16"])
+@pytest.mark.parametrize("driver", ["GTiff", "VRT"])
+def test_complex_numbers_are_refused(dtype, driver, tmp_path):
+    path = tmp_path / "x.tif"
+    profile = {"driver": "GTiff", "width": 70, "height": 70, "count": 1, "crs": "EPSG:32631", "transform": ORIGIN}
+    with rasterio.open(path, "w", dtype=dtype, **profile) as dataset:
+        dataset.write(np.full((1, 70, 70), 3 - 4j, np.complex64))
+    if driver == "VRT":
+        copy_raster(path, tmp_path / "x.vrt", driver="VRT")
+    with pytest.raises(SceneError, match=r"x\.(tif|vrt) has complex numbers.*amplitude"):
+        read_header(str(path.with_suffix(".vrt") if driver == "VRT" else path))
+
+
+@pytest.mark.parametrize("options", [{}, {"crs": "EPSG:3035", "resolution": 10}], ids=["own grid", "warped"])
+def test_bands_of_different_types_have_one_that_holds_them_all(options, tmp_path):
+    arrays = [pixels(dtype, 1)[0] for dtype in ("uint8", "int16", "float32")]
+    paths = [
+        write_tif(tmp_path / f"{array.dtype}_20230601.tif", np.nan_to_num(array, posinf=4, neginf=5))
+        for array in arrays
+    ]
+    bands = "".join(
+        f'<VRTRasterBand dataType="{name}" band="{i + 1}"><SimpleSource><SourceFilename relativeToVRT="0">{path}'
+        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for i, (name, path) in enumerate(zip(("Byte", "Int16", "Float32"), paths, strict=True))
+    )
+    place = "<SRS>EPSG:32631</SRS><GeoTransform>300000, 10, 0, 4900020, 0, -10</GeoTransform>"
+    vrt = tmp_path / "mixed_20230601.vrt"
+    vrt.write_text(f'<VRTDataset rasterXSize="217" rasterYSize="150">{place}{bands}</VRTDataset>')
+    cube = s2c.open_cube([vrt], **options)
+    assert cube.dtype == np.float32
+    for values, path in zip(cube.values[0], paths, strict=True):
+        alone = s2c.open_cube([path], engine="gdal", **options)
+        assert np.array_equal(values, alone.values[0, 0].astype(np.float32))
 
 
 def test_ycbcr_without_jpeg_is_left_to_gdal(tmp_path):

@@ -12,6 +12,7 @@ import tifffile
 from tiff_costs import costs_of
 from tiff_matrix import JPEG, LOSSLESS, Case, make
 
+import s2composite as s2c
 from s2composite.errors import SceneError
 from s2composite.reading.header import read_header
 
@@ -49,17 +50,8 @@ def claim(content, tag, value, kind=4, count=1):
 
 # --- what a header claims -------------------------------------------------------------------------------------------
 
-WIDTH, LENGTH, BITS, SAMPLES, PLANAR, TILE_WIDTH, TILE_LENGTH, OFFSETS, COUNTS = (
-    256,
-    257,
-    258,
-    277,
-    284,
-    322,
-    323,
-    324,
-    325,
-)
+WIDTH, LENGTH, BITS, COMPRESSION, SAMPLES, PLANAR = 256, 257, 258, 259, 277, 284
+PREDICTOR, TILE_WIDTH, TILE_LENGTH, OFFSETS, COUNTS, FORMAT = 317, 322, 323, 324, 325, 339
 HUGE = [1 << 20, 1 << 27, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 CLAIMS = {
     **{f"{n} bands": [(SAMPLES, n)] for n in (4, 65535, 65536, *HUGE)},
@@ -225,6 +217,38 @@ def test_a_grey_tile_in_a_file_of_colours_is_an_error(tmp_path):
         dataset.read()
     (cost,) = costs_of(tmp_path)
     assert "holds (64, 64, 1) instead of (64, 64, 3)" in cost.ended
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"compress": "jpeg", "photometric": "ycbcr"}, {COMPRESSION: 6}),
+        ({"compress": "jpeg", "nbits": 12}, {}),
+        ({"compress": "deflate", "predictor": 2}, {PREDICTOR: 3}),
+        ({"compress": "deflate", "predictor": 2}, {PREDICTOR: 7}),
+        ({"compress": "deflate"}, {COMPRESSION: 34712}),
+        ({"compress": "deflate"}, {COMPRESSION: 50002}),
+        ({"compress": "webp", "webp_lossless": True}, {FORMAT: 2}),
+        ({"compress": "jpeg", "photometric": "rgb"}, {FORMAT: 2}),
+    ],
+    ids=["old JPEG", "12 bits", "predictor 3", "predictor 7", "JPEG 2000", "JPEG XL", "signed WebP", "signed JPEG"],
+)
+def test_odd_codings_are_read_as_gdal_reads_them_or_refused(options, changed, tmp_path):
+    dtype = "uint16" if "nbits" in options else "uint8"
+    one = {"tiled": True, "blockxsize": 64, "blockysize": 64, "interleave": "pixel", **options}
+    path = Path(make(Case("T31TCJ_20230601T104629_TCI", dtype, options=one), tmp_path, shape=(64, 64)))
+    content = bytearray(path.read_bytes())
+    for tag, value in changed.items():
+        claim(content, tag, value, kind=3)
+    path.write_bytes(content)
+    try:
+        with rasterio.open(path) as dataset:
+            expected = dataset.read()
+    except rasterio.errors.RasterioIOError:
+        with pytest.raises(s2c.S2CompositeError, match=path.name):
+            s2c.open_cube([path]).load()
+    else:
+        assert np.array_equal(s2c.open_cube([path]).values[0], expected)
 
 
 # --- damage at random -----------------------------------------------------------------------------------------------

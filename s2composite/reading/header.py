@@ -244,6 +244,7 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
     images, masks = _images_and_masks(tiff)
     first, main = images[0]
     dtype = np.dtype(first.coding.dtype).newbyteorder("=")
+    _refuse_complex(href, dtype)
     header = Header(
         href,
         identity,
@@ -258,6 +259,15 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
         framed=_is_framed(tiff.notes),
     )
     return _with_mask(header, masks)
+
+
+def _refuse_complex(href: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind == "c":
+        raise SceneError(
+            f"{display(href)} has complex numbers, which have no order; write amplitude, phase or real part to a file "
+            "of real numbers, or leave it out",
+            href=display(href),
+        )
 
 
 def _images_and_masks(tiff: Tiff) -> tuple[list[tuple[Level, Directory]], list[tuple[Level, Directory]]]:
@@ -423,14 +433,17 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
     if dataset.transform == Affine.identity():
         _refuse_off_grid(href, _location_of(dataset))
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    # GDAL's complex integers have names that NumPy does not know
+    dtype = np.result_type(*("complex64" if name.startswith("complex_int") else name for name in dataset.dtypes))
+    _refuse_complex(href, dtype)
     coding = Coding(
         compression=structure.get("COMPRESSION", dataset.driver),
         predictor=1,
         photometric="OTHER",
         interleave="band",
         samples=dataset.count,
-        dtype=np.dtype(dataset.dtypes[0]).str,
-        bits=8 * np.dtype(dataset.dtypes[0]).itemsize,
+        dtype=dtype.str,
+        bits=8 * dtype.itemsize,
         tables=b"",
         inner="",
     )
@@ -445,7 +458,7 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
         identity,
         GeoBox(dataset.shape, dataset.transform, crs_from_wkt(dataset.crs.to_wkt()) if dataset.crs else None),
         dataset.count,
-        np.dtype(dataset.dtypes[0]),
+        dtype,
         dataset.nodata,
         dataset.descriptions,
         tuple(

@@ -173,6 +173,8 @@ def _coding_of(d: Directory, order: str) -> Coding:
 
 def _dtype(kind: int, bits: int, order: str) -> str:
     """Return the dtype of a sample; for odd ones the next larger, in which GDAL returns them."""
+    if kind in (5, 6):  # complex integers, too, are complex floats in NumPy
+        return f"{order}c{8 if bits <= 64 and (kind, bits) != (5, 64) else 16}"
     size = next((size for size in (8, 16, 32, 64) if bits <= size), 64)
     return f"{order}{'f' if kind == 3 else 'i' if kind == 2 else 'u'}{max(size, 32 if kind == 3 else 8) // 8}"
 

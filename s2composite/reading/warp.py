@@ -140,7 +140,7 @@ def read_level(
 
     def read(url: str) -> None:
         with _open_level(url, shape, gdal_limits(href)) as dataset:
-            out[...] = dataset.read([b + 1 for b in bands], window=part)
+            _read_bands(dataset, bands, part, out)
 
     return through_gdal(read, href, sign, identity)
 
@@ -210,7 +210,7 @@ def read_warped(
                 **kernel_scale(header.geobox, header.levels[level].shape, geobox),
             ) as warped,
         ):
-            out[...] = warped.read([b + 1 for b in bands], window=part)
+            _read_bands(warped, bands, part, out)
 
     return through_gdal(read, header.href, header.sign, header.identity)
 
@@ -316,6 +316,15 @@ def source_pixels(
 @lru_cache(64)
 def _transformer(source: str, target: str) -> Transformer:
     return Transformer.from_crs(source, target, always_xy=True)
+
+
+def _read_bands(dataset: Any, bands: tuple[int, ...], window: RasterioWindow, out: NDArray[Any]) -> None:
+    """Read into `out`; rasterio reads bands together only if they have one type."""
+    if len({dataset.dtypes[band] for band in bands}) == 1:
+        out[...] = dataset.read([band + 1 for band in bands], window=window)
+    else:
+        for layer, band in zip(out, bands, strict=True):
+            layer[...] = dataset.read(band + 1, window=window)
 
 
 def _open_level(url: str, shape: tuple[int, int], limits: Mapping[str, Any]) -> Any:
