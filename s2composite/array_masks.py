@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from s2composite.as_cube import as_cube
+from s2composite.as_cube import as_cube, with_plain_dims
 from s2composite.cube import stack_of
 from s2composite.errors import ParameterError
 from s2composite.georeference import crs_of, label_shift
@@ -166,6 +166,7 @@ def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] 
     name = mask.name or "the mask"
     if mask.dtype != np.bool_:
         raise ParameterError(f"{name} is {mask.dtype}; valid takes boolean arrays, True where an observation is valid")
+    mask = with_plain_dims(mask)
     extra = set(mask.dims) - {"time", "y", "x"}
     if extra or not {"y", "x"} <= set(mask.dims):
         raise ParameterError(f"{name} has dimensions {tuple(mask.dims)}; a mask has (time, y, x) or (y, x)")

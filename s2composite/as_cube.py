@@ -12,7 +12,7 @@ from s2composite.array_values import stacked
 from s2composite.errors import ParameterError
 from s2composite.georeference import georeferenced
 
-__all__ = ["as_cube", "days_of", "saturated_of"]
+__all__ = ["as_cube", "days_of", "saturated_of", "with_plain_dims"]
 
 _DIMS = ("time", "band", "y", "x")
 _SPELLINGS = {
@@ -38,7 +38,7 @@ def as_cube(cube: Any) -> xr.DataArray:
     """
     if not isinstance(cube, xr.Dataset | xr.DataArray):
         raise ParameterError(f"composite() takes a DataArray or Dataset over time, not a {type(cube).__name__}")
-    array = _bands_of(_with_plain_dims(cube)) if isinstance(cube, xr.Dataset) else _with_plain_dims(cube)
+    array = _bands_of(with_plain_dims(cube)) if isinstance(cube, xr.Dataset) else with_plain_dims(cube)
     if "band" not in array.dims:
         only = array.coords["band"].item() if "band" in array.coords and array["band"].ndim == 0 else array.name
         array = array.drop_vars("band", errors="ignore").expand_dims(band=[str("value" if only is None else only)])
@@ -55,7 +55,7 @@ def as_cube(cube: Any) -> xr.DataArray:
 _Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
 
 
-def _with_plain_dims(data: _Data) -> _Data:
+def with_plain_dims(data: _Data) -> _Data:
     """Return an array or Dataset whose dimensions are called time, band, y and x, where it is clear which those are."""
     renamed = _plain_names(tuple(data.dims))
     # A coordinate that is no dimension may have that name already.

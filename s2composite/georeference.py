@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
+from pyproj import CRS as ProjCRS  # noqa: N811 - odc-geo has a CRS, too
+from pyproj.exceptions import CRSError
 
 from s2composite.errors import ParameterError
 
@@ -24,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 _ArrayOrDataset = TypeVar("_ArrayOrDataset", xr.DataArray, xr.Dataset)
 
-_DIMS = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"))
+_DIMS = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"), ("Y", "X"), ("northing", "easting"))
 
 _STACKSTAC = ("spec", "crs", "transform", "resolution", "resolution_xy")
 """Attributes in which stackstac describes the grid that an array had when it was made."""
@@ -258,7 +260,13 @@ def _grid_mapping(array: xr.DataArray) -> Hashable | None:
 
 
 def _wkt(attrs: Mapping[Any, Any]) -> str:
-    return str(attrs.get("spatial_ref") or attrs.get("crs_wkt") or "")
+    text = attrs.get("spatial_ref") or attrs.get("crs_wkt")
+    if text or "grid_mapping_name" not in attrs:
+        return str(text or "")
+    try:
+        return str(ProjCRS.from_cf(dict(attrs)).to_wkt())
+    except (CRSError, KeyError, TypeError, ValueError):
+        return ""
 
 
 def crs_of(array: xr.DataArray) -> CRS | None:

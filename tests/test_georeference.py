@@ -203,6 +203,28 @@ def test_the_crs_may_have_any_name(where, tmp_path):
     assert rasterio.open(path).crs == "EPSG:32631"
 
 
+def test_a_crs_in_cf_attributes_alone():
+    array = from_odc().drop_vars("spatial_ref")
+    grid = {
+        "grid_mapping_name": "latitude_longitude",
+        "semi_major_axis": 6378137.0,
+        "inverse_flattening": 298.257223563,
+    }
+    place = {"x": 2 + 0.01 * np.arange(SIZE), "y": 44 - 0.01 * np.arange(SIZE), "crs": ((), 0, grid)}
+    cube = georeferenced(array.assign_coords(place))
+    assert cube.odc.geobox.crs.geographic
+    assert tuple(geobox_of(cube).transform)[:6] == pytest.approx((0.01, 0, 1.995, 0, -0.01, 44.005))
+
+
+def test_masks_in_degrees_have_the_names_of_their_cube():
+    array = from_odc().rename(y="latitude", x="longitude")
+    mask = array.isel(band=0, drop=True) > 1100
+    np.testing.assert_array_equal(
+        s2c.composite(array, "median", valid=[mask])["count"].values,
+        s2c.composite(from_odc(), "median", valid=[from_odc().isel(band=0, drop=True) > 1100])["count"].values,
+    )
+
+
 def test_single_precision_coordinates(tmp_path):
     array = from_odc()
     rounded = array.assign_coords(x=array.x.astype("float32"), y=array.y.astype("float32"))
@@ -780,6 +802,11 @@ def test_files_with_degrees_from_0_to_360(engine, tmp_path):
     np.testing.assert_array_equal(s2c.open_cube(path, geobox=grid, engine=engine).values[0, 0], expected)
     west = s2c.open_cube(path, bbox=(-10, 30, -5, 40), engine=engine)
     np.testing.assert_array_equal(west.values[0, 0], pixels[0, 50:60, 350:355])
+
+
+def test_a_map_ends_at_the_antimeridian(granules):
+    with pytest.raises(GridError, match="EPSG:3857 is cut"):
+        s2c.composite(s2c.open_cube(granules["60KXG"][0]), "median").explore()
 
 
 def test_an_item_over_the_antimeridian_follows_geojson(granules, tmp_path):

@@ -23,6 +23,7 @@ from bokeh.models import BoxZoomTool, CustomJS, CustomJSTickFormatter, DataRange
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_output_geobox
 from rasterio.warp import Resampling, reproject
@@ -32,6 +33,7 @@ from s2composite.composed import Composed
 from s2composite.errors import GridError, ParameterError
 from s2composite.georeference import geobox_of
 from s2composite.pixels.stretching import Stretch, limits, painted
+from s2composite.reading.grid import projected_box
 from s2composite.writing.targets import put_small, target_of
 
 __all__ = ["Map", "explore"]
@@ -113,7 +115,7 @@ def explore(
     ParameterError
         No such layer, band or background, or no pixel has data.
     GridError
-        The composite has no coordinate system.
+        The composite has no coordinate system, or lies where web maps end: over the antimeridian or a pole.
 
     Examples
     --------
@@ -135,6 +137,7 @@ def explore(
     geobox = geobox_of(shown)
     if geobox is None or geobox.crs is None:
         raise GridError("the composite has no coordinate system, so it has no place on a map; write_crs() it")
+    projected_box(geobox, CRS("EPSG:3857"))  # a map ends at the antimeridian
     target = compute_output_geobox(geobox, "EPSG:3857")
     pictures = [_warped(picture, geobox, target) for picture in _painted(shown, layer, stretch)]
     title = ", ".join(heading(dataset, layer, bands or ()).splitlines())

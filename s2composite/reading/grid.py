@@ -35,6 +35,7 @@ __all__ = [
     "footprint",
     "level_geobox",
     "native_geoboxes",
+    "projected_box",
     "resolution_of",
     "target_geobox",
     "turned_to",
@@ -220,7 +221,7 @@ def _to_crs(native: GeoBox, crs: CRS, resolution: float | None) -> GeoBox:
         fine = resolution or abs(as_fine(native, crs, "auto").resolution.x)
         return GeoBox.from_bbox(_around([native], crs), crs, resolution=fine, tight=True)
     if _wraps(native):
-        _projected(native, crs)
+        projected_box(native, crs)
     return native.to_crs(crs, resolution="auto" if resolution is None else resolution)
 
 
@@ -252,15 +253,21 @@ def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
 def _around(natives: Sequence[GeoBox], crs: CRS) -> BoundingBox:
     """Return the box around grids; in degrees it goes on beyond 180 where they cross the antimeridian."""
     if not crs.geographic:
-        return bbox_union([_projected(native, crs) for native in natives])
+        return bbox_union([projected_box(native, crs) for native in natives])
     parts = [part.bounds for native in natives for part in _parts(footprint(native).to_crs(crs).geom)]
     west, south, east, north = zip(*parts, strict=True)
     left, right = arc_around(zip(west, east, strict=True))
     return BoundingBox(left, min(south), right, max(north), crs)
 
 
-def _projected(native: GeoBox, crs: CRS) -> BoundingBox:
-    """Return the box around a grid in a projection, which may be cut where the grid lies."""
+def projected_box(native: GeoBox, crs: CRS) -> BoundingBox:
+    """Return the box around a grid in a projection.
+
+    Raises
+    ------
+    GridError
+        The projection is cut where the grid lies.
+    """
     span = native.extent.to_crs(crs).boundingbox
     if _wraps(native):
         size = as_fine(native, crs).resolution.map(abs)
