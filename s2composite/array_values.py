@@ -50,6 +50,9 @@ class MissingValue:
     derived: bool = False
     """Whether the array was calculated from others, so that its scale and offset are not true either."""
 
+    flags: bool = False
+    """Whether the numbers are 0 and 1 of a comparison, so that 0 is not the default it is for other integers."""
+
     cast: float | None = None
     """A number that still says so in floats whose products are to have NaN; see `with_nan`."""
 
@@ -76,10 +79,10 @@ class MissingValue:
         ParameterError
             It cannot be told, and a rule asks for it.
         """
-        if not self.unknown:
+        if not self.unknown and not (self.flags and dtype.kind in "iu"):
             return self.nodata
         named = [rule.value for rule in rules if isinstance(rule, Nodata | SwathEdge)]
-        if None in named:
+        if self.unknown and None in named:
             raise ParameterError(self.unknown)
         if dtype.kind == "f":
             return math.nan
@@ -116,7 +119,7 @@ def missing_value_of(array: xr.DataArray) -> MissingValue:
 def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> MissingValue:
     """Return the nodata value of an array that has lost its encoding, or never had one."""
     if origin == "flags":
-        return MissingValue(math.nan if array.dtype.kind == "f" else None, derived=True)
+        return MissingValue(math.nan if array.dtype.kind == "f" else None, derived=True, flags=True)
     signed = _clings(array.attrs)
     nodata = 0.0 if stated is None and "engine" in array.attrs else stated
     became = nodata if origin == "cast" else _became(array, nodata)
@@ -136,7 +139,7 @@ def _of_integers(array: xr.DataArray, stated: float | None, origin: Origin, *, d
     if origin == "computed":
         return MissingValue(stated, derived, unknown=_unknown(array, stated))
     if array.chunks is None and bool((array.values <= 1).all() and (array.values >= 0).all()):
-        return MissingValue(None, derived)  # a comparison that became integers
+        return MissingValue(None, derived, flags=True)
     # Scaling, masking and clipping leave 0 what it is, and unsigned integers are not shifted.
     kept = array.dtype.kind == "u" and not stated
     return MissingValue(stated, derived, unknown="" if kept else _unknown(array, stated))

@@ -190,6 +190,15 @@ def test_flags_have_no_nodata(files):
         assert (row["mean"], row["count"]) == pytest.approx((4 / 9, 9 * SIDE))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("compute", [False, True])
+def test_shares_of_flags_in_a_series(files, dtype, compute):
+    made = (s2c.open_cube(files) > 2000).astype(dtype)
+    comp = s2c.composite(made.compute() if compute else made, "mean").compute()
+    np.testing.assert_array_equal(comp["composite"].values, made.mean("time").values)
+    assert (comp["count"] == SCENES).all()
+
+
 # --- zones, files and pictures -----------------------------------------------------------------------------------------------
 
 
