@@ -13,7 +13,9 @@ claim of more is an error before it costs anything.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import imagecodecs
@@ -38,10 +40,11 @@ _LOSSLESS: Mapping[str, Callable[..., Any]] = {
     "ZSTD": imagecodecs.zstd_decode,
 }
 
-_START_OF_SCAN = b"\xff\xda"
-_FRAMES = frozenset(bytes((0xFF, code)) for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC))
-_COLOURS = frozenset((b"\xff\xe0", b"\xff\xee"))
-"""Markers of a JPEG: frames of all kinds; JFIF and Adobe, which say what the components are."""
+_SEGMENT = struct.Struct(">HH")
+_START_OF_SCAN = 0xFFDA
+_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_COLOURS = frozenset((0xFFE0, 0xFFEE))
+"""A JPEG's segments: marker and size. Frames of all kinds; JFIF and Adobe, which say what the components are."""
 
 _JPEG_COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 """Output colours by bands; CMYK is libjpeg's name for four bands left as they are."""
@@ -87,8 +90,13 @@ def _jpeg(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[np.u
     adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + transform
     # as libtiff, let the last strip have all the rows of a strip
     shapes = {(rows, *out.shape[1:]), out.shape}
-    stream = b"".join((b"\xff\xd8", adobe, *_segments(coding.tables[:-2], shapes), *_segments(data, shapes)))
+    stream = b"".join((b"\xff\xd8", adobe, _tables(coding.tables), *_segments(data, shapes)))
     simplejpeg.decode_jpeg(stream, _JPEG_COLOURS[coding.samples_per_tile], buffer=out, strict=True)
+
+
+@lru_cache(1024)
+def _tables(tables: bytes) -> bytes:
+    return b"".join(_segments(tables, ()))
 
 
 def _segments(data: bytes | memoryview, shapes: Collection[tuple[int, ...]]) -> Iterator[bytes | memoryview]:
@@ -98,10 +106,10 @@ def _segments(data: bytes | memoryview, shapes: Collection[tuple[int, ...]]) -> 
     """
     if data and bytes(data[:2]) != b"\xff\xd8":
         raise ValueError("it does not begin as a JPEG")
-    at = 2
-    while at < len(data):
-        marker, size = bytes(data[at : at + 2]), int.from_bytes(data[at + 2 : at + 4])
-        if marker == b"\xff\xff":  # any number of 0xff may stand before a marker
+    at, end = 2, len(data) - 4
+    while at <= end:
+        marker, size = _SEGMENT.unpack_from(data, at)
+        if marker == 0xFFFF:  # any number of 0xff may stand before a marker
             at += 1
             continue
         if marker == _START_OF_SCAN:
@@ -111,7 +119,7 @@ def _segments(data: bytes | memoryview, shapes: Collection[tuple[int, ...]]) -> 
             frame = bytes(data[at + 5 : at + 10])
             shape = (int.from_bytes(frame[:2]), int.from_bytes(frame[2:4]), *frame[4:])
             if shape not in shapes:
-                raise ValueError(f"it holds {shape} instead of {max(shapes)}")
+                raise ValueError(f"it holds {shape} instead of {max(shapes, default=())}")
         if marker not in _COLOURS:
             yield data[at : at + 2 + size]
         at += 2 + size
