@@ -138,7 +138,7 @@ class Composite:
 
     def __getitem__(self, layer: str) -> xr.DataArray:
         """Return a layer by name; a ParameterError lists the layers there are."""
-        if layer not in self.dataset.data_vars:
+        if not isinstance(layer, str) or layer not in self.dataset.data_vars:
             raise ParameterError(
                 f"the composite has no layer {layer!r}; it has {', '.join(map(str, self.dataset.data_vars))}"
             )
@@ -240,8 +240,8 @@ class Composite:
         ParameterError
             `size` is less than 1.
         """
-        if size < 1:
-            raise ParameterError(f"size={size}; a preview has 1 pixel or more")
+        if not isinstance(size, (int, np.integer)) or size < 1:
+            raise ParameterError(f"size={size!r}; a preview has 1 pixel or more")
         return Composite(small_dataset(self.dataset, size).compute())
 
     def period(self, label: str) -> Composite:

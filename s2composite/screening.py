@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import dask.array as da
@@ -21,6 +22,7 @@ from s2composite.errors import ParameterError
 from s2composite.masking import Mask, both, masks_of, passed
 from s2composite.pixels.masks import Nodata, Rule
 from s2composite.pixels.reducers import Recipe, valid_observations
+from s2composite.reading.grid import resolution_of
 from s2composite.reading.stack import Stack
 
 __all__ = ["select_scenes", "valid_share"]
@@ -178,9 +180,10 @@ def select_scenes(
     >>> s2c.select_scenes(cube, min_valid=0.05).sizes["time"] <= 4
     True
     """
-    if not 0 <= min_valid <= 1 or not 0 <= max_cloud_cover <= 100:
+    limits: tuple[tuple[Any, float], ...] = ((min_valid, 1), (max_cloud_cover, 100))
+    if not all(isinstance(limit, Real) and 0 <= float(limit) <= most for limit, most in limits):
         raise ParameterError(
-            f"min_valid={min_valid} and max_cloud_cover={max_cloud_cover}: give a share from 0 to 1 and percent"
+            f"min_valid={min_valid!r} and max_cloud_cover={max_cloud_cover!r}: give a share from 0 to 1 and percent"
         )
     keep = np.ones(cube.sizes["time"], bool)
     if max_cloud_cover < 100:
@@ -189,7 +192,8 @@ def select_scenes(
         keep &= ~(cube["cloud_cover"].values > max_cloud_cover)
     if min_valid > 0 and keep.any():
         kept = np.flatnonzero(keep)
-        shares = valid_share(coarser(cube.isel(time=kept), resolution), valid)
+        size = None if resolution is None else resolution_of(resolution)
+        shares = valid_share(coarser(cube.isel(time=kept), size), valid)
         keep[kept] = shares["valid"].compute().values >= min_valid
     names = np.atleast_1d(cube["scene" if "scene" in cube.coords else "time"].values)
     if not keep.any():

@@ -3,6 +3,7 @@
 import datetime as dt
 import inspect
 import io
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -21,10 +22,14 @@ from rasterio.enums import Resampling
 from rasters import encoded, write_tif
 
 import s2composite as s2c
+from s2composite.cli import main
 from s2composite.errors import BandError, ParameterError, S2CompositeError
 from s2composite.pixels import registry
 from s2composite.pixels.rules import _RULES, resolve_rule
+from s2composite.running.clusters.options import read_cluster
 from s2composite.scenes.periods import find_periods
+from s2composite.writing.cog import write_raster
+from s2composite.writing.zarr import write_zarr
 
 ODD = {
     "None": None, "zero": 0, "negative": -1, "huge": 10**30, "NaN": float("nan"), "infinity": float("inf"), "half": 1.5,
@@ -493,3 +498,72 @@ def test_parameters_of_rules_are_taken_or_refused(rule):
     for parameter in inspect.signature(_RULES[rule]).parameters:
         for odd in [*ODD.values(), "0.5", [1, "x"], 200, -5]:
             outcome(lambda parameter=parameter, odd=odd: resolve_rule(rule, **{parameter: odd}))
+
+
+# --- writing, zones, clusters and the rest ----------------------------------------------------------------------------
+
+SWITCHES = ("overwrite", "progress", "resume", "shards", "pyramid", "separate", "mask")
+"""Arguments that are true or false, for which anything counts that Python takes for one of them."""
+
+
+@pytest.fixture(scope="module")
+def small(cube):
+    return s2c.composite(cube.isel(y=slice(0, 64), x=slice(0, 64))).compute()
+
+
+@pytest.fixture(scope="module")
+def zones(small):
+    return gpd.GeoDataFrame({"name": ["a"]}, geometry=[small.dataset.odc.geobox.extent.geom], crs=32631)
+
+
+def parameters(function, *left_out):
+    return [name for name in inspect.signature(function).parameters if name not in (*left_out, *SWITCHES)]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_outputs_are_written_or_refused(small, there, odd):
+    outcome(lambda: small.to_raster(ODD[odd]))
+    outcome(lambda: small.to_zarr(ODD[odd]))
+    for name in parameters(write_raster, "dataset", "path"):
+        outcome(lambda name=name: small.to_raster(f"{name}.tif", **{name: ODD[odd]}))
+    for name in parameters(write_zarr, "dataset", "store"):
+        outcome(lambda name=name: small.to_zarr(f"{name}.zarr", **{name: ODD[odd]}))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_zones_are_measured_or_refused(small, zones, odd):
+    assert isinstance(outcome(lambda: s2c.zonal_stats(ODD[odd], zones)), S2CompositeError)
+    assert isinstance(outcome(lambda: s2c.zonal_stats(small, ODD[odd])), S2CompositeError)
+    for name in parameters(s2c.zonal_stats, "data", "zones"):
+        outcome(lambda name=name: s2c.zonal_stats(small, zones, **{name: ODD[odd]}))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_clusters_and_jobs_are_taken_or_refused(there, odd):
+    outcome(lambda: read_cluster(ODD[odd]))
+    assert isinstance(outcome(lambda: s2c.load_job(ODD[odd])), S2CompositeError)
+    for name in ("workers", "threads", "memory", "dashboard"):
+        outcome(lambda name=name: read_cluster("local", **{name: ODD[odd]}))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_looks_are_taken_or_refused(cube, small, odd):
+    value = ODD[odd]
+    for call in (small.preview, small.period, small.shares, small.__getitem__):
+        outcome(lambda call=call: call(value))
+    outcome(lambda: s2c.valid_share(cube, value))
+    for name in parameters(s2c.select_scenes, "cube"):
+        outcome(lambda name=name: s2c.select_scenes(cube, **{"min_valid": 0.1, name: value}))
+
+
+def test_the_command_line_says_it_in_one_line(folder, there, monkeypatch, capsys):
+    job = f"source: {folder}\noutput: a.tif\n"
+    for line in ("resolution: many", "groupby: day", "bands: [9]", "crs: EPSG:1", "like: missing.tif"):
+        Path("job.yaml").write_text(f"{job}{line}\n")
+        monkeypatch.setattr("sys.argv", ["s2composite", "plan", "job.yaml"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == 2
+        assert said.err.startswith("error: ")
+        assert (said.err.count("\n"), said.out) == (1, "")

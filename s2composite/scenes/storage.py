@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 
 import fsspec
 
-from s2composite.errors import SourceError
+from s2composite.errors import ParameterError, SourceError
 from s2composite.scenes.access import check_touch, limits
 from s2composite.scenes.addresses import guarded_client, web_client
 from s2composite.scenes.credentials import (
@@ -77,6 +77,8 @@ def absolute(href: str | os.PathLike[str]) -> str:
     >>> absolute("/vsis3/bucket/scene.tif"), absolute("/vsicurl/https://host/scene.tif")
     ('s3://bucket/scene.tif', 'https://host/scene.tif')
     """
+    if not isinstance(href, (str, os.PathLike)):
+        raise ParameterError(f"{href!r} is no path; give text or a pathlib.Path")
     if isinstance(href, os.PathLike):
         href = _with_slashes(os.fspath(href))
     if "\0" in href:

@@ -23,7 +23,7 @@ from s2composite.writing.layers import (
     file_names,
     layer_of,
 )
-from s2composite.writing.options import RasterOptions, checked, overridden
+from s2composite.writing.options import RasterOptions, check_resampling, checked, overridden
 from s2composite.writing.parts import Parts
 from s2composite.writing.periods import Period, period_path, periods_of
 from s2composite.writing.preview import rgba_layer
@@ -141,6 +141,11 @@ def plan_files(
     ParameterError
         Options are invalid or contradict each other.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ParameterError(f"{path!r} is no path; give text or a pathlib.Path")
+    for name, given in (("overrides", overrides), ("tags", tags)):
+        if not isinstance(given, Mapping | None) or not all(isinstance(key, str) for key in given or ()):
+            raise ParameterError(f"{name} is {given!r}; it is a mapping from names")
     names = chosen_layers(dataset, layers)
     files = file_names(os.fspath(path), names, separate=separate)
     if unknown := set(overrides or {}) - {group[0] for _, group in files}:
@@ -163,6 +168,7 @@ def _plan_file(
     path, dataset = period_path(file, period.label), period.dataset
     layers = tuple(rgba_layer(dataset, options.stretch) if name == RGBA else layer_of(dataset, name) for name in names)
     dtype, nodata = common_nodata(layers, path)
+    check_resampling(options, path)
     bands = file_bands(layers, options.overview_resampling)
     options = checked(options, dtype, len(bands), path, averaged=all(band.method == "average" for band in bands))
     masked = options.mask if options.mask is not None else options.lossy and nodata is not None

@@ -96,9 +96,12 @@ def chosen_layers(dataset: xr.Dataset, wanted: str | Sequence[str] | None) -> tu
         raise ParameterError("the dataset has no layer with the dimensions (y, x) or (band, y, x)")
     if wanted is None:
         return ("composite",) if "composite" in known else tuple(n for n in known if _has_bands(dataset[n])) or known
-    names = known if wanted == "all" else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    if not isinstance(wanted, Iterable):
+        raise ParameterError(f"layers is {wanted!r}; it is 'all', or one or several of {', '.join((*known, RGBA))}")
+    names = known if isinstance(wanted, str) and wanted == "all" else (wanted,) if isinstance(wanted, str) else wanted
+    names = tuple(names)
     for name in names:
-        if name not in known and name != RGBA:
+        if not isinstance(name, str) or (name not in known and name != RGBA):
             raise ParameterError(f"there is no layer {name!r} to write; there are {', '.join((*known, RGBA))}")
     if not names or len(set(names)) < len(names):
         raise ParameterError(f"layers is {list(names)}; name each layer once, or pass 'all'")

@@ -11,7 +11,7 @@ import numpy as np
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch
 
-__all__ = ["OVERVIEWS", "RasterOptions", "checked", "options_of", "overridden"]
+__all__ = ["OVERVIEWS", "RasterOptions", "check_resampling", "checked", "options_of", "overridden"]
 
 COMPRESSIONS = ("deflate", "zstd", "lzw", "webp", "jpeg", "none")
 OVERVIEWS = ("average", "nearest", "mode")
@@ -82,6 +82,12 @@ def options_of(given: Mapping[str, Any]) -> RasterOptions:
     return RasterOptions(**given)
 
 
+def check_resampling(options: RasterOptions, label: str) -> None:
+    """Raise a ParameterError if overviews are to be made in a way that there is not."""
+    if options.overview_resampling is not None:
+        _choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
+
+
 def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]], layer: str) -> RasterOptions:
     """Return the options of one layer.
 
@@ -90,7 +96,9 @@ def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]
     ParameterError
         A key is not an option.
     """
-    own = dict(overrides.get(layer, {}))
+    own = overrides.get(layer, {})
+    if not isinstance(own, Mapping):
+        raise ParameterError(f"overrides[{layer!r}] is {own!r}; it is a mapping from options to values")
     known = {field.name for field in fields(RasterOptions)}
     if unknown := sorted(set(own) - known):
         raise ParameterError(
@@ -121,9 +129,7 @@ def checked(
             f"{label}: not every GeoTIFF reader supports {dtype.name}; cast to one of {', '.join(_DTYPES)}"
         )
     _choice(label, "compress", options.compress, COMPRESSIONS)
-    if options.overview_resampling is not None:
-        _choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
-    if options.bigtiff not in (True, False, "auto"):
+    if not isinstance(options.bigtiff, bool | str) or options.bigtiff not in (True, False, "auto"):
         raise ParameterError(f"{label}: bigtiff is {options.bigtiff!r}; it is True, False or 'auto'")
     _whole(label, "blocksize", options.blocksize, 64, 8192)
     if options.blocksize % 16:
@@ -154,6 +160,8 @@ def _check_compression(options: RasterOptions, dtype: np.dtype[Any], bands: int,
 
 def _predictor(options: RasterOptions, dtype: np.dtype[Any], label: str, *, averaged: bool) -> int:
     given, floats = options.predictor, dtype.kind == "f"
+    if not isinstance(given, int | str):
+        raise ParameterError(f"{label}: predictor is {given!r}; it is 'auto', 1 (none), 2 (integers) or 3 (floats)")
     if given == "auto":
         # Differences of neighbours suit pictures, but not classes and indices of scenes, which come in flat patches.
         return (3 if floats else 2 if averaged else 1) if options.compress in _PREDICTABLE else 1
@@ -169,7 +177,7 @@ def _predictor(options: RasterOptions, dtype: np.dtype[Any], label: str, *, aver
 
 
 def _choice(label: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ParameterError(f"{label}: {name} is {value!r}; it is one of {', '.join(choices)}")
 
 

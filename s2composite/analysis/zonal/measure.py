@@ -131,7 +131,7 @@ def _cube(data: Any, layer: str) -> tuple[xr.DataArray, bool]:
     if isinstance(dataset, (str, os.PathLike)):
         return as_cube(_opened(os.fspath(dataset)).expand_dims("time")), False
     if isinstance(dataset, xr.Dataset):
-        if layer not in dataset:
+        if not isinstance(layer, str) or layer not in dataset:
             raise ParameterError(f"there is no layer {layer!r}; there are {', '.join(map(str, dataset.data_vars))}")
         dataset = dataset[layer]
     if not isinstance(dataset, xr.DataArray):

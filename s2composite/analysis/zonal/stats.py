@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -54,10 +54,14 @@ def wanted_of(stats: Sequence[str], bins: Sequence[float] | None) -> Wanted:
     ParameterError
         There is no such statistic, or bins and histogram are not both given, or bins do not rise.
     """
+    if not isinstance(stats, Iterable):
+        raise ParameterError(f"stats is {stats!r}; it is a list of names, such as ['mean', 'p90']")
     names = (stats,) if isinstance(stats, str) else tuple(stats)
     percentiles = {}
     for name in names:
-        match = _PERCENTILE.fullmatch(str(name))
+        if not isinstance(name, str):
+            raise ParameterError(f"stats has {name!r}; it is a list of names, such as ['mean', 'p90']")
+        match = _PERCENTILE.fullmatch(name)
         if name == "median" or (match and float(match[1]) <= 100):
             percentiles[name] = 50.0 if match is None else float(match[1])
         elif name not in (*_PLAIN, "histogram", "fraction"):

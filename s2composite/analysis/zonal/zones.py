@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def _called(zones: Any) -> str:
 
 
 def _names(frame: gpd.GeoDataFrame, name: str | None) -> tuple[Any, ...]:
-    if name is not None and name not in frame.columns:
+    if name is not None and not (isinstance(name, Hashable) and name in frame.columns):
         columns = ", ".join(str(column) for column in frame.columns if column != frame.geometry.name)
         raise ParameterError(f"the zones have no column {name!r}; they have {columns or 'none'}")
     column = frame.index.to_series() if name is None else frame[name]

@@ -32,7 +32,7 @@ def _written_out(config: Any) -> Any:
     """Return the mapping that a short name of a cluster stands for; anything else unchanged."""
     if isinstance(config, str) and config.startswith(SCHEMES):
         return {"type": "address", "address": config}
-    if config == "local":
+    if isinstance(config, str) and config == "local":
         return {"type": "local"}
     return config.model_dump() if isinstance(config, Strict) else config
 

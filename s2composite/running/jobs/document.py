@@ -73,6 +73,8 @@ def read_document(
         return Document(kind, dict(source), {})
     if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):
         return parse_text(source, kind, given)
+    if not isinstance(source, (str, os.PathLike)):
+        raise JobError(f"{kind}: {source!r} is no {kind}; give a path, YAML text or a mapping", key=None, line=None)
     name = os.fspath(source)
     try:
         return parse_text(Path(source).read_text("utf-8"), name, given)
@@ -84,6 +86,8 @@ def read_document(
         raise JobError(f"{name}: the {kind} file cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise JobError(f"{name}: not a text file in UTF-8 (byte {error.start}); a {kind} is YAML text") from error
+    except ValueError as error:  # NUL in its name
+        raise JobError(f"{name!r}: the {kind} file cannot be read: {error}") from error
 
 
 def parse_text(text: str, name: str, given: Mapping[str, str] | None = None) -> Document:
