@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2composite.masking import Mask, passed
+from s2composite.masking import Mask, both, passed
 from s2composite.metering import tell_read
+from s2composite.pixels.masks import lets_through
 from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.reading.grid import Window
 from s2composite.reading.observe import FAILED, OUTSIDE, READ
 from s2composite.reading.stack import Products, Stack
 
-__all__ = ["DayObservations", "products_near", "read_days"]
+__all__ = ["DayObservations", "asks_for_coverage", "products_near", "read_days"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +28,8 @@ class DayObservations:
     """``(t, b, y, x)``."""
 
     passed: NDArray[np.bool_] | None
-    """``(t, y, x)``: which observations pass the rules on mask bands; None: there are no such rules."""
+    """``(t, y, x)``: which observations pass the rules on mask bands and, where the rules on values do not tell, are
+    covered by files; None: there are no such rules."""
 
     status: NDArray[np.uint8]
     """``(t,)``: as `Observations.status`; a day has failed if one of its products has."""
@@ -37,6 +39,11 @@ def products_near(stack: Stack, window: Window, pad: int = 0) -> NDArray[np.intp
     """Return the positions of the products that may have pixels in a window, ascending: at least one of them."""
     near = stack.products.stack.touching(window, pad=pad)
     return near if near.size else np.zeros(1, np.intp)
+
+
+def asks_for_coverage(stack: Stack, recipe: Recipe) -> bool:
+    """Return whether it matters where files cover pixels: rules that drop what fills the others drop those anyway."""
+    return lets_through(stack.fill, recipe.rules, stack.dtype, len(stack.bands), recipe.nodata, recipe.bands)
 
 
 def read_days(
@@ -63,17 +70,19 @@ def read_days(
         Memory for the pixels; see `Stack.read`.
     """
     turn = _turns(products.scene)
+    coverage = asks_for_coverage(products.stack, recipe)
     if not turn.any():
-        seen = products.stack.read(region, scratch=scratch)
+        seen = products.stack.read(region, scratch=scratch, coverage=coverage)
         tell_read(seen.tally)
-        return DayObservations(seen.pixels, passed(masks, region), seen.status)
+        return DayObservations(seen.pixels, both(passed(masks, region), seen.covered), seen.status)
     first, *others = (np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1))
     days = read_days(_part(products, first), recipe, region, _of(masks, first), scratch)
-    best = {int(t): _rank(days, int(t), recipe, products.stack.fill) for t in np.unique(products.scene[turn > 0])}
+    fill = float("nan") if coverage else products.stack.fill
+    best = {int(t): _rank(days, int(t), recipe, fill) for t in np.unique(products.scene[turn > 0])}
     for later in others:
         more = read_days(_part(products, later), recipe, region, _of(masks, later))
         for i, t in enumerate(products.scene[later].tolist()):
-            _fuse(days, t, best[t], more, i, _rank(more, i, recipe, products.stack.fill))
+            _fuse(days, t, best[t], more, i, _rank(more, i, recipe, fill))
     return days
 
 
@@ -96,7 +105,10 @@ def _of(masks: Sequence[Mask], positions: NDArray[np.intp]) -> list[Mask]:
 
 
 def _rank(seen: DayObservations, t: int, recipe: Recipe, fill: float) -> NDArray[np.uint8]:
-    """Return how good the observations of one scene are, ``(y, x)``: 0 none, 1 some bands, 2 all of them, 3 usable."""
+    """Return how good the observations of one scene are, ``(y, x)``: 0 none, 1 some bands, 2 all of them, 3 usable.
+
+    `fill` is what bands have that are missing; NaN where ``seen.passed`` says what is covered, and any value is one.
+    """
     pixels = seen.pixels[t : t + 1]
     there = ~np.isnan(pixels[0]) if np.isnan(fill) else pixels[0] != fill
     rank: NDArray[np.uint8] = there.any(0).astype(np.uint8) + there.all(0).astype(np.uint8)

@@ -143,12 +143,18 @@ def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
     """Evaluate a rule in a window of its band, at the resolution of the band: ``(t, y, x)``.
 
     The pixels around the window that matter to the rule are read with it. What lies beyond the edge of the band changes
-    nothing. A scene that cannot be read is not valid.
+    nothing. A scene that cannot be read is not valid, nor is what the file of the band does not cover, or leaves out by
+    a mask of its own or a nodata value other than 0, which means something in most codings.
     """
     region, inner = with_halo(window, rule.halo, stack.shape[2:])
-    seen = stack.read(region)
+    seen = stack.read(region, coverage=True)
     tell_read(seen.tally)
-    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))[:, inner[0], inner[1]]
+    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
+    if seen.covered is not None:
+        valid &= seen.covered
+    if stack.fill:
+        valid &= seen.pixels[:, 0] != stack.fill
+    valid = valid[:, inner[0], inner[1]]
     valid[seen.status == FAILED] = False
     return valid
 

@@ -16,7 +16,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from s2composite.cube import Chunks, stack_of, thread_memory, window_at
-from s2composite.days import products_near, read_days
+from s2composite.days import asks_for_coverage, products_near, read_days
 from s2composite.errors import ParameterError
 from s2composite.masking import Mask, both, masks_of, with_halo
 from s2composite.metering import metered, tell_read
@@ -92,10 +92,10 @@ def _compose(
 def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.intp] | None) -> list[_Part]:
     """Compose the pieces of a window one after the other."""
     parts: list[_Part] = []
-    pieces = stack.pieces(window)
+    pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
     with (
         borrow(max(map(stack.size, pieces)), stack.dtype) as scratch,
-        closing(stack.read_all(pieces, scratch)) as observed,
+        closing(stack.read_all(pieces, scratch, coverage=coverage)) as observed,
     ):
         for piece, seen in observed:
             tell_read(seen.tally)
@@ -127,7 +127,7 @@ def _block_by_block(
         pieces, lost = stack.pieces(block), set[int]()
         if len(pieces) > 1:
             lost.update(t for _, seen in stack.read_all(pieces, scratch) for t in seen.errors)
-        for piece, seen in stack.read_all(pieces, scratch):
+        for piece, seen in stack.read_all(pieces, scratch, coverage=asks_for_coverage(stack, recipe)):
             tell_read(seen.tally)
             seen.status[list(lost)] = FAILED
             parts.append((piece, _reduced(recipe, seen, positions)))
@@ -136,7 +136,7 @@ def _block_by_block(
 
 def _reduced(recipe: Recipe, seen: Observations, positions: NDArray[np.intp] | None) -> dict[str, NDArray[Any]]:
     with metered("kernel"):
-        layers = reduce_block(seen.pixels, recipe, scenes=_there(seen.status), positions=positions)
+        layers = reduce_block(seen.pixels, recipe, valid=seen.covered, scenes=_there(seen.status), positions=positions)
     return {**layers, STATUS: seen.status[:, None, None]}
 
 

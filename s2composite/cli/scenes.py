@@ -23,10 +23,10 @@ from s2composite.scenes.model import Asset, Scene
 
 __all__ = ["scenes"]
 
-SHOWN = ("time", "granule", "id", "asset", "size", "bands", "blocks", "compression", "dtype")
+SHOWN = ("time", "granule", "id", "asset", "size", "bands", "blocks", "compression", "dtype", "valid by")
 """Columns of the table of scenes."""
 
-COMPARED = ("granule", "bands", "size", "blocks", "compression", "dtype", "crs", "grid")
+COMPARED = ("granule", "bands", "size", "blocks", "compression", "dtype", "valid by", "crs", "grid")
 """Facts in which all scenes of a stack should agree."""
 
 
@@ -80,6 +80,7 @@ def _described(href: str) -> dict[str, Any]:
         "blocks": list(header.block),
         "compression": header.compression,
         "dtype": str(header.dtype),
+        "valid by": header.valid_by or "—",
         "crs": str(grid.crs),
         "grid": list(grid.transform)[:6],
         "engine": header.undecodable or "tiles",

@@ -27,6 +27,7 @@ __all__ = [
     "SwathEdge",
     "ValueRange",
     "default_nodata",
+    "lets_through",
     "limits_of",
     "reach_of",
 ]
@@ -296,6 +297,14 @@ def limits_of(
     for rule in rules:
         limits = rule.limits(limits)
     return _narrowed(limits)
+
+
+def lets_through(
+    value: float, rules: Sequence[Rule], dtype: np.dtype[Any], bands: int, nodata: float | None, names: Sequence[str]
+) -> bool:
+    """Return whether a value passes rules in any of the bands; the others are those of `limits_of`."""
+    low, high, dropped = limits_of(rules, dtype, bands, nodata, names)
+    return bool(((low <= value) & (value <= high)).any()) and value not in dropped
 
 
 def _narrowed(limits: Limits) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -37,23 +37,34 @@ class Conversion:
 AS_THEY_ARE = Conversion()
 
 
-def convert(numbers: NDArray[Any], how: Conversion, nodata: float | None, fill: float) -> None:
-    """Convert numbers in place.
+def convert(
+    numbers: NDArray[Any],
+    how: Conversion,
+    nodata: float | None,
+    fill: float,
+    valid: NDArray[np.bool_] | None = None,
+) -> None:
+    """Convert numbers in place: this is where the validity of a file's pixels becomes the stack's fill value.
 
     A valid number that the shift would bring to nodata or below becomes the least valid one: dark water stays observed.
     A saturated number, the largest of the file's type, is not shifted, so that rules still know it, and none becomes
     saturated.
+    A valid number that the stack takes for no data, because the file says otherwise what is valid, becomes the one
+    next to it, as GDAL's warper does it.
 
     Parameters
     ----------
     numbers
-        Any shape, in the type of the stack.
+        ``(b, y, x)``, in the type of the stack.
     how
         What to do.
     nodata
-        What the file has where it has no data; None: 0, as in all products of Sentinel-2.
+        What the file has where it has no data; None: nothing declared. Without `valid` numbers that are converted then
+        have no data at 0, as in all products of Sentinel-2.
     fill
         What the stack has there.
+    valid
+        ``(y, x)`` or ``(b, y, x)``: where the file's mask or alpha band says that there are data; None: it has neither.
 
     Examples
     --------
@@ -61,12 +72,17 @@ def convert(numbers: NDArray[Any], how: Conversion, nodata: float | None, fill: 
     >>> convert(numbers, Conversion(shift=-1000.0), 0, 0)
     >>> numbers
     array([   0,    1,    1,    1, 8000], dtype=uint16)
+    >>> numbers = np.array([7, 0, 9], np.uint8)
+    >>> convert(numbers, AS_THEY_ARE, None, 0, np.array([False, True, True]))
+    >>> numbers
+    array([0, 1, 9], dtype=uint8)
     """
-    missing = 0 if nodata is None else nodata
-    same_fill = fill == missing or (np.isnan(fill) and np.isnan(missing))
-    if how == AS_THEY_ARE and (same_fill or nodata is None):
+    if valid is None and how == AS_THEY_ARE and (nodata is None or _same(nodata, fill)):
         return
-    there = ~np.isnan(numbers) if np.isnan(missing) else numbers != missing
+    missing = 0.0 if nodata is None and valid is None else nodata
+    there = np.ones(numbers.shape, bool) if valid is None else np.broadcast_to(valid, numbers.shape)
+    if missing is not None:
+        there = there & (~np.isnan(numbers) if np.isnan(missing) else numbers != missing)
     if numbers.dtype.kind == "f":
         saturated = None if how.saturated is None else numbers == how.saturated
         numbers += how.shift
@@ -76,8 +92,21 @@ def convert(numbers: NDArray[Any], how: Conversion, nodata: float | None, fill: 
         if saturated is not None:
             numbers[saturated] = how.saturated_value
     elif how.shift:
-        _shift(numbers, int(how.shift), missing, there)
+        _shift(numbers, int(how.shift), fill if missing is None else missing, there)
+    if nodata is not None or valid is not None:
+        numbers[there & (numbers == fill)] = _next_to(fill, numbers.dtype)
     numbers[~there] = fill
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (np.isnan(one) and np.isnan(other))
+
+
+def _next_to(fill: float, dtype: np.dtype[Any]) -> Any:
+    """Return the number that stands for a valid `fill`: below it, above it where it is the lowest."""
+    if dtype.kind == "f":
+        return np.nextafter(dtype.type(fill), dtype.type(-np.inf))
+    return dtype.type(fill + 1 if fill == np.iinfo(dtype).min else fill - 1)
 
 
 def _shift(numbers: NDArray[Any], shift: int, nodata: float, there: NDArray[np.bool_]) -> None:

@@ -11,7 +11,7 @@ from odc.geo.geobox import GeoBox
 from s2composite.errors import BandError
 from s2composite.reading.convert import Conversion
 from s2composite.reading.header import Header
-from s2composite.reading.layout import BandName, Part, band_names, check_bands, parts_of, wanted_assets
+from s2composite.reading.layout import BandName, Part, alpha_of, band_names, check_bands, parts_of, wanted_assets
 from s2composite.reading.meaning import conversion_of
 from s2composite.reading.source import ReadOptions, Source, choose_source
 from s2composite.scenes.model import Asset, Scene
@@ -132,8 +132,8 @@ def layout_of(
 
 def _report_masks(assets: Sequence[Asset], headers: Mapping[str, Header], found: tuple[str, ...]) -> None:
     """Say which bands of the files are left out where no bands were asked for."""
-    there = [name for asset in assets for name in band_names(asset, headers[asset.href])]
-    left = [name for name in there if name not in found]
+    there = [(asset, *entry) for asset in assets for entry in enumerate(band_names(asset, headers[asset.href]))]
+    left = [name for asset, i, name in there if name not in found and i != alpha_of(asset, headers[asset.href])]
     if left:
         LOG.warning(
             "mask bands are no observations and left out: %s; rules such as SCL() find them, bands= asks for them",

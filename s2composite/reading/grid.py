@@ -70,7 +70,7 @@ def _facts(headers: Sequence[Header]) -> _Facts:
         origin=f"({transform.c:.10g}, {transform.f:.10g})",
         resolution=f"({transform.a:.10g}, {transform.e:.10g})",
         dtype=" + ".join(h.dtype.name for h in headers),
-        bands=" + ".join(str(h.bands) for h in headers),
+        bands=" + ".join(str(h.bands - (h.alpha is not None)) for h in headers),
         nodata=" + ".join(str(h.nodata) for h in headers),
     )
 

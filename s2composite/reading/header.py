@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 
 from s2composite.errors import ReadError, SceneError
@@ -30,7 +31,18 @@ from s2composite.reading.tiff import RPC, Directory, Tiff, broken, open_tiff
 from s2composite.scenes.access import check_read, gdal_limits
 from s2composite.scenes.storage import archive_of, display, in_archive, is_remote
 
-__all__ = ["Coding", "Header", "Level", "Scaling", "mask_of", "nodata_in", "read_header", "read_headers", "signing"]
+__all__ = [
+    "Coding",
+    "Header",
+    "Level",
+    "Scaling",
+    "alpha_band",
+    "mask_of",
+    "nodata_in",
+    "read_header",
+    "read_headers",
+    "signing",
+]
 
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 """What GDAL escapes in its metadata beside the three of all XML, and all of it twice."""
@@ -79,7 +91,14 @@ class Header:
     """The full resolution, then the overviews from fine to coarse."""
 
     mask: Header | None = field(default=None, compare=False, repr=False)
-    """The file's own mask as a raster of one uint8 band, 255 where valid, its levels those of the file; None: none."""
+    """The mask as a raster of one uint8 band, not 0 where valid, its levels those of the file; None: there is none, or
+    only GDAL can read it."""
+
+    mask_kind: str = field(default="", compare=False)
+    """Where the mask is: ``"internal mask"``, ``".msk"`` for a file beside, ``"mask"`` in other formats; else empty."""
+
+    alpha: int | None = field(default=None, compare=False)
+    """Band, counted from 0, that is 0 where the others are not valid; None: there is none."""
 
     scaling: tuple[Scaling | None, ...] = field(default=(), compare=False)
     """Scale, offset and unit of each band in GDAL's metadata; empty: no band has any."""
@@ -117,6 +136,12 @@ class Header:
     def interleave(self) -> Literal["pixel", "band"]:
         """Whether a tile holds all bands or one."""
         return self.levels[0].coding.interleave
+
+    @property
+    def valid_by(self) -> str:
+        """What says which pixels are valid: ``"nodata 0"``, ``"internal mask"``, ``".msk"``, ``"alpha"``; or empty."""
+        tag = "" if self.nodata is None or self.mask_kind else f"nodata {self.nodata:g}"
+        return ", ".join(filter(None, (self.mask_kind, tag, "" if self.alpha is None else "alpha")))
 
     @property
     def size(self) -> int:
@@ -245,6 +270,7 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
     first, main = images[0]
     dtype = np.dtype(first.coding.dtype).newbyteorder("=")
     _refuse_complex(href, dtype)
+    descriptions = _descriptions(main.text(42112), first.coding.samples)
     header = Header(
         href,
         identity,
@@ -252,8 +278,9 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
         first.coding.samples,
         dtype,
         _nodata(main.text(42113), dtype),
-        _descriptions(main.text(42112), first.coding.samples),
+        descriptions,
         tuple(level for level, _ in images),
+        alpha=alpha_band(_interpretations(main, first.coding.samples), descriptions),
         scaling=_scaling(main.text(42112), first.coding.samples),
         undecodable=next((why for level, d in images if (why := why_undecodable(level, d))), ""),
         framed=_is_framed(tiff.notes),
@@ -295,16 +322,48 @@ def _with_mask(header: Header, masks: list[tuple[Level, Directory]]) -> Header:
     levels = tuple(level for level, _ in masks)
     if [level.shape for level in levels] != [level.shape for level in header.levels]:
         why = why or "a mask that not all overviews have"
+    if any(level.coding.samples > 1 for level in levels):
+        why = why or "a mask for each band"
     if why:
-        return replace(header, undecodable=header.undecodable or f"mask: {why}")
-    return replace(header, mask=mask_of(header, levels))
+        return replace(header, mask_kind="internal mask", undecodable=header.undecodable or f"mask: {why}")
+    return replace(header, mask_kind="internal mask", mask=mask_of(header, levels))
 
 
 def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
     """Return the mask of a file as a raster of one band."""
     return replace(
-        header, bands=1, dtype=np.dtype(np.uint8), nodata=None, descriptions=(None,), scaling=(), levels=levels
+        header,
+        bands=1,
+        dtype=np.dtype(np.uint8),
+        nodata=None,
+        descriptions=(None,),
+        scaling=(),
+        levels=levels,
+        mask=None,
+        mask_kind="",
+        alpha=None,
     )
+
+
+def _interpretations(main: Directory, bands: int) -> list[str]:
+    """Return what each band is, as far as it is an alpha band: by TIFF's tag, or by GDAL's metadata."""
+    extra = main.numbers(338)[:bands]
+    found = [""] * (bands - len(extra)) + ["alpha" if kind in (1, 2) else "" for kind in extra]
+    named = _items(main.text(42112), "colorinterp")
+    return [named.get(str(band), "").lower() or name for band, name in enumerate(found)]
+
+
+def alpha_band(interpretations: Sequence[str], descriptions: Sequence[str | None]) -> int | None:
+    """Return the alpha band; None if there is none.
+
+    GDAL calls the fourth of any four bands of 8 bits an alpha band, unless it was told otherwise: not one that has
+    another name.
+    """
+    found = [band for band, name in enumerate(interpretations) if name == "alpha" and len(interpretations) > 1]
+    if not found:
+        return None
+    name = (descriptions[found[-1]] or "alpha").lower()
+    return found[-1] if "alpha" in name or "mask" in name or "transparen" in name else None
 
 
 def _check_sizes(header: Header) -> None:
@@ -400,11 +459,34 @@ def _with_sidecar(header: Header) -> Header:
         notes = Path(path + ".aux.xml").read_bytes()
     except OSError:
         notes = b""
-    telling = re.search(rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description|Scale|Offset|UnitType)[ >]", notes)
-    if not telling and (header.geobox.transform != Affine.identity() or not _has_world_file(path)):
+    telling = re.search(
+        rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description|Scale|Offset|UnitType|ColorInterp)[ >]", notes
+    )
+    masked = Path(f"{path}.msk").exists()
+    if not (telling or masked) and (header.geobox.transform != Affine.identity() or not _has_world_file(path)):
         return header
     seen = _from_gdal(path, header.identity)
-    return replace(header, geobox=seen.geobox, nodata=seen.nodata, descriptions=seen.descriptions, scaling=seen.scaling)
+    header = replace(
+        header,
+        geobox=seen.geobox,
+        nodata=seen.nodata,
+        descriptions=seen.descriptions,
+        scaling=seen.scaling,
+        alpha=seen.alpha,
+    )
+    return _with_mask_file(header) if masked and seen.mask_kind else header
+
+
+def _with_mask_file(header: Header) -> Header:
+    """Return the header with the mask in the file beside it, which GDAL prefers to one in the file itself."""
+    beside = read_header(f"{header.href}.msk")
+    undecodable = beside.undecodable
+    if [level.shape for level in beside.levels] != [level.shape for level in header.levels] or beside.bands > 1:
+        undecodable = undecodable or "a .msk file for each band, or without the overviews"
+    if undecodable:
+        why = header.undecodable or f".msk: {undecodable}"
+        return replace(header, mask=None, mask_kind=".msk", undecodable=why)
+    return replace(header, mask=beside, mask_kind=".msk")
 
 
 def _has_world_file(path: str) -> bool:
@@ -452,6 +534,8 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
         with rasterio.open(dataset.name, overview_level=overview, **gdal_limits(href)) as coarser:
             shapes.append(coarser.shape)
     (rows, columns), empty = dataset.block_shapes[0], np.empty(0, np.uint64)
+    flags = dataset.mask_flag_enums[0]
+    masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     blocks = [(min(rows, height), min(columns, width)) for height, width in shapes]
     return Header(
         href,
@@ -465,6 +549,8 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
             Level(s, b, tiled=True, coding=coding, offsets=empty, counts=empty)
             for s, b in zip(shapes, blocks, strict=True)
         ),
+        mask_kind=("" if not masked else ".msk" if Path(f"{href}.msk").exists() else "mask"),
+        alpha=alpha_band([one.name for one in dataset.colorinterp], dataset.descriptions),
         scaling=tuple(map(scaling_of, dataset.scales, dataset.offsets, dataset.units)),
         undecodable=f"{dataset.driver} is no TIFF",
     )

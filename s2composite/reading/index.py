@@ -26,7 +26,7 @@ from s2composite.scenes.storage import is_remote
 
 __all__ = ["load_index", "read_headers_cached", "save_index"]
 
-_FORMAT = "s2composite index 2"
+_FORMAT = "s2composite index 3"
 
 
 def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
@@ -147,7 +147,11 @@ def _load(path: Path) -> dict[str, Header]:
 
 def _is_unchanged(header: Header) -> bool:
     try:
-        return header.identity.same(read_identity(header.href, header.sign))
+        if not header.identity.same(read_identity(header.href, header.sign)):
+            return False
+        if header.mask_kind != ".msk":
+            return is_remote(header.href) or not Path(f"{header.href}.msk").exists()
+        return header.mask is None or header.mask.identity.same(read_identity(header.mask.href))
     except ReadError:
         return False
 
@@ -162,12 +166,21 @@ def _to_plain(header: Header) -> dict[str, Any]:
         "nodata": header.nodata,
         "descriptions": header.descriptions,
         "levels": [_level_to_plain(level) for level in header.levels],
-        "mask": [_level_to_plain(level) for level in header.mask.levels] if header.mask else None,
+        "mask": None if header.mask is None else _mask_to_plain(header, header.mask),
+        "mask_kind": header.mask_kind,
+        "alpha": header.alpha,
         "bands": header.bands,
         "undecodable": header.undecodable,
         "framed": header.framed,
         "scaling": [None if s is None else [s.scale, s.offset, s.unit] for s in header.scaling],
     }
+
+
+def _mask_to_plain(header: Header, mask: Header) -> dict[str, Any]:
+    """Return a mask in the file itself, or the one in a file beside it."""
+    if mask.href != header.href:
+        return _to_plain(mask)
+    return {"levels": [_level_to_plain(level) for level in mask.levels]}
 
 
 def _level_to_plain(level: Level) -> list[Any]:
@@ -189,11 +202,16 @@ def _from_plain(plain: Mapping[str, Any]) -> Header:
         levels,
         undecodable=plain["undecodable"],
         framed=plain["framed"],
+        mask_kind=plain["mask_kind"],
+        alpha=plain["alpha"],
         scaling=tuple(None if s is None else Scaling(*s) for s in plain["scaling"]),
     )
-    if plain["mask"] is None:
+    mask = plain["mask"]
+    if mask is None:
         return header
-    return replace(header, mask=mask_of(header, tuple(_level_from_plain(level) for level in plain["mask"])))
+    if "href" in mask:
+        return replace(header, mask=_from_plain(mask))
+    return replace(header, mask=mask_of(header, tuple(_level_from_plain(level) for level in mask["levels"])))
 
 
 def _level_from_plain(plain: Sequence[Any]) -> Level:

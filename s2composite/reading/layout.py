@@ -14,7 +14,7 @@ from s2composite.scenes.model import Asset, Scene, Values
 from s2composite.scenes.names import is_picture, same_band
 from s2composite.scenes.values import is_mask_band, named_values, tagged_values
 
-__all__ = ["BandName", "Part", "band_names", "check_bands", "chosen_bands", "parts_of", "wanted_assets"]
+__all__ = ["BandName", "Part", "alpha_of", "band_names", "check_bands", "chosen_bands", "parts_of", "wanted_assets"]
 
 BandName: TypeAlias = str | int
 """The name of a band or a whole asset, or the number of a band in a scene's only file, counted from 1 as in GDAL."""
@@ -114,22 +114,38 @@ def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
     SceneError
         The asset is known to have other bands than the file has.
     """
+    alpha = alpha_of(asset, header)
+    data = [band for band in range(header.bands) if band != alpha]
     if asset.bands:
-        if len(asset.bands) != header.bands:
+        if len(asset.bands) not in (header.bands, len(data)):
             raise SceneError(
                 f"{asset.href} has {header.bands} band(s), but a {asset.name} has {len(asset.bands)}: "
                 f"{', '.join(asset.bands)}; remove the file, or name its bands with Asset(bands=...)",
                 href=asset.href,
             )
-        return asset.bands
-    described = header.descriptions
-    if all(described) and len(set(described)) == header.bands:
-        return tuple(str(name) for name in described)
-    if header.bands == 1:
+        names = asset.bands
+    else:
+        names = _implied_names(asset, header, data)
+    return names if len(names) == header.bands else (*names[:alpha], "alpha", *names[alpha:])
+
+
+def _implied_names(asset: Asset, header: Header, data: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of the bands of data that a file describes, or that its photometry implies."""
+    described = [name for band in data if (name := header.descriptions[band])]
+    if len(set(described)) == len(data):
+        return tuple(described)
+    if len(data) == 1:
         return (asset.name,)
-    if header.photometric in ("RGB", "YCBCR") and header.bands in (3, 4):
-        return ("red", "green", "blue", "alpha")[: header.bands]
-    return tuple(f"band_{i}" for i in range(1, header.bands + 1))
+    if header.photometric in ("RGB", "YCBCR") and len(data) in (3, 4):
+        return ("red", "green", "blue", "alpha")[: len(data)]
+    return tuple(f"band_{band + 1}" for band in data)
+
+
+def alpha_of(asset: Asset, header: Header) -> int | None:
+    """Return the band that is an alpha band, unless a name was given to it that is none; None if there is none."""
+    if header.alpha is not None and len(asset.bands) == header.bands and asset.bands[header.alpha] != "alpha":
+        return None
+    return header.alpha
 
 
 def parts_of(
@@ -152,8 +168,11 @@ def parts_of(
         A band is not there; the message lists those that are.
     """
     where = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
+    data = [entry for entry in where if entry[1] != alpha_of(entry[0], headers[entry[0].href])]
     meaning = {(asset.href, i): _values(asset, i, name, headers[asset.href], scene) for asset, i, name in where}
-    chosen = [entry for wanted in bands for entry in _found(wanted, where, scene)] if bands else _observed(where)
+    # an alpha band is no data, unless it is asked for
+    asked = [e for wanted in bands or () for e in _find(wanted, data, scene) or _found(wanted, where, scene)]
+    chosen = asked if bands else _observed(data)
     parts: list[Part] = []
     for row, (asset, i, _) in enumerate(chosen):
         values = meaning[asset.href, i]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from odc.geo.geobox import GeoBox
 
 from s2composite.errors import ReadError
 from s2composite.reading.convert import convert
-from s2composite.reading.grid import Window
 from s2composite.reading.patches import Patch, Piece
-from s2composite.reading.share import Share, Target, in_turn, opened_sources, request_of, share_of, subgrid
+from s2composite.reading.share import Share, Target, in_turn, opened_sources, requests_of, share_of
 from s2composite.reading.source import Source
-from s2composite.reading.tiles import Begun, TileResult, begin_window
-from s2composite.reading.warp import read_level, read_warped
+from s2composite.reading.tiles import Begun, TileRequest, TileResult, begin_window
+from s2composite.reading.warp import read_level, read_warped, warped_coverage
 from s2composite.scenes.storage import is_remote
 
 __all__ = [
@@ -71,6 +70,10 @@ class Observations:
     pixels: NDArray[Any]
     """``(t, b, y, x)``, native dtype; may be a view of pixel-interleaved memory ``(t, y, x, b)``."""
 
+    covered: NDArray[np.bool_] | None
+    """``(t, y, x)``: where files have all bands, and no mask or alpha band says that there are no data; None: nobody
+    asked."""
+
     status: NDArray[np.uint8]
     """``(t,)``: 0 read, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)."""
 
@@ -79,6 +82,56 @@ class Observations:
 
     tally: ReadTally
     """What it has taken."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reading:
+    """A share, and memory for what is read of it."""
+
+    share: Share
+    """What is read."""
+
+    out: NDArray[Any]
+    """``(band, y, x)``: its bands, and its alpha band after them."""
+
+    mask: NDArray[np.uint8] | None
+    """``(1, y, x)``: the file's mask, or where GDAL warped anything to; 0 where there is nothing. None: not read."""
+
+    @classmethod
+    def into(cls, share: Share, out: NDArray[Any], *, coverage: bool) -> _Reading:
+        """Return the reading of a share into `out`; `coverage` tells whether anybody asks which pixels it covers."""
+        wanted = share.masked or (coverage and share.warped)
+        return cls(share, out, np.empty((1, *share.shape[1:]), np.uint8) if wanted else None)
+
+    def requests(self) -> list[TileRequest]:
+        """Return the tiles to decode."""
+        return requests_of(self.share, self.out, self.mask)
+
+    def covered(self) -> NDArray[np.bool_] | None:
+        """Return which of the decoded pixels are there, ``(y, x)``: not those that mask or alpha band leave out."""
+        covered = None if self.mask is None else self.mask[0] != 0
+        if len(self.share.bands) == len(self.share.source.part.file_bands):
+            return covered
+        opaque: NDArray[np.bool_] = self.out[-1] != 0
+        return opaque if covered is None else covered & opaque
+
+    def numbers(self, fill: float) -> NDArray[Any]:
+        """Return the bands of the stack, converted to its numbers."""
+        source = self.share.source
+        numbers = self.out[: len(source.part.file_bands)]
+        if self.share.warped:
+            convert(numbers, source.conversion, _warp_fill(source, fill), fill)
+        else:
+            convert(numbers, source.conversion, source.nodata, fill, self.covered())
+        return numbers
+
+
+def _warp_fill(source: Source, fill: float) -> float:
+    """Return what GDAL writes where it warps nothing to: the stack's fill value, if the file's type can hold it."""
+    dtype = source.header.dtype
+    if dtype.kind == "f" or (np.isfinite(fill) and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max):
+        return fill
+    return 0.0 if source.nodata is None else source.nodata
 
 
 _Outcome = tuple[Share, TileResult]
@@ -101,11 +154,17 @@ class Pending:
     shares: tuple[Share, ...]
     """What is read, in order of scenes."""
 
+    direct: tuple[_Reading, ...]
+    """Those that are decoded where they go."""
+
     lost: tuple[tuple[int, ReadError], ...]
     """Scenes of which a file cannot be opened."""
 
     begun: Begun
-    """The tiles among it that are decoded where they go."""
+    """The tiles that are decoded where they go."""
+
+    coverage: NDArray[np.uint16] | None
+    """``(t, y, x)``: how many bands a pixel has; None: nobody asks."""
 
     def finish(self) -> Observations:
         """Decode the window. A file that fails does not stop the others: the caller decides what a failure means."""
@@ -117,7 +176,8 @@ class Pending:
         for failed in errors:
             status[failed] = FAILED
             self.pixels[failed] = self.target.fill
-        return Observations(self.pixels, status, errors, _tally(outcomes))
+        covered = None if self.coverage is None else self.coverage == self.pixels.shape[1]
+        return Observations(self.pixels, covered, status, errors, _tally(outcomes))
 
     def close(self) -> None:
         """Give the window up."""
@@ -138,20 +198,19 @@ class Pending:
         return self.pixels[(share.scene, share.rows(), *share.place)]
 
     def _direct(self) -> Iterator[_Outcome]:
-        shares = [share for share in self.shares if share.direct]
-        tiles, others = _by_engine(shares)
-        yield from zip(tiles, self.begun.finish(), strict=True)
-        yield from _read_gdal([(share, self._out(share)) for share in others], self.target)
-        for share in shares:
-            source = share.source
-            convert(self._out(share), source.conversion, source.nodata, self.target.fill)
+        tiles, others = _by_engine(self.direct)
+        yield from _outcomes(tiles, self.begun.finish())
+        yield from _read_gdal(others, self.target)
+        for reading in self.direct:
+            reading.numbers(self.target.fill)
+            self._cover(reading)
 
     def _aside(self, shares: Sequence[Share]) -> Iterator[_Outcome]:
         """Decode files beside the window, and put them into it: some at a time, the bytes of the next on their way."""
         asked: deque[_Batch] = deque()
         try:
             for batch in _batches(shares, self.pixels.dtype):
-                asked.append(_Batch.ask(batch, self.pixels.dtype))
+                asked.append(_Batch.ask(batch, self.pixels.dtype, coverage=self.coverage is not None))
                 if len(asked) > 1:
                     yield from self._put_batch(asked.popleft())
             while asked:
@@ -161,44 +220,68 @@ class Pending:
                 given_up.begun.close()
 
     def _put_batch(self, asked: _Batch) -> list[_Outcome]:
-        batch, raw = asked.shares, asked.raw
-        tiles, others = _by_engine(batch)
-        outcomes: list[_Outcome] = list(zip(tiles, asked.begun.finish(), strict=True))
-        outcomes += _read_gdal([(share, raw[id(share)]) for share in others], self.target)
-        for share in batch:
-            convert(raw[id(share)], share.source.conversion, share.source.nodata, self.target.fill)
-        for unit in _units(batch):
+        fill = self.target.fill
+        tiles, others = _by_engine(asked.readings)
+        outcomes = list(_outcomes(tiles, asked.begun.finish()))
+        outcomes += _read_gdal(others, self.target)
+        raw = {id(reading.share): reading.numbers(fill) for reading in asked.readings}
+        for unit in _units([reading.share for reading in asked.readings]):
             first = unit[0]
             if first.member == 0:
                 for share in unit:
-                    _put(raw[id(share)], share, self._out(share), self.target.fill)
+                    _put(raw[id(share)], share, self._out(share), fill)
             else:
-                layer = np.full(self.pixels.shape[1:], self.target.fill, self.pixels.dtype)
+                layer = np.full(self.pixels.shape[1:], fill, self.pixels.dtype)
                 for share in unit:
-                    _put(raw[id(share)], share, layer[(share.rows(), *share.place)], self.target.fill)
-                _fuse(self.pixels[first.scene], layer, self.target.fill)
+                    _put(raw[id(share)], share, layer[(share.rows(), *share.place)], fill)
+                _fuse(self.pixels[first.scene], layer, fill)
+        for reading in asked.readings:
+            self._cover(reading)
         return outcomes
+
+    def _cover(self, reading: _Reading) -> None:
+        """Count the bands that a file gives to each pixel; of several members, those of the first."""
+        share = reading.share
+        if self.coverage is None or share.member:
+            return
+        there = reading.covered()
+        bands = np.ones(share.shape[1:], np.uint16) if there is None else there.astype(np.uint16)
+        out = self.coverage[(share.scene, *share.place)]
+        given = np.empty_like(out)
+        _put(bands[None], share, given[None], 0)
+        out += given * np.uint16(len(share.source.part.file_bands))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
     """Files that are decoded beside a window together, their bytes on their way."""
 
-    shares: Sequence[Share]
+    readings: Sequence[_Reading]
     """What is read."""
-
-    raw: Mapping[int, NDArray[Any]]
-    """Memory for it, by ``id`` of the share."""
 
     begun: Begun
     """The tiles among it."""
 
     @classmethod
-    def ask(cls, shares: Sequence[Share], dtype: np.dtype[Any]) -> _Batch:
+    def ask(cls, shares: Sequence[Share], dtype: np.dtype[Any], *, coverage: bool) -> _Batch:
         """Ask for the bytes of a batch."""
-        raw = {id(share): share.memory(dtype) for share in shares}
-        tiles, _ = _by_engine(shares)
-        return cls(shares, raw, begin_window([request_of(share, raw[id(share)]) for share in tiles]))
+        readings = [_Reading.into(share, share.memory(dtype), coverage=coverage) for share in shares]
+        return cls(readings, _begun(readings))
+
+
+def _begun(readings: Sequence[_Reading]) -> Begun:
+    """Ask for the tiles among some readings."""
+    return begin_window([request for reading in _by_engine(readings)[0] for request in reading.requests()])
+
+
+def _outcomes(readings: Sequence[_Reading], results: Sequence[TileResult]) -> Iterator[_Outcome]:
+    """Yield what became of readings of tiles: a file whose mask cannot be read has failed."""
+    rest = iter(results)
+    for reading in readings:
+        mine = list(islice(rest, len(reading.requests())))
+        error = next((result.error for result in mine if result.error is not None), None)
+        sums = (sum(r.retries for r in mine), sum(r.requests for r in mine), sum(r.bytes for r in mine))
+        yield reading.share, TileResult(error, *sums, sum(r.seconds for r in mine))
 
 
 def _tally(outcomes: Sequence[_Outcome]) -> ReadTally:
@@ -216,6 +299,8 @@ def begin(
     target: Target,
     piece: Piece,
     pixels: NDArray[Any],
+    *,
+    coverage: bool,
 ) -> Pending:
     """Ask for the bytes of a window of all scenes.
 
@@ -231,21 +316,24 @@ def begin(
         ``(y, x)`` slices of the grid, which may leave it on any side; or a patch of a window.
     pixels
         ``(t, b, y, x)``, uninitialised.
+    coverage
+        Whether it matters which pixels files cover.
     """
     found, lost = opened_sources(sources)
     parts = (piece.share(*f) if isinstance(piece, Patch) else share_of(*f, piece, target) for f in found)
     shares = in_turn([share for share in parts if share is not None])
-    tiles = [
-        request_of(share, pixels[(share.scene, share.rows(), *share.place)])
+    direct = [
+        _Reading.into(share, pixels[(share.scene, share.rows(), *share.place)], coverage=coverage)
         for share in shares
-        if share.direct and share.source.engine == "tiles"
+        if share.direct
     ]
-    return Pending(target, pixels, opened, shares, lost, begin_window(tiles))
+    counts = np.zeros((len(pixels), *pixels.shape[2:]), np.uint16) if coverage else None
+    return Pending(target, pixels, opened, shares, tuple(direct), lost, _begun(direct), counts)
 
 
-def _by_engine(shares: Sequence[Share]) -> tuple[list[Share], list[Share]]:
-    tiles = [share for share in shares if share.source.engine == "tiles"]
-    return tiles, [share for share in shares if share.source.engine != "tiles"]
+def _by_engine(readings: Sequence[_Reading]) -> tuple[list[_Reading], list[_Reading]]:
+    tiles = [reading for reading in readings if reading.share.source.engine == "tiles"]
+    return tiles, [reading for reading in readings if reading.share.source.engine != "tiles"]
 
 
 def _units(shares: Sequence[Share]) -> list[list[Share]]:
@@ -307,40 +395,49 @@ def _fuse(pixels: NDArray[Any], layer: NDArray[Any], fill: float) -> None:
     np.copyto(pixels, layer, where=better)
 
 
-def _read_gdal(shares: Sequence[tuple[Share, NDArray[Any]]], target: Target) -> list[_Outcome]:
-    def read(task: tuple[Share, NDArray[Any]]) -> tuple[int, ReadError | None]:
-        share, out = task
-        source, bands = share.source, share.source.part.file_bands
+def _read_gdal(readings: Sequence[_Reading], target: Target) -> list[_Outcome]:
+    def read(reading: _Reading) -> tuple[int, ReadError | None]:
         try:
-            if source.offset is None:
-                grid, window = _around(target.geobox, share.window)
-                nodata = 0.0 if source.nodata is None else source.nodata
-                retries = read_warped(
-                    source.header, bands, source.level, grid, window, resampling=source.resampling, fill=nodata, out=out
-                )
-                return retries, None
-            head, shape = source.header, source.header.levels[source.level].shape
-            return read_level(head.href, bands, shape, share.window, out, head.sign, head.identity), None
+            return _read_one(reading, target), None
         except ReadError as error:
             return 0, error
 
     begun = perf_counter()
-    if any(is_remote(share.source.header.href) for share, _ in shares):
+    if any(is_remote(reading.share.source.header.href) for reading in readings):
         with ThreadPoolExecutor(_REMOTE_READS) as pool:
-            results = list(pool.map(read, shares))
+            results = list(pool.map(read, readings))
     else:
-        results = [read(task) for task in shares]
-    each = (perf_counter() - begun) / max(len(shares), 1)  # they share the time in which several of them are read
-    return [(share, TileResult(error, n, 0, 0, each)) for (share, _), (n, error) in zip(shares, results, strict=True)]
+        results = [read(reading) for reading in readings]
+    # they share the time in which several of them are read
+    each = (perf_counter() - begun) / max(len(readings), 1)
+    return [
+        (reading.share, TileResult(error, n, 0, 0, each)) for reading, (n, error) in zip(readings, results, strict=True)
+    ]
 
 
-def _around(geobox: GeoBox, window: Window) -> tuple[GeoBox, Window]:
-    """Return the grid and a window of it, the grid grown where the window leaves it.
-
-    A window of the whole grid, not a grid of its own: transforms differ in their last digits, which rounding can show.
-    """
-    height, width = geobox.shape.y, geobox.shape.x
-    if all(s.start >= 0 and s.stop <= n for s, n in zip(window, (height, width), strict=True)):
-        return geobox, window
-    y, x = window
-    return subgrid(geobox, window), (slice(0, y.stop - y.start), slice(0, x.stop - x.start))
+def _read_one(reading: _Reading, target: Target) -> int:
+    """Read a share through GDAL; return the retries that were needed."""
+    share, source = reading.share, reading.share.source
+    header, level = source.header, source.level
+    if not share.warped:
+        return read_level(header, share.bands, level, share.window, reading.out, reading.mask)
+    window, bands = target.in_whole(share.window), source.part.file_bands
+    by_number = not header.mask_kind and source.alpha is None
+    nodata = 0.0 if by_number and source.nodata is None else source.nodata
+    fill = _warp_fill(source, target.fill)
+    retries = read_warped(
+        header,
+        bands,
+        level,
+        target.whole,
+        window,
+        resampling=source.resampling,
+        nodata=nodata,
+        fill=fill,
+        out=reading.out,
+    )
+    if reading.mask is not None and by_number:
+        reading.mask[0] = warped_coverage(header, level, target.whole, window, source.resampling)
+    elif reading.mask is not None:
+        reading.mask[0] = (reading.out != fill).any(axis=0)
+    return retries

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from s2composite.reading.grid import Window, level_geobox
-from s2composite.reading.share import Share, subgrid, touched
+from s2composite.reading.share import Share, Target, touched
 from s2composite.reading.source import Source
 from s2composite.reading.warp import pixel_ratio, source_pixels
 
@@ -56,7 +56,7 @@ Piece: TypeAlias = Window | Patch
 """What is read at once: a rectangle, or pixels that the same tiles give."""
 
 
-def patches_of(sources: Sequence[Source], target: GeoBox, window: Window) -> tuple[Patch, ...]:
+def patches_of(sources: Sequence[Source], target: Target, window: Window) -> tuple[Patch, ...]:
     """Cut a window along the tiles of its files; empty where the files do not have the same tiles.
 
     Parameters
@@ -77,7 +77,7 @@ def patches_of(sources: Sequence[Source], target: GeoBox, window: Window) -> tup
     taken = np.zeros(shape, bool)
     if found is not None:
         there, (down, right) = found
-        for rows, row, column, inside in source_pixels(cells.grid, subgrid(target, there)):
+        for rows, row, column, inside in source_pixels(cells.grid, target.grid(there)):
             inner = (slice(down.start + rows.start, down.start + rows.stop), right)
             taken[inner] = inside
             here = np.flatnonzero(taken[inner[0]]) + inner[0].start * shape[1]

@@ -14,7 +14,7 @@ from s2composite.errors import ReadError
 from s2composite.reading.grid import Window, level_geobox
 from s2composite.reading.header import Header
 from s2composite.reading.promise import fulfilled, is_promised
-from s2composite.reading.source import Source
+from s2composite.reading.source import Source, nodata_of_file
 from s2composite.reading.tiles import TileRequest, cost_of
 from s2composite.reading.warp import nearest_pixels
 
@@ -25,7 +25,7 @@ __all__ = [
     "cost_of_window",
     "in_turn",
     "opened_sources",
-    "request_of",
+    "requests_of",
     "share_of",
     "subgrid",
     "touched",
@@ -58,15 +58,32 @@ class Share:
     """Which of the decoded pixels each of `place` takes, -1 for none; None: they are as they are."""
 
     @property
+    def warped(self) -> bool:
+        """Whether GDAL puts it on the target grid, and heeds the file's mask and alpha band itself."""
+        return self.source.offset is None and self.source.resampling != "nearest"
+
+    @property
+    def masked(self) -> bool:
+        """Whether a mask is read beside it."""
+        return bool(self.source.header.mask_kind) and not self.warped
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """Bands of the file that are decoded: those of the stack, then the alpha band."""
+        alpha = self.source.alpha
+        return self.source.part.file_bands + (() if alpha is None or self.warped else (alpha,))
+
+    @property
     def direct(self) -> bool:
         """Whether it is decoded where it goes."""
-        return self.inner is None and self.index is None and self.member == 0
+        alone = self.bands == self.source.part.file_bands
+        return self.inner is None and self.index is None and self.member == 0 and alone
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(bands, y, x)`` of what is decoded."""
         y, x = self.window
-        return len(self.source.part.file_bands), y.stop - y.start, x.stop - x.start
+        return len(self.bands), y.stop - y.start, x.stop - x.start
 
     def rows(self) -> slice:
         """Return its bands in the stack."""
@@ -85,11 +102,24 @@ class Share:
 class Target:
     """The grid that is read onto."""
 
-    geobox: GeoBox
-    """Pixel grid."""
+    whole: GeoBox
+    """Pixel grid from which the stack's was cut: transforms of parts differ in their last digits, which rounding can
+    show, so all parts are described as parts of the same grid."""
+
+    shift: tuple[int, int]
+    """``(y, x)`` of the stack's first pixel in it."""
 
     fill: float
     """Value of pixels that no file covers."""
+
+    def in_whole(self, window: Window) -> Window:
+        """Return a window of the stack as one of the whole grid, which it may leave."""
+        y, x = (slice(s.start + n, s.stop + n) for s, n in zip(window, self.shift, strict=True))
+        return y, x
+
+    def grid(self, window: Window) -> GeoBox:
+        """Return the grid of a window of the stack."""
+        return subgrid(self.whole, self.in_whole(window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +146,11 @@ def cost_of_window(sources: Sequence[tuple[int, Source]], target: Target, window
     """Return what reading a window of files takes; see `begin`."""
     shares = [share for t, source in sources if (share := share_of(t, source, window, target)) is not None]
     known = [share for share in shares if share.source.engine == "tiles" and not is_promised(share.source.header)]
+    zeros = [np.broadcast_to(share.source.header.dtype.type(0), share.shape) for share in known]
     costs = [
-        cost_of(request_of(share, np.broadcast_to(share.source.header.dtype.type(0), share.shape))) for share in known
+        cost_of(request)
+        for share, out in zip(known, zeros, strict=True)
+        for request in requests_of(share, out, out[:1] if share.masked else None)
     ]
     return ReadCost(
         tuple(sorted({share.scene for share in shares})),
@@ -145,11 +178,10 @@ def opened_sources(
 
 
 def _with_header(source: Source, header: Header) -> Source:
-    nodata = source.nodata if header.nodata is None else header.nodata
+    nodata = nodata_of_file(header, source.part)
     if not header.undecodable or source.engine == "gdal":
         return replace(source, header=header, nodata=nodata)
-    offset = source.offset if source.factor == 1 else None
-    return replace(source, header=header, nodata=nodata, engine="gdal", offset=offset, factor=1, why=header.undecodable)
+    return replace(source, header=header, nodata=nodata, engine="gdal", why=header.undecodable)
 
 
 def in_turn(shares: Sequence[Share]) -> tuple[Share, ...]:
@@ -191,17 +223,22 @@ def touched(source: Source, window: Window) -> tuple[Window, Window] | None:
 
 
 def _warped(t: int, source: Source, there: Window, place: Window, target: Target) -> Share | None:
-    """Return the share of a file on another grid: pixels picked from its tiles, or left to GDAL."""
-    if source.engine == "gdal":
+    """Return the share of a file on another grid: pixels picked from it, or interpolated by GDAL."""
+    if source.resampling != "nearest":
         return Share(t, 0, source, there, place)
     shape = source.header.levels[source.level].shape
-    found = nearest_pixels(level_geobox(source.header.geobox, shape), subgrid(target.geobox, there))
+    found = nearest_pixels(level_geobox(source.header.geobox, shape), target.grid(there))
     return None if found is None else Share(t, 0, source, found[0], place, index=found[1])
 
 
-def request_of(share: Share, out: NDArray[Any]) -> TileRequest:
-    """Return the tiles of a share, to be decoded into `out`."""
-    return TileRequest(share.source.header, share.source.level, share.window, share.source.part.file_bands, out)
+def requests_of(share: Share, out: NDArray[Any], mask: NDArray[Any] | None) -> list[TileRequest]:
+    """Return the tiles of a share, to be decoded into `out`, and those of its file's mask, if that is wanted."""
+    header, level, window = share.source.header, share.source.level, share.window
+    pixels = TileRequest(header, level, window, share.bands, out)
+    if mask is None:
+        return [pixels]
+    assert header.mask is not None
+    return [pixels, TileRequest(header.mask, level, window, (0,), mask)]
 
 
 def subgrid(geobox: GeoBox, window: Window) -> GeoBox:

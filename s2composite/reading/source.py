@@ -15,12 +15,12 @@ from s2composite.errors import GridError, ParameterError, check_choice
 from s2composite.reading.convert import AS_THEY_ARE, Conversion
 from s2composite.reading.grid import aligned_offset, as_fine, footprint, level_geobox, turned_to, zoomed_offset
 from s2composite.reading.header import Header
-from s2composite.reading.layout import Part
+from s2composite.reading.layout import Part, alpha_of
 from s2composite.reading.signing import Sign
 from s2composite.reading.warp import resampling_names
 from s2composite.scenes.names import same_band
 
-__all__ = ["Extent", "ReadOptions", "Source", "choose_source"]
+__all__ = ["Extent", "ReadOptions", "Source", "choose_source", "nodata_of_file"]
 
 Extent: TypeAlias = tuple[int, int, int, int]
 """First and last row, first and last column of the target that a file may reach, the last ones excluded."""
@@ -128,7 +128,10 @@ class Source:
     """What is done to its numbers."""
 
     nodata: float | None = None
-    """What it has where there is no data."""
+    """What it has where there is no data; None: nothing declared, or a mask says where there is."""
+
+    alpha: int | None = None
+    """Its alpha band, counted from 0; None: it has none."""
 
     member: int = 0
     """Position of its scene among those that were fused; where several have a pixel, the first wins."""
@@ -168,10 +171,7 @@ def choose_source(
             href=header.href,
             why=why,
         )
-    if why and factor > 1:  # GDAL repeats pixels by warping
-        offset, factor = None, 1
     told = why or ("on the target grid" if factor == 1 and offset is not None else _TOLD[offset is None])
-    nodata = part.values[0].nodata if header.nodata is None else header.nodata
     return Source(
         header,
         part,
@@ -183,7 +183,8 @@ def choose_source(
         factor,
         resampling,
         conversion,
-        nodata,
+        nodata_of_file(header, part),
+        alpha_of(part.asset, header),
         member,
     )
 
@@ -198,6 +199,18 @@ def _check_same_world(header: Header, geobox: GeoBox) -> None:
             "grid",
             href=header.href,
         )
+
+
+def nodata_of_file(header: Header, part: Part) -> float | None:
+    """Return the number that a file has where there is no data.
+
+    A mask decides alone, as in GDAL; else the file's own tag does, or its catalogue. Floats that declare nothing have
+    NaN there.
+    """
+    if header.mask_kind:
+        return None
+    declared = part.values[0].nodata if header.nodata is None else header.nodata
+    return float("nan") if declared is None and header.dtype.kind == "f" else declared
 
 
 _TOLD = {False: "on the target grid, pixels repeated", True: "nearest pixels of another grid"}

@@ -120,6 +120,9 @@ class Stack:
     options: ReadOptions
     """How to read."""
 
+    whole: GeoBox | None = None
+    """Grid that `geobox` was cut from; None: it is whole."""
+
     @cached_property
     def products(self) -> Products:
         """Its products, each a scene of its own; the stack itself where nothing was fused."""
@@ -147,6 +150,13 @@ class Stack:
         return len(self.scenes), len(self.bands), self.geobox.shape.y, self.geobox.shape.x
 
     @cached_property
+    def _target(self) -> Target:
+        whole = self.whole or self.geobox
+        shift = aligned_offset(whole, self.geobox)
+        assert shift is not None
+        return Target(whole, shift, self.fill)
+
+    @cached_property
     def block(self) -> tuple[int, int]:
         """Block ``(y, x)`` that windows snap to, in pixels of the geobox: the largest among the files on the grid."""
         on_grid = [s for s in self._all() if s.offset is not None]
@@ -163,8 +173,8 @@ class Stack:
     @cached_property
     def block_origin(self) -> tuple[int, int]:
         """Position ``(y, x)`` of the geobox's origin within a block, so that windows of a cropped grid snap too."""
-        on_grid = (s for s in self._all() if s.offset is not None)
-        offset = next((s.offset for s in on_grid if s.offset and s.factor == 1), (0, 0))
+        on_grid = [s.offset for s in self._all() if s.offset is not None and s.factor == 1]
+        offset = on_grid[0] if on_grid else (0, 0) if self.snaps else self._target.shift
         return offset[0] % self.block[0], offset[1] % self.block[1]
 
     @cached_property
@@ -174,12 +184,15 @@ class Stack:
         for scene, files in zip(self.scenes, self.sources, strict=True):
             digest.update(repr((scene.id, scene.time)).encode())
             for s in files:
-                how = (s.level, s.offset, s.factor, s.engine, s.resampling, s.conversion, s.nodata, s.member)
+                how = (s.level, s.offset, s.factor, s.engine, s.resampling, s.conversion, s.nodata, s.alpha, s.member)
                 digest.update(
                     repr((s.header.href, s.header.identity.state, s.part.file_bands, s.part.row, how)).encode()
                 )
+                if s.header.mask is not None:
+                    digest.update(repr((s.header.mask.href, s.header.mask.identity.state)).encode())
         grid = (self.geobox.shape, self.geobox.transform, str(self.geobox.crs))
-        digest.update(repr((self.bands, grid, self.dtype.str, self.nodata, self.options)).encode())
+        whole = None if self.whole is None else (self.whole.shape, self.whole.transform)
+        digest.update(repr((self.bands, grid, whole, self.dtype.str, self.nodata, self.options)).encode())
         return digest.hexdigest()[:32]
 
     def __dask_tokenize__(self) -> str:
@@ -297,7 +310,7 @@ class Stack:
         if delta is None:
             raise GridError("the area is not on the grid of the stack; open the scenes again with geobox=")
         sources = tuple(tuple(_moved(source, delta) for source in files) for files in self.sources)
-        return replace(self, geobox=geobox, sources=sources)
+        return replace(self, geobox=geobox, sources=sources, whole=self.whole or self.geobox)
 
     def pieces(self, window: Window) -> tuple[Piece, ...]:
         """Cut a window into the pieces that are best read one after the other.
@@ -307,7 +320,7 @@ class Stack:
         it is the pixels that these give. What GDAL reads is opened once for a window.
         """
         found, _ = opened_sources(self._near(window))
-        patches = patches_of([source for _, source in found], self.geobox, window)
+        patches = patches_of([source for _, source in found], self._target, window)
         return patches or self.rectangles(window)
 
     def rectangles(self, window: Window) -> tuple[Window, ...]:
@@ -340,9 +353,11 @@ class Stack:
 
     def cost(self, window: Window) -> ReadCost:
         """Return what reading a window takes, without reading anything."""
-        return cost_of_window(self._near(window), Target(self.geobox, self.fill), window)
+        return cost_of_window(self._near(window), self._target, window)
 
-    def read(self, window: Window, pad: int = 0, scratch: NDArray[Any] | None = None) -> Observations:
+    def read(
+        self, window: Window, pad: int = 0, scratch: NDArray[Any] | None = None, *, coverage: bool = False
+    ) -> Observations:
         """Read a window of all scenes and bands.
 
         Parameters
@@ -353,6 +368,8 @@ class Stack:
             Pixels to add on each side; beyond the geobox they are still read if a file has them.
         scratch
             Flat memory for the pixels, at least `size` values; None: fresh memory.
+        coverage
+            Whether it matters which pixels files cover; of products that were fused, the first one's count.
 
         Returns
         -------
@@ -364,10 +381,10 @@ class Stack:
         ReadError
             A scene could not be read and ``on_error`` is ``"raise"``; names scene, window, href and cause.
         """
-        return self._finish(self._begin(window, pad, scratch), window)
+        return self._finish(self._begin(window, pad, scratch, coverage=coverage), window)
 
     def read_all(
-        self, pieces: Sequence[Piece], scratch: NDArray[Any] | None = None
+        self, pieces: Sequence[Piece], scratch: NDArray[Any] | None = None, *, coverage: bool = False
     ) -> Generator[tuple[Piece, Observations]]:
         """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used.
 
@@ -375,26 +392,27 @@ class Stack:
         ----------
         scratch
             Memory for any of them: what is yielded is valid until the next one is asked for.
+        coverage
+            As for `read`.
         """
-        pending: Pending | None = self._begin(pieces[0], 0, scratch)
+        pending: Pending | None = self._begin(pieces[0], 0, scratch, coverage=coverage)
         try:
             for piece, following in itertools.zip_longest(pieces, pieces[1:]):
                 current, pending = pending, None
                 assert current is not None
-                pending = self._begin(following, 0, scratch) if following is not None else None
+                pending = None if following is None else self._begin(following, 0, scratch, coverage=coverage)
                 yield piece, self._finish(current, piece.window if isinstance(piece, Patch) else piece)
         finally:
             if pending is not None:
                 pending.close()
 
-    def _begin(self, piece: Piece, pad: int, scratch: NDArray[Any] | None) -> Pending:
-        target = Target(self.geobox, self.fill)
+    def _begin(self, piece: Piece, pad: int, scratch: NDArray[Any] | None, *, coverage: bool) -> Pending:
         if isinstance(piece, Patch):
             pixels = self._allocate(1, len(piece.pixels), scratch)
-            return begin(self._near(piece.window), self._opened, target, piece, pixels)
+            return begin(self._near(piece.window), self._opened, self._target, piece, pixels, coverage=coverage)
         y, x = (slice(s.start - pad, s.stop + pad) for s in piece)
         pixels = self._allocate(y.stop - y.start, x.stop - x.start, scratch)
-        return begin(self._near((y, x)), self._opened, target, (y, x), pixels)
+        return begin(self._near((y, x)), self._opened, self._target, (y, x), pixels, coverage=coverage)
 
     def _finish(self, pending: Pending, window: Window) -> Observations:
         seen = pending.finish()
@@ -497,8 +515,10 @@ def open_stack(
     check_alike(products, parts, headers, names, options)
     sources = sources_of(scenes, parts, names, headers, geobox, options)
     nodata = first[0].nodata if first[0].nodata is not None else first_parts[0].values[0].nodata
+    if nodata is None and any(s.header.mask_kind or s.alpha is not None for files in sources for s in files):
+        nodata = float("nan") if first[0].dtype.kind == "f" else 0.0
     scaled = any(values.scale is not None and not values.classes for part in first_parts for values in part.values)
     if options.reflectance and scaled:
-        return Stack(tuple(scenes), sources, names, geobox, np.dtype(np.float32), float("nan"), options)
+        return Stack(tuple(scenes), sources, names, geobox, np.dtype(np.float32), float("nan"), options, grid)
     dtype = np.result_type(*(header.dtype for header in first))
-    return Stack(tuple(scenes), sources, names, geobox, dtype, nodata, options)
+    return Stack(tuple(scenes), sources, names, geobox, dtype, nodata, options, grid)

@@ -23,7 +23,7 @@ Value: TypeAlias = "bytes | tuple[Any, ...] | NDArray[np.uint64]"
 _OFFSETS = {273, 279, 324, 325}
 """Offsets and byte counts of strips and tiles: arrays, for they are long."""
 
-_WANTED = GEO_TAGS | _OFFSETS | {254, 256, 257, 258, 259, 262, 266, 277, 278, 284, 317, 322, 323, 339, 347}
+_WANTED = GEO_TAGS | _OFFSETS | {254, 256, 257, 258, 259, 262, 266, 277, 278, 284, 317, 322, 323, 338, 339, 347}
 RPC = 50844
 """Tag of rational polynomial coefficients."""
 

@@ -21,9 +21,10 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.windows import Window
 
 from s2composite.errors import SourceError, TilesError
-from s2composite.reading.warp import read_info, read_level
+from s2composite.reading.warp import read_info
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, reason
 from s2composite.writing.cog import write_raster
 from s2composite.writing.mosaic import Mosaic, Tile, check_alike, lay_tiles
@@ -188,6 +189,5 @@ def _read_cell(mosaic: Mosaic, block_id: tuple[int, int, int]) -> NDArray[Any]:
         slice(axis[i] - start, axis[i + 1] - start)
         for axis, i, start in zip(mosaic.edges, (row, column), place, strict=True)
     )
-    out = np.empty((tile.bands, *(s.stop - s.start for s in window)), tile.dtype)
-    read_level(tile.href, tuple(range(tile.bands)), tile.shape, (window[0], window[1]), out)
-    return out
+    part = Window.from_slices(*window)
+    return read_info(tile.href, lambda source: source.read(window=part))

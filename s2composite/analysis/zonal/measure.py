@@ -18,6 +18,7 @@ import rioxarray
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 
 from s2composite.analysis.zonal.stats import Wanted, finished, part_of, wanted_of
@@ -29,6 +30,7 @@ from s2composite.compositing import Composite
 from s2composite.errors import GridError, ParameterError, SourceError
 from s2composite.georeference import geobox_of, north_up
 from s2composite.optional import needed
+from s2composite.reading.header import alpha_band
 
 __all__ = ["DEFAULT_STATS", "zonal_stats"]
 
@@ -146,14 +148,20 @@ def _opened(path: str) -> xr.DataArray:
         with rasterio.open(path) as dataset, warnings.catch_warnings():
             # each band's own scale and offset are applied below
             warnings.filterwarnings("ignore", "(Offsets|Scales|Scale factors) differ", UserWarning)
-            # Without a lock each thread reads for itself.
-            array: xr.DataArray = rioxarray.open_rasterio(path, chunks={"y": _CHUNK, "x": _CHUNK}, lock=False)
-            scales, offsets = (np.array(v)[:, None, None] for v in (dataset.scales, dataset.offsets))
+            alpha = alpha_band([one.name for one in dataset.colorinterp], dataset.descriptions)
+            flags = dataset.mask_flag_enums[0]
+            masked = MaskFlags.per_dataset in flags and (alpha is not None or MaskFlags.alpha not in flags)
+            # Without a lock each thread reads for itself. What a mask or an alpha band leaves out becomes NaN.
+            chunks = {"y": _CHUNK, "x": _CHUNK}
+            array: xr.DataArray = rioxarray.open_rasterio(path, masked=masked, chunks=chunks, lock=False)
+            data = [band for band in range(dataset.count) if band != alpha]
+            scales, offsets = (np.array(v)[data, None, None] for v in (dataset.scales, dataset.offsets))
     except (OSError, RasterioError) as error:
         raise SourceError(f"{path}: cannot be read as a raster: {error}") from error
     names = array.attrs.get("long_name")
     if isinstance(names, tuple) and len(set(names)) == len(names):
         array = array.assign_coords(band=list(names))
+    array = array.isel(band=data).drop_encoding() if masked else array.isel(band=data)
     return array if (scales == 1).all() and (offsets == 0).all() else _scaled(array, scales, offsets)
 
 
