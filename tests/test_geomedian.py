@@ -168,6 +168,30 @@ def test_neighbours_do_not_matter(dtype):
             np.testing.assert_array_equal(alone[name], array[..., x : x + 1])
 
 
+@pytest.mark.parametrize(("dtype", "unit"), [(np.uint16, 1), (np.float32, 1e-4), (np.float32, 1.0), (np.uint8, 0.02)])
+def test_the_default_converges_in_any_unit(dtype, unit):
+    """Against float64 until nothing moves: half a digital number at the 99th percentile, deviations to a thousandth."""
+    numbers = np.where(np.isnan(floats := season(12, 4, 6, 10, seed=9, missing=0.3)), 0, np.round(floats * 10000))
+    values = numbers.clip(0, 12000) * unit
+    missing = (numbers == 0).any(axis=1, keepdims=True)
+    if np.dtype(dtype).kind == "u":
+        values = np.where(missing, 0, np.round(values).clip(1, 254 if dtype == np.uint8 else None))
+    else:
+        values = np.where(missing, np.nan, values)
+    pixels = values.astype(dtype)
+    result = reduce_block(pixels, recipe())
+    off, apart = [], []
+    for y, x in np.argwhere(result["count"] >= 5):
+        points = pixels[~missing[:, 0, y, x], :, y, x].astype(np.float64)
+        best = oracles.geometric_median(points)
+        off.append(np.abs(result["composite"][:, y, x] - best).max())
+        got = [result[name][y, x] for name in ("smad", "emad", "bcmad")]
+        apart.append(np.abs(np.array(got) / oracles.deviations(points, best) - 1))
+    assert len(off) > 40
+    assert np.quantile(off, 0.99) <= (0.5 + 1e-2 if np.dtype(dtype).kind == "u" else 0.5 * unit)
+    assert np.quantile(apart, 0.99) <= 1e-3
+
+
 def test_an_invalid_scene_changes_nothing():
     pixels = season(9, 3, 2, 30)
     more = np.insert(pixels, 4, np.nan, axis=0)

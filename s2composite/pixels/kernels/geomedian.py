@@ -1,8 +1,11 @@
 """Geometric medians: the point of least total distance to a pixel's observations, and how they scatter around it.
 
-Weiszfeld's iteration with the step of Vardi and Zhang where the estimate meets an observation. All pixels of a block
-take each step together, in vector instructions, but each starts from its own mean and stops at its own convergence, so
-that its result does not depend on its neighbours. Pixels that have converged are squeezed out as soon as that pays.
+Newton's steps after two of Weiszfeld's. A step that does not lead to a smaller sum of distances is taken back, and
+Weiszfeld's is taken instead, which always does; the next of Newton's is shorter. Where the answer is an observation,
+Newton's steps cannot end there: the nearest one is tried, and the condition of Vardi and Zhang says whether it holds.
+All pixels of a block take each step together, in vector instructions, but each starts from its own mean and stops at
+its own convergence, so that its result does not depend on its neighbours. Pixels that have converged are squeezed out
+as soon as that pays.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from s2composite.pixels.kernels.selection import select_wide
 from s2composite.pixels.kernels.statistics import look_up, next_key
 
 __all__ = ["geomedian"]
+
+FIRST = 2
+"""Steps of Weiszfeld before those of Newton, which want to start near."""
 
 LANES = 32
 """Pixels are squeezed together to multiples of this, so that every pixel goes through the same vector code."""
@@ -52,68 +58,259 @@ def means(numbers: Any, counts: Any, current: Any) -> None:
 
 
 @fast_part
-def accumulate(
-    numbers: Any, valid: Any, m: int, current: Any, total: Any, weights: Any, meets: Any, weight: Any
-) -> None:
-    """Add up observations over their distance from `current`, for the first `m` pixels.
+def differences(scene: Any, current: Any, m: int, apart: Any, square: Any) -> None:
+    """Write how far the observations of a scene are from `current`: vectors ``(b, n)`` and squared lengths ``(n,)``."""
+    square[:] = 0
+    for b in range(current.shape[0]):
+        row, now, off = scene[b], current[b], apart[b]
+        for i in range(m):
+            off[i] = row[i] - now[i]
+            square[i] += off[i] * off[i]
 
-    ``total (b, n)`` is the weighted sum, ``weights (n,)`` the sum of weights, ``meets (n,)`` the number of observations
-    that `current` meets exactly, which have no weight; ``weight (n,)`` is scratch.
+
+@fast_part
+def nearer(ok: Any, m: int, square: Any, t: int, nearest: Any, which: Any) -> None:
+    """Note which observations of scene `t` are the nearest so far, but for those at a distance of 0."""
+    kind = square.dtype.type
+    for i in range(m):
+        closer = (ok[i] > 0) & (square[i] > kind(0)) & (square[i] < nearest[i])
+        nearest[i] = square[i] if closer else nearest[i]
+        which[i] = t if closer else which[i]
+
+
+@fast_part
+def invert(ok: Any, m: int, weight: Any, far: Any, meets: Any) -> None:
+    """Turn squared distances into their inverse roots, and add up the roots and how many of them are 0.
+
+    The inverse of 0, and of what is not valid, is 0.
     """
     kind = weight.dtype.type
     zero, one = kind(0), kind(1)
-    total[:] = 0
-    weights[:] = 0
-    meets[:] = 0
+    for i in range(m):
+        square, used = weight[i], kind(ok[i])
+        weight[i] = (used if square > zero else zero) / np.sqrt(square if square > zero else one)
+        far[i] += square * weight[i]
+        meets[i] += zero if square > zero else used
+
+
+@fast_part
+def pull(
+    numbers: Any, valid: Any, m: int, current: Any, newton: bool, apart: Any, weight: Any, force: Any, sums: Any,
+    which: Any, curved: Any,
+) -> None:  # fmt: skip
+    """Add up how observations pull at `current`, for the first `m` pixels.
+
+    ``force (b, n)`` is the sum of unit vectors `u` from `current` to each observation; ``sums (4, n)`` the sum of
+    distances `d`, that of ``1 / d``, the number of observations that `current` meets, which do not pull, and the
+    squared distance of the nearest other. If `newton`, ``which (n,)`` says which that is, and ``curved``, rows of a
+    lower triangle, is the sum of ``u u' / d``: the sum of ``1 / d`` in the diagonal less that is the matrix of second
+    derivatives. ``apart (b, n)``, ``weight (n,)`` are scratch.
+    """
+    bands = current.shape[0]
+    force[:], sums[:], curved[:] = 0, 0, 0
+    nearest = sums[3]
+    nearest[:] = np.inf
     for t in range(numbers.shape[0]):
-        ok = valid[t]
-        weight[:] = 0
-        for b in range(current.shape[0]):
-            row, now = numbers[t, b], current[b]
-            for i in range(m):
-                off = row[i] - now[i]
-                weight[i] += off * off
+        differences(numbers[t], current, m, apart, weight)
+        if newton:
+            nearer(valid[t], m, weight, t, nearest, which)
+        invert(valid[t], m, weight, sums[0], sums[2])
+        weights = sums[1]
         for i in range(m):
-            used, apart = kind(ok[i]), weight[i] > zero
-            over = used / np.sqrt(weight[i] if apart else one)
-            meets[i] += zero if apart else used
-            weight[i] = over if apart else zero
             weights[i] += weight[i]
-        for b in range(current.shape[0]):
-            row, sums = numbers[t, b], total[b]
+        for b in range(bands):
+            unit, total = apart[b], force[b]
             for i in range(m):
-                sums[i] += row[i] * weight[i]
+                unit[i] *= weight[i]
+                total[i] += unit[i]
+        if newton:
+            for b in range(bands):
+                one_side = apart[b]
+                for c in range(b + 1):
+                    other, total = apart[c], curved[b * (b + 1) // 2 + c]
+                    for i in range(m):
+                        total[i] += one_side[i] * other[i] * weight[i]
 
 
 @part
-def move(total: Any, weights: Any, meets: Any, m: int, eps: Any, current: Any, going: Any) -> int:
-    """Move the first `m` pixels to their next estimate and return how many go on.
+def derivatives(bands: int, weights: Any, m: int, share: Any, curved: Any) -> None:
+    """Turn `curved` into the matrix of second derivatives, ``weights`` in the diagonal less it, in its memory.
 
-    A pixel with ``going`` 0 stays; one that moves less than `eps` is stopped.
+    `share`, just below 1, of it is taken: where observations lie on a line, nothing would be left.
+    """
+    at = 0
+    for b in range(bands):
+        for c in range(b + 1):
+            row = curved[at]
+            for i in range(m):
+                row[i] = (weights[i] if c == b else 0) - share[0] * row[i]
+            at += 1
+
+
+@part
+def subtract(one: Any, other: Any, third: Any, m: int, row: Any) -> None:
+    """Subtract a product of three rows from `row`."""
+    for i in range(m):
+        row[i] -= one[i] * other[i] * third[i]
+
+
+@part
+def factorise(bands: int, weights: Any, m: int, share: Any, matrix: Any) -> None:
+    """Turn the rows of a lower triangle into those of L and D of its LDL', pivots at least what `share` leaves."""
+    one = share.dtype.type(1)
+    least = one - share[0]
+    for b in range(bands):
+        first, pivot = b * (b + 1) // 2, matrix[b * (b + 3) // 2]
+        for c in range(b):
+            subtract(matrix[first + c], matrix[first + c], matrix[c * (c + 3) // 2], m, pivot)
+        for i in range(m):
+            pivot[i] = max(pivot[i], least * weights[i]) if weights[i] > 0 else one
+        for below in range(b + 1, bands):
+            start = below * (below + 1) // 2
+            row = matrix[start + b]
+            for c in range(b):
+                subtract(matrix[start + c], matrix[first + c], matrix[c * (c + 3) // 2], m, row)
+            for i in range(m):
+                row[i] /= pivot[i]
+
+
+@part
+def solve(factors: Any, force: Any, m: int, step: Any) -> None:
+    """Write Newton's step for the first `m` pixels: `force` over second derivatives, of which there are L and D."""
+    bands = force.shape[0]
+    for b in range(bands):
+        to, pulling = step[b], force[b]
+        for i in range(m):
+            to[i] = pulling[i]
+        for c in range(b):
+            row, known = factors[b * (b + 1) // 2 + c], step[c]
+            for i in range(m):
+                to[i] -= row[i] * known[i]
+    for b in range(bands - 1, -1, -1):
+        to, pivot = step[b], factors[b * (b + 3) // 2]
+        for i in range(m):
+            to[i] /= pivot[i]
+        for c in range(b + 1, bands):
+            row, known = factors[c * (c + 1) // 2 + b], step[c]
+            for i in range(m):
+                to[i] -= row[i] * known[i]
+
+
+FAR, PULL, TRIED, SURE, REACH = range(5)
+"""Rows of what is remembered of each pixel: the sum of distances and the squared force where it was last, how near an
+observation was that it was tried at in vain, whether its next place is taken without being compared, and how long
+Newton's step was, or how long it may be."""
+
+
+STAY, BACK, PLAIN, NEWTON, TRY = range(5)
+"""What a pixel does next: nothing; back to where it was, and Weiszfeld's step from there; that from here; Newton's
+step; to the nearest observation."""
+
+
+@part
+def squares(rows: Any, m: int, out: Any) -> None:
+    """Write the sum of the squares of ``rows (b, n)``, for the first `m` pixels."""
+    out[:m] = 0
+    for b in range(rows.shape[0]):
+        row = rows[b]
+        for i in range(m):
+            out[i] += row[i] * row[i]
+
+
+@part
+def nearest_decides(numbers: Any, force: Any, current: Any, which: int, near: Any, i: int) -> bool:
+    """Return whether all observations but the nearest pull at pixel `i` less than that one alone."""
+    kind = current.dtype.type
+    rest = kind(0)
+    for b in range(current.shape[0]):
+        pulling = force[b, i] - (numbers[which, b, i] - current[b, i]) / near
+        rest += pulling * pulling
+    return rest <= kind(1)
+
+
+@part
+def decide(
+    numbers: Any, force: Any, sums: Any, which: Any, step: Any, counts: Any, m: int, newton: bool, eps: Any,
+    current: Any, memory: Any, going: Any, scratch: Any, free: Any, scale: Any, ways: Any,
+) -> int:  # fmt: skip
+    """Write what each of the first `m` pixels does next, ``ways (n,)``, and return how many go on after that.
+
+    ``free``, ``scale (n,)``, out, are the parts of the force and of Newton's step that are taken; ``memory (5, n)`` see
+    `FAR`; ``scratch (3, n)``. ``eps (1,)``: below it, a step of Newton is the last; negative: times the mean distance.
     """
     kind = current.dtype.type
-    zero, one, least = kind(0), kind(1), eps[0] * eps[0]
-    share, gone = np.zeros(m, current.dtype), np.zeros(m, current.dtype)
-    for b in range(current.shape[0]):
-        sums, now = total[b], current[b]
-        for i in range(m):
-            force = sums[i] - weights[i] * now[i]
-            share[i] += force * force
-    for i in range(m):  # all the way to the weighted mean, unless observations under the estimate hold it
-        pull = np.sqrt(share[i])
-        free = one - meets[i] / pull if pull > meets[i] else zero
-        share[i] = free / weights[i] if (going[i] > zero) & (weights[i] > zero) else zero
-    for b in range(current.shape[0]):
-        sums, now = total[b], current[b]
-        for i in range(m):
-            step = (sums[i] - weights[i] * now[i]) * share[i]
-            now[i] += step
-            gone[i] += step * step
+    zero, one, tiny = kind(0), kind(1), kind(np.finfo(current.dtype).eps)
+    squares(force, m, scratch[0])
+    squares(step, m, scratch[1])
+    squares(current, m, scratch[2])
     left = 0
     for i in range(m):
-        going[i] = going[i] if gone[i] >= least else zero
-        left += going[i] > zero
+        ways[i] = STAY
+        if going[i] == zero:
+            continue
+        far, weights, meets, squared = sums[0, i], sums[1, i], sums[2, i], scratch[0, i]
+        less = far <= memory[FAR, i] * (one + 4 * tiny)
+        # Rounding hides how sums of distances differ near the end, not how forces do.
+        better = less or (squared < memory[PULL, i] and meets == zero and far <= memory[FAR, i] * (one + 64 * tiny))
+        if memory[SURE, i] == zero and not better:
+            ways[i], memory[SURE, i] = BACK, one
+            memory[REACH, i] *= kind(0.25)
+            left += 1
+            continue
+        if weights == zero or squared <= meets * meets:  # nothing pulls, or the observations that it meets hold it
+            going[i] = zero
+            continue
+        memory[REACH, i] *= one if memory[SURE, i] > zero else kind(4)
+        memory[FAR, i], memory[PULL, i], memory[SURE, i] = far, squared, kind(not newton)
+        free[i] = (one - meets / np.sqrt(squared)) / weights
+        spread, near = far / kind(counts[i]), np.sqrt(sums[3, i])
+        close = newton and meets == zero and near < kind(0.5) * spread and near < kind(0.25) * memory[TRIED, i]
+        if close and (near < kind(0.02) * spread or nearest_decides(numbers, force, current, which[i], near, i)):
+            ways[i], memory[TRIED, i] = TRY, near
+            left += 1
+            continue
+        plain = squared * free[i] * free[i]
+        ways[i] = NEWTON if newton and meets == zero else PLAIN
+        moved = plain
+        if ways[i] == NEWTON:
+            moved, length = scratch[1, i], np.sqrt(scratch[1, i])
+            memory[REACH, i] = min(memory[REACH, i], length, spread)
+            scale[i] = memory[REACH, i] / length if length > zero else one
+        least = eps[0] if eps[0] > zero else -eps[0] * spread
+        if (newton and moved <= least * least) or plain <= tiny * tiny * scratch[2, i]:
+            going[i] = zero
+        else:
+            left += 1
     return left
+
+
+@part
+def move(
+    numbers: Any, force: Any, step: Any, which: Any, m: int, free: Any, scale: Any, ways: Any, row: Any, current: Any,
+    last: Any, back: Any,
+) -> None:  # fmt: skip
+    """Move the first `m` pixels to their next places.
+
+    ``last``, ``back (b, n)`` are the place a pixel was at before, and the step of Weiszfeld from there, which never
+    leads to a larger sum of distances.
+    """
+    for b in range(current.shape[0]):
+        now, before, aside, newton, pulling = current[b], last[b], back[b], step[b], force[b]
+        for i in range(m):
+            row[i] = now[i] + (
+                newton[i] * scale[i] if ways[i] == NEWTON else pulling[i] * free[i] if ways[i] == PLAIN else 0
+            )
+        for i in range(m):
+            row[i] = before[i] + aside[i] if ways[i] == BACK else row[i]
+        for i in range(m):
+            before[i] = now[i] if ways[i] >= PLAIN else before[i]
+            aside[i] = pulling[i] * free[i] if ways[i] >= PLAIN else aside[i]
+        for i in range(m):
+            now[i] = row[i]
+    for i in range(m):
+        if ways[i] == TRY:
+            for b in range(current.shape[0]):
+                current[b, i] = numbers[which[i], b, i]
 
 
 @part
@@ -124,7 +321,10 @@ def to_front(row: Any, here: Any, kept: int) -> None:
 
 
 @part
-def squeeze(numbers: Any, valid: Any, current: Any, going: Any, lanes: Any, m: int, out: Any) -> int:
+def squeeze(
+    numbers: Any, valid: Any, counts: Any, current: Any, last: Any, back: Any, memory: Any, going: Any, lanes: Any,
+    m: int, out: Any,
+) -> int:  # fmt: skip
     """Write out the estimates of pixels that have stopped, move the others to the front; return how many to go on with.
 
     ``lanes (n,)`` says which pixel of the block is where, -1: none; ``out (b, n)`` has the pixels in their places.
@@ -133,7 +333,7 @@ def squeeze(numbers: Any, valid: Any, current: Any, going: Any, lanes: Any, m: i
     for i in range(m):
         if going[i] > 0:
             here[kept] = i
-            lanes[kept], going[kept] = lanes[i], going[i]
+            lanes[kept], going[kept], counts[kept] = lanes[i], going[i], counts[i]
             kept += 1
         elif lanes[i] >= 0:
             for b in range(current.shape[0]):
@@ -144,6 +344,10 @@ def squeeze(numbers: Any, valid: Any, current: Any, going: Any, lanes: Any, m: i
             to_front(numbers[t, b], here, kept)
     for b in range(current.shape[0]):
         to_front(current[b], here, kept)
+        to_front(last[b], here, kept)
+        to_front(back[b], here, kept)
+    for k in range(memory.shape[0]):
+        to_front(memory[k], here, kept)
     rounded = (kept + LANES - 1) // LANES * LANES
     for i in range(kept, rounded):
         lanes[i], going[i] = -1, 0
@@ -151,31 +355,64 @@ def squeeze(numbers: Any, valid: Any, current: Any, going: Any, lanes: Any, m: i
 
 
 @part
-def iterate(numbers: Any, valid: Any, counts: Any, eps: Any, max_iterations: int, out: Any) -> None:
+def iterate(numbers: Any, valid: Any, count: Any, eps: Any, max_iterations: int, out: Any) -> None:
     """Find the geometric medians of a block: ``numbers (t, b, n)``, which is used up, into ``out (b, n)``."""
-    bands, n = out.shape
-    current, total = np.empty((bands, n), out.dtype), np.empty((bands, n), out.dtype)
-    weights, meets, weight = np.empty(n, out.dtype), np.empty(n, out.dtype), np.empty(n, out.dtype)
-    going, lanes = np.ones(n, out.dtype), np.arange(n)
+    (bands, n), kind = out.shape, out.dtype
+    current, last, back = np.empty((bands, n), kind), np.empty((bands, n), kind), np.empty((bands, n), kind)
+    force, step, apart = np.empty((bands, n), kind), np.zeros((bands, n), kind), np.empty((bands, n), kind)
+    curved, weight = np.empty((bands * (bands + 1) // 2, n), kind), np.empty(n, kind)
+    sums, memory, scratch, which = (
+        np.empty((4, n), kind),
+        np.zeros((5, n), kind),
+        np.empty((3, n), kind),
+        np.zeros(n, np.int32),
+    )
+    memory[TRIED], memory[REACH], memory[SURE] = np.inf, np.inf, 1
+    free, scale, ways = np.zeros(n, kind), np.zeros(n, kind), np.zeros(n, np.int32)
+    going, lanes, counts = np.ones(n, kind), np.arange(n), count.copy()
+    share = np.array([1 - 32 * np.finfo(kind).eps], kind)
     means(numbers, counts, current)
-    m = left = n
-    for _ in range(max_iterations):
-        accumulate(numbers, valid, m, current, total, weights, meets, weight)
-        left = move(total, weights, meets, m, eps, current, going)
+    m = n
+    for k in range(max_iterations):
+        newton = k >= FIRST
+        pull(numbers, valid, m, current, newton, apart, weight, force, sums, which, curved)
+        if newton:
+            derivatives(bands, sums[1], m, share, curved)
+            factorise(bands, sums[1], m, share, curved)
+            solve(curved, force, m, step)
+        left = decide(
+            numbers,
+            force,
+            sums,
+            which,
+            step,
+            counts,
+            m,
+            newton,
+            eps,
+            current,
+            memory,
+            going,
+            scratch,
+            free,
+            scale,
+            ways,
+        )
+        move(numbers, force, step, which, m, free, scale, ways, weight, current, last, back)
         if left == 0:
             break
         if 2 * left <= m and m > LANES:
-            m = squeeze(numbers, valid, current, going, lanes, m, out)
+            m = squeeze(numbers, valid, counts, current, last, back, memory, going, lanes, m, out)
     going[:] = 0
-    squeeze(numbers, valid, current, going, lanes, m, out)
+    squeeze(numbers, valid, counts, current, last, back, memory, going, lanes, m, out)
 
 
 @fast_part
-def add_products(row: Any, mid: Any, length: Any, dot: Any) -> None:
-    """Add a band to the scalar products of observations with themselves and with the middle: all ``(n,)``."""
+def add_lengths(row: Any, mid: Any, length: Any, longer: Any) -> None:
+    """Add a band to the squared lengths of observations, and to what these exceed the middle's by: all ``(n,)``."""
     for i in range(row.size):
         length[i] += row[i] * row[i]
-        dot[i] += row[i] * mid[i]
+        longer[i] += (row[i] - mid[i]) * (row[i] + mid[i])
 
 
 @fast_part
@@ -194,13 +431,19 @@ def add_absolutes(row: Any, mid: Any, apart: Any, both: Any) -> None:
 
 
 @part
-def cosine(length: Any, dot: Any, reach: Any, out: Any) -> None:
-    """Write ``1 - cos``: from squared lengths, products with the middle, and the length of that, all ``(n,)``."""
+def cosine(length: Any, longer: Any, square: Any, reach: Any, out: Any) -> None:
+    """Write ``1 - cos`` of the angles between observations and the middle, by the law of cosines.
+
+    In single precision, the cosine itself hides angles below 0.02 degrees. ``length (n,)`` are squared lengths of
+    observations, ``longer`` their difference from the middle's, ``reach`` its length, ``square`` squared distances.
+    """
     kind = out.dtype.type
-    zero, one = kind(0), kind(1)
+    zero, one, two = kind(0), kind(1), kind(2)
     for i in range(out.size):
-        product = np.sqrt(length[i]) * reach[i]
-        angle = max(one - dot[i] / (product if product > zero else one), zero)
+        long = np.sqrt(length[i])
+        both, product = long + reach[i], long * reach[i]
+        gap = longer[i] / (both if both > zero else one)
+        angle = max(square[i] - gap * gap, zero) / (two * product if product > zero else one)
         out[i] = angle if product > zero else zero
 
 
@@ -232,7 +475,7 @@ def distances(numbers: Any, valid: Any, middle: Any, out: Any, keys: Any) -> Non
     needs more checks for overlap than that.
     """
     kind, n = middle.dtype, middle.shape[1]
-    reach, length, dot = np.zeros(n, kind), np.empty(n, kind), np.empty(n, kind)
+    reach, length, longer = np.zeros(n, kind), np.empty(n, kind), np.empty(n, kind)
     square, apart, both = np.empty(n, kind), np.empty(n, kind), np.empty(n, kind)
     for b in range(middle.shape[0]):
         mid = middle[b]
@@ -241,13 +484,13 @@ def distances(numbers: Any, valid: Any, middle: Any, out: Any, keys: Any) -> Non
     for i in range(n):
         reach[i] = np.sqrt(reach[i])
     for t in range(valid.shape[0]):
-        length[:], dot[:], square[:], apart[:], both[:] = 0, 0, 0, 0, 0
+        length[:], longer[:], square[:], apart[:], both[:] = 0, 0, 0, 0, 0
         for b in range(middle.shape[0]):
             row, mid = numbers[t, b], middle[b]
-            add_products(row, mid, length, dot)
+            add_lengths(row, mid, length, longer)
             add_squares(row, mid, square)
             add_absolutes(row, mid, apart, both)
-        cosine(length, dot, reach, out[t, 0])
+        cosine(length, longer, square, reach, out[t, 0])
         euclidean = out[t, 1]
         for i in range(n):
             euclidean[i] = np.sqrt(square[i])
@@ -286,6 +529,7 @@ def geomedian(
         The stack.
     eps
         ``(1,)`` float32 or float64, the type that is calculated in: a pixel whose estimate moves less has converged.
+        Negative: less than that, made positive, times the mean distance of its observations.
     max_iterations
         When to stop a pixel that has not.
     bits
