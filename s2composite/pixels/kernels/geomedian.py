@@ -225,7 +225,7 @@ def nearest_decides(numbers: Any, force: Any, current: Any, which: int, near: An
     for b in range(current.shape[0]):
         pulling = force[b, i] - (numbers[which, b, i] - current[b, i]) / near
         rest += pulling * pulling
-    return rest <= kind(1)
+    return bool(rest <= kind(1))
 
 
 @part
