@@ -16,7 +16,7 @@ BAD = (
     "saturated or defective", "cloud shadows", "cloud medium probability", "cloud high probability", "thin cirrus",
     "snow or ice",
 )  # fmt: skip
-NUMBERS = (1, 3, 8, 9, 10, 11)
+NUMBERS = (1, 3, 8, 9, 10, 11, 12)  # six pixels of these files have 12, which is no class
 EPS = 0.01  # digital numbers
 BANDS = ["B02", "B03", "B04", "B08"]
 
@@ -53,9 +53,8 @@ def assert_geomads(comp, values, good):
     off = np.where(enough, np.abs(ours - middle).max(axis=0), 0)
     apart = off > 0.5 + 25 * EPS  # rounded, and two ways to a place where steps are below eps
     assert apart.sum() <= 0.005 * enough.sum()
-    for y, x in np.argwhere(apart):  # hardly any observations, and a line of places that are equally good
+    for y, x in np.argwhere(apart):  # geomad stops early where many places are nearly equally good
         points = values[good[:, y, x] & (values[:, :, y, x] > 0).all(axis=1), :, y, x].astype(np.float64)
-        assert len(points) <= 4
         distances = (oracles.total_distance(points, place[:, y, x].astype(np.float64)) for place in (ours, middle))
         assert next(distances) <= next(distances) * (1 + 1e-4)
     same = enough & ~apart
