@@ -20,6 +20,7 @@ from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
 from s2composite.pixels.rules import resolve_rule
 from s2composite.scenes.names import same_band
+from s2composite.scenes.values import fmask_coding_of, named_values
 
 __all__ = ["ValidArray", "ValidRules", "rules_of", "usable_cube"]
 
@@ -91,25 +92,44 @@ def usable_cube(
                 "DataArrays (time, y, x)"
             )
     array, bands = _apart(cube, {rule.band for rule in rules if isinstance(rule, MaskRule)})
-    masks = [_evaluated(rule, bands[rule.band]) for rule in rules if isinstance(rule, MaskRule) and rule.band in bands]
+    masks = [
+        _evaluated(_coded(rule, bands[rule.band]), bands[rule.band].data)
+        for rule in rules
+        if isinstance(rule, MaskRule) and rule.band in bands
+    ]
     shift = _shift_of(cube)
     masks += [_aligned(one, array, shift) for one in valid if isinstance(one, xr.DataArray)]
     left = tuple(rule for rule in rules if not (isinstance(rule, MaskRule) and rule.band in bands))
     return array, left, _together(masks)
 
 
-def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, Any]]:
+def _coded(rule: MaskRule, band: xr.DataArray) -> MaskRule:
+    """Return a rule on Fmask in the coding that the name of the band, or Open Data Cube's list of its classes, says."""
+    if not rule.codings:
+        return rule
+    flags = band.attrs.get("flags_definition")
+    lists = (
+        [flag.get("values") for flag in flags.values() if isinstance(flag, Mapping)]
+        if isinstance(flags, Mapping)
+        else []
+    )
+    listed = {str(name): value for values in lists if isinstance(values, Mapping) for value, name in values.items()}
+    name = str(band["band"].item()) if "band" in band.coords else rule.band
+    return rule.in_coding(fmask_coding_of(listed) or named_values(name, None).coding)
+
+
+def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
     """Return a cube without its mask bands, and those ``(time, y, x)`` by the names that rules have for them."""
     if isinstance(cube, xr.Dataset):
         # Before they are stacked: mask bands are often of another type.
         here = _called(wanted, list(map(str, cube.data_vars)))
-        bands = {band: as_cube(cube[name]).data[:, 0] for band, name in here.items()}
+        bands = {band: as_cube(cube[name])[:, 0].assign_attrs(cube[name].attrs) for band, name in here.items()}
         rest: Any = cube.drop_vars(here.values())
         left = len(rest.data_vars)
     else:
         rest = as_cube(cube)
         here = {} if stack_of(rest) is not None else _called(wanted, list(rest["band"].values))
-        bands = {band: rest.sel(band=name).data for band, name in here.items()}
+        bands = {band: rest.sel(band=name) for band, name in here.items()}
         rest = rest.sel(band=[band for band in rest["band"].values if band not in here.values()]) if here else rest
         left = rest.sizes["band"]
     if here and not left:

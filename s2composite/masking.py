@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
-from s2composite.errors import GridError, S2CompositeError
+from s2composite.errors import GridError, ParameterError, S2CompositeError
 from s2composite.metering import tell_read
 from s2composite.pixels.flags import MaskRule, upsample
 from s2composite.pixels.masks import Rule
 from s2composite.reading.grid import Window
+from s2composite.reading.layout import wanted_assets
 from s2composite.reading.observe import FAILED
 from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, open_stack
+from s2composite.scenes.model import Scene
+from s2composite.scenes.values import named_values
 
 __all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "masks_of", "passed", "with_halo"]
 
@@ -198,6 +201,8 @@ def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
     ------
     BandError
         A product has no such band.
+    ParameterError
+        Nothing says which coding a band of Fmask has.
     """
     return tuple(_mask(stack.products.stack, rule) for rule in rules if isinstance(rule, MaskRule))
 
@@ -217,7 +222,26 @@ def both(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDAr
     return one & other
 
 
+def _coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
+    """Return a rule on Fmask in the coding that is known of all scenes; see `MaskRule.in_coding`."""
+    if not rule.codings:
+        return rule
+    parts = [part for scene in scenes for part in scene.parts]
+    codings: dict[str | None, str] = {}
+    for part, assets in zip(parts, wanted_assets(parts, [rule.band]), strict=True):
+        named = named_values(rule.band, None, part.sensor, f"{part.id} {part.collection or ''}")
+        codings.setdefault(next((a.values.coding for a in assets if a.values.coding), named.coding), part.id)
+    if len(codings) > 1:
+        kinds = ", ".join(f"{coding or 'unknown'} ({scene})" for coding, scene in codings.items())
+        raise ParameterError(
+            f"the mask bands {rule.band!r} have different codings of Fmask: {kinds}; give one that holds for all, "
+            "Fmask(coding='odc'), or open the scenes apart"
+        )
+    return rule.in_coding(next(iter(codings), None))
+
+
 def _mask(stack: Stack, rule: MaskRule) -> Mask:
+    rule = _coded(rule, stack.scenes)
     try:
         band = _in_order(open_stack(stack.scenes, [rule.band], options=_as_in_file(stack.options)), stack)
     except GridError:

@@ -4,11 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from test_morphology import peer
 
+import s2composite as s2c
 from s2composite.errors import BandError, ParameterError
 from s2composite.pixels.codings import QA_BITS, SCL_CLASSES
 from s2composite.pixels.flags import SCL, CloudProbability, Fmask, QABits, Usable, upsample
@@ -27,7 +29,7 @@ def test_classes_by_name_and_number():
     assert dropped_classes(SCL()) == [0, 3, 8, 9, 10]
     assert dropped_classes(SCL(["Thin_Cirrus", 11, "water"])) == [0, 6, 10, 11]
     assert dropped_classes(SCL([])) == [0]
-    assert dropped_classes(Fmask(), 6) == [0, 2, 3]
+    assert dropped_classes(Fmask(coding="odc"), 6) == [0, 2, 3]
     assert set(SCL_CLASSES.values()) == set(range(12))
 
 
@@ -39,7 +41,7 @@ def test_any_type_of_mask(dtype):
 
 CLEAR = {
     "SCL": (SCL(), 4),
-    "fmask": (Fmask(), 1),
+    "fmask": (Fmask(coding="odc"), 1),
     "cfmask": (Fmask(coding="cfmask"), 0),
     "landsat": (QABits("landsat"), 21824),
     "hls": (QABits("hls"), 64),
@@ -90,37 +92,66 @@ def test_fills_of_other_bands():
     assert CloudProbability().valid(probabilities)[0, 0].tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize("rule", [SCL(), Fmask(), QABits("landsat"), QABits("hls"), Usable()])
+@pytest.mark.parametrize("rule", [SCL(), Fmask(coding="odc"), QABits("landsat"), QABits("hls"), Usable()])
 def test_classes_that_were_interpolated_are_refused(rule):
     with pytest.raises(ParameterError, match=rf"'{rule.band}' holds 4.5, .*interpolated.*nearest"):
         rule.valid(np.array([[[5, 4.5, np.nan]]]))
 
 
+ODC = {"nodata": 0, "valid": 1, "cloud": 2, "shadow": 3, "snow": 4, "water": 5}
+CFMASK = {"clear": 0, "water": 1, "cloud_shadow": 2, "snow": 3, "cloud": 4}
+
+
+@pytest.mark.parametrize("values", [[0, 0, 4, 1], [0, 0, 0, 0], [1, 1, 4, 2], [0, 1, 4, 255], [64, 66, 0, 5]])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_the_coding_of_fmask_never_follows_from_values(values, dtype):
+    block = np.array([[values]], dtype)
+    with pytest.raises(ParameterError, match=r"'odc'.*'cfmask'.*QABits\('hls'\)"):
+        Fmask().valid(block)
+    assert Fmask().in_coding("odc").valid(block)[0, 0].tolist() == np.isin(values, (1, 4, 5)).tolist()
+    assert Fmask().in_coding("cfmask").valid(block)[0, 0].tolist() == np.isin(values, (0, 1, 3)).tolist()
+    assert Fmask(coding="odc").in_coding("cfmask") == Fmask(coding="odc"), "what was said stays"
+
+
+def test_classes_of_fmask_by_number_belong_to_codings_that_have_them():
+    assert Fmask([5]).in_coding("odc").valid(np.array([[[1, 5]]]))[0, 0].tolist() == [True, False]
+    with pytest.raises(ParameterError, match="classes that only odc has"):
+        Fmask([5]).in_coding("cfmask")
+    with pytest.raises(ParameterError, match=r"has bits: use QABits\('hls'\)"):
+        Fmask().in_coding("hls")
+    assert Fmask(["snow"], coding="cfmask").valid(np.array([[[0, 3, 4]]]))[0, 0].tolist() == [True, False, True]
+
+
+def fmask_dataset(name, values, **attrs):
+    values = np.array(values, np.uint8).reshape(-1, 1, 1)
+    red = np.full(values.shape, 500, np.uint16)
+    return xr.Dataset({"red": (("time", "y", "x"), red), name: (("time", "y", "x"), values, attrs)})
+
+
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("name", "attrs", "codes"),
     [
-        ([0, 0, 4, 1], "0 or 4: no data and snow for Open Data Cube, clear and cloud for CFmask"),
-        ([0, 0, 0, 0], "coding='cfmask'"),
-        ([1, 1, 4, 2], "coding='odc'"),
-        ([0, 1, 4, 255], "holds 255"),
-        ([64, 66, 0, 5], r"holds 64.*QABits\('hls'\)"),
+        ("oa_fmask", {}, ODC),
+        ("fmask", {"flags_definition": {"fmask": {"values": {str(n): name for name, n in ODC.items()}}}}, ODC),
+        ("fmask", {"flags_definition": {"fmask": {"values": {n: name for name, n in CFMASK.items()}}}}, CFMASK),
     ],
 )
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_an_fmask_in_a_coding_that_may_be_another_is_asked_about(values, words, dtype):
-    block = np.array([[values]], dtype)
-    with pytest.raises(ParameterError, match=words):
-        Fmask().valid(block)
-    Fmask(coding="odc").valid(block)
-    clear = np.isin(values, (0, 1, 3))
-    assert Fmask(coding="cfmask").valid(block)[0, 0].tolist() == clear.tolist()
+def test_names_and_lists_of_classes_of_datasets_say_the_coding_of_fmask(name, attrs, codes):
+    clear = {codes.get("valid", codes.get("clear")), codes["water"], codes["snow"]}
+    values = [0, 1, 4, 2, 3]
+    for lazy in (False, True):
+        cube = fmask_dataset(name, values, **attrs)
+        comp = s2c.composite(cube.chunk() if lazy else cube, valid=Fmask())
+        assert comp["count"].values.item() == sum(value in clear for value in values)
 
 
-def test_water_of_any_scene_shows_the_coding_of_open_data_cube():
-    block = np.array([[[0, 1, 4]], [[5, 1, 2]]], np.uint8)
-    assert Fmask().valid(block)[:, 0].tolist() == [[False, True, True], [True, True, False]]
-    assert Fmask().valid(np.array([[[1, 2, 3]]], np.uint8))[0, 0].tolist() == [True, False, False]
-    assert Fmask(["snow"], coding="cfmask").valid(np.array([[[0, 3, 4]]]))[0, 0].tolist() == [True, False, True]
+@pytest.mark.parametrize("attrs", [{}, {"flags_definition": 5}, {"flags_definition": {"fmask": {"values": [1]}}}])
+def test_a_band_of_fmask_that_says_nothing_is_asked_about_when_the_composite_is_made(attrs):
+    for values in ([1, 1, 2], [0, 5, 4]):
+        cube = fmask_dataset("fmask", values, **attrs).chunk()
+        with pytest.raises(ParameterError, match=r"nothing says which coding .*'fmask'.*coding='odc'.*coding='cfmask'"):
+            s2c.composite(cube, valid="fmask")
+        assert s2c.composite(cube, valid={"fmask": {"coding": "odc"}})["count"].values.item() == 2
 
 
 def test_bits_of_landsat():

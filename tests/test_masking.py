@@ -5,6 +5,8 @@ import pyproj
 import pytest
 import rasterio
 from affine import Affine
+from rasters import write_tif
+from stac_items import item_of
 from test_morphology import peer
 
 import s2composite as s2c
@@ -127,3 +129,50 @@ def test_masks_of_scenes_on_different_grids(season, tmp_path):
     skipping = s2c.open_cube(tmp_path, bands=["TCI"], on_error="skip")
     expected[0] = False
     np.testing.assert_array_equal(s2c.composite(skipping, valid=[rule]).compute()["count"], expected.sum(0))
+
+
+def fmask_items(directory, collections, name, classes):
+    """An item for each collection, of a band and its Fmask; the pixels have 0 to 5."""
+    items = []
+    for t, collection in enumerate(collections):
+        band = write_tif(directory / f"red{t}.tif", np.full((1, 1, 6), 500, np.uint16))
+        mask = write_tif(directory / f"mask{t}.tif", np.arange(6, dtype=np.uint8).reshape(1, 1, 6), nodata=None)
+        time = f"2023-06-0{t + 1}T00:00:00Z"
+        item = item_of(f"scene{t}", time, {"red": band, name: mask}, collection=collection, platform="any")
+        item["properties"].pop("constellation")
+        if classes:
+            listed = [{"value": value, "name": what} for what, value in classes.items()]
+            item["assets"][name]["classification:classes"] = listed
+        items.append(item)
+    return items
+
+
+CFMASK = {"clear": 0, "water": 1, "cloud_shadow": 2, "snow": 3, "cloud": 4}
+ODC = {"nodata": 0, "clear": 1, "cloud": 2, "cloud_shadow": 3, "snow": 4, "water": 5}
+
+
+@pytest.mark.parametrize(
+    ("collections", "name", "classes", "expected"),
+    [
+        (["ga_s2am_ard_3"], "oa_fmask", None, [1, 4, 5]),
+        (["ga_ls8c_ard_3", "ga_s2bm_ard_3"], "oa_fmask", None, [1, 4, 5]),
+        (["ga_ls9c_ard_3"], "fmask", None, [1, 4, 5]),
+        (["own"], "fmask", ODC, [1, 4, 5]),
+        (["own"], "Fmask", CFMASK, [0, 1, 3]),
+        (["own"], "Fmask", None, "nothing says"),
+        (["landsat-c2l2-sr"], "Fmask", None, "nothing says"),
+        (["HLSL30.v2.0"], "Fmask", None, "use QABits.'hls'"),
+        (["hls2-s30"], "Fmask", None, "use QABits.'hls'"),
+        (["ga_s2am_ard_3", "hls2-s30"], "fmask", None, "different codings"),
+    ],
+)
+def test_items_say_the_coding_of_fmask(tmp_path, collections, name, classes, expected):
+    """Before any pixel is read, and not by what pixels hold."""
+    cube = s2c.open_cube(fmask_items(tmp_path, collections, name, classes), bands=["red"])
+    if isinstance(expected, str):
+        with pytest.raises(ParameterError, match=expected):
+            s2c.composite(cube, valid=s2c.Fmask(band=name))
+        return
+    for rule in (s2c.Fmask(band=name), s2c.Fmask()):  # oa_fmask is found by the usual name, too
+        count = s2c.composite(cube, valid=rule)["count"].values.ravel()
+        np.testing.assert_array_equal(count, len(collections) * np.isin(np.arange(6), expected))

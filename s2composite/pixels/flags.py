@@ -9,7 +9,7 @@ edge.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,8 @@ class MaskRule:
     label: str = ""
     """How it was made, for metadata."""
 
-    doubtful: bool = False
-    """Whether the coding of Open Data Cube's Fmask was assumed: values that leave a doubt about it are refused."""
+    codings: tuple[tuple[str, tuple[Group, ...]], ...] = ()
+    """If not empty, the coding of the band is yet to be known: the groups in each that it can be; see `in_coding`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.band, str) or not self.band.strip():
@@ -111,10 +111,10 @@ class MaskRule:
         Raises
         ------
         ParameterError
-            The band was interpolated, or may have another coding than the rule's.
+            The band was interpolated, or the coding of Fmask is not known.
         """
-        if self.doubtful:
-            self._check_fmask({value for scene in block for value in np.unique(scene).tolist()})
+        if self.codings:
+            return self.in_coding(None).valid(block)
         valid = np.empty(block.shape, bool)
         for t in range(len(block)):  # one scene at a time stays in the cache
             valid[t : t + 1] = self._valid(block[t : t + 1])
@@ -142,23 +142,33 @@ class MaskRule:
             )
         return whole
 
-    def _check_fmask(self, values: set[float]) -> None:
-        """Raise if the values of an Fmask band may be those of another coding than Open Data Cube's.
+    def in_coding(self, coding: str | None) -> MaskRule:
+        """Return the rule for a band of which the coding is known: ``"odc"``, ``"cfmask"``, ``"hls"``; None: it is not.
 
-        Only that one has a class 5, water. Without it, 0 and 4 may be no data and snow, or clear and cloud.
+        A rule that was made for a coding stays as it is.
+
+        Raises
+        ------
+        ParameterError
+            The rule has to know its coding and cannot be in this one.
         """
-        found = {value for value in values if abs(value) < 2**31 and value % 1 == 0}  # neither NaN nor interpolated
-        strange = found - set(FMASK_CLASSES["odc"].values())
-        if strange:
-            why = f"holds {min(strange):g}, which Open Data Cube's Fmask does not have"
-        elif FMASK_CLASSES["odc"]["water"] not in found and found & {0, 4}:
-            why = "holds 0 or 4: no data and snow for Open Data Cube, clear and cloud for CFmask"
-        else:
-            return
-        raise ParameterError(
-            f"the mask band {self.band!r} {why}; say what it is: Fmask(coding='odc') or Fmask(coding='cfmask'), and "
-            "QABits('hls') for the Fmask of HLS, which has bits"
-        )
+        if not self.codings:
+            return self
+        if coding == "hls":
+            raise ParameterError(f"the mask band {self.band!r} is that of HLS, which has bits: use QABits('hls')")
+        groups = dict(self.codings)
+        if coding is None:
+            raise ParameterError(
+                f"nothing says which coding of Fmask the mask band {self.band!r} has: give Fmask(coding='odc') (Open "
+                "Data Cube: 1 clear, 2 cloud), Fmask(coding='cfmask') (0 clear, 4 cloud), or for HLS, which has bits, "
+                "QABits('hls')"
+            )
+        if coding not in groups:
+            raise ParameterError(
+                f"the mask band {self.band!r} has the coding {coding!r} of Fmask, and the rule classes that only "
+                f"{', '.join(groups)} has; name the classes: {', '.join(FMASK_CLASSES[coding])}"
+            )
+        return replace(self, groups=groups[coding], codings=())
 
     def __str__(self) -> str:
         return self.label or repr(self)
@@ -225,8 +235,10 @@ def Fmask(  # noqa: N802
         Names or numbers of the classes to drop. No data is always dropped, without cleanup.
     coding
         ``"odc"``, as Open Data Cube has it: 0 no data, 1 valid, 2 cloud, 3 shadow, 4 snow, 5 water. ``"cfmask"``, as
-        CFmask and Fmask 4 have it: 0 clear, 1 water, 2 shadow, 3 snow, 4 cloud, 255 no data. Default: Open Data Cube's,
-        but where the values leave a doubt there is an error that asks for it. HLS has bits: see `QABits`.
+        CFmask and Fmask 4 have it: 0 clear, 1 water, 2 shadow, 3 snow, 4 cloud, 255 no data. Default: what the source
+        says: products of Geoscience Australia (``ga_...``, ``oa_fmask``) have Open Data Cube's, STAC items and
+        datasets of Open Data Cube may list their classes; if nothing says it, `composite` raises an error that asks.
+        HLS has bits: see `QABits`.
     cleanup, band
         As for `SCL`.
 
@@ -242,18 +254,32 @@ def Fmask(  # noqa: N802
 
     Examples
     --------
-    >>> Fmask().valid(np.array([[[0, 1, 2, 3, 5]]], np.uint8)).astype(int).tolist()
+    >>> Fmask(coding="odc").valid(np.array([[[0, 1, 2, 3, 5]]], np.uint8)).astype(int).tolist()
     [[[0, 1, 0, 0, 1]]]
     >>> Fmask(coding="cfmask").valid(np.array([[[0, 1, 2, 3, 4, 255]]], np.uint8)).astype(int).tolist()
     [[[1, 1, 0, 1, 0, 0]]]
     """
     if coding not in (None, *FMASK_CLASSES):
         raise ParameterError(f"unknown coding {coding!r} of Fmask; there are {', '.join(FMASK_CLASSES)}")
-    table = FMASK_CLASSES[coding or "odc"]
-    missing = Group(other_than=tuple(value for name, value in table.items() if name != "nodata"))
-    groups = _class_groups(table, classes, cleanup, "Fmask class")
+    classes = tuple(classes)
     label = _label(f"Fmask {coding}" if coding else "Fmask", classes, cleanup)
-    return MaskRule(band, (missing, *groups), label, doubtful=coding is None)
+    if coding is not None:
+        return MaskRule(band, _fmask_groups(coding, classes, cleanup), label)
+    codings, problem = [], None
+    for name in FMASK_CLASSES:
+        try:
+            codings.append((name, _fmask_groups(name, classes, cleanup)))
+        except ParameterError as error:  # a number that is no class there
+            problem = error
+    if problem is not None and not codings:
+        raise problem
+    return MaskRule(band, (), label, tuple(codings))
+
+
+def _fmask_groups(coding: str, classes: Iterable[str | int], cleanup: Cleanup) -> tuple[Group, ...]:
+    table = FMASK_CLASSES[coding]
+    missing = Group(other_than=tuple(value for name, value in table.items() if name != "nodata"))
+    return (missing, *_class_groups(table, classes, cleanup, "Fmask class"))
 
 
 def QABits(  # noqa: N802

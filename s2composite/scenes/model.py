@@ -44,6 +44,9 @@ class Values:
     classes: bool = False
     """Whether the numbers are classes or flags, which have no mean."""
 
+    coding: str | None = None
+    """Of a band of Fmask: ``"odc"``, ``"cfmask"`` or ``"hls"``; None: unknown, or another band."""
+
     dtype: str | None = None
     """Type of the numbers in the catalogue, ``"uint16"``."""
 

@@ -115,7 +115,9 @@ _SENSORS = tuple(
 )
 """What names of products, collections and platforms say of the sensor; the first that is found counts."""
 
-_DECORATION = re.compile(r"^nbart?_|^(?:sr|st|oli|tirs|tm|etm)_(?=b\d)|-jp2$|[_-](?:10|20|60)m$", re.IGNORECASE)
+_DECORATION = re.compile(
+    r"^nbart?_|^oa_(?=fmask)|^(?:sr|st|oli|tirs|tm|etm)_(?=b\d)|-jp2$|[_-](?:10|20|60)m$", re.IGNORECASE
+)
 _CODES = r"TCI|PVI|B(?:0?[1-9]|1[0-2]|8A)|SCL|CLDPRB|SNWPRB|CLD|SNW|BOA|TOA|AOT|WVP"
 _WORDS = r"visual|coastal|blue|green|red|rededge[1-3]?|nir(?:0[89])?|cirrus|swir(?:16|22)"  # Earth Search's keys
 _ASSET = re.compile(rf"(?:^|[_.-])({_CODES}|{_WORDS})(?:[_-](10|20|60)m)?$", re.IGNORECASE)

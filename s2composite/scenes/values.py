@@ -16,7 +16,7 @@ from typing import Any
 from s2composite.scenes.model import Values
 from s2composite.scenes.names import common_name, same_band
 
-__all__ = ["catalogue_values", "is_mask_band", "named_values", "tagged_values"]
+__all__ = ["catalogue_values", "fmask_coding_of", "is_mask_band", "named_values", "tagged_values"]
 
 _SHIFT = -1000.0
 """What undoes ESA's offset."""
@@ -75,7 +75,8 @@ def named_values(band: str, baseline: str | None, sensor: str | None = None, pro
     (2.75e-05, -0.2)
     """
     if is_mask_band(band):
-        return Values(shift=0.0, classes=_is_classes(band), assumed=True)
+        coding = _fmask_coding(band, sensor, product)
+        return Values(shift=0.0, classes=_is_classes(band), coding=coding, assumed=True)
     (code, *_) = same_band(band, sensor)
     if sensor in (None, "sentinel-2", "sen2like"):
         if _SPECTRAL.fullmatch(code):
@@ -171,7 +172,9 @@ def catalogue_values(
     known = named_values(name, baseline, sensor, f"{item.get('id') or ''} {item.get('collection') or ''}")
     known = replace(known, nodata=nodata, dtype=dtype, unit=unit or known.unit)
     if known.classes or any(key in part for part in (asset, band) for key in _CLASS_KEYS):
-        return replace(known, shift=0.0, classes=True, assumed=False)
+        lists = (band.get(_CLASS_KEYS[0]) or asset.get(_CLASS_KEYS[0]) or ()) if known.classes else ()
+        listed = {str(one.get("name") or one.get("description")): one.get("value") for one in lists}
+        return replace(known, shift=0.0, classes=True, coding=fmask_coding_of(listed) or known.coding, assumed=False)
     said = (scale, offset) != (None, None) and (scale or 1.0, offset or 0.0) != (1.0, 0.0)
     if sensor == "sentinel-2" and known.scale == _SCALE:
         # The flag of Earth Search is about its COGs, not about ESA's own files beside them.
@@ -194,6 +197,25 @@ def catalogue_values(
 
 
 _CLASS_KEYS = ("classification:classes", "classification:bitfields", "file:values")
+
+
+def _fmask_coding(band: str, sensor: str | None, product: str) -> str | None:
+    """Return the coding of a band of Fmask, as far as names say it."""
+    if same_band(band)[0] != "FMASK":
+        return None
+    if (sensor or "").startswith("hls"):
+        return "hls"
+    return "odc" if band.lower().startswith("oa_") or re.search(r"\bga_", product) else None
+
+
+def fmask_coding_of(classes: Mapping[str, Any]) -> str | None:
+    """Return the coding of a band of Fmask whose classes are listed by name; None if they are of neither coding.
+
+    >>> fmask_coding_of({"clear": 0, "water": 1, "cloud_shadow": 2, "snow": 3, "cloud": 4})
+    'cfmask'
+    """
+    clouds = {str(value) for name, value in classes.items() if "cloud" in name.lower() and "shadow" not in name.lower()}
+    return {"2": "odc", "4": "cfmask"}.get(clouds.pop()) if len(clouds) == 1 else None
 
 
 def is_mask_band(name: str) -> bool:
