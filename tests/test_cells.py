@@ -176,7 +176,7 @@ def test_windows_of_the_next_cell_are_made_while_one_is_finished(tmp_path):
         ({"grid": "mgrs"}, "put {cell}"),
         ({"area": "a.geojson"}, "name a grid"),
         ({"output": "{cell}.tif"}, "name a grid"),
-        ({"output": "{cell}.tif", "grid": "mgrs", "crs": "EPSG:3035"}, "leave those keys out"),
+        ({"output": "{cell}.tif", "grid": "mgrs", "crs": "EPSG:3035"}, "leave out crs"),
         ({"output": "{cell}.tif", "grid": "EPSG:3035;ten;1"}, "crs;resolution;shape"),
         ({"output": "{cell}.tif", "grid": {"type": "hex"}}, "unknown type 'hex'"),
         ({"output": "{cell}.tif", "grid": {"type": "utm", "sise": 3}}, "unknown key"),

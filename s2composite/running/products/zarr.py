@@ -157,7 +157,7 @@ def _template(dataset: xr.Dataset, windows: Chunks) -> xr.Dataset:
         spatial = chunks[str(name)]
         shape = (*array.shape[:-2], *map(sum, spatial))
         data = da.zeros(shape, dtype=array.dtype, chunks=(*((n,) for n in array.shape[:-2]), *spatial))
-        out[name] = xr.Variable(array.dims, data, array.attrs)
+        out[name] = xr.Variable(array.dims, data, array.attrs, array.encoding)  # which says that attrs are true
     return xr.Dataset(out, dataset.coords, dataset.attrs)
 
 
