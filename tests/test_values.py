@@ -299,6 +299,66 @@ def test_scale_of_each_band_in_a_catalogue(tmp_path, form):
     np.testing.assert_allclose(cube.values[0], expected, rtol=1e-5, atol=1e-5)
 
 
+UNNAMED = [
+    {"raster:scale": 1e-4, "raster:offset": -0.1, "nodata": 0},
+    {"raster:scale": 0.01, "nodata": 0},
+    {"raster:scale": 2, "nodata": 0},
+]
+
+
+@pytest.mark.parametrize(
+    ("bands", "described", "alpha"),
+    [
+        (UNNAMED, None, False),
+        (UNNAMED, ("u", "v", "w"), False),
+        (UNNAMED, None, True),
+        ([{**band, "name": "same"} for band in UNNAMED], None, False),
+        ([{**band, "name": name} for band, name in zip(UNNAMED, "uvw", strict=True)], None, True),
+        (
+            [{**band, "name": name} for band, name in zip([*UNNAMED, {}], ("u", "v", "w", "alpha"), strict=True)],
+            None,
+            True,
+        ),
+    ],
+)
+def test_scale_of_bands_by_their_order(tmp_path, bands, described, alpha):
+    """Bands need no names, and the catalogue may or may not count the alpha band."""
+    made = numbers(bands=3)
+    opaque = np.full((1, SIZE, SIZE), np.iinfo("uint16").max, "uint16")
+    written = np.concatenate([made, opaque]) if alpha else made
+    options = {"nodata": None, "alpha": "YES", "photometric": "RGB"} if alpha else {}
+    path = tagged(tmp_path / "a.tif", written, names=described, **options)
+    item = item_of("scene", "2023-06-01T10:46:29Z", {"data": path}, collection="other", platform="x", constellation="x")
+    del item["assets"]["data"]["raster:bands"]
+    item["assets"]["data"]["bands"] = bands
+    cube = s2c.open_cube(item, reflectance=True)
+    physical = made * np.array([1e-4, 0.01, 2])[:, None, None] + np.array([-0.1, 0, 0])[:, None, None]
+    physical[made == 0] = np.nan
+    np.testing.assert_allclose(cube.values[0], physical, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_of_other_bands_than_the_catalogue_says(tmp_path):
+    path = tagged(tmp_path / "a.tif", numbers(bands=2))
+    item = item_of("scene", "2023-06-01T10:46:29Z", {"data": path}, collection="other")
+    item["assets"]["data"]["raster:bands"] = [{"scale": 0.1}] * 3
+    with pytest.raises(SceneError, match=r"a\.tif has 2 band\(s\), but a data has 3"):
+        s2c.open_cube(item)
+
+
+@pytest.mark.parametrize(("applied", "shift"), [(True, 0), (False, -1000), (None, -1000)])
+def test_what_an_item_says_of_bands_that_only_the_file_names(tmp_path, applied, shift):
+    made = np.concatenate([numbers(1, 2, low=2000), np.full((1, SIZE, SIZE), 4, "uint16")])
+    path = tagged(tmp_path / "a.tif", made, names=("B04", "B03", "SCL"))
+    properties = {"s2:processing_baseline": "05.09", "earthsearch:boa_offset_applied": applied}
+    item = item_of("S2A_31TCJ_20230601", "2023-06-01T10:46:29Z", {"stack": path}, **properties)
+    cube = s2c.open_cube(item)
+    assert cube.offset.item() == shift
+    assert cube.values[0, 0, 9, 9] == int(made[0, 9, 9]) + shift
+    item["assets"]["stack"] |= {"raster:scale": 0.1, "raster:bands": []}
+    scaled = s2c.open_cube(item, bands=["B04", "SCL"], reflectance=True).values[0, :, 9, 9]
+    np.testing.assert_allclose(scaled, [made[0, 9, 9] * 0.1, 4], rtol=1e-6)
+
+
 # --- several bands in a file -------------------------------------------------------------------------------------------
 
 

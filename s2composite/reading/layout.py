@@ -116,16 +116,15 @@ def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
     """
     alpha = alpha_of(asset, header)
     data = [band for band in range(header.bands) if band != alpha]
-    if asset.bands:
-        if len(asset.bands) not in (header.bands, len(data)):
-            raise SceneError(
-                f"{asset.href} has {header.bands} band(s), but a {asset.name} has {len(asset.bands)}: "
-                f"{', '.join(asset.bands)}; remove the file, or name its bands with Asset(bands=...)",
-                href=asset.href,
-            )
-        names = asset.bands
-    else:
-        names = _implied_names(asset, header, data)
+    declared = asset.bands or asset.band_values
+    if declared and len(declared) not in (header.bands, len(data)):
+        listed = f": {', '.join(asset.bands)}" if asset.bands else ""
+        raise SceneError(
+            f"{asset.href} has {header.bands} band(s), but a {asset.name} has {len(declared)}{listed}; remove the "
+            "file, or name its bands with Asset(bands=...)",
+            href=asset.href,
+        )
+    names = asset.bands or _implied_names(asset, header, data)
     return names if len(names) == header.bands else (*names[:alpha], "alpha", *names[alpha:])
 
 
@@ -195,13 +194,17 @@ def _observed(where: Sequence[_Entry]) -> Sequence[_Entry]:
 
 def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Values:
     """Return what the numbers of a band mean: by the catalogue, else by the file's tags, else by its name."""
-    if asset.band_values:
+    values, alpha = asset.values, alpha_of(asset, header)
+    if 0 < len(asset.band_values) < header.bands:
+        data = [band for band in range(header.bands) if band != alpha]
+        values = Values() if i == alpha else asset.band_values[data.index(i)]
+    elif asset.band_values:
         values = asset.band_values[i]
-    elif asset.bands or name != header.descriptions[i] or (header.dtype.itemsize == 1 and not is_mask_band(name)):
-        values = asset.values
-    else:
+    described = not asset.bands and name == header.descriptions[i]
+    if described and (is_mask_band(name) or (values.assumed and header.dtype.itemsize > 1)):
         # the file itself says what its bands are
-        values = named_values(name, scene.baseline, scene.sensor, scene.id)
+        named = named_values(name, scene.baseline, scene.sensor, scene.id)
+        values = replace(named, nodata=values.nodata, shift=named.shift if values.shift is None else values.shift)
     if values.nodata is not None:
         values = replace(values, nodata=nodata_in(values.nodata, header.dtype))
     tags = header.scaling[i] if header.scaling else None

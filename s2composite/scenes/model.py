@@ -87,7 +87,7 @@ class Asset:
     """Meaning of its numbers."""
 
     band_values: tuple[Values, ...] = ()
-    """The same for each of `bands`, where a catalogue describes them; empty: `values` holds for all."""
+    """The same for each of its bands, named or not, where a catalogue describes them; empty: `values` holds for all."""
 
     grid: AssetGrid | None = None
     """Its pixel grid, if a catalogue gives it."""

@@ -137,8 +137,10 @@ def _asset(
     else:
         names = (key,) if told else ()
         aliases = tuple(dict.fromkeys(str(first[k]) for k in ("name", "common_name", "eo:common_name") if first.get(k)))
-    if len(told) > 1 and len(names) == len(told) and not is_picture(key):
-        band_values = tuple(map(values_of, names, told))
+    if len(told) > 1 and len(names) in (0, len(told)):
+        # The red of a picture is no reflectance; bands without names go by that of the asset.
+        own = [key] * len(told) if is_picture(key) or not names else names
+        band_values = tuple(map(values_of, own, told))
     href, grid = absolute(asset["href"]), _grid(asset, item)
     # a key that says nothing (`data`) may hold a band that does
     called = next((n for n in (key, *aliases) if common_name(n, sensor) or is_mask_band(n)), key)

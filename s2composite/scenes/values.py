@@ -193,7 +193,8 @@ def catalogue_values(
         return replace(known, scale=scale if said and scale else _SCALE, assumed=not (said or applied is False))
     if said or (scale is not None and known.scale is None):
         return _scaled(known, 1.0 if scale is None else scale, offset or 0.0, unit)
-    return known
+    # of bands that only their file names, too
+    return replace(known, shift=0.0) if _applied(item) else known
 
 
 _CLASS_KEYS = ("classification:classes", "classification:bitfields", "file:values")
