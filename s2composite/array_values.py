@@ -3,7 +3,9 @@
 xarray keeps attributes through arithmetic, comparisons, `where` and `astype`, so that ``attrs["nodata"]`` clings to
 arrays in which that number is data: an NDVI of 0, a difference of 0, False. What xarray drops there is `encoding`, so
 attributes are believed where the encoding is that of a file or of a loader. Where it is gone, the layers of a Dask
-graph tell what became of the nodata value, and in memory the values do. What cannot be told is not guessed.
+graph tell what became of the nodata value. Of arrays in memory, or held by workers, there is no graph: floats say "no
+data" with NaN, unsigned integers with 0, and a time series that holds none of these is refused, since nobody can tell
+whether its numbers were calculated from nodata. What cannot be told is not guessed.
 """
 
 from __future__ import annotations
@@ -118,31 +120,57 @@ def missing_value_of(array: xr.DataArray) -> MissingValue:
 
 def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> MissingValue:
     """Return the nodata value of an array that has lost its encoding, or never had one."""
+    floats = array.dtype.kind == "f"
     if origin == "flags":
-        return MissingValue(math.nan if array.dtype.kind == "f" else None, derived=True, flags=True)
-    signed = _clings(array.attrs)
+        return MissingValue(math.nan if floats else None, derived=True, flags=True)
     nodata = 0.0 if stated is None and "engine" in array.attrs else stated
-    became = nodata if origin == "cast" else _became(array, nodata)
-    if became is not None and nodata is not None:
-        if array.dtype.kind != "f":
-            return MissingValue(None if became == nodata and stated is None else became, derived=True)
-        return MissingValue(math.nan, derived=True, cast=None if math.isnan(became) else became)
-    if array.dtype.kind == "f":
-        return _of_floats(array, stated, origin, signed)
-    return _of_integers(array, stated, origin, derived=signed or (origin == "computed" and _reads(array.data.dask)))
+    signed = _clings(array.attrs) or _was_loaded(array)
+    derived = signed or (origin == "computed" and (floats or _reads(array.data.dask)))
+    if nodata is None or math.isnan(nodata):
+        return MissingValue(math.nan if floats and derived else stated, derived)
+    found = _Became(unique=True, value=nodata) if origin == "cast" else _became(array, nodata)
+    if found is not None and found.unique:
+        kept = None if found.value == nodata and stated is None else found.value
+        cast = None if math.isnan(found.value) else found.value
+        return MissingValue(math.nan, True, cast=cast) if floats else MissingValue(kept, True)
+    if found is not None and floats:
+        return _as_data(array, nodata)
+    if found is None and signed and (array.chunks is None or not _reads(array.data.dask)):
+        return _of_held(array, nodata, stated)
+    value = math.nan if floats and derived else stated
+    return MissingValue(value, derived, unknown=_unknown(array, nodata) if derived and not floats else "")
 
 
-def _of_integers(array: xr.DataArray, stated: float | None, origin: Origin, *, derived: bool) -> MissingValue:
-    """Return the nodata value of integers that have lost their encoding, or never had one."""
-    if not derived or (stated is None and "engine" not in array.attrs):
-        return MissingValue(stated, derived)
-    if origin == "computed":
-        return MissingValue(stated, derived, unknown=_unknown(array, stated))
-    if array.chunks is None and bool((array.values <= 1).all() and (array.values >= 0).all()):
-        return MissingValue(None, derived, flags=True)
-    # Scaling, masking and clipping leave 0 what it is, and unsigned integers are not shifted.
-    kept = array.dtype.kind == "u" and not stated
-    return MissingValue(stated, derived, unknown="" if kept else _unknown(array, stated))
+def _of_held(array: xr.DataArray, nodata: float, stated: float | None) -> MissingValue:
+    """Return the nodata value of an array in memory, or held by workers, that was derived from one which declared it.
+
+    Scaling, masking and clipping leave 0 what it is in unsigned integers.
+    """
+    floats, series = array.dtype.kind == "f", array.sizes.get("time", 1) > 1
+    if floats and bool(array.isnull().any()):
+        return MissingValue(math.nan, derived=True)
+    if bool(array.isin((0, 1)).all()):
+        return MissingValue(math.nan if floats else None, derived=True, flags=True)
+    if not floats:
+        known = array.dtype.kind == "u" and nodata == 0 and (not series or bool((array == 0).any()))
+        return MissingValue(stated, derived=True, unknown="" if known else _unknown(array, nodata))
+    return _as_data(array, nodata)
+
+
+def _as_data(array: xr.DataArray, nodata: float) -> MissingValue:
+    """Return the nodata value of floats among whose numbers are those that were calculated from nodata.
+
+    Maps are often differences, of which 0 is data: that is said. Series are refused.
+    """
+    series = array.sizes.get("time", 1) > 1
+    if not series:
+        LOG.warning(
+            "%s was derived from an array whose nodata value was %g, which counts as data now: no NaN takes its place; "
+            "put NaN there before calculating if it is not",
+            _called(array),
+            nodata,
+        )
+    return MissingValue(math.nan, derived=True, unknown=_unknown(array, nodata) if series else "")
 
 
 def _as_stored(array: xr.DataArray, stated: float | None) -> MissingValue:
@@ -194,6 +222,11 @@ def _clings(attrs: Mapping[Any, Any]) -> bool:
     return any(names <= set(attrs) for names in _CLINGING)
 
 
+def _was_loaded(array: xr.DataArray) -> bool:
+    """Return whether an array was derived from one of odc-stac, whose arrays have no other attributes."""
+    return "spatial_ref" in array.coords and isinstance(array.attrs.get("nodata"), float) and len(array.attrs) == 1
+
+
 def _has(attrs: Mapping[Any, Any], names: tuple[str, ...]) -> bool:
     return any(name in attrs for name in names)
 
@@ -204,12 +237,18 @@ Origin = Literal["stored", "cast", "computed", "flags", "unknown"]
 
 def _origin(array: xr.DataArray) -> Origin:
     """Return where the numbers of an array come from."""
-    opened = _has(array.attrs, ("grid_mapping", "AREA_OR_POINT"))
-    of_graph = "unknown" if array.chunks is None else _of_graph(array.data.name, array.data.dask, opened=opened)
+    data = array.data
+    stated = str(array.encoding.get("layer", ""))
+    of_graph = "unknown" if array.chunks is None else _of_graph(data.name, data.dask, opened=_raw(array), stated=stated)
     if _encoded(array):
         # Assignments in place keep the encoding.
         return of_graph if of_graph in ("computed", "flags") else "stored"
     return "cast" if of_graph == "stored" else of_graph
+
+
+def _raw(array: xr.DataArray) -> bool:
+    """Return whether what xarray opened are the numbers of a raster or composite, not what was derived and written."""
+    return _has(array.attrs, ("grid_mapping", "AREA_OR_POINT"))
 
 
 def _encoded(array: xr.DataArray) -> bool:
@@ -233,8 +272,10 @@ _COMPARED = re.compile(
     r"(eq|ne|lt|le|gt|ge|and_|or_|xor|inv|invert|any|all|is\w+|not\w+|logical_\w+|bitwise_\w+)(-|_\d)"
 )
 _MOVED = re.compile(
-    r"(getitem|astype|transpose|rechunk|concatenate|stack|reshape|broadcast_to|roll|copy|squeeze|expand_dims|where)-"
+    r"(getitem|astype|transpose|rechunk|concatenate|stack|reshape|broadcast_to|roll|copy|squeeze|expand_dims|where"
+    r"|(chunk_)?(max|min))-"
 )
+_SELECTED = re.compile(r"(getitem|transpose|rechunk|reshape|broadcast_to|copy|squeeze|expand_dims)-")
 _OPENED = re.compile(r"(open_\w+|fetch_raster_window)-")
 _OF_EACH_PIXEL = frozenset(
     {name for name in dir(operator) if not name.startswith("_")}
@@ -242,20 +283,21 @@ _OF_EACH_PIXEL = frozenset(
     | {"astype", "clip", "round", "where"}
 ) - {"getitem", "setitem"}
 _CALCULATED = _OF_EACH_PIXEL | {
-    *("mean", "median", "sum", "max", "min", "std", "var", "quantile", "cumsum", "cumprod", "setitem", "lambda")
+    *("mean", "median", "sum", "std", "var", "quantile", "cumsum", "cumprod", "setitem", "lambda")
 }
 
 
-def _of_graph(name: str, graph: HighLevelGraph, *, opened: bool) -> Origin:
+def _of_graph(name: str, graph: HighLevelGraph, *, opened: bool, stated: str = "") -> Origin:
     """Return whether the layers of a Dask array only move what was read, or calculate.
 
-    `opened` says whether arrays that xarray opened are raw, and not what was derived from one and written.
+    `opened` says whether arrays that xarray opened are raw, and not what was derived from one and written; `stated` is
+    a layer for which `with_nodata` declared the nodata value.
     """
     todo, seen, kinds = [name], {name}, set()
     while todo:
         layer = todo.pop()
         below = graph.dependencies.get(layer, set())
-        if _is_read(layer, graph) or (opened and _OPENED.match(layer)):
+        if layer == stated or _is_read(layer, graph) or (opened and _OPENED.match(layer)):
             kinds.add("stored")
         elif _COMPARED.match(layer):
             kinds.add("compared")
@@ -280,8 +322,8 @@ def _is_read(name: str, graph: HighLevelGraph) -> bool:
 
 
 def _reads(graph: HighLevelGraph) -> bool:
-    """Return whether a graph reads what another library opened."""
-    return any(name.startswith("open-") or _OPENED.match(name) for name in graph.layers)
+    """Return whether a graph reads what `open_cube` or another library opened, or makes a composite."""
+    return any(name.startswith("open-") or _OPENED.match(name) or _is_read(name, graph) for name in graph.layers)
 
 
 def _function(layer: str) -> str:
@@ -293,95 +335,77 @@ def _function(layer: str) -> str:
     return re.split(r"-|_\d", layer, maxsplit=1)[0]
 
 
-def _became(array: xr.DataArray, nodata: float | None) -> float | None:
-    """Return what became of the nodata value of a cube of integers from `open_cube`; None if that is not certain.
+@dataclass(frozen=True, slots=True)
+class _Became:
+    """What became of a nodata value."""
 
-    Where every pixel was calculated from itself alone, the same is done with all values that the type has. If another
-    value came to the same, nobody can tell the two apart any more.
+    unique: bool
+    """Whether no other value can have come to the same."""
+
+    value: float
+
+
+_TYPES = tuple(map(np.dtype, ("uint8", "int8", "uint16", "int16", "float32")))
+
+
+def _became(array: xr.DataArray, nodata: float) -> _Became | None:
+    """Return what became of the nodata value of a lazy array; None: more than what was read went into its pixels.
+
+    The same is done with all values of the type that was read, which only a stack of `open_cube` says: of others all
+    possible ones have to agree. Where several bands or scenes were combined, other values can always come to the same.
     """
-    if nodata is None or array.chunks is None or "engine" not in array.attrs:
+    if array.chunks is None:
         return None
     graph = array.data.dask
-    stacks = [layer for name, layer in graph.layers.items() if name.startswith("s2composite-stack-")]
-    if len(stacks) != 1:
+    stacks = [dict(layer) for name, layer in graph.layers.items() if name.startswith("s2composite-stack-")]
+    found: list[_Became] = []
+    for dtype in {np.dtype(node.value.stack.dtype) for stack in stacks for node in stack.values()} or _TYPES:
+        ends = np.iinfo(dtype if dtype.kind in "iu" and dtype.itemsize <= 2 else np.int16)
+        if not ends.min <= nodata <= ends.max:
+            continue
+        values = np.arange(ends.min, ends.max + 1).astype(dtype)
+        leaves: dict[tuple[str, ...], NDArray[Any]] = {}
+        try:
+            with np.errstate(all="ignore"):
+                results = _calculated((array.data.name,), graph, values, leaves)
+        except (OverflowError, TypeError):
+            continue  # what is done cannot be done with this type
+        if any(_of_graph(path[-1], graph, opened=True) != "stored" for path in leaves):
+            return None
+        known = _raw(array) or all(_of_graph(path[-1], graph, opened=False) == "stored" for path in leaves)
+        here = results[values == nodata]
+        if here.size and results.dtype == array.dtype:
+            alone = known and len(leaves) == 1 and (results == here).sum() == 1
+            found.append(_Became(bool(np.isnan(here[0]) or alone), float(here[0])))
+    if not found:
         return None
-    (read,) = dict(stacks[0]).values()
-    dtype = np.dtype(read.value.stack.dtype)
-    if dtype.kind not in "iu" or dtype.itemsize > 2:
-        return None
-    ends = np.iinfo(dtype)
-    values = np.arange(ends.min, ends.max + 1).astype(dtype)
-    leaves: dict[str, NDArray[Any]] = {}
-    with np.errstate(all="ignore"):
-        results = _calculated(array.data.name, graph, values, leaves)
-    if len(leaves) != 1 or _of_graph(next(iter(leaves)), graph, opened=False) != "stored":
-        return None
-    here = results[values == nodata]
-    if not here.size:
-        return None
-    same = np.isnan(results) if np.isnan(here).any() else results == here
-    return float(here[0]) if same.sum() == 1 or np.isnan(here[0]) else None
+    return _Became(all(one.unique for one in found) and len({str(one.value) for one in found}) == 1, found[0].value)
 
 
 def _calculated(
-    name: str, graph: HighLevelGraph, values: NDArray[Any], leaves: dict[str, NDArray[Any]]
+    path: tuple[str, ...], graph: HighLevelGraph, values: NDArray[Any], leaves: dict[tuple[str, ...], NDArray[Any]]
 ) -> NDArray[Any]:
-    """Do with `values` what the layers of a graph do with each pixel; fill in which layers they start from."""
-    layer = graph.layers[name]
-    if not isinstance(layer, Blockwise) or _function(name) not in _OF_EACH_PIXEL or _is_read(name, graph):
-        return leaves.setdefault(name, values)
+    """Do with `values` what the layers of a graph do with each pixel; fill in where they start.
+
+    Parameters
+    ----------
+    path
+        Layer, after the selections that were made of it: other bands of the same layer are other values.
+    """
+    name = path[-1]
+    layer, below = graph.layers[name], graph.dependencies.get(name, set())
+    if _SELECTED.match(name) and len(below) == 1 and not _is_read(name, graph):
+        return _calculated((*path, *below), graph, values, leaves)
+    each = isinstance(layer, Blockwise) and _function(name) in _OF_EACH_PIXEL and not _COMPARED.match(name)
+    if not each or _is_read(name, graph):
+        return leaves.setdefault(path, values)
     arguments = {
-        blockwise_token(i): argument if axes is None else _calculated(str(argument), graph, values, leaves)
+        blockwise_token(i): argument
+        if axes is None
+        else _calculated((*path[:-1], str(argument)), graph, values, leaves)
         for i, (argument, axes) in enumerate(layer.indices)
     }
     return np.broadcast_to(layer.task(arguments), values.shape)
-
-
-def _of_floats(array: xr.DataArray, stated: float | None, origin: Origin, signed: bool) -> MissingValue:
-    """Return the nodata value of floats that have lost their encoding, or never had one."""
-    if origin == "computed" or stated is None or math.isnan(stated):
-        nan = origin == "computed" or signed
-        return MissingValue(math.nan if nan else stated, derived=nan)
-    if array.chunks is not None:
-        # Held by workers, or cut into chunks later: no look at the values without computing them.
-        held = signed and bool(_MOVED.match(array.data.name))
-        return MissingValue(math.nan if signed else stated, signed, unknown=_unknown(array, stated) if held else "")
-    return _of_derived_values(array, stated) if signed else _of_values(array, stated)
-
-
-def _of_derived_values(array: xr.DataArray, stated: float) -> MissingValue:
-    """Return the nodata value of floats in memory that were derived from an array which declared one.
-
-    Whole numbers, none below 0 and the declared one among them, are what `astype` makes of integers, but differences
-    can be like that, too. Maps of differences are common, and time series that only changed their type.
-    """
-    values = array.values[np.isfinite(array.values)]
-    whole = (values == stated).any() and (values == np.rint(values)).all() and not np.isin(values, (0, 1)).all()
-    doubtful = whole and (stated != 0 or (array.sizes.get("time", 1) > 1 and values.min() >= 0))
-    if whole and not doubtful and values.min() >= 0:
-        LOG.warning(
-            "%s was derived from an array whose nodata value was %g, which counts as data now; put NaN there before "
-            "calculating if it is not",
-            _called(array),
-            stated,
-        )
-    return MissingValue(math.nan, derived=True, unknown=_unknown(array, stated) if doubtful else "")
-
-
-def _of_values(array: xr.DataArray, stated: float) -> MissingValue:
-    """Return the nodata value of floats in memory of which only the declaration is known.
-
-    They may be derived from one of odc-stac, whose arrays have no other attributes: then 0 is data among negative
-    numbers and flags, and no data among whole numbers.
-    """
-    loaded = "spatial_ref" in array.coords and isinstance(array.attrs.get("nodata"), float) and len(array.attrs) == 1
-    values = array.values[np.isfinite(array.values)]
-    if not loaded or stated != 0 or not (values == 0).any():
-        return MissingValue(stated)
-    if values.min() < 0 or np.isin(values, (0, 1)).all():
-        return MissingValue(math.nan, derived=True)
-    whole = bool((values == np.rint(values)).all())
-    return MissingValue(stated, unknown="" if whole else _unknown(array, stated))
 
 
 def _unknown(array: xr.DataArray, stated: float | None) -> str:
@@ -391,7 +415,7 @@ def _unknown(array: xr.DataArray, stated: float | None) -> str:
         f"{_called(array)} ({array.dtype}) was derived from one whose nodata value was {number:g}; which of its "
         f"numbers mean no data cannot be told. Put NaN there first, cube.where(cube != {number:g}), "
         "or say which: .drop_attrs(deep=False).assign_attrs(_FillValue=...), without assign_attrs() if all numbers are "
-        "data; composite() also takes it as a rule: valid=[Nodata(...)], or valid=() for none"
+        "data, as where nothing was missing; composite() also takes it as a rule: valid=[Nodata(...)], or ()"
     )
 
 
@@ -408,6 +432,8 @@ def with_nodata(array: xr.DataArray, nodata: float | None) -> xr.DataArray:
     out = array if nodata is None else array.assign_attrs(nodata=nodata)
     out = out.copy(deep=False) if out is array else out
     out.encoding = {**array.encoding, "nodata": nodata, "native": str(array.dtype)}
+    if array.chunks is not None:
+        out.encoding["layer"] = array.data.name
     if "spatial_ref" in array.coords and "grid_mapping" not in array.attrs:
         out.encoding["grid_mapping"] = "spatial_ref"
     return out

@@ -45,8 +45,10 @@ def as_cube(cube: Any) -> xr.DataArray:
     if set(array.dims) != set(_DIMS):
         cure = "; give it one with .expand_dims('time')" if set(array.dims) == set(_DIMS[1:]) else ""
         raise ParameterError(f"the cube has dimensions {array.dims}; composite() takes (time, band, y, x){cure}")
-    if array.sizes["time"] == 0:
-        raise ParameterError("the cube has no times; nothing to composite")
+    names = {"time": "times", "band": "bands", "y": "rows", "x": "columns"}
+    empty = [name for dim, name in names.items() if array.sizes[dim] == 0]
+    if empty:
+        raise ParameterError(f"the cube has no {' and no '.join(empty)}; nothing to composite")
     array = _with_scenes(array.transpose(*_DIMS))
     missing = {dim: np.arange(array.sizes[dim]) for dim in ("time", "band") if dim not in array.coords}
     return georeferenced(array.assign_coords(missing))

@@ -138,6 +138,100 @@ def test_what_became_of_nodata_in_a_lazy_cube_is_known(files, change):
     same(change(cube), change(cube).compute().astype("float64").where(observed))
 
 
+@pytest.mark.parametrize("held", ["lazy", "in memory", "persisted"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.where(c != 0),
+        lambda c: c.where(c != 0).astype("float64") / 10000,
+        lambda c: xr.where(c > 0, c, np.nan, keep_attrs=True),
+        lambda c: c.where(c != 0).fillna(0).astype("uint16"),
+        lambda c: c.where(c != 0).transpose("x", "y", "band", "time"),
+        lambda c: c.where(c != 0).resample(time="2D").median(),
+        lambda c: c.where(c != 0).interp(x=c.x[1:-1] + 3.0),
+        lambda c: c.resample(time="2D").max(),
+        lambda c: c.clip(0, 2000),
+        lambda c: xr.concat([c.isel(time=[0]), c.isel(time=[1, 2])], "time"),
+        lambda c: xr.concat([c.isel(y=slice(0, 5)), c.isel(y=slice(5, None))], "y"),
+    ],
+)
+def test_masked_cubes_mean_the_same_lazy_in_memory_and_persisted(files, change, held):
+    cube = s2c.open_cube(files)
+    how = {"in memory": lambda c: c.compute(), "persisted": lambda c: c.persist(), "lazy": lambda c: c}[held]
+    made = how(change(cube))
+    expected = change(truth().assign_coords(cube.coords).rename("truth"))
+    comp = s2c.composite(made, "median").compute()
+    expected = expected.transpose("time", "band", "y", "x").where(expected != 0).median("time")
+    nodata = comp["composite"].attrs["nodata"]
+    found = comp["composite"].astype("float64")
+    np.testing.assert_allclose(
+        found.where(found != nodata).values, expected.values, rtol=1e-6, atol=0.5 if nodata == 0 else 0
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c / 10000,
+        lambda c: (c.astype("float32") - 1000) / 10000,
+        lambda c: (c / 10000)[:, ::-1].transpose("y", "x", "time", "band") * 2,
+        np.sqrt,
+    ],
+)
+def test_scaled_cubes_are_known_lazy_and_refused_in_memory(files, change):
+    """Nobody can tell in memory whether its zeros were calculated from nodata, unless NaN says so."""
+    cube = s2c.open_cube(files)
+    same(change(cube), change(truth()).transpose("time", "band", "y", "x"))
+    for held in (change(cube.compute()), change(cube).compute(), change(cube).persist()):
+        with pytest.raises(ParameterError, match=r"cannot be told.*cube\.where\(cube != 0\)"):
+            s2c.composite(held, "median")
+        said = held.drop_attrs(deep=False)
+        assert (s2c.composite(said, "median").compute()["count"] == SCENES).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: ((c.astype("float32") - 1500) / 10000).clip(0),
+        lambda c: c.astype("float32").diff("band"),
+        lambda c: c.compute().clip(1000, 2000),
+        lambda c: c.compute() + np.uint16(5),
+    ],
+)
+def test_series_in_which_nodata_became_data_are_refused(files, change):
+    with pytest.raises(ParameterError, match="cannot be told"):
+        s2c.composite(change(s2c.open_cube(files)), "median")
+
+
+@pytest.mark.parametrize(
+    ("change", "scale"),
+    [
+        (lambda c: c["composite"] / 10000, 1e-4),
+        (lambda c: c["composite"].astype("float32") * 2, 2),
+        (lambda c: c["composite"].where(c["count"] > 2), 1),
+        (lambda c: c["composite"].where(c["count"] > 2).persist() / 10000, 1e-4),
+        (lambda c: c["composite"].where(c["count"] > 2).persist(), 1),
+        (lambda c: c["composite"].where(c["count"] > 2).compute() / 10000, 1e-4),
+        (lambda c: c["composite"].clip(0, 5000), 1),
+    ],
+)
+def test_layers_that_were_scaled_or_masked(files, change, scale):
+    comp = s2c.composite(s2c.open_cube(files), "median")
+    expected = truth().median("time")[0].values * scale
+    row = s2c.zonal_stats(change(comp).rename("layer"), zones(0), ["mean", "count"], name="id").to_dict("records")[0]
+    assert (row["mean"], row["count"]) == pytest.approx((np.nanmean(expected), np.isfinite(expected).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("reduce", ["max", "min"])
+@pytest.mark.parametrize("compute", [False, True])
+def test_extremes_of_a_cube(files, reduce, compute):
+    cube = s2c.open_cube(files)
+    made = getattr(cube.compute() if compute else cube, reduce)("time")
+    row = s2c.zonal_stats(made, zones(0), ["mean", "count"], name="id").to_dict("records")[0]
+    expected = getattr(truth(), reduce)("time")[0].values
+    assert (row["mean"], row["count"]) == pytest.approx((np.nanmean(expected), np.isfinite(expected).sum()))
+
+
 @pytest.mark.parametrize(
     ("change", "nodata"),
     [(lambda c: c.astype("int16") - np.int16(1000), -1000), (lambda c: c + np.uint16(7), 7), (lambda c: c, 0)],
@@ -228,9 +322,11 @@ def test_layers_of_composites_keep_their_meaning(files, tmp_path):
     assert "nodata" not in comp.date().attrs
 
 
-def test_zeros_that_count_are_said(files, caplog):
-    layer = s2c.composite(s2c.open_cube(files), "median").compute()["composite"].astype("float32")
-    s2c.zonal_stats(layer, zones(0), ["mean"])
+@pytest.mark.parametrize("compute", [False, True])
+def test_zeros_that_count_are_said(files, caplog, compute):
+    comp = s2c.composite(s2c.open_cube(files), "median")
+    layer = (comp.compute() if compute else comp)["composite"].astype("float32")
+    s2c.zonal_stats(layer[1] - layer[0], zones(0), ["mean"])
     assert "nodata value was 0, which counts as data now" in caplog.text
 
 
@@ -265,8 +361,15 @@ def test_raw_arrays_of_rioxarray(tmp_path, chunks, nodata):
     comp = s2c.composite(raw, "median").compute()
     assert comp["composite"].attrs["nodata"] == nodata
     np.testing.assert_array_equal(comp["count"].values[:, 0], np.repeat([0, SCENES], [3, 9]))
-    with pytest.raises(ParameterError, match="cannot be told"):
-        s2c.composite(raw - np.int16(1000), "median")
+    shifted = raw - np.int16(1000)
+    if chunks is None:
+        with pytest.raises(ParameterError, match="cannot be told"):
+            s2c.composite(shifted, "median")
+    else:
+        comp = s2c.composite(shifted, "median").compute()
+        assert comp["composite"].attrs["nodata"] == nodata - 1000
+        np.testing.assert_array_equal(comp["count"].values[:, 0], np.repeat([0, SCENES], [3, 9]))
+        same(raw / 10000 + 1, truth() / 10000 + 1)
 
 
 @pytest.mark.parametrize("bands", [[0, 1], [0]])
@@ -291,9 +394,16 @@ def test_odc_stac(items, chunks):
     same(
         ndvi, ((raw[:, 1:] - raw[:, :1].values) / (raw[:, 1:] + raw[:, :1].values) - 0.1 * (raw[:, :1].values == 1000))
     )
-    if chunks is not None:
-        with pytest.raises(ParameterError, match="cannot be told"):
-            s2c.composite(loaded.astype("int16") - np.int16(1000), "median")
+    shifted = loaded.astype("int16") - np.int16(1000)
+    if chunks is None:
+        for changed in (shifted, loaded / 10000, loaded["red"] / 10000, loaded["red"].astype("int16") - np.int16(1000)):
+            with pytest.raises(ParameterError, match="cannot be told"):
+                s2c.composite(changed, "median")
+    else:
+        comp = s2c.composite(shifted, "median").compute()
+        np.testing.assert_array_equal(comp["composite"].values, (truth().median("time") - 1000).fillna(-1000).values)
+        same(loaded / 10000, truth() / 10000)
+        same(loaded["red"] / 10000, truth()[:, :1] / 10000)
 
 
 def test_stackstac(items):
@@ -356,6 +466,9 @@ def test_usual_names_and_helper_variables(change):
         (lambda d: d[["red"]].isel(x=0, drop=True), "no variable of the Dataset has y and x; there are red"),
         (lambda d: d.isel(time=0).to_dataarray("band"), r"give it one with \.expand_dims\('time'\)"),
         (lambda d: d.rename(x="column"), "no variable"),
+        (lambda d: d.isel(y=slice(0, 0)), "the cube has no rows"),
+        (lambda d: d.sel(time=slice("2030", None)).isel(x=[]), "the cube has no times and no columns"),
+        (lambda d: d.to_dataarray("band").isel(band=[]), "the cube has no bands"),
         (lambda d: dataset(nodata="none"), "'red' declares nodata='none'; give one number"),
         (lambda d: dataset(nodata=[0, 1]), "give one number"),
     ],
