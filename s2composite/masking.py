@@ -257,7 +257,7 @@ def _mask(stack: Stack, rule: MaskRule) -> Mask:
 
 def _as_in_file(options: ReadOptions) -> ReadOptions:
     """Return how a mask band is read: its numbers are classes, flags or percent, whatever becomes of the data."""
-    return replace(options, harmonise=False, reflectance=False)
+    return replace(options, harmonise=False, reflectance=False, classes=True)
 
 
 def _in_order(band: Stack, stack: Stack) -> Stack:

@@ -238,6 +238,86 @@ def test_other_formats_have_masks_too(tmp_path):
         np.testing.assert_array_equal(cube.values[0], expected(tmp_path / name, 0)[0])
 
 
+def write_vrt(path, said, mask=""):
+    """Write a VRT of the three bands of source.tif beside it, with what is said of each of them."""
+    source = '<SimpleSource><SourceFilename relativeToVRT="1">{}.tif</SourceFilename><SourceBand>{}</SourceBand></SimpleSource>'
+    bands = ""
+    for b, one in enumerate(said, 1):
+        masked = f'<MaskBand><VRTRasterBand dataType="Byte">{source.format(mask, b)}</VRTRasterBand></MaskBand>'
+        bands += (
+            f'<VRTRasterBand dataType="Byte" band="{b}">{one}{source.format("source", b)}'
+            f"{masked if mask else ''}</VRTRasterBand>"
+        )
+    path.write_text(
+        f'<VRTDataset rasterXSize="{SIZE}" rasterYSize="{SIZE}"><SRS>EPSG:32631</SRS>'
+        f"<GeoTransform>300000,10,0,4900020,0,-10</GeoTransform>{bands}</VRTDataset>"
+    )
+
+
+def by_band(folder, kind):
+    """Write a raster whose bands have a nodata value or a mask each, or a colour that has no data."""
+    path = folder / "T31TCJ_20230601T104629_X.tif"
+    array = pixels(0)
+    array[:, ~holes(0)] = np.array([[3], [0], [9]], "uint8")
+    if kind in ("NODATA_VALUES", "aux.xml"):
+        write_tif(path, array)
+    if kind == "NODATA_VALUES":
+        with rasterio.open(path, "r+") as dataset:
+            dataset.update_tags(NODATA_VALUES="3 0 9")
+    elif kind == "aux.xml":
+        said = "".join(
+            f'<PAMRasterBand band="{b}"><NoDataValue>{3 * b}</NoDataValue></PAMRasterBand>' for b in (1, 2, 3)
+        )
+        (folder / f"{path.name}.aux.xml").write_text(f"<PAMDataset>{said}</PAMDataset>")
+    else:
+        write_tif(folder / "source.tif", array)
+        write_tif(folder / "masks.tif", np.stack([255 * holes(band) for band in range(3)]).astype("uint8"))
+        path = path.with_suffix(".vrt")
+        said = [f"<NoDataValue>{3 * b}</NoDataValue>" if kind == "nodata" else "" for b in (1, 2, 3)]
+        write_vrt(path, said, "masks" if kind == "masks" else "")
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["nodata", "aux.xml", "masks", "NODATA_VALUES"])
+def test_bands_that_say_it_each_for_itself(kind, tmp_path):
+    path = by_band(tmp_path, kind)
+    with rasterio.open(path) as dataset:
+        array, valid = dataset.read(), dataset.read_masks() > 0
+    assert 0 < valid.sum() < valid.size
+    for options in ({}, {"index": tmp_path / "index"}, {"index": tmp_path / "index"}):
+        cube = s2c.open_cube(path, chunks=64, **options)
+        fill = cube.attrs["nodata"]
+        np.testing.assert_array_equal(cube.values[0] != fill, valid)
+        same = valid & (array != fill)
+        np.testing.assert_array_equal(cube.values[0][same], array[same])
+        count = s2c.composite(cube, "mean", valid=s2c.Nodata())["count"].compute()
+        np.testing.assert_array_equal(count, valid.all(0))
+    for band in (1, 2, 3):
+        alone = s2c.open_cube(path, bands=[band])
+        np.testing.assert_array_equal(alone.values[0, 0] != alone.attrs["nodata"], valid[band - 1])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "nodata"),
+    [("tif", 0.5), ("tif", 7.9), ("vrt", 7.9), ("vrt", -9999), ("vrt", 256), ("vrt", "nan"), ("vrt", "inf")],
+)
+def test_a_nodata_value_that_integers_cannot_have_is_what_gdal_takes_it_for(suffix, nodata, tmp_path):
+    path = tmp_path / f"T31TCJ_20230601T104629_X.{suffix}"
+    if suffix == "tif":
+        write_tif(path, pixels(0), nodata=nodata)
+    else:
+        write_tif(tmp_path / "source.tif", pixels(0))
+        write_vrt(path, [f"<NoDataValue>{nodata}</NoDataValue>"] * 3)
+    with rasterio.open(path) as dataset:
+        array, valid = dataset.read(), dataset.read_masks() > 0
+    cube = s2c.open_cube(str(path))
+    np.testing.assert_array_equal(cube.values[0], array)
+    if valid.all():
+        assert "nodata" not in cube.attrs
+    else:
+        np.testing.assert_array_equal(cube.values[0] != cube.attrs["nodata"], valid)
+
+
 def test_a_mask_that_cannot_be_read_fails_its_scene(tmp_path):
     paths = series(tmp_path, "msk", scenes=2)
     content = bytearray((tmp_path / f"{paths[1]}.msk").read_bytes())
@@ -343,6 +423,22 @@ def test_a_mask_band_has_a_mask_of_its_own(tmp_path):
         if not grid:
             np.testing.assert_array_equal(counts[0], usable)
         np.testing.assert_array_equal(counts[0], counts[1])
+
+
+@pytest.mark.parametrize("nodata", [None, 0, 255])
+def test_a_class_does_not_become_its_neighbour(nodata, tmp_path):
+    """Numbers next to nodata stand for a valid one that is nodata: not where they are classes or flags."""
+    usable, flags = holes(0), np.random.default_rng(0).integers(0, 2, (SIZE, SIZE)).astype("uint8")
+    data = write_tif(tmp_path / "data.tif", np.full((SIZE, SIZE), 7, "uint16"))
+    names = [write_tif(tmp_path / f"{name}.tif", flags, nodata=nodata) for name in ("QA", "T31TCJ_20230601T104629_SCL")]
+    for path in names:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+            dataset.write_mask(usable)
+    cube = s2c.open_cube([scene(B04=data, QA=names[0])], bands=["B04"])
+    count = s2c.composite(cube, valid=s2c.Usable("QA"))["count"].compute()
+    np.testing.assert_array_equal(count, usable & (flags == 1))
+    cube = s2c.open_cube(names[1])
+    np.testing.assert_array_equal(cube.values[0, 0], np.where(usable, flags, cube.attrs["nodata"]))
 
 
 def test_what_a_mask_band_does_not_cover_is_not_usable(tmp_path):

@@ -27,6 +27,14 @@ class Conversion:
     saturated: float | None = None
     """The file's number of saturated pixels, the largest of its type, where the stack has floating-point numbers."""
 
+    classes: bool = False
+    """Whether the numbers are classes or flags: none of them may become another."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether any number becomes another."""
+        return (self.shift, self.scale, self.offset) != (0.0, 1.0, 0.0)
+
     @property
     def saturated_value(self) -> float:
         """What a saturated number becomes: nothing is added to it, so that it is the same in all scenes."""
@@ -50,7 +58,7 @@ def convert(
     A saturated number, the largest of the file's type, is not shifted, so that rules still know it, and none becomes
     saturated.
     A valid number that the stack takes for no data, because the file says otherwise what is valid, becomes the one
-    next to it, as GDAL's warper does it.
+    next to it, as GDAL's warper does it; a class does not.
 
     Parameters
     ----------
@@ -77,7 +85,7 @@ def convert(
     >>> numbers
     array([0, 1, 9], dtype=uint8)
     """
-    if valid is None and how == AS_THEY_ARE and (nodata is None or _same(nodata, fill)):
+    if valid is None and not how.changes and (nodata is None or _same(nodata, fill)):
         return
     missing = 0.0 if nodata is None and valid is None else nodata
     there = np.ones(numbers.shape, bool) if valid is None else np.broadcast_to(valid, numbers.shape)
@@ -93,7 +101,7 @@ def convert(
             numbers[saturated] = how.saturated_value
     elif how.shift:
         _shift(numbers, int(how.shift), fill if missing is None else missing, there)
-    if nodata is not None or valid is not None:
+    if (nodata is not None or valid is not None) and not how.classes:
         numbers[there & (numbers == fill)] = _next_to(fill, numbers.dtype)
     numbers[~there] = fill
 

@@ -13,7 +13,7 @@ from s2composite.reading.convert import Conversion
 from s2composite.reading.header import Header
 from s2composite.reading.layout import BandName, Part, alpha_of, band_names, check_bands, parts_of, wanted_assets
 from s2composite.reading.meaning import conversion_of
-from s2composite.reading.source import ReadOptions, Source, choose_source
+from s2composite.reading.source import ReadOptions, Source, choose_source, nodata_of_file
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.names import same_band
 
@@ -84,12 +84,13 @@ def _split(
     for row, band, values in zip(rows, part.file_bands, part.values, strict=True):
         method = options.method(names[row], sensor, classes=values.classes)
         how = (method, conversion_of(values, header.dtype, options))
-        if split and split[-1][1:] == how and split[-1][0].values[-1].nodata == values.nodata:
-            last = split[-1][0]
+        one = Part(part.asset, (band,), row, (values,))
+        last = split[-1][0] if split and split[-1][1:] == how else None
+        if last is not None and repr(nodata_of_file(header, last)) == repr(nodata_of_file(header, one)):  # NaN, too
             longer = replace(last, file_bands=(*last.file_bands, band), values=(*last.values, values))
             split[-1] = (longer, *how)
         else:
-            split.append((Part(part.asset, (band,), row, (values,)), *how))
+            split.append((one, *how))
     return split
 
 

@@ -82,7 +82,7 @@ class Header:
     """Of the pixels, in the machine's byte order."""
 
     nodata: float | None = field(compare=False)
-    """What the file declares as no data."""
+    """What the file declares as no data, for its first band where they differ."""
 
     descriptions: tuple[str | None, ...] = field(compare=False)
     """Name of each band, if the file has one."""
@@ -90,12 +90,16 @@ class Header:
     levels: tuple[Level, ...] = field(compare=False, repr=False)
     """The full resolution, then the overviews from fine to coarse."""
 
+    band_nodata: tuple[float | None, ...] = field(default=(), compare=False)
+    """What it declares for each band, where they differ; empty: `nodata` is that of all."""
+
     mask: Header | None = field(default=None, compare=False, repr=False)
     """The mask as a raster of one uint8 band, not 0 where valid, its levels those of the file; None: there is none, or
     only GDAL can read it."""
 
     mask_kind: str = field(default="", compare=False)
-    """Where the mask is: ``"internal mask"``, ``".msk"`` for a file beside, ``"mask"`` in other formats; else empty."""
+    """Where the mask is: ``"internal mask"``, ``".msk"`` for a file beside, ``"mask"`` in other formats,
+    ``"NODATA_VALUES"`` for a colour that has no data; else empty."""
 
     alpha: int | None = field(default=None, compare=False)
     """Band, counted from 0, that is 0 where the others are not valid; None: there is none."""
@@ -140,8 +144,14 @@ class Header:
     @property
     def valid_by(self) -> str:
         """What says which pixels are valid: ``"nodata 0"``, ``"internal mask"``, ``".msk"``, ``"alpha"``; or empty."""
-        tag = "" if self.nodata is None or self.mask_kind else f"nodata {self.nodata:g}"
+        tags = [f"{one:g}" for one in self.band_nodata or (self.nodata,) if one is not None]
+        tag = f"nodata {'/'.join(tags)}" if tags and not self.mask_kind else ""
         return ", ".join(filter(None, (self.mask_kind, tag, "" if self.alpha is None else "alpha")))
+
+    def nodata_of(self, band: int) -> float | None:
+        """Return which of its numbers are no data in a band, counted from 0: GDAL takes 3 of an integer for 3.5."""
+        declared = self.band_nodata[band] if self.band_nodata else self.nodata
+        return declared if declared is None or self.dtype.kind == "f" else float(int(declared))
 
     @property
     def size(self) -> int:
@@ -285,6 +295,9 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
         undecodable=next((why for level, d in images if (why := why_undecodable(level, d))), ""),
         framed=_is_framed(tiff.notes),
     )
+    if not masks and 'name="NODATA_VALUES"' in main.text(42112):
+        why = header.undecodable or "a colour that has no data (NODATA_VALUES)"
+        return replace(header, mask_kind="NODATA_VALUES", undecodable=why)
     return _with_mask(header, masks)
 
 
@@ -338,6 +351,7 @@ def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
         nodata=None,
         descriptions=(None,),
         scaling=(),
+        band_nodata=(),
         levels=levels,
         mask=None,
         mask_kind="",
@@ -470,6 +484,7 @@ def _with_sidecar(header: Header) -> Header:
         header,
         geobox=seen.geobox,
         nodata=seen.nodata,
+        band_nodata=seen.band_nodata,
         descriptions=seen.descriptions,
         scaling=seen.scaling,
         alpha=seen.alpha,
@@ -534,8 +549,8 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
         with rasterio.open(dataset.name, overview_level=overview, **gdal_limits(href)) as coarser:
             shapes.append(coarser.shape)
     (rows, columns), empty = dataset.block_shapes[0], np.empty(0, np.uint64)
-    flags = dataset.mask_flag_enums[0]
-    masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    nodata = tuple(None if one is None else nodata_in(one, dtype) for one in dataset.nodatavals)
+    masked = any(map(_is_masked, dataset.mask_flag_enums))
     blocks = [(min(rows, height), min(columns, width)) for height, width in shapes]
     return Header(
         href,
@@ -543,14 +558,22 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
         GeoBox(dataset.shape, dataset.transform, crs_from_wkt(dataset.crs.to_wkt()) if dataset.crs else None),
         dataset.count,
         dtype,
-        dataset.nodata,
+        nodata[0],
         dataset.descriptions,
         tuple(
             Level(s, b, tiled=True, coding=coding, offsets=empty, counts=empty)
             for s, b in zip(shapes, blocks, strict=True)
         ),
+        band_nodata=nodata if len(set(map(repr, nodata))) > 1 else (),
         mask_kind=("" if not masked else ".msk" if Path(f"{href}.msk").exists() else "mask"),
         alpha=alpha_band([one.name for one in dataset.colorinterp], dataset.descriptions),
         scaling=tuple(map(scaling_of, dataset.scales, dataset.offsets, dataset.units)),
         undecodable=f"{dataset.driver} is no TIFF",
     )
+
+
+def _is_masked(flags: Sequence[MaskFlags]) -> bool:
+    """Return whether neither a number nor an alpha band says what is valid in a band; no flags: a mask of its own."""
+    if MaskFlags.all_valid in flags or MaskFlags.alpha in flags:
+        return False
+    return MaskFlags.nodata not in flags or MaskFlags.per_dataset in flags

@@ -26,7 +26,7 @@ from s2composite.scenes.storage import is_remote
 
 __all__ = ["load_index", "read_headers_cached", "save_index"]
 
-_FORMAT = "s2composite index 3"
+_FORMAT = "s2composite index 4"
 
 
 def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
@@ -164,6 +164,7 @@ def _to_plain(header: Header) -> dict[str, Any]:
         "crs": str(header.geobox.crs) if header.geobox.crs else None,
         "dtype": header.dtype.str,
         "nodata": header.nodata,
+        "band_nodata": header.band_nodata,
         "descriptions": header.descriptions,
         "levels": [_level_to_plain(level) for level in header.levels],
         "mask": None if header.mask is None else _mask_to_plain(header, header.mask),
@@ -200,6 +201,7 @@ def _from_plain(plain: Mapping[str, Any]) -> Header:
         plain["nodata"],
         tuple(plain["descriptions"]),
         levels,
+        band_nodata=tuple(plain["band_nodata"]),
         undecodable=plain["undecodable"],
         framed=plain["framed"],
         mask_kind=plain["mask_kind"],

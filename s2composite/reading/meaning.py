@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from s2composite.errors import ParameterError, SceneError
-from s2composite.reading.convert import AS_THEY_ARE, Conversion
+from s2composite.reading.convert import Conversion
 from s2composite.reading.header import Header
 from s2composite.reading.layout import Part
 from s2composite.reading.source import ReadOptions, Source
@@ -119,7 +119,7 @@ def conversion_of(values: Values, dtype: np.dtype[Any], options: ReadOptions) ->
     """
     shift = 0.0 if options.harmonise is False or values.shift is None else values.shift
     if not options.reflectance or values.classes or values.scale is None:
-        return Conversion(shift) if shift else AS_THEY_ARE
+        return Conversion(shift, classes=values.classes or options.classes)
     saturated = float(np.iinfo(dtype).max) if dtype.kind in "ui" else None
     return Conversion(shift, values.scale, values.offset, saturated)
 

@@ -95,25 +95,28 @@ class _Reading:
     """``(band, y, x)``: its bands, and its alpha band after them."""
 
     mask: NDArray[np.uint8] | None
-    """``(1, y, x)``: the file's mask, or where GDAL warped anything to; 0 where there is nothing. None: not read."""
+    """``(1, y, x)``: the file's mask, or where GDAL warped anything to; 0 where there is nothing. ``(band, y, x)``
+    where GDAL reads the mask of each. None: not read."""
 
     @classmethod
     def into(cls, share: Share, out: NDArray[Any], *, coverage: bool) -> _Reading:
         """Return the reading of a share into `out`; `coverage` tells whether anybody asks which pixels it covers."""
         wanted = share.masked or (coverage and share.warped)
-        return cls(share, out, np.empty((1, *share.shape[1:]), np.uint8) if wanted else None)
+        masks = len(share.bands) if share.masked and share.source.engine == "gdal" else 1
+        return cls(share, out, np.empty((masks, *share.shape[1:]), np.uint8) if wanted else None)
 
     def requests(self) -> list[TileRequest]:
         """Return the tiles to decode."""
         return requests_of(self.share, self.out, self.mask)
 
-    def covered(self) -> NDArray[np.bool_] | None:
-        """Return which of the decoded pixels are there, ``(y, x)``: not those that mask or alpha band leave out."""
-        covered = None if self.mask is None else self.mask[0] != 0
-        if len(self.share.bands) == len(self.share.source.part.file_bands):
-            return covered
-        opaque: NDArray[np.bool_] = self.out[-1] != 0
-        return opaque if covered is None else covered & opaque
+    def valid(self) -> NDArray[np.bool_] | None:
+        """Return which pixels neither mask nor alpha band leaves out: ``(1, y, x)`` or ``(band, y, x)``."""
+        bands = len(self.share.source.part.file_bands)
+        valid = None if self.mask is None else self.mask[:bands] != 0
+        if len(self.share.bands) == bands:
+            return valid
+        opaque: NDArray[np.bool_] = self.out[-1:] != 0
+        return opaque if valid is None else valid & opaque
 
     def numbers(self, fill: float) -> NDArray[Any]:
         """Return the bands of the stack, converted to its numbers."""
@@ -122,7 +125,7 @@ class _Reading:
         if self.share.warped:
             convert(numbers, source.conversion, _warp_fill(source, fill), fill)
         else:
-            convert(numbers, source.conversion, source.nodata, fill, self.covered())
+            convert(numbers, source.conversion, source.nodata, fill, self.valid())
         return numbers
 
 
@@ -244,8 +247,10 @@ class Pending:
         share = reading.share
         if self.coverage is None or share.member:
             return
-        there = reading.covered()
-        bands = np.ones(share.shape[1:], np.uint16) if there is None else there.astype(np.uint16)
+        valid = reading.valid()
+        bands = np.ones(share.shape[1:], np.uint16)
+        if valid is not None:
+            bands[~valid.all(0)] = 0
         out = self.coverage[(share.scene, *share.place)]
         given = np.empty_like(out)
         _put(bands[None], share, given[None], 0)
@@ -390,9 +395,15 @@ def _fuse(pixels: NDArray[Any], layer: NDArray[Any], fill: float) -> None:
     layer
         ``(b, y, x)`` of the next member.
     """
-    missing, lacking = (np.isnan(a) if np.isnan(fill) else a == fill for a in (pixels, layer))
+    missing, lacking = _is(pixels, fill), _is(layer, fill)
     better = missing.all(0) | (missing.any(0) & ~lacking.any(0))
     np.copyto(pixels, layer, where=better)
+
+
+def _is(numbers: NDArray[Any], fill: float) -> NDArray[np.bool_]:
+    """Return where numbers are the fill value, which may be NaN."""
+    found: NDArray[np.bool_] = np.isnan(numbers) if np.isnan(fill) else numbers == fill
+    return found
 
 
 def _read_gdal(readings: Sequence[_Reading], target: Target) -> list[_Outcome]:
@@ -439,5 +450,5 @@ def _read_one(reading: _Reading, target: Target) -> int:
     if reading.mask is not None and by_number:
         reading.mask[0] = warped_coverage(header, level, target.whole, window, source.resampling)
     elif reading.mask is not None:
-        reading.mask[0] = (reading.out != fill).any(axis=0)
+        reading.mask[0] = (~_is(reading.out, fill)).any(axis=0)
     return retries

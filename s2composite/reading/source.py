@@ -59,6 +59,9 @@ class ReadOptions:
     sign: Sign | None = field(default=None, repr=False)
     """Signs URLs just before they are read."""
 
+    classes: bool = False
+    """Whether the bands are read as a mask: classes, flags or percent, none of which may become another."""
+
     def __post_init__(self) -> None:
         choices = (
             ("engine", ("auto", "tiles", "gdal")),
@@ -209,7 +212,8 @@ def nodata_of_file(header: Header, part: Part) -> float | None:
     """
     if header.mask_kind:
         return None
-    declared = part.values[0].nodata if header.nodata is None else header.nodata
+    tag = header.nodata_of(part.file_bands[0])
+    declared = part.values[0].nodata if tag is None else tag
     return float("nan") if declared is None and header.dtype.kind == "f" else declared
 
 

@@ -514,7 +514,8 @@ def open_stack(
     geobox = crop(grid, target.bbox)
     check_alike(products, parts, headers, names, options)
     sources = sources_of(scenes, parts, names, headers, geobox, options)
-    nodata = first[0].nodata if first[0].nodata is not None else first_parts[0].values[0].nodata
+    nodata = first[0].nodata_of(first_parts[0].file_bands[0])
+    nodata = first_parts[0].values[0].nodata if nodata is None else nodata
     if nodata is None and any(s.header.mask_kind or s.alpha is not None for files in sources for s in files):
         nodata = float("nan") if first[0].dtype.kind == "f" else 0.0
     scaled = any(values.scale is not None and not values.classes for part in first_parts for values in part.values)

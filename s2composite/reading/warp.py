@@ -127,7 +127,7 @@ def read_level(
     out
         ``(len(bands), y, x)``, any strides.
     mask
-        ``(1, y, x)``: gets the file's mask, 0 where a band is not valid.
+        ``(len(bands), y, x)``: gets the mask of each band, 0 where it is not valid.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def read_level(
     def read(dataset: rasterio.DatasetReader) -> None:
         _read_bands(dataset, bands, part, out)
         if mask is not None:
-            mask[0] = dataset.read_masks([band + 1 for band in bands], window=part).min(axis=0)
+            mask[...] = dataset.read_masks([band + 1 for band in bands], window=part)
 
     return _through(header, level, read)
 
