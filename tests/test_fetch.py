@@ -468,5 +468,8 @@ def test_an_object_of_the_same_size_and_second_is_told_by_its_etag(plain, option
 def test_gdal_is_not_sent_to_a_link_local_address(tmp_path):
     """It follows redirects by itself, so that is looked at before."""
     moved = b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/a.tif\r\nContent-Length: 0\r\n\r\n"
+    header = read_header(write_tif(tmp_path / "a.tif", np.ones((1, 8, 8), np.uint8)))
     with raw_server(lambda _: iter([moved])) as url, pytest.raises(AccessError, match="link-local"):
-        read_level(f"{url}/a.tif", (0,), 0, (slice(0, 8), slice(0, 8)), np.empty((1, 8, 8), np.uint8))
+        read_level(
+            replace(header, href=f"{url}/a.tif"), (0,), 0, (slice(0, 8), slice(0, 8)), np.empty((1, 8, 8), np.uint8)
+        )

@@ -165,7 +165,7 @@ def test_overlapping_periods_come_from_one_read(cube, monkeypatch):
 
     reads = []
     read = Stack.read_all
-    monkeypatch.setattr(Stack, "read_all", lambda self, *args: (reads.append(1), read(self, *args))[1])
+    monkeypatch.setattr(Stack, "read_all", lambda *args, **how: (reads.append(1), read(*args, **how))[1])
     s2c.composite(cube, ["luminance_median", "mean"], period="rolling-2months").compute()
     assert len(reads) == cube.data.npartitions
 

@@ -131,7 +131,7 @@ def bad_scene(places, name, array, **options):
 
 def test_bad_input_names_the_field(service, places, scenes):
     good = payload(places, scenes, "bad.tif")
-    four = bad_scene(places, "four.tif", encoded(1, bands=4))
+    five = bad_scene(places, "five.tif", encoded(1, bands=5))  # a fourth band alone would be an alpha band
     deep = bad_scene(places, "deep.tif", encoded(1).astype("uint16"))
     small = bad_scene(places, "small.tif", encoded(1, height=100))
     other = bad_scene(places, "other.tif", encoded(1) // 2, nbits=7)
@@ -154,7 +154,7 @@ def test_bad_input_names_the_field(service, places, scenes):
         (good | {"datasets": [*scenes, str(text)]}, 422, "/datasets/5", "not a TIFF"),
         (good | {"datasets": [*scenes, small]}, 422, "/datasets", "small"),
         (good | {"datasets": [other]}, 422, "/datasets/0", "needs GDAL"),
-        (good | {"datasets": [four]}, 422, "/datasets/0", "expecting 3 bands, got 4"),
+        (good | {"datasets": [five]}, 422, "/datasets/0", "expecting 3 bands, got 5"),
         (good | {"datasets": [deep]}, 422, "/datasets/0", "uint8"),
         (good | {"datasets": ["ftp://host/a.tif"]}, 422, "/datasets/0", "scheme"),
         (good | {"destination": 5}, 422, "/destination", "string"),

@@ -271,7 +271,11 @@ def test_small_files_that_cost_much(service, root, request_of):
     header.write_bytes(b"II" + struct.pack("<HHHQQ", 43, 8, 0, 16, entries))
     with header.open("ab") as file:
         file.truncate(1 << 30)
-    for path, words in ((decoded, "more than 1 GiB"), (fetched, "fetched at once"), (header, "its header would have")):
+    for path, words in (
+        (decoded, "a tile or strip of 805306368 when decoded"),
+        (fetched, "fetched at once"),
+        (header, "its header would have"),
+    ):
         answer = service.post("/median", request_of | {"datasets": [str(path)]})
         assert (answer.status_code, words in answer.text) == (422, True), answer.text
         assert answer.json()["errors"][0]["pointer"] == "/datasets/0"

@@ -52,11 +52,11 @@ def _read(path):
     header = pickle.loads(pickle.dumps(read_header(path)))
     for raster in [header, *([header.mask] if header.mask else [])]:
         bands = tuple(range(min(raster.bands, BANDS)))
-        for level, shape in enumerate(each.shape for each in raster.levels):
-            window = tuple(slice(0, min(side, SIDE)) for side in shape)
+        for level, each in enumerate(raster.levels):
+            window = tuple(slice(0, min(side, SIDE)) for side in each.shape)
             out = np.zeros((len(bands), *(part.stop for part in window)), raster.dtype)
             if header.undecodable:
-                read_level(path, bands, shape, window, out)
+                read_level(raster, bands, level, window, out)
             else:
                 read_tiles(raster, level, window, bands, out)
 
