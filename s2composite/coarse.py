@@ -37,8 +37,9 @@ def _times_coarser(side: int) -> int:
 
 def coarse_cube(stack: Stack, resolution: float) -> xr.DataArray:
     """Return the scenes of a stack with pixels of another size."""
-    own_grid = all(source.offset is not None for files in stack.sources for source in files)
-    if own_grid:
+    sources = [source for files in stack.sources for source in files]
+    own_grid = all(source.offset is not None for source in sources)
+    if own_grid and len({source.header.geobox for source in sources}) == 1:
         grid = TargetGrid(resolution=resolution, bbox=stack.geobox.boundingbox)
     else:
         grid = TargetGrid(geobox=stack.geobox.zoom_to(resolution=resolution))

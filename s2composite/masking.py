@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from pyproj import Transformer
 
 from s2composite.errors import GridError, ParameterError, S2CompositeError
 from s2composite.metering import tell_read
@@ -18,8 +17,10 @@ from s2composite.pixels.masks import Rule
 from s2composite.reading.grid import Window
 from s2composite.reading.layout import wanted_assets
 from s2composite.reading.observe import FAILED
+from s2composite.reading.share import subgrid
 from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, open_stack
+from s2composite.reading.warp import source_pixels
 from s2composite.scenes.model import Scene
 from s2composite.scenes.values import named_values
 
@@ -163,16 +164,12 @@ def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
 
 
 def _pixels_of(geobox: GeoBox, region: Window, mask: GeoBox) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the row and column of the mask's grid in which the centre of each pixel of a region lies: ``(y, x)``."""
-    y, x = (np.arange(s.start, s.stop) + 0.5 for s in region)
-    x, y = np.meshgrid(x, y)
-    x, y = geobox.transform @ (x, y)
-    if geobox.crs != mask.crs:
-        x, y = Transformer.from_crs(str(geobox.crs), str(mask.crs), always_xy=True).transform(x, y)
-    columns, rows = ~mask.transform @ (x, y)
-    # A projection returns infinity where it is not defined.
-    rows, columns = (np.nan_to_num(np.floor(n), nan=-1, posinf=-1, neginf=-1) for n in (rows, columns))
-    return rows.astype(np.intp), columns.astype(np.intp)
+    """Return the row and column of the mask's grid in which the centre of each pixel of a region lies, -1 outside."""
+    target = subgrid(geobox, region)
+    rows, columns = (np.full((target.shape.y, target.shape.x), -1, np.intp) for _ in range(2))
+    for some, row, column, inside in source_pixels(mask, target):
+        rows[some][inside], columns[some][inside] = row[inside], column[inside]
+    return rows, columns
 
 
 def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> Iterator[tuple[slice, slice]]:

@@ -17,7 +17,7 @@ from s2composite.array_values import missing_value_of
 from s2composite.as_cube import saturated_of
 from s2composite.coarse import coarser
 from s2composite.cube import Chunks, stack_of, window_at
-from s2composite.days import read_days
+from s2composite.days import asks_for_coverage, read_days
 from s2composite.errors import ParameterError
 from s2composite.masking import Mask, both, masks_of, passed
 from s2composite.pixels.masks import Nodata, Rule
@@ -83,8 +83,9 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
     stack = found[0] if found else None
     count: Callable[..., NDArray[np.int64]] = _count_window
     arrays, more = [data, *given], {}
-    if stack is not None and stack.products.stack is not stack:
-        # Which product of a day wins depends on the rules, so the products are read and not the cube.
+    if stack is not None and (stack.products.stack is not stack or asks_for_coverage(stack, recipe)):
+        # Which product of a day wins depends on the rules, and what files cover the cube does not say: so products are
+        # read, and not the cube.
         everywhere = da.ones((data.shape[0], 1, *data.shape[2:]), dtype=bool, chunks=(-1, 1, *spatial))
         count, arrays, more = _count_days, given or [everywhere], {"stack": stack}
     parts = da.map_blocks(

@@ -5,7 +5,9 @@ import logging
 import numpy as np
 import pytest
 import xarray as xr
-from rasters import write_tif
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from rasters import ORIGIN, write_tif
 from test_masking import CLOUDS, expected_valid
 
 import s2composite as s2c
@@ -96,3 +98,22 @@ def test_a_coarse_look_counts_no_pixels_outside_of_the_area(tmp_path, resolution
 @pytest.mark.parametrize(("size", "times"), [(100, 1), (511, 1), (600, 2), (1024, 4), (10980, 16)])
 def test_small_areas_are_looked_at_closely(size, times):
     assert _times_coarser(size) == times
+
+
+def test_what_no_file_covers_is_not_valid_whatever_the_rules_are(tmp_path):
+    """Granules that overlap in part: a share of the area can be counted from their outlines."""
+    for t, left in enumerate((0, 30, 400)):
+        array = np.full((60, 60), 9, "uint8")
+        array[:, :6] = 0
+        place = ORIGIN @ Affine.translation(left, 0)
+        write_tif(tmp_path / f"S{t}_2023060{t + 1}_B04.tif", array, transform=place, nodata=0)
+    area = GeoBox((60, 120), ORIGIN, "EPSG:32631")
+    cube = s2c.open_cube(tmp_path, geobox=area, chunks=50)
+    for rules in ((), s2c.ValueRange(high=200), s2c.Saturated()):
+        shares = s2c.valid_share(cube, rules)
+        assert shares["valid"].values.tolist() == [0.5, 0.5, 0.0]
+        assert shares["observed"].values.tolist() == [0.45, 0.45, 0.0]
+        kept = s2c.select_scenes(cube, min_valid=0.4, valid=rules, resolution=10)
+        assert kept.sizes["time"] == 2
+    shares = s2c.valid_share(s2c.open_cube(tmp_path, geobox=area, chunks=50, groupby="utc_day"), ())
+    assert shares["valid"].values.tolist() == [0.5, 0.5, 0.0]

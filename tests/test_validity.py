@@ -1,12 +1,14 @@
 """Which pixels of a file are valid: nodata, internal mask, .msk file, alpha band. rasterio and GDAL's warper are the oracle."""
 
 import datetime as dt
+import subprocess
 
 import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
 import shapely
+from affine import Affine
 from exactextract import exact_extract
 from odc.geo.geobox import GeoBox
 from rasterio.enums import ColorInterp, Resampling
@@ -119,6 +121,7 @@ def test_warped_pixels_are_those_of_valid_ones_only(kind, resampling, tmp_path):
         WarpedVRT(
             dataset, crs="EPSG:3035", transform=geobox.transform, width=geobox.shape.x, height=geobox.shape.y,
             resampling=Resampling[resampling], nodata=fill, tolerance=1e-7, XSCALE="1", YSCALE="1",
+            UNIFIED_SRC_NODATA="PARTIAL",
             **({"src_nodata": None} if kind == "mask and nodata" and source == path else {}),
         ) as warped,
     ):  # fmt: skip
@@ -165,6 +168,88 @@ def test_the_fourth_of_four_bands_is_alpha_unless_it_has_another_name(tmp_path):
     cube = s2c.open_cube(path)
     assert cube["band"].values.tolist() == ["B02", "B03", "B04", "B08"]
     np.testing.assert_array_equal(cube.values[0], pixels(0, 4))
+
+
+@pytest.mark.parametrize("resampling", ["bilinear", "cubic", "average"])
+def test_a_fourth_band_that_is_data_weights_nothing_where_gdal_warps(resampling, tmp_path):
+    """GDAL's warper takes it for an alpha band, that of a file whose bands it calls otherwise is the oracle."""
+    array = pixels(0, 4)
+    plain = write_tif(tmp_path / "T31TCJ_20230601T104629_X.tif", array, alpha="unspecified")
+    called = write_tif(tmp_path / "T31TCJ_20230602T104629_X.tif", array)
+    for path in (plain, called):
+        with rasterio.open(path, "r+") as dataset:
+            assert (dataset.colorinterp[3] == ColorInterp.alpha) == (path == called)
+            dataset.descriptions = ("B02", "B03", "B04", "B08")
+            dataset.build_overviews((2,), Resampling.nearest)
+    for resolution in (7, 26):
+        grid = {"geobox": GeoBox((60, 60), ORIGIN @ Affine.scale(resolution / 10), "EPSG:32631")}
+        one, other = s2c.open_cube([plain, called], resampling=resampling, **grid).values
+        np.testing.assert_array_equal(one, other)
+
+
+def vrt_of(path, array, nodata, dtype):
+    """Write bands as files of their own, and a VRT of them whose bands have these nodata values."""
+    bands = []
+    for b, (band, value) in enumerate(zip(array, nodata, strict=True), 1):
+        source = write_tif(path.with_name(f"{path.stem}_{b}.tif"), band)
+        declared = "" if value is None else f"<NoDataValue>{value}</NoDataValue>"
+        bands.append(
+            f'<VRTRasterBand dataType="{dtype}" band="{b}">{declared}<SimpleSource><SourceFilename>{source}'
+            "</SourceFilename></SimpleSource></VRTRasterBand>"
+        )
+    path.write_text(
+        f'<VRTDataset rasterXSize="{SIZE}" rasterYSize="{SIZE}"><SRS>EPSG:32631</SRS>'
+        f"<GeoTransform>300000,10,0,4900020,0,-10</GeoTransform>{''.join(bands)}</VRTDataset>"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("resampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize(
+    ("dtype", "name", "nodata"),
+    [
+        ("uint8", "Byte", (0, 255, None)),
+        ("uint8", "Byte", (255, 0, 0)),
+        ("int16", "Int16", (-1, 0, 255)),
+        ("uint8", "Byte", (-9999, 255, 7)),
+        ("float32", "Float32", (-9999, "nan", 0)),
+    ],
+)
+def test_each_band_has_its_own_nodata(dtype, name, nodata, resampling, tmp_path):
+    """A VRT of several products, as gdalbuildvrt -separate makes them."""
+    if resampling == "nearest":
+        array = pixels(0, 3, dtype)
+    else:  # no pixel lacks all bands, and none has a nodata value that is valid
+        array = np.random.default_rng(0).integers(10, 200, (3, SIZE, SIZE)).astype(dtype)
+    missing = np.arange(3)[:, None, None] == np.random.default_rng(5).integers(0, 20, (SIZE, SIZE))
+    held = [None if value == -9999 and dtype == "uint8" else value for value in nodata]
+    for band, hole, value in zip(array, missing, held, strict=True):
+        band[hole] = 3 if value is None else value
+    (tmp_path / "in").mkdir()
+    path = vrt_of(tmp_path / "in" / "T31TCJ_20230601T104629_X.vrt", array, nodata, name)
+    grid = {} if resampling == "nearest" else {"crs": "EPSG:3035", "resolution": 10}
+    for index in (None, tmp_path / "index", tmp_path / "index"):
+        cube = s2c.open_cube(path, resampling=resampling, index=index, chunks=64, **grid)
+    fill, geobox = cube.attrs.get("nodata", np.nan if dtype == "float32" else 0), cube.odc.geobox
+    assert fill == (held[0] or 0)
+    west, south, east, north = geobox.boundingbox.bbox
+    size, out = [str(geobox.shape.x), str(geobox.shape.y)], str(tmp_path / "warped.tif")
+    where = ["-t_srs", str(geobox.crs), "-te", *map(str, (west, south, east, north)), "-ts", *size]
+    subprocess.run(
+        ["gdalwarp", "-q", "-r", resampling, "-et", "0", "-dstnodata", str(fill), *where, path, out], check=True
+    )
+    with rasterio.open(out) as dataset:
+        warped = dataset.read()
+    for b, value in enumerate(held, 1):
+        expected = array[b - 1].copy()
+        hole = np.isnan(expected) if value == "nan" else expected == (fill if value is None else value)
+        if resampling == "nearest":
+            expected[~hole & (expected == fill)] = fill + 1 if fill in (0, -9999) and dtype == "uint8" else fill - 1
+            expected[hole] = fill
+        else:
+            expected = warped[b - 1]
+        # two builds of GDAL and PROJ round differently
+        np.testing.assert_allclose(cube.values[0, b - 1], expected, rtol=0, atol=0 if resampling == "nearest" else 1)
 
 
 @pytest.mark.parametrize(

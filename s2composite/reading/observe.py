@@ -445,6 +445,7 @@ def _read_one(reading: _Reading, target: Target) -> int:
         resampling=source.resampling,
         nodata=nodata,
         fill=fill,
+        alpha=source.alpha is not None,
         out=reading.out,
     )
     if reading.mask is not None and by_number:

@@ -96,6 +96,7 @@ def _checked(promise: Header, real: Header | ReadError) -> Header | ReadError:
         "dtype": promise.dtype == real.dtype,
         "number of bands": promise.bands == real.bands,
         "scale and offset": promise.scaling == real.scaling,
+        "nodata of single bands": list(map(str, promise.band_nodata)) == list(map(str, real.band_nodata)),
         "overviews": [v.shape for v in promise.levels] == [v.shape for v in real.levels],
     }
     unlike = [name for name, holds in alike.items() if not holds]

@@ -193,7 +193,7 @@ class Begun:
             tallies[self.parts[i].request].give_up(self.ranges[i])
         for request, tally in zip(self.requests, tallies, strict=True):
             if tally.error is not None:
-                request.out[...] = _fill(request.header)
+                request.out[...] = _fill(request)
         return tuple(TileResult(t.error, t.retries, t.requests, t.bytes, t.seconds) for t in tallies)
 
     def close(self) -> None:
@@ -223,8 +223,9 @@ class _Tally:
         self.error = self.error or ReadError(why, href=href, transient=True, retries=self.retries)
 
 
-def _fill(header: Header) -> float:
-    return 0 if header.nodata is None else header.nodata
+def _fill(request: TileRequest) -> float:
+    """Return what its bands have where nothing is stored: they share a nodata value."""
+    return request.header.nodata_of(request.bands[0]) or 0
 
 
 # --- Which bytes ----------------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def _fill_sparse(request: TileRequest) -> None:
     for tile in _tiles(request):
         if not tile.size:
             for band, _, target in _places(request, tile):
-                request.out[(band, *target)] = _fill(request.header)
+                request.out[(band, *target)] = _fill(request)
 
 
 def _tiles(request: TileRequest) -> Iterator[_Tile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import product
 from typing import Any, TypeVar
@@ -14,8 +15,10 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioIOError
+from rasterio.io import MemoryFile
+from rasterio.shutil import copy
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import SUPPORTED_RESAMPLING
 from rasterio.windows import Window as RasterioWindow
@@ -160,6 +163,7 @@ def read_warped(
     resampling: str,
     nodata: float | None,
     fill: float,
+    alpha: bool,
     out: NDArray[Any],
 ) -> int:
     """Read a window of a raster warped to a geobox into `out`; pixels without any valid one get `fill`, and no others.
@@ -184,6 +188,8 @@ def read_warped(
         GDAL's name of the method.
     nodata
         What the raster has where it has no data; None: its mask or alpha band alone says where.
+    alpha
+        Whether a band that GDAL calls an alpha band is one; else it is a band as the others.
     fill
         Value of pixels outside the raster and of those that are not valid; the raster's type can hold it.
     out
@@ -204,9 +210,10 @@ def read_warped(
     options = {"src_nodata": nodata, "nodata": fill, **_beyond_180(header.geobox), **scale}
 
     def read(dataset: rasterio.DatasetReader) -> None:
-        for to, at, warped in _warped_tiles(dataset, geobox, window, resampling, options):
-            _read_bands(warped, bands, RasterioWindow(0, 0, _TILE, _TILE), tile)
-            out[(slice(None), *to)] = tile[(slice(None), *at)]
+        with nullcontext(dataset) if alpha or ColorInterp.alpha not in dataset.colorinterp else _plain(dataset) as bare:
+            for to, at, warped in _warped_tiles(bare, geobox, window, resampling, options):
+                _read_bands(warped, bands, RasterioWindow(0, 0, _TILE, _TILE), tile)
+                out[(slice(None), *to)] = tile[(slice(None), *at)]
 
     return _through(header, level, read)
 
@@ -219,6 +226,14 @@ def _through(header: Header, level: int, read: Callable[[rasterio.DatasetReader]
             read(dataset)
 
     return through_gdal(opened, header.href, header.sign, header.identity, files_beside=header.mask_kind == ".msk")
+
+
+def _plain(dataset: rasterio.DatasetReader) -> rasterio.DatasetReader:
+    """Open a raster as one whose bands are bands of data: GDAL's warper takes its alpha band for weights."""
+    with MemoryFile(ext=".vrt") as file:
+        copy(dataset, file.name, driver="VRT")
+        text = file.read().decode()
+    return rasterio.open(text.replace("<ColorInterp>Alpha</ColorInterp>", ""))
 
 
 def _warped_tiles(
@@ -241,6 +256,7 @@ def _warped_tiles(
             height=_TILE,
             resampling=resampling_method(resampling),
             tolerance=_TOLERANCE,
+            UNIFIED_SRC_NODATA="PARTIAL",  # as gdalwarp does; rasterio takes nodata in some of the bands for numbers
             **options,
         ) as warped:
             yield to, at, warped
