@@ -1,8 +1,10 @@
 """Geometric medians: the point of least total distance to a pixel's observations, and how they scatter around it.
 
-Newton's steps after two of Weiszfeld's. A step that does not lead to a smaller sum of distances is taken back, and
-Weiszfeld's is taken instead, which always does; the next of Newton's is shorter. Where the answer is an observation,
-Newton's steps cannot end there: the nearest one is tried, and the condition of Vardi and Zhang says whether it holds.
+Weiszfeld's steps, each extrapolated by the two last (Anderson, 1965), settle most pixels; Newton's, three times as
+dear, the others, in which observations are few or nearly on a line. A step that does not lead to a smaller sum of
+distances is taken back, and Weiszfeld's is taken instead, which always does; the next is shorter. Where the answer is
+an observation, Newton's steps cannot end there: the nearest one is tried, and the condition of Vardi and Zhang says
+whether it holds.
 All pixels of a block take each step together, in vector instructions, but each starts from its own mean and stops at
 its own convergence, so that its result does not depend on its neighbours. Pixels that have converged are squeezed out
 as soon as that pays.
@@ -21,8 +23,11 @@ from s2composite.pixels.kernels.statistics import look_up, next_key
 
 __all__ = ["geomedian"]
 
-FIRST = 2
-"""Steps of Weiszfeld before those of Newton, which want to start near."""
+FIRST = 6
+"""Steps before those of Newton, which want to start near."""
+
+MANY = 16
+"""Observations from which a pixel may end by an extrapolated step: around few, sums of distances can be flat."""
 
 LANES = 32
 """Pixels are squeezed together to multiples of this, so that every pixel goes through the same vector code."""
@@ -133,6 +138,34 @@ def pull(
 
 
 @part
+def extrapolate(force: Any, weights: Any, current: Any, last: Any, back: Any, m: int, scratch: Any, step: Any) -> None:
+    """Write Weiszfeld's step, less the part of its last change that makes the remaining force least.
+
+    ``last``, ``back (b, n)`` are the place before `current` and Weiszfeld's step from there; ``scratch (3, n)``.
+    """
+    kind = step.dtype.type
+    zero, one = kind(0), kind(1)
+    product, square, part_of = scratch[0], scratch[1], scratch[2]
+    product[:m], square[:m] = 0, 0
+    for i in range(m):
+        part_of[i] = one / (weights[i] if weights[i] > zero else one)
+    for b in range(step.shape[0]):
+        pulling, aside, to = force[b], back[b], step[b]
+        for i in range(m):
+            to[i] = pulling[i] * part_of[i]
+        for i in range(m):
+            change = to[i] - aside[i]
+            product[i] += to[i] * change
+            square[i] += change * change
+    for i in range(m):
+        part_of[i] = product[i] / (square[i] if square[i] > zero else one)
+    for b in range(step.shape[0]):
+        now, before, aside, to = current[b], last[b], back[b], step[b]
+        for i in range(m):
+            to[i] -= part_of[i] * (now[i] + to[i] - before[i] - aside[i])
+
+
+@part
 def derivatives(bands: int, weights: Any, m: int, share: Any, curved: Any) -> None:
     """Turn `curved` into the matrix of second derivatives, ``weights`` in the diagonal less it, in its memory.
 
@@ -199,7 +232,7 @@ def solve(factors: Any, force: Any, m: int, step: Any) -> None:
 FAR, PULL, TRIED, SURE, REACH = range(5)
 """Rows of what is remembered of each pixel: the sum of distances and the squared force where it was last, how near an
 observation was that it was tried at in vain, whether its next place is taken without being compared, and how long
-Newton's step was, or how long it may be."""
+its step was, or how long it may be."""
 
 
 STAY, BACK, PLAIN, NEWTON, TRY = range(5)
@@ -230,13 +263,14 @@ def nearest_decides(numbers: Any, force: Any, current: Any, which: int, near: An
 
 @part
 def decide(
-    numbers: Any, force: Any, sums: Any, which: Any, step: Any, counts: Any, m: int, newton: bool, eps: Any,
-    current: Any, memory: Any, going: Any, scratch: Any, free: Any, scale: Any, ways: Any,
+    numbers: Any, force: Any, sums: Any, which: Any, step: Any, counts: Any, m: int, bold: bool, newton: bool,
+    eps: Any, current: Any, memory: Any, going: Any, scratch: Any, free: Any, scale: Any, ways: Any,
 ) -> int:  # fmt: skip
     """Write what each of the first `m` pixels does next, ``ways (n,)``, and return how many go on after that.
 
     ``free``, ``scale (n,)``, out, are the parts of the force and of Newton's step that are taken; ``memory (5, n)`` see
-    `FAR`; ``scratch (3, n)``. ``eps (1,)``: below it, a step of Newton is the last; negative: times the mean distance.
+    `FAR`; ``scratch (3, n)``. If `bold` there is a step, ``(b, n)``: Newton's if `newton`,
+    else the extrapolated one. ``eps (1,)``: below it, a step is the last; negative: times the mean distance.
     """
     kind = current.dtype.type
     zero, one, tiny = kind(0), kind(1), kind(np.finfo(current.dtype).eps)
@@ -261,23 +295,26 @@ def decide(
             going[i] = zero
             continue
         memory[REACH, i] *= one if memory[SURE, i] > zero else kind(4)
-        memory[FAR, i], memory[PULL, i], memory[SURE, i] = far, squared, kind(not newton)
+        memory[FAR, i], memory[PULL, i], memory[SURE, i] = far, squared, kind(not bold)
         free[i] = (one - meets / np.sqrt(squared)) / weights
         spread, near = far / kind(counts[i]), np.sqrt(sums[3, i])
-        close = newton and meets == zero and near < kind(0.5) * spread and near < kind(0.25) * memory[TRIED, i]
+        close = bold and meets == zero and near < kind(0.5) * spread and near < kind(0.25) * memory[TRIED, i]
         if close and (near < kind(0.02) * spread or nearest_decides(numbers, force, current, which[i], near, i)):
             ways[i], memory[TRIED, i] = TRY, near
             left += 1
             continue
         plain = squared * free[i] * free[i]
-        ways[i] = NEWTON if newton and meets == zero else PLAIN
+        ways[i] = NEWTON if bold and meets == zero else PLAIN
         moved = plain
         if ways[i] == NEWTON:
             moved, length = scratch[1, i], np.sqrt(scratch[1, i])
             memory[REACH, i] = min(memory[REACH, i], length, spread)
             scale[i] = memory[REACH, i] / length if length > zero else one
         least = eps[0] if eps[0] > zero else -eps[0] * spread
-        if (newton and moved <= least * least) or plain <= tiny * tiny * scratch[2, i]:
+        # What is left after a step of Newton's is much less than the step; after others, only among many observations.
+        settled = newton or (bold and counts[i] >= MANY)
+        least *= one if newton else kind(0.25)
+        if (settled and moved <= least * least) or plain <= tiny * tiny * scratch[2, i]:
             going[i] = zero
         else:
             left += 1
@@ -374,12 +411,14 @@ def iterate(numbers: Any, valid: Any, count: Any, eps: Any, max_iterations: int,
     means(numbers, counts, current)
     m = n
     for k in range(max_iterations):
-        newton = k >= FIRST
+        newton, bold = k >= FIRST, k > 0
         pull(numbers, valid, m, current, newton, apart, weight, force, sums, which, curved)
         if newton:
             derivatives(bands, sums[1], m, share, curved)
             factorise(bands, sums[1], m, share, curved)
             solve(curved, force, m, step)
+        elif bold:
+            extrapolate(force, sums[1], current, last, back, m, scratch, step)
         left = decide(
             numbers,
             force,
@@ -388,6 +427,7 @@ def iterate(numbers: Any, valid: Any, count: Any, eps: Any, max_iterations: int,
             step,
             counts,
             m,
+            bold,
             newton,
             eps,
             current,
