@@ -151,11 +151,13 @@ def measure_geomedian(options):
             best = in_turns(
                 {
                     "ours, float32": ours("geomedian", floats, threads, rules=(), deviations=deviations),
-                    "geomad, float32": geomad_way(wanted_floats, threads, 1e-4, deviations),
+                    "geomad, float32": geomad_way(wanted_floats, threads, 1e-5, deviations),
+                    "geomad, eps 1e-4": geomad_way(wanted_floats, threads, 1e-4, deviations),
                 },
                 options.rounds,
             )
-            show(f"{what}, float32, eps 1e-4, {threads} thread(s)", best, "ours, float32", asked)
+            # 1e-4 is what geomad takes by default, and in reflectances a whole DN: its answers are that far off
+            show(f"{what}, float32, eps 0.1 DN, {threads} thread(s)", best, "ours, float32", asked)
     middle = geomad_way(wanted, 2, 1e-5, False, **whole)().transpose(2, 0, 1)
     found = ours("geomedian", pixels, 1)()[0]["composite"]
     np.testing.assert_allclose(found, middle, atol=0.5 + 5)  # halves, and the steps below eps that are left
