@@ -57,9 +57,13 @@ def pixels(top, bottom, left, right):
 
 
 def whole(array, frame, nodata=None):
-    """What exactextract says of whole arrays, in the columns of zonal_stats."""
+    """What exactextract says of whole arrays, in the columns of zonal_stats.
+
+    In pixels: coordinates of a map are rounded, by 1e-10 of a pixel, and so touch pixels that they do not.
+    """
     height, width = array.shape[-2:]
-    box = (WEST, NORTH - 10 * height, WEST + 10 * width, NORTH)
+    box = (0, -height, width, 0)
+    frame = frame.set_geometry(frame.geometry.affine_transform([0.1, 0, 0, 0.1, -WEST / 10, -NORTH / 10]))
     rows = []
     for i, band in enumerate(array.values):
         source = NumPyRasterSource(band, *box, nodata=nodata, srs_wkt=frame.crs.to_wkt())
@@ -111,6 +115,23 @@ def test_any_chunks_give_what_exactextract_says_of_the_whole(shapes, dtype, chun
     assert found["zone"].tolist() == expected["zone"].tolist()
     for name in EVERY:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("chunks", [None, 23])
+@pytest.mark.parametrize("size", [1e-4, 1 / 3, 0.1, 0.00026949458523585647])
+def test_zones_made_from_a_grid_in_degrees_count_their_pixels(size, chunks):
+    """Coordinates in degrees are rounded, and edges that lie on lines of the grid with them."""
+    classes = np.random.default_rng(7).integers(0, 3, (60, 70)).astype("uint8").repeat(2, 0)[:60]
+    geobox = GeoBox(classes.shape, Affine(size, 0, 2.1, 0, -size, 48.3), 4326)
+    array = xr.DataArray(np.ones((1, *classes.shape), "uint8"), dict(xr_coords(geobox)), ("band", *geobox.dimensions))
+    array = array if chunks is None else array.chunk(dict.fromkeys(geobox.dimensions, chunks))
+    shapes = [shape for shape, _ in rasterio.features.shapes(classes, transform=geobox.transform)]
+    frame = zones(*map(shapely.geometry.shape, shapes), crs=4326)
+    inside = [
+        rasterio.features.geometry_mask([shape], geobox.shape, geobox.transform, invert=True).sum() for shape in shapes
+    ]
+    assert max(inside) > 50
+    assert s2c.zonal_stats(array, frame, ["count"])["count"].tolist() == inside
 
 
 @pytest.mark.parametrize("shape", [(1, 80, 100), (2, 80, 100)])

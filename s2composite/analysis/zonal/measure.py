@@ -22,8 +22,8 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 
 from s2composite.analysis.zonal.stats import Wanted, finished, part_of, wanted_of
-from s2composite.analysis.zonal.tasks import Grid, Row, Zone, zonal_tasks
-from s2composite.analysis.zonal.zones import pixel_bounds, read_zones
+from s2composite.analysis.zonal.tasks import Raster, Row, Zone, zonal_tasks
+from s2composite.analysis.zonal.zones import in_pixels, pixel_bounds, read_zones
 from s2composite.array_values import missing_value_of
 from s2composite.as_cube import as_cube
 from s2composite.compositing import Composite
@@ -114,14 +114,15 @@ def zonal_stats(
     cube = north_up(missing.with_nan(cube))
     geobox = _grid_of(cube)
     known = read_zones(zones, name, geobox.crs)
-    inside = pixel_bounds(known.shapes, geobox)
+    shapes = in_pixels(known.shapes, geobox)
+    inside = pixel_bounds(shapes, geobox.shape)
     measured = [
         Zone(number, shape, *map(int, bounds))
-        for number, (shape, bounds) in enumerate(zip(known.shapes, inside, strict=True))
+        for number, (shape, bounds) in enumerate(zip(shapes, inside, strict=True))
         if bounds[0] < bounds[1] and bounds[2] < bounds[3]
     ]
     _report_outside(known.names, {zone.number for zone in measured})
-    grid = Grid(geobox.transform, missing.nodata, wanted)
+    grid = Raster(missing.nodata, wanted)
     pixels = (cube if cube.chunks else cube.chunk(y=_CHUNK, x=_CHUNK)).data
     rows = [row for rows in dask.compute(*zonal_tasks(pixels, measured, grid)) for row in rows]
     return _tidy(rows, known.names, cube, wanted, timed=timed)

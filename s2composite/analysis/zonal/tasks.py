@@ -15,13 +15,12 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import shapely
-from affine import Affine
 from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
 from s2composite.analysis.zonal.stats import Part, Wanted, finished, merged, part_of
 
-__all__ = ["Grid", "Row", "Zone", "zonal_tasks"]
+__all__ = ["Raster", "Row", "Zone", "zonal_tasks"]
 
 Row = dict[str, Any]
 """``zone``, ``time`` and ``band`` as positions, and the statistics."""
@@ -44,7 +43,7 @@ class Zone:
     """Position among the zones."""
 
     shape: Any
-    """Shapely polygon in the raster's CRS."""
+    """Shapely polygon in pixels: x is the column, y the negative row."""
 
     top: int
     """First row of the raster that it touches."""
@@ -60,24 +59,14 @@ class Zone:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class Raster:
     """What tasks know of the raster, and what they are to find out."""
-
-    transform: Affine
-    """Columns and rows to coordinates; north is up."""
 
     nodata: float | None
     """Value of pixels without a value; None: there is no such value."""
 
     wanted: Wanted
     """The statistics."""
-
-    def box(self, window: Window, margin: float) -> tuple[float, float, float, float]:
-        """Return the bounds of a window and a margin of so many pixels around it: west, south, east, north."""
-        top, bottom, left, right = window
-        west, north = self.transform @ (left - margin, top - margin)
-        east, south = self.transform @ (right + margin, bottom + margin)
-        return west, south, east, north
 
     def valid(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
         """Return where there are values."""
@@ -130,7 +119,7 @@ class _Blocks:
         return call
 
 
-def zonal_tasks(data: da.Array, zones: Sequence[Zone], grid: Grid) -> Iterator[Delayed]:
+def zonal_tasks(data: da.Array, zones: Sequence[Zone], raster: Raster) -> Iterator[Delayed]:
     """Yield tasks that return rows, all zones, times and bands together."""
     # Fused once, so that all tasks mean the same blocks.
     starts = tuple(np.cumsum([0, *sizes[:-1]]).tolist() for sizes in data.chunks)
@@ -145,16 +134,16 @@ def zonal_tasks(data: da.Array, zones: Sequence[Zone], grid: Grid) -> Iterator[D
             spread.append(zone)
     for t, b in product(range(data.numblocks[0]), range(data.numblocks[1])):
         for (row, column), inside in alone.items():
-            yield blocks.call(_rows, (t, b, row, column), zones=inside, grid=grid)
+            yield blocks.call(_rows, (t, b, row, column), zones=inside, raster=raster)
         for zone in spread:
-            yield _summed(blocks, (t, b), zone, grid)
+            yield _summed(blocks, (t, b), zone, raster)
 
 
-def _summed(blocks: _Blocks, key: Key, zone: Zone, grid: Grid) -> Delayed:
+def _summed(blocks: _Blocks, key: Key, zone: Zone, raster: Raster) -> Delayed:
     """Return the rows of a zone from what each of several blocks knows."""
     rows, columns = blocks.under(zone)
-    parts = [blocks.call(_parts, (*key, row, column), zone=zone, grid=grid) for row in rows for column in columns]
-    call: Delayed = delayed(partial(_merged_rows, zone=zone, wanted=grid.wanted))(parts)
+    parts = [blocks.call(_parts, (*key, row, column), zone=zone, raster=raster) for row in rows for column in columns]
+    call: Delayed = delayed(partial(_merged_rows, zone=zone, wanted=raster.wanted))(parts)
     return call
 
 
@@ -166,13 +155,13 @@ def _crop(block: NDArray[Any], origin: _Origin, zone: Zone) -> tuple[NDArray[Any
     return block[:, :, rows, columns], (top, bottom, left, right)
 
 
-def _rows(block: NDArray[Any], origin: _Origin, zones: Sequence[Zone], grid: Grid) -> list[Row]:
+def _rows(block: NDArray[Any], origin: _Origin, zones: Sequence[Zone], raster: Raster) -> list[Row]:
     """Return the rows of zones that lie in a block."""
     window = (origin.top, origin.top + block.shape[2], origin.left, origin.left + block.shape[3])
     rows = []
     for batch in _batches(zones):
-        for zone, covered in zip(batch, _coverage(window, [zone.shape for zone in batch], grid), strict=True):
-            rows += _merged_rows([_measured(block, origin, covered, grid)], zone, grid.wanted)
+        for zone, covered in zip(batch, _coverage(window, [zone.shape for zone in batch]), strict=True):
+            rows += _merged_rows([_measured(block, origin, covered, raster)], zone, raster.wanted)
     return rows
 
 
@@ -194,21 +183,21 @@ def _batches(zones: Sequence[Zone]) -> Iterator[list[Zone]]:
     yield batch
 
 
-def _parts(block: NDArray[Any], origin: _Origin, zone: Zone, grid: Grid) -> dict[Key, Part]:
+def _parts(block: NDArray[Any], origin: _Origin, zone: Zone, raster: Raster) -> dict[Key, Part]:
     """Return what a block knows of a zone, for each of its times and bands."""
     pixels, window = _crop(block, origin, zone)
-    (covered,) = _coverage(window, [zone.shape], grid)
-    return _measured(pixels, origin, covered, grid)
+    (covered,) = _coverage(window, [zone.shape])
+    return _measured(pixels, origin, covered, raster)
 
 
-def _measured(pixels: NDArray[Any], origin: _Origin, covered: Covered, grid: Grid) -> dict[Key, Part]:
+def _measured(pixels: NDArray[Any], origin: _Origin, covered: Covered, raster: Raster) -> dict[Key, Part]:
     """Return what pixels ``(t, b, y, x)`` that a zone covers are like, for each time and band."""
     rows, columns, weights = covered
     found = {}
     for t, b in np.ndindex(pixels.shape[:2]):
         values = pixels[t, b][rows, columns]
-        valid = grid.valid(values)
-        found[origin.time + t, origin.band + b] = part_of(values[valid], weights[valid], grid.wanted)
+        valid = raster.valid(values)
+        found[origin.time + t, origin.band + b] = part_of(values[valid], weights[valid], raster.wanted)
     return found
 
 
@@ -219,7 +208,7 @@ def _merged_rows(parts: Sequence[Mapping[Key, Part]], zone: Zone, wanted: Wanted
     ]
 
 
-def _coverage(window: Window, shapes: Sequence[Any], grid: Grid) -> list[Covered]:
+def _coverage(window: Window, shapes: Sequence[Any]) -> list[Covered]:
     """Return the pixels of a window that each zone touches, and the share of each that it covers.
 
     exactextract 0.3.0 crashes the process where an edge of a hole lies on the border of its raster, as in a raster of
@@ -232,8 +221,8 @@ def _coverage(window: Window, shapes: Sequence[Any], grid: Grid) -> list[Covered
     from exactextract.raster import NumPyRasterSource  # noqa: PLC0415
 
     height, width = window[1] - window[0], window[3] - window[2]
-    blank = NumPyRasterSource(np.broadcast_to(np.uint8(0), (height + 2, width + 2)), *grid.box(window, 1))
-    cut = _cut(np.array(shapes, object), window, grid)
+    blank = NumPyRasterSource(np.broadcast_to(np.uint8(0), (height + 2, width + 2)), *_box(window, 1))
+    cut = _cut(np.array(shapes, object), window)
     features = [
         {"type": "Feature", "properties": {"zone": i}, "geometry": shapely.geometry.mapping(shape)}
         for i, shape in enumerate(cut)
@@ -250,22 +239,23 @@ def _coverage(window: Window, shapes: Sequence[Any], grid: Grid) -> list[Covered
     return covered
 
 
-_BORDER = 1e-6
-"""Pixels from a border within which a corner of a zone lies on it."""
+def _box(window: Window, margin: float) -> tuple[float, float, float, float]:
+    """Return the bounds of a window and a margin of so many pixels around it, as zones have them: in pixels."""
+    top, bottom, left, right = window
+    return left - margin, -bottom - margin, right + margin, -top + margin
 
 
-def _cut(shapes: NDArray[np.object_], window: Window, grid: Grid) -> NDArray[np.object_]:
+def _cut(shapes: NDArray[np.object_], window: Window) -> NDArray[np.object_]:
     """Return zones, of which those with corners on the border of a raster one pixel larger than a window are cut.
 
     The others stay as they are: to the last bits, coverage depends on where the corners of a zone are.
     """
     corners, zone = shapely.get_coordinates(shapes, return_index=True)
-    columns, rows = ~grid.transform @ (corners[:, 0], corners[:, 1])
-    top, bottom, left, right = window
-    near = [abs(rows - top + 1), abs(rows - bottom - 1), abs(columns - left + 1), abs(columns - right - 1)]
-    critical = np.unique(zone[np.min(near, axis=0) < _BORDER])
+    west, south, east, north = _box(window, 1)
+    x, y = corners.T
+    critical = np.unique(zone[(x == west) | (x == east) | (y == south) | (y == north)])
     if critical.size:
-        parts = shapely.intersection(shapes[critical], shapely.box(*grid.box(window, 0.5)))
+        parts = shapely.intersection(shapes[critical], shapely.box(*_box(window, 0.5)))
         shapes[critical] = [_polygonal(part) for part in parts]
     return shapes
 

@@ -19,7 +19,7 @@ from s2composite.optional import needed
 if TYPE_CHECKING:
     import geopandas as gpd
 
-__all__ = ["Zones", "pixel_bounds", "read_zones"]
+__all__ = ["Zones", "in_pixels", "pixel_bounds", "read_zones"]
 
 _POLYGONS = ("Polygon", "MultiPolygon")
 
@@ -138,16 +138,44 @@ def _check_shapes(shapes: gpd.GeoSeries, names: tuple[Any, ...]) -> None:
             raise ParameterError(f"zone {zone!r} is not a valid polygon ({why}); repair it with zones.make_valid()")
 
 
-def pixel_bounds(shapes: NDArray[np.object_], geobox: GeoBox) -> NDArray[np.int64]:
+_ROUNDINGS = 8
+"""Last places of a coordinate by which a corner that is meant to lie on a line of the grid may lie off it."""
+
+
+def in_pixels(shapes: NDArray[np.object_], geobox: GeoBox) -> NDArray[np.object_]:
+    """Return zones in pixels of a grid: x is the column, y the negative row, so that north stays up.
+
+    Zones made from rasters have their corners on the lines of a grid, but for the rounding of coordinates (1e-9 of a
+    pixel in degrees), by which an edge would count a pixel too many or too few.
+    """
+    to_pixels = ~geobox.transform
+    size = np.abs([geobox.resolution.x, geobox.resolution.y])
+
+    def placed(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+        column, row = to_pixels @ (corners[:, 0], corners[:, 1])
+        found = np.stack([column, -row], axis=1)
+        lines = np.round(found)
+        off = _ROUNDINGS * np.spacing(np.abs(corners).max(axis=0, initial=1)) / size
+        return np.where(np.abs(found - lines) <= off, lines, found)
+
+    placed_shapes: NDArray[np.object_] = shapely.transform(shapes, placed)
+    return placed_shapes
+
+
+def pixel_bounds(shapes: NDArray[np.object_], shape: tuple[int, int]) -> NDArray[np.int64]:
     """Return the pixels that hold each zone: first row, row after the last, first column, column after the last.
 
     Cut to the raster: of a zone outside it no row or no column is left.
+
+    Parameters
+    ----------
+    shapes
+        Zones in pixels, from `in_pixels`.
+    shape
+        ``(y, x)`` of the raster.
     """
-    height, width = geobox.shape
+    height, width = shape
     west, south, east, north = shapely.bounds(shapes).T
-    inverse = ~geobox.transform
-    rows = np.stack([inverse.e * north + inverse.f, inverse.e * south + inverse.f])
-    columns = np.stack([inverse.a * west + inverse.c, inverse.a * east + inverse.c])
-    top, bottom = np.clip(np.floor(rows[0]), 0, height), np.clip(np.ceil(rows[1]), 0, height)
-    left, right = np.clip(np.floor(columns[0]), 0, width), np.clip(np.ceil(columns[1]), 0, width)
+    top, bottom = np.clip(np.floor(-north), 0, height), np.clip(np.ceil(-south), 0, height)
+    left, right = np.clip(np.floor(west), 0, width), np.clip(np.ceil(east), 0, width)
     return np.stack([top, bottom, left, right], 1).astype(np.int64)
