@@ -34,6 +34,7 @@ from s2composite.reading.meaning import check_named_bands, check_named_scenes
 from s2composite.reading.signing import Sign, sign_function
 from s2composite.reading.source import ReadOptions
 from s2composite.reading.stack import Stack, TargetGrid, open_stack
+from s2composite.reading.warp import WARP_TILE
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Values
 from s2composite.scenes.storage import absolute
@@ -508,9 +509,9 @@ def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
 
 
 def _shared(stack: Stack, size: tuple[int, int], threads: int) -> tuple[int, int]:
-    """Return windows of at most `size`, small enough that each thread has some; they stay whole blocks."""
+    """Return windows of at most `size`, small enough that each thread has some; whole blocks, or tiles of a warp."""
     shape = stack.shape[2:]
-    blocks = stack.block if stack.snaps else (1, 1)
+    blocks = stack.block if stack.snaps else (WARP_TILE, WARP_TILE)
     wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
     while prod(-(-n // s) for n, s in zip(shape, size, strict=True)) < wanted:
         axis = 0 if size[0] >= size[1] else 1

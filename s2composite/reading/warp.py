@@ -30,6 +30,7 @@ from s2composite.reading.header import Header
 from s2composite.scenes.access import gdal_limits
 
 __all__ = [
+    "WARP_TILE",
     "nearest_pixels", "pixel_ratio", "read_info", "read_level", "read_warped", "resampling_method", "resampling_names",
     "source_pixels",
     "warped_coverage",
@@ -41,11 +42,10 @@ _TOLERANCE = 1e-7
 """Pixels by which GDAL may err where it interpolates between transformed points. With its own 0.125 a fifth of a
 bilinear window's pixels depend on where the window begins, and 2 to 4 % of a nearest one's."""
 
-_TILE = 256
+WARP_TILE = 256
 """Pixels a side of what GDAL warps at once. The tiles lie where the target grid says, whatever window is asked for:
 where an interpolated value ends in .5, as it often does between grids of one CRS, the last digits of a coordinate
-decide how it is rounded, and these depend on where GDAL begins. Warping 1024 x 1024 in tiles takes 5 % longer, in tiles
-of 128 22 %."""
+decide how it is rounded, and these depend on where GDAL begins. Windows that cut tiles warp them more than once."""
 
 _POINTS = 1 << 16
 """Points that are transformed at once."""
@@ -206,13 +206,13 @@ def read_warped(
         With ``transient`` telling whether trying again later could help.
     """
     scale = kernel_scale(header.geobox, header.levels[level].shape, geobox)
-    tile = np.empty((len(bands), _TILE, _TILE), out.dtype)
+    tile = np.empty((len(bands), WARP_TILE, WARP_TILE), out.dtype)
     options = {"src_nodata": nodata, "nodata": fill, **_beyond_180(header.geobox), **scale}
 
     def read(dataset: rasterio.DatasetReader) -> None:
         with nullcontext(dataset) if alpha or ColorInterp.alpha not in dataset.colorinterp else _plain(dataset) as bare:
             for to, at, warped in _warped_tiles(bare, geobox, window, resampling, options):
-                _read_bands(warped, bands, RasterioWindow(0, 0, _TILE, _TILE), tile)
+                _read_bands(warped, bands, RasterioWindow(0, 0, WARP_TILE, WARP_TILE), tile)
                 out[(slice(None), *to)] = tile[(slice(None), *at)]
 
     return _through(header, level, read)
@@ -244,16 +244,16 @@ def _warped_tiles(
     options: Mapping[str, Any],
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], WarpedVRT]]:
     """Yield the tiles of a grid that a window touches, warped: what each gives to the window, and from where in it."""
-    starts = (range(s.start // _TILE * _TILE, s.stop, _TILE) for s in window)
+    starts = (range(s.start // WARP_TILE * WARP_TILE, s.stop, WARP_TILE) for s in window)
     for corner in product(*starts):
         to, at = zip(*map(_overlap, window, corner), strict=True)
-        tile = geobox.translate_pix(corner[1], corner[0]).crop((_TILE, _TILE))
+        tile = geobox.translate_pix(corner[1], corner[0]).crop((WARP_TILE, WARP_TILE))
         with WarpedVRT(
             dataset,
             crs=str(tile.crs),
             transform=tile.transform,
-            width=_TILE,
-            height=_TILE,
+            width=WARP_TILE,
+            height=WARP_TILE,
             resampling=resampling_method(resampling),
             tolerance=_TOLERANCE,
             UNIFIED_SRC_NODATA="PARTIAL",  # as gdalwarp does; rasterio takes nodata in some of the bands for numbers
@@ -264,7 +264,7 @@ def _warped_tiles(
 
 def _overlap(span: slice, start: int) -> tuple[slice, slice]:
     """Return what a tile that begins at `start` gives to a span, in pixels of the span and of the tile."""
-    first, last = max(span.start, start), min(span.stop, start + _TILE)
+    first, last = max(span.start, start), min(span.stop, start + WARP_TILE)
     return slice(first - span.start, last - span.start), slice(first - start, last - start)
 
 
