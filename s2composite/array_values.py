@@ -149,7 +149,8 @@ def _of_held(array: xr.DataArray, nodata: float, stated: float | None) -> Missin
     floats, series = array.dtype.kind == "f", array.sizes.get("time", 1) > 1
     if floats and bool(array.isnull().any()):
         return MissingValue(math.nan, derived=True)
-    if bool(array.isin((0, 1)).all()):
+    # Nothing but 0 is an area without any observation, rather than a comparison that is true nowhere.
+    if bool(array.isin((0, 1)).all()) and bool((array == 1).any()):
         return MissingValue(math.nan if floats else None, derived=True, flags=True)
     if not floats:
         known = array.dtype.kind == "u" and nodata == 0 and (not series or bool((array == 0).any()))
