@@ -38,7 +38,9 @@ def test_no_full_pixel_is_read(cube, monkeypatch):
 
     shapes = []
     read = Stack.read_all
-    monkeypatch.setattr(Stack, "read_all", lambda self, *args: (shapes.append(self.shape), read(self, *args))[1])
+    monkeypatch.setattr(
+        Stack, "read_all", lambda self, *args, **how: (shapes.append(self.shape), read(self, *args, **how))[1]
+    )
     for reducer in ("luminance_median", ["luminance_median", "mean"]):
         s2c.composite(cube, reducer).preview(300)
     assert {shape[2:] for shape in shapes} == {(300, 300)}
