@@ -128,6 +128,7 @@ def to_next_pixel(path, geobox):
     return np.min([np.abs(place - np.round(place)) for place in places], axis=0)
 
 
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # odc-loader warps into memory
 @pytest.mark.parametrize("shift", [0, 3.3, -7.9])
 @pytest.mark.parametrize("resolution", [20, 10, 27])
 def test_odc_stac_has_every_pixel_in_the_scenes_own_crs(imagery, shift, resolution):

@@ -231,7 +231,7 @@ def check_values(found, pixels, passed, fill, exact):
     assert (found["count"].values != count).sum() <= allowed
     assert (~differ).sum() <= 3 * allowed
     assert count.max() > 0
-    assert count.min() == 0
+    assert count.min() < len(passed)  # something is left out somewhere
 
 
 def assert_same(found, other, layers, part=...):

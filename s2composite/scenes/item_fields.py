@@ -247,6 +247,7 @@ _BAND: Mapping[str, Kind] = {
     **dict.fromkeys(("scale", "raster:scale"), _scale),
     **dict.fromkeys(("offset", "raster:offset"), _number),
     "nodata": _any_number,
+    "classification:classes": _list(_fields({"name": _text, "description": _text}), "a list of classes"),
 }
 
 _ASSET: Mapping[str, Kind] = {
