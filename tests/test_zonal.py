@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import rasterio.features
 import shapely
 import xarray as xr
 from exactextract import exact_extract
@@ -315,7 +316,6 @@ def test_zones_are_measured_together_and_each_for_itself(together, monkeypatch):
 ALIGNED = """
 import sys
 import numpy as np
-import rasterio.features
 import shapely
 import s2composite as s2c
 from test_zonal import EVERY, raster, whole, zones
