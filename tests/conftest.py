@@ -43,3 +43,11 @@ def imagery():
     if not directory.is_dir():
         pytest.skip(f"no real imagery in {directory}; set S2COMPOSITE_TEST_DATA")
     return directory
+
+
+@pytest.fixture(scope="session")
+def check_manifest():
+    """Return the function that raises where a DaskCluster is not what the operator takes."""
+    from support.kubernetes import manifest_validator
+
+    return manifest_validator()

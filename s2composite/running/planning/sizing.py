@@ -21,7 +21,7 @@ from s2composite.windows import Work
 __all__ = ["Workers", "fitting_side", "require_fit", "task_memory", "workers_of"]
 
 _OVERHEAD = 1.25
-"""Memory of a task over the bytes of its window's observations: measured, see `tests/test_compositing.py`."""
+"""Memory of a task over the bytes of its window's observations: measured, see `tests/unit/test_compositing.py`."""
 
 _PROCESS = 400 << 20
 """Bytes of a worker process that has done nothing yet but load the libraries and kernels."""

@@ -1,0 +1,335 @@
+"""Chunks, engines, grids and workers never show, whatever the rules are; rasterio and NumPy are the oracle."""
+
+import datetime as dt
+import itertools
+
+import dask
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+import xarray as xr
+from affine import Affine
+from distributed import Client, LocalCluster
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+
+import s2composite as s2c
+from support.morphology import peer
+from support.rasters import ORIGIN, write_tif
+
+SIZE = 90
+PLACES = ((0, 0), (0, 40), (36, 20), (500, 500))
+"""Where the granules begin, in pixels (down, right): they overlap in part, and the last lies outside of the area."""
+
+KINDS = (
+    ("uint8", "nodata 0"), ("uint8", "nodata 255"), ("uint8", "alpha"), ("uint8", "mask"), ("uint8", "nothing"),
+    ("uint16", "nothing"), ("uint16", "mask and nodata 7"), ("int16", "nodata -1"), ("int16", "mask"),
+    ("float32", "nothing"), ("float32", "mask"), ("float32", "nodata -9999"),
+)  # fmt: skip
+"""Types of the numbers, and what says which of them are valid."""
+
+GRIDS = {
+    "own": (GeoBox((140, 130), ORIGIN, "EPSG:32631"), "nearest"),
+    "zoomed": (GeoBox((150, 170), ORIGIN @ Affine.translation(20, 10) @ Affine.scale(0.5), "EPSG:32631"), "nearest"),
+    "half a pixel": (GeoBox((140, 130), ORIGIN @ Affine.translation(0.5, -0.5), "EPSG:32631"), "nearest"),
+    "other CRS": (None, "nearest"),
+    "bilinear": (GeoBox((140, 130), ORIGIN @ Affine.translation(-4.3, 2.4), "EPSG:32631"), "bilinear"),
+    "cubic, finer": (GeoBox((150, 170), ORIGIN @ Affine.translation(20, 10) @ Affine.scale(0.7), "EPSG:32631"), "cubic"),
+    "bilinear, other CRS": (None, "bilinear"),
+    "average, other CRS": (None, "average"),
+}  # fmt: skip
+"""Target grids, and how they are resampled."""
+
+RULES = {
+    "default": None,
+    "everything": (),
+    "value range": s2c.ValueRange(low=0, high=150),
+    "saturated": s2c.Saturated(),
+    "nodata": s2c.Nodata(),
+    "swath edge": s2c.SwathEdge(1),
+    "SCL": (s2c.Nodata(), s2c.SCL(cleanup=[("opening", 1), ("dilation", 2)])),
+    "SCL alone": s2c.SCL(cleanup=[("closing", 2)]),
+    "own mask": s2c.Usable("OWN"),
+    "array": (),
+    "array and default": (s2c.Nodata(), s2c.Saturated()),
+}
+
+
+def grid_of(name):
+    """Return the geobox and the method of a grid; that in another CRS lies around the granules."""
+    geobox, method = GRIDS[name]
+    if geobox is None:
+        to = pyproj.Transformer.from_crs("EPSG:32631", "EPSG:3035", always_xy=True)
+        x, y = to.transform(ORIGIN.c + 650, ORIGIN.f - 650)
+        geobox = GeoBox((150, 140), Affine(10, 0, x - 713, 0, -10, y + 747), "EPSG:3035")
+    return geobox, method
+
+
+def declared(kind):
+    return float(kind.split()[-1]) if "nodata" in kind else None
+
+
+def write_scene(folder, t, dtype, kind, day):
+    """Write a granule of three bands, its classes at 20 m and a mask of its own at 10 m; return the scene."""
+    rng = np.random.default_rng([t, *map(ord, dtype + kind)])
+    array = rng.integers(0, 201, (3, SIZE, SIZE)).astype(dtype)
+    array[:, rng.random((SIZE, SIZE)) < 0.05] = 0
+    array[:, rng.random((SIZE, SIZE)) < 0.05] = 1
+    array[rng.integers(0, 3), rng.random((SIZE, SIZE)) < 0.05] = 255 if dtype == "float32" else np.iinfo(dtype).max
+    valid = rng.random((SIZE, SIZE)) > 0.1
+    valid[:, : 7 + t] = valid[30:44, 50:70] = False
+    if kind.startswith("nodata"):
+        array[:, ~valid] = declared(kind)
+        array[t % 3, rng.random((SIZE, SIZE)) < 0.02] = declared(kind)  # in one of the bands only
+    elif kind == "alpha":
+        array = np.concatenate([array, np.where(valid, np.iinfo(dtype).max, 0)[None].astype(dtype)])
+    down, right = PLACES[t]
+    place = ORIGIN @ Affine.translation(right, down)
+    options = {"photometric": "rgb", "nodata": declared(kind), "transform": place, "block": 32}
+    options |= {"alpha": "yes"} if kind == "alpha" else {}
+    paths = {"X": write_tif(folder / f"{t}_X.tif", array, interleave=("pixel", "band")[t % 2], **options)}
+    if kind.startswith("mask"):
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(paths["X"], "r+") as dataset:
+            dataset.write_mask(valid)
+    classes = np.kron(rng.choice([0, 4, 5, 8, 9, 10], (9, 9), p=[0.1, 0.3, 0.3, 0.1, 0.1, 0.1]), np.ones((5, 5)))
+    classes[rng.random(classes.shape) < 0.05] = 8
+    paths["SCL"] = write_tif(folder / f"{t}_SCL.tif", classes.astype("uint8"), transform=place @ Affine.scale(2))
+    own = (rng.random((SIZE, SIZE)) > 0.3).astype("uint8")
+    paths["OWN"] = write_tif(folder / f"{t}_OWN.tif", own, transform=place)
+    assets = tuple(s2c.Asset(name, path) for name, path in paths.items())
+    time = dt.datetime(2023, 6, 1 + day, 10, t, tzinfo=dt.UTC)
+    return s2c.Scene(f"T31TCJ_{t}", time, assets, granule="31TCJ")
+
+
+@pytest.fixture(scope="module")
+def scenes_of(tmp_path_factory):
+    """A function that returns the scenes of a kind, each on a day of its own or all on two days."""
+    made = {}
+
+    def scenes(dtype, kind, days=(0, 1, 2, 3)):
+        if (dtype, kind, days) not in made:
+            folder = tmp_path_factory.mktemp("scenes")
+            made[dtype, kind, days] = [write_scene(folder, t, dtype, kind, day) for t, day in enumerate(days)]
+        return made[dtype, kind, days]
+
+    return scenes
+
+
+def path_of(scene, name):
+    return next(asset.href for asset in scene.assets if asset.name == name)
+
+
+def taken(path, geobox):
+    """Return the row and column of a file's pixel in which each centre of a grid lies, and whether there is one."""
+    with rasterio.open(path) as dataset:
+        inverse, crs, shape = ~dataset.transform, dataset.crs, dataset.shape
+    x, y = geobox.transform @ tuple(n + 0.5 for n in np.meshgrid(*(np.arange(n) for n in geobox.shape[::-1])))
+    if str(geobox.crs) != str(crs):
+        x, y = pyproj.Transformer.from_crs(str(geobox.crs), crs, always_xy=True).transform(x, y)
+    column, row = (np.floor(n + 1e-9).astype(int) for n in inverse @ (x, y))
+    inside = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
+    return row.clip(0, shape[0] - 1), column.clip(0, shape[1] - 1), inside
+
+
+def nearest(path, geobox, kind, fill):
+    """Return the pixels ``(3, y, x)`` of a file on a grid, and where it covers that."""
+    with rasterio.open(path) as dataset:
+        array, valid = dataset.read([1, 2, 3]), (dataset.read_masks([1, 2, 3]) > 0).all(0)
+    row, column, inside = taken(path, geobox)
+    if "mask" in kind or kind == "alpha":
+        array[(array == fill) & valid] = 1 if fill == 0 and array.dtype.kind == "u" else fill - 1
+        array[:, ~valid] = fill
+        return np.where(inside, array[:, row, column], array.dtype.type(fill)), inside & valid[row, column]
+    return np.where(inside, array[:, row, column], array.dtype.type(fill)), inside
+
+
+def warped(path, geobox, kind, fill, method, ones):
+    """Return the same as GDAL resamples it, the whole grid at once."""
+    how = {
+        "crs": str(geobox.crs), "transform": geobox.transform, "width": geobox.shape.x, "height": geobox.shape.y,
+        "resampling": Resampling[method], "tolerance": 1e-7, "XSCALE": "1", "YSCALE": "1",
+    }  # fmt: skip
+    source = {"nothing": {"src_nodata": fill}, "mask and nodata 7": {"src_nodata": None}}.get(kind, {})
+    with (
+        rasterio.open(path) as dataset,
+        WarpedVRT(dataset, nodata=fill, UNIFIED_SRC_NODATA="PARTIAL", **source, **how) as there,
+    ):
+        array = there.read([1, 2, 3])
+        if "mask" in kind or kind == "alpha":
+            return array, (~np.isnan(array) if np.isnan(fill) else array != fill).any(0)
+        plain = write_tif(ones, np.ones(dataset.shape, "uint8"), transform=dataset.transform)
+    with rasterio.open(plain) as dataset, WarpedVRT(dataset, add_alpha=True, **how) as there:
+        return array, there.read(2) > 0
+
+
+def passes(name, pixels, covered, fill, scenes, geobox, mask):
+    """Return which observations ``(t, y, x)`` pass the rules: from what the documentation says of each."""
+    finite = np.isfinite(pixels).all(1)
+    missing = (np.isnan(pixels) if np.isnan(fill) else pixels == fill).any(1)
+    most = np.inf if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    saturated = (pixels == most).any(1)
+    everything = covered & finite
+    if name in ("default", "array and default"):
+        return everything & ~missing & ~saturated & (mask if name != "default" else True)
+    if name == "value range":
+        return everything & ((pixels >= 0) & (pixels <= 150)).all(1)
+    if name == "saturated":
+        return everything & ~saturated
+    if name == "swath edge":
+        return everything & ~missing & ~peer(missing, [("dilation", 1)])
+    if name == "own mask" or name.startswith("SCL"):
+        return everything & np.stack([usable(name, scene, geobox) for scene in scenes]) & ~(missing & (name == "SCL"))
+    return everything & {"everything": True, "nodata": ~missing, "array": mask}[name]
+
+
+def usable(name, scene, geobox):
+    """Return where a scene's mask band says that it may be used: cleaned as a whole, then looked up."""
+    path = path_of(scene, "OWN" if name == "own mask" else "SCL")
+    with rasterio.open(path) as dataset:
+        band = dataset.read(1)
+    steps = {"SCL": [("opening", 1), ("dilation", 2)], "SCL alone": [("closing", 2)], "own mask": []}[name]
+    bad = np.zeros(band.shape, bool) if name == "own mask" else np.isin(band, (3, 8, 9, 10))
+    valid = ~peer(bad[None], steps)[0] & (band != 0)
+    row, column, inside = taken(path, geobox)
+    return valid[row, column] & inside
+
+
+def opened(scenes, grid, **options):
+    geobox, method = grid_of(grid)
+    return s2c.open_cube(scenes, bands=["X"], geobox=geobox, resampling=method, **options)
+
+
+def mask_for(cube):
+    rng = np.random.default_rng(9)
+    shape = (cube.sizes["time"], *cube.shape[2:])
+    coords = {dim: cube[dim] for dim in ("time", "y", "x")}
+    return xr.DataArray(rng.random(shape) > 0.3, coords, ("time", "y", "x"))
+
+
+def composed(cube, name, mask, reducer):
+    valid = RULES[name]
+    if name.startswith("array"):
+        valid = (*valid, mask)
+    return s2c.composite(cube, reducer, valid=valid)
+
+
+def expected(pixels, passed, fill):
+    """Return counts and means."""
+    count = passed.sum(0)
+    total = np.where(passed[:, None], pixels, 0).astype(np.float64).sum(0)
+    return count, np.where(count > 0, total / np.maximum(count, 1), fill)
+
+
+def check_values(found, pixels, passed, fill, exact):
+    """Compare counts and means; where GDAL interpolates, some ties round the other way."""
+    count, mean = expected(pixels, passed, fill)
+    tolerance = 0.501 if found["composite"].dtype.kind in "ui" else 1e-3
+    differ = np.isclose(found["composite"], mean, rtol=1e-6, atol=tolerance, equal_nan=True)
+    allowed = 0 if exact else 4 + count.size // 200
+    assert (found["count"].values != count).sum() <= allowed
+    assert (~differ).sum() <= 3 * allowed
+    assert count.max() > 0
+    assert count.min() < len(passed)  # something is left out somewhere
+
+
+def assert_same(found, other, layers, part=...):
+    """Compare layers, bit by bit."""
+    for layer in layers:
+        assert found[layer].values.tobytes() == other[layer].values[part].tobytes()
+
+
+def check(scenes_of, tmp_path, dtype, kind, grid, name):
+    """Compare a composite with the oracle, and with those of other chunks, engines and crops."""
+    scenes = scenes_of(dtype, kind)
+    geobox, method = grid_of(grid)
+    cube = opened(scenes, grid, chunks=64)
+    fill = cube.attrs.get("nodata", np.nan if dtype == "float32" else 0)
+    assert np.isnan(fill) if dtype == "float32" and declared(kind) is None else fill == (declared(kind) or 0)
+    found = [
+        nearest(path_of(scene, "X"), geobox, kind, fill)
+        if method == "nearest"
+        else warped(path_of(scene, "X"), geobox, kind, fill, method, tmp_path / "ones.tif")
+        for scene in scenes
+    ]
+    pixels, covered = (np.stack(arrays) for arrays in zip(*found, strict=True))
+    mask = mask_for(cube)
+    passed = passes(name, pixels, covered, fill, scenes, geobox, mask.values)
+    with dask.config.set(scheduler="threads"):
+        first = composed(cube, name, mask, "mean").compute()
+        check_values(first, pixels, passed, fill, exact=method == "nearest")
+        engines = ("tiles", "gdal", "auto") if method == "nearest" else ("gdal", "auto", "auto")
+        for chunks, engine in zip(("auto", 50, (33, 1000)), engines, strict=True):
+            again = composed(opened(scenes, grid, chunks=chunks, engine=engine), name, mask, "mean").compute()
+            assert_same(again, first, ("composite", "count"))
+        picked = composed(cube, name, mask, "luminance_median").compute()
+        assert (picked["count"] == first["count"]).all()
+        if name != "swath edge":  # looks at pixels around, which a part does not have
+            part = {"y": slice(21, 101), "x": slice(17, 99)}
+            cut = composed(cube.isel(part), name, mask.isel(part), "luminance_median").compute()
+            assert_same(cut, picked, ("composite", "count", "source"), (..., *part.values()))
+        if name in ("default", "nodata", "array and default"):
+            loaded = composed(cube.compute(), name, mask, "luminance_median")
+            np.testing.assert_array_equal(loaded["composite"], picked["composite"])
+            np.testing.assert_array_equal(loaded["count"], picked["count"])
+
+
+EVERY = [(*kind, grid, name) for i, (kind, grid, name) in enumerate(itertools.product(KINDS, GRIDS, RULES))]
+"""All there are: each kind with each grid and each rule."""
+
+
+@pytest.mark.parametrize(("dtype", "kind", "grid", "name"), EVERY[::131])
+def test_a_composite_is_that_of_rasterio_and_numpy(dtype, kind, grid, name, scenes_of, tmp_path):
+    check(scenes_of, tmp_path, dtype, kind, grid, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "kind", "grid"), [(*kind, grid) for kind, grid in itertools.product(KINDS, GRIDS)][::5]
+)  # every kind, and every grid, with others each time: all 96 take a quarter of an hour
+def test_every_kind_and_every_grid_with_every_rule(dtype, kind, grid, scenes_of, tmp_path):
+    for name in RULES:
+        check(scenes_of, tmp_path, dtype, kind, grid, name)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("uint8", "alpha"), ("int16", "nodata -1"), ("float32", "nothing")])
+@pytest.mark.parametrize("grid", ["own", "other CRS"])
+@pytest.mark.parametrize("name", ["everything", "default", "own mask"])
+def test_the_first_product_of_a_day_that_passes_is_taken(name, grid, dtype, kind, scenes_of):
+    """Days of several products, with rules under which what no file covers would pass, too."""
+    scenes = scenes_of(dtype, kind, (0, 0, 0, 4))
+    geobox, _ = grid_of(grid)
+    alone = opened(scenes, grid)
+    fill = alone.attrs.get("nodata", np.nan if dtype == "float32" else 0)
+    found = [nearest(path_of(scene, "X"), geobox, kind, fill) for scene in scenes]
+    pixels, covered = (np.stack(arrays) for arrays in zip(*found, strict=True))
+    passed = passes(name, pixels, covered, fill, scenes, geobox, None)
+    order = passed[:3].argmax(0)
+    day = np.take_along_axis(pixels[:3], order[None, None], 0)[0]
+    for chunks in (50, "auto"):
+        cube = opened(scenes, grid, chunks=chunks, groupby="solar_day")
+        assert cube.sizes["time"] == 2
+        comp = s2c.composite(cube, "mean", valid=RULES[name]).compute()
+        np.testing.assert_array_equal(comp["count"], passed[:3].any(0))
+        np.testing.assert_allclose(comp["composite"], np.where(passed.any(0), day, fill), rtol=1e-6)
+    assert passed[:3].any(0).any()
+
+
+def test_workers_make_the_same_bytes(scenes_of):
+    """Two processes, and any number of threads here."""
+    names = ("everything", "SCL alone", "swath edge", "own mask", "array", "default")
+    kinds = itertools.islice(KINDS, 0, None, 2)
+    cases = [(*kind, grid, name) for kind, grid, name in zip(kinds, itertools.cycle(GRIDS), names, strict=False)]
+    cubes = [opened(scenes_of(dtype, kind), grid, chunks=70) for dtype, kind, grid, _ in cases]
+    made = [
+        composed(cube, name, mask_for(cube), "luminance_median") for cube, (*_, name) in zip(cubes, cases, strict=True)
+    ]
+    here = dask.compute(*made, scheduler="threads")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster),
+    ):
+        there = dask.compute(*made)
+    for one, other in zip(here, there, strict=True):
+        assert_same(one, other, ("composite", "count", "source"))

@@ -1,0 +1,189 @@
+"""Jobs whose windows a service makes: over HTTP and through a queue, with everything that goes wrong on the way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+
+from s2composite.errors import JobError, ServiceError, TilesError, WriteError
+from s2composite.running.jobs.job import load_job
+from s2composite.running.ledger import read_ledger
+from s2composite.running.reports.progress import job_progress
+from s2composite.running.reports.report import job_report
+from s2composite.service.dispatch import dispatch
+from s2composite.service.sending import Patience
+from support.rasters import series
+from support.services import queue, seed_median, served
+
+QUICK = Patience(concurrency=8, attempts=20, timeout=60, pause=0.05)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("dispatch")
+    (root / "scenes").mkdir()
+    series(root / "scenes", scenes=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def service(root):
+    """It takes one window and lets one wait: whoever sends more has to try again."""
+    settings = {"read": [str(root / "scenes")], "write": [str(root / "out")], "limits": {"waiting": 2}}
+    with served(root / "run", token="0123456789abcdef", **settings) as service:
+        yield service
+
+
+@pytest.fixture
+def job(root, request):
+    folder = root / "out" / request.node.name.replace("[", "_").replace("]", "")
+    folder.mkdir(parents=True)
+    return {"source": str(root / "scenes"), "output": str(folder / "median.tif"), "chunks": 48}
+
+
+def check(job, path):
+    assert path == job["output"]
+    files = sorted(Path(job["source"]).glob("*.tif"))
+    with rasterio.open(path) as made:
+        assert made.shape == (200, 136)
+        assert np.array_equal(made.read(), seed_median(files, (0, 0, 136, 200)))
+
+
+def test_windows_are_sent_tried_again_and_put_together(service, job):
+    done = dispatch(job, url=f"{service.url}/median", token=service.token, patience=QUICK)
+    check(job, done.path)
+    assert (done.windows, done.failed) == (15, ())
+    assert done.attempts > done.windows, "some were sent away, because too many were waiting"
+    events = read_ledger(job["output"])
+    assert sum(e["event"] == "done" for e in events) == 15
+    assert {"429" in e["error"] for e in events if e["event"] == "retry"} == {True}
+    assert job_progress(load_job(job)).state == "complete"
+    assert job_report(load_job(job)).state == "complete"
+    with pytest.raises(WriteError, match="exists"):
+        dispatch(job, url=f"{service.url}/median", token=service.token, patience=QUICK)
+    before = service.get("/health").json()["windows"]["made"]
+    again = dispatch(job | {"overwrite": True}, url=f"{service.url}/median", token=service.token, patience=QUICK)
+    check(job, again.path)
+    assert service.get("/health").json()["windows"]["made"] == before, "what is there is not made again"
+
+
+def test_the_command_line(service, job, tmp_path, monkeypatch):
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(job))
+    monkeypatch.setenv("S2COMPOSITE_TOKEN", service.token)
+    code = "from s2composite.cli import main; main()"
+    command = [sys.executable, "-c", code, "dispatch", str(file), "--url", f"{service.url}/median"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    check(job, done.stdout.splitlines()[-1])
+    monkeypatch.setenv("S2COMPOSITE_TOKEN", "another-token-that-is-wrong")
+    done = subprocess.run([*command, "-s", "overwrite=true"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "15 windows failed" in done.stderr
+    assert "401: a token is needed" in done.stderr
+
+
+def test_what_is_refused_is_told_and_nothing_is_written(service, job, root):
+    elsewhere = job | {"output": str(root / "median.tif")}
+    done = dispatch(elsewhere, url=f"{service.url}/median", token=service.token, patience=QUICK)
+    assert done.path is None
+    assert len(done.failed) == 15
+    assert "403" in done.failed[0].error
+    assert "/destination" not in done.failed[0].error or "written" in done.failed[0].error
+    assert not (root / "median.tif").exists()
+    assert job_progress(load_job(elsewhere)).state == "failed"
+
+
+def test_a_service_that_is_not_there(job):
+    patience = Patience(concurrency=4, attempts=2, timeout=5, pause=0.01)
+    done = dispatch(job, url="http://127.0.0.1:9/median", patience=patience)
+    assert (done.path, len(done.failed), done.attempts) == (None, 15, 30)
+    assert "ConnectError" in done.failed[0].error
+
+
+def test_through_a_queue_that_delivers_twice(service, job, monkeypatch):
+    """And too fast: what is sent away comes again."""
+    before = service.get("/health").json()["windows"]
+    with queue(f"{service.url}/median", token=service.token, pushers=6, twice=lambda number: number % 3 == 0) as topic:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
+        done = dispatch(job, topic="projects/p/topics/windows", patience=QUICK, silence=120)
+        check(job, done.path)
+        with topic.ready:
+            topic.ready.wait_for(lambda: not topic.waiting and len(topic.acknowledged) > 15, timeout=120)
+        assert len(set(topic.acknowledged)) == 15
+        assert len(topic.acknowledged) > 15, "some came twice"
+        assert topic.dead == []
+    after = service.get("/health").json()["windows"]
+    assert after["made"] - before["made"] == 15
+    assert service.get("/dead-letters").json() == []
+
+
+def test_through_a_queue_to_a_service_that_refuses(service, job, root, monkeypatch):
+    other = root / "other"
+    other.mkdir()
+    series(other, scenes=2)
+    with queue(f"{service.url}/median", token=service.token) as topic:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
+        done = dispatch(job | {"source": str(other)}, topic="projects/p/topics/windows", patience=QUICK, silence=3)
+        with topic.ready:
+            topic.ready.wait_for(lambda: len(topic.acknowledged) >= 15, timeout=120)
+        assert len(topic.acknowledged) == 15, "each once: what can never succeed is not sent again"
+        assert topic.statuses.count(200) == 15
+        assert set(topic.statuses) <= {200, 429}
+    assert done.path is None
+    assert len(done.failed) == 15
+    assert "dead letters" in done.failed[0].error
+    letters = service.get("/dead-letters").json()
+    assert len(letters) == 15
+    assert json.loads(letters[0]["payload"])["destination"].startswith(job["output"].removesuffix(".tif"))
+
+
+def test_a_topic_that_is_none(job, monkeypatch):
+    with queue("http://127.0.0.1:9/") as topic:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
+        with pytest.raises(ServiceError, match="status 404"):
+            dispatch(job, topic="windows", patience=QUICK)
+
+
+def test_a_tile_that_somebody_removed_is_named(service, job, monkeypatch):
+    """Between the last answer and putting together: completeness is looked at, not believed."""
+    import s2composite.service.dispatch as module
+
+    post = module.post_tiles
+
+    async def and_remove(tiles, *rest):
+        await post(tiles, *rest)
+        Path(tiles[7].payload["destination"]).unlink()  # noqa: ASYNC240
+
+    monkeypatch.setattr(module, "post_tiles", and_remove)
+    with pytest.raises((TilesError, Exception), match=r"tile_48_96\.tif"):
+        dispatch(job, url=f"{service.url}/median", token=service.token, patience=QUICK)
+    assert not Path(job["output"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"reducer": "mean"}, "reducer"),
+        ({"period": "month"}, "period"),
+        ({"bands": ["red"]}, "bands"),
+        ({"bbox": [0, 0, 1, 1]}, "bbox"),
+        ({"layers": ["composite", "count"]}, "layers"),
+        ({"output": "a.zarr"}, "output"),
+    ],
+)
+def test_jobs_that_a_window_is_not(job, change, key):
+    with pytest.raises(JobError) as refused:
+        dispatch(job | change, url="http://127.0.0.1:9/median")
+    assert refused.value.key == key
+
+
+def test_one_way_at_a_time(job):
+    for ways in ({}, {"url": "http://x", "topic": "projects/p/topics/t"}):
+        with pytest.raises(ServiceError, match="url of a service, or a topic"):
+            dispatch(job, **ways)

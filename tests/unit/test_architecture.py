@@ -1,0 +1,116 @@
+"""The house keeps its order: a module imports only from floors above its own and from earlier rooms of its own floor."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from support import ROOT
+
+PACKAGE = ROOT / "s2composite"
+
+FLOORS = (
+    "scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "running.jobs", "running.clusters",
+    "running.products", "running.planning", "running.reports", "analysis", "analysis.zonal", "service",
+)  # fmt: skip
+
+# From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
+ROOMS = [
+    "errors", "optional",
+    "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.credentials", "scenes.storage", "scenes.names", "scenes.values", "scenes.item_fields", "scenes.items", "scenes.stac", "scenes.grouping",
+    "scenes.listing",
+    "reading.crs", "reading.signing", "reading.remote", "reading.fetch", "reading.gdal", "reading.tiff", "reading.level", "reading.header", "reading.index",
+    "reading.codecs", "reading.tiles",
+    "reading.grid", "reading.layout", "reading.convert", "reading.promise", "reading.warp", "reading.source",
+    "reading.meaning", "reading.files", "reading.opening", "reading.share", "reading.patches", "reading.observe", "reading.scratch", "reading.stack",
+    "pixels.kernels", "pixels.morphology", "pixels.masks", "pixels.codings", "pixels.flags", "pixels.rules", "pixels.recipe", "pixels.picking",
+    "pixels.statistics", "pixels.spectral", "pixels.scoring", "pixels.custom", "pixels.registry", "pixels.reducers",
+    "pixels.stretching",
+    "metering",
+    "georeference",
+    "masking",
+    "array_values", "interop",
+    "cube", "coarse", "days",
+    "as_cube", "array_masks", "period_axis",
+    "windows",
+    "screening",
+    "composed", "compositing",
+    "writing",
+    "running.jobs.yaml_text", "running.jobs.document", "running.reports.logs", "running.jobs.fields", "running.clusters.kind", "running.clusters.client", "running.clusters.local", "running.clusters.address", "running.clusters.ssh", "running.clusters.gateway",
+    "running.clusters.kubernetes", "running.clusters.coiled", "running.clusters.slurm", "running.clusters.ray", "running.clusters.options", "running.clusters.connect", "running.clusters.probe", "running.clusters.check",
+    "running.silent", "running.interrupts", "running.bounded", "running.cells", "running.spans", "running.jobs.job",
+    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zonal.zones", "analysis.zonal.summary", "analysis.zonal.stats", "analysis.zonal.tasks", "analysis.zonal.measure", "analysis.zonal.table",
+    "running.ledger", "running.history", "running.products.window", "running.products.cog", "running.products.zarr", "running.products.product", "running.selection", "running.planning.sizing", "running.scope", "running.making",
+    "running.stream", "running.run", "running.run_spans", "running.planning.plan", "running.planning.span_plans", "running.planning.tables", "running.reports.progress", "running.reports.report", "running.reports.page", "running.jobs.template",
+    "service.settings", "service.problems", "service.envelope", "service.counting", "service.median", "service.pool", "service.auth", "service.gate",
+    "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",
+    "service.arrival", "service.server", "service.sending", "service.dispatch", "service.cli",
+    "demo",
+    "cli.words", "cli.options", "cli.demo", "cli.run", "cli.job_files", "cli.zonal", "cli.scenes", "cli.check", "cli.commands", "cli",
+]  # fmt: skip
+
+# composite() offers its verbs as methods and imports the floors below it only when one is called.
+LAZY = {("compositing", "writing"), ("compositing", "analysis.plot"), ("compositing", "analysis.explore")}
+
+
+def modules():
+    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(name):
+    fits = [room for room in ROOMS if name == room or name.startswith(room + ".")]
+    return max(fits, key=len) if fits else None
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("s2composite."):
+            module = node.module.removeprefix("s2composite.")
+            # `from s2composite.pixels import masks` is about the room, not the floor
+            yield from (f"{module}.{a.name}" for a in node.names) if module in FLOORS else (module,)
+        elif isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("s2composite.") for a in node.names if a.name.startswith("s2composite."))
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_module_imports_only_from_above(path):
+    name = name_of(path)
+    if name in FLOORS:
+        assert not list(imports_of(path)), "a floor's own __init__ holds its sentence, nothing else"
+        return
+    room = room_of(name)
+    assert room, f"{name} has no room in the order of the house: add it to ROOMS and to ARCHITECTURE.md"
+    for target in imports_of(path):
+        other = room_of(target)
+        assert other, f"{name} imports {target}, which has no room"
+        allowed = other == room or ROOMS.index(other) < ROOMS.index(room) or (room, other) in LAZY
+        assert allowed, f"{name} imports {target}, which is on a lower floor"
+
+
+@pytest.mark.parametrize(
+    ("floor", "forbidden"),
+    [
+        ("scenes", {"dask", "distributed", "xarray", "rasterio", "numba"}),
+        ("reading", {"dask", "distributed", "xarray", "numba"}),
+        ("pixels", {"dask", "distributed", "xarray", "rasterio", "fsspec"}),
+    ],
+)
+def test_floors_stay_free_of_what_is_not_theirs(floor, forbidden):
+    for path in (PACKAGE / floor).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            used = {n.split(".")[0] for n in names} & forbidden
+            assert not used, f"{path.relative_to(PACKAGE)} imports {used}"
+
+
+def test_importing_the_package_does_no_work():
+    code = "import sys, s2composite; print(sorted({m.split('.')[0] for m in sys.modules} & {'dask','numba','rasterio','xarray'}))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
