@@ -169,8 +169,8 @@ def open_cube(
     -------
     xarray.DataArray
         ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``granule``, ``orbit``,
-        ``baseline``, ``offset`` (what was added to harmonise baselines, NaN where that is not known) and
-        ``spatial_ref``. Attributes say what the numbers mean: ``units``, or ``scale``, ``offset`` and ``scaled_units``
+        ``baseline``, ``offset`` (what was added to harmonise baselines, NaN where that is not known),
+        ``cloud_cover`` (percent, where STAC items say it) and ``spatial_ref``. Attributes say what the numbers mean: ``units``, or ``scale``, ``offset`` and ``scaled_units``
         of the physical values (``scaling`` or ``band_units`` where bands differ). One task per spatial chunk reads all
         scenes and bands.
 
@@ -413,6 +413,12 @@ def _coords(stack: Stack) -> dict[str, Any]:
         {"long_name": "relative orbit, 0: unknown"},
     )
     coords["baseline"] = ("time", np.array([s.baseline or "" for s in scenes], dtype=str))
+    if any(s.cloud_cover is not None for s in scenes):
+        coords["cloud_cover"] = (
+            "time",
+            np.array([np.nan if s.cloud_cover is None else s.cloud_cover for s in scenes], np.float64),
+            {"long_name": "cloud cover by the catalogue", "units": "percent"},
+        )
     coords["offset"] = (
         "time",
         stack.shifts(),

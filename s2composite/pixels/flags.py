@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
 from s2composite.pixels.codings import FMASK_CLASSES, QA_BANDS, QA_BITS, QA_DEFAULTS, QA_MISSING, SCL_CLASSES
-from s2composite.pixels.masks import Limits
+from s2composite.pixels.masks import Limits, check_number
 from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
 
 __all__ = ["SCL", "CloudProbability", "Fmask", "Group", "MaskRule", "QABits", "Usable", "upsample"]
@@ -125,7 +125,7 @@ class MaskRule:
         missing = np.zeros(block.shape, bool)
         if block.dtype.kind == "f":
             missing = ~(np.abs(block) < 2.0**31)  # NaN, too
-            if all(group.above is None for group in self.groups):
+            if all(group.above is None and group.below is None for group in self.groups):
                 block = self._whole_numbers(np.where(missing, 0, block))
         marked = missing.copy()
         for group in self.groups:
@@ -361,13 +361,16 @@ def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = 
     return MaskRule(band, (Group(below=0), group), _label(f"CloudProbability > {above:g}", (), cleanup))
 
 
-def Usable(band: str = "valid", *, cleanup: Cleanup = None) -> MaskRule:  # noqa: N802
-    """Return the rule for a mask band of your own, in which 0 (or False) marks what must not be used.
+def Usable(band: str = "valid", *, minimum: float | None = None, cleanup: Cleanup = None) -> MaskRule:  # noqa: N802
+    """Return the rule for a mask band of your own, or for a score of how clear each pixel is.
 
     Parameters
     ----------
     band
         Name of the mask band.
+    minimum
+        The smallest value that may be used, such as 0.6 for Earth Engine's Cloud Score+, whose scores go from 0 (not
+        clear) to 1. None: the band is a mask in which 0 (or False) marks what must not be used.
     cleanup
         Steps on what must not be used, as for `SCL`.
 
@@ -379,16 +382,24 @@ def Usable(band: str = "valid", *, cleanup: Cleanup = None) -> MaskRule:  # noqa
     Raises
     ------
     ParameterError
-        An unknown operation, or a cleanup for classes.
+        `minimum` is no finite number, an unknown operation, or a cleanup for classes.
 
     Examples
     --------
     >>> Usable(cleanup=[("dilation", 1)]).valid(np.array([[[1, 1, 0, 1]]], np.uint8)).astype(int).tolist()
     [[[1, 0, 0, 0]]]
+    >>> Usable("cs_cdf", minimum=0.6).valid(np.array([[[0.59, 0.6, 1, np.nan]]])).astype(int).tolist()
+    [[[0, 1, 1, 0]]]
     """
     if isinstance(cleanup, Mapping):
         raise ParameterError("Usable has no classes; give cleanup= as one list of steps")
-    return MaskRule(band, (Group(values=(0,), steps=steps_of(cleanup)),), _label("Usable", (), cleanup))
+    if minimum is None:
+        return MaskRule(band, (Group(values=(0,), steps=steps_of(cleanup)),), _label("Usable", (), cleanup))
+    check_number("the minimum of Usable", minimum)
+    if not np.isfinite(minimum):
+        raise ParameterError(f"the minimum of Usable is {minimum}; give a finite number")
+    group = Group(below=minimum, steps=steps_of(cleanup))
+    return MaskRule(band, (group,), _label(f"Usable >= {minimum:g}", (), cleanup))
 
 
 def upsample(

@@ -149,6 +149,7 @@ def _fused(members: Sequence[Scene]) -> Scene:
         platform=_shared([member.platform for member in members]),
         collection=_shared([member.collection for member in members]),
         sensor=_shared([member.sensor for member in members]),
+        cloud_cover=_mean([member.cloud_cover for member in members]),
         bbox=_box([member.bbox for member in members]),
         members=tuple(members),
     )
@@ -160,6 +161,12 @@ _T = TypeVar("_T")
 def _shared(values: Sequence[_T]) -> _T | None:
     """Return the common value, None if they differ."""
     return values[0] if len(set(values)) == 1 else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are known, None if none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _box(boxes: Sequence[_Box | None]) -> _Box | None:

@@ -1,7 +1,7 @@
 """Fields of STAC items: their types, checked once when an item comes in, so that nothing after has to.
 
-Numbers and dates as text are understood. Fields that only repeat what a file's header says (its grid) are left out
-where they are malformed; any other field with a value of another kind is an error that names item and field.
+Numbers and dates as text are understood. Fields that only repeat what a file's header says (its grid) and the
+cloud cover are left out where they are malformed; any other field with a value of another kind is an error that names item and field.
 """
 
 from __future__ import annotations
@@ -276,6 +276,7 @@ _PROPERTIES: Mapping[str, Kind] = {
     ),
     **dict.fromkeys(("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied"), _flag),
     **dict.fromkeys(("sat:relative_orbit", "sentinel:relative_orbit"), _orbit),
+    "eo:cloud_cover": _if_sound(_number),
     "processing:software": _named(lambda value: value),
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Perio
     ----------
     spec
         - ``"month"``, ``"quarter"``, ``"year"`` of the calendar, ``"season"`` (December to February and so on),
-          ``"day"``, ``"all"``; also the names of odc-stats: ``annual``, ``annual-fy`` (from July), ``semiannual``,
+          ``"day"``, ``"dekad"`` (days 1 to 10, 11 to 20 and the rest of each month), ``"all"``; also the names of odc-stats: ``annual``, ``annual-fy`` (from July), ``semiannual``,
           ``quarterly``, ``seasonal``, ``rolling-3months`` (any number: one period begins each month), ``nov-mar``
           (any two months: that season of each year).
         - ``"10D"``, ``"2W"``, ``"3M"``, ``"1Y"`` or the same in ISO 8601 (``"P10D"``): runs of that length. Days and
@@ -100,7 +100,7 @@ def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Perio
 
 
 _FORMS = (
-    "write day, month, quarter, season, year, all, a length such as 10D or 3M, an interval such as "
+    "write day, month, dekad, quarter, season, year, all, a length such as 10D or 3M, an interval such as "
     "2023-06-01/2023-08-31 or 2023-06--P3M, annual, annual-fy, semiannual, rolling-3months, nov-mar, or a list of these"
 )
 
@@ -263,6 +263,15 @@ def _days(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
         yield Period(day.isoformat(), day, day + dt.timedelta(days=1))
 
 
+def _dekads(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
+    """Yield the thirds of months: days 1 to 10, 11 to 20, and from 21 to the end of the month."""
+    start = first.replace(day=min(first.day - 1, 29) // 10 * 10 + 1)
+    while start <= last:
+        end = start.replace(day=start.day + 10) if start.day < 21 else _add_months(start, 1)
+        yield _interval((start, end - dt.timedelta(days=1)))
+        start = end
+
+
 def _all(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
     yield Period(f"{first}_{last}", first, last + dt.timedelta(days=1))
 
@@ -278,6 +287,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 _PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], dt.date, dt.date], Iterator[Period]]], ...] = (
     (_pattern("all"), _all),
     (_pattern("1?D|day|daily"), _days),
+    (_pattern("dekad|dekadal"), _dekads),
     (_pattern("1?M[SE]|month|monthly"), _calendar(1, 0)),
     (_pattern("1?Q([SE]|S-(JAN|APR|JUL|OCT)|E-(MAR|JUN|SEP|DEC))|quarter|quarterly"), _quarters),
     (_pattern("1?Q(S-(MAR|JUN|SEP|DEC)|E-(FEB|MAY|AUG|NOV))|season|seasonal"), _calendar(3, 11)),

@@ -89,6 +89,7 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
         made=_made(properties),
         collection=item.get("collection"),
         sensor=sensor,
+        cloud_cover=properties.get("eo:cloud_cover"),
     )
 
 

@@ -73,7 +73,7 @@ def test_calendar_periods_are_those_of_pandas(freq, first, days):
 
 @settings(max_examples=60)
 @given(
-    spec=st.sampled_from(["10D", "3W", "1M", "5M", "2Y", "season", "annual-fy", "semiannual", "day", "all"]),
+    spec=st.sampled_from(["10D", "3W", "1M", "5M", "2Y", "season", "annual-fy", "semiannual", "day", "dekad", "all"]),
     first=st.dates(dt.date(1990, 1, 1), dt.date(2030, 1, 1)),
     days=st.integers(0, 900),
 )
@@ -85,6 +85,16 @@ def test_repeated_periods_hold_each_day_once(spec, first, days):
         assert sum(day in period for period in found) == 1
     assert first in found[0]
     assert last in found[-1]
+
+
+def test_dekads_are_thirds_of_months():
+    found = find_periods("dekad", dt.date(2024, 2, 12), dt.date(2024, 3, 1))
+    assert [period.label for period in found] == [
+        "2024-02-11_2024-02-20",
+        "2024-02-21_2024-02-29",
+        "2024-03-01_2024-03-10",
+    ]
+    assert [len(find_periods("dekad", day, day)) for day in (dt.date(2023, 1, 30), dt.date(2023, 1, 31))] == [1, 1]
 
 
 def test_odc_labels():

@@ -1,6 +1,9 @@
 """Screening: shares counted one pixel at a time, and which scenes stay."""
 
+import copy
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from odc.geo.geobox import GeoBox
 
 import s2composite as s2c
 from s2composite.coarse import _times_coarser, coarser
-from s2composite.demo import make_scenes
+from s2composite.demo import make_items, make_scenes
 from s2composite.errors import ParameterError
 from s2composite.pixels.flags import SCL
 from support.morphology import CLOUDS, expected_valid
@@ -74,6 +77,22 @@ def test_cloud_cover_is_a_fact_of_the_metadata(season):
         s2c.select_scenes(cube, max_cloud_cover=50)
     known = cube.assign_coords(cloud_cover=("time", [10.0, 90.0, np.nan, 50.0, 51.0, 0.0]))
     assert s2c.select_scenes(known, max_cloud_cover=50).sizes["time"] == 4
+
+
+@pytest.mark.parametrize("groupby", [None, "utc_day"])
+def test_cloud_cover_comes_with_stac_items(tmp_path, groupby):
+    make_scenes(tmp_path / "files", scenes=3, size=64, assets=["TCI"])
+    items = [json.loads(Path(item).read_text()) for item in make_items(tmp_path / "files", tmp_path / "items")]
+    for item, cover in zip(items, [10.0, "unknown", 60], strict=True):
+        item["properties"]["eo:cloud_cover"] = cover
+        item["assets"]["TCI"]["href"] = str(tmp_path / "items" / item["assets"]["TCI"]["href"])
+    second = copy.deepcopy(items[2])  # another granule of the day
+    second["id"], second["properties"]["eo:cloud_cover"] = "T31TDJ_other", 20
+    second["properties"]["grid:code"] = "MGRS-31TDJ"
+    cube = s2c.open_cube([*items, second], groupby=groupby)
+    covers = [10, np.nan, 40] if groupby else [10, np.nan, 60, 20]
+    np.testing.assert_array_equal(cube["cloud_cover"], covers)
+    assert s2c.select_scenes(cube, max_cloud_cover=50).sizes["time"] == 3
 
 
 @pytest.mark.parametrize(("limits", "words"), [({"min_valid": 2}, "0 to 1"), ({"max_cloud_cover": -1}, "percent")])

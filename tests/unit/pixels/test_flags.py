@@ -186,6 +186,21 @@ def test_cloud_probability_and_masks_of_ones_own():
     assert Usable(cleanup=[("dilation", 1)]).valid(own)[0, 0].tolist() == [False, False, False, True]
 
 
+@pytest.mark.parametrize(("scale", "dtype"), [(1, np.float32), (1, np.float64), (100, np.uint8)])
+def test_scores_are_usable_from_a_minimum_on(scale, dtype):
+    scores = (np.array([[[0, 0.25, 0.5, 0.75, 1]]]) * scale).astype(dtype)
+    rule = Usable("cs_cdf", minimum=0.5 * scale)
+    assert rule.valid(scores)[0, 0].tolist() == [False, False, True, True, True]
+    grown = Usable("cs_cdf", minimum=0.5 * scale, cleanup=[("dilation", 1)])
+    assert grown.valid(scores)[0, 0].tolist() == [False, False, False, True, True]
+
+
+def test_missing_scores_are_not_usable_and_do_not_grow():
+    rule = Usable("cs_cdf", minimum=0.6, cleanup=[("dilation", 1)])
+    assert rule.valid(np.array([[[0.9, np.nan, 0.9]]]))[0, 0].tolist() == [True, False, True]
+    assert str(rule) == "Usable >= 0.6(cleanup [('dilation', 1)])"
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), opening=st.integers(0, 3), dilation=st.integers(0, 4))
 def test_cleanup_for_all_classes_together(seed, opening, dilation):
@@ -238,6 +253,8 @@ def test_rules_travel_and_have_names():
         (lambda: Fmask(coding="hls"), "odc, cfmask"),
         (lambda: CloudProbability(cleanup={"a": []}), "no classes"),
         (lambda: Usable(cleanup={"a": []}), "no classes"),
+        (lambda: Usable("cs", minimum="high"), "minimum of Usable is 'high'"),
+        (lambda: Usable("cs", minimum=np.nan), "finite"),
         (lambda: SwathEdge(0), "1 to 254"),
         (lambda: ValueRange(5, 1), "is empty"),
     ],
