@@ -169,10 +169,10 @@ def open_cube(
     -------
     xarray.DataArray
         ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``granule``, ``orbit``,
-        ``baseline``, ``offset`` (what was added to harmonise baselines, NaN where that is not known),
-        ``cloud_cover`` (percent, where STAC items say it) and ``spatial_ref``. Attributes say what the numbers mean: ``units``, or ``scale``, ``offset`` and ``scaled_units``
-        of the physical values (``scaling`` or ``band_units`` where bands differ). One task per spatial chunk reads all
-        scenes and bands.
+        ``baseline``, ``offset`` (what was added to harmonise baselines, NaN where that is not known), ``cloud_cover``
+        (percent, where STAC items say it) and ``spatial_ref``. Attributes say what the numbers mean: ``units``, or
+        ``scale``, ``offset`` and ``scaled_units`` of the physical values (``scaling`` or ``band_units`` where bands
+        differ). One task per spatial chunk reads all scenes and bands.
 
     Raises
     ------

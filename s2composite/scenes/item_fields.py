@@ -1,7 +1,8 @@
 """Fields of STAC items: their types, checked once when an item comes in, so that nothing after has to.
 
 Numbers and dates as text are understood. Fields that only repeat what a file's header says (its grid) and the
-cloud cover are left out where they are malformed; any other field with a value of another kind is an error that names item and field.
+cloud cover are left out where they are malformed; any other field with a value of another kind is an error that names
+item and field.
 """
 
 from __future__ import annotations

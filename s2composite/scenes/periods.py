@@ -64,9 +64,10 @@ def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Perio
     ----------
     spec
         - ``"month"``, ``"quarter"``, ``"year"`` of the calendar, ``"season"`` (December to February and so on),
-          ``"day"``, ``"dekad"`` (days 1 to 10, 11 to 20 and the rest of each month), ``"all"``; also the names of odc-stats: ``annual``, ``annual-fy`` (from July), ``semiannual``,
-          ``quarterly``, ``seasonal``, ``rolling-3months`` (any number: one period begins each month), ``nov-mar``
-          (any two months: that season of each year).
+          ``"day"``, ``"dekad"`` (days 1 to 10, 11 to 20 and the rest of each month), ``"all"``; also the names of
+          odc-stats: ``annual``, ``annual-fy`` (from July), ``semiannual``, ``quarterly``, ``seasonal``,
+          ``rolling-3months`` (any number: one period begins each month), ``nov-mar`` (any two months: that season of
+          each year).
         - ``"10D"``, ``"2W"``, ``"3M"``, ``"1Y"`` or the same in ISO 8601 (``"P10D"``): runs of that length. Days and
           weeks are counted from January 1st of the first scene's year, or from a day that is given
           (``"R/2023-03-21/P10D"``); months and years from the January before the first scene.
