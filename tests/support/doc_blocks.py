@@ -188,7 +188,7 @@ def in_this_order(commands):
 def check_extras(words):
     """Fail if a package is to be installed with an extra that it has not."""
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    asked = re.findall(r"\[([\w,]+)\]", " ".join(words))
+    asked = re.findall(r"\[([\w,-]+)\]", " ".join(words))
     assert {extra for group in asked for extra in group.split(",")} <= set(known)
 
 

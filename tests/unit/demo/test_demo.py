@@ -205,7 +205,7 @@ def test_land_has_seasons():
         assert reflectances(day).max() < 0.6
 
 
-def test_all_kinds_of_land_are_there():
+def test_slow_kinds_of_land_are_there():
     land = render_land(Box(0, 0, 1024, 1024), 0)
     shares = np.bincount(land.cover.ravel() // VARIANTS, minlength=len(Cover)) / 1024**2
     assert (shares > 0.0002).all()

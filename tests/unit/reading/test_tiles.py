@@ -172,7 +172,7 @@ def test_jpeg_of_imagery_is_as_near_to_the_truth_as_that_of_gdal(quality, imager
     assert np.mean(ours_off) <= np.mean(theirs_off)
 
 
-def test_all_imagery_is_identical_to_gdal(imagery):
+def test_slow_imagery_is_identical_to_gdal(imagery):
     paths = sorted(imagery.glob("*/*.tif"))
     for header in read_headers([str(path) for path in paths]):
         for level in range(len(header.levels)):

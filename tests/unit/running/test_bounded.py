@@ -61,7 +61,7 @@ def calls(name, function, *args, n=8):
     return (Call(f"{name}-{i}-{time.time_ns()}", function, (*args, i), i) for i in range(n))
 
 
-def test_all_are_made_and_few_at_a_time(client):
+def test_slow_are_made_and_few_at_a_time(client):
     asked = itertools.count()
 
     def watched():

@@ -61,7 +61,7 @@ def test_an_error_of_ours_arrives_with_its_facts(local):
         (16, None, 8, (16, 1)), (None, 2, 8, (4, 2)), (None, 16, 8, (1, 16)), (5, 7, 8, (5, 7)),
     ],
 )  # fmt: skip
-def test_all_cores_are_used(workers, threads, cores, expected):
+def test_slow_cores_are_used(workers, threads, cores, expected):
     assert _shape(workers, threads, cores) == expected
 
 

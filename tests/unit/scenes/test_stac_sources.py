@@ -193,7 +193,7 @@ def ids(source, **options):
     return [scene.id for scene in find_scenes(source, **options)]
 
 
-def test_all_forms_give_the_same_scenes(items, tmp_path):
+def test_slow_forms_give_the_same_scenes(items, tmp_path):
     expected = [item["id"] for item in items]
     collection = {"type": "FeatureCollection", "features": items}
     folder = tmp_path / "items"

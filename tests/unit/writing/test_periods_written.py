@@ -90,7 +90,7 @@ def test_without_labels_times_are_names(tmp_path):
     assert [Path(path).name for path in files] == ["n_0.tif", "n_1.tif"]
 
 
-def test_all_bands_of_a_period_in_one_file_and_previews(tmp_path):
+def test_slow_bands_of_a_period_in_one_file_and_previews(tmp_path):
     dataset, arrays = periods_of_layers(("2023-01", "2023-02"))
     _, two = write_raster(dataset, tmp_path / "m.tif", layers="all", separate=False, blocksize=128)
     with rasterio.open(two) as source:
