@@ -16,6 +16,7 @@ from s2composite.as_cube import as_cube, with_plain_dims
 from s2composite.cube import stack_of
 from s2composite.errors import ParameterError
 from s2composite.georeference import crs_of, label_shift
+from s2composite.masking import coded
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
 from s2composite.pixels.rules import resolve_rule
@@ -63,7 +64,7 @@ def _rule(given: Any) -> Any:
 
 def usable_cube(
     cube: Any, valid: Sequence[Rule | xr.DataArray]
-) -> tuple[xr.DataArray, tuple[Rule, ...], ValidArray | None]:
+) -> tuple[xr.DataArray, tuple[Rule, ...], ValidArray | None, tuple[Rule | xr.DataArray, ...]]:
     """Separate a cube from its masks.
 
     Rules on mask bands that the cube or Dataset contains are evaluated, and those bands removed from it. A cube from
@@ -77,6 +78,8 @@ def usable_cube(
         Rules that are still to be evaluated.
     mask
         ``(time, y, x)``: masks and evaluated rules combined; None if there are none.
+    applied
+        `valid` in its order, each rule on Fmask in the coding of its band.
 
     Raises
     ------
@@ -92,18 +95,25 @@ def usable_cube(
                 "DataArrays (time, y, x)"
             )
     array, bands = _apart(cube, {rule.band for rule in rules if isinstance(rule, MaskRule)})
-    masks = [
-        _evaluated(_coded(rule, bands[rule.band]), bands[rule.band].data)
-        for rule in rules
-        if isinstance(rule, MaskRule) and rule.band in bands
-    ]
+    found = stack_of(array)
+    applied: list[Rule | xr.DataArray] = []
+    left: list[Rule] = []
+    masks: list[ValidArray] = []
     shift = _shift_of(cube)
-    masks += [_aligned(one, array, shift) for one in valid if isinstance(one, xr.DataArray)]
-    left = tuple(rule for rule in rules if not (isinstance(rule, MaskRule) and rule.band in bands))
-    return array, left, _together(masks)
+    for one in valid:
+        if isinstance(one, xr.DataArray):
+            masks.append(_aligned(one, array, shift))
+        elif isinstance(one, MaskRule) and one.band in bands:
+            one = _coded_by_band(one, bands[one.band])
+            masks.append(_evaluated(one, bands[one.band].data))
+        else:
+            one = coded(one, found[0].scenes) if isinstance(one, MaskRule) and found else one
+            left.append(one)
+        applied.append(one)
+    return array, tuple(left), _together(masks), tuple(applied)
 
 
-def _coded(rule: MaskRule, band: xr.DataArray) -> MaskRule:
+def _coded_by_band(rule: MaskRule, band: xr.DataArray) -> MaskRule:
     """Return a rule on Fmask in the coding that the name of the band, or Open Data Cube's list of its classes, says."""
     if not rule.codings:
         return rule

@@ -100,7 +100,7 @@ def composite(
     if not isinstance(keep_empty, bool):
         raise ParameterError(f"keep_empty is {keep_empty!r}; it is True or False")
     given = rules_of(valid)
-    array, rules, mask = usable_cube(_not_yet_composited(cube), given)
+    array, rules, mask, applied = usable_cube(_not_yet_composited(cube), given)
     missing = missing_value_of(array)
     array = missing.with_nan(array)
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
@@ -116,7 +116,7 @@ def composite(
     )
     layers = recipe.layers(array.dtype, array.sizes["time"])
     dataset = layers_dataset(array, recipe, layers, layer_arrays(array, recipe, layers, mask))
-    dataset.attrs["rules"] = ", ".join(map(_described, given)) or "none"
+    dataset.attrs["rules"] = ", ".join(map(_described, applied)) or "none"
     return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
 
 

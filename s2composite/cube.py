@@ -137,7 +137,8 @@ def open_cube(
         the numbers of some scenes, by their ids, ``{"SCENE": -1000}``.
     reflectance
         Physical values, float32 with NaN for no data, instead of the numbers in the files: by the scale and offset of
-        the catalogue, the file's tags, or the sensor. Integers whose scale nothing says are refused.
+        the catalogue, the file's tags, or the sensor. Integers whose scale nothing says are refused, and so is
+        ``harmonise=False`` where products have the offset, which is no part of a reflectance.
     sign
         A function that returns a URL with a signature, such as ``planetary_computer.sign``, or its import path as text.
         It is called in the tasks, just before reading, and once more when a server refuses.
@@ -163,7 +164,7 @@ def open_cube(
         Which of the locations that a catalogue gives for a file is read, such as ``"https"``; see `find_scenes`.
     loader
         ``"odc"`` or ``"stackstac"``: have that library load the STAC items, and return its array in the form of ours.
-        Numbers are then as in the files, not harmonised.
+        Numbers are then as in the files, not harmonised. stackstac needs pandas < 3.
 
     Returns
     -------

@@ -23,6 +23,8 @@ from s2composite.scenes.listing import items_of_source
 
 __all__ = ["LOADERS", "load_with"]
 
+_STACKSTAC_NEEDS = "stackstac needs pandas < 3; loader='odc' and open_cube's own do not"
+
 
 def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
     """Load STAC items with another library.
@@ -86,9 +88,11 @@ def _odc(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
 
 def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
     try:
-        stackstac = needed("stackstac", "stackstac")
+        stackstac = needed("stackstac", "stackstac", limits=_STACKSTAC_NEEDS)
     except AttributeError as error:
-        raise MissingDependencyError(f"stackstac does not work with the installed pandas or numpy: {error}") from error
+        raise MissingDependencyError(
+            f"stackstac does not work with the installed pandas or numpy ({_STACKSTAC_NEEDS}): {error}"
+        ) from error
     if "bands" not in options:
         raise BandError(
             "stackstac needs bands=: without them it stacks all assets, and it cannot read those of several bands"

@@ -24,7 +24,7 @@ from s2composite.reading.warp import source_pixels
 from s2composite.scenes.model import Scene
 from s2composite.scenes.values import named_values
 
-__all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "masks_of", "passed", "with_halo"]
+__all__ = ["AlignedMask", "Mask", "WarpedMask", "both", "coded", "masks_of", "passed", "with_halo"]
 
 _LARGEST_READ = 128 << 20
 """Pixels of a mask band, of all scenes together, in memory at once where the data are coarser than the mask."""
@@ -219,8 +219,14 @@ def both(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDAr
     return one & other
 
 
-def _coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
-    """Return a rule on Fmask in the coding that is known of all scenes; see `MaskRule.in_coding`."""
+def coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
+    """Return a rule on Fmask in the coding that is known of all scenes; see `MaskRule.in_coding`.
+
+    Raises
+    ------
+    ParameterError
+        Nothing says the coding, or scenes have different ones.
+    """
     if not rule.codings:
         return rule
     parts = [part for scene in scenes for part in scene.parts]
@@ -238,7 +244,7 @@ def _coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
 
 
 def _mask(stack: Stack, rule: MaskRule) -> Mask:
-    rule = _coded(rule, stack.scenes)
+    rule = coded(rule, stack.scenes)
     try:
         band = _in_order(open_stack(stack.scenes, [rule.band], options=_as_in_file(stack.options)), stack)
     except GridError:

@@ -22,7 +22,7 @@ def imported(path: str) -> Any:
     return getattr(import_module(module), name) if module and name else None
 
 
-def needed(module: str, extra: str, purpose: str = "this") -> Any:
+def needed(module: str, extra: str, purpose: str = "this", limits: str = "") -> Any:
     """Import an optional module, or say which extra brings it.
 
     Parameters
@@ -33,6 +33,8 @@ def needed(module: str, extra: str, purpose: str = "this") -> Any:
         The extra of s2composite that installs it.
     purpose
         What needs it, in the plural or "this", for the message.
+    limits
+        What else has to be known to install it, for the message.
 
     Raises
     ------
@@ -45,4 +47,5 @@ def needed(module: str, extra: str, purpose: str = "this") -> Any:
         verb = "needs" if purpose == "this" else "need"
         raise MissingDependencyError(
             f"{purpose} {verb} the package {module.partition('.')[0]}: pip install 's2composite[{extra}]'"
+            + (f" ({limits})" if limits else "")
         ) from error

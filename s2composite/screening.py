@@ -60,7 +60,7 @@ def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None
     >>> shares["observed"].values.tolist(), shares["valid"].values.tolist()
     ([0.5, 1.0, 1.0], [0.5, 0.5, 1.0])
     """
-    array, rules, mask = usable_cube(cube, rules_of(valid))
+    array, rules, mask, _ = usable_cube(cube, rules_of(valid))
     bands = tuple(map(str, array["band"].values))
     missing = missing_value_of(array)
     array = missing.with_nan(array)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from s2composite.analysis.picture import bands_of, decimated, layer_of, values_of, with_count
 from s2composite.errors import ParameterError
 from s2composite.georeference import crs_of
+from s2composite.pixels.stretching import NO_DATA_COLOUR
 
 __all__ = [
     "axes_or_new",
@@ -71,7 +72,7 @@ def draw(ax: Axes, picture: NDArray[Any], shown: xr.Dataset, title: str, **optio
     """Draw a picture with the coordinates of its pixels."""
     x, y = (_edges(shown[dim].values) if dim in shown.coords else (0, shown.sizes[dim]) for dim in ("x", "y"))
     extent = (x[0], x[1], y[1], y[0]) if "y" in shown.coords else (0, x[1], y[1], 0)
-    ax.set_facecolor("0.8")  # what is transparent must not look like a cloud
+    ax.set_facecolor(NO_DATA_COLOUR)
     ax.imshow(picture, extent=extent, interpolation="nearest", **options)
     ax.set(title=title, xlabel=_label(shown, "x"), ylabel=_label(shown, "y"))
     ax.ticklabel_format(style="plain", useOffset=False)

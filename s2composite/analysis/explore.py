@@ -28,11 +28,11 @@ from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_output_geobox
 from rasterio.warp import Resampling, reproject
 
-from s2composite.analysis.picture import bands_of, decimated, heading, layer_of, layers_of, values_of, with_count
+from s2composite.analysis.picture import bands_of, decimated, heading, layer_of, layers_of, period_titles, values_of, with_count
 from s2composite.composed import Composed
 from s2composite.errors import GridError, ParameterError
 from s2composite.georeference import geobox_of
-from s2composite.pixels.stretching import Stretch, limits, painted
+from s2composite.pixels.stretching import NO_DATA_COLOUR, Stretch, limits_of_each, painted
 from s2composite.reading.grid import projected_box
 from s2composite.writing.targets import put_small, target_of
 
@@ -101,7 +101,8 @@ def explore(
     composite
         A composite, or its layers: `layer` with bands and, to know where there is data, ``count``.
     layer, bands, stretch
-        As in `plot_composite`; percentiles are those of all periods together.
+        As in `plot_composite`; percentiles, and so the default, are those of each period; ``"common"`` and
+        ``"1-99% common"`` are those of all periods together, so that their brightness can be compared.
     basemap
         Name of a background as Bokeh's ``add_tile`` takes it, or None.
 
@@ -130,7 +131,6 @@ def explore(
     dataset = layers_of(composite)
     periodic = "time" in dataset.dims
     whole = dataset if periodic else dataset.drop_vars(["time", "period"], errors="ignore").expand_dims(time=[0])
-    labels = [str(label) for label in whole["period" if "period" in whole.coords else "time"].values]
     chosen = bands_of(layer_of(whole, layer, ("time", "band", "y", "x")), bands)
     side = min(_SIDE, math.isqrt(_PIXELS // chosen.sizes["time"]))
     shown = decimated(with_count(chosen, whole), side)
@@ -141,17 +141,15 @@ def explore(
     target = compute_output_geobox(geobox, "EPSG:3857")
     pictures = [_warped(picture, geobox, target) for picture in _painted(shown, layer, stretch)]
     title = ", ".join(heading(dataset, layer, bands or ()).splitlines())
-    return Map(_layout(pictures, target, labels, title, basemap), title)
+    return Map(_layout(pictures, target, period_titles(whole), title, basemap), title)
 
 
 def _painted(shown: xr.Dataset, layer: str, stretch: Stretch | None) -> list[NDArray[np.uint8]]:
-    """Return each time as a picture ``(y, x, 4)``, all of one stretch."""
+    """Return each time as a picture ``(y, x, 4)``."""
     found = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
-    values, valid = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
-    if not valid.any():
+    if not any(seen.any() for _, seen in found):
         raise ParameterError(f"{layer} has no data in any pixel; look at count: do the rules leave any observation?")
-    ends = limits(values, valid, stretch)
-    return [painted(one, seen, ends) for one, seen in found]
+    return [painted(*one, ends) for one, ends in zip(found, limits_of_each(found, stretch), strict=True)]
 
 
 def _warped(picture: NDArray[np.uint8], source: GeoBox, target: GeoBox) -> NDArray[np.uint8]:
@@ -187,7 +185,9 @@ def _layout(
         sizing_mode="stretch_width",
         height=600,
     )
-    if basemap is not None:
+    if basemap is None:
+        canvas.background_fill_color = NO_DATA_COLOUR
+    else:
         _add_background(canvas, basemap)
     drawn = [
         canvas.image_url(

@@ -15,6 +15,7 @@ from s2composite.cube import stack_of, to_cube
 from s2composite.errors import ParameterError
 from s2composite.georeference import north_up
 from s2composite.pixels.stretching import colour_bands
+from s2composite.scenes.periods import period_title
 
 __all__ = [
     "bands_of",
@@ -25,6 +26,7 @@ __all__ = [
     "layers_of",
     "observed",
     "one_scene",
+    "period_titles",
     "scene_position",
     "values_of",
     "with_count",
@@ -67,11 +69,18 @@ def heading(dataset: xr.Dataset, layer: str = "composite", bands: Sequence[Any] 
     name = str(dataset.attrs.get("reducer", layer)) if layer == "composite" else layer
     what = _MEANT.get(name, name).replace("_", " ") + (f", {', '.join(map(str, bands))}" if len(bands) else "")
     if "period" in dataset.coords and dataset["period"].ndim == 0:
-        return f"{what}\n{dataset['period'].item()}"
+        return f"{what}\n{period_title(str(dataset['period'].item()))}"
     if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
         return what
     days = np.datetime_as_string(np.sort(dataset["scene_time"].values)[[0, -1]], unit="D")
     return f"{what}\n{dataset.sizes['scene']} scenes, {' to '.join(dict.fromkeys(days.tolist()))}"
+
+
+def period_titles(dataset: xr.Dataset) -> list[str]:
+    """Return what people call the periods along ``time``; where there are none, the labels of that dimension."""
+    if "period" in dataset.coords:
+        return [period_title(str(label)) for label in dataset["period"].values]
+    return [str(label) for label in dataset["time"].values]
 
 
 def bands_of(array: xr.DataArray, bands: Sequence[Any] | None) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""Small multiples: all periods of a composite side by side, in the same colours."""
+"""Small multiples: all periods of a composite side by side."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from s2composite.analysis.picture import (
     layer_of,
     layers_of,
     observed,
+    period_titles,
     values_of,
     with_count,
 )
 from s2composite.composed import Composed
 from s2composite.errors import ParameterError
-from s2composite.pixels.stretching import Stretch, limits, painted
+from s2composite.pixels.stretching import Stretch, limits_of_each, painted
 
 __all__ = ["periods"]
 
@@ -52,7 +53,9 @@ def periods(
     layer
         ``"composite"`` or another with bands; ``"count"`` or another without.
     bands, stretch
-        As in `plot_composite`; percentiles are those of all periods together, so that colours can be compared.
+        As in `plot_composite`; percentiles, and so the default, are those of each period, so that a summer can be seen
+        beside a winter with snow. ``"common"``, or ``"1-99% common"``: those of all periods together, so that their
+        brightness can be compared.
     columns
         Pictures in a row.
     figure
@@ -73,7 +76,7 @@ def periods(
         raise ParameterError("the composite has no periods; make it with period=, or draw it with plot()")
     if columns < 1:
         raise ParameterError(f"columns={columns}; give 1 or more")
-    labels = [str(label) for label in dataset["period"].values]
+    labels = period_titles(dataset)
     across = min(columns, len(labels))
     down = -(-len(labels) // across)
     width, height = map_size(dataset, _PANEL)
@@ -96,15 +99,16 @@ def _pictures(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | No
     chosen = bands_of(layer_of(dataset, layer, ("time", "band", "y", "x")), bands)
     shown = decimated(with_count(chosen, dataset))
     found = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
-    # Side by side, so that one stretch is for all.
-    values, valid = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
-    if not valid.any():
+    if not any(seen.any() for _, seen in found):
         raise ParameterError(f"{layer} has no data in any period; look at count: do the rules leave any observation?")
-    ends = limits(values, valid, stretch)
-    for ax, (one, seen) in zip(axes, found, strict=False):
+    limits = limits_of_each(found, stretch)
+    same = all(np.array_equal(ends, limits[0]) for ends in limits)
+    for ax, (one, seen), ends in zip(axes, found, limits, strict=False):
         draw(ax, painted(one, seen, ends), shown, "")
-    if len(values) == 1:
-        scale_beside(axes[0], ScalarMappable(Normalize(*ends[0]), "gray"), of=axes)
+        if len(one) == 1 and seen.any() and not same:
+            scale_beside(ax, ScalarMappable(Normalize(*ends[0]), "gray"))
+    if chosen.sizes["band"] == 1 and same:
+        scale_beside(axes[0], ScalarMappable(Normalize(*limits[0][0]), "gray"), of=axes)
     return [not seen.any() for _, seen in found]
 
 

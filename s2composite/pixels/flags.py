@@ -8,9 +8,10 @@ edge.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,12 @@ __all__ = ["SCL", "CloudProbability", "Fmask", "Group", "MaskRule", "QABits", "U
 
 Cleanup = Iterable[Any] | Mapping[Any, Iterable[Any]] | None
 """Steps for all classes together, or a mapping from a class, or a tuple of classes, to its own steps."""
+
+_LANDSAT_QA = re.compile(r"bqa|(.*_)?qa_?pixel|pixel_?qa|qa", re.IGNORECASE)
+"""Names of Landsat's quality bits."""
+
+_Code = TypeVar("_Code")
+"""What stands for a class in a mask band: its number, or for a flag its bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,25 +164,31 @@ class MaskRule:
         if coding == "hls":
             raise ParameterError(f"the mask band {self.band!r} is that of HLS, which has bits: use QABits('hls')")
         groups = dict(self.codings)
+        if coding is None and _LANDSAT_QA.fullmatch(self.band):
+            raise ParameterError(
+                f"the mask band {self.band!r} has the name of Landsat's quality bits, which are not Fmask's classes: use "
+                f"QABits('landsat', band={self.band!r}), or if it does hold classes say which with "
+                "Fmask(coding='cfmask') (0 clear, 4 cloud) or Fmask(coding='odc') (1 clear, 2 cloud)"
+            )
         if coding is None:
             raise ParameterError(
                 f"nothing says which coding of Fmask the mask band {self.band!r} has: give Fmask(coding='odc') (Open "
-                "Data Cube: 1 clear, 2 cloud), Fmask(coding='cfmask') (0 clear, 4 cloud), or for HLS, which has bits, "
-                "QABits('hls')"
+                "Data Cube: 1 clear, 2 cloud), Fmask(coding='cfmask') (0 clear, 4 cloud), or for bands of bits "
+                "QABits('hls') or QABits('landsat')"
             )
         if coding not in groups:
             raise ParameterError(
                 f"the mask band {self.band!r} has the coding {coding!r} of Fmask, and the rule classes that only "
                 f"{', '.join(groups)} has; name the classes: {', '.join(FMASK_CLASSES[coding])}"
             )
-        return replace(self, groups=groups[coding], codings=())
+        return replace(self, groups=groups[coding], codings=(), label=self.label.replace("Fmask", f"Fmask {coding}", 1))
 
     def __str__(self) -> str:
         return self.label or repr(self)
 
 
 def SCL(  # noqa: N802 - used like the classes of rules on values
-    classes: Iterable[str | int] = (
+    classes: str | int | Iterable[str | int] = (
         "cloud shadows",
         "cloud medium probability",
         "cloud high probability",
@@ -185,12 +198,17 @@ def SCL(  # noqa: N802 - used like the classes of rules on values
     cleanup: Cleanup = None,
     band: str = "SCL",
 ) -> MaskRule:
-    """Return the rule that drops classes of Sentinel-2's scene classification.
+    """Return the rule that drops classes of Sentinel-2's scene classification; by default clouds, shadows and cirrus.
+
+    Snow is kept: it may be what the ground looks like. To drop it, too, name all classes that are not wanted:
+    ``SCL(["cloud shadows", "cloud medium probability", "cloud high probability", "thin cirrus", "snow or ice"])``, or
+    put ``SCL("snow or ice")`` beside ``SCL()``. Pixels that are saturated, dark or unclassified are kept, too.
 
     Parameters
     ----------
     classes
-        Names or numbers of the classes to drop. ``"no data"`` is always dropped, without cleanup.
+        Names or numbers of the classes to drop, one or several, see `s2composite.pixels.codings.SCL_CLASSES`.
+        ``"no data"`` is always dropped, without cleanup.
     cleanup
         Steps on the mask of bad pixels: ``[("opening", 2), ("dilation", 5)]`` (for short ``[2, 5]``) for all classes
         together, or a mapping for some of them: ``{"thin cirrus": [("dilation", 2)], ("cloud shadows", ...): ...}``.
@@ -215,24 +233,27 @@ def SCL(  # noqa: N802 - used like the classes of rules on values
     >>> rule.valid(np.array([[[4, 4, 10, 4, 0, 4]]], np.uint8)).astype(int).tolist(), rule.halo
     ([[[1, 0, 0, 0, 0, 1]]], 1)
     """
-    groups = _class_groups(SCL_CLASSES, classes, cleanup, "SCL class")
+    classes = _several(classes, "SCL class")
     missing = Group(other_than=tuple(value for value in SCL_CLASSES.values() if value))
+    groups = _groups_of_values(SCL_CLASSES, classes, cleanup, "SCL class")
     return MaskRule(band, (missing, *groups), _label("SCL", classes, cleanup))
 
 
 def Fmask(  # noqa: N802
-    classes: Iterable[str | int] = ("cloud", "shadow"),
+    classes: str | int | Iterable[str | int] = ("cloud", "shadow"),
     *,
     coding: str | None = None,
     cleanup: Cleanup = None,
     band: str = "fmask",
 ) -> MaskRule:
-    """Return the rule that drops classes of Fmask.
+    """Return the rule that drops classes of Fmask; by default clouds and shadows.
+
+    Snow and water are kept; ``Fmask(["cloud", "shadow", "snow"])`` drops snow, too.
 
     Parameters
     ----------
     classes
-        Names or numbers of the classes to drop. No data is always dropped, without cleanup.
+        Names or numbers of the classes to drop, one or several. No data is always dropped, without cleanup.
     coding
         ``"odc"``, as Open Data Cube has it: 0 no data, 1 valid, 2 cloud, 3 shadow, 4 snow, 5 water. ``"cfmask"``, as
         CFmask and Fmask 4 have it: 0 clear, 1 water, 2 shadow, 3 snow, 4 cloud, 255 no data. Default: what the source
@@ -261,7 +282,7 @@ def Fmask(  # noqa: N802
     """
     if coding not in (None, *FMASK_CLASSES):
         raise ParameterError(f"unknown coding {coding!r} of Fmask; there are {', '.join(FMASK_CLASSES)}")
-    classes = tuple(classes)
+    classes = _several(classes, "Fmask class")
     label = _label(f"Fmask {coding}" if coding else "Fmask", classes, cleanup)
     if coding is not None:
         return MaskRule(band, _fmask_groups(coding, classes, cleanup), label)
@@ -279,13 +300,20 @@ def Fmask(  # noqa: N802
 def _fmask_groups(coding: str, classes: Iterable[str | int], cleanup: Cleanup) -> tuple[Group, ...]:
     table = FMASK_CLASSES[coding]
     missing = Group(other_than=tuple(value for name, value in table.items() if name != "nodata"))
-    return (missing, *_class_groups(table, classes, cleanup, "Fmask class"))
+    return (missing, *_groups_of_values(table, classes, cleanup, "Fmask class"))
 
 
 def QABits(  # noqa: N802
-    scheme: str = "landsat", flags: Iterable[str] | None = None, *, cleanup: Cleanup = None, band: str | None = None
+    scheme: str = "landsat",
+    flags: str | Iterable[str] | None = None,
+    *,
+    cleanup: Cleanup = None,
+    band: str | None = None,
 ) -> MaskRule:
-    """Return the rule that drops observations with flags set in a band of quality bits.
+    """Return the rule that drops observations with flags set in a band of quality bits; by default those of clouds.
+
+    Snow and water are kept; ``QABits("landsat", "snow")`` beside ``QABits("landsat")`` drops snow, too. QA60 has no bit
+    for it.
 
     Parameters
     ----------
@@ -293,8 +321,8 @@ def QABits(  # noqa: N802
         ``"landsat"`` (Collection 2, QA_PIXEL), ``"hls"`` (Fmask of Harmonized Landsat Sentinel) or ``"qa60"``
         (Sentinel-2).
     flags
-        Names of flags, see `s2composite.pixels.codings.QA_BITS`. Default: clouds and their shadows, cirrus, and what is
-        next to them.
+        Names of flags, one or several, see `s2composite.pixels.codings.QA_BITS`. Default: clouds, what is next to them
+        and their shadows, and cirrus except for HLS, whose bit for it is reserved; of QA60, clouds and cirrus.
     cleanup
         As for `SCL`.
     band
@@ -317,12 +345,10 @@ def QABits(  # noqa: N802
     """
     if scheme not in QA_BITS:
         raise ParameterError(f"unknown scheme {scheme!r} of QABits; there are {', '.join(QA_BITS)}")
-    table = {name: index for index, name in enumerate(QA_BITS[scheme])}
-    pairs = list(QA_BITS[scheme].values())
-    flags = QA_DEFAULTS[scheme] if flags is None else tuple(flags)
+    what = f"flag of {scheme}"
+    flags = QA_DEFAULTS[scheme] if flags is None else _several(flags, what)
     groups = tuple(
-        Group(bits=tuple(pairs[i] for i in group.values), steps=group.steps)
-        for group in _class_groups(table, flags, cleanup, f"flag of {scheme}")
+        Group(bits=bits, steps=steps) for bits, steps in _class_groups(QA_BITS[scheme], flags, cleanup, what)
     )
     missing = tuple(Group(bits=(QA_BITS[scheme][name],)) for name in QA_MISSING[scheme])
     return MaskRule(band or QA_BANDS[scheme], (*missing, *groups), _label(f"QABits {scheme}", flags, cleanup))
@@ -445,30 +471,46 @@ def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_
     return bad
 
 
-def _class_groups(
+def _groups_of_values(
     table: Mapping[str, int], classes: Iterable[str | int], cleanup: Cleanup, what: str
 ) -> tuple[Group, ...]:
-    """Return the groups of classes that are cleaned together: one, or one for each entry of a mapping."""
-    chosen = [_value(table, name, what) for name in classes]
+    return tuple(Group(values=values, steps=steps) for values, steps in _class_groups(table, classes, cleanup, what))
+
+
+def _class_groups(
+    table: Mapping[str, _Code], classes: Iterable[str | int], cleanup: Cleanup, what: str
+) -> list[tuple[tuple[_Code, ...], tuple[Step, ...]]]:
+    """Return classes that are cleaned together, with the steps: one group, or one for each entry of a mapping."""
+    chosen = [_code(table, name, what) for name in classes]
     if not isinstance(cleanup, Mapping):
-        return (Group(values=tuple(chosen), steps=steps_of(cleanup)),)
+        return [(tuple(chosen), steps_of(cleanup))]
     groups = []
     for key, steps in cleanup.items():
-        names = key if isinstance(key, tuple) else (key,)
-        values = tuple(_value(table, name, what) for name in names)
-        groups.append(Group(values=values, steps=steps_of(steps)))
-        chosen = [value for value in chosen if value not in values]
-    return (*groups, *((Group(values=tuple(chosen)),) if chosen else ()))
+        codes = tuple(_code(table, name, what) for name in _several(key, what))
+        groups.append((codes, steps_of(steps)))
+        chosen = [code for code in chosen if code not in codes]
+    return [*groups, *([(tuple(chosen), ())] if chosen else [])]
 
 
-def _value(table: Mapping[str, int], name: str | int, what: str) -> int:
-    """Return the value of a class given by number or by name, in any case, with blanks or underscores."""
+def _several(classes: Any, what: str) -> tuple[Any, ...]:
+    """Return classes as they may be given: several, or one alone, by name or number."""
+    if isinstance(classes, (str, int, np.integer)):
+        return (classes,)
+    if not isinstance(classes, Iterable) or isinstance(classes, bytes):
+        raise ParameterError(f"{what} {classes!r}: give one or several, such as {what} names in a list")
+    return tuple(classes)
+
+
+def _code(table: Mapping[str, _Code], name: Any, what: str) -> _Code:
+    """Return what stands for a class given by number or by name, in any case, with blanks or underscores."""
     if isinstance(name, str):
-        name = name.replace("_", " ").lower()
-        if name in table:
-            return table[name]
-    elif name in table.values():
-        return int(name)
+        spoken = name.replace("_", " ").lower()
+        if spoken in table:
+            return table[spoken]
+    elif not isinstance(name, bool):
+        for code in table.values():
+            if code == name:
+                return code
     raise ParameterError(f"unknown {what} {name!r}; there are {', '.join(table)}")
 
 

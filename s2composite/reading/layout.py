@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -13,6 +14,8 @@ from s2composite.reading.header import Header, nodata_in
 from s2composite.scenes.model import Asset, Scene, Values
 from s2composite.scenes.names import is_picture, same_band
 from s2composite.scenes.values import is_mask_band, named_values, tagged_values
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["BandName", "Part", "alpha_of", "band_names", "check_bands", "chosen_bands", "parts_of", "wanted_assets"]
 
@@ -63,7 +66,8 @@ def chosen_bands(bands: Any) -> tuple[BandName, ...] | None:
 def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> tuple[tuple[Asset, ...], ...]:
     """Return, for each scene, the assets whose headers have to be read to serve `bands`.
 
-    Without `bands` that is the only asset of a scene, or its true-colour picture.
+    Without `bands` that is the only asset of a scene, or its true-colour picture; where bands of observations lie beside
+    the picture, the log says so.
 
     Raises
     ------
@@ -72,7 +76,10 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> 
     """
     if bands is None:
         pictured = all(any(is_picture(asset.name) for asset in scene.assets) for scene in scenes)
-        return tuple((_default_asset(scene, scenes, pictured=pictured),) for scene in scenes)
+        chosen = tuple((_default_asset(scene, scenes, pictured=pictured),) for scene in scenes)
+        if pictured:
+            _tell_of_others(scenes, chosen[0][0])
+        return chosen
     return tuple(_assets_for(scene, bands) for scene in scenes)
 
 
@@ -87,6 +94,23 @@ def _default_asset(scene: Scene, scenes: Sequence[Scene], *, pictured: bool) -> 
         f"choose with bands=, for example bands=[{names[0]!r}]",
         scene=scene.id,
     )
+
+
+def _tell_of_others(scenes: Sequence[Scene], picture: Asset) -> None:
+    """Say that a picture was taken where there are reflectances, which a reader of its numbers may have meant."""
+    names = sorted({asset.name for scene in scenes for asset in scene.assets if not is_picture(asset.name)})
+    others = [name for name in names if not is_mask_band(name)]
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        LOG.warning(
+            "bands= is not given, so %s is opened, a picture of 8 bits, and not %s beside it; choose with bands=, for "
+            "example bands=[%r], or bands=[%r] for the picture without this line",
+            picture.name, shown, others[0], picture.name,
+        )  # fmt: skip
+
+
+_SHOWN = 12
+"""Names that a message lists."""
 
 
 def _assets_for(scene: Scene, bands: Sequence[BandName]) -> tuple[Asset, ...]:

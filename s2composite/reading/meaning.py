@@ -138,11 +138,15 @@ def check_alike(
     SceneError
         Some products say which offset they have and others do not, their numbers have different units or levels, or
         reflectances are wanted and nothing says their scale.
+    ParameterError
+        Reflectances are wanted of numbers with an offset that is to be left in them.
     """
     _check_levels(products)
     if options.reflectance:
         _check_scaled(products, parts, headers, names)
     if options.harmonise is False:
+        if options.reflectance:
+            _check_no_offset_left(products, parts)
         return
     _check_offsets(products, parts, reflectance=options.reflectance)
     if not options.reflectance:
@@ -174,6 +178,18 @@ def _check_scaled(
                 scene=product.id,
                 href=part.asset.href,
             )
+
+
+def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:
+    """Raise if numbers have an offset that is known: with it left in they would be no reflectances."""
+    shifts = {product.id: values.shift for product, _, _, values in _bands(products, parts) if values.shift}
+    if shifts:
+        scene, shift = next(iter(shifts.items()))
+        raise ParameterError(
+            f"reflectance=True with harmonise=False: the numbers of {len(shifts)} of {len(products)} scenes ({scene} "
+            f"...) have the offset of processing baseline 04.00, {-shift:g}, and with it they are no reflectances; leave "
+            "out harmonise=False, or to have the numbers as in the files, reflectance=True"
+        )
 
 
 def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]], *, reflectance: bool) -> None:

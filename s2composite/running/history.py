@@ -23,6 +23,7 @@ __all__ = [
     "failures_in",
     "rival_in",
     "trouble_in",
+    "unfinished_other",
     "whereabouts",
 ]
 
@@ -68,6 +69,17 @@ def begun_anew(events: Iterable[Mapping[str, Any]], token: str) -> int:
     """
     starts = (event for event in events if event["event"] == "start" and event.get("token") == token)
     return max((order_of(event) for event in starts if not event.get("done")), default=0)
+
+
+def unfinished_other(events: Sequence[Mapping[str, Any]], token: str) -> Mapping[str, Any] | None:
+    """Return the start of the last run of a ledger if it ended without its product, which was another than `token`.
+
+    Nothing that it made is of use to the product of that token. One that is still at work is not meant.
+    """
+    start = next((event for event in reversed(events) if event["event"] == "start"), None)
+    if start is None or start.get("token") in (token, *busy_tokens(events)) or completed(events, start):
+        return None
+    return start
 
 
 def done_windows(events: Iterable[Mapping[str, Any]], token: str, since: int) -> set[tuple[int, int]]:

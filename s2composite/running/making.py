@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from distributed import Client
 from s2composite.compositing import Composite
 from s2composite.errors import S2CompositeError, WriteError
 from s2composite.running.bounded import Call, Outcome
-from s2composite.running.history import begun_anew, busy_tokens, done_windows, failures_in, rival_in, whereabouts
+from s2composite.running.history import begun_anew, busy_tokens, done_windows, failures_in, rival_in, unfinished_other, whereabouts
 from s2composite.running.jobs.job import Job
 from s2composite.running.ledger import Ledger, each_event, read_turns
 from s2composite.running.products.product import Product, plan_product, product_state, require_free
@@ -24,8 +25,11 @@ from s2composite.running.products.window import WindowMaker, make_window
 from s2composite.running.scope import job_composite, ledger_key
 from s2composite.running.selection import Chosen
 from s2composite.scenes.model import Scene
+from s2composite.scenes.storage import display
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.parts import Parts
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["Failure", "JobResult", "Making", "finished"]
 
@@ -132,6 +136,7 @@ class Making:
         if not job.overwrite:
             require_free(product, self._events)
         self._require_no_rival(chosen)
+        self._tell_of_another()
         product.output.begin(busy_tokens(self._events), overwrite=job.overwrite)
         done, failures = product.done(), failures_in(self._events, product.token)
         since = begun_anew(self._events, product.token)
@@ -156,6 +161,16 @@ class Making:
                 f"{self.product.files[0]}: another run is making it, process {rival['process']} since {rival['at']}; "
                 "wait for its end, or stop it"
             )
+
+    def _tell_of_another(self) -> None:
+        """Say that what an interrupted run of this output has made is of no use, which its user may count on."""
+        other = unfinished_other(self._events, self.product.token)
+        if other is not None:
+            LOG.warning(
+                "%s: the run of %s was not finished, and its scenes, its parameters or its version of s2composite were "
+                "not the same: what it made is not used, the windows are made anew",
+                display(self.product.files[0]), other["at"],
+            )  # fmt: skip
 
     def next_call(self) -> Call | None:
         """Return a call to be made; None: there is none now, or it has ended."""

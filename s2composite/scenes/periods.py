@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, cast
 from s2composite.errors import ParameterError
 from s2composite.scenes.dates import date_range, solar_day, utc_day
 
-__all__ = ["Day", "Period", "PeriodSpec", "day_of", "find_periods"]
+__all__ = ["Day", "Period", "PeriodSpec", "day_of", "find_periods", "period_title"]
 
 Day: TypeAlias = Literal["utc", "solar"]
 """How the day of a scene is counted: in UTC, or in mean solar time at the centre of the cube."""
@@ -26,6 +26,11 @@ PeriodSpec: TypeAlias = "str | int | Sequence[object] | Mapping[str, object]"
 """One specification or several; see `find_periods`."""
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_QUARTER = re.compile(r"(\d{4})-(Q[1-4])")
+_LABEL = re.compile(
+    r"(?P<first>\d{4}(?:-\d{2}){0,2})(?:--P(?P<n>\d{1,5})(?P<unit>[DMY])|_(?P<last>\d{4}-\d{2}-\d{2}))?"
+)
+"""Labels that `find_periods` gives, but for quarters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,66 @@ def day_of(time: dt.datetime, day: Day = "utc", longitude: float = 0.0) -> dt.da
     ('2023-06-30', '2023-07-01')
     """
     return solar_day(time, longitude) if day == "solar" else utc_day(time)
+
+
+def period_title(label: str) -> str:
+    """Return what people call a period, for plots and pages; the label, which files and selections need, is ISO 8601.
+
+    Parameters
+    ----------
+    label
+        Label of a `Period`; one that its user chose is returned as it is.
+
+    Examples
+    --------
+    >>> [period_title(label) for label in ("2023", "2023-06", "2023-Q2", "2022-12--P3M", "2023-06-01--P10D")]
+    ['2023', 'Jun 2023', 'Q2 2023', 'Dec 2022-Feb 2023', '1-10 Jun 2023']
+    >>> [period_title(label) for label in ("2023-05-20_2023-08-31", "2020--P3Y", "2023-06-09", "dry season")]
+    ['20 May-31 Aug 2023', '2020-2022', '9 Jun 2023', 'dry season']
+    """
+    if quarter := _QUARTER.fullmatch(label):
+        return f"{quarter[2]} {quarter[1]}"
+    try:
+        period = _labelled(label)
+    except (ParameterError, ValueError, OverflowError):
+        return label
+    return label if period is None else _in_words(period.start, period.end)
+
+
+def _labelled(label: str) -> Period | None:
+    """Return the period of a label that `find_periods` gives; None for any other."""
+    match = _LABEL.fullmatch(label)
+    if match is None:
+        return None
+    if match["n"] is not None:
+        start, length = _first_day(match["first"]), _length(match)
+        return Period(label, start, start + dt.timedelta(days=length)) if _in_days(match) else _months(start, length)
+    return _interval((match["first"], match["last"]) if match["last"] else match["first"])
+
+
+def _in_words(start: dt.date, end: dt.date) -> str:
+    """Return the days of a period in words: whole years and months by their names, else the first and the last day."""
+    last = end - dt.timedelta(days=1)
+    if start.day == end.day == 1:
+        if start.month == end.month == 1:
+            return _joined([[f"{start:%Y}"], [f"{last:%Y}"]])
+        return _joined([[_month(day), f"{day:%Y}"] for day in (start, last)])
+    return _joined([[str(day.day), _month(day), f"{day:%Y}"] for day in (start, last)])
+
+
+def _month(day: dt.date) -> str:
+    return _MONTHS[day.month - 1].capitalize()  # %b depends on the locale
+
+
+def _joined(ends: list[list[str]]) -> str:
+    """Return two ends, each from its smallest part to its year, without saying twice what they share."""
+    first, last = ends
+    shared = 0
+    while shared < len(first) and first[-1 - shared] == last[-1 - shared]:
+        shared += 1
+    if shared == len(first):
+        return " ".join(last)
+    return f"{' '.join(first[: len(first) - shared])}-{' '.join(last)}"
 
 
 def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Period, ...]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from s2composite.errors import ParameterError
 from s2composite.georeference import north_up
 from s2composite.pixels.reducers import scene_shares
-from s2composite.pixels.stretching import Stretch
+from s2composite.pixels.stretching import Stretch, check_not_common
 from s2composite.scenes.storage import display
 from s2composite.writing.cog import plan_files, status_tags, tables_of
 from s2composite.writing.files import FilePlan, Tables, WriteJob, Written, write_files
@@ -174,6 +174,7 @@ def _entry(
         raise ParameterError(f"thumbnail is {thumbnail!r}; it is one of {', '.join(MEDIA_TYPES)} or None")
     picture = period_path(f"{stem}_thumbnail.{thumbnail}", period.label)
     check_thumbnail(picture, size, stretch)
+    check_not_common(stretch, "thumbnails of STAC items")
     return _Entry(period, item, own, target_of(picture, overwrite=overwrite))
 
 

@@ -14,6 +14,7 @@ from s2composite.pixels.stretching import (
     Percentiles,
     Stretch,
     as_stretch,
+    check_not_common,
     colour_bands,
     limits,
     plain_limits,
@@ -112,6 +113,7 @@ def rgba_layer(dataset: xr.Dataset, stretch: Stretch | None = None) -> Layer:
 def _ends(layer: Layer, stretch: Stretch | None) -> NDArray[np.float64]:
     """Return the values shown black and white, ``(b, 2)``."""
     found = as_stretch(plain_limits(layer.data.dtype) if stretch is None else stretch)
+    check_not_common(stretch, "previews in files")
     if isinstance(found, Percentiles):
         if layer.lazy:
             raise ParameterError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError, WriteError
 from s2composite.georeference import north_up
-from s2composite.pixels.stretching import Stretch, as_stretch, colour_bands, rgba
+from s2composite.pixels.stretching import Stretch, as_stretch, colour_bands, limits_of_each, painted, rgba
 from s2composite.scenes.storage import filesystem, is_remote
 from s2composite.writing.files import Written
 from s2composite.writing.layers import Layer
@@ -54,7 +54,8 @@ def write_thumbnail(
         Pixels into which the picture fits.
     stretch
         Values shown black and white, such a pair for each band, or percentiles of the picture: ``"1-99%"``,
-        ``"1-99% per band"``. Default: uint8 unchanged, anything else between percentiles 2 and 98.
+        ``"1-99% per band"``; ``"common"`` and ``"1-99% common"``: of the pictures of all periods together. Default:
+        uint8 unchanged, anything else between percentiles 2 and 98 of each picture.
     layer
         Layer to show; default: the composite. Its bands red, green and blue are shown, or else the first three.
     overwrite
@@ -86,9 +87,11 @@ def write_thumbnail(
     layers = [picture_layer(period.dataset, layer) for period in periods]
     # All periods in one pass over the data.
     shrunk = da.compute(*(_shrunk(one, size) for one in layers))
-    for target, pixels, one in zip(targets, shrunk, layers, strict=True):
-        picture = rgba(pixels, valid_everywhere(pixels, one.nodata), stretch)
-        put_small(_encoded(picture, kind), target, overwrite=overwrite)
+    pictures = [
+        (pixels, valid_everywhere(pixels, one.nodata)) for pixels, one in zip(shrunk, layers, strict=True)
+    ]
+    for target, (pixels, valid), ends in zip(targets, pictures, limits_of_each(pictures, stretch), strict=True):
+        put_small(_encoded(painted(pixels, valid, ends), kind), target, overwrite=overwrite)
     return tuple(targets)
 
 
