@@ -87,14 +87,13 @@ def usable_cube(
         The cube has other dimensions, a mask is not boolean or not on the cube's grid and times, or `valid` holds
         something that is neither a rule nor an array.
     """
-    rules = [one for one in valid if not isinstance(one, xr.DataArray)]
-    for rule in rules:
-        if not isinstance(rule, Rule):
+    for one in valid:
+        if not isinstance(one, Rule | xr.DataArray):
             raise ParameterError(
-                f"valid holds {repr(rule)[:100]}; it takes rules (Nodata(), SCL() ..., or their names) and boolean "
+                f"valid holds {repr(one)[:100]}; it takes rules (Nodata(), SCL() ..., or their names) and boolean "
                 "DataArrays (time, y, x)"
             )
-    array, bands = _apart(cube, {rule.band for rule in rules if isinstance(rule, MaskRule)})
+    array, bands = _apart(cube, {one.band for one in valid if isinstance(one, MaskRule)})
     found = stack_of(array)
     applied: list[Rule | xr.DataArray] = []
     left: list[Rule] = []
@@ -102,14 +101,16 @@ def usable_cube(
     shift = _shift_of(cube)
     for one in valid:
         if isinstance(one, xr.DataArray):
+            applied.append(one)
             masks.append(_aligned(one, array, shift))
         elif isinstance(one, MaskRule) and one.band in bands:
-            one = _coded_by_band(one, bands[one.band])
-            masks.append(_evaluated(one, bands[one.band].data))
+            band = bands[one.band]
+            applied.append(rule := _coded_by_band(one, band))
+            masks.append(_evaluated(rule, band.data))
         else:
-            one = coded(one, found[0].scenes) if isinstance(one, MaskRule) and found else one
-            left.append(one)
-        applied.append(one)
+            known = coded(one, found[0].scenes) if isinstance(one, MaskRule) and found else one
+            applied.append(known)
+            left.append(known)
     return array, tuple(left), _together(masks), tuple(applied)
 
 

@@ -28,7 +28,16 @@ from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_output_geobox
 from rasterio.warp import Resampling, reproject
 
-from s2composite.analysis.picture import bands_of, decimated, heading, layer_of, layers_of, period_titles, values_of, with_count
+from s2composite.analysis.picture import (
+    bands_of,
+    decimated,
+    heading,
+    layer_of,
+    layers_of,
+    period_titles,
+    values_of,
+    with_count,
+)
 from s2composite.composed import Composed
 from s2composite.errors import GridError, ParameterError
 from s2composite.georeference import geobox_of

@@ -131,7 +131,7 @@ def plot_composite(
 
 
 def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the number of valid observations of each pixel.
+    """Draw the number of valid observations of each pixel; without any it is transparent, as in the composite.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> A
     if not count.any():
         raise ParameterError("count is 0 in every pixel: no observation was valid, there is nothing to draw")
     ax = map_or_new(ax, shown)
-    draw(ax, count, shown, "valid observations", vmin=0, cmap="viridis")
+    draw(ax, np.ma.masked_equal(count, 0), shown, "valid observations", vmin=0, cmap="viridis")
     scale_beside(ax, ax.images[-1], ticks=MaxNLocator(integer=True))
     return ax
 

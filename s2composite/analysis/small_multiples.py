@@ -118,11 +118,13 @@ def _numbers(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | Non
         raise ParameterError(f"{layer} has no bands to choose or stretch")
     shown = decimated(layer_of(dataset, layer, ("time", "y", "x")).to_dataset(name=layer))
     values, valid = observed(shown[layer])
+    if layer == "count":
+        valid &= values > 0  # as where the composite has no data
     if not valid.any():
         raise ParameterError(f"{layer} has no data in any period, there is nothing to draw")
     scale = {"vmin": min(0, values[valid].min()), "vmax": values[valid].max(), "cmap": "viridis"}
     for ax, one, seen in zip(axes, values, valid, strict=False):
-        draw(ax, one if layer == "count" else np.where(seen, one, np.nan), shown, "", **scale)
+        draw(ax, np.ma.masked_where(~seen, one), shown, "", **scale)
     ticks = MaxNLocator(integer=np.issubdtype(values.dtype, np.integer))
     scale_beside(axes[0], axes[0].images[0], of=axes, ticks=ticks)
     return [not seen.any() for seen in valid]

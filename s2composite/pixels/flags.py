@@ -166,8 +166,8 @@ class MaskRule:
         groups = dict(self.codings)
         if coding is None and _LANDSAT_QA.fullmatch(self.band):
             raise ParameterError(
-                f"the mask band {self.band!r} has the name of Landsat's quality bits, which are not Fmask's classes: use "
-                f"QABits('landsat', band={self.band!r}), or if it does hold classes say which with "
+                f"the mask band {self.band!r} has the name of Landsat's quality bits, which are no classes of Fmask: "
+                f"use QABits('landsat', band={self.band!r}), or if it does hold classes say which with "
                 "Fmask(coding='cfmask') (0 clear, 4 cloud) or Fmask(coding='odc') (1 clear, 2 cloud)"
             )
         if coding is None:

@@ -66,8 +66,8 @@ def chosen_bands(bands: Any) -> tuple[BandName, ...] | None:
 def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> tuple[tuple[Asset, ...], ...]:
     """Return, for each scene, the assets whose headers have to be read to serve `bands`.
 
-    Without `bands` that is the only asset of a scene, or its true-colour picture; where bands of observations lie beside
-    the picture, the log says so.
+    Without `bands` that is the only asset of a scene, or its true-colour picture; where other observations lie beside
+    it, the log says so.
 
     Raises
     ------

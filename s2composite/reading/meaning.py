@@ -187,8 +187,8 @@ def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[Part,
         scene, shift = next(iter(shifts.items()))
         raise ParameterError(
             f"reflectance=True with harmonise=False: the numbers of {len(shifts)} of {len(products)} scenes ({scene} "
-            f"...) have the offset of processing baseline 04.00, {-shift:g}, and with it they are no reflectances; leave "
-            "out harmonise=False, or to have the numbers as in the files, reflectance=True"
+            f"...) have the offset of processing baseline 04.00, {-shift:g}, and with it they are no reflectances; "
+            "leave out harmonise=False, or to have the numbers as in the files, reflectance=True"
         )
 
 

@@ -17,7 +17,15 @@ from distributed import Client
 from s2composite.compositing import Composite
 from s2composite.errors import S2CompositeError, WriteError
 from s2composite.running.bounded import Call, Outcome
-from s2composite.running.history import begun_anew, busy_tokens, done_windows, failures_in, rival_in, unfinished_other, whereabouts
+from s2composite.running.history import (
+    begun_anew,
+    busy_tokens,
+    done_windows,
+    failures_in,
+    rival_in,
+    unfinished_other,
+    whereabouts,
+)
 from s2composite.running.jobs.job import Job
 from s2composite.running.ledger import Ledger, each_event, read_turns
 from s2composite.running.products.product import Product, plan_product, product_state, require_free

@@ -87,9 +87,7 @@ def write_thumbnail(
     layers = [picture_layer(period.dataset, layer) for period in periods]
     # All periods in one pass over the data.
     shrunk = da.compute(*(_shrunk(one, size) for one in layers))
-    pictures = [
-        (pixels, valid_everywhere(pixels, one.nodata)) for pixels, one in zip(shrunk, layers, strict=True)
-    ]
+    pictures = [(pixels, valid_everywhere(pixels, one.nodata)) for pixels, one in zip(shrunk, layers, strict=True)]
     for target, (pixels, valid), ends in zip(targets, pictures, limits_of_each(pictures, stretch), strict=True):
         put_small(_encoded(painted(pixels, valid, ends), kind), target, overwrite=overwrite)
     return tuple(targets)

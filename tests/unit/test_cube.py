@@ -123,6 +123,22 @@ def test_bands_are_chosen_in_the_order_asked_for(folder, expected):
     np.testing.assert_array_equal(s2c.open_cube(folder, bands=["TCI"]).values, expected)
 
 
+def test_a_picture_that_is_taken_beside_reflectances_is_told(tmp_path, caplog):
+    for name, bands, dtype in (("TCI", 3, np.uint8), ("B04", 1, np.uint16), ("SCL", 1, np.uint8)):
+        write_tif(tmp_path / f"T31TCJ_20230601T104629_{name}.tif", np.full((bands, 80, 80), 7, dtype))
+    assert s2c.open_cube(tmp_path).dtype == np.uint8
+    (told,) = caplog.messages
+    assert told == (
+        "bands= is not given, so TCI is opened, a picture of 8 bits, and not B04 beside it; choose with bands=, for "
+        "example bands=['B04'], or bands=['TCI'] for the picture without this line"
+    )
+    caplog.clear()
+    s2c.open_cube(tmp_path, bands=["TCI"])
+    (tmp_path / "T31TCJ_20230601T104629_B04.tif").unlink()
+    s2c.open_cube(tmp_path)
+    assert not caplog.messages, "a mask beside a picture is no other choice"
+
+
 def test_bands_from_several_files_make_one_scene(tmp_path):
     for day in ("01", "06"):
         for band, value in (("B04", 7), ("B08", 9)):

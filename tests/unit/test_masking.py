@@ -163,3 +163,5 @@ def test_items_say_the_coding_of_fmask(tmp_path, collections, name, classes, exp
     for rule in (s2c.Fmask(band=name), s2c.Fmask()):  # oa_fmask is found by the usual name, too
         count = s2c.composite(cube, valid=rule)["count"].values.ravel()
         np.testing.assert_array_equal(count, len(collections) * np.isin(np.arange(6), expected))
+        said = s2c.composite(cube, valid=["nodata", rule]).dataset.attrs["rules"]
+        assert said.endswith(f"Fmask {'cfmask' if classes is CFMASK else 'odc'}(cloud, shadow)")

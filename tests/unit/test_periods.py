@@ -11,13 +11,35 @@ from hypothesis import strategies as st
 
 import s2composite as s2c
 from s2composite.errors import ParameterError
-from s2composite.scenes.periods import Period, day_of, find_periods
+from s2composite.scenes.periods import Period, day_of, find_periods, period_title
 
 FIRST, LAST = dt.date(2023, 1, 5), dt.date(2023, 12, 20)
 
 
 def spans(spec, first=FIRST, last=LAST):
     return [(p.label, str(p.start), str(p.end)) for p in find_periods(spec, first, last)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "titles"),
+    [
+        ("season", ["Dec 2022-Feb 2023", "Mar-May 2023", "Jun-Aug 2023", "Sep-Nov 2023", "Dec 2023-Feb 2024"]),
+        ("quarter", ["Q1 2023", "Q2 2023", "Q3 2023", "Q4 2023"]),
+        ("year", ["2023"]),
+        ("2Y", ["2023-2024"]),
+        ("annual-fy", ["Jul 2022-Jun 2023", "Jul 2023-Jun 2024"]),
+        ("semiannual", ["Jan-Jun 2023", "Jul-Dec 2023"]),
+        ("rolling-11months", ["Jan-Nov 2023", "Feb-Dec 2023"]),
+        ("R/2022-12-28/P200D", ["28 Dec 2022-15 Jul 2023", "16 Jul 2023-31 Jan 2024"]),
+        ("2023-06-01--P10D", ["1-10 Jun 2023"]),
+        ("2023-06-25--P10D", ["25 Jun-4 Jul 2023"]),
+        (["2023-06", "2023-06-09", "2023-06-01/2023-08-31"], ["Jun 2023", "9 Jun 2023", "Jun-Aug 2023"]),
+        ("all", ["5 Jan-20 Dec 2023"]),
+        ({"growing": "2023-04/2023-09", "2023--P0D": "2023"}, ["growing", "2023--P0D"]),
+    ],
+)
+def test_what_people_call_a_period(spec, titles):
+    assert [period_title(period.label) for period in find_periods(spec, FIRST, LAST)] == titles
 
 
 @pytest.mark.parametrize(

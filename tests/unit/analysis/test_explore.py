@@ -13,6 +13,7 @@ from rasterio import Affine
 import s2composite as s2c
 from s2composite.analysis import explore
 from s2composite.errors import GridError, ParameterError, WriteError
+from s2composite.pixels.stretching import NO_DATA_COLOUR
 from support.browser import chromium, needs_browser
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
@@ -87,6 +88,21 @@ def test_pictures_lie_where_the_pixels_are():
     assert glyph.y - glyph.h == pytest.approx(south, abs=30)
 
 
+def test_periods_are_called_as_people_call_them_and_each_can_be_seen():
+    values = np.array([[100, 200], [5000, 9000]], "uint16").repeat(1800, 1).reshape(2, 1, 60, 60).repeat(3, 1)
+    times = np.array(["2023-01-10", "2023-06-10"], "datetime64[ns]")
+    grid = GeoBox((60, 60), Affine(10, 0, 500000, 0, -10, 5000000), 32631)
+    cube = xr.DataArray(values, {**xr_coords(grid, dims=("y", "x")), "time": times}, ("time", "band", "y", "x"))
+    comp = s2c.composite(cube, period="season")
+    slider, canvas = comp.explore(basemap=None).layout.children
+    assert slider.format.args["labels"] == ["Dec 2022-Feb 2023", "Mar-May 2023", "Jun-Aug 2023"]
+    assert canvas.background_fill_color == NO_DATA_COLOUR
+    for stretch, expected in ((None, [255, 0, 255]), ("common", [pytest.approx(3, abs=2), 0, 255])):
+        pictures = comp.explore(basemap=None, stretch=stretch).layout.children[1].renderers
+        assert [picture_of(one)[..., :3].max() for one in pictures] == expected
+    assert ", Jun-Aug 2023" in comp.period("2023-06--P3M").explore(basemap=None).title
+
+
 def test_a_composite_without_periods_has_no_slider_and_a_notebook_shows_it():
     one = months().period("2023-05").explore()
     assert not hasattr(one.layout, "children")
@@ -103,9 +119,13 @@ def test_the_more_periods_the_coarser_is_each(monkeypatch):
 
 
 def decoded_width(renderer):
+    return picture_of(renderer).shape[1]
+
+
+def picture_of(renderer):
     url = renderer.glyph.url
     (text,) = renderer.data_source.data["url"] if isinstance(url, str) or "field" in str(url) else [str(url)]
-    return imagecodecs.png_decode(base64.b64decode(text.partition(",")[2])).shape[1]
+    return imagecodecs.png_decode(base64.b64decode(text.partition(",")[2]))
 
 
 def test_what_cannot_be_shown(tmp_path):

@@ -13,6 +13,7 @@ from s2composite.analysis import plot
 from s2composite.analysis.picture import cloudy_scene, one_scene
 from s2composite.demo import make_scenes
 from s2composite.errors import ParameterError
+from s2composite.pixels.stretching import NO_DATA_COLOUR
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,7 @@ def test_a_picture_says_what_it_is_of():
     (scale,) = grey.figure.axes[1:]
     assert scale.get_ylim() == (0, 200)
     month = data.assign_coords(period="2023-06")
-    assert plot.plot_composite(month).get_title() == "luminance median\n2023-06"
+    assert plot.plot_composite(month).get_title() == "luminance median\nJun 2023"
     undated = data.drop_vars("scene_time")
     assert plot.plot_composite(undated).get_title() == "luminance median"
     degrees = GeoBox.from_bbox((1, 43, 1.05, 43.06), "EPSG:4326", resolution=0.01)
@@ -265,19 +266,67 @@ def monthly(values, count=None):
     return whole.assign_coords(scene_time=parts[0]["scene_time"], period=("time", labels))
 
 
-def test_periods_are_drawn_side_by_side_in_one_stretch():
+def test_no_data_has_one_colour_in_all_figures():
+    """That of the axes, which what is drawn leaves free."""
+    values, count = random_rgb(), np.ones((6, 5))
+    values[:, 2, 3] = count[2, 3] = 0
+    data = dataset(values, count, np.where(count > 0, 0, -1))
+    cube = xr.DataArray(values[None], dims=("time", "band", "y", "x"), attrs={"nodata": 0})
+    cube = cube.assign_coords(time=data["scene_time"].values[:1])
+    whole = monthly(values[None], count[None])
+    figures = [draw(data).figure for draw in (plot.plot_composite, plot.plot_count, plot.plot_date)]
+    figures += [plot.before_after(cube, data), plot.periods(whole), plot.periods(whole, layer="count")]
+    drawn_axes = [ax for figure in figures for ax in figure.axes if ax.images]
+    assert len(drawn_axes) == 8
+    for ax in drawn_axes:
+        (image,) = ax.images
+        shown = image.to_rgba(image.get_array())
+        assert np.array_equal(shown[..., 3] == 0, count == 0), ax.get_title()
+        assert mpl.colors.to_hex(ax.get_facecolor()) == NO_DATA_COLOUR
+
+
+def seasons():
+    """A summer, a winter with snow and an empty period, of ``uint16``."""
+    summer, winter = random_rgb(12, 10, "uint16", 1000), random_rgb(12, 10, "uint16", 9000)
+    count = np.ones((3, 12, 10))
+    count[2] = 0
+    return monthly(np.stack([summer, winter, np.zeros_like(summer)]), count)
+
+
+def stretched(values, ends):
+    return np.clip((values.astype(float) - ends[0]) / (ends[1] - ends[0]) * 255, 0, 255)
+
+
+def differs(ax, expected):
+    return np.abs(np.moveaxis(drawn(ax)[..., :3], 2, 0) - expected).max() > 0.51
+
+
+def test_each_period_can_be_seen_or_all_in_one_stretch():
+    data = seasons()
+    values = data["composite"].values
+    each = plot.periods(data)
+    common = plot.periods(data, stretch="common")
+    narrow = plot.periods(data, stretch="10-90% common")
+    all_ends, narrow_ends = (np.percentile(values[:2].astype(float), ends) for ends in ((2, 98), (10, 90)))
+    for t in (0, 1):
+        assert not differs(each.axes[t], stretched(values[t], np.percentile(values[t].astype(float), (2, 98))))
+        assert not differs(common.axes[t], stretched(values[t], all_ends))
+        assert not differs(narrow.axes[t], stretched(values[t], narrow_ends))
+    assert drawn(each.axes[0]).mean() > 1.5 * drawn(common.axes[0]).mean(), "a summer beside snow"
+    one = plot.periods(data, bands=["b1"])
+    scales = [ax.get_ylim() for ax in one.axes if not ax.images or ax.get_title() == ""][-2:]
+    assert scales == [pytest.approx(np.percentile(values[t, 1].astype(float), (2, 98))) for t in (0, 1)]
+
+
+def test_periods_are_drawn_side_by_side():
     values = np.stack(
         [random_rgb(12, 10, "uint16", 4000), random_rgb(12, 10, "uint16", 1000) + 1, np.zeros((3, 12, 10), "uint16")]
     )
     count = np.ones((3, 12, 10))
     count[2] = 0
     figure = plot.periods(monthly(values, count), columns=2)
-    assert [ax.get_title() for ax in figure.axes] == ["2023-01", "2023-02", "2023-03"]
+    assert [ax.get_title() for ax in figure.axes] == ["Jan 2023", "Feb 2023", "Mar 2023"]
     assert figure.get_suptitle() == "luminance median\n3 scenes, 2023-06-01 to 2023-06-21"
-    low, high = np.percentile(values[:2].astype(float), [2, 98])
-    for ax, one in zip(figure.axes, values[:2], strict=False):
-        expected = np.clip((one.astype(float) - low) / (high - low) * 255, 0, 255)
-        assert np.abs(np.moveaxis(drawn(ax)[..., :3], 2, 0) - expected).max() <= 0.51
     assert (drawn(figure.axes[2])[..., 3] == 0).all()
     assert [text.get_text() for text in figure.axes[2].texts] == ["no data"]
     assert not figure.axes[0].texts

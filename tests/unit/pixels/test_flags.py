@@ -15,6 +15,7 @@ from s2composite.pixels.codings import QA_BITS, SCL_CLASSES
 from s2composite.pixels.flags import SCL, CloudProbability, Fmask, QABits, Usable, upsample
 from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
 from s2composite.pixels.reducers import Recipe, reduce_block, resolve_reducer, valid_observations
+from s2composite.pixels.rules import resolve_rule
 from support.morphology import peer
 
 MEDIAN = (resolve_reducer("luminance_median"),)
@@ -154,6 +155,34 @@ def test_a_band_of_fmask_that_says_nothing_is_asked_about_when_the_composite_is_
         assert s2c.composite(cube, valid={"fmask": {"coding": "odc"}})["count"].values.item() == 2
 
 
+def test_one_class_need_not_be_in_a_list():
+    for one, several in (
+        (Fmask(3), Fmask([3])),
+        (Fmask("snow", coding="odc"), Fmask(["snow"], coding="odc")),
+        (SCL("thin cirrus"), SCL(["thin cirrus"])),
+        (SCL(3), SCL([3])),
+        (QABits("landsat", "snow"), QABits("landsat", ["snow"])),
+        (resolve_rule("scl", classes=11), SCL([11])),
+    ):
+        assert one == several
+    comp = s2c.composite(fmask_dataset("oa_fmask", [1, 2, 5, 5]), valid=Fmask(5))
+    assert comp["count"].item() == 2
+
+
+def test_a_composite_says_in_which_coding_fmask_was_understood():
+    comp = s2c.composite(fmask_dataset("oa_fmask", [1, 2]), valid=["nodata", Fmask(cleanup=[("dilation", 1)])])
+    assert comp.dataset.attrs["rules"].endswith("Fmask odc(cloud, shadow; cleanup [('dilation', 1)])")
+    assert str(Fmask(coding="cfmask")) == str(Fmask().in_coding("cfmask")) == "Fmask cfmask(cloud, shadow)"
+
+
+@pytest.mark.parametrize("band", ["QA_PIXEL", "qa_pixel", "pixel_qa", "BQA"])
+def test_bits_of_landsat_are_no_fmask(band):
+    with pytest.raises(ParameterError, match=rf"use QABits\('landsat', band='{band}'\)"):
+        s2c.composite(fmask_dataset(band, [1, 2]), valid=Fmask(band=band))
+    with pytest.raises(ParameterError, match=r"bands of bits QABits\('hls'\) or QABits\('landsat'\)"):
+        Fmask().in_coding(None)
+
+
 def test_bits_of_landsat():
     rule = QABits("landsat")
     clear, cloud, shadow, fill, dilated, high = 21824, 22280, 23888, 1, 21826, 0x300
@@ -243,6 +272,12 @@ def test_rules_travel_and_have_names():
     ("make", "said"),
     [
         (lambda: SCL(["clouds"]), "thin cirrus"),
+        (lambda: SCL("clouds"), "unknown SCL class 'clouds'"),
+        (lambda: SCL(None), "SCL class None: give one or several"),
+        (lambda: SCL(True), "unknown SCL class True"),
+        (lambda: Fmask(9), "unknown Fmask class 9"),
+        (lambda: QABits("landsat", 3), "unknown flag of landsat 3; there are fill"),
+        (lambda: QABits("landsat", cleanup={3: [1, 2]}), "unknown flag of landsat 3; there are fill"),
         (lambda: SCL([12]), "unknown SCL class 12"),
         (lambda: SCL(cleanup={"clouds": []}), "unknown SCL class"),
         (lambda: SCL(["snow"], cleanup={"snow_or_ice": []}), "unknown SCL class 'snow'"),

@@ -25,7 +25,22 @@ def opened(path):
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "98%", "98-2%", "2-200%", (5, 5), (9, 1), (1, 2, 3), "x", [(0, 1), (2, 1)], (0, float("nan")), 7, [[]]],
+    [
+        "",
+        "common common",
+        "2-98% commonly",
+        "98%",
+        "98-2%",
+        "2-200%",
+        (5, 5),
+        (9, 1),
+        (1, 2, 3),
+        "x",
+        [(0, 1), (2, 1)],
+        (0, float("nan")),
+        7,
+        [[]],
+    ],
 )
 def test_what_is_no_stretch(wrong):
     with pytest.raises(ParameterError, match="stretch is"):
@@ -34,6 +49,8 @@ def test_what_is_no_stretch(wrong):
 
 def test_percentiles_of_all_bands_and_of_each():
     assert as_stretch("0.5-99.5%") == Percentiles(0.5, 99.5)
+    assert as_stretch("common") == as_stretch(" 2-98% common ") == Percentiles(common=True)
+    assert as_stretch("1-99% per band common") == Percentiles(1, 99, per_band=True, common=True)
     values = pixels((3, 50, 40), "uint16", nodata=None) * np.array([1, 2, 3], "uint16")[:, None, None]
     valid = np.random.default_rng(0).random((50, 40)) < 0.7
     assert np.allclose(limits(values, valid, "1-99%"), [np.percentile(values[:, valid], (1, 99))])
@@ -179,6 +196,25 @@ def test_webp_percentiles_and_periods(tmp_path):
     assert picture.shape == (300, 270, 4)
     valid = (arrays["composite"][1] != 0).all(axis=0)
     assert np.array_equal(picture[..., 3] == 255, valid)
+
+
+def test_thumbnails_of_periods_can_be_compared(tmp_path):
+    summer = np.linspace(100, 200, 3 * 64 * 64).reshape(3, 64, 64).astype("uint16")
+    dataset, _ = periods_of_layers(("2023-01", "2023-07"), shape=(64, 64))
+    dataset = dataset[["composite"]].copy(data={"composite": np.stack([summer, summer * 40])})
+    means = {}
+    for stretch in (None, "common"):
+        files = write_thumbnail(dataset, tmp_path / "t.png", stretch=stretch, overwrite=True)
+        assert files == (str(tmp_path / "t_2023-01.png"), str(tmp_path / "t_2023-07.png"))
+        means[stretch] = [opened(tmp_path / f"t_2023-{month}.png")[..., :3].mean() for month in ("01", "07")]
+    assert means[None][0] == pytest.approx(means[None][1], abs=2)
+    assert means["common"][0] < 3
+    assert means["common"][1] > 100
+    alone = r"'common'; .* are made one by one"
+    with pytest.raises(ParameterError, match=alone):
+        write_stac(composite_of(summer), tmp_path / "t.json", stretch="common")
+    with pytest.raises(ParameterError, match=alone):
+        write_raster(dataset, tmp_path / "t.tif", layers="rgba", overrides={"rgba": {"stretch": "common"}})
 
 
 def test_a_thumbnail_of_one_band_of_floats(tmp_path):

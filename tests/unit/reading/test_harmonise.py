@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import s2composite as s2c
-from s2composite.errors import SceneError
+from s2composite.errors import ParameterError, SceneError
 from s2composite.pixels.flags import SCL
 from s2composite.reading.convert import Conversion, convert
 from s2composite.reading.layout import wanted_assets
@@ -54,6 +54,15 @@ def test_a_cube_is_harmonised_and_says_so(season):
     assert raw.data.name != cube.data.name
     comp = s2c.composite(cube, "median").compute()
     np.testing.assert_array_equal(comp["composite"][0], land)
+
+
+def test_reflectances_with_the_offset_left_in_are_refused(season):
+    items, _ = season
+    said = r"harmonise=False: the numbers of 1 of 3 scenes \(S2A_31TCJ_20230606 \.\.\.\) have the offset .*, 1000, "
+    with pytest.raises(ParameterError, match=said):
+        s2c.open_cube(items, bands=["red"], reflectance=True, harmonise=False)
+    cube = s2c.open_cube(items[:1], bands=["red"], reflectance=True, harmonise=False)
+    assert cube.attrs["units"] == "1"
 
 
 def test_each_way_to_the_pixels_is_harmonised(season):

@@ -162,6 +162,25 @@ def test_a_preview_for_each_period(scenes, client, tmp_path):
 # --- What is left behind -------------------------------------------------------------------------------------------------
 
 
+def test_who_interrupted_a_job_and_changed_it_is_told_that_it_begins_anew(scenes, client, tmp_path, caplog):
+    def told():
+        messages = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        caplog.clear()
+        return [one for one in messages if "was not finished" in one]
+
+    run_job(job(scenes, tmp_path, reducer="latest"), client=client, windows=[(0, 0)])
+    run_job(job(scenes, tmp_path, reducer="latest"), client=client, windows=[(0, 1)])
+    assert told() == [], "it goes on"
+    run_job(job(scenes, tmp_path), client=client, windows=[(0, 0)])
+    (line,) = told()
+    assert line.startswith(f"{tmp_path / 'median.tif'}: the run of 20")
+    assert line.endswith("what it made is not used, the windows are made anew")
+    run_job(job(scenes, tmp_path), client=client)
+    assert told() == [], "once is enough"
+    run_job(job(scenes, tmp_path, reducer="latest", overwrite=True), client=client, windows=[(0, 0)])
+    assert told() == [], "the run before was finished"
+
+
 def test_what_other_parameters_have_left_is_removed_when_nobody_needs_it(scenes, client, undisturbed, tmp_path):
     for reducer in ("earliest", "latest", {"rank": {"quantile": 0.25}}):
         run_job(job(scenes, tmp_path, reducer=reducer), client=client, windows=[(0, 0)])
