@@ -76,7 +76,7 @@ def unfinished_other(events: Sequence[Mapping[str, Any]], token: str) -> Mapping
 
     Nothing that it made is of use to the product of that token. One that is still at work is not meant.
     """
-    start = next((event for event in reversed(events) if event["event"] == "start"), None)
+    start: Mapping[str, Any] | None = next((event for event in reversed(events) if event["event"] == "start"), None)
     if start is None or start.get("token") in (token, *busy_tokens(events)) or completed(events, start):
         return None
     return start
