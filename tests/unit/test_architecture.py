@@ -1,4 +1,4 @@
-"""The house keeps its order: a module imports only from floors above its own and from earlier rooms of its own floor."""
+"""Modules are in layers: a module imports only from layers above its own and from earlier modules of its own layer."""
 
 import ast
 import subprocess
@@ -10,13 +10,13 @@ from support import ROOT
 
 PACKAGE = ROOT / "s2composite"
 
-FLOORS = (
+LAYERS = (
     "scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "running.jobs", "running.clusters",
     "running.products", "running.planning", "running.reports", "analysis", "analysis.zonal", "service",
 )  # fmt: skip
 
-# From the top of the house to its cellar, as in ARCHITECTURE.md. A package's own rooms are in their order.
-ROOMS = [
+# In the order of ARCHITECTURE.md: from what imports nothing to what imports the most.
+MODULES = [
     "errors", "optional",
     "scenes.model", "scenes.dates", "scenes.periods", "scenes.access", "scenes.addresses", "scenes.credentials", "scenes.storage", "scenes.names", "scenes.values", "scenes.item_fields", "scenes.items", "scenes.stac", "scenes.grouping",
     "scenes.listing",
@@ -50,7 +50,7 @@ ROOMS = [
     "cli.words", "cli.options", "cli.demo", "cli.run", "cli.job_files", "cli.zonal", "cli.scenes", "cli.check", "cli.commands", "cli",
 ]  # fmt: skip
 
-# composite() offers its verbs as methods and imports the floors below it only when one is called.
+# composite() offers its verbs as methods and imports the layers below it only when one is called.
 LAZY = {("compositing", "writing"), ("compositing", "analysis.plot"), ("compositing", "analysis.explore")}
 
 
@@ -63,8 +63,8 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room_of(name):
-    fits = [room for room in ROOMS if name == room or name.startswith(room + ".")]
+def module_of(name):
+    fits = [module for module in MODULES if name == module or name.startswith(module + ".")]
     return max(fits, key=len) if fits else None
 
 
@@ -72,8 +72,8 @@ def imports_of(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("s2composite."):
             module = node.module.removeprefix("s2composite.")
-            # `from s2composite.pixels import masks` is about the room, not the floor
-            yield from (f"{module}.{a.name}" for a in node.names) if module in FLOORS else (module,)
+            # `from s2composite.pixels import masks` imports the module, not the layer
+            yield from (f"{module}.{a.name}" for a in node.names) if module in LAYERS else (module,)
         elif isinstance(node, ast.Import):
             yield from (a.name.removeprefix("s2composite.") for a in node.names if a.name.startswith("s2composite."))
 
@@ -81,28 +81,28 @@ def imports_of(path):
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_a_module_imports_only_from_above(path):
     name = name_of(path)
-    if name in FLOORS:
-        assert not list(imports_of(path)), "a floor's own __init__ holds its sentence, nothing else"
+    if name in LAYERS:
+        assert not list(imports_of(path)), "the __init__ of a layer holds its docstring, nothing else"
         return
-    room = room_of(name)
-    assert room, f"{name} has no room in the order of the house: add it to ROOMS and to ARCHITECTURE.md"
+    module = module_of(name)
+    assert module, f"{name} has no place in the order of modules: add it to MODULES and to ARCHITECTURE.md"
     for target in imports_of(path):
-        other = room_of(target)
-        assert other, f"{name} imports {target}, which has no room"
-        allowed = other == room or ROOMS.index(other) < ROOMS.index(room) or (room, other) in LAZY
-        assert allowed, f"{name} imports {target}, which is on a lower floor"
+        other = module_of(target)
+        assert other, f"{name} imports {target}, which has no place in MODULES"
+        allowed = other == module or MODULES.index(other) < MODULES.index(module) or (module, other) in LAZY
+        assert allowed, f"{name} imports {target}, which is in a lower layer"
 
 
 @pytest.mark.parametrize(
-    ("floor", "forbidden"),
+    ("layer", "forbidden"),
     [
         ("scenes", {"dask", "distributed", "xarray", "rasterio", "numba"}),
         ("reading", {"dask", "distributed", "xarray", "numba"}),
         ("pixels", {"dask", "distributed", "xarray", "rasterio", "fsspec"}),
     ],
 )
-def test_floors_stay_free_of_what_is_not_theirs(floor, forbidden):
-    for path in (PACKAGE / floor).rglob("*.py"):
+def test_layers_do_not_import_what_they_must_do_without(layer, forbidden):
+    for path in (PACKAGE / layer).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
