@@ -14,7 +14,6 @@ import zlib
 import matplotlib.pyplot as plt
 import pytest
 from distributed import LocalCluster
-from selenium.webdriver.support.ui import WebDriverWait
 
 import s2composite
 from s2composite.pixels import registry
@@ -130,6 +129,7 @@ def site(tmp_path_factory):
     return target
 
 
+@pytest.mark.slow
 def test_the_site_needs_no_network(site):
     for page in site.rglob("*.html"):
         loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?([^\"> ]+)", page.read_text())
@@ -143,6 +143,8 @@ def test_the_site_needs_no_network(site):
 @needs_browser
 def test_the_site_is_searched_from_the_disk(site):
     """In a browser, from file://, where the index lies in a script and the search runs in a frame."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
     with chromium() as driver:
         driver.get((site / "guides" / "masks.html").as_uri())
         waiting = WebDriverWait(driver, 120)
@@ -162,6 +164,7 @@ def text_of(driver, selector):
     return driver.find_element("css selector", selector).get_attribute("textContent")
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site):
     known = (site / "objects.inv").read_bytes()
     listed = zlib.decompress(known.split(b"\n", 4)[4]).decode()
@@ -170,6 +173,7 @@ def test_every_public_name_is_in_the_reference(site):
     assert missing == []
 
 
+@pytest.mark.slow
 def test_commands_are_those_of_the_command_line(site):
     page = (site / "api" / "cli.html").read_text()
     from s2composite.cli import app

@@ -2,15 +2,14 @@
 
 import json
 
-import jupytext
-import nbclient
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
-from nbformat.v4 import new_code_cell
 
 from support import ROOT
+
+pytestmark = pytest.mark.slow
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
@@ -18,6 +17,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def executed(request, tmp_path_factory):
     """A notebook after it ran: its name, its outputs, its directory, and the seconds of all its processors."""
+    import jupytext
+    import nbclient
+    from nbformat.v4 import new_code_cell
+
     directory = tmp_path_factory.mktemp(request.param.stem)
     notebook = jupytext.read(request.param)
     notebook.cells.append(new_code_cell("import os; print(sum(os.times()[:4]))"))

@@ -17,8 +17,7 @@ from s2composite.running.clusters.options import read_cluster
 from support.sshd import PYTHONPATH
 from support.storage_servers import free_port
 
-pytest.importorskip("dask_gateway", reason="dask-gateway is not installed; pip install 's2composite[test]'")
-pytest.importorskip("dask_gateway_server", reason="dask-gateway-server is not installed")
+pytestmark = pytest.mark.slow
 
 CONFIG = """
 from dask_gateway_server.options import Float, Integer, Options

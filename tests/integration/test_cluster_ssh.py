@@ -13,7 +13,10 @@ from s2composite.running.clusters.ssh import ssh_arguments
 from support.sshd import SSHD, make_key, ssh_server
 from support.storage_servers import free_port
 
-needs_sshd = pytest.mark.skipif(SSHD is None, reason="no sshd here; install openssh-server")
+
+def needs_sshd(test):
+    """Mark a test that starts an SSH server: it is slow, and skipped where there is none."""
+    return pytest.mark.slow(pytest.mark.skipif(SSHD is None, reason="no sshd here; install openssh-server")(test))
 
 
 @pytest.fixture(scope="module")

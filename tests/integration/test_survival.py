@@ -37,7 +37,7 @@ from support.job_helpers import (
 )
 from support.storage_servers import CREDENTIALS, s3_server
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 """Each starts half a dozen processes; a machine with too much to do takes minutes for that."""
 
 

@@ -21,9 +21,14 @@ FLAGS = (
     "--hide-scrollbars",
 )
 
-needs_browser = pytest.mark.skipif(
+_there_is_one = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="no Chromium and driver here; install chromium and chromium-driver"
 )
+
+
+def needs_browser(test):
+    """Mark a test that opens pages in a browser: it is slow, and skipped where there is none."""
+    return pytest.mark.slow(_there_is_one(test))
 
 
 @contextmanager

@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+import pytest
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 """Any credentials do for moto."""
 
@@ -162,6 +164,10 @@ def http_server(
             finally:
                 listening.shutdown()
                 thread.join()
+
+
+BUCKETS = [pytest.param(server, marks=pytest.mark.slow) for server in (s3_server, gcs_server)]
+"""Both kinds of object stores, for `pytest.mark.parametrize`; their emulators come with the extra ``test-slow``."""
 
 
 def free_port() -> int:

@@ -375,12 +375,14 @@ def check_bucket(server, scenes):
     assert "has changed" in str(result.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("credentials", [{}, CREDENTIALS], ids=["anonymous", "signed"])
 def test_s3(scenes, credentials):
     with s3_server() as server, server.selected(**credentials):
         check_bucket(server, scenes)
 
 
+@pytest.mark.slow
 def test_google_cloud_storage(scenes):
     with gcs_server() as server, server.selected():
         check_bucket(server, scenes)

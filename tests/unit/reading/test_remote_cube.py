@@ -6,7 +6,7 @@ import pytest
 import s2composite as s2c
 from s2composite.errors import ReadError, SceneError
 from support.http_faults import fault_server
-from support.storage_servers import gcs_server, s3_server
+from support.storage_servers import BUCKETS
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def same(a, b):
         np.testing.assert_array_equal(a[layer].values, b[layer].values)
 
 
-@pytest.mark.parametrize("kind", [s3_server, gcs_server])
+@pytest.mark.parametrize("kind", BUCKETS)
 def test_buckets_give_the_same_bytes(kind, scenes_dir, local):
     with kind() as server, server.selected():
         for path in sorted(scenes_dir.glob("*.tif")):

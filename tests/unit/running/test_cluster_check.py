@@ -167,6 +167,7 @@ def test_a_worker_that_was_killed_comes_back_with_its_environment(local):
     assert len(found.workers) == 1
 
 
+@pytest.mark.slow
 def test_object_storage_as_the_workers_reach_it(local, scenes_dir, tmp_path):
     from support.storage_servers import s3_server
 

@@ -40,6 +40,7 @@ FULL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [POD, FULL], ids=["least", "most"])
 def test_the_manifest_is_one_the_operator_takes(check_manifest, options):
     made = manifest(read_cluster(options))
@@ -48,6 +49,7 @@ def test_the_manifest_is_one_the_operator_takes(check_manifest, options):
     assert "s3cret" not in str(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoiled", ["spec.worker.replicas", "spec.worker.spec.containers", "spec.scheduler.service"])
 def test_a_wrong_manifest_would_be_noticed(check_manifest, spoiled):
     made = copy.deepcopy(manifest(read_cluster(POD)))
@@ -72,6 +74,7 @@ def test_the_manifest_says_what_was_asked_for():
     assert worker["args"][:6] == ["dask", "worker", "--name", "$(DASK_WORKER_NAME)", "--nthreads", "2"]
 
 
+@pytest.mark.slow
 def test_without_a_kubernetes_that_is_told(monkeypatch, tmp_path):
     pytest.importorskip("dask_kubernetes", reason="dask-kubernetes is not installed")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
@@ -142,6 +145,7 @@ def api(tmp_path, monkeypatch):
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_the_manifest_is_what_kubernetes_is_asked_for(api):
     with pytest.raises(ClusterError, match=r"the kubernetes cluster did not start .*(422|quota)"):
         connect({**FULL, "timeout": 5})
@@ -152,6 +156,7 @@ def test_the_manifest_is_what_kubernetes_is_asked_for(api):
     assert posted["metadata"]["name"] == "night"
 
 
+@pytest.mark.slow
 def test_a_cluster_of_somebody_else_is_not_taken(api, monkeypatch):
     monkeypatch.setattr(Api, "taken", ("night",))
     with pytest.raises(ClusterError, match="Kubernetes already has a DaskCluster 'night'"):
@@ -190,6 +195,7 @@ def test_coiled_is_asked_for_exactly_this():
 MORE = {"threads": 4, "memory": "16GiB", "package_sync_only": ["s2composite"], "software": "env"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, *({key: value} for key, value in MORE.items())], ids=["least", *MORE])
 def test_coiled_knows_all_arguments(options):
     coiled = pytest.importorskip("coiled", reason="coiled is not installed")
@@ -197,6 +203,7 @@ def test_coiled_knows_all_arguments(options):
     inspect.signature(coiled.Cluster.__init__).bind(None, **arguments)
 
 
+@pytest.mark.slow
 def test_without_an_account_at_coiled_that_is_told(monkeypatch):
     pytest.importorskip("coiled", reason="coiled is not installed")
     import dask
@@ -214,6 +221,7 @@ SLURM = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_job_script_says_what_was_asked_for(tmp_path):
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     script = job_script(read_cluster({**SLURM, "log_directory": str(tmp_path), "local_directory": "/scratch"}))
@@ -256,6 +264,7 @@ def seen(dask_worker):
     return dask_worker.state.nthreads, *(os.environ[name] for name in names)
 
 
+@pytest.mark.slow
 def test_jobs_of_a_queue_become_workers(queue, monkeypatch):
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     from support.sshd import PYTHONPATH
@@ -267,6 +276,7 @@ def test_jobs_of_a_queue_become_workers(queue, monkeypatch):
         assert len(queue.read_text().split()) == 1
 
 
+@pytest.mark.slow
 def test_without_slurm_that_is_told(monkeypatch, tmp_path):
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from s2composite.errors import ParameterError, SceneError, SourceError
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.model import Asset, Scene, Values
-from support.storage_servers import CREDENTIALS, free_port, gcs_server, http_server, locked, s3_server
+from support.storage_servers import BUCKETS, CREDENTIALS, free_port, http_server, locked, s3_server
 
 PRODUCT = "S2A_MSIL2A_20230709T104621_N0509_R051_T31TCJ_20230709T170403"
 FIRST, SECOND = "T31TCJ_20230704T104621", "T31TCJ_20230709T104629"
@@ -340,7 +340,7 @@ def stored(server):
     return server
 
 
-@pytest.fixture(scope="module", params=[s3_server, gcs_server, http_server])
+@pytest.fixture(scope="module", params=[*BUCKETS, http_server])
 def server(request):
     """Each kind of server, filled."""
     with request.param() as running:
@@ -466,6 +466,7 @@ def test_denied_access_says_so_and_how_to_get_it(scheme, cure, place, status, ca
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_credentials_that_are_refused_are_not_blamed_on_their_absence(capfd):
     with s3_server() as running:
         running.put(f"bucket/{FIRST}_TCI.tif")

@@ -24,7 +24,7 @@ from s2composite.scenes.storage import (
     storage_options,
 )
 from support.rasters import series
-from support.storage_servers import CREDENTIALS, gcs_server, http_server, s3_server
+from support.storage_servers import BUCKETS, CREDENTIALS, gcs_server, http_server
 
 SHARED = "[default]\naws_access_key_id = key\naws_secret_access_key = hidden\n"
 
@@ -185,7 +185,7 @@ def raster(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("make", [s3_server, gcs_server, http_server])
+@pytest.mark.parametrize("make", [*BUCKETS, http_server])
 @pytest.mark.parametrize("credentials", [{}, CREDENTIALS])
 def test_fsspec_and_gdal_read_the_same_bytes(make, credentials, raster):
     import rasterio
@@ -210,6 +210,7 @@ def test_requests_are_signed_with_credentials_only():
                 assert ("authorization" in running.requests[-1].headers) == bool(credentials)
 
 
+@pytest.mark.slow
 def test_google_emulators_and_public_buckets_are_read_without_grpc():
     from gcsfs.core import GCSFileSystem
 

@@ -216,6 +216,7 @@ def test_what_may_pass_is_sent_again(places, tmp_path):
                 assert np.array_equal(made.read(), seed_median(files, request["window"]))
 
 
+@pytest.mark.slow
 def test_object_stores_both_ways(tmp_path):
     files = series(tmp_path, scenes=3)
     with s3_server() as server, server.selected(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test"):

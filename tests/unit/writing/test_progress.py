@@ -7,8 +7,7 @@ import select
 import subprocess
 import sys
 
-import nbformat
-from nbclient import NotebookClient
+import pytest
 
 STEPS = """
 import time
@@ -46,7 +45,11 @@ def test_a_terminal_shows_a_bar_with_rate_and_time_left():
     assert re.search(r"\b[1-3]\d/40 ", shown), "it moves"
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_a_line_and_what_a_loop_prints():
+    import nbformat
+    from nbclient import NotebookClient
+
     cell = nbformat.v4.new_code_cell(STEPS.replace("advance()", "advance(); print('made', _)"))
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
     done = NotebookClient(notebook, timeout=200).execute()

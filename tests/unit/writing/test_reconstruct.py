@@ -125,6 +125,7 @@ def test_on_a_cluster_memory_holds_a_few_tiles(tmp_path, tiles):
     assert np.array_equal(read(out), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["s3", "gs"])
 def test_tiles_in_an_object_store(tmp_path, store):
     values = pixels((3, 300, 300))

@@ -30,7 +30,7 @@ from support.writing_helpers import composite_of, pixels, three_layers
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 
 
-@pytest.fixture(scope="module", params=["s3", "gs"])
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("s3", "gs")])
 def server(request):
     """A running object store that the environment points at, with a bucket."""
     running, more = (s3_server(), CREDENTIALS) if request.param == "s3" else (gcs_server(), {})
@@ -222,6 +222,7 @@ def test_a_given_up_write_is_not_completed_elsewhere(bucket, monkeypatch):
     assert open_uploads(bucket) == []
 
 
+@pytest.mark.slow
 def test_a_store_without_permission():
     with s3_server() as server, server.selected(**CREDENTIALS):
         server.put("bucket/there.txt", b"x")
@@ -364,6 +365,7 @@ def test_an_item_with_its_files_and_thumbnail(tmp_path, bucket):
     assert len(objects(bucket)) == 5
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_leaves_no_item():
     with s3_server() as server, server.selected(**CREDENTIALS):
         server.put("bucket/there.txt", b"x")

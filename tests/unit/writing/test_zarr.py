@@ -211,6 +211,7 @@ def test_a_store_object(tmp_path):
     write_zarr(dataset, store, overwrite=True)
 
 
+@pytest.mark.slow
 def test_an_icechunk_session_is_committed_when_all_is_there():
     icechunk = pytest.importorskip("icechunk", reason="install s2composite[icechunk]")
     repository = icechunk.Repository.create(icechunk.in_memory_storage())
