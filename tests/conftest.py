@@ -37,6 +37,24 @@ def scenes_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def local_cluster():
+    """Two worker processes of one thread each, which tests share."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(local_cluster):
+    """A client of the shared cluster, and the default scheduler of the test."""
+    from distributed import Client
+
+    with Client(local_cluster) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
 def imagery():
     """The directory of real imagery."""
     directory = Path(os.environ.get("S2COMPOSITE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -14,7 +14,7 @@ import rioxarray
 import tifffile
 import xarray as xr
 from affine import Affine
-from distributed import Client, LocalCluster
+from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rio_cogeo import cog_validate
@@ -266,15 +266,6 @@ def test_tasks_per_window(tmp_path):
 # --- schedulers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as made,
-        Client(made) as client,
-    ):
-        yield client
-
-
 def random_pixels(block_id):
     return np.random.default_rng(block_id).integers(1, 200, (3, 128, 128)).astype("uint8")
 
@@ -296,7 +287,7 @@ def test_schedulers_of_one_machine(tmp_path, scheduler):
     assert np.array_equal(read(path), dataset["composite"].values)
 
 
-def test_cluster_of_processes(tmp_path, cluster):
+def test_cluster_of_processes(tmp_path, client):
     dataset = lazily_made()
     files = write_raster(dataset, tmp_path / "cluster.tif", layers="composite", blocksize=128)
     with dask.config.set(scheduler="threads"):
@@ -306,7 +297,7 @@ def test_cluster_of_processes(tmp_path, cluster):
     assert names(tmp_path) == ["cluster.tif", "threads.tif"]
 
 
-def test_workers_without_the_disk_hand_their_parts_back(tmp_path, cluster, monkeypatch):
+def test_workers_without_the_disk_hand_their_parts_back(tmp_path, client, monkeypatch):
     monkeypatch.setattr("s2composite.writing.files.workers_see", lambda client, parts: False)
     dataset = lazily_made()
     path = write(dataset, tmp_path / "out.tif", blocksize=128)
@@ -314,7 +305,7 @@ def test_workers_without_the_disk_hand_their_parts_back(tmp_path, cluster, monke
     assert names(tmp_path) == ["out.tif"]
 
 
-def test_pixels_in_memory_are_not_sent_to_workers(tmp_path, cluster, monkeypatch):
+def test_pixels_in_memory_are_not_sent_to_workers(tmp_path, client, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("something is sent to the workers")
 

@@ -9,7 +9,6 @@ import pytest
 import rasterio
 import xarray as xr
 import zarr
-from distributed import Client, LocalCluster
 
 import s2composite as s2c
 from s2composite.writing import status
@@ -62,14 +61,13 @@ def test_failures_stand_in_every_file_and_nothing_is_read_twice(tmp_path, broken
     assert told(again[0]) == summary
 
 
-def test_on_a_cluster(tmp_path, broken):
+def test_on_a_cluster(tmp_path, broken, client):
     comp = s2c.composite(s2c.open_cube(broken, on_error="skip", chunks=128))
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0") as made, Client(made):
-        persisted = comp.persist()
-        (path,) = persisted.to_raster(str(tmp_path / "out.tif"))
-        assert everything_failed(told(path), "T31TCJ_20230702T105629")
-        # What is persisted is still there after it was written.
-        assert (persisted["read_status"].values[1] == 2).all()
+    persisted = comp.persist()
+    (path,) = persisted.to_raster(str(tmp_path / "out.tif"))
+    assert everything_failed(told(path), "T31TCJ_20230702T105629")
+    # What is persisted is still there after it was written.
+    assert (persisted["read_status"].values[1] == 2).all()
 
 
 def test_a_write_without_failures_says_so(tmp_path, broken):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from distributed import Client, LocalCluster
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
@@ -118,10 +117,9 @@ def test_tiles_of_different_sizes(tmp_path):
     assert np.array_equal(read(out), values)
 
 
-def test_on_a_cluster_memory_holds_a_few_tiles(tmp_path, tiles):
+def test_on_a_cluster_memory_holds_a_few_tiles(tmp_path, tiles, client):
     paths, values = tiles
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as made, Client(made):
-        out = reconstruct(paths, tmp_path / "out.tif", blocksize=128)
+    out = reconstruct(paths, tmp_path / "out.tif", blocksize=128)
     assert np.array_equal(read(out), values)
 
 

@@ -14,7 +14,6 @@ import rioxarray  # noqa: F401 - registers .rio
 import xarray as xr
 import zarr
 from affine import Affine
-from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
@@ -264,14 +263,10 @@ def lazily_made(rows=5, columns=4):
 
 
 @pytest.mark.parametrize("pyramid", [False, True])
-def test_cluster_of_processes_and_what_is_no_picture(tmp_path, pyramid):
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as made,
-        Client(made),
-    ):
-        path = write_zarr(lazily_made(), tmp_path / "out.zarr", chunk=64, pyramid=pyramid)
-        with pytest.raises(ParameterError, match="workers cannot write into a store object"):
-            write_zarr(lazily_made(), MemoryStore())
+def test_cluster_of_processes_and_what_is_no_picture(tmp_path, client, pyramid):
+    path = write_zarr(lazily_made(), tmp_path / "out.zarr", chunk=64, pyramid=pyramid)
+    with pytest.raises(ParameterError, match="workers cannot write into a store object"):
+        write_zarr(lazily_made(), MemoryStore())
     with dask.config.set(scheduler="threads"), xr.open_zarr(path, group="0" if pyramid else None) as opened:
         assert same(opened, lazily_made())
         assert opened["read_status"].shape == (2, 5, 4)
