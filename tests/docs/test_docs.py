@@ -26,7 +26,7 @@ START = ROOT / "docs" / "pages" / "index.md"
 
 DATA = ("scenes", "l2a", "items")
 BUCKET = "gs://tb-be-bigdata/t31tcj/"
-CATALOGUE = "https://earth-search.aws.element84.com/v1"
+CATALOGUES = ("https://earth-search.aws.element84.com/v1", "https://planetarycomputer.microsoft.com/api/stac/v1")
 FIELDS = {
     "type": "Polygon",
     "coordinates": [[[0.505, 44.19], [0.515, 44.19], [0.515, 44.2], [0.505, 44.2], [0.505, 44.19]]],
@@ -63,7 +63,7 @@ def address():
 
 @pytest.fixture(scope="module")
 def catalogue(data):
-    """A server that is searched in the place of Earth Search."""
+    """A server that is searched in the place of catalogues."""
     found = [json.loads(path.read_text()) for path in sorted((data / "items").glob("*.json"))]
     for item in found:
         for asset in item["assets"].values():
@@ -82,7 +82,7 @@ def test_every_block_of_a_page_runs(page, data, address, catalogue, tmp_path, mo
         for name in DATA:  # copies: a page may break a scene to show what happens
             shutil.copytree(data / name, tmp_path / name)
     (tmp_path / "fields.geojson").write_text(json.dumps(FIELDS))
-    reader = Reader(address, {BUCKET: str(tmp_path / "l2a"), CATALOGUE: catalogue})
+    reader = Reader(address, {BUCKET: str(tmp_path / "l2a"), **dict.fromkeys(CATALOGUES, catalogue)})
     with directory(tmp_path):
         for block in blocks(page):
             if block.not_run is None:
