@@ -112,7 +112,7 @@ def test_pubsub():
 
 
 def test_compose():
-    schema = json.loads((ROOT / "tests" / "data_schemas" / "compose-spec.json").read_text())
+    schema = json.loads((ROOT / "tests" / "support" / "data_schemas" / "compose-spec.json").read_text())
     compose = documents("compose.yaml")[0]
     jsonschema.Draft201909Validator(schema).validate(compose)
     assert {"service", "store", "scheduler", "worker"} <= set(compose["services"])

@@ -328,7 +328,10 @@ def test_dates(folder, cube, datetime, kept):
     assert s2c.open_cube(folder, datetime=datetime)["time"].values.tolist() == cube["time"].values[kept].tolist()
 
 
-@pytest.mark.parametrize("datetime", [pd.NaT, np.datetime64("NaT"), slice("2023", "2024", 2), [], ["1", "2", "3"], 1.5])
+NONE = [pd.NaT, np.datetime64("NaT", "ns"), slice("2023", "2024", 2), [], ["1", "2", "3"], 1.5]
+
+
+@pytest.mark.parametrize("datetime", NONE)
 def test_dates_that_are_none(folder, datetime):
     with pytest.raises(ParameterError, match="is not a date or an interval"):
         s2c.open_cube(folder, datetime=datetime)
