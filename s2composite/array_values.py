@@ -437,6 +437,10 @@ def with_nodata(array: xr.DataArray, nodata: float | None) -> xr.DataArray:
         out.encoding["layer"] = array.data.name
     if "spatial_ref" in array.coords and "grid_mapping" not in array.attrs:
         out.encoding["grid_mapping"] = "spatial_ref"
+        if "coordinates" not in array.attrs:
+            # xarray leaves the grid mapping out of the coordinates that it lists, and would open it as a variable
+            names = sorted(str(name) for name in array.coords if name not in array.dims and " " not in str(name))
+            out.encoding["coordinates"] = " ".join(names)
     return out
 
 

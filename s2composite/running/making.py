@@ -177,7 +177,7 @@ class Making:
             LOG.warning(
                 "%s: the run of %s was not finished, and its scenes, its parameters or its version of s2composite were "
                 "not the same: what it made is not used, the windows are made anew",
-                display(self.product.files[0]), other["at"],
+                display(self.product.files[0]), f"{str(other['at'])[:16].replace('T', ' ')} UTC",
             )  # fmt: skip
 
     def next_call(self) -> Call | None:

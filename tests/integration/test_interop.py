@@ -116,3 +116,6 @@ def test_what_loaders_cannot_do_is_said(items, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "odc.stac", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 's2composite\[stac\]'"):
         s2c.open_cube(items, bands=["red"], loader="odc")
+    monkeypatch.setitem(__import__("sys").modules, "stackstac", None)
+    with pytest.raises(MissingDependencyError, match=r"'s2composite\[stackstac\]' \(stackstac needs pandas < 3"):
+        s2c.open_cube(items, bands=["red"], loader="stackstac")
