@@ -1,5 +1,6 @@
 """Reducers that pick by time, quality, score or place among the others; kernels of one's own."""
 
+import datetime as dt
 import math
 import sys
 from datetime import date
@@ -130,7 +131,8 @@ def test_medoids_have_the_least_total_distance(pixels):
 
 
 def score(days, t, distance, clear, weights, best=196.0, spread=38.0, reach=50):
-    day = (np.datetime64("1970-01-01") + int(days[t])).astype(object).timetuple().tm_yday + days[t] % 1
+    date = dt.date(1970, 1, 1) + dt.timedelta(int(days[t]))
+    day = date.timetuple().tm_yday + days[t] % 1
     apart = abs(day - best)
     apart = min(apart, 365.25 - apart)
     near = 1 / (1 + math.exp(-10 / reach * (min(distance, reach) - reach / 2)))
