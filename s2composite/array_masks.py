@@ -139,7 +139,7 @@ def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, 
         left = len(rest.data_vars)
     else:
         rest = as_cube(cube)
-        here = {} if stack_of(rest) is not None else _called(wanted, list(rest["band"].values))
+        here = {} if not wanted or stack_of(rest) is not None else _called(wanted, list(rest["band"].values))
         bands = {band: rest.sel(band=name) for band, name in here.items()}
         rest = rest.sel(band=[band for band in rest["band"].values if band not in here.values()]) if here else rest
         left = rest.sizes["band"]
@@ -147,7 +147,7 @@ def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, 
         raise ParameterError(
             f"the cube has no band besides the mask band {next(iter(here.values()))!r}; there is nothing to composite"
         )
-    return as_cube(rest), bands
+    return (as_cube(rest) if isinstance(rest, xr.Dataset) else rest), bands
 
 
 def _called(wanted: Collection[str], names: Sequence[Any]) -> dict[str, Any]:

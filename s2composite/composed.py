@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 
+import s2composite
+from s2composite.array_masks import ValidArray
 from s2composite.array_values import with_nodata
 from s2composite.coarse import coarse_cube
 from s2composite.cube import numbers_attrs, stack_of
@@ -34,14 +35,20 @@ class Composed(Protocol):
         """The layers."""
 
 
-def layers_dataset(array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], data: Mapping[str, Any]) -> xr.Dataset:
-    """Return layers made from a cube ``(time, band, y, x)``, with the coordinates and attributes they inherit."""
+def layers_dataset(
+    array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], valid: ValidArray | None = None
+) -> xr.Dataset:
+    """Return layers made from a cube ``(time, band, y, x)``, with the coordinates and attributes they inherit.
+
+    `valid` as in `layer_arrays`, which makes them.
+    """
+    found = stack_of(array)
+    data = layer_arrays(array, found, recipe, layers, valid)
     coords = {name: array.coords[name] for name in ("band", "y", "x", "spatial_ref") if name in array.coords}
     times = array["time"].values
     scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
     coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
-    found = stack_of(array)  # xarray keeps attributes of numbers that were changed since
-    numbers = numbers_attrs(found[0]) if found else {}
+    numbers = numbers_attrs(found[0]) if found else {}  # xarray keeps attributes of numbers that were changed since
     variables: dict[str, Any] = {}
     for layer in layers:
         attrs = _layer_attrs(layer, numbers, "spatial_ref" in coords)
@@ -69,7 +76,7 @@ def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "reducer": ", ".join(reducer.name for reducer in recipe.reducers),
         "parameters": ", ".join(str(reducer) for reducer in recipe.reducers),
-        "software": f"s2composite {version('s2composite')}",
+        "software": f"s2composite {s2composite.__version__}",
     }
     if "engine" in array.attrs:
         facts["engine"] = str(array.attrs["engine"])
@@ -98,7 +105,7 @@ def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
         return dataset.drop_dims(_WINDOWS, errors="ignore").isel(y=every, x=every)
     cube = coarse_cube(work.stack, abs(work.stack.geobox.resolution.x) * step)
     layers = work.recipe.layers(cube.dtype, cube.sizes["time"])
-    small = layers_dataset(cube, work.recipe, layers, layer_arrays(cube, work.recipe, layers))
+    small = layers_dataset(cube, work.recipe, layers)
     times = {name: dataset[name] for name in _TIMES if name in dataset.coords}
     small = small.drop_vars([name for name in small.data_vars if name not in dataset.data_vars])
     return small.assign_coords(times).assign_attrs(rules=dataset.attrs["rules"])

@@ -18,7 +18,7 @@ from s2composite.period_axis import DAYS, groups_of, with_time_axis
 from s2composite.pixels.masks import Rule
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
 from s2composite.scenes.periods import Day, PeriodSpec
-from s2composite.windows import layer_arrays, source_shares
+from s2composite.windows import source_shares
 
 if TYPE_CHECKING:
     from s2composite.analysis.explore import Map
@@ -115,7 +115,7 @@ def composite(
         periods=None if groups is None else tuple(group.scenes for group in groups),
     )
     layers = recipe.layers(array.dtype, array.sizes["time"])
-    dataset = layers_dataset(array, recipe, layers, layer_arrays(array, recipe, layers, mask))
+    dataset = layers_dataset(array, recipe, layers, mask)
     dataset.attrs["rules"] = ", ".join(map(_described, applied)) or "none"
     return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
 

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,9 +58,9 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
     if any(dim not in array.coords for dim in dims):
         return _without_coordinates(array, shape, crs, remembered)
     shift = label_shift(array) or (0.0, 0.0)
-    labels = [np.asarray(array[dim].values, np.float64) for dim in dims]
-    y, x = labels[0] + shift[1], labels[1] + shift[0]
-    slack = [float(np.spacing(np.abs(array[dim].values).max())) if array[dim].dtype.kind == "f" else 0 for dim in dims]
+    labels = [array.coords.variables[dim].values for dim in dims]
+    y, x = (np.asarray(values, np.float64) + by for values, by in zip(labels, (shift[1], shift[0]), strict=True))
+    slack = [float(np.spacing(np.abs(values).max())) if values.dtype.kind == "f" else 0 for values in labels]
     transform = _transform(array, dims, (y, x), slack, remembered)
     if transform is None and crs is None:
         return None  # a single pixel that has a position, but nothing that says how large it is
@@ -254,9 +255,10 @@ def _spatial_dims(array: xr.DataArray) -> tuple[str, str] | None:
 
 def _grid_mapping(array: xr.DataArray) -> Hashable | None:
     """Return the name of the coordinate that holds the CRS."""
+    coords = array.coords.variables  # `coords` alone makes an array of each, which takes long
     named = (array.encoding.get("grid_mapping"), array.attrs.get("grid_mapping"), "spatial_ref")
-    others = (name for name, coord in array.coords.items() if coord.ndim == 0)
-    return next((name for name in (*named, *others) if name in array.coords and _wkt(array.coords[name].attrs)), None)
+    others = (name for name, coord in coords.items() if coord.ndim == 0)
+    return next((name for name in chain(named, others) if name in coords and _wkt(coords[name].attrs)), None)
 
 
 def _wkt(attrs: Mapping[Any, Any]) -> str:
@@ -279,7 +281,7 @@ def crs_of(array: xr.DataArray) -> CRS | None:
     """
     mapping = _grid_mapping(array)
     if mapping is not None:
-        return _parsed(_wkt(array.coords[mapping].attrs))
+        return _parsed(_wkt(array.coords.variables[mapping].attrs))
     if array.attrs.get("crs"):
         return _parsed(array.attrs["crs"])
     if _is_stackstac_code(array):
@@ -291,7 +293,7 @@ def crs_of(array: xr.DataArray) -> CRS | None:
 
 
 def _refuse_control_points(array: xr.DataArray) -> None:
-    if any(coord.attrs.get("gcps") for coord in array.coords.values() if coord.ndim == 0):
+    if any(coord.attrs.get("gcps") for coord in array.coords.variables.values() if coord.ndim == 0):
         raise ParameterError(
             f"{_name(array)} is located by ground control points, so its pixels are on no grid; warp it first, with "
             "gdalwarp or rio.reproject"
@@ -307,7 +309,7 @@ def _parsed(text: Any) -> CRS:
 
 def _geotransform(array: xr.DataArray) -> Affine | None:
     """Return the ``GeoTransform`` that GDAL, rioxarray and odc-geo write beside the CRS."""
-    coord = array.coords.get("spatial_ref" if (name := _grid_mapping(array)) is None else name)
+    coord = array.coords.variables.get("spatial_ref" if (name := _grid_mapping(array)) is None else name)
     text = "" if coord is None else coord.attrs.get("GeoTransform", "")
     numbers = str(text).split() if not isinstance(text, (list, tuple, np.ndarray)) else list(text)
     try:

@@ -15,7 +15,7 @@ from dask.base import tokenize
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from s2composite.cube import Chunks, stack_of, thread_memory, window_at
+from s2composite.cube import Chunks, thread_memory, window_at
 from s2composite.days import asks_for_coverage, products_near, read_days
 from s2composite.errors import ParameterError
 from s2composite.masking import Mask, both, masks_of, with_halo
@@ -200,7 +200,11 @@ def _joined_status(statuses: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def layer_arrays(
-    cube: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], valid: NDArray[np.bool_] | da.Array | None = None
+    cube: xr.DataArray,
+    found: tuple[Stack, Chunks] | None,
+    recipe: Recipe,
+    layers: Sequence[Layer],
+    valid: NDArray[np.bool_] | da.Array | None,
 ) -> dict[str, Any]:
     """Return the data of each layer of a composite: NumPy for a NumPy-backed cube, else lazy.
 
@@ -208,6 +212,8 @@ def layer_arrays(
     ----------
     cube
         ``(time, band, y, x)``.
+    found
+        The stack and windows behind it, see `stack_of`.
     layers
         Of the recipe, for the cube's dtype.
     valid
@@ -216,7 +222,6 @@ def layer_arrays(
     if not isinstance(cube.data, da.Array):
         _refuse_masks(recipe)
         return dict(reduce_block(cube.data, recipe, valid=None if valid is None else np.asarray(valid)))
-    found = stack_of(cube)
     packed = _from_stack(*found, recipe, valid) if found else _from_array(cube, recipe, valid)
     sizes = {"band": cube.sizes["band"], "time": len(recipe.periods or ())}
     out = {layer.name: _output(packed, layer.name, layer.dtype, _head(layer, sizes)) for layer in layers}

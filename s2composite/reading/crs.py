@@ -12,7 +12,7 @@ from odc.geo.geobox import GeoBox
 from rasterio import crs as rasterio_crs
 from rasterio.io import MemoryFile
 
-__all__ = ["GEO_TAGS", "TIEPOINT", "RawTag", "crs_from_wkt", "geobox_from_tags", "same_geobox"]
+__all__ = ["GEO_TAGS", "TIEPOINT", "GridKey", "RawTag", "crs_from_wkt", "geobox_from_tags", "grid_key", "same_geobox"]
 
 _SCALE, TIEPOINT, _MATRIX = 33550, 33922, 34264
 GEO_TAGS = frozenset({_SCALE, TIEPOINT, _MATRIX, 34735, 34736, 34737})
@@ -20,6 +20,9 @@ GEO_TAGS = frozenset({_SCALE, TIEPOINT, _MATRIX, 34735, 34736, 34737})
 
 RawTag: TypeAlias = tuple[int, int, int, bytes]
 """``(tag, type, count, value)`` as they are in the file, in the file's byte order."""
+
+GridKey: TypeAlias = tuple[tuple[int, int], Affine, str | None]
+"""Shape ``(y, x)``, transform and CRS of a geobox."""
 
 
 @lru_cache(4096)
@@ -44,6 +47,12 @@ def geobox_from_tags(tags: tuple[RawTag, ...], order: str, shape: tuple[int, int
 def same_geobox(shape: tuple[int, int], transform: Affine, crs: CRS | str | None) -> GeoBox:
     """Return a geobox, for equal arguments the same object."""
     return GeoBox(shape, transform, crs)
+
+
+def grid_key(geobox: GeoBox) -> GridKey:
+    """Return the arguments of `same_geobox` for a geobox, as keys: pyproj takes 50 µs to hash a CRS, each time."""
+    crs = None if geobox.crs is None else str(geobox.crs)
+    return (geobox.shape.y, geobox.shape.x), geobox.transform, crs
 
 
 @lru_cache(1024)

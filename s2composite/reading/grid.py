@@ -20,6 +20,7 @@ from shapely import Polygon
 from shapely.affinity import translate
 
 from s2composite.errors import GridError, ParameterError
+from s2composite.reading.crs import grid_key
 from s2composite.reading.header import Header
 from s2composite.scenes.model import arc_around
 
@@ -103,7 +104,7 @@ def native_geoboxes(
             _check_alike(group, tuple(_Facts.__dataclass_fields__))
     _check_alike(facts, ("crs", "resolution", "nodata", "dtype", "bands") if grid else ("dtype", "bands"))
     finest = (min((h.geobox for h in hs), key=lambda g: abs(g.resolution.x)) for hs in headers.values())
-    return tuple(dict.fromkeys(finest))
+    return tuple(dict.fromkeys({grid_key(geobox): geobox for geobox in finest}.values()))
 
 
 def _check_alike(facts: Mapping[str, _Facts], fields: Sequence[str]) -> None:

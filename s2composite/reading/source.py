@@ -13,6 +13,7 @@ from odc.geo.geobox import GeoBox
 
 from s2composite.errors import GridError, ParameterError, check_choice
 from s2composite.reading.convert import AS_THEY_ARE, Conversion
+from s2composite.reading.crs import GridKey, grid_key, same_geobox
 from s2composite.reading.grid import aligned_offset, as_fine, footprint, level_geobox, turned_to, zoomed_offset
 from s2composite.reading.header import Header
 from s2composite.reading.layout import Part, alpha_of
@@ -159,7 +160,9 @@ def choose_source(
     """
     _check_same_world(header, geobox)
     nearest = resampling == "nearest"
-    level, offset, factor, extent = _placed(header.geobox, tuple(v.shape for v in header.levels), geobox, nearest)
+    level, offset, factor, extent = _placed(
+        grid_key(header.geobox), tuple(v.shape for v in header.levels), grid_key(geobox), nearest
+    )
     if header.undecodable:
         why = header.undecodable if offset is not None else "not on the target grid, warped"
     elif options.engine == "gdal":
@@ -222,9 +225,10 @@ _TOLD = {False: "on the target grid, pixels repeated", True: "nearest pixels of 
 
 @lru_cache(4096)
 def _placed(
-    source: GeoBox, shapes: tuple[tuple[int, int], ...], target: GeoBox, nearest: bool
+    source_key: GridKey, shapes: tuple[tuple[int, int], ...], target_key: GridKey, nearest: bool
 ) -> tuple[int, tuple[int, int] | None, int, Extent]:
     """Return the level to read, the offset or None, the factor and the extent; scenes share a few grids."""
+    source, target = same_geobox(*source_key), same_geobox(*target_key)
     for level, shape in enumerate(shapes):
         offset = (0, 0) if level == 0 and source == target else aligned_offset(level_geobox(source, shape), target)
         if offset is not None:
