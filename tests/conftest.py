@@ -21,11 +21,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_xdist_auto_num_workers(config):
-    """Take two processes for ``-n auto --dist loadfile``, on any machine: many tests start clusters of their own."""
-    return 2
-
-
 @pytest.fixture(scope="session")
 def scenes_dir(tmp_path_factory):
     """Nine lossless scenes of 600 x 600, whose size is no multiple of their 512-pixel blocks."""
