@@ -278,6 +278,7 @@ EVERY = [(*kind, grid, name) for i, (kind, grid, name) in enumerate(itertools.pr
 """All there are: each kind with each grid and each rule."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "kind", "grid", "name"), EVERY[::131])
 def test_a_composite_is_that_of_rasterio_and_numpy(dtype, kind, grid, name, scenes_of, tmp_path):
     check(scenes_of, tmp_path, dtype, kind, grid, name)
@@ -315,6 +316,7 @@ def test_the_first_product_of_a_day_that_passes_is_taken(name, grid, dtype, kind
     assert passed[:3].any(0).any()
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_bytes(scenes_of, client):
     """Two processes, and any number of threads here."""
     names = ("everything", "SCL alone", "swath edge", "own mask", "array", "default")

@@ -17,6 +17,8 @@ from support.http_faults import fault_server
 from support.rasters import series
 from support.services import seed_median, served, until
 
+pytestmark = pytest.mark.slow
+
 WINDOWS = 200
 DUPLICATES = 60
 SIDE = 16

@@ -187,6 +187,7 @@ def test_rules_can_be_changed_and_switched_off():
     assert int(s2c.composite(cube, valid=[s2c.Nodata(40), s2c.Saturated(50)])["count"][0, 0]) == 2
 
 
+@pytest.mark.slow
 def test_processes_with_a_cold_numba_cache_agree(scenes_dir, reference, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cold"))
     with (

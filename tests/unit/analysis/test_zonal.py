@@ -254,6 +254,7 @@ def test_layers_of_a_composite(cube):
         s2c.zonal_stats(comp, fields(cube), layer="cuont")
 
 
+@pytest.mark.slow
 def test_on_a_cluster_of_processes(cube):
     comp = s2c.composite(cube)
     here = s2c.zonal_stats(comp, fields(cube), EVERY, name="id")
@@ -349,6 +350,7 @@ for chunks in (6, 12, 23):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_zones_of_a_raster_with_holes_at_the_borders_of_chunks(seed):
     """In a process of its own: exactextract crashes it where an edge of a hole lies on the border of its raster."""

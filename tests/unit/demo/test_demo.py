@@ -312,6 +312,7 @@ def test_a_directory_that_is_a_file(tmp_path):
         make_scenes(tmp_path / "out", scenes=1, size=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [60_000, 300_000])
 def test_no_room_leaves_nothing_under_a_final_name(tmp_path, limit):
     program = f"""

@@ -159,6 +159,7 @@ def answer(process):
     return out.strip()
 
 
+@pytest.mark.slow
 def test_processes_that_fill_a_cold_cache_together(tmp_path):
     processes = [start(tmp_path, dtype) for dtype in ("uint8", "uint16", "uint8", "uint16")]
     assert {answer(process) for process in processes} == {ANSWER}
@@ -169,6 +170,7 @@ def test_processes_that_fill_a_cold_cache_together(tmp_path):
     assert [file.stat().st_mtime_ns for file in kept] == stamps, "the second time it is read, not compiled"
 
 
+@pytest.mark.slow
 def test_a_damaged_kernel_file_is_replaced(tmp_path):
     assert answer(start(tmp_path)) == ANSWER
     (file,) = (tmp_path / "s2composite-kernels").iterdir()
@@ -179,6 +181,7 @@ def test_a_damaged_kernel_file_is_replaced(tmp_path):
         assert len(file.read_bytes()) > len(whole) // 2
 
 
+@pytest.mark.slow
 def test_without_a_directory_to_write_to(tmp_path):
     (tmp_path / "file").write_text("")
     assert answer(start(tmp_path / "file")) == ANSWER

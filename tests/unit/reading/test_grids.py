@@ -47,6 +47,7 @@ def exeter(imagery):
 EXETER = ["B04", "B03", "B02"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic"])
 def test_three_crs_over_one_place_agree_with_gdal(exeter, resampling):
     paths = [str(path) for path in exeter]
@@ -150,6 +151,7 @@ def test_odc_stac_has_every_pixel_in_the_scenes_own_crs(imagery, shift, resoluti
     assert len(np.unique(ours)) > 500
 
 
+@pytest.mark.slow
 def test_the_single_scenes_in_other_grids(imagery):
     folder = imagery / "single_scenes"
     for name, bands in (("T29RKH_20200219_B04.tif", [1]), ("T29RKH_20200219_TCI.tif", [1, 2, 3])):
@@ -341,6 +343,7 @@ def test_halves_of_a_pass_fuse_and_the_first_valid_pixel_wins(tmp_path):
     assert set(np.unique(cube.values[0][:, 20:25])) == {200}, "all bands of an observation come from one product"
 
 
+@pytest.mark.slow
 def test_several_zones_in_one_cube(tmp_path):
     """A plane through three zones: each file holds its pixels' longitude, so a seam or a shift would show."""
     from pyproj import Transformer
@@ -468,6 +471,7 @@ def tiled(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     angle=st.floats(-180, 180), scale=st.floats(0.4, 3), shift=st.tuples(*[st.floats(-200, 200)] * 2),

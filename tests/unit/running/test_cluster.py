@@ -34,6 +34,7 @@ def fail():
     raise ReadError("scene A: tile 3 is truncated", scene="A", transient=False)
 
 
+@pytest.mark.slow
 def test_workers_are_processes_with_one_thread_for_numba(local):
     seen = local.run(where)
     assert len({pid for pid, *_ in seen.values()} - {os.getpid()}) == 2
@@ -65,6 +66,7 @@ def test_slow_cores_are_used(workers, threads, cores, expected):
     assert _shape(workers, threads, cores) == expected
 
 
+@pytest.mark.slow
 def test_defaults_use_the_whole_machine_and_closing_leaves_nothing(capfd):
     client = connect(dashboard=":0")
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
@@ -128,6 +130,7 @@ def script(tmp_path, text):
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
+@pytest.mark.slow
 def test_a_script_closes_quietly_even_if_a_task_failed(tmp_path):
     done = script(
         tmp_path,
@@ -148,6 +151,7 @@ if __name__ == "__main__":
     assert done.stderr.startswith("Dask: 1 worker x ")
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_tasks_nor_say_so(tmp_path):
     done = script(
         tmp_path,
@@ -172,6 +176,7 @@ if __name__ == "__main__":
     assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     done = script(tmp_path, "import s2composite\ns2composite.connect(workers=2, memory='200MB', dashboard=':0')\n")
     assert done.returncode == 1
@@ -264,6 +269,7 @@ def scheduler(request, tmp_path):
         process.wait(120)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_runs_already_outlives_its_clients(scheduler):
     config = scheduler if "ca" in scheduler else scheduler["address"]
     for _ in range(2):

@@ -20,6 +20,8 @@ from s2composite.service.sending import Patience
 from support.rasters import series
 from support.services import queue, seed_median, served
 
+pytestmark = pytest.mark.slow
+
 QUICK = Patience(concurrency=8, attempts=20, timeout=60, pause=0.05)
 
 

@@ -27,6 +27,8 @@ from support.rasters import ORIGIN, encoded, series, write_tif
 from support.services import COMMAND, pushed, seed_median, served, until
 from support.storage_servers import s3_server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):

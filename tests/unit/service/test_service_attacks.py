@@ -20,6 +20,8 @@ from support.http_faults import fault_server
 from support.rasters import encoded, series, write_tif
 from support.services import pushed, served, until
 
+pytestmark = pytest.mark.slow
+
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ | {4}")
 
 

@@ -8,6 +8,8 @@ import s2composite as s2c
 from support.rasters import series
 from support.services import served
 
+pytestmark = pytest.mark.slow
+
 BOX = {"bbox": [300000, 4898100, 301300, 4900000], "bbox_crs": "EPSG:32631"}
 
 

@@ -182,6 +182,7 @@ def test_a_redirect_to_a_private_address(ask, root):
             refused(ask(datasets=[f"{outer}/a.tif"]), "/datasets")
 
 
+@pytest.mark.slow
 def test_a_redirect_from_an_open_address(root, files, tmp_path):
     """The operator has named one server, and that one sends the service to another."""
     with fault_server(root / "secret") as inner:
@@ -392,6 +393,7 @@ def test_it_does_not_listen_elsewhere_without_a_token(host, monkeypatch):
     assert TOKEN_NAME not in os.environ, "no process that is started inherits it"
 
 
+@pytest.mark.slow
 def test_the_process_does_not_start_either(root, tmp_path):
     settings = {"read": [str(root / "scenes")], "write": [str(root / "out")], "host": "0.0.0.0"}
     with pytest.raises(AssertionError, match="no token protects the service"), served(tmp_path / "run", **settings):
@@ -406,6 +408,7 @@ def open_service(root, files, tmp_path_factory):
         yield service
 
 
+@pytest.mark.slow
 def test_pages_elsewhere_cannot_use_it(open_service, root, files):
     """Neither by a form, nor by a script, nor by a name of theirs that leads to this machine."""
     body = json.dumps({"window": [0, 0, 8, 8], "destination": str(root / "out" / "csrf.tif"), "datasets": files})
@@ -538,6 +541,7 @@ def test_documents_that_grow_when_they_are_read(open_service):
     assert time.monotonic() - start < 120
 
 
+@pytest.mark.slow
 def test_more_windows_than_may_wait(root, files, tmp_path):
     settings = {"read": [str(root / "scenes")], "write": [str(tmp_path)], "limits": {"waiting": 2, "seconds": 60.0}}
     with served(tmp_path / "run", **settings) as service:
@@ -557,6 +561,7 @@ def test_more_windows_than_may_wait(root, files, tmp_path):
         assert all(int(a.headers["retry-after"]) > 0 for a in answers if a.status_code == 429)
 
 
+@pytest.mark.slow
 def test_a_window_that_takes_too_long_is_ended(root, tmp_path):
     """Its server sends nothing; the worker is ended, and the next window has a worker."""
     folder = tmp_path / "web"
@@ -577,6 +582,7 @@ def test_a_window_that_takes_too_long_is_ended(root, tmp_path):
 # --- secrets --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_signatures_and_passwords_are_nowhere(service, root, web):
     """In no answer, no log, no dead letter, no report: whatever goes wrong with a signed URL."""
     name = next((root / "web").glob("*.tif")).name
@@ -624,6 +630,7 @@ def test_no_process_inherits_the_token(service):
         assert TOKEN not in " ".join(process.cmdline())
 
 
+@pytest.mark.slow
 def test_a_job_cannot_read_the_results_of_another(service, root, files):
     other = root / "store" / "other"
     other.mkdir()
@@ -638,6 +645,7 @@ def test_a_job_cannot_read_the_results_of_another(service, root, files):
     assert "not among the places" in service.job(job, "failed")["error"]
 
 
+@pytest.mark.slow
 def test_workers_of_a_job_are_limited_too(service, root):
     """A scene that became a link after its header was read, and a catalogue that names files elsewhere."""
     item = {

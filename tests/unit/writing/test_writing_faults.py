@@ -80,7 +80,7 @@ def cluster():
         yield client
 
 
-@pytest.fixture(params=["threads", "cluster"])
+@pytest.fixture(params=["threads", pytest.param("cluster", marks=pytest.mark.slow)])
 def scheduler(request):
     """Run the test in threads, and on a cluster of processes."""
     if request.param == "threads":
@@ -111,6 +111,7 @@ def deadly(block_id):
     return good(block_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", writers())
 def test_a_worker_that_dies(tmp_path, cluster, write):
     # The worker takes the windows with it that wait for their turn there; any of them may be the one that is named.
@@ -137,6 +138,7 @@ def dies_once(marker):
     return make
 
 
+@pytest.mark.slow
 def test_a_window_that_runs_again_on_another_worker(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -388,8 +390,9 @@ def interrupted(folder, *args, stop=signal.SIGINT, begun="begun *"):
     return process.returncode, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cog", "zarr"])
-@pytest.mark.parametrize("where", ["threads", "cluster"])
+@pytest.mark.parametrize("where", ["threads", pytest.param("cluster", marks=pytest.mark.slow)])
 def test_control_c_leaves_nothing(tmp_path, kind, where):
     code, errors = interrupted(tmp_path, kind, where)
     assert code != 0
@@ -397,6 +400,7 @@ def test_control_c_leaves_nothing(tmp_path, kind, where):
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path):
     interrupted(tmp_path, "cog", "threads", stop=signal.SIGKILL)
     assert not (tmp_path / "out.tif").exists()
@@ -444,6 +448,7 @@ def test_a_zarr_store_is_resumed_where_it_was_interrupted(tmp_path, monkeypatch)
         assert np.array_equal(opened["composite"].values, made_by(good)["composite"].values)
 
 
+@pytest.mark.slow
 def test_a_killed_zarr_write_is_resumed(tmp_path):
     interrupted(tmp_path, "resume", "threads", stop=signal.SIGKILL, begun="out.zarr.partial/_done/*")
     assert names(tmp_path) == ["out.zarr.partial"]
