@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import xarray as xr
 
 from s2composite.errors import ParameterError
 from s2composite.georeference import geobox_of, north_up
+from s2composite.scenes.storage import display
 from s2composite.writing.files import FilePlan, Tables, WriteJob, write_files
 from s2composite.writing.geotags import geo_tags
 from s2composite.writing.layers import (
@@ -32,6 +34,9 @@ from s2composite.writing.status import STATUS, read_status, status_summary
 from s2composite.writing.targets import is_http
 
 __all__ = ["plan_files", "status_tags", "tables_of", "write_raster"]
+
+_OTHER_FORMATS = (".h5", ".hdf", ".img", ".jp2", ".jpeg", ".jpg", ".nc", ".png", ".vrt", ".webp", ".zarr")
+"""Endings by which other libraries choose a format; a GeoTIFF of such a name would be opened as what it is not."""
 
 
 def write_raster(
@@ -143,6 +148,11 @@ def plan_files(
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ParameterError(f"{path!r} is no path; give text or a pathlib.Path")
+    if (suffix := PurePath(path).suffix.lower()) in _OTHER_FORMATS:
+        raise ParameterError(
+            f"{display(os.fspath(path))}: {suffix} is the name of another format than GeoTIFF, which is what is written; "
+            "give a name that ends in .tif, or use to_zarr() or to_thumbnail()"
+        )
     for name, given in (("overrides", overrides), ("tags", tags)):
         if not isinstance(given, Mapping | None) or not all(isinstance(key, str) for key in given or ()):
             raise ParameterError(f"{name} is {given!r}; it is a mapping from names")

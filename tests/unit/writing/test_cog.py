@@ -316,6 +316,13 @@ def test_pixels_in_memory_are_not_sent_to_workers(tmp_path, client, monkeypatch)
     assert np.array_equal(read(path), values)
 
 
+@pytest.mark.parametrize("name", ["out.nc", "out.zarr", "out.JP2", "out.png"])
+def test_names_of_other_formats(tmp_path, name):
+    with pytest.raises(ParameterError, match=r"another format than GeoTIFF.* ends in \.tif"):
+        write_raster(composite_of(pixels((3, 40, 40))), tmp_path / name)
+    assert names(tmp_path) == []
+
+
 # --- what a file says of itself ------------------------------------------------------------------------------------------
 
 

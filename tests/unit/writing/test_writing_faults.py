@@ -392,7 +392,7 @@ def interrupted(folder, *args, stop=signal.SIGINT, begun="begun *"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cog", "zarr"])
-@pytest.mark.parametrize("where", ["threads", pytest.param("cluster", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", ["threads", "cluster"])
 def test_control_c_leaves_nothing(tmp_path, kind, where):
     code, errors = interrupted(tmp_path, kind, where)
     assert code != 0
