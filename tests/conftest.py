@@ -33,16 +33,26 @@ def scenes_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def local_cluster():
-    """Two worker processes of one thread each, which tests share."""
+    """Two worker processes of one thread each, which all tests share that do not harm them."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
+    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "1GB", "dashboard_address": ":0"}
+    with LocalCluster(processes=True, **options) as cluster:
         yield cluster
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(local_cluster):
-    """A client of the shared cluster, and the default scheduler of the test."""
+    """A client of the shared cluster, from the first test that asks for it the scheduler of all others of the module."""
+    from distributed import Client
+
+    with Client(local_cluster) as client:
+        yield client
+
+
+@pytest.fixture
+def client_of_test(local_cluster):
+    """A client of the shared cluster, which is the scheduler of this test alone."""
     from distributed import Client
 
     with Client(local_cluster) as client:

@@ -150,8 +150,8 @@ def plan_files(
         raise ParameterError(f"{path!r} is no path; give text or a pathlib.Path")
     if (suffix := PurePath(path).suffix.lower()) in _OTHER_FORMATS:
         raise ParameterError(
-            f"{display(os.fspath(path))}: {suffix} is the name of another format than GeoTIFF, which is what is written; "
-            "give a name that ends in .tif, or use to_zarr() or to_thumbnail()"
+            f"{display(os.fspath(path))}: {suffix} is the name of another format than GeoTIFF, which is what is "
+            "written; give a name that ends in .tif, or use to_zarr() or to_thumbnail()"
         )
     for name, given in (("overrides", overrides), ("tags", tags)):
         if not isinstance(given, Mapping | None) or not all(isinstance(key, str) for key in given or ()):

@@ -317,7 +317,7 @@ def test_the_first_product_of_a_day_that_passes_is_taken(name, grid, dtype, kind
 
 
 @pytest.mark.slow
-def test_workers_make_the_same_bytes(scenes_of, client):
+def test_workers_make_the_same_bytes(scenes_of, client_of_test):
     """Two processes, and any number of threads here."""
     names = ("everything", "SCL alone", "swath edge", "own mask", "array", "default")
     kinds = itertools.islice(KINDS, 0, None, 2)

@@ -18,7 +18,6 @@ import s2composite
 from s2composite.cli import app
 from s2composite.cli.scenes import _flagged
 from s2composite.demo import make_scenes
-from s2composite.running.clusters.connect import connect
 from s2composite.running.run import run_job
 from support.http_faults import Gate, fault_server
 from support.job_helpers import until
@@ -94,6 +93,7 @@ def mixed(tmp_path):
     return tmp_path, list(odd)
 
 
+@pytest.mark.slow
 def test_scenes_as_json(mixed):
     directory, kinds = mixed
     done = shell("scenes", directory, "--json")
@@ -129,22 +129,26 @@ def test_scenes_as_table(mixed):
     assert lines[0].split()[-2:] == ["uint8", "—"]
 
 
+@pytest.mark.slow
 def test_scenes_selects_dates(tmp_path):
     series(tmp_path, 5)
     rows = json.loads(shell("scenes", tmp_path, "--datetime", "2023-06-06/2023-06-11", "--json").stdout)
     assert [row["time"][:10] for row in rows] == ["2023-06-06", "2023-06-11"]
 
 
+@pytest.mark.slow
 def test_scenes_of_several_sources(tmp_path):
     files = series(tmp_path, 3)
     assert len(json.loads(shell("scenes", *files[:2], "--json").stdout)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["nowhere", "nowhere/*.tif"])
 def test_scenes_of_nothing(tmp_path, source):
     refused(shell("scenes", tmp_path / source), "nowhere")
 
 
+@pytest.mark.slow
 def test_scenes_without_a_date(tmp_path):
     write_tif(tmp_path / "holiday.tif", encoded(0))
     refused(shell("scenes", tmp_path), "holiday.tif", "date")
@@ -173,6 +177,7 @@ def test_run_refuses_bad_jobs(tmp_path, text, arguments, says):
     refused(shell("run", "job.yaml", *arguments, cwd=tmp_path), *says)
 
 
+@pytest.mark.slow
 def test_run_without_the_file(tmp_path):
     refused(shell("run", "job.yaml", cwd=tmp_path), "job.yaml: there is no such job file", str(tmp_path))
 
@@ -230,12 +235,6 @@ def test_run_writes_the_composite(tmp_path, season):
     done = shell("run", "job.yaml", "-s", "chunks=128", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].endswith(" s, complete before: nothing was made")
-
-
-@pytest.fixture(scope="module")
-def client():
-    with connect(workers=1, threads=2, dashboard=":0", announce=False) as client:
-        yield client
 
 
 def test_run_job_writes_layers(tmp_path, season, client):

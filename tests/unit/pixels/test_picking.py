@@ -202,6 +202,7 @@ def make_spread(factor: float = 1.0):
     return kernel_reducer(spread_of, name=f"spread{factor:g}")
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(pixels=stacks())
 def test_a_kernel_of_ones_own(pixels):

@@ -252,7 +252,10 @@ def test_any_affine_grid_picks_the_pixels_that_gdal_does(place, angle, scale, x,
     np.testing.assert_array_equal(cube.values[0, 0], by_gdal(assets["B04"], geobox, 1))
 
 
-@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic", "average"])
+@pytest.mark.parametrize(
+    "resampling",
+    ["nearest", "bilinear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cubic", "average"))],
+)
 @pytest.mark.parametrize("resolution", [10, 35])
 def test_chunks_never_show_in_warped_pixels(place, resampling, resolution):
     _, assets = place

@@ -107,7 +107,10 @@ def test_overviews_and_repeated_pixels_are_masked(kind, tmp_path):
     np.testing.assert_array_equal(fine, expected(path, int(coarse.attrs["nodata"]))[0].repeat(2, 1).repeat(2, 2))
 
 
-@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic", "average"])
+@pytest.mark.parametrize(
+    "resampling",
+    ["nearest", "bilinear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cubic", "average"))],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_warped_pixels_are_those_of_valid_ones_only(kind, resampling, tmp_path):
     path = write(tmp_path / "T31TCJ_20230601T104629_X.tif", kind)
@@ -204,7 +207,7 @@ def vrt_of(path, array, nodata, dtype):
     return str(path)
 
 
-@pytest.mark.parametrize("resampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("resampling", ["nearest", pytest.param("bilinear", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dtype", "name", "nodata"),
     [

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import s2composite as s2c
 from s2composite.demo import make_scenes
 from s2composite.errors import WriteError
 from s2composite.running import ledger as ledger_module
@@ -37,12 +36,6 @@ from s2composite.running.run import run_job
 from support.job_helpers import digests, events, job, made, store_job
 
 WAITS = [sys.executable, "-c", "print('ready', flush=True); input()"]
-
-
-@pytest.fixture(scope="module")
-def client():
-    with s2c.connect("local", workers=1, threads=2, memory="1GB", dashboard=":0", announce=False) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,6 @@ from support.job_helpers import DamagedCopy, digests, events, made, store_job
 
 
 @pytest.fixture(scope="module")
-def client():
-    with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     directory = tmp_path_factory.mktemp("many") / "scenes"
     make_scenes(str(directory), scenes=5, size=1100, seed=2, compress="deflate")

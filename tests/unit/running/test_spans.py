@@ -164,17 +164,12 @@ def months(tmp_path_factory):
     return directory, by_month
 
 
-@pytest.fixture(scope="module")
-def client():
-    with s2c.connect("local", workers=1, threads=2, memory="1GB", dashboard=":0", announce=False) as client:
-        yield client
-
-
 def span_file(tmp_path, source, start, end):
     job = {"source": str(source), "output": str(tmp_path / "m{{pointInTime}}.tif"), "chunks": 128}
     return {**job, "span": {"start": start, "end": end}}
 
 
+@pytest.mark.slow
 def test_each_month_is_the_composite_of_its_scenes_and_made_once(months, client, tmp_path):
     directory, by_month = months
     first, last = min(by_month), max(by_month)
@@ -208,6 +203,7 @@ def test_since_last_makes_the_month_that_is_over(months, client, tmp_path):
     assert [path.name for path in tmp_path.glob("*.tif")] == [f"m{month}.tif"]
 
 
+@pytest.mark.slow
 def test_one_broken_month_stops_no_other_and_is_gone_on_with(months, client, tmp_path):
     _, by_month = months
     chosen = sorted(by_month)[:3]

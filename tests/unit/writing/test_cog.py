@@ -287,7 +287,7 @@ def test_schedulers_of_one_machine(tmp_path, scheduler):
     assert np.array_equal(read(path), dataset["composite"].values)
 
 
-def test_cluster_of_processes(tmp_path, client):
+def test_cluster_of_processes(tmp_path, client_of_test):
     dataset = lazily_made()
     files = write_raster(dataset, tmp_path / "cluster.tif", layers="composite", blocksize=128)
     with dask.config.set(scheduler="threads"):
@@ -297,7 +297,7 @@ def test_cluster_of_processes(tmp_path, client):
     assert names(tmp_path) == ["cluster.tif", "threads.tif"]
 
 
-def test_workers_without_the_disk_hand_their_parts_back(tmp_path, client, monkeypatch):
+def test_workers_without_the_disk_hand_their_parts_back(tmp_path, client_of_test, monkeypatch):
     monkeypatch.setattr("s2composite.writing.files.workers_see", lambda client, parts: False)
     dataset = lazily_made()
     path = write(dataset, tmp_path / "out.tif", blocksize=128)
@@ -305,7 +305,7 @@ def test_workers_without_the_disk_hand_their_parts_back(tmp_path, client, monkey
     assert names(tmp_path) == ["out.tif"]
 
 
-def test_pixels_in_memory_are_not_sent_to_workers(tmp_path, client, monkeypatch):
+def test_pixels_in_memory_are_not_sent_to_workers(tmp_path, client_of_test, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("something is sent to the workers")
 

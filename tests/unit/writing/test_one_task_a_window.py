@@ -96,16 +96,16 @@ def test_no_task_gives_a_windows_pixels_away(tmp_path, scenes, job, on_error):
     assert lazy == written(tmp_path / "computed", comp.compute(), **JOBS[job][1])
 
 
-def test_on_a_cluster_workers_send_each_other_no_windows(tmp_path, scenes, client):
+def test_on_a_cluster_workers_send_each_other_no_windows(tmp_path, scenes, client_of_test):
     comp = composed(scenes, "all layers", on_error="skip")
     here = written(tmp_path / "here", comp, layers="all")
 
     def received(dask_worker):
         return sum(entry["total"] for entry in dask_worker.transfer_incoming_log)
 
-    before = client.run(received)
+    before = client_of_test.run(received)
     there = written(tmp_path / "there", comp, layers="all")
-    sent = sum(client.run(received).values()) - sum(before.values())
+    sent = sum(client_of_test.run(received).values()) - sum(before.values())
     assert there == here
     assert sent < WINDOWS * SIDE * SIDE
 

@@ -61,7 +61,7 @@ def test_failures_stand_in_every_file_and_nothing_is_read_twice(tmp_path, broken
     assert told(again[0]) == summary
 
 
-def test_on_a_cluster(tmp_path, broken, client):
+def test_on_a_cluster(tmp_path, broken, client_of_test):
     comp = s2c.composite(s2c.open_cube(broken, on_error="skip", chunks=128))
     persisted = comp.persist()
     (path,) = persisted.to_raster(str(tmp_path / "out.tif"))

@@ -117,7 +117,7 @@ def test_tiles_of_different_sizes(tmp_path):
     assert np.array_equal(read(out), values)
 
 
-def test_on_a_cluster_memory_holds_a_few_tiles(tmp_path, tiles, client):
+def test_on_a_cluster_memory_holds_a_few_tiles(tmp_path, tiles, client_of_test):
     paths, values = tiles
     out = reconstruct(paths, tmp_path / "out.tif", blocksize=128)
     assert np.array_equal(read(out), values)

@@ -163,7 +163,7 @@ def test_any_shape_and_chunks(height, width, rows, columns, shards, pyramid):
 # --- pyramids --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunks", [64, 100, 1500])
+@pytest.mark.parametrize("chunks", [64, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 1500))])
 def test_pyramid_is_that_of_plain_python(tmp_path, chunks):
     dataset, values, count, source = three_layers((1300, 530), chunks)
     path = write_zarr(dataset, tmp_path / "out.zarr", chunk=64, pyramid=True)
@@ -263,7 +263,7 @@ def lazily_made(rows=5, columns=4):
 
 
 @pytest.mark.parametrize("pyramid", [False, True])
-def test_cluster_of_processes_and_what_is_no_picture(tmp_path, client, pyramid):
+def test_cluster_of_processes_and_what_is_no_picture(tmp_path, client_of_test, pyramid):
     path = write_zarr(lazily_made(), tmp_path / "out.zarr", chunk=64, pyramid=pyramid)
     with pytest.raises(ParameterError, match="workers cannot write into a store object"):
         write_zarr(lazily_made(), MemoryStore())
