@@ -279,7 +279,7 @@ def lazily_made(rows=5, columns=4):
     return dataset
 
 
-@pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_schedulers_of_one_machine(tmp_path, scheduler):
     dataset = lazily_made()
     with dask.config.set(scheduler=scheduler):
