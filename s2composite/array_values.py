@@ -430,7 +430,8 @@ def with_nodata(array: xr.DataArray, nodata: float | None) -> xr.DataArray:
     `encoding` is what xarray drops when values change; it does not write keys that it does not know into files, but the
     grid mapping, by which the array is known again when it is opened.
     """
-    out = array if nodata is None else array.assign_attrs(nodata=nodata)
+    shown = int(nodata) if nodata is not None and array.dtype.kind in "iu" and nodata == int(nodata) else nodata
+    out = array if nodata is None else array.assign_attrs(nodata=shown)
     out = out.copy(deep=False) if out is array else out
     out.encoding = {**array.encoding, "nodata": nodata, "native": str(array.dtype)}
     if array.chunks is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,16 +74,12 @@ def _layer_attrs(layer: Layer, numbers: Mapping[str, Any], georeferenced: bool) 
 
 
 def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "reducer": ", ".join(reducer.name for reducer in recipe.reducers),
-        "parameters": ", ".join(str(reducer) for reducer in recipe.reducers),
-        "software": f"s2composite {s2composite.__version__}",
-    }
-    if "engine" in array.attrs:
-        facts["engine"] = str(array.attrs["engine"])
-    if "sensor" in array.attrs:
-        facts["sensor"] = array.attrs["sensor"]
-    return facts
+    names, given = (", ".join(map(say, recipe.reducers)) for say in (attrgetter("name"), str))
+    facts: dict[str, Any] = {"reducer": names}
+    if given != names:
+        facts["parameters"] = given
+    facts |= {name: str(array.attrs[name]) for name in ("engine", "engine_reason", "sensor") if name in array.attrs}
+    return {**facts, "software": f"s2composite {s2composite.__version__}"}
 
 
 def located(dataset: xr.Dataset) -> xr.Dataset:

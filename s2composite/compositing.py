@@ -15,7 +15,7 @@ from s2composite.as_cube import days_of, saturated_of
 from s2composite.composed import layers_dataset, located, small_dataset
 from s2composite.errors import ParameterError, check_choice
 from s2composite.period_axis import DAYS, groups_of, with_time_axis
-from s2composite.pixels.masks import Rule
+from s2composite.pixels.masks import Rule, rule_text
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
 from s2composite.scenes.periods import Day, PeriodSpec
 from s2composite.windows import source_shares
@@ -116,7 +116,7 @@ def composite(
     )
     layers = recipe.layers(array.dtype, array.sizes["time"])
     dataset = layers_dataset(array, recipe, layers, mask)
-    dataset.attrs["rules"] = ", ".join(map(_described, applied)) or "none"
+    dataset.attrs["rules"] = ", ".join(_described(rule, recipe, array.dtype) for rule in applied) or "none"
     return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
 
 
@@ -146,7 +146,11 @@ class Composite:
 
     def __repr__(self) -> str:
         lines = [f"<s2composite.Composite {self._summary()}>"]
-        lines += [f"  {name:<12} {dict(a.sizes)} {a.dtype}" for name, a in self.dataset.data_vars.items()]
+        for name, array in self.dataset.data_vars.items():
+            sizes = ", ".join(f"{dim}: {n}" for dim, n in array.sizes.items())
+            nodata = f", nodata {array.attrs['nodata']}" if "nodata" in array.attrs else ""
+            lines.append(f"  {name:<12} ({sizes}) {array.dtype}{nodata}")
+        lines.append(f"  rules: {self.dataset.attrs.get('rules', 'not known')}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -429,5 +433,7 @@ def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[
     return tuple(resolve_reducer(one) for one in reducer)
 
 
-def _described(rule: Rule | xr.DataArray) -> str:
-    return f"mask {rule.name or 'without a name'}" if isinstance(rule, xr.DataArray) else str(rule)
+def _described(rule: Rule | xr.DataArray, recipe: Recipe, dtype: np.dtype[Any]) -> str:
+    if isinstance(rule, xr.DataArray):
+        return f"mask {rule.name or 'without a name'}"
+    return rule_text(rule, dtype, recipe.nodata, recipe.saturated)

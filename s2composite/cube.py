@@ -169,11 +169,12 @@ def open_cube(
     Returns
     -------
     xarray.DataArray
-        ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``granule``, ``orbit``,
-        ``baseline``, ``offset`` (what was added to harmonise baselines, NaN where that is not known), ``cloud_cover``
-        (percent, where STAC items say it) and ``spatial_ref``. Attributes say what the numbers mean: ``units``, or
-        ``scale``, ``offset`` and ``scaled_units`` of the physical values (``scaling`` or ``band_units`` where bands
-        differ). One task per spatial chunk reads all scenes and bands.
+        ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``offset`` (what was added to
+        harmonise baselines, NaN where that is not known) and ``spatial_ref``, and with ``granule``, ``orbit``,
+        ``baseline`` and ``cloud_cover`` (percent) if the name or the metadata of any scene says them. Attributes say
+        what the numbers mean: ``units``, or ``scale``, ``offset`` and ``scaled_units`` of the physical values
+        (``scaling`` or ``band_units`` where bands differ); and what reads the files, ``engine``, and why,
+        ``engine_reason``. One task per spatial chunk reads all scenes and bands.
 
     Raises
     ------
@@ -275,7 +276,7 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
         name=f"read-{stack.token}-{_chunk_token(spatial)}",
     )
     # numbers and texts only: what netCDF and Zarr can keep
-    attrs: dict[str, Any] = {"engine": stack.engines(), **numbers_attrs(stack)}
+    attrs: dict[str, Any] = {**stack.engines(), **numbers_attrs(stack)}
     sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
     if len(sensors) == 1 and None not in sensors:
         (attrs["sensor"],) = sensors
@@ -407,13 +408,14 @@ def _coords(stack: Stack) -> dict[str, Any]:
     coords["time"] = ("time", np.array([s.time.replace(tzinfo=None) for s in scenes], "datetime64[ns]"))
     coords["band"] = ("band", list(stack.bands))
     coords["scene"] = ("time", np.array([s.id for s in scenes], dtype=str))
-    coords["granule"] = ("time", np.array([s.granule or "" for s in scenes], dtype=str))
-    coords["orbit"] = (
-        "time",
-        np.array([s.orbit or 0 for s in scenes], np.int16),
-        {"long_name": "relative orbit, 0: unknown"},
-    )
-    coords["baseline"] = ("time", np.array([s.baseline or "" for s in scenes], dtype=str))
+    # what no scene says is left out
+    if any(s.granule for s in scenes):
+        coords["granule"] = ("time", np.array([s.granule or "" for s in scenes], dtype=str))
+    if any(s.orbit for s in scenes):
+        orbits = np.array([s.orbit or 0 for s in scenes], np.int16)
+        coords["orbit"] = ("time", orbits, {"long_name": "relative orbit, 0: unknown"})
+    if any(s.baseline for s in scenes):
+        coords["baseline"] = ("time", np.array([s.baseline or "" for s in scenes], dtype=str))
     if any(s.cloud_cover is not None for s in scenes):
         coords["cloud_cover"] = (
             "time",

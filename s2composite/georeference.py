@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
+import rioxarray  # noqa: F401 - arrays have .rio, as they have .odc by odc.geo.xr
 import xarray as xr
 from affine import Affine
 from numpy.typing import NDArray

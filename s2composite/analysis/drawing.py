@@ -21,6 +21,7 @@ from s2composite.georeference import crs_of
 from s2composite.pixels.stretching import NO_DATA_COLOUR
 
 __all__ = [
+    "PlotFigure",
     "axes_or_new",
     "colours_of",
     "days_of_scenes",
@@ -133,5 +134,24 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
 
 
 def figure_or_new(figure: Figure | None, size: tuple[float, float]) -> Figure:
-    """Return a figure, a new one of a size in inches if there is none."""
-    return plt.figure(figsize=size, layout="compressed") if figure is None else figure
+    """Return a figure, a new one of a size in inches if there is none.
+
+    A new one is a figure of pyplot: ``plt.show()`` shows it in a script, and a notebook at the end of its cell.
+    """
+    if figure is not None:
+        return figure
+    return plt.figure(FigureClass=PlotFigure, figsize=size, layout="compressed")
+
+
+class PlotFigure(Figure):  # type: ignore[misc] # matplotlib has no types
+    """A figure that a notebook shows once, whether or not it is the last value of a cell.
+
+    The inline backend draws all figures of pyplot at the end of a cell, also one that IPython has just displayed as the
+    value of that cell.
+    """
+
+    def _ipython_display_(self) -> None:
+        """Take the figure from those that the inline backend will draw, and leave displaying it to IPython."""
+        if "inline" in plt.get_backend().lower():
+            plt.close(self)
+        raise NotImplementedError  # how IPython is told to go on with the other representations

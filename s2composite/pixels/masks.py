@@ -30,6 +30,7 @@ __all__ = [
     "lets_through",
     "limits_of",
     "reach_of",
+    "rule_text",
 ]
 
 
@@ -257,6 +258,33 @@ def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
     if nodata is not None:
         return float(nodata)
     return 0.0 if dtype.kind in "ui" else float("nan")
+
+
+def rule_text(
+    rule: Rule, dtype: np.dtype[Any], nodata: float | None = None, saturated: tuple[float, ...] = ()
+) -> str:
+    """Return a rule in words, with the values that it stands for in a cube; the others are those of `limits_of`.
+
+    >>> rule_text(Nodata(), np.dtype("uint8")), rule_text(Saturated(), np.dtype("uint8"))
+    ('nodata 0', 'saturated 255')
+    """
+    match rule:
+        case Nodata(value):
+            return f"nodata {_number_text(default_nodata(dtype, nodata) if value is None else value)}"
+        case SwathEdge(pixels, value):
+            return f"{pixels} pixels around {rule_text(Nodata(value), dtype, nodata)}"
+        case Saturated(value):
+            dropped = rule.limits(Limits(np.zeros(1, dtype), np.zeros(1, dtype), 0.0, saturated=saturated)).dropped
+            return f"saturated {' or '.join(map(_number_text, dropped)) or '(no value is known)'}"
+        case ValueRange(low, high, bands):
+            ends = [f"from {_number_text(low)}"] * (low is not None) + [f"to {_number_text(high)}"] * (high is not None)
+            return " ".join(["values", *ends, *(["of", " and ".join(bands)] if bands else [])])
+        case _:
+            return str(rule)
+
+
+def _number_text(value: float) -> str:
+    return f"{value:.10g}".replace("nan", "NaN")
 
 
 def limits_of(

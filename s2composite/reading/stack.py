@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -282,16 +283,21 @@ class Stack:
             len(files) == 1 and files[0].header.interleave == "pixel" for files in self.sources if files
         )
 
-    def engines(self) -> str:
-        """Return the engines in use and why, ``"tiles: 216 file(s): on the target grid"``."""
-        reasons: dict[str, dict[str, int]] = {}
+    def engines(self) -> dict[str, str]:
+        """Return the engines in use and why, as attributes of a cube.
+
+        ``{"engine": "tiles", "engine_reason": "on the target grid (216 files)"}``
+        """
+        reasons: dict[str, Counter[str]] = {}
         for source in self._all():
-            why = reasons.setdefault(source.engine, {})
-            why[source.why] = why.get(source.why, 0) + 1
-        return "; ".join(
-            f"{engine}: " + "; ".join(f"{n} file(s): {why}" for why, n in counts.items())
+            reasons.setdefault(source.engine, Counter())[source.why] += 1
+        told = {
+            engine: ", ".join(f"{why} ({n} file{'s' * (n > 1)})" for why, n in counts.items())
             for engine, counts in reasons.items()
-        )
+        }
+        one = len(told) == 1
+        reason = "; ".join(why if one else f"{engine}: {why}" for engine, why in told.items())
+        return {"engine": ", ".join(told), "engine_reason": reason}
 
     def select(self, positions: Sequence[int]) -> Stack:
         """Return the stack of some of the scenes."""

@@ -295,7 +295,7 @@ def _provenance(lineage: Lineage, period: Period) -> dict[str, Any]:
     attrs = lineage.dataset.attrs
     facts: dict[str, Any] = {
         f"s2composite:{name}": str(attrs[name])
-        for name in ("reducer", "parameters", "rules", "engine")
+        for name in ("reducer", "parameters", "rules", "engine", "engine_reason")
         if name in attrs
     }
     facts["s2composite:scenes"] = _scenes(lineage)
