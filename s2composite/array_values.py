@@ -25,6 +25,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
+from s2composite.metering import COMPOSITE_WINDOW, SEND_HEADERS
 from s2composite.pixels.masks import Nodata, Rule, SwathEdge
 
 __all__ = ["MissingValue", "missing_value_of", "stacked", "with_nodata"]
@@ -318,7 +319,7 @@ def _of_graph(name: str, graph: HighLevelGraph, *, opened: bool, stated: str = "
 
 def _is_read(name: str, graph: HighLevelGraph) -> bool:
     """Return whether a layer holds what odc-stac or `open_cube` read, or is one of a composite."""
-    ours = ("s2composite-stack-", "read+composite-", "reduce-")
+    ours = (SEND_HEADERS, COMPOSITE_WINDOW)
     return f"open-{name}" in graph.layers or any(one.startswith(ours) for one in graph.dependencies.get(name, ()))
 
 
@@ -358,7 +359,7 @@ def _became(array: xr.DataArray, nodata: float) -> _Became | None:
     if array.chunks is None:
         return None
     graph = array.data.dask
-    stacks = [dict(layer) for name, layer in graph.layers.items() if name.startswith("s2composite-stack-")]
+    stacks = [dict(layer) for name, layer in graph.layers.items() if name.startswith(SEND_HEADERS)]
     found: list[_Became] = []
     for dtype in {np.dtype(node.value.stack.dtype) for stack in stacks for node in stack.values()} or _TYPES:
         ends = np.iinfo(dtype if dtype.kind in "iu" and dtype.itemsize <= 2 else np.int16)

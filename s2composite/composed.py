@@ -16,6 +16,7 @@ from s2composite.coarse import coarse_cube
 from s2composite.cube import numbers_attrs, stack_of
 from s2composite.errors import ParameterError
 from s2composite.georeference import geobox_of
+from s2composite.metering import take_layer
 from s2composite.pixels.reducers import Layer, Recipe
 from s2composite.windows import STATUS, Work, layer_arrays, work_in
 
@@ -113,7 +114,8 @@ def _whole_work(dataset: xr.Dataset) -> Work | None:
     work = work_in(dataset)
     if work is None or work.arrays or "band" not in dataset.coords:
         return None
-    made = all(getattr(array.data, "name", "").startswith(f"{name}-") for name, array in dataset.data_vars.items())
+    names = {str(name): getattr(array.data, "name", "") for name, array in dataset.data_vars.items()}
+    made = all(key.startswith(take_layer(name)) for name, key in names.items())
     try:
         same = made and geobox_of(dataset) == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
     except ParameterError:

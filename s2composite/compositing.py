@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from s2composite.array_masks import ValidRules, rules_of, usable_cube
 from s2composite.array_values import missing_value_of
@@ -17,6 +20,7 @@ from s2composite.errors import ParameterError, check_choice
 from s2composite.period_axis import DAYS, groups_of, with_time_axis
 from s2composite.pixels.masks import Rule, rule_text
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
+from s2composite.pixels.stretching import Stretch
 from s2composite.scenes.periods import Day, PeriodSpec
 from s2composite.windows import source_shares
 
@@ -217,8 +221,12 @@ class Composite:
         '2023-08-01'
         """
         times = np.append(self.dataset["scene_time"].values, np.array(["NaT"], "datetime64[ns]"))
+
+        def look_up_date(source: NDArray[np.int16]) -> NDArray[np.datetime64]:
+            return times[source]
+
         date: xr.DataArray = xr.apply_ufunc(
-            lambda source: times[source], self["source"], dask="parallelized", output_dtypes=[times.dtype]
+            look_up_date, self["source"], dask="parallelized", output_dtypes=[times.dtype]
         )
         return date.rename("date").drop_attrs().assign_attrs(long_name="time of the observation")
 
@@ -315,100 +323,417 @@ class Composite:
         share = source_shares(source.data, self.dataset.sizes["scene"])
         return xr.DataArray(share, labels, dims, "share", meaning)
 
-    def to_raster(self, path: str, **options: Any) -> tuple[str, ...]:
-        """Write layers as cloud-optimised GeoTIFF.
+    def to_raster(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        layers: str | Sequence[str] | None = None,
+        separate: bool | None = None,
+        overwrite: bool = False,
+        compress: str = "deflate",
+        level: int | None = None,
+        predictor: str | int = "auto",
+        blocksize: int = 512,
+        overview_resampling: str | None = None,
+        mask: bool | None = None,
+        bigtiff: bool | str = "auto",
+        jpeg_quality: int = 85,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> tuple[str, ...]:
+        """Write layers as cloud-optimised GeoTIFF, computing them if they are lazy.
+
+        Runs on the current Dask client, otherwise in threads. Workers encode the tiles of their own windows; one pass
+        assembles them. A file is complete and verified, tile by tile, before it takes its final name; if anything
+        fails, nothing is left under that name.
 
         Parameters
         ----------
-        path
-            Local path or URL of the file.
-        **options
-            See `s2composite.writing.cog.write_raster`.
+        path : str or os.PathLike
+            Local path, ``gs://`` or ``s3://`` URL, or an ``https://`` URL signed for a PUT. The name of a period is
+            appended, ``median_2023-01.tif``, or replaces ``{period}`` in the path.
+        layers : str or sequence of str, optional
+            One or several names of layers, or ``"all"``; default: the composite. ``"rgba"``: a preview in 8 bits of
+            its first three bands.
+        separate : bool, optional
+            One file per layer: ``median.tif``, ``median_count.tif``. False: one file with all layers as bands, in the
+            smallest dtype and with a nodata value that suit them all. Default: separate.
+        overwrite : bool, default False
+            Replace existing files.
+        compress : {"deflate", "zstd", "lzw", "webp", "jpeg", "none"}
+            Compression of the tiles. ``"webp"`` loses nothing without a `level`; ``"jpeg"`` loses a little. Both take
+            pixels of 8 bits only.
+        level : int, optional
+            Effort: deflate 1 to 12, zstd 1 to 22 (default 9); of webp the quality, 1 to 100. Default of deflate:
+            ISA-L's, several times as fast as level 6, for files that are 9 % larger.
+        predictor : {"auto", 1, 2, 3}
+            1 none, 2 differences, 3 floating point. ``"auto"``: 3 for floats, 2 for integers whose overviews are means.
+        blocksize : int, default 512
+            Side of a tile in pixels, a multiple of 16 from 64 to 8192.
+        overview_resampling : {"average", "nearest", "mode"}, optional
+            How overviews are made. Default: as suits each layer, means of valid pixels, and nearest for indices of
+            scenes.
+        mask : bool, optional
+            Mark missing pixels in a mask of one bit instead of by a nodata value. Default: for jpeg and lossy webp
+            only.
+        bigtiff : bool or "auto", default "auto"
+            BigTIFF, which may exceed 4 GB. ``"auto"``: only if needed.
+        jpeg_quality : int, default 85
+            1 to 100.
+        overrides : mapping from str to mapping, optional
+            Other encoding options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
+        tags : mapping from str, optional
+            Further tags for the files, which record scenes, rules, reducer and version in any case; and, if unreadable
+            scenes are skipped, which were missing in which windows (``READ_STATUS``).
+        progress : bool, default True
+            Show how far the call is, in terminals and notebooks.
+
+        Returns
+        -------
+        tuple of str
+            The files written: absolute paths or URLs, without signatures.
+
+        Raises
+        ------
+        ParameterError
+            Options are invalid or contradict each other; raised before anything is computed.
+        WriteError
+            The output exists or cannot be written, or an encoder, worker or upload failed; names the window.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> files = s2c.composite(cube).to_raster("median.tif", compress="zstd", overwrite=True)
+        """
+        from s2composite.writing.cog import write_raster  # noqa: PLC0415 - a floor below: see ARCHITECTURE.md
+
+        return write_raster(
+            self.dataset,
+            path,
+            layers=layers,
+            separate=separate,
+            overwrite=overwrite,
+            compress=compress,
+            level=level,
+            predictor=predictor,
+            blocksize=blocksize,
+            overview_resampling=overview_resampling,
+            mask=mask,
+            bigtiff=bigtiff,
+            jpeg_quality=jpeg_quality,
+            overrides=overrides,
+            tags=tags,
+            progress=progress,
+        )
+
+    def to_zarr(
+        self,
+        store: Any,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        chunk: int = 256,
+        level: int = 3,
+        shards: bool = True,
+        pyramid: bool = False,
+        progress: bool = True,
+    ) -> str:
+        """Write all layers as a Zarr v3 store, computing them if they are lazy.
+
+        Runs on the current Dask client, otherwise in threads. Each window writes its own shards and reads them back;
+        the store gets its final name (a directory) or its root metadata (an object store) last, so it is complete or
+        absent. If unreadable scenes are skipped, the variable ``read_status`` has a table of them and the root
+        attribute of that name a summary.
+
+        Parameters
+        ----------
+        store : str, os.PathLike, zarr store or icechunk session
+            Local path, ``gs://`` or ``s3://`` URL, or a store object of the zarr library, such as a MemoryStore. A
+            writable session of icechunk is committed when everything is written; on an error its changes are discarded.
+        overwrite : bool, default False
+            Replace an existing store.
+        resume : bool, default False
+            Continue an interrupted call with the same data; if this call is interrupted, keep what is done.
+        chunk : int, default 256
+            Side of the chunks inside a shard, in pixels.
+        level : int, default 3
+            Compression level of zstd, 1 to 22.
+        shards : bool, default True
+            One object per window, with an index of its chunks. False: one object per chunk, which GDAL before 3.13
+            needs.
+        pyramid : bool, default False
+            Also write overviews, as GeoZarr's multiscales: group ``0`` is the full resolution, ``1`` half of it, and so
+            on.
+        progress : bool, default True
+            Show how far the call is, in terminals and notebooks.
+
+        Returns
+        -------
+        str
+            The store written: absolute path or URL.
+
+        Raises
+        ------
+        ParameterError
+            An option is invalid; raised before anything is computed.
+        WriteError
+            The store exists or cannot be written, or a window failed; names the window.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> store = s2c.composite(cube).to_zarr("median.zarr", pyramid=True, overwrite=True)
+        >>> int(xr.open_zarr(store, group="0")["count"].max())
+        2
+        """
+        from s2composite.writing.zarr import write_zarr  # noqa: PLC0415 - a floor below
+
+        return write_zarr(
+            self.dataset,
+            store,
+            overwrite=overwrite,
+            resume=resume,
+            chunk=chunk,
+            level=level,
+            shards=shards,
+            pyramid=pyramid,
+            progress=progress,
+        )
+
+    def to_stac(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        layers: str | Sequence[str] | None = "all",
+        separate: bool | None = None,
+        overwrite: bool = False,
+        thumbnail: str | None = "png",
+        size: int = 512,
+        stretch: Stretch | None = None,
+        derived_from: Mapping[str, str] | None = None,
+        properties: Mapping[str, Any] | None = None,
+        compress: str = "deflate",
+        level: int | None = None,
+        predictor: str | int = "auto",
+        blocksize: int = 512,
+        overview_resampling: str | None = None,
+        mask: bool | None = None,
+        bigtiff: bool | str = "auto",
+        jpeg_quality: int = 85,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> tuple[str, ...]:
+        """Write layers as cloud-optimised GeoTIFF, a thumbnail, and last of all a STAC 1.1 item that describes them.
+
+        ``median.json`` has the files ``median.tif``, ``median_count.tif`` ... and ``median_thumbnail.png`` beside it.
+        If the item exists, all of them do, complete and verified; an item to be replaced is removed before its files
+        are.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Local path, ``gs://`` or ``s3://`` URL of the item, ending in ``.json``.
+        layers : str or sequence of str, default "all"
+            One or several names of layers, or ``"all"``. ``"rgba"``: a preview in 8 bits of its first three bands.
+        separate : bool, optional
+            One file per layer: ``median.tif``, ``median_count.tif``. False: one file with all layers as bands, in the
+            smallest dtype and with a nodata value that suit them all. Default: separate.
+        overwrite : bool, default False
+            Replace existing files.
+        thumbnail : {"png", "webp"}, optional
+            Kind of the thumbnail; None: there is none.
+        size : int, default 512
+            Pixels into which the thumbnail fits, 16 to 4096.
+        stretch : str or pair of float or sequence of pairs, optional
+            Values shown black and white in the thumbnail, such a pair for each band, or percentiles: ``"1-99%"``,
+            ``"1-99% per band"``. Default: uint8 unchanged, anything else between percentiles 2 and 98.
+        derived_from : mapping from str to str, optional
+            Address of each scene's own STAC item, by the name of the scene, for links.
+        properties : mapping from str, optional
+            Further properties of the item.
+        compress : {"deflate", "zstd", "lzw", "webp", "jpeg", "none"}
+            Compression of the tiles. ``"webp"`` loses nothing without a `level`; ``"jpeg"`` loses a little. Both take
+            pixels of 8 bits only.
+        level : int, optional
+            Effort: deflate 1 to 12, zstd 1 to 22 (default 9); of webp the quality, 1 to 100. Default of deflate:
+            ISA-L's, several times as fast as level 6, for files that are 9 % larger.
+        predictor : {"auto", 1, 2, 3}
+            1 none, 2 differences, 3 floating point. ``"auto"``: 3 for floats, 2 for integers whose overviews are means.
+        blocksize : int, default 512
+            Side of a tile in pixels, a multiple of 16 from 64 to 8192.
+        overview_resampling : {"average", "nearest", "mode"}, optional
+            How overviews are made. Default: as suits each layer, means of valid pixels, and nearest for indices of
+            scenes.
+        mask : bool, optional
+            Mark missing pixels in a mask of one bit instead of by a nodata value. Default: for jpeg and lossy webp
+            only.
+        bigtiff : bool or "auto", default "auto"
+            BigTIFF, which may exceed 4 GB. ``"auto"``: only if needed.
+        jpeg_quality : int, default 85
+            1 to 100.
+        overrides : mapping from str to mapping, optional
+            Other encoding options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
+        tags : mapping from str, optional
+            Further tags for the files, which record scenes, rules, reducer and version in any case; and, if unreadable
+            scenes are skipped, which were missing in which windows (``READ_STATUS``).
+        progress : bool, default True
+            Show how far the call is, in terminals and notebooks.
+
+        Returns
+        -------
+        tuple of str
+            The items written.
+
+        Raises
+        ------
+        ParameterError
+            Options are invalid or contradict each other, or scenes have no times; raised before anything is computed.
+        WriteError
+            An output exists or cannot be written; then there is no item.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+        >>> pixels = np.full((2, 3, 64, 64), 90, "uint8")
+        >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> items = s2c.composite(cube).to_stac("median.json", thumbnail="webp", overwrite=True)
+        """
+        from s2composite.writing.metadata import write_stac  # noqa: PLC0415 - a floor below
+
+        return write_stac(
+            self.dataset,
+            path,
+            layers=layers,
+            separate=separate,
+            overwrite=overwrite,
+            thumbnail=thumbnail,
+            size=size,
+            stretch=stretch,
+            derived_from=derived_from,
+            properties=properties,
+            compress=compress,
+            level=level,
+            predictor=predictor,
+            blocksize=blocksize,
+            overview_resampling=overview_resampling,
+            mask=mask,
+            bigtiff=bigtiff,
+            jpeg_quality=jpeg_quality,
+            overrides=overrides,
+            tags=tags,
+            progress=progress,
+        )
+
+    def to_thumbnail(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        size: int = 512,
+        stretch: Stretch | None = None,
+        layer: str | None = None,
+        overwrite: bool = False,
+    ) -> tuple[str, ...]:
+        """Write a small picture, transparent where there is no value. A lazy composite is computed as a whole.
+
+        Its pixels are those of the overview that fits into `size`: means of 2 x 2 valid pixels, repeatedly.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Local path or URL that ends in ``.png`` or ``.webp``.
+        size : int, default 512
+            Pixels into which the picture fits, 16 to 4096.
+        stretch : str or pair of float or sequence of pairs, optional
+            Values shown black and white, such a pair for each band, or percentiles of the picture: ``"1-99%"``,
+            ``"1-99% per band"``; ``"common"`` and ``"1-99% common"``: of the pictures of all periods together. Default:
+            uint8 unchanged, anything else between percentiles 2 and 98 of each picture.
+        layer : str, optional
+            Layer to show; default: the composite. Its bands red, green and blue are shown, or else the first three.
+        overwrite : bool, default False
+            Replace an existing file.
 
         Returns
         -------
         tuple of str
             The files written.
-        """
-        from s2composite.writing.cog import write_raster  # noqa: PLC0415 - a floor below: see ARCHITECTURE.md
 
-        return write_raster(self.dataset, path, **options)
+        Raises
+        ------
+        ParameterError
+            The kind of picture, its size or its stretch is invalid, or there is no layer with bands.
+        WriteError
+            The output exists or cannot be written.
 
-    def to_zarr(self, store: Any, **options: Any) -> str:
-        """Write all layers as Zarr v3.
-
-        Parameters
-        ----------
-        store
-            Local path, URL, store of the zarr library, or session of icechunk.
-        **options
-            See `s2composite.writing.zarr.write_zarr`.
-
-        Returns
-        -------
-        str
-            The store written.
-        """
-        from s2composite.writing.zarr import write_zarr  # noqa: PLC0415 - a floor below
-
-        return write_zarr(self.dataset, store, **options)
-
-    def to_stac(self, path: str, **options: Any) -> tuple[str, ...]:
-        """Write layers as GeoTIFF, a thumbnail, and last of all the STAC item that describes them.
-
-        Parameters
-        ----------
-        path
-            Local path or URL of the item, ending in ``.json``.
-        **options
-            See `s2composite.writing.metadata.write_stac`.
-
-        Returns
-        -------
-        tuple of str
-            The items written: one, or one for each period.
-        """
-        from s2composite.writing.metadata import write_stac  # noqa: PLC0415 - a floor below
-
-        return write_stac(self.dataset, path, **options)
-
-    def to_thumbnail(self, path: str, **options: Any) -> tuple[str, ...]:
-        """Write a small picture.
-
-        Parameters
-        ----------
-        path
-            Local path or URL, ending in ``.png`` or ``.webp``.
-        **options
-            See `s2composite.writing.thumbnail.write_thumbnail`.
-
-        Returns
-        -------
-        tuple of str
-            The pictures written: one, or one for each period.
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> files = s2c.composite(cube).to_thumbnail("median.png", size=200, overwrite=True)
         """
         from s2composite.writing.thumbnail import write_thumbnail  # noqa: PLC0415 - a floor below
 
-        return write_thumbnail(self.dataset, path, **options)
+        return write_thumbnail(self.dataset, path, size=size, stretch=stretch, layer=layer, overwrite=overwrite)
 
-    def explore(self, **options: Any) -> Map:
+    def explore(
+        self,
+        *,
+        layer: str = "composite",
+        bands: Sequence[Any] | None = None,
+        stretch: Stretch | None = None,
+        basemap: str | None = "OpenStreetMap Mapnik",
+    ) -> Map:
         """Show the composite on a map to zoom and pan, with a slider for its periods.
+
+        A lazy composite is computed; ``comp.preview().explore()`` takes seconds. A page holds 12 million pixels at
+        most, so that the more periods there are, the coarser they are.
 
         Parameters
         ----------
-        **options
-            See `s2composite.analysis.explore.explore`.
+        layer : str, default "composite"
+            Which variable.
+        bands : sequence of str, optional
+            Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else
+            the first three.
+        stretch : str or pair of float or sequence of pairs, optional
+            The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``,
+            ``"1-99% per band"``. Percentiles, and so the default, are those of each period; ``"common"`` and
+            ``"1-99% common"`` are those of all periods together, so that their brightness can be compared.
+        basemap : str, optional
+            Name of a background as Bokeh's ``add_tile`` takes it; None: no background. Default:
+            ``"OpenStreetMap Mapnik"``.
 
         Returns
         -------
-        s2composite.analysis.explore.Map
-            Notebooks display it; ``.save("map.html")`` writes a self-contained page.
+        Map
+            ``.save("map.html")``, or the last line of a notebook's cell.
+
+        Raises
+        ------
+        ParameterError
+            No such layer, band or background, or no pixel has data.
+        GridError
+            The composite has no coordinate system, or lies where web maps end: over the antimeridian or a pole.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> from odc.geo.geobox import GeoBox
+        >>> from odc.geo.xr import xr_coords
+        >>> grid = GeoBox.from_bbox((300000, 4800000, 301000, 4801000), "EPSG:32631", resolution=10)
+        >>> cube = xr.DataArray(np.full((2, 3, 100, 100), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> comp = s2c.composite(cube.assign_coords(xr_coords(grid, dims=("y", "x"))))
+        >>> page = comp.explore().save("map.html", overwrite=True)
         """
         from s2composite.analysis.explore import explore  # noqa: PLC0415 - a floor below
 
-        return explore(self.dataset, **options)
+        return explore(self.dataset, layer=layer, bands=bands, stretch=stretch, basemap=basemap)
 
-    @property
+    @cached_property  # which notebooks look into for help, as they do not into a property
     def plot(self) -> Plots:
         """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``, ``comp.plot.periods()`` ..."""
         from s2composite.analysis.plot import Plots  # noqa: PLC0415 - a floor below

@@ -26,7 +26,7 @@ from s2composite.array_values import with_nodata
 from s2composite.errors import ParameterError
 from s2composite.georeference import geobox_of
 from s2composite.interop import load_with
-from s2composite.metering import tell_read
+from s2composite.metering import READ_WINDOW, SEND_HEADERS, tell_read
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.header import read_header
 from s2composite.reading.layout import BandName, chosen_bands
@@ -66,8 +66,6 @@ _WINDOWS_A_THREAD = 2
 
 _SMALLEST_SHARE = 512
 """Least side in pixels of windows that are made smaller to share the work; smaller ones would decode tiles twice."""
-
-_STACK_LAYER = "s2composite-stack-"
 
 
 def open_cube(
@@ -269,11 +267,11 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
     times, bands = stack.shape[:2]
     data = da.map_blocks(
         _read_block,
-        read=delayed(_Read(stack, spatial), name=f"{_STACK_LAYER}{stack.token}", pure=True, traverse=False),
+        read=delayed(_Read(stack, spatial), name=f"{SEND_HEADERS}{stack.token}", pure=True, traverse=False),
         chunks=((times,), (bands,), *spatial),
         dtype=stack.dtype,
         meta=np.empty((0, 0, 0, 0), stack.dtype),
-        name=f"read-{stack.token}-{_chunk_token(spatial)}",
+        name=f"{READ_WINDOW}{stack.token}-{_chunk_token(spatial)}",
     )
     # numbers and texts only: what netCDF and Zarr can keep
     attrs: dict[str, Any] = {**stack.engines(), **numbers_attrs(stack)}
@@ -335,8 +333,8 @@ def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
     if not isinstance(cube.data, da.Array):
         return None
     layers = cube.data.dask.layers
-    found = [layer for name, layer in layers.items() if name.startswith(_STACK_LAYER)]
-    if len(found) != 1 or not all(name.startswith((_STACK_LAYER, "read-", "getitem-")) for name in layers):
+    found = [layer for name, layer in layers.items() if name.startswith(SEND_HEADERS)]
+    if len(found) != 1 or not all(name.startswith((SEND_HEADERS, READ_WINDOW, "getitem-")) for name in layers):
         return None
     (node,) = dict(found[0]).values()
     stack = _selected(node.value, cube)
@@ -375,7 +373,7 @@ def _selection(read: _Read, data: da.Array) -> list[list[int]]:
     pixels, along one row of blocks for each axis.
     """
     sizes = ((len(read.stack.scenes),), (len(read.stack.bands),), *read.spatial)
-    reads = [name for name in data.dask.layers if name.startswith("read-")]
+    reads = [name for name in data.dask.layers if name.startswith(READ_WINDOW)]
     if data.name == reads[0]:
         return [list(range(sum(chunks))) for chunks in sizes]
     return [_selected_along(axis, sizes[axis], sizes, reads[0], data) for axis in range(data.ndim)]
@@ -396,7 +394,7 @@ def _selected_along(
     graph = {
         key: block(key) if key[0] == read else task
         for key, task in dict(data.dask.cull(keys)).items()
-        if not str(key).startswith(_STACK_LAYER)
+        if not str(key).startswith(SEND_HEADERS)
     }
     first = [slice(None) if dim == axis else 0 for dim in range(data.ndim)]
     return [int(position) for found in dask.get(graph, keys) for position in found[tuple(first)]]

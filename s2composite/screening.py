@@ -10,6 +10,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 from numpy.typing import NDArray
 
 from s2composite.array_masks import ValidArray, ValidRules, rules_of, usable_cube
@@ -95,6 +96,7 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
         spatial=spatial,
         masks=masks_of(stack, recipe.rules) if stack is not None else (),
         **more,
+        name=f"count-valid-{tokenize(count, [array.name for array in arrays], recipe, stack and stack.token)}",
         drop_axis=1,
         new_axis=3,
         chunks=(data.chunks[0], *((1,) * n for n in data.numblocks[2:]), (2,)),

@@ -19,7 +19,7 @@ from s2composite.cube import Chunks, thread_memory, window_at
 from s2composite.days import asks_for_coverage, products_near, read_days
 from s2composite.errors import ParameterError
 from s2composite.masking import Mask, both, masks_of, with_halo
-from s2composite.metering import metered, tell_read
+from s2composite.metering import COMPOSITE_WINDOW, SEND_RECIPE, metered, take_layer, tell_read
 from s2composite.pixels.flags import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window
@@ -29,8 +29,6 @@ from s2composite.reading.scratch import borrow
 from s2composite.reading.stack import Products, Stack
 
 __all__ = ["STATUS", "Work", "compose_window", "layer_arrays", "source_shares", "work_in"]
-
-_WORK_LAYER = "s2composite-work-"
 
 STATUS = "read_status"
 """Name of the layer that says, for each scene and window, whether it was read."""
@@ -262,7 +260,7 @@ def work_in(dataset: xr.Dataset) -> Work | None:
     """Return the work behind a lazy composite of a cube from files, None for any other."""
     graphs = [array.data.dask for array in dataset.data_vars.values() if isinstance(array.data, da.Array)]
     for name, layer in graphs[0].layers.items() if graphs else ():
-        if name.startswith(_WORK_LAYER):
+        if name.startswith(SEND_RECIPE):
             (node,) = dict(layer).values()
             work: Work = node.value
             return work
@@ -290,15 +288,15 @@ def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np
     work = Work(stack, recipe, spatial, masks_of(stack, recipe.rules), valid is not None)
     token = tokenize(work)
     common = {
-        "work": delayed(work, name=f"{_WORK_LAYER}{token}", pure=True, traverse=False),
+        "work": delayed(work, name=f"{SEND_RECIPE}{token}", pure=True, traverse=False),
         "chunks": spatial,
         "dtype": object,
         "meta": np.empty((0, 0), object),
     }
     if valid is None:
-        return da.map_blocks(_compose_block, name=f"read+composite-{token}", **common)
+        return da.map_blocks(_compose_block, name=f"{COMPOSITE_WINDOW}{token}", **common)
     mask = _with_surroundings(valid, spatial, recipe.halo) if recipe.halo else _chunked(valid, spatial)
-    name = f"read+composite-{tokenize(token, mask.name)}"
+    name = f"{COMPOSITE_WINDOW}{tokenize(token, mask.name)}"
     packed = da.map_blocks(_compose_valid, mask, name=name, drop_axis=0, **common)
     (fused,) = dask.optimize(packed)
     return fused
@@ -307,7 +305,9 @@ def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np
 def _chunked(valid: NDArray[np.bool_] | da.Array, spatial: Chunks) -> da.Array:
     """Return a mask ``(t, y, x)`` as a Dask array in the windows' chunks."""
     chunks = ((valid.shape[0],), *spatial)
-    return valid.rechunk(chunks) if isinstance(valid, da.Array) else da.from_array(valid, chunks)
+    if isinstance(valid, da.Array):
+        return valid.rechunk(chunks)
+    return da.from_array(valid, chunks, name=f"send-mask-{tokenize(valid, chunks)}")
 
 
 def _with_surroundings(valid: NDArray[np.bool_] | da.Array, spatial: Chunks, halo: int) -> da.Array:
@@ -338,7 +338,7 @@ def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | d
         drop_axis=[0, 1],
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"reduce-{tokenize(data.name, recipe, [mask.name for mask in masks])}",
+        name=f"{COMPOSITE_WINDOW}{tokenize(data.name, recipe, [mask.name for mask in masks])}",
     )
     # Dask starts fusing at whichever key comes first, and from one of several outputs it does not reach the read: a
     # window of all dates would become a task result. From a single output it does, so fuse before the outputs branch.
@@ -374,7 +374,7 @@ def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], wind
         _take,
         packed,
         layer=name,
-        name=f"{name}-{tokenize(packed.name, name)}",
+        name=f"{take_layer(name)}{tokenize(packed.name, name)}",
         new_axis=list(range(len(head))) or None,
         chunks=(*((n,) for n in head), *(windows or packed.chunks)),
         dtype=dtype,
@@ -391,6 +391,7 @@ def source_shares(source: NDArray[np.int16] | da.Array, n_scenes: int) -> NDArra
         _block_weights,
         source,
         n_scenes,
+        name=f"count-sources-{tokenize(source.name, n_scenes)}",
         new_axis=source.ndim,
         chunks=(*source.chunks[:-2], *((1,) * n for n in source.numblocks[-2:]), (n_scenes,)),
         dtype=np.float64,

@@ -140,10 +140,11 @@ def figure_or_new(figure: Figure | None, size: tuple[float, float]) -> Figure:
     """
     if figure is not None:
         return figure
-    return plt.figure(FigureClass=PlotFigure, figsize=size, layout="compressed")
+    new: Figure = plt.figure(FigureClass=PlotFigure, figsize=size, layout="compressed")
+    return new
 
 
-class PlotFigure(Figure):  # type: ignore[misc] # matplotlib has no types
+class PlotFigure(Figure):
     """A figure that a notebook shows once, whether or not it is the last value of a cell.
 
     The inline backend draws all figures of pyplot at the end of a cell, also one that IPython has just displayed as the

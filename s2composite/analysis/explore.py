@@ -107,13 +107,20 @@ def explore(
 
     Parameters
     ----------
-    composite
+    composite : Composite or xarray.Dataset
         A composite, or its layers: `layer` with bands and, to know where there is data, ``count``.
-    layer, bands, stretch
-        As in `plot_composite`; percentiles, and so the default, are those of each period; ``"common"`` and
-        ``"1-99% common"`` are those of all periods together, so that their brightness can be compared.
-    basemap
-        Name of a background as Bokeh's ``add_tile`` takes it, or None.
+    layer : str, default "composite"
+        Which variable.
+    bands : sequence of str, optional
+        Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
+        first three.
+    stretch : str or pair of float or sequence of pairs, optional
+        The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
+        Percentiles, and so the default, are those of each period; ``"common"`` and ``"1-99% common"`` are those of all
+        periods together, so that their brightness can be compared.
+    basemap : str, optional
+        Name of a background as Bokeh's ``add_tile`` takes it; None: no background. Default:
+        ``"OpenStreetMap Mapnik"``.
 
     Returns
     -------

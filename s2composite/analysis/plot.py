@@ -45,6 +45,7 @@ from s2composite.analysis.small_multiples import periods
 from s2composite.analysis.timeline import timeline
 from s2composite.composed import Composed
 from s2composite.errors import ParameterError
+from s2composite.pixels.masks import Rule
 from s2composite.pixels.stretching import Stretch, limits, painted
 
 __all__ = ["Plots", "before_after", "periods", "plot_composite", "plot_count", "plot_date", "timeline"]
@@ -60,29 +61,237 @@ class Plots:
     dataset: xr.Dataset
     """The layers of a composite."""
 
-    def __call__(self, **options: Any) -> Axes:
-        """Draw the composite; see `plot_composite`."""
-        return plot_composite(self.dataset, **options)
+    def __call__(
+        self,
+        *,
+        layer: str = "composite",
+        bands: Sequence[Any] | None = None,
+        stretch: Stretch | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw a layer with bands as a colour picture, or in greys with a scale; without data it is transparent.
 
-    def count(self, **options: Any) -> Axes:
-        """Draw how many valid observations each pixel had; see `plot_count`."""
-        return plot_count(self.dataset, **options)
+        Parameters
+        ----------
+        layer : str, default "composite"
+            Which variable.
+        bands : sequence of str, optional
+            Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else
+            the first three.
+        stretch : str or pair of float or sequence of pairs, optional
+            The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``,
+            ``"1-99% per band"``. Default: uint8 as it is; anything else between the 2nd and the 98th percentile of all
+            its valid values.
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; default: a new figure.
 
-    def date(self, **options: Any) -> Axes:
-        """Draw the date that each pixel comes from; see `plot_date`."""
-        return plot_date(self.dataset, **options)
+        Returns
+        -------
+        matplotlib.axes.Axes
+            With the picture; ``ax.figure.savefig("composite.png")`` writes it.
 
-    def before_after(self, cube: xr.DataArray, **options: Any) -> Figure:
-        """Draw a scene of the cube beside the composite; see `before_after`."""
-        return before_after(cube, self.dataset, **options)
+        Raises
+        ------
+        ParameterError
+            No such layer or band, or no pixel has data.
 
-    def timeline(self, cube: xr.DataArray | None = None, **options: Any) -> Axes:
-        """Draw how much of the composite comes from each scene, and how much each one shows; see `timeline`."""
-        return timeline(self.dataset, cube, **options)
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+        >>> pixels = np.full((2, 3, 64, 64), 90, "uint8")
+        >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> ax = s2c.composite(cube).plot(stretch="1-99%")
+        """
+        return plot_composite(self.dataset, layer=layer, bands=bands, stretch=stretch, ax=ax)
 
-    def periods(self, **options: Any) -> Figure:
-        """Draw all periods side by side; see `periods`."""
-        return periods(self.dataset, **options)
+    def count(self, *, ax: Axes | None = None) -> Axes:
+        """Draw the number of valid observations of each pixel; without any it is transparent, as in the composite.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; default: a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            With the picture.
+
+        Raises
+        ------
+        ParameterError
+            There is no count, or it is 0 everywhere.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+        >>> pixels = np.full((2, 3, 64, 64), 90, "uint8")
+        >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> ax = s2c.composite(cube).plot.count()
+        """
+        return plot_count(self.dataset, ax=ax)
+
+    def date(self, *, ax: Axes | None = None) -> Axes:
+        """Draw the date of the observation that each pixel comes from; up to 12 dates have a legend with their shares.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; default: a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            With the picture.
+
+        Raises
+        ------
+        ParameterError
+            There is no source or no dates, or no pixel has a source.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+        >>> pixels = np.full((2, 3, 64, 64), 90, "uint8")
+        >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> ax = s2c.composite(cube).plot.date()
+        """
+        return plot_date(self.dataset, ax=ax)
+
+    def before_after(
+        self,
+        cube: xr.DataArray,
+        scene: int | str | None = None,
+        *,
+        stretch: Stretch | None = None,
+        figure: Figure | None = None,
+    ) -> Figure:
+        """Draw one cloudy scene, the composite, and how many observations it had, side by side.
+
+        Parameters
+        ----------
+        cube : xarray.DataArray
+            ``(time, band, y, x)``: what the composite was made of.
+        scene : int or str, optional
+            Position or name of the scene. Default: the one that is most partly cloudy in the middle of the area.
+        stretch : str or pair of float or sequence of pairs, optional
+            The values shown black and white, in both; default as in ``comp.plot()``.
+        figure : matplotlib.figure.Figure, optional
+            Where to draw; default: a new figure.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            With three axes.
+
+        Raises
+        ------
+        ParameterError
+            No such scene, or the composite has no data.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+        >>> pixels = np.full((2, 3, 64, 64), 90, "uint8")
+        >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> figure = s2c.composite(cube).plot.before_after(cube)
+        """
+        return before_after(cube, self.dataset, scene, stretch=stretch, figure=figure)
+
+    def timeline(
+        self,
+        cube: xr.DataArray | None = None,
+        *,
+        valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None = None,
+        resolution: float | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw, for each scene at its date, the share of the composite's pixels that come from it, and what it shows.
+
+        Parameters
+        ----------
+        cube : xarray.DataArray, optional
+            What the composite was made of: the share of the area that each scene shows validly is drawn, too.
+        valid : rule or DataArray of bool, or sequence of these, optional
+            The rules of the composite, as for `composite`; they say which pixels of the cube count.
+        resolution : float, optional
+            Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: up to
+            16 times coarser than the cube, but 256 pixels a side, from overviews where there are some. Other cubes are
+            looked at as they are.
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; default: a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            With the share in percent of each scene.
+
+        Raises
+        ------
+        ParameterError
+            There are no dates, neither source nor cube, no pixel has a source, or the cube has other scenes.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+        >>> pixels = np.full((2, 3, 64, 64), 90, "uint8")
+        >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> ax = s2c.composite(cube).plot.timeline(cube)
+        """
+        return timeline(self.dataset, cube, valid=valid, resolution=resolution, ax=ax)
+
+    def periods(
+        self,
+        *,
+        layer: str = "composite",
+        bands: Sequence[Any] | None = None,
+        stretch: Stretch | None = None,
+        columns: int = 4,
+        figure: Figure | None = None,
+    ) -> Figure:
+        """Draw each period of a composite, or how many observations each had, in one figure.
+
+        Parameters
+        ----------
+        layer : str, default "composite"
+            ``"composite"`` or another with bands; ``"count"`` or another without.
+        bands : sequence of str, optional
+            Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else
+            the first three.
+        stretch : str or pair of float or sequence of pairs, optional
+            The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``,
+            ``"1-99% per band"``. Percentiles, and so the default, are those of each period, so that a summer can be
+            seen beside a winter with snow. ``"common"``, or ``"1-99% common"``: those of all periods together, so that
+            their brightness can be compared.
+        columns : int, default 4
+            Pictures in a row.
+        figure : matplotlib.figure.Figure, optional
+            Where to draw; default: a new figure.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            With axes for each period; one without a value is left grey and says so.
+
+        Raises
+        ------
+        ParameterError
+            The composite has no periods, there is no such layer or band, or no period has data.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+        >>> pixels = np.full((2, 3, 64, 64), 90, "uint8")
+        >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> figure = s2c.composite(cube, period="month").plot.periods(columns=2)
+        """
+        return periods(self.dataset, layer=layer, bands=bands, stretch=stretch, columns=columns, figure=figure)
 
 
 def plot_composite(
@@ -97,22 +306,23 @@ def plot_composite(
 
     Parameters
     ----------
-    composite
+    composite : Composite or xarray.Dataset
         A composite, or its layers: `layer` ``(band, y, x)`` and, to know where there is data, ``count`` ``(y, x)``.
-    layer
+    layer : str, default "composite"
         Which variable.
-    bands
+    bands : sequence of str, optional
         Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
         first three.
-    stretch
+    stretch : str or pair of float or sequence of pairs, optional
         The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
         Default: uint8 as it is; anything else between the 2nd and the 98th percentile of all its valid values.
-    ax
+    ax : matplotlib.axes.Axes, optional
         Where to draw; default: a new figure.
 
     Returns
     -------
     matplotlib.axes.Axes
+        With the picture; ``ax.figure.savefig("composite.png")`` writes it.
 
     Raises
     ------
@@ -135,10 +345,15 @@ def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> A
 
     Parameters
     ----------
-    composite
+    composite : Composite or xarray.Dataset
         A composite, or its layers: ``count`` ``(y, x)``.
-    ax
+    ax : matplotlib.axes.Axes, optional
         Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        With the picture.
 
     Raises
     ------
@@ -161,10 +376,15 @@ def plot_date(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Ax
 
     Parameters
     ----------
-    composite
+    composite : Composite or xarray.Dataset
         A composite, or its layers: ``source`` ``(y, x)``, with the coordinate ``scene_time``.
-    ax
+    ax : matplotlib.axes.Axes, optional
         Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        With the picture.
 
     Raises
     ------
@@ -214,15 +434,15 @@ def before_after(
 
     Parameters
     ----------
-    cube
+    cube : xarray.DataArray
         ``(time, band, y, x)``: what the composite was made of.
-    composite
+    composite : Composite or xarray.Dataset
         A composite, or its layers.
-    scene
+    scene : int or str, optional
         Position or name of the scene. Default: the one that is most partly cloudy in the middle of the area.
-    stretch
+    stretch : str or pair of float or sequence of pairs, optional
         The values shown black and white, in both; default as in `plot_composite`.
-    figure
+    figure : matplotlib.figure.Figure, optional
         Where to draw; default: a new figure.
 
     Returns

@@ -48,17 +48,21 @@ def periods(
 
     Parameters
     ----------
-    composite
+    composite : Composite or xarray.Dataset
         A composite with periods, or its layers.
-    layer
+    layer : str, default "composite"
         ``"composite"`` or another with bands; ``"count"`` or another without.
-    bands, stretch
-        As in `plot_composite`; percentiles, and so the default, are those of each period, so that a summer can be seen
-        beside a winter with snow. ``"common"``, or ``"1-99% common"``: those of all periods together, so that their
-        brightness can be compared.
-    columns
+    bands : sequence of str, optional
+        Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
+        first three.
+    stretch : str or pair of float or sequence of pairs, optional
+        The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
+        Percentiles, and so the default, are those of each period, so that a summer can be seen beside a winter with
+        snow. ``"common"``, or ``"1-99% common"``: those of all periods together, so that their brightness can be
+        compared.
+    columns : int, default 4
         Pictures in a row.
-    figure
+    figure : matplotlib.figure.Figure, optional
         Where to draw; default: a new figure.
 
     Returns

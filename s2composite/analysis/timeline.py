@@ -34,19 +34,24 @@ def timeline(
 
     Parameters
     ----------
-    composite
+    composite : Composite or xarray.Dataset
         A composite, or its layers, with the coordinate ``scene_time``. Only one with ``source`` takes its pixels from
         single scenes; of others, such as a geomedian, it is drawn what the scenes of the cube show.
-    cube
+    cube : xarray.DataArray, optional
         What the composite was made of: the share of the area that each scene shows validly is drawn, too.
-    valid
+    valid : rule or DataArray of bool, or sequence of these, optional
         The rules of the composite, as for `composite`; they say which pixels of the cube count.
-    resolution
+    resolution : float, optional
         Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: up to
         16 times coarser than the cube, but 256 pixels a side, from overviews where there are some. Other cubes are
         looked at as they are.
-    ax
+    ax : matplotlib.axes.Axes, optional
         Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        With the share in percent of each scene.
 
     Raises
     ------

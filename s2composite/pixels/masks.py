@@ -260,9 +260,7 @@ def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
     return 0.0 if dtype.kind in "ui" else float("nan")
 
 
-def rule_text(
-    rule: Rule, dtype: np.dtype[Any], nodata: float | None = None, saturated: tuple[float, ...] = ()
-) -> str:
+def rule_text(rule: Rule, dtype: np.dtype[Any], nodata: float | None = None, saturated: tuple[float, ...] = ()) -> str:
     """Return a rule in words, with the values that it stands for in a cube; the others are those of `limits_of`.
 
     >>> rule_text(Nodata(), np.dtype("uint8")), rule_text(Saturated(), np.dtype("uint8"))
@@ -277,7 +275,7 @@ def rule_text(
             dropped = rule.limits(Limits(np.zeros(1, dtype), np.zeros(1, dtype), 0.0, saturated=saturated)).dropped
             return f"saturated {' or '.join(map(_number_text, dropped)) or '(no value is known)'}"
         case ValueRange(low, high, bands):
-            ends = [f"from {_number_text(low)}"] * (low is not None) + [f"to {_number_text(high)}"] * (high is not None)
+            ends = [f"{word} {_number_text(end)}" for word, end in (("from", low), ("to", high)) if end is not None]
             return " ".join(["values", *ends, *(["of", " and ".join(bands)] if bands else [])])
         case _:
             return str(rule)

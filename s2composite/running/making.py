@@ -246,7 +246,7 @@ class Making:
                 self._note("product", files=list(self.product.files))
 
     def _all_batches(self) -> Iterator[Iterable[Call]]:
-        yield (self._call("window", make_window, (self._held, at), at) for at in self.todo)
+        yield (self._call("make-window", make_window, (self._held, at), at) for at in self.todo)
         if self._failed or not self._complete:
             return
         output = self.product.output
@@ -268,7 +268,7 @@ class Making:
     @cached_property
     def _held(self) -> Any:
         """What makes windows, on the cluster; whoever loses it gets it from the scheduler again."""
-        return self._client.submit(_hold, self.product.maker, key=f"product-{self.product.token[:16]}", pure=True)
+        return self._client.submit(_hold, self.product.maker, key=f"send-job-{self.product.token[:16]}", pure=True)
 
     def _note_window(self, outcome: Outcome, window: tuple[int, int]) -> None:
         facts: dict[str, Any] = {

@@ -43,7 +43,9 @@ def workers_see(client: Client | None, parts: Parts) -> bool:
         return True
     answers = client.run(parts.visible)
     # Without workers (an adaptive cluster at rest) the first one that starts answers for all.
-    return all(answers.values()) if answers else bool(client.submit(parts.visible, pure=False).result())
+    if answers:
+        return all(answers.values())
+    return bool(client.submit(parts.visible, key=f"check-directory-{uuid.uuid4().hex}").result())
 
 
 @dataclass(frozen=True, eq=False)

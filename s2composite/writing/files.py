@@ -192,7 +192,7 @@ def _namer(rasters: Sequence[Raster], encoding: Encoding) -> Callable[[tuple[int
 def _renamed(item: tuple[str, da.Array]) -> tuple[str, da.Array]:
     """Return an array under keys of its own: a failed write cancels them, and others may hold the original."""
     name, array = item
-    return name, array.map_blocks(np.asarray, dtype=array.dtype, name=f"write-{name}-{uuid.uuid4().hex[:12]}")
+    return name, array.map_blocks(np.asarray, dtype=array.dtype, name=f"write-table-{name}-{uuid.uuid4().hex[:12]}")
 
 
 def _table_namer(name: str) -> Callable[[tuple[int, ...]], str]:

@@ -13,6 +13,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
@@ -23,7 +24,7 @@ from s2composite.scenes.storage import display
 from s2composite.writing.cog import plan_files, status_tags, tables_of
 from s2composite.writing.files import FilePlan, Tables, WriteJob, Written, write_files
 from s2composite.writing.layers import layer_of
-from s2composite.writing.options import options_of
+from s2composite.writing.options import RasterOptions
 from s2composite.writing.periods import Period, period_path, periods_of
 from s2composite.writing.stac import Lineage, build_item, check_times, multihash
 from s2composite.writing.status import STATUS, status_summary
@@ -47,10 +48,17 @@ def write_stac(
     stretch: Stretch | None = None,
     derived_from: Mapping[str, str] | None = None,
     properties: Mapping[str, Any] | None = None,
+    compress: str = "deflate",
+    level: int | None = None,
+    predictor: str | int = "auto",
+    blocksize: int = 512,
+    overview_resampling: str | None = None,
+    mask: bool | None = None,
+    bigtiff: bool | str = "auto",
+    jpeg_quality: int = 85,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     tags: Mapping[str, Any] | None = None,
     progress: bool = True,
-    **options: Any,
 ) -> tuple[str, ...]:
     """Write layers as cloud-optimised GeoTIFF, a thumbnail, and last of all a STAC 1.1 item that describes them.
 
@@ -59,20 +67,53 @@ def write_stac(
 
     Parameters
     ----------
-    dataset
+    dataset : xarray.Dataset
         Dataset of a composite; with periods there are files and an item for each, named as by `write_raster`.
-    path
+    path : str or os.PathLike
         Local path, ``gs://`` or ``s3://`` URL of the item, ending in ``.json``.
-    layers, separate, overwrite, overrides, tags, progress, **options
-        As for `s2composite.writing.cog.write_raster`; all layers by default.
-    thumbnail
-        ``"png"``, ``"webp"`` or None.
-    size, stretch
-        Of the thumbnail; see `s2composite.writing.thumbnail.write_thumbnail`.
-    derived_from
+    layers : str or sequence of str, default "all"
+        One or several names of layers, or ``"all"``. ``"rgba"``: a preview in 8 bits of its first three bands.
+    separate : bool, optional
+        One file per layer: ``median.tif``, ``median_count.tif``. False: one file with all layers as bands, in the
+        smallest dtype and with a nodata value that suit them all. Default: separate.
+    overwrite : bool, default False
+        Replace existing files.
+    thumbnail : {"png", "webp"}, optional
+        Kind of the thumbnail; None: there is none.
+    size : int, default 512
+        Pixels into which the thumbnail fits, 16 to 4096.
+    stretch : str or pair of float or sequence of pairs, optional
+        Values shown black and white in the thumbnail, such a pair for each band, or percentiles: ``"1-99%"``,
+        ``"1-99% per band"``. Default: uint8 unchanged, anything else between percentiles 2 and 98.
+    derived_from : mapping from str to str, optional
         Address of each scene's own STAC item, by the name of the scene, for links.
-    properties
+    properties : mapping from str, optional
         Further properties of the item.
+    compress : {"deflate", "zstd", "lzw", "webp", "jpeg", "none"}
+        Compression of the tiles. ``"webp"`` loses nothing without a `level`; ``"jpeg"`` loses a little. Both take
+        pixels of 8 bits only.
+    level : int, optional
+        Effort: deflate 1 to 12, zstd 1 to 22 (default 9); of webp the quality, 1 to 100. Default of deflate: ISA-L's,
+        several times as fast as level 6, for files that are 9 % larger.
+    predictor : {"auto", 1, 2, 3}
+        1 none, 2 differences, 3 floating point. ``"auto"``: 3 for floats, 2 for integers whose overviews are means.
+    blocksize : int, default 512
+        Side of a tile in pixels, a multiple of 16 from 64 to 8192.
+    overview_resampling : {"average", "nearest", "mode"}, optional
+        How overviews are made. Default: as suits each layer, means of valid pixels, and nearest for indices of scenes.
+    mask : bool, optional
+        Mark missing pixels in a mask of one bit instead of by a nodata value. Default: for jpeg and lossy webp only.
+    bigtiff : bool or "auto", default "auto"
+        BigTIFF, which may exceed 4 GB. ``"auto"``: only if needed.
+    jpeg_quality : int, default 85
+        1 to 100.
+    overrides : mapping from str to mapping, optional
+        Other encoding options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
+    tags : mapping from str, optional
+        Further tags for the files, which record scenes, rules, reducer and version in any case; and, if unreadable
+        scenes are skipped, which were missing in which windows (``READ_STATUS``).
+    progress : bool, default True
+        Show how far the call is, in terminals and notebooks.
 
     Returns
     -------
@@ -98,9 +139,8 @@ def write_stac(
     if not dot or suffix.lower() != "json" or is_http(stem):
         raise ParameterError(f"{display(os.fspath(path))}: name a .json file on a disk, gs:// or s3://")
     dataset = north_up(dataset)
-    plans = plan_files(
-        dataset, f"{stem}.tif", layers, options_of(options), separate=separate, overrides=overrides, tags=tags
-    )
+    options = RasterOptions(compress, level, predictor, blocksize, overview_resampling, mask, bigtiff, jpeg_quality)
+    plans = plan_files(dataset, f"{stem}.tif", layers, options, separate=separate, overrides=overrides, tags=tags)
     lineage = _Sources(dataset, _known_scenes(dataset, derived_from or {}))
     entries = [
         _entry(period, stem, thumbnail, size, stretch, plans, overwrite=overwrite) for period in periods_of(dataset)
@@ -240,6 +280,7 @@ def _shares_table(dataset: xr.Dataset) -> dict[str, da.Array]:
     counts = da.map_blocks(
         _picked,
         data,
+        name=f"count-sources-{tokenize(data.name, scenes)}",
         scenes=scenes,
         new_axis=[1],
         chunks=(data.chunks[0], (scenes,), *windows),

@@ -11,7 +11,7 @@ import numpy as np
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretching import Stretch
 
-__all__ = ["OVERVIEWS", "RasterOptions", "check_resampling", "checked", "options_of", "overridden"]
+__all__ = ["OVERVIEWS", "RasterOptions", "check_resampling", "checked", "overridden"]
 
 COMPRESSIONS = ("deflate", "zstd", "lzw", "webp", "jpeg", "none")
 OVERVIEWS = ("average", "nearest", "mode")
@@ -66,20 +66,6 @@ class RasterOptions:
     def lossy(self) -> bool:
         """Whether decoded pixels differ from those given."""
         return self.compress == "jpeg" or (self.compress == "webp" and self.level is not None)
-
-
-def options_of(given: Mapping[str, Any]) -> RasterOptions:
-    """Return options given by name.
-
-    Raises
-    ------
-    ParameterError
-        A name is not an option.
-    """
-    known = [option.name for option in fields(RasterOptions)]
-    if unknown := sorted(set(given) - set(known)):
-        raise ParameterError(f"{unknown[0]!r} is not an option; options are {', '.join(known)}")
-    return RasterOptions(**given)
 
 
 def check_resampling(options: RasterOptions, label: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
@@ -105,7 +106,8 @@ def rgba_layer(dataset: xr.Dataset, stretch: Stretch | None = None) -> Layer:
     layer = layer_of(dataset, preview.layer)
     words = ", ".join(f"{low:g} to {high:g}" for low, high in _told(preview.ends))
     pixels = layer.data.rechunk({0: -1})
-    data = pixels.map_blocks(preview.paint, chunks=((3,), *pixels.chunks[1:]), dtype=np.uint8)
+    name = f"stretch-window-{tokenize(pixels.name, preview)}"
+    data = pixels.map_blocks(preview.paint, name=name, chunks=((3,), *pixels.chunks[1:]), dtype=np.uint8)
     attrs = {"long_name": f"preview, {words}", "overviews": "average"}
     return Layer("rgba", data, ("red", "green", "blue"), 0.0, attrs, layer.lazy)
 

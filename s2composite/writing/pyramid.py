@@ -240,16 +240,16 @@ def _encoding(
     packed = da.map_blocks(
         _write,
         *arrays,
-        parts=delayed(parts, name=f"s2composite-rasters-{token}", pure=True, traverse=False),
+        parts=delayed(parts, name=f"send-file-plan-{token}", pure=True, traverse=False),
         layers=tuple(map(len, data)),
         tables=tuple(tables),
         drop_axis=list(range(max(array.ndim for array in arrays) - 2)),
         chunks=stages[0].chunks,
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"write-{token}",
+        name=f"write-{'overview' if stages[0].number else 'window'}-{token}",
     )
-    done = da.map_blocks(_done, packed, dtype=object, meta=np.empty((0, 0), object), name=f"written-{token}")
+    done = da.map_blocks(_done, packed, dtype=object, meta=np.empty((0, 0), object), name=f"report-window-{token}")
     return Encoding(tuple(files), tuple(stages), tuple(tables), packed, done)
 
 
@@ -281,7 +281,7 @@ def _top(packed: da.Array, number: int, raster: Raster, stage: Stage) -> da.Arra
         chunks=((len(raster.bands),), rows, columns),
         dtype=raster.dtype,
         meta=np.empty((0, 0, 0), raster.dtype),
-        name=f"overview-{raster.token}-{stage.last + 1}",
+        name=f"take-overview-{raster.token}-{stage.last + 1}",
     )
 
 

@@ -163,7 +163,7 @@ def _dataset(mosaic: Mosaic) -> xr.Dataset:
     """Return the whole, lazily: one task per cell reads its part of a tile."""
     first = mosaic.tiles[0]
     chunks = tuple(tuple(b - a for a, b in pairwise(axis)) for axis in mosaic.edges)
-    shared = delayed(mosaic, name=f"tiles-{tokenize(mosaic.tiles)}", pure=True, traverse=False)
+    shared = delayed(mosaic, name=f"send-tile-list-{tokenize(mosaic.tiles)}", pure=True, traverse=False)
     data = da.map_blocks(
         _read_cell,
         mosaic=shared,

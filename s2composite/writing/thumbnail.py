@@ -10,6 +10,7 @@ import imagecodecs
 import numpy as np
 import rasterio
 import xarray as xr
+from dask.base import tokenize
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError, WriteError
@@ -46,19 +47,19 @@ def write_thumbnail(
 
     Parameters
     ----------
-    dataset
+    dataset : xarray.Dataset
         Dataset of a composite; with periods there is a picture for each, named as by `write_raster`.
-    path
+    path : str or os.PathLike
         Local path or URL that ends in ``.png`` or ``.webp``.
-    size
-        Pixels into which the picture fits.
-    stretch
+    size : int, default 512
+        Pixels into which the picture fits, 16 to 4096.
+    stretch : str or pair of float or sequence of pairs, optional
         Values shown black and white, such a pair for each band, or percentiles of the picture: ``"1-99%"``,
         ``"1-99% per band"``; ``"common"`` and ``"1-99% common"``: of the pictures of all periods together. Default:
         uint8 unchanged, anything else between percentiles 2 and 98 of each picture.
-    layer
+    layer : str, optional
         Layer to show; default: the composite. Its bands red, green and blue are shown, or else the first three.
-    overwrite
+    overwrite : bool, default False
         Replace an existing file.
 
     Returns
@@ -131,6 +132,7 @@ def _shrunk(layer: Layer, size: int) -> da.Array:
         _halved,
         times,
         layer.nodata,
+        name=f"shrink-window-{tokenize(data.name, times, layer.nodata)}",
         dtype=data.dtype,
         chunks=(data.chunks[0], *(tuple(-(-n // step) for n in sizes) for sizes in chunks)),
     )

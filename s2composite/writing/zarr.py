@@ -46,25 +46,25 @@ def write_zarr(
 
     Parameters
     ----------
-    dataset
+    dataset : xarray.Dataset
         Dataset of a composite; layers of periods keep their axis ``time``, with its bounds.
-    store
+    store : str, os.PathLike, zarr store or icechunk session
         Local path, ``gs://`` or ``s3://`` URL, or a store object of the zarr library, such as a MemoryStore. A writable
         session of icechunk is committed when everything is written; on an error its changes are discarded.
-    overwrite
+    overwrite : bool, default False
         Replace an existing store.
-    resume
+    resume : bool, default False
         Continue an interrupted call with the same data; if this call is interrupted, keep what is done.
-    chunk
+    chunk : int, default 256
         Side of the chunks inside a shard, in pixels.
-    level
+    level : int, default 3
         Compression level of zstd, 1 to 22.
-    shards
+    shards : bool, default True
         One object per window, with an index of its chunks. False: one object per chunk, which GDAL before 3.13 needs.
-    pyramid
+    pyramid : bool, default False
         Also write overviews, as GeoZarr's multiscales: group ``0`` is the full resolution, ``1`` half of it, and so on.
-    progress
-        Show a progress bar, in terminals and notebooks.
+    progress : bool, default True
+        Show how far the call is, in terminals and notebooks.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def _write(building: Building, client: Client | None, *, progress: bool) -> None
     done = building.regions.place.done()
     stages = building.hierarchy.stages
     total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in stages)
-    regions = delayed(building.regions, name=f"s2composite-zarr-{building.regions.token}", pure=True, traverse=False)
+    regions = delayed(building.regions, name=f"send-store-plan-{building.regions.token}", pure=True, traverse=False)
     with progress_bar(f"write {building.regions.place.label.rpartition('/')[2]}", total, shown=progress) as advance:
 
         def receive(_key: Any, _result: Any) -> None:
@@ -147,7 +147,7 @@ def _later_stage(building: Building, stage: Stage, regions: Delayed, done: froze
     tasks, windows = [], {}
     for position in np.ndindex(len(stage.chunks[0]), len(stage.chunks[1])):
         if mark_of("", stage, position) not in done:
-            key = f"overview-{building.regions.token}-{stage.number}-{position[0]}-{position[1]}"
+            key = f"write-overview-{building.regions.token}-{stage.number}-{position[0]}-{position[1]}"
             tasks.append(delayed(write_overview)(regions, stage, position, dask_key_name=key))
             windows[key] = f"{building.regions.place.label}, {stage.describe(*position)}"
     return Work(HighLevelGraph.merge(*(task.__dask_graph__() for task in tasks)), windows)
@@ -168,7 +168,7 @@ def _layers_array(building: Building, stage: Stage, regions: Delayed) -> da.Arra
         chunks=stage.chunks,
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"write-zarr-{building.regions.token}",
+        name=f"write-window-{building.regions.token}",
     )
 
 
@@ -185,7 +185,7 @@ def _extra_arrays(building: Building, regions: Delayed) -> dict[str, da.Array]:
                 spans=array.data.chunks,
                 dtype=object,
                 meta=np.empty((0,) * array.ndim, object),
-                name=f"write-{name}-{building.regions.token}",
+                name=f"write-table-{name}-{building.regions.token}",
             )
     return out
 

@@ -9,6 +9,7 @@ import odc.geo.xr  # noqa: F401 - registers .odc
 import pytest
 import rioxarray
 import xarray as xr
+from dask.utils import key_split
 from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -105,12 +106,10 @@ def test_four_tasks_a_window(scenes_dir):
     cube = s2c.open_cube(scenes_dir, chunks=256)
     windows = cube.data.npartitions // 1
     (dataset,) = dask.optimize(s2c.composite(cube).dataset)
-    names = collections.Counter(
-        key[0].split("-")[0] for key in dict(dataset.__dask_graph__()) if isinstance(key, tuple)
-    )
-    assert names["read+composite"] == windows
+    names = collections.Counter(key_split(key) for key in dict(dataset.__dask_graph__()) if isinstance(key, tuple))
+    assert names["composite-window"] == windows
     assert sum(names.values()) <= 4 * windows
-    assert not any(name == "read" for name in names)
+    assert not any(name.startswith("read") for name in names)
 
 
 def test_the_graph_of_a_year_over_a_granule_is_small(tmp_path):
@@ -202,6 +201,43 @@ def test_repr_says_what_it_is(cube, reference):
     assert "lazy" in repr(s2c.composite(cube))
     assert "in memory" in repr(reference)
     assert "<b>s2composite.Composite</b>" in reference._repr_html_()
+    lines = [line.strip() for line in repr(reference).splitlines()]
+    assert "composite    (band: 3, y: 600, x: 600) uint8, nodata 0" in lines
+    assert "source       (y: 600, x: 600) int16, nodata -1" in lines
+    assert lines[-1] == "rules: nodata 0, saturated 255"
+    assert "None" not in repr(reference) + repr(reference.dataset)
+
+
+def test_attributes_are_texts_and_numbers_and_say_nothing_twice(cube):
+    attrs = s2c.composite(cube).dataset.attrs
+    assert {name: value for name, value in attrs.items() if name != "software"} == {
+        "reducer": "luminance_median",
+        "rules": "nodata 0, saturated 255",
+        "engine": "tiles",
+        "engine_reason": "on the target grid (9 files)",
+        "sensor": "sentinel-2",
+    }
+    nodata = s2c.composite(cube)["composite"].attrs["nodata"]
+    assert (nodata, type(nodata)) == (0, int)
+    assert s2c.composite(cube, "quantile", q=0.2).dataset.attrs["parameters"] == "quantile(q=0.2)"
+
+
+@pytest.mark.parametrize(
+    ("valid", "dtype", "says"),
+    [
+        ([s2c.Nodata(7), s2c.Saturated(200)], "uint8", "nodata 7, saturated 200"),
+        (None, "uint16", "nodata 0, saturated 65535"),
+        (None, "float32", "nodata NaN, saturated (no value is known)"),
+        (s2c.ValueRange(1, 200), "uint8", "values from 1 to 200"),
+        (s2c.ValueRange(high=0.5, bands="red"), "float32", "values to 0.5 of red"),
+        (s2c.SwathEdge(3), "uint8", "3 pixels around nodata 0"),
+        ((), "uint8", "none"),
+    ],
+)
+def test_rules_are_described_with_their_values(valid, dtype, says):
+    values = np.full((2, 1, 4, 4), 5, dtype)
+    cube = xr.DataArray(values, {"band": ["red"]}, ("time", "band", "y", "x"))
+    assert s2c.composite(cube, "median", valid=valid).dataset.attrs["rules"] == says
 
 
 @pytest.mark.parametrize(

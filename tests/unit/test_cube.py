@@ -2,16 +2,14 @@
 
 import os
 import pickle
-import re
+from dataclasses import replace
 from time import process_time
 
 import cloudpickle
 import dask
 import numpy as np
-import odc.geo.xr  # noqa: F401 - registers .odc
 import pytest
 import rasterio
-import rioxarray  # noqa: F401 - registers .rio
 import xarray
 from affine import Affine
 from dask.system import CPU_COUNT
@@ -56,8 +54,21 @@ def test_a_cube_is_lazy_labelled_and_georeferenced(folder):
         assert cube.rio.crs == dataset.crs
         assert cube.rio.transform() == dataset.transform
         assert cube.odc.geobox.transform == dataset.transform
-    assert "tiles" in cube.attrs["engine"]
+    assert cube.attrs["engine"] == "tiles"
     assert cube.attrs["nodata"] == 0
+
+
+def test_coordinates_that_no_scene_says_are_left_out(folder):
+    assert not {"orbit", "baseline"} & set(s2c.open_cube(folder).coords), "names of true-colour pictures have neither"
+    scenes = s2c.find_scenes(folder)
+    some = [replace(scenes[0], orbit=51, baseline="05.09"), *scenes[1:]]
+    cube = s2c.open_cube(some)
+    assert cube["orbit"].values.tolist() == [51, 0, 0, 0, 0]
+    assert cube["baseline"].values.tolist() == ["05.09", "", "", "", ""]
+    nameless = s2c.open_cube([replace(scene, granule=None) for scene in scenes])
+    assert {"scene", "offset", "spatial_ref"} <= set(nameless.coords)
+    assert "granule" not in nameless.coords
+    assert s2c.composite(nameless)["composite"].equals(s2c.composite(cube)["composite"])
 
 
 @pytest.mark.parametrize("engine", ["tiles", "gdal"])
@@ -174,7 +185,8 @@ def test_another_grid_is_warped_as_gdal_does(folder):
         ) as vrt,
     ):  # fmt: skip
         np.testing.assert_array_equal(cube.values[2], vrt.read())
-    assert re.search("gdal: .*warped", cube.attrs["engine"])
+    assert cube.attrs["engine"] == "gdal"
+    assert "warped" in cube.attrs["engine_reason"]
     with pytest.raises(GridError, match=r"engine='tiles'.*warped"):
         s2c.open_cube(folder, crs="EPSG:3035", resolution=10, engine="tiles", resampling="cubic")
 
@@ -358,6 +370,7 @@ def test_a_cube_is_written_by_xarray(folder, tmp_path):
         )
         np.testing.assert_array_equal(back.values, cube.values)
         assert back.odc.geobox == cube.odc.geobox
-        assert back.attrs["engine"] == cube.attrs["engine"] == "tiles: 5 file(s): on the target grid"
+        assert back.attrs["engine"] == cube.attrs["engine"] == "tiles"
+        assert back.attrs["engine_reason"] == cube.attrs["engine_reason"] == "on the target grid (5 files)"
         for coord in ("time", "band", "scene", "granule", "offset"):
             np.testing.assert_array_equal(back[coord].values.astype(cube[coord].dtype), cube[coord].values)

@@ -476,7 +476,7 @@ def test_resampling_by_any_name_of_a_band(tmp_path, name):
     cube = s2c.open_cube(
         two_items(tmp_path), bands=["red"], crs="EPSG:3857", resolution=14, resampling={name: "bilinear"}
     )
-    assert "bilinear" in cube.attrs["engine"]
+    assert "bilinear" in cube.attrs["engine_reason"]
 
 
 def test_the_caller_knows_better_than_the_product(tmp_path):

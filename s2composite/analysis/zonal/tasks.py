@@ -6,6 +6,7 @@ knows (`Part`), and that is merged. Coverage is that of exactextract.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -115,7 +116,8 @@ class _Blocks:
     def call(self, function: Any, index: tuple[int, int, int, int], **facts: Any) -> Delayed:
         """Return the call of a function with a block, its origin, and what else it takes."""
         # bound, because Dask searches arguments for tasks, which takes as long as measuring small zones
-        call: Delayed = delayed(partial(function, **facts))(self.blocks[index], self.origin(*index))
+        key = f"measure-zones-{uuid.uuid4().hex}"
+        call: Delayed = delayed(partial(function, **facts))(self.blocks[index], self.origin(*index), dask_key_name=key)
         return call
 
 
@@ -143,7 +145,8 @@ def _summed(blocks: _Blocks, key: Key, zone: Zone, raster: Raster) -> Delayed:
     """Return the rows of a zone from what each of several blocks knows."""
     rows, columns = blocks.under(zone)
     parts = [blocks.call(_parts, (*key, row, column), zone=zone, raster=raster) for row in rows for column in columns]
-    call: Delayed = delayed(partial(_merged_rows, zone=zone, wanted=raster.wanted))(parts)
+    key = f"merge-zones-{uuid.uuid4().hex}"
+    call: Delayed = delayed(partial(_merged_rows, zone=zone, wanted=raster.wanted))(parts, dask_key_name=key)
     return call
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def _workers(client: Client, timeout: float) -> dict[str, Any]:
     """Return the workers that are there; if there are none, ask for one, as clusters may scale with the work."""
     if not client.scheduler_info(n_workers=-1)["workers"]:
         with suppress(TimeoutError):
-            wait(client.submit(int, pure=False), timeout=timeout)
+            wait(client.submit(int, key=f"await-worker-{uuid.uuid4().hex}"), timeout=timeout)
     return dict(client.scheduler_info(n_workers=-1)["workers"])
 
 

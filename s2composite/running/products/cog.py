@@ -148,7 +148,7 @@ class CogOutput:
         below, stage = self.stages[number][level - 1 : level + 1]
         for at in np.ndindex(*map(len, stage.chunks)):
             args = (self.rasters[number], number, below, stage, at)
-            yield Step(f"overview-{number}-{level}-{at[0]}-{at[1]}", make_overview, args)
+            yield Step(f"make-overview-{number}-{level}-{at[0]}-{at[1]}", make_overview, args)
 
     def _layouts(self) -> list[FileLayout]:
         """Return the layout of each file, all of whose windows are done."""

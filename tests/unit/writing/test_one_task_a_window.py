@@ -89,7 +89,7 @@ def test_no_task_gives_a_windows_pixels_away(tmp_path, scenes, job, on_error):
     assert len(windows) == len({str(window) for window in windows}) == WINDOWS
     writing = {key: size for key, size in results.sizes.items() if key[0].startswith("write-")}
     assert sum(key[0].endswith("-0") for key in writing) == WINDOWS
-    assert not [key for key in results.sizes if "read+composite" in str(key)]
+    assert not [key for key in results.sizes if "composite-window" in str(key)]
     # What goes on is a sixteenth of the pixels, from which others make overviews.
     bands = sum(source.count for source in map(rasterio.open, sorted((tmp_path / "lazy").iterdir())))
     assert max(writing.values()) < bands * SIDE**2 / 2

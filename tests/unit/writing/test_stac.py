@@ -239,7 +239,6 @@ def never_computed():
         ("m.json", {"thumbnail": "gif"}, "thumbnail is 'gif'; it is one of png, webp"),
         ("m.json", {"size": 3}, "size is 3"),
         ("m.json", {"stretch": "5%"}, "stretch is '5%'"),
-        ("m.json", {"compres": "zstd"}, "'compres' is not an option"),
         ("m.json", {"compress": "jpeg"}, "takes uint8 pixels"),
         ("m.json", {"derived_from": {"S2Z": "x.json"}}, "'S2Z', which is not a scene"),
         ("m.json", {"layers": "median"}, "no layer 'median'"),
