@@ -209,7 +209,7 @@ def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, labe
     WriteError
         It failed with an error from outside the library, or its worker died.
     """
-    future = client.submit(function, *args, **options, pure=False, key=f"assemble-{label}-{uuid.uuid4().hex[:8]}")
+    future = client.submit(function, *args, **options, pure=False, key=f"assemble-file-{label}-{uuid.uuid4().hex[:8]}")
     try:
         return future.result()
     except S2CompositeError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import html
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,25 +65,33 @@ class _Pace(ProgressColumn):
 
 @contextmanager
 def _line(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a line that is written over again."""
+    """Show a bar and a line that a notebook writes over again, also where others print meanwhile."""
+    from IPython.display import display  # noqa: PLC0415 - there is one where this runs
+
     begun = looked = time.monotonic()
     done = 0
 
-    def show(end: str = "") -> None:
+    def drawn(*, over: bool = False) -> dict[str, str]:
         seconds = time.monotonic() - begun
-        left = timedelta(seconds=round(seconds / done * (total - done))) if done else "-:--:--"
-        sys.stderr.write(f"\r{label}: {done}/{total} {pace(done, seconds)}, {left} left   {end}")
-        sys.stderr.flush()
+        told = [f"{done}/{total}", pace(done, seconds)]
+        if over:
+            told.append(f"in {timedelta(seconds=round(seconds))}")
+        elif done:
+            told.append(f"{timedelta(seconds=round(seconds / done * (total - done)))} left")
+        text = f"{label}: {', '.join(filter(None, told))}"
+        bar = f'<progress value="{done}" max="{total}" style="width: 20em; vertical-align: middle"></progress>'
+        return {"text/plain": text, "text/html": f"<div>{bar} {html.escape(text)}</div>"}
+
+    handle = display(drawn(), raw=True, display_id=True)
 
     def advance() -> None:
         nonlocal done, looked
         done += 1
         if time.monotonic() - looked >= _LINE_EVERY:
             looked = time.monotonic()
-            show()
+            handle.update(drawn(), raw=True)
 
-    show()
     try:
         yield advance
     finally:
-        show("\n")
+        handle.update(drawn(over=True), raw=True)

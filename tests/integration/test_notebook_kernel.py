@@ -1,9 +1,6 @@
 """The first hour in a notebook, in a real kernel: pictures, accessors, completion and help."""
 
-import nbformat
 import pytest
-from jupyter_client.manager import start_new_kernel
-from nbclient import NotebookClient
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +25,9 @@ PICTURES = (
 
 def run(*cells):
     """Return the outputs of each cell."""
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
         metadata={"kernelspec": {"name": "python3", "display_name": ""}},
@@ -83,6 +83,8 @@ print([(str(array.rio.crs), str(array.odc.crs)) for array in arrays])
 
 @pytest.fixture(scope="module")
 def kernel(opened):
+    from jupyter_client.manager import start_new_kernel
+
     manager, client = start_new_kernel(kernel_name="python3")
     client.execute_interactive(opened, timeout=120)
     yield client

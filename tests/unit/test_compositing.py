@@ -132,9 +132,9 @@ def test_a_foreign_lazy_cube_is_never_a_task_result(scenes_dir):
     graph = dict(dataset.__dask_graph__())
     windows = cube.data.npartitions
     names = collections.Counter(key[0].rsplit("-", 1)[0] for key in graph if isinstance(key, tuple))
-    assert names.pop("add-reduce") == windows, "reads, adds and reduces"
-    assert names.pop("reduce") == windows, "an alias of it"
-    assert names == {"composite": windows, "count": windows, "source": windows}, names
+    assert names.pop("add-composite-window") == windows, "reads, adds and reduces"
+    assert names.pop("composite-window") == windows, "an alias of it"
+    assert names == {"take-composite": windows, "take-count": windows, "take-source": windows}, names
 
 
 def test_a_task_takes_little_more_memory_than_the_pixels_of_its_window(scenes_dir):

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from dask.distributed import Client
+from distributed import Client, LocalCluster
 from distributed.metrics import context_meter
 
 import s2composite as s2c
@@ -91,6 +91,32 @@ def test_kinds_of_tasks_have_words_for_names_and_their_seconds_add_up(client, me
     assert {"decode", "kernel", "encode"} <= labels
     seconds = sum(value for (_, label, unit), value in found.items() if unit == "seconds" and label != "other")
     assert seconds <= 2 * measured[2] * 1.1, "two threads cannot be busy for longer: something was counted twice"
+
+
+KINDS = {
+    # what travels to each worker once
+    *("send-headers", "send-recipe", "send-file-plan", "send-store-plan"),
+    # windows, and the layers in them
+    *("composite-window", "take-composite", "take-count", "take-source", "write-window", "report-window"),
+    *("take-overview", "write-overview", "write-table-shares", "assemble-file"),
+    # Dask's own: layers in other windows; it puts the chunks of a result together, and calls that so
+    *("rechunk-merge", "rechunk-split", "getitem", "finalize-hlgfinalizecompute"),
+}
+
+
+def test_every_kind_of_task_says_what_is_done(scenes_dir, tmp_path):
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        comp = s2c.composite(s2c.open_cube(scenes_dir, chunks=256))
+        comp.compute()
+        comp.to_raster(tmp_path / "median.tif", layers="all", blocksize=128)
+        comp.to_zarr(tmp_path / "median.zarr", chunk=128, pyramid=True)
+        comp.to_stac(tmp_path / "median.json", blocksize=128, overwrite=True)
+        kinds = set(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_prefixes)))
+    assert kinds <= KINDS, kinds - KINDS
+    assert {"composite-window", "write-window", "take-overview", "assemble-file"} <= kinds
 
 
 def test_seconds_in_gdal_are_told_apart(client, scenes_dir):

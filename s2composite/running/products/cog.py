@@ -132,7 +132,7 @@ class CogOutput:
             yield [step for number in range(len(self.stages)) for step in self._overviews(number, level)]
         layouts = self._layouts()
         calls = zip(layouts, assembling(layouts), strict=True)
-        yield [Step(f"assemble-{layout.raster.token}", function, args) for layout, (function, args) in calls]
+        yield [Step(f"assemble-file-{layout.raster.token}", function, args) for layout, (function, args) in calls]
 
     def take_names(self) -> None:
         """Let the files take their names."""

@@ -53,14 +53,33 @@ def test_a_notebook_shows_a_line_and_what_a_loop_prints():
     cell = nbformat.v4.new_code_cell(STEPS.replace("advance()", "advance(); print('made', _)"))
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
     done = NotebookClient(notebook, timeout=200).execute()
-    out, err = (
-        "".join(output["text"] for output in done.cells[0].outputs if output.get("name") == stream)
-        for stream in ("stdout", "stderr")
-    )
-    assert re.search(r"write median\.tif: \d+/40 \d+\.\d/s, 0:00:0\d left", err), err
-    assert re.search(r"40/40 \d+\.\d/s, 0:00:00 left\s*\n", err), err
-    assert [int(number) for number in re.findall(r"made (\d+)", out)] == list(range(40))
-    assert {output.output_type for output in done.cells[0].outputs} == {"stream"}, "no widget, no warning"
+    printed = "".join(output["text"] for output in done.cells[0].outputs if output.output_type == "stream")
+    assert [int(number) for number in re.findall(r"made (\d+)", printed)] == list(range(40))
+    assert re.fullmatch(r"(made \d+\n)+", printed), "what others print is not broken"
+    (line,) = (output.data for output in done.cells[0].outputs if output.output_type == "display_data")
+    assert re.fullmatch(r"write median\.tif: 40/40, \d+\.\d/s, in 0:00:0\d", line["text/plain"]), line
+    assert 'value="40" max="40"' in line["text/html"]
+    assert set(line) == {"text/plain", "text/html"}, "no widget"
+    assert {output.output_type for output in done.cells[0].outputs} == {"stream", "display_data"}, "no warning"
+
+
+@pytest.mark.slow
+def test_the_line_of_a_notebook_moves():
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3")
+    shown = []
+    try:
+        client.execute_interactive(STEPS, timeout=200, output_hook=shown.append)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    lines = [message["content"]["data"]["text/plain"] for message in shown if "data" in message["content"]]
+    assert lines[0] == "write median.tif: 0/40"
+    assert re.fullmatch(r"write median\.tif: [1-3]?\d/40, \d+\.\d/s, 0:00:0\d left", lines[1]), lines
+    assert re.search("40/40.* in 0:00:0", lines[-1])
+    ids = {message["content"]["transient"]["display_id"] for message in shown if "data" in message["content"]}
+    assert len(ids) == 1, "one line, written over"
 
 
 def test_neither_a_file_nor_a_log_is_disturbed():
