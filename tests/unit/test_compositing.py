@@ -219,7 +219,7 @@ def test_attributes_are_texts_and_numbers_and_say_nothing_twice(cube):
     }
     nodata = s2c.composite(cube)["composite"].attrs["nodata"]
     assert (nodata, type(nodata)) == (0, int)
-    assert s2c.composite(cube, "quantile", q=0.2).dataset.attrs["parameters"] == "quantile(q=0.2)"
+    assert s2c.composite(cube, "trimmed_mean", fraction=0.2).dataset.attrs["parameters"] == "trimmed_mean(fraction=0.2)"
 
 
 @pytest.mark.parametrize(
