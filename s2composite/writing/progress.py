@@ -82,7 +82,7 @@ def _line(label: str, total: int) -> Iterator[Callable[[], None]]:
         bar = f'<progress value="{done}" max="{total}" style="width: 20em; vertical-align: middle"></progress>'
         return {"text/plain": text, "text/html": f"<div>{bar} {html.escape(text)}</div>"}
 
-    handle = display(drawn(), raw=True, display_id=True)
+    handle = display(drawn(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def advance() -> None:
         nonlocal done, looked

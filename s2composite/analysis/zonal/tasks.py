@@ -145,8 +145,8 @@ def _summed(blocks: _Blocks, key: Key, zone: Zone, raster: Raster) -> Delayed:
     """Return the rows of a zone from what each of several blocks knows."""
     rows, columns = blocks.under(zone)
     parts = [blocks.call(_parts, (*key, row, column), zone=zone, raster=raster) for row in rows for column in columns]
-    key = f"merge-zones-{uuid.uuid4().hex}"
-    call: Delayed = delayed(partial(_merged_rows, zone=zone, wanted=raster.wanted))(parts, dask_key_name=key)
+    name = f"merge-zones-{uuid.uuid4().hex}"
+    call: Delayed = delayed(partial(_merged_rows, zone=zone, wanted=raster.wanted))(parts, dask_key_name=name)
     return call
 
 
