@@ -262,6 +262,7 @@ def test_on_a_cluster_of_processes(cube):
         pd.testing.assert_frame_equal(s2c.zonal_stats(comp, fields(cube), EVERY, name="id"), here)
 
 
+@pytest.mark.slow
 def test_only_chunks_under_zones_are_made_and_never_all_at_once():
     made = []
 

@@ -256,6 +256,7 @@ def test_other_formats_are_left_to_gdal(imagery):
         assert pickle.loads(pickle.dumps(header)) == header
 
 
+@pytest.mark.slow
 def test_slow_imagery(imagery):
     paths = sorted(imagery.glob("*/*.tif"))
     assert len(paths) > 100

@@ -54,7 +54,12 @@ def identical(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and np.ascontiguousarray(a).tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("case", LOSSLESS, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case",
+    # GDAL takes seconds to write lzma.
+    [pytest.param(c, marks=pytest.mark.slow if "lzma" in c.name and "uint8" not in c.name else ()) for c in LOSSLESS],
+    ids=lambda c: c.name,
+)
 def test_lossless_files_are_identical_to_gdal(case, tmp_path):
     path = make(case, tmp_path)
     header = read_header(path)
@@ -172,6 +177,7 @@ def test_jpeg_of_imagery_is_as_near_to_the_truth_as_that_of_gdal(quality, imager
     assert np.mean(ours_off) <= np.mean(theirs_off)
 
 
+@pytest.mark.slow
 def test_slow_imagery_is_identical_to_gdal(imagery):
     paths = sorted(imagery.glob("*/*.tif"))
     for header in read_headers([str(path) for path in paths]):
