@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, count_valid, judge, split
+from s2composite.pixels.kernels.block import Source, count_valid, fetch, judge, split
 from s2composite.pixels.kernels.compiled import fast_part, kernel, part
 from s2composite.pixels.kernels.selection import select_wide
 from s2composite.pixels.kernels.statistics import look_up, next_key
@@ -46,6 +46,61 @@ def load_numbers(source: Source, start: int, n: int, rows: Any, numbers: Any, va
             row, number = rows[b], numbers[t, b]
             for i in range(ok.size):
                 number[i] = row[i] if ok[i] else 0
+
+
+@part
+def clear(ok: Any, numbers: Any) -> None:
+    """Set numbers ``(b, n)`` to 0 where not valid."""
+    for b in range(numbers.shape[0]):
+        number = numbers[b]
+        for i in range(ok.size):
+            number[i] = number[i] if ok[i] else 0
+
+
+@part
+def load_packed(source: Source, start: int, n: int, rows: Any, numbers: Any, valid: Any, counts: Any) -> int:
+    """Load the valid observations of `n` pixels as floats, and return how many the pixel with most of them has.
+
+    Those of a pixel come first, in scene order, so that all that follows is spared what is missing. Packing takes as
+    long as two steps: it pays where deviations are wanted, too.
+
+    Parameters
+    ----------
+    source, start, n
+        The stack, the first pixel and the number of pixels.
+    rows
+        ``(b, width)``, type of the source: scratch.
+    numbers, valid
+        ``(t, b, width)`` and ``(t, width)`` uint8, out: the observations, and 1 for each; 0 beyond those of a pixel.
+    counts
+        ``(width,)`` uint16, out: how many these are.
+    """
+    bands, width = rows.shape
+    flat, step = numbers.reshape(numbers.size), bands * width
+    place, ok = np.arange(width), np.zeros(width, np.uint8)  # place: where the next observation of a pixel goes
+    for t in range(source.scenes.size):
+        fetch(source, t + 2, start, n)
+        scene = source.scenes[t]
+        split(source, scene, start, n, rows)
+        judge(source, scene, start, n, rows, ok)
+        if not ok.any():
+            continue
+        for b in range(bands):
+            row, band = rows[b], flat[b * width :]
+            for i in range(width):  # what is not valid is written, too, and the next over it: no branch
+                band[place[i]] = row[i]
+        for i in range(width):
+            place[i] += step * ok[i]
+    for i in range(width):
+        counts[i] = place[i] // step
+    most = counts.max()
+    for t in range(most):
+        here = valid[t]
+        for i in range(width):
+            here[i] = t < counts[i]
+    for t in range(counts.min(), most):
+        clear(valid[t], numbers[t])
+    return most
 
 
 @part
@@ -351,19 +406,20 @@ def move(
 
 
 @part
-def to_front(row: Any, here: Any, kept: int) -> None:
-    """Move the first `kept` of the places ``here`` to the front of a row."""
+def to_front(row: Any, here: Any, kept: int, out: Any) -> None:
+    """Write what is at the first `kept` of the places ``here`` to the front of a row, which may be the same."""
     for i in range(kept):
-        row[i] = row[here[i]]
+        out[i] = row[here[i]]
 
 
 @part
 def squeeze(
     numbers: Any, valid: Any, counts: Any, current: Any, last: Any, back: Any, memory: Any, going: Any, lanes: Any,
-    m: int, out: Any,
+    m: int, out: Any, fewer: Any, fewer_valid: Any,
 ) -> int:  # fmt: skip
     """Write out the estimates of pixels that have stopped, move the others to the front; return how many to go on with.
 
+    Their observations go to the front of ``fewer (t, b, n)``, ``fewer_valid (t, n)``, which may be the same memory.
     ``lanes (n,)`` says which pixel of the block is where, -1: none; ``out (b, n)`` has the pixels in their places.
     """
     kept, here = 0, np.empty(m, np.int64)
@@ -376,15 +432,15 @@ def squeeze(
             for b in range(current.shape[0]):
                 out[b, lanes[i]] = current[b, i]
     for t in range(valid.shape[0]):
-        to_front(valid[t], here, kept)
+        to_front(valid[t], here, kept, fewer_valid[t])
         for b in range(current.shape[0]):
-            to_front(numbers[t, b], here, kept)
+            to_front(numbers[t, b], here, kept, fewer[t, b])
     for b in range(current.shape[0]):
-        to_front(current[b], here, kept)
-        to_front(last[b], here, kept)
-        to_front(back[b], here, kept)
+        to_front(current[b], here, kept, current[b])
+        to_front(last[b], here, kept, last[b])
+        to_front(back[b], here, kept, back[b])
     for k in range(memory.shape[0]):
-        to_front(memory[k], here, kept)
+        to_front(memory[k], here, kept, memory[k])
     rounded = (kept + LANES - 1) // LANES * LANES
     for i in range(kept, rounded):
         lanes[i], going[i] = -1, 0
@@ -392,8 +448,13 @@ def squeeze(
 
 
 @part
-def iterate(numbers: Any, valid: Any, count: Any, eps: Any, max_iterations: int, out: Any) -> None:
-    """Find the geometric medians of a block: ``numbers (t, b, n)``, which is used up, into ``out (b, n)``."""
+def iterate(
+    numbers: Any, valid: Any, count: Any, eps: Any, max_iterations: int, fewer: Any, fewer_valid: Any, out: Any
+) -> None:
+    """Find the geometric medians of a block: ``numbers (t, b, n)`` into ``out (b, n)``.
+
+    ``fewer (t, b, n / 2 or more)``, ``fewer_valid`` get the observations of pixels that go on, and may be the same.
+    """
     (bands, n), kind = out.shape, out.dtype
     current, last, back = np.empty((bands, n), kind), np.empty((bands, n), kind), np.empty((bands, n), kind)
     force, step, apart = np.empty((bands, n), kind), np.zeros((bands, n), kind), np.empty((bands, n), kind)
@@ -442,9 +503,10 @@ def iterate(numbers: Any, valid: Any, count: Any, eps: Any, max_iterations: int,
         if left == 0:
             break
         if 2 * left <= m and m > LANES:
-            m = squeeze(numbers, valid, counts, current, last, back, memory, going, lanes, m, out)
+            m = squeeze(numbers, valid, counts, current, last, back, memory, going, lanes, m, out, fewer, fewer_valid)
+            numbers, valid = fewer, fewer_valid
     going[:] = 0
-    squeeze(numbers, valid, counts, current, last, back, memory, going, lanes, m, out)
+    squeeze(numbers, valid, counts, current, last, back, memory, going, lanes, m, out, fewer, fewer_valid)
 
 
 @fast_part
@@ -585,7 +647,9 @@ def geomedian(
     count
         ``(n,)`` uint16, out: valid observations.
     """
-    times, kind = source.scenes.size, eps.dtype
+    times, kind, spread = source.scenes.size, eps.dtype, scatter.size > 0
+    half = width // 2 + LANES if spread else 0
+    fewer, fewer_valid = np.empty((times, source.bands, half), kind), np.empty((times, half), np.uint8)
     rows, numbers = np.empty((source.bands, width), source.values.dtype), np.empty((times, source.bands, width), kind)
     valid, counts = np.empty((times, width), np.uint8), np.empty(width, np.uint16)
     middle, three = np.empty((source.bands, width), kind), np.empty((times, 3, width), kind)
@@ -594,18 +658,24 @@ def geomedian(
     counts3 = np.empty(3 * width, np.uint16)
     for start in range(0, source.pixels, width):
         n = min(width, source.pixels - start)
-        load_numbers(source, start, n, rows, numbers, valid)
-        count_valid(valid, n, counts, count[start : start + n])
-        iterate(numbers, valid, counts, eps, max_iterations, middle)
+        if spread:  # observations are needed twice
+            most = load_packed(source, start, n, rows, numbers, valid, counts)
+            here, here_valid, there, there_valid = numbers[:most], valid[:most], fewer[:most], fewer_valid[:most]
+        else:
+            load_numbers(source, start, n, rows, numbers, valid)
+            count_valid(valid, n, counts, count[start : start + n])
+            here, here_valid, there, there_valid = numbers, valid, numbers, valid
+        for i in range(n):
+            count[start + i] = counts[i]
+        iterate(here, here_valid, counts, eps, max_iterations, there, there_valid, middle)
         for b in range(source.bands):
             for i in range(n):
                 out[b, start + i] = middle[b, i]
-        if scatter.size > 0:
-            load_numbers(source, start, n, rows, numbers, valid)
-            distances(numbers, valid, middle, three, keys)
+        if spread:
+            distances(here, here_valid, middle, three, keys)
             for i in range(3 * width):
                 counts3[i] = counts[i % width]
-            medians = middle_values(keys3, eps, digits, counts3, ranks, source)
+            medians = middle_values(keys3[: len(here)], eps, digits[: len(here)], counts3, ranks, source)
             for k in range(3):  # all three at once: longer rows go faster
                 for i in range(n):
                     scatter[k, start + i] = medians[k * width + i]
