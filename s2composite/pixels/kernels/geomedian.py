@@ -93,7 +93,7 @@ def load_packed(source: Source, start: int, n: int, rows: Any, numbers: Any, val
             place[i] += step * ok[i]
     for i in range(width):
         counts[i] = place[i] // step
-    most = counts.max()
+    most = int(counts.max())
     for t in range(most):
         here = valid[t]
         for i in range(width):
