@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from s2composite.analysis import plot
-    from s2composite.analysis.zonal.measure import zonal_stats
-    from s2composite.analysis.zonal.table import write_zonal_stats
+    from s2composite.analysis.zonal import write_zonal_stats, zonal_stats
     from s2composite.compositing import Composite, composite
     from s2composite.cube import open_cube
     from s2composite.errors import S2CompositeError
@@ -62,8 +61,8 @@ _ROOMS = {
     "run_spans": "running.run_spans",
     "select_scenes": "screening",
     "valid_share": "screening",
-    "write_zonal_stats": "analysis.zonal.table",
-    "zonal_stats": "analysis.zonal.measure",
+    "write_zonal_stats": "analysis.zonal",
+    "zonal_stats": "analysis.zonal",
 }
 
 __all__ = [

@@ -26,8 +26,7 @@ def zonal(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
 ) -> None:
     """Measure a raster over polygons, with the share of each pixel that a polygon covers."""
-    from s2composite.analysis.zonal.measure import zonal_stats
-    from s2composite.analysis.zonal.table import write_zonal_stats
+    from s2composite.analysis.zonal import write_zonal_stats, zonal_stats
     from s2composite.writing.targets import target_of
 
     target_of(table, overwrite=overwrite)  # before the work

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "s2composite"
 
 LAYERS = (
     "scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "running.jobs", "running.clusters",
-    "running.products", "running.planning", "running.reports", "analysis", "analysis.zonal", "service",
+    "running.products", "running.planning", "running.reports", "analysis", "service",
 )  # fmt: skip
 
 # In the order of ARCHITECTURE.md: from what imports nothing to what imports the most.
@@ -40,7 +40,7 @@ MODULES = [
     "running.jobs.yaml_text", "running.jobs.document", "running.reports.logs", "running.jobs.fields", "running.clusters.kind", "running.clusters.client", "running.clusters.local", "running.clusters.address", "running.clusters.ssh", "running.clusters.gateway",
     "running.clusters.kubernetes", "running.clusters.coiled", "running.clusters.slurm", "running.clusters.ray", "running.clusters.options", "running.clusters.connect", "running.clusters.probe", "running.clusters.check",
     "running.silent", "running.interrupts", "running.bounded", "running.cells", "running.spans", "running.jobs.job",
-    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zonal.zones", "analysis.zonal.summary", "analysis.zonal.stats", "analysis.zonal.tasks", "analysis.zonal.measure", "analysis.zonal.table",
+    "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zonal",
     "running.ledger", "running.history", "running.products.window", "running.products.cog", "running.products.zarr", "running.products.product", "running.selection", "running.planning.sizing", "running.scope", "running.making",
     "running.stream", "running.run", "running.run_spans", "running.planning.plan", "running.planning.span_plans", "running.planning.tables", "running.reports.progress", "running.reports.report", "running.reports.page", "running.jobs.template",
     "service.settings", "service.problems", "service.envelope", "service.counting", "service.median", "service.pool", "service.auth", "service.gate",

@@ -28,7 +28,7 @@ from scipy.stats import skew
 from typer.testing import CliRunner
 
 import s2composite as s2c
-from s2composite.analysis.zonal import tasks
+from s2composite.analysis import zonal
 from s2composite.cli import app
 from s2composite.errors import GridError, ParameterError, SourceError, WriteError
 from support import ROOT, TESTS
@@ -304,7 +304,7 @@ def test_two_rows_of_one_index_are_named_as_they_are_written():
 @pytest.mark.parametrize("together", [1, 40, 10**6])
 def test_zones_are_measured_together_and_each_for_itself(together, monkeypatch):
     """Small zones, overlapping ones, one with a hole, one in two parts, one smaller than a pixel; in and across chunks."""
-    monkeypatch.setattr(tasks, "_TOGETHER", together)
+    monkeypatch.setattr(zonal, "_TOGETHER", together)
     rng = np.random.default_rng(4)
     corners = rng.uniform(0, 25, (20, 2))
     small = [pixels(top, top + 4.3, left, left + 3.7) for top, left in corners]

@@ -1,1 +1,0 @@
-"""Zonal: statistics of polygons, chunk by chunk."""
