@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from s2composite.analysis import plot
     from s2composite.analysis.zonal import write_zonal_stats, zonal_stats
+    from s2composite.clusters.check import check_cluster
+    from s2composite.clusters.connect import connect
     from s2composite.compositing import Composite, composite
     from s2composite.cube import open_cube
     from s2composite.errors import S2CompositeError
     from s2composite.pixels.flags import SCL, CloudProbability, Fmask, QABits, Usable
     from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
-    from s2composite.running.clusters.check import check_cluster
-    from s2composite.running.clusters.connect import connect
     from s2composite.running.jobs.job import load_job
     from s2composite.running.planning.plan import plan_cells, plan_job
     from s2composite.running.run import run_cells, run_job
@@ -45,9 +45,9 @@ _ROOMS = {
     "SwathEdge": "pixels.masks",
     "Usable": "pixels.flags",
     "ValueRange": "pixels.masks",
-    "check_cluster": "running.clusters.check",
+    "check_cluster": "clusters.check",
     "composite": "compositing",
-    "connect": "running.clusters.connect",
+    "connect": "clusters.connect",
     "find_scenes": "scenes.listing",
     "load_job": "running.jobs.job",
     "open_cube": "cube",

@@ -29,8 +29,8 @@ def check(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for the answers of all workers.")] = 60,
 ) -> None:
     """Start or join a cluster and report what every worker has and can reach; exit code 2 if something is wrong."""
-    from s2composite.running.clusters.check import check_cluster
-    from s2composite.running.clusters.connect import connect
+    from s2composite.clusters.check import check_cluster
+    from s2composite.clusters.connect import connect
 
     with connect(cluster) as client:
         found = check_cluster(client, source=source, target=target, timeout=timeout)

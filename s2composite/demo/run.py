@@ -10,11 +10,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from s2composite.analysis.plot import before_after
+from s2composite.clusters.connect import connect
 from s2composite.compositing import composite
 from s2composite.cube import open_cube
 from s2composite.demo.files import make_scenes
 from s2composite.errors import WriteError
-from s2composite.running.clusters.connect import connect
 from s2composite.writing.progress import progress_bar
 
 __all__ = ["run_demo"]

@@ -1,1 +1,1 @@
-"""Many windows, many hours: jobs, clusters, reports."""
+"""Many windows, many hours: jobs, plans, reports."""

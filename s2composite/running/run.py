@@ -14,9 +14,9 @@ from typing import Any
 from distributed import Client, performance_report
 from odc.geo.geom import Geometry
 
+from s2composite.clusters.connect import connect
 from s2composite.errors import ClusterError, JobError, S2CompositeError
 from s2composite.running.cells import Cell, read_area
-from s2composite.running.clusters.connect import connect
 from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.making import Failure, JobResult, Making, finished
 from s2composite.running.scope import (

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from s2composite.clusters.backends import LocalOptions
+from s2composite.clusters.connect import ClusterOptions
 from s2composite.errors import ParameterError
-from s2composite.running.clusters.local import LocalOptions
-from s2composite.running.clusters.options import ClusterOptions
 from s2composite.running.jobs.document import Document, Expected, Strict, read_document, validated, with_setting
 from s2composite.running.jobs.fields import Count, FilePath, Positive, Text
 from s2composite.scenes.access import Access

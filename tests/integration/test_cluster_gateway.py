@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from s2composite import connect
+from s2composite.clusters.backends import start_cluster
+from s2composite.clusters.connect import read_cluster
 from s2composite.errors import ClusterError, JobError
-from s2composite.running.clusters.gateway import gateway
-from s2composite.running.clusters.options import read_cluster
 from support.sshd import PYTHONPATH
 from support.storage_servers import free_port
 
@@ -118,7 +118,7 @@ def test_wrong_password(server, monkeypatch):
     assert "guess" not in str(caught.value)
     monkeypatch.delenv("GATEWAY_PASSWORD")
     with pytest.raises(JobError, match="GATEWAY_PASSWORD is not set here"):
-        gateway(read_cluster({**server, "workers": 1}))
+        start_cluster(read_cluster({**server, "workers": 1}))
 
 
 def test_nothing_answers():

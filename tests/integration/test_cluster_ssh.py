@@ -7,9 +7,9 @@ import psutil
 import pytest
 
 from s2composite import connect
+from s2composite.clusters.backends import ssh_arguments
+from s2composite.clusters.connect import read_cluster
 from s2composite.errors import ClusterError, JobError
-from s2composite.running.clusters.options import read_cluster
-from s2composite.running.clusters.ssh import ssh_arguments
 from support.sshd import SSHD, make_key, ssh_server
 from support.storage_servers import free_port
 

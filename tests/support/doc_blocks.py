@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from s2composite.cli import main
-from s2composite.running.clusters.options import read_cluster
+from s2composite.clusters.connect import read_cluster
 from s2composite.running.jobs.job import load_job
 from support import ROOT
 

@@ -11,7 +11,7 @@ from support import ROOT
 PACKAGE = ROOT / "s2composite"
 
 LAYERS = (
-    "scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "running.jobs", "running.clusters",
+    "scenes", "reading", "pixels", "pixels.kernels", "writing", "running", "running.jobs", "clusters",
     "running.products", "running.planning", "running.reports", "analysis", "service",
 )  # fmt: skip
 
@@ -37,8 +37,8 @@ MODULES = [
     "screening",
     "composed", "compositing",
     "writing",
-    "running.jobs.yaml_text", "running.jobs.document", "running.reports.logs", "running.jobs.fields", "running.clusters.kind", "running.clusters.client", "running.clusters.local", "running.clusters.address", "running.clusters.ssh", "running.clusters.gateway",
-    "running.clusters.kubernetes", "running.clusters.coiled", "running.clusters.slurm", "running.clusters.ray", "running.clusters.options", "running.clusters.connect", "running.clusters.probe", "running.clusters.check",
+    "running.jobs.yaml_text", "running.jobs.document", "running.reports.logs", "running.jobs.fields",
+    "clusters.ray", "clusters.backends", "clusters.connect", "clusters.check",
     "running.silent", "running.interrupts", "running.bounded", "running.cells", "running.spans", "running.jobs.job",
     "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zonal",
     "running.ledger", "running.history", "running.products.window", "running.products.cog", "running.products.zarr", "running.products.product", "running.selection", "running.planning.sizing", "running.scope", "running.making",

@@ -22,10 +22,10 @@ from rasterio.enums import Resampling
 
 import s2composite as s2c
 from s2composite.cli import main
+from s2composite.clusters.connect import read_cluster
 from s2composite.errors import BandError, ParameterError, S2CompositeError
 from s2composite.pixels import registry
 from s2composite.pixels.rules import _RULES, resolve_rule
-from s2composite.running.clusters.options import read_cluster
 from s2composite.scenes.periods import find_periods
 from s2composite.writing.cog import write_raster
 from s2composite.writing.zarr import write_zarr

@@ -8,8 +8,8 @@ from distributed import Client, LocalCluster
 from distributed.metrics import context_meter
 
 import s2composite as s2c
+from s2composite.clusters.connect import show_meters
 from s2composite.metering import metered, tell
-from s2composite.running.clusters.client import show_meters
 from support.browser import chromium, needs_browser
 from support.http_faults import fault_server
 

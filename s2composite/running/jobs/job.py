@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from s2composite.clusters.backends import LocalOptions
+from s2composite.clusters.connect import ClusterOptions
 from s2composite.errors import S2CompositeError
 from s2composite.pixels.masks import Rule
 from s2composite.pixels.reducers import Reducer, resolve_reducer
@@ -29,8 +31,6 @@ from s2composite.pixels.rules import resolve_rule
 from s2composite.reading.warp import resampling_names
 from s2composite.running.bounded import Policy
 from s2composite.running.cells import GridOptions
-from s2composite.running.clusters.local import LocalOptions
-from s2composite.running.clusters.options import ClusterOptions
 from s2composite.running.jobs.document import Expected, Strict, read_document, validated, variables_in, with_setting
 from s2composite.running.jobs.fields import WHOLE, Count, FilePath, Finite, Positive, Text
 from s2composite.running.jobs.yaml_text import VARIABLES

@@ -11,11 +11,11 @@ from dask.utils import parse_bytes
 from distributed import default_client
 from distributed.system import MEMORY_LIMIT
 
+from s2composite.clusters.backends import MEMORY_SHARE, LocalOptions, local_shape
 from s2composite.cube import auto_size, window_at
 from s2composite.days import products_near
 from s2composite.errors import ParameterError
 from s2composite.reading.grid import Window
-from s2composite.running.clusters.local import MEMORY_SHARE, LocalOptions, local_shape
 from s2composite.windows import Work
 
 __all__ = ["Workers", "fitting_side", "require_fit", "task_memory", "workers_of"]

@@ -13,11 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import s2composite as s2c
+from s2composite.clusters.backends import AddressOptions, LocalOptions
+from s2composite.clusters.connect import read_cluster
 from s2composite.cube import stack_of
 from s2composite.errors import JobError
-from s2composite.running.clusters.address import AddressOptions
-from s2composite.running.clusters.local import LocalOptions
-from s2composite.running.clusters.options import read_cluster
 from s2composite.running.jobs.document import parse_text
 from s2composite.running.jobs.job import Job, job_schema, load_job
 from s2composite.running.jobs.template import job_template

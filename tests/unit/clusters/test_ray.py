@@ -4,11 +4,10 @@ import logging
 
 import pytest
 
+from s2composite.clusters.backends import CoiledOptions, SshOptions
+from s2composite.clusters.connect import read_cluster
+from s2composite.clusters.ray import is_ray, read_ray_cluster
 from s2composite.errors import JobError
-from s2composite.running.clusters.coiled import CoiledOptions
-from s2composite.running.clusters.options import read_cluster
-from s2composite.running.clusters.ray import is_ray, read_ray_cluster
-from s2composite.running.clusters.ssh import SshOptions
 
 # The two templates of https://github.com/sentinel-hub/eo-grow-examples, without their comments.
 LOCAL = r"""

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from s2composite import connect
 from s2composite.cli import app
+from s2composite.clusters.check import check_cluster
 from s2composite.errors import ClusterError, ParameterError
-from s2composite.running.clusters.check import check_cluster
 from s2composite.scenes.storage import join
 from support.sshd import PYTHONPATH
 from support.storage_servers import free_port

@@ -14,10 +14,9 @@ import pytest
 from distributed import default_client
 from distributed.system import MEMORY_LIMIT
 
+from s2composite.clusters.backends import BACKENDS, LocalOptions, local_shape
+from s2composite.clusters.connect import ClusterOptions, connect
 from s2composite.errors import ClusterError, JobError, ReadError
-from s2composite.running.clusters.connect import CLUSTERS, connect
-from s2composite.running.clusters.local import LocalOptions, _shape
-from s2composite.running.clusters.options import ClusterOptions
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_an_error_of_ours_arrives_with_its_facts(local):
     ],
 )  # fmt: skip
 def test_slow_cores_are_used(workers, threads, cores, expected):
-    assert _shape(workers, threads, cores) == expected
+    assert local_shape(LocalOptions(workers=workers, threads=threads), cores) == expected
 
 
 @pytest.mark.slow
@@ -207,7 +206,7 @@ def test_wrong_options_start_nothing(config, options, says):
 
 def test_every_kind_of_options_has_its_starter():
     kinds = {model.model_fields["type"].default for model in ClusterOptions.__args__[0].__args__}
-    assert kinds == set(CLUSTERS)
+    assert kinds == set(BACKENDS)
 
 
 def test_scheduler_that_does_not_answer():
@@ -263,6 +262,12 @@ def scheduler(request, tmp_path):
         [*dask, "worker", address, "--nworkers", "1", "--nthreads", "2", "--no-dashboard", *tls],
     ]
     processes = [subprocess.Popen(command, **quiet) for command in commands]
+    host, port = address.partition("://")[2].split(":")
+    for _ in range(1200):  # on a busy machine it takes longer to start than connect() waits
+        with socket.socket() as probe:
+            if probe.connect_ex((host, int(port))) == 0:
+                break
+        time.sleep(0.1)
     yield {"address": address, "timeout": 30, **files}
     for process in reversed(processes):
         process.terminate()

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from s2composite import connect
+from s2composite.clusters.backends import BACKENDS
+from s2composite.clusters.connect import read_cluster
 from s2composite.errors import MissingDependencyError
-from s2composite.running.clusters.connect import CLUSTERS
-from s2composite.running.clusters.options import read_cluster
 from s2composite.running.jobs.job import load_job
 from support import ROOT
 
@@ -47,7 +47,7 @@ def test_what_an_example_has_in_comments_is_valid_too(path):
 
 
 def test_every_kind_has_an_example():
-    assert {path.stem for path in EXAMPLES} == set(CLUSTERS)
+    assert {path.stem for path in EXAMPLES} == set(BACKENDS)
 
 
 def test_the_local_example_runs():

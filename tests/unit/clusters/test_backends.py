@@ -14,11 +14,9 @@ import pytest
 import yaml
 
 from s2composite import connect
+from s2composite.clusters.backends import coiled_arguments, kubernetes_manifest, slurm_arguments
+from s2composite.clusters.connect import read_cluster
 from s2composite.errors import ClusterError, JobError
-from s2composite.running.clusters.coiled import coiled_arguments
-from s2composite.running.clusters.kubernetes import manifest
-from s2composite.running.clusters.options import read_cluster
-from s2composite.running.clusters.slurm import job_script
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -43,7 +41,7 @@ FULL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [POD, FULL], ids=["least", "most"])
 def test_the_manifest_is_one_the_operator_takes(check_manifest, options):
-    made = manifest(read_cluster(options))
+    made = kubernetes_manifest(read_cluster(options))
     assert yaml.safe_load(yaml.safe_dump(made)) == made
     check_manifest(made)
     assert "s3cret" not in str(made)
@@ -52,7 +50,7 @@ def test_the_manifest_is_one_the_operator_takes(check_manifest, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("spoiled", ["spec.worker.replicas", "spec.worker.spec.containers", "spec.scheduler.service"])
 def test_a_wrong_manifest_would_be_noticed(check_manifest, spoiled):
-    made = copy.deepcopy(manifest(read_cluster(POD)))
+    made = copy.deepcopy(kubernetes_manifest(read_cluster(POD)))
     *levels, last = spoiled.split(".")
     level = made
     for key in levels:
@@ -63,7 +61,7 @@ def test_a_wrong_manifest_would_be_noticed(check_manifest, spoiled):
 
 
 def test_the_manifest_says_what_was_asked_for():
-    spec = manifest(read_cluster(FULL))["spec"]
+    spec = kubernetes_manifest(read_cluster(FULL))["spec"]
     assert (spec["worker"]["replicas"], spec["idleTimeout"]) == (3, 60)
     pod = spec["worker"]["spec"]
     assert (pod["serviceAccountName"], pod["nodeSelector"]) == ("reader", {"pool": "spot"})
@@ -109,7 +107,7 @@ class Api(http.server.BaseHTTPRequestHandler):
         if path.rstrip("/") == "/version":
             self.answer(200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0"})
         elif name in self.taken:
-            self.answer(200, manifest(read_cluster({**FULL, "name": name})))
+            self.answer(200, kubernetes_manifest(read_cluster({**FULL, "name": name})))
         else:
             self.answer(404, {"kind": "Status", "status": "Failure", "code": 404, "message": "not found"})
 
@@ -151,7 +149,7 @@ def test_the_manifest_is_what_kubernetes_is_asked_for(api):
         connect({**FULL, "timeout": 5})
     (path, posted), *_ = api.posted  # refused, it is asked for again
     assert path == CLUSTERS_PATH
-    asked = manifest(read_cluster(FULL))
+    asked = kubernetes_manifest(read_cluster(FULL))
     assert posted["spec"] == asked["spec"]
     assert posted["metadata"]["name"] == "night"
 
@@ -223,8 +221,11 @@ SLURM = {
 
 @pytest.mark.slow
 def test_the_job_script_says_what_was_asked_for(tmp_path):
-    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
-    script = job_script(read_cluster({**SLURM, "log_directory": str(tmp_path), "local_directory": "/scratch"}))
+    jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+    options = read_cluster({**SLURM, "log_directory": str(tmp_path), "local_directory": "/scratch"})
+    arguments = slurm_arguments(options)
+    del arguments["scheduler_options"]
+    script = jobqueue.slurm.SLURMJob(scheduler="tcp://scheduler:8786", name="worker", **arguments).job_script()
     lines = script.splitlines()
     assert lines[0].startswith("#!")
     for line in ("-p short", "-A eo", "-t 02:00:00", "--cpus-per-task=4", "--mem=8G", "--constraint=ib", "-n 1"):

@@ -1,0 +1,383 @@
+"""check_cluster(): what every worker of a cluster has and can reach."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+from uuid import uuid4
+
+from distributed import Client, wait
+from distributed.versions import get_versions
+
+import s2composite
+from s2composite.clusters.connect import ShippedEnvironment
+from s2composite.errors import ParameterError, S2CompositeError
+from s2composite.scenes.storage import absolute, display, filesystem, join, reason
+
+# Workers import this module: a package that is broken there must be a finding, and not keep them from that (PLC0415).
+# ruff: noqa: PLC0415
+
+__all__ = ["PACKAGES", "ClusterCheck", "Findings", "WorkerCheck", "check_cluster"]
+
+PACKAGES = (
+    "s2composite", "dask", "distributed", "numpy", "numba", "llvmlite", "rasterio", "imagecodecs", "xarray", "zarr",
+    "fsspec", "gcsfs", "s3fs",
+)  # fmt: skip
+"""Packages whose versions must be the same everywhere."""
+
+_PACKAGES_OF_SCHEDULER = ("python", "dask", "distributed")
+"""Packages that matter to a scheduler, which neither reads nor computes."""
+
+_ATTEMPTS = 3
+"""How often workers are asked, if some leave meanwhile."""
+
+_CONTENT = b"s2composite check\n"
+"""Content of the object that a worker writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What one worker found."""
+
+    version: str
+    """Version of s2composite there."""
+
+    gdal: str
+    """Version of the GDAL in rasterio."""
+
+    numba_threads: int
+    """Threads that a parallel kernel would start in each task."""
+
+    environment: tuple[str, ...]
+    """Variables that do not have the value that was shipped."""
+
+    source: str | None
+    """Why the source cannot be read; None: it can, or was not asked for."""
+
+    target: str | None
+    """Why the target cannot be written to; None: it can, or was not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCheck:
+    """What a check found out about one worker.
+
+    Examples
+    --------
+    >>> silent = WorkerCheck("tcp://10.0.0.7:40123", "10.0.0.7", 4, None, {}, None, ("it did not answer in time",))
+    >>> ClusterCheck({}, {}, (silent,), ()).problems
+    ('worker tcp://10.0.0.7:40123: it did not answer in time',)
+    """
+
+    address: str
+    """Address of the worker, ``"tcp://10.0.0.7:40123"``."""
+
+    host: str
+    """Address of its machine."""
+
+    threads: int
+    """Number of tasks that it runs at a time."""
+
+    memory: int | None
+    """Memory limit in bytes; None: no limit."""
+
+    versions: Mapping[str, str | None]
+    """Version of Python and of each of `PACKAGES`; None: not installed. Empty if it did not answer."""
+
+    findings: Findings | None
+    """What it found itself; None: it could not be checked."""
+
+    problems: tuple[str, ...]
+    """What is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterCheck:
+    """What a check found out about a cluster.
+
+    Examples
+    --------
+    >>> ClusterCheck({}, {}, (), ("no worker came within 60 s",)).ok
+    False
+    """
+
+    client: Mapping[str, str | None]
+    """Versions in this process."""
+
+    scheduler: Mapping[str, str | None]
+    """Versions on the scheduler."""
+
+    workers: tuple[WorkerCheck, ...]
+    """All workers."""
+
+    general: tuple[str, ...]
+    """Problems that are not those of a single worker."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All problems, a sentence each."""
+        return (*self.general, *(f"worker {w.address}: {problem}" for w in self.workers for problem in w.problems))
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+
+def check_cluster(
+    client: Client, *, source: Any = None, target: str | None = None, timeout: float = 60.0
+) -> ClusterCheck:
+    """Check every worker of a cluster: versions, memory, threads, environment, and what it can reach.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster. One from `connect` also knows which environment the workers must have.
+    source
+        Scenes as for `find_scenes`: they are listed from here, and every worker reads the header of the first one.
+    target
+        Where outputs go, a directory, prefix or file name: every worker writes a small object there, which is read
+        from here and then deleted by the worker.
+    timeout
+        Seconds to wait for the answers of all workers.
+
+    Returns
+    -------
+    ClusterCheck
+        A `WorkerCheck` for each worker, and the problems found.
+
+    Raises
+    ------
+    ParameterError
+        The target cannot be read back (``https://``).
+
+    Examples
+    --------
+    >>> from s2composite import connect
+    >>> with connect("local", workers=1, announce=False) as client:
+    ...     check = check_cluster(client)
+    >>> check.ok, len(check.workers)
+    (True, 1)
+    """
+    from s2composite.scenes.listing import find_scenes
+
+    directory = None if target is None else _directory(target)
+    href, source_problems = None, []
+    if source is not None:
+        try:
+            href = find_scenes(source)[0].assets[0].href
+        except S2CompositeError as error:
+            source_problems = [f"source: {error}"]
+    for _ in range(_ATTEMPTS):
+        check = _check_now(client, directory, href, source_problems, timeout)
+        running = client.scheduler_info(n_workers=-1)["workers"]
+        # On clusters that scale with the work, an idle worker may leave before it is asked.
+        if all(worker.address in running for worker in check.workers):
+            break
+    return check
+
+
+def _directory(target: str) -> str:
+    """Return the directory or prefix that outputs named `target` go to."""
+    place = absolute(target)
+    if place.startswith(("http://", "https://")):
+        raise ParameterError(
+            f"{display(place)}: an object at a plain URL cannot be read back or deleted; check a local path, "
+            "gs:// or s3://"
+        )
+    is_output = PurePosixPath(place).suffix.lower() in (".tif", ".zarr")
+    return place.rstrip("/").rpartition("/")[0] or "/" if is_output else place
+
+
+def _check_now(
+    client: Client, directory: str | None, href: str | None, source_problems: Sequence[str], timeout: float
+) -> ClusterCheck:
+    """Check the workers that are running now; if there are none, ask for one: clusters may scale with the work."""
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        with suppress(TimeoutError):
+            wait(client.submit(int, key=f"await-worker-{uuid4().hex}"), timeout=timeout)
+    workers = dict(client.scheduler_info(n_workers=-1)["workers"])
+    urls = {} if directory is None else {a: join(directory, f".s2composite-check-{uuid4().hex}") for a in workers}
+    shipped = getattr(client, "shipped", ())
+    probes = {address: partial(_probe_worker, shipped, href, urls.get(address)) for address in workers}
+    answers = _ask(client, probes, timeout)
+
+    # What a worker has written is read from here, before the worker deletes it.
+    storage: dict[str, list[str]] = {address: [] for address in workers}
+    for address, url in urls.items():
+        answer = answers[address]
+        if isinstance(answer, Findings) and answer.target is None and (problem := _read_object(url)):
+            storage[address].append(f"target: written there, but {problem} from here; is the directory a shared one?")
+    answering = [address for address, answer in answers.items() if answer is not None]
+    removals = {address: partial(_remove_object, urls[address]) for address in answering if address in urls}
+    for address, answer in _ask(client, removals, timeout).items():
+        if isinstance(answer, str):
+            storage[address].append(f"target: {answer}")
+
+    here = {**_versions_in(get_versions(packages=PACKAGES)), "s2composite": s2composite.__version__}
+    scheduler = _versions_in(client.sync(client.scheduler.versions, packages=list(PACKAGES)))
+    replies: dict[str, Any] = {}
+    if answering:  # a request of Dask's own, which does not need s2composite there
+        question = {"op": "versions", "packages": list(PACKAGES)}
+        replies = client.sync(client.scheduler.broadcast, msg=question, workers=answering, on_error="ignore")
+    checks = []
+    for address, worker in workers.items():
+        versions = _versions_in(replies[address]) if address in replies else {}
+        findings = answers[address] if isinstance(answers[address], Findings) else None
+        if findings is not None:
+            versions["s2composite"] = findings.version
+        problems = [*_differences(here, versions, ("python", *PACKAGES)), *_problems_in(answers[address])]
+        problems += storage[address]
+        memory = worker["memory_limit"] or None
+        checks.append(
+            WorkerCheck(address, worker["host"], worker["nthreads"], memory, versions, findings, tuple(problems))
+        )
+    general = [*source_problems]
+    general += [f"scheduler: {text}" for text in _differences(here, scheduler, _PACKAGES_OF_SCHEDULER)]
+    general += [] if workers else [f"no worker started within {timeout:g} s; see the logs of the cluster"]
+    return ClusterCheck(here, scheduler, tuple(checks), tuple(general))
+
+
+def _ask(client: Client, questions: Mapping[str, Callable[..., Any]], timeout: float) -> dict[str, Any]:
+    """Return each worker's answer: a result, an exception, or None if it did not answer in time.
+
+    Questions do not run as tasks: a worker without s2composite could not unpack one, and Dask ends a worker for that.
+    To a function sent by `Client.run` it answers with the error instead.
+    """
+
+    async def ask(address: str, question: Callable[..., Any]) -> Any:
+        try:
+            answer = client.run(question, workers=[address], on_error="return")
+            return (await asyncio.wait_for(answer, timeout)).get(address)
+        except TimeoutError:
+            return None
+        except Exception as error:  # noqa: BLE001 - what a worker cannot unpack is raised here, and is its answer
+            return error
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*(ask(address, question) for address, question in questions.items()))
+
+    return dict(zip(questions, client.sync(ask_all), strict=True))
+
+
+def _versions_in(answer: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the versions of Python and of `PACKAGES` in an answer of Dask's."""
+    packages = answer["packages"]
+    return {
+        "python": ".".join(answer["host"]["python"].split(".")[:3]),
+        **{name: packages.get(name) for name in PACKAGES},
+    }
+
+
+def _differences(here: Mapping[str, str | None], there: Mapping[str, str | None], names: Sequence[str]) -> list[str]:
+    """Return a sentence for each version that differs from the one here; Python's third number does not matter.
+
+    >>> _differences({"python": "3.11.7", "numpy": "2.1"}, {"python": "3.11.9", "numpy": None}, ("python", "numpy"))
+    ['numpy is not installed there, 2.1 here']
+    """
+    if not there:
+        return []
+
+    def compared(name: str, version: str | None) -> str | None:
+        return version.rpartition(".")[0] if name == "python" and version else version
+
+    return [
+        f"{name} is {there[name] or 'not installed'} there, {here[name] or 'not installed'} here"
+        for name in names
+        if compared(name, there[name]) != compared(name, here[name])
+    ]
+
+
+def _problems_in(answer: Any) -> list[str]:
+    """Return the problems in a worker's answer."""
+    if answer is None:
+        return ["it did not answer in time: it is busy, frozen, or gone"]
+    if not isinstance(answer, Findings):
+        return [
+            f"it could not be checked ({type(answer).__name__}: {answer}); install the same s2composite there as here"
+        ]
+    problems = [] if answer.source is None else [f"source: {answer.source}"]
+    problems += [] if answer.target is None else [f"target: {answer.target}"]
+    if answer.environment:
+        problems.append(f"environment: {', '.join(answer.environment)} not as shipped, or set too late")
+    return problems
+
+
+# --- what runs on the workers -----------------------------------------------------------------------------------------
+
+
+async def _probe_worker(shipped: Sequence[str], source: str | None, target: str | None, dask_worker: Any) -> Findings:
+    """Return what this worker finds: versions, its environment, whether a header can be read and an object written."""
+    plugin = next((p for p in dask_worker.plugins.values() if isinstance(p, ShippedEnvironment)), None)
+    return await asyncio.to_thread(_probe, shipped, plugin, source, target)  # the worker's event loop must not block
+
+
+def _probe(
+    shipped: Sequence[str], plugin: ShippedEnvironment | None, source: str | None, target: str | None
+) -> Findings:
+    import numba
+    import rasterio
+    from rasterio._env import get_gdal_config  # rasterio's public getenv() knows only what it has set itself
+
+    from s2composite.reading.header import read_header
+
+    wrong = set(shipped)
+    if plugin is not None:  # variables that differ, or that came too late for the library that they configure
+        wrong = set(plugin.differing()) | (wrong - set(plugin.names))
+        threads = os.environ.get("NUMBA_NUM_THREADS", "")
+        if "NUMBA_NUM_THREADS" in shipped and str(numba.config.NUMBA_NUM_THREADS) != threads:
+            wrong.add("NUMBA_NUM_THREADS")
+        wrong |= {name for name in shipped if name.startswith("GDAL_") and get_gdal_config(name) is None}
+    source_problem = None
+    if source is not None:
+        try:
+            read_header(source)
+        except S2CompositeError as error:
+            source_problem = str(error)
+    return Findings(
+        s2composite.__version__,
+        rasterio.__gdal_version__,
+        numba.config.NUMBA_NUM_THREADS,
+        tuple(sorted(wrong)),
+        source_problem,
+        None if target is None else _write_object(target),
+    )
+
+
+def _write_object(url: str) -> str | None:
+    """Write an object and read it back; return why that fails, or None."""
+    _, problem = _on_storage(url, "written", lambda fs, path: fs.pipe_file(path, _CONTENT))
+    return problem or _read_object(url)
+
+
+def _read_object(url: str) -> str | None:
+    """Return why the object that was written cannot be read, or None."""
+    content, problem = _on_storage(url, "read", lambda fs, path: fs.cat_file(path))
+    if problem is None and content != _CONTENT:
+        return f"{display(url)} does not hold what was written to it"
+    return problem
+
+
+async def _remove_object(url: str) -> str | None:
+    """Delete the object, if it was written; return why that fails, or None."""
+
+    def remove(fs: Any, path: str) -> None:
+        if fs.exists(path):
+            fs.rm_file(path)
+
+    return (await asyncio.to_thread(_on_storage, url, "deleted", remove))[1]
+
+
+def _on_storage(url: str, verb: str, operation: Callable[[Any, str], Any]) -> tuple[Any, str | None]:
+    """Return what an operation on the filesystem of `url` gives, and the problem if it fails."""
+    try:
+        fs, path = filesystem(url)
+        return operation(fs, path), None
+    except Exception as error:  # noqa: BLE001 - clients of object stores raise their own kinds
+        return None, f"{display(url)} cannot be {verb}: {reason(url, error)}"

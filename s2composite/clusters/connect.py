@@ -1,0 +1,277 @@
+"""connect(): start or join the Dask workers that computations run on, by options in Python, in YAML, of a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any
+
+from distributed import Client, WorkerPlugin
+from pydantic import BeforeValidator, Field
+from rich.console import Console
+
+from s2composite.clusters.backends import (
+    BACKENDS,
+    SCHEMES,
+    AddressOptions,
+    BackendOptions,
+    CoiledOptions,
+    ElasticOptions,
+    GatewayOptions,
+    KubernetesOptions,
+    LocalOptions,
+    SlurmOptions,
+    SshOptions,
+    start_cluster,
+)
+from s2composite.clusters.ray import is_ray, read_ray_cluster
+from s2composite.errors import ClusterError, JobError
+from s2composite.metering import WorkerMeters
+from s2composite.running.jobs.document import Document, Strict, read_document, validated
+from s2composite.running.reports.logs import forward_logs
+
+__all__ = ["ClusterOptions", "ShippedEnvironment", "connect", "read_cluster", "show_meters"]
+
+LOG = logging.getLogger(__name__)
+
+
+def _is_file(config: Any) -> bool:
+    return isinstance(config, os.PathLike) or (isinstance(config, str) and config.endswith((".yaml", ".yml")))
+
+
+def _expanded(config: Any) -> Any:
+    """Return the mapping that a short name of a cluster stands for; anything else unchanged."""
+    if isinstance(config, str) and config.startswith(SCHEMES):
+        return {"type": "address", "address": config}
+    if isinstance(config, str) and config == "local":
+        return {"type": "local"}
+    return config.model_dump() if isinstance(config, Strict) else config
+
+
+def _with_type(config: Any) -> Any:
+    """Return options of any form as what pydantic chooses a class by: a mapping with a ``type``, or checked options."""
+    config = read_cluster(config) if _is_file(config) else _expanded(config)
+    if not isinstance(config, Mapping | Strict):
+        raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors only
+            "expected 'local', a scheduler's address (tcp://...), a .yaml file, "
+            f"or a mapping such as {{type: local, workers: 2}}; got {config!r}"
+        )
+    if isinstance(config, Mapping) and "type" not in config:
+        return {"type": "address" if "address" in config else "local", **config}
+    return config
+
+
+_AnyOptions = (
+    LocalOptions | AddressOptions | SshOptions | GatewayOptions | KubernetesOptions | CoiledOptions | SlurmOptions
+)
+
+ClusterOptions = Annotated[
+    Annotated[_AnyOptions, Field(discriminator="type")],
+    BeforeValidator(_with_type, json_schema_input_type=str | _AnyOptions),
+]
+
+
+class _HasCluster(Strict):
+    cluster: ClusterOptions
+
+
+def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
+    """Return the checked options of a cluster.
+
+    Parameters
+    ----------
+    config
+        ``"local"``, the address of a scheduler, a mapping, the path of a YAML file that holds one, or options. The
+        file may also be a cluster.yaml of Ray (as used by eo-grow); what cannot be mapped is logged.
+    **settings
+        Options that override those of `config`.
+
+    Raises
+    ------
+    JobError
+        Names the file, the line, the key and what is expected there.
+    """
+    document = Document("connect()", {}, {})
+    if not _is_file(config):
+        config = _expanded(config)
+    elif is_ray(config):
+        ray = read_ray_cluster(config)
+        for key in ray.unmapped:
+            LOG.warning("%s, line %s: %s is not mapped: %s", os.fspath(config), key.line, key.key, key.reason)
+        document, config = ray.document, ray.document.values
+    else:
+        document = read_document(config, "cluster")
+        config = document.values
+    values = {"cluster": {**config, **settings} if isinstance(config, Mapping) else config}
+    places = {("cluster", *keys): place for keys, place in document.places.items()}
+    return validated(_HasCluster, Document(document.name, values, places)).cluster
+
+
+class ShippedEnvironment(WorkerPlugin):  # type: ignore[misc] # distributed has no types
+    """Sets environment variables in every worker, also in those that come later.
+
+    It travels over Dask's own connections, so that no command line, pod, job script or graph has secrets in it.
+    """
+
+    name = "s2composite-environment"
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = dict(values)
+
+    def __repr__(self) -> str:
+        return f"ShippedEnvironment({', '.join(self._values)})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the variables."""
+        return tuple(self._values)
+
+    def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask passes it
+        """Set the variables; Dask calls this in each worker."""
+        os.environ.update(self._values)
+
+    def differing(self) -> tuple[str, ...]:
+        """Return the names of the variables that do not have their value in this process."""
+        return tuple(name for name, value in self._values.items() if os.environ.get(name) != value)
+
+
+def connect(
+    config: Any = "local",
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    memory: str | None = None,
+    dashboard: str | None = None,
+    announce: bool = True,
+) -> Client:
+    """Start or join a Dask cluster and make it the one that computations run on.
+
+    Parameters
+    ----------
+    config
+        ``"local"``: worker processes on this machine; ``"tcp://host:port"`` or ``"tls://..."``: a running scheduler; a
+        mapping with a ``type``, ``{"type": "local", "workers": 2}``; or the path of a YAML file that holds one. Types
+        are ``local``, ``address``, ``ssh``, ``gateway``, ``kubernetes``, ``coiled`` and ``slurm``, each with a file in
+        ``examples/clusters``. A cluster.yaml of Ray is mapped to ``ssh`` or ``coiled``.
+    workers, threads, memory, dashboard
+        Override those of `config`, for types that have them. Local: number of processes (None: one per core), threads
+        of each (None: the cores divided by `workers`), memory limit of each (None: nine tenths of the machine's memory
+        divided by `workers`), address of the dashboard (another port if ``":8787"`` is taken).
+    announce
+        Print one line with the workers and the link of the dashboard, to the terminal or notebook.
+
+    Returns
+    -------
+    distributed.Client
+        A context manager. Closing it stops what was started; workers of a running scheduler are left alone, and keep
+        the environment variables that they were given.
+
+    Raises
+    ------
+    JobError
+        An option is unknown or invalid; lists the valid ones.
+    ClusterError
+        The scheduler does not answer, or workers do not start or do not accept their environment.
+    MissingDependencyError
+        The kind of cluster needs an optional package; says which extra installs it.
+
+    Examples
+    --------
+    >>> with connect("local", workers=1, memory="1GB", announce=False) as client:
+    ...     client.submit(sum, [1, 2, 3]).result()
+    6
+    """
+    settings = {"workers": workers, "threads": threads, "memory": memory, "dashboard": dashboard}
+    options = read_cluster(config, **{key: value for key, value in settings.items() if value is not None})
+    environment = _environment(options)  # before anything starts that costs money
+    logging.getLogger("tornado.application").addFilter(_is_not_about_cancelled_call)
+    client = start_cluster(options)
+    try:
+        if options.awaited:
+            _await_workers(client, options.awaited, options.timeout)
+        if environment:
+            _ship(client, environment)
+        if options.joined is None:  # on someone else's scheduler they would stay
+            show_meters(client)
+            forward_logs(client)
+        if isinstance(options, ElasticOptions) and options.bounds is not None and not BACKENDS[options.type].adapts:
+            minimum, maximum = options.bounds
+            client.cluster.adapt(minimum=minimum, maximum=maximum)
+    except BaseException:
+        client.close()
+        raise
+    LOG.info("connected: %s", _summary(client))
+    if announce:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(_summary(client))
+    return client
+
+
+def _environment(options: BackendOptions) -> dict[str, str]:
+    """Return the environment of the workers, with the values of credentials from this process's environment."""
+    for name in options.credentials:
+        if name not in os.environ:
+            raise JobError(
+                f"credentials: the environment variable {name} is not set here, so workers cannot get it; "
+                "export it, or leave it out",
+                key="credentials",
+                variable=name,
+            )
+    return {**options.environment, **{name: os.environ[name] for name in options.credentials}}
+
+
+def _is_not_about_cancelled_call(record: logging.LogRecord) -> bool:
+    """Filter out the message that Dask could not cancel a call to the scheduler that had not begun."""
+    return "sync.<locals>.cancel" not in record.getMessage()
+
+
+def _await_workers(client: Client, workers: int, timeout: float) -> None:
+    try:
+        client.wait_for_workers(workers, timeout=timeout)
+    except TimeoutError as error:
+        started = len(client.scheduler_info(n_workers=-1)["workers"])
+        raise ClusterError(
+            f"after {timeout:g} s only {started} of {workers} workers have started; see their logs, or raise 'timeout' "
+            "if machines take longer",
+            workers=started,
+        ) from error
+
+
+def _ship(client: Client, environment: Mapping[str, str]) -> None:
+    """Set environment variables in all workers, now and later."""
+    try:
+        client.register_plugin(ShippedEnvironment(environment))
+    except Exception as error:  # whatever importing the plugin raises in a worker arrives here
+        with suppress(Exception):  # or workers that come later could not start; those that lack it raise again
+            client.unregister_worker_plugin(ShippedEnvironment.name)
+        raise ClusterError(
+            f"a worker did not accept its environment ({type(error).__name__}: {error}); install the same s2composite "
+            "in its Python as here"
+        ) from error
+    client.shipped = tuple(environment)
+
+
+def show_meters(client: Client) -> None:
+    """Show on the dashboard what each worker has read; without s2composite on the workers, only warn."""
+    try:
+        client.register_plugin(WorkerMeters())
+    except Exception as error:  # noqa: BLE001 - whatever importing the plugin raises in a worker arrives here
+        with suppress(Exception):  # else workers that come later could not start
+            client.unregister_worker_plugin(WorkerMeters.name)
+        LOG.warning("the dashboard does not show what workers read: %s: %s", type(error).__name__, error)
+
+
+def _summary(client: Client) -> str:
+    """Return ``"Dask: 2 workers x 1 thread, 4.2 GB each; dashboard: http://..."``."""
+
+    def counted(number: int, noun: str) -> str:
+        return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    shapes = {(worker["nthreads"], worker["memory_limit"]) for worker in workers}
+    text = f"Dask: {counted(len(workers), 'worker')}"
+    if len(shapes) == 1:
+        threads, memory = shapes.pop()
+        text += f" x {counted(threads, 'thread')}" + (f", {memory / 1e9:.1f} GB each" if memory else "")
+    return f"{text}; dashboard: {client.dashboard_link}" if client.dashboard_link else text
