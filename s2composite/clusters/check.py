@@ -230,7 +230,7 @@ def _check_now(
     for address, worker in workers.items():
         versions = _versions_in(replies[address]) if address in replies else {}
         findings = answers[address] if isinstance(answers[address], Findings) else None
-        if findings is not None:
+        if findings is not None and versions:
             versions["s2composite"] = findings.version
         problems = [*_differences(here, versions, ("python", *PACKAGES)), *_problems_in(answers[address])]
         problems += storage[address]

@@ -13,7 +13,7 @@ from support import ROOT, TESTS
 from support.storage_servers import free_port
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-PYTHONPATH = f"{ROOT}:{TESTS}"
+PYTHONPATH = ":".join(map(str, [ROOT, TESTS, *sorted({path.parent for path in TESTS.rglob("test_*.py")})]))
 """Of processes that find the package and the functions of tests."""
 
 
