@@ -441,10 +441,9 @@ def test_unevenly_spaced_coordinates_are_refused(tmp_path):
 def test_the_ghost_area_is_gdals(tmp_path):
     values = pixels((3, 600, 600))
     ours = write(composite_of(values), tmp_path / "ours.tif", mask=False)
+    size = {"width": 600, "height": 600, "count": 3, "dtype": "uint8", "nodata": 0, "interleave": "pixel"}
     grid = {"crs": "EPSG:32631", "transform": UTM}
-    with rasterio.open(
-        tmp_path / "gdal.tif", "w", driver="COG", width=600, height=600, count=3, dtype="uint8", nodata=0, **grid
-    ) as gdal:
+    with rasterio.open(tmp_path / "gdal.tif", "w", driver="COG", **size, **grid) as gdal:
         gdal.write(values)
     with open(ours, "rb") as a, open(tmp_path / "gdal.tif", "rb") as b:
         assert a.read(8 + 43 + 140)[8:] == b.read(8 + 43 + 140)[8:]
