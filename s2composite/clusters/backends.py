@@ -52,8 +52,8 @@ __all__ = [
     "MEMORY_SHARE",
     "SCHEMES",
     "AddressOptions",
-    "Backend",
     "BackendOptions",
+    "ClusterBackend",
     "ClusterClient",
     "CoiledOptions",
     "ElasticOptions",
@@ -916,7 +916,7 @@ def _start_slurm(options: SlurmOptions) -> ClusterClient:
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class ClusterBackend:
     """How clusters of one kind are started."""
 
     start: Callable[[Any], ClusterClient]
@@ -936,35 +936,35 @@ class Backend:
 
 
 BACKENDS = {
-    "local": Backend(_start_local),
-    "address": Backend(_join_scheduler),
-    "ssh": Backend(
+    "local": ClusterBackend(_start_local),
+    "address": ClusterBackend(_join_scheduler),
+    "ssh": ClusterBackend(
         _start_ssh,
         "asyncssh",
         "clusters over SSH",
         "check that 'ssh' reaches each machine with this user and key, and that 'python' names one with s2composite",
     ),
-    "gateway": Backend(
+    "gateway": ClusterBackend(
         _start_gateway,
         "dask_gateway",
         "clusters of a Dask Gateway",
         "check that a Dask Gateway answers at {options.address}, 'auth', and its limits",
         adapts=True,
     ),
-    "kubernetes": Backend(
+    "kubernetes": ClusterBackend(
         _start_kubernetes,
         "dask_kubernetes",
         "clusters in Kubernetes",
         "check that kubectl reaches the cluster, that the Dask operator is installed there, and the pods' events",
     ),
-    "coiled": Backend(
+    "coiled": ClusterBackend(
         _start_coiled,
         "coiled",
         "clusters of Coiled",
         "check 'coiled login', the workspace, the region and its quotas",
         adapts=True,
     ),
-    "slurm": Backend(
+    "slurm": ClusterBackend(
         _start_slurm,
         "dask_jobqueue",
         "clusters of Slurm",
