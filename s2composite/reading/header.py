@@ -469,14 +469,15 @@ def scaling_of(scale: float, offset: float, unit: str | None) -> Scaling | None:
 def _with_sidecar(header: Header) -> Header:
     """Return the header as GDAL sees it where a file beside it says more: ``.aux.xml``, a world file."""
     path = header.href
-    try:
-        notes = Path(path + ".aux.xml").read_bytes()
-    except OSError:
-        notes = b""
+    notes = b""
+    # for each of many files, os.path takes a third of the time of pathlib
+    if os.path.exists(path + ".aux.xml"):  # noqa: PTH110
+        with suppress(OSError):
+            notes = Path(path + ".aux.xml").read_bytes()
     telling = re.search(
         rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description|Scale|Offset|UnitType|ColorInterp)[ >]", notes
     )
-    masked = Path(f"{path}.msk").exists()
+    masked = os.path.exists(f"{path}.msk")  # noqa: PTH110
     if not (telling or masked) and (header.geobox.transform != Affine.identity() or not _has_world_file(path)):
         return header
     seen = _from_gdal(path, header.identity)
