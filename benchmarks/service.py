@@ -30,8 +30,7 @@ import psutil
 import s3fs
 
 from s2composite.demo import make_scenes
-from s2composite.service.envelope import WindowRequest
-from s2composite.service.median import make_median
+from s2composite.service.windows import WindowRequest, make_window
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from flaky_proxy import flaky_proxy
@@ -54,7 +53,7 @@ def latency(service, files, out, args):
         for number in range(args.rounds + 5):
             request = payload(files, out, 2 * number, args.side, args.size)
             start = time.perf_counter()
-            make_median(WindowRequest.model_validate(request | {"destination": str(out / f"bare_{number}.tif")}))
+            make_window(WindowRequest.model_validate(request | {"destination": str(out / f"bare_{number}.tif")}))
             middle = time.perf_counter()
             assert client.post("/median", json=request).status_code == 204
             end = time.perf_counter()

@@ -17,10 +17,10 @@ from s2composite.cli.demo import demo
 from s2composite.cli.job_files import init, plan, report, schema, status
 from s2composite.cli.run import resume, retry, run
 from s2composite.cli.scenes import scenes
+from s2composite.cli.service import dispatch, serve
 from s2composite.cli.words import BAD_INPUT, SOME_FAILED, on_stderr, plain
 from s2composite.cli.zonal import zonal
 from s2composite.errors import S2CompositeError
-from s2composite.service.cli import add_commands
 
 __all__ = ["app", "main"]
 
@@ -70,6 +70,5 @@ def options(
     """Cloud-free composites of satellite time series: many acquisitions in, one clean picture out."""
 
 
-for command in (demo, run, plan, resume, retry, status, report, init, schema, zonal, scenes, check):
+for command in (demo, run, plan, resume, retry, status, report, init, schema, zonal, scenes, check, serve, dispatch):
     app.command()(command)
-add_commands(app)

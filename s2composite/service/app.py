@@ -1,29 +1,99 @@
-"""App: the service as an ASGI application: endpoints, the page, what is said when something fails."""
+"""The service as an ASGI application, its endpoints, and the server that runs it on an address."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import sys
 import uuid
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
+import uvicorn
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 import s2composite
 from s2composite.errors import S2CompositeError
-from s2composite.service.backend import Backend, problems
-from s2composite.service.gate import Gate
-from s2composite.service.job_endpoints import add_jobs
-from s2composite.service.page import jobs_page
-from s2composite.service.problems import Problem, ProblemError, problem_of
-from s2composite.service.settings import Settings
-from s2composite.service.window_endpoints import add_windows
+from s2composite.running.reports.page import report_page
+from s2composite.service.jobs import JobRunner, accept_job
+from s2composite.service.queue import ENDED, JobRow, JobStore
+from s2composite.service.security import (
+    MEDIA_TYPE,
+    Problem,
+    ProblemError,
+    SecurityMiddleware,
+    printable,
+    problem_from_error,
+    protocol_with_deadline,
+    redact,
+)
+from s2composite.service.settings import Settings, load_settings, take_token
+from s2composite.service.views import Views, jobs_page
+from s2composite.service.windows import EXAMPLE, PUSHED_EXAMPLE, WindowPool, WindowRequest, parse_delivery
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "serve"]
 
 LOG = logging.getLogger(__name__)
+
+_GRACE = 10
+"""Seconds that requests have to end when the service is stopped."""
+
+_POLL = 0.5
+"""Seconds between two looks at a log that is followed."""
+
+_MAX_OFFSET = 2**31 - 1
+"""Databases take no number of 64 bits and more."""
+
+
+def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), **more: Any) -> None:
+    """Run the service until it is stopped.
+
+    Parameters
+    ----------
+    config, settings
+        As for `s2composite.service.settings.load_settings`.
+    **more
+        Settings by name; None: as the others say.
+
+    Raises
+    ------
+    JobError, ParameterError
+        A setting is wrong, the token is missing, or the database cannot be opened.
+    """
+
+    class RedactingFormatter(logging.Formatter):
+        """Lines without anything that is secret, errors of other libraries included; none that a caller made up."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(redact(super().format(record)))
+
+    checked = load_settings(config, settings, **more)
+    token = take_token(checked)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # HTTP clients log whole URLs.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    app = create_app(checked, token)
+    # Its own access log would have the query of each URL.
+    uvicorn.run(
+        app,
+        http=protocol_with_deadline(checked.limits.arrival),
+        ws="none",
+        host=checked.host,
+        port=checked.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=checked.limits.connections,
+        timeout_graceful_shutdown=_GRACE,
+    )
 
 
 def create_app(settings: Settings, token: str | None = None) -> FastAPI:
@@ -51,53 +121,307 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         docs_url=None,  # its scripts come from elsewhere
         redoc_url=None,
     )
-    add_windows(app, service)
-    add_jobs(app, service)
+    _add_windows(app, service)
+    _add_job_files(app, service)
+    _add_jobs(app, service)
     _add_pages(app, service)
-    _add_refusals(app)
-    app.add_middleware(Gate, settings=settings, token=token)
+    _add_error_handlers(app)
+    app.add_middleware(SecurityMiddleware, settings=settings, token=token)
     return app
 
 
-def _add_refusals(app: FastAPI) -> None:
+class Backend:
+    """What is behind the endpoints."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        Path(settings.state).mkdir(parents=True, exist_ok=True)
+        self.store = JobStore(settings.database_url)
+        if settings.storage is not None:
+            self.store.lock()
+        self.windows = WindowPool(settings)
+        self.views = Views()
+        self.runner = JobRunner(settings, self.store)
+
+    @asynccontextmanager
+    async def running(self, _: FastAPI) -> AsyncIterator[None]:
+        """Run from the first request to the last."""
+        self.windows.start()
+        await self.runner.start()
+        try:
+            yield
+        finally:
+            await self.runner.close()
+            await asyncio.to_thread(self.windows.close)
+            self.store.close()
+
+    def row(self, number: str) -> JobRow:
+        """Return a job.
+
+        Raises
+        ------
+        ProblemError
+            There is none of that id.
+        """
+        row = self.store.get(number)
+        if row is None:
+            raise ProblemError(Problem(404, f"there is no job {number[:40]!r}"))
+        return row
+
+
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ProblemError)
-    async def refuse(_: Request, error: ProblemError) -> Response:
+    async def refused(_: Request, error: ProblemError) -> Response:
         return error.problem.response()
 
     @app.exception_handler(HTTPException)
-    async def misled(_: Request, error: HTTPException) -> Response:
+    async def no_such_endpoint(_: Request, error: HTTPException) -> Response:
         return Problem(error.status_code, str(error.detail)).response()
 
     @app.exception_handler(S2CompositeError)
     async def failed(_: Request, error: S2CompositeError) -> Response:
-        return problem_of(error).response()
+        return problem_from_error(error).response()
 
     @app.exception_handler(SQLAlchemyError)
-    async def lost(_: Request, error: SQLAlchemyError) -> Response:
+    async def database_failed(_: Request, error: SQLAlchemyError) -> Response:
         LOG.error("the database: %s", str(error).partition("\n")[0])
         return Problem(503, "the database of the service does not answer; try again", retry_after=5).response()
 
     @app.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> Response:
+    async def unexpected(_: Request, error: Exception) -> Response:
         number = uuid.uuid4().hex[:8]
         LOG.error("unexpected error %s", number, exc_info=error)
         return Problem(500, f"an error of the service; its log has it as {number}").response()
 
 
+# --- what OpenAPI says of requests and refusals ---------------------------------------------------------------------
+
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+    },
+}
+
+_PROBLEMS = {
+    400: "not readable", 401: "no token", 403: "not open to callers", 404: "there is no such thing",
+    409: "its state does not allow it", 413: "too large", 415: "wrong media type", 422: "a field is wrong",
+    429: "too much is waiting", 503: "may succeed later", 504: "took too long",
+}  # fmt: skip
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA}}
+    return {status: {"description": _PROBLEMS[status], "content": content} for status in statuses}
+
+
+_MEDIAN_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": WindowRequest.model_json_schema(),
+            "examples": {
+                "bare": {"summary": "the payload", "value": EXAMPLE},
+                "pushed": {"summary": "as Pub/Sub pushes it", "value": PUSHED_EXAMPLE},
+            },
+        }
+    },
+}
+
+_JOB_EXAMPLE = {"source": "gs://bucket/t31tcj/", "output": "median.tif", "datetime": "2023-06/2023-08"}
+
+_GRID_EXAMPLE = {
+    "source": "gs://bucket/scenes/",
+    "output": "median_{cell}.tif",
+    "grid": {"type": "utm", "size": 20000},
+    "bbox": [1.2, 43.4, 1.7, 43.8],
+}
+
+_JOB_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"type": "object"},
+            "examples": {"summer": {"value": _JOB_EXAMPLE}, "cells": {"value": _GRID_EXAMPLE}},
+        },
+        "application/yaml": {
+            "schema": {"type": "string"},
+            "examples": {"summer": {"value": "source: gs://bucket/t31tcj/\noutput: median.tif\n"}},
+        },
+    },
+}
+
+Product = Annotated[str | None, Query(max_length=200)]
+"""Name of one of several products of a job, as its facts list them; None: the first."""
+
+
+# --- endpoints ------------------------------------------------------------------------------------------------------
+
+
+def _add_windows(app: FastAPI, service: Backend) -> None:
+    @app.post(
+        "/median",
+        status_code=204,
+        tags=["windows"],
+        openapi_extra={"requestBody": _MEDIAN_BODY},
+        responses={
+            200: {"description": "pushed, and can never succeed: kept as a dead letter", "content": {MEDIA_TYPE: {}}},
+            **_problems(400, 401, 403, 413, 415, 422, 429, 503, 504),
+        },
+    )
+    async def median(request: Request) -> Response:
+        """Make one window and write it. The same request again finds it made."""
+        delivery = parse_delivery(await request.body())
+        try:
+            await service.windows.make(delivery.request(service.settings.limits.datasets))
+        except ProblemError as error:
+            problem = error.problem
+            if not delivery.pushed or problem.transient:
+                return problem.response()
+            # A refusal would be sent again, five times: it is acknowledged and kept instead.
+            assert delivery.message is not None
+            LOG.warning("dead letter %s: %s", ascii(delivery.message), redact(problem.detail))
+            letter = (delivery.message, problem.as_dict(), delivery.payload)
+            await asyncio.to_thread(service.store.add_dead_letter, *letter)
+            return problem.response(200)
+        return Response(status_code=204)
+
+    @app.get("/dead-letters", tags=["windows"], responses=_problems(401))
+    def dead_letters(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
+        """List pushed messages that can never succeed, the newest first."""
+        letters = service.store.dead_letters(limit)
+        return [{"at": x.at, "message": x.message, "problem": x.problem, "payload": x.payload} for x in letters]
+
+
+def _add_jobs(app: FastAPI, service: Backend) -> None:
+    @app.post(
+        "/jobs",
+        status_code=202,
+        tags=["jobs"],
+        openapi_extra={"requestBody": _JOB_BODY},
+        responses=_problems(400, 401, 403, 413, 415, 422, 429),
+    )
+    async def post_job(request: Request, response: Response) -> dict[str, Any]:
+        """Take a job into the queue: the keys of a job file, `output` a plain name; its id is the answer."""
+        if service.settings.storage is None:
+            raise ProblemError(Problem(403, "this service takes no jobs: it has no storage for results"))
+        body, number = await request.body(), str(uuid.uuid4())
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        text = await asyncio.to_thread(accept_job, body, media, number, service.settings)
+        if not await asyncio.to_thread(service.store.add, number, text, service.settings.limits.jobs):
+            raise ProblemError(Problem(429, "too many jobs are waiting; try again later", retry_after=60))
+        service.runner.notify()
+        response.headers["Location"] = f"/jobs/{number}"
+        return {"id": number, "state": "queued", "href": f"/jobs/{number}"}
+
+    @app.get("/jobs", tags=["jobs"], responses=_problems(401))
+    def jobs(
+        limit: Annotated[int, Query(ge=1, le=500)] = 50, offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET)] = 0
+    ) -> list[dict[str, Any]]:
+        """List jobs, the newest first."""
+        return [service.views.summary(row) for row in service.store.jobs(limit, offset)]
+
+    @app.get("/jobs/{number}", tags=["jobs"], responses=_problems(401, 404))
+    def job(number: str) -> dict[str, Any]:
+        """Tell the state of a job, how far it is, and which windows failed."""
+        return service.views.summary(service.row(number))
+
+    @app.delete("/jobs/{number}", status_code=202, tags=["jobs"], responses=_problems(401, 404, 409))
+    async def cancel(number: str) -> dict[str, Any]:
+        """Cancel a job: it stops at once; what is done stays, and a retry goes on from there."""
+        row = await asyncio.to_thread(service.row, number)
+        if not await asyncio.to_thread(service.store.transition, number, ("queued", "running"), "cancelled"):
+            raise ProblemError(Problem(409, f"the job is {row.state}: there is nothing to cancel"))
+        await service.runner.cancel(number)
+        return {"id": number, "state": "cancelled"}
+
+    @app.post("/jobs/{number}/retry", status_code=202, tags=["jobs"], responses=_problems(401, 404, 409, 429))
+    async def retry(number: str) -> dict[str, Any]:
+        """Put a job that failed or was cancelled back into the queue; windows that are done are not made again."""
+        row = await asyncio.to_thread(service.row, number)
+        again = ("failed", "cancelled")
+        if not await asyncio.to_thread(service.store.transition, number, again, "queued", error=None, ended=None):
+            raise ProblemError(Problem(409, f"the job is {row.state}: only failed and cancelled ones are tried again"))
+        service.runner.notify()
+        return {"id": number, "state": "queued"}
+
+
+def _add_job_files(app: FastAPI, service: Backend) -> None:
+    @app.get("/jobs/{number}/log", tags=["jobs"], response_class=PlainTextResponse, responses=_problems(401, 404))
+    def log(number: str, *, follow: bool = False) -> Response:
+        """Return the log; with `follow` it is sent line by line until the job has ended."""
+        service.row(number)
+        path = service.runner.log_path(number)
+        if follow:
+            return StreamingResponse(_follow(path, lambda: service.row(number).state), media_type="text/plain")
+        return PlainTextResponse(_read_from(path, 0))
+
+    @app.get("/jobs/{number}/report", tags=["jobs"], response_class=HTMLResponse, responses=_problems(401, 404))
+    def report(number: str, request: Request, product: Product = None) -> Response:
+        """Return the report as a page, or as JSON to whoever accepts nothing else."""
+        content = service.views.report(service.row(number), product)
+        if request.headers.get("accept", "").startswith("application/json"):
+            return Response(redact(content.to_json()), media_type="application/json")
+        return HTMLResponse(redact(report_page(content)))
+
+    @app.get(
+        "/jobs/{number}/quicklook.png",
+        tags=["jobs"],
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}}, **_problems(401, 404)},
+    )
+    def look(number: str, product: Product = None) -> Response:
+        """Return a small picture of the result."""
+        return Response(service.views.quicklook(service.row(number), product), media_type="image/png")
+
+
+async def _follow(path: Path, state: Callable[[], str]) -> AsyncIterator[bytes]:
+    """Yield what a log gets, until the job has ended and all of it was sent."""
+    sent = 0
+    while True:
+        ended = await asyncio.to_thread(state) in ENDED
+        data = await asyncio.to_thread(_read_from, path, sent)
+        sent += len(data)
+        if data:
+            yield data
+        if ended:
+            return
+        await asyncio.sleep(_POLL)
+
+
+def _read_from(path: Path, start: int) -> bytes:
+    """Return what a file has from a byte on; nothing where it does not exist yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
 def _add_pages(app: FastAPI, service: Backend) -> None:
-    @app.get("/", response_class=HTMLResponse, tags=["pages"], responses=problems(401))
+    @app.get("/", response_class=HTMLResponse, tags=["pages"], responses=_problems(401))
     def page() -> str:
         """Show jobs, how far they are, and what came out."""
-        rows = service.store.jobs(50)
-        facts = [service.views.facts(row) for row in rows]
         store = service.store
-        return jobs_page(facts, store.job_count(), service.windows.waiting, store.letter_count())
+        jobs = [service.views.summary(row) for row in store.jobs(50)]
+        return jobs_page(jobs, store.job_count(), service.windows.waiting, store.dead_letter_count())
 
-    @app.get("/health", tags=["pages"], responses=problems(503))
+    @app.get("/health", tags=["pages"], responses=_problems(503))
     async def health() -> dict[str, Any]:
         """Tell that the service is ready; 503 while its kernels are compiled."""
-        if not service.windows.ready:
-            raise ProblemError(Problem(503, "the kernels are being compiled", retry_after=2))
         windows = service.windows
-        facts = {"waiting": windows.waiting, "made": windows.made, "found": windows.found}
-        return {"status": "ok", "version": s2composite.__version__, "windows": facts}
+        if not windows.ready:
+            raise ProblemError(Problem(503, "the kernels are being compiled", retry_after=2))
+        counts = {"waiting": windows.waiting, "made": windows.made, "found": windows.reused}
+        return {"status": "ok", "version": s2composite.__version__, "windows": counts}

@@ -1,17 +1,25 @@
-"""Dispatch: a job whose windows a service makes: sent, followed, tried again, put together when all are there."""
+"""The client of the service: the windows of a job are sent, over HTTP or Pub/Sub, tried again, and put together."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
+import os
+import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import google.auth
+import httpx
+from google.auth.exceptions import GoogleAuthError
+from google.auth.transport.requests import Request as GoogleRequest
 
 from s2composite.errors import JobError, ServiceError
 from s2composite.reading.header import read_header
@@ -20,29 +28,54 @@ from s2composite.running.ledger import Ledger
 from s2composite.running.run import Failure, job_scenes, ledger_key
 from s2composite.scenes.model import Scene
 from s2composite.scenes.storage import absolute, display, filesystem, is_remote, join
-from s2composite.service.sending import Patience, Sent, Tile, post_tiles, publish_tiles
+from s2composite.service.security import redact
 from s2composite.writing.progress import progress_bar
 from s2composite.writing.reconstruct import reconstruct
 from s2composite.writing.targets import target_of
 
-__all__ = ["Dispatched", "dispatch"]
+__all__ = ["DispatchResult", "SendOptions", "dispatch", "post_windows", "publish_windows"]
 
 SIDE = 1024
 """Side of a window in pixels, unless the job says another."""
 
-_TAKEN = frozenset({
+_KEYS = frozenset({
     "source", "output", "pattern", "times", "datetime", "duplicates", "alternate", "chunks", "raster", "overwrite",
     "policy", "cluster",
 })  # fmt: skip
 """Keys of a job that mean something here; the service makes the masked luminance median of RGB scenes, nothing else."""
 
-_LOOK = 2.0
-"""Seconds between two looks at which tiles are there."""
+_POLL = 2.0
+"""Seconds between two looks at which tiles have been written."""
+
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses after which the same request may succeed."""
+
+_BATCH = 100
+"""Messages that are published at once: with 216 scenes in each they take 2 of the 10 MB that Pub/Sub takes."""
+
+_SCOPE = "https://www.googleapis.com/auth/pubsub"
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatched:
-    """What became of a job."""
+class SendOptions:
+    """How many windows are under way, and how failures are repeated."""
+
+    concurrency: int = 16
+    """Windows at a time."""
+
+    attempts: int = 8
+    """Attempts for each."""
+
+    timeout: float = 600.0
+    """Seconds for an answer."""
+
+    pause: float = 1.0
+    """Seconds before the second attempt; doubles, up to a minute, unless the service asks for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchResult:
+    """What a job that was sent to a service became."""
 
     path: str | None
     """The file; None where windows failed."""
@@ -63,15 +96,62 @@ class Dispatched:
     """Windows that could not be made."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """One window of a job, as it is sent."""
+
+    position: tuple[int, int]
+    """Row and column of windows."""
+
+    payload: Mapping[str, Any]
+    """What is posted: ``window``, ``destination``, ``datasets``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One attempt to have a window made, when it has ended."""
+
+    window: _Window
+    number: int
+    """From 1."""
+
+    seconds: float
+    error: str | None = None
+    """Why it failed; None: the window is made."""
+
+    final: bool = True
+    """Whether no further attempt follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The windows of a job."""
+
+    windows: tuple[_Window, ...]
+    """Column by column, as the course's dispatcher sends them."""
+
+    folder: str
+    """Where the tiles go: a place of its own for these scenes and windows, so that no other's are taken for them."""
+
+    shape: tuple[int, int]
+    """Rows and columns of the whole, in pixels."""
+
+    grid: list[int]
+    """Rows and columns of windows."""
+
+    token: str
+    """Hash of scenes and windows."""
+
+
 def dispatch(
     job: Job | str | Path | Mapping[str, Any],
     *,
     url: str | None = None,
     topic: str | None = None,
     token: str | None = None,
-    patience: Patience | None = None,
+    options: SendOptions | None = None,
     silence: float = 900.0,
-) -> Dispatched:
+) -> DispatchResult:
     """Send all windows of a job to a service, wait for them, and put them together.
 
     What is interrupted is gone on with by calling it again: the service finds the windows that it has made.
@@ -87,7 +167,7 @@ def dispatch(
         Instead of that a Pub/Sub topic, ``projects/PROJECT/topics/TOPIC``, whose subscription pushes to a service.
     token
         What the service wants to see.
-    patience
+    options
         How many windows at a time, how often they are tried.
     silence
         With a topic: seconds without a new tile after which the rest counts as failed.
@@ -111,98 +191,67 @@ def dispatch(
     job = job if isinstance(job, Job) else load_job(job)
     if (url is None) == (topic is None):
         raise ServiceError("give the url of a service, or a topic that is pushed to one")
-    _check_keys(job)
-    output = target_of(job.output, overwrite=job.overwrite)
-    plan = _planned(job, output)
-    patience = patience or Patience()
-    with Ledger(ledger_key(job), f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}") as ledger:
-        facts = {"token": plan.token, "windows": plan.grid, "timeout": patience.timeout, "files": [display(output)]}
-        ledger.add("start", **facts, done=0, todo=len(plan.tiles))
-        try:
-            notes = _sent(job, plan, url, topic, token, patience, silence, ledger)
-            path = None if notes.failed else _put_together(job, plan, output, ledger)
-        finally:
-            ledger.add("end", token=plan.token)
-    failed = tuple(sorted(notes.failed, key=_place))
-    return Dispatched(path, plan.folder, len(plan.tiles), notes.attempts, time.perf_counter() - start, failed)
-
-
-def _sent(
-    job: Job,
-    plan: _Plan,
-    url: str | None,
-    topic: str | None,
-    token: str | None,
-    patience: Patience,
-    silence: float,
-    ledger: Ledger,
-) -> _Notes:
-    """Send all windows and wait for them; return what became of each."""
-    notes = _Notes(ledger, plan, url or topic or "")
-    with progress_bar(Path(job.output).name, len(plan.tiles)) as advance:
-        if url is not None:
-            asyncio.run(post_tiles(plan.tiles, url, token, patience, lambda sent: notes.add(sent, advance)))
-        else:
-            assert topic is not None
-            publish_tiles(plan.tiles, topic, patience)
-            _wait(plan, silence, lambda sent: notes.add(sent, advance))
-    return notes
-
-
-def _put_together(job: Job, plan: _Plan, output: str, ledger: Ledger) -> str:
-    options = {"overwrite": job.overwrite, "progress": False, **(job.raster or {})}
-    path = reconstruct([tile.payload["destination"] for tile in plan.tiles], output, shape=plan.shape, **options)
-    ledger.add("product", token=plan.token, files=[display(path)])
-    return path
-
-
-def _place(failure: Failure) -> tuple[int, int]:
-    return failure.window
-
-
-def _check_keys(job: Job) -> None:
     for key in Job.model_fields:
-        if key not in _TAKEN and getattr(job, key) != Job.model_fields[key].get_default():
+        if key not in _KEYS and getattr(job, key) != Job.model_fields[key].get_default():
             told = "a service makes luminance medians of RGB scenes on their own grid; leave it out, or run the job"
             raise JobError(f"{key}: {told}", key=key, line=None)
     if job.format != "tif":
         raise JobError("output: tiles are put together as a GeoTIFF; its name ends in .tif", key="output", line=None)
+    output = target_of(job.output, overwrite=job.overwrite)
+    plan = _plan_windows(job, output)
+    options = options or SendOptions()
+    attempts, failed, path = 0, list[Failure](), None
+    with Ledger(ledger_key(job), f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}") as ledger:
+        entry = {"token": plan.token, "windows": plan.grid, "timeout": options.timeout, "files": [display(output)]}
+        ledger.add("start", **entry, done=0, todo=len(plan.windows))
+        try:
+            with progress_bar(Path(job.output).name, len(plan.windows)) as advance:
+
+                def record(attempt: _Attempt) -> None:
+                    nonlocal attempts
+                    attempts += 1
+                    _add_to_ledger(ledger, attempt, plan.token, worker=display(url or topic or ""))
+                    if attempt.final:
+                        advance()
+                        if attempt.error is not None:
+                            failed.append(Failure(attempt.window.position, attempt.error))
+
+                if url is not None:
+                    asyncio.run(post_windows(plan.windows, url, token, options, record))
+                else:
+                    assert topic is not None
+                    publish_windows(plan.windows, topic, options)
+                    _wait_for_tiles(plan, silence, record)
+            if not failed:
+                destinations = [window.payload["destination"] for window in plan.windows]
+                raster = {"overwrite": job.overwrite, "progress": False, **(job.raster or {})}
+                path = reconstruct(destinations, output, shape=plan.shape, **raster)
+                ledger.add("product", token=plan.token, files=[display(path)])
+        finally:
+            ledger.add("end", token=plan.token)
+    in_order = tuple(sorted(failed, key=lambda failure: failure.window))
+    return DispatchResult(path, plan.folder, len(plan.windows), attempts, time.perf_counter() - start, in_order)
 
 
-# --- which windows --------------------------------------------------------------------------------------------------
+def _add_to_ledger(ledger: Ledger, attempt: _Attempt, token: str, worker: str) -> None:
+    entry: dict[str, Any] = {"token": token, "window": list(attempt.window.position), "attempt": attempt.number}
+    entry |= {"seconds": round(attempt.seconds, 3), "worker": worker}
+    if attempt.error is None:
+        # What a window's time was spent on is known where it was made.
+        ledger.add("done", **entry, read=round(attempt.seconds, 3), encode=0.0)
+    else:
+        ledger.add("failed" if attempt.final else "retry", **entry, error=attempt.error, kind="ServiceError")
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The windows of a job."""
-
-    tiles: tuple[Tile, ...]
-    """Column by column, as the course's dispatcher sends them."""
-
-    folder: str
-    """Where the tiles go: a place of its own for these scenes and windows, so that no other's are taken for them."""
-
-    shape: tuple[int, int]
-    """Rows and columns of the whole, in pixels."""
-
-    grid: list[int]
-    """Rows and columns of windows."""
-
-    token: str
-    """Hash of scenes and windows."""
-
-
-def _planned(job: Job, output: str) -> _Plan:
-    scenes = job_scenes(job)
-    datasets = [_href(scene) for scene in scenes]
+def _plan_windows(job: Job, output: str) -> _Plan:
+    datasets = [_picture_href(scene) for scene in job_scenes(job)]
     height, width = (int(n) for n in read_header(datasets[0]).geobox.shape)
     chunks = (SIDE, SIDE) if isinstance(job.chunks, str) else job.chunks
     rows, columns = (chunks, chunks) if isinstance(chunks, int) else chunks
-    facts = json.dumps([datasets, height, width, rows, columns])
-    token = hashlib.sha256(facts.encode()).hexdigest()
+    token = hashlib.sha256(json.dumps([datasets, height, width, rows, columns]).encode()).hexdigest()
     folder = f"{output.removesuffix('.tif')}.{token[:12]}.tiles"
-    tiles = tuple(
-        Tile(
+    windows = tuple(
+        _Window(
             (y // rows, x // columns),
             {
                 "window": [x, y, min(columns, width - x), min(rows, height - y)],
@@ -213,11 +262,10 @@ def _planned(job: Job, output: str) -> _Plan:
         for x in range(0, width, columns)
         for y in range(0, height, rows)
     )
-    return _Plan(tiles, folder, (height, width), [-(-height // rows), -(-width // columns)], token)
+    return _Plan(windows, folder, (height, width), [-(-height // rows), -(-width // columns)], token)
 
 
-def _href(scene: Scene) -> str:
-    """Return the picture of a scene."""
+def _picture_href(scene: Scene) -> str:
     assets = scene.assets if len(scene.assets) == 1 else [a for a in scene.assets if a.name == "TCI"]
     if len(assets) != 1:
         names = ", ".join(asset.name for asset in scene.assets)
@@ -226,58 +274,126 @@ def _href(scene: Scene) -> str:
     return absolute(assets[0].href)
 
 
-# --- what became of them --------------------------------------------------------------------------------------------
-
-
-class _Notes:
-    """What happened so far: in the ledger, and counted."""
-
-    def __init__(self, ledger: Ledger, plan: _Plan, where: str) -> None:
-        self._ledger, self._plan, self._where = ledger, plan, display(where)
-        self.attempts = 0
-        self.failed: list[Failure] = []
-
-    def add(self, sent: Sent, advance: Any) -> None:
-        """Note an attempt."""
-        self.attempts += 1
-        facts: dict[str, Any] = {"token": self._plan.token, "window": list(sent.tile.position), "attempt": sent.attempt}
-        facts |= {"seconds": round(sent.seconds, 3), "worker": self._where}
-        if sent.error is None:
-            # What a window's time was spent on is known where it was made.
-            self._ledger.add("done", **facts, read=round(sent.seconds, 3), encode=0.0)
-        else:
-            self._ledger.add("failed" if sent.final else "retry", **facts, error=sent.error, kind="ServiceError")
-        if sent.final:
-            advance()
-            if sent.error is not None:
-                self.failed.append(Failure(sent.tile.position, sent.error))
-
-
-def _wait(plan: _Plan, silence: float, note: Any) -> None:
-    """Wait until all tiles are there, or none has come for a while; note each."""
+def _wait_for_tiles(plan: _Plan, silence: float, record: Callable[[_Attempt], None]) -> None:
+    """Wait until all tiles have been written, or none has come for a while; record each."""
     start = last = time.monotonic()
-    missing = {str(tile.payload["destination"]).rpartition("/")[2]: tile for tile in plan.tiles}
+    missing = {str(window.payload["destination"]).rpartition("/")[2]: window for window in plan.windows}
     while missing:
-        arrived = [name for name in _listed(plan.folder) if name in missing]
+        fs, path = filesystem(plan.folder)
+        if is_remote(plan.folder):
+            fs.invalidate_cache()
+        try:
+            names = [str(name).rpartition("/")[2] for name in fs.ls(path, detail=False)]
+        except FileNotFoundError:
+            names = []
+        arrived = [name for name in names if name in missing]
         for name in arrived:
-            note(Sent(missing.pop(name), 1, time.monotonic() - start))
+            record(_Attempt(missing.pop(name), 1, time.monotonic() - start))
         last = time.monotonic() if arrived else last
         if time.monotonic() - last > silence:
             told = f"no tile has come for {silence:g} s; see the service's dead letters and the dead-letter topic"
-            for tile in missing.values():
-                note(Sent(tile, 1, time.monotonic() - start, told))
+            for window in missing.values():
+                record(_Attempt(window, 1, time.monotonic() - start, told))
             return
         if missing:
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
 
 
-def _listed(folder: str) -> Iterator[str]:
-    """Yield the names of what is in a directory or below a prefix."""
-    fs, path = filesystem(folder)
-    if is_remote(folder):
-        fs.invalidate_cache()
+# --- over HTTP ------------------------------------------------------------------------------------------------------
+
+
+async def post_windows(
+    windows: Sequence[_Window],
+    url: str,
+    token: str | None,
+    options: SendOptions,
+    record: Callable[[_Attempt], None],
+) -> None:
+    """Post windows to a service, a bounded number at a time; `record` is called with the end of each attempt."""
+    waiting = iter(windows)
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
+    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=options.timeout) as client:
+
+        async def work() -> None:
+            for window in waiting:
+                await _post_window(client, url, window, options, record)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(options.concurrency, len(windows))):
+                group.create_task(work())
+
+
+async def _post_window(
+    client: httpx.AsyncClient, url: str, window: _Window, options: SendOptions, record: Callable[[_Attempt], None]
+) -> None:
+    for attempt in range(1, options.attempts + 1):
+        start, wait = time.perf_counter(), 0.0
+        try:
+            answer = await client.post(url, json=window.payload)
+            error = None if answer.status_code == httpx.codes.NO_CONTENT else _error_in(answer)
+            transient = answer.status_code in _RETRIED
+            asked = answer.headers.get("retry-after", "")
+            wait = float(asked) if asked.isdecimal() else 0.0
+        except httpx.HTTPError as problem:
+            error, transient = f"{type(problem).__name__}: {redact(str(problem))}", True
+        final = error is None or not transient or attempt == options.attempts
+        record(_Attempt(window, attempt, time.perf_counter() - start, error, final))
+        if final:
+            return
+        pause = min(60.0, options.pause * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        await asyncio.sleep(max(pause, min(wait, 60.0)))
+
+
+def _error_in(answer: httpx.Response) -> str:
+    """Return what a service says is wrong."""
     try:
-        for name in fs.ls(path, detail=False):
-            yield str(name).rpartition("/")[2]
-    except FileNotFoundError:
-        return
+        detail = str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = answer.reason_phrase
+    return f"the service answers {answer.status_code}: {redact(detail)[:1000]}"
+
+
+# --- through Pub/Sub ------------------------------------------------------------------------------------------------
+
+
+def publish_windows(windows: Sequence[_Window], topic: str, options: SendOptions) -> None:
+    """Publish windows to a Pub/Sub topic, whose subscription pushes them to a service.
+
+    ``PUBSUB_EMULATOR_HOST`` names an emulator, as for Google's own clients.
+
+    Raises
+    ------
+    ServiceError
+        It cannot be published to.
+    """
+    emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
+    base = f"http://{emulator}" if emulator else "https://pubsub.googleapis.com"
+    headers = {}
+    if not emulator:
+        try:
+            credentials, _ = google.auth.default(scopes=[_SCOPE])
+            credentials.refresh(GoogleRequest())  # type: ignore[no-untyped-call] # google-auth's
+        except GoogleAuthError as error:
+            raise ServiceError(f"no Google credentials to publish with: {error}") from error
+        headers = {"Authorization": f"Bearer {credentials.token}"}
+    with httpx.Client(base_url=base, headers=headers, timeout=60.0) as client:
+        for start in range(0, len(windows), _BATCH):
+            batch = windows[start : start + _BATCH]
+            messages = [{"data": base64.b64encode(json.dumps(w.payload).encode()).decode()} for w in batch]
+            _publish(client, topic, messages, options)
+
+
+def _publish(client: httpx.Client, topic: str, messages: list[dict[str, str]], options: SendOptions) -> None:
+    for attempt in range(1, options.attempts + 1):
+        try:
+            answer = client.post(f"/v1/{topic}:publish", json={"messages": messages})
+            if answer.is_success:
+                return
+            error, transient = f"status {answer.status_code}", answer.status_code in _RETRIED
+        except httpx.HTTPError as problem:
+            error, transient = f"{type(problem).__name__}: {problem}", True
+        if not transient or attempt == options.attempts:
+            break
+        time.sleep(min(60.0, options.pause * 2 ** (attempt - 1)))
+    raise ServiceError(f"{topic}: cannot be published to: {error}; check its name and your rights (pubsub.publisher)")

@@ -1,4 +1,4 @@
-"""Process: what runs one job, in a process of its own: ``python -m s2composite.service.process``, the job on stdin.
+"""The process that runs one job: ``python -m s2composite.service.process``, the job on stdin.
 
 It ends with whoever started it: the pipe that the job came through stays open, and its end is the signal.
 """
@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from s2composite.errors import S2CompositeError
 from s2composite.running.jobs.job import Job, load_job
@@ -30,21 +29,29 @@ FAILED, BAD = 1, 2
 
 LOG = logging.getLogger("s2composite.service")
 
+Outcome = JobResult | S2CompositeError | None
+"""Of a product: None where no scene touches it, an error where it could not be begun."""
+
 
 def main() -> int:
     """Run the job on stdin; return the exit code."""
+
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
     order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    job = _job(order["job"])
+    job = load_job(order["job"])  # a mapping, so that nothing of this environment is filled in
     LOG.info("job %s: %s", order["id"], order["which"])
     for line in job.to_yaml().splitlines():
         LOG.info("  %s", line)
     products = failed = 0
     try:
-        for name, one, result in _made(job, order["which"]):
+        for name, one, outcome in _run_products(job, order["which"]):
             products += 1
-            failed += not _told(name, one, result)
+            failed += not _log_outcome(name, one, outcome)
     except S2CompositeError as error:
         LOG.error("%s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
         return BAD
@@ -53,11 +60,7 @@ def main() -> int:
     return FAILED if failed else 0
 
 
-Outcome = JobResult | S2CompositeError | None
-"""What became of a product: None where no scene touches it, an error where it could not be begun."""
-
-
-def _made(job: Job, which: Which) -> Iterator[tuple[str | None, Job, Outcome]]:
+def _run_products(job: Job, which: Which) -> Iterator[tuple[str | None, Job, Outcome]]:
     """Make the products of a job; yield the name, the job and the outcome of each as it ends."""
     if job.span is not None:
         for unit in run_spans(job, announce=False, which=which):
@@ -76,8 +79,8 @@ def _made(job: Job, which: Which) -> Iterator[tuple[str | None, Job, Outcome]]:
         yield None, job, run_job(job, announce=False, which=which)
 
 
-def _told(name: str | None, job: Job, outcome: Outcome) -> bool:
-    """Log what became of a product, and write its report; return whether it is complete, or left out."""
+def _log_outcome(name: str | None, job: Job, outcome: Outcome) -> bool:
+    """Log the outcome of a product, and write its report; return whether it is complete, or left out."""
     of = "" if name is None else f"{name}: "
     if outcome is None:
         LOG.info("%stoo few scenes touch it, so it is left out", of)
@@ -86,8 +89,8 @@ def _told(name: str | None, job: Job, outcome: Outcome) -> bool:
         LOG.error("%s%s", of, outcome)
         return False
     write_report(job)
-    facts = (of, outcome.scenes, outcome.made, outcome.windows, outcome.seconds)
-    LOG.info("%s%d scenes, %d windows made of %d, in %.1f s", *facts)
+    counts = (outcome.scenes, outcome.made, outcome.windows, outcome.seconds)
+    LOG.info("%s%d scenes, %d windows made of %d, in %.1f s", of, *counts)
     for failure in outcome.failed:
         LOG.error("%swindow %s failed: %s", of, failure.window, failure.error)
     if outcome.error is not None:
@@ -95,16 +98,6 @@ def _told(name: str | None, job: Job, outcome: Outcome) -> bool:
     for path in outcome.paths:
         LOG.info("%swritten: %s", of, path)
     return bool(outcome.paths)
-
-
-def _job(values: dict[str, Any]) -> Job:
-    """Return the job that was kept; a mapping, so that nothing of this environment is filled in."""
-    return load_job(values)
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

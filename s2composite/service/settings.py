@@ -18,7 +18,7 @@ from s2composite.running.jobs.fields import Count, FilePath, Positive, Text
 from s2composite.scenes.access import Access
 from s2composite.scenes.storage import absolute
 
-__all__ = ["TOKEN", "Limits", "PushOptions", "Settings", "load_settings", "taken_token"]
+__all__ = ["TOKEN", "ServiceLimits", "PushOptions", "Settings", "load_settings", "take_token"]
 
 TOKEN = "S2COMPOSITE_TOKEN"  # noqa: S105 - the name of the variable
 """Environment variable of the token that callers must show."""
@@ -53,7 +53,7 @@ Networks = Annotated[
 ]
 
 
-class Limits(Strict):
+class ServiceLimits(Strict):
     """How much one caller, and all together, may ask for."""
 
     body: Count = 2 << 20
@@ -157,7 +157,7 @@ class Settings(Strict):
     push: PushOptions | None = None
     """Accept Pub/Sub's own tokens at ``/median``."""
 
-    limits: Limits = Limits()
+    limits: ServiceLimits = ServiceLimits()
     """How much is taken on."""
 
     @model_validator(mode="after")
@@ -199,7 +199,7 @@ def load_settings(
     return validated(Settings, Document(document.name, values, document.places))
 
 
-def taken_token(settings: Settings) -> str | None:
+def take_token(settings: Settings) -> str | None:
     """Take the token out of the environment, so that no process started here inherits it; None: there is none.
 
     Raises

@@ -1,10 +1,10 @@
-"""Views: what a caller sees of a job: its state and progress, reports, quicklooks."""
+"""What callers see of jobs: state and progress as JSON and as a page, reports, quicklooks."""
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import imagecodecs
 import numpy as np
 import rasterio
 import xarray as xr
+from jinja2 import Environment
 
 from s2composite.array_values import missing_value_of
 from s2composite.pixels.stretching import rgba
@@ -21,15 +22,15 @@ from s2composite.running.reports.progress import Progress, job_progress
 from s2composite.running.reports.report import Report, job_report
 from s2composite.running.run_spans import job_products
 from s2composite.scenes.storage import display, filesystem, storage_options
-from s2composite.service.problems import Problem, ProblemError, scrubbed
-from s2composite.service.store import ENDED, JobRow
+from s2composite.service.queue import ENDED, JobRow
+from s2composite.service.security import Problem, ProblemError, redact
 from s2composite.writing.preview import valid_everywhere
 
-__all__ = ["Views"]
+__all__ = ["Views", "jobs_page"]
 
 T = TypeVar("T")
 
-_FAILURES = 100
+_MAX_FAILURES = 100
 """Failed windows that are listed; all are in the report."""
 
 _SIDE = 512
@@ -37,49 +38,54 @@ _SIDE = 512
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Product:
     """One product of a job."""
 
     name: str | None
     """Of its cell and its unit of a span; None: it is the only one."""
 
     job: Job
-    """What it is made of."""
-
     progress: Progress
-    """How far it is."""
 
 
 class Views:
-    """What callers see of jobs. What cannot change any more is looked at once: ledgers may be far away.
+    """What callers see of jobs. What cannot change any more is read once: ledgers may be far away.
 
     A page with fifty jobs asks for all of them every five seconds.
     """
 
     def __init__(self) -> None:
-        self._facts, self._pictures = _Kept(5000), _Kept(100)
+        self._states, self._pictures = _Cache(5000), _Cache(100)
 
-    def facts(self, row: JobRow) -> dict[str, Any]:
+    def summary(self, row: JobRow) -> dict[str, Any]:
         """Return a job as callers see it: its state, how far its ledgers are, what failed."""
-        parts = self._parts(row)
-        windows, done = (sum(getattr(part.progress, key) for part in parts) for key in ("windows", "done"))
-        failed = [(part.name, window, why) for part in parts for window, why in part.progress.failures]
-        share = sum(part.progress.done / part.progress.windows for part in parts if part.progress.windows)
-        facts = {
+        products = self._products(row)
+        windows, done = (sum(getattr(product.progress, key) for product in products) for key in ("windows", "done"))
+        share, failures, listed = 0.0, [], []
+        for product in products:
+            progress = product.progress
+            share += progress.done / progress.windows if progress.windows else 0
+            named = {} if product.name is None else {"product": product.name}
+            failures += [named | {"window": list(window), "error": why} for window, why in progress.failures]
+            counts = {"windows": progress.windows, "done": progress.done, "failed": len(progress.failures)}
+            files = [display(path) for path in progress.files]
+            listed.append({"name": product.name, "state": progress.state, "counts": counts, "files": files})
+        summary = {
             "id": row.id,
             "state": row.state,
-            "progress": 1.0 if row.state == "complete" else round(min(share / max(len(parts), 1), 0.999), 3),
-            "counts": {"windows": windows, "done": done, "failed": len(failed)},
-            "failures": [_failure(*one) for one in failed[:_FAILURES]],
-            "error": None if row.error is None else scrubbed(row.error),
+            "progress": 1.0 if row.state == "complete" else round(min(share / max(len(products), 1), 0.999), 3),
+            "counts": {"windows": windows, "done": done, "failed": len(failures)},
+            "failures": [failure | {"error": redact(failure["error"])} for failure in failures[:_MAX_FAILURES]],
+            "error": None if row.error is None else redact(row.error),
             "output": display(json.loads(row.document)["output"]),
-            "files": [display(path) for part in parts for path in part.progress.files],
+            "files": [path for product in listed for path in product["files"]],
             "created": row.created,
             "started": row.started,
             "ended": row.ended,
             "attempts": row.attempts,
         }
-        return facts if _is_single(parts) else facts | {"products": list(map(_product, parts))}
+        single = len(products) == 1 and products[0].name is None
+        return summary if single else summary | {"products": listed}
 
     def report(self, row: JobRow, product: str | None) -> Report:
         """Return the report of a job, or of one of its products.
@@ -89,7 +95,7 @@ class Views:
         ProblemError
             Nothing has been done yet, or there is no such product.
         """
-        report = job_report(self._part(row, product).job)
+        report = job_report(self._product(row, product).job)
         if report is None:
             raise ProblemError(Problem(404, "nothing has been done of this job yet, so there is no report"))
         return report
@@ -102,95 +108,69 @@ class Views:
         ProblemError
             It is not complete.
         """
-        part = self._part(row, product)
-        complete, files = "complete" in (row.state, part.progress.state), part.progress.files
-        if not complete or not (files or part.job.format == "zarr"):
+        one = self._product(row, product)
+        complete, files = "complete" in (row.state, one.progress.state), one.progress.files
+        if not complete or not (files or one.job.format == "zarr"):
             raise ProblemError(Problem(404, "there is no picture before the job is complete"))
-        key = (row.id, part.name, part.progress.last)
-        return self._pictures.get(key) or self._pictures.put(key, _picture(part))
+        key = (row.id, one.name, one.progress.last)
+        picture: bytes | None = self._pictures.get(key)
+        if picture is None:
+            pixels, valid = _zarr_pixels(one.job.output) if one.job.format == "zarr" else _raster_pixels(files[0])
+            picture = self._pictures.put(key, bytes(imagecodecs.png_encode(rgba(pixels, valid, None))))
+        return picture
 
-    def _part(self, row: JobRow, name: str | None) -> _Part:
+    def _product(self, row: JobRow, name: str | None) -> _Product:
         """Return a product of a job by its name; without one the first that is complete, or the first."""
-        parts = self._parts(row)
+        products = self._products(row)
         if name is not None:
-            found = [part for part in parts if part.name == name]
+            chosen = [product for product in products if product.name == name]
         else:
-            found = sorted(parts, key=lambda part: part.progress.state != "complete")[:1]
-        if not found:
+            chosen = sorted(products, key=lambda product: product.progress.state != "complete")[:1]
+        if not chosen:
             raise ProblemError(Problem(404, "there is no such product of the job; its facts list them", "/product"))
-        return found[0]
+        return chosen[0]
 
-    def _parts(self, row: JobRow) -> tuple[_Part, ...]:
-        if row.state in ENDED:
-            return tuple(self._once(row, "parts", lambda: self._looked_at(row)))
-        return self._looked_at(row)
+    def _products(self, row: JobRow) -> tuple[_Product, ...]:
+        def read() -> tuple[_Product, ...]:
+            jobs = self._once(row, "products", lambda: tuple(job_products(load_job(json.loads(row.document)))))
+            return tuple(_Product(name, job, self._progress(row, name, job)) for name, job in jobs)
 
-    def _looked_at(self, row: JobRow) -> tuple[_Part, ...]:
-        products = self._once(row, "products", lambda: tuple(job_products(load_job(json.loads(row.document)))))
-        return tuple(_Part(name, job, self._progress(row, name, job)) for name, job in products)
+        return self._once(row, "progress", read) if row.state in ENDED else read()
 
     def _progress(self, row: JobRow, name: str | None, job: Job) -> Progress:
         if row.attempts == 0:
             return Progress("new", 0, 0, (), None, ())
         key = (row.id, "progress", name)
-        found: Progress = self._facts.get(key) or job_progress(job)
-        return self._facts.put(key, found) if found.state == "complete" else found
+        progress: Progress = self._states.get(key) or job_progress(job)
+        return self._states.put(key, progress) if progress.state == "complete" else progress
 
-    def _once(self, row: JobRow, what: str, look: Callable[[], Any]) -> Any:
-        """Return what is so until the job is begun again."""
+    def _once(self, row: JobRow, what: str, read: Callable[[], T]) -> T:
+        """Return what stays the same until the job is begun again."""
         key = (row.id, row.state, row.ended, row.attempts, what)
-        return self._facts.get(key) or self._facts.put(key, look())
+        return self._states.get(key) or self._states.put(key, read())
 
 
-class _Kept:
-    """What was found last, by its key; safe to use from several threads.
-
-    Parameters
-    ----------
-    most
-        How many are kept.
-    """
+class _Cache:
+    """The values that were used last, at most `most`; safe to use from several threads."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._held, self._lock = most, OrderedDict[Any, Any](), Lock()
+        self._most, self._values, self._lock = most, OrderedDict[Any, Any](), Lock()
 
     def get(self, key: Any) -> Any:
-        """Return what is kept; None: nothing."""
         with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-            return self._held.get(key)
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
 
-    def put(self, key: Any, found: T) -> T:
-        """Keep what was found, and return it."""
+    def put(self, key: Any, value: T) -> T:
         with self._lock:
-            self._held[key] = found
-            while len(self._held) > self._most:
-                self._held.popitem(last=False)
-        return found
+            self._values[key] = value
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+        return value
 
 
-def _is_single(parts: tuple[_Part, ...]) -> bool:
-    return len(parts) == 1 and parts[0].name is None
-
-
-def _failure(product: str | None, window: tuple[int, int], why: str) -> dict[str, Any]:
-    facts = {"window": list(window), "error": scrubbed(why)}
-    return facts if product is None else {"product": product, **facts}
-
-
-def _product(part: _Part) -> dict[str, Any]:
-    found = part.progress
-    counts = {"windows": found.windows, "done": found.done, "failed": len(found.failures)}
-    return {"name": part.name, "state": found.state, "counts": counts, "files": [display(path) for path in found.files]}
-
-
-def _picture(part: _Part) -> bytes:
-    pixels, valid = _of_zarr(part.job.output) if part.job.format == "zarr" else _of_raster(part.progress.files[0])
-    return bytes(imagecodecs.png_encode(rgba(pixels, valid, None)))
-
-
-def _of_raster(path: str) -> tuple[Any, Any]:
+def _raster_pixels(path: str) -> tuple[Any, Any]:
     fs, inside = filesystem(path)
     with fs.open(inside, "rb") as file, rasterio.open(file, driver="GTiff") as source:
         scale = max(1, max(source.shape) / _SIDE)
@@ -200,13 +180,118 @@ def _of_raster(path: str) -> tuple[Any, Any]:
         return pixels, (source.read_masks(bands, out_shape=(3, *shape)) > 0).all(axis=0)
 
 
-def _of_zarr(path: str) -> tuple[Any, Any]:
+def _zarr_pixels(path: str) -> tuple[Any, Any]:
     options = storage_options(path) or None
     with xr.open_dataset(path, engine="zarr", mask_and_scale=False, storage_options=options) as store:
         layer = store["composite"]
         nodata = missing_value_of(layer).nodata
         step = max(1, -(-max(layer.shape[-2:]) // _SIDE))
-        cut = layer[..., ::step, ::step].values
-    pixels = cut.reshape(-1, *cut.shape[-2:])
+        thinned = layer[..., ::step, ::step].values
+    pixels = thinned.reshape(-1, *thinned.shape[-2:])
     pixels = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
     return pixels, valid_everywhere(pixels, nodata)
+
+
+# --- the page of jobs: HTML without a script or anything from elsewhere ----------------------------------------------
+
+_SHORT = 160
+"""Characters of an error that are shown at once; the rest unfolds."""
+
+_PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
+<!doctype html>
+<html lang='en'>
+<head>
+<meta charset='utf-8'><meta name='viewport' content='width=device-width'>
+{% if jobs | selectattr("state", "in", ("queued", "running")) | first is defined %}
+<meta http-equiv='refresh' content='5'>
+{% endif %}
+<title>s2composite jobs</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c1c1c; }
+h1 { font-size: 1.4rem; } main { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; min-width: 56rem; table-layout: fixed; }
+td, th { padding: .5rem .8rem .5rem 0; text-align: left; vertical-align: top; border-top: 1px solid #ddd; }
+td { overflow-wrap: anywhere; } th { border: 0; font-weight: 600; }
+th:nth-child(1) { width: 26%; } th:nth-child(2) { width: 20%; } th:nth-child(3) { width: 15%; }
+th:nth-child(5) { width: 4.5rem; } td:nth-child(5) a { display: block; } th:nth-child(6) { width: 136px; }
+img { width: 128px; image-rendering: auto; border: 1px solid #ddd; } progress { width: 9rem; max-width: 100%; }
+code { font-size: 12px; } .error { color: #a32020; font-size: 13px; } summary { cursor: pointer; }
+.state { font-weight: 600; } .complete { color: #1d7a3a; } .failed { color: #a32020; } .running { color: #2457a8; }
+</style>
+</head>
+<body>
+<h1>Jobs</h1>
+<p>{{ windows }} single windows in work, <a href='dead-letters'>{{ letters }} dead letters</a></p>
+<main><table id='jobs'>
+<thead><tr><th>job</th><th>state</th><th>windows</th><th>made</th><th></th><th></th></tr></thead>
+<tbody>
+{% for job in jobs %}
+{% set counts = job.counts %}
+<tr id='job-{{ job.id }}'>
+<td>{{ job.output.rpartition("/")[2] }}<br><code>{{ job.id }}</code></td>
+<td><span class='state {{ job.state }}'>{{ job.state }}</span>
+{% if job.error %}
+<div class='error'>
+{% if job.error | length > short %}
+<details><summary>{{ job.error[:short] }} ...</summary>{{ job.error[short:] }}</details>
+{% else %}
+{{ job.error }}
+{% endif %}
+</div>
+{% endif %}
+</td>
+<td><progress max='1' value='{{ job.progress }}'></progress><br>
+{% if counts.windows %}
+{{ counts.done }} of {{ counts.windows }}{% if counts.failed %}, {{ counts.failed }} failed{% endif %}
+
+{% else %}
+not begun
+{% endif %}
+{% if job.products %}
+<br>{{ job.products | selectattr("state", "eq", "complete") | list | length }} of {{ job.products | length }} products
+{% endif %}
+</td>
+<td>created {{ job.created[:19].replace("T", " ") }}
+{% if job.ended %}
+<br>ended {{ job.ended[:19].replace("T", " ") }}
+{% endif %}
+</td>
+<td><a href='jobs/{{ job.id }}'>facts</a> <a href='jobs/{{ job.id }}/log'>log</a>
+{% if counts.windows %}
+<a href='jobs/{{ job.id }}/report'>report</a>
+{% endif %}
+</td>
+<td>
+{% if job.state == "complete" %}
+<img loading='lazy' src='jobs/{{ job.id }}/quicklook.png' alt='quicklook of {{ job.id }}'>
+{% endif %}
+</td>
+</tr>
+{% else %}
+<tr><td colspan='6'>no jobs yet</td></tr>
+{% endfor %}
+</tbody>
+</table></main>
+{% if total > jobs | length %}
+<p><a href='jobs?offset={{ jobs | length }}'>{{ total - jobs | length }} older jobs</a></p>
+{% endif %}
+</body>
+</html>
+""")
+
+
+def jobs_page(jobs: Sequence[dict[str, Any]], total: int, windows: int, letters: int) -> str:
+    """Return the page of jobs, which loads itself again while any of them runs.
+
+    Parameters
+    ----------
+    jobs
+        Summaries, the newest first.
+    total
+        How many there are, older ones included.
+    windows
+        Windows of ``/median`` that are being made or wait.
+    letters
+        Messages that could never succeed.
+    """
+    return _PAGE.render(jobs=jobs, total=total, windows=windows, letters=letters, short=_SHORT)

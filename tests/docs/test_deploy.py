@@ -15,7 +15,7 @@ import yaml
 
 import s2composite
 from s2composite.scenes.access import VARIABLE, Access
-from s2composite.service.settings import TOKEN, Limits, load_settings
+from s2composite.service.settings import TOKEN, ServiceLimits, load_settings
 from support import ROOT
 
 DEPLOY = ROOT / "examples" / "deploy"
@@ -157,7 +157,7 @@ def test_what_is_configured_is_what_there_is(where, text, arguments):
 def test_settings_in_the_guide_are_settings():
     text = (ROOT / "docs" / "pages" / "guides" / "service.md").read_text()
     (block,) = re.findall(r"^```yaml[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert load_settings(yaml.safe_load(block)).limits == Limits(), "what is shown is what is so by itself"
+    assert load_settings(yaml.safe_load(block)).limits == ServiceLimits(), "what is shown is what is so by itself"
 
 
 def test_limits_of_workers_are_limits():

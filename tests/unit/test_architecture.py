@@ -43,11 +43,9 @@ MODULES = [
     "analysis.picture", "analysis.drawing", "analysis.timeline", "analysis.small_multiples", "analysis.plot", "analysis.explore", "analysis.zonal",
     "running.ledger", "running.history", "running.products.window", "running.products.cog", "running.products.zarr", "running.products.product", "running.selection", "running.planning.sizing", "running.scope", "running.making",
     "running.stream", "running.run", "running.run_spans", "running.planning.plan", "running.planning.span_plans", "running.planning.tables", "running.reports.progress", "running.reports.report", "running.reports.page", "running.jobs.template",
-    "service.settings", "service.problems", "service.envelope", "service.counting", "service.median", "service.pool", "service.auth", "service.gate",
-    "service.store", "service.documents", "service.process", "service.runner", "service.views", "service.page", "service.backend", "service.window_endpoints", "service.job_endpoints", "service.app",
-    "service.arrival", "service.server", "service.sending", "service.dispatch", "service.cli",
+    "service.settings", "service.security", "service.queue", "service.windows", "service.jobs", "service.process", "service.views", "service.app", "service.dispatch",
     "demo",
-    "cli.words", "cli.options", "cli.demo", "cli.run", "cli.job_files", "cli.zonal", "cli.scenes", "cli.check", "cli.commands", "cli",
+    "cli.words", "cli.options", "cli.demo", "cli.run", "cli.job_files", "cli.zonal", "cli.scenes", "cli.check", "cli.service", "cli.commands", "cli",
 ]  # fmt: skip
 
 # composite() offers its verbs as methods and imports the layers below it only when one is called.

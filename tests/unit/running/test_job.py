@@ -21,7 +21,7 @@ from s2composite.running.jobs.document import parse_text
 from s2composite.running.jobs.job import Job, job_schema, load_job
 from s2composite.running.jobs.template import job_template
 from s2composite.running.scope import job_composite, job_scenes
-from s2composite.service.documents import KEYS
+from s2composite.service.jobs import ALLOWED_KEYS
 from s2composite.windows import work_in
 from support import ROOT
 from support.rasters import ORIGIN, encoded, write_tif
@@ -486,8 +486,8 @@ def test_a_job_has_every_key_that_a_function_has(function):
 
 def test_every_key_is_a_callers_or_the_operators():
     operators = {"area", "cluster", "engine", "index", "like", "overwrite", "performance_report", "sign"}
-    assert set(KEYS) | operators == Job.model_fields.keys()
-    assert not set(KEYS) & operators
+    assert set(ALLOWED_KEYS) | operators == Job.model_fields.keys()
+    assert not set(ALLOWED_KEYS) & operators
 
 
 def test_every_key_is_in_the_template_and_the_schema():

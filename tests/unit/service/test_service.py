@@ -18,9 +18,9 @@ import s2composite as s2c
 from s2composite.errors import JobError, ParameterError
 from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import read_ledger
-from s2composite.service.documents import job_text
+from s2composite.service.jobs import job_text
+from s2composite.service.queue import JobRow, JobStore
 from s2composite.service.settings import load_settings
-from s2composite.service.store import JobRow, Store
 from s2composite.service.views import Views
 from support.http_faults import Gate, fault_server
 from support.rasters import ORIGIN, encoded, series, write_tif
@@ -493,7 +493,7 @@ def test_settings_that_make_no_sense(settings, words):
 def test_a_database_that_cannot_be_opened(tmp_path):
     for url in ("nosuch://x", f"sqlite:///{tmp_path}/none/service.db", "postgresql+psycopg2://u:hunter2@127.0.0.1:1/x"):
         with pytest.raises(ParameterError, match="cannot be opened") as refused:
-            Store(url)
+            JobStore(url)
         assert "hunter2" not in str(refused.value)
 
 

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from s2composite.reading.fetch import read_head
-from s2composite.service.auth import PushKeys, is_pushed_by
-from s2composite.service.problems import printable, scrubbed
+from s2composite.service.security import PushKeys, has_push_token, printable, redact
 from s2composite.service.settings import PushOptions
 from support.http_faults import fault_server
 from support.rasters import encoded, series, write_tif
@@ -96,7 +95,7 @@ def request_of(root, files):
 )
 def test_scrubbing_takes_time_in_proportion(text):
     """It would take hours if it looked at the rest of the text from each of its letters."""
-    assert scrubbed(text) == text
+    assert redact(text) == text
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_scrubbing_takes_time_in_proportion(text):
     ],
 )
 def test_scrubbing_of_what_is_nested(text, told):
-    assert scrubbed(text) == told
+    assert redact(text) == told
 
 
 def test_what_is_printed_is_one_entry_of_a_log():
@@ -220,7 +219,7 @@ def test_a_signer_that_does_not_answer_is_asked_once(tmp_path, answer):
         push = PushOptions(audience="a", email="e")
         for head in (b"[]", b"{}", b'{"alg": 5}', b'{"alg": "RS256", "kid": []}', b"\xff", b'"x"'):
             part = base64.urlsafe_b64encode(head).decode().rstrip("=")
-            assert not is_pushed_by(f"Bearer {part}.{part}.{part}", push, keys)
+            assert not has_push_token(f"Bearer {part}.{part}.{part}", push, keys)
         assert keys.get() == {}
         assert len(server.state.requests) == (0 if answer is None else 1)
 

@@ -12,9 +12,8 @@ import pytest
 import yaml
 
 from s2composite.service.app import create_app
-from s2composite.service.median import Made
-from s2composite.service.pool import Windows
 from s2composite.service.settings import load_settings
+from s2composite.service.windows import MadeWindow, WindowPool
 
 TOKEN = "0123456789abcdef"
 BEARER = b"Bearer " + TOKEN.encode()
@@ -33,9 +32,9 @@ def app(places, tmp_path, monkeypatch):
     """Everything but what makes windows and runs jobs, which have begun nothing here."""
 
     async def made(_, request):
-        return Made(request.destination, again=False, seconds=0.0)
+        return MadeWindow(request.destination, existed=False, seconds=0.0)
 
-    monkeypatch.setattr(Windows, "make", made)
+    monkeypatch.setattr(WindowPool, "make", made)
     settings = {"read": [f"{places}/in", "gs://bucket/"], "write": [f"{places}/out"], "storage": f"{places}/store"}
     limits = {"jobs": 10**6}
     return create_app(load_settings({**settings, "state": str(tmp_path / "state"), "limits": limits}), TOKEN)

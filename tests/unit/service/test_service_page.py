@@ -3,7 +3,7 @@
 import re
 from urllib.parse import urlsplit
 
-from s2composite.service.page import jobs_page
+from s2composite.service.views import jobs_page
 from support.browser import chromium, needs_browser
 from support.rasters import series
 from support.services import served

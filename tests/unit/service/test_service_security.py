@@ -18,10 +18,9 @@ import pytest
 from google.auth import crypt, jwt
 
 from s2composite.errors import ParameterError
-from s2composite.service.auth import shows_token
-from s2composite.service.problems import scrubbed
+from s2composite.service.security import has_token, redact
 from s2composite.service.settings import TOKEN as TOKEN_NAME
-from s2composite.service.settings import load_settings, taken_token
+from s2composite.service.settings import load_settings, take_token
 from support import ROOT, TESTS
 from support.http_faults import fault_server, redirecting
 from support.rasters import encoded, series, vrt, write_tif
@@ -375,9 +374,9 @@ def test_comparing_tokens_takes_as_long_for_any(monkeypatch):
     seen = []
     plain = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: seen.append((a, b)) or plain(a, b))
-    assert not shows_token("Bearer x", TOKEN, looking=True)
-    assert shows_token(f"Bearer {TOKEN}", TOKEN, looking=True)
-    assert not shows_token("Bearer é", TOKEN, looking=True)
+    assert not has_token("Bearer x", TOKEN, read_only=True)
+    assert has_token(f"Bearer {TOKEN}", TOKEN, read_only=True)
+    assert not has_token("Bearer é", TOKEN, read_only=True)
     assert len(seen) == 3
 
 
@@ -387,9 +386,9 @@ def test_it_does_not_listen_elsewhere_without_a_token(host, monkeypatch):
     for token in ("", "   ", "short"):
         monkeypatch.setenv(TOKEN_NAME, token)
         with pytest.raises(ParameterError, match=TOKEN_NAME):
-            taken_token(settings)
+            take_token(settings)
     monkeypatch.setenv(TOKEN_NAME, TOKEN)
-    assert taken_token(settings) == TOKEN
+    assert take_token(settings) == TOKEN
     assert TOKEN_NAME not in os.environ, "no process that is started inherits it"
 
 
@@ -684,8 +683,8 @@ def test_answers_carry_the_headers_that_browsers_obey(service):
     ],
 )
 def test_scrubbing(text, secret):
-    assert secret not in scrubbed(text)
-    assert scrubbed("why? because") == "why? because"
+    assert secret not in redact(text)
+    assert redact("why? because") == "why? because"
 
 
 def tests_of(file):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from s2composite.errors import ParameterError
-from s2composite.service.store import Store
+from s2composite.service.queue import JobStore
 from support.storage_servers import free_port
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -48,9 +48,9 @@ def url(request, tmp_path):
 
 @pytest.fixture
 def store(url):
-    store = Store(url)
+    store = JobStore(url)
     for row in store.jobs(1000):
-        store.move(row.id, ("queued", "running"), "cancelled")
+        store.transition(row.id, ("queued", "running"), "cancelled")
     yield store
     store.close()
 
@@ -62,13 +62,13 @@ def test_a_job_goes_its_way(store, url):
     row = store.claim()
     assert (row.id, row.state, row.attempts) == ("a-1", "running", 1)
     assert store.claim() is None
-    assert not store.move("a-1", ("queued",), "cancelled")
-    assert store.move("a-1", ("running",), "failed", error="because")
+    assert not store.transition("a-1", ("queued",), "cancelled")
+    assert store.transition("a-1", ("running",), "failed", error="because")
     assert store.get("a-1").error == "because"
     assert store.get("a-1").ended is not None
-    assert store.move("a-1", ("failed",), "queued", error=None, ended=None)
+    assert store.transition("a-1", ("failed",), "queued", error=None, ended=None)
     assert store.claim().attempts == 2
-    again = Store(url)
+    again = JobStore(url)
     assert again.get("a-1").state == "running", "another connection sees it"
     assert again.requeue() == 1
     assert store.get("a-1").state == "queued"
@@ -105,9 +105,9 @@ def test_a_run_that_is_over_ends_no_other(store):
     store.add("e-1", "{}", 100)
     first = store.claim()
     assert store.is_current(first)
-    store.move("e-1", ("running",), "cancelled")
+    store.transition("e-1", ("running",), "cancelled")
     assert not store.is_current(first)
-    store.move("e-1", ("cancelled",), "queued")
+    store.transition("e-1", ("cancelled",), "queued")
     second = store.claim()
     assert not store.is_current(first)
     store.finish(first, "failed", "because")
@@ -118,14 +118,14 @@ def test_a_run_that_is_over_ends_no_other(store):
 
 
 def test_one_service_takes_jobs(store, url):
-    other = Store(url)
-    store.hold()
+    other = JobStore(url)
+    store.lock()
     with pytest.raises(ParameterError, match="another service takes jobs"):
-        other.hold()
+        other.lock()
     other.close()
     store.close()
-    third = Store(url)
-    third.hold()
+    third = JobStore(url)
+    third.lock()
     third.close()
 
 
@@ -140,10 +140,10 @@ def test_the_newest_comes_first(store):
 
 def test_dead_letters_are_kept_without_signatures(store):
     payload = {"datasets": ["https://u:pw1234@host/a.tif?sig=5ec7e7", "é"]}
-    store.bury("m1", {"status": 422}, payload)
-    store.bury("m2", {"status": 403}, None)
-    assert store.letter_count() >= 2
-    newest, older = store.letters(2)
+    store.add_dead_letter("m1", {"status": 422}, payload)
+    store.add_dead_letter("m2", {"status": 403}, None)
+    assert store.dead_letter_count() >= 2
+    newest, older = store.dead_letters(2)
     assert (newest.message, older.message, older.problem) == ("m2", "m1", {"status": 422})
     assert "5ec7e7" not in older.payload
     assert "pw1234" not in older.payload

@@ -1,4 +1,4 @@
-"""The commands of the service: ``s2composite serve`` and ``s2composite dispatch``."""
+"""Commands of the service: run it, and have it make the windows of a job."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ from typing import Annotated
 
 import typer
 
+from s2composite.cli.words import SOME_FAILED
+
 # Commands import what they need when they run: the libraries behind them take two seconds, --help must not.
 # ruff: noqa: PLC0415
 
-__all__ = ["add_commands"]
-
-SOME_FAILED = 1
-"""Exit code for a job of which windows failed."""
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command()(serve)
-    app.command()(dispatch)
+__all__ = ["dispatch", "serve"]
 
 
 def serve(
@@ -38,8 +31,8 @@ def serve(
     storage: Annotated[str | None, typer.Option(help="Where results of jobs go.")] = None,
 ) -> None:
     """Serve windows and jobs over HTTP. Nothing may be read or written but what the settings open."""
-    with _extra("serve"):
-        from s2composite.service.server import serve as run
+    with _needs_extra("serve"):
+        from s2composite.service.app import serve as run
     run(config, setting or (), host=host, port=port, read=read, write=write, storage=storage)
 
 
@@ -59,14 +52,14 @@ def dispatch(
 
     Exit code 0: complete; 1: some windows failed, the others are kept; 2: the job, its input or its output is wrong.
     """
-    with _extra("dispatch"):
+    with _needs_extra("dispatch"):
+        from s2composite.service.dispatch import SendOptions
         from s2composite.service.dispatch import dispatch as run
-        from s2composite.service.sending import Patience
     from s2composite.running.jobs.job import load_job
 
     token = os.environ.get("S2COMPOSITE_TOKEN") or None
-    patience = Patience(concurrency, attempts)
-    done = run(load_job(job, setting or ()), url=url, topic=topic, token=token, patience=patience, silence=silence)
+    options = SendOptions(concurrency, attempts)
+    done = run(load_job(job, setting or ()), url=url, topic=topic, token=token, options=options, silence=silence)
     typer.echo(f"{done.windows} windows in {done.attempts} requests, {done.seconds:.1f} s")
     if done.path is not None:
         typer.echo(done.path)
@@ -78,7 +71,7 @@ def dispatch(
 
 
 @contextmanager
-def _extra(command: str) -> Iterator[None]:
+def _needs_extra(command: str) -> Iterator[None]:
     """Name the extra that a command needs where it is not installed."""
     from s2composite.errors import MissingDependencyError
 

@@ -1,4 +1,4 @@
-"""Store: jobs and dead letters in a database, so that they survive the service. SQLite unless told otherwise."""
+"""The queue of jobs, and the messages that could never succeed, in a database, so that they survive the service."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from s2composite.errors import ParameterError
-from s2composite.service.problems import scrubbed
+from s2composite.service.security import redact
 
-__all__ = ["ENDED", "DeadLetter", "JobRow", "Store"]
+__all__ = ["ENDED", "DeadLetter", "JobRow", "JobStore"]
 
 ENDED = ("complete", "failed", "cancelled")
 """States in which nothing more happens by itself; the others are ``"queued"`` and ``"running"``."""
 
-_LETTERS = 10_000
+_MAX_DEAD_LETTERS = 10_000
 """Dead letters that are kept; the oldest go first."""
 
-_LONGEST = 1 << 18
+_MAX_PAYLOAD = 1 << 18
 """Characters that are kept of what a dead letter held; 1500 scenes fit."""
 
 _LOCK = 0x5332434F
@@ -59,7 +59,7 @@ _DEAD = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A job as it is kept."""
+    """A job as it is kept. Times are ISO 8601, UTC."""
 
     id: str
     """UUID."""
@@ -71,14 +71,10 @@ class JobRow:
     """The job, as JSON."""
 
     created: str
-    """Time it came, ISO 8601, UTC."""
-
     started: str | None
-    """Time it was begun the last time."""
+    """When it was begun the last time."""
 
     ended: str | None
-    """Time it ended."""
-
     attempts: int
     """How often it was begun."""
 
@@ -106,13 +102,8 @@ class DeadLetter:
     """What it held, without signatures of URLs; the beginning of what is too long to be a window's."""
 
 
-class Store:
-    """The database; safe to use from several threads.
-
-    Parameters
-    ----------
-    url
-        SQLAlchemy's.
+class JobStore:
+    """The database at a URL of SQLAlchemy's; safe to use from several threads.
 
     Raises
     ------
@@ -121,7 +112,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._held = ExitStack()
+        self._lock = ExitStack()
         try:
             # What its errors would show of a job is the caller's.
             self._engine = sa.create_engine(url, hide_parameters=True)
@@ -129,11 +120,10 @@ class Store:
                 sa.event.listen(self._engine, "connect", _prepare_sqlite)
             _META.create_all(self._engine)
         except (sa.exc.SQLAlchemyError, ImportError) as error:
-            shown = scrubbed(url.partition("@")[2] or url)
-            told = str(error).partition("\n")[0]
-            raise ParameterError(f"database {shown}: cannot be opened: {scrubbed(told)}") from error
+            name, message = redact(url.partition("@")[2] or url), redact(str(error).partition("\n")[0])
+            raise ParameterError(f"database {name}: cannot be opened: {message}") from error
 
-    def hold(self) -> None:
+    def lock(self) -> None:
         """Be the only service that takes jobs from here, until `close` or the end of the process.
 
         Two would each take what the other runs for interrupted, and run it a second time into the same files.
@@ -144,26 +134,26 @@ class Store:
             Another one is.
         """
         kind, name = self._engine.dialect.name, self._engine.url.database
-        held = True
+        locked = True
         if kind == "sqlite" and name and name != ":memory:":
-            file = self._held.enter_context(Path(f"{name}.lock").open("w"))  # noqa: SIM115 - that is what closes it
+            file = self._lock.enter_context(Path(f"{name}.lock").open("w"))  # noqa: SIM115 - that is what closes it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                held = False
+                locked = False
         elif kind == "postgresql":
             # The lock is the connection's: it is kept.
             options = {"isolation_level": "AUTOCOMMIT"}
-            connection = self._held.enter_context(self._engine.connect().execution_options(**options))
-            held = bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar_one())
-        if not held:
+            connection = self._lock.enter_context(self._engine.connect().execution_options(**options))
+            locked = bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar_one())
+        if not locked:
             raise ParameterError(
                 f"database {name}: another service takes jobs from it; end that one, or name another database"
             )
 
     def close(self) -> None:
         """Close all connections."""
-        self._held.close()
+        self._lock.close()
         self._engine.dispose()
 
     # --- jobs -------------------------------------------------------------------------------------------------------
@@ -208,12 +198,12 @@ class Store:
                 return None
         return self.get(row.id)
 
-    def move(self, number: str, before: tuple[str, ...], state: str, **facts: Any) -> bool:
+    def transition(self, number: str, before: tuple[str, ...], state: str, **values: Any) -> bool:
         """Bring a job from one of some states into another; return whether it was in one of those."""
-        facts |= {"ended": _now()} if state in ENDED else {}
-        there = (_JOBS.c.id == number) & _JOBS.c.state.in_(before)
+        values |= {"ended": _now()} if state in ENDED else {}
+        mine = (_JOBS.c.id == number) & _JOBS.c.state.in_(before)
         with self._engine.begin() as connection:
-            return connection.execute(_JOBS.update().where(there).values(state=state, **facts)).rowcount > 0
+            return connection.execute(_JOBS.update().where(mine).values(state=state, **values)).rowcount > 0
 
     def is_current(self, row: JobRow) -> bool:
         """Return whether a job still is what `claim` gave: neither cancelled since, nor begun again."""
@@ -234,30 +224,30 @@ class Store:
 
     # --- dead letters -----------------------------------------------------------------------------------------------
 
-    def bury(self, message: str, problem: Mapping[str, Any], payload: Any) -> None:
-        """Keep a message that can never succeed."""
-        held = {"at": _now(), "message": message, "problem": json.dumps(problem)}
+    def add_dead_letter(self, message: str, problem: Mapping[str, Any], payload: Any) -> None:
+        """Keep a message that can never succeed; of too many the oldest go."""
+        text = redact(json.dumps(payload))[:_MAX_PAYLOAD]
+        row = {"at": _now(), "message": message, "problem": json.dumps(problem), "payload": text}
         with self._engine.begin() as connection:
-            text = scrubbed(json.dumps(payload))[:_LONGEST]
-            made = connection.execute(_DEAD.insert().values(**held, payload=text))
+            made = connection.execute(_DEAD.insert().values(**row))
             assert made.inserted_primary_key is not None
             newest = int(made.inserted_primary_key[0])
-            connection.execute(_DEAD.delete().where(_DEAD.c.id <= newest - _LETTERS))
+            connection.execute(_DEAD.delete().where(_DEAD.c.id <= newest - _MAX_DEAD_LETTERS))
 
-    def letter_count(self) -> int:
+    def dead_letter_count(self) -> int:
         """Return how many dead letters are kept."""
         return self._count(_DEAD)
 
-    def _count(self, table: sa.Table) -> int:
-        with self._engine.connect() as connection:
-            return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
-
-    def letters(self, limit: int) -> tuple[DeadLetter, ...]:
+    def dead_letters(self, limit: int) -> tuple[DeadLetter, ...]:
         """Return dead letters, the newest first."""
         newest = _DEAD.select().order_by(_DEAD.c.id.desc()).limit(limit)
         with self._engine.connect() as connection:
             rows = list(connection.execute(newest))
         return tuple(DeadLetter(row.at, row.message, json.loads(row.problem), row.payload) for row in rows)
+
+    def _count(self, table: sa.Table) -> int:
+        with self._engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -1,0 +1,499 @@
+"""Jobs: a document of a caller's is checked and becomes a job of the service's; each runs in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import logging
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from odc.geo.geom import box
+from sqlalchemy.exc import SQLAlchemyError
+
+from s2composite.errors import JobError, S2CompositeError
+from s2composite.pixels.reducers import reducer_names
+from s2composite.pixels.rules import rule_names
+from s2composite.running.cells import CellsOptions, GridOptions, OdcOptions, UtmOptions
+from s2composite.running.jobs.document import Document, parse_text, validated
+from s2composite.running.jobs.job import Job
+from s2composite.running.run_spans import span_jobs
+from s2composite.running.spans import SpanOptions, with_span_keys
+from s2composite.scenes.access import VARIABLE, Access
+from s2composite.scenes.dates import date_range
+from s2composite.scenes.storage import absolute, filesystem, is_remote, join
+from s2composite.service.queue import JobRow, JobStore
+from s2composite.service.security import (
+    Problem,
+    ProblemError,
+    check_text,
+    parse_json,
+    printable,
+    problem_from_error,
+    redact,
+)
+from s2composite.service.settings import Settings
+
+__all__ = ["ALLOWED_KEYS", "LOG_NAME", "JobRunner", "accept_job", "job_text"]
+
+LOG = logging.getLogger(__name__)
+
+
+def accept_job(body: bytes, media: str, number: str, settings: Settings) -> str:
+    """Return the job that a body of JSON or YAML asks for, checked, as the text that is kept of it.
+
+    Raises
+    ------
+    ProblemError
+        The body is no document, or names a key that is wrong or not allowed.
+    """
+    return job_text(_checked_job(_parse_document(body, media), number, settings))
+
+
+def job_text(job: Job) -> str:
+    """Return a job as the text that is kept of it."""
+    return json.dumps(job.model_dump(mode="json"))
+
+
+# --- from the body of a request to a document -----------------------------------------------------------------------
+
+_MAX_DEPTH = 20
+
+_MAX_YAML = 1 << 16
+"""Bytes of a job in YAML: PyYAML takes 2 s for them, and a minute for the 2 MB that a body may have."""
+
+_MAX_NUMBER = 10**15
+
+_OPENING = (
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+
+
+def _parse_document(body: bytes, media: str) -> Document:
+    """Return the document in a body. Variables of the environment are not filled in: they are ours."""
+    if media == "application/json":
+        content = parse_json(body)
+        if not isinstance(content, Mapping):
+            raise ProblemError(Problem(400, "a job is an object with keys such as source and output", ""))
+        document = Document("job", dict(content), {})
+    else:
+        document = _parse_yaml(body)
+    if _depth(document.values) > _MAX_DEPTH:
+        raise ProblemError(Problem(400, "the job is nested too deeply", ""))
+    check_text(document.values)
+    return document
+
+
+def _parse_yaml(body: bytes) -> Document:
+    if len(body) > _MAX_YAML:
+        told = f"a job in YAML has at most {_MAX_YAML} bytes; send longer ones as JSON"
+        raise ProblemError(Problem(413, told, ""))
+    try:
+        text = body.decode()
+        # What costs far more than its length is refused before it is parsed: a few aliases can stand for gigabytes, and
+        # the time that PyYAML takes grows with the square of the depth: 80 s for 20 000 brackets.
+        depth = 0
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken):
+                raise ProblemError(Problem(400, "the job has a YAML alias (*name); write the values out", ""))
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > _MAX_DEPTH:
+                raise ProblemError(Problem(400, "the job is nested too deeply", ""))
+        return parse_text(text.replace("${", "$${"), "job")
+    except UnicodeDecodeError as error:
+        raise ProblemError(Problem(400, f"the job is not UTF-8 (byte {error.start})", "")) from None
+    except yaml.YAMLError as error:
+        raise ProblemError(Problem(400, f"the job is not YAML: {' '.join(str(error).split())}", "")) from None
+    except JobError as error:
+        raise ProblemError(Problem(400, str(error), _pointer(error))) from None
+    except ValueError as error:  # PyYAML's own conversions: dates that are none, for one
+        raise ProblemError(Problem(400, f"the job is not YAML: {error}", "")) from None
+
+
+def _depth(value: Any, depth: int = 0) -> int:
+    """Return how deep a value is nested; numbers that no key takes are refused."""
+    if isinstance(value, int) and abs(value) > _MAX_NUMBER:
+        raise ProblemError(Problem(422, "the job has a number of more than 15 digits", ""))
+    if depth > _MAX_DEPTH:
+        return depth
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return max((_depth(one, depth + 1) for one in inner), default=depth)
+
+
+def _pointer(error: JobError) -> str:
+    key = error.__dict__.get("key")
+    return "".join(f"/{part}" for part in str(key).split(".")) if key else ""
+
+
+# --- from a document to a job that may run here ---------------------------------------------------------------------
+
+ALLOWED_KEYS = (
+    "source", "output", "reducer", "valid", "min_count", "period", "keep_empty", "day", "datetime", "pattern", "times",
+    "groupby", "duplicates", "alternate", "headers", "harmonise", "reflectance", "bands", "bbox", "bbox_crs", "grid",
+    "span", "crs", "resolution", "anchor", "resampling", "chunks", "on_error", "layers", "raster", "policy",
+)  # fmt: skip
+"""Keys of a job that a stranger may set. The others are the operator's, or name files here."""
+
+_CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")
+"""Names of coordinate systems: PROJ's longer forms name files."""
+
+_NAME = re.compile(
+    r"(?!\.)(?:[\w.-]|\{(?:cell|period)\}|\{\{pointInTime\}\}){1,100}\.(?:tif|zarr)",
+    re.ASCII,
+)
+
+
+def _checked_job(document: Document, number: str, settings: Settings) -> Job:
+    """Return the job that a document asks for, as it is run here: its results below its own directory."""
+    try:
+        document = with_span_keys(document)
+    except JobError as error:
+        raise ProblemError(Problem(422, str(error), "/span")) from None
+    values = document.values
+    _check_values(values)
+    name = values.get("output", "composite.tif")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        told = (
+            "output: a plain name that ends in .tif or .zarr, in which {cell}, {period} or {{pointInTime}} may stand; "
+            "the service puts it below the job's own directory"
+        )
+        raise ProblemError(Problem(422, told, "/output"))
+    assert settings.storage is not None
+    here = {"output": join(settings.storage, number, name), "overwrite": False}
+    try:
+        job = validated(Job, Document(document.name, values | here, document.places))
+    except JobError as error:
+        raise ProblemError(Problem(422, str(error), _pointer(error))) from None
+    _check_product_count(job, settings.limits.products)
+    # Where it reads is checked for each unit of a span by itself.
+    if job.span is None:
+        _check_sources(job, settings)
+    else:
+        try:
+            units = span_jobs(job)
+        except S2CompositeError as error:
+            raise ProblemError(problem_from_error(error, "/span")) from None
+        for unit in units:
+            _check_sources(unit.job, settings)
+        # The span ends when it was sent: its products are the same whenever it is looked at, or tried again.
+        last = units[-1].period.end - dt.timedelta(days=1)
+        fixed = {"unit": job.span.step, "end": job.span.end or str(last)}
+        job = job.model_copy(update={"span": job.span.model_copy(update=fixed)})
+    return job.model_copy(update={"cluster": settings.cluster})
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Refuse keys that are not a caller's to set, and names that would import or open something."""
+    for key in values:
+        if key in ALLOWED_KEYS:
+            continue
+        if key in Job.model_fields:
+            raise ProblemError(Problem(403, f"{key}: is the operator's to set, not a caller's", f"/{key}"))
+        raise ProblemError(Problem(422, f"unknown key {str(key)[:100]!r}; there are {', '.join(ALLOWED_KEYS)}", ""))
+    # Reducers and rules by their names alone: a path would be imported.
+    for key, known in (("reducer", reducer_names()), ("valid", rule_names())):
+        for name in _names(values.get(key)):
+            if name not in known:
+                told = f"{key}: {str(name)[:100]!r} is unknown; there are {', '.join(known)}"
+                raise ProblemError(Problem(422, told, f"/{key}"))
+    grid = values.get("grid")
+    written = grid.partition(";")[0].strip() if isinstance(grid, str) and ";" in grid else None
+    grid_crs = grid.get("crs") if isinstance(grid, Mapping) else written
+    for key, value in (("crs", values.get("crs")), ("bbox_crs", values.get("bbox_crs")), ("grid", grid_crs)):
+        if isinstance(value, str) and not _CRS.fullmatch(value):
+            raise ProblemError(Problem(422, f"{key}: expected a code such as EPSG:32631", f"/{key}"))
+
+
+def _names(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return [name for one in value for name in _names(one)]
+    return list(value) if isinstance(value, Mapping) else [] if value is None else [value]
+
+
+def _check_sources(job: Job, settings: Settings) -> None:
+    listed = (job.source,) if isinstance(job.source, str) else job.source
+    if len(listed) > settings.limits.datasets:
+        told = f"{len(listed)} sources; at most {settings.limits.datasets} are taken"
+        raise ProblemError(Problem(422, told, "/source"))
+    for number, source in enumerate(listed):
+        pointer = "/source" if isinstance(job.source, str) else f"/source/{number}"
+        try:
+            href = absolute(source)
+            if "://" not in href or "*" in href:
+                # What comes before the first part with a wildcard; what that matches is looked at when it is opened.
+                href = re.split(r"/[^/]*[*?\[]", href, maxsplit=1)[0]
+            settings.access.may_read(href)
+        except S2CompositeError as error:
+            raise ProblemError(problem_from_error(error, pointer)) from error
+
+
+# --- how many products a job asks for, estimated before any is listed: a grid of a metre would have no end -----------
+
+_DAYS = {"day": 1, "week": 7, "month": 28, "quarter": 90, "season": 90, "year": 365}
+"""Days that a unit of a span has at least."""
+
+_DEGREE = 111_320.0
+"""Metres of a degree of latitude."""
+
+_GRANULE = 100_000.0
+"""Metres from one granule of Sentinel-2 to the next."""
+
+
+def _check_product_count(job: Job, most: int) -> None:
+    """Refuse a job with more products than `most`: units of its span times cells of its grid."""
+    units = 1.0 if job.span is None else _unit_count(job.span)
+    if units > most:
+        told = f"about {units:.0f} products, one for each {job.span.step if job.span else ''}; at most {most} are made"
+        raise ProblemError(Problem(422, f"span: {told}", "/span"))
+    cells = 1.0 if job.grid is None else _cell_count(job, job.grid)
+    if units * cells > most:
+        told = f"about {units * cells:.0f} products; at most {most} are made: take a smaller area or larger cells"
+        raise ProblemError(Problem(422, f"grid: {told}", "/grid"))
+
+
+def _unit_count(span: SpanOptions) -> float:
+    first, last = date_range(span.start).first, None if span.end is None else date_range(span.end).last
+    assert first is not None
+    end = dt.datetime.now(dt.UTC).date() if last is None else last.date()
+    return (end - first.date()).days / _DAYS[span.step] + 1
+
+
+def _cell_count(job: Job, grid: GridOptions) -> float:
+    if isinstance(grid, CellsOptions):
+        raise ProblemError(Problem(403, "grid.file: is the operator's to set, not a caller's", "/grid/file"))
+    if job.bbox is None:
+        told = "bbox: a grid has no end; say which area it is about, [west, south, east, north]"
+        raise ProblemError(Problem(422, told, "/bbox"))
+    try:
+        crs = grid.crs if isinstance(grid, OdcOptions) else "EPSG:4326"
+        west, south, east, north = box(*job.bbox, job.bbox_crs).to_crs(crs).boundingbox.bbox
+    except (S2CompositeError, ValueError, RuntimeError) as error:
+        raise ProblemError(Problem(422, f"bbox: cannot be brought onto the grid: {error}", "/bbox")) from None
+    width, height = east - west, north - south
+    if isinstance(grid, OdcOptions):
+        side = grid.resolution * grid.shape
+    else:
+        nearest = 0.0 if south < 0 < north else min(abs(south), abs(north))
+        width, height = width * _DEGREE * math.cos(math.radians(nearest)), height * _DEGREE
+        side = grid.size if isinstance(grid, UtmOptions) else _GRANULE
+    count: float = (width / side + 1) * (height / side + 1)
+    if not math.isfinite(count):
+        raise ProblemError(Problem(422, "bbox: cannot be brought onto the grid", "/bbox"))
+    return count
+
+
+# --- running them ---------------------------------------------------------------------------------------------------
+
+LOG_NAME = "job_log.txt"
+"""The log of a job, beside its results when it has ended."""
+
+_GRACE = 5.0
+"""Seconds that a cancelled job has to close its cluster before it is killed."""
+
+_POLL = 2.0
+"""Seconds after which the queue is looked at without notice of a new job."""
+
+_STAMP = re.compile(r"^[\d-]+ [\d:,]+ [A-Z]+ ")
+"""When and how bad, before what a line of a job's log says."""
+
+_MAX_LINE = 1 << 16
+"""Bytes of a line of a log."""
+
+
+@dataclass(frozen=True, slots=True)
+class _JobProcess:
+    """The process that runs a job."""
+
+    process: asyncio.subprocess.Process
+    """Leader of a group: the workers of its cluster are in it."""
+
+    ended: asyncio.Event
+    """Set when all of it has ended."""
+
+    async def end(self) -> None:
+        """End it, by force if it takes longer."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), _GRACE)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class _JobLog:
+    """A job's log of at most `limit` bytes: what earlier attempts wrote stays, and all of them share the limit."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path = path
+        self._left = limit - (path.stat().st_size if path.exists() else 0)
+
+    def add(self, text: str) -> None:
+        """Add a line, as long as there is room."""
+        data = f"{text}\n".encode()
+        if self._left <= 0:
+            return
+        self._left -= len(data)
+        if self._left <= 0:
+            data = b"the rest is not kept: the log is as long as the service lets it be\n"
+        try:
+            with self._path.open("ab") as file:
+                file.write(data)
+        except OSError:  # a full disk of logs ends no job, whose results may be elsewhere
+            LOG.exception("%s cannot be written", self._path)
+            self._left = 0
+
+
+class JobRunner:
+    """Takes jobs from the queue from `start` to `close`, a few at a time; each has a process that can be ended."""
+
+    def __init__(self, settings: Settings, store: JobStore) -> None:
+        self._settings, self._store = settings, store
+        self._running: dict[str, _JobProcess] = {}
+        self._notified = asyncio.Event()
+        self._slots: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Take up the queue, first of all what was running when the service ended: its ledger knows how far it was."""
+        again = await asyncio.to_thread(self._store.requeue)
+        if again:
+            LOG.info("%d jobs go on where they were interrupted", again)
+        self._slots = [asyncio.create_task(self._work()) for _ in range(self._settings.limits.running)]
+
+    async def close(self) -> None:
+        """End all jobs; they go on when the service starts again."""
+        for slot in self._slots:
+            slot.cancel()
+        await asyncio.gather(*self._slots, return_exceptions=True)
+
+    def notify(self) -> None:
+        """Say that there is a new job."""
+        self._notified.set()
+
+    async def cancel(self, number: str) -> None:
+        """End the process of a job, if it has one."""
+        if (running := self._running.get(number)) is not None:
+            await running.end()
+
+    def log_path(self, number: str) -> Path:
+        """Return where the log of a job is while it runs."""
+        return Path(self._settings.state) / "logs" / f"{number}.txt"
+
+    async def _work(self) -> None:
+        """Run one job after the other."""
+        while True:
+            self._notified.clear()
+            row = None
+            try:
+                row = await asyncio.to_thread(self._store.claim)
+            except SQLAlchemyError as error:  # the database does not answer, which may pass
+                LOG.error("the queue cannot be read: %s", str(error).partition("\n")[0])  # noqa: TRY400 - told every time
+            if row is None:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._notified.wait(), _POLL)
+                continue
+            try:
+                state, error = await self._run(row)
+            except Exception:  # whatever happens to one job, the next one has its turn
+                LOG.exception("job %s", row.id)
+                state, error = "failed", "the service could not run it; see its log"
+            await self._finish(row, state, error)
+
+    async def _finish(self, row: JobRow, state: str, error: str | None) -> None:
+        """Note the end of a job, as soon as the database takes it."""
+        while True:
+            try:
+                await asyncio.to_thread(self._store.finish, row, state, error)
+            except SQLAlchemyError as problem:
+                LOG.error("job %s is %s, which cannot be noted: %s", row.id, state, str(problem).partition("\n")[0])  # noqa: TRY400 - as above
+                await asyncio.sleep(_POLL)
+            else:
+                return
+
+    async def _run(self, row: JobRow) -> tuple[str, str | None]:
+        """Run a job; return the state in which it ended, and why it failed."""
+        storage = self._settings.storage
+        assert storage is not None
+        if (before := self._running.get(row.id)) is not None:  # cancelled and put back while its process ends
+            await before.ended.wait()
+        if "://" not in storage:
+            await asyncio.to_thread(Path(storage, row.id).mkdir, parents=True, exist_ok=True)
+        self.log_path(row.id).parent.mkdir(parents=True, exist_ok=True)
+        running = _JobProcess(await self._start_process(row, storage), asyncio.Event())
+        self._running[row.id] = running
+        try:
+            if not await asyncio.to_thread(self._store.is_current, row):  # cancelled before it had a process to end
+                return "cancelled", None
+            async with asyncio.timeout(self._settings.limits.job_seconds):
+                last = await self._copy_log(row.id, running.process)
+                code = await running.process.wait()
+            error = None if code == 0 else last if code > 0 else f"its process was ended by signal {-code}"
+        except TimeoutError:
+            code, error = 1, f"it took longer than {self._settings.limits.job_seconds:g} s; retry goes on from there"
+        finally:
+            await asyncio.shield(running.end())
+            del self._running[row.id]
+            running.ended.set()
+        await asyncio.to_thread(self._keep_log, row.id, join(storage, row.id, LOG_NAME))
+        return ("complete" if code == 0 else "failed"), error
+
+    async def _start_process(self, row: JobRow, storage: str) -> asyncio.subprocess.Process:
+        # It may read and write its own results, and nothing of others.
+        own = join(storage, row.id)
+        access = Access((*self._settings.read, own), (own,), self._settings.networks)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "s2composite.service.process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, VARIABLE: access.to_json(), "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+            limit=_MAX_LINE,
+        )
+        order = {"id": row.id, "which": row.which, "job": json.loads(row.document)}
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        await process.stdin.drain()
+        return process
+
+    async def _copy_log(self, number: str, process: asyncio.subprocess.Process) -> str:
+        """Copy what a job prints to its log, without secrets; return what its last line says."""
+        assert process.stdout is not None
+        last, log = "", _JobLog(self.log_path(number), self._settings.limits.log)
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line longer than anybody reads
+                continue
+            if not line:
+                return _STAMP.sub("", last)
+            text = printable(redact(line.decode(errors="replace").rstrip()))
+            log.add(text)
+            last = text or last
+
+    def _keep_log(self, number: str, target: str) -> None:
+        """Put the log beside the results."""
+        try:
+            text = self.log_path(number).read_bytes()
+            if is_remote(target):
+                fs, path = filesystem(target)
+                fs.pipe_file(path, text)
+            else:
+                Path(target).write_bytes(text)
+        except Exception:  # the job is done, whether its log can be put there or not
+            LOG.exception("job %s: its log cannot be kept", number)

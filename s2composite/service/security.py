@@ -1,0 +1,495 @@
+"""What protects the service: what callers are told of errors, who may call, and what every request must pass first."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from threading import Lock
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+from fastapi.responses import Response
+from google.auth import jwt
+from google.auth.exceptions import GoogleAuthError
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from s2composite.errors import AccessError, ReadError, S2CompositeError, WriteError
+from s2composite.service.settings import PushOptions, Settings
+
+__all__ = [
+    "MEDIA_TYPE", "Problem", "ProblemError", "PushKeys", "SecurityMiddleware", "check_text", "has_push_token",
+    "has_token", "parse_json", "printable", "problem_from_error", "protocol_with_deadline", "redact",
+    "validation_problem",
+]  # fmt: skip
+
+LOG = logging.getLogger(__name__)
+
+
+# --- text without secrets -------------------------------------------------------------------------------------------
+
+# Each takes time in proportion to the text, whatever it holds: one that began with \w+:// took minutes for 100 kB of a.
+_WORD = re.compile(r"[^\s'\"]+")
+_USER = re.compile(r"(?<=://)[^\s'\"/?#]*@")
+_QUERY = re.compile(r"\?[^)\]]*")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def redact(text: str) -> str:
+    """Return a text without users and signatures of URLs, and without credentials of headers.
+
+    Examples
+    --------
+    >>> redact("GET https://me:pw@host/a.tif?sig=abc failed; Authorization: Bearer abcdefghij")
+    'GET https://host/a.tif failed; Authorization: Bearer ...'
+    """
+
+    def without_query(word: re.Match[str]) -> str:
+        before, mark, rest = word[0].partition("://")
+        return f"{before}{mark}{_QUERY.sub('', rest)}"
+
+    return _BEARER.sub(r"\1 ...", _WORD.sub(without_query, _USER.sub("", text)))
+
+
+def printable(text: str) -> str:
+    r"""Return a text for a log: without what steers a terminal, its second and further lines indented.
+
+    So nothing that a caller has named looks like a line of the log's own.
+
+    Examples
+    --------
+    >>> print(printable("no such file: a\n2026-01-01 INFO all is well"))
+    no such file: a
+        2026-01-01 INFO all is well
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n    ".join(_CONTROL.sub("?", line) for line in lines)
+
+
+# --- errors as callers get them: problem details (RFC 9457) ---------------------------------------------------------
+
+MEDIA_TYPE = "application/problem+json"
+
+_MAX_DETAIL = 2000
+"""Characters of a detail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a request, or with the service."""
+
+    status: int
+    """HTTP status."""
+
+    detail: str
+    """What is wrong, and what to do."""
+
+    pointer: str | None = None
+    """JSON pointer (RFC 6901) of the field: ``/datasets/3``."""
+
+    retry_after: int | None = None
+    """Seconds after which it may be different; None: it will not by itself."""
+
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further members."""
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status >= 500 or self.status == HTTPStatus.TOO_MANY_REQUESTS
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        detail = redact(self.detail)[:_MAX_DETAIL]
+        members: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(self.status).phrase}
+        members |= {"status": self.status, "detail": detail}
+        if self.pointer is not None:
+            members["errors"] = [{"pointer": self.pointer, "detail": detail}]
+        return members | dict(self.more)
+
+    def response(self, status: int | None = None) -> Response:
+        """Return the answer, with another status than its own where the sender would misunderstand that."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        answer = Response(json.dumps(self.as_dict()), status or self.status, headers, MEDIA_TYPE)
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            # A header each: Chromium reads the first scheme of a line alone, and would not ask for the password.
+            for scheme in ("Basic", "Bearer"):
+                answer.headers.append("WWW-Authenticate", f'{scheme} realm="s2composite"')
+        return answer
+
+
+class ProblemError(Exception):
+    """Carries a problem to whoever answers."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProblemError, (self.problem,)
+
+
+def validation_problem(error: ValidationError, known: str) -> Problem:
+    """Return the problem of a payload that is not what its model says; `known` names the fields there are."""
+    problems = []
+    for details in error.errors(include_url=False, include_input=False)[:20]:
+        pointer = "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')[:100]}" for key in details["loc"])
+        if details["type"] == "extra_forbidden":
+            detail = f"unknown field; there are {known}"
+        elif details["type"] == "missing":
+            detail = "is missing"
+        else:
+            detail = str(details["msg"]).removeprefix("Value error, ")
+        problems.append({"pointer": pointer, "detail": detail})
+    first = problems[0]
+    return Problem(422, f"{first['pointer']}: {first['detail']}", first["pointer"], more={"errors": problems})
+
+
+def problem_from_error(error: S2CompositeError, pointer: str | None = None) -> Problem:
+    """Return the problem that an error of the library is to a caller; `pointer` is the field that it is about."""
+    if isinstance(error, AccessError):
+        return Problem(HTTPStatus.FORBIDDEN, str(error), pointer)
+    if isinstance(error, ReadError) and error.__dict__.get("transient"):
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), pointer, retry_after=10)
+    if isinstance(error, WriteError):
+        if _is_refused_for_good(error):
+            return Problem(HTTPStatus.FORBIDDEN, str(error), pointer)
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), pointer, retry_after=10)
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), pointer)
+
+
+def _is_refused_for_good(error: BaseException) -> bool:
+    """Return whether a store or disk refused for lack of rights, of the bucket, or of the directory."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return "access is denied" in str(error) or "does not exist" in str(error)
+
+
+# --- bodies ---------------------------------------------------------------------------------------------------------
+
+
+def parse_json(body: bytes) -> Any:
+    """Return what a body of JSON holds.
+
+    Raises
+    ------
+    ProblemError
+        It is empty or not JSON; says where.
+    """
+
+    def refuse_constant(name: str) -> Any:
+        raise ValueError(f"{name} is not a number in JSON")
+
+    if not body.strip():
+        raise ProblemError(Problem(400, "the body is empty; send JSON", ""))
+    try:
+        text = body.decode("utf-8-sig")
+        content = json.loads(text, parse_constant=refuse_constant)
+    except RecursionError:
+        raise ProblemError(Problem(400, "the body is nested too deeply", "")) from None
+    except UnicodeDecodeError as error:
+        raise ProblemError(Problem(400, f"the body is not UTF-8 (byte {error.start})", "")) from None
+    except ValueError as error:
+        raise ProblemError(Problem(400, f"the body is not JSON: {error}", "")) from None
+    if "\\u" in text:
+        check_text(content)
+    return content
+
+
+def check_text(content: Any) -> None:
+    r"""Refuse half a character (``\ud800``), which JSON and YAML can name and nothing can write.
+
+    Raises
+    ------
+    ProblemError
+        There is one.
+    """
+    try:
+        json.dumps(content, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise ProblemError(Problem(400, "the body has half a surrogate pair, which is no text", "")) from None
+
+
+# --- who may call ---------------------------------------------------------------------------------------------------
+
+_KEYS_FRESH = 3600.0
+"""Seconds after which the signer's public keys are fetched again: they change every few days."""
+
+_KEYS_AGAIN = 30.0
+"""Seconds before they are asked for again where they could not be fetched."""
+
+_ISSUERS = ("https://accounts.google.com", "accounts.google.com")
+
+
+def has_token(header: str, token: str, *, read_only: bool) -> bool:
+    """Return whether an ``Authorization`` header shows the token, as a bearer or as a password.
+
+    A browser adds a password that it knows to whatever any page makes it send, so a password is only taken for
+    requests that change nothing (`read_only`).
+
+    Examples
+    --------
+    >>> has_token("Bearer 0123456789abcdef", "0123456789abcdef", read_only=False)
+    True
+    """
+    scheme, _, value = header.partition(" ")
+    shown = value.strip()
+    if scheme.lower() == "basic" and read_only:
+        try:
+            shown = base64.b64decode(shown, validate=True).decode().partition(":")[2]
+        except ValueError:  # not ASCII, not base64, not UTF-8
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(shown.encode(), token.encode())
+
+
+class PushKeys:
+    """The public keys of whoever signs Pub/Sub's tokens, fetched when they are needed and kept for an hour.
+
+    Where they cannot be fetched the old ones are kept, and nobody asks for a while: any stranger can cause a fetch.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._keys: Mapping[str, str] = {}
+        self._next_fetch = 0.0
+        self._lock = Lock()
+
+    def get(self) -> Mapping[str, str]:
+        """Return certificates by their id; none before they could be fetched."""
+        with self._lock:
+            if time.monotonic() >= self._next_fetch:
+                try:
+                    self._keys = dict(httpx.get(self._url, timeout=10).raise_for_status().json())
+                    self._next_fetch = time.monotonic() + _KEYS_FRESH
+                except (httpx.HTTPError, ValueError, TypeError) as error:
+                    LOG.warning("the keys of who pushes cannot be fetched: %s", type(error).__name__)
+                    self._next_fetch = time.monotonic() + _KEYS_AGAIN
+            return self._keys
+
+
+def has_push_token(header: str, push: PushOptions, keys: PushKeys) -> bool:
+    """Return whether an ``Authorization`` header holds a valid token of the account that pushes."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() != "bearer" or value.count(".") != 2:
+        return False
+    try:
+        claims = jwt.decode(value, certs=keys.get(), audience=push.audience)  # type: ignore[no-untyped-call]
+    except (GoogleAuthError, ValueError, LookupError, TypeError, AttributeError):  # the last ones: JSON of other shapes
+        return False
+    verified = claims.get("iss") in _ISSUERS and claims.get("email_verified") is True
+    return verified and hmac.compare_digest(str(claims.get("email", "")).encode(), push.email.encode())
+
+
+# --- what every request passes --------------------------------------------------------------------------------------
+
+_NO_TOKEN_NEEDED = ("/health",)
+"""Paths whose answers are no secret."""
+
+_JSON = ("application/json",)
+_DOCUMENTS = ("application/json", "application/yaml", "application/x-yaml", "text/yaml")
+_MEDIA = {"/median": _JSON, "/jobs": _DOCUMENTS}
+"""What a body may be. A page elsewhere can make a browser send forms and text, but not these."""
+
+_UNAUTHORIZED = Problem(401, "a token is needed: Authorization: Bearer TOKEN")
+
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_POLICY = (
+    b"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'none'; frame-ancestors 'none'"
+)
+"""Pages bring their styles and small pictures along; nothing else runs or loads."""
+
+
+class SecurityMiddleware:
+    """ASGI middleware: host, token, media type and size of a request, in this order; logs it and its time.
+
+    Without a token, whoever reaches the address may call.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, token: str | None) -> None:
+        self._app, self._settings, self._token = app, settings, token
+        self._keys = None if settings.push is None else PushKeys(settings.push.certificates)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or let it through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *_HEADERS, (b"content-security-policy", _POLICY)]
+            await send(message)
+
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        problem = self._check_origin(headers) or await self._check_caller(scope, headers)
+        if problem is None and not scope["query_string"].isascii():
+            problem = Problem(400, "the query of the URL has bytes that are no ASCII; write them as %XX")
+        body = None
+        if problem is None and scope["method"] in ("POST", "PUT", "PATCH"):
+            problem = _check_body_headers(scope["path"], headers, self._settings.limits.body)
+            if problem is None:
+                body, problem = await self._read_body(receive)
+        try:
+            if problem is not None:
+                await problem.response()(scope, receive, answer)
+            else:
+                await self._app(scope, receive if body is None else _receive_again(body, receive), answer)
+        finally:
+            # The path alone: a query may hold what is secret.
+            took = (time.perf_counter() - start) * 1e3
+            LOG.info("%s %s %d %.0f ms", scope["method"], ascii(scope["path"])[1:-1][:200], status, took)
+
+    def _check_origin(self, headers: dict[str, str]) -> Problem | None:
+        """Return the problem of a request that a page elsewhere makes a browser send."""
+        host = headers.get("host", "")
+        if self._token is None:
+            # The page's own name may lead to this machine (DNS rebinding).
+            name = _split_url(f"//{host}").hostname or ""
+            if name not in ("127.0.0.1", "localhost", "::1", *self._settings.names):
+                told = f"host {host[:100]!r} is not served here; add it to names, or protect it with a token"
+                return Problem(421, told)
+        origin = headers.get("origin")
+        if origin is not None and _split_url(origin).netloc != host:
+            return Problem(403, "requests that a page elsewhere sends are not answered")
+        return None
+
+    async def _check_caller(self, scope: Scope, headers: dict[str, str]) -> Problem | None:
+        """Return the problem of a caller without the token, or that of the account that pushes."""
+        if self._token is None or scope["path"] in _NO_TOKEN_NEEDED:
+            return None
+        header = headers.get("authorization", "")
+        if has_token(header, self._token, read_only=scope["method"] in ("GET", "HEAD")):
+            return None
+        push = self._settings.push
+        if push is None or self._keys is None or scope["path"] != "/median":
+            return _UNAUTHORIZED
+        # In a thread: the signer's keys may have to be fetched.
+        if await asyncio.to_thread(has_push_token, header, push, self._keys):
+            return None
+        return _UNAUTHORIZED
+
+    async def _read_body(self, receive: Receive) -> tuple[bytes | None, Problem | None]:
+        """Return the whole body, as long as it is small and comes in time."""
+        limit, seconds, parts, size = self._settings.limits.body, self._settings.limits.arrival, [], 0
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None, Problem(400, "the body ended early")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limit:
+                        return None, _too_large(limit)
+                    if not message.get("more_body", False):
+                        return b"".join(parts), None
+        except TimeoutError:
+            return None, Problem(408, f"the body did not arrive within {seconds:g} s")
+
+
+def _check_body_headers(path: str, headers: dict[str, str], limit: int) -> Problem | None:
+    """Return the problem of a body that is not looked at."""
+    length = headers.get("content-length", "0")
+    # as many digits as 2**63 has: int() refuses thousands of them
+    if not re.fullmatch(r"[0-9]{1,19}", length) or int(length) > limit:
+        return _too_large(limit)
+    if headers.get("content-encoding", "identity") != "identity":
+        return Problem(415, "a compressed body is not accepted: what it becomes is not known beforehand")
+    media = headers.get("content-type", "").partition(";")[0].strip().lower()
+    accepted = _MEDIA.get(path)
+    if accepted is not None and media not in accepted:
+        return Problem(415, f"the body is {media[:60] or 'of no type'}; send Content-Type: {' or '.join(accepted)}")
+    return None
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, f"the body is larger than {limit} bytes")
+
+
+def _split_url(url: str) -> SplitResult:
+    """Return the parts of a URL; empty ones where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _receive_again(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body that was read already."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+# --- slow connections -----------------------------------------------------------------------------------------------
+
+
+def protocol_with_deadline(seconds: float) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol, with a limit to the time in which a request must have begun to be worked on.
+
+    uvicorn waits for ever for the end of a header, and for the rest of a body that it has answered already. A thousand
+    such connections cost their owner nothing, and nobody else would be answered.
+    """
+
+    class DeadlineProtocol(H11Protocol):
+        """HTTP/1.1; closes connections of which nothing is being worked on for too long."""
+
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+            super().connection_made(transport)
+            self._update_timer()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._update_timer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def _update_timer(self) -> None:
+            """Stop the timer while a request is worked on; else start it unless it runs."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop_timer()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(seconds, self.transport.close)
+
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return DeadlineProtocol

@@ -1,0 +1,488 @@
+"""Single windows: requested bare or pushed by Pub/Sub, made by a bounded number of processes, the same bytes each time.
+
+What a request means is what the course's worker made of it: scenes in the order they are listed, an observation dropped
+where any band is 0 or 255, of the others the triplet at ``n // 2`` in order of R + G + B, 0 where there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime as dt
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WindowTimeout
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Any
+
+import numpy as np
+import rasterio
+import xarray as xr
+from odc.geo.xr import xr_coords
+from pebble import ProcessExpired, ProcessPool
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
+
+import s2composite
+from s2composite.errors import AccessError, BandError, GridError, ReadError, S2CompositeError, SceneError, SourceError
+from s2composite.pixels.recipe import Recipe
+from s2composite.pixels.reducers import resolve_reducer
+from s2composite.reading.fetch import read_head
+from s2composite.reading.source import ReadOptions
+from s2composite.reading.stack import Stack, open_stack
+from s2composite.running.jobs.document import Strict
+from s2composite.scenes.access import VARIABLE, check_read, check_write
+from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.storage import absolute, is_remote
+from s2composite.service.security import (
+    Problem,
+    ProblemError,
+    parse_json,
+    problem_from_error,
+    redact,
+    validation_problem,
+)
+from s2composite.service.settings import Settings
+from s2composite.windows import compose_window
+from s2composite.writing.cog import write_raster
+
+__all__ = [
+    "EXAMPLE", "PUSHED_EXAMPLE", "TAG", "Delivery", "MadeWindow", "WindowPool", "WindowRequest", "make_window",
+    "parse_delivery",
+]  # fmt: skip
+
+LOG = logging.getLogger(__name__)
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+EXAMPLE: dict[str, JsonValue] = {
+    "window": [0, 0, 1024, 1024],
+    "destination": "gs://bucket/results/tile_0_0.tif",
+    "datasets": [
+        "gs://bucket/t31tcj/T31TCJ_20230102T104441_TCI.tif",
+        "gs://bucket/t31tcj/T31TCJ_20230103T110349_TCI.tif",
+    ],
+}
+"""A payload."""
+
+PUSHED_EXAMPLE = {
+    "message": {"data": base64.b64encode(json.dumps(EXAMPLE).encode()).decode(), "messageId": "7"},
+    "subscription": "projects/my-project/subscriptions/windows",
+}
+"""The same as Pub/Sub pushes it."""
+
+Whole = Annotated[int, Field(ge=0, le=10**7)]
+Side = Annotated[int, Field(ge=1, le=10**6)]
+Href = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class WindowRequest(Strict):
+    """One window: the median of some scenes there, and where it goes."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [EXAMPLE]},
+    )
+
+    window: Annotated[tuple[Whole, Whole, Side, Side], Field(strict=False)]
+    """First column, first row, width and height, in pixels of the scenes."""
+
+    destination: Href
+    """The cloud-optimised GeoTIFF that is written: ``gs://``, ``s3://`` or a path, ending in ``.tif``."""
+
+    datasets: Annotated[tuple[Href, ...], Field(strict=False, min_length=1)]
+    """RGB scenes on one grid; of equal luminances the one listed first wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What came in."""
+
+    payload: Any
+    """Not checked yet."""
+
+    message: str | None = None
+    """Pub/Sub's id of the message; None where the payload came bare."""
+
+    problem: Problem | None = None
+    """Why a pushed message holds no payload: it would not the next time either."""
+
+    @property
+    def pushed(self) -> bool:
+        """Whether Pub/Sub sent it, which reads any refusal as "try again"."""
+        return self.message is not None
+
+    def request(self, datasets: int) -> WindowRequest:
+        """Return the window that is asked for, of at most some `datasets`.
+
+        Raises
+        ------
+        ProblemError
+            The payload is not one.
+        """
+        if self.problem is not None:
+            raise ProblemError(self.problem)
+        if not isinstance(self.payload, Mapping):
+            raise ProblemError(Problem(422, "the payload is not an object with window, destination and datasets", ""))
+        listed = self.payload.get("datasets")
+        if isinstance(listed, list) and len(listed) > datasets:
+            raise ProblemError(Problem(422, f"{len(listed)} datasets; at most {datasets} are taken", "/datasets"))
+        try:
+            return WindowRequest.model_validate(self.payload)
+        except ValidationError as error:
+            raise ProblemError(validation_problem(error, "window, destination, datasets")) from None
+
+
+def parse_delivery(body: bytes) -> Delivery:
+    """Return what a body holds, a payload or Pub/Sub's envelope around one.
+
+    Raises
+    ------
+    ProblemError
+        It is not JSON, or an envelope that is not Pub/Sub's.
+    """
+    content = parse_json(body)
+    if not isinstance(content, Mapping) or "message" not in content:
+        return Delivery(content)
+    message = content["message"]
+    if not isinstance(message, Mapping):
+        raise ProblemError(Problem(400, "message: not an object; Pub/Sub sends {'message': {'data': ...}}", "/message"))
+    number = str(message.get("messageId") or message.get("message_id") or "without id")[:100]
+    data = message.get("data")
+    if not isinstance(data, str):
+        raise ProblemError(Problem(400, "message.data: is missing, or no text in base64", "/message/data"))
+    try:
+        return Delivery(parse_json(base64.b64decode(data, validate=True)), number)
+    except ValueError as error:  # binascii.Error, or text that is not ASCII
+        return Delivery(None, number, Problem(422, f"message.data: not base64: {error}", "/message/data"))
+    except ProblemError as error:
+        return Delivery(None, number, Problem(422, f"message.data: {error.problem.detail}", "/message/data"))
+
+
+# --- one window -----------------------------------------------------------------------------------------------------
+
+TAG = "S2COMPOSITE_WINDOW"
+"""Tag of the file that says of which window of which scenes it is: the same request again finds it made."""
+
+BANDS = ("red", "green", "blue")
+
+_RECIPE = Recipe((resolve_reducer("luminance_median"),), bands=BANDS, nodata=0)
+
+_OPTIONS = ReadOptions(engine="tiles", harmonise=False, headers="read")
+"""GDAL is not let near scenes that a stranger names: it opens what files name inside them."""
+
+_MAX_STACKS = 4
+"""Stacks that a worker keeps: all windows of a job have the same scenes, whose headers then are read once."""
+
+_STACK_FRESH = 300.0
+"""Seconds that a stack is kept: scenes that are replaced are noticed then, or when their pixels are read."""
+
+_MAX_TILE = 128 << 20
+"""Bytes of an encoded tile of a scene, which is fetched whole; decoded ones are limited by what reads them."""
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+_stacks: OrderedDict[tuple[str, ...], tuple[float, Stack]] = OrderedDict()
+_stacks_lock = Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class MadeWindow:
+    """A window that is written."""
+
+    destination: str
+    """Absolute path or URL of the file."""
+
+    existed: bool
+    """It had been written before, made of the same."""
+
+    seconds: float
+
+
+def make_window(request: WindowRequest) -> MadeWindow:
+    """Make the window that a request asks for, unless it exists.
+
+    Raises
+    ------
+    ProblemError
+        Names the field that is wrong, or says that a later attempt may succeed.
+
+    Examples
+    --------
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> request = WindowRequest(window=(0, 0, 64, 64), destination="doctest_tile.tif", datasets=tuple(files))
+    >>> make_window(request).existed
+    False
+    """
+    start = time.perf_counter()
+    with _problems_of("/destination"):
+        destination = absolute(request.destination)
+        check_write(destination)
+    if not destination.lower().endswith((".tif", ".tiff")):
+        raise ProblemError(Problem(422, "destination: a window is a GeoTIFF; its name ends in .tif", "/destination"))
+    datasets = []
+    for number, href in enumerate(request.datasets):
+        with _problems_of(f"/datasets/{number}"):
+            datasets.append(absolute(href))
+            check_read(datasets[-1])
+    scenes = tuple(datasets)
+    try:
+        try:
+            existed = _write_window(request.window, destination, scenes)
+        except ReadError as error:
+            if error.__dict__.get("transient"):
+                raise
+            # A scene may have been replaced since its header was read.
+            with _stacks_lock:
+                _stacks.pop(scenes, None)
+            existed = _write_window(request.window, destination, scenes)
+    except (ReadError, SceneError, GridError, BandError, SourceError, AccessError) as error:
+        raise ProblemError(_scene_problem(error, scenes)) from error
+    return MadeWindow(destination, existed, time.perf_counter() - start)
+
+
+@contextmanager
+def _problems_of(pointer: str) -> Iterator[None]:
+    """Raise errors of the library as problems of a field."""
+    try:
+        yield
+    except S2CompositeError as error:
+        raise ProblemError(problem_from_error(error, pointer)) from error
+
+
+def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tuple[str, ...]) -> bool:
+    """Write a window of ``(x, y, width, height)``; return whether it existed already."""
+    stack = _cached_stack(datasets)
+    x, y, width, height = box
+    rows, columns = stack.shape[2:]
+    if x + width > columns or y + height > rows:
+        told = f"window out of bounds: {list(box)} of scenes with {columns} x {rows} pixels"
+        raise ProblemError(Problem(422, told, "/window"))
+    # The token is of all that decides the bytes.
+    token = hashlib.sha256(json.dumps([s2composite.__version__, stack.token, list(box)]).encode()).hexdigest()
+    try:
+        # A file under its final name is whole.
+        if token.encode() in read_head(destination)[0]:
+            return True
+    except ReadError as error:
+        if error.__dict__.get("transient"):
+            raise ProblemError(problem_from_error(error, "/destination")) from error
+        # It does not exist, or must not be read by us, which writing it will tell.
+    window = (slice(y, y + height), slice(x, x + width))
+    pixels = compose_window(stack, _RECIPE, window)["composite"]
+    with _problems_of("/destination"):
+        coords = dict(xr_coords(stack.geobox[window], dims=("y", "x"))) | {"band": list(BANDS)}
+        attrs = {"nodata": 0, "overviews": "average", "long_name": "masked luminance median"}
+        lineage = {"reducer": "luminance_median", "software": f"s2composite {s2composite.__version__}"}
+        dataset = xr.Dataset({"composite": (("band", "y", "x"), pixels, attrs)}, coords, lineage)
+        if not is_remote(destination):
+            Path(destination).parent.mkdir(parents=True, exist_ok=True)
+        tags = {TAG: token, "SCENES": str(len(stack.scenes))}
+        write_raster(dataset, destination, layers="composite", blocksize=256, overwrite=True, tags=tags, progress=False)
+    return False
+
+
+def _cached_stack(datasets: tuple[str, ...]) -> Stack:
+    """Return the stack of scenes in the order they are listed; the last ones are kept."""
+    with _stacks_lock:
+        cached = _stacks.get(datasets)
+        if cached is not None and time.monotonic() - cached[0] < _STACK_FRESH:
+            _stacks.move_to_end(datasets)
+            return cached[1]
+    scenes = []
+    for number, href in enumerate(datasets):
+        # The place in the order of time is that in the list; names need not tell a date.
+        name = href.partition("?")[0].rpartition("/")[2].rpartition(".")[0]
+        time_in_order = _EPOCH + dt.timedelta(seconds=number)
+        scenes.append(Scene(f"{number:05d}:{name}", time_in_order, (Asset("data", href),)))
+    stack = open_stack(scenes, options=_OPTIONS)
+    if len(stack.bands) != len(BANDS):
+        raise ProblemError(Problem(422, f"expecting 3 bands, got {len(stack.bands)}", "/datasets/0"))
+    if stack.dtype != np.uint8:
+        raise ProblemError(Problem(422, f"expecting pixels of uint8, got {stack.dtype}", "/datasets/0"))
+    for number, files in enumerate(stack.sources):
+        for source in files:
+            largest = int(source.header.levels[source.level].counts.max(initial=np.uint64(0)))
+            if largest > _MAX_TILE:
+                told = f"a tile has {largest} bytes; at most {_MAX_TILE} are fetched at once"
+                raise ProblemError(Problem(422, told, f"/datasets/{number}"))
+    with _stacks_lock:
+        _stacks[datasets] = (time.monotonic(), stack)
+        while len(_stacks) > _MAX_STACKS:
+            _stacks.popitem(last=False)
+    return stack
+
+
+def _scene_problem(error: S2CompositeError, datasets: Sequence[str]) -> Problem:
+    """Return the problem of an error about a scene, whose number its name begins with."""
+    if why := error.__dict__.get("why"):
+        told = f"needs GDAL ({why}), which opens no scene of a window: write it as a TIFF on the grid of the others"
+        error = GridError(f"{error.__dict__['href']}: {told}, or send a job", href=error.__dict__["href"])
+    name, href = str(error.__dict__.get("scene") or ""), str(error.__dict__.get("href") or "")
+    number = name.partition(":")[0]
+    if number.isdecimal():
+        return problem_from_error(error, f"/datasets/{int(number)}")
+    same = [i for i, dataset in enumerate(datasets) if href and dataset.partition("?")[0] == href.partition("?")[0]]
+    return problem_from_error(error, f"/datasets/{same[0]}" if same else "/datasets")
+
+
+# --- the processes --------------------------------------------------------------------------------------------------
+
+_MAX_TASKS = 2000
+"""Windows after which a process makes room for a fresh one, so that nothing that a library leaks adds up."""
+
+Key = tuple[str, tuple[int, ...], Sequence[str]]
+
+
+class WindowPool:
+    """Makes windows from `start` to `close`, a bounded number at a time, the same window never twice at once.
+
+    By processes and not threads: a window that takes too long, or that a native library crashes over, is ended without
+    the service, and what runs there has its own limits (`s2composite.scenes.access`). Handing a window over costs
+    0.1 ms.
+
+    Attributes
+    ----------
+    made, reused
+        Windows that were made since the start, and asked for again when they existed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._running: dict[Key, asyncio.Task[MadeWindow]] = {}
+        self._pool: ProcessPool | None = None
+        self._first: Future[None] | None = None
+        self.made = 0
+        self.reused = 0
+
+    def start(self) -> None:
+        """Start the processes, and have each compile its kernels."""
+        # The libraries are imported once, by a process without threads, of which all others are copies: one that was
+        # ended is replaced in no time.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._pool = ProcessPool(
+            max_workers=self._settings.workers,
+            max_tasks=_MAX_TASKS,
+            initializer=_initialize_worker,
+            initargs=[self._settings.access.to_json(), self._settings.warm],
+            context=context,
+        )
+        self._first = self._pool.schedule(_do_nothing)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a process has compiled its kernels."""
+        return self._first is not None and self._first.done()
+
+    def close(self) -> None:
+        """End the processes: what is not finished is not written, and whoever asked for it asks again."""
+        if self._pool is not None:
+            self._pool.stop()  # type: ignore[no-untyped-call] # pebble's
+            self._pool.join()
+
+    @property
+    def waiting(self) -> int:
+        """Windows that are being made or wait."""
+        return len(self._running)
+
+    async def make(self, request: WindowRequest) -> MadeWindow:
+        """Make a window; whoever asks for one that is being made gets that.
+
+        Raises
+        ------
+        ProblemError
+            What is wrong with the request, too many are waiting, or it took too long.
+        """
+        limits = self._settings.limits
+        pixels = request.window[2] * request.window[3]
+        if pixels > limits.pixels:
+            raise ProblemError(Problem(422, f"{pixels} pixels; at most {limits.pixels} are made at once", "/window"))
+        size = pixels * 3 * len(request.datasets)
+        if size > limits.observations:
+            told = f"{size} bytes of observations; at most {limits.observations}: ask for a smaller window"
+            raise ProblemError(Problem(422, told, "/window"))
+        key = (request.destination, request.window, request.datasets)
+        task = self._running.get(key)
+        if task is None:
+            if len(self._running) >= limits.waiting:
+                told = f"{len(self._running)} windows are waiting; try again later"
+                raise ProblemError(Problem(429, told, retry_after=1))
+            task = asyncio.create_task(self._make(request))
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._forget(key, done))
+        # A caller who hangs up does not stop the window: it asks again and then finds it made.
+        return await asyncio.shield(task)
+
+    def _forget(self, key: Key, task: asyncio.Task[MadeWindow]) -> None:
+        del self._running[key]
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; nobody may be left who does
+
+    async def _make(self, request: WindowRequest) -> MadeWindow:
+        assert self._pool is not None
+        limit = self._settings.limits.seconds
+        future: Future[MadeWindow | Problem] = self._pool.schedule(_make_in_worker, args=[request], timeout=limit)
+        try:
+            outcome = await asyncio.wrap_future(future)
+        except WindowTimeout:
+            told = f"the window took longer than {limit:g} s; ask for a smaller one"
+            raise ProblemError(Problem(504, told)) from None
+        except ProcessExpired as error:
+            LOG.error("a process ended while it made a window: exit code %s", error.exitcode)  # noqa: TRY400 - no frames worth showing
+            told = "the process that made the window has ended; try again"
+            raise ProblemError(Problem(503, told, retry_after=1)) from None
+        if isinstance(outcome, Problem):
+            raise ProblemError(outcome)
+        self.reused += outcome.existed
+        self.made += not outcome.existed
+        return outcome
+
+
+def _make_in_worker(request: WindowRequest) -> MadeWindow | Problem:
+    """Make a window in a worker; what fails comes back as a value, because not every exception can travel."""
+    try:
+        return make_window(request)
+    except ProblemError as error:
+        return error.problem
+    except S2CompositeError as error:
+        return problem_from_error(error)
+    except Exception as error:  # noqa: BLE001 - a worker lives on, whatever a library raises
+        LOG.error("%s", redact(traceback.format_exc()))  # noqa: TRY400 - the traceback without secrets
+        return Problem(500, f"the window could not be made: {type(error).__name__}; the service's log says more")
+
+
+def _do_nothing() -> None:
+    """Run when a process has begun."""
+
+
+def _initialize_worker(access: str, warm: bool) -> None:
+    """Compile the kernels, which takes seconds, with a window of generated pixels; then limit the process."""
+    if warm:
+        with tempfile.TemporaryDirectory() as folder:
+            files = [str(Path(folder, f"{i}.tif")) for i in range(2)]
+            for i, file in enumerate(files):
+                profile = {"driver": "GTiff", "count": 3, "height": 256, "width": 256, "dtype": "uint8"}
+                profile |= {"tiled": True, "compress": "deflate", "photometric": "RGB", "interleave": "pixel"}
+                transform = rasterio.Affine(10, 0, 300000, 0, -10, 4900020)
+                with rasterio.open(file, "w", **profile, crs="EPSG:32631", transform=transform) as made:
+                    made.write(np.full((3, 256, 256), 40 + i, np.uint8))
+            out = str(Path(folder, "out.tif"))
+            make_window(WindowRequest(window=(0, 0, 200, 100), destination=out, datasets=tuple(files)))
+    os.environ[VARIABLE] = access
