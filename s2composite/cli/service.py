@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -53,13 +54,19 @@ def dispatch(
     Exit code 0: complete; 1: some windows failed, the others are kept; 2: the job, its input or its output is wrong.
     """
     with _needs_extra("dispatch"):
-        from s2composite.service.dispatch import SendOptions
+        from s2composite.service.dispatch import RETRY
         from s2composite.service.dispatch import dispatch as run
     from s2composite.running.jobs.job import load_job
 
-    token = os.environ.get("S2COMPOSITE_TOKEN") or None
-    options = SendOptions(concurrency, attempts)
-    done = run(load_job(job, setting or ()), url=url, topic=topic, token=token, options=options, silence=silence)
+    done = run(
+        load_job(job, setting or ()),
+        url=url,
+        topic=topic,
+        token=os.environ.get("S2COMPOSITE_TOKEN") or None,
+        concurrency=concurrency,
+        retry=replace(RETRY, attempts=attempts),
+        silence=silence,
+    )
     typer.echo(f"{done.windows} windows in {done.attempts} requests, {done.seconds:.1f} s")
     if done.path is not None:
         typer.echo(done.path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
@@ -25,7 +25,6 @@ from s2composite.service.jobs import JobRunner, accept_job
 from s2composite.service.queue import ENDED, JobRow, JobStore
 from s2composite.service.security import (
     MEDIA_TYPE,
-    Problem,
     ProblemError,
     SecurityMiddleware,
     printable,
@@ -49,85 +48,6 @@ _POLL = 0.5
 
 _MAX_OFFSET = 2**31 - 1
 """Databases take no number of 64 bits and more."""
-
-
-def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), **more: Any) -> None:
-    """Run the service until it is stopped.
-
-    Parameters
-    ----------
-    config, settings
-        As for `s2composite.service.settings.load_settings`.
-    **more
-        Settings by name; None: as the others say.
-
-    Raises
-    ------
-    JobError, ParameterError
-        A setting is wrong, the token is missing, or the database cannot be opened.
-    """
-
-    class RedactingFormatter(logging.Formatter):
-        """Lines without anything that is secret, errors of other libraries included; none that a caller made up."""
-
-        def format(self, record: logging.LogRecord) -> str:
-            return printable(redact(super().format(record)))
-
-    checked = load_settings(config, settings, **more)
-    token = take_token(checked)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # HTTP clients log whole URLs.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    app = create_app(checked, token)
-    # Its own access log would have the query of each URL.
-    uvicorn.run(
-        app,
-        http=protocol_with_deadline(checked.limits.arrival),
-        ws="none",
-        host=checked.host,
-        port=checked.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=checked.limits.connections,
-        timeout_graceful_shutdown=_GRACE,
-    )
-
-
-def create_app(settings: Settings, token: str | None = None) -> FastAPI:
-    """Return the service as an ASGI application.
-
-    Parameters
-    ----------
-    settings
-        What is open, and how much.
-    token
-        What callers must show; None: whoever reaches the address may call.
-
-    Raises
-    ------
-    ParameterError
-        The database cannot be opened, or another service takes jobs from it.
-    """
-    service = Backend(settings)
-    app = FastAPI(
-        title="s2composite",
-        version=s2composite.__version__,
-        summary="Windows and jobs of cloud-free composites.",
-        description="Refusals are problem details (RFC 9457) that name the field.",
-        lifespan=service.running,
-        docs_url=None,  # its scripts come from elsewhere
-        redoc_url=None,
-    )
-    _add_windows(app, service)
-    _add_job_files(app, service)
-    _add_jobs(app, service)
-    _add_pages(app, service)
-    _add_error_handlers(app)
-    app.add_middleware(SecurityMiddleware, settings=settings, token=token)
-    return app
 
 
 class Backend:
@@ -165,33 +85,8 @@ class Backend:
         """
         row = self.store.get(number)
         if row is None:
-            raise ProblemError(Problem(404, f"there is no job {number[:40]!r}"))
+            raise ProblemError(404, f"there is no job {number[:40]!r}")
         return row
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(ProblemError)
-    async def refused(_: Request, error: ProblemError) -> Response:
-        return error.problem.response()
-
-    @app.exception_handler(HTTPException)
-    async def no_such_endpoint(_: Request, error: HTTPException) -> Response:
-        return Problem(error.status_code, str(error.detail)).response()
-
-    @app.exception_handler(S2CompositeError)
-    async def failed(_: Request, error: S2CompositeError) -> Response:
-        return problem_from_error(error).response()
-
-    @app.exception_handler(SQLAlchemyError)
-    async def database_failed(_: Request, error: SQLAlchemyError) -> Response:
-        LOG.error("the database: %s", str(error).partition("\n")[0])
-        return Problem(503, "the database of the service does not answer; try again", retry_after=5).response()
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> Response:
-        number = uuid.uuid4().hex[:8]
-        LOG.error("unexpected error %s", number, exc_info=error)
-        return Problem(500, f"an error of the service; its log has it as {number}").response()
 
 
 # --- what OpenAPI says of requests and refusals ---------------------------------------------------------------------
@@ -261,128 +156,143 @@ _JOB_BODY = {
     },
 }
 
+
+# --- endpoints ------------------------------------------------------------------------------------------------------
+
+_router = APIRouter()
+
+
+async def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+Service = Annotated[Backend, Depends(_backend)]
+
 Product = Annotated[str | None, Query(max_length=200)]
 """Name of one of several products of a job, as its facts list them; None: the first."""
 
 
-# --- endpoints ------------------------------------------------------------------------------------------------------
+@_router.post(
+    "/median",
+    status_code=204,
+    tags=["windows"],
+    openapi_extra={"requestBody": _MEDIAN_BODY},
+    responses={
+        200: {"description": "pushed, and can never succeed: kept as a dead letter", "content": {MEDIA_TYPE: {}}},
+        **_problems(400, 401, 403, 413, 415, 422, 429, 503, 504),
+    },
+)
+async def median(service: Service, request: Request) -> Response:
+    """Make one window and write it. The same request again finds it made."""
+    delivery = parse_delivery(await request.body())
+    try:
+        await service.windows.make(delivery.request(service.settings.limits.datasets))
+    except ProblemError as problem:
+        if not delivery.pushed or problem.transient:
+            return problem.response()
+        # A refusal would be sent again, five times: it is acknowledged and kept instead.
+        assert delivery.message is not None
+        LOG.warning("dead letter %s: %s", ascii(delivery.message), redact(problem.detail))
+        letter = (delivery.message, problem.as_dict(), delivery.payload)
+        await asyncio.to_thread(service.store.add_dead_letter, *letter)
+        return problem.response(200)
+    return Response(status_code=204)
 
 
-def _add_windows(app: FastAPI, service: Backend) -> None:
-    @app.post(
-        "/median",
-        status_code=204,
-        tags=["windows"],
-        openapi_extra={"requestBody": _MEDIAN_BODY},
-        responses={
-            200: {"description": "pushed, and can never succeed: kept as a dead letter", "content": {MEDIA_TYPE: {}}},
-            **_problems(400, 401, 403, 413, 415, 422, 429, 503, 504),
-        },
-    )
-    async def median(request: Request) -> Response:
-        """Make one window and write it. The same request again finds it made."""
-        delivery = parse_delivery(await request.body())
-        try:
-            await service.windows.make(delivery.request(service.settings.limits.datasets))
-        except ProblemError as error:
-            problem = error.problem
-            if not delivery.pushed or problem.transient:
-                return problem.response()
-            # A refusal would be sent again, five times: it is acknowledged and kept instead.
-            assert delivery.message is not None
-            LOG.warning("dead letter %s: %s", ascii(delivery.message), redact(problem.detail))
-            letter = (delivery.message, problem.as_dict(), delivery.payload)
-            await asyncio.to_thread(service.store.add_dead_letter, *letter)
-            return problem.response(200)
-        return Response(status_code=204)
-
-    @app.get("/dead-letters", tags=["windows"], responses=_problems(401))
-    def dead_letters(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
-        """List pushed messages that can never succeed, the newest first."""
-        letters = service.store.dead_letters(limit)
-        return [{"at": x.at, "message": x.message, "problem": x.problem, "payload": x.payload} for x in letters]
+@_router.get("/dead-letters", tags=["windows"], responses=_problems(401))
+def dead_letters(service: Service, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
+    """List pushed messages that can never succeed, the newest first."""
+    letters = service.store.dead_letters(limit)
+    return [{"at": x.at, "message": x.message, "problem": x.problem, "payload": x.payload} for x in letters]
 
 
-def _add_jobs(app: FastAPI, service: Backend) -> None:
-    @app.post(
-        "/jobs",
-        status_code=202,
-        tags=["jobs"],
-        openapi_extra={"requestBody": _JOB_BODY},
-        responses=_problems(400, 401, 403, 413, 415, 422, 429),
-    )
-    async def post_job(request: Request, response: Response) -> dict[str, Any]:
-        """Take a job into the queue: the keys of a job file, `output` a plain name; its id is the answer."""
-        if service.settings.storage is None:
-            raise ProblemError(Problem(403, "this service takes no jobs: it has no storage for results"))
-        body, number = await request.body(), str(uuid.uuid4())
-        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        text = await asyncio.to_thread(accept_job, body, media, number, service.settings)
-        if not await asyncio.to_thread(service.store.add, number, text, service.settings.limits.jobs):
-            raise ProblemError(Problem(429, "too many jobs are waiting; try again later", retry_after=60))
-        service.runner.notify()
-        response.headers["Location"] = f"/jobs/{number}"
-        return {"id": number, "state": "queued", "href": f"/jobs/{number}"}
-
-    @app.get("/jobs", tags=["jobs"], responses=_problems(401))
-    def jobs(
-        limit: Annotated[int, Query(ge=1, le=500)] = 50, offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET)] = 0
-    ) -> list[dict[str, Any]]:
-        """List jobs, the newest first."""
-        return [service.views.summary(row) for row in service.store.jobs(limit, offset)]
-
-    @app.get("/jobs/{number}", tags=["jobs"], responses=_problems(401, 404))
-    def job(number: str) -> dict[str, Any]:
-        """Tell the state of a job, how far it is, and which windows failed."""
-        return service.views.summary(service.row(number))
-
-    @app.delete("/jobs/{number}", status_code=202, tags=["jobs"], responses=_problems(401, 404, 409))
-    async def cancel(number: str) -> dict[str, Any]:
-        """Cancel a job: it stops at once; what is done stays, and a retry goes on from there."""
-        row = await asyncio.to_thread(service.row, number)
-        if not await asyncio.to_thread(service.store.transition, number, ("queued", "running"), "cancelled"):
-            raise ProblemError(Problem(409, f"the job is {row.state}: there is nothing to cancel"))
-        await service.runner.cancel(number)
-        return {"id": number, "state": "cancelled"}
-
-    @app.post("/jobs/{number}/retry", status_code=202, tags=["jobs"], responses=_problems(401, 404, 409, 429))
-    async def retry(number: str) -> dict[str, Any]:
-        """Put a job that failed or was cancelled back into the queue; windows that are done are not made again."""
-        row = await asyncio.to_thread(service.row, number)
-        again = ("failed", "cancelled")
-        if not await asyncio.to_thread(service.store.transition, number, again, "queued", error=None, ended=None):
-            raise ProblemError(Problem(409, f"the job is {row.state}: only failed and cancelled ones are tried again"))
-        service.runner.notify()
-        return {"id": number, "state": "queued"}
+@_router.post(
+    "/jobs",
+    status_code=202,
+    tags=["jobs"],
+    openapi_extra={"requestBody": _JOB_BODY},
+    responses=_problems(400, 401, 403, 413, 415, 422, 429),
+)
+async def post_job(service: Service, request: Request, response: Response) -> dict[str, Any]:
+    """Take a job into the queue: the keys of a job file, `output` a plain name; its id is the answer."""
+    if service.settings.storage is None:
+        raise ProblemError(403, "this service takes no jobs: it has no storage for results")
+    body, number = await request.body(), str(uuid.uuid4())
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    text = await asyncio.to_thread(accept_job, body, media, number, service.settings)
+    if not await asyncio.to_thread(service.store.add, number, text, service.settings.limits.jobs):
+        raise ProblemError(429, "too many jobs are waiting; try again later", retry_after=60)
+    service.runner.notify()
+    response.headers["Location"] = f"/jobs/{number}"
+    return {"id": number, "state": "queued", "href": f"/jobs/{number}"}
 
 
-def _add_job_files(app: FastAPI, service: Backend) -> None:
-    @app.get("/jobs/{number}/log", tags=["jobs"], response_class=PlainTextResponse, responses=_problems(401, 404))
-    def log(number: str, *, follow: bool = False) -> Response:
-        """Return the log; with `follow` it is sent line by line until the job has ended."""
-        service.row(number)
-        path = service.runner.log_path(number)
-        if follow:
-            return StreamingResponse(_follow(path, lambda: service.row(number).state), media_type="text/plain")
-        return PlainTextResponse(_read_from(path, 0))
+@_router.get("/jobs", tags=["jobs"], responses=_problems(401))
+def jobs(
+    service: Service,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET)] = 0,
+) -> list[dict[str, Any]]:
+    """List jobs, the newest first."""
+    return [service.views.summary(row) for row in service.store.jobs(limit, offset)]
 
-    @app.get("/jobs/{number}/report", tags=["jobs"], response_class=HTMLResponse, responses=_problems(401, 404))
-    def report(number: str, request: Request, product: Product = None) -> Response:
-        """Return the report as a page, or as JSON to whoever accepts nothing else."""
-        content = service.views.report(service.row(number), product)
-        if request.headers.get("accept", "").startswith("application/json"):
-            return Response(redact(content.to_json()), media_type="application/json")
-        return HTMLResponse(redact(report_page(content)))
 
-    @app.get(
-        "/jobs/{number}/quicklook.png",
-        tags=["jobs"],
-        response_class=Response,
-        responses={200: {"content": {"image/png": {}}}, **_problems(401, 404)},
-    )
-    def look(number: str, product: Product = None) -> Response:
-        """Return a small picture of the result."""
-        return Response(service.views.quicklook(service.row(number), product), media_type="image/png")
+@_router.get("/jobs/{number}", tags=["jobs"], responses=_problems(401, 404))
+def job(service: Service, number: str) -> dict[str, Any]:
+    """Tell the state of a job, how far it is, and which windows failed."""
+    return service.views.summary(service.row(number))
+
+
+@_router.delete("/jobs/{number}", status_code=202, tags=["jobs"], responses=_problems(401, 404, 409))
+async def cancel(service: Service, number: str) -> dict[str, Any]:
+    """Cancel a job: it stops at once; what is done stays, and a retry goes on from there."""
+    row = await asyncio.to_thread(service.row, number)
+    if not await asyncio.to_thread(service.store.transition, number, ("queued", "running"), "cancelled"):
+        raise ProblemError(409, f"the job is {row.state}: there is nothing to cancel")
+    await service.runner.cancel(number)
+    return {"id": number, "state": "cancelled"}
+
+
+@_router.post("/jobs/{number}/retry", status_code=202, tags=["jobs"], responses=_problems(401, 404, 409, 429))
+async def retry(service: Service, number: str) -> dict[str, Any]:
+    """Put a job that failed or was cancelled back into the queue; windows that are done are not made again."""
+    row = await asyncio.to_thread(service.row, number)
+    again = ("failed", "cancelled")
+    if not await asyncio.to_thread(service.store.transition, number, again, "queued", error=None, ended=None):
+        raise ProblemError(409, f"the job is {row.state}: only failed and cancelled ones are tried again")
+    service.runner.notify()
+    return {"id": number, "state": "queued"}
+
+
+@_router.get("/jobs/{number}/log", tags=["jobs"], response_class=PlainTextResponse, responses=_problems(401, 404))
+def log(service: Service, number: str, *, follow: bool = False) -> Response:
+    """Return the log; with `follow` it is sent line by line until the job has ended."""
+    service.row(number)
+    path = service.runner.log_path(number)
+    if follow:
+        return StreamingResponse(_follow(path, lambda: service.row(number).state), media_type="text/plain")
+    return PlainTextResponse(_read_from(path, 0))
+
+
+@_router.get("/jobs/{number}/report", tags=["jobs"], response_class=HTMLResponse, responses=_problems(401, 404))
+def report(service: Service, number: str, request: Request, product: Product = None) -> Response:
+    """Return the report as a page, or as JSON to whoever accepts nothing else."""
+    content = service.views.report(service.row(number), product)
+    if request.headers.get("accept", "").startswith("application/json"):
+        return Response(redact(content.to_json()), media_type="application/json")
+    return HTMLResponse(redact(report_page(content)))
+
+
+@_router.get(
+    "/jobs/{number}/quicklook.png",
+    tags=["jobs"],
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, **_problems(401, 404)},
+)
+def look(service: Service, number: str, product: Product = None) -> Response:
+    """Return a small picture of the result."""
+    return Response(service.views.quicklook(service.row(number), product), media_type="image/png")
 
 
 async def _follow(path: Path, state: Callable[[], str]) -> AsyncIterator[bytes]:
@@ -409,19 +319,122 @@ def _read_from(path: Path, start: int) -> bytes:
         return b""
 
 
-def _add_pages(app: FastAPI, service: Backend) -> None:
-    @app.get("/", response_class=HTMLResponse, tags=["pages"], responses=_problems(401))
-    def page() -> str:
-        """Show jobs, how far they are, and what came out."""
-        store = service.store
-        jobs = [service.views.summary(row) for row in store.jobs(50)]
-        return jobs_page(jobs, store.job_count(), service.windows.waiting, store.dead_letter_count())
+@_router.get("/", response_class=HTMLResponse, tags=["pages"], responses=_problems(401))
+def page(service: Service) -> str:
+    """Show jobs, how far they are, and what came out."""
+    store = service.store
+    jobs = [service.views.summary(row) for row in store.jobs(50)]
+    return jobs_page(jobs, store.job_count(), service.windows.waiting, store.dead_letter_count())
 
-    @app.get("/health", tags=["pages"], responses=_problems(503))
-    async def health() -> dict[str, Any]:
-        """Tell that the service is ready; 503 while its kernels are compiled."""
-        windows = service.windows
-        if not windows.ready:
-            raise ProblemError(Problem(503, "the kernels are being compiled", retry_after=2))
-        counts = {"waiting": windows.waiting, "made": windows.made, "found": windows.reused}
-        return {"status": "ok", "version": s2composite.__version__, "windows": counts}
+
+@_router.get("/health", tags=["pages"], responses=_problems(503))
+async def health(service: Service) -> dict[str, Any]:
+    """Tell that the service is ready; 503 while its kernels are compiled."""
+    windows = service.windows
+    if not windows.ready:
+        raise ProblemError(503, "the kernels are being compiled", retry_after=2)
+    counts = {"waiting": windows.waiting, "made": windows.made, "found": windows.reused}
+    return {"status": "ok", "version": s2composite.__version__, "windows": counts}
+
+
+# --- the application and its server --------------------------------------------------------------------------------
+
+
+def create_app(settings: Settings, token: str | None = None) -> FastAPI:
+    """Return the service as an ASGI application.
+
+    Parameters
+    ----------
+    settings
+        What is open, and how much.
+    token
+        What callers must show; None: whoever reaches the address may call.
+
+    Raises
+    ------
+    ParameterError
+        The database cannot be opened, or another service takes jobs from it.
+    """
+    backend = Backend(settings)
+    app = FastAPI(
+        title="s2composite",
+        version=s2composite.__version__,
+        summary="Windows and jobs of cloud-free composites.",
+        description="Refusals are problem details (RFC 9457) that name the field.",
+        lifespan=backend.running,
+        docs_url=None,  # its scripts come from elsewhere
+        redoc_url=None,
+    )
+    app.state.backend = backend
+    app.include_router(_router)
+    app.add_middleware(SecurityMiddleware, settings=settings, token=token)
+
+    @app.exception_handler(ProblemError)
+    async def refused(_: Request, error: ProblemError) -> Response:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def no_such_endpoint(_: Request, error: HTTPException) -> Response:
+        return ProblemError(error.status_code, str(error.detail)).response()
+
+    @app.exception_handler(S2CompositeError)
+    async def failed(_: Request, error: S2CompositeError) -> Response:
+        return problem_from_error(error).response()
+
+    @app.exception_handler(SQLAlchemyError)
+    async def database_failed(_: Request, error: SQLAlchemyError) -> Response:
+        LOG.error("the database: %s", str(error).partition("\n")[0])
+        return ProblemError(503, "the database of the service does not answer; try again", retry_after=5).response()
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        number = uuid.uuid4().hex[:8]
+        LOG.error("unexpected error %s", number, exc_info=error)
+        return ProblemError(500, f"an error of the service; its log has it as {number}").response()
+
+    return app
+
+
+def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), **more: Any) -> None:
+    """Run the service until it is stopped.
+
+    Parameters
+    ----------
+    config, settings
+        As for `s2composite.service.settings.load_settings`.
+    **more
+        Settings by name; None: as the others say.
+
+    Raises
+    ------
+    JobError, ParameterError
+        A setting is wrong, the token is missing, or the database cannot be opened.
+    """
+
+    class RedactingFormatter(logging.Formatter):
+        """Lines without anything that is secret, errors of other libraries included; none that a caller made up."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(redact(super().format(record)))
+
+    checked = load_settings(config, settings, **more)
+    token = take_token(checked)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # HTTP clients log whole URLs.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    app = create_app(checked, token)
+    # Its own access log would have the query of each URL.
+    uvicorn.run(
+        app,
+        http=protocol_with_deadline(checked.limits.arrival),
+        ws="none",
+        host=checked.host,
+        port=checked.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=checked.limits.connections,
+        timeout_graceful_shutdown=_GRACE,
+    )

@@ -23,6 +23,7 @@ from google.auth.transport.requests import Request as GoogleRequest
 
 from s2composite.errors import JobError, ServiceError
 from s2composite.reading.header import read_header
+from s2composite.reading.remote import Retry
 from s2composite.running.jobs.job import Job, load_job
 from s2composite.running.ledger import Ledger
 from s2composite.running.run import Failure, job_scenes, ledger_key
@@ -33,7 +34,7 @@ from s2composite.writing.progress import progress_bar
 from s2composite.writing.reconstruct import reconstruct
 from s2composite.writing.targets import target_of
 
-__all__ = ["DispatchResult", "SendOptions", "dispatch", "post_windows", "publish_windows"]
+__all__ = ["DispatchResult", "dispatch", "post_windows", "publish_windows"]
 
 SIDE = 1024
 """Side of a window in pixels, unless the job says another."""
@@ -56,21 +57,8 @@ _BATCH = 100
 _SCOPE = "https://www.googleapis.com/auth/pubsub"
 
 
-@dataclass(frozen=True, slots=True)
-class SendOptions:
-    """How many windows are under way, and how failures are repeated."""
-
-    concurrency: int = 16
-    """Windows at a time."""
-
-    attempts: int = 8
-    """Attempts for each."""
-
-    timeout: float = 600.0
-    """Seconds for an answer."""
-
-    pause: float = 1.0
-    """Seconds before the second attempt; doubles, up to a minute, unless the service asks for more."""
+RETRY = Retry(attempts=8, first_wait=1.0, longest_wait=60.0, timeout=600.0)
+"""How a window that failed is tried again, unless told otherwise; `timeout` is that of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +137,8 @@ def dispatch(
     url: str | None = None,
     topic: str | None = None,
     token: str | None = None,
-    options: SendOptions | None = None,
+    concurrency: int = 16,
+    retry: Retry = RETRY,
     silence: float = 900.0,
 ) -> DispatchResult:
     """Send all windows of a job to a service, wait for them, and put them together.
@@ -167,8 +156,10 @@ def dispatch(
         Instead of that a Pub/Sub topic, ``projects/PROJECT/topics/TOPIC``, whose subscription pushes to a service.
     token
         What the service wants to see.
-    options
-        How many windows at a time, how often they are tried.
+    concurrency
+        Windows at a time.
+    retry
+        How often they are tried, and with which pauses, unless the service asks for longer ones.
     silence
         With a topic: seconds without a new tile after which the rest counts as failed.
 
@@ -193,16 +184,15 @@ def dispatch(
         raise ServiceError("give the url of a service, or a topic that is pushed to one")
     for key in Job.model_fields:
         if key not in _KEYS and getattr(job, key) != Job.model_fields[key].get_default():
-            told = "a service makes luminance medians of RGB scenes on their own grid; leave it out, or run the job"
-            raise JobError(f"{key}: {told}", key=key, line=None)
+            message = "a service makes luminance medians of RGB scenes on their own grid; leave it out, or run the job"
+            raise JobError(f"{key}: {message}", key=key, line=None)
     if job.format != "tif":
         raise JobError("output: tiles are put together as a GeoTIFF; its name ends in .tif", key="output", line=None)
     output = target_of(job.output, overwrite=job.overwrite)
     plan = _plan_windows(job, output)
-    options = options or SendOptions()
     attempts, failed, path = 0, list[Failure](), None
     with Ledger(ledger_key(job), f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}") as ledger:
-        entry = {"token": plan.token, "windows": plan.grid, "timeout": options.timeout, "files": [display(output)]}
+        entry = {"token": plan.token, "windows": plan.grid, "timeout": retry.timeout, "files": [display(output)]}
         ledger.add("start", **entry, done=0, todo=len(plan.windows))
         try:
             with progress_bar(Path(job.output).name, len(plan.windows)) as advance:
@@ -217,10 +207,10 @@ def dispatch(
                             failed.append(Failure(attempt.window.position, attempt.error))
 
                 if url is not None:
-                    asyncio.run(post_windows(plan.windows, url, token, options, record))
+                    asyncio.run(post_windows(plan.windows, url, token, concurrency, retry, record))
                 else:
                     assert topic is not None
-                    publish_windows(plan.windows, topic, options)
+                    publish_windows(plan.windows, topic, retry)
                     _wait_for_tiles(plan, silence, record)
             if not failed:
                 destinations = [window.payload["destination"] for window in plan.windows]
@@ -269,8 +259,8 @@ def _picture_href(scene: Scene) -> str:
     assets = scene.assets if len(scene.assets) == 1 else [a for a in scene.assets if a.name == "TCI"]
     if len(assets) != 1:
         names = ", ".join(asset.name for asset in scene.assets)
-        told = f"source: scene {scene.id} has {names}; one RGB file a scene is taken"
-        raise JobError(told, key="source", line=None)
+        message = f"source: scene {scene.id} has {names}; one RGB file a scene is taken"
+        raise JobError(message, key="source", line=None)
     return absolute(assets[0].href)
 
 
@@ -291,9 +281,9 @@ def _wait_for_tiles(plan: _Plan, silence: float, record: Callable[[_Attempt], No
             record(_Attempt(missing.pop(name), 1, time.monotonic() - start))
         last = time.monotonic() if arrived else last
         if time.monotonic() - last > silence:
-            told = f"no tile has come for {silence:g} s; see the service's dead letters and the dead-letter topic"
+            message = f"no tile has come for {silence:g} s; see the service's dead letters and the dead-letter topic"
             for window in missing.values():
-                record(_Attempt(window, 1, time.monotonic() - start, told))
+                record(_Attempt(window, 1, time.monotonic() - start, message))
             return
         if missing:
             time.sleep(_POLL)
@@ -306,28 +296,29 @@ async def post_windows(
     windows: Sequence[_Window],
     url: str,
     token: str | None,
-    options: SendOptions,
+    concurrency: int,
+    retry: Retry,
     record: Callable[[_Attempt], None],
 ) -> None:
     """Post windows to a service, a bounded number at a time; `record` is called with the end of each attempt."""
     waiting = iter(windows)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=options.timeout) as client:
+    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=retry.timeout) as client:
 
         async def work() -> None:
             for window in waiting:
-                await _post_window(client, url, window, options, record)
+                await _post_window(client, url, window, retry, record)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(options.concurrency, len(windows))):
+            for _ in range(min(concurrency, len(windows))):
                 group.create_task(work())
 
 
 async def _post_window(
-    client: httpx.AsyncClient, url: str, window: _Window, options: SendOptions, record: Callable[[_Attempt], None]
+    client: httpx.AsyncClient, url: str, window: _Window, retry: Retry, record: Callable[[_Attempt], None]
 ) -> None:
-    for attempt in range(1, options.attempts + 1):
+    for attempt in range(1, retry.attempts + 1):
         start, wait = time.perf_counter(), 0.0
         try:
             answer = await client.post(url, json=window.payload)
@@ -337,12 +328,12 @@ async def _post_window(
             wait = float(asked) if asked.isdecimal() else 0.0
         except httpx.HTTPError as problem:
             error, transient = f"{type(problem).__name__}: {redact(str(problem))}", True
-        final = error is None or not transient or attempt == options.attempts
+        final = error is None or not transient or attempt == retry.attempts
         record(_Attempt(window, attempt, time.perf_counter() - start, error, final))
         if final:
             return
-        pause = min(60.0, options.pause * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        await asyncio.sleep(max(pause, min(wait, 60.0)))
+        pause = min(retry.longest_wait, retry.first_wait * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        await asyncio.sleep(max(pause, min(wait, retry.longest_wait)))
 
 
 def _error_in(answer: httpx.Response) -> str:
@@ -357,7 +348,7 @@ def _error_in(answer: httpx.Response) -> str:
 # --- through Pub/Sub ------------------------------------------------------------------------------------------------
 
 
-def publish_windows(windows: Sequence[_Window], topic: str, options: SendOptions) -> None:
+def publish_windows(windows: Sequence[_Window], topic: str, retry: Retry) -> None:
     """Publish windows to a Pub/Sub topic, whose subscription pushes them to a service.
 
     ``PUBSUB_EMULATOR_HOST`` names an emulator, as for Google's own clients.
@@ -381,11 +372,11 @@ def publish_windows(windows: Sequence[_Window], topic: str, options: SendOptions
         for start in range(0, len(windows), _BATCH):
             batch = windows[start : start + _BATCH]
             messages = [{"data": base64.b64encode(json.dumps(w.payload).encode()).decode()} for w in batch]
-            _publish(client, topic, messages, options)
+            _publish(client, topic, messages, retry)
 
 
-def _publish(client: httpx.Client, topic: str, messages: list[dict[str, str]], options: SendOptions) -> None:
-    for attempt in range(1, options.attempts + 1):
+def _publish(client: httpx.Client, topic: str, messages: list[dict[str, str]], retry: Retry) -> None:
+    for attempt in range(1, retry.attempts + 1):
         try:
             answer = client.post(f"/v1/{topic}:publish", json={"messages": messages})
             if answer.is_success:
@@ -393,7 +384,7 @@ def _publish(client: httpx.Client, topic: str, messages: list[dict[str, str]], o
             error, transient = f"status {answer.status_code}", answer.status_code in _RETRIED
         except httpx.HTTPError as problem:
             error, transient = f"{type(problem).__name__}: {problem}", True
-        if not transient or attempt == options.attempts:
+        if not transient or attempt == retry.attempts:
             break
-        time.sleep(min(60.0, options.pause * 2 ** (attempt - 1)))
+        time.sleep(min(retry.longest_wait, retry.first_wait * 2 ** (attempt - 1)))
     raise ServiceError(f"{topic}: cannot be published to: {error}; check its name and your rights (pubsub.publisher)")

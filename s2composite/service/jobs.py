@@ -34,12 +34,12 @@ from s2composite.scenes.dates import date_range
 from s2composite.scenes.storage import absolute, filesystem, is_remote, join
 from s2composite.service.queue import JobRow, JobStore
 from s2composite.service.security import (
-    Problem,
     ProblemError,
     check_text,
     parse_json,
     printable,
     problem_from_error,
+    problems_at,
     redact,
 )
 from s2composite.service.settings import Settings
@@ -88,20 +88,20 @@ def _parse_document(body: bytes, media: str) -> Document:
     if media == "application/json":
         content = parse_json(body)
         if not isinstance(content, Mapping):
-            raise ProblemError(Problem(400, "a job is an object with keys such as source and output", ""))
+            raise ProblemError(400, "a job is an object with keys such as source and output", "")
         document = Document("job", dict(content), {})
     else:
         document = _parse_yaml(body)
     if _depth(document.values) > _MAX_DEPTH:
-        raise ProblemError(Problem(400, "the job is nested too deeply", ""))
+        raise ProblemError(400, "the job is nested too deeply", "")
     check_text(document.values)
     return document
 
 
 def _parse_yaml(body: bytes) -> Document:
     if len(body) > _MAX_YAML:
-        told = f"a job in YAML has at most {_MAX_YAML} bytes; send longer ones as JSON"
-        raise ProblemError(Problem(413, told, ""))
+        detail = f"a job in YAML has at most {_MAX_YAML} bytes; send longer ones as JSON"
+        raise ProblemError(413, detail, "")
     try:
         text = body.decode()
         # What costs far more than its length is refused before it is parsed: a few aliases can stand for gigabytes, and
@@ -109,25 +109,25 @@ def _parse_yaml(body: bytes) -> Document:
         depth = 0
         for token in yaml.scan(text):
             if isinstance(token, yaml.AliasToken):
-                raise ProblemError(Problem(400, "the job has a YAML alias (*name); write the values out", ""))
+                raise ProblemError(400, "the job has a YAML alias (*name); write the values out", "")
             depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
             if depth > _MAX_DEPTH:
-                raise ProblemError(Problem(400, "the job is nested too deeply", ""))
+                raise ProblemError(400, "the job is nested too deeply", "")
         return parse_text(text.replace("${", "$${"), "job")
     except UnicodeDecodeError as error:
-        raise ProblemError(Problem(400, f"the job is not UTF-8 (byte {error.start})", "")) from None
+        raise ProblemError(400, f"the job is not UTF-8 (byte {error.start})", "") from None
     except yaml.YAMLError as error:
-        raise ProblemError(Problem(400, f"the job is not YAML: {' '.join(str(error).split())}", "")) from None
+        raise ProblemError(400, f"the job is not YAML: {' '.join(str(error).split())}", "") from None
     except JobError as error:
-        raise ProblemError(Problem(400, str(error), _pointer(error))) from None
+        raise ProblemError(400, str(error), _pointer(error)) from None
     except ValueError as error:  # PyYAML's own conversions: dates that are none, for one
-        raise ProblemError(Problem(400, f"the job is not YAML: {error}", "")) from None
+        raise ProblemError(400, f"the job is not YAML: {error}", "") from None
 
 
 def _depth(value: Any, depth: int = 0) -> int:
     """Return how deep a value is nested; numbers that no key takes are refused."""
     if isinstance(value, int) and abs(value) > _MAX_NUMBER:
-        raise ProblemError(Problem(422, "the job has a number of more than 15 digits", ""))
+        raise ProblemError(422, "the job has a number of more than 15 digits", "")
     if depth > _MAX_DEPTH:
         return depth
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
@@ -159,34 +159,30 @@ _NAME = re.compile(
 
 def _checked_job(document: Document, number: str, settings: Settings) -> Job:
     """Return the job that a document asks for, as it is run here: its results below its own directory."""
-    try:
+    with problems_at("/span"):
         document = with_span_keys(document)
-    except JobError as error:
-        raise ProblemError(Problem(422, str(error), "/span")) from None
     values = document.values
     _check_values(values)
     name = values.get("output", "composite.tif")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        told = (
+        detail = (
             "output: a plain name that ends in .tif or .zarr, in which {cell}, {period} or {{pointInTime}} may stand; "
             "the service puts it below the job's own directory"
         )
-        raise ProblemError(Problem(422, told, "/output"))
+        raise ProblemError(422, detail, "/output")
     assert settings.storage is not None
     here = {"output": join(settings.storage, number, name), "overwrite": False}
     try:
         job = validated(Job, Document(document.name, values | here, document.places))
     except JobError as error:
-        raise ProblemError(Problem(422, str(error), _pointer(error))) from None
+        raise problem_from_error(error, _pointer(error)) from None
     _check_product_count(job, settings.limits.products)
     # Where it reads is checked for each unit of a span by itself.
     if job.span is None:
         _check_sources(job, settings)
     else:
-        try:
+        with problems_at("/span"):
             units = span_jobs(job)
-        except S2CompositeError as error:
-            raise ProblemError(problem_from_error(error, "/span")) from None
         for unit in units:
             _check_sources(unit.job, settings)
         # The span ends when it was sent: its products are the same whenever it is looked at, or tried again.
@@ -202,20 +198,20 @@ def _check_values(values: Mapping[str, Any]) -> None:
         if key in ALLOWED_KEYS:
             continue
         if key in Job.model_fields:
-            raise ProblemError(Problem(403, f"{key}: is the operator's to set, not a caller's", f"/{key}"))
-        raise ProblemError(Problem(422, f"unknown key {str(key)[:100]!r}; there are {', '.join(ALLOWED_KEYS)}", ""))
+            raise ProblemError(403, f"{key}: is the operator's to set, not a caller's", f"/{key}")
+        raise ProblemError(422, f"unknown key {str(key)[:100]!r}; there are {', '.join(ALLOWED_KEYS)}", "")
     # Reducers and rules by their names alone: a path would be imported.
     for key, known in (("reducer", reducer_names()), ("valid", rule_names())):
         for name in _names(values.get(key)):
             if name not in known:
-                told = f"{key}: {str(name)[:100]!r} is unknown; there are {', '.join(known)}"
-                raise ProblemError(Problem(422, told, f"/{key}"))
+                detail = f"{key}: {str(name)[:100]!r} is unknown; there are {', '.join(known)}"
+                raise ProblemError(422, detail, f"/{key}")
     grid = values.get("grid")
     written = grid.partition(";")[0].strip() if isinstance(grid, str) and ";" in grid else None
     grid_crs = grid.get("crs") if isinstance(grid, Mapping) else written
     for key, value in (("crs", values.get("crs")), ("bbox_crs", values.get("bbox_crs")), ("grid", grid_crs)):
         if isinstance(value, str) and not _CRS.fullmatch(value):
-            raise ProblemError(Problem(422, f"{key}: expected a code such as EPSG:32631", f"/{key}"))
+            raise ProblemError(422, f"{key}: expected a code such as EPSG:32631", f"/{key}")
 
 
 def _names(value: Any) -> list[Any]:
@@ -227,18 +223,15 @@ def _names(value: Any) -> list[Any]:
 def _check_sources(job: Job, settings: Settings) -> None:
     listed = (job.source,) if isinstance(job.source, str) else job.source
     if len(listed) > settings.limits.datasets:
-        told = f"{len(listed)} sources; at most {settings.limits.datasets} are taken"
-        raise ProblemError(Problem(422, told, "/source"))
+        detail = f"{len(listed)} sources; at most {settings.limits.datasets} are taken"
+        raise ProblemError(422, detail, "/source")
     for number, source in enumerate(listed):
-        pointer = "/source" if isinstance(job.source, str) else f"/source/{number}"
-        try:
+        with problems_at("/source" if isinstance(job.source, str) else f"/source/{number}"):
             href = absolute(source)
             if "://" not in href or "*" in href:
                 # What comes before the first part with a wildcard; what that matches is looked at when it is opened.
                 href = re.split(r"/[^/]*[*?\[]", href, maxsplit=1)[0]
             settings.access.may_read(href)
-        except S2CompositeError as error:
-            raise ProblemError(problem_from_error(error, pointer)) from error
 
 
 # --- how many products a job asks for, estimated before any is listed: a grid of a metre would have no end -----------
@@ -257,12 +250,14 @@ def _check_product_count(job: Job, most: int) -> None:
     """Refuse a job with more products than `most`: units of its span times cells of its grid."""
     units = 1.0 if job.span is None else _unit_count(job.span)
     if units > most:
-        told = f"about {units:.0f} products, one for each {job.span.step if job.span else ''}; at most {most} are made"
-        raise ProblemError(Problem(422, f"span: {told}", "/span"))
+        detail = (
+            f"about {units:.0f} products, one for each {job.span.step if job.span else ''}; at most {most} are made"
+        )
+        raise ProblemError(422, f"span: {detail}", "/span")
     cells = 1.0 if job.grid is None else _cell_count(job, job.grid)
     if units * cells > most:
-        told = f"about {units * cells:.0f} products; at most {most} are made: take a smaller area or larger cells"
-        raise ProblemError(Problem(422, f"grid: {told}", "/grid"))
+        detail = f"about {units * cells:.0f} products; at most {most} are made: take a smaller area or larger cells"
+        raise ProblemError(422, f"grid: {detail}", "/grid")
 
 
 def _unit_count(span: SpanOptions) -> float:
@@ -274,15 +269,15 @@ def _unit_count(span: SpanOptions) -> float:
 
 def _cell_count(job: Job, grid: GridOptions) -> float:
     if isinstance(grid, CellsOptions):
-        raise ProblemError(Problem(403, "grid.file: is the operator's to set, not a caller's", "/grid/file"))
+        raise ProblemError(403, "grid.file: is the operator's to set, not a caller's", "/grid/file")
     if job.bbox is None:
-        told = "bbox: a grid has no end; say which area it is about, [west, south, east, north]"
-        raise ProblemError(Problem(422, told, "/bbox"))
+        detail = "bbox: a grid has no end; say which area it is about, [west, south, east, north]"
+        raise ProblemError(422, detail, "/bbox")
     try:
         crs = grid.crs if isinstance(grid, OdcOptions) else "EPSG:4326"
         west, south, east, north = box(*job.bbox, job.bbox_crs).to_crs(crs).boundingbox.bbox
     except (S2CompositeError, ValueError, RuntimeError) as error:
-        raise ProblemError(Problem(422, f"bbox: cannot be brought onto the grid: {error}", "/bbox")) from None
+        raise ProblemError(422, f"bbox: cannot be brought onto the grid: {error}", "/bbox") from None
     width, height = east - west, north - south
     if isinstance(grid, OdcOptions):
         side = grid.resolution * grid.shape
@@ -292,7 +287,7 @@ def _cell_count(job: Job, grid: GridOptions) -> float:
         side = grid.size if isinstance(grid, UtmOptions) else _GRANULE
     count: float = (width / side + 1) * (height / side + 1)
     if not math.isfinite(count):
-        raise ProblemError(Problem(422, "bbox: cannot be brought onto the grid", "/bbox"))
+        raise ProblemError(422, "bbox: cannot be brought onto the grid", "/bbox")
     return count
 
 
@@ -406,11 +401,11 @@ class JobRunner:
                     await asyncio.wait_for(self._notified.wait(), _POLL)
                 continue
             try:
-                state, error = await self._run(row)
+                state, reason = await self._run(row)
             except Exception:  # whatever happens to one job, the next one has its turn
                 LOG.exception("job %s", row.id)
-                state, error = "failed", "the service could not run it; see its log"
-            await self._finish(row, state, error)
+                state, reason = "failed", "the service could not run it; see its log"
+            await self._finish(row, state, reason)
 
     async def _finish(self, row: JobRow, state: str, error: str | None) -> None:
         """Note the end of a job, as soon as the database takes it."""

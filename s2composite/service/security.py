@@ -1,4 +1,4 @@
-"""What protects the service: what callers are told of errors, who may call, and what every request must pass first."""
+"""What protects the service: errors as callers get them, who may call, and what every request must pass first."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from threading import Lock
 from typing import Any
@@ -28,8 +28,8 @@ from s2composite.errors import AccessError, ReadError, S2CompositeError, WriteEr
 from s2composite.service.settings import PushOptions, Settings
 
 __all__ = [
-    "MEDIA_TYPE", "Problem", "ProblemError", "PushKeys", "SecurityMiddleware", "check_text", "has_push_token",
-    "has_token", "parse_json", "printable", "problem_from_error", "protocol_with_deadline", "redact",
+    "MEDIA_TYPE", "ProblemError", "PushKeys", "SecurityMiddleware", "check_text", "has_push_token",
+    "has_token", "parse_json", "printable", "problem_from_error", "problems_at", "protocol_with_deadline", "redact",
     "validation_problem",
 ]  # fmt: skip
 
@@ -85,24 +85,37 @@ _MAX_DETAIL = 2000
 """Characters of a detail."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong with a request, or with the service."""
+class ProblemError(Exception):
+    """One thing that is wrong with a request, or with the service.
 
-    status: int
-    """HTTP status."""
+    Attributes
+    ----------
+    status
+        HTTP status.
+    detail
+        What is wrong, and what to do.
+    pointer
+        JSON pointer (RFC 6901) of the field: ``/datasets/3``.
+    retry_after
+        Seconds after which it may be different; None: it will not by itself.
+    errors
+        All that is wrong with fields, where that is more than the one.
+    """
 
-    detail: str
-    """What is wrong, and what to do."""
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        pointer: str | None = None,
+        retry_after: int | None = None,
+        errors: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.pointer, self.retry_after = status, detail, pointer, retry_after
+        self.errors = errors
 
-    pointer: str | None = None
-    """JSON pointer (RFC 6901) of the field: ``/datasets/3``."""
-
-    retry_after: int | None = None
-    """Seconds after which it may be different; None: it will not by itself."""
-
-    more: Mapping[str, Any] = field(default_factory=dict)
-    """Further members."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProblemError, (self.status, self.detail, self.pointer, self.retry_after, self.errors)
 
     @property
     def transient(self) -> bool:
@@ -114,9 +127,11 @@ class Problem:
         detail = redact(self.detail)[:_MAX_DETAIL]
         members: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(self.status).phrase}
         members |= {"status": self.status, "detail": detail}
-        if self.pointer is not None:
+        if self.errors:
+            members["errors"] = self.errors
+        elif self.pointer is not None:
             members["errors"] = [{"pointer": self.pointer, "detail": detail}]
-        return members | dict(self.more)
+        return members
 
     def response(self, status: int | None = None) -> Response:
         """Return the answer, with another status than its own where the sender would misunderstand that."""
@@ -129,18 +144,7 @@ class Problem:
         return answer
 
 
-class ProblemError(Exception):
-    """Carries a problem to whoever answers."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.detail)
-        self.problem = problem
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ProblemError, (self.problem,)
-
-
-def validation_problem(error: ValidationError, known: str) -> Problem:
+def validation_problem(error: ValidationError, known: str) -> ProblemError:
     """Return the problem of a payload that is not what its model says; `known` names the fields there are."""
     problems = []
     for details in error.errors(include_url=False, include_input=False)[:20]:
@@ -153,20 +157,25 @@ def validation_problem(error: ValidationError, known: str) -> Problem:
             detail = str(details["msg"]).removeprefix("Value error, ")
         problems.append({"pointer": pointer, "detail": detail})
     first = problems[0]
-    return Problem(422, f"{first['pointer']}: {first['detail']}", first["pointer"], more={"errors": problems})
+    return ProblemError(422, f"{first['pointer']}: {first['detail']}", first["pointer"], errors=problems)
 
 
-def problem_from_error(error: S2CompositeError, pointer: str | None = None) -> Problem:
+def problem_from_error(error: S2CompositeError, pointer: str | None = None) -> ProblemError:
     """Return the problem that an error of the library is to a caller; `pointer` is the field that it is about."""
-    if isinstance(error, AccessError):
-        return Problem(HTTPStatus.FORBIDDEN, str(error), pointer)
-    if isinstance(error, ReadError) and error.__dict__.get("transient"):
-        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), pointer, retry_after=10)
-    if isinstance(error, WriteError):
-        if _is_refused_for_good(error):
-            return Problem(HTTPStatus.FORBIDDEN, str(error), pointer)
-        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), pointer, retry_after=10)
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), pointer)
+    if isinstance(error, AccessError) or (isinstance(error, WriteError) and _is_refused_for_good(error)):
+        return ProblemError(HTTPStatus.FORBIDDEN, str(error), pointer)
+    if isinstance(error, WriteError) or (isinstance(error, ReadError) and error.__dict__.get("transient")):
+        return ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), pointer, retry_after=10)
+    return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), pointer)
+
+
+@contextmanager
+def problems_at(pointer: str) -> Iterator[None]:
+    """Raise errors of the library as problems of a field."""
+    try:
+        yield
+    except S2CompositeError as error:
+        raise problem_from_error(error, pointer) from error
 
 
 def _is_refused_for_good(error: BaseException) -> bool:
@@ -195,16 +204,16 @@ def parse_json(body: bytes) -> Any:
         raise ValueError(f"{name} is not a number in JSON")
 
     if not body.strip():
-        raise ProblemError(Problem(400, "the body is empty; send JSON", ""))
+        raise ProblemError(400, "the body is empty; send JSON", "")
     try:
         text = body.decode("utf-8-sig")
         content = json.loads(text, parse_constant=refuse_constant)
     except RecursionError:
-        raise ProblemError(Problem(400, "the body is nested too deeply", "")) from None
+        raise ProblemError(400, "the body is nested too deeply", "") from None
     except UnicodeDecodeError as error:
-        raise ProblemError(Problem(400, f"the body is not UTF-8 (byte {error.start})", "")) from None
+        raise ProblemError(400, f"the body is not UTF-8 (byte {error.start})", "") from None
     except ValueError as error:
-        raise ProblemError(Problem(400, f"the body is not JSON: {error}", "")) from None
+        raise ProblemError(400, f"the body is not JSON: {error}", "") from None
     if "\\u" in text:
         check_text(content)
     return content
@@ -221,7 +230,7 @@ def check_text(content: Any) -> None:
     try:
         json.dumps(content, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
-        raise ProblemError(Problem(400, "the body has half a surrogate pair, which is no text", "")) from None
+        raise ProblemError(400, "the body has half a surrogate pair, which is no text", "") from None
 
 
 # --- who may call ---------------------------------------------------------------------------------------------------
@@ -306,8 +315,6 @@ _DOCUMENTS = ("application/json", "application/yaml", "application/x-yaml", "tex
 _MEDIA = {"/median": _JSON, "/jobs": _DOCUMENTS}
 """What a body may be. A page elsewhere can make a browser send forms and text, but not these."""
 
-_UNAUTHORIZED = Problem(401, "a token is needed: Authorization: Bearer TOKEN")
-
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -346,54 +353,52 @@ class SecurityMiddleware:
             await send(message)
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        problem = self._check_origin(headers) or await self._check_caller(scope, headers)
-        if problem is None and not scope["query_string"].isascii():
-            problem = Problem(400, "the query of the URL has bytes that are no ASCII; write them as %XX")
-        body = None
-        if problem is None and scope["method"] in ("POST", "PUT", "PATCH"):
-            problem = _check_body_headers(scope["path"], headers, self._settings.limits.body)
-            if problem is None:
-                body, problem = await self._read_body(receive)
         try:
-            if problem is not None:
+            try:
+                self._check_origin(headers)
+                await self._check_caller(scope, headers)
+                _check_query(scope)
+                if scope["method"] in ("POST", "PUT", "PATCH"):
+                    _check_body_headers(scope["path"], headers, self._settings.limits.body)
+                    receive = _receive_again(await self._read_body(receive), receive)
+            except ProblemError as problem:
                 await problem.response()(scope, receive, answer)
             else:
-                await self._app(scope, receive if body is None else _receive_again(body, receive), answer)
+                await self._app(scope, receive, answer)
         finally:
             # The path alone: a query may hold what is secret.
             took = (time.perf_counter() - start) * 1e3
             LOG.info("%s %s %d %.0f ms", scope["method"], ascii(scope["path"])[1:-1][:200], status, took)
 
-    def _check_origin(self, headers: dict[str, str]) -> Problem | None:
-        """Return the problem of a request that a page elsewhere makes a browser send."""
+    def _check_origin(self, headers: dict[str, str]) -> None:
+        """Refuse what a page elsewhere makes a browser send."""
         host = headers.get("host", "")
         if self._token is None:
             # The page's own name may lead to this machine (DNS rebinding).
             name = _split_url(f"//{host}").hostname or ""
             if name not in ("127.0.0.1", "localhost", "::1", *self._settings.names):
-                told = f"host {host[:100]!r} is not served here; add it to names, or protect it with a token"
-                return Problem(421, told)
+                detail = f"host {host[:100]!r} is not served here; add it to names, or protect it with a token"
+                raise ProblemError(421, detail)
         origin = headers.get("origin")
         if origin is not None and _split_url(origin).netloc != host:
-            return Problem(403, "requests that a page elsewhere sends are not answered")
-        return None
+            raise ProblemError(403, "requests that a page elsewhere sends are not answered")
 
-    async def _check_caller(self, scope: Scope, headers: dict[str, str]) -> Problem | None:
-        """Return the problem of a caller without the token, or that of the account that pushes."""
+    async def _check_caller(self, scope: Scope, headers: dict[str, str]) -> None:
+        """Refuse a caller without the token, or that of the account that pushes."""
         if self._token is None or scope["path"] in _NO_TOKEN_NEEDED:
-            return None
-        header = headers.get("authorization", "")
+            return
+        header, push, keys = headers.get("authorization", ""), self._settings.push, self._keys
         if has_token(header, self._token, read_only=scope["method"] in ("GET", "HEAD")):
-            return None
-        push = self._settings.push
-        if push is None or self._keys is None or scope["path"] != "/median":
-            return _UNAUTHORIZED
-        # In a thread: the signer's keys may have to be fetched.
-        if await asyncio.to_thread(has_push_token, header, push, self._keys):
-            return None
-        return _UNAUTHORIZED
+            return
+        if push is not None and keys is not None and scope["path"] == "/median":
+            # In a thread: the signer's keys may have to be fetched.
+            pushed = await asyncio.to_thread(has_push_token, header, push, keys)
+        else:
+            pushed = False
+        if not pushed:
+            raise ProblemError(401, "a token is needed: Authorization: Bearer TOKEN")
 
-    async def _read_body(self, receive: Receive) -> tuple[bytes | None, Problem | None]:
+    async def _read_body(self, receive: Receive) -> bytes:
         """Return the whole body, as long as it is small and comes in time."""
         limit, seconds, parts, size = self._settings.limits.body, self._settings.limits.arrival, [], 0
         try:
@@ -401,34 +406,39 @@ class SecurityMiddleware:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None, Problem(400, "the body ended early")
+                        raise ProblemError(400, "the body ended early")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limit:
-                        return None, _too_large(limit)
+                        raise _too_large(limit)
                     if not message.get("more_body", False):
-                        return b"".join(parts), None
+                        return b"".join(parts)
         except TimeoutError:
-            return None, Problem(408, f"the body did not arrive within {seconds:g} s")
+            raise ProblemError(408, f"the body did not arrive within {seconds:g} s") from None
 
 
-def _check_body_headers(path: str, headers: dict[str, str], limit: int) -> Problem | None:
-    """Return the problem of a body that is not looked at."""
+def _check_query(scope: Scope) -> None:
+    if not scope["query_string"].isascii():
+        raise ProblemError(400, "the query of the URL has bytes that are no ASCII; write them as %XX")
+
+
+def _check_body_headers(path: str, headers: dict[str, str], limit: int) -> None:
+    """Refuse a body by what its headers say, before it is read."""
     length = headers.get("content-length", "0")
     # as many digits as 2**63 has: int() refuses thousands of them
     if not re.fullmatch(r"[0-9]{1,19}", length) or int(length) > limit:
-        return _too_large(limit)
+        raise _too_large(limit)
     if headers.get("content-encoding", "identity") != "identity":
-        return Problem(415, "a compressed body is not accepted: what it becomes is not known beforehand")
+        raise ProblemError(415, "a compressed body is not accepted: what it becomes is not known beforehand")
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     accepted = _MEDIA.get(path)
     if accepted is not None and media not in accepted:
-        return Problem(415, f"the body is {media[:60] or 'of no type'}; send Content-Type: {' or '.join(accepted)}")
-    return None
+        detail = f"the body is {media[:60] or 'of no type'}; send Content-Type: {' or '.join(accepted)}"
+        raise ProblemError(415, detail)
 
 
-def _too_large(limit: int) -> Problem:
-    return Problem(413, f"the body is larger than {limit} bytes")
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError(413, f"the body is larger than {limit} bytes")
 
 
 def _split_url(url: str) -> SplitResult:

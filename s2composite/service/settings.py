@@ -18,7 +18,7 @@ from s2composite.running.jobs.fields import Count, FilePath, Positive, Text
 from s2composite.scenes.access import Access
 from s2composite.scenes.storage import absolute
 
-__all__ = ["TOKEN", "ServiceLimits", "PushOptions", "Settings", "load_settings", "take_token"]
+__all__ = ["TOKEN", "PushOptions", "ServiceLimits", "Settings", "load_settings", "take_token"]
 
 TOKEN = "S2COMPOSITE_TOKEN"  # noqa: S105 - the name of the variable
 """Environment variable of the token that callers must show."""

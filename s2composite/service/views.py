@@ -23,7 +23,7 @@ from s2composite.running.reports.report import Report, job_report
 from s2composite.running.run_spans import job_products
 from s2composite.scenes.storage import display, filesystem, storage_options
 from s2composite.service.queue import ENDED, JobRow
-from s2composite.service.security import Problem, ProblemError, redact
+from s2composite.service.security import ProblemError, redact
 from s2composite.writing.preview import valid_everywhere
 
 __all__ = ["Views", "jobs_page"]
@@ -61,15 +61,17 @@ class Views:
         """Return a job as callers see it: its state, how far its ledgers are, what failed."""
         products = self._products(row)
         windows, done = (sum(getattr(product.progress, key) for product in products) for key in ("windows", "done"))
-        share, failures, listed = 0.0, [], []
+        share, files = 0.0, list[str]()
+        failures, listed = list[dict[str, Any]](), list[dict[str, Any]]()
         for product in products:
             progress = product.progress
             share += progress.done / progress.windows if progress.windows else 0
             named = {} if product.name is None else {"product": product.name}
             failures += [named | {"window": list(window), "error": why} for window, why in progress.failures]
             counts = {"windows": progress.windows, "done": progress.done, "failed": len(progress.failures)}
-            files = [display(path) for path in progress.files]
-            listed.append({"name": product.name, "state": progress.state, "counts": counts, "files": files})
+            own_files = [display(path) for path in progress.files]
+            files += own_files
+            listed.append({"name": product.name, "state": progress.state, "counts": counts, "files": own_files})
         summary = {
             "id": row.id,
             "state": row.state,
@@ -78,7 +80,7 @@ class Views:
             "failures": [failure | {"error": redact(failure["error"])} for failure in failures[:_MAX_FAILURES]],
             "error": None if row.error is None else redact(row.error),
             "output": display(json.loads(row.document)["output"]),
-            "files": [path for product in listed for path in product["files"]],
+            "files": files,
             "created": row.created,
             "started": row.started,
             "ended": row.ended,
@@ -97,7 +99,7 @@ class Views:
         """
         report = job_report(self._product(row, product).job)
         if report is None:
-            raise ProblemError(Problem(404, "nothing has been done of this job yet, so there is no report"))
+            raise ProblemError(404, "nothing has been done of this job yet, so there is no report")
         return report
 
     def quicklook(self, row: JobRow, product: str | None = None) -> bytes:
@@ -111,7 +113,7 @@ class Views:
         one = self._product(row, product)
         complete, files = "complete" in (row.state, one.progress.state), one.progress.files
         if not complete or not (files or one.job.format == "zarr"):
-            raise ProblemError(Problem(404, "there is no picture before the job is complete"))
+            raise ProblemError(404, "there is no picture before the job is complete")
         key = (row.id, one.name, one.progress.last)
         picture: bytes | None = self._pictures.get(key)
         if picture is None:
@@ -127,7 +129,7 @@ class Views:
         else:
             chosen = sorted(products, key=lambda product: product.progress.state != "complete")[:1]
         if not chosen:
-            raise ProblemError(Problem(404, "there is no such product of the job; its facts list them", "/product"))
+            raise ProblemError(404, "there is no such product of the job; its facts list them", "/product")
         return chosen[0]
 
     def _products(self, row: JobRow) -> tuple[_Product, ...]:

@@ -18,10 +18,9 @@ import tempfile
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WindowTimeout
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -46,10 +45,10 @@ from s2composite.scenes.access import VARIABLE, check_read, check_write
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.storage import absolute, is_remote
 from s2composite.service.security import (
-    Problem,
     ProblemError,
     parse_json,
     problem_from_error,
+    problems_at,
     redact,
     validation_problem,
 )
@@ -119,7 +118,7 @@ class Delivery:
     message: str | None = None
     """Pub/Sub's id of the message; None where the payload came bare."""
 
-    problem: Problem | None = None
+    problem: ProblemError | None = None
     """Why a pushed message holds no payload: it would not the next time either."""
 
     @property
@@ -136,16 +135,16 @@ class Delivery:
             The payload is not one.
         """
         if self.problem is not None:
-            raise ProblemError(self.problem)
+            raise self.problem
         if not isinstance(self.payload, Mapping):
-            raise ProblemError(Problem(422, "the payload is not an object with window, destination and datasets", ""))
+            raise ProblemError(422, "the payload is not an object with window, destination and datasets", "")
         listed = self.payload.get("datasets")
         if isinstance(listed, list) and len(listed) > datasets:
-            raise ProblemError(Problem(422, f"{len(listed)} datasets; at most {datasets} are taken", "/datasets"))
+            raise ProblemError(422, f"{len(listed)} datasets; at most {datasets} are taken", "/datasets")
         try:
             return WindowRequest.model_validate(self.payload)
         except ValidationError as error:
-            raise ProblemError(validation_problem(error, "window, destination, datasets")) from None
+            raise validation_problem(error, "window, destination, datasets") from None
 
 
 def parse_delivery(body: bytes) -> Delivery:
@@ -161,17 +160,17 @@ def parse_delivery(body: bytes) -> Delivery:
         return Delivery(content)
     message = content["message"]
     if not isinstance(message, Mapping):
-        raise ProblemError(Problem(400, "message: not an object; Pub/Sub sends {'message': {'data': ...}}", "/message"))
+        raise ProblemError(400, "message: not an object; Pub/Sub sends {'message': {'data': ...}}", "/message")
     number = str(message.get("messageId") or message.get("message_id") or "without id")[:100]
     data = message.get("data")
     if not isinstance(data, str):
-        raise ProblemError(Problem(400, "message.data: is missing, or no text in base64", "/message/data"))
+        raise ProblemError(400, "message.data: is missing, or no text in base64", "/message/data")
     try:
         return Delivery(parse_json(base64.b64decode(data, validate=True)), number)
     except ValueError as error:  # binascii.Error, or text that is not ASCII
-        return Delivery(None, number, Problem(422, f"message.data: not base64: {error}", "/message/data"))
+        return Delivery(None, number, ProblemError(422, f"message.data: not base64: {error}", "/message/data"))
     except ProblemError as error:
-        return Delivery(None, number, Problem(422, f"message.data: {error.problem.detail}", "/message/data"))
+        return Delivery(None, number, ProblemError(422, f"message.data: {error.detail}", "/message/data"))
 
 
 # --- one window -----------------------------------------------------------------------------------------------------
@@ -231,14 +230,14 @@ def make_window(request: WindowRequest) -> MadeWindow:
     False
     """
     start = time.perf_counter()
-    with _problems_of("/destination"):
+    with problems_at("/destination"):
         destination = absolute(request.destination)
         check_write(destination)
     if not destination.lower().endswith((".tif", ".tiff")):
-        raise ProblemError(Problem(422, "destination: a window is a GeoTIFF; its name ends in .tif", "/destination"))
+        raise ProblemError(422, "destination: a window is a GeoTIFF; its name ends in .tif", "/destination")
     datasets = []
     for number, href in enumerate(request.datasets):
-        with _problems_of(f"/datasets/{number}"):
+        with problems_at(f"/datasets/{number}"):
             datasets.append(absolute(href))
             check_read(datasets[-1])
     scenes = tuple(datasets)
@@ -253,17 +252,8 @@ def make_window(request: WindowRequest) -> MadeWindow:
                 _stacks.pop(scenes, None)
             existed = _write_window(request.window, destination, scenes)
     except (ReadError, SceneError, GridError, BandError, SourceError, AccessError) as error:
-        raise ProblemError(_scene_problem(error, scenes)) from error
+        raise _scene_problem(error, scenes) from error
     return MadeWindow(destination, existed, time.perf_counter() - start)
-
-
-@contextmanager
-def _problems_of(pointer: str) -> Iterator[None]:
-    """Raise errors of the library as problems of a field."""
-    try:
-        yield
-    except S2CompositeError as error:
-        raise ProblemError(problem_from_error(error, pointer)) from error
 
 
 def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tuple[str, ...]) -> bool:
@@ -272,8 +262,8 @@ def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tu
     x, y, width, height = box
     rows, columns = stack.shape[2:]
     if x + width > columns or y + height > rows:
-        told = f"window out of bounds: {list(box)} of scenes with {columns} x {rows} pixels"
-        raise ProblemError(Problem(422, told, "/window"))
+        detail = f"window out of bounds: {list(box)} of scenes with {columns} x {rows} pixels"
+        raise ProblemError(422, detail, "/window")
     # The token is of all that decides the bytes.
     token = hashlib.sha256(json.dumps([s2composite.__version__, stack.token, list(box)]).encode()).hexdigest()
     try:
@@ -282,11 +272,11 @@ def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tu
             return True
     except ReadError as error:
         if error.__dict__.get("transient"):
-            raise ProblemError(problem_from_error(error, "/destination")) from error
+            raise problem_from_error(error, "/destination") from error
         # It does not exist, or must not be read by us, which writing it will tell.
     window = (slice(y, y + height), slice(x, x + width))
     pixels = compose_window(stack, _RECIPE, window)["composite"]
-    with _problems_of("/destination"):
+    with problems_at("/destination"):
         coords = dict(xr_coords(stack.geobox[window], dims=("y", "x"))) | {"band": list(BANDS)}
         attrs = {"nodata": 0, "overviews": "average", "long_name": "masked luminance median"}
         lineage = {"reducer": "luminance_median", "software": f"s2composite {s2composite.__version__}"}
@@ -313,15 +303,15 @@ def _cached_stack(datasets: tuple[str, ...]) -> Stack:
         scenes.append(Scene(f"{number:05d}:{name}", time_in_order, (Asset("data", href),)))
     stack = open_stack(scenes, options=_OPTIONS)
     if len(stack.bands) != len(BANDS):
-        raise ProblemError(Problem(422, f"expecting 3 bands, got {len(stack.bands)}", "/datasets/0"))
+        raise ProblemError(422, f"expecting 3 bands, got {len(stack.bands)}", "/datasets/0")
     if stack.dtype != np.uint8:
-        raise ProblemError(Problem(422, f"expecting pixels of uint8, got {stack.dtype}", "/datasets/0"))
+        raise ProblemError(422, f"expecting pixels of uint8, got {stack.dtype}", "/datasets/0")
     for number, files in enumerate(stack.sources):
         for source in files:
             largest = int(source.header.levels[source.level].counts.max(initial=np.uint64(0)))
             if largest > _MAX_TILE:
-                told = f"a tile has {largest} bytes; at most {_MAX_TILE} are fetched at once"
-                raise ProblemError(Problem(422, told, f"/datasets/{number}"))
+                detail = f"a tile has {largest} bytes; at most {_MAX_TILE} are fetched at once"
+                raise ProblemError(422, detail, f"/datasets/{number}")
     with _stacks_lock:
         _stacks[datasets] = (time.monotonic(), stack)
         while len(_stacks) > _MAX_STACKS:
@@ -329,11 +319,11 @@ def _cached_stack(datasets: tuple[str, ...]) -> Stack:
     return stack
 
 
-def _scene_problem(error: S2CompositeError, datasets: Sequence[str]) -> Problem:
+def _scene_problem(error: S2CompositeError, datasets: Sequence[str]) -> ProblemError:
     """Return the problem of an error about a scene, whose number its name begins with."""
     if why := error.__dict__.get("why"):
-        told = f"needs GDAL ({why}), which opens no scene of a window: write it as a TIFF on the grid of the others"
-        error = GridError(f"{error.__dict__['href']}: {told}, or send a job", href=error.__dict__["href"])
+        detail = f"needs GDAL ({why}), which opens no scene of a window: write it as a TIFF on the grid of the others"
+        error = GridError(f"{error.__dict__['href']}: {detail}, or send a job", href=error.__dict__["href"])
     name, href = str(error.__dict__.get("scene") or ""), str(error.__dict__.get("href") or "")
     number = name.partition(":")[0]
     if number.isdecimal():
@@ -413,17 +403,17 @@ class WindowPool:
         limits = self._settings.limits
         pixels = request.window[2] * request.window[3]
         if pixels > limits.pixels:
-            raise ProblemError(Problem(422, f"{pixels} pixels; at most {limits.pixels} are made at once", "/window"))
+            raise ProblemError(422, f"{pixels} pixels; at most {limits.pixels} are made at once", "/window")
         size = pixels * 3 * len(request.datasets)
         if size > limits.observations:
-            told = f"{size} bytes of observations; at most {limits.observations}: ask for a smaller window"
-            raise ProblemError(Problem(422, told, "/window"))
+            detail = f"{size} bytes of observations; at most {limits.observations}: ask for a smaller window"
+            raise ProblemError(422, detail, "/window")
         key = (request.destination, request.window, request.datasets)
         task = self._running.get(key)
         if task is None:
             if len(self._running) >= limits.waiting:
-                told = f"{len(self._running)} windows are waiting; try again later"
-                raise ProblemError(Problem(429, told, retry_after=1))
+                detail = f"{len(self._running)} windows are waiting; try again later"
+                raise ProblemError(429, detail, retry_after=1)
             task = asyncio.create_task(self._make(request))
             self._running[key] = task
             task.add_done_callback(lambda done: self._forget(key, done))
@@ -438,34 +428,34 @@ class WindowPool:
     async def _make(self, request: WindowRequest) -> MadeWindow:
         assert self._pool is not None
         limit = self._settings.limits.seconds
-        future: Future[MadeWindow | Problem] = self._pool.schedule(_make_in_worker, args=[request], timeout=limit)
+        future: Future[MadeWindow | ProblemError] = self._pool.schedule(_make_in_worker, args=[request], timeout=limit)
         try:
             outcome = await asyncio.wrap_future(future)
         except WindowTimeout:
-            told = f"the window took longer than {limit:g} s; ask for a smaller one"
-            raise ProblemError(Problem(504, told)) from None
+            detail = f"the window took longer than {limit:g} s; ask for a smaller one"
+            raise ProblemError(504, detail) from None
         except ProcessExpired as error:
             LOG.error("a process ended while it made a window: exit code %s", error.exitcode)  # noqa: TRY400 - no frames worth showing
-            told = "the process that made the window has ended; try again"
-            raise ProblemError(Problem(503, told, retry_after=1)) from None
-        if isinstance(outcome, Problem):
-            raise ProblemError(outcome)
+            detail = "the process that made the window has ended; try again"
+            raise ProblemError(503, detail, retry_after=1) from None
+        if isinstance(outcome, ProblemError):
+            raise outcome
         self.reused += outcome.existed
         self.made += not outcome.existed
         return outcome
 
 
-def _make_in_worker(request: WindowRequest) -> MadeWindow | Problem:
+def _make_in_worker(request: WindowRequest) -> MadeWindow | ProblemError:
     """Make a window in a worker; what fails comes back as a value, because not every exception can travel."""
     try:
         return make_window(request)
     except ProblemError as error:
-        return error.problem
+        return error
     except S2CompositeError as error:
         return problem_from_error(error)
     except Exception as error:  # noqa: BLE001 - a worker lives on, whatever a library raises
         LOG.error("%s", redact(traceback.format_exc()))  # noqa: TRY400 - the traceback without secrets
-        return Problem(500, f"the window could not be made: {type(error).__name__}; the service's log says more")
+        return ProblemError(500, f"the window could not be made: {type(error).__name__}; the service's log says more")
 
 
 def _do_nothing() -> None:

@@ -11,17 +11,18 @@ import rasterio
 import yaml
 
 from s2composite.errors import JobError, ServiceError, TilesError, WriteError
+from s2composite.reading.remote import Retry
 from s2composite.running.jobs.job import load_job
 from s2composite.running.ledger import read_ledger
 from s2composite.running.reports.progress import job_progress
 from s2composite.running.reports.report import job_report
-from s2composite.service.dispatch import SendOptions, dispatch
+from s2composite.service.dispatch import dispatch
 from support.rasters import series
 from support.services import queue, seed_median, served
 
 pytestmark = pytest.mark.slow
 
-QUICK = SendOptions(concurrency=8, attempts=20, timeout=60, pause=0.05)
+QUICK = {"concurrency": 8, "retry": Retry(attempts=20, first_wait=0.05, longest_wait=60, timeout=60)}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def check(job, path):
 
 
 def test_windows_are_sent_tried_again_and_put_together(service, job):
-    done = dispatch(job, url=f"{service.url}/median", token=service.token, options=QUICK)
+    done = dispatch(job, url=f"{service.url}/median", token=service.token, **QUICK)
     check(job, done.path)
     assert (done.windows, done.failed) == (15, ())
     assert done.attempts > done.windows, "some were sent away, because too many were waiting"
@@ -66,9 +67,9 @@ def test_windows_are_sent_tried_again_and_put_together(service, job):
     assert job_progress(load_job(job)).state == "complete"
     assert job_report(load_job(job)).state == "complete"
     with pytest.raises(WriteError, match="exists"):
-        dispatch(job, url=f"{service.url}/median", token=service.token, options=QUICK)
+        dispatch(job, url=f"{service.url}/median", token=service.token, **QUICK)
     before = service.get("/health").json()["windows"]["made"]
-    again = dispatch(job | {"overwrite": True}, url=f"{service.url}/median", token=service.token, options=QUICK)
+    again = dispatch(job | {"overwrite": True}, url=f"{service.url}/median", token=service.token, **QUICK)
     check(job, again.path)
     assert service.get("/health").json()["windows"]["made"] == before, "what is there is not made again"
 
@@ -91,7 +92,7 @@ def test_the_command_line(service, job, tmp_path, monkeypatch):
 
 def test_what_is_refused_is_told_and_nothing_is_written(service, job, root):
     elsewhere = job | {"output": str(root / "median.tif")}
-    done = dispatch(elsewhere, url=f"{service.url}/median", token=service.token, options=QUICK)
+    done = dispatch(elsewhere, url=f"{service.url}/median", token=service.token, **QUICK)
     assert done.path is None
     assert len(done.failed) == 15
     assert "403" in done.failed[0].error
@@ -101,8 +102,8 @@ def test_what_is_refused_is_told_and_nothing_is_written(service, job, root):
 
 
 def test_a_service_that_is_not_there(job):
-    options = SendOptions(concurrency=4, attempts=2, timeout=5, pause=0.01)
-    done = dispatch(job, url="http://127.0.0.1:9/median", options=options)
+    retry = Retry(attempts=2, first_wait=0.01, timeout=5)
+    done = dispatch(job, url="http://127.0.0.1:9/median", concurrency=4, retry=retry)
     assert (done.path, len(done.failed), done.attempts) == (None, 15, 30)
     assert "ConnectError" in done.failed[0].error
 
@@ -112,7 +113,7 @@ def test_through_a_queue_that_delivers_twice(service, job, monkeypatch):
     before = service.get("/health").json()["windows"]
     with queue(f"{service.url}/median", token=service.token, pushers=6, twice=lambda number: number % 3 == 0) as topic:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
-        done = dispatch(job, topic="projects/p/topics/windows", options=QUICK, silence=120)
+        done = dispatch(job, topic="projects/p/topics/windows", **QUICK, silence=120)
         check(job, done.path)
         with topic.ready:
             topic.ready.wait_for(lambda: not topic.waiting and len(topic.acknowledged) > 15, timeout=120)
@@ -130,7 +131,7 @@ def test_through_a_queue_to_a_service_that_refuses(service, job, root, monkeypat
     series(other, scenes=2)
     with queue(f"{service.url}/median", token=service.token) as topic:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
-        done = dispatch(job | {"source": str(other)}, topic="projects/p/topics/windows", options=QUICK, silence=3)
+        done = dispatch(job | {"source": str(other)}, topic="projects/p/topics/windows", **QUICK, silence=3)
         with topic.ready:
             topic.ready.wait_for(lambda: len(topic.acknowledged) >= 15, timeout=120)
         assert len(topic.acknowledged) == 15, "each once: what can never succeed is not sent again"
@@ -148,7 +149,7 @@ def test_a_topic_that_is_none(job, monkeypatch):
     with queue("http://127.0.0.1:9/") as topic:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
         with pytest.raises(ServiceError, match="status 404"):
-            dispatch(job, topic="windows", options=QUICK)
+            dispatch(job, topic="windows", **QUICK)
 
 
 def test_a_tile_that_somebody_removed_is_named(service, job, monkeypatch):
@@ -163,7 +164,7 @@ def test_a_tile_that_somebody_removed_is_named(service, job, monkeypatch):
 
     monkeypatch.setattr(module, "post_windows", and_remove)
     with pytest.raises((TilesError, Exception), match=r"tile_48_96\.tif"):
-        dispatch(job, url=f"{service.url}/median", token=service.token, options=QUICK)
+        dispatch(job, url=f"{service.url}/median", token=service.token, **QUICK)
     assert not Path(job["output"]).exists()
 
 
