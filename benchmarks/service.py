@@ -33,10 +33,10 @@ from s2composite.demo import make_scenes
 from s2composite.service.windows import WindowRequest, make_window
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from flaky_proxy import flaky_proxy
-from http_faults import fault_server
-from services import served
-from storage_servers import s3_server
+from support.flaky_proxy import flaky_proxy
+from support.http_faults import fault_server
+from support.services import served
+from support.storage_servers import s3_server
 
 
 def payload(files, folder, number, side, size):

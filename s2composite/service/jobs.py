@@ -28,7 +28,7 @@ from s2composite.running.cells import CellsOptions, GridOptions, OdcOptions, Utm
 from s2composite.running.jobs.document import Document, parse_text, validated
 from s2composite.running.jobs.job import Job
 from s2composite.running.run_spans import span_jobs
-from s2composite.running.spans import SpanOptions, with_span_keys
+from s2composite.running.spans import with_span_keys
 from s2composite.scenes.access import VARIABLE, Access
 from s2composite.scenes.dates import date_range
 from s2composite.scenes.storage import absolute, filesystem, is_remote, join
@@ -248,23 +248,19 @@ _GRANULE = 100_000.0
 
 def _check_product_count(job: Job, most: int) -> None:
     """Refuse a job with more products than `most`: units of its span times cells of its grid."""
-    units = 1.0 if job.span is None else _unit_count(job.span)
-    if units > most:
-        detail = (
-            f"about {units:.0f} products, one for each {job.span.step if job.span else ''}; at most {most} are made"
-        )
-        raise ProblemError(422, f"span: {detail}", "/span")
+    units = 1.0
+    if (span := job.span) is not None:
+        first, last = date_range(span.start).first, None if span.end is None else date_range(span.end).last
+        assert first is not None
+        end = dt.datetime.now(dt.UTC).date() if last is None else last.date()
+        units = (end - first.date()).days / _DAYS[span.step] + 1
+        if units > most:
+            detail = f"about {units:.0f} products, one for each {span.step}; at most {most} are made"
+            raise ProblemError(422, f"span: {detail}", "/span")
     cells = 1.0 if job.grid is None else _cell_count(job, job.grid)
     if units * cells > most:
         detail = f"about {units * cells:.0f} products; at most {most} are made: take a smaller area or larger cells"
         raise ProblemError(422, f"grid: {detail}", "/grid")
-
-
-def _unit_count(span: SpanOptions) -> float:
-    first, last = date_range(span.start).first, None if span.end is None else date_range(span.end).last
-    assert first is not None
-    end = dt.datetime.now(dt.UTC).date() if last is None else last.date()
-    return (end - first.date()).days / _DAYS[span.step] + 1
 
 
 def _cell_count(job: Job, grid: GridOptions) -> float:
