@@ -687,7 +687,7 @@ def test_scrubbing(text, secret):
     assert redact("why? because") == "why? because"
 
 
-def tests_of(file):
+def functions_of(file):
     return set(re.findall(r"^def (test_\w+)", (TESTS / "unit" / file).read_text(), flags=re.MULTILINE))
 
 
@@ -697,8 +697,8 @@ def test_every_row_of_the_page_is_a_test():
     ]
     named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row.rpartition("|")[0].rpartition("|")[2])}
     there = {name for name, value in globals().items() if name.startswith("test_") and callable(value)}
-    there |= tests_of("service/test_service_attacks.py")
+    there |= functions_of("service/test_service_attacks.py")
     assert len(rows) > 25
-    assert named <= there | tests_of("scenes/test_access.py")
+    assert named <= there | functions_of("scenes/test_access.py")
     untold = there - named - {"test_what_is_open_works", "test_every_row_of_the_page_is_a_test"}
     assert not untold, "what was tried and is not in the table"
