@@ -1,33 +1,32 @@
-"""Write scenes as cloud-optimised GeoTIFFs, several at once, in bounded memory at any size."""
+"""Files of synthetic scenes: cloud-optimised GeoTIFFs, several at once in bounded memory, and their STAC items."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.shutil import copy as raster_copy
 from rasterio.transform import Affine
+from rasterio.warp import transform_bounds
 from rasterio.windows import Window as RasterWindow
 
-from s2composite.demo.noise import Box
-from s2composite.demo.passes import Pass, passes
-from s2composite.demo.scene import ASSETS, View, render
-from s2composite.demo.sky import weather_of
-from s2composite.demo.terrain import Land, render_land
+from s2composite.demo.imagery import ASSETS, Box, Land, Overpass, overpasses, render, render_land, weather_of
 from s2composite.errors import ParameterError, WriteError
+from s2composite.scenes.listing import SceneSource, find_scenes
+from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.names import common_name
 
-__all__ = ["make_scenes"]
+__all__ = ["make_items", "make_scenes"]
 
 _SIZE = 10980
 """Rows and columns of a whole granule at 10 m."""
@@ -43,31 +42,8 @@ _COMPRESSION: dict[str, dict[str, Any]] = {
     "deflate": {"COMPRESS": "DEFLATE", "PREDICTOR": "YES", "LEVEL": 6},
 }
 
-_GDAL = {"GDAL_CACHEMAX": 64, "GDAL_NUM_THREADS": 1, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
-"""A small cache, because each pixel is written once; scenes are made side by side instead of the blocks of one."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Series:
-    """All that the scenes of one call have in common."""
-
-    directory: Path
-    """Where the files go."""
-
-    size: int
-    """Rows and columns."""
-
-    seed: int
-    """Which land and which weather."""
-
-    compress: str
-    """A key of _COMPRESSION."""
-
-    assets: tuple[str, ...]
-    """Which of ASSETS to write."""
-
-    def path(self, scene: Pass, asset: str) -> Path:
-        return self.directory / f"{scene.stem}_{asset}.tif"
+_CLOUD_CLASSES = (8, 9, 10)
+"""Classes of the scene classification that ESA counts as clouds."""
 
 
 def make_scenes(
@@ -132,23 +108,41 @@ def make_scenes(
     >>> [Path(file).name for file in files]
     ['T31TCJ_20230501T110629_TCI.tif', 'T31TCJ_20230702T105629_TCI.tif', 'T31TCJ_20230831T105629_TCI.tif']
     """
-    wanted = scenes if distinct is None else distinct
-    _check(scenes, size, compress, year, wanted)
-    _check_assets(tuple(assets))
-    series = _Series(Path(directory), size, seed, compress, tuple(assets))
-    dates = passes(scenes, year)
+    assets, rendered = tuple(assets), scenes if distinct is None else distinct
+    _check_arguments(scenes, size, compress, year, assets, rendered)
+    home, dates = Path(directory), overpasses(scenes, year)
+    files = {date: {asset: home / f"{date.stem}_{asset}.tif" for asset in assets} for date in dates}
+    # The i-th of the rendered scenes stands for all dates up to the next.
+    first = [-(-i * scenes // rendered) for i in range(rendered)]
+    copies = [(i, first[i * rendered // scenes]) for i in sorted(set(range(scenes)) - set(first))]
+    report = progress or (lambda *_: None)
     try:
-        series.directory.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".making-", dir=series.directory) as scratch:
-            for done in _make(series, dates, wanted, Path(scratch)):
-                if progress is not None:
-                    progress(done, scenes)
+        home.mkdir(parents=True, exist_ok=True)
+        with (
+            TemporaryDirectory(prefix=".making-", dir=home) as scratch,
+            ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool,
+        ):
+            land = _render_whole_land(size, seed, pool)
+            running = [
+                pool.submit(_write_scene, dates[i], index, files[dates[i]], land, seed, compress, Path(scratch))
+                for index, i in enumerate(first)
+            ]
+            try:
+                for done, future in enumerate(as_completed(running), 1):
+                    future.result()
+                    report(done, scenes)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        for done, (i, source) in enumerate(copies, rendered + 1):
+            for asset in assets:
+                _link(files[dates[source]][asset], files[dates[i]][asset])
+            report(done, scenes)
     except (OSError, RasterioError) as error:
         raise WriteError(f"cannot write scenes to {directory}: {error}; is it writable, and is there room?") from error
-    return tuple(str(series.path(scene, asset)) for scene in dates for asset in assets)
+    return tuple(str(path) for paths in files.values() for path in paths.values())
 
 
-def _check(scenes: int, size: int, compress: str, year: int, distinct: int) -> None:
+def _check_arguments(scenes: int, size: int, compress: str, year: int, assets: tuple[str, ...], distinct: int) -> None:
     if not 1 <= distinct <= scenes:
         raise ParameterError(
             f"scenes={scenes}, distinct={distinct}: give at least 1 scene, and at most as many distinct ones"
@@ -159,31 +153,8 @@ def _check(scenes: int, size: int, compress: str, year: int, distinct: int) -> N
         raise ParameterError(f"compress={compress!r}; use one of {sorted(_COMPRESSION)}")
     if not 1 <= year <= 9000:
         raise ParameterError(f"year={year}; give 1 to 9000")
-
-
-def _check_assets(assets: tuple[str, ...]) -> None:
     if not assets or len(set(assets)) < len(assets) or not set(assets) <= set(ASSETS):
         raise ParameterError(f"assets={assets!r}; use some of {ASSETS}, each once")
-
-
-def _make(series: _Series, dates: Sequence[Pass], wanted: int, scratch: Path) -> Iterator[int]:
-    """Make the files, several scenes at once; yield how many scenes are done after each."""
-    scenes = len(dates)
-    rendered = [-(-i * scenes // wanted) for i in range(wanted)]
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        land = _survey(series, pool)
-        running = [pool.submit(_make_scene, series, dates[i], index, land, scratch) for index, i in enumerate(rendered)]
-        try:
-            for done, future in enumerate(as_completed(running), 1):
-                future.result()
-                yield done
-        finally:
-            pool.shutdown(cancel_futures=True)
-    done = wanted
-    for i in sorted(set(range(scenes)) - set(rendered)):
-        _link(series, dates[rendered[i * wanted // scenes]], dates[i])
-        done += 1
-        yield done
 
 
 def _boxes(size: int) -> list[Box]:
@@ -191,84 +162,171 @@ def _boxes(size: int) -> list[Box]:
     return [Box(y, x, min(y + _BLOCK, size), min(x + _BLOCK, size)) for y in steps for x in steps]
 
 
-def _survey(series: _Series, pool: ThreadPoolExecutor) -> NDArray[np.uint8]:
-    """Render the land once for all scenes; return cover, texture and slope, ``(3, y, x)``: 362 MB for the granule."""
-    maps = np.empty((3, series.size, series.size), np.uint8)
+def _render_whole_land(size: int, seed: int, pool: ThreadPoolExecutor) -> Land:
+    """Render the land once for all scenes: 362 MB for the granule."""
+    shape = (size, size)
+    whole = Land(np.empty(shape, np.uint8), np.empty(shape, np.int8), np.empty(shape, np.int8))
 
     def fill(box: Box) -> None:
-        land = render_land(box, series.seed)
-        for layer, values in enumerate((land.cover, land.texture, land.slope)):
-            maps[layer, box.y0 : box.y1, box.x0 : box.x1] = values.view(np.uint8)
+        land = render_land(box, seed)
+        whole.cover[box.slices] = land.cover
+        whole.texture[box.slices] = land.texture
+        whole.slope[box.slices] = land.slope
 
-    list(pool.map(fill, _boxes(series.size)))
-    return maps
-
-
-def _land(maps: NDArray[np.uint8], box: Box) -> Land:
-    cover, texture, slope = maps[:, box.y0 : box.y1, box.x0 : box.x1]
-    return Land(cover, texture.view(np.int8), slope.view(np.int8))
+    list(pool.map(fill, _boxes(size)))
+    return whole
 
 
-def _make_scene(series: _Series, scene: Pass, index: int, maps: NDArray[np.uint8], scratch: Path) -> None:
-    """Render a scene box by box into plain TIFFs, and make these into its files."""
-    view = View(scene, weather_of(scene, index, series.seed), series.size, series.assets)
-    with rasterio.Env(**_GDAL):
+def _write_scene(
+    overpass: Overpass, index: int, files: dict[str, Path], land: Land, seed: int, compress: str, scratch: Path
+) -> None:
+    """Render a scene box by box into plain TIFFs, and make these into COGs that have their names once complete."""
+    size, weather = len(land.cover), weather_of(overpass, index, seed)
+    drafts = {asset: scratch / path.stem for asset, path in files.items()}
+    step = {asset: 2 if asset == "SCL" else 1 for asset in files}  # in pixels of 10 m
+    # A small cache, because each pixel is written once; scenes are made side by side instead of the blocks of one.
+    with rasterio.Env(GDAL_CACHEMAX=64, GDAL_NUM_THREADS=1, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
         with ExitStack() as stack:
-            drafts = {asset: stack.enter_context(_draft(series, scene, asset, scratch)) for asset in series.assets}
-            for box in _boxes(series.size):
-                for asset, pixels in render(view, box, _land(maps, box)).items():
-                    drafts[asset].write(pixels if pixels.ndim == 3 else pixels[None], window=_window(box, asset))
-        for asset in series.assets:
-            _finish(series, scene, asset, scratch)
+            open_files = {}
+            for asset in files:
+                side = -(-size // step[asset])
+                open_files[asset] = stack.enter_context(
+                    rasterio.open(
+                        drafts[asset], "w", driver="GTiff", width=side, height=side, count=3 if asset == "TCI" else 1,
+                        dtype="uint8" if asset in ("TCI", "SCL") else "uint16", nodata=0, crs=_CRS,
+                        transform=Affine(10 * step[asset], 0, _WEST, 0, -10 * step[asset], _NORTH),
+                        tiled=True, blockxsize=_BLOCK, blockysize=_BLOCK, interleave="pixel",
+                    )
+                )  # fmt: skip
+            for box in _boxes(size):
+                here = Land(land.cover[box.slices], land.texture[box.slices], land.slope[box.slices])
+                for asset, pixels in render(box, here, overpass, weather, size=size, assets=tuple(files)).items():
+                    _, height, width = pixels.shape
+                    window = RasterWindow(box.x0 // step[asset], box.y0 // step[asset], width, height)
+                    open_files[asset].write(pixels, window=window)
+        for asset, path in files.items():
+            finished = scratch / path.name
+            options = {
+                "BLOCKSIZE": _BLOCK,
+                "OVERVIEW_RESAMPLING": "MODE" if asset == "SCL" else "AVERAGE",
+                "BIGTIFF": "IF_SAFER",
+                **_COMPRESSION[compress if asset == "TCI" else "deflate"],
+            }
+            try:
+                raster_copy(drafts[asset], finished, driver="COG", **options)
+            except Exception as error:  # GDAL's own errors have no public class in rasterio
+                raise OSError(f"{path.name}: {error}") from error
+            drafts[asset].unlink()
+            finished.replace(path)
 
 
-def _step(asset: str) -> int:
-    """Return how many pixels of 10 m a pixel of an asset is wide."""
-    return 2 if asset == "SCL" else 1
-
-
-def _window(box: Box, asset: str) -> RasterWindow:
-    step = _step(asset)
-    return RasterWindow(box.x0 // step, box.y0 // step, -(-box.shape[1] // step), -(-box.shape[0] // step))
-
-
-def _draft(series: _Series, scene: Pass, asset: str, scratch: Path) -> Any:
-    """Open an uncompressed TIFF for an asset."""
-    step = _step(asset)
-    side = -(-series.size // step)
-    profile = {
-        "width": side,
-        "height": side,
-        "count": 3 if asset == "TCI" else 1,
-        "dtype": "uint8" if asset in ("TCI", "SCL") else "uint16",
-        "nodata": 0,
-        "crs": _CRS,
-        "transform": Affine(10 * step, 0, _WEST, 0, -10 * step, _NORTH),
-    }
-    blocks = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "interleave": "pixel"}
-    return rasterio.open(scratch / f"{scene.stem}_{asset}", "w", driver="GTiff", **profile, **blocks)
-
-
-def _finish(series: _Series, scene: Pass, asset: str, scratch: Path) -> None:
-    """Turn an asset's draft into a COG that has its name only when it is complete."""
-    options = _COMPRESSION[series.compress if asset == "TCI" else "deflate"]
-    draft, path = scratch / f"{scene.stem}_{asset}", series.path(scene, asset)
-    overviews = "MODE" if asset == "SCL" else "AVERAGE"
-    fixed = {"BLOCKSIZE": _BLOCK, "OVERVIEW_RESAMPLING": overviews, "BIGTIFF": "IF_SAFER"}
+def _link(source: Path, path: Path) -> None:
+    """Give a file a second name."""
+    path.unlink(missing_ok=True)
     try:
-        raster_copy(draft, scratch / path.name, driver="COG", **fixed, **options)
-    except Exception as error:  # GDAL's own errors have no public class in rasterio
-        raise OSError(f"{path.name}: {error}") from error
-    draft.unlink()
-    (scratch / path.name).replace(path)
+        path.hardlink_to(source)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, path)
 
 
-def _link(series: _Series, scene: Pass, alias: Pass) -> None:
-    """Give a scene's files a second date."""
-    for asset in series.assets:
-        path = series.path(alias, asset)
-        path.unlink(missing_ok=True)
-        try:
-            path.hardlink_to(series.path(scene, asset))
-        except OSError:  # a file system without hard links
-            shutil.copyfile(series.path(scene, asset), path)
+def make_items(scenes: SceneSource, directory: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Write a STAC item for each generated scene, so that a catalogue can be tried without a network.
+
+    Items are as Earth Search has them: grids (``proj``), types, and ``eo:cloud_cover`` from the classification.
+
+    Parameters
+    ----------
+    scenes
+        What `find_scenes` takes, on this machine: the directory that `make_scenes` has filled.
+    directory
+        Where to write ``T31TCJ_20230709T104629.json`` and so on; made if it is not there. Another one than that of the
+        scenes: where there are rasters, item files beside them are not looked at.
+
+    Returns
+    -------
+    tuple of str
+        Paths of the items, ordered by time.
+
+    Raises
+    ------
+    SourceError
+        There are no scenes.
+    WriteError
+        The directory or a file cannot be written.
+
+    Examples
+    --------
+    >>> import s2composite as s2c
+    >>> from s2composite.demo import make_items, make_scenes
+    >>> files = make_scenes("doctest_l2a", scenes=2, size=256, assets=["B04", "B08", "SCL"])
+    >>> items = make_items("doctest_l2a", "doctest_items")
+    >>> s2c.open_cube("doctest_items", bands=["red", "nir"]).shape
+    (2, 2, 256, 256)
+    """
+    home, listed = Path(directory), find_scenes(scenes)
+    paths = []
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for scene in listed:
+            paths.append(home / f"{scene.id}.json")
+            paths[-1].write_text(json.dumps(_item(scene, home), indent=2), "utf-8")
+    except OSError as error:
+        raise WriteError(f"cannot write items to {home}: {error.strerror}; is it writable?") from error
+    return tuple(str(path) for path in paths)
+
+
+def _item(scene: Scene, home: Path) -> dict[str, Any]:
+    assets = {asset.name: _asset_fields(asset, home) for asset in scene.assets}
+    with rasterio.open(scene.assets[0].href) as file:
+        west, south, east, north = transform_bounds(file.crs, "EPSG:4326", *file.bounds)
+    properties = {
+        "datetime": f"{scene.time:%Y-%m-%dT%H:%M:%SZ}",
+        "constellation": "sentinel-2",
+        "platform": "sentinel-2a",
+        "grid:code": f"MGRS-{scene.granule}",
+        "s2:processing_baseline": "05.09",
+        "earthsearch:boa_offset_applied": True,  # generated numbers are reflectance x 10000, no offset on top
+    }
+    for asset in scene.assets:
+        if asset.name == "SCL":
+            with rasterio.open(asset.href) as file:
+                classes = file.read(1)
+            cloudy, seen = np.isin(classes, _CLOUD_CLASSES).sum(), np.count_nonzero(classes)
+            properties["eo:cloud_cover"] = round(100 * cloudy / max(seen, 1), 2)
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "stac_extensions": [
+            "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
+            "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+            "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
+        ],
+        "id": scene.id,
+        "collection": "sentinel-2-l2a",
+        "bbox": [west, south, east, north],
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[[west, south], [east, south], [east, north], [west, north], [west, south]]],
+        },
+        "links": [],
+        "assets": assets,
+        "properties": properties,
+    }
+
+
+def _asset_fields(asset: Asset, home: Path) -> dict[str, Any]:
+    band = common_name(asset.name)
+    with rasterio.open(asset.href) as file:
+        fields = {
+            "href": os.path.relpath(asset.href, home.absolute()),
+            "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+            "roles": ["data"],
+            "raster:bands": [{"data_type": dtype, "nodata": file.nodata} for dtype in file.dtypes],
+            "proj:code": str(file.crs),
+            "proj:shape": list(file.shape),
+            "proj:transform": list(file.transform)[:6],
+        }
+    if band is not None:
+        fields["raster:bands"] = [{**values, "scale": 1e-4, "offset": 0} for values in fields["raster:bands"]]
+        fields["eo:bands"] = [{"name": asset.name, "common_name": band}]
+    return fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import BytesIO
 from pathlib import Path
 
 import rioxarray
@@ -14,8 +15,8 @@ from s2composite.clusters.connect import connect
 from s2composite.compositing import composite
 from s2composite.cube import open_cube
 from s2composite.demo.files import make_scenes
-from s2composite.errors import WriteError
 from s2composite.writing.progress import progress_bar
+from s2composite.writing.targets import put_small
 
 __all__ = ["run_demo"]
 
@@ -74,28 +75,13 @@ def run_demo(
         comp = composite(cube)
         rasters = comp.to_raster(str(home / "median.tif"), layers=_LAYERS, overwrite=True, progress=progress)
         paths = dict(zip(_LAYERS, rasters, strict=True))
-        picture = _draw(cube, _finished(comp.dataset, paths), home / "median.png")
-    return {"scenes": str(home / "scenes"), **paths, "picture": picture}
-
-
-def _finished(dataset: xr.Dataset, paths: dict[str, str]) -> xr.Dataset:
-    """Return composite and count as they were written, so that drawing does not compute them again."""
-    layers = {}
-    for name in ("composite", "count"):
-        with rioxarray.open_rasterio(paths[name]) as file:
-            layers[name] = dataset[name].copy(data=file.values.reshape(dataset[name].shape))
-    return xr.Dataset(layers, {"scene_time": dataset["scene_time"]}, dataset.attrs)
-
-
-def _draw(cube: xr.DataArray, dataset: xr.Dataset, path: Path) -> str:
-    """Draw a cloudy scene beside the composite; the picture has its name only when it is complete."""
-    figure = before_after(cube, dataset, figure=Figure(figsize=(13.5, 5), layout="compressed"))
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(draft, format="png", dpi=110)
-        draft.replace(path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}; is there room?") from error
-    finally:
-        draft.unlink(missing_ok=True)
-    return str(path)
+        layers = {}  # as they were written, so that drawing does not compute them again
+        for name in ("composite", "count"):
+            with rioxarray.open_rasterio(paths[name]) as file:
+                layers[name] = comp.dataset[name].copy(data=file.values.reshape(comp.dataset[name].shape))
+        written = xr.Dataset(layers, {"scene_time": comp.dataset["scene_time"]}, comp.dataset.attrs)
+        figure = before_after(cube, written, figure=Figure(figsize=(13.5, 5), layout="compressed"))
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    put_small(picture.getvalue(), str(home / "median.png"), overwrite=True)
+    return {"scenes": str(home / "scenes"), **paths, "picture": str(home / "median.png")}

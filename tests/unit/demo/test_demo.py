@@ -21,11 +21,20 @@ from rio_cogeo import cog_validate
 
 from s2composite.cube import open_cube
 from s2composite.demo import make_items, make_scenes, run_demo
-from s2composite.demo.noise import Box, field, refine, spectrum
-from s2composite.demo.passes import passes, sun_at
-from s2composite.demo.seasons import VARIANTS, Cover, reflectances
-from s2composite.demo.sky import render_sky, weather_of
-from s2composite.demo.terrain import render_land
+from s2composite.demo.imagery import (
+    VARIANTS,
+    Box,
+    Cover,
+    field,
+    overpasses,
+    refine,
+    reflectances,
+    render_land,
+    render_sky,
+    spectrum,
+    sun_position,
+    weather_of,
+)
 from s2composite.errors import ParameterError, SourceError, WriteError
 from s2composite.scenes.listing import find_scenes
 
@@ -94,7 +103,7 @@ def test_files_are_valid_cogs(tmp_path, compress, kind, size):
 
 
 def test_dates_follow_the_rhythm_of_two_satellites():
-    year = passes(219, 2023)
+    year = overpasses(219, 2023)
     assert Counter(p.orbit for p in year) == {8: 73, 51: 73, 94: 73}
     assert list(year) == sorted(year, key=lambda p: p.time)
     for orbit in (8, 51, 94):
@@ -110,7 +119,7 @@ def test_dates_follow_the_rhythm_of_two_satellites():
      (500, date(2023, 1, 1), date(2025, 12, 31))],
 )  # fmt: skip
 def test_few_scenes_are_of_a_season_and_many_of_years(n, first, last):
-    days = [p.time.date() for p in passes(n, 2023)]
+    days = [p.time.date() for p in overpasses(n, 2023)]
     assert len(set(days)) == n
     assert days == sorted(days)
     assert first <= days[0] <= days[-1] <= last
@@ -120,7 +129,7 @@ def test_few_scenes_are_of_a_season_and_many_of_years(n, first, last):
 def test_the_sun_is_where_the_almanac_has_it():
     # NOAA's solar calculator for 43.8 N, 1.2 E, 10:46 UTC: 66.3 degrees high in azimuth 141 on 21 June,
     # 21.4 degrees high in azimuth 164 on 21 December.
-    sun = {p.time.date(): sun_at(p) for p in passes(219, 2023)}
+    sun = {p.time.date(): sun_position(p) for p in overpasses(219, 2023)}
     summer, winter = sun[date(2023, 6, 24)], sun[date(2023, 12, 21)]
     assert np.degrees([summer.elevation, summer.azimuth]) == pytest.approx([66.3, 141], abs=3)
     assert np.degrees([winter.elevation, winter.azimuth]) == pytest.approx([21.4, 164], abs=3)
@@ -214,7 +223,7 @@ def test_slow_kinds_of_land_are_there():
 
 
 def test_shadows_fall_away_from_the_sun():
-    scene = passes(24, 2023)[4]
+    scene = overpasses(24, 2023)[4]
     weather = next(w for i in range(40) if 0.1 < (w := weather_of(scene, i, 0)).cover < 0.3)
     sky = render_sky(Box(0, 0, 900, 900), weather)
     cloud, shade = sky.opacity > 0.5, sky.shadow > 0.5
@@ -253,10 +262,10 @@ def test_a_field_has_mean_0_and_variance_1():
 
 def test_refining_a_plane_gives_the_plane():
     box = Box(-7, 3, 40, 61)
-    coarse = box.coarser(3)
-    rows, columns = coarse.grid()
+    finer, fine = box.coarser().coarser(), box.coarser()
+    rows, columns = finer.coarser().grid()
     fine_rows, fine_columns = box.grid()
-    refined = refine(8 * rows + 24 * columns, box, 3)
+    refined = refine(refine(refine(8 * rows + 24 * columns, finer), fine), box)
     assert np.allclose(refined, fine_rows + 3 * fine_columns)
 
 
