@@ -113,4 +113,4 @@ def test_completion_and_help_show_what_can_be_given(kernel, typed, offered):
         return
     shown = kernel.inspect(typed, len(typed), reply=True, timeout=60)["content"]["data"]["text/plain"]
     assert "Signature:" in shown
-    assert all(name in shown for name in offered)
+    assert [name for name in offered if name.replace("=", ":") not in shown] == []
