@@ -25,7 +25,7 @@ from s2composite.reading.header import read_headers
 from s2composite.reading.tiles import TileRequest, begin_window
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from http_faults import stats, throttled
+from support.http_faults import stats, throttled
 
 
 def read_all(headers, size, edge, threads):

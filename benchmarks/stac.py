@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 def prepare(folder, scenes, size):
     import numpy as np
-    from rasters import write_tif
-    from stac_items import item_of
+    from support.rasters import write_tif
+    from support.stac_items import item_of
 
     rng = np.random.default_rng(0)
     land = rng.integers(200, 4000, (size // 8, size // 8)).repeat(8, 0).repeat(8, 1)
