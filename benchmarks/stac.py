@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 def prepare(folder, scenes, size):
     import numpy as np
+
     from support.rasters import write_tif
     from support.stac_items import item_of
 
