@@ -235,7 +235,8 @@ def test_baselines_are_those_of_products_of_esa(tmp_path, properties, collection
     path = write_tif(tmp_path / "B04.tif", numbers(low=2000), nodata=0)
     item = item_of("S2A_1", "2023-06-01T10:46:29Z", {"B04": path}, collection=collection, **properties)
     cube = s2c.open_cube(item, bands=["B04"])
-    assert str(cube.baseline.item()) == baseline
+    assert ("baseline" in cube.coords) == bool(baseline)
+    assert not baseline or str(cube.baseline.item()) == baseline
     np.testing.assert_equal(cube.offset.item(), shift)
 
 
@@ -264,7 +265,8 @@ def test_nodata_of_a_catalogue_is_one_that_the_file_can_hold(tmp_path, dtype, sa
     item = item_of("scene", "2023-06-01T10:46:29Z", {"b": path}, collection="other", platform="x", constellation="x")
     item["assets"]["b"]["raster:bands"] = [{"nodata": said}]
     cube = s2c.open_cube(item, bands=["b"])
-    assert str(cube.attrs.get("nodata")) == str(None if known is None else float(known))
+    number = None if known is None else np.dtype(dtype).type(known).item()
+    assert str(cube.attrs.get("nodata")) == str(number)
     count = s2c.composite(cube, "max", valid=s2c.Nodata()).compute()["count"].values
     assert set(count[1:].ravel().tolist()) == {1}
     assert set(count[0].tolist()) == ({1} if known is None else {0})
