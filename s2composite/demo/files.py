@@ -190,12 +190,15 @@ def _write_scene(
             open_files = {}
             for asset in files:
                 side = -(-size // step[asset])
+                # A block is a box, written once and whole: of blocks written in four parts, while other threads filled
+                # GDAL's cache, a part was lost in one file of some hundreds.
+                block = _BLOCK // step[asset]
                 open_files[asset] = stack.enter_context(
                     rasterio.open(
                         drafts[asset], "w", driver="GTiff", width=side, height=side, count=3 if asset == "TCI" else 1,
                         dtype="uint8" if asset in ("TCI", "SCL") else "uint16", nodata=0, crs=_CRS,
                         transform=Affine(10 * step[asset], 0, _WEST, 0, -10 * step[asset], _NORTH),
-                        tiled=True, blockxsize=_BLOCK, blockysize=_BLOCK, interleave="pixel",
+                        tiled=True, blockxsize=block, blockysize=block, interleave="pixel",
                     )
                 )  # fmt: skip
             for box in _boxes(size):

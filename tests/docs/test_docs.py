@@ -74,7 +74,11 @@ def catalogue(data):
 
 @pytest.mark.filterwarnings("ignore:Support for class-based")  # of planetary-computer
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # odc-loader warps into memory
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=() if page == START else pytest.mark.slow) for page in PAGES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_every_block_of_a_page_runs(page, data, address, catalogue, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
