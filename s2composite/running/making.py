@@ -268,7 +268,10 @@ class Making:
     @cached_property
     def _held(self) -> Any:
         """What makes windows, on the cluster; whoever loses it gets it from the scheduler again."""
-        return self._client.submit(_hold, self.product.maker, key=f"send-job-{self.product.token[:16]}", pure=True)
+        # A name of its own for each run: one that begins while the scheduler forgets the result of the run before it,
+        # under the same name, can wait for ever.
+        key = f"send-job-{self.product.token[:8]}-{uuid.uuid4().hex[:8]}"
+        return self._client.submit(_hold, self.product.maker, key=key, pure=False)
 
     def _note_window(self, outcome: Outcome, window: tuple[int, int]) -> None:
         facts: dict[str, Any] = {
