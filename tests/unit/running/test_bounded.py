@@ -18,7 +18,8 @@ from s2composite.running.bounded import Call, Policy, run_bounded
 from s2composite.running.silent import Suspects
 from support.job_helpers import farm_in, until
 
-pytestmark = pytest.mark.slow  # kills, freezes and restarts workers
+# Kills, freezes and restarts workers; the limit only bounds a hang.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 QUICK = Policy(attempts=3, pause=0.05, timeout=60)
 
