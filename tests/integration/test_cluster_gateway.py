@@ -14,7 +14,7 @@ from s2composite import connect
 from s2composite.clusters.backends import start_cluster
 from s2composite.clusters.connect import read_cluster
 from s2composite.errors import ClusterError, JobError
-from support.sshd import PYTHONPATH
+from support import PYTHONPATH
 from support.storage_servers import free_port
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from distributed import Client
 
 from s2composite.demo import make_scenes
 from s2composite.running.ledger import read_ledger
-from support import TESTS
+from support import PYTHONPATH
 from support.http_faults import fault_server
 
 
@@ -104,7 +104,7 @@ def until(condition, seconds=240, pause=0.02):
 
 def environment(**more):
     """Return the environment of a process that finds the functions of tests."""
-    path = [str(TESTS), os.environ.get("PYTHONPATH", "")]
+    path = [PYTHONPATH, os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
 
 

@@ -9,12 +9,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from support import ROOT, TESTS
+from support import PYTHONPATH
 from support.storage_servers import free_port
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-PYTHONPATH = ":".join(map(str, [ROOT, TESTS, *sorted({path.parent for path in TESTS.rglob("test_*.py")})]))
-"""Of processes that find the package and the functions of tests."""
 
 
 def make_key(path):

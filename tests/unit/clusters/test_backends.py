@@ -268,7 +268,7 @@ def seen(dask_worker):
 @pytest.mark.slow
 def test_jobs_of_a_queue_become_workers(queue, monkeypatch):
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
-    from support.sshd import PYTHONPATH
+    from support import PYTHONPATH
 
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     options = {**SHIPPED, "type": "slurm", "threads": 2, "memory": "1GiB", "dashboard": ":0", "workers": 1}

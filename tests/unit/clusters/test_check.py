@@ -15,7 +15,7 @@ from s2composite.cli import app
 from s2composite.clusters.check import check_cluster
 from s2composite.errors import ClusterError, ParameterError
 from s2composite.scenes.storage import join
-from support.sshd import PYTHONPATH
+from support import PYTHONPATH
 from support.storage_servers import free_port
 
 DASK = "from dask.__main__ import main; main()"
