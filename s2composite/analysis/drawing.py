@@ -99,8 +99,8 @@ def _label(shown: xr.Dataset, dim: str) -> str:
     units = str(shown[dim].attrs.get("units", ""))
     crs = crs_of(next(iter(shown.data_vars.values()))) if dim == "x" else None
     code = None if crs is None else crs.to_epsg()
-    told = ", ".join(part for part in (_UNITS.get(units, units), f"EPSG:{code}" if code else "") if part)
-    return f"{dim} ({told})" if told else dim
+    details = ", ".join(part for part in (_UNITS.get(units, units), f"EPSG:{code}" if code else "") if part)
+    return f"{dim} ({details})" if details else dim
 
 
 def scale_beside(ax: Axes, shown: Any, of: Axes | Sequence[Axes] | None = None, **options: Any) -> Colorbar:
@@ -155,4 +155,4 @@ class PlotFigure(Figure):
         """Take the figure from those that the inline backend will draw, and leave displaying it to IPython."""
         if "inline" in plt.get_backend().lower():
             plt.close(self)
-        raise NotImplementedError  # how IPython is told to go on with the other representations
+        raise NotImplementedError  # makes IPython go on to the other representations, as intended
