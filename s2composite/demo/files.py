@@ -190,7 +190,7 @@ def _write_scene(
             open_files = {}
             for asset in files:
                 side = -(-size // step[asset])
-                # A block is a box, written once and whole. Of blocks written in four parts, a part was once found empty,
+                # A block is a box, written once and whole. Of blocks written in four parts, a part was once empty,
                 # likely because other threads filled the cache of GDAL meanwhile; not proven.
                 block = _BLOCK // step[asset]
                 open_files[asset] = stack.enter_context(
