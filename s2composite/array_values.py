@@ -250,7 +250,12 @@ def _origin(array: xr.DataArray) -> Origin:
 
 def _raw(array: xr.DataArray) -> bool:
     """Return whether what xarray opened are the numbers of a raster or composite, not what was derived and written."""
-    return _has(array.attrs, ("grid_mapping", "AREA_OR_POINT"))
+    return _has(array.attrs, ("grid_mapping", "AREA_OR_POINT")) and not _from_integers(array)
+
+
+def _from_integers(array: xr.DataArray) -> bool:
+    """Return whether floats were made from a cube of integers: the nodata value that they still have is one."""
+    return array.dtype.kind == "f" and isinstance(array.attrs.get("nodata"), int | np.integer)
 
 
 def _encoded(array: xr.DataArray) -> bool:
@@ -265,7 +270,8 @@ def _encoded(array: xr.DataArray) -> bool:
         # write_crs of a derived array leaves this, too; raw ones of ours have more.
         return "grid_mapping" in encoding and not _has(attrs, ("engine", "overviews"))
     if "engine" in attrs:
-        return located  # a cube that was written and opened again: what is derived from one has lost the grid mapping
+        # A cube that was written and opened again: what is derived from one has lost the grid mapping, or is not raw.
+        return located and not _from_integers(array)
     filled = "_FillValue" in encoding and array.dtype.kind == "f" and _has(attrs, ("nodata",))
     return located or not filled
 

@@ -33,6 +33,9 @@ LOG = logging.getLogger(__name__)
 _TICK = 0.5
 """Seconds after which workers are counted again, and calls that take too long are looked for."""
 
+_QUIET = 30.0
+"""Seconds without the end of any call after which a look is taken at whether all workers are paused."""
+
 _LONGEST_PAUSE = 60.0
 """Seconds at most before a call is made again."""
 
@@ -153,6 +156,7 @@ class _Bounded:
         self._ended: SimpleQueue[Future] = SimpleQueue()
         self._suspects = Suspects(client)
         self._threads, self._looked = 1, -math.inf
+        self._last_ended, self._told_paused = time.monotonic(), False
 
     def outcomes(self, interrupts: Interrupts) -> Iterator[Outcome]:
         """Yield how each attempt ended."""
@@ -178,7 +182,20 @@ class _Bounded:
         self._threads = max(sum(self._client.nthreads().values()), 1)
         late = self._stuck(now)
         self._suspects.look()
+        if not self._told_paused and now - self._last_ended > _QUIET:
+            self._tell_paused()
         return late
+
+    def _tell_paused(self) -> None:
+        """Say once that no call is begun because every worker has more memory in use than Dask allows it."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        if workers and all(worker["status"] == "paused" for worker in workers):
+            self._told_paused = True
+            LOG.warning(
+                "all %d workers are paused: they use more of their memory than distributed.worker.memory.pause allows; "
+                "give them more memory, or take smaller chunks",
+                len(workers),
+            )
 
     def _launch(self) -> None:
         """Hand calls to the cluster where there is room: first those that are due again, then new ones all at once."""
@@ -207,6 +224,7 @@ class _Bounded:
         ended: list[Future] = []
         with suppress(Empty):
             ended.append(self._ended.get(timeout=_TICK))
+            self._last_ended = time.monotonic()
             while True:
                 ended.append(self._ended.get_nowait())
         flights = {future: self.flying.pop(future) for future in ended if future in self.flying}

@@ -55,8 +55,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address():
     """A scheduler whose workers are threads of this process: kernels are compiled once for all pages."""
+    # A limit of memory out of reach: what is compared with it is the memory of the whole process of the tests,
+    # and workers over their limit are paused.
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0", memory_limit="2GB"
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0", memory_limit="64GB"
     ) as cluster:
         yield cluster.scheduler_address
 

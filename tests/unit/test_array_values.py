@@ -504,6 +504,24 @@ def test_a_cube_that_was_written_and_opened_again(files, tmp_path):
         s2c.composite(xr.open_dataset(tmp_path / "cast.nc")["cube"], "median")
 
 
+@pytest.mark.parametrize("name", ["difference.nc", "difference.zarr"])
+def test_a_difference_of_a_cube_that_was_written_and_opened_again(name, files, tmp_path):
+    s2c.open_cube(files).to_zarr(tmp_path / "cube.zarr")
+    numbers = xr.open_zarr(tmp_path / "cube.zarr")["cube"].astype("float32")
+    difference = numbers - numbers.isel(time=0, drop=True)
+    if name.endswith(".nc"):
+        difference.rename("cube").to_netcdf(tmp_path / name)
+    else:
+        difference.rename("cube").to_zarr(tmp_path / name)
+    for chunks in (None, {}):
+        opened = xr.open_dataset(tmp_path / name, chunks=chunks)["cube"]
+        with pytest.raises(ParameterError, match="cannot be told"):
+            s2c.composite(opened, "median")
+        comp = s2c.composite(opened, "median", valid=()).compute()
+        np.testing.assert_array_equal(comp["count"], SCENES)
+        np.testing.assert_array_equal(comp["composite"], difference.median("time"))
+
+
 def test_what_rioxarray_writes_is_believed(files):
     made = s2c.open_cube(files).compute().astype("int16") - np.int16(1000)
     comp = s2c.composite(made.rio.write_nodata(-1000), "median").compute()

@@ -17,6 +17,7 @@ from s2composite.running.jobs.job import load_job
 from s2composite.running.scope import job_composite, job_scenes
 from s2composite.scenes.listing import find_scenes
 from s2composite.scenes.names import common_name, same_band
+from support.gdal_cli import needs_gdal
 from support.rasters import ORIGIN, write_tif
 from support.stac_items import item_of
 
@@ -55,6 +56,7 @@ def unscaled(path, tmp_path):
 # --- tags of files -----------------------------------------------------------------------------------------------------
 
 
+@needs_gdal
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
 @pytest.mark.parametrize("engine", ["tiles", "gdal"])
 @pytest.mark.parametrize(

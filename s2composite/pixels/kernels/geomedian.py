@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, count_valid, fetch, judge, split
+from s2composite.pixels.kernels.block import Source, fetch, judge, split
 from s2composite.pixels.kernels.compiled import fast_part, kernel, part
 from s2composite.pixels.kernels.selection import select_wide
 from s2composite.pixels.kernels.statistics import look_up, next_key
@@ -34,21 +34,6 @@ LANES = 32
 
 
 @part
-def load_numbers(source: Source, start: int, n: int, rows: Any, numbers: Any, valid: Any) -> None:
-    """Load `n` pixels as floats: ``numbers (t, b, width)``, 0 where not valid; ``rows (b, width)`` is scratch."""
-    for t in range(source.scenes.size):
-        scene = source.scenes[t]
-        split(source, scene, start, n, rows)
-        judge(source, scene, start, n, rows, valid[t])
-        valid[t, n:] = 0
-        ok = valid[t]
-        for b in range(rows.shape[0]):
-            row, number = rows[b], numbers[t, b]
-            for i in range(ok.size):
-                number[i] = row[i] if ok[i] else 0
-
-
-@part
 def clear(ok: Any, numbers: Any) -> None:
     """Set numbers ``(b, n)`` to 0 where not valid."""
     for b in range(numbers.shape[0]):
@@ -62,7 +47,7 @@ def load_packed(source: Source, start: int, n: int, rows: Any, numbers: Any, val
     """Load the valid observations of `n` pixels as floats, and return how many the pixel with most of them has.
 
     Those of a pixel come first, in scene order, so that all that follows is spared what is missing. Packing takes as
-    long as two steps: it pays where deviations are wanted, too.
+    long as two steps at most, and nothing where scenes show all pixels of a block, or none.
 
     Parameters
     ----------
@@ -78,6 +63,7 @@ def load_packed(source: Source, start: int, n: int, rows: Any, numbers: Any, val
     bands, width = rows.shape
     flat, step = numbers.reshape(numbers.size), bands * width
     place, ok = np.arange(width), np.zeros(width, np.uint8)  # place: where the next observation of a pixel goes
+    alike = 0  # scenes so far of which all pixels are valid, -1: there were others
     for t in range(source.scenes.size):
         fetch(source, t + 2, start, n)
         scene = source.scenes[t]
@@ -85,6 +71,16 @@ def load_packed(source: Source, start: int, n: int, rows: Any, numbers: Any, val
         judge(source, scene, start, n, rows, ok)
         if not ok.any():
             continue
+        if alike >= 0 and ok.all():
+            for b in range(bands):
+                row, number = rows[b], numbers[alike, b]
+                for i in range(width):
+                    number[i] = row[i]
+            for i in range(width):
+                place[i] += step
+            alike += 1
+            continue
+        alike = -1
         for b in range(bands):
             row, band = rows[b], flat[b * width :]
             for i in range(width):  # what is not valid is written, too, and the next over it: no branch
@@ -658,13 +654,11 @@ def geomedian(
     counts3 = np.empty(3 * width, np.uint16)
     for start in range(0, source.pixels, width):
         n = min(width, source.pixels - start)
-        if spread:  # observations are needed twice
-            most = load_packed(source, start, n, rows, numbers, valid, counts)
-            here, here_valid, there, there_valid = numbers[:most], valid[:most], fewer[:most], fewer_valid[:most]
-        else:
-            load_numbers(source, start, n, rows, numbers, valid)
-            count_valid(valid, n, counts, count[start : start + n])
-            here, here_valid, there, there_valid = numbers, valid, numbers, valid
+        most = load_packed(source, start, n, rows, numbers, valid, counts)
+        here, here_valid = numbers[:most], valid[:most]
+        there, there_valid = here, here_valid
+        if spread:  # observations are needed again
+            there, there_valid = fewer[:most], fewer_valid[:most]
         for i in range(n):
             count[start + i] = counts[i]
         iterate(here, here_valid, counts, eps, max_iterations, there, there_valid, middle)

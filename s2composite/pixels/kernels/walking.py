@@ -8,7 +8,6 @@ import numpy as np
 
 from s2composite.pixels.kernels.block import Source, count_valid, judge, split
 from s2composite.pixels.kernels.compiled import fast_part, kernel, part
-from s2composite.pixels.kernels.geomedian import load_numbers
 from s2composite.pixels.kernels.rank import put_picked
 
 __all__ = ["best_scored", "first_valid", "medoid", "validity"]
@@ -112,6 +111,21 @@ def best_scored(
         put_picked(source, index, start, n, out, chosen)
         for i in range(n):
             count[start + i] = counts[i]
+
+
+@part
+def load_numbers(source: Source, start: int, n: int, rows: Any, numbers: Any, valid: Any) -> None:
+    """Load `n` pixels as floats: ``numbers (t, b, width)``, 0 where not valid; ``rows (b, width)`` is scratch."""
+    for t in range(source.scenes.size):
+        scene = source.scenes[t]
+        split(source, scene, start, n, rows)
+        judge(source, scene, start, n, rows, valid[t])
+        valid[t, n:] = 0
+        ok = valid[t]
+        for b in range(rows.shape[0]):
+            row, number = rows[b], numbers[t, b]
+            for i in range(ok.size):
+                number[i] = row[i] if ok[i] else 0
 
 
 @fast_part

@@ -19,6 +19,7 @@ import s2composite as s2c
 from s2composite.cli.commands import app
 from s2composite.errors import ReadError
 from s2composite.reading.header import read_header
+from support.gdal_cli import needs_gdal
 from support.rasters import ORIGIN, write_tif
 
 SIZE = 150
@@ -207,6 +208,7 @@ def vrt_of(path, array, nodata, dtype):
     return str(path)
 
 
+@needs_gdal
 @pytest.mark.parametrize("resampling", ["nearest", pytest.param("bilinear", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dtype", "name", "nodata"),

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from distributed import Client, get_worker
+from distributed import Client, LocalCluster, get_worker
 
 import s2composite as s2c
-from s2composite.errors import ClusterError, ReadError
+from s2composite.errors import ClusterError, ReadError, S2CompositeError
 from s2composite.running.bounded import Call, Policy, run_bounded
 from s2composite.running.silent import Suspects
 from support.job_helpers import farm_in, until
@@ -182,6 +182,20 @@ class Unreadable:
 
     def __reduce__(self):
         return (bug, ())
+
+
+def test_workers_that_are_all_paused_are_told(monkeypatch, caplog):
+    monkeypatch.setattr("s2composite.running.bounded._QUIET", 0.0)
+    # Workers in threads of this process: the memory of the process is far beyond their limit, so they are paused.
+    with (
+        LocalCluster(n_workers=1, processes=False, memory_limit="1MB", dashboard_address=None) as cluster,
+        Client(cluster) as client,
+        pytest.raises(S2CompositeError, match="no answer in"),
+    ):
+        until(lambda: {w["status"] for w in client.scheduler_info()["workers"].values()} == {"paused"})
+        policy = Policy(attempts=1, timeout=5)
+        raise next(run_bounded(client, calls("paused", double, n=1), policy)).error
+    assert "all 1 workers are paused" in caplog.text
 
 
 def unreadable(n):
