@@ -26,7 +26,7 @@ import simplejpeg
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
-from s2composite.reading.header import read_headers
+from s2composite.geotiff.header import read_headers
 from s2composite.reading.tiles import TileRequest, read_window
 
 THREADS = 2

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 OURS = """
 import gc, json, sys, time, dask, s2composite as s2c
-from s2composite.windows import compose_window
+from s2composite.cube.windows import compose_window
 cube = s2c.open_cube(sys.argv[1], chunks=1024, engine=sys.argv[2])
 s2c.composite(cube.isel(x=slice(0, 64), y=slice(0, 64), time=slice(0, 2))).compute()  # compile before the clock starts
 tasks = []

@@ -21,7 +21,7 @@ import numpy as np
 from decode import windows
 
 from s2composite.demo import make_scenes
-from s2composite.reading.header import read_headers
+from s2composite.geotiff.header import read_headers
 from s2composite.reading.tiles import TileRequest, begin_window
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -19,10 +19,10 @@ import psutil
 from distributed import Client
 
 import s2composite as s2c
+from s2composite.clusters.submit import Call, Policy, run_bounded
 from s2composite.demo import make_scenes
-from s2composite.running.bounded import Call, Policy, run_bounded
-from s2composite.running.planning.plan import plan_job
-from s2composite.running.run import run_job
+from s2composite.runner.plan import plan_job
+from s2composite.runner.run import run_job
 
 LAYERS = ["composite", "count", "source"]
 

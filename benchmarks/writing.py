@@ -170,19 +170,19 @@ import s2composite as s2c
 
 def watch():
     # On a worker: note the seconds that each window takes to be encoded, which is a part of its task.
-    from s2composite.writing import pyramid
-    whole, pyramid.spent = pyramid.encode_window, []
+    from s2composite.writing import steps
+    whole, steps.spent = steps.encode_window, []
     def encode_window(*args):
         start = time.perf_counter()
         try:
             return whole(*args)
         finally:
-            pyramid.spent.append(time.perf_counter() - start)
-    pyramid.encode_window = encode_window
+            steps.spent.append(time.perf_counter() - start)
+    steps.encode_window = encode_window
 
 def watched():
-    from s2composite.writing import pyramid
-    return sum(pyramid.spent)
+    from s2composite.writing import steps
+    return sum(steps.spent)
 
 def seconds(dask_scheduler):
     return {name: dict(prefix.all_durations) for name, prefix in dask_scheduler.task_prefixes.items()}

@@ -166,7 +166,7 @@ for ax in axes:
 # who made them, what was tried again. Here is the night as a picture: the first run, the gap, the second.
 
 # %%
-from s2composite.running.ledger import ledger_table
+from s2composite.runner.ledger import ledger_table
 
 table = ledger_table(str((directory / "median.tif").absolute()))
 done = table[table["event"] == "done"]
@@ -185,7 +185,7 @@ plt.legend();
 # failures by cause, versions, the job itself.
 
 # %%
-from s2composite.running.reports.report import job_report
+from s2composite.runner.report import job_report
 
 report = job_report(job)
 slowest = max(report.seconds, key=report.seconds.get)

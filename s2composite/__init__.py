@@ -14,53 +14,52 @@ if TYPE_CHECKING:
     from s2composite.analysis.zonal import write_zonal_stats, zonal_stats
     from s2composite.clusters.check import check_cluster
     from s2composite.clusters.connect import connect
-    from s2composite.compositing import Composite, composite
-    from s2composite.cube import open_cube
+    from s2composite.cube.composite import Composite, composite
+    from s2composite.cube.open import open_cube
+    from s2composite.cube.screening import select_scenes, valid_share
     from s2composite.errors import S2CompositeError
-    from s2composite.pixels.flags import SCL, CloudProbability, Fmask, QABits, Usable
+    from s2composite.jobs.schema import load_job
+    from s2composite.pixels.mask_bands import SCL, CloudProbability, Fmask, QABits, Usable
     from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
-    from s2composite.running.jobs.job import load_job
-    from s2composite.running.planning.plan import plan_cells, plan_job
-    from s2composite.running.run import run_cells, run_job
-    from s2composite.running.run_spans import run_spans
-    from s2composite.scenes.listing import find_scenes
+    from s2composite.runner.plan import plan_cells, plan_job
+    from s2composite.runner.run import run_cells, run_job, run_spans
+    from s2composite.scenes.find import find_scenes
     from s2composite.scenes.model import Asset, Scene
-    from s2composite.screening import select_scenes, valid_share
-    from s2composite.writing.reconstruct import reconstruct
+    from s2composite.writing.mosaic import reconstruct
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_MODULES = {
     "Asset": "scenes.model",
-    "CloudProbability": "pixels.flags",
-    "Composite": "compositing",
-    "Fmask": "pixels.flags",
+    "CloudProbability": "pixels.mask_bands",
+    "Composite": "cube.composite",
+    "Fmask": "pixels.mask_bands",
     "Nodata": "pixels.masks",
-    "QABits": "pixels.flags",
+    "QABits": "pixels.mask_bands",
     "S2CompositeError": "errors",
-    "SCL": "pixels.flags",
+    "SCL": "pixels.mask_bands",
     "Saturated": "pixels.masks",
     "Scene": "scenes.model",
     "SwathEdge": "pixels.masks",
-    "Usable": "pixels.flags",
+    "Usable": "pixels.mask_bands",
     "ValueRange": "pixels.masks",
     "check_cluster": "clusters.check",
-    "composite": "compositing",
+    "composite": "cube.composite",
     "connect": "clusters.connect",
-    "find_scenes": "scenes.listing",
-    "load_job": "running.jobs.job",
-    "open_cube": "cube",
-    "reconstruct": "writing.reconstruct",
+    "find_scenes": "scenes.find",
+    "load_job": "jobs.schema",
+    "open_cube": "cube.open",
+    "reconstruct": "writing.mosaic",
     "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
-    "plan_cells": "running.planning.plan",
-    "plan_job": "running.planning.plan",
-    "run_cells": "running.run",
-    "run_job": "running.run",
-    "run_spans": "running.run_spans",
-    "select_scenes": "screening",
-    "valid_share": "screening",
+    "plan_cells": "runner.plan",
+    "plan_job": "runner.plan",
+    "run_cells": "runner.run",
+    "run_job": "runner.run",
+    "run_spans": "runner.run",
+    "select_scenes": "cube.screening",
+    "valid_share": "cube.screening",
     "write_zonal_stats": "analysis.zonal",
     "zonal_stats": "analysis.zonal",
 }
@@ -105,9 +104,9 @@ def __getattr__(name: str) -> Any:
     # Loaded when first asked for: `import s2composite` takes milliseconds, and needs no optional package.
     if name == "plot":
         return importlib.import_module("s2composite.analysis.plot")
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 's2composite' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"s2composite.{_ROOMS[name]}"), name)
+    value = getattr(importlib.import_module(f"s2composite.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

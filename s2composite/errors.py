@@ -1,11 +1,13 @@
 """The errors of the library: one base class, so that ``except S2CompositeError`` catches everything that is not a bug.
 
-Every message names the thing (scene, band, window, key, path) and says what to do. The facts are attributes, too, and
+Every message names the thing (scene, band, window, key, path) and says what to do. The facts are attributes, too,
+and
 survive the way from a Dask worker: an exception is pickled as its message and its ``__dict__``.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "TilesError",
     "WriteError",
     "check_choice",
+    "imported",
+    "needed",
 ]
 
 
@@ -69,7 +73,7 @@ class BandError(S2CompositeError):
 
 
 class AccessError(S2CompositeError):
-    """A place is not open to this process for reading or writing; see `s2composite.scenes.access`."""
+    """A place is not open to this process for reading or writing; see `s2composite.storage.urls`."""
 
 
 class ReadError(S2CompositeError):
@@ -108,3 +112,44 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
     """Raise a ParameterError that lists them unless an argument is one of its choices; it may be of any type."""
     if not isinstance(value, str | None) or value not in choices:
         raise ParameterError(f"{name} is {value!r}; it is one of {', '.join(map(repr, choices))}")
+
+
+def imported(path: str) -> Any:
+    """Return what lies at ``"package.module:name"`` or ``"package.module.name"``; None where `path` is neither.
+
+    Raises
+    ------
+    ImportError, AttributeError
+        There is no such module, or no such name in it.
+    """
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    return getattr(import_module(module), name) if module and name else None
+
+
+def needed(module: str, extra: str, purpose: str = "this", limits: str = "") -> Any:
+    """Import an optional module, or say which extra brings it.
+
+    Parameters
+    ----------
+    module
+        Its full name, ``"odc.stac"``.
+    extra
+        The extra of s2composite that installs it.
+    purpose
+        What needs it, in the plural or "this", for the message.
+    limits
+        What else has to be known to install it, for the message.
+
+    Raises
+    ------
+    MissingDependencyError
+        It is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        verb = "needs" if purpose == "this" else "need"
+        raise MissingDependencyError(
+            f"{purpose} {verb} the package {module.partition('.')[0]}: pip install 's2composite[{extra}]'"
+            + (f" ({limits})" if limits else "")
+        ) from error

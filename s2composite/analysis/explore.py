@@ -38,12 +38,12 @@ from s2composite.analysis.picture import (
     values_of,
     with_count,
 )
-from s2composite.composed import Composed
+from s2composite.cube.georeference import geobox_of
+from s2composite.cube.result import Composed
 from s2composite.errors import GridError, ParameterError
-from s2composite.georeference import geobox_of
-from s2composite.pixels.stretching import NO_DATA_COLOUR, Stretch, limits_of_each, painted
+from s2composite.pixels.stretch import NO_DATA_COLOUR, Stretch, limits_of_each, painted
 from s2composite.reading.grid import projected_box
-from s2composite.writing.targets import put_small, target_of
+from s2composite.writing.publish import put_small, target_of
 
 __all__ = ["Map", "explore"]
 

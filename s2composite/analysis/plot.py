@@ -1,6 +1,7 @@
-"""Pictures of composites: ordinary matplotlib axes, drawn from at most 1500 pixels a side.
+"""Plots of composites: single periods, small multiples, the timeline of scenes.
 
-No display is needed. This module is imported when something is drawn, and matplotlib with it.
+Drawn from at most 1500 pixels a side. No display is needed. matplotlib is imported with this module, when something
+is drawn.
 """
 
 from __future__ import annotations
@@ -15,40 +16,220 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.dates import AutoDateLocator, DateFormatter, num2date
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, DateFormatter, num2date
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from s2composite.analysis.drawing import (
+from s2composite.analysis.picture import (
+    axes_or_new,
+    bands_of,
+    cloudy_scene,
     colours_of,
     days_of_scenes,
+    decimated,
     draw,
     figure_or_new,
-    map_or_new,
-    map_size,
-    scale_beside,
-    sources_of,
-)
-from s2composite.analysis.picture import (
-    cloudy_scene,
-    decimated,
     heading,
     layer_of,
     layers_of,
+    map_or_new,
+    map_size,
+    observed,
     one_scene,
+    period_titles,
+    scale_beside,
     scene_position,
+    sources_of,
     values_of,
+    with_count,
 )
-from s2composite.analysis.small_multiples import periods
-from s2composite.analysis.timeline import timeline
-from s2composite.composed import Composed
+from s2composite.cube.result import Composed, coarser
+from s2composite.cube.screening import valid_share
 from s2composite.errors import ParameterError
 from s2composite.pixels.masks import Rule
-from s2composite.pixels.stretching import Stretch, limits, painted
+from s2composite.pixels.stretch import Stretch, limits, limits_of_each, painted
 
 __all__ = ["Plots", "before_after", "periods", "plot_composite", "plot_count", "plot_date", "timeline"]
+
+
+def timeline(
+    composite: Composed | xr.Dataset,
+    cube: xr.DataArray | None = None,
+    *,
+    valid: Rule | xr.DataArray | Sequence[Rule | xr.DataArray] | None = None,
+    resolution: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw, for each scene at its date, the share of the composite's pixels that come from it, and what it shows.
+
+    Parameters
+    ----------
+    composite : Composite or xarray.Dataset
+        A composite, or its layers, with the coordinate ``scene_time``. Only one with ``source`` takes its pixels from
+        single scenes; of others, such as a geomedian, it is drawn what the scenes of the cube show.
+    cube : xarray.DataArray, optional
+        What the composite was made of: the share of the area that each scene shows validly is drawn, too.
+    valid : rule or DataArray of bool, or sequence of these, optional
+        The rules of the composite, as for `composite`; they say which pixels of the cube count.
+    resolution : float, optional
+        Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: up to
+        16 times coarser than the cube, but 256 pixels a side, from overviews where there are some. Other cubes are
+        looked at as they are.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        With the share in percent of each scene.
+
+    Raises
+    ------
+    ParameterError
+        There are no dates, neither source nor cube, no pixel has a source, or the cube has other scenes.
+    """
+    dataset = layers_of(composite)
+    days = days_of_scenes(dataset)
+    if cube is None or "source" in dataset:
+        source = sources_of(dataset).values
+        share = np.bincount(source[source >= 0], minlength=len(days)) / (source >= 0).sum() * 100
+        what, *_ = heading(dataset).splitlines()
+        title = f"{what}: pixels of {np.count_nonzero(share)} of {len(days)} scenes"
+    else:
+        share, title = None, f"what {len(days)} scenes show of the area"
+    shown = None if cube is None else _shown(cube, dataset, valid, resolution)
+    ax = axes_or_new(ax, (11, 4.5))
+    width = float(np.clip(400 / len(days), 1.5, 14))
+    if shown is not None:
+        ax.vlines(days, 0, shown, linewidth=width, color="0.75", label="valid in the scene, % of the area")
+    if share is not None:
+        label = "taken for the composite, % of its pixels"
+        ax.vlines(days, 0, share, linewidth=width / 2, color="tab:green", label=label)
+    ax.plot(days, np.zeros_like(days), "|", color="0.3")
+    locator = AutoDateLocator()
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    ax.set(ylabel="share of pixels (%)", title=title, ylim=(0, None if shown is None else 102))
+    if shown is not None:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
+    return ax
+
+
+def _shown(cube: xr.DataArray, dataset: xr.Dataset, valid: Any, resolution: float | None) -> NDArray[np.float64]:
+    """Return the share of the area that each scene shows validly, in percent."""
+    if not np.array_equal(cube["time"].values, dataset["scene_time"].values):
+        raise ParameterError(
+            f"the cube has {cube.sizes['time']} scenes and the composite {dataset.sizes['scene']}, not the same ones; "
+            "give the cube it was made of"
+        )
+    shares = valid_share(coarser(cube, resolution), valid)["valid"].compute()
+    return np.asarray(shares.values * 100, np.float64)
+
+
+_PANEL = 3.0
+"""Inches of the longer side of a panel."""
+
+
+def periods(
+    composite: Composed | xr.Dataset,
+    *,
+    layer: str = "composite",
+    bands: Sequence[Any] | None = None,
+    stretch: Stretch | None = None,
+    columns: int = 4,
+    figure: Figure | None = None,
+) -> Figure:
+    """Draw each period of a composite, or how many observations each had, in one figure.
+
+    Parameters
+    ----------
+    composite : Composite or xarray.Dataset
+        A composite with periods, or its layers.
+    layer : str, default "composite"
+        ``"composite"`` or another with bands; ``"count"`` or another without.
+    bands : sequence of str, optional
+        Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
+        first three.
+    stretch : str or pair of float or sequence of pairs, optional
+        The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
+        Percentiles, and so the default, are those of each period, so that a summer can be seen beside a winter with
+        snow. ``"common"``, or ``"1-99% common"``: those of all periods together, so that their brightness can be
+        compared.
+    columns : int, default 4
+        Pictures in a row.
+    figure : matplotlib.figure.Figure, optional
+        Where to draw; default: a new figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With axes for each period; one without a value is left grey and says so.
+
+    Raises
+    ------
+    ParameterError
+        The composite has no periods, there is no such layer or band, or no period has data.
+    """
+    dataset = layers_of(composite)
+    if "time" not in dataset.dims or "period" not in dataset.coords:
+        raise ParameterError("the composite has no periods; make it with period=, or draw it with plot()")
+    if columns < 1:
+        raise ParameterError(f"columns={columns}; give 1 or more")
+    labels = period_titles(dataset)
+    across = min(columns, len(labels))
+    down = -(-len(labels) // across)
+    width, height = map_size(dataset, _PANEL)
+    figure = figure_or_new(figure, (width * across + 1, (height + 0.3) * down + 0.6))
+    figure.suptitle(heading(dataset, layer, bands or ()))
+    axes = figure.subplots(down, across, squeeze=False).ravel().tolist()
+    draw_all = _pictures if layer in dataset and "band" in dataset[layer].dims else _numbers
+    empty = draw_all(dataset, layer, bands, stretch, axes)
+    for ax, label, nothing in zip(axes, labels, empty, strict=False):
+        ax.set(title=label, xlabel="", ylabel="", xticks=[], yticks=[])
+        if nothing:
+            ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center", color="0.3")
+    for ax in axes[len(labels) :]:
+        ax.remove()
+    return figure
+
+
+def _pictures(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | None, axes: list[Axes]) -> list[bool]:
+    """Draw colours; return which periods are empty."""
+    chosen = bands_of(layer_of(dataset, layer, ("time", "band", "y", "x")), bands)
+    shown = decimated(with_count(chosen, dataset))
+    found = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
+    if not any(seen.any() for _, seen in found):
+        raise ParameterError(f"{layer} has no data in any period; look at count: do the rules leave any observation?")
+    limits = limits_of_each(found, stretch)
+    same = all(np.array_equal(ends, limits[0]) for ends in limits)
+    for ax, (one, seen), ends in zip(axes, found, limits, strict=False):
+        draw(ax, painted(one, seen, ends), shown, "")
+        if len(one) == 1 and seen.any() and not same:
+            scale_beside(ax, ScalarMappable(Normalize(*ends[0]), "gray"))
+    if chosen.sizes["band"] == 1 and same:
+        scale_beside(axes[0], ScalarMappable(Normalize(*limits[0][0]), "gray"), of=axes)
+    return [not seen.any() for _, seen in found]
+
+
+def _numbers(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | None, axes: list[Axes]) -> list[bool]:
+    """Draw numbers on one scale; return which periods are empty."""
+    if bands is not None or stretch is not None:
+        raise ParameterError(f"{layer} has no bands to choose or stretch")
+    shown = decimated(layer_of(dataset, layer, ("time", "y", "x")).to_dataset(name=layer))
+    values, valid = observed(shown[layer])
+    if layer == "count":
+        valid &= values > 0  # as where the composite has no data
+    if not valid.any():
+        raise ParameterError(f"{layer} has no data in any period, there is nothing to draw")
+    scale = {"vmin": min(0, values[valid].min()), "vmax": values[valid].max(), "cmap": "viridis"}
+    for ax, one, seen in zip(axes, values, valid, strict=False):
+        draw(ax, np.ma.masked_where(~seen, one), shown, "", **scale)
+    ticks = MaxNLocator(integer=np.issubdtype(values.dtype, np.integer))
+    scale_beside(axes[0], axes[0].images[0], of=axes, ticks=ticks)
+    return [not seen.any() for seen in valid]
+
 
 _LEGEND = 12
 """Dates up to which each gets a colour of its own; more share a continuous scale."""

@@ -33,14 +33,13 @@ from pyproj.exceptions import ProjError
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 
-from s2composite.array_values import missing_value_of
-from s2composite.as_cube import as_cube
-from s2composite.compositing import Composite
-from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError
-from s2composite.georeference import geobox_of, north_up
-from s2composite.optional import needed
-from s2composite.reading.header import alpha_band
-from s2composite.writing.targets import put_small, target_of
+from s2composite.cube.array_values import missing_value_of
+from s2composite.cube.coerce import as_cube
+from s2composite.cube.composite import Composite
+from s2composite.cube.georeference import geobox_of, north_up
+from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError, needed
+from s2composite.geotiff.header import alpha_band
+from s2composite.writing.publish import put_small, target_of
 
 if TYPE_CHECKING:
     import geopandas as gpd

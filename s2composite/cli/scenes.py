@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2composite.cli.words import plural
+from s2composite.cli.options import plural
 from s2composite.errors import S2CompositeError
 from s2composite.scenes.model import Asset, Scene
 
@@ -40,7 +40,7 @@ def scenes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the scenes of a source; those that differ from the majority are marked."""
-    from s2composite.scenes.listing import find_scenes
+    from s2composite.scenes.find import find_scenes
 
     found = find_scenes(source if len(source) > 1 else source[0], pattern=pattern, datetime=datetime)
     files = [(scene, asset) for scene in found for asset in scene.assets]
@@ -52,7 +52,7 @@ def scenes(
 
 def _named(scene: Scene, asset: Asset) -> dict[str, Any]:
     """Return what the names say about one file."""
-    from s2composite.scenes.storage import display  # a signed URL without its signature
+    from s2composite.storage.files import display  # a signed URL without its signature
 
     return {
         "time": scene.time.isoformat().replace("+00:00", "Z"),
@@ -67,7 +67,7 @@ def _named(scene: Scene, asset: Asset) -> dict[str, Any]:
 
 def _described(href: str) -> dict[str, Any]:
     """Return what the header of one file says; for a file that cannot be read, why."""
-    from s2composite.reading.header import read_header
+    from s2composite.geotiff.header import read_header
 
     try:
         header = read_header(href)

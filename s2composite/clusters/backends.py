@@ -26,23 +26,23 @@ from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from pydantic import AfterValidator, Field, model_validator
 
-from s2composite.errors import ClusterError, JobError, S2CompositeError
-from s2composite.optional import needed
-from s2composite.running.jobs.document import Expected, Strict
-from s2composite.running.jobs.fields import (
+from s2composite.config import (
     WHOLE,
     Count,
     Credentials,
     Dashboard,
     Environment,
+    Expected,
     FilePath,
     Memory,
     Positive,
     SomeTexts,
+    Strict,
     Text,
     Texts,
     Variable,
 )
+from s2composite.errors import ClusterError, JobError, S2CompositeError, needed
 
 # Packages of extras are imported where they are used (PLC0415).
 # ruff: noqa: PLC0415

@@ -18,7 +18,7 @@ from distributed.versions import get_versions
 import s2composite
 from s2composite.clusters.connect import ShippedEnvironment
 from s2composite.errors import ParameterError, S2CompositeError
-from s2composite.scenes.storage import absolute, display, filesystem, join, reason
+from s2composite.storage.files import absolute, display, filesystem, join, reason
 
 # Workers import this module: a package that is broken there must be a finding, and not keep them from that (PLC0415).
 # ruff: noqa: PLC0415
@@ -165,7 +165,7 @@ def check_cluster(
     >>> check.ok, len(check.workers)
     (True, 1)
     """
-    from s2composite.scenes.listing import find_scenes
+    from s2composite.scenes.find import find_scenes
 
     directory = None if target is None else _directory(target)
     href, source_problems = None, []
@@ -325,7 +325,7 @@ def _probe(
     import rasterio
     from rasterio._env import get_gdal_config  # rasterio's public getenv() knows only what it has set itself
 
-    from s2composite.reading.header import read_header
+    from s2composite.geotiff.header import read_header
 
     wrong = set(shipped)
     if plugin is not None:  # variables that differ, or that came too late for the library that they configure

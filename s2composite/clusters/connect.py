@@ -27,10 +27,10 @@ from s2composite.clusters.backends import (
     start_cluster,
 )
 from s2composite.clusters.ray import is_ray, read_ray_cluster
+from s2composite.config import Document, Strict, read_document, validated
 from s2composite.errors import ClusterError, JobError
-from s2composite.metering import WorkerMeters
-from s2composite.running.jobs.document import Document, Strict, read_document, validated
-from s2composite.running.reports.logs import forward_logs
+from s2composite.logs import forward_logs
+from s2composite.metrics import WorkerMeters
 
 __all__ = ["ClusterOptions", "ShippedEnvironment", "connect", "read_cluster", "show_meters"]
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from s2composite.config import Document, Keys, Place, parse_text
 from s2composite.errors import JobError
-from s2composite.running.jobs.document import Document, parse_text
-from s2composite.running.jobs.yaml_text import Keys, Place
 
 __all__ = ["RayCluster", "Unmapped", "is_ray", "read_ray_cluster"]
 

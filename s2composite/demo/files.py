@@ -22,7 +22,7 @@ from rasterio.windows import Window as RasterWindow
 
 from s2composite.demo.imagery import ASSETS, Box, Land, Overpass, overpasses, render, render_land, weather_of
 from s2composite.errors import ParameterError, WriteError
-from s2composite.scenes.listing import SceneSource, find_scenes
+from s2composite.scenes.find import SceneSource, find_scenes
 from s2composite.scenes.model import Asset, Scene
 from s2composite.scenes.names import common_name
 

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from s2composite.analysis.plot import before_after
 from s2composite.clusters.connect import connect
-from s2composite.compositing import composite
-from s2composite.cube import open_cube
+from s2composite.cube.composite import composite
+from s2composite.cube.open import open_cube
 from s2composite.demo.files import make_scenes
-from s2composite.writing.progress import progress_bar
-from s2composite.writing.targets import put_small
+from s2composite.writing.publish import put_small
+from s2composite.writing.steps import progress_bar
 
 __all__ = ["run_demo"]
 

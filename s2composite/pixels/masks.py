@@ -1,8 +1,8 @@
 """Rules: which observations may be used, as values that can be changed, combined or left out.
 
 A rule on values looks at the bands of the data themselves; an observation (one scene at one pixel) is dropped if any
-of its bands fails. Rules on mask bands (`s2composite.pixels.flags`) look at a band that comes with the data. Rules are
-combined with AND, so their order does not matter. Floating-point values that are not finite never pass.
+of its bands fails. Rules on mask bands (`s2composite.pixels.mask_bands`) look at a band that comes with the data.
+Rules are combined with AND, so their order does not matter. Floating-point values that are not finite never pass.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import BandError, ParameterError
-from s2composite.pixels.kernels.block import Source
+from s2composite.pixels.kernels.tiles import Source
 from s2composite.pixels.masks import Nodata, Rule, Saturated, default_nodata, reach_of
 
 __all__ = ["DTYPES", "MAX_SCENES", "Layer", "Output", "Recipe", "Reducer", "block_width"]

@@ -1,27 +1,35 @@
-"""`reduce_block`: observations of a window in, its composite out."""
+"""Reducers: their registry, custom ones, and `reduce_block`, which reduces the observations of a window."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from importlib.metadata import entry_points
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from s2composite.errors import ParameterError
-from s2composite.pixels.kernels.block import Source
+from s2composite.errors import ParameterError, imported
+from s2composite.pixels import select as picking
+from s2composite.pixels import select as scoring
+from s2composite.pixels import spectral, statistics
+from s2composite.pixels.kernels.tiles import Source, count_valid, kernel_in_memory, load
 from s2composite.pixels.kernels.walking import validity
 from s2composite.pixels.masks import Nodata, SwathEdge, limits_of, reach_of
 from s2composite.pixels.morphology import dilation, distance_squared
-from s2composite.pixels.recipe import Call, Layer, Output, Recipe, Reducer
-from s2composite.pixels.registry import reducer_names, register_reducer, resolve_reducer
+from s2composite.pixels.recipe import Call, Layer, Output, Recipe, Reducer, block_width
+from s2composite.pixels.statistics import put_rounded
 
 __all__ = [
+    "ENTRY_POINTS",
     "Layer",
     "Output",
     "Recipe",
     "Reducer",
+    "kernel_reducer",
     "reduce_block",
     "reducer_names",
     "register_reducer",
@@ -30,6 +38,235 @@ __all__ = [
     "usable_observations",
     "valid_observations",
 ]
+
+
+def kernel_reducer(
+    function: Callable[..., None], *, name: str | None = None, dtype: str | None = None, long_name: str = ""
+) -> Reducer:
+    """Make a reducer from a function.
+
+    Parameters
+    ----------
+    function
+        ``function(block, valid, out)``: `block` ``(t, b, n)`` holds the observations of `n` pixels in the cube's dtype,
+        `valid` ``(t, n)`` uint8 is 1 where an observation may be used, and `out` ``(b, n)`` float64 takes the result.
+        Numba compiles it, unless it is compiled already. The result of a pixel must depend on that pixel alone. Loops
+        over pixels should be innermost. Results of pixels with too few valid observations are ignored.
+    name
+        Name of the reducer; default: that of the function.
+    dtype
+        Type of the result; None: that of the cube, rounded for integers.
+    long_name
+        What the result is, in words.
+
+    Returns
+    -------
+    Reducer
+        For `composite`, or `register_reducer`.
+
+    Examples
+    --------
+    >>> def last_valid(block, valid, out):
+    ...     for t in range(block.shape[0]):
+    ...         for b in range(block.shape[1]):
+    ...             for i in range(block.shape[2]):
+    ...                 if valid[t, i]:
+    ...                     out[b, i] = block[t, b, i]
+    >>> str(kernel_reducer(last_valid))
+    'last_valid'
+    """
+    title = str(name or getattr(function, "__name__", "custom"))
+    if not numba.extending.is_jitted(function):  # here, so that all tasks of a worker share it
+        function = numba.njit(nogil=True, error_model="numpy")(function)
+    return Reducer(title, run_custom, (Output("", long_name or title, dtype=dtype),), setting=function)
+
+
+def run_custom(call: Call) -> None:
+    """Run a reducer whose setting is a function."""
+    (out,) = call.results
+    values = np.zeros(out.shape)
+    width = block_width(call.source, 1)
+    _driver(call.reducer.setting)(call.source, width, values, call.count)
+    put_rounded(values, call.count >= call.recipe.min_count, out)
+
+
+@cache
+def _driver(function: Callable[..., None]) -> Callable[..., None]:
+    """Return the compiled loop over blocks that calls `function`."""
+
+    @kernel_in_memory
+    def drive(source: Any, width: int, out: Any, count: Any) -> None:
+        block = np.zeros((source.scenes.size, source.bands, width), source.values.dtype)
+        valid, counts = np.empty((source.scenes.size, width), np.uint8), np.empty(width, np.uint16)
+        result = np.empty((source.bands, width), np.float64)
+        for start in range(0, source.pixels, width):
+            n = min(width, source.pixels - start)
+            load(source, start, n, block, valid)
+            count_valid(valid, n, counts, count[start : start + n])
+            result[:] = 0
+            function(block, valid, result)
+            for b in range(source.bands):
+                for i in range(n):
+                    out[b, start + i] = result[b, i]
+
+    return drive
+
+
+ENTRY_POINTS = "s2composite.reducers"
+"""Group of entry points in which other packages offer reducers."""
+
+Maker = Callable[..., Reducer]
+
+_REGISTRY: dict[str, Maker | Reducer] = {
+    "best_available_pixel": scoring.best_available_pixel,
+    "closest_to": picking.closest_to,
+    "earliest": picking.earliest,
+    "geomedian": spectral.geomedian,
+    "latest": picking.latest,
+    "luminance_median": picking.luminance_median,
+    "max": statistics.maximum,
+    "max_ndvi": picking.max_ndvi,
+    "mean": statistics.mean,
+    "median": statistics.median,
+    "medoid": spectral.medoid,
+    "min": statistics.minimum,
+    "percentile": statistics.percentile,
+    "quality_mosaic": picking.quality_mosaic,
+    "rank": picking.rank,
+    "std": statistics.standard_deviation,
+    "trimmed_mean": statistics.trimmed_mean,
+}
+
+
+def reducer_names() -> tuple[str, ...]:
+    """Return the names of the registry and of installed entry points, sorted."""
+    return tuple(sorted({*_REGISTRY, *(point.name for point in entry_points(group=ENTRY_POINTS))}))
+
+
+def register_reducer(name: str, maker: Maker | Reducer) -> None:
+    """Register a reducer under a name, in this process.
+
+    Parameters
+    ----------
+    name
+        The name; registering it again replaces the reducer.
+    maker
+        A reducer, or a function that returns one; its parameters are then those of the name.
+
+    Raises
+    ------
+    ParameterError
+        The name is empty or would be mistaken for an import path.
+
+    Notes
+    -----
+    Workers need not know the name: a reducer travels with its functions.
+
+    Examples
+    --------
+    >>> register_reducer("third_quartile", lambda: resolve_reducer("rank", quantile=0.75))
+    >>> resolve_reducer("third_quartile").params
+    (('key', 'luminance'), ('quantile', 0.75))
+    """
+    if not name or {".", ":"} & set(name):
+        raise ParameterError(f"a reducer cannot be called {name!r}; use letters, digits and underscores")
+    _REGISTRY[name] = maker
+
+
+def resolve_reducer(reducer: str | Reducer, **params: Any) -> Reducer:
+    """Return a reducer by name, with its parameters.
+
+    Parameters
+    ----------
+    reducer
+        A name in the registry, or of an entry point in the group ``s2composite.reducers``; the import path of a reducer
+        or of a function that returns one, ``"package.module:name"`` or ``"package.module.name"``; or a reducer, which
+        is returned unchanged.
+    **params
+        Parameters of the reducer.
+
+    Returns
+    -------
+    Reducer
+        For `composite`.
+
+    Raises
+    ------
+    ParameterError
+        The name or a parameter is unknown, or a parameter has an invalid value.
+
+    Examples
+    --------
+    >>> resolve_reducer("rank", key="B04", quantile=0.25).needs_bands
+    ('B04',)
+    """
+    if isinstance(reducer, Reducer):
+        return _made(reducer, reducer.name, params)
+    if not isinstance(reducer, str):
+        raise ParameterError(f"{_described(reducer)} is no reducer; {_instead(reducer)}")
+    maker = _REGISTRY.get(reducer)
+    if maker is None:
+        maker = _from_entry_point(reducer) or _from_path(reducer)
+    return _made(maker, reducer, params)
+
+
+def _described(given: Any) -> str:
+    return f"the function {given.__name__}" if callable(given) and hasattr(given, "__name__") else repr(given)
+
+
+def _instead(given: Any) -> str:
+    """Return what to give instead of something that is no reducer: NumPy's functions have names that are reducers'."""
+    known = reducer_names()
+    name = str(getattr(given, "__name__", "")).removeprefix("nan")
+    if name in known:
+        return f"give its name, {name!r}"
+    return f"give one by name ({', '.join(known)}), the path of your own, 'package.module:name', or a Reducer"
+
+
+def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
+    """Return the reducer that `maker` is or makes."""
+    if isinstance(maker, Reducer):
+        if params:
+            raise ParameterError(f"reducer {name!r} already has its parameters; leave out {sorted(params)}")
+        return maker
+    if not callable(maker):
+        raise ParameterError(f"{name!r} is {maker!r}; give a reducer, or a function that returns one")
+    try:
+        inspect.signature(maker).bind(**params)
+    except TypeError as problem:
+        known = list(inspect.signature(maker).parameters)
+        for unknown in sorted(set(params) - set(known)):
+            raise ParameterError(f"reducer {name!r} has no parameter {unknown!r}; it has {known or 'none'}") from None
+        raise ParameterError(f"reducer {name!r}: {problem}; its parameters are {known or 'none'}") from None
+    try:
+        made = maker(**params)
+    except (TypeError, ValueError) as problem:  # a parameter of a type, or a text, that it cannot have
+        raise ParameterError(f"reducer {name!r} cannot be made with {params}: {problem}") from problem
+    if not isinstance(made, Reducer):
+        raise ParameterError(f"{name!r} made {made!r}; it must return a reducer")
+    return made
+
+
+def _from_entry_point(name: str) -> Any:
+    """Return what an installed package offers under `name`, None if none does."""
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        return point.load()
+    return None
+
+
+def _from_path(path: str) -> Any:
+    """Return what lies at ``package.module:name`` or ``package.module.name``."""
+    try:
+        found = imported(path)
+    except (ImportError, AttributeError, ValueError, TypeError) as problem:
+        raise ParameterError(f"reducer {path!r} cannot be loaded: {problem}") from problem
+    if found is None:
+        raise ParameterError(
+            f"unknown reducer {path!r}; there are {', '.join(reducer_names())}, or give the path of your own, "
+            "as in 'package.module:name'"
+        )
+    return found
+
 
 SLAB_BYTES = 16 << 20
 """Memory for the copy of a piece of a window whose layout no kernel reads."""

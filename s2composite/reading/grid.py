@@ -20,8 +20,8 @@ from shapely import Polygon
 from shapely.affinity import translate
 
 from s2composite.errors import GridError, ParameterError
-from s2composite.reading.crs import grid_key
-from s2composite.reading.header import Header
+from s2composite.geotiff.header import Header
+from s2composite.geotiff.structure import grid_key
 from s2composite.scenes.model import arc_around
 
 __all__ = [

@@ -21,7 +21,7 @@ from s2composite.errors import (
     ReadError,
     SourceError,
 )
-from s2composite.reading.files import assets_of, layout_of, sources_of
+from s2composite.reading.bands import BandName
 from s2composite.reading.grid import (
     Anchor,
     Window,
@@ -33,15 +33,32 @@ from s2composite.reading.grid import (
     resolution_of,
     target_geobox,
 )
-from s2composite.reading.layout import BandName
-from s2composite.reading.meaning import check_alike, numbers_of, saturated_of, shift_of, with_named_shifts
-from s2composite.reading.observe import Observations, Pending, begin
-from s2composite.reading.opening import open_headers
-from s2composite.reading.patches import Patch, Piece, largest_patch, patches_of
-from s2composite.reading.share import ReadCost, Target, cost_of_window, opened_sources
-from s2composite.reading.source import ReadOptions, Source
+from s2composite.reading.headers import open_headers
+from s2composite.reading.plan import (
+    Patch,
+    Piece,
+    ReadCost,
+    Target,
+    cost_of_window,
+    largest_patch,
+    opened_sources,
+    patches_of,
+)
+from s2composite.reading.reader import Observations, Pending, begin
+from s2composite.reading.sources import (
+    ReadOptions,
+    Source,
+    assets_of,
+    check_alike,
+    layout_of,
+    numbers_of,
+    saturated_of,
+    shift_of,
+    sources_of,
+    with_named_shifts,
+)
 from s2composite.scenes.model import Scene, Values
-from s2composite.scenes.storage import is_remote
+from s2composite.storage.files import is_remote
 
 __all__ = ["Products", "Stack", "TargetGrid", "open_stack"]
 

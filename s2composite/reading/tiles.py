@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ReadError
-from s2composite.reading.codecs import CorruptTileError, decode_tile
-from s2composite.reading.fetch import ByteRange, Fetched, Fetching, Retry
-from s2composite.reading.header import Header
-from s2composite.reading.level import FRAME, Level
-from s2composite.scenes.storage import display
+from s2composite.geotiff.codecs import CorruptTileError, decode_tile
+from s2composite.geotiff.header import Header
+from s2composite.geotiff.structure import FRAME, Level
+from s2composite.storage.files import display
+from s2composite.storage.http import ByteRange, Fetched, Fetching, Retry
 
 __all__ = ["Begun", "TileRequest", "TileResult", "begin_window", "cost_of", "read_tiles", "read_window"]
 

@@ -24,10 +24,10 @@ from rasterio.warp import SUPPORTED_RESAMPLING
 from rasterio.windows import Window as RasterioWindow
 
 from s2composite.errors import ParameterError
-from s2composite.reading.gdal import through_gdal
+from s2composite.geotiff.header import Header
 from s2composite.reading.grid import as_fine, level_geobox, turned_to
-from s2composite.reading.header import Header
-from s2composite.scenes.access import gdal_limits
+from s2composite.storage.gdal import through_gdal
+from s2composite.storage.urls import gdal_limits
 
 __all__ = [
     "WARP_TILE",

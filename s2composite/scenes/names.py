@@ -10,7 +10,7 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from s2composite.errors import ParameterError, SceneError
-from s2composite.scenes.storage import display
+from s2composite.storage.files import display
 
 __all__ = [
     "UNNAMED_ASSET",

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 import s2composite
 from s2composite.errors import S2CompositeError
-from s2composite.running.reports.page import report_page
+from s2composite.runner.report import report_page
 from s2composite.service.jobs import JobRunner, accept_job
 from s2composite.service.queue import ENDED, JobRow, JobStore
 from s2composite.service.security import (

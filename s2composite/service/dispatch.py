@@ -22,17 +22,17 @@ from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request as GoogleRequest
 
 from s2composite.errors import JobError, ServiceError
-from s2composite.reading.header import read_header
-from s2composite.reading.remote import Retry
-from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.ledger import Ledger
-from s2composite.running.run import Failure, job_scenes, ledger_key
+from s2composite.geotiff.header import read_header
+from s2composite.jobs.schema import Job, load_job
+from s2composite.runner.ledger import Ledger
+from s2composite.runner.run import Failure, job_scenes, ledger_key
 from s2composite.scenes.model import Scene
-from s2composite.scenes.storage import absolute, display, filesystem, is_remote, join
 from s2composite.service.security import redact
-from s2composite.writing.progress import progress_bar
-from s2composite.writing.reconstruct import reconstruct
-from s2composite.writing.targets import target_of
+from s2composite.storage.files import absolute, display, filesystem, is_remote, join
+from s2composite.storage.http import Retry
+from s2composite.writing.mosaic import reconstruct
+from s2composite.writing.publish import target_of
+from s2composite.writing.steps import progress_bar
 
 __all__ = ["DispatchResult", "dispatch", "post_windows", "publish_windows"]
 

@@ -21,17 +21,15 @@ import yaml
 from odc.geo.geom import box
 from sqlalchemy.exc import SQLAlchemyError
 
+from s2composite.config import Document, parse_text, validated
 from s2composite.errors import JobError, S2CompositeError
+from s2composite.jobs.grid import CellsOptions, GridOptions, OdcOptions, UtmOptions
+from s2composite.jobs.schedule import with_span_keys
+from s2composite.jobs.schema import Job
+from s2composite.pixels.mask_bands import rule_names
 from s2composite.pixels.reducers import reducer_names
-from s2composite.pixels.rules import rule_names
-from s2composite.running.cells import CellsOptions, GridOptions, OdcOptions, UtmOptions
-from s2composite.running.jobs.document import Document, parse_text, validated
-from s2composite.running.jobs.job import Job
-from s2composite.running.run_spans import span_jobs
-from s2composite.running.spans import with_span_keys
-from s2composite.scenes.access import VARIABLE, Access
+from s2composite.runner.run import span_jobs
 from s2composite.scenes.dates import date_range
-from s2composite.scenes.storage import absolute, filesystem, is_remote, join
 from s2composite.service.queue import JobRow, JobStore
 from s2composite.service.security import (
     ProblemError,
@@ -43,6 +41,8 @@ from s2composite.service.security import (
     redact,
 )
 from s2composite.service.settings import Settings
+from s2composite.storage.files import absolute, filesystem, is_remote, join
+from s2composite.storage.urls import VARIABLE, Access
 
 __all__ = ["ALLOWED_KEYS", "LOG_NAME", "JobRunner", "accept_job", "job_text"]
 

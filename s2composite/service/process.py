@@ -14,13 +14,10 @@ import threading
 from collections.abc import Iterator
 
 from s2composite.errors import S2CompositeError
-from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.making import JobResult
-from s2composite.running.reports.page import write_report
-from s2composite.running.run import run_cells, run_job
-from s2composite.running.run_spans import run_spans
-from s2composite.running.scope import cell_job
-from s2composite.running.selection import Which
+from s2composite.jobs.schema import Job, load_job
+from s2composite.runner.inputs import Which, cell_job
+from s2composite.runner.report import write_report
+from s2composite.runner.run import JobResult, run_cells, run_job, run_spans
 
 __all__ = ["main"]
 

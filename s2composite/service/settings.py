@@ -12,11 +12,21 @@ from pydantic import AfterValidator, Field, model_validator
 
 from s2composite.clusters.backends import LocalOptions
 from s2composite.clusters.connect import ClusterOptions
+from s2composite.config import (
+    Count,
+    Document,
+    Expected,
+    FilePath,
+    Positive,
+    Strict,
+    Text,
+    read_document,
+    validated,
+    with_setting,
+)
 from s2composite.errors import ParameterError
-from s2composite.running.jobs.document import Document, Expected, Strict, read_document, validated, with_setting
-from s2composite.running.jobs.fields import Count, FilePath, Positive, Text
-from s2composite.scenes.access import Access
-from s2composite.scenes.storage import absolute
+from s2composite.storage.files import absolute
+from s2composite.storage.urls import Access
 
 __all__ = ["TOKEN", "PushOptions", "ServiceLimits", "Settings", "load_settings", "take_token"]
 

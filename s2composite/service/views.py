@@ -15,16 +15,15 @@ import rasterio
 import xarray as xr
 from jinja2 import Environment
 
-from s2composite.array_values import missing_value_of
-from s2composite.pixels.stretching import rgba
-from s2composite.running.jobs.job import Job, load_job
-from s2composite.running.reports.progress import Progress, job_progress
-from s2composite.running.reports.report import Report, job_report
-from s2composite.running.run_spans import job_products
-from s2composite.scenes.storage import display, filesystem, storage_options
+from s2composite.cube.array_values import missing_value_of
+from s2composite.jobs.schema import Job, load_job
+from s2composite.pixels.stretch import rgba
+from s2composite.runner.report import Progress, Report, job_progress, job_report
+from s2composite.runner.run import job_products
 from s2composite.service.queue import ENDED, JobRow
 from s2composite.service.security import ProblemError, redact
-from s2composite.writing.preview import valid_everywhere
+from s2composite.storage.files import display, filesystem, storage_options
+from s2composite.writing.cog import valid_everywhere
 
 __all__ = ["Views", "jobs_page"]
 

@@ -34,16 +34,14 @@ from pebble import ProcessExpired, ProcessPool
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 import s2composite
+from s2composite.config import Strict
+from s2composite.cube.windows import compose_window
 from s2composite.errors import AccessError, BandError, GridError, ReadError, S2CompositeError, SceneError, SourceError
 from s2composite.pixels.recipe import Recipe
 from s2composite.pixels.reducers import resolve_reducer
-from s2composite.reading.fetch import read_head
-from s2composite.reading.source import ReadOptions
+from s2composite.reading.sources import ReadOptions
 from s2composite.reading.stack import Stack, open_stack
-from s2composite.running.jobs.document import Strict
-from s2composite.scenes.access import VARIABLE, check_read, check_write
 from s2composite.scenes.model import Asset, Scene
-from s2composite.scenes.storage import absolute, is_remote
 from s2composite.service.security import (
     ProblemError,
     parse_json,
@@ -53,7 +51,9 @@ from s2composite.service.security import (
     validation_problem,
 )
 from s2composite.service.settings import Settings
-from s2composite.windows import compose_window
+from s2composite.storage.files import absolute, is_remote
+from s2composite.storage.http import read_head
+from s2composite.storage.urls import VARIABLE, check_read, check_write
 from s2composite.writing.cog import write_raster
 
 __all__ = [
@@ -344,7 +344,7 @@ class WindowPool:
     """Makes windows from `start` to `close`, a bounded number at a time, the same window never twice at once.
 
     By processes and not threads: a window that takes too long, or that a native library crashes over, is ended without
-    the service, and what runs there has its own limits (`s2composite.scenes.access`). Handing a window over costs
+    the service, and what runs there has its own limits (`s2composite.storage.urls`). Handing a window over costs
     0.1 ms.
 
     Attributes

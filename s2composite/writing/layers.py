@@ -1,32 +1,44 @@
-"""Layers: which variables of a composite go into which files, and what their bands are called."""
+"""Which variables of a composite go into which files, by period, and what their bands are called."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from s2composite.array_values import missing_value_of
+from s2composite.cube.array_values import missing_value_of
+from s2composite.cube.windows import STATUS
 from s2composite.errors import ParameterError
+from s2composite.reading.reader import FAILED
 from s2composite.writing.options import OVERVIEWS
-from s2composite.writing.raster import Band
+from s2composite.writing.tiles import Band
 
 __all__ = [
+    "PLACE",
     "RGBA",
+    "STATUS",
     "TIME",
     "Layer",
+    "Period",
     "chosen_layers",
     "common_nodata",
     "facts_of",
     "file_bands",
     "file_names",
+    "period_path",
+    "periods_of",
     "raster_layers",
+    "read_status",
+    "status_summary",
 ]
 
 RGBA = "rgba"
@@ -242,3 +254,137 @@ def _listed(values: Iterable[Any]) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+PLACE = "{period}"
+"""Placeholder in a path for the name of the period."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, eq=False)
+class Period:
+    """A part of a dataset in time."""
+
+    label: str | None
+    """Name for files, ``2023-01``; None: there is no time axis."""
+
+    dataset: xr.Dataset
+    """Its layers ``(b, y, x)`` or ``(y, x)``."""
+
+    span: tuple[np.datetime64, np.datetime64] | None = None
+    """Start, and end (exclusive); None if the dataset does not say."""
+
+
+def periods_of(dataset: xr.Dataset) -> tuple[Period, ...]:
+    """Return the periods of a dataset; a single one without a name if layers have no time axis.
+
+    Raises
+    ------
+    ParameterError
+        Two have the same name in files.
+    """
+    if not any(TIME in dataset[name].dims for name in raster_layers(dataset)):
+        return (Period(None, dataset),)
+    given = dataset["period"].values if "period" in dataset.coords else _stamps(dataset)
+    labels = [_UNSAFE.sub("-", str(label)).strip("-.") or "period" for label in given]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ParameterError(f"several periods would be called {twice[0]!r} in file names; rename some in 'period'")
+    return tuple(Period(label, dataset.isel({TIME: i}), _span(dataset, i)) for i, label in enumerate(labels))
+
+
+def _stamps(dataset: xr.Dataset) -> list[str]:
+    if TIME not in dataset.coords:
+        return [str(i) for i in range(dataset.sizes[TIME])]
+    times = dataset[TIME].values
+    return [str(time.astype("datetime64[s]") if times.dtype.kind == "M" else time) for time in times]
+
+
+def _span(dataset: xr.Dataset, position: int) -> tuple[np.datetime64, np.datetime64] | None:
+    name = dataset[TIME].attrs.get("bounds") if TIME in dataset.coords else None
+    # Selecting layers of a dataset drops the bounds, but not the attribute that names them.
+    if name not in dataset.variables:
+        return None
+    start, end = dataset[name].values[position]
+    return start, end
+
+
+def period_path(path: str, label: str | None) -> str:
+    """Return the path of a period's file.
+
+    >>> period_path("out/median_count.tif", "2023-01"), period_path("{period}/median.tif", "2023-01")
+    ('out/median_count_2023-01.tif', '2023-01/median.tif')
+
+    Raises
+    ------
+    ParameterError
+        The path has a placeholder, but there are no periods.
+    """
+    if label is None:
+        if PLACE in path:
+            raise ParameterError(f"{path}: has a place for a period, but the composite has no periods")
+        return path
+    if PLACE in path:
+        return path.replace(PLACE, label)
+    folder, slash, file = path.rpartition("/")
+    stem, dot, suffix = file.rpartition(".")
+    return f"{folder}{slash}{stem}_{label}{dot}{suffix}" if dot else f"{path}_{label}"
+
+
+_LISTED = 400
+"""Windows that are listed individually: tags hold a few kB."""
+
+
+def read_status(dataset: xr.Dataset) -> da.Array | None:
+    """Return the table of what was read ``(scene, window_y, window_x)``; None if failures are errors."""
+    if STATUS not in dataset:
+        return None
+    data = dataset[STATUS].data
+    return data if isinstance(data, da.Array) else da.from_array(data, chunks=-1)
+
+
+def status_summary(dataset: xr.Dataset, table: NDArray[np.uint8]) -> dict[str, Any]:
+    """Return what failed, in the types of JSON.
+
+    Parameters
+    ----------
+    table
+        ``(scene, window_y, window_x)``: 0 read, 1 outside, 2 failed.
+
+    Returns
+    -------
+    dict
+        ``scenes`` and ``windows`` (rows, columns): their numbers; ``failed``: the windows that each scene is missing
+        from, as pixels ``[top, bottom, left, right]`` or, if the dataset does not know these, as ``[row, column]`` of
+        windows; ``unit``: which of the two; ``failed_windows``: their number; ``not_listed``: how many are left out of
+        the list.
+    """
+    edges = [_edges(dataset, axis, n) for axis, n in zip(("y", "x"), table.shape[1:], strict=True)]
+    known = all(edge is not None for edge in edges)
+    found = np.argwhere(table == FAILED).tolist()
+    failed: dict[str, list[list[int]]] = {}
+    for scene, row, column in found[:_LISTED]:
+        place = [row, column]
+        if edges[0] is not None and edges[1] is not None:
+            place = [*edges[0][row : row + 2], *edges[1][column : column + 2]]
+        failed.setdefault(str(dataset["scene"].values[scene]), []).append(place)
+    summary: dict[str, Any] = {
+        "scenes": table.shape[0],
+        "windows": list(table.shape[1:]),
+        "unit": "pixels" if known else "windows",
+        "failed_windows": len(found),
+        "failed": failed,
+    }
+    return summary | ({"not_listed": len(found) - _LISTED} if len(found) > _LISTED else {})
+
+
+def _edges(dataset: xr.Dataset, axis: str, windows: int) -> list[int] | None:
+    """Return the first pixel of each window along an axis and the end of the last; None if unknown."""
+    name = f"window_{axis}"
+    if name in dataset.coords:
+        return [*dataset[name].values.tolist(), dataset.sizes[axis]]
+    for array in dataset.data_vars.values():
+        chunks = dict(zip(array.dims, array.chunks or (), strict=False)).get(axis, ())
+        if len(chunks) == windows:
+            return [0, *accumulate(chunks)]
+    return None

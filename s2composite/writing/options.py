@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from s2composite.errors import ParameterError
-from s2composite.pixels.stretching import Stretch
+from s2composite.pixels.stretch import Stretch
 
 __all__ = ["OVERVIEWS", "RasterOptions", "check_resampling", "checked", "overridden"]
 

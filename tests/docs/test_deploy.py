@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import s2composite
-from s2composite.scenes.access import VARIABLE, Access
 from s2composite.service.settings import TOKEN, ServiceLimits, load_settings
+from s2composite.storage.urls import VARIABLE, Access
 from support import ROOT
 
 DEPLOY = ROOT / "examples" / "deploy"

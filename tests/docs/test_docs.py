@@ -16,7 +16,7 @@ import pytest
 from distributed import LocalCluster
 
 import s2composite
-from s2composite.pixels import registry
+from s2composite.pixels import reducers as registry
 from support.browser import chromium, needs_browser
 from support.doc_blocks import ROOT, Reader, blocks, directory, pages
 from support.stac_items import search_server

@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pandas as pd
+import pytest
 import rasterio
 
 from s2composite.demo import make_scenes
-from s2composite.running.jobs.job import load_job
+from s2composite.jobs.schema import load_job
 from support import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -33,6 +34,7 @@ def test_the_first_composite(tmp_path):
         assert (made.read() > 0).any(0).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_months_and_zones(tmp_path):
     run("months_and_zones.py", tmp_path)
     table = pd.read_csv(tmp_path / "fields.csv")
@@ -43,6 +45,7 @@ def test_months_and_zones(tmp_path):
     assert "<html" in (tmp_path / "months.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_geometric_median_of_scenes_of_ones_own(tmp_path):
     make_scenes(str(tmp_path / "l2a"), scenes=5, size=512, assets=["B02", "B03", "B04", "B08", "SCL"])
     assert "geomedian.json" in run("l2a_geomedian.py", tmp_path, str(tmp_path / "l2a"))

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 
 import s2composite as s2c
-from s2composite.pixels.flags import SCL, CloudProbability
+from s2composite.pixels.mask_bands import SCL, CloudProbability
 from support import ROOT, oracles
 
 geomad = pytest.importorskip("geomad", reason="geomad is the peer that these tests compare with")

@@ -16,11 +16,11 @@ import pytest
 from distributed import Client
 
 import s2composite as s2c
+from s2composite.clusters.submit import Call, Policy, run_bounded
 from s2composite.demo import make_scenes
-from s2composite.running.bounded import Call, Policy, run_bounded
-from s2composite.running.ledger import read_ledger
-from s2composite.running.run import run_job
-from s2composite.scenes.storage import filesystem
+from s2composite.runner.ledger import read_ledger
+from s2composite.runner.run import run_job
+from s2composite.storage.files import filesystem
 from support.flaky_proxy import flaky_proxy
 from support.http_faults import Gate, fault_server
 from support.job_helpers import (

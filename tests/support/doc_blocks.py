@@ -15,7 +15,7 @@ import yaml
 
 from s2composite.cli import main
 from s2composite.clusters.connect import read_cluster
-from s2composite.running.jobs.job import load_job
+from s2composite.jobs.schema import load_job
 from support import ROOT
 
 FENCE = re.compile(

@@ -13,7 +13,7 @@ from pathlib import Path
 from distributed import Client
 
 from s2composite.demo import make_scenes
-from s2composite.running.ledger import read_ledger
+from s2composite.runner.ledger import read_ledger
 from support import PYTHONPATH
 from support.http_faults import fault_server
 

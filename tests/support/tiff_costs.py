@@ -45,7 +45,7 @@ def costs_of(directory):
 
 
 def _read(path):
-    from s2composite.reading.header import read_header
+    from s2composite.geotiff.header import read_header
     from s2composite.reading.tiles import read_tiles
     from s2composite.reading.warp import read_level
 

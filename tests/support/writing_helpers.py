@@ -11,7 +11,7 @@ import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-import s2composite.windows
+import s2composite.cube.windows
 
 UTM = Affine(10, 0, 300000, 0, -10, 4900020)
 
@@ -33,14 +33,14 @@ def pixels(shape, dtype="uint8", seed=0, nodata=0):
 @contextmanager
 def composed_windows():
     """Give the list of windows that are composed in threads of this process while the block runs."""
-    whole, windows = s2composite.windows.compose_window, []
+    whole, windows = s2composite.cube.windows.compose_window, []
 
     def compose_window(stack, recipe, window, *args):
         windows.append(window)
         return whole(stack, recipe, window, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(s2composite.windows, "compose_window", compose_window)
+        patch.setattr(s2composite.cube.windows, "compose_window", compose_window)
         yield windows
 
 

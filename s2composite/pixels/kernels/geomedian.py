@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, fetch, judge, split
-from s2composite.pixels.kernels.compiled import fast_part, kernel, part
 from s2composite.pixels.kernels.selection import select_wide
 from s2composite.pixels.kernels.statistics import look_up, next_key
+from s2composite.pixels.kernels.tiles import Source, fast_part, fetch, judge, kernel, part, split
 
 __all__ = ["geomedian"]
 

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, split
-from s2composite.pixels.kernels.compiled import kernel, part
 from s2composite.pixels.kernels.selection import pick, select, select_wide
+from s2composite.pixels.kernels.tiles import Source, kernel, part, split
 
 __all__ = ["Key", "rank_by_key", "rank_by_small_key"]
 

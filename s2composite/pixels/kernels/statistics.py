@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, count_valid, load
-from s2composite.pixels.kernels.compiled import kernel, part
 from s2composite.pixels.kernels.rank import order
 from s2composite.pixels.kernels.selection import FIRST, LAST, NO_RANK, select, select_wide
+from s2composite.pixels.kernels.tiles import Source, count_valid, kernel, load, part
 
 __all__ = ["MAX", "MEAN", "MIN", "STD", "moments", "order_statistics", "order_statistics_wide", "sums_between"]
 

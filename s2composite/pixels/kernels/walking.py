@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from s2composite.pixels.kernels.block import Source, count_valid, judge, split
-from s2composite.pixels.kernels.compiled import fast_part, kernel, part
 from s2composite.pixels.kernels.rank import put_picked
+from s2composite.pixels.kernels.tiles import Source, count_valid, fast_part, judge, kernel, part, split
 
 __all__ = ["best_scored", "first_valid", "medoid", "validity"]
 

@@ -13,7 +13,7 @@ from rasterio import Affine
 import s2composite as s2c
 from s2composite.analysis import explore
 from s2composite.errors import GridError, ParameterError, WriteError
-from s2composite.pixels.stretching import NO_DATA_COLOUR
+from s2composite.pixels.stretch import NO_DATA_COLOUR
 from support.browser import chromium, needs_browser
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]

@@ -13,7 +13,7 @@ from s2composite.analysis import plot
 from s2composite.analysis.picture import cloudy_scene, one_scene
 from s2composite.demo import make_scenes
 from s2composite.errors import ParameterError
-from s2composite.pixels.stretching import NO_DATA_COLOUR
+from s2composite.pixels.stretch import NO_DATA_COLOUR
 
 
 @pytest.fixture(autouse=True)

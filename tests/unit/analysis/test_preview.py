@@ -28,7 +28,7 @@ def test_it_is_the_composite_of_the_scenes_overviews(cube):
 
 
 def hrefs(cube):
-    from s2composite.cube import stack_of
+    from s2composite.cube.open import stack_of
 
     return [asset.href for scene in stack_of(cube)[0].scenes for asset in scene.assets]
 

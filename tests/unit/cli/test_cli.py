@@ -18,7 +18,7 @@ import s2composite
 from s2composite.cli import app
 from s2composite.cli.scenes import _flagged
 from s2composite.demo import make_scenes
-from s2composite.running.run import run_job
+from s2composite.runner.run import run_job
 from support.http_faults import Gate, fault_server
 from support.job_helpers import until
 from support.rasters import encoded, series, write_tif

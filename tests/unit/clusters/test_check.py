@@ -14,7 +14,7 @@ from s2composite import connect
 from s2composite.cli import app
 from s2composite.clusters.check import check_cluster
 from s2composite.errors import ClusterError, ParameterError
-from s2composite.scenes.storage import join
+from s2composite.storage.files import join
 from support import PYTHONPATH
 from support.storage_servers import free_port
 
@@ -84,6 +84,7 @@ def by_name(client, found):
     return {workers[check.address]["name"]: check for check in found.workers}
 
 
+@pytest.mark.slow
 def test_each_worker_that_is_not_well_is_told(zoo, shared, scenes_dir):
     address, processes = zoo
     os.kill(processes["frozen"].pid, signal.SIGSTOP)

@@ -10,7 +10,7 @@ from s2composite import connect
 from s2composite.clusters.backends import BACKENDS
 from s2composite.clusters.connect import read_cluster
 from s2composite.errors import MissingDependencyError
-from s2composite.running.jobs.job import load_job
+from s2composite.jobs.schema import load_job
 from support import ROOT
 
 EXAMPLES = sorted((ROOT / "examples" / "clusters").glob("*.yaml"))

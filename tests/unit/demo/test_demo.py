@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rasterio.enums import Compression, PhotometricInterp
 from rio_cogeo import cog_validate
 
-from s2composite.cube import open_cube
+from s2composite.cube.open import open_cube
 from s2composite.demo import make_items, make_scenes, run_demo
 from s2composite.demo.imagery import (
     VARIANTS,
@@ -36,7 +36,7 @@ from s2composite.demo.imagery import (
     weather_of,
 )
 from s2composite.errors import ParameterError, SourceError, WriteError
-from s2composite.scenes.listing import find_scenes
+from s2composite.scenes.find import find_scenes
 
 
 def read(path):
@@ -326,7 +326,7 @@ def test_a_directory_that_is_a_file(tmp_path):
 def test_no_room_leaves_nothing_under_a_final_name(tmp_path, limit):
     program = f"""
 import resource, signal, sys
-from s2composite.cube import open_cube
+from s2composite.cube.open import open_cube
 from s2composite.demo import make_items, make_scenes, run_demo
 from s2composite.errors import WriteError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -350,6 +350,7 @@ def test_a_dozen_small_scenes_take_moments(tmp_path):
     assert time.process_time() - start < 15, "0.4 s on two idle cores"
 
 
+@pytest.mark.slow
 def test_the_demonstration_leaves_a_clear_composite_and_a_picture(tmp_path, capfd):
     paths = run_demo(tmp_path, scenes=9, size=300, compress="deflate", workers=1)
     assert capfd.readouterr() == ("", "")

@@ -16,7 +16,7 @@ from rasterio.vrt import WarpedVRT
 import s2composite as s2c
 from s2composite.errors import GridError, ParameterError, ReadError
 from s2composite.reading.stack import TargetGrid, open_stack
-from s2composite.scenes.listing import find_scenes
+from s2composite.scenes.find import find_scenes
 from support.rasters import ORIGIN, encoded, write_tif
 from support.stac_items import item_of
 
@@ -482,7 +482,7 @@ def tiled(tmp_path_factory):
 )  # fmt: skip
 def test_patches_never_show(tiled, monkeypatch, angle, scale, shift, side, chunks, reducer):
     """The same composite as of the pixels of the whole grid, read in one piece, for tiles and windows of any size."""
-    monkeypatch.setattr("s2composite.reading.patches._SIDE", side)
+    monkeypatch.setattr("s2composite.reading.plan._SIDE", side)
     own = s2c.open_cube(tiled).odc.geobox
     turn = Affine.translation(150, 150) @ Affine.rotation(angle) @ Affine.scale(scale) @ Affine.translation(*shift)
     grid = GeoBox((230, 310), own.transform @ turn, own.crs)
@@ -492,7 +492,7 @@ def test_patches_never_show(tiled, monkeypatch, angle, scale, shift, side, chunk
 
 
 def test_a_window_on_another_grid_is_read_a_few_tiles_at_a_time(tiled, monkeypatch):
-    monkeypatch.setattr("s2composite.reading.patches._SIDE", 64)
+    monkeypatch.setattr("s2composite.reading.plan._SIDE", 64)
     stack = open_stack(find_scenes(tiled), target=TargetGrid(crs="EPSG:3035", resolution=10))
     window = tuple(slice(0, n) for n in stack.shape[2:])
     pieces = stack.pieces(window)
@@ -516,7 +516,7 @@ def test_files_that_share_no_tiles_are_read_in_rectangles(tiled, tmp_path):
 
 
 def test_a_damaged_tile_costs_the_same_observations_however_a_window_is_cut(tiled, tmp_path, monkeypatch):
-    monkeypatch.setattr("s2composite.reading.patches._SIDE", 64)
+    monkeypatch.setattr("s2composite.reading.plan._SIDE", 64)
     for path in tiled.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     damaged = tmp_path / "T31TCJ_20230603T104629_TCI.tif"

@@ -8,10 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 import s2composite as s2c
 from s2composite.errors import ParameterError, SceneError
-from s2composite.pixels.flags import SCL
-from s2composite.reading.convert import Conversion, convert
-from s2composite.reading.layout import wanted_assets
-from s2composite.scenes.listing import find_scenes
+from s2composite.pixels.mask_bands import SCL
+from s2composite.reading.bands import Conversion, convert, wanted_assets
+from s2composite.scenes.find import find_scenes
 from support.rasters import write_tif
 from support.stac_items import item_of
 

@@ -9,11 +9,11 @@ import pytest
 from affine import Affine
 
 import s2composite as s2c
-from s2composite.cube import stack_of
+from s2composite.cube.open import stack_of
 from s2composite.errors import AccessError, ParameterError, ReadError, SceneError
-from s2composite.reading import opening
-from s2composite.reading.header import read_header
-from s2composite.scenes.access import Access
+from s2composite.geotiff.header import read_header
+from s2composite.reading import headers as opening
+from s2composite.storage.urls import Access
 from support.rasters import ORIGIN, encoded, write_tif
 from support.stac_items import item_of
 
@@ -54,6 +54,7 @@ def sample(tmp_path_factory):
     return item_of("x", "2023-01-01T00:00:00Z", assets)
 
 
+@pytest.mark.slow
 def test_ten_thousand_scenes_open_in_seconds(sample):
     items = country(sample)
     assert len(items) == 10_000
@@ -154,7 +155,7 @@ def test_lazy_headers_and_an_index(tmp_path, monkeypatch):
     assert len(asked) == 1, "that one is kept"
     s2c.open_cube(items, bands=["red"], headers="read", index=index)
     assert len(asked) == 4, "the others are added"
-    monkeypatch.setattr("s2composite.reading.index.read_identity", lambda *_: pytest.fail("no file is looked at"))
+    monkeypatch.setattr("s2composite.geotiff.index.read_identity", lambda *_: pytest.fail("no file is looked at"))
     known = s2c.open_cube(items, bands=["red"], headers="lazy", index=index)
     np.testing.assert_array_equal(known.values, expected)
     promised(tmp_path / "data", {"half": True})

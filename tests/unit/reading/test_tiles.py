@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 
 from s2composite.errors import ReadError
-from s2composite.reading.header import read_header, read_headers
+from s2composite.geotiff.header import read_header, read_headers
 from s2composite.reading.tiles import TileRequest, read_tiles, read_window
 from support.gdal_cli import needs_libjpeg_turbo, translated
 from support.rasters import series, write_tif
@@ -320,7 +320,7 @@ def test_a_tile_whose_end_is_lost_is_an_error(compress, part, tmp_path):
 @pytest.mark.parametrize("compress", ["deflate", "zstd", "lzw", "lzma", "jpeg", "webp", "lerc", "packbits", "none"])
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 0.99])
 def test_a_tile_that_is_too_short_is_an_error(compress, part, tmp_path):
-    from s2composite.reading.codecs import CorruptTileError, decode_tile
+    from s2composite.geotiff.codecs import CorruptTileError, decode_tile
 
     header = read_header(make(case_of(compress), tmp_path))
     level = header.levels[0]
@@ -427,8 +427,8 @@ def test_markers_of_a_jpeg_tile_do_not_change_its_colours(photometric, marker, t
 )
 @settings(max_examples=100, deadline=None)
 def test_rubbish_is_an_error_never_a_crash(junk, compress):
-    from s2composite.reading.codecs import CorruptTileError, decode_tile
-    from s2composite.reading.level import Coding
+    from s2composite.geotiff.codecs import CorruptTileError, decode_tile
+    from s2composite.geotiff.structure import Coding
 
     names = {"lerc": "LERC", "webp": "WEBP"}
     coding = Coding(names.get(compress, compress.upper()), 1, "RGB", "pixel", 3, "|u1", 8, b"", "")

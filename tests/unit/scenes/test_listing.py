@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2composite.errors import ParameterError, SceneError, SourceError
-from s2composite.scenes.listing import find_scenes
+from s2composite.scenes.find import find_scenes
 from s2composite.scenes.model import Asset, Scene, Values
 from support.storage_servers import BUCKETS, CREDENTIALS, free_port, http_server, locked, s3_server
 
@@ -363,7 +363,7 @@ def test_globs_of_urls(server):
 
 
 def test_names_with_spaces_and_accents_lead_back_to_their_objects(server):
-    from s2composite.scenes.storage import filesystem
+    from s2composite.storage.files import filesystem
 
     with server.selected():
         (scene,) = find_scenes(server.url("bucket/été 1/"))
@@ -415,7 +415,7 @@ def test_nothing_on_a_server(server, place, what):
 
 def test_threads_and_fresh_processes_list_as_well(server):
     url = server.url("bucket/t31tcj/")
-    code = f"from s2composite.scenes.listing import find_scenes; print(len(find_scenes({url!r})))"
+    code = f"from s2composite.scenes.find import find_scenes; print(len(find_scenes({url!r})))"
     with server.selected():
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(find_scenes, [url] * 8))

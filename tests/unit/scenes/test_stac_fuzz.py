@@ -11,7 +11,7 @@ import pytest
 
 import s2composite as s2c
 from s2composite.errors import S2CompositeError, SceneError
-from s2composite.scenes.listing import find_scenes
+from s2composite.scenes.find import find_scenes
 from support.rasters import write_tif
 from support.stac_items import RECORDED, item_of, recorded
 

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 import s2composite as s2c
 from s2composite.errors import BandError, MissingDependencyError, ParameterError, SceneError, SourceError
-from s2composite.reading.layout import wanted_assets
+from s2composite.reading.bands import wanted_assets
 from s2composite.scenes.dates import solar_day, utc_day
-from s2composite.scenes.grouping import longitude
-from s2composite.scenes.listing import find_scenes
+from s2composite.scenes.find import find_scenes, longitude
 from s2composite.scenes.names import same_band
 from s2composite.scenes.stac import scene_of_item
 from support.rasters import ORIGIN, write_tif

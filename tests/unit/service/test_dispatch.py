@@ -11,12 +11,11 @@ import rasterio
 import yaml
 
 from s2composite.errors import JobError, ServiceError, TilesError, WriteError
-from s2composite.reading.remote import Retry
-from s2composite.running.jobs.job import load_job
-from s2composite.running.ledger import read_ledger
-from s2composite.running.reports.progress import job_progress
-from s2composite.running.reports.report import job_report
+from s2composite.jobs.schema import load_job
+from s2composite.runner.ledger import read_ledger
+from s2composite.runner.report import job_progress, job_report
 from s2composite.service.dispatch import dispatch
+from s2composite.storage.http import Retry
 from support.rasters import series
 from support.services import queue, seed_median, served
 

@@ -16,8 +16,8 @@ from rio_cogeo import cog_validate
 
 import s2composite as s2c
 from s2composite.errors import JobError, ParameterError
-from s2composite.running.jobs.job import load_job
-from s2composite.running.ledger import read_ledger
+from s2composite.jobs.schema import load_job
+from s2composite.runner.ledger import read_ledger
 from s2composite.service.jobs import job_text
 from s2composite.service.queue import JobRow, JobStore
 from s2composite.service.settings import load_settings

@@ -22,8 +22,7 @@ from rio_cogeo import cog_validate
 import s2composite.writing.assemble
 from s2composite.errors import ParameterError, WriteError
 from s2composite.writing.cog import write_raster
-from s2composite.writing.overviews import halve
-from s2composite.writing.statistics import merge, tile_statistics
+from s2composite.writing.encode import halve, merge, tile_statistics
 from support.writing_helpers import UTM, composite_of, dataset_of, pixels, plain_overview, three_layers
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -299,7 +298,7 @@ def test_cluster_of_processes(tmp_path, client_of_test):
 
 
 def test_workers_without_the_disk_hand_their_parts_back(tmp_path, client_of_test, monkeypatch):
-    monkeypatch.setattr("s2composite.writing.files.workers_see", lambda client, parts: False)
+    monkeypatch.setattr("s2composite.writing.cog.workers_see", lambda client, parts: False)
     dataset = lazily_made()
     path = write(dataset, tmp_path / "out.tif", blocksize=128)
     assert np.array_equal(read(path), dataset["composite"].values)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import s2composite as s2c
 from s2composite.writing.cog import write_raster
-from s2composite.writing.fusion import fused
+from s2composite.writing.steps import fused
 from support.writing_helpers import composed_windows, dataset_of, pixels
 
 SIDE = 256

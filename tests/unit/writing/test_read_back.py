@@ -17,7 +17,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from s2composite.writing.cog import write_raster
-from s2composite.writing.metadata import write_stac
+from s2composite.writing.stac import write_stac
 from s2composite.writing.zarr import write_zarr
 from support.gdal_cli import needs_gdal, translated
 from support.writing_helpers import plain_overview, three_layers

@@ -11,9 +11,9 @@ import xarray as xr
 import zarr
 
 import s2composite as s2c
-from s2composite.writing import status
+from s2composite.writing import layers as status
 from s2composite.writing.cog import write_raster
-from s2composite.writing.status import status_summary
+from s2composite.writing.layers import status_summary
 from s2composite.writing.zarr import write_zarr
 from support.writing_helpers import composed_windows, composite_of, pixels
 

@@ -15,11 +15,11 @@ import pytest
 import rasterio
 from distributed import Client, LocalCluster
 
-import s2composite.writing.files
+import s2composite.writing.cog
 import s2composite.writing.zarr
 from s2composite.errors import ReadError, WriteError
-from s2composite.writing.codec import Codec
 from s2composite.writing.cog import write_raster
+from s2composite.writing.encode import Codec
 from s2composite.writing.zarr import write_zarr
 from support import TESTS
 from support.job_helpers import until
@@ -191,14 +191,14 @@ def test_an_encoder_that_lies(tmp_path, monkeypatch):
 
 def harmed(monkeypatch, harm):
     """Let `harm` at the parts between encoding and assembling."""
-    whole = s2composite.writing.files.lay_out
+    whole = s2composite.writing.cog.lay_out
 
     def lay_out(raster, results):
         layout = whole(raster, results)
         harm(Path(raster.parts.root), layout)
         return layout
 
-    monkeypatch.setattr(s2composite.writing.files, "lay_out", lay_out)
+    monkeypatch.setattr(s2composite.writing.cog, "lay_out", lay_out)
 
 
 def flip(path, position):
@@ -229,8 +229,8 @@ def test_a_part_that_is_damaged_on_disk(tmp_path, monkeypatch, harm, says, compr
 
 
 def test_a_window_that_is_missing(tmp_path, monkeypatch):
-    whole = s2composite.writing.files.lay_out
-    monkeypatch.setattr(s2composite.writing.files, "lay_out", lambda raster, results: whole(raster, results[:-2]))
+    whole = s2composite.writing.cog.lay_out
+    monkeypatch.setattr(s2composite.writing.cog, "lay_out", lambda raster, results: whole(raster, results[:-2]))
     with pytest.raises(WriteError, match=r"tiles of level \d are missing, the first at row \d column \d"):
         write_raster(made_by(good), tmp_path / "out.tif", blocksize=128)
     assert names(tmp_path) == []
@@ -238,7 +238,7 @@ def test_a_window_that_is_missing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("where", ["file", "header", "short"])
 def test_a_disk_that_returns_something_else(tmp_path, monkeypatch, where):
-    from s2composite.writing import targets
+    from s2composite.writing import publish as targets
 
     whole = targets.verify_file
 

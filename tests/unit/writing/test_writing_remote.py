@@ -15,13 +15,13 @@ from distributed import Client, LocalCluster
 from gcsfs.core import GCSFile
 from s3fs.core import S3File
 
-import s2composite.writing.files
-import s2composite.writing.targets
+import s2composite.writing.cog
+import s2composite.writing.publish
 from s2composite.errors import ParameterError, WriteError
-from s2composite.scenes.storage import filesystem
+from s2composite.storage.files import filesystem
 from s2composite.writing.cog import write_raster
-from s2composite.writing.metadata import write_stac
-from s2composite.writing.targets import assemble_object
+from s2composite.writing.publish import assemble_object
+from s2composite.writing.stac import write_stac
 from s2composite.writing.zarr import write_zarr
 from support.storage_servers import CREDENTIALS, gcs_server, locked, s3_server
 from support.writing_helpers import composite_of, pixels, three_layers
@@ -100,7 +100,7 @@ def test_the_same_bytes_as_on_a_disk(tmp_path, bucket):
 
 
 def test_an_upload_in_parts(tmp_path, bucket, monkeypatch):
-    monkeypatch.setattr(s2composite.writing.targets, "_UPLOAD_BLOCK", 5 << 20)
+    monkeypatch.setattr(s2composite.writing.publish, "_UPLOAD_BLOCK", 5 << 20)
     dataset = noisy()
     (local,) = write_raster(dataset, tmp_path / "out.tif", compress="none")
     (url,) = write_raster(dataset, f"{bucket}/out.tif", compress="none")
@@ -137,7 +137,7 @@ def test_what_exists_is_kept_unless_it_may_be_overwritten(bucket):
 
 
 def test_an_upload_that_dies_leaves_nothing(bucket, monkeypatch):
-    monkeypatch.setattr(s2composite.writing.targets, "_UPLOAD_BLOCK", 5 << 20)
+    monkeypatch.setattr(s2composite.writing.publish, "_UPLOAD_BLOCK", 5 << 20)
     kind = upload_class(bucket)
     whole, calls = kind._upload_chunk, []
 
@@ -168,7 +168,7 @@ def test_an_encoder_that_dies_leaves_nothing(bucket):
 
 @pytest.mark.parametrize("harm", ["part", "store"])
 def test_what_is_damaged_does_not_become_an_object(bucket, monkeypatch, harm):
-    whole = s2composite.writing.files.lay_out
+    whole = s2composite.writing.cog.lay_out
 
     def lay_out(raster, results):
         layout = whole(raster, results)
@@ -180,7 +180,7 @@ def test_what_is_damaged_does_not_become_an_object(bucket, monkeypatch, harm):
         return layout
 
     if harm == "part":
-        monkeypatch.setattr(s2composite.writing.files, "lay_out", lay_out)
+        monkeypatch.setattr(s2composite.writing.cog, "lay_out", lay_out)
         says = "cannot be decoded|its pixels are not those"
     else:
         fs, path = filesystem(bucket)
@@ -205,17 +205,17 @@ def test_a_given_up_write_is_not_completed_elsewhere(bucket, monkeypatch):
 
     def interrupted(layout, **options):
         fs, path = filesystem(layout.raster.parts.root)
-        check = s2composite.writing.targets.check_run
+        check = s2composite.writing.publish.check_run
 
         def late(*args):
             check(*args)
             if fs.exists(f"{path}/in-progress"):
                 fs.rm_file(f"{path}/in-progress")
 
-        monkeypatch.setattr(s2composite.writing.targets, "check_run", late)
+        monkeypatch.setattr(s2composite.writing.publish, "check_run", late)
         return assemble_object(layout, **options)
 
-    monkeypatch.setattr(s2composite.writing.files, "assemble_object", interrupted)
+    monkeypatch.setattr(s2composite.writing.cog, "assemble_object", interrupted)
     with pytest.raises(WriteError, match="no longer exists, because writing was given up"):
         write_raster(composite_of(pixels((1, 300, 300)), 128), f"{bucket}/out.tif")
     assert objects(bucket) == []

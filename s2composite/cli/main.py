@@ -1,0 +1,247 @@
+# ruff: noqa: PLC0415 - a command imports what it needs, so that `--help` is quick
+"""The command line: all commands, the exit code of each error, and the commands check, demo, zonal and service."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import s2composite
+from s2composite.cli.jobs import init, plan, report, resume, retry, run, schema, status
+from s2composite.cli.options import BAD_INPUT, SOME_FAILED, on_stderr, plain, plural
+from s2composite.cli.scenes import scenes
+from s2composite.errors import S2CompositeError
+
+__all__ = ["app", "check", "demo", "dispatch", "main", "serve", "zonal"]
+
+
+def check(
+    cluster: Annotated[
+        str, typer.Argument(metavar="CLUSTER.YAML", help="A cluster's file, 'local', or a scheduler's address.")
+    ],
+    *,
+    source: Annotated[str | None, typer.Option(help="Scenes of which every worker reads a header.")] = None,
+    target: Annotated[str | None, typer.Option(help="Where every worker writes and deletes a small object.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for the answers of all workers.")] = 60,
+) -> None:
+    """Start or join a cluster and report what every worker has and can reach; exit code 2 if something is wrong."""
+    from s2composite.clusters.check import check_cluster
+    from s2composite.clusters.connect import connect
+
+    with connect(cluster) as client:
+        found = check_cluster(client, source=source, target=target, timeout=timeout)
+    columns = ("worker", "threads", "memory", "python", "s2composite", "dask", "numpy", "numba", "rasterio", "gdal")
+    asked = [name for name, value in (("source", source), ("target", target)) if value is not None]
+    table = Table(*columns, *asked, "environment", box=None, header_style="bold", pad_edge=False)
+    for worker in found.workers:
+        table.add_row(*_worker_row(worker, columns[3:-1], asked))
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    console.print(table)
+    for problem in found.problems:
+        console.print(f"[bold red]problem:[/] {plain(problem)}", soft_wrap=True)
+    console.print(f"{plural(len(found.workers), 'worker')}, {plural(len(found.problems), 'problem')}")
+    if not found.ok:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _worker_row(worker: Any, packages: Sequence[str], asked: Sequence[str]) -> list[Text]:
+    """Return the cells of one worker; what it could not find out is a question mark."""
+    findings = worker.findings
+    memory = "no limit" if worker.memory is None else f"{worker.memory / 1e9:.1f} GB"
+    facts = [worker.address, str(worker.threads), memory, *(worker.versions.get(name) or "-" for name in packages)]
+    if findings is None:
+        return [Text(text) for text in facts] + [Text("?", "bold red")] * (len(asked) + 2)
+    good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
+    words = [Text("ok") if fine else Text("problem", "bold red") for fine in good]
+    return [*map(Text, facts), Text(findings.gdal), *words]
+
+
+def zonal(
+    raster: Annotated[str, typer.Argument(metavar="RASTER", help="A composite, or any raster that GDAL reads.")],
+    zones: Annotated[str, typer.Argument(metavar="ZONES", help="Polygons: GeoJSON, GeoPackage, GeoParquet ...")],
+    table: Annotated[str, typer.Argument(metavar="TABLE.CSV", help="Where the table goes; .csv or .parquet.")],
+    *,
+    stats: Annotated[
+        str, typer.Option(help="Also sum, median, any percentile as p10, fraction (of each class).")
+    ] = "min,max,mean,stdev,skew,count",
+    name: Annotated[str | None, typer.Option(help="Column that names the zones; default: they are numbered.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
+) -> None:
+    """Measure a raster over polygons, with the share of each pixel that a polygon covers."""
+    from s2composite.analysis.zonal import write_zonal_stats, zonal_stats
+    from s2composite.writing.publish import target_of
+
+    target_of(table, overwrite=overwrite)  # before the work
+    found = zonal_stats(raster, zones, stats.split(","), name=name)
+    typer.echo(f"{plural(len(found), 'row')}: {write_zonal_stats(found, table, overwrite=overwrite)}")
+
+
+MADE = {
+    "picture": "one cloudy scene, the composite beside it, and how often each pixel was seen",
+    "composite": "the composite, a cloud-optimised GeoTIFF: open it in QGIS",
+    "count": "usable observations of each pixel",
+    "source": "which scene each pixel was taken from",
+    "scenes": "the scenes",
+}
+"""What the demonstration writes, and what each file shows."""
+
+
+def demo(
+    *,
+    directory: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+    scenes: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 24,
+    size: Annotated[int, typer.Option(min=1, max=10980, help="Rows and columns; 10980 is a whole granule.")] = 1024,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    seed: Annotated[int, typer.Option(help="Another seed gives other land and weather.")] = 0,
+    compress: Annotated[str, typer.Option(help="Compression of the scenes: jpeg or deflate.")] = "jpeg",
+) -> None:
+    """Make a season of scenes and composite them: no network, no account, under a minute."""
+    from s2composite.demo import run_demo
+
+    start = perf_counter()
+    made = run_demo(directory, scenes=scenes, size=size, seed=seed, compress=compress, workers=workers)
+    typer.echo(
+        f"{plural(scenes, 'scene')} of {size} x {size} pixels made and composited in {perf_counter() - start:.0f} s\n"
+    )
+    for what, meaning in MADE.items():
+        typer.echo(f"  {_near(made[what]):<32}  {meaning}")
+    typer.echo(f"\nNext: s2composite scenes {_near(made['scenes'])}")
+
+
+def _near(path: str) -> str:
+    """Return a path as one would type it from here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def serve(
+    config: Annotated[Path | None, typer.Argument(metavar="SERVICE.YAML", help="Settings of the service.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Overrides a setting. Repeatable.")
+    ] = None,
+    *,
+    host: Annotated[str | None, typer.Option(help="Address; any but loopback needs S2COMPOSITE_TOKEN.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0: a free one.")] = None,
+    read: Annotated[list[str] | None, typer.Option(help="A place that may be read. Repeatable.")] = None,
+    write: Annotated[list[str] | None, typer.Option(help="A place that may be written. Repeatable.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Where results of jobs go.")] = None,
+) -> None:
+    """Serve windows and jobs over HTTP. Nothing may be read or written but what the settings open."""
+    with _needs_extra("serve"):
+        from s2composite.service.app import serve as run
+    run(config, setting or (), host=host, port=port, read=read, write=write, storage=storage)
+
+
+def dispatch(
+    job: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="The job file.")],
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Overrides a key. Repeatable.")
+    ] = None,
+    *,
+    url: Annotated[str | None, typer.Option(help="Of a service: http://host:8080/median.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Or of Pub/Sub: projects/PROJECT/topics/TOPIC.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Windows at a time.")] = 16,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts for each window.")] = 8,
+    silence: Annotated[float, typer.Option(min=1, help="With a topic: seconds without a new tile.")] = 900,
+) -> None:
+    """Have a service make the windows of a job, and put them together. S2COMPOSITE_TOKEN is shown to the service.
+
+    Exit code 0: complete; 1: some windows failed, the others are kept; 2: the job, its input or its output is wrong.
+    """
+    with _needs_extra("dispatch"):
+        from s2composite.service.dispatch import RETRY
+        from s2composite.service.dispatch import dispatch as run
+    from s2composite.jobs.schema import load_job
+
+    done = run(
+        load_job(job, setting or ()),
+        url=url,
+        topic=topic,
+        token=os.environ.get("S2COMPOSITE_TOKEN") or None,
+        concurrency=concurrency,
+        retry=replace(RETRY, attempts=attempts),
+        silence=silence,
+    )
+    typer.echo(f"{done.windows} windows in {done.attempts} requests, {done.seconds:.1f} s")
+    if done.path is not None:
+        typer.echo(done.path)
+        return
+    for failure in done.failed[:10]:
+        typer.echo(f"failed: window {failure.window}: {' '.join(failure.error.split())}", err=True)
+    typer.echo(f"{len(done.failed)} windows failed; the others are kept: run it again", err=True)
+    raise typer.Exit(SOME_FAILED)
+
+
+@contextmanager
+def _needs_extra(command: str) -> Iterator[None]:
+    """Name the extra that a command needs where it is not installed."""
+    from s2composite.errors import MissingDependencyError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"{command} needs {error.name}: pip install 's2composite[service]'") from error
+
+
+LOG = logging.getLogger("s2composite")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def main() -> None:
+    """Run the command line; an error of the library is one line on stderr and exit code 2."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not one whom nobody can interrupt
+        signal.signal(signal.SIGINT, _interrupted)
+    try:
+        app()
+    except S2CompositeError as error:
+        if LOG.handlers:
+            LOG.log(logging.ERROR, "%s", error, extra={"facts": {"error": type(error).__name__}})
+        else:
+            on_stderr().print(f"[bold red]error:[/] {plain(str(error))}")
+        sys.exit(SOME_FAILED if getattr(error, "resumable", False) else BAD_INPUT)
+
+
+def _interrupted(signum: int, frame: FrameType | None) -> None:
+    """Stop in good order; who presses Ctrl-C again does not want to wait until workers have stopped, too."""
+    signal.signal(signal.SIGINT, _stop_at_once)
+    signal.default_int_handler(signum, frame)
+
+
+def _stop_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler of signals
+    # Local workers end with their parent, and whatever is written takes its name when it is whole.
+    os._exit(128 + signum)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"s2composite {s2composite.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Cloud-free composites of satellite time series: many acquisitions in, one clean picture out."""
+
+
+for command in (demo, run, plan, resume, retry, status, report, init, schema, zonal, scenes, check, serve, dispatch):
+    app.command()(command)

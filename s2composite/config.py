@@ -1,0 +1,571 @@
+"""YAML files of jobs and clusters: variables, types of fields, and errors that name file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from dask.utils import parse_bytes
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from s2composite.errors import JobError
+
+__all__ = [
+    "VARIABLES",
+    "WHOLE",
+    "AsList",
+    "Count",
+    "Credentials",
+    "Dashboard",
+    "Document",
+    "Environment",
+    "Expected",
+    "FilePath",
+    "Finite",
+    "Keys",
+    "Memory",
+    "Place",
+    "Positive",
+    "SomeTexts",
+    "Strict",
+    "Text",
+    "Texts",
+    "Variable",
+    "dotted",
+    "parse_text",
+    "parse_yaml",
+    "read_document",
+    "shown",
+    "validated",
+    "variables_in",
+    "with_setting",
+]
+
+Keys = tuple[str | int, ...]
+"""Where a value sits: ``("cluster", "workers")``, ``("bbox", 2)``."""
+
+VARIABLES = "variables"
+"""The key under which a file sets variables of its own."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_VARIABLE = re.compile(r"\$(\$?)\{([^{}\n]*)\}")
+"""``${NAME}``, ``${NAME:-default}``; ``$${NAME}`` stands for the text ``${NAME}``."""
+
+_MARKS = str.maketrans("${}", "\ue000\ue001\ue002")
+"""What the signs of a variable become before YAML sees them, which would take the braces for a mapping."""
+
+_MARKED = re.compile("\ue000(\ue000?)\ue001([^\ue000-\ue002]*)\ue002")
+"""A variable with those marks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value was written."""
+
+    where: str
+    """``"job.yaml, line 4"``, or the command line's ``"-s chunks=1"``."""
+
+    line: int | None
+    """Line in the file, from 1; None where there is no file."""
+
+    written: str | None = None
+    """The text that stands there, where an environment variable was filled in: errors quote this, not the secret."""
+
+
+def parse_yaml(text: str, name: str, given: Mapping[str, str] | None = None) -> tuple[Any, dict[Keys, Place]]:
+    """Return the plain values of YAML `text`, and the place of each key and list element.
+
+    Parameters
+    ----------
+    name
+        What the text is called in errors.
+    given
+        Values of its variables that win over those under its key ``variables``.
+
+    Raises
+    ------
+    JobError
+        Not YAML, a key given twice, a variable that is not set; carries ``key`` and ``line``.
+    """
+    try:
+        loader = _Loader(_VARIABLE.sub(lambda match: match.group().translate(_MARKS), text))
+        node = loader.get_single_node()
+        walk = _Walk(loader, name, {}, _own_variables(node, name, given or {}))
+        return (None if node is None else walk.value(node, ())), walk.places
+    except yaml.YAMLError as error:
+        raise _syntax_error(name, error) from error
+    except RecursionError:
+        raise JobError(f"{name}: nested too deeply, or it refers to itself; write the values out") from None
+
+
+def _as_written(text: str) -> str:
+    return text.translate({mark: sign for sign, mark in _MARKS.items()})
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that leaves dates as they are written: ``2023-06-01`` is text for whoever asked for a date."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """One pass over a tree of YAML nodes, which collects values and places."""
+
+    loader: _Loader
+    name: str
+    places: dict[Keys, Place]
+    variables: Mapping[str, str]
+
+    def value(self, node: yaml.Node, keys: Keys) -> Any:
+        """Return the plain value of `node`, which sits at `keys`."""
+        self.places.setdefault(keys, self._place(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, keys)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*keys, index)) for index, child in enumerate(node.value)]
+        return self._scalar(node, keys)
+
+    def _place(self, node: yaml.Node, written: str | None = None) -> Place:
+        line = node.start_mark.line + 1
+        return Place(f"{self.name}, line {line}", line, written)
+
+    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        seen: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise JobError(
+                    f"{self.name}, line {line}: a key must be a word, got a list or mapping", key=None, line=line
+                )
+            if key in seen:
+                path = dotted((*keys, key))
+                message = f"{self.name}, line {line}: key '{path}' is given twice (first on line {seen[key]}); keep one"
+                raise JobError(message, key=path, line=line)
+            seen[key] = line
+        self.loader.flatten_mapping(node)  # '<<' brings in an anchored mapping; own keys come last and win
+        return dict(self._items(node, keys))
+
+    def _items(self, node: yaml.MappingNode, keys: Keys) -> Iterator[tuple[str, Any]]:
+        for key_node, value_node in node.value:
+            here = (*keys, key_node.value)
+            self.places[here] = self._place(key_node)
+            yield key_node.value, self.value(value_node, here)
+
+    def _scalar(self, node: Any, keys: Keys) -> Any:
+        text = _filled_in(node.value, self.places[keys], dotted(keys), self.variables)
+        if text == node.value:
+            return self._constructed(node)
+        self.places[keys] = replace(self.places[keys], written=_as_written(node.value))
+        if node.style is not None:  # quoted: text stays text
+            return text
+        tag = self.loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call] # PyYAML's
+        return self._constructed(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
+
+    def _constructed(self, node: yaml.Node) -> Any:
+        try:
+            return self.loader.construct_object(node)
+        # such as '!!int abc', '!!bool abc', '!!timestamp abc': each of PyYAML's constructors fails in its own way
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+
+def _own_variables(root: yaml.Node | None, name: str, given: Mapping[str, str]) -> Mapping[str, str]:
+    """Take the variables of a file out of its top level, and return them, those that are given in their place."""
+    found: dict[str, str] = {}
+    if isinstance(root, yaml.MappingNode):
+        for key_node, value_node in root.value:
+            if key_node.value == VARIABLES:
+                found |= _texts(value_node, name)
+        root.value = [pair for pair in root.value if pair[0].value != VARIABLES]
+    for key in given:
+        if key not in found:
+            near = difflib.get_close_matches(key, found, 1) or list(found) or ["none"]
+            raise JobError(f"-s {VARIABLES}.{key}: {name} sets no such variable; it sets {', '.join(near)}", key=key)
+    return {**found, **given}
+
+
+def _texts(node: yaml.Node, name: str) -> Iterator[tuple[str, str]]:
+    """Yield names and values of variables; a value may have variables of the environment in it."""
+    where = f"{name}, line {node.start_mark.line + 1}"
+    if not isinstance(node, yaml.MappingNode):
+        raise JobError(f"{where}: {VARIABLES}: expected names and values, such as {{year: 2023}}", key=VARIABLES)
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        place, key = Place(f"{name}, line {line}", line), f"{VARIABLES}.{key_node.value}"
+        if not isinstance(value_node, yaml.ScalarNode) or not _NAME.fullmatch(str(key_node.value)):
+            message = f"{place.where}: {key}: a variable has a name of letters, digits and _, and a text or number"
+            raise JobError(message, key=key, line=line)
+        yield key_node.value, _filled_in(value_node.value, place, key, {})
+
+
+def _filled_in(text: str, place: Place, key: str, variables: Mapping[str, str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
+        escaped, inside = match.groups()
+        if escaped:
+            return _as_written(match.group()[1:])
+        name, _, default = inside.partition(":-")
+        value = variables.get(name, os.environ.get(name, default if ":-" in inside else None))
+        if value is None:
+            near = difflib.get_close_matches(name, variables, 1)
+            meant = f"did you mean {near[0]!r}? Else " if near else ""
+            where = f"{place.where}: {key}" if key else place.where
+            message = f"{where}: the environment variable {name or '${}'!r} is not set; {meant}"
+            raise JobError(
+                f"{message}export it, or write ${{{name}:-default}}", key=key, line=place.line, variable=name
+            )
+        return value
+
+    return _MARKED.sub(replacement, text)
+
+
+def _syntax_error(name: str, error: yaml.YAMLError) -> JobError:
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    start = getattr(error, "context_mark", None)
+    mark = getattr(error, "problem_mark", None) or start
+    if start is not None and getattr(error, "context", None):
+        problem += f", {error.context} that starts on line {start.line + 1}"  # type: ignore[attr-defined] # a MarkedYAMLError
+    where = name if mark is None else f"{name}, line {mark.line + 1}, column {mark.column + 1}"
+    return JobError(f"{where}: not valid YAML: {problem}", key=None, line=None if mark is None else mark.line + 1)
+
+
+def shown(value: Any) -> str:
+    """Return `value` short enough for one line of a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def dotted(keys: Keys) -> str:
+    """Return keys as messages and the command line write them."""
+    return ".".join(str(key) for key in keys)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A frozen pydantic model without conversions: an unknown key is an error, ``"2"`` is not a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a field takes, in words, for its error message: ``Annotated[int, Expected("a number of pixels")]``."""
+
+    text: str
+    """Completes the sentence "expected ..."."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A mapping and where each of its values came from."""
+
+    name: str
+    """The file, or ``"job"``."""
+
+    values: dict[str, Any]
+    """Plain Python: dict, list, str, int, float, bool, None."""
+
+    places: Mapping[Keys, Place]
+    """For each key and list element; empty for a mapping made in Python."""
+
+    def place(self, keys: Keys) -> Place:
+        """Return the place of `keys`, or of the nearest level above that has one."""
+        for stop in range(len(keys), -1, -1):
+            if keys[:stop] in self.places:
+                return self.places[keys[:stop]]
+        return Place(self.name, None)
+
+
+def read_document(
+    source: str | os.PathLike[str] | Mapping[str, Any], kind: str = "job", given: Mapping[str, str] | None = None
+) -> Document:
+    """Return a document from a file, from text, or from a mapping.
+
+    A string that holds a newline or ``": "`` is text, any other string a path. `kind` names it where there is no file,
+    `given` are values for variables that the file sets itself.
+    """
+    if isinstance(source, Mapping):
+        return Document(kind, dict(source), {})
+    if isinstance(source, str) and ("\n" in source or ": " in source or not source.strip()):
+        return parse_text(source, kind, given)
+    if not isinstance(source, (str, os.PathLike)):
+        raise JobError(f"{kind}: {source!r} is no {kind}; give a path, YAML text or a mapping", key=None, line=None)
+    name = os.fspath(source)
+    try:
+        return parse_text(Path(source).read_text("utf-8"), name, given)
+    except FileNotFoundError:
+        raise JobError(
+            f"{name}: there is no such {kind} file; check the path (it is relative to {Path.cwd()})"
+        ) from None
+    except OSError as error:
+        raise JobError(f"{name}: the {kind} file cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{name}: not a text file in UTF-8 (byte {error.start}); a {kind} is YAML text") from error
+    except ValueError as error:  # NUL in its name
+        raise JobError(f"{name!r}: the {kind} file cannot be read: {error}") from error
+
+
+def parse_text(text: str, name: str, given: Mapping[str, str] | None = None) -> Document:
+    """Return the document in YAML `text`, with ``${VARIABLES}`` filled in: its own, or those of the environment.
+
+    Raises
+    ------
+    JobError
+        Not YAML, a key given twice, a variable that is not set, not a mapping, empty; carries ``key`` and ``line``.
+    """
+    values, places = parse_yaml(text, name, given)
+    line = places[()].line if places else 1
+    if values is None:
+        raise JobError(f"{name}, line {line}: is empty; it needs lines such as 'key: value'", key=None, line=line)
+    if not isinstance(values, dict):
+        raise JobError(f"{name}, line {line}: expected 'key: value' lines, got {shown(values)}", key=None, line=line)
+    return Document(name, values, places)
+
+
+def variables_in(settings: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables that settings of the command line give (``variables.year=2023``), and the other settings."""
+    begins = f"{VARIABLES}."
+    pairs = [s.removeprefix(begins).partition("=") for s in settings if s.startswith(begins) and "=" in s]
+    others = [s for s in settings if not (s.startswith(begins) and "=" in s)]
+    return {name: value for name, _, value in pairs}, others
+
+
+def with_setting(document: Document, setting: str) -> Document:
+    """Return `document` with one ``key=value`` of the command line put in; the key may be dotted, the value is YAML."""
+    key, equals, text = setting.partition("=")
+    if not equals or not all(key.split(".")):
+        raise JobError(f"-s {setting}: expected key=value, for example -s chunks=1024", key=key, line=None)
+    here = f"-s {setting}"
+    value, _ = parse_yaml(text, here)
+    keys = tuple(key.split("."))
+    for stop in range(1, len(keys)):
+        level = _get(document.values, keys[:stop])
+        if level is not None and not isinstance(level, Mapping):
+            raise JobError(
+                f"{here}: '{dotted(keys[:stop])}' is {shown(level)} here; give all of it", key=key, line=None
+            )
+    kept = {path: place for path, place in document.places.items() if path[: len(keys)] != keys}
+    return Document(document.name, _put(document.values, keys, value), {**kept, keys: Place(here, None)})
+
+
+def _get(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        values = values.get(key, {})
+    return values
+
+
+def _put(values: Mapping[str, Any] | None, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """Return a copy of `values` with `value` at `keys`."""
+    key, *inner = keys
+    level = values or {}
+    return {**level, key: _put(level.get(key), tuple(inner), value) if inner else value}
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """One thing that is wrong with a document."""
+
+    rank: tuple[bool, int]
+    key: str
+    place: Place
+    message: str
+
+
+def validated(model: type[ModelT], document: Document) -> ModelT:
+    """Return `document` as a `model`; a JobError names the first mistake in full and the keys of the others."""
+    try:
+        return model.model_validate(document.values)
+    except ValidationError as error:
+        problems = [_problem(model, document, details) for details in error.errors(include_url=False)]
+    first, *rest = sorted(problems, key=lambda p: p.rank)
+    others = {p.key for p in rest if not f"{p.key}.".startswith(f"{first.key}.")}
+    also = f" (also wrong: {', '.join(sorted(others))})" if others else ""
+    raise JobError(f"{first.place.where}: {first.message}{also}", key=first.key, line=first.place.line)
+
+
+def _problem(model: type[BaseModel], document: Document, details: ErrorDetails) -> _Problem:
+    keys, owner, field = _located(model, details, document.values)
+    key, place = dotted(keys), document.place(keys)
+    unknown = details["type"] == "extra_forbidden"
+    message = _unknown(key, str(keys[-1]), owner) if unknown else _wrong(key, place, field, details)
+    return _Problem((not unknown, place.line or 0), key, place, message)
+
+
+def _located(
+    model: type[BaseModel], details: ErrorDetails, values: Any
+) -> tuple[Keys, type[BaseModel], FieldInfo | None]:
+    """Return the keys that pydantic's location stands for, the model they end in, and the field of that model.
+
+    Pydantic puts the names of union members between the keys; they are taken out.
+    """
+    keys: list[str | int] = []
+    choices: list[type[BaseModel]] = []
+    field: FieldInfo | None = None
+    for part in details["loc"]:
+        chosen = [choice for choice in choices if _tag(choice) == part]
+        if chosen:
+            model, choices = chosen[0], []
+            continue
+        if len(choices) == 1 and part in choices[0].model_fields:  # the only one has no name of its own
+            model = choices[0]
+        field = model.model_fields.get(str(part), field)
+        choices = [] if field is None else list(_models(field.annotation))
+        with suppress(KeyError, IndexError, TypeError):
+            values = values[part]  # a part that is no key of the values is left out
+            keys.append(part)
+    return (*keys, str(details["loc"][-1])) if _is_missing_key(details) else tuple(keys), model, field
+
+
+def _is_missing_key(details: ErrorDetails) -> bool:
+    return details["type"] == "missing" and isinstance(details["loc"][-1], str)
+
+
+def _unknown(key: str, name: str, owner: type[BaseModel]) -> str:
+    valid = list(owner.model_fields)
+    near = difflib.get_close_matches(name, valid, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(valid)}"
+    return f"unknown key '{key}'; {hint}"
+
+
+def _wrong(key: str, place: Place, field: FieldInfo | None, details: ErrorDetails) -> str:
+    if details["type"] == "value_error":
+        return f"{key}: {details['ctx']['error']}"
+    if details["type"] == "union_tag_invalid":
+        return f"{key}: {_unknown_type(details['ctx'])}"
+    notes = [note.text for note in (field.metadata if field is not None else ()) if isinstance(note, Expected)]
+    expected = notes[0] if notes else details["msg"].removeprefix("Input should be ")
+    if _is_missing_key(details):
+        return f"key '{key}' is missing; expected {expected}"
+    if details["input"] is None:
+        return f"{key}: has no value; expected {expected}"
+    got = repr(place.written) if place.written is not None else shown(details["input"])
+    return f"{key}: expected {expected}, got {got}"
+
+
+def _unknown_type(facts: Mapping[str, Any]) -> str:
+    valid = [tag.strip("' ") for tag in facts["expected_tags"].split(",")]
+    near = difflib.get_close_matches(facts["tag"], valid, 1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown type '{facts['tag']}'; {hint}Valid types: {', '.join(valid)}"
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("type")
+    return None if field is None else field.default
+
+
+def _home(path: str) -> str:
+    """Return a path with ``~`` written out, a URL as it is."""
+    return path if "://" in path else os.path.expanduser(path)  # noqa: PTH111 - Path drops a trailing slash
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _some(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty; give it a value or leave the key out")
+    return value
+
+
+def _memory(text: str) -> str:
+    try:
+        size = parse_bytes(text)
+    except ValueError:
+        raise ValueError(f"expected memory with its unit, such as '4GB', got {text!r}") from None
+    if size < 100_000_000:
+        raise ValueError(
+            f"expected memory with its unit, such as '4GB', got {text!r}, which is {size} bytes: too little"
+        )
+    return text
+
+
+def _number(value: Any) -> Any:
+    """Return ``"1e-4"`` as a number: one in YAML 1.2, and text in YAML 1.1, where it would need a point."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+Text = Annotated[str, BeforeValidator(_text), AfterValidator(_some)]
+FilePath = Annotated[Text, AfterValidator(_home)]
+Memory = Annotated[str, AfterValidator(_memory)]
+Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+WHOLE = Expected("a whole number from 1")
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of an environment variable."""
+
+SECRET = re.compile(r"SECRET|TOKEN|PASSW|PASSPHRASE|CONNECTION_STRING|ACCESS_KEY$|ACCOUNT_KEY|API_KEY|(^|_)SAS($|_)")
+"""Names of environment variables whose values are secrets."""
+
+
+def _environment_text(value: Any) -> Any:
+    """Return a number as the text that a process's environment holds; YAML's ``yes`` was taken for a truth value."""
+    if isinstance(value, bool):
+        raise ValueError("is read as true or false; put the value in quotes, such as 'YES'")  # noqa: TRY004 - pydantic
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _no_secrets(environment: dict[str, str]) -> dict[str, str]:
+    """Refuse names whose values are secrets: options are printed, logged and kept beside results."""
+    for name in environment:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of an environment variable")
+        if SECRET.search(name) and not name.endswith("_FILE"):
+            raise ValueError(
+                f"the value of {name} is a secret; write its name under 'credentials' instead, and set the variable "
+                "where s2composite is started"
+            )
+    return environment
+
+
+def _variable(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"expected the name of an environment variable, not its value; got {len(name)} characters")
+    return name
+
+
+EnvironmentText = Annotated[str, BeforeValidator(_environment_text)]
+Variable = Annotated[str, AfterValidator(_variable)]
+AsList = PlainSerializer(list)
+Texts = Annotated[tuple[Text, ...], Field(strict=False), AsList]
+SomeTexts = Annotated[tuple[Text, ...], Field(strict=False, min_length=1), AsList]
+Environment = Annotated[
+    dict[str, EnvironmentText], AfterValidator(_no_secrets), Expected("environment variables, {GDAL_CACHEMAX: 64}")
+]
+Credentials = Annotated[
+    tuple[Variable, ...],
+    Field(strict=False),
+    Expected("a list of names of environment variables, such as [AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY]"),
+    AsList,
+]
+
+
+Dashboard = Annotated[str, Field(pattern=r":\d+$"), Expected("an address such as ':8787'")]

@@ -1,0 +1,1 @@
+"""Cubes and composites: the only layer of xarray and dask.array."""

@@ -1,0 +1,446 @@
+"""Arrays of odc-stac, stackstac, rioxarray or NumPy as cubes; masks given as arrays; the axis of periods."""
+
+from __future__ import annotations
+
+import datetime as dt
+import operator
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeAlias, TypeVar, cast
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from s2composite.cube.array_values import stacked
+from s2composite.cube.georeference import crs_of, geobox_of, georeferenced, label_shift
+from s2composite.cube.masking import coded
+from s2composite.cube.open import stack_of
+from s2composite.errors import ParameterError
+from s2composite.pixels.mask_bands import MaskRule, resolve_rule
+from s2composite.pixels.masks import DEFAULT_RULES, Rule
+from s2composite.reading.grid import centre_longitude
+from s2composite.scenes.dates import Day, Period, PeriodSpec, day_of, find_periods
+from s2composite.scenes.names import same_band
+from s2composite.scenes.stac import fmask_coding_of, named_values
+
+__all__ = [
+    "DAYS",
+    "Group",
+    "ValidArray",
+    "ValidRules",
+    "as_cube",
+    "days_of",
+    "groups_of",
+    "rules_of",
+    "saturated_of",
+    "usable_cube",
+    "with_plain_dims",
+    "with_time_axis",
+]
+
+_DIMS = ("time", "band", "y", "x")
+_SPELLINGS = {
+    "time": ("t", "date", "datetime", "valid_time"),
+    "band": ("bands", "variable", "wavelength"),
+    "y": ("latitude", "lat", "northing", "projection_y_coordinate"),
+    "x": ("longitude", "lon", "easting", "projection_x_coordinate"),
+}
+"""What other libraries call the dimensions of a cube, in lower case."""
+
+_GRID_MAPPING = {"crs_wkt", "spatial_ref", "grid_mapping_name"}
+"""Attributes of a variable that describes the coordinate system."""
+
+
+def as_cube(cube: Any) -> xr.DataArray:
+    """Return a cube with dimensions (time, band, y, x) in this order, and coordinates for time and band.
+
+    Raises
+    ------
+    ParameterError
+        It is neither a DataArray nor a Dataset, has other dimensions, or no times, or a Dataset holds something that is
+        not a band.
+    """
+    if not isinstance(cube, xr.Dataset | xr.DataArray):
+        raise ParameterError(f"composite() takes a DataArray or Dataset over time, not a {type(cube).__name__}")
+    array = _bands_of(with_plain_dims(cube)) if isinstance(cube, xr.Dataset) else with_plain_dims(cube)
+    if "band" not in array.dims:
+        only = array.coords["band"].item() if "band" in array.coords and array["band"].ndim == 0 else array.name
+        array = array.drop_vars("band", errors="ignore").expand_dims(band=[str("value" if only is None else only)])
+    if set(array.dims) != set(_DIMS):
+        cure = "; give it one with .expand_dims('time')" if set(array.dims) == set(_DIMS[1:]) else ""
+        raise ParameterError(f"the cube has dimensions {array.dims}; composite() takes (time, band, y, x){cure}")
+    names = {"time": "times", "band": "bands", "y": "rows", "x": "columns"}
+    empty = [name for dim, name in names.items() if array.sizes[dim] == 0]
+    if empty:
+        raise ParameterError(f"the cube has no {' and no '.join(empty)}; nothing to composite")
+    array = _with_scenes(array.transpose(*_DIMS))
+    missing = {dim: np.arange(array.sizes[dim]) for dim in ("time", "band") if dim not in array.coords}
+    return georeferenced(array.assign_coords(missing))
+
+
+_Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
+
+
+def with_plain_dims(data: _Data) -> _Data:
+    """Return an array or Dataset whose dimensions are called time, band, y and x, where it is clear which those are."""
+    renamed = _plain_names(tuple(data.dims))
+    # A coordinate that is no dimension may have that name already.
+    return data.drop_vars(list(renamed.values()), errors="ignore").rename(renamed)
+
+
+def _plain_names(dims: tuple[Hashable, ...]) -> dict[Hashable, str]:
+    """Return what dimensions are to be called; those of which two could be meant are left alone."""
+    alike = {plain: [dim for dim in dims if str(dim).lower() in (plain, *_SPELLINGS[plain])] for plain in _DIMS}
+    return {there[0]: plain for plain, there in alike.items() if len(there) == 1 and there[0] != plain}
+
+
+def _bands_of(dataset: xr.Dataset) -> xr.DataArray:
+    """Return the variables of a Dataset as bands; those without y and x, such as bounds of times, are none."""
+    systems = [name for name, array in dataset.data_vars.items() if _GRID_MAPPING & set(array.attrs)]
+    # GDAL writes the coordinate system as a variable, which concatenation over time may have repeated.
+    located = dataset.drop_vars(systems).assign_coords(
+        {name: xr.Variable((), 0, dataset[name].attrs) for name in systems}
+    )
+    pictures = located.drop_vars([name for name, a in located.data_vars.items() if not {"y", "x"} <= set(a.dims)])
+    names = ", ".join(map(str, pictures.data_vars))
+    if not names:
+        raise ParameterError(
+            f"no variable of the Dataset has y and x; there are {', '.join(map(str, dataset.data_vars)) or 'none'}"
+        )
+    if any("band" in array.dims for array in pictures.data_vars.values()):
+        if len(pictures.data_vars) > 1:
+            raise ParameterError(f"several variables of the Dataset have bands ({names}); choose one, dataset[name]")
+        return next(iter(pictures.data_vars.values()))
+    timeless = [str(name) for name, array in pictures.data_vars.items() if "time" not in array.dims]
+    if timeless and len(timeless) < len(pictures.data_vars):
+        raise ParameterError(
+            f"{', '.join(timeless)} of the Dataset has no time and so is no band of scenes; drop_vars() leaves it out"
+        )
+    return stacked(pictures)
+
+
+def _with_scenes(array: xr.DataArray) -> xr.DataArray:
+    """Return a cube whose coordinate ``scene`` has the dimension time, which `isel(time=0)` takes from it."""
+    if "scene" not in array.coords or array["scene"].ndim:
+        return array
+    if array.sizes["time"] > 1:
+        return array.drop_vars("scene")
+    return array.assign_coords(scene=("time", np.atleast_1d(array["scene"].values)))
+
+
+def saturated_of(array: xr.DataArray) -> tuple[float, ...]:
+    """Return the values of saturated pixels that a cube of physical values declares."""
+    declared = np.atleast_1d(array.attrs.get("saturated", ()))
+    return tuple(map(float, declared)) if declared.dtype.kind in "iuf" else ()
+
+
+def days_of(array: xr.DataArray) -> tuple[float, ...] | None:
+    """Return the time of each scene in days since 1970-01-01T00:00 UTC, None if the times are not dates."""
+    times = array["time"].values
+    if not np.issubdtype(times.dtype, np.datetime64):
+        return None
+    return tuple((times.astype("datetime64[us]").astype(np.int64) / 86_400_000_000).tolist())
+
+
+ValidArray: TypeAlias = Any
+"""``(time, y, x)`` bool of a cube, NumPy or Dask: False where an observation must not be used."""
+
+OneRule: TypeAlias = Rule | xr.DataArray | str | Mapping[str, Mapping[str, Any] | None]
+"""A rule; by its name, ``"scl"``, or with parameters ``{"scl": {"closing": 3}}``, as in jobs; or a boolean array."""
+
+ValidRules: TypeAlias = OneRule | Sequence[OneRule]
+"""What `composite` takes as ``valid``: rules, and boolean arrays of the user's own."""
+
+
+def rules_of(valid: ValidRules | None) -> tuple[Rule | xr.DataArray, ...]:
+    """Return what was given as ``valid`` as a tuple of rules and arrays; the default rules for None.
+
+    Raises
+    ------
+    ParameterError
+        A name, or a parameter of a rule, is unknown.
+    """
+    if valid is None:
+        return DEFAULT_RULES
+    several = isinstance(valid, Iterable) and not isinstance(valid, (str, bytes, Mapping, xr.DataArray, xr.Dataset))
+    return tuple(map(_rule, cast("Iterable[Any]", valid) if several else (valid,)))
+
+
+def _rule(given: Any) -> Any:
+    if isinstance(given, str):
+        return resolve_rule(given)
+    if isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
+        if len(given) != 1 or not isinstance(next(iter(given.values())), Mapping | None):
+            raise ParameterError(
+                f"valid holds {dict(given)!r}; a rule with parameters is {{name: {{parameter: value}}}}"
+            )
+        ((name, parameters),) = given.items()
+        return resolve_rule(name, **(parameters or {}))
+    return given
+
+
+def usable_cube(
+    cube: Any, valid: Sequence[Rule | xr.DataArray]
+) -> tuple[xr.DataArray, tuple[Rule, ...], ValidArray | None, tuple[Rule | xr.DataArray, ...]]:
+    """Separate a cube from its masks.
+
+    Rules on mask bands that the cube or Dataset contains are evaluated, and those bands removed from it. A cube from
+    `open_cube` is left as it is: its mask bands are read beside the data, at their own resolution.
+
+    Returns
+    -------
+    cube
+        ``(time, band, y, x)``.
+    rules
+        Rules that are still to be evaluated.
+    mask
+        ``(time, y, x)``: masks and evaluated rules combined; None if there are none.
+    applied
+        `valid` in its order, each rule on Fmask in the coding of its band.
+
+    Raises
+    ------
+    ParameterError
+        The cube has other dimensions, a mask is not boolean or not on the cube's grid and times, or `valid` holds
+        something that is neither a rule nor an array.
+    """
+    for one in valid:
+        if not isinstance(one, Rule | xr.DataArray):
+            raise ParameterError(
+                f"valid holds {repr(one)[:100]}; it takes rules (Nodata(), SCL() ..., or their names) and boolean "
+                "DataArrays (time, y, x)"
+            )
+    array, bands = _apart(cube, {one.band for one in valid if isinstance(one, MaskRule)})
+    found = stack_of(array)
+    applied: list[Rule | xr.DataArray] = []
+    left: list[Rule] = []
+    masks: list[ValidArray] = []
+    shift = _shift_of(cube)
+    for one in valid:
+        if isinstance(one, xr.DataArray):
+            applied.append(one)
+            masks.append(_aligned(one, array, shift))
+        elif isinstance(one, MaskRule) and one.band in bands:
+            band = bands[one.band]
+            applied.append(rule := _coded_by_band(one, band))
+            masks.append(_evaluated(rule, band.data))
+        else:
+            known = coded(one, found[0].scenes) if isinstance(one, MaskRule) and found else one
+            applied.append(known)
+            left.append(known)
+    return array, tuple(left), _together(masks), tuple(applied)
+
+
+def _coded_by_band(rule: MaskRule, band: xr.DataArray) -> MaskRule:
+    """Return a rule on Fmask in the coding that the name of the band, or Open Data Cube's list of its classes, says."""
+    if not rule.codings:
+        return rule
+    flags = band.attrs.get("flags_definition")
+    lists = (
+        [flag.get("values") for flag in flags.values() if isinstance(flag, Mapping)]
+        if isinstance(flags, Mapping)
+        else []
+    )
+    listed = {str(name): value for values in lists if isinstance(values, Mapping) for value, name in values.items()}
+    name = str(band["band"].item()) if "band" in band.coords else rule.band
+    return rule.in_coding(fmask_coding_of(listed) or named_values(name, None).coding)
+
+
+def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
+    """Return a cube without its mask bands, and those ``(time, y, x)`` by the names that rules have for them."""
+    if isinstance(cube, xr.Dataset):
+        # Before they are stacked: mask bands are often of another type.
+        here = _called(wanted, list(map(str, cube.data_vars)))
+        bands = {band: as_cube(cube[name])[:, 0].assign_attrs(cube[name].attrs) for band, name in here.items()}
+        rest: Any = cube.drop_vars(here.values())
+        left = len(rest.data_vars)
+    else:
+        rest = as_cube(cube)
+        here = {} if not wanted or stack_of(rest) is not None else _called(wanted, list(rest["band"].values))
+        bands = {band: rest.sel(band=name) for band, name in here.items()}
+        rest = rest.sel(band=[band for band in rest["band"].values if band not in here.values()]) if here else rest
+        left = rest.sizes["band"]
+    if here and not left:
+        raise ParameterError(
+            f"the cube has no band besides the mask band {next(iter(here.values()))!r}; there is nothing to composite"
+        )
+    return (as_cube(rest) if isinstance(rest, xr.Dataset) else rest), bands
+
+
+def _called(wanted: Collection[str], names: Sequence[Any]) -> dict[str, Any]:
+    """Return what mask bands are called where they are: ``scl``, as catalogues have it, is the band ``SCL``."""
+    alike = {band: [name for name in names if same_band(str(name))[0] == same_band(band)[0]] for band in wanted}
+    return {band: band if band in names else found[0] for band, found in alike.items() if found}
+
+
+def _together(masks: Sequence[ValidArray]) -> ValidArray | None:
+    return reduce(operator.and_, masks) if masks else None
+
+
+def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
+    """Evaluate a rule on its band ``(t, y, x)``; each chunk sees the pixels around it that matter."""
+    if not isinstance(band, da.Array):
+        return rule.valid(np.asarray(band))
+    halo = {1: rule.halo, 2: rule.halo}
+    return da.map_overlap(
+        _evaluated_block,
+        band.rechunk({0: -1}),
+        rule=rule,
+        depth={0: 0, **halo},
+        boundary="none",
+        dtype=bool,
+        meta=np.empty((0, 0, 0), bool),
+    )
+
+
+def _evaluated_block(block: NDArray[Any], rule: MaskRule) -> NDArray[np.bool_]:
+    return rule.valid(block)
+
+
+def _shift_of(cube: Any) -> tuple[float, float] | None:
+    """Return what is added to a cube's coordinates for the centres of its pixels; see `label_shift`."""
+    array = next(iter(cube.data_vars.values()), None) if isinstance(cube, xr.Dataset) else cube
+    return label_shift(array) if isinstance(array, xr.DataArray) else None
+
+
+def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] | None) -> ValidArray:
+    """Return a mask as ``(time, y, x)`` of the cube; one without time applies to all scenes.
+
+    Parameters
+    ----------
+    shift
+        Of the coordinates of the cube as it was given, with which a mask made from it agrees.
+    """
+    name = mask.name or "the mask"
+    if mask.dtype != np.bool_:
+        raise ParameterError(f"{name} is {mask.dtype}; valid takes boolean arrays, True where an observation is valid")
+    mask = with_plain_dims(mask)
+    extra = set(mask.dims) - {"time", "y", "x"}
+    if extra or not {"y", "x"} <= set(mask.dims):
+        raise ParameterError(f"{name} has dimensions {tuple(mask.dims)}; a mask has (time, y, x) or (y, x)")
+    there, here = crs_of(mask), crs_of(cube)
+    if there is not None and here is not None and there != here:
+        names = [f"EPSG:{crs.epsg}" if crs.epsg else str(crs) for crs in (there, here)]
+        raise ParameterError(f"{name} is in {names[0]}, the cube in {names[1]}; reproject it to the cube's grid")
+    own = label_shift(mask)
+    dx, dy = (own if own is not None else shift) or (0.0, 0.0)
+    moved = {dim: mask[dim] + by for dim, by in (("x", dx), ("y", dy)) if dim in mask.coords}
+    mask = mask.assign_coords(moved)
+    mask = mask.isel({dim: slice(None, None, -1) for dim in moved if _is_reversed(mask, cube, dim)})
+    for dim in mask.dims:
+        _check_axis(str(dim), name, mask, cube)
+    if "time" in mask.dims:
+        data: ValidArray = mask.transpose("time", "y", "x").data
+        return data
+    data = mask.transpose("y", "x").data
+    shape = (cube.sizes["time"], *data.shape)
+    return (
+        da.broadcast_to(data, shape)
+        if isinstance(data, da.Array)
+        else np.ascontiguousarray(np.broadcast_to(data, shape))
+    )
+
+
+def _is_reversed(mask: xr.DataArray, cube: xr.DataArray, dim: str) -> bool:
+    """Return whether an axis runs the other way: rows from south to north, where the cube's begin in the north."""
+    if dim not in cube.coords or mask.sizes[dim] < 2 or cube.sizes[dim] < 2:
+        return False
+    first, last = mask[dim].values[[0, -1]]
+    return bool(np.sign(last - first) == -np.sign(cube[dim].values[-1] - cube[dim].values[0]))
+
+
+def _check_axis(dim: str, name: object, mask: xr.DataArray, cube: xr.DataArray) -> None:
+    """Raise if a mask's axis is not the cube's: sizes have to agree, and labels where both have them."""
+    same = mask.sizes[dim] == cube.sizes[dim]
+    if same and dim in mask.coords and dim in cube.coords:
+        ours, theirs = cube[dim].values, mask[dim].values
+        if dim == "time":
+            same = bool((ours == theirs).all())
+        else:
+            step = abs(float(ours[-1] - ours[0])) / max(len(ours) - 1, 1)
+            same = bool(np.allclose(ours, theirs, rtol=0, atol=0.01 * step))
+    if not same:
+        raise ParameterError(
+            f"{name} is not on the cube's {dim} axis: {_axis(mask, dim)} against {_axis(cube, dim)} of the cube; "
+            "select or reproject it to the cube's scenes and grid"
+        )
+
+
+def _axis(array: xr.DataArray, dim: str) -> str:
+    size = f"{array.sizes[dim]} values"
+    if dim not in array.coords:
+        return size
+    return f"{size} from {array[dim].values[0]} to {array[dim].values[-1]}"
+
+
+DAYS = ("utc", "solar")
+"""How days are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A period and its scenes."""
+
+    period: Period
+    """The period."""
+
+    scenes: tuple[int, ...]
+    """Indices of its scenes in the cube, in order; may be empty."""
+
+
+def groups_of(cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: bool) -> tuple[Group, ...]:
+    """Return the periods of a cube ``(time, band, y, x)`` with the scenes in each.
+
+    Raises
+    ------
+    ParameterError
+        `spec` is unknown, the cube has no dates, or no period holds a scene.
+    """
+    days = _days(cube, day)
+    groups = [
+        Group(period, tuple(t for t, one in enumerate(days) if one in period))
+        for period in find_periods(spec, min(days), max(days))
+    ]
+    if not any(group.scenes for group in groups):
+        raise ParameterError(
+            f"no scene lies in period {spec!r}: it covers {groups[0].period.start} to {groups[-1].period.end}, "
+            f"the scenes {min(days)} to {max(days)}"
+        )
+    return tuple(group for group in groups if keep_empty or group.scenes)
+
+
+def _days(cube: xr.DataArray, day: Day) -> list[dt.date]:
+    times = cube["time"].values
+    if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():
+        raise ParameterError("periods need dates, and the cube's time coordinate has none; assign them to it")
+    longitude = _longitude(cube) if day == "solar" else 0.0
+    moments = times.astype("datetime64[us]").astype(dt.datetime)
+    return [day_of(moment.replace(tzinfo=dt.UTC), day, longitude) for moment in moments]
+
+
+def _longitude(cube: xr.DataArray) -> float:
+    """Return the longitude of the cube's centre, in degrees east."""
+    geobox = geobox_of(cube)
+    if geobox is None or geobox.crs is None:
+        raise ParameterError('day="solar" needs the position of the cube, which has no CRS; use day="utc"')
+    return centre_longitude(geobox)
+
+
+def with_time_axis(dataset: xr.Dataset, groups: Sequence[Group], day: Day) -> xr.Dataset:
+    """Return a dataset with the coordinates of its dimension ``time``.
+
+    ``time`` is the first day of each period, ``time_bounds`` ``(time, bnds)`` that day and the day after the last,
+    ``period`` its label, and ``scenes`` the number of scenes in it.
+    """
+    bounds = np.array([(g.period.start, g.period.end) for g in groups], "datetime64[ns]")
+    bounds_meaning = {"long_name": "first day of the period, day after its last"}
+    coords = {
+        "time": ("time", bounds[:, 0], {"standard_name": "time", "bounds": "time_bounds", "day": day}),
+        "time_bounds": (("time", "bnds"), bounds, bounds_meaning),
+        "period": ("time", np.array([g.period.label for g in groups], dtype=str)),
+        "scenes": ("time", np.array([len(g.scenes) for g in groups], np.int32), {"long_name": "scenes in the period"}),
+    }
+    return dataset.assign_coords(coords)

@@ -1,0 +1,771 @@
+"""`composite`: a cube reduced over time; `Composite`: what can be done with the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from s2composite.cube.array_values import missing_value_of
+from s2composite.cube.coerce import (
+    DAYS,
+    ValidRules,
+    days_of,
+    groups_of,
+    rules_of,
+    saturated_of,
+    usable_cube,
+    with_time_axis,
+)
+from s2composite.cube.result import layers_dataset, located, small_dataset
+from s2composite.cube.windows import source_shares
+from s2composite.errors import ParameterError, check_choice
+from s2composite.pixels.masks import Rule, rule_text
+from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
+from s2composite.pixels.stretch import Stretch
+from s2composite.scenes.dates import Day, PeriodSpec
+
+if TYPE_CHECKING:
+    from s2composite.analysis.explore import Map
+    from s2composite.analysis.plot import Plots
+
+__all__ = ["Composite", "composite"]
+
+
+def composite(
+    cube: xr.DataArray | xr.Dataset,
+    reducer: str | Reducer | Sequence[str | Reducer] = "luminance_median",
+    *,
+    valid: ValidRules | None = None,
+    period: PeriodSpec | None = None,
+    keep_empty: bool = True,
+    day: Day = "utc",
+    min_count: int = 1,
+    **params: Any,
+) -> Composite:
+    """Reduce a cube over time; lazily if the cube is lazy.
+
+    Parameters
+    ----------
+    cube
+        ``(time, band, y, x)``, from `open_cube` or any other source (NumPy, rioxarray, odc-stac, stackstac). The
+        variables ``(time, y, x)`` of a Dataset are stacked as its bands.
+    reducer
+        A reducer by name or as a value, or several, computed in one pass. ``"luminance_median"`` orders the valid
+        observations of a pixel by R + G + B (ties in scene order) and takes the one at index ``n // 2``; all bands come
+        from that one observation.
+    valid
+        Rules that say which observations may be used, or their names as in jobs, ``["nodata", "scl", {"value_range":
+        {"low": 1}}]``; ``()`` uses all. Default: `Nodata` and `Saturated`, which drop
+        observations with any band empty or saturated. Boolean DataArrays ``(time, y, x)`` or ``(y, x)`` on the cube's
+        grid, True where an observation may be used, can stand among them. Rules on mask bands (`SCL` ...) read that
+        band beside the data of a cube from `open_cube`; in other cubes they use the cube's own band, which is then left
+        out of the composite.
+    period
+        Make one composite per period, from a single read of the scenes: ``"month"``, ``"season"``, ``"10D"``,
+        ``"2023-06-01/2023-08-31"``, ``"rolling-3months"``, a list ...; see `s2composite.scenes.dates.find_periods`.
+    keep_empty
+        Keep periods without scenes, which have no value anywhere; False drops them.
+    day
+        How the day of a scene is counted: ``"utc"``, or ``"solar"`` for mean solar time at the centre of the cube.
+    min_count
+        Pixels with fewer valid observations get no value.
+    **params
+        Parameters of the reducer, if there is one and it is given by name.
+
+    Returns
+    -------
+    Composite
+        Its ``dataset`` holds ``composite`` ``(band, y, x)`` in the cube's dtype, ``count`` ``(y, x)`` uint16 (valid
+        observations) and, for reducers that pick one observation, ``source`` ``(y, x)`` int16 (index of its scene, -1
+        where there is none). With `period`, each has ``time`` as its first dimension: the first day of the period, with
+        bounds and the coordinate ``period``.
+
+    Raises
+    ------
+    ParameterError
+        The reducer, a parameter or the period is unknown, the cube has other dimensions, its chunks cannot be merged
+        over time, a mask is not on its grid, or integers were calculated from others with a nodata value.
+
+    Notes
+    -----
+    The nodata value is that of the cube's attributes as long as its values are those that were read. What was
+    calculated from them (an index, a reflectance) has NaN where nothing was observed, and everything else is data.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([0, 30, 10, 20, 255], "uint8").reshape(5, 1, 1, 1)
+    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    >>> comp = s2c.composite(cube)
+    >>> int(comp["composite"][0, 0, 0]), int(comp["count"][0, 0]), int(comp["source"][0, 0])
+    (20, 3, 3)
+    """
+    check_choice("day", day, DAYS)
+    if not isinstance(keep_empty, bool):
+        raise ParameterError(f"keep_empty is {keep_empty!r}; it is True or False")
+    given = rules_of(valid)
+    array, rules, mask, applied = usable_cube(_not_yet_composited(cube), given)
+    missing = missing_value_of(array)
+    array = missing.with_nan(array)
+    groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
+    recipe = Recipe(
+        reducers=_reducers(reducer, params),
+        rules=rules,
+        bands=tuple(str(band) for band in array["band"].values),
+        nodata=missing.for_rules(rules, array.dtype),
+        saturated=() if missing.derived else saturated_of(array),
+        min_count=min_count,
+        days=days_of(array),
+        periods=None if groups is None else tuple(group.scenes for group in groups),
+    )
+    layers = recipe.layers(array.dtype, array.sizes["time"])
+    dataset = layers_dataset(array, recipe, layers, mask)
+    dataset.attrs["rules"] = ", ".join(_described(rule, recipe, array.dtype) for rule in applied) or "none"
+    return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
+
+
+@dataclass(frozen=True, eq=False)
+class Composite:
+    """A composite: an immutable wrapper around a Dataset that can write and draw itself. Lazy until it is computed.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+    >>> comp = s2c.composite(xr.DataArray(values, dims=("time", "band", "y", "x")))
+    >>> list(comp.dataset), comp["count"].item()
+    (['composite', 'source', 'count'], 3)
+    """
+
+    dataset: xr.Dataset
+    """Layers ``composite`` ``(band, y, x)``, ``count`` and ``source`` ``(y, x)``, with the scenes along ``scene``."""
+
+    def __getitem__(self, layer: str) -> xr.DataArray:
+        """Return a layer by name; a ParameterError lists the layers there are."""
+        if not isinstance(layer, str) or layer not in self.dataset.data_vars:
+            raise ParameterError(
+                f"the composite has no layer {layer!r}; it has {', '.join(map(str, self.dataset.data_vars))}"
+            )
+        return self.dataset[layer]
+
+    def __repr__(self) -> str:
+        lines = [f"<s2composite.Composite {self._summary()}>"]
+        for name, array in self.dataset.data_vars.items():
+            sizes = ", ".join(f"{dim}: {n}" for dim, n in array.sizes.items())
+            nodata = f", nodata {array.attrs['nodata']}" if "nodata" in array.attrs else ""
+            lines.append(f"  {name:<12} ({sizes}) {array.dtype}{nodata}")
+        lines.append(f"  rules: {self.dataset.attrs.get('rules', 'not known')}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>s2composite.Composite</b> {self._summary()}</p>{self.dataset._repr_html_()}"
+
+    def _summary(self) -> str:
+        attrs, times = self.dataset.attrs, self.dataset["scene_time"].values
+        state = "lazy" if self.dataset.chunks else "in memory"
+        span = (
+            f", {str(times.min())[:10]} to {str(times.max())[:10]}" if np.issubdtype(times.dtype, np.datetime64) else ""
+        )
+        return f"{attrs['reducer']} of {self.dataset.sizes['scene']} scenes{span}, {state}"
+
+    def compute(self, **kwargs: Any) -> Composite:
+        """Return the composite in memory, all layers computed in one pass.
+
+        Parameters
+        ----------
+        **kwargs
+            Options of `xarray.Dataset.compute`.
+
+        Returns
+        -------
+        Composite
+            With NumPy arrays.
+        """
+        return Composite(located(self.dataset).compute(**kwargs))
+
+    def persist(self, **kwargs: Any) -> Composite:
+        """Return the composite held in the memory of the workers.
+
+        Parameters
+        ----------
+        **kwargs
+            Options of `xarray.Dataset.persist`.
+
+        Returns
+        -------
+        Composite
+            Still with Dask arrays.
+        """
+        return Composite(self.dataset.persist(**kwargs))
+
+    def date(self) -> xr.DataArray:
+        """Return the time of the observation that each pixel comes from.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dimensions of ``source``; datetime64, NaT where there is no observation.
+
+        Raises
+        ------
+        ParameterError
+            There is no ``source``: the reducer does not pick observations.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
+        >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> str(s2c.composite(cube).date().values[0, 0])[:10]
+        '2023-08-01'
+        """
+        times = np.append(self.dataset["scene_time"].values, np.array(["NaT"], "datetime64[ns]"))
+
+        def look_up_date(source: NDArray[np.int16]) -> NDArray[np.datetime64]:
+            return times[source]
+
+        date: xr.DataArray = xr.apply_ufunc(
+            look_up_date, self["source"], dask="parallelized", output_dtypes=[times.dtype]
+        )
+        return date.rename("date").drop_attrs().assign_attrs(long_name="time of the observation")
+
+    def preview(self, size: int = 1024) -> Composite:
+        """Return a small composite in memory, in seconds: computed from the overviews of the files.
+
+        It is an estimate: pixels of overviews are means of pixels, clouds among them. Where the composite no longer
+        stands for whole files (in memory, cropped, one period taken out, masks given as arrays), every n-th pixel is
+        computed instead.
+
+        Parameters
+        ----------
+        size
+            Most pixels along the longer side.
+
+        Returns
+        -------
+        Composite
+            With the same layers, periods and methods: ``comp.preview().plot()``.
+
+        Raises
+        ------
+        ParameterError
+            `size` is less than 1.
+        """
+        if not isinstance(size, (int, np.integer)) or size < 1:
+            raise ParameterError(f"size={size!r}; a preview has 1 pixel or more")
+        return Composite(small_dataset(self.dataset, size).compute())
+
+    def period(self, label: str) -> Composite:
+        """Return the composite of one period, without the dimension ``time``.
+
+        Parameters
+        ----------
+        label
+            One of the coordinate ``period``, such as ``"2023-06"``.
+
+        Returns
+        -------
+        Composite
+            The layers of that period.
+
+        Raises
+        ------
+        ParameterError
+            There is no such period; lists those there are.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-06-11", "2023-07-01"], "datetime64[ns]")
+        >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> s2c.composite(cube, "max", period="month").period("2023-06")["composite"].item()
+        30
+        """
+        labels = self.dataset["period"].values.tolist() if "period" in self.dataset.coords else []
+        if label not in labels:
+            raise ParameterError(f"there is no period {label!r}; there are {', '.join(labels) or 'none'}")
+        return Composite(self.dataset.isel(time=labels.index(label)))
+
+    def shares(self, layer: str = "source") -> xr.DataArray:
+        """Return the share of pixels that each scene contributed.
+
+        Parameters
+        ----------
+        layer
+            Layer that holds the indices of the scenes: ``"source"``; with several reducers ``"rank_source"`` and so on.
+
+        Returns
+        -------
+        xarray.DataArray
+            ``(scene,)``, with periods ``(time, scene)``; float64, 0 to 1. The sum is the share of pixels that have a
+            value. Lazy if the composite is; computing both together reads the scenes once.
+
+        Raises
+        ------
+        ParameterError
+            There is no such layer: the reducer does not pick observations.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> values = np.array([[30, 10], [10, 30]], "uint8").reshape(2, 1, 1, 2)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+        >>> s2c.composite(cube).shares().values.tolist()
+        [0.5, 0.5]
+        """
+        source = self[layer]
+        dims = (*source.dims[:-2], "scene")
+        known = (*source.dims[:-2], "period", "scene", "scene_time")
+        labels = {name: self.dataset[name] for name in known if name in self.dataset.coords}
+        meaning = {"long_name": "share of pixels that come from the scene", "units": "1"}
+        share = source_shares(source.data, self.dataset.sizes["scene"])
+        return xr.DataArray(share, labels, dims, "share", meaning)
+
+    def to_raster(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        layers: str | Sequence[str] | None = None,
+        separate: bool | None = None,
+        overwrite: bool = False,
+        compress: str = "deflate",
+        level: int | None = None,
+        predictor: str | int = "auto",
+        blocksize: int = 512,
+        overview_resampling: str | None = None,
+        mask: bool | None = None,
+        bigtiff: bool | str = "auto",
+        jpeg_quality: int = 85,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> tuple[str, ...]:
+        """Write layers as cloud-optimised GeoTIFF, computing them if they are lazy.
+
+        Runs on the current Dask client, otherwise in threads. Workers encode the tiles of their own windows; one pass
+        assembles them. A file is complete and verified, tile by tile, before it takes its final name; if anything
+        fails, nothing is left under that name.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Local path, ``gs://`` or ``s3://`` URL, or an ``https://`` URL signed for a PUT. The name of a period is
+            appended, ``median_2023-01.tif``, or replaces ``{period}`` in the path.
+        layers : str or sequence of str, optional
+            One or several names of layers, or ``"all"``; default: the composite. ``"rgba"``: a preview in 8 bits of
+            its first three bands.
+        separate : bool, optional
+            One file per layer: ``median.tif``, ``median_count.tif``. False: one file with all layers as bands, in the
+            smallest dtype and with a nodata value that suit them all. Default: separate.
+        overwrite : bool, default False
+            Replace existing files.
+        compress : {"deflate", "zstd", "lzw", "webp", "jpeg", "none"}
+            Compression of the tiles. ``"webp"`` loses nothing without a `level`; ``"jpeg"`` loses a little. Both take
+            pixels of 8 bits only.
+        level : int, optional
+            Effort: deflate 1 to 12, zstd 1 to 22 (default 9); of webp the quality, 1 to 100. Default of deflate:
+            ISA-L's, several times as fast as level 6, for files that are 9 % larger.
+        predictor : {"auto", 1, 2, 3}
+            1 none, 2 differences, 3 floating point. ``"auto"``: 3 for floats, 2 for integers whose overviews are means.
+        blocksize : int, default 512
+            Side of a tile in pixels, a multiple of 16 from 64 to 8192.
+        overview_resampling : {"average", "nearest", "mode"}, optional
+            How overviews are made. Default: as suits each layer, means of valid pixels, and nearest for indices of
+            scenes.
+        mask : bool, optional
+            Mark missing pixels in a mask of one bit instead of by a nodata value. Default: for jpeg and lossy webp
+            only.
+        bigtiff : bool or "auto", default "auto"
+            BigTIFF, which may exceed 4 GB. ``"auto"``: only if needed.
+        jpeg_quality : int, default 85
+            1 to 100.
+        overrides : mapping from str to mapping, optional
+            Other encoding options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
+        tags : mapping from str, optional
+            Further tags for the files, which record scenes, rules, reducer and version in any case; and, if unreadable
+            scenes are skipped, which were missing in which windows (``READ_STATUS``).
+        progress : bool, default True
+            Show how far the call is, in terminals and notebooks.
+
+        Returns
+        -------
+        tuple of str
+            The files written: absolute paths or URLs, without signatures.
+
+        Raises
+        ------
+        ParameterError
+            Options are invalid or contradict each other; raised before anything is computed.
+        WriteError
+            The output exists or cannot be written, or an encoder, worker or upload failed; names the window.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> files = s2c.composite(cube).to_raster("median.tif", compress="zstd", overwrite=True)
+        """
+        from s2composite.writing.cog import write_raster  # noqa: PLC0415 - a floor below: see ARCHITECTURE.md
+
+        return write_raster(
+            self.dataset,
+            path,
+            layers=layers,
+            separate=separate,
+            overwrite=overwrite,
+            compress=compress,
+            level=level,
+            predictor=predictor,
+            blocksize=blocksize,
+            overview_resampling=overview_resampling,
+            mask=mask,
+            bigtiff=bigtiff,
+            jpeg_quality=jpeg_quality,
+            overrides=overrides,
+            tags=tags,
+            progress=progress,
+        )
+
+    def to_zarr(
+        self,
+        store: Any,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        chunk: int = 256,
+        level: int = 3,
+        shards: bool = True,
+        pyramid: bool = False,
+        progress: bool = True,
+    ) -> str:
+        """Write all layers as a Zarr v3 store, computing them if they are lazy.
+
+        Runs on the current Dask client, otherwise in threads. Each window writes its own shards and reads them back;
+        the store gets its final name (a directory) or its root metadata (an object store) last, so it is complete or
+        absent. If unreadable scenes are skipped, the variable ``read_status`` has a table of them and the root
+        attribute of that name a summary.
+
+        Parameters
+        ----------
+        store : str, os.PathLike, zarr store or icechunk session
+            Local path, ``gs://`` or ``s3://`` URL, or a store object of the zarr library, such as a MemoryStore. A
+            writable session of icechunk is committed when everything is written; on an error its changes are discarded.
+        overwrite : bool, default False
+            Replace an existing store.
+        resume : bool, default False
+            Continue an interrupted call with the same data; if this call is interrupted, keep what is done.
+        chunk : int, default 256
+            Side of the chunks inside a shard, in pixels.
+        level : int, default 3
+            Compression level of zstd, 1 to 22.
+        shards : bool, default True
+            One object per window, with an index of its chunks. False: one object per chunk, which GDAL before 3.13
+            needs.
+        pyramid : bool, default False
+            Also write overviews, as GeoZarr's multiscales: group ``0`` is the full resolution, ``1`` half of it, and so
+            on.
+        progress : bool, default True
+            Show how far the call is, in terminals and notebooks.
+
+        Returns
+        -------
+        str
+            The store written: absolute path or URL.
+
+        Raises
+        ------
+        ParameterError
+            An option is invalid; raised before anything is computed.
+        WriteError
+            The store exists or cannot be written, or a window failed; names the window.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> store = s2c.composite(cube).to_zarr("median.zarr", pyramid=True, overwrite=True)
+        >>> int(xr.open_zarr(store, group="0")["count"].max())
+        2
+        """
+        from s2composite.writing.zarr import write_zarr  # noqa: PLC0415 - a floor below
+
+        return write_zarr(
+            self.dataset,
+            store,
+            overwrite=overwrite,
+            resume=resume,
+            chunk=chunk,
+            level=level,
+            shards=shards,
+            pyramid=pyramid,
+            progress=progress,
+        )
+
+    def to_stac(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        layers: str | Sequence[str] | None = "all",
+        separate: bool | None = None,
+        overwrite: bool = False,
+        thumbnail: str | None = "png",
+        size: int = 512,
+        stretch: Stretch | None = None,
+        derived_from: Mapping[str, str] | None = None,
+        properties: Mapping[str, Any] | None = None,
+        compress: str = "deflate",
+        level: int | None = None,
+        predictor: str | int = "auto",
+        blocksize: int = 512,
+        overview_resampling: str | None = None,
+        mask: bool | None = None,
+        bigtiff: bool | str = "auto",
+        jpeg_quality: int = 85,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> tuple[str, ...]:
+        """Write layers as cloud-optimised GeoTIFF, a thumbnail, and last of all a STAC 1.1 item that describes them.
+
+        ``median.json`` has the files ``median.tif``, ``median_count.tif`` ... and ``median_thumbnail.png`` beside it.
+        If the item exists, all of them do, complete and verified; an item to be replaced is removed before its files
+        are.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Local path, ``gs://`` or ``s3://`` URL of the item, ending in ``.json``.
+        layers : str or sequence of str, default "all"
+            One or several names of layers, or ``"all"``. ``"rgba"``: a preview in 8 bits of its first three bands.
+        separate : bool, optional
+            One file per layer: ``median.tif``, ``median_count.tif``. False: one file with all layers as bands, in the
+            smallest dtype and with a nodata value that suit them all. Default: separate.
+        overwrite : bool, default False
+            Replace existing files.
+        thumbnail : {"png", "webp"}, optional
+            Kind of the thumbnail; None: there is none.
+        size : int, default 512
+            Pixels into which the thumbnail fits, 16 to 4096.
+        stretch : str or pair of float or sequence of pairs, optional
+            Values shown black and white in the thumbnail, such a pair for each band, or percentiles: ``"1-99%"``,
+            ``"1-99% per band"``. Default: uint8 unchanged, anything else between percentiles 2 and 98.
+        derived_from : mapping from str to str, optional
+            Address of each scene's own STAC item, by the name of the scene, for links.
+        properties : mapping from str, optional
+            Further properties of the item.
+        compress : {"deflate", "zstd", "lzw", "webp", "jpeg", "none"}
+            Compression of the tiles. ``"webp"`` loses nothing without a `level`; ``"jpeg"`` loses a little. Both take
+            pixels of 8 bits only.
+        level : int, optional
+            Effort: deflate 1 to 12, zstd 1 to 22 (default 9); of webp the quality, 1 to 100. Default of deflate:
+            ISA-L's, several times as fast as level 6, for files that are 9 % larger.
+        predictor : {"auto", 1, 2, 3}
+            1 none, 2 differences, 3 floating point. ``"auto"``: 3 for floats, 2 for integers whose overviews are means.
+        blocksize : int, default 512
+            Side of a tile in pixels, a multiple of 16 from 64 to 8192.
+        overview_resampling : {"average", "nearest", "mode"}, optional
+            How overviews are made. Default: as suits each layer, means of valid pixels, and nearest for indices of
+            scenes.
+        mask : bool, optional
+            Mark missing pixels in a mask of one bit instead of by a nodata value. Default: for jpeg and lossy webp
+            only.
+        bigtiff : bool or "auto", default "auto"
+            BigTIFF, which may exceed 4 GB. ``"auto"``: only if needed.
+        jpeg_quality : int, default 85
+            1 to 100.
+        overrides : mapping from str to mapping, optional
+            Other encoding options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
+        tags : mapping from str, optional
+            Further tags for the files, which record scenes, rules, reducer and version in any case; and, if unreadable
+            scenes are skipped, which were missing in which windows (``READ_STATUS``).
+        progress : bool, default True
+            Show how far the call is, in terminals and notebooks.
+
+        Returns
+        -------
+        tuple of str
+            The items written.
+
+        Raises
+        ------
+        ParameterError
+            Options are invalid or contradict each other, or scenes have no times; raised before anything is computed.
+        WriteError
+            An output exists or cannot be written; then there is no item.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+        >>> pixels = np.full((2, 3, 64, 64), 90, "uint8")
+        >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
+        >>> items = s2c.composite(cube).to_stac("median.json", thumbnail="webp", overwrite=True)
+        """
+        from s2composite.writing.stac import write_stac  # noqa: PLC0415 - a floor below
+
+        return write_stac(
+            self.dataset,
+            path,
+            layers=layers,
+            separate=separate,
+            overwrite=overwrite,
+            thumbnail=thumbnail,
+            size=size,
+            stretch=stretch,
+            derived_from=derived_from,
+            properties=properties,
+            compress=compress,
+            level=level,
+            predictor=predictor,
+            blocksize=blocksize,
+            overview_resampling=overview_resampling,
+            mask=mask,
+            bigtiff=bigtiff,
+            jpeg_quality=jpeg_quality,
+            overrides=overrides,
+            tags=tags,
+            progress=progress,
+        )
+
+    def to_thumbnail(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        size: int = 512,
+        stretch: Stretch | None = None,
+        layer: str | None = None,
+        overwrite: bool = False,
+    ) -> tuple[str, ...]:
+        """Write a small picture, transparent where there is no value. A lazy composite is computed as a whole.
+
+        Its pixels are those of the overview that fits into `size`: means of 2 x 2 valid pixels, repeatedly.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Local path or URL that ends in ``.png`` or ``.webp``.
+        size : int, default 512
+            Pixels into which the picture fits, 16 to 4096.
+        stretch : str or pair of float or sequence of pairs, optional
+            Values shown black and white, such a pair for each band, or percentiles of the picture: ``"1-99%"``,
+            ``"1-99% per band"``; ``"common"`` and ``"1-99% common"``: of the pictures of all periods together. Default:
+            uint8 unchanged, anything else between percentiles 2 and 98 of each picture.
+        layer : str, optional
+            Layer to show; default: the composite. Its bands red, green and blue are shown, or else the first three.
+        overwrite : bool, default False
+            Replace an existing file.
+
+        Returns
+        -------
+        tuple of str
+            The files written.
+
+        Raises
+        ------
+        ParameterError
+            The kind of picture, its size or its stretch is invalid, or there is no layer with bands.
+        WriteError
+            The output exists or cannot be written.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> files = s2c.composite(cube).to_thumbnail("median.png", size=200, overwrite=True)
+        """
+        from s2composite.writing.stac import write_thumbnail  # noqa: PLC0415 - a floor below
+
+        return write_thumbnail(self.dataset, path, size=size, stretch=stretch, layer=layer, overwrite=overwrite)
+
+    def explore(
+        self,
+        *,
+        layer: str = "composite",
+        bands: Sequence[Any] | None = None,
+        stretch: Stretch | None = None,
+        basemap: str | None = "OpenStreetMap Mapnik",
+    ) -> Map:
+        """Show the composite on a map to zoom and pan, with a slider for its periods.
+
+        A lazy composite is computed; ``comp.preview().explore()`` takes seconds. A page holds 12 million pixels at
+        most, so that the more periods there are, the coarser they are.
+
+        Parameters
+        ----------
+        layer : str, default "composite"
+            Which variable.
+        bands : sequence of str, optional
+            Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else
+            the first three.
+        stretch : str or pair of float or sequence of pairs, optional
+            The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``,
+            ``"1-99% per band"``. Percentiles, and so the default, are those of each period; ``"common"`` and
+            ``"1-99% common"`` are those of all periods together, so that their brightness can be compared.
+        basemap : str, optional
+            Name of a background as Bokeh's ``add_tile`` takes it; None: no background. Default:
+            ``"OpenStreetMap Mapnik"``.
+
+        Returns
+        -------
+        Map
+            ``.save("map.html")``, or the last line of a notebook's cell.
+
+        Raises
+        ------
+        ParameterError
+            No such layer, band or background, or no pixel has data.
+        GridError
+            The composite has no coordinate system, or lies where web maps end: over the antimeridian or a pole.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> from odc.geo.geobox import GeoBox
+        >>> from odc.geo.xr import xr_coords
+        >>> grid = GeoBox.from_bbox((300000, 4800000, 301000, 4801000), "EPSG:32631", resolution=10)
+        >>> cube = xr.DataArray(np.full((2, 3, 100, 100), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> comp = s2c.composite(cube.assign_coords(xr_coords(grid, dims=("y", "x"))))
+        >>> page = comp.explore().save("map.html", overwrite=True)
+        """
+        from s2composite.analysis.explore import explore  # noqa: PLC0415 - a floor below
+
+        return explore(self.dataset, layer=layer, bands=bands, stretch=stretch, basemap=basemap)
+
+    @cached_property  # which notebooks look into for help, as they do not into a property
+    def plot(self) -> Plots:
+        """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``, ``comp.plot.periods()`` ..."""
+        from s2composite.analysis.plot import Plots  # noqa: PLC0415 - a floor below
+
+        return Plots(self.dataset)
+
+
+def _not_yet_composited(cube: Any) -> Any:
+    if isinstance(cube, Composite):
+        raise ParameterError("this is already a composite; composite() takes a cube (time, band, y, x)")
+    return cube
+
+
+def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[str, Any]) -> tuple[Reducer, ...]:
+    if isinstance(reducer, (str, Reducer)) or not isinstance(reducer, Iterable):
+        return (resolve_reducer(reducer, **params),)
+    if params:
+        raise ParameterError(
+            f"parameters {', '.join(params)}: there are several reducers, so give each its own with "
+            "resolve_reducer(name, ...)"
+        )
+    return tuple(resolve_reducer(one) for one in reducer)
+
+
+def _described(rule: Rule | xr.DataArray, recipe: Recipe, dtype: np.dtype[Any]) -> str:
+    if isinstance(rule, xr.DataArray):
+        return f"mask {rule.name or 'without a name'}"
+    return rule_text(rule, dtype, recipe.nodata, recipe.saturated)

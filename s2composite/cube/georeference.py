@@ -1,0 +1,431 @@
+"""Where the pixels of an array lie. Its coordinates say so; attributes only what coordinates cannot."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
+
+import numpy as np
+import rioxarray  # noqa: F401 - arrays have .rio, as they have .odc by odc.geo.xr
+import xarray as xr
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from pyproj import CRS as ProjCRS  # noqa: N811 - odc-geo has a CRS, too
+from pyproj.exceptions import CRSError
+
+from s2composite.errors import ParameterError
+
+__all__ = ["crs_of", "geobox_of", "georeferenced", "label_shift", "north_up"]
+
+LOG = logging.getLogger(__name__)
+
+_ArrayOrDataset = TypeVar("_ArrayOrDataset", xr.DataArray, xr.Dataset)
+
+_DIMS = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"), ("Y", "X"), ("northing", "easting"))
+
+_STACKSTAC = ("spec", "crs", "transform", "resolution", "resolution_xy")
+"""Attributes in which stackstac describes the grid that an array had when it was made."""
+
+_TOLERANCE = 0.01
+"""Pixels by which coordinates may differ from those of a grid."""
+
+
+def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
+    """Return the grid of an array's pixels, None if nothing says where they are.
+
+    One-dimensional coordinates decide. What attributes remember of an earlier grid (``GeoTransform``, stackstac's
+    ``transform``) is used where it agrees with them: for the width of a single pixel, and for all digits.
+
+    Raises
+    ------
+    ParameterError
+        The coordinates are not evenly spaced, or the size of a single pixel is not known, or there are none and the
+        array may have been cut since its attributes were written.
+    """
+    array = _picture(data)
+    dims = None if array is None else _spatial_dims(array)
+    if array is None or dims is None:
+        return None
+    _refuse_control_points(array)
+    crs, remembered = crs_of(array), _remembered(array)
+    shape = (array.sizes[dims[0]], array.sizes[dims[1]])
+    if any(dim not in array.coords for dim in dims):
+        return _without_coordinates(array, shape, crs, remembered)
+    shift = label_shift(array) or (0.0, 0.0)
+    labels = [array.coords.variables[dim].values for dim in dims]
+    y, x = (np.asarray(values, np.float64) + by for values, by in zip(labels, (shift[1], shift[0]), strict=True))
+    slack = [float(np.spacing(np.abs(values).max())) if values.dtype.kind == "f" else 0 for values in labels]
+    transform = _transform(array, dims, (y, x), slack, remembered)
+    if transform is None and crs is None:
+        return None  # a single pixel that has a position, but nothing that says how large it is
+    if transform is None:
+        raise ParameterError(
+            f"{_name(array)} has a single pixel along {' and '.join(d for d in dims if array.sizes[d] == 1)}, and "
+            "nothing that agrees with its coordinates says how large it is; select more pixels, or write its transform "
+            "(rio.write_transform)"
+        )
+    return GeoBox(shape, transform, crs)
+
+
+def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
+    """Return an array with the centres of its pixels as coordinates, and a ``spatial_ref`` that agrees with them.
+
+    The coordinates of stackstac are by default corners of pixels, where everything else expects centres. What is
+    remembered of an earlier grid in attributes and ``GeoTransform`` is replaced. An array whose coordinates are no
+    regular grid, or without a CRS, is returned as it is.
+    """
+    array = _picture(data)
+    dims = None if array is None else _spatial_dims(array)
+    if array is None or dims is None:
+        return data
+    shift = label_shift(array) or (0.0, 0.0)
+    _warn_of_corners(array, dims)
+    try:
+        geobox = geobox_of(array)
+    except ParameterError:
+        geobox = None
+    if geobox is None or geobox.crs is None or not geobox.axis_aligned:
+        return data  # the coordinates of a rotated grid are pixels of the one that GeoTransform describes
+    mapping = _grid_mapping(array)
+    current = mapping == "spatial_ref" and _geotransform(array) == geobox.transform
+    if current and shift == (0.0, 0.0) and _stackstac_grid(array) is None:
+        return data
+    coords = xr_coords(geobox, dims=dims)
+    if shift == (0.0, 0.0) and all(dim in array.coords for dim in dims):
+        coords = {"spatial_ref": coords["spatial_ref"]}  # those that the caller selects and aligns by
+    if isinstance(mapping, str) and mapping != "spatial_ref":
+        data = data.drop_vars(mapping)
+    return _without_memory(data.assign_coords(coords))
+
+
+def north_up(data: _ArrayOrDataset) -> _ArrayOrDataset:
+    """Return an array with its rows from north to south and its columns from west to east.
+
+    Without a CRS rows and columns are those of a picture, and stay as they are.
+    """
+    array = _picture(data)
+    dims = None if array is None else _spatial_dims(array)
+    if array is None or dims is None or crs_of(array) is None or any(t.b or t.d for t in _remembered(array)):
+        return data
+    y, x = dims
+    wrong = ((y, True), (x, False))
+    flips = {dim: slice(None, None, -1) for dim, rising in wrong if _rises(array, dim) is rising}
+    return georeferenced(data.isel(flips)) if flips else data
+
+
+def _rises(array: xr.DataArray, dim: str) -> bool | None:
+    """Return whether a coordinate rises, None if it does neither."""
+    if dim not in array.coords or array.sizes[dim] < 2:
+        return None
+    first, last = array[dim].values[[0, -1]]
+    return bool(last > first) if first != last else None
+
+
+def label_shift(array: xr.DataArray) -> tuple[float, float] | None:
+    """Return what is added to an array's coordinates ``(x, y)`` for the centres of its pixels.
+
+    None: nothing says, so they are centres, as everywhere else. Coordinates of stackstac are the upper left corners of
+    the pixels that it made, unless it was asked for ``xy_coords="center"``; all that is derived from them (every second
+    one, means of two, interpolated ones) is off by half of such a pixel.
+
+    Raises
+    ------
+    ParameterError
+        The array is stackstac's, but no longer says whether its coordinates are corners.
+    """
+    dims = _spatial_dims(array)
+    if dims is None or any(dim not in array.coords for dim in dims):
+        return None
+    made = _stackstac_grid(array)
+    if made is None:
+        return (0.0, 0.0) if _geotransform(array) is not None else _shift_of_snapped(array, dims)
+    if _is_reprojected(array, made[1]):
+        return 0.0, 0.0
+    transform = made[0]
+    on_corners = _on_corners(array, dims, transform)
+    dx, dy = (
+        0.0 if corner is False else size / 2
+        for corner, size in zip(on_corners, (transform.a, transform.e), strict=True)
+    )
+    return dx, dy
+
+
+def _is_reprojected(array: xr.DataArray, crs: CRS | None) -> bool:
+    now = crs_of(array)
+    return crs is not None and now is not None and crs != now
+
+
+def _on_corners(array: xr.DataArray, dims: Sequence[str], transform: Affine) -> tuple[bool | None, bool | None]:
+    """Return whether the coordinates x and y are corners of pixels of a grid, not centres; None: they could be both."""
+    y, x = (np.asarray(array[dim].values, np.float64) for dim in dims)
+    return _are_corners(x, transform.c, transform.a), _are_corners(y, transform.f, transform.e)
+
+
+def _are_corners(labels: NDArray[np.float64], origin: float, step: float) -> bool | None:
+    """Return whether labels are edges of the pixels that begin at `origin`, not centres; None: they could be both.
+
+    Every third of the centres is a centre, and so is the mean of three of them. The mean of two corners is a centre,
+    the mean of two centres is an edge.
+    """
+    times = abs((labels[-1] - labels[0]) / (len(labels) - 1) / step) if len(labels) > 1 else 1.0
+    place = (labels[0] - origin) / step % 1
+    if abs(times - round(times)) > 1e-6 or round(times) % 2 == 0:
+        return None
+    if min(place, 1 - place) < _TOLERANCE:
+        return True
+    return False if abs(place - 0.5) < _TOLERANCE else None
+
+
+def _warn_of_corners(array: xr.DataArray, dims: Sequence[str]) -> None:
+    """Log that coordinates were taken for corners where they could be centres."""
+    made = _stackstac_grid(array)
+    if made is None or any(dim not in array.coords for dim in dims) or _is_reprojected(array, made[1]):
+        return
+    if None in _on_corners(array, dims, made[0]):
+        LOG.warning(
+            "%s: its coordinates are taken as stackstac's default, corners of pixels of %g that it made; if it was "
+            "asked for xy_coords='center', remove the attributes %s and write_crs() it",
+            _name(array),
+            abs(made[0].a),
+            ", ".join(name for name in _STACKSTAC if name in array.attrs),
+        )
+
+
+def _stackstac_grid(array: xr.DataArray) -> tuple[Affine, CRS | None] | None:
+    """Return the grid on which stackstac made an array, None if it is not from there, or no longer says so."""
+    attrs = array.attrs
+    if not ("spec" in attrs or ("transform" in attrs and ("epsg" in array.coords or "resolution" in attrs))):
+        return None
+    spec = str(attrs.get("spec", ""))
+    code = re.search(r"epsg=(\d+)", spec)
+    crs = CRS(f"EPSG:{code[1]}") if code else _parsed(attrs["crs"]) if "crs" in attrs else None
+    transform = _six(attrs.get("transform"))
+    if transform is None:
+        bounds, steps = (re.search(rf"{name}=\(([^)]*)\)", spec) for name in ("bounds", "resolutions_xy"))
+        if not bounds or not steps:
+            return None
+        west, _, _, north = map(float, bounds[1].split(","))
+        width, height = map(float, steps[1].split(","))
+        transform = Affine(width, 0, west, 0, -height, north)
+    return transform, crs
+
+
+def _shift_of_snapped(array: xr.DataArray, dims: Sequence[str]) -> tuple[float, float] | None:
+    """Return the shift of a stackstac array that lost its attributes: corners are multiples of the pixel size there."""
+    if not _is_stackstac_code(array):
+        return None
+    shifts = []
+    for dim in reversed(dims):
+        labels = np.asarray(array[dim].values, np.float64)
+        step = (labels[-1] - labels[0]) / (len(labels) - 1) if len(labels) > 1 else math.nan
+        place = labels[0] / step % 1
+        if min(place, 1 - place) < _TOLERANCE:
+            shifts.append(step / 2)
+        elif abs(place - 0.5) < _TOLERANCE:
+            shifts.append(0.0)
+        else:
+            raise ParameterError(
+                f"{_name(array)} is from stackstac (it has the coordinate epsg) and lost the attributes that say "
+                "whether its coordinates are corners or centres of pixels; keep them (keep_attrs=True), or make the "
+                "coordinates centres, drop epsg, and write_crs() it"
+            )
+    return shifts[0], shifts[1]
+
+
+def _is_stackstac_code(array: xr.DataArray) -> bool:
+    return "epsg" in array.coords and array["epsg"].ndim == 0 and array["epsg"].dtype.kind in "iu"
+
+
+def _picture(data: xr.DataArray | xr.Dataset) -> xr.DataArray | None:
+    """Return an array, or the first variable of a Dataset that has pixels."""
+    if isinstance(data, xr.DataArray):
+        return data
+    return next((a for a in data.data_vars.values() if _spatial_dims(a) is not None), None)
+
+
+def _spatial_dims(array: xr.DataArray) -> tuple[str, str] | None:
+    return next((dims for dims in _DIMS if set(dims) <= set(array.dims)), None)
+
+
+def _grid_mapping(array: xr.DataArray) -> Hashable | None:
+    """Return the name of the coordinate that holds the CRS."""
+    coords = array.coords.variables  # `coords` alone makes an array of each, which takes long
+    named = (array.encoding.get("grid_mapping"), array.attrs.get("grid_mapping"), "spatial_ref")
+    others = (name for name, coord in coords.items() if coord.ndim == 0)
+    return next((name for name in chain(named, others) if name in coords and _wkt(coords[name].attrs)), None)
+
+
+def _wkt(attrs: Mapping[Any, Any]) -> str:
+    text = attrs.get("spatial_ref") or attrs.get("crs_wkt")
+    if text or "grid_mapping_name" not in attrs:
+        return str(text or "")
+    try:
+        return str(ProjCRS.from_cf(dict(attrs)).to_wkt())
+    except (CRSError, KeyError, TypeError, ValueError):
+        return ""
+
+
+def crs_of(array: xr.DataArray) -> CRS | None:
+    """Return the CRS of an array, None if it has none.
+
+    Raises
+    ------
+    ParameterError
+        It is none that PROJ knows.
+    """
+    mapping = _grid_mapping(array)
+    if mapping is not None:
+        return _parsed(_wkt(array.coords.variables[mapping].attrs))
+    if array.attrs.get("crs"):
+        return _parsed(array.attrs["crs"])
+    if _is_stackstac_code(array):
+        return _parsed(f"EPSG:{int(array['epsg'])}")
+    dims = _spatial_dims(array)
+    labelled = None if dims is None else array.coords.get(dims[0])
+    text = None if labelled is None else labelled.attrs.get("crs")
+    return _parsed(text) if text else None
+
+
+def _refuse_control_points(array: xr.DataArray) -> None:
+    if any(coord.attrs.get("gcps") for coord in array.coords.variables.values() if coord.ndim == 0):
+        raise ParameterError(
+            f"{_name(array)} is located by ground control points, so its pixels are on no grid; warp it first, with "
+            "gdalwarp or rio.reproject"
+        )
+
+
+def _parsed(text: Any) -> CRS:
+    try:
+        return CRS(text)
+    except Exception as error:
+        raise ParameterError(f"the array's CRS {str(text)[:80]!r} is unknown ({error}); write_crs() another") from error
+
+
+def _geotransform(array: xr.DataArray) -> Affine | None:
+    """Return the ``GeoTransform`` that GDAL, rioxarray and odc-geo write beside the CRS."""
+    coord = array.coords.variables.get("spatial_ref" if (name := _grid_mapping(array)) is None else name)
+    text = "" if coord is None else coord.attrs.get("GeoTransform", "")
+    numbers = str(text).split() if not isinstance(text, (list, tuple, np.ndarray)) else list(text)
+    try:
+        return Affine.from_gdal(*map(float, numbers)) if len(numbers) == 6 else None
+    except ValueError:
+        return None
+
+
+def _remembered(array: xr.DataArray) -> list[Affine]:
+    """Return the transforms in the attributes, of grids that the array has or had."""
+    found = (_geotransform(array), _six(array.attrs.get("transform")))
+    return [transform for transform in found if transform is not None]
+
+
+def _six(transform: Any) -> Affine | None:
+    try:
+        return Affine(*(float(v) for v in tuple(transform)[:6]))
+    except (TypeError, ValueError):
+        return None
+
+
+def _without_coordinates(
+    array: xr.DataArray, shape: tuple[int, int], crs: CRS | None, remembered: Sequence[Affine]
+) -> GeoBox | None:
+    """Return the grid of an array without coordinates: that of stackstac, if it has as many pixels."""
+    made = _stackstac_grid(array)
+    sizes = re.search(r"bounds=\(([^)]*)\)", str(array.attrs.get("spec", "")))
+    if made is not None and sizes:
+        west, south, east, north = map(float, sizes[1].split(","))
+        if shape == (round((north - south) / abs(made[0].e)), round((east - west) / made[0].a)):
+            return GeoBox(shape, made[0], made[1])
+    if not remembered or crs is None:
+        return None
+    raise ParameterError(
+        f"{_name(array)} has no y and x coordinates; its attributes say where it was, but not whether it has been cut "
+        "since. Open it with coordinates (parse_coordinates=True, xy_coords='center'), or warp a rotated one first"
+    )
+
+
+def _transform(
+    array: xr.DataArray,
+    dims: Sequence[str],
+    centres: tuple[NDArray[np.float64], NDArray[np.float64]],
+    slack: Sequence[float],
+    remembered: Sequence[Affine],
+) -> Affine | None:
+    """Return the transform of a grid with these centres of pixels; None if it has a single pixel of unknown size."""
+    turned = next((t for t in remembered if t.b or t.d), None)
+    (y0, dy), (x0, dx) = (
+        _axis(array, dim, values, more) for dim, values, more in zip(dims, centres, slack, strict=True)
+    )
+    if turned is not None:  # the coordinates of a rotated grid are pixels of it
+        dx, dy = (1.0 if math.isnan(step) else step for step in (dx, dy))
+        return turned @ Affine(dx, 0, x0 - dx / 2, 0, dy, y0 - dy / 2)
+    for known in remembered:
+        exact = _moved(known, (y0, dy), (x0, dx), centres, slack)
+        if exact is not None:
+            return exact
+    if math.isnan(dx) or math.isnan(dy):
+        return None
+    return Affine(dx, 0, x0 - dx / 2, 0, dy, y0 - dy / 2)
+
+
+def _axis(array: xr.DataArray, dim: str, values: NDArray[np.float64], slack: float) -> tuple[float, float]:
+    """Return the first centre of an axis and its step, NaN of a single pixel."""
+    if len(values) == 1 and np.isfinite(values[0]):
+        return float(values[0]), math.nan
+    step = float(values[-1] - values[0]) / (len(values) - 1)
+    even = values[0] + step * np.arange(len(values))
+    if (
+        not step
+        or not np.isfinite(values).all()
+        or not np.allclose(values, even, rtol=0, atol=_TOLERANCE * abs(step) + slack)
+    ):
+        raise ParameterError(
+            f"{_name(array)}: its {dim} coordinates are not evenly spaced, which a raster needs; sort them "
+            f"(sortby({dim!r})), or interpolate to a regular grid"
+        )
+    return float(values[0]), step
+
+
+def _moved(
+    known: Affine,
+    y: tuple[float, float],
+    x: tuple[float, float],
+    centres: tuple[NDArray[np.float64], NDArray[np.float64]],
+    slack: Sequence[float],
+) -> Affine | None:
+    """Return a known transform moved by whole pixels to where the coordinates are; None if they are others."""
+    if not known.a or not known.e:
+        return None
+    places = []
+    steps = (y, known.f, known.e, centres[0], slack[0]), (x, known.c, known.a, centres[1], slack[1])
+    for (first, step), origin, size, values, more in steps:
+        place = (first - origin) / size - 0.5
+        allowed = min(_TOLERANCE + 2 * more / abs(size), 0.25)
+        drift = 0.0 if math.isnan(step) else abs(step / size - 1) * len(values)
+        if abs(place - round(place)) > allowed or drift > allowed:
+            return None
+        places.append(round(place))
+    row, column = places
+    return known if row == column == 0 else known @ Affine.translation(column, row)
+
+
+def _without_memory(data: _ArrayOrDataset) -> _ArrayOrDataset:
+    """Return data without what attributes say of an earlier grid: ``spatial_ref`` says it now."""
+    data = data.copy(deep=False)
+    for array in (data,) if isinstance(data, xr.DataArray) else data.data_vars.values():
+        if _stackstac_grid(array) is not None:
+            array.attrs = {name: value for name, value in array.attrs.items() if name not in _STACKSTAC}
+        for notes in (array.attrs, array.encoding):
+            if "grid_mapping" in notes:
+                notes["grid_mapping"] = "spatial_ref"
+    return data
+
+
+def _name(array: xr.DataArray) -> str:
+    return f"array {array.name!r}" if array.name is not None else "the array"

@@ -1,0 +1,440 @@
+"""Mask bands read beside the data, cleaned on their own grid, brought to the data's; daily mosaics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from s2composite.errors import GridError, ParameterError, S2CompositeError
+from s2composite.metrics import tell_read
+from s2composite.pixels.mask_bands import MaskRule, upsample
+from s2composite.pixels.masks import Rule, lets_through
+from s2composite.pixels.reducers import Recipe, usable_observations
+from s2composite.reading.bands import wanted_assets
+from s2composite.reading.grid import Window
+from s2composite.reading.plan import subgrid
+from s2composite.reading.reader import FAILED, OUTSIDE, READ
+from s2composite.reading.sources import ReadOptions
+from s2composite.reading.stack import Products, Stack, open_stack
+from s2composite.reading.warp import source_pixels
+from s2composite.scenes.model import Scene
+from s2composite.scenes.stac import named_values
+
+__all__ = [
+    "AlignedMask",
+    "DayObservations",
+    "Mask",
+    "WarpedMask",
+    "asks_for_coverage",
+    "both",
+    "coded",
+    "masks_of",
+    "passed",
+    "products_near",
+    "read_days",
+    "with_halo",
+]
+
+_LARGEST_READ = 128 << 20
+"""Pixels of a mask band, of all scenes together, in memory at once where the data are coarser than the mask."""
+
+_OPENED_AT_ONCE = 32
+"""Scenes whose mask bands are opened at once, where they have different grids."""
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedMask:
+    """A rule on a mask band on the data's grid, or on one a whole number of times coarser."""
+
+    rule: MaskRule
+    """The rule."""
+
+    stack: Stack
+    """The band alone, on its own grid, the same scenes as the data."""
+
+    factor: int
+    """Pixels of the data along one of the mask."""
+
+    origin: tuple[int, int]
+    """``(y, x)`` offset of the data's corner from the mask's, in pixels of the data."""
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return self.stack.token, repr(self.rule)
+
+    def select(self, positions: Sequence[int]) -> AlignedMask:
+        """Return the mask of some of the scenes."""
+        return replace(self, stack=self.stack.select(positions))
+
+    def valid(self, region: Window) -> NDArray[np.bool_]:
+        """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
+
+        The mask is cleaned at its own resolution, with as many pixels around the region as matter to it. A scene whose
+        mask cannot be read is not valid.
+        """
+        factor = self.factor
+        spans = [slice(s.start + o, s.stop + o) for s, o in zip(region, self.origin, strict=True)]
+        y, x = (slice(s.start // factor, -(-s.stop // factor)) for s in spans)
+        valid = _cleaned(self.rule, self.stack, (y, x))
+        shape = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
+        top, left = spans[0].start - factor * y.start, spans[1].start - factor * x.start
+        return upsample(valid, factor, shape, top=top, left=left)
+
+
+@dataclass(frozen=True, eq=False)
+class WarpedMask:
+    """A rule on a mask band on other grids than the data's: each pixel of the data takes the nearest of the mask."""
+
+    rule: MaskRule
+    """The rule."""
+
+    groups: tuple[tuple[tuple[int, ...], Stack], ...]
+    """Scenes whose bands share a grid: their positions in the data's stack, and the band alone on that grid."""
+
+    geobox: GeoBox
+    """Grid of the data."""
+
+    n_scenes: int
+    """Number of scenes of the data; a scene in no group is not valid anywhere."""
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        grid = (tuple(self.geobox.shape), tuple(self.geobox.transform), str(self.geobox.crs))
+        return tuple((at, stack.token) for at, stack in self.groups), repr(self.rule), grid, self.n_scenes
+
+    def select(self, positions: Sequence[int]) -> WarpedMask:
+        """Return the mask of some of the scenes."""
+        new = {int(old): i for i, old in enumerate(positions)}
+        groups = []
+        for at, stack in self.groups:
+            kept = [i for i, old in enumerate(at) if old in new]
+            if kept:
+                groups.append((tuple(new[at[i]] for i in kept), stack.select(kept)))
+        return replace(self, groups=tuple(groups), n_scenes=len(positions))
+
+    def valid(self, region: Window) -> NDArray[np.bool_]:
+        """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
+
+        The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so the result
+        does not depend on the region. Where a scene's mask does not reach, or cannot be read, the scene is not valid.
+        """
+        height, width = (s.stop - s.start for s in region)
+        out = np.zeros((self.n_scenes, height, width), bool)
+        for positions, stack in self.groups:
+            rows, columns = _pixels_of(self.geobox, region, stack.geobox)
+            for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
+                out[np.array(positions), y, x] = self._part(stack, rows[y, x], columns[y, x])
+        return out
+
+    def _part(self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Evaluate the rule at the given rows and columns ``(y, x)`` of a band: ``(t, y, x)``."""
+        out = np.zeros((stack.shape[0], *rows.shape), bool)
+        inside = (rows >= 0) & (rows < stack.shape[2]) & (columns >= 0) & (columns < stack.shape[3])
+        if inside.any():
+            y, x = (slice(int(n[inside].min()), int(n[inside].max()) + 1) for n in (rows, columns))
+            out[:, inside] = _cleaned(self.rule, stack, (y, x))[:, rows[inside] - y.start, columns[inside] - x.start]
+        return out
+
+
+Mask = AlignedMask | WarpedMask
+"""A rule on a mask band, ready to be evaluated for a region of the data."""
+
+
+def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window, Window]:
+    """Return a window with `halo` pixels around it, where a raster of that shape has any, and the window inside that.
+
+    >>> with_halo((slice(0, 4), slice(4, 8)), 2, (10, 9))
+    ((slice(0, 6, None), slice(2, 9, None)), (slice(0, 4, None), slice(2, 6, None)))
+    """
+    y, x = (
+        slice(min(max(s.start - halo, 0), s.start), max(min(s.stop + halo, n), s.stop))
+        for s, n in zip(window, shape, strict=True)
+    )
+    inner_y, inner_x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, (y, x), strict=True))
+    return (y, x), (inner_y, inner_x)
+
+
+def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
+    """Evaluate a rule in a window of its band, at the resolution of the band: ``(t, y, x)``.
+
+    The pixels around the window that matter to the rule are read with it. What lies beyond the edge of the band changes
+    nothing. A scene that cannot be read is not valid, nor is what the file of the band does not cover, or leaves out by
+    a mask of its own or a nodata value other than 0, which means something in most codings.
+    """
+    region, inner = with_halo(window, rule.halo, stack.shape[2:])
+    seen = stack.read(region, coverage=True)
+    tell_read(seen.tally)
+    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
+    if seen.covered is not None:
+        valid &= seen.covered
+    if stack.fill:
+        valid &= seen.pixels[:, 0] != stack.fill
+    valid = valid[:, inner[0], inner[1]]
+    valid[seen.status == FAILED] = False
+    return valid
+
+
+def _pixels_of(geobox: GeoBox, region: Window, mask: GeoBox) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the row and column of the mask's grid in which the centre of each pixel of a region lies, -1 outside."""
+    target = subgrid(geobox, region)
+    rows, columns = (np.full((target.shape.y, target.shape.x), -1, np.intp) for _ in range(2))
+    for some, row, column, inside in source_pixels(mask, target):
+        rows[some][inside], columns[some][inside] = row[inside], column[inside]
+    return rows, columns
+
+
+def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a region, given as rows and columns of a mask, into parts that need at most `limit` of its pixels each."""
+    height, width = rows.shape
+    todo = [(slice(0, height), slice(0, width))]
+    while todo:
+        y, x = todo.pop()
+        needs = float(np.ptp(rows[y, x]) + 1) * float(np.ptp(columns[y, x]) + 1)
+        if needs <= limit or (y.stop - y.start) * (x.stop - x.start) == 1:
+            yield y, x
+            continue
+        halves = [_halves(s) for s in (y, x)]
+        todo += [(a, b) for a in halves[0] for b in halves[1]]
+
+
+def _halves(span: slice) -> list[slice]:
+    middle = (span.start + span.stop) // 2
+    return [slice(a, b) for a, b in ((span.start, middle), (middle, span.stop)) if a < b]
+
+
+def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
+    """Open the mask bands that rules need, one mask for each product of a stack.
+
+    Raises
+    ------
+    BandError
+        A product has no such band.
+    ParameterError
+        Nothing says which coding a band of Fmask has.
+    """
+    return tuple(_mask(stack.products.stack, rule) for rule in rules if isinstance(rule, MaskRule))
+
+
+def passed(masks: Sequence[Mask], region: Window) -> NDArray[np.bool_] | None:
+    """Return which observations of a region pass all masks, ``(t, y, x)``; None if there are no masks."""
+    valid = None
+    for mask in masks:
+        valid = both(valid, mask.valid(region))
+    return valid
+
+
+def both(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return what passes two masks; None stands for a mask that everything passes."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
+    """Return a rule on Fmask in the coding that is known of all scenes; see `MaskRule.in_coding`.
+
+    Raises
+    ------
+    ParameterError
+        Nothing says the coding, or scenes have different ones.
+    """
+    if not rule.codings:
+        return rule
+    parts = [part for scene in scenes for part in scene.parts]
+    codings: dict[str | None, str] = {}
+    for part, assets in zip(parts, wanted_assets(parts, [rule.band]), strict=True):
+        named = named_values(rule.band, None, part.sensor, f"{part.id} {part.collection or ''}")
+        codings.setdefault(next((a.values.coding for a in assets if a.values.coding), named.coding), part.id)
+    if len(codings) > 1:
+        kinds = ", ".join(f"{coding or 'unknown'} ({scene})" for coding, scene in codings.items())
+        raise ParameterError(
+            f"the mask bands {rule.band!r} have different codings of Fmask: {kinds}; give one that holds for all, "
+            "Fmask(coding='odc'), or open the scenes apart"
+        )
+    return rule.in_coding(next(iter(codings), None))
+
+
+def _mask(stack: Stack, rule: MaskRule) -> Mask:
+    rule = coded(rule, stack.scenes)
+    try:
+        band = _in_order(open_stack(stack.scenes, [rule.band], options=_as_in_file(stack.options)), stack)
+    except GridError:
+        band = None
+    # On a grid made for files on several, they would be resampled before they are cleaned.
+    if band is None or any(source.offset is None for files in band.sources for source in files):
+        groups = _groups(list(_opened_alone(stack, rule.band)))
+        return WarpedMask(rule, groups, stack.geobox, len(stack.scenes))
+    return _aligned(stack, band, rule) or WarpedMask(
+        rule, ((tuple(range(len(stack.scenes))), band),), stack.geobox, len(stack.scenes)
+    )
+
+
+def _as_in_file(options: ReadOptions) -> ReadOptions:
+    """Return how a mask band is read: its numbers are classes, flags or percent, whatever becomes of the data."""
+    return replace(options, harmonise=False, reflectance=False, classes=True)
+
+
+def _in_order(band: Stack, stack: Stack) -> Stack:
+    """Return the stack of a mask band in the order of the data's, which may not be that of time within a day."""
+    position = {scene.id: t for t, scene in enumerate(band.scenes)}
+    order = [position[scene.id] for scene in stack.scenes]
+    return band if order == sorted(order) else band.select(order)
+
+
+def _aligned(stack: Stack, band: Stack, rule: MaskRule) -> AlignedMask | None:
+    """Return the mask if each of its pixels covers a whole number of the data's; None for any other grid."""
+    to_mask = ~band.geobox.transform @ stack.geobox.transform
+    factor = round(1 / to_mask.a)
+    x, y = to_mask.c * factor, to_mask.f * factor
+    same = band.geobox.crs == stack.geobox.crs and to_mask.b == to_mask.d == 0
+    whole = max(abs(to_mask.a * factor - 1), abs(to_mask.e * factor - 1)) * max(stack.geobox.shape) < 1e-3
+    if factor < 1 or not (same and whole) or max(abs(x - round(x)), abs(y - round(y))) > 1e-3:
+        return None
+    return AlignedMask(rule, band, factor, (round(y), round(x)))
+
+
+def _opened_alone(stack: Stack, band: str) -> Iterator[tuple[int, Stack]]:
+    """Yield the band of each scene as a stack of its own, without unreadable ones if they are to be skipped."""
+
+    def opened(t: int) -> Stack | None:
+        try:
+            return open_stack([stack.scenes[t]], [band], options=_as_in_file(stack.options))
+        except S2CompositeError:
+            if stack.options.on_error == "raise":
+                raise
+            return None
+
+    with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+        found = pool.map(opened, range(len(stack.scenes)))
+        yield from ((t, one) for t, one in enumerate(found) if one is not None)
+
+
+def _groups(alone: Sequence[tuple[int, Stack]]) -> tuple[tuple[tuple[int, ...], Stack], ...]:
+    """Return stacks of single scenes merged where they share a grid."""
+    grids = list(dict.fromkeys(stack.geobox for _, stack in alone))
+    members = [[(t, stack) for t, stack in alone if stack.geobox == grid] for grid in grids]
+    return tuple(
+        (
+            tuple(t for t, _ in group),
+            replace(
+                group[0][1],
+                scenes=tuple(scene for _, stack in group for scene in stack.scenes),
+                sources=tuple(files for _, stack in group for files in stack.sources),
+            ),
+        )
+        for group in members
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DayObservations:
+    """What a window of days holds."""
+
+    pixels: NDArray[Any]
+    """``(t, b, y, x)``."""
+
+    passed: NDArray[np.bool_] | None
+    """``(t, y, x)``: which observations pass the rules on mask bands and, where the rules on values do not tell, are
+    covered by files; None: there are no such rules."""
+
+    status: NDArray[np.uint8]
+    """``(t,)``: as `Observations.status`; a day has failed if one of its products has."""
+
+
+def products_near(stack: Stack, window: Window, pad: int = 0) -> NDArray[np.intp]:
+    """Return the positions of the products that may have pixels in a window, ascending: at least one of them."""
+    near = stack.products.stack.touching(window, pad=pad)
+    return near if near.size else np.zeros(1, np.intp)
+
+
+def asks_for_coverage(stack: Stack, recipe: Recipe) -> bool:
+    """Return whether it matters where files cover pixels: rules that drop what fills the others drop those anyway."""
+    return lets_through(stack.fill, recipe.rules, stack.dtype, len(stack.bands), recipe.nodata, recipe.bands)
+
+
+def read_days(
+    products: Products, recipe: Recipe, region: Window, masks: Sequence[Mask], scratch: NDArray[Any] | None = None
+) -> DayObservations:
+    """Read a region of days, each fused from its products.
+
+    Each pixel comes from the first product whose observation passes all rules: those on values, and those on the mask
+    bands of that product, cleaned at their own resolution. If none passes, it comes from the first product that has all
+    bands, or else from the first that has any. So an observation and its masks always belong to one product, and a
+    cloud in one product does not hide the clear view of another.
+
+    Parameters
+    ----------
+    products
+        Products of the days, which are numbered from 0 without gaps.
+    recipe
+        Only its rules matter.
+    region
+        ``(y, x)`` slices of the grid, with ``recipe.halo`` pixels around the window.
+    masks
+        Mask bands that the rules need, for these products.
+    scratch
+        Memory for the pixels; see `Stack.read`.
+    """
+    turn = _turns(products.scene)
+    coverage = asks_for_coverage(products.stack, recipe)
+    if not turn.any():
+        seen = products.stack.read(region, scratch=scratch, coverage=coverage)
+        tell_read(seen.tally)
+        return DayObservations(seen.pixels, both(passed(masks, region), seen.covered), seen.status)
+    first, *others = (np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1))
+    days = read_days(_part(products, first), recipe, region, _of(masks, first), scratch)
+    fill = float("nan") if coverage else products.stack.fill
+    best = {int(t): _rank(days, int(t), recipe, fill) for t in np.unique(products.scene[turn > 0])}
+    for later in others:
+        more = read_days(_part(products, later), recipe, region, _of(masks, later))
+        for i, t in enumerate(products.scene[later].tolist()):
+            _fuse(days, t, best[t], more, i, _rank(more, i, recipe, fill))
+    return days
+
+
+def _turns(scene: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the turn of each product among those of its scene.
+
+    >>> _turns(np.array([0, 1, 1, 1, 4, 4]))
+    array([0, 0, 1, 2, 0, 1])
+    """
+    return np.arange(len(scene)) - np.searchsorted(scene, scene)
+
+
+def _part(products: Products, positions: NDArray[np.intp]) -> Products:
+    """Return one product of each of some days."""
+    return Products(products.stack.select(positions.tolist()), np.arange(len(positions)))
+
+
+def _of(masks: Sequence[Mask], positions: NDArray[np.intp]) -> list[Mask]:
+    return [mask.select(positions.tolist()) for mask in masks]
+
+
+def _rank(seen: DayObservations, t: int, recipe: Recipe, fill: float) -> NDArray[np.uint8]:
+    """Return how good the observations of one scene are, ``(y, x)``: 0 none, 1 some bands, 2 all of them, 3 usable.
+
+    `fill` is what bands have that are missing; NaN where ``seen.passed`` says what is covered, and any value is one.
+    """
+    pixels = seen.pixels[t : t + 1]
+    there = ~np.isnan(pixels[0]) if np.isnan(fill) else pixels[0] != fill
+    rank: NDArray[np.uint8] = there.any(0).astype(np.uint8) + there.all(0).astype(np.uint8)
+    usable = usable_observations(pixels, recipe, None if seen.passed is None else seen.passed[t : t + 1])[0]
+    rank[usable & (rank > 0)] = 3
+    return rank
+
+
+def _fuse(
+    days: DayObservations, t: int, best: NDArray[np.uint8], more: DayObservations, i: int, rank: NDArray[np.uint8]
+) -> None:
+    """Take the observations of a later product for day `t` where they rank higher."""
+    better = rank > best
+    np.copyto(days.pixels[t], more.pixels[i], where=better)
+    np.copyto(best, rank, where=better)
+    if days.passed is not None and more.passed is not None:
+        np.copyto(days.passed[t], more.passed[i], where=better)
+    states = {int(days.status[t]), int(more.status[i])}
+    days.status[t] = FAILED if FAILED in states else READ if READ in states else OUTSIDE

@@ -1,0 +1,684 @@
+"""`open_cube`: a stack as a lazy DataArray ``(time, band, y, x)``, one task per window."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from dask.delayed import delayed
+from dask.system import CPU_COUNT
+from distributed import default_client
+from distributed.system import MEMORY_LIMIT
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from rasterio.enums import Resampling
+
+from s2composite.cube.array_values import stacked, with_nodata
+from s2composite.cube.georeference import geobox_of
+from s2composite.errors import (
+    BandError,
+    MissingDependencyError,
+    ParameterError,
+    S2CompositeError,
+    SourceError,
+    check_choice,
+    needed,
+)
+from s2composite.geotiff.header import read_header
+from s2composite.metrics import READ_WINDOW, SEND_HEADERS, tell_read
+from s2composite.reading.bands import BandName, chosen_bands
+from s2composite.reading.grid import Anchor, Window, aligned_offset
+from s2composite.reading.sources import ReadOptions, check_named_bands, check_named_scenes
+from s2composite.reading.stack import Stack, TargetGrid, open_stack
+from s2composite.reading.warp import WARP_TILE
+from s2composite.scenes.find import find_scenes, items_of_source
+from s2composite.scenes.model import Values
+from s2composite.scenes.stac import with_alternate
+from s2composite.storage.files import absolute
+from s2composite.storage.http import Sign, sign_function
+
+__all__ = [
+    "LOADERS",
+    "Chunks",
+    "auto_size",
+    "chunk_sides",
+    "load_with",
+    "numbers_attrs",
+    "open_cube",
+    "stack_of",
+    "thread_memory",
+    "to_cube",
+    "window_at",
+]
+
+_STACKSTAC_NEEDS = "stackstac needs pandas < 3; loader='odc' and open_cube's own do not"
+
+
+def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
+    """Load STAC items with another library.
+
+    Parameters
+    ----------
+    loader
+        ``"odc"`` (odc-stac) or ``"stackstac"``.
+    source
+        STAC items in any form that `find_scenes` takes.
+    **options
+        Options of `open_cube`, in the form that it gives them; those that are None are left to the library.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``(time, band, y, x)``, lazy.
+
+    Raises
+    ------
+    ParameterError
+        The loader is unknown, or the source holds something other than STAC items.
+    MissingDependencyError
+        The library is not installed.
+    SourceError
+        The library refuses the items.
+    """
+    check_choice("loader", loader, ("s2composite", *LOADERS))
+    if any(isinstance(band, int) for band in options["bands"] or ()):
+        raise ParameterError(f"loader={loader!r} takes bands by name; numbers are for scenes that are one file each")
+    bbox = options["bbox"]
+    options["bbox"] = None if bbox is None else tuple(bbox.to_crs("EPSG:4326").bbox)
+    pystac = needed("pystac", "stac")
+    found = with_alternate(items_of_source(source), options.pop("alternate", None))
+    items = [pystac.Item.from_dict(dict(item)) for item in found]
+    try:
+        return LOADERS[loader](items, {key: value for key, value in options.items() if value is not None})
+    except ValueError as error:
+        if isinstance(error, S2CompositeError):
+            raise
+        told = str(error).partition("\n")[0]
+        cure = "give crs= and resolution=, geobox= or like= where the items do not say their grid"
+        raise SourceError(f"{loader} cannot load the {len(items)} items: {told}; {cure}") from error
+
+
+def _odc(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
+    odc = needed("odc.stac", "stac")
+    size = [side or 2048 for side in options["chunks"]]
+    passed = {
+        key: options[key] for key in ("bands", "bbox", "crs", "geobox", "resolution", "resampling") if key in options
+    }
+    if "crs" in passed and "resolution" not in passed:
+        raise ParameterError("odc-stac needs crs= together with resolution=; give both, or geobox=")
+    grouping = {None: "id", "solar_day": "solar_day", "utc_day": "time"}[options.get("groupby")]
+    data = odc.load(
+        items, chunks={"y": size[0], "x": size[1]}, groupby=grouping, patch_url=options.get("sign"), **passed
+    )
+    spatial = next(iter(data.data_vars.values())).dims[-2:]
+    return stacked(data).transpose("time", "band", *spatial)
+
+
+def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
+    try:
+        stackstac = needed("stackstac", "stackstac", limits=_STACKSTAC_NEEDS)
+    except AttributeError as error:
+        raise MissingDependencyError(
+            f"stackstac does not work with the installed pandas or numpy ({_STACKSTAC_NEEDS}): {error}"
+        ) from error
+    if "bands" not in options:
+        raise BandError(
+            "stackstac needs bands=: without them it stacks all assets, and it cannot read those of several bands"
+        )
+    passed: dict[str, Any] = {
+        "assets": list(options["bands"]),
+        "chunksize": tuple(side or 1024 for side in options["chunks"]),
+        **_stackstac_grid(options),
+    }
+    if not isinstance(options["resampling"], str):
+        raise ParameterError("stackstac takes one resampling method for all bands; give one name")
+    passed["resampling"] = Resampling[options["resampling"]]
+    plain = [_spelled(item.to_dict(transform_hrefs=False), options.get("sign")) for item in items]
+    stacked: xr.DataArray = stackstac.stack(plain, **passed)
+    return stacked
+
+
+def _stackstac_grid(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stackstac calls the options that say which grid is wanted."""
+    geobox = options.get("geobox")
+    passed: dict[str, Any] = {"snap_bounds": geobox is None}
+    if "crs" in options:
+        passed["epsg"] = int(str(options["crs"]).upper().removeprefix("EPSG:"))
+    if "resolution" in options:
+        passed["resolution"] = options["resolution"]
+    if "bbox" in options:
+        passed["bounds_latlon"] = tuple(options["bbox"])
+    if geobox is not None:
+        passed["epsg"] = geobox.crs.to_epsg()
+        passed["resolution"] = abs(geobox.resolution.x)
+        passed["bounds"] = geobox.boundingbox.bbox
+    return passed
+
+
+def _spelled(item: dict[str, Any], sign: Callable[[str], str] | None) -> dict[str, Any]:
+    """Return an item as stackstac reads it: ``proj:epsg`` for what is ``proj:code`` today, and signed hrefs.
+
+    It has no way to sign later, so what it makes expires with the signatures.
+    """
+    for facts in (item["properties"], *item["assets"].values()):
+        code = str(facts.get("proj:code") or "")
+        if code.startswith("EPSG:"):
+            facts.setdefault("proj:epsg", int(code.removeprefix("EPSG:")))
+    if sign is not None:
+        for asset in item["assets"].values():
+            asset["href"] = sign(asset["href"])
+    return item
+
+
+LOADERS: Mapping[str, Callable[[Sequence[Any], Mapping[str, Any]], xr.DataArray]] = {
+    "odc": _odc,
+    "stackstac": _stackstac,
+}
+"""Libraries by the name of the loader."""
+
+
+Chunks = tuple[tuple[int, ...], tuple[int, ...]]
+"""Heights of the rows of windows, widths of their columns."""
+
+_TASK_SHARE = 0.25
+"""Share of a thread's memory that a window's observations may take: the rest is for the next window's compressed
+tiles, the results that wait to be written, and the process itself."""
+
+_LARGEST_TASK = 768 << 20
+"""Bytes of a window's observations beyond which a larger window gains nothing: 216 RGB scenes of 1024 x 1024."""
+
+_WINDOWS_A_THREAD = 2
+"""Windows per thread into which a small area is cut, so that no thread waits for the last one."""
+
+_SMALLEST_SHARE = 512
+"""Least side in pixels of windows that are made smaller to share the work; smaller ones would decode tiles twice."""
+
+
+def open_cube(
+    source: Any,
+    *,
+    bands: BandName | Sequence[BandName] | None = None,
+    bbox: Any = None,
+    crs: Any = None,
+    geobox: GeoBox | None = None,
+    resolution: Any = None,
+    like: Any = None,
+    anchor: Anchor = None,
+    resampling: str | Resampling | Mapping[str, str | Resampling] = "nearest",
+    datetime: Any = None,
+    groupby: str | None = None,
+    duplicates: str = "newest",
+    harmonise: bool | Mapping[str, float] = True,
+    reflectance: bool = False,
+    sign: Sign | str | None = None,
+    headers: str = "auto",
+    chunks: Any = "auto",
+    on_error: str = "raise",
+    engine: str = "auto",
+    pattern: str | None = None,
+    times: Sequence[Any] | None = None,
+    index: str | os.PathLike[str] | None = None,
+    alternate: str | None = None,
+    loader: str = "s2composite",
+) -> xr.DataArray:
+    """Open cloud-optimised GeoTIFFs or STAC items as a lazy cube; no pixel is read.
+
+    Parameters
+    ----------
+    source
+        A path, a directory, a glob, a ``gs://``, ``s3://`` or ``https://`` prefix, scenes, or a list of these; or STAC
+        items, an ItemCollection, their files, or a search. See `find_scenes`.
+    bands
+        Bands, by the names of any catalogue (``"red"``, ``"B04"``), or whole assets (``"TCI"``), in the order wanted;
+        or, of scenes that are one file each, numbers of its bands from 1, as in rasterio and GDAL. One or several.
+        Names such as ``"B05"`` mean bands of the scenes' own sensor. Default: the only asset of the scenes without its
+        mask bands (SCL, QA ...), or their true-colour picture.
+    bbox
+        Crop to west, south, east, north in degrees, to a geometry's bounds in degrees (shapely, GeoJSON), or to those
+        of what names its own CRS: a BoundingBox or Geometry of odc-geo, a frame of geopandas.
+    crs, geobox, resolution, like, anchor
+        Another grid than the scenes' own. `crs` is an EPSG code, text, or an object of pyproj, rasterio or odc-geo;
+        `resolution` a number or ``(10, -10)``. `like` is an array, a GeoBox, or the path of a raster. Granules of one
+        UTM zone share a grid without any of these. A resolution that an overview has is read from it; any other is
+        resampled from the next finer one. `anchor` says where the pixels of a new grid lie: ``"edge"``, ``"center"``,
+        ``"floating"``, or two fractions of a pixel.
+    resampling
+        GDAL's name of the method, or rasterio's ``Resampling``, for files that are not on the target grid; or one for
+        each band, ``{"red": "cubic", "*": "bilinear"}``. Bands of classes are resampled by nearest unless they are
+        named. Where the method is nearest and a file's pixels are a whole number of the grid's, they are repeated.
+    datetime
+        ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"``, ``"2023-06-01/.."``.
+    groupby
+        ``"solar_day"`` or ``"utc_day"`` makes one scene of the products of a day: each pixel comes from the first
+        product, by time and id, that is valid there, bands and masks together; see `find_scenes`. None: every product
+        is a scene of its own.
+    duplicates
+        ``"newest"``: reprocessed products replace the older ones; ``"keep"``: all are used.
+    harmonise
+        True: subtract the offset that processing baseline 04.00 introduced, as each product declares it, never by
+        date; the coordinate ``offset`` says what was added. Values that would fall to nodata or below become the
+        smallest valid one, saturated ones stay. False: numbers as in the files. A mapping says what is to be added to
+        the numbers of some scenes, by their ids, ``{"SCENE": -1000}``.
+    reflectance
+        Physical values, float32 with NaN for no data, instead of the numbers in the files: by the scale and offset of
+        the catalogue, the file's tags, or the sensor. Integers whose scale nothing says are refused, and so is
+        ``harmonise=False`` where products have the offset, which is no part of a reflectance.
+    sign
+        A function that returns a URL with a signature, such as ``planetary_computer.sign``, or its import path as text.
+        It is called in the tasks, just before reading, and once more when a server refuses.
+    headers
+        ``"read"``: every header is read now. ``"lazy"``: one of each kind is, and the tasks check that the others are
+        what the catalogue promises. ``"auto"``: lazy from 256 files on, if the catalogue gives the grids.
+    chunks
+        Window size in pixels: ``"auto"`` or None derives it from the memory of a worker thread; a number, ``(y, x)`` or
+        ``{"y": 512, "x": 512}`` larger than the internal blocks of the files is rounded up to whole blocks; -1 is the
+        whole axis. A window always holds all times and bands.
+    on_error
+        ``"raise"``, or ``"skip"``: a scene that cannot be read counts as not observed.
+    engine
+        ``"auto"``, ``"tiles"`` (decode tiles directly) or ``"gdal"``.
+    pattern, times
+        How to find the dates of scenes with unusual names; see `find_scenes`.
+    index
+        A file that keeps the headers, beside the data or in a cache, so that the next call reads those of new and
+        changed files only. With ``headers="lazy"`` files in the index are not checked for changes, and of the others
+        one of each kind is read and kept; reading a file that has changed is an error, and ``headers="read"`` brings
+        the index up to date.
+    alternate
+        Which of the locations that a catalogue gives for a file is read, such as ``"https"``; see `find_scenes`.
+    loader
+        ``"odc"`` or ``"stackstac"``: have that library load the STAC items, and return its array in the form of ours.
+        Numbers are then as in the files, not harmonised. stackstac needs pandas < 3.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``offset`` (what was added to
+        harmonise baselines, NaN where that is not known) and ``spatial_ref``, and with ``granule``, ``orbit``,
+        ``baseline`` and ``cloud_cover`` (percent) if the name or the metadata of any scene says them. Attributes say
+        what the numbers mean: ``units``, or ``scale``, ``offset`` and ``scaled_units`` of the physical values
+        (``scaling`` or ``band_units`` where bands differ); and what reads the files, ``engine``, and why,
+        ``engine_reason``. One task per spatial chunk reads all scenes and bands.
+
+    Raises
+    ------
+    SourceError, SceneError, GridError, BandError, ParameterError
+        Say what is wrong and what to do.
+
+    Examples
+    --------
+    >>> import s2composite as s2c
+    >>> from s2composite.demo import make_scenes
+    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
+    >>> cube = s2c.open_cube("doctest_scenes")
+    >>> cube.dims, cube.shape, cube.dtype
+    (('time', 'band', 'y', 'x'), (3, 3, 256, 256), dtype('uint8'))
+    """
+    chosen, sides = chosen_bands(bands), chunk_sides(chunks)
+    if like is not None:
+        if geobox is not None or crs is not None or resolution is not None or anchor is not None:
+            raise ParameterError("like= already says the grid; leave out geobox=, crs=, resolution= and anchor=")
+        geobox = _geobox_of(like)
+    target = TargetGrid(geobox, crs, resolution, bbox, anchor)
+    how = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign_function(sign))
+    if not isinstance(loader, str) or loader != "s2composite":
+        if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
+            raise ParameterError(
+                f"loader={loader!r} leaves reading to another library, which does not take reflectance=, harmonise=, "
+                "datetime= or on_error=; leave these out"
+            )
+        return load_with(
+            loader,
+            source,
+            bands=chosen,
+            bbox=target.bbox,
+            crs=target.crs,
+            geobox=geobox,
+            resolution=target.resolution,
+            resampling=how.resampling,
+            groupby=groupby,
+            sign=how.sign,
+            chunks=sides,
+            alternate=alternate,
+        )
+    scenes = find_scenes(
+        source,
+        pattern=pattern,
+        times=times,
+        datetime=datetime,
+        duplicates=duplicates,
+        groupby=groupby,
+        alternate=alternate,
+    )
+    check_named_scenes(scenes, how)
+    stack = open_stack(scenes, chosen, target, how, index)
+    check_named_bands(scenes, stack.bands, how)
+    return to_cube(stack, sides)
+
+
+def _geobox_of(like: Any) -> GeoBox:
+    """Return the grid of a GeoBox, an array with a georeference, a composite, or a raster file."""
+    if isinstance(like, GeoBox):
+        return like
+    if isinstance(like, (str, os.PathLike)):
+        return read_header(absolute(like)).geobox
+    data = getattr(like, "dataset", like)
+    geobox = geobox_of(data) if isinstance(data, (xr.DataArray, xr.Dataset)) else None
+    if geobox is None or geobox.crs is None:
+        raise ParameterError(
+            f"like= is a {type(like).__name__} without a georeference; give an array with a CRS, or geobox="
+        )
+    return geobox
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """What the tasks of a cube read: one node of its graph, which travels once to each worker."""
+
+    stack: Stack
+    """The scenes."""
+
+    spatial: Chunks
+    """The windows."""
+
+    def __dask_tokenize__(self) -> Any:
+        return self.stack.token, self.spatial
+
+
+def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
+    """Return a stack as a lazy cube; see `open_cube`."""
+    sizes = _chunk_sizes(stack, chunks)
+    rows, columns = (_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], *sizes, strict=True))
+    spatial = (rows, columns)
+    times, bands = stack.shape[:2]
+    data = da.map_blocks(
+        _read_block,
+        read=delayed(_Read(stack, spatial), name=f"{SEND_HEADERS}{stack.token}", pure=True, traverse=False),
+        chunks=((times,), (bands,), *spatial),
+        dtype=stack.dtype,
+        meta=np.empty((0, 0, 0, 0), stack.dtype),
+        name=f"{READ_WINDOW}{stack.token}-{_chunk_token(spatial)}",
+    )
+    # numbers and texts only: what netCDF and Zarr can keep
+    attrs: dict[str, Any] = {**stack.engines(), **numbers_attrs(stack)}
+    sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
+    if len(sensors) == 1 and None not in sensors:
+        (attrs["sensor"],) = sensors
+    cube = xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
+    return with_nodata(cube, stack.nodata)
+
+
+def numbers_attrs(stack: Stack) -> dict[str, Any]:
+    """Return what a user has to know of the numbers: units, or how they become physical values.
+
+    The names are not those of CF (``scale_factor``), which xarray would apply when it opens what was written.
+    """
+    known = dict(zip(stack.bands, stack.numbers, strict=True))
+    attrs: dict[str, Any] = {}
+    said: dict[str, Any]
+    if stack.saturated:
+        attrs["saturated"] = list(stack.saturated)
+    meanings = set(known.values())
+    if len(meanings) == 1:
+        (values,) = meanings
+        if values is None:
+            return attrs
+        if (values.scale, values.offset) == (1.0, 0.0):
+            said = {"units": values.unit}
+        else:
+            said = {"scale": values.scale, "offset": values.offset, "scaled_units": values.unit}
+        return attrs | {name: value for name, value in said.items() if value is not None}
+    shown = "; ".join(f"{band}: {_scaling(values)}" for band, values in known.items() if values)
+    return attrs | {"band_units" if stack.options.reflectance else "scaling": shown}
+
+
+def _scaling(values: Values) -> str:
+    unit = values.unit or "unknown unit"
+    physical = (values.scale, values.offset) == (1.0, 0.0)
+    return unit if physical else f"{values.scale:g} * number + {values.offset:g} ({unit})"
+
+
+def _read_block(*, read: _Read, block_id: tuple[int, ...]) -> NDArray[Any]:
+    seen = read.stack.read(window_at(read.spatial, block_id[2], block_id[3]))
+    tell_read(seen.tally)
+    return seen.pixels
+
+
+def window_at(spatial: Chunks, row: int, column: int) -> Window:
+    """Return the window in a row and column of windows."""
+    y, x = sum(spatial[0][:row]), sum(spatial[1][:column])
+    return slice(y, y + spatial[0][row]), slice(x, x + spatial[1][column])
+
+
+def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
+    """Return the stack and windows behind a cube from `open_cube`, None for any other array.
+
+    A cube of which times or an area were selected still has a stack, with the same selection. A cube whose values or
+    coordinates were changed in any way has none.
+    """
+    if not isinstance(cube.data, da.Array):
+        return None
+    layers = cube.data.dask.layers
+    found = [layer for name, layer in layers.items() if name.startswith(SEND_HEADERS)]
+    if len(found) != 1 or not all(name.startswith((SEND_HEADERS, READ_WINDOW, "getitem-")) for name in layers):
+        return None
+    (node,) = dict(found[0]).values()
+    stack = _selected(node.value, cube)
+    return None if stack is None else (stack, cube.data.chunks[2:])
+
+
+def _selected(read: _Read, cube: xr.DataArray) -> Stack | None:
+    """Return the part of a stack that a cube selected from it shows, None where its labels are others."""
+    stack = read.stack
+    if cube.dims != ("time", "band", "y", "x") or "scene" not in cube.coords or len(cube.data.chunks[0]) > 1:
+        return None
+    times, bands, rows, columns = _selection(read, cube.data)
+    labels = [stack.scenes[t].id for t in times], [stack.bands[b] for b in bands]
+    labelled = [str(scene) for scene in np.atleast_1d(cube["scene"].values)], list(cube["band"].values)
+    if labels != labelled or bands != list(range(len(stack.bands))) or not _is_run(rows) or not _is_run(columns):
+        return None
+    try:
+        geobox = geobox_of(cube)
+    except ParameterError:
+        geobox = None
+    if geobox is None or aligned_offset(stack.geobox, geobox) != (rows[0], columns[0]):
+        return None
+    if geobox != stack.geobox:
+        stack = stack.crop(geobox)
+    return stack if times == list(range(len(stack.scenes))) else stack.select(times)
+
+
+def _is_run(positions: Sequence[int]) -> bool:
+    return list(positions) == list(range(positions[0], positions[0] + len(positions))) if positions else False
+
+
+def _selection(read: _Read, data: da.Array) -> list[list[int]]:
+    """Return which positions along each axis were selected from what was read.
+
+    Coordinates do not say that: they can be assigned. So the selections in the graph are made of positions instead of
+    pixels, along one row of blocks for each axis.
+    """
+    sizes = ((len(read.stack.scenes),), (len(read.stack.bands),), *read.spatial)
+    reads = [name for name in data.dask.layers if name.startswith(READ_WINDOW)]
+    if data.name == reads[0]:
+        return [list(range(sum(chunks))) for chunks in sizes]
+    return [_selected_along(axis, sizes[axis], sizes, reads[0], data) for axis in range(data.ndim)]
+
+
+def _selected_along(
+    axis: int, chunks: Sequence[int], sizes: Sequence[Sequence[int]], read: str, data: da.Array
+) -> list[int]:
+    def block(key: tuple[Any, ...]) -> NDArray[np.int64]:
+        shape = [sizes[dim][number] for dim, number in enumerate(key[1:])]
+        start = sum(chunks[: key[1 + axis]])
+        positions = np.arange(start, start + shape[axis]).reshape(
+            [-1 if dim == axis else 1 for dim in range(len(shape))]
+        )
+        return np.broadcast_to(positions, shape)
+
+    keys = [(data.name, *(n if dim == axis else 0 for dim in range(data.ndim))) for n in range(data.numblocks[axis])]
+    graph = {
+        key: block(key) if key[0] == read else task
+        for key, task in dict(data.dask.cull(keys)).items()
+        if not str(key).startswith(SEND_HEADERS)
+    }
+    first = [slice(None) if dim == axis else 0 for dim in range(data.ndim)]
+    return [int(position) for found in dask.get(graph, keys) for position in found[tuple(first)]]
+
+
+def _coords(stack: Stack) -> dict[str, Any]:
+    scenes = stack.scenes
+    coords: dict[str, Any] = dict(xr_coords(stack.geobox, dims=("y", "x")))
+    coords["time"] = ("time", np.array([s.time.replace(tzinfo=None) for s in scenes], "datetime64[ns]"))
+    coords["band"] = ("band", list(stack.bands))
+    coords["scene"] = ("time", np.array([s.id for s in scenes], dtype=str))
+    # what no scene says is left out
+    if any(s.granule for s in scenes):
+        coords["granule"] = ("time", np.array([s.granule or "" for s in scenes], dtype=str))
+    if any(s.orbit for s in scenes):
+        orbits = np.array([s.orbit or 0 for s in scenes], np.int16)
+        coords["orbit"] = ("time", orbits, {"long_name": "relative orbit, 0: unknown"})
+    if any(s.baseline for s in scenes):
+        coords["baseline"] = ("time", np.array([s.baseline or "" for s in scenes], dtype=str))
+    if any(s.cloud_cover is not None for s in scenes):
+        coords["cloud_cover"] = (
+            "time",
+            np.array([np.nan if s.cloud_cover is None else s.cloud_cover for s in scenes], np.float64),
+            {"long_name": "cloud cover by the catalogue", "units": "percent"},
+        )
+    coords["offset"] = (
+        "time",
+        stack.shifts(),
+        {"long_name": "added to the files' numbers to harmonise processing baselines, NaN: not known, or several"},
+    )
+    return coords
+
+
+def _chunk_token(spatial: Chunks) -> str:
+    return str(tokenize(spatial))[:8]
+
+
+def _edges(n: int, size: int, origin: int) -> tuple[int, ...]:
+    """Return the sizes of the chunks of an axis whose first pixel lies `origin` pixels after a chunk's start.
+
+    >>> _edges(2500, 1024, 0)
+    (1024, 1024, 452)
+    >>> _edges(2500, 1024, 1000)
+    (24, 1024, 1024, 428)
+    """
+    stops = [*range(size - origin % size, n, size), n]
+    return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
+
+
+def chunk_sides(chunks: Any) -> tuple[int | None, int | None]:
+    """Return the height and width of windows that were asked for: -1: the whole axis, None: what suits the memory.
+
+    Parameters
+    ----------
+    chunks
+        As for `open_cube`: a number of pixels, -1 for a whole axis, ``"auto"`` or None; a pair ``(y, x)`` of these, or
+        a mapping from the dimensions to them, as odc-stac and xarray write it.
+
+    Raises
+    ------
+    ParameterError
+        It is none of these, or would cut the times or bands of a window.
+
+    Examples
+    --------
+    >>> chunk_sides({"x": 512, "y": -1}), chunk_sides("auto")
+    ((-1, 512), (None, None))
+    """
+    pair = chunks if isinstance(chunks, (tuple, list, np.ndarray)) else (chunks, chunks)
+    if isinstance(chunks, Mapping):
+        named = {_AXES.get(str(dim), str(dim)): size for dim, size in chunks.items()}
+        pair = (named.pop("y", None), named.pop("x", None))
+        if any(size not in (-1, None, "auto") for size in named.values()) or named.keys() - {"time", "band"}:
+            raise ParameterError(
+                f"chunks is {chunks!r}; it has the keys y and x, because a window holds all times and bands of its area"
+            )
+    sides = tuple(map(_side, pair))
+    if len(sides) != 2 or 0 in sides:
+        raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a positive number of pixels, -1, or (y, x) of these")
+    return sides[0], sides[1]
+
+
+_AXES = {"latitude": "y", "lat": "y", "longitude": "x", "lon": "x"}
+
+
+def _side(side: Any) -> int | None:
+    """Return the side of a window; 0 for what is none."""
+    if side is None or (isinstance(side, str) and side == "auto"):
+        return None
+    whole = isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side >= -1
+    return int(side) if whole else 0
+
+
+def _chunk_sizes(stack: Stack, chunks: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the size of the windows ``(y, x)`` and where the geobox's origin lies in one."""
+    sides, origin, sizes = chunk_sides(chunks), stack.block_origin, (0, 0)
+    if None in sides:
+        sizes = _shared(stack, auto_size(stack, thread_memory()), thread_count())
+    y, x = (
+        size if side is None else n + start if side == -1 else -(-side // block) * block if side > block else side
+        for side, size, n, start, block in zip(sides, sizes, stack.shape[2:], origin, stack.block, strict=True)
+    )
+    return (y, x), origin
+
+
+def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
+    """Return the largest window of whole blocks, near to square, whose observations fit into a share of the memory."""
+    _, bands, height, width = stack.shape
+    # A window holds only the scenes that touch it, which are few of a country's.
+    limit = min(_LARGEST_TASK, int(memory * _TASK_SHARE)) // (stack.depth * bands * stack.dtype.itemsize)
+    y, x = stack.block
+    while y * x > limit and max(y, x) > 64:
+        y, x = (y // 2, x) if y >= x else (y, x // 2)
+    while True:
+        wider = (y * 2, x) if y <= x else (y, x * 2)
+        if wider[0] * wider[1] > limit or (y >= height and x >= width):
+            return min(y, height), min(x, width)
+        y, x = wider
+
+
+def _shared(stack: Stack, size: tuple[int, int], threads: int) -> tuple[int, int]:
+    """Return windows of at most `size`, small enough that each thread has some; whole blocks, or tiles of a warp."""
+    shape = stack.shape[2:]
+    blocks = stack.block if stack.snaps else (WARP_TILE, WARP_TILE)
+    wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
+    while prod(-(-n // s) for n, s in zip(shape, size, strict=True)) < wanted:
+        axis = 0 if size[0] >= size[1] else 1
+        half = -(-size[axis] // (2 * blocks[axis])) * blocks[axis]
+        if half >= size[axis] or half < _SMALLEST_SHARE:
+            break
+        size = (half, size[1]) if axis == 0 else (size[0], half)
+    return size
+
+
+def thread_count() -> int:
+    """Return how many tasks run at once: threads of the current client's workers, else cores of this machine."""
+    workers = _current_workers()
+    return int(CPU_COUNT) if workers is None else max(1, sum(int(worker["nthreads"]) for worker in workers))
+
+
+def thread_memory() -> int:
+    """Return the bytes that one worker thread has: of the current client's smallest worker, else of this machine."""
+    shares = [w["memory_limit"] // w["nthreads"] for w in _current_workers() or () if w["memory_limit"]]
+    return min(shares) if shares else int(MEMORY_LIMIT) // (os.cpu_count() or 1)
+
+
+def _current_workers() -> list[Mapping[str, Any]] | None:
+    """Return what the scheduler knows of each worker of the current client; None without a client."""
+    try:
+        return list(default_client().scheduler_info(n_workers=-1)["workers"].values())
+    except ValueError:
+        return None

@@ -1,0 +1,172 @@
+"""The dataset of a composite: its layers with coordinates and attributes, at full size or from overviews."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+from odc.geo.geobox import GeoBox
+
+import s2composite
+from s2composite.cube.array_values import with_nodata
+from s2composite.cube.coerce import ValidArray
+from s2composite.cube.georeference import geobox_of
+from s2composite.cube.open import numbers_attrs, stack_of, to_cube
+from s2composite.cube.windows import STATUS, Work, layer_arrays, work_in
+from s2composite.errors import ParameterError
+from s2composite.metrics import take_layer
+from s2composite.pixels.reducers import Layer, Recipe
+from s2composite.reading.stack import Stack, TargetGrid, open_stack
+
+__all__ = ["Composed", "coarse_cube", "coarser", "layers_dataset", "located", "small_dataset"]
+
+_COARSEST = 16
+"""Largest default factor by which the resolution is coarser than the cube's: 1/256 of the pixels."""
+
+_ENOUGH = 256
+"""Pixels a side that are looked at by default, if the cube has them: a share of fewer is a guess."""
+
+
+def coarser(cube: xr.DataArray, resolution: float | None = None) -> xr.DataArray:
+    """Return a cube from files at a coarser resolution; any other cube unchanged.
+
+    `resolution` is the side of a pixel in units of the CRS; None: up to 16 times that of the cube, a power of two, as
+    overviews are, that leaves 256 pixels a side.
+    """
+    found = stack_of(cube)
+    if found is None:
+        return cube
+    geobox = found[0].geobox
+    return coarse_cube(found[0], resolution or abs(geobox.resolution.x) * _times_coarser(min(geobox.shape)))
+
+
+def _times_coarser(side: int) -> int:
+    return min(_COARSEST, 1 << max(0, (side // _ENOUGH).bit_length() - 1))
+
+
+def coarse_cube(stack: Stack, resolution: float) -> xr.DataArray:
+    """Return the scenes of a stack with pixels of another size."""
+    sources = [source for files in stack.sources for source in files]
+    own_grid = all(source.offset is not None for source in sources)
+    if own_grid and len({source.header.geobox for source in sources}) == 1:
+        grid = TargetGrid(resolution=resolution, bbox=stack.geobox.boundingbox)
+    else:
+        grid = TargetGrid(geobox=stack.geobox.zoom_to(resolution=resolution))
+    return _within(to_cube(open_stack(stack.scenes, stack.bands, grid, stack.options)), stack.geobox)
+
+
+def _within(cube: xr.DataArray, whole: GeoBox) -> xr.DataArray:
+    """Leave out the last row or column where most of it lies outside of the whole grid, and nothing was observed."""
+    if whole.transform.b or whole.transform.d:
+        return cube
+    (west, south, east, north) = whole.boundingbox.bbox
+    inside = {
+        "x": np.flatnonzero((cube["x"].values > west) & (cube["x"].values < east)),
+        "y": np.flatnonzero((cube["y"].values > south) & (cube["y"].values < north)),
+    }
+    return cube.isel({dim: slice(int(i[0]), int(i[-1]) + 1) for dim, i in inside.items() if i.size})
+
+
+_TIMES = ("time", "time_bounds", "period", "scenes")
+"""Coordinates of periods."""
+
+_WINDOWS = ("window_y", "window_x")
+"""Dimensions of what is recorded per window; a selection of every n-th pixel has no windows."""
+
+
+class Composed(Protocol):
+    """A `Composite`, for modules that it imports itself when its methods are called."""
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """The layers."""
+
+
+def layers_dataset(
+    array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], valid: ValidArray | None = None
+) -> xr.Dataset:
+    """Return layers made from a cube ``(time, band, y, x)``, with the coordinates and attributes they inherit.
+
+    `valid` as in `layer_arrays`, which makes them.
+    """
+    found = stack_of(array)
+    data = layer_arrays(array, found, recipe, layers, valid)
+    coords = {name: array.coords[name] for name in ("band", "y", "x", "spatial_ref") if name in array.coords}
+    times = array["time"].values
+    scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
+    coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
+    numbers = numbers_attrs(found[0]) if found else {}  # xarray keeps attributes of numbers that were changed since
+    variables: dict[str, Any] = {}
+    for layer in layers:
+        attrs = _layer_attrs(layer, numbers, "spatial_ref" in coords)
+        variables[layer.name] = with_nodata(xr.DataArray(data[layer.name], dims=layer.dims, attrs=attrs), layer.nodata)
+    if STATUS in data:
+        meaning = {"long_name": "0 read, 1 scene outside the window, 2 reading failed"}
+        variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], meaning)
+    return xr.Dataset(variables, coords, _facts(array, recipe))
+
+
+def _layer_attrs(layer: Layer, numbers: Mapping[str, Any], georeferenced: bool) -> dict[str, Any]:
+    """Return the attributes of a layer; what the numbers of the cube mean holds for layers of such numbers."""
+    scaling = {name: numbers.get(name) if layer.scaled else None for name in ("scale", "offset", "scaled_units")}
+    attrs = {
+        "long_name": layer.long_name,
+        "units": layer.units or numbers.get("units"),
+        **scaling,
+        "overviews": layer.overviews,
+        "grid_mapping": "spatial_ref" if georeferenced else None,
+    }
+    return {key: value for key, value in attrs.items() if value is not None}
+
+
+def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
+    names, given = (", ".join(map(say, recipe.reducers)) for say in (attrgetter("name"), str))
+    facts: dict[str, Any] = {"reducer": names}
+    if given != names:
+        facts["parameters"] = given
+    facts |= {name: str(array.attrs[name]) for name in ("engine", "engine_reason", "sensor") if name in array.attrs}
+    return {**facts, "software": f"s2composite {s2composite.__version__}"}
+
+
+def located(dataset: xr.Dataset) -> xr.Dataset:
+    """Record where the windows of ``read_status`` begin: in memory there are no chunks left to tell."""
+    if STATUS not in dataset or not dataset[STATUS].chunks:
+        return dataset
+    starts = {
+        f"window_{axis}": (f"window_{axis}", np.cumsum([0, *dataset.chunksizes[axis][:-1]]), {"units": "pixel"})
+        for axis in ("y", "x")
+    }
+    return dataset.assign_coords(starts)
+
+
+def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
+    """Return the layers at a resolution at which the longer side has at most `size` pixels; see `Composite.preview`."""
+    step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // size))
+    work = _whole_work(dataset)
+    if work is None or step == 1:
+        every = slice(None, None, step)
+        return dataset.drop_dims(_WINDOWS, errors="ignore").isel(y=every, x=every)
+    cube = coarse_cube(work.stack, abs(work.stack.geobox.resolution.x) * step)
+    layers = work.recipe.layers(cube.dtype, cube.sizes["time"])
+    small = layers_dataset(cube, work.recipe, layers)
+    times = {name: dataset[name] for name in _TIMES if name in dataset.coords}
+    small = small.drop_vars([name for name in small.data_vars if name not in dataset.data_vars])
+    return small.assign_coords(times).assign_attrs(rules=dataset.attrs["rules"])
+
+
+def _whole_work(dataset: xr.Dataset) -> Work | None:
+    """Return the work behind a lazy composite if the composite is the whole result of it, else None."""
+    work = work_in(dataset)
+    if work is None or work.arrays or "band" not in dataset.coords:
+        return None
+    names = {str(name): getattr(array.data, "name", "") for name, array in dataset.data_vars.items()}
+    made = all(key.startswith(take_layer(name)) for name, key in names.items())
+    try:
+        same = made and geobox_of(dataset) == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
+    except ParameterError:
+        same = False
+    periods = len(work.recipe.periods or ())
+    return work if same and dataset.sizes.get("time", 0) == periods else None

@@ -1,0 +1,204 @@
+"""How much of the area each scene shows, and leaving out scenes that show too little."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+from s2composite.cube.array_values import missing_value_of
+from s2composite.cube.coerce import ValidArray, ValidRules, rules_of, saturated_of, usable_cube
+from s2composite.cube.masking import Mask, asks_for_coverage, both, masks_of, passed, read_days
+from s2composite.cube.open import Chunks, stack_of, window_at
+from s2composite.cube.result import coarser
+from s2composite.errors import ParameterError
+from s2composite.pixels.masks import Nodata, Rule
+from s2composite.pixels.reducers import Recipe, valid_observations
+from s2composite.reading.grid import resolution_of
+from s2composite.reading.stack import Stack
+
+__all__ = ["select_scenes", "valid_share"]
+
+LOG = logging.getLogger(__name__)
+
+
+def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None) -> xr.Dataset:
+    """Return which share of the area each scene covers, and for which share its observations are valid.
+
+    Parameters
+    ----------
+    cube
+        ``(time, band, y, x)``, as for `composite`. An estimate from overviews is much faster than the full resolution:
+        ``open_cube(source, resolution=160)``.
+    valid
+        Rules and masks, as for `composite`.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``observed`` ``(time,)``, the share of pixels that are not nodata, and ``valid`` ``(time,)``, the share that
+        pass the rules; float64, 0 to 1, lazy if the cube is. `SwathEdge` counts as `Nodata`.
+
+    Raises
+    ------
+    ParameterError
+        As for `composite`.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, s2composite as s2c
+    >>> values = np.array([[0, 9], [255, 9], [9, 9]], "uint8").reshape(3, 1, 1, 2)
+    >>> shares = s2c.valid_share(xr.DataArray(values, dims=("time", "band", "y", "x")))
+    >>> shares["observed"].values.tolist(), shares["valid"].values.tolist()
+    ([0.5, 1.0, 1.0], [0.5, 0.5, 1.0])
+    """
+    array, rules, mask, _ = usable_cube(cube, rules_of(valid))
+    bands = tuple(map(str, array["band"].values))
+    missing = missing_value_of(array)
+    array = missing.with_nan(array)
+    saturated = () if missing.derived else saturated_of(array)
+    recipe = Recipe((), rules, bands, missing.for_rules(rules, array.dtype), saturated)
+    counts = _counts(array, recipe, mask) / (array.sizes["y"] * array.sizes["x"])
+    labels = {name: array[name] for name in array.coords if array[name].dims == ("time",)}
+    meaning = {"units": "1", "long_name": "share of the area's pixels"}
+    return xr.Dataset({n: ("time", counts[:, i], meaning) for i, n in enumerate(("observed", "valid"))}, labels)
+
+
+def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
+    """Return the numbers of observed and of valid pixels: ``(t, 2)``."""
+    if not isinstance(cube.data, da.Array):
+        return _count_block(cube.data, mask, recipe=recipe)[:, 0, 0]
+    data = cube.data.rechunk({0: -1, 1: -1})
+    spatial = data.chunks[2:]
+    given = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *spatial))[:, None]]
+    found = stack_of(cube)
+    stack = found[0] if found else None
+    count: Callable[..., NDArray[np.int64]] = _count_window
+    arrays, more = [data, *given], {}
+    if stack is not None and (stack.products.stack is not stack or asks_for_coverage(stack, recipe)):
+        # Which product of a day wins depends on the rules, and what files cover the cube does not say: so products are
+        # read, and not the cube.
+        everywhere = da.ones((data.shape[0], 1, *data.shape[2:]), dtype=bool, chunks=(-1, 1, *spatial))
+        count, arrays, more = _count_days, given or [everywhere], {"stack": stack}
+    parts = da.map_blocks(
+        count,
+        *arrays,
+        recipe=recipe,
+        spatial=spatial,
+        masks=masks_of(stack, recipe.rules) if stack is not None else (),
+        **more,
+        name=f"count-valid-{tokenize(count, [array.name for array in arrays], recipe, stack and stack.token)}",
+        drop_axis=1,
+        new_axis=3,
+        chunks=(data.chunks[0], *((1,) * n for n in data.numblocks[2:]), (2,)),
+        dtype=np.int64,
+        meta=np.empty((0, 0, 0, 0), np.int64),
+    )
+    return parts.sum(axis=(1, 2))
+
+
+def _count_window(
+    pixels: NDArray[Any],
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    recipe: Recipe,
+    spatial: Chunks,
+    block_id: tuple[int, ...],
+    masks: Sequence[Mask],
+) -> NDArray[np.int64]:
+    usable = None if mask is None else mask[:, 0]
+    told = passed(masks, window_at(spatial, block_id[1], block_id[2]))
+    return _count_block(pixels, both(usable, told), recipe=recipe)
+
+
+def _count_days(
+    mask: NDArray[np.bool_],
+    *,
+    recipe: Recipe,
+    spatial: Chunks,
+    block_id: tuple[int, ...],
+    masks: Sequence[Mask],
+    stack: Stack,
+) -> NDArray[np.int64]:
+    seen = read_days(stack.products, recipe, window_at(spatial, block_id[1], block_id[2]), masks)
+    return _count_block(seen.pixels, both(mask[:, 0], seen.passed), recipe=recipe)
+
+
+def _count_block(pixels: NDArray[Any], usable: NDArray[np.bool_] | None, *, recipe: Recipe) -> NDArray[np.int64]:
+    """Return the numbers of observed and of valid pixels of a block: ``(t, 1, 1, 2)``."""
+    observed = valid_observations(pixels, Recipe((), (Nodata(),), recipe.bands, recipe.nodata))
+    valid = valid_observations(pixels, recipe, usable)
+    return np.stack([observed.sum((1, 2)), valid.sum((1, 2))], axis=-1)[:, None, None]
+
+
+def select_scenes(
+    cube: xr.DataArray,
+    *,
+    min_valid: float = 0.0,
+    max_cloud_cover: float = 100.0,
+    valid: Rule | Sequence[Rule] | None = None,
+    resolution: float | None = None,
+) -> xr.DataArray:
+    """Return a cube without the scenes that show too little of it; the log names those left out.
+
+    Parameters
+    ----------
+    cube
+        ``(time, band, y, x)``, from `open_cube` or any other source.
+    min_valid
+        Leave out scenes whose valid observations cover less than this share of the area, 0 to 1. Reads pixels, now.
+    max_cloud_cover
+        Leave out scenes whose metadata report more clouds, in percent; scenes without that entry stay.
+    valid
+        Rules for `min_valid`, as for `composite`.
+    resolution
+        Pixel size, in units of the CRS, at which the files of a cube from `open_cube` are read for `min_valid`.
+        Default: up to 16 times that of the cube, but at least 256 pixels a side, from overviews where there are some.
+        Other cubes are read as they are.
+
+    Returns
+    -------
+    xarray.DataArray
+        The same cube with fewer times.
+
+    Raises
+    ------
+    ParameterError
+        A limit is out of range, no scene is left, or the cube has no coordinate ``cloud_cover``.
+
+    Examples
+    --------
+    >>> import s2composite as s2c
+    >>> from s2composite.demo import make_scenes
+    >>> cube = s2c.open_cube(make_scenes("doctest_clouds", scenes=4, size=256))
+    >>> s2c.select_scenes(cube, min_valid=0.05).sizes["time"] <= 4
+    True
+    """
+    limits: tuple[tuple[Any, float], ...] = ((min_valid, 1), (max_cloud_cover, 100))
+    if not all(isinstance(limit, Real) and 0 <= float(limit) <= most for limit, most in limits):
+        raise ParameterError(
+            f"min_valid={min_valid!r} and max_cloud_cover={max_cloud_cover!r}: give a share from 0 to 1 and percent"
+        )
+    keep = np.ones(cube.sizes["time"], bool)
+    if max_cloud_cover < 100:
+        if "cloud_cover" not in cube.coords:
+            raise ParameterError("the cube has no coordinate cloud_cover; scenes from STAC items have one")
+        keep &= ~(cube["cloud_cover"].values > max_cloud_cover)
+    if min_valid > 0 and keep.any():
+        kept = np.flatnonzero(keep)
+        size = None if resolution is None else resolution_of(resolution)
+        shares = valid_share(coarser(cube.isel(time=kept), size), valid)
+        keep[kept] = shares["valid"].compute().values >= min_valid
+    names = np.atleast_1d(cube["scene" if "scene" in cube.coords else "time"].values)
+    if not keep.any():
+        raise ParameterError(f"none of the {len(keep)} scenes is good enough; allow a smaller share or more clouds")
+    if not keep.all():
+        LOG.info("left out %d of %d scenes: %s", (~keep).sum(), len(keep), ", ".join(map(str, names[~keep])))
+    return cube.isel(time=np.flatnonzero(keep))

@@ -1,0 +1,411 @@
+"""The pure function that reads and reduces one window, and the graph layer that runs it on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from s2composite.cube.masking import Mask, asks_for_coverage, both, masks_of, products_near, read_days, with_halo
+from s2composite.cube.open import Chunks, thread_memory, window_at
+from s2composite.errors import ParameterError
+from s2composite.metrics import COMPOSITE_WINDOW, SEND_RECIPE, metered, take_layer, tell_read
+from s2composite.pixels.mask_bands import MaskRule
+from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
+from s2composite.reading.grid import Window
+from s2composite.reading.plan import Patch, Piece
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, Observations, borrow
+from s2composite.reading.stack import Products, Stack
+
+__all__ = ["STATUS", "Work", "compose_window", "layer_arrays", "source_shares", "work_in"]
+
+STATUS = "read_status"
+"""Name of the layer that says, for each scene and window, whether it was read."""
+
+
+def compose_window(
+    stack: Stack,
+    recipe: Recipe,
+    window: Window,
+    masks: Sequence[Mask] = (),
+    valid: NDArray[np.bool_] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Read and reduce a window of a stack: the pure function that every way of running calls.
+
+    Parameters
+    ----------
+    window
+        ``(y, x)`` slices of the stack's geobox.
+    masks
+        Mask bands that the recipe's rules need, from `masks_of`; for the stack's products.
+    valid
+        ``(t, y, x)``: False where an observation must not be used, in the window with ``recipe.halo`` pixels around it
+        where the stack has them.
+
+    Returns
+    -------
+    dict
+        The arrays that ``recipe.layers`` lists, and ``read_status`` ``(t, 1, 1)`` uint8.
+    """
+    near = products_near(stack, window, recipe.halo)
+    if stack.products.stack is stack and len(near) == len(stack.scenes):
+        return _compose(stack.products, recipe, window, masks, valid, None)
+    # Few of a country's scenes touch a window: only these cost memory and time. `products_near` keeps at least one, so
+    # that there is something to reduce.
+    some = np.unique(stack.products.scene[near])
+    mine = None if valid is None else valid[some]
+    few = Products(stack.products.stack.select(near.tolist()), np.searchsorted(some, stack.products.scene[near]))
+    out = _compose(few, recipe, window, [mask.select(near.tolist()) for mask in masks], mine, some)
+    status = np.full((len(stack.scenes), 1, 1), OUTSIDE, np.uint8)
+    status[some] = out[STATUS]
+    return {**out, STATUS: status}
+
+
+def _compose(
+    products: Products,
+    recipe: Recipe,
+    window: Window,
+    masks: Sequence[Mask],
+    valid: NDArray[np.bool_] | None,
+    positions: NDArray[np.intp] | None,
+) -> dict[str, NDArray[Any]]:
+    """Compose a window from the recipe's scenes, or from those at `positions` among them."""
+    stack, days = products.stack, int(products.scene[-1]) + 1
+    if masks or recipe.halo or valid is not None or days < len(stack.scenes):
+        return _compose_in_one_piece(products, days, recipe, window, masks, valid, positions)
+    return _joined(window, _parts(stack, recipe, window, positions))
+
+
+def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.intp] | None) -> list[_Part]:
+    """Compose the pieces of a window one after the other."""
+    parts: list[_Part] = []
+    pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
+    with (
+        borrow(max(map(stack.size, pieces)), stack.dtype) as scratch,
+        closing(stack.read_all(pieces, scratch, coverage=coverage)) as observed,
+    ):
+        for piece, seen in observed:
+            tell_read(seen.tally)
+            # A scene that fails is left out of the blocks that fail and no others, whatever they were read with.
+            if seen.errors and isinstance(piece, Patch):
+                break
+            blocks = () if isinstance(piece, Patch) or not seen.errors else stack.blocks(piece)
+            if len(blocks) > 1:
+                parts += _block_by_block(stack, recipe, blocks, positions, scratch)
+            else:
+                parts.append((piece, _reduced(recipe, seen, positions)))
+        else:
+            return parts
+    blocks = stack.blocks(window)
+    with borrow(max(map(stack.size, blocks)), stack.dtype) as scratch:
+        return _block_by_block(stack, recipe, blocks, positions, scratch)
+
+
+def _block_by_block(
+    stack: Stack,
+    recipe: Recipe,
+    blocks: Sequence[Window],
+    positions: NDArray[np.intp] | None,
+    scratch: NDArray[Any],
+) -> list[_Part]:
+    """Compose blocks of which some fail: a scene is left out of all of a block if any of its pieces fails."""
+    parts: list[_Part] = []
+    for block in blocks:
+        pieces, lost = stack.pieces(block), set[int]()
+        if len(pieces) > 1:
+            lost.update(t for _, seen in stack.read_all(pieces, scratch) for t in seen.errors)
+        for piece, seen in stack.read_all(pieces, scratch, coverage=asks_for_coverage(stack, recipe)):
+            tell_read(seen.tally)
+            seen.status[list(lost)] = FAILED
+            parts.append((piece, _reduced(recipe, seen, positions)))
+    return parts
+
+
+def _reduced(recipe: Recipe, seen: Observations, positions: NDArray[np.intp] | None) -> dict[str, NDArray[Any]]:
+    with metered("kernel"):
+        layers = reduce_block(seen.pixels, recipe, valid=seen.covered, scenes=_there(seen.status), positions=positions)
+    return {**layers, STATUS: seen.status[:, None, None]}
+
+
+def _compose_in_one_piece(
+    products: Products,
+    days: int,
+    recipe: Recipe,
+    window: Window,
+    masks: Sequence[Mask],
+    valid: NDArray[np.bool_] | None,
+    positions: NDArray[np.intp] | None,
+) -> dict[str, NDArray[Any]]:
+    """Compose a window in one piece, with the pixels around it that matter to its edge."""
+    stack = products.stack
+    region, inner = with_halo(window, recipe.halo, stack.shape[2:])
+    with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
+        seen = read_days(products, recipe, region, masks, scratch)
+        usable, scenes = both(seen.passed, valid), _there(seen.status)
+        with metered("kernel"):
+            layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, inner=inner, positions=positions)
+    return {**layers, STATUS: seen.status[:, None, None]}
+
+
+def _there(status: NDArray[np.uint8]) -> NDArray[np.intp] | None:
+    """Return the scenes that were read, None for all."""
+    there = np.flatnonzero(status == READ)
+    return None if len(there) == len(status) else there
+
+
+_Part = tuple[Piece, dict[str, NDArray[Any]]]
+
+
+def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
+    """Put the pieces of a window together."""
+    if len(parts) == 1 and not isinstance(parts[0][0], Patch):
+        return parts[0][1]
+    height, width = (s.stop - s.start for s in window)
+    status = _joined_status(np.stack([part[STATUS] for _, part in parts]))
+    out = {name: np.empty((*a.shape[:-2], height, width), a.dtype) for name, a in parts[0][1].items() if name != STATUS}
+    for piece, part in parts:
+        for name, array in out.items():
+            if isinstance(piece, Patch):
+                y, x = _within(window, piece.window)
+                row, column = np.divmod(piece.pixels, np.int32(x.stop - x.start))
+                array[..., row + y.start, column + x.start] = part[name][..., 0, :]
+            else:
+                array[(..., *_within(window, piece))] = part[name]
+    return {**out, STATUS: status}
+
+
+def _within(window: Window, piece: Window) -> Window:
+    """Return where a piece lies in a window."""
+    y, x = (slice(p.start - w.start, p.stop - w.start) for w, p in zip(window, piece, strict=True))
+    return y, x
+
+
+def _joined_status(statuses: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the status of a window: failed if any piece failed, outside if all lie outside."""
+    failed, outside = (statuses == FAILED).any(0), (statuses == OUTSIDE).all(0)
+    return np.where(failed, np.uint8(FAILED), np.where(outside, np.uint8(OUTSIDE), np.uint8(READ)))
+
+
+def layer_arrays(
+    cube: xr.DataArray,
+    found: tuple[Stack, Chunks] | None,
+    recipe: Recipe,
+    layers: Sequence[Layer],
+    valid: NDArray[np.bool_] | da.Array | None,
+) -> dict[str, Any]:
+    """Return the data of each layer of a composite: NumPy for a NumPy-backed cube, else lazy.
+
+    Parameters
+    ----------
+    cube
+        ``(time, band, y, x)``.
+    found
+        The stack and windows behind it, see `stack_of`.
+    layers
+        Of the recipe, for the cube's dtype.
+    valid
+        ``(time, y, x)`` bool of the cube: False where an observation must not be used.
+    """
+    if not isinstance(cube.data, da.Array):
+        _refuse_masks(recipe)
+        return dict(reduce_block(cube.data, recipe, valid=None if valid is None else np.asarray(valid)))
+    packed = _from_stack(*found, recipe, valid) if found else _from_array(cube, recipe, valid)
+    sizes = {"band": cube.sizes["band"], "time": len(recipe.periods or ())}
+    out = {layer.name: _output(packed, layer.name, layer.dtype, _head(layer, sizes)) for layer in layers}
+    if found and found[0].options.on_error == "skip":
+        windows = tuple((1,) * n for n in packed.numblocks)
+        out[STATUS] = _output(packed, STATUS, np.dtype(np.uint8), (cube.sizes["time"],), windows)
+    return out
+
+
+def _head(layer: Layer, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[dim] for dim in layer.dims if dim not in ("y", "x"))
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What all tasks of a composite from files need; it travels once to each worker."""
+
+    stack: Stack
+    """The scenes."""
+
+    recipe: Recipe
+    """What is computed from them."""
+
+    spatial: Chunks
+    """The windows."""
+
+    masks: tuple[Mask, ...]
+    """The mask bands that the recipe's rules need."""
+
+    arrays: bool = False
+    """Whether masks given as arrays are used, too."""
+
+    def __dask_tokenize__(self) -> Any:
+        return self.stack.token, tokenize(self.recipe), self.spatial, tokenize(self.masks)
+
+
+def work_in(dataset: xr.Dataset) -> Work | None:
+    """Return the work behind a lazy composite of a cube from files, None for any other."""
+    graphs = [array.data.dask for array in dataset.data_vars.values() if isinstance(array.data, da.Array)]
+    for name, layer in graphs[0].layers.items() if graphs else ():
+        if name.startswith(SEND_RECIPE):
+            (node,) = dict(layer).values()
+            work: Work = node.value
+            return work
+    return None
+
+
+def _compose_block(*, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks)
+
+
+def _compose_valid(valid: NDArray[np.bool_], *, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks, valid)
+
+
+def _reduce(block: NDArray[Any], valid: NDArray[np.bool_] | None = None, *, recipe: Recipe) -> dict[str, NDArray[Any]]:
+    with metered("kernel"):
+        return dict(reduce_block(block, recipe, valid=None if valid is None else valid[:, 0]))
+
+
+def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:
+    return results[layer]
+
+
+def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
+    work = Work(stack, recipe, spatial, masks_of(stack, recipe.rules), valid is not None)
+    token = tokenize(work)
+    common = {
+        "work": delayed(work, name=f"{SEND_RECIPE}{token}", pure=True, traverse=False),
+        "chunks": spatial,
+        "dtype": object,
+        "meta": np.empty((0, 0), object),
+    }
+    if valid is None:
+        return da.map_blocks(_compose_block, name=f"{COMPOSITE_WINDOW}{token}", **common)
+    mask = _with_surroundings(valid, spatial, recipe.halo) if recipe.halo else _chunked(valid, spatial)
+    name = f"{COMPOSITE_WINDOW}{tokenize(token, mask.name)}"
+    packed = da.map_blocks(_compose_valid, mask, name=name, drop_axis=0, **common)
+    (fused,) = dask.optimize(packed)
+    return fused
+
+
+def _chunked(valid: NDArray[np.bool_] | da.Array, spatial: Chunks) -> da.Array:
+    """Return a mask ``(t, y, x)`` as a Dask array in the windows' chunks."""
+    chunks = ((valid.shape[0],), *spatial)
+    if isinstance(valid, da.Array):
+        return valid.rechunk(chunks)
+    return da.from_array(valid, chunks, name=f"send-mask-{tokenize(valid, chunks)}")
+
+
+def _with_surroundings(valid: NDArray[np.bool_] | da.Array, spatial: Chunks, halo: int) -> da.Array:
+    """Return a mask with one chunk per window, which includes up to `halo` pixels around it."""
+    mask = _chunked(valid, spatial)
+    rows, columns = (
+        [slice(max(stop - n - halo, 0), stop + halo) for n, stop in zip(sizes, np.cumsum(sizes), strict=True)]
+        for sizes in spatial
+    )
+    return da.block([[mask[:, y, x].rechunk(-1) for x in columns] for y in rows])
+
+
+def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
+    _refuse_masks(recipe)
+    data = _one_chunk_in_time(cube.data)
+    if recipe.halo and data.npartitions > 1:
+        raise ParameterError(
+            f"{recipe.reducers[0].name} and its rules look {recipe.halo} pixels around each pixel, but this cube is "
+            "cut into chunks; open the scenes with open_cube(), which reads them, or compute the cube first"
+        )
+    # A mask gets a band axis of length one, so that its chunks match those of the data.
+    masks = [] if valid is None else [_chunked(valid, data.chunks[2:])[:, None]]
+    packed = da.map_blocks(
+        _reduce,
+        data,
+        *masks,
+        recipe=recipe,
+        drop_axis=[0, 1],
+        dtype=object,
+        meta=np.empty((0, 0), object),
+        name=f"{COMPOSITE_WINDOW}{tokenize(data.name, recipe, [mask.name for mask in masks])}",
+    )
+    # Dask starts fusing at whichever key comes first, and from one of several outputs it does not reach the read: a
+    # window of all dates would become a task result. From a single output it does, so fuse before the outputs branch.
+    (fused,) = dask.optimize(packed)
+    return fused
+
+
+def _refuse_masks(recipe: Recipe) -> None:
+    bands = [rule.band for rule in recipe.rules if isinstance(rule, MaskRule)]
+    if bands:
+        raise ParameterError(
+            f"rules on mask bands ({', '.join(bands)}) need that band, either in the cube or Dataset itself, or beside "
+            "the data of a cube from open_cube() whose values are unchanged; or pass a boolean DataArray (time, y, x)"
+        )
+
+
+def _one_chunk_in_time(data: da.Array) -> da.Array:
+    if len(data.chunks[0]) == len(data.chunks[1]) == 1:
+        return data
+    size = data.shape[0] * data.shape[1] * max(data.chunks[2]) * max(data.chunks[3]) * data.dtype.itemsize
+    if size > thread_memory() // 2:
+        raise ParameterError(
+            f"the cube is chunked over time, and a window of all times would take {size / 2**30:.1f} GiB of the "
+            f"{thread_memory() / 2**30:.1f} GiB of a worker thread; open it with smaller windows and all times in one "
+            "chunk, for example chunks={'time': -1, 'band': -1, 'y': 512, 'x': 512}"
+        )
+    return data.rechunk({0: -1, 1: -1})
+
+
+def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], windows: Chunks | None = None) -> da.Array:
+    """Return one layer of the packed results; `head` holds the sizes of the axes before y and x."""
+    return da.map_blocks(
+        _take,
+        packed,
+        layer=name,
+        name=f"{take_layer(name)}{tokenize(packed.name, name)}",
+        new_axis=list(range(len(head))) or None,
+        chunks=(*((n,) for n in head), *(windows or packed.chunks)),
+        dtype=dtype,
+        meta=np.empty((0,) * (len(head) + 2), dtype),
+    )
+
+
+def source_shares(source: NDArray[np.int16] | da.Array, n_scenes: int) -> NDArray[np.float64] | da.Array:
+    """Return the share of pixels that comes from each scene: ``(..., n_scenes)`` of a source layer ``(..., y, x)``."""
+    if not isinstance(source, da.Array):
+        return _block_shares(source, n_scenes)
+    size = source.shape[-2] * source.shape[-1]
+    parts = da.map_blocks(
+        _block_weights,
+        source,
+        n_scenes,
+        name=f"count-sources-{tokenize(source.name, n_scenes)}",
+        new_axis=source.ndim,
+        chunks=(*source.chunks[:-2], *((1,) * n for n in source.numblocks[-2:]), (n_scenes,)),
+        dtype=np.float64,
+        meta=np.empty((0,) * (source.ndim + 1)),
+    )
+    return parts.sum(axis=(-3, -2)) / size
+
+
+def _block_shares(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float64]:
+    planes = source.reshape(-1, *source.shape[-2:])
+    shares = np.stack([scene_shares(plane, n_scenes) for plane in planes])
+    return shares.reshape(*source.shape[:-2], n_scenes)
+
+
+def _block_weights(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float64]:
+    """Return the number of pixels from each scene, with axes of one for y and x."""
+    shares = _block_shares(source, n_scenes) * (source.shape[-2] * source.shape[-1])
+    weights: NDArray[np.float64] = np.round(shares)[..., None, None, :]
+    return weights

@@ -1,0 +1,1 @@
+"""The TIFF format, for reading and for writing."""

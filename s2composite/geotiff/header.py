@@ -1,0 +1,591 @@
+"""What a raster file is and where its tiles lie. Read once; workers get it and never read a header again."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import unescape
+
+import numpy as np
+import rasterio
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
+
+from s2composite.errors import ReadError, SceneError
+from s2composite.geotiff.structure import (
+    FRAME,
+    RPC,
+    TIEPOINT,
+    Coding,
+    Directory,
+    Level,
+    Tiff,
+    broken,
+    crs_from_wkt,
+    geobox_from_tags,
+    level_of,
+    open_tiff,
+    why_undecodable,
+)
+from s2composite.storage.files import archive_of, display, in_archive, is_remote
+from s2composite.storage.gdal import through_gdal
+from s2composite.storage.http import Identity, Sign, read_identity
+from s2composite.storage.urls import check_read, gdal_limits
+
+__all__ = [
+    "Coding",
+    "Header",
+    "Level",
+    "Scaling",
+    "alpha_band",
+    "mask_of",
+    "nodata_in",
+    "read_header",
+    "read_headers",
+    "signing",
+]
+
+_QUOTES = {"&quot;": '"', "&apos;": "'"}
+"""What GDAL escapes in its metadata beside the three of all XML, and all of it twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What GDAL's metadata say of a band's numbers: ``number * scale + offset`` has the unit."""
+
+    scale: float
+    """1 where only the unit is known."""
+
+    offset: float
+    """0 where only the unit is known."""
+
+    unit: str | None
+    """``"K"``; None: not said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a raster file is. Two headers are equal if they are of the same file in the same state."""
+
+    href: str
+    """Path or URL."""
+
+    identity: Identity
+    """Size, ETag and time of change when the header was read."""
+
+    geobox: GeoBox = field(compare=False)
+    """Pixel grid of the full resolution; without CRS, and the identity as transform, if the file has none."""
+
+    bands: int = field(compare=False)
+    """Number of bands."""
+
+    dtype: np.dtype[Any] = field(compare=False)
+    """Of the pixels, in the machine's byte order."""
+
+    nodata: float | None = field(compare=False)
+    """What the file declares as no data, for its first band where they differ."""
+
+    descriptions: tuple[str | None, ...] = field(compare=False)
+    """Name of each band, if the file has one."""
+
+    levels: tuple[Level, ...] = field(compare=False, repr=False)
+    """The full resolution, then the overviews from fine to coarse."""
+
+    band_nodata: tuple[float | None, ...] = field(default=(), compare=False)
+    """What it declares for each band, where they differ; empty: `nodata` is that of all."""
+
+    mask: Header | None = field(default=None, compare=False, repr=False)
+    """The mask as a raster of one uint8 band, not 0 where valid, its levels those of the file; None: there is none, or
+    only GDAL can read it."""
+
+    mask_kind: str = field(default="", compare=False)
+    """Where the mask is: ``"internal mask"``, ``".msk"`` for a file beside, ``"mask"`` in other formats,
+    ``"NODATA_VALUES"`` for a colour that has no data; else empty."""
+
+    alpha: int | None = field(default=None, compare=False)
+    """Band, counted from 0, that is 0 where the others are not valid; None: there is none."""
+
+    scaling: tuple[Scaling | None, ...] = field(default=(), compare=False)
+    """Scale, offset and unit of each band in GDAL's metadata; empty: no band has any."""
+
+    undecodable: str = field(default="", compare=False)
+    """Why only GDAL can read the pixels; empty: they can be decoded here."""
+
+    framed: bool = field(default=False, compare=False, repr=False)
+    """Whether each tile stands between its size and a copy of its last four bytes, as GDAL's COG driver writes it."""
+
+    sign: Sign | None = field(default=None, compare=False, repr=False)
+    """Signs the URL when pixels are read."""
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """``(y, x)`` of a tile of the full resolution."""
+        return self.levels[0].block
+
+    @property
+    def compression(self) -> str:
+        """GDAL's word: ``"JPEG"``, ``"DEFLATE"``, ``"NONE"`` ..."""
+        return self.levels[0].coding.compression
+
+    @property
+    def photometric(self) -> str:
+        """TIFF's word: ``"RGB"``, ``"YCBCR"``, ``"MINISBLACK"`` ..."""
+        return self.levels[0].coding.photometric
+
+    @property
+    def predictor(self) -> int:
+        """1 none, 2 horizontal differences, 3 floating point."""
+        return self.levels[0].coding.predictor
+
+    @property
+    def interleave(self) -> Literal["pixel", "band"]:
+        """Whether a tile holds all bands or one."""
+        return self.levels[0].coding.interleave
+
+    @property
+    def valid_by(self) -> str:
+        """What says which pixels are valid: ``"nodata 0"``, ``"internal mask"``, ``".msk"``, ``"alpha"``; or empty."""
+        tags = [f"{one:g}" for one in self.band_nodata or (self.nodata,) if one is not None]
+        tag = f"nodata {'/'.join(tags)}" if tags and not self.mask_kind else ""
+        return ", ".join(filter(None, (self.mask_kind, tag, "" if self.alpha is None else "alpha")))
+
+    def nodata_of(self, band: int) -> float | None:
+        """Return which of its numbers are no data in a band, counted from 0: GDAL takes 3 of an integer for 3.5."""
+        declared = self.band_nodata[band] if self.band_nodata else self.nodata
+        return declared if declared is None or self.dtype.kind == "f" else float(int(declared))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when its header was read."""
+        return self.identity.size
+
+    @property
+    def etag(self) -> str | None:
+        """Entity tag when the header was read; None for local files."""
+        return self.identity.etag
+
+
+def read_headers(hrefs: Sequence[str], max_workers: int = 32) -> tuple[Header, ...]:
+    """Read many headers at once; see `read_header`.
+
+    Parameters
+    ----------
+    hrefs
+        Paths or URLs.
+    max_workers
+        Files read at once. Remote ones wait for the network; a local one takes a fraction of a millisecond.
+
+    Returns
+    -------
+    tuple of Header
+        In the order of `hrefs`.
+    """
+    with ThreadPoolExecutor(max(1, min(max_workers, len(hrefs)))) as pool:
+        return tuple(pool.map(read_header, hrefs))
+
+
+def read_header(href: str, sign: Sign | None = None) -> Header:
+    """Read what a raster file is, in one request of 64 KiB for a remote COG.
+
+    Parameters
+    ----------
+    href
+        Path or URL of a GeoTIFF, or of any other raster that GDAL reads (its header then says ``undecodable``).
+    sign
+        Signs the URL, now and whenever pixels are read.
+
+    Raises
+    ------
+    SceneError
+        The file is missing, denied, empty, truncated or not a raster, or its pixels are on no grid: it is located by
+        ground control points, RPCs or geolocation arrays.
+    ReadError
+        The network failed, and retries did not help.
+
+    Examples
+    --------
+    >>> header = read_header("T31TCJ_20230709T104629_TCI.tif")  # doctest: +SKIP
+    >>> header.compression, header.block, header.bands  # doctest: +SKIP
+    ('JPEG', (512, 512), 3)
+    """
+    check_read(href)
+    if in_archive(href):
+        return replace(_from_gdal(href, _archive_identity(href)), undecodable="in an archive")
+    try:
+        tiff, identity = open_tiff(href, sign)
+    except ReadError as error:
+        if error.__dict__["transient"]:
+            raise
+        unsigned = " (a URL that must be signed, or whose signature has expired: sign=)"
+        cure = f"check its name and your rights{unsigned if href.startswith('http') and sign is None else ''}"
+        raise SceneError(f"{error}; {cure}, or leave it out", href=display(href)) from error
+    if tiff is None or not tiff.directories:
+        return _from_gdal(href, identity, sign)
+    try:
+        header = signing(_from_tiff(href, identity, tiff), sign)
+    except (ValueError, OverflowError, TypeError, RasterioError) as error:
+        raise broken(href, f"its header makes no sense ({error})") from error
+    _check_sizes(header)
+    header = header if is_remote(href) else _with_sidecar(header)
+    if header.geobox.transform == Affine.identity():
+        _refuse_off_grid(href, _location_in(tiff.directories[0], href))
+    return header
+
+
+_WARP = {"ground control points": "-tps", "RPCs": "-rpc", "geolocation arrays": "-geoloc"}
+"""What locates pixels that are on no grid, and gdalwarp's option for it."""
+
+
+def _refuse_off_grid(href: str, location: str | None) -> None:
+    """Raise if pixels are located by something other than a grid: they would all be taken for pixels at (0, 0)."""
+    if location is not None:
+        raise SceneError(
+            f"{display(href)} is located by {location}, so its pixels are on no grid; warp it first, such as with "
+            f"gdalwarp {_WARP[location]} -t_srs EPSG:32631 in.tif out.tif, or take a product that is on a grid",
+            href=display(href),
+        )
+
+
+def _location_in(main: Directory, href: str) -> str | None:
+    """Return what locates the pixels of a TIFF without geotransform, None if nothing does."""
+    if TIEPOINT in {tag for tag, *_ in main.geo}:
+        return "ground control points"
+    stem, _, _ = href.rpartition(".")
+    beside = () if is_remote(href) else (f"{stem}{end}" for end in ("_RPC.TXT", "_rpc.txt", ".RPB", ".rpb"))
+    return "RPCs" if RPC in main.values or any(map(os.path.exists, beside)) else None
+
+
+def _location_of(dataset: Any) -> str | None:
+    """Return what locates the pixels of a raster without geotransform, None if nothing does."""
+    if dataset.gcps[0]:
+        return "ground control points"
+    return "RPCs" if dataset.rpcs else "geolocation arrays" if dataset.tags(ns="GEOLOCATION") else None
+
+
+def _archive_identity(href: str) -> Identity:
+    archive = archive_of(href)
+    if archive is None:
+        raise SceneError(f"{href}: there is no such archive; correct the path", href=href)
+    return read_identity(archive)
+
+
+def signing(header: Header, sign: Sign | None) -> Header:
+    """Return a header, and that of its mask, whose file is read with a signature."""
+    if sign is None:
+        return header
+    return replace(header, sign=sign, mask=header.mask and replace(header.mask, sign=sign))
+
+
+def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
+    images, masks = _images_and_masks(tiff)
+    first, main = images[0]
+    dtype = np.dtype(first.coding.dtype).newbyteorder("=")
+    _refuse_complex(href, dtype)
+    descriptions = _descriptions(main.text(42112), first.coding.samples)
+    header = Header(
+        href,
+        identity,
+        geobox_from_tags(main.geo, tiff.order, first.shape),
+        first.coding.samples,
+        dtype,
+        _nodata(main.text(42113), dtype),
+        descriptions,
+        tuple(level for level, _ in images),
+        alpha=alpha_band(_interpretations(main, first.coding.samples), descriptions),
+        scaling=_scaling(main.text(42112), first.coding.samples),
+        undecodable=next((why for level, d in images if (why := why_undecodable(level, d))), ""),
+        framed=_is_framed(tiff.notes),
+    )
+    if not masks and 'name="NODATA_VALUES"' in main.text(42112):
+        why = header.undecodable or "a colour that has no data (NODATA_VALUES)"
+        return replace(header, mask_kind="NODATA_VALUES", undecodable=why)
+    return _with_mask(header, masks)
+
+
+def _refuse_complex(href: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind == "c":
+        raise SceneError(
+            f"{display(href)} has complex numbers, which have no order; write amplitude, phase or real part to a file "
+            "of real numbers, or leave it out",
+            href=display(href),
+        )
+
+
+def _images_and_masks(tiff: Tiff) -> tuple[list[tuple[Level, Directory]], list[tuple[Level, Directory]]]:
+    """Return the full resolution and its overviews, and the same of the mask; other images in the file are not ours."""
+    levels = [(level_of(d, tiff.order), d) for d in tiff.directories]
+    first, rest = levels[0], levels[1:]
+    overviews = [entry for entry in rest if entry[1].number(254) & 5 == 1 and _same_bands(entry[0], first[0])]
+    masks = [entry for entry in rest if entry[1].number(254) & 4]
+    return [first, *sorted(overviews, key=_fineness)], sorted(masks, key=_fineness)
+
+
+def _fineness(entry: tuple[Level, Directory]) -> int:
+    return -entry[0].shape[0] * entry[0].shape[1]
+
+
+def _same_bands(level: Level, first: Level) -> bool:
+    return (level.coding.samples, level.coding.dtype) == (first.coding.samples, first.coding.dtype)
+
+
+def _with_mask(header: Header, masks: list[tuple[Level, Directory]]) -> Header:
+    """Return the header with its mask as a raster of one band beside it."""
+    if not masks:
+        return header
+    why = next((why for level, d in masks if (why := why_undecodable(level, d))), "")
+    levels = tuple(level for level, _ in masks)
+    if [level.shape for level in levels] != [level.shape for level in header.levels]:
+        why = why or "a mask that not all overviews have"
+    if any(level.coding.samples > 1 for level in levels):
+        why = why or "a mask for each band"
+    if why:
+        return replace(header, mask_kind="internal mask", undecodable=header.undecodable or f"mask: {why}")
+    return replace(header, mask_kind="internal mask", mask=mask_of(header, levels))
+
+
+def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
+    """Return the mask of a file as a raster of one band."""
+    return replace(
+        header,
+        bands=1,
+        dtype=np.dtype(np.uint8),
+        nodata=None,
+        descriptions=(None,),
+        scaling=(),
+        band_nodata=(),
+        levels=levels,
+        mask=None,
+        mask_kind="",
+        alpha=None,
+    )
+
+
+def _interpretations(main: Directory, bands: int) -> list[str]:
+    """Return what each band is, as far as it is an alpha band: by TIFF's tag, or by GDAL's metadata."""
+    extra = main.numbers(338)[:bands]
+    found = [""] * (bands - len(extra)) + ["alpha" if kind in (1, 2) else "" for kind in extra]
+    named = _items(main.text(42112), "colorinterp")
+    return [named.get(str(band), "").lower() or name for band, name in enumerate(found)]
+
+
+def alpha_band(interpretations: Sequence[str], descriptions: Sequence[str | None]) -> int | None:
+    """Return the alpha band; None if there is none.
+
+    GDAL calls the fourth of any four bands of 8 bits an alpha band, unless it was told otherwise: not one that has
+    another name.
+    """
+    found = [band for band, name in enumerate(interpretations) if name == "alpha" and len(interpretations) > 1]
+    if not found:
+        return None
+    name = (descriptions[found[-1]] or "alpha").lower()
+    return found[-1] if "alpha" in name or "mask" in name or "transparen" in name else None
+
+
+def _check_sizes(header: Header) -> None:
+    """Raise if a tile lies beyond the end of the file, which was cut off then, or cannot be as large as it claims."""
+    frame = FRAME if header.framed else 0
+    # GDAL takes the memory that a block claims; what is decoded here, only that which the block's bytes decode to
+    least, ratio = (16 << 20, 1 << 10) if header.undecodable else (64 << 20, 1 << 15)
+    for level in (*header.levels, *(header.mask.levels if header.mask else ())):
+        # an offset and a count are compared one after the other: their sum may begin again at 0
+        end = np.uint64(header.size - frame)
+        beyond = (level.offsets > end) | (level.counts > end - level.offsets)
+        before = (level.offsets < frame) & (level.counts > 0)
+        if beyond.any() or before.any():
+            offset, count = (int(numbers[np.argmax(beyond | before)]) for numbers in (level.offsets, level.counts))
+            place = f"{count} bytes from byte {offset}"
+            raise broken(header.href, f"it has {header.size} bytes, and a tile of {place}")
+        stored = level.counts.any() or not len(level.counts)
+        if stored and level.block_bytes > max(least, ratio * header.size):
+            raise broken(
+                header.href, f"it has {header.size} bytes, and a tile or strip of {level.block_bytes} when decoded"
+            )
+
+
+def _is_framed(notes: str) -> bool:
+    """Whether GDAL's notes in the file promise a size before and a copy of four bytes after each tile, still true."""
+    promised = "BLOCK_LEADER=SIZE_AS_UINT4" in notes and "BLOCK_TRAILER=LAST_4_BYTES_REPEATED" in notes
+    return promised and "KNOWN_INCOMPATIBLE_EDITION=YES" not in notes
+
+
+def _nodata(text: str, dtype: np.dtype[Any]) -> float | None:
+    """Return the nodata value; None if there is none, or none that the dtype can hold."""
+    try:
+        return nodata_in(float(text), dtype)
+    except ValueError:
+        return None
+
+
+def nodata_in(value: float, dtype: np.dtype[Any]) -> float | None:
+    """Return a nodata value that is declared somewhere; None if no number of the type can be that."""
+    if dtype.kind == "f":
+        return math.copysign(math.inf, value) if abs(value) > float(np.finfo(dtype).max) else value
+    limits = np.iinfo(dtype)
+    return value if limits.min <= value <= limits.max else None
+
+
+def _descriptions(xml: str, bands: int) -> tuple[str | None, ...]:
+    """Return the bands' names in GDAL's metadata tag."""
+    names = _items(xml, "description")
+    return tuple(names.get(str(band)) or None for band in range(bands))
+
+
+def _items(xml: str, role: str) -> dict[str, str]:
+    """Return the items of a role in GDAL's metadata tag, by the number of the band as text."""
+    # GDAL declares no entities, with which few bytes can become many
+    if f'role="{role}"' not in xml or "<!DOCTYPE" in xml:
+        return {}
+    # expat, which parses it, fetches nothing; a tag that is no XML describes nothing
+    with suppress(ET.ParseError):
+        items = ET.fromstring(xml).iter("Item")  # noqa: S314
+        return {i.get("sample", ""): unescape(i.text or "", _QUOTES) for i in items if i.get("role") == role}
+    return {}
+
+
+def _scaling(xml: str, bands: int) -> tuple[Scaling | None, ...]:
+    """Return scale, offset and unit of each band in GDAL's metadata tag; empty if no band has any."""
+    scales, offsets, units = (_items(xml, role) for role in ("scale", "offset", "unittype"))
+    if not (scales or offsets or units):
+        return ()
+    return tuple(
+        scaling_of(_number(scales.get(band), 1.0), _number(offsets.get(band), 0.0), units.get(band))
+        for band in map(str, range(bands))
+    )
+
+
+def _number(text: str | None, default: float) -> float:
+    try:
+        return default if text is None else float(text)
+    except ValueError:
+        return default
+
+
+def scaling_of(scale: float, offset: float, unit: str | None) -> Scaling | None:
+    """Return what GDAL says of a band's numbers; None if that is nothing: its defaults, or no numbers."""
+    if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
+        return None
+    return Scaling(scale, offset, unit or None) if (scale, offset) != (1.0, 0.0) or unit else None
+
+
+def _with_sidecar(header: Header) -> Header:
+    """Return the header as GDAL sees it where a file beside it says more: ``.aux.xml``, a world file."""
+    path = header.href
+    notes = b""
+    # for each of many files, os.path takes a third of the time of pathlib
+    if os.path.exists(path + ".aux.xml"):  # noqa: PTH110
+        with suppress(OSError):
+            notes = Path(path + ".aux.xml").read_bytes()
+    telling = re.search(
+        rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description|Scale|Offset|UnitType|ColorInterp)[ >]", notes
+    )
+    masked = os.path.exists(f"{path}.msk")  # noqa: PTH110
+    if not (telling or masked) and (header.geobox.transform != Affine.identity() or not _has_world_file(path)):
+        return header
+    seen = _from_gdal(path, header.identity)
+    header = replace(
+        header,
+        geobox=seen.geobox,
+        nodata=seen.nodata,
+        band_nodata=seen.band_nodata,
+        descriptions=seen.descriptions,
+        scaling=seen.scaling,
+        alpha=seen.alpha,
+    )
+    return _with_mask_file(header) if masked and seen.mask_kind else header
+
+
+def _with_mask_file(header: Header) -> Header:
+    """Return the header with the mask in the file beside it, which GDAL prefers to one in the file itself."""
+    beside = read_header(f"{header.href}.msk")
+    undecodable = beside.undecodable
+    if [level.shape for level in beside.levels] != [level.shape for level in header.levels] or beside.bands > 1:
+        undecodable = undecodable or "a .msk file for each band, or without the overviews"
+    if undecodable:
+        why = header.undecodable or f".msk: {undecodable}"
+        return replace(header, mask=None, mask_kind=".msk", undecodable=why)
+    return replace(header, mask=beside, mask_kind=".msk")
+
+
+def _has_world_file(path: str) -> bool:
+    return any(Path(path).with_suffix(suffix).exists() for suffix in (".tfw", ".TFW", ".tifw", ".wld", ".tab", ".TAB"))
+
+
+def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Header:
+    """Return the header of a raster that is not a TIFF, as GDAL reads it."""
+    found: list[Header] = []
+
+    def read(url: str) -> None:
+        with rasterio.open(url, **gdal_limits(href)) as dataset:
+            found.append(_header_of(dataset, href, identity))
+
+    try:
+        through_gdal(read, href, sign, identity, files_beside=True)
+    except ReadError as error:
+        raise SceneError(
+            f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({error}); leave it out",
+            href=display(href),
+        ) from None
+    return signing(found[-1], sign)
+
+
+def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
+    if dataset.transform == Affine.identity():
+        _refuse_off_grid(href, _location_of(dataset))
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    # GDAL's complex integers have names that NumPy does not know
+    dtype = np.result_type(*("complex64" if name.startswith("complex_int") else name for name in dataset.dtypes))
+    _refuse_complex(href, dtype)
+    coding = Coding(
+        compression=structure.get("COMPRESSION", dataset.driver),
+        predictor=1,
+        photometric="OTHER",
+        interleave="band",
+        samples=dataset.count,
+        dtype=dtype.str,
+        bits=8 * dtype.itemsize,
+        tables=b"",
+        inner="",
+    )
+    shapes = [dataset.shape]
+    for overview in range(len(dataset.overviews(1))):
+        with rasterio.open(dataset.name, overview_level=overview, **gdal_limits(href)) as coarser:
+            shapes.append(coarser.shape)
+    (rows, columns), empty = dataset.block_shapes[0], np.empty(0, np.uint64)
+    nodata = tuple(None if one is None else nodata_in(one, dtype) for one in dataset.nodatavals)
+    masked = any(map(_is_masked, dataset.mask_flag_enums))
+    blocks = [(min(rows, height), min(columns, width)) for height, width in shapes]
+    return Header(
+        href,
+        identity,
+        GeoBox(dataset.shape, dataset.transform, crs_from_wkt(dataset.crs.to_wkt()) if dataset.crs else None),
+        dataset.count,
+        dtype,
+        nodata[0],
+        dataset.descriptions,
+        tuple(
+            Level(s, b, tiled=True, coding=coding, offsets=empty, counts=empty)
+            for s, b in zip(shapes, blocks, strict=True)
+        ),
+        band_nodata=nodata if len(set(map(repr, nodata))) > 1 else (),
+        mask_kind=("" if not masked else ".msk" if Path(f"{href}.msk").exists() else "mask"),
+        alpha=alpha_band([one.name for one in dataset.colorinterp], dataset.descriptions),
+        scaling=tuple(map(scaling_of, dataset.scales, dataset.offsets, dataset.units)),
+        undecodable=f"{dataset.driver} is no TIFF",
+    )
+
+
+def _is_masked(flags: Sequence[MaskFlags]) -> bool:
+    """Return whether neither a number nor an alpha band says what is valid in a band; no flags: a mask of its own."""
+    if MaskFlags.all_valid in flags or MaskFlags.alpha in flags:
+        return False
+    return MaskFlags.nodata not in flags or MaskFlags.per_dataset in flags

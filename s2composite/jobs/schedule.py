@@ -1,0 +1,229 @@
+"""Spans: a job made again for each month, day or year from one date to another. Pure: dates and texts.
+
+``{{pointInTime}}`` in a text stands for the first day of the unit, as far as the unit needs it (``201806`` of a
+month);
+``{{pointInTime:%Y-%m}}`` is written as `datetime.date.strftime` does.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, model_validator
+
+from s2composite.config import Document, Expected, Strict, Text
+from s2composite.errors import JobError, ParameterError
+from s2composite.scenes.dates import Period, date_range, find_periods
+
+__all__ = ["SpanOptions", "Unit", "has_template", "spans_of", "with_span_keys", "written_out"]
+
+Unit = Literal["day", "week", "month", "quarter", "season", "year"]
+
+_FORMATS: Mapping[Unit, str] = {
+    "day": "%Y%m%d",
+    "week": "%Y%m%d",
+    "month": "%Y%m",
+    "quarter": "%Y%m",
+    "season": "%Y%m",
+    "year": "%Y",
+}
+"""How a unit's first day is written unless the template says otherwise."""
+
+_UNITS_BY_LENGTH: Mapping[int, Unit] = {4: "year", 7: "month", 10: "day"}
+"""The unit that a date is of: ``2012``, ``2012-01``, ``2012-01-15``."""
+
+_NAME = "pointInTime"
+_TEMPLATE = re.compile(r"\{\{\s*(?P<name>[^{}:]*?)\s*(?::(?P<format>[^{}]*))?\}\}")
+_COMPACT = re.compile(r"(\d{4})(\d{2})(\d{2})?")
+
+_KEYS = {"spanStart": "start", "spanEnd": "end", "spanUnit": "unit"}
+"""Cumulus' names of the keys, at the top of a job file."""
+
+
+def _iso(value: Any) -> Any:
+    """Return a date as ISO 8601 writes it: ``201201`` and the number 201201 are ``2012-01``."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    match = _COMPACT.fullmatch(text.strip()) if isinstance(text, str) else None
+    return text if match is None else "-".join(part for part in match.groups() if part)
+
+
+def _whole_days(text: str) -> str:
+    if len(text) not in _UNITS_BY_LENGTH:
+        raise ValueError(f"expected a year, month or day such as 2012-01 or 201201, got {text!r}")
+    try:
+        date_range(text)
+    except ParameterError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+PointInTime = Annotated[
+    Text, BeforeValidator(_iso), AfterValidator(_whole_days), Expected("a year, month or day such as 2012-01 or 201201")
+]
+
+
+class SpanOptions(Strict):
+    """From when to when a job is made, and how often.
+
+    Examples
+    --------
+    >>> SpanOptions(start="201201").step, SpanOptions(start="2012", unit="week").step
+    ('month', 'week')
+    """
+
+    start: PointInTime
+    """First year, month or day: ``2012-01``, ``201201``, ``2012``, ``2012-01-15``."""
+
+    end: PointInTime | None = None
+    """Last year, month or day, included; None: the last unit that is over."""
+
+    unit: Annotated[Unit | None, Expected("day, week, month, quarter, season or year")] = None
+    """``day``, ``week`` (from Monday), ``month``, ``quarter``, ``season`` (from December), ``year``; None: what `start`
+    is."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SpanOptions:
+        if self.end is not None and _last(self.end) < _first(self.start):
+            raise ValueError(f"end {self.end} is before start {self.start}")
+        return self
+
+    @property
+    def step(self) -> Unit:
+        """The unit."""
+        return self.unit or _UNITS_BY_LENGTH[len(self.start)]
+
+
+def _first(text: str) -> dt.date:
+    found = date_range(text).first
+    assert found is not None
+    return found.date()
+
+
+def _last(text: str) -> dt.date:
+    found = date_range(text).last
+    assert found is not None
+    return found.date()
+
+
+def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None = None) -> tuple[Period, ...]:
+    """Return the units of a span in their order.
+
+    Parameters
+    ----------
+    span
+        From a job.
+    since
+        ``"last"``: the one unit that was over last, wherever the span begins or ends. A date: those from the unit that
+        holds it on. None: all.
+    today
+        The day that "over" is about; default: today in UTC.
+
+    Raises
+    ------
+    ParameterError
+        `since` is not a date, or nothing of the span is over.
+
+    Examples
+    --------
+    >>> [one.label for one in spans_of(SpanOptions(start="201711", end="201802"))]
+    ['2017-11', '2017-12', '2018-01', '2018-02']
+    >>> [one.label for one in spans_of(SpanOptions(start="201201"), "last", dt.date(2018, 6, 1))]
+    ['2018-05']
+    """
+    over = (today or dt.datetime.now(dt.UTC).date()) - dt.timedelta(days=1)
+    if since == "last":
+        return (_last_over(span.step, over),)
+    first = _first(span.start) if since is None else _since(since)
+    last = _last_over(span.step, over).end - dt.timedelta(days=1) if span.end is None else _last(span.end)
+    if last < first:
+        raise ParameterError(f"nothing to make: no {span.step} from {first} on is over before {last}")
+    return _units(span.step, first, last)
+
+
+def _since(text: str) -> dt.date:
+    try:
+        return _first(_whole_days(_iso(text)))
+    except ValueError as error:
+        raise ParameterError(f"since {text!r}: {error}; or 'last'") from error
+
+
+def _units(unit: Unit, first: dt.date, last: dt.date) -> tuple[Period, ...]:
+    if unit == "week":
+        monday = first - dt.timedelta(days=first.weekday())
+        return find_periods(f"R/{monday}/P1W", first, last)
+    return find_periods(unit, first, last)
+
+
+def _last_over(unit: Unit, over: dt.date) -> Period:
+    """Return the last unit whose last day is not after a day."""
+    current = _units(unit, over, over)[0]
+    if current.end <= over + dt.timedelta(days=1):
+        return current
+    before = current.start - dt.timedelta(days=1)
+    return _units(unit, before, before)[0]
+
+
+def has_template(text: str) -> bool:
+    """Return whether a text holds a template.
+
+    Raises
+    ------
+    ValueError
+        It is none that is known.
+    """
+    found = list(_TEMPLATE.finditer(text))
+    for match in found:
+        if match["name"] != _NAME:
+            near = difflib.get_close_matches(match["name"], [_NAME], 1)
+            hint = "did you mean" if near else "there is"
+            raise ValueError(f"unknown template {match[0]}; {hint} {{{{{_NAME}}}}} or {{{{{_NAME}:%Y-%m}}}}?")
+    return bool(found)
+
+
+def written_out(text: str, period: Period, unit: Unit) -> str:
+    """Return a text with the date in place of its templates.
+
+    Raises
+    ------
+    JobError
+        A format is none.
+
+    Examples
+    --------
+    >>> january = spans_of(SpanOptions(start="201201", end="201201"))[0]
+    >>> written_out("v10/{{pointInTime}}/{{pointInTime:%d.%m.%Y}}.tif", january, "month")
+    'v10/201201/01.01.2012.tif'
+    """
+
+    def date(match: re.Match[str]) -> str:
+        out = period.start.strftime(match["format"] or _FORMATS[unit])
+        if "%" in out or not out:
+            raise JobError(f"{match[0]}: {match['format']!r} is not a date format; write it like %Y-%m-%d", key="span")
+        return out
+
+    return _TEMPLATE.sub(date, text)
+
+
+def with_span_keys(document: Document) -> Document:
+    """Return a document in which Cumulus' ``spanStart``, ``spanEnd`` and ``spanUnit`` are the mapping ``span``.
+
+    Raises
+    ------
+    JobError
+        It has both.
+    """
+    given = {key: document.values[key] for key in _KEYS if key in document.values}
+    if not given:
+        return document
+    if "span" in document.values:
+        place = document.place(("span",))
+        raise JobError(
+            f"{place.where}: span and {', '.join(given)} say the same; keep one", key="span", line=place.line
+        )
+    values = {key: value for key, value in document.values.items() if key not in _KEYS}
+    places = {(("span", _KEYS[str(k[0])]) if k and k[0] in _KEYS else k): place for k, place in document.places.items()}
+    return Document(document.name, {**values, "span": {_KEYS[k]: v for k, v in given.items()}}, places)

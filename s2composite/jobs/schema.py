@@ -1,0 +1,542 @@
+"""The model of a job: what a composite is made from, how, where it goes, and what it runs on."""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import os
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from s2composite.clusters.backends import LocalOptions
+from s2composite.clusters.connect import ClusterOptions
+from s2composite.clusters.submit import Policy
+from s2composite.config import (
+    VARIABLES,
+    WHOLE,
+    Count,
+    Expected,
+    FilePath,
+    Finite,
+    Positive,
+    Strict,
+    Text,
+    read_document,
+    validated,
+    variables_in,
+    with_setting,
+)
+from s2composite.errors import S2CompositeError
+from s2composite.jobs.grid import GridOptions
+from s2composite.jobs.schedule import SpanOptions, has_template, with_span_keys
+from s2composite.pixels.mask_bands import resolve_rule
+from s2composite.pixels.masks import Rule
+from s2composite.pixels.reducers import Reducer, resolve_reducer
+from s2composite.reading.warp import resampling_names
+from s2composite.scenes.dates import date_range, find_periods
+from s2composite.writing.options import RasterOptions
+
+__all__ = ["CELL", "Job", "job_schema", "job_template", "load_job"]
+
+CELL = "{cell}"
+"""Where an output's name has this, the cell's is put."""
+
+
+def _output(path: str) -> str:
+    if Path(path).suffix.lower() not in (".tif", ".zarr"):
+        raise ValueError(f"expected a path that ends in .tif or .zarr, got {path!r}")
+    return path
+
+
+def _scenes(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if not source:
+        raise ValueError("is an empty list; name at least one path or URL")
+    return source
+
+
+def _named(what: str) -> Callable[[Any], Any]:
+    """Return what brings ``name`` and ``{name: {parameter: value}}`` into one form."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if len(value) != 1:
+                raise ValueError(f"expected one {what}, got {len(value)} ({', '.join(map(str, value))})")
+            name, parameters = next(iter(value.items()))
+            return {name: {} if parameters is None else parameters}
+        return value
+
+    return named
+
+
+def _call(named: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return (named, {}) if isinstance(named, str) else next(iter(named.items()))
+
+
+def _known(resolve: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return what checks a name and its parameters by making what they stand for."""
+
+    def known(named: str | dict[str, dict[str, Any]]) -> str | dict[str, dict[str, Any]]:
+        name, parameters = _call(named)
+        try:
+            resolve(name, **parameters)
+        except (S2CompositeError, TypeError, ValueError) as error:  # the last two: a parameter of a type it cannot have
+            raise ValueError(str(error)) from error
+        return named
+
+    return known
+
+
+def _periods_or_none(value: Any) -> Any:
+    try:
+        if value is None:
+            return None
+        find_periods(value, dt.date(2023, 1, 1), dt.date(2023, 12, 31))
+    except S2CompositeError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _dates(text: str) -> str:
+    try:
+        date_range(text)
+    except S2CompositeError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from error
+    return text
+
+
+def _raster_options(options: dict[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in fields(RasterOptions)]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"unknown option {key!r}; {hint}")
+    return options
+
+
+def _year(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _bounds(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    west, south, east, north = box
+    if not (west < east and south < north):
+        raise ValueError(f"expected [west, south, east, north] with west < east and south < north, got {list(box)}")
+    return box
+
+
+def _methods(given: str | dict[str, str]) -> str | dict[str, str]:
+    try:
+        return resampling_names(given)
+    except S2CompositeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _import_path(path: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*[.:][^\W\d]\w*", path):
+        raise ValueError(f"expected the path of a function, such as planetary_computer.sign, got {path!r}")
+    return path
+
+
+Date = Annotated[Text, BeforeValidator(_year), AfterValidator(_dates)]
+Pair = Annotated[tuple[Count, Count], Field(strict=False)]
+Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+BandNames = Annotated[
+    tuple[Text | Count, ...],
+    BeforeValidator(lambda value: [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value),
+    Field(strict=False, min_length=1),
+]
+ImportPath = Annotated[Text, AfterValidator(_import_path)]
+Box = Annotated[tuple[Finite, Finite, Finite, Finite], Field(strict=False), AfterValidator(_bounds)]
+NamedReducer = Annotated[
+    Text | dict[str, dict[str, Any]], BeforeValidator(_named("reducer")), AfterValidator(_known(resolve_reducer))
+]
+NamedRule = Annotated[
+    Text | dict[str, dict[str, Any]], BeforeValidator(_named("rule")), AfterValidator(_known(resolve_rule))
+]
+AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
+
+
+class PolicyOptions(Strict):
+    """How often a window is tried, how long it may take, and how few scenes are too few.
+
+    Examples
+    --------
+    >>> PolicyOptions(attempts=5).pause
+    1.0
+    """
+
+    attempts: Annotated[Count, WHOLE] = 3
+    """Times a window is tried before it counts as failed; errors that cannot pass are not tried again."""
+
+    pause: Annotated[Positive, Expected("a number of seconds")] = 1.0
+    """Seconds before the second attempt, twice as long before each further one."""
+
+    timeout: Annotated[Positive, Expected("a number of seconds")] = 1800.0
+    """Seconds after which a window's worker counts as stuck, and another one makes the window."""
+
+    min_scenes: Annotated[Count, WHOLE] = 1
+    """Scenes that a product takes at least: a job that has fewer is refused, a cell of a grid is left out."""
+
+    look_ahead: Annotated[Count, WHOLE] = 2
+    """Windows for each thread that the scheduler knows of at a time."""
+
+    def as_policy(self) -> Policy:
+        """Return the policy."""
+        return Policy(self.attempts, self.pause, self.timeout, self.look_ahead)
+
+
+class Job(Strict):
+    """One composite: where its scenes are, how they are reduced, where the result goes, what it runs on.
+
+    Only `source` and `output` are required. Relative paths are relative to the directory the job is run from, as on a
+    command line, and not to the job file; ``~`` is the home directory.
+
+    Examples
+    --------
+    >>> job = Job(source="scenes", output="median.tif", datetime="2023-06/2023-08")
+    >>> print(job.to_yaml())
+    source: scenes
+    output: median.tif
+    datetime: 2023-06/2023-08
+    <BLANKLINE>
+    """
+
+    source: Annotated[
+        FilePath | Annotated[tuple[FilePath, ...], Field(strict=False)],
+        AfterValidator(_scenes),
+        Expected("a path, directory, pattern or URL, or a list of those"),
+        AsList,
+    ]
+    """Scenes: a path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, or a list of those."""
+
+    output: Annotated[FilePath, AfterValidator(_output), Expected("a path that ends in .tif or .zarr")]
+    """Where the composite goes: a path that ends in ``.tif`` or ``.zarr``."""
+
+    reducer: Annotated[
+        NamedReducer | Annotated[tuple[NamedReducer, ...], Field(strict=False, min_length=1)],
+        Expected("the name of a reducer, or {name: {parameter: value}}, or a list of those"),
+        AsList,
+    ] = "luminance_median"
+    """How observations become one: ``luminance_median``, with parameters ``{name: {parameter: value}}``, or a list of
+    reducers that are made in one pass."""
+
+    valid: Annotated[
+        Annotated[tuple[NamedRule, ...], Field(strict=False)] | None,
+        Expected("a list of rules, such as [nodata, {scl: {classes: [thin cirrus]}}]"),
+        AsList,
+    ] = None
+    """Rules that say which observations may be used: ``nodata``, ``saturated``, ``scl``, ``fmask``, ``qa_bits``,
+    ``cloud_probability``, ``usable``, ``value_range``, ``swath_edge``, with parameters ``{name: {parameter: value}}``;
+    None: nodata and saturated; ``[]``: all."""
+
+    min_count: Annotated[Count, WHOLE] = 1
+    """A pixel with fewer valid observations gets no value."""
+
+    period: Annotated[
+        Any, BeforeValidator(_periods_or_none), Expected("a period such as month, 10D, 2023-06, or a list")
+    ] = None
+    """A composite for each ``month``, ``season``, ``10D``, ``2023-06-01/2023-08-31``, or a list of those; see
+    `s2composite.scenes.dates.find_periods`. The output's name gets the period's, or has ``{period}`` for it."""
+
+    keep_empty: Annotated[bool, Expected("true or false")] = True
+    """Whether periods without a scene are written, without a value anywhere."""
+
+    day: Annotated[Literal["utc", "solar"], Expected("utc or solar")] = "utc"
+    """What a scene's day is: of UTC, or of mean solar time at the centre of the cube."""
+
+    span: Annotated[SpanOptions | None, Expected("a mapping such as {start: 2012-01, end: 2018-05, unit: month}")] = (
+        None
+    )
+    """Make a product for each ``day``, ``week``, ``month``, ``quarter``, ``season`` or ``year`` from one date to
+    another, both included: ``{start: 2012-01, end: 2018-05, unit: month}``. `output`, and `source` where it differs,
+    have ``{{pointInTime}}`` for the date (``201201``), or ``{{pointInTime:%Y-%m}}``."""
+
+    datetime: Annotated[Date | None, Expected("dates such as 2023-06 or 2023-06-01/2023-08-31")] = None
+    """Scenes to use: ``2023``, ``2023-06``, ``2023-06-01/2023-08-31``, ``2023-06-01/..``; None: all."""
+
+    pattern: Annotated[
+        Annotated[Text, AfterValidator(_expression)] | None, Expected("a regular expression with named groups")
+    ] = None
+    """Regular expression with named groups that finds the date in unusual file names; see `find_scenes`."""
+
+    times: Annotated[
+        Annotated[tuple[Date, ...], Field(strict=False, min_length=1)] | None,
+        Expected("a list of dates such as 2023-06-15T10:46:29Z, one for each file"),
+        AsList,
+    ] = None
+    """Time of each file, in the order of the files, for names that do not give it."""
+
+    groupby: Annotated[Literal["solar_day", "utc_day"] | None, Expected("solar_day or utc_day")] = None
+    """Make one scene of the products of a day, ``solar_day`` or ``utc_day``; None: every product is a scene."""
+
+    duplicates: Annotated[Literal["newest", "keep"], Expected("newest or keep")] = "newest"
+    """Whether reprocessed products replace the older ones (``newest``), or all are used (``keep``)."""
+
+    alternate: Annotated[Text | None, Expected("the name of an alternate, such as https")] = None
+    """Which of the locations that a catalogue gives for a file is read, such as ``https``; None: its own."""
+
+    sign: Annotated[ImportPath | None, Expected("the path of a function, such as planetary_computer.sign")] = None
+    """Function that signs URLs just before they are read, by its import path: ``planetary_computer.sign``."""
+
+    headers: Annotated[Literal["auto", "read", "lazy"], Expected("auto, read or lazy")] = "auto"
+    """When headers are read: ``read``, all at first; ``lazy``, by the windows; ``auto``: lazy for many files."""
+
+    index: FilePath | None = None
+    """File that keeps the headers for the next time; see `open_cube`."""
+
+    harmonise: Annotated[
+        bool | dict[Text, Finite], Expected("true, false, or a mapping from scene ids to numbers to add")
+    ] = True
+    """Whether the offset of processing baseline 04.00 is taken off, or what to add to scenes that do not say."""
+
+    reflectance: Annotated[bool, Expected("true or false")] = False
+    """Physical values, float32 with NaN for no data, instead of the numbers in the files."""
+
+    bands: Annotated[
+        BandNames | None, Expected("a list of names or numbers, such as [red, green, blue] or [1, 2]"), AsList
+    ] = None
+    """Bands or whole assets, in the order wanted, or numbers of the bands of the only file, counted from 1; None: the
+    only asset, or the true-colour picture."""
+
+    bbox: Annotated[Box | None, Expected("four numbers, [west, south, east, north]"), AsList] = None
+    """Area to cut out, ``[west, south, east, north]``, in degrees unless `bbox_crs` says otherwise."""
+
+    bbox_crs: Annotated[Text | int, Expected("a coordinate system such as EPSG:32631")] = "EPSG:4326"
+    """Coordinate system of `bbox`."""
+
+    area: FilePath | None = None
+    """GeoJSON file of polygons: with `grid`, the cells that they touch are made."""
+
+    grid: Annotated[
+        GridOptions | None, Expected("mgrs, 'crs;resolution;shape', or a mapping such as {type: utm, size: 20000}")
+    ] = None
+    """Cut an area into cells, each a product of its own: ``mgrs`` (granules of Sentinel-2), ``"EPSG:3035;10;10000"``
+    (Open Data Cube's crs;resolution;shape), ``{type: utm, size: 20000, buffer: 100}``, or polygons of a file,
+    ``{type: cells, file: cells.geojson, name: id}``. The output's name has ``{cell}`` for the cell's."""
+
+    crs: Annotated[Text | int | None, Expected("a coordinate system such as EPSG:32631")] = None
+    """Coordinate system of the output; None: the scenes' own."""
+
+    resolution: Annotated[Positive | None, Expected("a pixel size, a number above 0")] = None
+    """Pixel size of the output in units of its CRS; None: the scenes' own."""
+
+    like: FilePath | None = None
+    """Raster whose grid the output gets, instead of `crs`, `resolution` and `anchor`."""
+
+    anchor: Annotated[
+        Literal["edge", "center", "floating"] | Annotated[tuple[Finite, Finite], Field(strict=False)] | None,
+        Expected("edge, center, floating, or two fractions of a pixel"),
+        AsList,
+    ] = None
+    """Where the pixels of a new grid lie; None: as those of the scenes."""
+
+    resampling: Annotated[
+        Text | dict[Text, Text],
+        AfterValidator(_methods),
+        Expected("the name of a resampling method, such as nearest, or {band: method, '*': method}"),
+    ] = "nearest"
+    """GDAL's name of the method for scenes that are not on the output's grid; or one for each band, ``*`` for all
+    others."""
+
+    chunks: Annotated[Literal["auto"] | Count | Pair, Expected("'auto', a number of pixels, or [y, x]"), AsList] = (
+        "auto"
+    )
+    """Window size in pixels: a side, ``[y, x]``, or ``auto``, which follows from the memory of a worker thread."""
+
+    engine: Annotated[Literal["auto", "tiles", "gdal"], Expected("one of auto, tiles, gdal")] = "auto"
+    """What reads the files: ``tiles`` (decoded directly), ``gdal``, or ``auto``: tiles where possible."""
+
+    on_error: Annotated[Literal["raise", "skip"], Expected("raise or skip")] = "raise"
+    """What an unreadable scene does: its windows fail (the others go on), or it counts as not observed there."""
+
+    layers: Annotated[Names | None, Expected("a list of layers, such as [composite, count, source]"), AsList] = None
+    """Layers to write beside a ``.tif`` output; None: as `Composite.to_raster` does. A Zarr store holds all layers."""
+
+    raster: Annotated[
+        Annotated[dict[str, Any], AfterValidator(_raster_options)] | None, Expected("options such as {compress: zstd}")
+    ] = None
+    """How ``.tif`` files are encoded: ``{compress: zstd, blocksize: 256}``, see `RasterOptions`; None: deflate."""
+
+    overwrite: Annotated[bool, Expected("true or false")] = False
+    """Whether an output that exists is replaced."""
+
+    policy: PolicyOptions = PolicyOptions()
+    """What to do about windows that fail or take too long: ``{attempts: 3, timeout: 1800}``."""
+
+    cluster: ClusterOptions = LocalOptions()
+    """What it runs on: ``local``, a scheduler's address, a ``.yaml`` file, or ``{type: local, workers: 2}``."""
+
+    performance_report: Annotated[FilePath | None, Expected("a path that ends in .html")] = None
+    """Where to write Dask's performance report (HTML); None: none."""
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_for_rasters(cls, layers: Any, info: ValidationInfo) -> Any:
+        if layers is not None and Path(info.data.get("output", "")).suffix.lower() == ".zarr":
+            raise ValueError("a Zarr store holds all layers; leave the key out, or write to a .tif")
+        return layers
+
+    @model_validator(mode="after")
+    def _cells_need_names(self) -> Job:
+        if self.grid is None and (self.area is not None or CELL in self.output):
+            raise ValueError("area and {cell} in the output are about the cells of a grid; name a grid")
+        if self.grid is not None and CELL not in self.output:
+            raise ValueError("a grid makes a product for each cell: put {cell} into the output's name")
+        if self.grid is not None and any(v is not None for v in (self.crs, self.resolution, self.anchor, self.like)):
+            raise ValueError(
+                "a grid says crs, resolution and anchor itself; leave out crs, resolution, anchor and like"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _templates_need_dates(self) -> Job:
+        sources = (self.source,) if isinstance(self.source, str) else self.source
+        templates = [
+            key for key, text in [*(("source", s) for s in sources), ("output", self.output)] if has_template(text)
+        ]
+        if self.span is None and templates:
+            raise ValueError(f"{templates[0]} has {{{{pointInTime}}}}, and the job has no date for it; give a span")
+        if self.span is not None and "output" not in templates:
+            raise ValueError("a span makes a product for each date: put {{pointInTime}} into the output's name")
+        if self.span is not None and self.datetime is not None:
+            raise ValueError("a span says which dates; leave datetime out")
+        return self
+
+    @property
+    def format(self) -> str:
+        """``"tif"`` or ``"zarr"``, by the output's name."""
+        return Path(self.output).suffix.lower().removeprefix(".")
+
+    @property
+    def reducers(self) -> tuple[Reducer, ...]:
+        """The reducers."""
+        several = self.reducer if isinstance(self.reducer, tuple) else (self.reducer,)
+        return tuple(resolve_reducer(name, **parameters) for name, parameters in map(_call, several))
+
+    @property
+    def rules(self) -> tuple[Rule, ...] | None:
+        """The rules of validity; None: those that are the default."""
+        if self.valid is None:
+            return None
+        return tuple(resolve_rule(name, **parameters) for name, parameters in map(_call, self.valid))
+
+    def to_yaml(self) -> str:
+        """Return the job as the text of a job file; what has its default value is left out."""
+        values = self.model_dump(exclude_defaults=True)
+        if "cluster" in values:
+            values["cluster"] = {"type": self.cluster.type, **values["cluster"]}
+        return yaml.safe_dump(_escaped(values), sort_keys=False)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value in which no text is taken for an environment variable."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def job_schema() -> dict[str, Any]:
+    """Return the JSON Schema of job files: of `Job`, and of the variables that a file may set."""
+    schema = Job.model_json_schema()
+    meaning = "Values for ``${NAME}`` in this file; those of the environment are there anyway."
+    variables = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    return {**schema, "properties": {VARIABLES: {**variables, "description": meaning}, **schema["properties"]}}
+
+
+def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Sequence[str] = ()) -> Job:
+    r"""Return a job from a file, YAML text or a mapping, with settings as given on the command line.
+
+    Parameters
+    ----------
+    job
+        Path of a YAML file; YAML text (recognised by a newline or ``": "``); a mapping; or a Job. In files and text
+        ``${NAME}`` is a variable from the key ``variables`` of the file, or else from the environment;
+        ``${NAME:-default}`` has a default, and ``$${NAME}`` stands for the text itself.
+    settings
+        ``"key=value"`` each, which override the file; keys may be dotted, values are YAML: ``"cluster.workers=4"``,
+        ``"variables.year=2024"``.
+
+    Returns
+    -------
+    Job
+        The checked job.
+
+    Raises
+    ------
+    JobError
+        Something is missing, unknown or invalid; names the file, line and key, and what is expected there.
+
+    Examples
+    --------
+    >>> load_job("source: scenes\noutput: median.tif", ["chunks=[512, 1024]"]).chunks
+    (512, 1024)
+    >>> load_job("source: scenes\noutput: median.tif\nreducr: mean")
+    Traceback (most recent call last):
+        ...
+    s2composite.errors.JobError: job, line 3: unknown key 'reducr'; did you mean 'reducer'?
+    """
+    given, others = variables_in(settings)
+    document = read_document(job.model_dump() if isinstance(job, Job) else job, given=given)
+    for setting in others:
+        document = with_setting(document, setting)
+    return validated(Job, with_span_keys(document))
+
+
+_EXAMPLES = {"source": "scenes/", "output": "median.tif"}
+_WIDTH = 100
+_HEAD = """# A job of s2composite: s2composite run THIS_FILE
+# Keys that begin with # have these values unless you say otherwise.
+# ${NAME} is a variable of the environment, or of this file: variables: {NAME: value}."""
+
+
+def job_template() -> str:
+    """Return a job file with every key: required ones to be filled in, the others commented out with their defaults.
+
+    Examples
+    --------
+    >>> job_template().splitlines()[-1]
+    '# performance_report: null'
+    """
+    return "\n".join([_HEAD, *(_entry(name, field) for name, field in Job.model_fields.items())]) + "\n"
+
+
+def _entry(name: str, field: FieldInfo) -> str:
+    meaning = textwrap.wrap(
+        " ".join((field.description or "").replace("``", "").replace("None:", "null:").split()), _WIDTH
+    )
+    lines = ["", *(f"# {line}" for line in meaning)]
+    if field.is_required():
+        return "\n".join([*lines, f"{name}: {_EXAMPLES[name]}"])
+    return "\n".join([*lines, f"# {name}: {_value(field.default)}"])
+
+
+def _value(default: Any) -> str:
+    plain = default.model_dump(exclude_none=True) if hasattr(default, "model_dump") else default
+    return yaml.safe_dump(plain, default_flow_style=True, width=1000).strip().removesuffix("...").strip()

@@ -1,0 +1,89 @@
+"""One line of log for each event, for people (``key=value``) or for programs (JSON), without secrets of URLs.
+
+The library logs to `logging` under ``s2composite``; records may carry ``extra={"facts": {...}}``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import re
+import sys
+from typing import IO, Any, Literal
+
+from distributed import Client
+
+from s2composite.storage.files import display_text
+
+__all__ = ["LogFormat", "LogFormatter", "forward_logs", "log_to_stderr"]
+
+LogFormat = Literal["text", "json"]
+"""How a line is written: ``key=value`` pairs, or a JSON object."""
+
+_PLAIN = re.compile(r"[^\s\"=]+")
+"""Values that need no quotes in a line of text."""
+
+
+class LogFormatter(logging.Formatter):
+    """Writes a record as one line: time, level, logger and message, then its facts, its worker and its traceback.
+
+    Examples
+    --------
+    >>> record = logging.LogRecord("s2composite", logging.INFO, "", 0, "done", (), None)
+    >>> record.facts = {"window": [3, 4], "error": "https://host/a.tif?sig=abc is damaged"}
+    >>> LogFormatter("text").format(record).partition(" ")[2]
+    'level=info logger=s2composite message=done window="[3, 4]" error="https://host/a.tif is damaged"'
+    """
+
+    def __init__(self, form: LogFormat) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        at = dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds")
+        pairs = {"at": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        pairs |= getattr(record, "facts", {})
+        worker = getattr(record, "worker", None)  # Dask names it in what workers log
+        pairs |= {"worker": worker} if worker else {}
+        pairs |= {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+        if self._form == "json":
+            return display_text(json.dumps(pairs, default=str))
+        return " ".join(f"{key}={_quoted(display_text(_shown(value)))}" for key, value in pairs.items())
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _quoted(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+
+
+class _StderrHandler(logging.StreamHandler[IO[str]]):
+    """Writes to what stderr is at the moment: while there is a progress bar, lines appear above it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
+def log_to_stderr(form: LogFormat) -> None:
+    """Write a line to stderr for everything that the library logs from INFO up, instead of what was written before."""
+    handler = _StderrHandler()
+    handler.setFormatter(LogFormatter(form))
+    logger = logging.getLogger("s2composite")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def forward_logs(client: Client) -> None:
+    """Let what workers log arrive at the loggers here, if anybody listens to these."""
+    if logging.getLogger("s2composite").hasHandlers():
+        client.forward_logging("s2composite")

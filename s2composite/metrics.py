@@ -1,0 +1,124 @@
+"""Metering: what tasks report to Dask about themselves, for its dashboard.
+
+Decoding, kernels and encoding appear for each kind of task on the page "Fine Performance Metrics", beside what Dask
+itself measures; `WorkerMeters` puts the totals of each worker on the page "Workers". Outside a worker it has no
+effect.
+
+The dashboard groups tasks by the words with which their keys begin. Those by which other modules recognise a layer
+of a
+graph are here.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from distributed import WorkerPlugin
+from distributed.metrics import context_meter
+
+if TYPE_CHECKING:
+    from s2composite.reading.reader import ReadTally
+
+__all__ = [
+    "COMPOSITE_WINDOW",
+    "READ_WINDOW",
+    "SEND_HEADERS",
+    "SEND_RECIPE",
+    "WorkerMeters",
+    "metered",
+    "take_layer",
+    "tell",
+    "tell_read",
+]
+
+SEND_HEADERS = "send-headers-"
+"""The stack behind a cube, which each worker gets once."""
+
+READ_WINDOW = "read-window-"
+"""All scenes of a window of a cube."""
+
+SEND_RECIPE = "send-recipe-"
+"""What the tasks of a composite need besides their window."""
+
+COMPOSITE_WINDOW = "composite-window-"
+"""All layers of a window of a composite."""
+
+
+def take_layer(name: str) -> str:
+    """Return how the keys of a layer begin that is taken out of the windows of a composite.
+
+    >>> take_layer("rank_source")
+    'take-rank-source-'
+    """
+    return f"take-{name.replace('_', '-')}-"
+
+
+_COLUMNS = {
+    "read MB": ("read", "bytes", 1e6),
+    "requests": ("read", "count", 1),
+    "retries": ("retry", "count", 1),
+    "decode s": ("decode", "seconds", 1),
+    "GDAL s": ("gdal", "seconds", 1),
+    "kernel s": ("kernel", "seconds", 1),
+    "encode s": ("encode", "seconds", 1),
+    "stored MB": ("store", "bytes", 1e6),
+}
+"""For each column of the table of workers: label and unit of the metric that is summed, and the divisor."""
+
+
+def metered(label: str) -> AbstractContextManager[Any]:
+    """Return a context whose seconds count as `label`; seconds reported inside it are not counted twice."""
+    meter: AbstractContextManager[Any] = context_meter.meter(label)
+    return meter
+
+
+def tell(label: str, value: float, unit: str) -> None:
+    """Add a value to the metric `label`; `unit` is "seconds", "bytes" or "count"."""
+    if value:
+        context_meter.digest_metric(label, value, unit)
+
+
+def tell_read(tally: ReadTally) -> None:
+    """Report what reading a window took."""
+    tell("read", tally.bytes, "bytes")
+    tell("read", tally.requests, "count")
+    tell("retry", tally.retries, "count")
+    tell("decode", tally.decode, "seconds")
+    tell("gdal", tally.gdal, "seconds")
+
+
+class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no types
+    """Adds to the dashboard's table of workers what each has read and stored, and where its time went.
+
+    `connect` registers it on clusters that it starts; for others call ``client.register_plugin(WorkerMeters())``.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> with Client(n_workers=1, processes=False, dashboard_address=":0") as client:
+    ...     told = client.register_plugin(WorkerMeters())
+    ...     client.run(lambda dask_worker: "decode s" in dask_worker.metrics).popitem()[1]
+    True
+    """
+
+    name = "s2composite-meters"
+
+    def setup(self, worker: Any) -> None:
+        """Add the columns; Dask calls this in each worker."""
+        for column, measure in _COLUMNS.items():
+            worker.metrics[column] = partial(_total, measure)
+
+    def teardown(self, worker: Any) -> None:
+        """Take the columns away."""
+        for column in _COLUMNS:
+            worker.metrics.pop(column, None)
+
+
+def _total(measure: tuple[str, str, float], worker: Any) -> float:
+    """Return the total that a worker's tasks have reported."""
+    label, unit, divisor = measure
+    told = list(worker.digests_total.items())  # keys are ("execute", span, kind of task, label, unit)
+    total = sum(n for key, n in told if key[0] == "execute" and key[-2:] == (label, unit))
+    return round(float(total) / divisor, 3)

@@ -1,0 +1,436 @@
+"""Which file and which band of it serves each band of the stack, and how its numbers become those of the stack."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import BandError, ParameterError, SceneError
+from s2composite.geotiff.header import Header, nodata_in
+from s2composite.scenes.model import Asset, Scene, Values
+from s2composite.scenes.names import is_picture, same_band
+from s2composite.scenes.stac import is_mask_band, named_values, tagged_values
+
+__all__ = [
+    "AS_THEY_ARE",
+    "BandName",
+    "Conversion",
+    "Part",
+    "alpha_of",
+    "band_names",
+    "check_bands",
+    "chosen_bands",
+    "convert",
+    "parts_of",
+    "wanted_assets",
+]
+
+LOG = logging.getLogger(__name__)
+
+BandName: TypeAlias = str | int
+"""The name of a band or a whole asset, or the number of a band in a scene's only file, counted from 1 as in GDAL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one file gives to the bands of a stack."""
+
+    asset: Asset
+    """The file."""
+
+    file_bands: tuple[int, ...]
+    """Its bands that are read, counted from 0."""
+
+    row: int
+    """Where the first of them goes on the stack's band axis; the others follow it."""
+
+    values: tuple[Values, ...]
+    """What the numbers of each of them mean."""
+
+
+def chosen_bands(bands: Any) -> tuple[BandName, ...] | None:
+    """Return the bands that were asked for: of one name or number, or of any collection of these; None for None.
+
+    Raises
+    ------
+    ParameterError
+        There are none, one is given twice, or is neither a name nor a number from 1.
+    """
+    if bands is None:
+        return None
+    several = isinstance(bands, Iterable) and not isinstance(bands, (str, bytes))
+    chosen = tuple(one.item() if isinstance(one, np.generic) else one for one in (bands if several else (bands,)))
+    for band in chosen:
+        number = isinstance(band, int) and not isinstance(band, bool) and band > 0
+        if not (number or (isinstance(band, str) and band.strip())):
+            raise ParameterError(
+                f"bands holds {band!r}; it takes names such as 'red', 'B04' or 'TCI', and numbers of bands from 1"
+            )
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ParameterError(f"bands is {list(chosen)!r}; name at least one, and each once")
+    return chosen
+
+
+def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> tuple[tuple[Asset, ...], ...]:
+    """Return, for each scene, the assets whose headers have to be read to serve `bands`.
+
+    Without `bands` that is the only asset of a scene, or its true-colour picture; where other observations lie beside
+    it, the log says so.
+
+    Raises
+    ------
+    BandError
+        The scenes have several assets and nothing says which is meant.
+    """
+    if bands is None:
+        pictured = all(any(is_picture(asset.name) for asset in scene.assets) for scene in scenes)
+        chosen = tuple((_default_asset(scene, scenes, pictured=pictured),) for scene in scenes)
+        if pictured:
+            _tell_of_others(scenes, chosen[0][0])
+        return chosen
+    return tuple(_assets_for(scene, bands) for scene in scenes)
+
+
+def _default_asset(scene: Scene, scenes: Sequence[Scene], *, pictured: bool) -> Asset:
+    if len(scene.assets) == 1:
+        return scene.assets[0]
+    if pictured:
+        return next(asset for asset in scene.assets if is_picture(asset.name))
+    names = sorted({asset.name for other in scenes for asset in other.assets})
+    raise BandError(
+        f"the scenes have several assets ({', '.join(names)}) and no bands are chosen; "
+        f"choose with bands=, for example bands=[{names[0]!r}]",
+        scene=scene.id,
+    )
+
+
+def _tell_of_others(scenes: Sequence[Scene], picture: Asset) -> None:
+    """Say that a picture was taken where there are reflectances, which a reader of its numbers may have meant."""
+    names = sorted({asset.name for scene in scenes for asset in scene.assets if not is_picture(asset.name)})
+    others = [name for name in names if not is_mask_band(name)]
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        LOG.warning(
+            "bands= is not given, so %s is opened, a picture of 8 bits, and not %s beside it; choose with bands=, for "
+            "example bands=[%r], or bands=[%r] for the picture without this line",
+            picture.name, shown, others[0], picture.name,
+        )  # fmt: skip
+
+
+_SHOWN = 12
+"""Names that a message lists."""
+
+
+def _assets_for(scene: Scene, bands: Sequence[BandName]) -> tuple[Asset, ...]:
+    declared = [(asset, i, name) for asset in scene.assets for i, name in enumerate(asset.bands or (asset.name,))]
+    found = [_find(band, declared, scene) for band in bands]
+    named = {asset.name for entries in found for asset, _, _ in entries}
+    if not all(found):
+        # A file that does not say its bands by its name may still say them in its header.
+        named |= {asset.name for asset in scene.assets if not asset.bands}
+    return tuple(asset for asset in scene.assets if asset.name in named)
+
+
+def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[BandName]) -> None:
+    """Raise a BandError if the names that assets declare are not all of `bands`."""
+    declared = [(asset, i, name) for asset in assets for i, name in enumerate(asset.bands or (asset.name,))]
+    for band in bands:
+        _found(band, declared, scene)
+
+
+def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
+    """Return the names of a file's bands: as declared, as the file describes them, or as its photometry implies.
+
+    Raises
+    ------
+    SceneError
+        The asset is known to have other bands than the file has.
+    """
+    alpha = alpha_of(asset, header)
+    data = [band for band in range(header.bands) if band != alpha]
+    declared = asset.bands or asset.band_values
+    if declared and len(declared) not in (header.bands, len(data)):
+        listed = f": {', '.join(asset.bands)}" if asset.bands else ""
+        raise SceneError(
+            f"{asset.href} has {header.bands} band(s), but a {asset.name} has {len(declared)}{listed}; remove the "
+            "file, or name its bands with Asset(bands=...)",
+            href=asset.href,
+        )
+    names = asset.bands or _implied_names(asset, header, data)
+    return names if len(names) == header.bands else (*names[:alpha], "alpha", *names[alpha:])
+
+
+def _implied_names(asset: Asset, header: Header, data: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of the bands of data that a file describes, or that its photometry implies."""
+    described = [name for band in data if (name := header.descriptions[band])]
+    if len(set(described)) == len(data):
+        return tuple(described)
+    if len(data) == 1:
+        return (asset.name,)
+    if header.photometric in ("RGB", "YCBCR") and len(data) in (3, 4):
+        return ("red", "green", "blue", "alpha")[: len(data)]
+    return tuple(f"band_{band + 1}" for band in data)
+
+
+def alpha_of(asset: Asset, header: Header) -> int | None:
+    """Return the band that is an alpha band, unless a name was given to it that is none; None if there is none."""
+    if header.alpha is not None and len(asset.bands) == header.bands and asset.bands[header.alpha] != "alpha":
+        return None
+    return header.alpha
+
+
+def parts_of(
+    scene: Scene, assets: Sequence[Asset], headers: Mapping[str, Header], bands: Sequence[BandName] | None
+) -> tuple[tuple[str, ...], tuple[Part, ...]]:
+    """Return the names of the bands a scene gives, and the parts of files that give them.
+
+    Parameters
+    ----------
+    scene, assets
+        A scene and those of its assets whose headers were read.
+    headers
+        By href.
+    bands
+        Names of bands or of whole assets, in the order wanted; None for all bands of `assets`.
+
+    Raises
+    ------
+    BandError
+        A band is not there; the message lists those that are.
+    """
+    where = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
+    data = [entry for entry in where if entry[1] != alpha_of(entry[0], headers[entry[0].href])]
+    meaning = {(asset.href, i): _values(asset, i, name, headers[asset.href], scene) for asset, i, name in where}
+    # an alpha band is no data, unless it is asked for
+    asked = [e for wanted in bands or () for e in _find(wanted, data, scene) or _found(wanted, where, scene)]
+    chosen = asked if bands else _observed(data)
+    parts: list[Part] = []
+    for row, (asset, i, _) in enumerate(chosen):
+        values = meaning[asset.href, i]
+        if parts and parts[-1].asset is asset:
+            last = parts[-1]
+            parts[-1] = replace(last, file_bands=(*last.file_bands, i), values=(*last.values, values))
+        else:
+            parts.append(Part(asset, (i,), row, (values,)))
+    names = tuple(name for _, _, name in chosen)
+    if bands and len(set(names)) < len(names):
+        raise BandError(f"bands is {list(bands)}, which means {', '.join(names)}: name each band once", scene=scene.id)
+    return names, tuple(parts)
+
+
+def _observed(where: Sequence[_Entry]) -> Sequence[_Entry]:
+    """Leave out mask bands that lie among bands of observations: they are no reflectances."""
+    observed = [entry for entry in where if not is_mask_band(entry[2])]
+    return observed or where
+
+
+def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Values:
+    """Return what the numbers of a band mean: by the catalogue, else by the file's tags, else by its name."""
+    values, alpha = asset.values, alpha_of(asset, header)
+    if 0 < len(asset.band_values) < header.bands:
+        data = [band for band in range(header.bands) if band != alpha]
+        values = Values() if i == alpha else asset.band_values[data.index(i)]
+    elif asset.band_values:
+        values = asset.band_values[i]
+    described = not asset.bands and name == header.descriptions[i]
+    if described and (is_mask_band(name) or (values.assumed and header.dtype.itemsize > 1)):
+        # the file itself says what its bands are
+        named = named_values(name, scene.baseline, scene.sensor, scene.id)
+        values = replace(named, nodata=values.nodata, shift=named.shift if values.shift is None else values.shift)
+    if values.nodata is not None:
+        values = replace(values, nodata=nodata_in(values.nodata, header.dtype))
+    tags = header.scaling[i] if header.scaling else None
+    return values if tags is None else tagged_values(values, tags.scale, tags.offset, tags.unit, sensor=scene.sensor)
+
+
+_Entry: TypeAlias = tuple[Asset, int, str]
+"""An asset, the position of one of its bands, and that band's name."""
+
+
+def _found(wanted: BandName, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
+    found = _find(wanted, where, scene)
+    if not found:
+        there = dict.fromkeys(name for asset in scene.assets for name in (*asset.bands, asset.name))
+        there |= dict.fromkeys(name for _, _, name in where)
+        cure = "where other scenes have it, on_error='skip' leaves this one out"
+        if isinstance(wanted, int):
+            cure = "numbers count the bands of a scene's only file, from 1; name bands where there are several files"
+        raise BandError(
+            f"scene {scene.id} has no band {wanted!r}; it has {', '.join(there)}; {cure}",
+            scene=scene.id,
+            band=wanted,
+        )
+    return found
+
+
+def _find(wanted: BandName, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
+    """Return the band, or all bands of the asset, that `wanted` means: the first of these ways that finds something.
+
+    The bands of a picture come last: it has a red of 8 bits, which is not what "red" means where there is another.
+    """
+    if isinstance(wanted, int):
+        return [where[wanted - 1]] if wanted <= len(where) and len({asset.name for asset, _, _ in where}) == 1 else []
+    sensor = scene.sensor
+    same = same_band(wanted, sensor)
+    single = {asset.name for asset, _, _ in where} - {asset.name for asset, i, _ in where if i}
+    ways: tuple[Callable[[Asset, str], bool], ...] = (
+        lambda asset, _: asset.name == wanted,
+        lambda asset, name: name == wanted and not is_picture(asset.name),
+        lambda asset, _: asset.name in single and (wanted in asset.aliases or same_band(asset.name, sensor) == same),
+        lambda asset, name: same_band(name, sensor) == same and not is_picture(asset.name),
+        lambda asset, _: same_band(asset.name, sensor) == same,
+        lambda _, name: name == wanted,
+    )
+    for fits in ways:
+        found = [(asset, i, name) for asset, i, name in where if fits(asset, name)]
+        if found:
+            return (
+                _one(wanted, found, scene)
+                if len({asset.name for asset, _, _ in found}) > 1
+                else _labelled(wanted, found)
+            )
+    return []
+
+
+def _one(wanted: str, found: list[_Entry], scene: Scene) -> list[_Entry]:
+    """Return the first of several assets that hold the same band: in the order of preference that scenes have."""
+    codes = dict.fromkeys(same_band(asset.name, scene.sensor)[0] for asset, _, _ in found if asset.bands)
+    if len(codes) > 1:
+        raise BandError(
+            f"scene {scene.id}: {wanted!r} may mean {', '.join(dict.fromkeys(a.name for a, _, _ in found))}; name one",
+            scene=scene.id,
+            band=wanted,
+        )
+    first = found[0][0]
+    return _labelled(wanted, [entry for entry in found if entry[0] is first])
+
+
+def _labelled(wanted: str, found: list[_Entry]) -> list[_Entry]:
+    """Give a band the name it was asked for by, which catalogues that call it differently then share."""
+    if len(found) > 1:
+        return found
+    return [(asset, i, wanted if asset.bands or name == asset.name else name) for asset, i, name in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What is done to the numbers of a file: ``(number + shift) * scale + offset``."""
+
+    shift: float = 0.0
+    """Added to numbers that are not nodata, which then stay within their type and different from nodata."""
+
+    scale: float = 1.0
+    """Only where the stack has floating-point numbers."""
+
+    offset: float = 0.0
+    """Only where the stack has floating-point numbers."""
+
+    saturated: float | None = None
+    """The file's number of saturated pixels, the largest of its type, where the stack has floating-point numbers."""
+
+    classes: bool = False
+    """Whether the numbers are classes or flags: none of them may become another."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether any number becomes another."""
+        return (self.shift, self.scale, self.offset) != (0.0, 1.0, 0.0)
+
+    @property
+    def saturated_value(self) -> float:
+        """What a saturated number becomes: nothing is added to it, so that it is the same in all scenes."""
+        assert self.saturated is not None
+        return float(np.float32(self.saturated * self.scale + self.offset))
+
+
+AS_THEY_ARE = Conversion()
+
+
+def convert(
+    numbers: NDArray[Any],
+    how: Conversion,
+    nodata: float | None,
+    fill: float,
+    valid: NDArray[np.bool_] | None = None,
+) -> None:
+    """Convert numbers in place: this is where the validity of a file's pixels becomes the stack's fill value.
+
+    A valid number that the shift would bring to nodata or below becomes the least valid one: dark water stays observed.
+    A saturated number, the largest of the file's type, is not shifted, so that rules still know it, and none becomes
+    saturated.
+    A valid number that the stack takes for no data, because the file says otherwise what is valid, becomes the one
+    next to it, as GDAL's warper does it; a class does not.
+
+    Parameters
+    ----------
+    numbers
+        ``(b, y, x)``, in the type of the stack.
+    how
+        What to do.
+    nodata
+        What the file has where it has no data; None: nothing declared. Without `valid` numbers that are converted then
+        have no data at 0, as in all products of Sentinel-2.
+    fill
+        What the stack has there.
+    valid
+        ``(y, x)`` or ``(b, y, x)``: where the file's mask or alpha band says that there are data; None: it has neither.
+
+    Examples
+    --------
+    >>> numbers = np.array([0, 400, 1000, 1001, 9000], np.uint16)
+    >>> convert(numbers, Conversion(shift=-1000.0), 0, 0)
+    >>> numbers
+    array([   0,    1,    1,    1, 8000], dtype=uint16)
+    >>> numbers = np.array([7, 0, 9], np.uint8)
+    >>> convert(numbers, AS_THEY_ARE, None, 0, np.array([False, True, True]))
+    >>> numbers
+    array([0, 1, 9], dtype=uint8)
+    """
+    if valid is None and not how.changes and (nodata is None or _same(nodata, fill)):
+        return
+    missing = 0.0 if nodata is None and valid is None else nodata
+    there = np.ones(numbers.shape, bool) if valid is None else np.broadcast_to(valid, numbers.shape)
+    if missing is not None:
+        there = there & (~np.isnan(numbers) if np.isnan(missing) else numbers != missing)
+    if numbers.dtype.kind == "f":
+        saturated = None if how.saturated is None else numbers == how.saturated
+        numbers += how.shift
+        if (how.scale, how.offset) != (1.0, 0.0):
+            numbers *= how.scale
+            numbers += how.offset
+        if saturated is not None:
+            numbers[saturated] = how.saturated_value
+    elif how.shift:
+        _shift(numbers, int(how.shift), fill if missing is None else missing, there)
+    if (nodata is not None or valid is not None) and not how.classes:
+        numbers[there & (numbers == fill)] = _next_to(fill, numbers.dtype)
+    numbers[~there] = fill
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (np.isnan(one) and np.isnan(other))
+
+
+def _next_to(fill: float, dtype: np.dtype[Any]) -> Any:
+    """Return the number that stands for a valid `fill`: below it, above it where it is the lowest."""
+    if dtype.kind == "f":
+        return np.nextafter(dtype.type(fill), dtype.type(-np.inf))
+    return dtype.type(fill + 1 if fill == np.iinfo(dtype).min else fill - 1)
+
+
+def _shift(numbers: NDArray[Any], shift: int, nodata: float, there: NDArray[np.bool_]) -> None:
+    limits = np.iinfo(numbers.dtype)
+    lowest = limits.min + (nodata == limits.min)
+    highest = limits.max - 1
+    there = there & (numbers != limits.max)
+    if shift < 0:
+        np.maximum(numbers, numbers.dtype.type(min(lowest - shift, highest)), out=numbers, where=there)
+        np.subtract(numbers, numbers.dtype.type(-shift), out=numbers, where=there)
+    else:
+        np.minimum(numbers, numbers.dtype.type(max(highest - shift, lowest)), out=numbers, where=there)
+        np.add(numbers, numbers.dtype.type(shift), out=numbers, where=there)

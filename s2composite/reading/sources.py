@@ -1,0 +1,714 @@
+"""Which files give the bands of which scene, how each is read onto the target grid, and the unit of their numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+
+from s2composite.errors import BandError, GridError, ParameterError, SceneError, check_choice
+from s2composite.geotiff.header import Header
+from s2composite.geotiff.structure import GridKey, grid_key, same_geobox
+from s2composite.reading.bands import (
+    AS_THEY_ARE,
+    BandName,
+    Conversion,
+    Part,
+    alpha_of,
+    band_names,
+    check_bands,
+    parts_of,
+    wanted_assets,
+)
+from s2composite.reading.grid import aligned_offset, as_fine, footprint, level_geobox, turned_to, zoomed_offset
+from s2composite.reading.warp import resampling_names
+from s2composite.scenes.find import level_of
+from s2composite.scenes.model import Asset, Scene, Values
+from s2composite.scenes.names import same_band
+from s2composite.scenes.stac import is_mask_band
+from s2composite.storage.files import display
+from s2composite.storage.http import Sign
+
+__all__ = [
+    "Extent",
+    "ReadOptions",
+    "Source",
+    "assets_of",
+    "check_alike",
+    "check_named_bands",
+    "check_named_scenes",
+    "choose_source",
+    "conversion_of",
+    "layout_of",
+    "nodata_of_file",
+    "numbers_of",
+    "saturated_of",
+    "shift_of",
+    "sources_of",
+    "with_named_shifts",
+]
+
+Extent: TypeAlias = tuple[int, int, int, int]
+"""First and last row, first and last column of the target that a file may reach, the last ones excluded."""
+
+_MARGIN = 2
+"""Pixels by which a warped file may reach beyond its transformed outline."""
+
+_EVERYWHERE = (-(1 << 40), 1 << 40, -(1 << 40), 1 << 40)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How to read."""
+
+    engine: str = "auto"
+    """``"tiles"``: decode tiles directly, refuse what that cannot do; ``"gdal"``: all through GDAL; ``"auto"``: tiles
+    where possible."""
+
+    on_error: str = "raise"
+    """``"raise"`` a `ReadError`, or ``"skip"``: a scene that fails counts as not observed there, and is listed."""
+
+    resampling: str | Mapping[str, str] = "nearest"
+    """GDAL's name of the method for files that are not on the target grid; or by band, ``"*"`` for all others. Bands of
+    classes are always nearest, unless named."""
+
+    harmonise: bool | Mapping[str, float] = True
+    """Whether the offset of processing baseline 04.00 is taken off; or what to add, by id of scenes that do not say."""
+
+    reflectance: bool = False
+    """Whether numbers become physical values, float32 with NaN for no data."""
+
+    headers: str = "auto"
+    """``"read"``: all when the stack is opened; ``"lazy"``: one of each kind, the others in the tasks that need them;
+    ``"auto"``: lazy for many files whose grid the catalogue gives."""
+
+    sign: Sign | None = field(default=None, repr=False)
+    """Signs URLs just before they are read."""
+
+    classes: bool = False
+    """Whether the bands are read as a mask: classes, flags or percent, none of which may become another."""
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("engine", ("auto", "tiles", "gdal")),
+            ("on_error", ("raise", "skip")),
+            ("headers", ("auto", "read", "lazy")),
+        )
+        for name, valid in choices:
+            check_choice(name, getattr(self, name), valid)
+        if not isinstance(self.harmonise, (bool, Mapping)):
+            raise ParameterError(f"harmonise is {self.harmonise!r}; it is True, False, or numbers to add by scene id")
+        for scene, shift in self.harmonise.items() if isinstance(self.harmonise, Mapping) else ():
+            if not _is_whole(shift):
+                raise ParameterError(
+                    f"harmonise={{{scene!r}: {shift!r}}}: give the whole number that is added to the file's (-1000)"
+                )
+        if not isinstance(self.reflectance, bool):
+            raise ParameterError(f"reflectance is {self.reflectance!r}; it is True or False")
+        object.__setattr__(self, "resampling", resampling_names(self.resampling))
+
+    def method(self, band: str, sensor: str | None, *, classes: bool) -> str:
+        """Return the resampling method of a band of a sensor, which may be named as any catalogue does."""
+        if isinstance(self.resampling, str):
+            return "nearest" if classes else self.resampling
+        same = same_band(band, sensor)
+        others = (method for name, method in self.resampling.items() if same_band(name, sensor) == same)
+        named = self.resampling.get(band) or next(others, None)
+        return named or ("nearest" if classes else self.resampling.get("*", "nearest"))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and float(value).is_integer()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file of one scene, and how it is read."""
+
+    header: Header
+    """What the file is."""
+
+    part: Part
+    """Which of its bands go where."""
+
+    level: int
+    """Level that is read (0: full resolution, then overviews)."""
+
+    offset: tuple[int, int] | None
+    """``(y, x)`` of the target's origin in that level's pixels, each repeated `factor` times; None: not on the target
+    grid, so it is warped."""
+
+    engine: Literal["tiles", "gdal"]
+    """What reads it."""
+
+    why: str
+    """Why that engine."""
+
+    extent: Extent = _EVERYWHERE
+    """Where it may reach, in pixels of the target."""
+
+    factor: int = 1
+    """Pixels of the target along one of the file."""
+
+    resampling: str = "nearest"
+    """Method, where it is warped."""
+
+    conversion: Conversion = AS_THEY_ARE
+    """What is done to its numbers."""
+
+    nodata: float | None = None
+    """What it has where there is no data; None: nothing declared, or a mask says where there is."""
+
+    alpha: int | None = None
+    """Its alpha band, counted from 0; None: it has none."""
+
+    member: int = 0
+    """Position of its scene among those that were fused; where several have a pixel, the first wins."""
+
+
+def choose_source(
+    header: Header,
+    part: Part,
+    geobox: GeoBox,
+    options: ReadOptions,
+    *,
+    resampling: str = "nearest",
+    conversion: Conversion = AS_THEY_ARE,
+    member: int = 0,
+) -> Source:
+    """Decide how a file is read onto a grid.
+
+    Raises
+    ------
+    GridError
+        ``engine="tiles"`` is demanded and the file needs GDAL; says why. Or the file has no CRS, and the grid has one.
+    """
+    _check_same_world(header, geobox)
+    nearest = resampling == "nearest"
+    level, offset, factor, extent = _placed(
+        grid_key(header.geobox), tuple(v.shape for v in header.levels), grid_key(geobox), nearest
+    )
+    if header.undecodable:
+        why = header.undecodable if offset is not None else "not on the target grid, warped"
+    elif options.engine == "gdal":
+        why = "asked for"
+    elif offset is None and not nearest:
+        why = f"not on the target grid, warped ({resampling})"
+    else:
+        why = ""
+    if why and options.engine == "tiles":
+        raise GridError(
+            f"{header.href} cannot be read by engine='tiles': {why}; use engine='auto' or 'gdal'",
+            href=header.href,
+            why=why,
+        )
+    told = why or ("on the target grid" if factor == 1 and offset is not None else _TOLD[offset is None])
+    return Source(
+        header,
+        part,
+        level,
+        offset,
+        "gdal" if why else "tiles",
+        told,
+        extent,
+        factor,
+        resampling,
+        conversion,
+        nodata_of_file(header, part),
+        alpha_of(part.asset, header),
+        member,
+    )
+
+
+def _check_same_world(header: Header, geobox: GeoBox) -> None:
+    """Raise if either the file or the grid has a CRS, and the other has none."""
+    if (header.geobox.crs is None) != (geobox.crs is None):
+        lacks, has = ("file", "grid that is asked for") if header.geobox.crs is None else ("grid asked for", "file")
+        raise GridError(
+            f"{header.href}: the {lacks} has no coordinate system and the {has} has one, so there is no way from one "
+            "to the other; write the CRS into the file (gdal_edit.py -a_srs EPSG:32631 file.tif), or ask for another "
+            "grid",
+            href=header.href,
+        )
+
+
+def nodata_of_file(header: Header, part: Part) -> float | None:
+    """Return the number that a file has where there is no data.
+
+    A mask decides alone, as in GDAL; else the file's own tag does, or its catalogue. Floats that declare nothing have
+    NaN there.
+    """
+    if header.mask_kind:
+        return None
+    tag = header.nodata_of(part.file_bands[0])
+    declared = part.values[0].nodata if tag is None else tag
+    return float("nan") if declared is None and header.dtype.kind == "f" else declared
+
+
+_TOLD = {False: "on the target grid, pixels repeated", True: "nearest pixels of another grid"}
+
+
+@lru_cache(4096)
+def _placed(
+    source_key: GridKey, shapes: tuple[tuple[int, int], ...], target_key: GridKey, nearest: bool
+) -> tuple[int, tuple[int, int] | None, int, Extent]:
+    """Return the level to read, the offset or None, the factor and the extent; scenes share a few grids."""
+    source, target = same_geobox(*source_key), same_geobox(*target_key)
+    for level, shape in enumerate(shapes):
+        offset = (0, 0) if level == 0 and source == target else aligned_offset(level_geobox(source, shape), target)
+        if offset is not None:
+            top, left = -offset[0], -offset[1]
+            return level, offset, 1, (top, top + shape[0], left, left + shape[1])
+    zoomed = zoomed_offset(source, target) if nearest else None
+    if zoomed is not None:
+        offset, factor = zoomed
+        (height, width), top, left = shapes[0], -offset[0], -offset[1]
+        return 0, offset, factor, (top, top + height * factor, left, left + width * factor)
+    return _coarse_enough(source, shapes, target), None, 1, _reach(source, target)
+
+
+def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: GeoBox) -> int:
+    """Return the coarsest level whose pixels are not larger than the target's."""
+    if source.crs == target.crs:
+        ratio = abs(target.resolution.x / source.resolution.x)
+    else:
+        there = as_fine(source, target.crs)
+        ratio = abs(target.resolution.x / there.resolution.x)
+    fine = [level for level, shape in enumerate(shapes) if source.shape.x / shape[1] <= ratio * 1.01]
+    return max(fine, default=0)
+
+
+def _reach(source: GeoBox, target: GeoBox) -> Extent:
+    """Return the target's pixels in the box around a file's outline."""
+    pixels = source.boundary(129)
+    x, y = source.transform @ (pixels[:, 0], pixels[:, 1])
+    if source.crs != target.crs:
+        west, _, east, _ = footprint(source).geom.bounds
+        if east - west > _WIDE or (target.crs.geographic and _holds_pole(source)):
+            return _EVERYWHERE
+        x, y = source.crs.transformer_to_crs(target.crs)(x, y)
+    if target.crs is not None and target.crs.geographic:
+        x = turned_to(x, target)
+    back = ~target.transform
+    columns, rows = back @ (np.asarray(x), np.asarray(y))
+    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
+        return _EVERYWHERE
+    # The outline is curved between two of its points.
+    sides = [(v.min(), v.max(), _MARGIN + (v.max() - v.min()) * _CURVED) for v in (rows, columns)]
+    (top, bottom), (left, right) = ((int(np.floor(low - by)), int(np.ceil(high + by))) for low, high, by in sides)
+    return top, bottom, left, right
+
+
+_CURVED = 1e-3
+"""Share of its size by which an outline of four times 128 points may miss that of a file: of a circle, 0.0003."""
+
+
+_WIDE = 60
+"""Degrees of longitude from which the outline of a file on another projection may be anything."""
+
+
+def _holds_pole(source: GeoBox) -> bool:
+    """Return whether a pole lies in a grid, so that its outline in degrees says nothing of where it reaches."""
+    for latitude in (-90, 90):
+        x, y = CRS("EPSG:4326").transformer_to_crs(source.crs)(0, latitude)
+        column, row = ~source.transform @ (x, y)
+        if -1 <= column <= source.shape.x + 1 and -1 <= row <= source.shape.y + 1:
+            return True
+    return False
+
+
+LOG = logging.getLogger(__name__)
+
+
+def check_named_scenes(scenes: Sequence[Scene], options: ReadOptions) -> None:
+    """Raise a ParameterError that lists the scenes there are, if ``harmonise`` names others."""
+    if isinstance(options.harmonise, Mapping):
+        known = dict.fromkeys(product.id for scene in scenes for product in scene.parts)
+        _refuse("harmonise", "scene", [name for name in options.harmonise if name not in known], known)
+
+
+def check_named_bands(scenes: Sequence[Scene], bands: Sequence[str], options: ReadOptions) -> None:
+    """Raise a ParameterError that lists the bands there are, if ``resampling`` names others.
+
+    Parameters
+    ----------
+    scenes
+        Those that are opened: bands that they have and that are not read may be named, too.
+    bands
+        Names of the bands that are read.
+    options
+        How to read.
+    """
+    if not isinstance(options.resampling, Mapping):
+        return
+    products = [product for scene in scenes for product in scene.parts]
+    assets = [asset for product in products for asset in product.assets]
+    names = dict.fromkeys((*bands, *(name for a in assets for name in (a.name, *a.aliases, *a.bands))))
+    sensors = {product.sensor for product in products}
+    same = {same_band(name, sensor) for sensor in sensors for name in names}
+    asked = [name for name in options.resampling if name != "*" and name not in names]
+    wrong = [name for name in asked if not same & {same_band(name, sensor) for sensor in sensors}]
+    _refuse("resampling", "band", wrong, dict.fromkeys(("*", *names)))
+
+
+def _refuse(option: str, what: str, wrong: Sequence[str], known: Mapping[str, None]) -> None:
+    if wrong:
+        shown, asked = [str(name) for name in known], ", ".join(repr(str(name)) for name in wrong[:_SHOWN])
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        raise ParameterError(
+            f"{option}= names {what}s that are not there: {asked}; there are {', '.join(shown[:_SHOWN])}{more}"
+        )
+
+
+_SHOWN = 20
+"""Names that a message lists."""
+
+
+def with_named_shifts(
+    products: Sequence[Scene], parts: Sequence[tuple[Part, ...]], options: ReadOptions
+) -> list[tuple[Part, ...]]:
+    """Return parts of files with what the caller says is to be added to the numbers of their products, by id.
+
+    It is added to reflectances, or to all numbers of unknown meaning where a product has no reflectances.
+    """
+    named = options.harmonise
+    if not isinstance(named, Mapping):
+        return list(parts)
+    return [
+        _with_shift(mine, float(named[product.id])) if product.id in named else mine
+        for product, mine in zip(products, parts, strict=True)
+    ]
+
+
+def _with_shift(parts: Sequence[Part], shift: float) -> tuple[Part, ...]:
+    reflects = any(values.unit == "1" for part in parts for values in part.values)
+
+    def shifted(values: Values) -> Values:
+        if values.unit != "1" and (reflects or values.classes or values.shift is not None):
+            return values
+        return replace(values, shift=shift, scale=values.scale or 1e-4, unit="1")
+
+    return tuple(replace(part, values=tuple(map(shifted, part.values))) for part in parts)
+
+
+def conversion_of(values: Values, dtype: np.dtype[Any], options: ReadOptions) -> Conversion:
+    """Return what is done to the numbers of a band.
+
+    Parameters
+    ----------
+    values
+        What they mean.
+    dtype
+        Of the file.
+    options
+        How to read.
+    """
+    shift = 0.0 if options.harmonise is False or values.shift is None else values.shift
+    if not options.reflectance or values.classes or values.scale is None:
+        return Conversion(shift, classes=values.classes or options.classes)
+    saturated = float(np.iinfo(dtype).max) if dtype.kind in "ui" else None
+    return Conversion(shift, values.scale, values.offset, saturated)
+
+
+def check_alike(
+    products: Sequence[Scene],
+    parts: Sequence[tuple[Part, ...]],
+    headers: Mapping[str, Header],
+    names: Sequence[str],
+    options: ReadOptions,
+) -> None:
+    """Raise if numbers of different meaning would come together in a band, or physical values are not known.
+
+    Raises
+    ------
+    SceneError
+        Some products say which offset they have and others do not, their numbers have different units or levels, or
+        reflectances are wanted and nothing says their scale.
+    ParameterError
+        Reflectances are wanted of numbers with an offset that is to be left in them.
+    """
+    _check_levels(products)
+    if options.reflectance:
+        _check_scaled(products, parts, headers, names)
+    if options.harmonise is False:
+        if options.reflectance:
+            _check_no_offset_left(products, parts)
+        return
+    _check_offsets(products, parts, reflectance=options.reflectance)
+    if not options.reflectance:
+        _check_units(products, parts)
+
+
+def _bands(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> Iterator[tuple[Scene, Part, int, Values]]:
+    """Yield each band of each product: where it goes, and what its numbers mean."""
+    for product, mine in zip(products, parts, strict=True):
+        for part in mine:
+            for i, values in enumerate(part.values):
+                yield product, part, part.row + i, values
+
+
+def _check_scaled(
+    products: Sequence[Scene],
+    parts: Sequence[tuple[Part, ...]],
+    headers: Mapping[str, Header],
+    names: Sequence[str],
+) -> None:
+    for product, part, row, values in _bands(products, parts):
+        header = headers[part.asset.href]
+        if values.scale is None and not values.classes and not is_mask_band(names[row]) and header.dtype.kind != "f":
+            raise SceneError(
+                f"scene {product.id}: reflectance=True, but nothing says the scale of band {names[row]!r} in "
+                f"{display(part.asset.href)}: neither its catalogue nor tags of the file (gdal_edit.py -scale), and by "
+                "its name it is no band of a known sensor; leave reflectance=True out, or where the numbers are those "
+                f"of Sentinel-2 say what to add with harmonise={{{product.id!r}: -1000}} (0: nothing)",
+                scene=product.id,
+                href=part.asset.href,
+            )
+
+
+def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:
+    """Raise if numbers have an offset that is known: with it left in they would be no reflectances."""
+    shifts = {product.id: values.shift for product, _, _, values in _bands(products, parts) if values.shift}
+    if shifts:
+        scene, shift = next(iter(shifts.items()))
+        raise ParameterError(
+            f"reflectance=True with harmonise=False: the numbers of {len(shifts)} of {len(products)} scenes ({scene} "
+            f"...) have the offset of processing baseline 04.00, {-shift:g}, and with it they are no reflectances; "
+            "leave out harmonise=False, or to have the numbers as in the files, reflectance=True"
+        )
+
+
+def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]], *, reflectance: bool) -> None:
+    """Raise if some products say which offset the reflectances of a band have, and others do not."""
+    known: set[int] = set()
+    unknown: dict[int, list[str]] = {}
+    for product, _, row, values in _bands(products, parts):
+        if values.shift is None and values.scale is not None:
+            unknown.setdefault(row, []).append(product.id)
+        elif values.shift is not None and values.scale is not None:
+            known.add(row)
+    mixed = list(dict.fromkeys(product for row in known for product in unknown.get(row, ())))
+    if mixed:
+        shown = ", ".join(mixed[:3]) + (f" and {len(mixed) - 3} more" if len(mixed) > 3 else "")
+        raise SceneError(
+            f"{len(mixed)} of {len(products)} scenes do not say whether their numbers have the offset of processing "
+            f"baseline 04.00, and others do: {shown}; say what to add with harmonise={{{mixed[0]!r}: -1000}} (0: "
+            "nothing), leave them out, or take all numbers as they are with harmonise=False",
+            scene=mixed[0],
+        )
+    doubtful = list(dict.fromkeys(product for row in unknown.values() for product in row))
+    if doubtful and reflectance:
+        LOG.warning(
+            "reflectance=True: nothing says whether the numbers of %d scenes have the offset of processing baseline "
+            "04.00 (%s ...); nothing is taken off, harmonise={%r: -1000} does",
+            len(doubtful), doubtful[0], doubtful[0],
+        )  # fmt: skip
+
+
+def _check_levels(products: Sequence[Scene]) -> None:
+    """Raise if some products are of the top of the atmosphere and others of the surface: the same names and units."""
+    levels = {level: product for product in reversed(products) if (level := level_of(product)) is not None}
+    if len(levels) > 1:
+        (_, one), (_, other) = sorted(levels.items())
+        raise SceneError(
+            f"scene {one.id} ({one.collection}) is of level 1, scene {other.id} ({other.collection}) of level 2: what "
+            "the satellite saw and what the surface reflects do not mix; open one collection at a time",
+            scene=one.id,
+        )
+
+
+def _check_units(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:
+    """Raise if the same band has other units in some products, as in collections of several satellites."""
+    first: dict[int, tuple[str, float | None, float]] = {}
+    for product, part, row, values in _bands(products, parts):
+        unit = (values.scale, values.offset)
+        known = first.setdefault(row, (product.id, *unit))
+        if unit != known[1:] and None not in (unit[0], known[1]):
+            raise SceneError(
+                f"scene {product.id} ({product.collection}) has numbers of {unit[0]} with offset {unit[1]} in "
+                f"{part.asset.name}, scene {known[0]} of {known[1]} with offset {known[2]}; open them with "
+                "reflectance=True, or one collection at a time",
+                scene=product.id,
+            )
+
+
+def shift_of(files: Sequence[Source]) -> float:
+    """Return what is added to the numbers of a scene: NaN where that is not known, or not the same in all files."""
+    known = {s.conversion.shift for s in files if any(values.scale is not None for values in s.part.values)}
+    unknown = any(values.shift is None for source in files for values in source.part.values)
+    if unknown or len(known) > 1:
+        return float("nan")
+    return known.pop() if known else 0.0
+
+
+def numbers_of(sources: Sequence[Sequence[Source]], bands: int) -> tuple[Values | None, ...]:
+    """Return what the numbers of each band of a stack mean, after they were converted; None if that is not known.
+
+    Nor is it where scenes differ: then it would not be true of a composite.
+    """
+    found: list[set[Values | None]] = [set() for _ in range(bands)]
+    for source in (source for files in sources for source in files):
+        for row, values in enumerate(source.part.values, source.part.row):
+            found[row].add(_converted(values, source.conversion))
+    return tuple(meanings.pop() if len(meanings) == 1 else None for meanings in found)
+
+
+def _converted(values: Values, how: Conversion) -> Values | None:
+    if values.classes or values.scale is None or (values.shift is None and how.scale == 1.0):
+        return None
+    if (how.scale, how.offset) == (values.scale, values.offset):
+        return Values(0.0, 1.0, 0.0, unit=values.unit)
+    assert values.shift is not None
+    left = (values.shift - how.shift) * values.scale
+    return Values(0.0, values.scale, values.offset + left, unit=values.unit)
+
+
+def saturated_of(sources: Sequence[Sequence[Source]]) -> tuple[float, ...]:
+    """Return the physical values, as float32, of what is saturated in the files of a stack."""
+    conversions = {source.conversion for files in sources for source in files}
+    return tuple(sorted({how.saturated_value for how in conversions if how.saturated is not None}))
+
+
+def assets_of(
+    products: Sequence[Scene], bands: Sequence[BandName] | None, options: ReadOptions
+) -> list[tuple[Asset, ...]]:
+    """Return the assets of each product; none for one that lacks a band and is skipped."""
+    if bands is None or options.on_error == "raise":
+        every = list(wanted_assets(products, bands))
+        for product, assets in zip(products, every, strict=True):
+            if bands is not None and not assets:
+                check_bands(product, product.assets, bands)
+        return every
+    found: list[tuple[Asset, ...]] = []
+    for product in products:
+        declared = all(asset.bands for asset in product.assets)
+        assets = wanted_assets([product], bands)[0]
+        try:
+            if declared:
+                check_bands(product, assets, bands)
+        except BandError:
+            assets = ()
+        found.append(assets)
+    if not any(found):
+        check_bands(products[0], products[0].assets, bands)
+    return found
+
+
+def sources_of(
+    scenes: Sequence[Scene],
+    parts: Sequence[tuple[Part, ...]],
+    names: tuple[str, ...],
+    headers: Mapping[str, Header],
+    geobox: GeoBox,
+    options: ReadOptions,
+) -> tuple[tuple[Source, ...], ...]:
+    """Return the files of each scene; none where one of its products cannot be used."""
+    found: list[tuple[Source, ...]] = []
+    products = iter(parts)
+    for scene in scenes:
+        files: list[Source] = []
+        complete = True
+        for member, _ in enumerate(scene.parts):
+            mine = next(products)
+            complete = complete and bool(mine)
+            for part in mine:
+                sensor = scene.parts[member].sensor
+                header = headers[part.asset.href]
+                files += [
+                    choose_source(header, one, geobox, options, resampling=method, conversion=conversion, member=member)
+                    for one, method, conversion in _split(part, header, names, sensor, options)
+                ]
+        found.append(tuple(files) if complete else ())
+    return tuple(found)
+
+
+def _split(
+    part: Part, header: Header, names: tuple[str, ...], sensor: str | None, options: ReadOptions
+) -> list[tuple[Part, str, Conversion]]:
+    """Split a part where its bands are resampled or converted in different ways, or have another nodata value."""
+    split: list[tuple[Part, str, Conversion]] = []
+    rows = range(part.row, part.row + len(part.file_bands))
+    for row, band, values in zip(rows, part.file_bands, part.values, strict=True):
+        method = options.method(names[row], sensor, classes=values.classes)
+        how = (method, conversion_of(values, header.dtype, options))
+        one = Part(part.asset, (band,), row, (values,))
+        last = split[-1][0] if split and split[-1][1:] == how else None
+        if last is not None and repr(nodata_of_file(header, last)) == repr(nodata_of_file(header, one)):  # NaN, too
+            longer = replace(last, file_bands=(*last.file_bands, band), values=(*last.values, values))
+            split[-1] = (longer, *how)
+        else:
+            split.append((one, *how))
+    return split
+
+
+def layout_of(
+    scenes: Sequence[Scene],
+    wanted: Sequence[Sequence[Asset]],
+    headers: Mapping[str, Header],
+    bands: Sequence[BandName] | None,
+    usable: Sequence[bool],
+    options: ReadOptions,
+) -> tuple[tuple[str, ...], tuple[tuple[Part, ...], ...]]:
+    """Return the names of the bands, and the parts of files that give them, of each product; none where not usable.
+
+    Raises
+    ------
+    BandError
+        A product lacks a band, or all do if such products are skipped; or products have other bands than the first.
+    """
+    first: tuple[tuple[str, ...], str | None] | None = None
+    parts: list[tuple[Part, ...]] = []
+    lacking: list[BandError] = []
+    for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
+        try:
+            found, files = parts_of(scene, assets, headers, bands) if ok else ((), ())
+        except BandError as error:
+            if options.on_error == "raise" or bands is None:
+                raise
+            lacking.append(error)
+            found, files = (), ()
+        if files:
+            if first is None and bands is None:
+                _report_masks(assets, headers, found)
+            first = first or (found, scene.sensor)
+            _check_same(scene, found, *first)
+        parts.append(files)
+    if first is None:
+        raise lacking[0]
+    return first[0], tuple(parts)
+
+
+def _report_masks(assets: Sequence[Asset], headers: Mapping[str, Header], found: tuple[str, ...]) -> None:
+    """Say which bands of the files are left out where no bands were asked for."""
+    there = [(asset, *entry) for asset in assets for entry in enumerate(band_names(asset, headers[asset.href]))]
+    left = [name for asset, i, name in there if name not in found and i != alpha_of(asset, headers[asset.href])]
+    if left:
+        LOG.warning(
+            "mask bands are no observations and left out: %s; rules such as SCL() find them, bands= asks for them",
+            ", ".join(left),
+        )
+
+
+def _check_same(scene: Scene, found: tuple[str, ...], names: tuple[str, ...], sensor: str | None) -> None:
+    """Raise if a scene has other bands than the scenes before it, or means others by their names."""
+    if found != names:
+        raise BandError(
+            f"scene {scene.id} has bands {', '.join(found)}, the scenes before it {', '.join(names)}; "
+            "leave it out, or choose bands= that all have",
+            scene=scene.id,
+        )
+    for name in names if scene.sensor != sensor else ():
+        mine, theirs = same_band(name, scene.sensor)[1:], same_band(name, sensor)[1:]
+        if mine and theirs and not set(mine) & set(theirs):
+            raise BandError(
+                f"band {name} of scene {scene.id} ({scene.sensor}) is {mine[0]}, that of the scenes before it "
+                f"({sensor}) {theirs[0]}; choose bands= by common names, such as {mine[0]!r}, or open one sensor",
+                scene=scene.id,
+                band=name,
+            )

@@ -1,0 +1,1 @@
+"""Runs of jobs: plans, ledgers, products, reports."""

@@ -1,0 +1,751 @@
+"""A product of a job, made window by window so that any of it can be done again: COG files or a Zarr store.
+
+With the same inputs, parameters and version a window has the same bytes, whoever makes it and however often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import lcm
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from distributed import get_worker
+from numpy.typing import NDArray
+
+import s2composite
+from s2composite.cube.open import Chunks
+from s2composite.cube.windows import STATUS, Work, compose_window, work_in
+from s2composite.errors import ParameterError, WriteError
+from s2composite.pixels.recipe import Recipe
+from s2composite.reading.reader import FAILED
+from s2composite.storage.files import exists
+from s2composite.writing.assemble import FileLayout, lay_out
+from s2composite.writing.cog import FilePlan, Preview, assembling, name_files, plan_files, preview_of, status_tags
+from s2composite.writing.layers import RGBA, raster_layers
+from s2composite.writing.options import RasterOptions
+from s2composite.writing.publish import target_of
+from s2composite.writing.staging import IDENTITY, Parts, StorePlace, place_of
+from s2composite.writing.steps import plan_stages, regular_chunks
+from s2composite.writing.tiles import (
+    FilePart,
+    Raster,
+    Stage,
+    WindowIndex,
+    WindowResult,
+    encode_files,
+    encode_window,
+    load_record,
+    record_name,
+    save_record,
+)
+from s2composite.writing.zarr import (
+    Building,
+    Regions,
+    StoreOptions,
+    begin_store,
+    complete_store,
+    mark_of,
+    plan_store,
+    write_window,
+)
+
+__all__ = [
+    "CogOutput",
+    "CogWriter",
+    "Output",
+    "Product",
+    "Step",
+    "WindowDone",
+    "WindowMaker",
+    "Writer",
+    "ZarrOutput",
+    "ZarrWriter",
+    "cog_output",
+    "describe_cog",
+    "describe_zarr",
+    "make_window",
+    "plan_product",
+    "product_state",
+    "require_free",
+    "zarr_output",
+]
+
+
+class Writer(Protocol):
+    """What keeps the windows of one kind of output; it travels to the workers."""
+
+    def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
+        """Encode and store a window, and note that it is done when all of it is there.
+
+        Raises
+        ------
+        WriteError
+            It cannot be stored; names the window.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class WindowMaker:
+    """All that workers need to make windows: it travels once to each."""
+
+    work: Work
+    """Scenes, recipe and masks; its windows are those of the product."""
+
+    writer: Writer
+    """Where they go."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowDone:
+    """What a window tells when it is done: small, and all that reaches the client."""
+
+    worker: str
+    """Address of the worker."""
+
+    read_and_reduce: float
+    """Seconds."""
+
+    encode: float
+    """Seconds, with storing."""
+
+    failed_scenes: tuple[str, ...]
+    """Scenes that could not be read and were left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Something to be done on a worker when all windows are there."""
+
+    name: str
+    """In words, for messages and the dashboard; without blanks."""
+
+    function: Callable[..., Any]
+    """A module-level function that does not mind being called twice."""
+
+    args: tuple[Any, ...]
+    """Its arguments."""
+
+
+def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
+    """Make a window.
+
+    Raises
+    ------
+    S2CompositeError
+        One of its kinds; names the window.
+    """
+    start = time.perf_counter()
+    work = maker.work
+    window = Stage(0, 0, 0, work.spatial).window(*position)
+    layers = compose_window(work.stack, work.recipe, window, work.masks)
+    composed = time.perf_counter()
+    maker.writer.keep(layers, position)
+    failed = tuple(work.stack.scenes[t].id for t in np.flatnonzero(layers[STATUS].ravel() == FAILED))
+    return WindowDone(_address(), composed - start, time.perf_counter() - composed, failed)
+
+
+def _address() -> str:
+    try:
+        return str(get_worker().address)
+    except ValueError:  # outside a cluster
+        return f"process {os.getpid()}"
+
+
+_WINDOWS = "windows"
+"""Name of the part that holds the side of the windows, in pixels."""
+
+_ALL = "all"
+"""First word of the records of windows, which are about all files."""
+
+
+@dataclass(frozen=True, eq=False)
+class CogWriter:
+    """Keeps windows as parts of files, with a record of each; see `Writer`."""
+
+    files: tuple[FilePart, ...]
+    """The files, with their final names and the place for parts, and the stage that the windows are."""
+
+    layers: tuple[tuple[str, ...], ...]
+    """For each file the names of its layers."""
+
+    previews: tuple[Preview | None, ...]
+    """For each file how its picture is painted, where it is one."""
+
+    periods: tuple[int | None, ...]
+    """For each file the period it is about; None: there are none."""
+
+    def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
+        """Encode a window for all files, store their parts, then its record."""
+        results = encode_files((self._blocks(layers, n) for n in range(len(self.files))), self.files, position)
+        first = self.files[0]
+        save_record(first.raster.parts, record_name(_ALL, first.stage, position), results, {STATUS: layers[STATUS]})
+
+    def _blocks(self, layers: Mapping[str, NDArray[Any]], number: int) -> list[NDArray[Any]]:
+        preview, period = self.previews[number], self.periods[number]
+        names = self.layers[number] if preview is None else (preview.layer,)
+        blocks = [layers[name] if period is None else layers[name][period] for name in names]
+        return blocks if preview is None else [preview.paint(blocks[0])]
+
+
+@dataclass(frozen=True, eq=False)
+class CogOutput:
+    """Cloud-optimised GeoTIFFs; see `Output`."""
+
+    writer: CogWriter
+    """Keeps windows."""
+
+    stages: tuple[tuple[Stage, ...], ...]
+    """For each file what makes its levels."""
+
+    dataset: xr.Dataset
+    """The lazy composite."""
+
+    token: str
+    """Hash of all that decides about their bytes."""
+
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:6])
+    """Different for each run: two that put the same files together at once do not take them from each other."""
+
+    @property
+    def rasters(self) -> tuple[Raster, ...]:
+        """The files."""
+        return tuple(file.raster for file in self.writer.files)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Their names as messages show them."""
+        return tuple(raster.label for raster in self.rasters)
+
+    @property
+    def windows(self) -> Chunks:
+        """Heights of the rows of windows, widths of their columns."""
+        return self.stages[0][0].chunks
+
+    @property
+    def place(self) -> str:
+        """Where parts lie."""
+        return self._parts.root
+
+    @property
+    def _parts(self) -> Parts:
+        return self.rasters[0].parts
+
+    def there(self) -> tuple[str, ...]:
+        """Return those files that exist."""
+        return tuple(raster.label for raster in self.rasters if exists(raster.path))
+
+    def begin(self, busy: Collection[str], *, overwrite: bool) -> None:  # noqa: ARG002 - each token has its own place
+        """Make the place for parts, or see that it is there, and note the size of the windows."""
+        self._parts.create()
+        if self.token not in busy:
+            self._parts.remove_assembled()
+        self._parts.write(_WINDOWS, str(max(self.windows[0][0], self.windows[1][0])).encode())
+
+    def done(self) -> frozenset[tuple[int, int]]:
+        """Return the windows whose records are there."""
+        names, stage = self._parts.names(), self.stages[0][0]
+        positions = np.ndindex(*map(len, self.windows))
+        return frozenset(at for at in positions if record_name(_ALL, stage, at) in names)
+
+    def steps(self) -> Iterator[list[Step]]:
+        """Yield what is to be done when all windows are there, one batch after the other: overviews, then files."""
+        for level in range(1, max(map(len, self.stages))):
+            yield [step for number in range(len(self.stages)) for step in self._overviews(number, level)]
+        layouts = self._layouts()
+        calls = zip(layouts, assembling(layouts), strict=True)
+        yield [Step(f"assemble-file-{layout.raster.token}", function, args) for layout, (function, args) in calls]
+
+    def take_names(self) -> None:
+        """Let the files take their names."""
+        name_files(list(map(self._own, self.rasters)), overwrite=True)
+
+    def tidy(self) -> None:
+        """Remove the parts."""
+        self._parts.clear()
+
+    def _overviews(self, number: int, level: int) -> Iterator[Step]:
+        if level >= len(self.stages[number]):
+            return
+        below, stage = self.stages[number][level - 1 : level + 1]
+        for at in np.ndindex(*map(len, stage.chunks)):
+            args = (self.rasters[number], number, below, stage, at)
+            yield Step(f"make-overview-{number}-{level}-{at[0]}-{at[1]}", make_overview, args)
+
+    def _layouts(self) -> list[FileLayout]:
+        """Return the layout of each file, all of whose windows are done."""
+        found: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in self.rasters]
+        status = np.zeros((self.dataset.sizes["scene"], *map(len, self.windows)), np.uint8)
+        first = self.stages[0][0]
+        for at in np.ndindex(*map(len, self.windows)):
+            results, tables = load_record(self._parts, record_name(_ALL, first, at))
+            status[:, at[0], at[1]] = tables[STATUS].ravel()
+            for number, result in enumerate(results):
+                found[number].append((first, result.index))
+        for number, stages in enumerate(self.stages):
+            for stage in stages[1:]:
+                for at in np.ndindex(*map(len, stage.chunks)):
+                    found[number].append((stage, _result(self._parts, number, stage, at).index))
+        more = self._status_tags(status)
+        rasters = [replace(self._own(r), tags=tuple(sorted({**dict(r.tags), **more}.items()))) for r in self.rasters]
+        return [lay_out(raster, results) for raster, results in zip(rasters, found, strict=True)]
+
+    def _own(self, raster: Raster) -> Raster:
+        """Return a file under a temporary name that is this run's."""
+        return replace(raster, token=f"{raster.token}-{self.run}")
+
+    def _status_tags(self, status: NDArray[np.uint8]) -> Mapping[str, str]:
+        """Return the tag about scenes that were left out, where that is allowed."""
+        if STATUS not in self.dataset:
+            return {}
+        starts = {
+            f"window_{axis}": (f"window_{axis}", np.cumsum([0, *sizes[:-1]]))
+            for axis, sizes in zip(("y", "x"), self.windows, strict=True)
+        }
+        return status_tags(self.dataset.drop_vars(STATUS).assign_coords(starts), {STATUS: status})
+
+
+def describe_cog(plans: Sequence[FilePlan]) -> list[str]:
+    """Return all of some files that decides about their bytes, and where they are to be."""
+    return [repr((p.path, p.raster.bands, p.raster.options, p.raster.nodata, p.raster.tags)) for p in plans]
+
+
+def cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], token: str) -> CogOutput:
+    """Return the output that files make.
+
+    Parameters
+    ----------
+    token
+        Hash of all that decides about their bytes.
+
+    Raises
+    ------
+    ParameterError
+        A preview's stretch makes no sense, or needs pixels that are not there yet.
+    WriteError
+        The directory of an output does not exist, or its place for parts cannot be read.
+    """
+    targets = [target_of(plan.path, overwrite=True) for plan in plans]
+    # Beside the first file: the workers write there anyway, and no other disk is needed.
+    parts = Parts(f"{targets[0]}.{token[:12]}.parts", kept=True)
+    windows = _begun_cog_windows(parts, work) or _cog_windows(work, plans)
+    rasters = [
+        replace(plan.raster, path=target, token=f"{token[:12]}-{i}", parts=parts)
+        for i, (plan, target) in enumerate(zip(plans, targets, strict=True))
+    ]
+    stages = tuple(plan_stages(windows, r.block, r.levels, len(r.bands) * r.dtype.itemsize) for r in rasters)
+    layers = tuple(tuple(layer.name for layer in plan.layers) for plan in plans)
+    writer = CogWriter(
+        tuple(FilePart(raster, own[0]) for raster, own in zip(rasters, stages, strict=True)),
+        layers,
+        tuple(_preview(plan) if RGBA in names else None for plan, names in zip(plans, layers, strict=True)),
+        tuple(_period(plan, dataset) for plan in plans),
+    )
+    return CogOutput(writer, stages, dataset, token)
+
+
+def _preview(plan: FilePlan) -> Preview:
+    return preview_of(plan.period.dataset, plan.raster.options.stretch)
+
+
+def _period(plan: FilePlan, dataset: xr.Dataset) -> int | None:
+    """Return which of the dataset's periods a file is about."""
+    if "period" not in dataset.coords:
+        return None
+    own = plan.period.dataset["period"].values
+    return int(np.flatnonzero(dataset["period"].values == own)[0])
+
+
+def _begun_cog_windows(parts: Parts, work: Work) -> Chunks | None:
+    """Return the windows in which a product was begun: any give the same bytes, but not in one place for parts."""
+    if _WINDOWS not in parts.names():
+        return None
+    return regular_chunks(work.stack.shape[2:], int(parts.read_whole(_WINDOWS)))
+
+
+def _cog_windows(work: Work, plans: Sequence[FilePlan]) -> Chunks:
+    """Return the windows: as large as those of the cube, their edges on tiles of all files."""
+    block = lcm(*(plan.raster.block for plan in plans))
+    side = max(*work.spatial[0], *work.spatial[1]) // block * block
+    return regular_chunks(work.stack.shape[2:], max(side, block))
+
+
+def make_overview(raster: Raster, number: int, below: Stage, stage: Stage, position: tuple[int, int]) -> None:
+    """Make the overviews of one window of a later stage from what the windows below it have left, and keep its record.
+
+    Raises
+    ------
+    WriteError
+        A record is missing or damaged, or encoding failed; names the window.
+    """
+    y, x = stage.window(*position)
+    out = np.empty((len(raster.bands), y.stop - y.start, x.stop - x.start), raster.dtype)
+    for at in np.ndindex(len(below.chunks[0]), len(below.chunks[1])):
+        top_y, top_x = below.window(at[0], at[1], stage.first)
+        rows, columns = _overlap(top_y, y), _overlap(top_x, x)
+        if rows is None or columns is None:
+            continue
+        top = _result(raster.parts, number, below, at).top
+        assert top is not None
+        out[:, _shifted(rows, y), _shifted(columns, x)] = top[:, _shifted(rows, top_y), _shifted(columns, top_x)]
+    result = encode_window([out], raster, stage, position)
+    save_record(raster.parts, record_name(str(number), stage, position), [result], {})
+
+
+def _overlap(a: slice, b: slice) -> slice | None:
+    start, stop = max(a.start, b.start), min(a.stop, b.stop)
+    return slice(start, stop) if start < stop else None
+
+
+def _shifted(part: slice, whole: slice) -> slice:
+    return slice(part.start - whole.start, part.stop - whole.start)
+
+
+def _result(parts: Parts, number: int, stage: Stage, position: tuple[int, int]) -> WindowResult:
+    if stage.number == 0:
+        return load_record(parts, record_name(_ALL, stage, position))[0][number]
+    return load_record(parts, record_name(str(number), stage, position))[0][0]
+
+
+_OPTIONS = StoreOptions()
+
+_IDENTITY = re.compile(r"(?P<token>[0-9a-f]{64})-(?P<side>\d+)")
+"""Of a store that a job is writing: the product's token, and the side of the windows, which are the store's shards."""
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrWriter:
+    """Keeps windows as shards; see `Writer`."""
+
+    regions: Regions
+    """The store."""
+
+    stage: Stage
+    """The windows."""
+
+    status: bool
+    """The store has a table of what was read."""
+
+    def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
+        """Write a window of all layers, then its mark."""
+        extras = {STATUS: layers[STATUS]} if self.status else {}
+        write_window(self.regions, self.stage, position, [layers[name] for name in self.regions.names], extras)
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrOutput:
+    """A Zarr store; see `Output`."""
+
+    writer: ZarrWriter
+    """Keeps windows."""
+
+    building: Building
+    """The store."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its name as messages show it."""
+        return (self._place.label,)
+
+    @property
+    def windows(self) -> Chunks:
+        """Heights of the rows of windows, widths of their columns."""
+        return self.writer.stage.chunks
+
+    @property
+    def place(self) -> str:
+        """Where it is written: beside its final name, or in an object store under it, without the root's metadata."""
+        return self._place.root
+
+    @property
+    def _place(self) -> StorePlace:
+        return self.writer.regions.place
+
+    def there(self) -> tuple[str, ...]:
+        """Return the store if it is complete."""
+        return self.files if self._place.occupied() else ()
+
+    def begin(self, busy: Collection[str], *, overwrite: bool) -> None:
+        """Write all but pixels, or go on with what was begun; give way to a run that writes something else there."""
+        if self._named:
+            return
+        identity = self._place.get(IDENTITY)
+        own = identity == self.writer.regions.token.encode()
+        # What another job has left here and is not at work on is of no use any more.
+        left = None if own or identity is None else _IDENTITY.fullmatch(identity.decode())
+        if left is not None and left["token"] in busy:
+            raise WriteError(f"{self._place.label}: another run is writing there; wait for its end, or stop it")
+        begin_store(self.building, resume=own or not (overwrite or left))
+
+    def done(self) -> frozenset[tuple[int, int]]:
+        """Return the windows whose marks are there."""
+        if self._named:
+            return frozenset(np.ndindex(*map(len, self.windows)))
+        marks = self._place.done()
+        positions = np.ndindex(*map(len, self.windows))
+        return frozenset(at for at in positions if mark_of("", self.writer.stage, at) in marks)
+
+    def steps(self) -> Iterator[list[Step]]:
+        """Yield what is to be done when all windows are there: nothing."""
+        yield from ()
+
+    def take_names(self) -> None:
+        """Let the store look complete."""
+        if not self._named:
+            complete_store(self.building)
+
+    def tidy(self) -> None:
+        """Remove the notes of a run that was interrupted while the store took its name."""
+        self._place.tidy()
+
+    @property
+    def _named(self) -> bool:
+        """Whether the store was just about complete when a run was interrupted."""
+        return self._place.named(self.writer.regions.token.encode())
+
+
+def describe_zarr(path: str) -> list[str]:
+    """Return all of a store that decides about its values, and where it is to be."""
+    return [repr((path, _OPTIONS))]
+
+
+def zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> ZarrOutput:
+    """Return the output that a store makes.
+
+    Parameters
+    ----------
+    token
+        Hash of all that decides about its values.
+
+    Raises
+    ------
+    WriteError
+        Its directory does not exist, or something else is there.
+    """
+    place = place_of(path, overwrite=True)
+    windows = _begun_zarr_windows(place, token, work) or _zarr_windows(work)
+    identity = f"{token}-{max(windows[0][0], windows[1][0])}"
+    building = plan_store(_template(dataset, windows), place, _OPTIONS, windows=windows, token=identity)
+    writer = ZarrWriter(building.regions, building.hierarchy.stages[0], STATUS in dataset)
+    return ZarrOutput(writer, building)
+
+
+def _template(dataset: xr.Dataset, windows: Chunks) -> xr.Dataset:
+    """Return the dataset as it will be, in the chunks of the windows, with nothing in it."""
+    ones: Chunks = (tuple(1 for _ in windows[0]), tuple(1 for _ in windows[1]))
+    chunks = dict.fromkeys(raster_layers(dataset), windows) | {STATUS: ones}
+    out = {}
+    for name, array in dataset.data_vars.items():
+        spatial = chunks[str(name)]
+        shape = (*array.shape[:-2], *map(sum, spatial))
+        data = da.zeros(shape, dtype=array.dtype, chunks=(*((n,) for n in array.shape[:-2]), *spatial))
+        out[name] = xr.Variable(array.dims, data, array.attrs, array.encoding)  # which says that attrs are true
+    return xr.Dataset(out, dataset.coords, dataset.attrs)
+
+
+def _begun_zarr_windows(place: StorePlace, token: str, work: Work) -> Chunks | None:
+    """Return the windows in which a store was begun: they are its shards."""
+    found = _IDENTITY.fullmatch((place.get(IDENTITY) or b"").decode())
+    if found is None or found["token"] != token:
+        return None
+    return regular_chunks(work.stack.shape[2:], int(found["side"]))
+
+
+def _zarr_windows(work: Work) -> Chunks:
+    """Return the windows: as large as those of the cube, and whole chunks of the store."""
+    side = max(*work.spatial[0], *work.spatial[1]) // _OPTIONS.chunk * _OPTIONS.chunk
+    return regular_chunks(work.stack.shape[2:], max(side, _OPTIONS.chunk))
+
+
+class Output(Protocol):
+    """One kind of output, from its beginning to its final name."""
+
+    @property
+    def writer(self) -> Writer:
+        """Keeps windows."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Final names as messages show them."""
+
+    @property
+    def windows(self) -> Chunks:
+        """Heights of the rows of windows, widths of their columns."""
+
+    @property
+    def place(self) -> str:
+        """Path or URL of what is not finished."""
+
+    def there(self) -> tuple[str, ...]:
+        """Return what exists under its final name."""
+
+    def begin(self, busy: Collection[str], *, overwrite: bool) -> None:
+        """Make the place for windows, or go on with what is there.
+
+        Parameters
+        ----------
+        busy
+            Tokens of products that others are making here.
+        overwrite
+            Begin anew where the place holds something else.
+
+        Raises
+        ------
+        WriteError
+            It cannot be written to, or holds something else.
+        """
+
+    def done(self) -> frozenset[tuple[int, int]]:
+        """Return the windows that are done, by asking the place."""
+
+    def steps(self) -> Iterator[Sequence[Step]]:
+        """Yield what is to be done when all windows are there, one batch after the other, its steps in any order."""
+
+    def take_names(self) -> None:
+        """Let the output take its final names; it does no harm where it has them already."""
+
+    def tidy(self) -> None:
+        """Remove what only led to the output, now that it has its names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """What one composite becomes."""
+
+    work: Work
+    """Scenes, recipe and masks; its windows are those of the product."""
+
+    output: Output
+    """What is written."""
+
+    token: str
+    """Hash of inputs, parameters and version: products of the same token have the same values."""
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of all windows, row by row."""
+        rows, columns = self.work.spatial
+        return tuple(np.ndindex(len(rows), len(columns)))
+
+    @property
+    def stage(self) -> Stage:
+        """The windows as pixels."""
+        return Stage(0, 0, 0, self.work.spatial)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Final names as messages show them."""
+        return self.output.files
+
+    @property
+    def maker(self) -> WindowMaker:
+        """What workers need to make windows."""
+        return WindowMaker(self.work, self.output.writer)
+
+    def done(self) -> frozenset[tuple[int, int]]:
+        """Return the windows that are done."""
+        return self.output.done()
+
+
+def plan_product(
+    dataset: xr.Dataset,
+    output: str,
+    *,
+    layers: Sequence[str] | None = None,
+    options: RasterOptions | None = None,
+) -> Product:
+    """Plan what a lazy composite becomes; nothing is computed or written.
+
+    Parameters
+    ----------
+    dataset
+        Of a composite of a cube from files.
+    output
+        Path or URL that ends in ``.zarr``, or of a GeoTIFF; see `write_raster` for the names of several.
+    layers, options
+        Of GeoTIFFs; a Zarr store has all layers.
+
+    Raises
+    ------
+    ParameterError
+        The composite is not one of files, or options do not go together.
+    WriteError
+        The directory of an output does not exist, or its place cannot be read.
+    """
+    work = work_in(dataset)
+    if work is None:
+        raise ParameterError("a product is made window by window from files: composite a cube from open_cube()")
+    made: Output
+    if output.rstrip("/").endswith(".zarr"):
+        token = _token(work, dataset, describe_zarr(output))
+        made = zarr_output(work, dataset, output, token)
+    else:
+        plans = plan_files(dataset, output, layers, options or RasterOptions())
+        token = _token(work, dataset, describe_cog(plans))
+        made = cog_output(work, dataset, plans, token)
+    return Product(replace(work, spatial=made.windows), made, token)
+
+
+def product_state(product: Product, events: Sequence[Mapping[str, Any]], *, begun: bool = False) -> str:
+    """Return ``"skip"`` if the last files written here are these and still there, ``"recompute"`` if others are.
+
+    ``"begun"`` if a run was interrupted while these took their names. If there are none, ``"begun"`` or ``"new"``, as
+    the caller knows.
+    """
+    there = product.output.there()
+    if there == product.files and _last_here(product, events) == "product":
+        return "skip"
+    if there and _last_here(product, events) == "assemble":
+        return "begun"
+    return "recompute" if there else "begun" if begun else "new"
+
+
+def _last_here(product: Product, events: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return how far the last files came that were written here, if they are those of this product."""
+    last = next((event for event in reversed(events) if event["event"] in ("assemble", "product")), None)
+    return str(last["event"]) if last is not None and last["token"] == product.token else None
+
+
+def require_free(product: Product, events: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to write over what is there.
+
+    Raises
+    ------
+    WriteError
+        A file is there; says whether the ledger knows it.
+    """
+    if _last_here(product, events) == "assemble":
+        return  # a run was interrupted while they took their names
+    known = any(event["event"] == "product" for event in events)
+    what = "is not what this job makes of its scenes now" if known else "no ledger beside it says what it is"
+    for label in product.output.there():
+        raise WriteError(f"{label}: exists already, and {what}; set overwrite to replace it", path=label)
+
+
+def _token(work: Work, dataset: xr.Dataset, files: Sequence[str]) -> str:
+    facts = {
+        "version": s2composite.__version__,
+        "stack": work.stack.token,
+        "masks": [repr(mask.__dask_tokenize__()) for mask in work.masks],
+        "recipe": _recipe_facts(work.recipe),
+        "facts": {key: str(value) for key, value in sorted(dataset.attrs.items())},
+        "files": list(files),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _recipe_facts(recipe: Recipe) -> list[str]:
+    return [
+        *map(str, recipe.reducers),
+        *map(str, recipe.rules),
+        repr((recipe.bands, recipe.nodata, recipe.min_count, recipe.days, recipe.periods)),
+    ]

@@ -1,1 +1,0 @@
-"""Many windows, many hours: jobs, plans, reports."""

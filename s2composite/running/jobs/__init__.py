@@ -1,1 +1,0 @@
-"""Jobs: a job file as text, as YAML that remembers its lines, as checked options."""

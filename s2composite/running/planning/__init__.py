@@ -1,1 +1,0 @@
-"""Planning: what a job will take, before anything is read but headers."""

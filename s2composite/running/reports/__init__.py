@@ -1,1 +1,0 @@
-"""Reports: how far a job is, and what became of it."""

@@ -1,0 +1,330 @@
+"""How a local path or a gs://, s3:// or https:// URL is reached, and how messages may show it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.request import url2pathname
+
+import fsspec
+
+from s2composite.errors import ParameterError, SourceError
+from s2composite.storage.credentials import (
+    gcs_options,
+    gcs_token,
+    gdal_gcs,
+    gdal_s3,
+    plain_gcs,
+    s3_anonymous,
+    s3_options,
+)
+from s2composite.storage.urls import check_touch, guarded_client, limits, web_client
+
+__all__ = [
+    "absolute",
+    "archive_of",
+    "display",
+    "display_text",
+    "exists",
+    "filesystem",
+    "gdal_options",
+    "in_archive",
+    "is_remote",
+    "join",
+    "reason",
+    "storage_options",
+]
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_SHORTENED = re.compile(r"^((?:gs|gcs|s3|s3a|https?):)/(?!/)")  # what pathlib makes of a URL
+_SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3", "http": "http", "https": "https", "file": "file"}
+_URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
+_HTTP = re.compile(r"(https?://)(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
+_URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
+
+
+def is_remote(href: str) -> bool:
+    """Return whether `href` is a URL that is read over the network.
+
+    Examples
+    --------
+    >>> is_remote("gs://bucket/scene.tif"), is_remote("/data/scene.tif")
+    (True, False)
+    """
+    return _scheme(href) != "file"
+
+
+def absolute(href: str | os.PathLike[str]) -> str:
+    """Return an absolute local path (``~`` and ``file://`` resolved) or a URL whose scheme is gs, s3, http or https.
+
+    GDAL's names become one of these, or stay what they are for files in archives: ``/vsizip//data/a.zip/b.tif``.
+
+    Raises
+    ------
+    SourceError
+        The scheme is not supported, or it is a name of GDAL that means nothing here.
+
+    Examples
+    --------
+    >>> absolute("file:///data/scene.tif"), absolute("gcs://bucket/scene.tif")
+    ('/data/scene.tif', 'gs://bucket/scene.tif')
+    >>> absolute("/vsis3/bucket/scene.tif"), absolute("/vsicurl/https://host/scene.tif")
+    ('s3://bucket/scene.tif', 'https://host/scene.tif')
+    """
+    if not isinstance(href, (str, os.PathLike)):
+        raise ParameterError(f"{href!r} is no path; give text or a pathlib.Path")
+    if isinstance(href, os.PathLike):
+        href = _with_slashes(os.fspath(href))
+    if "\0" in href:
+        raise SourceError(f"{href!r} holds a NUL character, which no name of a file has")
+    href = _without_gdal(href)
+    if _ARCHIVED.match(href):
+        return href
+    scheme = _scheme(href)
+    if scheme != "file":
+        _check_url(href)
+        rest = href.partition("://")[2]
+        # GDAL sends a URL as it is, and servers refuse blanks and accents.
+        return f"{scheme}://{quote(rest, safe=_URL_SIGNS) if scheme.startswith('http') else rest}"
+    path = url2pathname(urlsplit(href).path) if _SCHEME.match(href) else href
+    try:
+        home = Path(path).expanduser()
+    except RuntimeError as error:
+        raise SourceError(f"{href}: {error}; write the directory out") from None
+    return str(Path(os.path.abspath(home)))  # noqa: PTH100 - Path.absolute() leaves ".." in
+
+
+_VSI = re.compile(r"/vsi([a-z0-9_]+)([/?]|$)")
+_ARCHIVED = re.compile(r"/vsi(?:zip|tar|gzip)/")
+_STORES = {"s3": "s3", "s3_streaming": "s3", "gs": "gs", "gs_streaming": "gs"}
+_ARCHIVE_OF_RASTERIO = re.compile(r"(zip|tar)(?:\+file)?://([^!]+)!/*(.+)")
+_DATASET = re.compile(
+    r"(?:NETCDF|HDF[45]\w*|ZARR|GTIFF_(?:DIR|RAW)|SENTINEL2_\w+|DERIVED_SUBDATASET|NITF_IM|GPKG|VRT|WMT?S):(?!//)",
+    re.IGNORECASE,
+)
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+_CURES = {
+    "az": "give its https:// URL, signed: sign= takes a function that does so",
+    "adls": "give its https:// URL, signed: sign= takes a function that does so",
+    "mem": "it exists only in the memory of one process; write a file, or give composite() the array",
+    "stdin": "give the file",
+}
+"""What to do about GDAL's virtual file systems that are none of ours."""
+
+
+def _without_gdal(href: str) -> str:
+    """Return what a name of GDAL or rasterio stands for: a URL, a file in an archive, or else the name itself."""
+    if match := _ARCHIVE_OF_RASTERIO.fullmatch(href):
+        href = f"/vsi{match[1]}/{match[2]}/{match[3]}"
+    if match := _VSI.match(href):
+        rest = href[match.end() :]
+        return _virtual(href, match[1], rest if match[2] != "?" else dict(parse_qsl(rest)).get("url", ""))
+    if os.path.lexists(href):
+        return href
+    if _DATASET.match(href):
+        cure = "give the file itself if it is a raster, or write the dataset as a GeoTIFF with gdal_translate"
+        raise SourceError(f"{display(href)}: names a dataset within a file as GDAL does; {cure}")
+    if os.name != "nt" and _WINDOWS.match(href):
+        raise SourceError(f"{display(href)}: is a path of Windows, and this is {os.name}; give the path it has here")
+    return href
+
+
+def _virtual(href: str, kind: str, rest: str) -> str:
+    """Return what a name in one of GDAL's virtual file systems stands for."""
+    if kind in _STORES:
+        return f"{_STORES[kind]}://{rest}"
+    if kind in ("curl", "curl_streaming") and _SCHEME.match(url := _SHORTENED.sub(r"\1//", rest)):
+        return url
+    if kind not in ("zip", "tar", "gzip"):
+        cure = _CURES.get(kind, "give a local path, or a gs://, s3:// or https:// URL")
+        raise SourceError(f"{display(href)}: GDAL's /vsi{kind} is not read here; {cure}")
+    inside = rest.replace("{", "").replace("}", "")
+    if _VSI.match(f"/{inside.lstrip('/')}") or "://" in inside:
+        cure = "download the archive, or give the URLs of unpacked files"
+        raise SourceError(f"{display(href)}: an archive behind a URL or in another archive is not read here; {cure}")
+    path = os.path.abspath(os.path.expanduser(inside))  # noqa: PTH100, PTH111 - not a file that there is
+    return f"/vsi{kind}/{path}"
+
+
+def _with_slashes(path: str) -> str:
+    """Return a path of pathlib with the slashes that it leaves out: of URLs, and of a root after ``/vsizip/``."""
+    match = _ARCHIVED.match(path)
+    if match and not archive_of(os.path.abspath(path[match.end() :])):  # noqa: PTH100
+        return f"{match[0]}/{path[match.end() :]}"
+    return _SHORTENED.sub(r"\1//", path)
+
+
+def archive_of(href: str) -> str | None:
+    """Return the archive that a file of GDAL's ``/vsizip/``, ``/vsitar/`` or ``/vsigzip/`` lies in; None: in none.
+
+    Of a path without such a prefix, the file that it leads into.
+    """
+    path = Path(_ARCHIVED.sub("", href))
+    inside = (path, *path.parents)
+    return next((str(part) for part in inside if part.is_file()), None)
+
+
+def in_archive(href: str) -> bool:
+    """Return whether an absolute name is that of a file in an archive, which only GDAL reads."""
+    return _ARCHIVED.match(href) is not None
+
+
+def _check_url(href: str) -> None:
+    try:
+        urlsplit(href)
+    except ValueError as error:  # such as a bracket that is never closed
+        raise SourceError(f"{display(href)}: not a URL: {error}; check how it is written") from None
+
+
+def join(href: str, *parts: str) -> str:
+    """Return the path or URL of something inside `href`.
+
+    Examples
+    --------
+    >>> join("gs://bucket/out/", "tile", "median.tif")
+    'gs://bucket/out/tile/median.tif'
+    """
+    return "/".join([href.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def display(href: str) -> str:
+    """Return `href` for messages and logs: without user, password and query (signature) of a URL.
+
+    Examples
+    --------
+    >>> display("https://me:secret@host/scene.tif?signature=abc")
+    'https://host/scene.tif'
+    """
+    match = _HTTP.match(href)
+    return "".join(match.groups()) if match else href
+
+
+def display_text(text: str) -> str:
+    """Return a text for messages and logs, with every URL as `display` shows it.
+
+    Examples
+    --------
+    >>> display_text("reading https://host/a.tif?signature=abc failed")
+    'reading https://host/a.tif failed'
+    """
+    return _URL.sub(lambda match: display(match.group()), text)
+
+
+def filesystem(href: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem that holds `href`, with credentials or anonymous, and the path in it.
+
+    Equal calls in a process return the same instance with its open connections (fsspec's own cache, which is
+    thread-safe and emptied in a forked child).
+
+    Raises
+    ------
+    SourceError
+        The scheme is not supported.
+    AccessError
+        This process is limited to other places.
+
+    Examples
+    --------
+    >>> fs, path = filesystem("/tmp/../tmp/scene.tif")
+    >>> fs.protocol[0], path
+    ('file', '/tmp/scene.tif')
+    """
+    href = absolute(href)
+    scheme = _scheme(href)
+    if not href.endswith("://"):  # a bare scheme asks for a connection, not for a place
+        check_touch(href)
+    options = storage_options(href)
+    # gcsfs logs the traceback of what it raises; without a handler that would be printed.
+    if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).handlers:
+        logger.addHandler(logging.NullHandler())
+    fs = plain_gcs(options) if options.get("token") == "anon" else fsspec.filesystem(scheme, **options)
+    return fs, href if scheme in ("http", "https", "file") else href.partition("://")[2]
+
+
+def exists(href: str) -> bool:
+    """Return whether there is a file, a directory or an object at `href`."""
+    if not is_remote(href):
+        return Path(href).exists()
+    fs, path = filesystem(href)
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def storage_options(href: str) -> dict[str, Any]:
+    """Return the options with which fsspec opens `href` (``storage_options=`` of xarray, zarr and others)."""
+    scheme = _scheme(href)
+    if scheme == "gs":
+        return gcs_options()
+    if scheme == "s3":
+        return s3_options()
+    if scheme in ("http", "https") and limits() is not None:
+        return {"get_client": guarded_client}
+    # trust_env: proxies and ~/.netrc, as curl and GDAL use them.
+    return {"get_client": web_client, "client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
+
+
+def gdal_options(href: str) -> dict[str, str]:
+    """Return GDAL's configuration options for the same access to `href` as `filesystem` has.
+
+    GDAL finds credentials in the environment itself; the options say where, or that there are none.
+    """
+    scheme = _scheme(href)
+    if scheme == "gs":
+        return gdal_gcs()
+    return gdal_s3() if scheme == "s3" else {}
+
+
+def reason(href: str, error: BaseException) -> str:
+    """Return why `href` could not be used, and what to do; `error` is what its filesystem raised."""
+    status = _status(error)
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return f"access is denied{_cure(_scheme(href))}"
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return "it does not exist"
+    if status is not None:
+        return f"the server answers with HTTP status {status}; try again later, or check the address"
+    text = re.sub(r"\?[^\s'\")]+", "", str(error)).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _scheme(href: str) -> str:
+    match = _SCHEME.match(href)
+    if match is None:
+        return "file"
+    scheme = _SCHEMES.get(match[1].lower())
+    if scheme is None:
+        raise SourceError(
+            f"{display(href)}: the URL scheme {match[1]}:// is unknown; use gs://, s3://, https:// or a local path"
+        )
+    return scheme
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return the HTTP status in an error of aiohttp (status), gcsfs (code) or botocore (response), or in its cause."""
+    if error is None:
+        return None
+    if str(error).startswith("Forbidden: "):  # gcsfs drops the number of this one
+        return 403
+    response = getattr(error, "response", None)
+    coded = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
+    status = getattr(error, "status", None) or getattr(error, "code", None) or coded
+    return int(str(status)) if str(status).isdecimal() else _status(error.__cause__)
+
+
+def _cure(scheme: str) -> str:
+    if scheme == "gs" and gcs_token() == "anon":
+        return (
+            ", and no Google credentials were found: run 'gcloud auth application-default login' or set "
+            "GOOGLE_APPLICATION_CREDENTIALS"
+        )
+    if scheme == "s3" and s3_anonymous():
+        return ", and no AWS credentials were found: run 'aws configure' or set AWS_PROFILE or AWS_ACCESS_KEY_ID"
+    if scheme in ("http", "https"):
+        return ": its user and password go into ~/.netrc; a signed URL may have expired"
+    return "" if scheme == "file" else " to the credentials in use: ask for the right to list and read it"

@@ -1,0 +1,430 @@
+"""Which URLs and paths this process may read and write, and HTTP whose redirects and addresses are checked.
+
+``S2COMPOSITE_ACCESS`` tells a process that works for strangers (a worker of the service) which places are open to
+them, and all
+processes that it starts inherit the variable. A name may lead anywhere, such as to a metadata server, and elsewhere
+a second later:
+the addresses of a name are checked when a connection is made, and it is made to exactly those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import re
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import DefaultResolver
+from yarl import URL
+
+from s2composite.errors import AccessError
+
+__all__ = [
+    "VARIABLE",
+    "Access",
+    "ReplyTimeout",
+    "check_read",
+    "check_touch",
+    "check_write",
+    "gdal_limits",
+    "guarded_client",
+    "is_link_local",
+    "is_open_address",
+    "limits",
+    "web_client",
+]
+
+VARIABLE = "S2COMPOSITE_ACCESS"
+"""The environment variable that holds an `Access` as JSON."""
+
+_STRANGE = re.compile(r"[\x00-\x20\x7f\\]")
+"""Characters on which parsers of URLs disagree: the host of one is the path of another."""
+
+_HIDDEN = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
+"""Dots, slashes and percent signs that a server may decode after the path was compared."""
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The places that are open."""
+
+    read: tuple[str, ...] = ()
+    """Directories, and URLs up to any ``/``: ``/data``, ``gs://bucket/prefix/``, ``https://host/path/``, ``gs://``."""
+
+    write: tuple[str, ...] = ()
+    """The same for writing: directories, ``gs://`` and ``s3://``."""
+
+    networks: tuple[str, ...] = ()
+    """Networks that may be connected to although they are not public, ``10.1.0.0/16``."""
+
+    def to_json(self) -> str:
+        """Return it as the value of the environment variable."""
+        return json.dumps(asdict(self))
+
+    def may_read(self, href: str) -> None:
+        """Raise an AccessError unless an absolute path or URL may be read."""
+        _check_place(href, self.read, "read")
+
+    def may_write(self, href: str) -> None:
+        """Raise an AccessError unless an absolute path or URL may be written."""
+        if urlsplit(href).scheme in _PORTS:
+            raise AccessError(f"{_shown(href)}: nothing is written over HTTP here; use gs://, s3:// or a directory")
+        _check_place(href, self.write, "written")
+
+
+def limits() -> Access | None:
+    """Return what this process is limited to; None: nothing limits it.
+
+    Raises
+    ------
+    AccessError
+        The variable is malformed; nothing is open then.
+    """
+    text = os.environ.get(VARIABLE)
+    return None if text is None else _parsed(text)
+
+
+@lru_cache(8)
+def _parsed(text: str) -> Access:
+    try:
+        facts = {name: tuple(map(str, places)) for name, places in json.loads(text).items()}
+        return Access(**facts)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise AccessError(
+            f"{VARIABLE} is malformed ({error}); nothing may be read or written until that is corrected"
+        ) from error
+
+
+def check_read(href: str) -> None:
+    """Raise an AccessError if this process must not read an absolute path or URL."""
+    if (access := limits()) is not None:
+        access.may_read(href)
+
+
+def check_write(href: str) -> None:
+    """Raise an AccessError if this process must not write an absolute path or URL."""
+    if (access := limits()) is not None:
+        access.may_write(href)
+
+
+def check_touch(href: str) -> None:
+    """Raise an AccessError if this process may neither read nor write an absolute path or URL."""
+    if (access := limits()) is not None:
+        _check_place(href, (*access.read, *access.write), "touched")
+
+
+def gdal_limits(href: str) -> dict[str, str]:
+    """Return the options with which GDAL may open a path or URL; in a limited process, GeoTIFF only.
+
+    Other formats can name further files, which GDAL would open without asking.
+
+    Raises
+    ------
+    AccessError
+        This process is limited, and the URL is a web server's: GDAL follows redirects without asking.
+    """
+    if (access := limits()) is None:
+        return {}
+    access.may_read(href)
+    if urlsplit(href).scheme in _PORTS:
+        raise AccessError(f"{_shown(href)}: needs GDAL (its grid or coding), which is not let out to the web here")
+    return {"driver": "GTiff"}
+
+
+def _check_place(href: str, places: Sequence[str], what: str) -> None:
+    strange = _strangeness(href)
+    if strange:
+        raise AccessError(f"{_shown(href)}: {strange}; give the plain path or URL")
+    inside = _inside_url if "://" in href else _inside_directory
+    if not any(inside(href, place) for place in places):
+        raise AccessError(f"{_shown(href)}: is not among the places that may be {what} here")
+
+
+def _strangeness(href: str) -> str:
+    """Return why two readers might understand a name differently; empty for plain names."""
+    if "://" not in href:
+        # GDAL reads such a path as a file in an archive or behind a URL.
+        return "paths that begin with /vsi are not files" if href.lower().startswith(("/vsi", "//vsi")) else ""
+    scheme, _, rest = href.partition("://")
+    path = rest.partition("?")[0]
+    if _STRANGE.search(href):
+        return "a URL must not contain blanks, backslashes or control characters"
+    if "@" in path.partition("/")[0]:
+        return "a URL with a user in it is not accepted"
+    if {".", ".."} & set(path.split("/")[1:]):
+        return "a URL with . or .. in its path is not accepted"
+    if scheme in _PORTS and (_HIDDEN.search(path) or "#" in href):
+        return "a URL with encoded dots or slashes, or with #, is not accepted"
+    return ""
+
+
+def _inside_directory(path: str, place: str) -> bool:
+    if "://" in place or "\0" in path:
+        return False
+    # What counts is where links lead.
+    return Path(path).resolve().is_relative_to(Path(place).expanduser().resolve())
+
+
+def _inside_url(href: str, place: str) -> bool:
+    if "://" not in place:
+        return False
+    try:
+        there, open_ = urlsplit(href), urlsplit(place)
+        if there.scheme != open_.scheme or (open_.netloc and _host(there) != _host(open_)):
+            return False
+    except ValueError:  # a port that is none
+        return False
+    path, prefix = unquote(there.path), unquote(open_.path)
+    return bool(there.netloc) and (path == prefix or path.startswith(prefix if prefix.endswith("/") else f"{prefix}/"))
+
+
+def _host(url: SplitResult) -> tuple[str, int | None]:
+    return (url.hostname or "").rstrip("."), url.port or _PORTS.get(url.scheme)
+
+
+def _shown(href: str) -> str:
+    """Return a name on one line, without secrets."""
+    scheme, mark, rest = href.partition("://")
+    if mark:
+        authority, slash, path = rest.partition("?")[0].partition("/")
+        rest = f"{authority.rpartition('@')[2]}{slash}{path}"
+    return re.sub(r"[\x00-\x1f\x7f]", "?", f"{scheme}{mark}{rest}")[:300]
+
+
+_PLATFORMS = tuple(map(ipaddress.IPv4Network, ("168.63.129.16/32", "192.0.0.0/24")))
+"""Internal addresses of clouds that some versions of Python call public: Azure's platform, Oracle's metadata."""
+
+_METADATA = tuple(
+    map(ipaddress.ip_address, ("168.63.129.16", "192.0.0.192", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254"))
+)
+"""Addresses of metadata servers (Azure, Oracle, Alibaba, Amazon, Google) that are not link-local by their number."""
+
+_EMBEDDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
+"""IPv6 networks whose addresses are IPv4 ones in their last 32 bits."""
+
+_STORES = {
+    "s3": ("amazonaws.com", ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")),
+    "gs": ("storage.googleapis.com", ("STORAGE_EMULATOR_HOST",)),
+}
+"""Host that serves the objects of a scheme, and the variables in which the operator names another one."""
+
+
+def is_open_address(text: str, networks: tuple[str, ...] = ()) -> bool:
+    """Return whether an address is a public one, or in one of the networks that are open.
+
+    Examples
+    --------
+    >>> is_open_address("142.250.74.123"), is_open_address("169.254.169.254"), is_open_address("::ffff:10.0.0.1")
+    (True, False, False)
+    >>> is_open_address("10.0.0.1", ("10.0.0.0/8",))
+    True
+    """
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or _embedded(address)
+        if inner is not None and not is_open_address(str(inner), networks):
+            return False
+        if address.ipv4_mapped is not None:
+            return True
+        if address.teredo is not None:
+            return False
+    if any(address in ipaddress.ip_network(network, strict=False) for network in networks):
+        return True
+    own = any(address in network for network in _PLATFORMS)
+    return address.is_global and not address.is_multicast and not own
+
+
+def is_link_local(text: str) -> bool:
+    """Return whether an address is link-local, or a metadata server's elsewhere; False for what is no address.
+
+    Examples
+    --------
+    >>> is_link_local("169.254.169.254"), is_link_local("::ffff:169.254.0.1"), is_link_local("10.0.0.1")
+    (True, True, False)
+    """
+    try:
+        address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or _embedded(address)
+        if inner is not None and is_link_local(str(inner)):
+            return True
+    return address.is_link_local or address in _METADATA
+
+
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if any(address in network for network in _EMBEDDING) and int(address) > 0xFFFF:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTimeout:
+    """How long a server may take for the headers of an answer, for requests that have it as ``trace_request_ctx``.
+
+    The time begins when a request has been sent: before that it may have waited for a free connection.
+    """
+
+    limit: asyncio.Timeout
+    """What ends the wait."""
+
+    seconds: float
+    """How long it may take."""
+
+    def begin(self) -> None:
+        """Begin the time, anew if it has begun."""
+        self.limit.reschedule(asyncio.get_running_loop().time() + self.seconds)
+
+    def pause(self) -> None:
+        """Let no time pass."""
+        self.limit.reschedule(None)
+
+
+async def web_client(**options: Any) -> aiohttp.ClientSession:
+    """Return an HTTP client for processes that nothing limits: fsspec's ``get_client``."""
+    return _client(_Resolver(), **options)
+
+
+async def guarded_client(**options: Any) -> aiohttp.ClientSession:
+    """Return an HTTP client that observes the limits of this process: fsspec's ``get_client``."""
+    # Proxies would look up names themselves, and ~/.netrc is the operator's.
+    return _client(_GuardedResolver(), **{**options, "trust_env": False}, middlewares=(_check,))
+
+
+def _client(resolver: AbstractResolver, **options: Any) -> aiohttp.ClientSession:
+    steps = aiohttp.TraceConfig()
+    steps.on_request_redirect.append(_check_redirect)
+    steps.on_request_headers_sent.append(_wait_for_reply)
+    connector = aiohttp.TCPConnector(resolver=resolver)
+    return aiohttp.ClientSession(**options, connector=connector, trace_configs=[steps])
+
+
+async def _check_redirect(_: aiohttp.ClientSession, context: Any, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+    if isinstance(context.trace_request_ctx, ReplyTimeout):
+        context.trace_request_ctx.pause()
+    headers = redirect.response.headers
+    try:
+        host = redirect.url.join(URL(headers.get("Location") or headers.get("URI") or "")).host or ""
+    except ValueError:  # no URL, which aiohttp says itself
+        return
+    if is_link_local(host):
+        redirect.response.close()
+        raise AccessError(f"the server sends on to {host}, a link-local address; that is never followed")
+
+
+async def _wait_for_reply(_: aiohttp.ClientSession, context: Any, __: aiohttp.TraceRequestHeadersSentParams) -> None:
+    if isinstance(context.trace_request_ctx, ReplyTimeout):
+        context.trace_request_ctx.begin()
+
+
+Handler = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+
+
+async def _check(request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.ClientResponse:
+    """Check a request; aiohttp calls this for each one, also after redirects."""
+    access = limits() or Access()
+    href, host = str(request.url), request.url.raw_host or ""
+    if not _is_store(access, href):
+        access.may_read(href)
+        if _is_literal(host) and not (_is_named(access, href) or is_open_address(host, access.networks)):
+            raise _private(host)
+    return await handler(request)
+
+
+class _Resolver(AbstractResolver):
+    """DNS without link-local addresses: nobody can tell whether whoever named a host meant one."""
+
+    def __init__(self) -> None:
+        self._plain = DefaultResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of a name that may be connected to."""
+        found = await self._plain.resolve(host, port, family)
+        others = [answer for answer in found if not is_link_local(answer["host"])]
+        if found and not others:
+            raise AccessError(f"{host}: leads to a link-local address, which is not followed; write the address itself")
+        return others
+
+    async def close(self) -> None:
+        """Stop."""
+        await self._plain.close()
+
+
+class _GuardedResolver(_Resolver):
+    """DNS whose answers must be open to this process."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of a name, all of which must be open."""
+        access = limits() or Access()
+        found = await self._plain.resolve(host, port, family)
+        if (host, port) in _own_endpoints(access):
+            return found
+        for answer in found:
+            if not is_open_address(answer["host"], access.networks):
+                raise _private(host)
+        return found
+
+
+def _private(host: str) -> AccessError:
+    return AccessError(f"{host}: leads to an address that is not public; the operator can open its network")
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _is_named(access: Access, href: str) -> bool:
+    """Return whether the operator has opened this host by name, not just all hosts of a scheme."""
+    return any(_url_host(place) == _url_host(href) for place in access.read if "://" in place)
+
+
+def _is_store(access: Access, href: str) -> bool:
+    """Return whether a URL is on an object store of which the operator has opened something.
+
+    Which of its objects may be read was decided by their gs:// or s3:// name; the store itself sends them on to other
+    hosts of its own.
+    """
+    if _url_host(href) in _own_endpoints(access):
+        return True
+    host = _url_host(href)[0]
+    domains = [_STORES[scheme][0] for scheme in _opened_stores(access)]
+    return href.startswith("https://") and any(host == domain or host.endswith(f".{domain}") for domain in domains)
+
+
+def _url_host(href: str) -> tuple[str, int | None]:
+    url = urlsplit(href)
+    return url.hostname or "", url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _opened_stores(access: Access) -> set[str]:
+    return {scheme for scheme in _STORES for place in (*access.read, *access.write) if place.startswith(f"{scheme}://")}
+
+
+def _own_endpoints(access: Access) -> set[tuple[str, int | None]]:
+    """Return host and port of the stores that the operator runs."""
+    named = [os.environ.get(name, "") for scheme in _opened_stores(access) for name in _STORES[scheme][1]]
+    return {_url_host(name if "://" in name else f"http://{name}") for name in named if name}

@@ -1,0 +1,260 @@
+"""Final names, which only complete and verified files take."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import Any
+
+from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
+from s2composite.storage.files import absolute, display, filesystem, is_remote, reason
+from s2composite.storage.urls import check_write
+from s2composite.writing.assemble import FileLayout, Sink, check_header, check_run, copy_parts, verify_file
+from s2composite.writing.staging import disk_error
+
+__all__ = ["assemble_file", "assemble_object", "is_http", "put", "put_small", "remove", "take_name", "target_of"]
+
+_UPLOAD_BLOCK = 16 << 20
+_MOST_BLOCKS = 9_000
+"""S3 takes 10 000 parts at most."""
+
+
+def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> str:
+    """Return the absolute path or URL of an output, after all checks that can be made beforehand.
+
+    Raises
+    ------
+    WriteError
+        It exists and must not be overwritten, is a directory, or its parent directory does not exist.
+    ParameterError
+        The URL's scheme is unknown.
+    AccessError
+        This process must not write there.
+    """
+    try:
+        target = absolute(path)
+    except SourceError as error:
+        raise ParameterError(str(error)) from error
+    check_write(target)
+    if is_remote(target):
+        _check_object(target, overwrite=overwrite)
+        return target
+    file = Path(target)
+    if not file.parent.is_dir():
+        raise WriteError(f"{target}: the directory {file.parent} does not exist; create it first", path=target)
+    if file.is_dir():
+        raise WriteError(f"{target}: is a directory; name a file in it", path=target)
+    if file.exists() and not overwrite:
+        raise _exists(target)
+    return target
+
+
+def _exists(target: str) -> WriteError:
+    return WriteError(f"{display(target)}: exists already; pass overwrite=True to replace it", path=display(target))
+
+
+def is_http(target: str) -> bool:
+    """Return whether a target is a plain URL, signed for a PUT and perhaps for nothing else."""
+    return target.startswith(("http://", "https://"))
+
+
+def _check_object(target: str, *, overwrite: bool) -> None:
+    if is_http(target) or overwrite:
+        return  # a URL signed for PUT answers nothing else
+    fs, path = filesystem(target)
+    try:
+        there = fs.exists(path)
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(f"{display(target)}: cannot be checked: {reason(target, error)}") from error
+    if there:
+        raise _exists(target)
+
+
+class _Digesting:
+    """A file that remembers the SHA-256 of what is written to it."""
+
+    def __init__(self, file: Sink) -> None:
+        self._file, self._sum = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> object:
+        self._sum.update(data)
+        return self._file.write(data)
+
+    def hexdigest(self) -> str:
+        return self._sum.hexdigest()
+
+
+def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str:
+    """Write a file to a temporary name and verify it; under that name it is whole, however many do this at once.
+
+    Parameters
+    ----------
+    digest
+        Return the SHA-256 of the file, in hexadecimal digits; else nothing.
+
+    Raises
+    ------
+    WriteError
+        The disk is full, a part is damaged, or the file reads differently from what was written.
+    """
+    final = Path(path)
+    unfinished = final.with_suffix(f".{uuid.uuid4().hex[:8]}{final.suffix}")
+    try:
+        with unfinished.open("wb") as file:
+            out: Sink = _Digesting(file) if digest else file
+            copy_parts(layout, out)
+            file.flush()
+            os.fsync(file.fileno())
+        verify_file(layout, str(unfinished))
+        unfinished.replace(final)
+    except OSError as error:
+        raise disk_error(error, path, layout.size) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return out.hexdigest() if isinstance(out, _Digesting) else ""
+
+
+def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
+    """Give a verified local file its final name.
+
+    Raises
+    ------
+    WriteError
+        Somebody else has written there meanwhile.
+    """
+    if not overwrite and Path(target).exists():
+        raise _exists(target)
+    try:
+        # Another file system has no renaming; parts of a local target always lie beside it.
+        Path(temporary).replace(target)
+    except OSError as error:
+        raise disk_error(error, target, 0) from error
+
+
+def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
+    """Stream a file into an object store; it exists there only once all tiles have been verified.
+
+    The bytes are decoded and compared while they are sent; the digests of the store guard the transfer.
+
+    Parameters
+    ----------
+    digest
+        Return the SHA-256 of the file, in hexadecimal digits; else nothing.
+
+    Raises
+    ------
+    WriteError
+        A part is damaged, or the store refuses.
+    """
+    check_header(layout)
+    target = layout.raster.path
+    fs, path = filesystem(target)
+    block = max(_UPLOAD_BLOCK, -(-layout.size // _MOST_BLOCKS >> 18) + 1 << 18)
+    try:
+        out = fs.open(path, "wb", autocommit=False, block_size=block)
+        sink: Sink = _Digesting(out) if digest else out
+        try:
+            copy_parts(layout, sink, check=lambda run, data: check_run(layout, run, data))
+            out.close()
+            layout.raster.parts.require()
+            out.commit()
+        except BaseException:
+            _discard(out)
+            raise
+        _check_size(fs, path, layout)
+    except S2CompositeError:
+        raise
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise _upload_error(target, error) from error
+    return sink.hexdigest() if isinstance(sink, _Digesting) else ""
+
+
+def _upload_error(target: str, error: Exception) -> WriteError:
+    return WriteError(f"{display(target)}: cannot be uploaded: {reason(target, error)}", path=display(target))
+
+
+def _discard(out: Any) -> None:
+    """Abort an upload; closing it would complete an incomplete file."""
+    out.closed = True
+    try:
+        out.discard()
+    except Exception:  # noqa: BLE001 - an error while giving up would hide the one that made us
+        return
+
+
+def _check_size(fs: Any, path: str, layout: FileLayout) -> None:
+    fs.invalidate_cache()
+    size = fs.info(path)["size"]
+    if size != layout.size:
+        fs.rm_file(path)
+        raise WriteError(f"{layout.raster.label}: the store holds {size:,} of {layout.size:,} bytes, so it was removed")
+
+
+def put_small(data: bytes, target: str, *, overwrite: bool) -> None:
+    """Write a small file, whole or not at all.
+
+    Raises
+    ------
+    WriteError
+        It cannot be written, or somebody else has written there meanwhile.
+    """
+    if is_remote(target):
+        try:
+            fs, path = filesystem(target)
+            # gcsfs loses a last byte \r; JSON ends in a line feed, pictures in their own marks.
+            fs.pipe_file(path, data)
+        except Exception as error:  # clients of object stores raise their own kinds
+            raise _upload_error(target, error) from error
+        return
+    unfinished = Path(f"{target}.{uuid.uuid4().hex[:8]}")
+    try:
+        unfinished.write_bytes(data)
+        take_name(str(unfinished), target, overwrite=overwrite)
+    except OSError as error:
+        raise disk_error(error, target, len(data)) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def remove(target: str) -> None:
+    """Remove a file if it is there.
+
+    Raises
+    ------
+    WriteError
+        It cannot be removed.
+    """
+    fs, path = filesystem(target)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(f"{display(target)}: cannot be removed: {reason(target, error)}") from error
+
+
+def put(path: str, target: str) -> None:
+    """Send a verified local file to a URL that is signed for a PUT.
+
+    Raises
+    ------
+    WriteError
+        The server refuses.
+    """
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        headers = {"Content-Length": str(size), "Content-Type": "image/tiff"}
+        request = urllib.request.Request(target, file, headers, method="PUT")  # noqa: S310 - http(s), checked by target_of
+        try:
+            urllib.request.urlopen(request, timeout=600).close()  # noqa: S310 - as above
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise WriteError(
+                f"{display(target)}: the server refuses the upload: {error.code} {error.reason}"
+            ) from error
+        except OSError as error:
+            raise _upload_error(target, error) from error

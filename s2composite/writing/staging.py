@@ -1,0 +1,473 @@
+"""Where encoded tiles and Zarr stores wait until they are complete: beside the output."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
+from s2composite.storage.files import absolute, display, filesystem, is_remote, join, reason
+from s2composite.storage.urls import check_write
+
+__all__ = [
+    "ASSEMBLED",
+    "IDENTITY",
+    "ROOT",
+    "Parts",
+    "Session",
+    "StorePlace",
+    "disk_error",
+    "opened",
+    "place_of",
+    "session_of",
+]
+
+ROOT = "zarr.json"
+"""Key of the metadata of the root: written last, so that a store that has it is complete."""
+
+IDENTITY = "_identity"
+"""Key of the hash that identifies what is being written."""
+
+_DONE = "_done"
+_ROOTS = (ROOT, ".zgroup", ".zarray")
+
+
+@dataclass(frozen=True)
+class StorePlace:
+    """A Zarr store under construction."""
+
+    target: str
+    """Final name: absolute path or URL; for a store object, its description."""
+
+    root: str
+    """Where it is written: beside a local target until it is complete, or in place in an object store."""
+
+    store: Store | None = None
+    """A store object that was given."""
+
+    @property
+    def label(self) -> str:
+        """Return the final name as messages show it."""
+        return display(self.target)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a directory."""
+        return self.store is None and not is_remote(self.root)
+
+    def open(self) -> Store:
+        """Return the store for the zarr library."""
+        if self.store is not None:
+            return self.store
+        if self.local:
+            return LocalStore(self.root)
+        fs, path = filesystem(self.root)
+        return FsspecStore.from_mapper(fs.get_mapper(path))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store an object, whole or not at all."""
+        with _errors(self, key, len(data)):
+            if not self.local:
+                fs, path = filesystem(join(self.root, key))
+                fs.pipe_file(path, data)
+                return
+            final = Path(self.root, key)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = final.with_name(f".{final.name}.{os.getpid()}")
+            unfinished.write_bytes(data)
+            unfinished.replace(final)
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object, None if there is none."""
+        with _errors(self, key, 0):
+            try:
+                if self.local:
+                    return Path(self.root, key).read_bytes()
+                fs, path = filesystem(join(self.root, key))
+                return bytes(fs.cat_file(path))
+            except FileNotFoundError:
+                return None
+
+    def occupied(self) -> bool:
+        """Return whether there is a Zarr store under the final name."""
+        final = replace(self, root=self.target)
+        return any(final.get(key) is not None for key in _ROOTS)
+
+    def mark(self, name: str) -> None:
+        """Mark a piece of work as done."""
+        if self.store is None:
+            self.put(f"{_DONE}/{name}", b"done")
+
+    def done(self) -> frozenset[str]:
+        """Return the pieces of work that are done, by asking the store."""
+        if self.store is not None:
+            return frozenset()
+        fs, path = filesystem(join(self.root, _DONE))
+        with _errors(self, _DONE, 0):
+            try:
+                return frozenset(str(name).rpartition("/")[2] for name in fs.ls(path, detail=False))
+            except FileNotFoundError:
+                return frozenset()
+
+    def forget(self) -> None:
+        """Remove all marks."""
+        self.remove(_DONE)
+
+    def complete(self, root: bytes) -> None:
+        """Give the store its final name, now that all its windows are written.
+
+        Parameters
+        ----------
+        root
+            Metadata of the root.
+
+        Raises
+        ------
+        WriteError
+            It cannot.
+        """
+        self.put(ROOT, root)
+        if self.local:
+            self._take_name()
+        self.tidy()
+
+    def named(self, identity: bytes) -> bool:
+        """Return whether a store of that identity has its final name, and only the notes about it are left over."""
+        final = replace(self, root=self.target)
+        return final.get(IDENTITY) == identity and final.get(ROOT) is not None
+
+    def tidy(self) -> None:
+        """Remove the notes of a store that has its final name; that of what it is last."""
+        final = replace(self, root=self.target)
+        final.forget()
+        final.remove(IDENTITY)
+
+    def _take_name(self) -> None:
+        target, old = Path(self.target), Path(f"{self.root}.old")
+        with _errors(self, "", 0):
+            if target.exists():
+                target.replace(old)
+            try:
+                Path(self.root).replace(target)
+            except OSError:
+                if old.exists():
+                    old.replace(target)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove everything that has been written."""
+        if self.local:
+            shutil.rmtree(self.root, ignore_errors=True)
+        elif self.store is None:
+            # The root first: an incomplete store must never look complete.
+            self.remove(ROOT)
+            self.remove("")
+
+    def remove(self, key: str) -> None:
+        """Remove an object and all below it; the whole store for the empty key."""
+        fs, path = filesystem(join(self.root, key) if key else self.root)
+        try:
+            fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+        except Exception as error:  # clients of object stores raise their own kinds
+            raise WriteError(f"{self.label}: {key or 'it'} cannot be removed: {reason(self.root, error)}") from error
+
+
+@contextmanager
+def _errors(place: StorePlace, key: str, size: int) -> Iterator[None]:
+    try:
+        yield
+    except S2CompositeError:
+        raise
+    except OSError as error:
+        raise disk_error(error, join(place.target, key), size) from error
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(f"{place.label}: {key} cannot be written: {reason(place.root, error)}") from error
+
+
+class Session(Protocol):
+    """A transaction of a store with a history, such as icechunk's: changes become visible when committed."""
+
+    @property
+    def store(self) -> Store:
+        """Where to write."""
+
+    def commit(self, message: str) -> Any:
+        """Make visible what was written."""
+
+    def discard_changes(self) -> None:
+        """Forget what was written."""
+
+
+def session_of(target: Any) -> Session | None:
+    """Return the target if it is a session, None for everything else."""
+    found: Session | None = target if isinstance(getattr(target, "store", None), Store) else None
+    return found if hasattr(target, "commit") else None
+
+
+def place_of(target: Any, *, overwrite: bool) -> StorePlace:
+    """Return where a store is written, after all checks that can be made beforehand.
+
+    Raises
+    ------
+    WriteError
+        It exists and must not be overwritten, or its parent directory does not exist.
+    ParameterError
+        The URL's scheme is unknown, or is one that cannot be written to.
+    """
+    if isinstance(target, Store):
+        if not overwrite and _holds_group(target):
+            raise WriteError(f"{target}: holds a hierarchy already; pass overwrite=True to replace it")
+        return StorePlace(str(target), "", target)
+    try:
+        path = absolute(target)
+    except SourceError as error:
+        raise ParameterError(str(error)) from error
+    check_write(path)
+    if path.startswith(("http://", "https://")):
+        raise ParameterError(
+            f"{display(path)}: a Zarr store cannot be written over HTTP; use gs://, s3:// or a local path"
+        )
+    place = StorePlace(path, path if is_remote(path) else f"{path}.partial")
+    if place.local and not Path(path).parent.is_dir():
+        raise WriteError(f"{path}: the directory {Path(path).parent} does not exist; create it first", path=path)
+    for root in {path, place.root}:
+        _check_free(StorePlace(path, root), overwrite=overwrite)
+    return place
+
+
+def _check_free(place: StorePlace, *, overwrite: bool) -> None:
+    """Refuse to overwrite anything but a store that is to be replaced, or one left by an interrupted write.
+
+    Raises
+    ------
+    WriteError
+        It is something else, or must not be overwritten.
+    """
+    fs, path = filesystem(place.root)
+    try:
+        there = fs.exists(path)
+        listing = {str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)} if there else set()
+    except NotADirectoryError:
+        listing = {Path(path).name}
+    except Exception as error:  # clients of object stores raise their own kinds
+        raise WriteError(f"{place.label}: cannot be checked: {reason(place.root, error)}") from error
+    complete = place.root == place.target and ROOT in listing
+    if not listing or (IDENTITY in listing and not complete):
+        return
+    if not listing & set(_ROOTS):
+        raise WriteError(f"{display(place.root)}: exists and is not a Zarr store; write elsewhere or remove it")
+    if not overwrite:
+        raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
+
+
+def _holds_group(store: Store) -> bool:
+    try:
+        zarr.open_group(store, mode="r")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def opened(place: StorePlace, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the arrays of a store, opened for writing, under the names of `names`, whose values are their paths."""
+    store = place.open()
+    return {name: zarr.open_array(store, path=path, mode="r+") for name, path in names.items()}
+
+
+ASSEMBLED = ".assembled"
+"""Suffix of a file that is put together, until it takes its name."""
+
+_MARKER = "in-progress"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A directory, or a prefix of an object store, for the parts of files that are being written."""
+
+    root: str
+    """Absolute path or URL, different for each attempt to write."""
+
+    carried: bool = False
+    """Whether workers do not see `root` and return their parts as results, which the client stores."""
+
+    kept: bool = False
+    """Whether parts stay until all are cleared, so that an interrupted write can resume from them."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the parts are objects of a store."""
+        return is_remote(self.root)
+
+    def create(self) -> None:
+        """Make the place and prove that it can be written to.
+
+        Raises
+        ------
+        WriteError
+            It cannot.
+        """
+        try:
+            if not self.remote:
+                Path(self.root).mkdir(exist_ok=self.kept)
+            self._put(_MARKER, b"s2composite is writing here; left over only if it was killed\n")
+        except OSError as error:
+            self.clear()
+            raise WriteError(f"{display(self.root)}: cannot be written: {reason(self.root, error)}") from error
+        except Exception as error:  # clients of object stores raise their own kinds
+            raise WriteError(f"{display(self.root)}: cannot be written: {reason(self.root, error)}") from error
+
+    def visible(self) -> bool:
+        """Return whether the place exists for this process."""
+        if not self.remote:
+            return Path(self.root, _MARKER).exists()
+        fs, path = filesystem(join(self.root, _MARKER))
+        return bool(fs.exists(path))
+
+    def require(self) -> None:
+        """Raise if the place is gone, because writing was given up.
+
+        Raises
+        ------
+        WriteError
+            It is gone.
+        """
+        if not self.visible():
+            raise WriteError(f"{display(self.root)}: no longer exists, because writing was given up")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Store a part, whole or not at all.
+
+        Raises
+        ------
+        WriteError
+            The place is gone (writing was given up), or full.
+        """
+        try:
+            self.require()
+            self._put(name, data)
+        except OSError as error:
+            raise disk_error(error, join(self.root, name), len(data)) from error
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """Return bytes of a part.
+
+        Raises
+        ------
+        WriteError
+            The part is gone or too short.
+        """
+        try:
+            data = self._get(name, start, size)
+        except OSError as error:
+            raise WriteError(f"{display(join(self.root, name))}: {reason(self.root, error)}") from error
+        if len(data) != size:
+            raise WriteError(f"{display(join(self.root, name))}: {len(data)} of {size} bytes at {start} are there")
+        return data
+
+    def read_whole(self, name: str) -> bytes:
+        """Return a part.
+
+        Raises
+        ------
+        WriteError
+            It is gone.
+        """
+        try:
+            if not self.remote:
+                return Path(self.root, name).read_bytes()
+            fs, path = filesystem(join(self.root, name))
+            return bytes(fs.cat_file(path))[:-1]  # without the byte that `_put` adds
+        except OSError as error:
+            raise WriteError(f"{display(join(self.root, name))}: {reason(self.root, error)}") from error
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the parts that are there; none where the place does not exist."""
+        if not self.remote:
+            root = Path(self.root)
+            return frozenset(entry.name for entry in root.iterdir()) if root.is_dir() else frozenset()
+        fs, path = filesystem(self.root)
+        fs.invalidate_cache()
+        try:
+            return frozenset(str(entry).rpartition("/")[2] for entry in fs.ls(path, detail=False))
+        except FileNotFoundError:
+            return frozenset()
+
+    def remove(self, name: str) -> None:
+        """Remove a part that is no longer needed."""
+        if self.remote or self.kept:
+            return  # one request for all, at the end
+        Path(self.root, name).unlink(missing_ok=True)
+
+    def remove_assembled(self) -> None:
+        """Remove files that were put together, or half so, when a run was interrupted: the disk need not hold two."""
+        if not self.remote:
+            for path in Path(self.root).glob(f"*{ASSEMBLED}"):
+                path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove the place and all in it; what cannot be removed stays."""
+        if not self.remote:
+            # A task that is still running may add a file meanwhile.
+            for _ in range(5):
+                shutil.rmtree(self.root, ignore_errors=True)
+                if not Path(self.root).exists():
+                    return
+                time.sleep(0.05)
+            return
+        fs, path = filesystem(self.root)
+        # The marker first, so that tasks still running elsewhere give up.
+        for victim, recursive in ((join(path, _MARKER), False), (path, True)):
+            try:
+                fs.rm(victim, recursive=recursive)
+            except Exception:  # noqa: BLE001, S112 - clients raise their own kinds, and an error while cleaning up hides the real one
+                continue
+
+    def _put(self, name: str, data: bytes) -> None:
+        if self.remote:
+            fs, path = filesystem(join(self.root, name))
+            # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
+            fs.pipe_file(path, data + b".")
+            return
+        final = Path(self.root, name)
+        # A task that Dask runs twice must not replace a whole part with half of one.
+        unfinished = final.with_suffix(f".{uuid.uuid4().hex[:8]}")
+        try:
+            unfinished.write_bytes(data)
+            unfinished.replace(final)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+    def _get(self, name: str, start: int, size: int) -> bytes:
+        if self.remote:
+            fs, path = filesystem(join(self.root, name))
+            return bytes(fs.cat_file(path, start=start, end=start + size))
+        with Path(self.root, name).open("rb") as file:
+            return os.pread(file.fileno(), size, start)
+
+
+def disk_error(error: OSError, path: str, size: int) -> WriteError:
+    """Return the error of the library for an error of the file system while writing `size` bytes to `path`."""
+    if error.errno in _FULL:
+        return WriteError(
+            f"{display(path)}: the disk is full ({size:,} bytes were to be written); make room or write elsewhere",
+            path=display(path),
+            bytes_needed=size,
+        )
+    return WriteError(f"{display(path)}: cannot be written: {reason(path, error)}", path=display(path))

@@ -1,0 +1,450 @@
+"""An output file before its pixels are known; a window's pixels as encoded tiles; the record of what is done."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from s2composite.errors import S2CompositeError, WriteError
+from s2composite.geotiff.structure import RECORD_OVERHEAD, Tag, tile_record
+from s2composite.metrics import metered, tell
+from s2composite.storage.files import display, join
+from s2composite.writing.encode import (
+    Codec,
+    Statistics,
+    encode_mask,
+    halve,
+    level_shapes,
+    tile_statistics,
+    valid_pixels,
+)
+from s2composite.writing.options import RasterOptions
+from s2composite.writing.staging import Parts
+
+__all__ = [
+    "SUFFIX",
+    "TILE",
+    "Band",
+    "FilePart",
+    "Raster",
+    "Stage",
+    "WindowIndex",
+    "WindowResult",
+    "encode_files",
+    "encode_window",
+    "load_record",
+    "pixel_checksum",
+    "record_name",
+    "save_record",
+]
+
+_OVERVIEW_LIMIT = 512
+"""Pixels into which the smallest overview fits; validators want overviews beyond that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """One band of a file."""
+
+    name: str
+    """Shown by GDAL and QGIS as its description."""
+
+    layer: str
+    """The layer it comes from."""
+
+    method: str
+    """How its overviews are made: ``average``, ``nearest`` or ``mode``."""
+
+    nodata: float | None = None
+    """Nodata value of the layer; that of the file may differ if layers disagree."""
+
+    long_name: str = ""
+    """In words."""
+
+    units: str = ""
+    """Unit of its values."""
+
+    scale: float | None = None
+    """Factor from stored to physical values."""
+
+    offset: float | None = None
+    """Added to scaled values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """One output file: what the workers, the assembler and the verification agree on."""
+
+    path: str
+    """Final name: an absolute path or a URL."""
+
+    token: str
+    """Different for each file and attempt: Dask must never take the tasks of an earlier one for done."""
+
+    parts: Parts
+    """Where encoded tiles lie until the file is assembled."""
+
+    bands: tuple[Band, ...]
+    """In the order of the file."""
+
+    shape: tuple[int, int]
+    """Rows, columns."""
+
+    dtype: np.dtype[Any]
+    """Of all bands."""
+
+    nodata: float | None
+    """Nodata value of the file."""
+
+    geobox: GeoBox | None
+    """Pixel grid; None: not georeferenced."""
+
+    options: RasterOptions
+    """Checked, with the predictor decided."""
+
+    mask: bool = False
+    """Whether missing pixels are marked in a mask instead of by nodata."""
+
+    alpha: bool = False
+    """Whether a last band is added, 255 where there is a value and 0 elsewhere."""
+
+    tags: tuple[tuple[str, str], ...] = ()
+    """Facts for GDAL's metadata."""
+
+    geotags: tuple[Tag, ...] = ()
+    """Transform and CRS, as tags."""
+
+    @property
+    def label(self) -> str:
+        """Return the final name as messages show it."""
+        return display(self.path)
+
+    @cached_property
+    def block(self) -> int:
+        """Side of a tile in pixels: smaller than asked for where the whole raster is."""
+        return min(self.options.blocksize, -(-max(self.shape) // 16) * 16)
+
+    @cached_property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the full resolution and each overview."""
+        return level_shapes(self.shape, min(self.block, _OVERVIEW_LIMIT))
+
+    @property
+    def samples(self) -> int:
+        """Number of bands in the file."""
+        return len(self.bands) + self.alpha
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Encoder of tiles."""
+        return Codec(self.options, (self.block, self.block, self.samples), self.dtype)
+
+    def grid(self, level: int) -> tuple[int, int]:
+        """Return the number of rows and columns of tiles of a level."""
+        rows, columns = self.levels[level]
+        return -(-rows // self.block), -(-columns // self.block)
+
+    def halved(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return ``(b, y, x)`` at half the resolution, each band in its own way."""
+        runs = [(method, len(list(run))) for method, run in groupby(band.method for band in self.bands)]
+        if len(runs) == 1:
+            return halve(pixels, runs[0][0], self.nodata)
+        stops = np.cumsum([n for _, n in runs])
+        return np.concatenate(
+            [halve(pixels[stop - n : stop], method, self.nodata) for (method, n), stop in zip(runs, stops, strict=True)]
+        )
+
+    def valid(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return where any band of ``(b, y, x)`` has a value."""
+        valid = valid_pixels(pixels, self.nodata)
+        return np.ones(pixels.shape[1:], np.bool_) if valid is None else np.asarray(valid.any(axis=0))
+
+
+TILE = np.dtype([("start", "u8"), ("size", "u4"), ("mask_size", "u4"), ("crc", "u4"), ("mask_crc", "u4")])
+"""A tile: position of its record in the part, bytes of tile and mask, checksums of their decoded pixels."""
+
+Chunks = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Windows that make some successive levels; the next stage starts from the pixels they keep."""
+
+    number: int
+    """0 starts from the layers themselves."""
+
+    first: int
+    """First level that is made; the windows' pixels are at this resolution."""
+
+    last: int
+    """Last level that is made: all tiles up to it lie inside a single window."""
+
+    chunks: Chunks
+    """Heights of the rows of windows and widths of the columns, in pixels of the first level."""
+
+    def window(self, row: int, column: int, level: int | None = None) -> tuple[slice, slice]:
+        """Return the window in a row and column of windows, in pixels of `level`."""
+        shift = 0 if level is None else level - self.first
+        starts = (sum(self.chunks[0][:row]), sum(self.chunks[1][:column]))
+        sizes = (self.chunks[0][row], self.chunks[1][column])
+        scale = 1 << shift
+        y, x = (slice(s // scale, s // scale + -(-n // scale)) for s, n in zip(starts, sizes, strict=True))
+        return y, x
+
+    def describe(self, row: int, column: int) -> str:
+        """Return the window in words, in pixels of the full resolution."""
+        y, x = self.window(row, column)
+        scale = 1 << self.first
+        return f"window y {y.start * scale}:{y.stop * scale}, x {x.start * scale}:{x.stop * scale}"
+
+
+@dataclass(frozen=True, slots=True)
+class WindowIndex:
+    """What a window has written; small, and all that ever reaches the client."""
+
+    position: tuple[int, int]
+    """Row and column of the window in its stage."""
+
+    part: str
+    """Name of its part."""
+
+    tiles: tuple[NDArray[Any], ...]
+    """For each level of the stage the `TILE` of each tile ``(row, column)`` of the window."""
+
+    statistics: tuple[tuple[Statistics, ...], ...] = ()
+    """For each tile of the full resolution, row by row, those of each band."""
+
+    data: bytes = b""
+    """The part itself, where workers do not see the place for parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowResult:
+    """Result of a window's task."""
+
+    index: WindowIndex
+    """What was written."""
+
+    top: NDArray[Any] | None
+    """Pixels ``(b, y, x)`` from which the next stage makes its levels."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """The part of a window in one file."""
+
+    raster: Raster
+    """The file."""
+
+    stage: Stage
+    """Whose window it is."""
+
+
+def encode_files(
+    blocks: Iterable[Sequence[NDArray[Any]]], files: Sequence[FilePart], position: tuple[int, int]
+) -> tuple[WindowResult, ...]:
+    """Encode a window of several files and store the parts; see `encode_window`.
+
+    Parameters
+    ----------
+    blocks
+        Layers of each file; consumed one after the other.
+    """
+    return tuple(encode_window(own, file.raster, file.stage, position) for own, file in zip(blocks, files, strict=True))
+
+
+def encode_window(
+    blocks: Sequence[NDArray[Any]], raster: Raster, stage: Stage, position: tuple[int, int]
+) -> WindowResult:
+    """Encode a window and store its part.
+
+    Parameters
+    ----------
+    blocks
+        The window of each layer, ``(b, y, x)`` or ``(y, x)``; for later stages the pixels of the stage before.
+    position
+        Row and column of the window.
+
+    Raises
+    ------
+    WriteError
+        Encoding or storing failed; names the window. More precise errors of the library pass unchanged.
+    """
+    where = stage.describe(*position)
+    try:
+        with metered("encode"):
+            return _encode_window(_stacked(blocks, raster), raster, stage, position)
+    except WriteError as error:
+        raise WriteError(f"{raster.label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
+    except S2CompositeError:
+        raise
+    except Exception as error:  # whatever an encoder raises
+        message = f"{raster.label}, {where}: {type(error).__name__}: {error}"
+        raise WriteError(message, window=where, path=raster.label) from error
+
+
+def _stacked(blocks: Sequence[NDArray[Any]], raster: Raster) -> NDArray[Any]:
+    """Return all layers as bands ``(b, y, x)`` in the dtype and with the nodata value of the file."""
+    planes = [np.asarray(block) if block.ndim == 3 else np.asarray(block)[None] for block in blocks]
+    if len(planes) == 1 and planes[0].dtype == raster.dtype:
+        return planes[0]
+    out, start = np.empty((len(raster.bands), *planes[0].shape[1:]), raster.dtype), 0
+    for plane in planes:
+        own, target = raster.bands[start].nodata, out[start : start + len(plane)]
+        target[:] = plane
+        if own is not None and raster.nodata is not None and own not in (raster.nodata, math.nan):
+            target[plane == own] = raster.nodata
+        start += len(plane)
+    return out
+
+
+def _encode_window(pixels: NDArray[Any], raster: Raster, stage: Stage, position: tuple[int, int]) -> WindowResult:
+    records: list[bytes] = []
+    tiles, statistics, start = [], [], 0
+    for level in range(stage.first, stage.last + 1):
+        if level > stage.first:
+            pixels = raster.halved(pixels)
+        rows, columns = (-(-n // raster.block) for n in pixels.shape[1:])
+        index = np.zeros((rows, columns), TILE)
+        for place, tile in zip(np.ndindex(rows, columns), _tiles(pixels, raster.block), strict=True):
+            record, entry = _encode_tile(tile, raster, start)
+            index[place] = entry
+            records.append(record)
+            start += len(record)
+            if level == 0:
+                statistics.append(tuple(tile_statistics(band, raster.nodata) for band in tile))
+        tiles.append(index)
+    name, data = f"{raster.token}_{stage.number}_{position[0]}_{position[1]}.part", b"".join(records)
+    if not raster.parts.carried:
+        with metered("store"):
+            raster.parts.write(name, data)
+        tell("store", len(data), "bytes")
+    held = data if raster.parts.carried else b""
+    top = raster.halved(pixels) if stage.last + 1 < len(raster.levels) else None
+    return WindowResult(WindowIndex(position, name, tuple(tiles), tuple(statistics), held), top)
+
+
+def _tiles(pixels: NDArray[Any], block: int) -> Iterator[NDArray[Any]]:
+    """Yield the tiles ``(b, y, x)`` of a window row by row; those at the edge are smaller."""
+    for y in range(0, pixels.shape[1], block):
+        for x in range(0, pixels.shape[2], block):
+            yield pixels[:, y : y + block, x : x + block]
+
+
+def _encode_tile(tile: NDArray[Any], raster: Raster, start: int) -> tuple[bytes, tuple[int, ...]]:
+    """Return the record of a tile, with that of its mask, and its `TILE`."""
+    valid = raster.valid(tile) if raster.mask or raster.alpha else None
+    whole = _padded(tile, raster.block)
+    if raster.alpha:
+        assert valid is not None
+        whole = np.concatenate([whole, _padded(valid[None], raster.block) * raster.dtype.type(255)])
+    interleaved = np.ascontiguousarray(whole.transpose(1, 2, 0))
+    data = raster.codec.encode(interleaved)
+    crc = pixel_checksum(raster.codec.decode(data) if raster.options.lossy else interleaved)
+    if not raster.mask:
+        return tile_record(data), (start, len(data), 0, crc, 0)
+    assert valid is not None
+    covered = _padded(valid[None], raster.block)[0]
+    mask = encode_mask(covered)
+    record = tile_record(data) + tile_record(mask)
+    assert len(record) == len(data) + len(mask) + 2 * RECORD_OVERHEAD
+    return record, (start, len(data), len(mask), crc, pixel_checksum(covered))
+
+
+def _padded(tile: NDArray[Any], block: int) -> NDArray[Any]:
+    """Repeat the last row and column up to the size of a tile: this compresses best, and does not ring in JPEG."""
+    missing = [block - n for n in tile.shape[1:]]
+    return np.pad(tile, ((0, 0), (0, missing[0]), (0, missing[1])), "edge") if any(missing) else tile
+
+
+def pixel_checksum(pixels: NDArray[Any]) -> int:
+    """Return the CRC-32 of decoded pixels."""
+    return zlib.crc32(np.ascontiguousarray(pixels).view(np.uint8).data)
+
+
+SUFFIX = ".done"
+"""Suffix of the names of records."""
+
+
+def record_name(kind: str, stage: Stage, position: tuple[int, int]) -> str:
+    """Return the name of a window's record.
+
+    >>> record_name("all", Stage(0, 0, 1, ((512,), (512,))), (0, 3))
+    'all_0_0_3.done'
+    """
+    return f"{kind}_{stage.number}_{position[0]}_{position[1]}{SUFFIX}"
+
+
+def save_record(parts: Parts, name: str, results: Sequence[WindowResult], tables: dict[str, NDArray[Any]]) -> None:
+    """Keep what a window has written, one result for each file, and small arrays that came with it.
+
+    Raises
+    ------
+    WriteError
+        The place is full or gone.
+    """
+    arrays: dict[str, NDArray[Any]] = {f"table_{key}": table for key, table in tables.items()}
+    for number, result in enumerate(results):
+        index = result.index
+        arrays[f"name_{number}"] = np.array(index.part)
+        arrays[f"position_{number}"] = np.array(index.position)
+        arrays |= {f"tiles_{number}_{level}": tiles for level, tiles in enumerate(index.tiles)}
+        if index.statistics:
+            # Integers up to 2**53 are exact in float64, and a tile has no more pixels than that.
+            arrays[f"statistics_{number}"] = np.array(index.statistics, np.float64)
+        if result.top is not None:
+            arrays[f"top_{number}"] = result.top
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    parts.write(name, buffer.getvalue())
+
+
+def load_record(parts: Parts, name: str) -> tuple[list[WindowResult], dict[str, NDArray[Any]]]:
+    """Return what `save_record` has kept.
+
+    Raises
+    ------
+    WriteError
+        It is gone or damaged.
+    """
+    try:
+        with np.load(io.BytesIO(parts.read_whole(name)), allow_pickle=False) as record:
+            results: list[WindowResult] = []
+            while f"name_{len(results)}" in record:
+                results.append(_result(record, len(results)))
+            tables = {key.removeprefix("table_"): record[key] for key in record if key.startswith("table_")}
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        where = display(join(parts.root, name))
+        raise WriteError(f"{where}: the record of a window is damaged ({error}); remove it and resume") from error
+    return results, tables
+
+
+def _result(record: Any, number: int) -> WindowResult:
+    row, column = record[f"position_{number}"].tolist()
+    tiles: list[NDArray[Any]] = []
+    while f"tiles_{number}_{len(tiles)}" in record:
+        tiles.append(record[f"tiles_{number}_{len(tiles)}"])
+    statistics = record[f"statistics_{number}"].tolist() if f"statistics_{number}" in record else []
+    index = WindowIndex(
+        (row, column),
+        str(record[f"name_{number}"]),
+        tuple(tiles),
+        tuple(tuple(_statistics(band) for band in tile) for tile in statistics),
+    )
+    top = record.get(f"top_{number}", None)
+    return WindowResult(index, top)
+
+
+def _statistics(values: Sequence[float]) -> Statistics:
+    return Statistics(int(values[0]), int(values[1]), *values[2:])

@@ -1,0 +1,138 @@
+"""Screening: shares counted one pixel at a time, and which scenes stay."""
+
+import copy
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+import s2composite as s2c
+from s2composite.cube.result import _times_coarser, coarser
+from s2composite.demo import make_items, make_scenes
+from s2composite.errors import ParameterError
+from s2composite.pixels.mask_bands import SCL
+from support.morphology import CLOUDS, expected_valid
+from support.rasters import ORIGIN, write_tif
+
+
+@pytest.fixture(scope="module")
+def season(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("season")
+    make_scenes(str(directory), scenes=6, size=600, seed=3, assets=("TCI", "SCL"), compress="deflate")
+    return directory
+
+
+def counted(pixels):
+    observed = (pixels != 0).all(1).mean((1, 2))
+    return observed, ((pixels != 0) & (pixels != 255)).all(1).mean((1, 2))
+
+
+@pytest.mark.parametrize("how", ["files", "memory", "lazy"])
+def test_shares_are_counts_of_pixels(season, how):
+    cube = s2c.open_cube(season, bands=["TCI"], chunks=200)
+    held = {"files": cube, "memory": cube.compute(), "lazy": cube.compute().chunk(time=2, y=170)}[how]
+    shares = s2c.valid_share(held).compute()
+    observed, valid = counted(cube.values)
+    np.testing.assert_allclose(shares["observed"], observed)
+    np.testing.assert_allclose(shares["valid"], valid)
+    assert shares["scene"].values.tolist() == cube["scene"].values.tolist()
+
+
+@pytest.mark.parametrize("chunks", [150, 600])
+def test_shares_obey_mask_bands_and_masks(season, chunks):
+    cube = s2c.open_cube(season, bands=["TCI"], chunks=chunks)
+    land = xr.DataArray(np.arange(600)[:, None] + np.zeros(600) < 250, dims=("y", "x"))
+    rule = SCL(CLOUDS, cleanup=[("opening", 2), ("dilation", 3)])
+    shares = s2c.valid_share(cube, [s2c.Nodata(), rule, land]).compute()
+    usable = expected_valid(season) & (cube.values > 0).all(1) & land.values
+    np.testing.assert_allclose(shares["valid"], usable.mean((1, 2)))
+
+
+def test_scenes_that_show_too_little_are_left_out_and_named(season, caplog):
+    cube = s2c.open_cube(season, bands=["TCI"])
+    rule = SCL(CLOUDS)
+    shares = s2c.valid_share(s2c.open_cube(season, bands=["TCI"], resolution=160), [s2c.Nodata(), rule])["valid"].values
+    limit = float(np.sort(shares)[2:4].mean())
+    with caplog.at_level(logging.INFO):
+        chosen = s2c.select_scenes(cube, min_valid=limit, valid=[s2c.Nodata(), rule])
+    assert chosen["scene"].values.tolist() == cube["scene"].values[shares >= limit].tolist()
+    assert 0 < chosen.sizes["time"] < 6
+    for name in cube["scene"].values[shares < limit]:
+        assert str(name) in caplog.text
+    again = s2c.composite(chosen).compute()
+    assert again.dataset.sizes["scene"] == chosen.sizes["time"]
+    part = cube.isel(y=slice(100, 500), x=slice(0, 300))
+    assert s2c.select_scenes(part, min_valid=0.0).sizes["time"] == 6
+    assert s2c.select_scenes(cube.compute(), min_valid=0.01).sizes["time"] <= 6
+
+
+def test_cloud_cover_is_a_fact_of_the_metadata(season):
+    cube = s2c.open_cube(season, bands=["TCI"])
+    with pytest.raises(ParameterError, match="STAC"):
+        s2c.select_scenes(cube, max_cloud_cover=50)
+    known = cube.assign_coords(cloud_cover=("time", [10.0, 90.0, np.nan, 50.0, 51.0, 0.0]))
+    assert s2c.select_scenes(known, max_cloud_cover=50).sizes["time"] == 4
+
+
+@pytest.mark.parametrize("groupby", [None, "utc_day"])
+def test_cloud_cover_comes_with_stac_items(tmp_path, groupby):
+    make_scenes(tmp_path / "files", scenes=3, size=64, assets=["TCI"])
+    items = [json.loads(Path(item).read_text()) for item in make_items(tmp_path / "files", tmp_path / "items")]
+    for item, cover in zip(items, [10.0, "unknown", 60], strict=True):
+        item["properties"]["eo:cloud_cover"] = cover
+        item["assets"]["TCI"]["href"] = str(tmp_path / "items" / item["assets"]["TCI"]["href"])
+    second = copy.deepcopy(items[2])  # another granule of the day
+    second["id"], second["properties"]["eo:cloud_cover"] = "T31TDJ_other", 20
+    second["properties"]["grid:code"] = "MGRS-31TDJ"
+    cube = s2c.open_cube([*items, second], groupby=groupby)
+    covers = [10, np.nan, 40] if groupby else [10, np.nan, 60, 20]
+    np.testing.assert_array_equal(cube["cloud_cover"], covers)
+    assert s2c.select_scenes(cube, max_cloud_cover=50).sizes["time"] == 3
+
+
+@pytest.mark.parametrize(("limits", "words"), [({"min_valid": 2}, "0 to 1"), ({"max_cloud_cover": -1}, "percent")])
+def test_limits_that_make_no_sense(season, limits, words):
+    with pytest.raises(ParameterError, match=words):
+        s2c.select_scenes(s2c.open_cube(season, bands=["TCI"]), **limits)
+    with pytest.raises(ParameterError, match="none of the 6 scenes"):
+        s2c.select_scenes(s2c.open_cube(season, bands=["TCI"]), min_valid=1.0, valid=s2c.ValueRange(254, 254))
+
+
+@pytest.mark.parametrize("resolution", [None, 160, 120, 30])
+def test_a_coarse_look_counts_no_pixels_outside_of_the_area(tmp_path, resolution):
+    for day in (1, 2):
+        write_tif(tmp_path / f"T31TCJ_2023070{day}T104629_TCI.tif", np.full((3, 100, 100), day, "uint8"), block=128)
+    cube = s2c.open_cube(tmp_path)
+    look = coarser(cube, resolution)
+    assert (s2c.valid_share(look, s2c.Nodata())["observed"].values == 1).all()
+    assert s2c.select_scenes(cube, min_valid=1, valid=s2c.Nodata(), resolution=resolution).sizes["time"] == 2
+    assert (s2c.composite(cube, valid=s2c.Nodata()).preview(33)["count"].values == 2).all()
+
+
+@pytest.mark.parametrize(("size", "times"), [(100, 1), (511, 1), (600, 2), (1024, 4), (10980, 16)])
+def test_small_areas_are_looked_at_closely(size, times):
+    assert _times_coarser(size) == times
+
+
+def test_what_no_file_covers_is_not_valid_whatever_the_rules_are(tmp_path):
+    """Granules that overlap in part: a share of the area can be counted from their outlines."""
+    for t, left in enumerate((0, 30, 400)):
+        array = np.full((60, 60), 9, "uint8")
+        array[:, :6] = 0
+        place = ORIGIN @ Affine.translation(left, 0)
+        write_tif(tmp_path / f"S{t}_2023060{t + 1}_B04.tif", array, transform=place, nodata=0)
+    area = GeoBox((60, 120), ORIGIN, "EPSG:32631")
+    cube = s2c.open_cube(tmp_path, geobox=area, chunks=50)
+    for rules in ((), s2c.ValueRange(high=200), s2c.Saturated()):
+        shares = s2c.valid_share(cube, rules)
+        assert shares["valid"].values.tolist() == [0.5, 0.5, 0.0]
+        assert shares["observed"].values.tolist() == [0.45, 0.45, 0.0]
+        kept = s2c.select_scenes(cube, min_valid=0.4, valid=rules, resolution=10)
+        assert kept.sizes["time"] == 2
+    shares = s2c.valid_share(s2c.open_cube(tmp_path, geobox=area, chunks=50, groupby="utc_day"), ())
+    assert shares["valid"].values.tolist() == [0.5, 0.5, 0.0]
