@@ -22,7 +22,22 @@ from pathlib import Path
 import s2composite as s2c
 from s2composite.demo import make_items, make_scenes
 
-COMMANDS = ["", "demo", "init", "plan", "run", "resume", "retry", "report", "schema", "scenes", "check", "zonal", "service", "dispatch"]
+COMMANDS = [
+    "",
+    "demo",
+    "init",
+    "plan",
+    "run",
+    "resume",
+    "retry",
+    "report",
+    "schema",
+    "scenes",
+    "check",
+    "zonal",
+    "service",
+    "dispatch",
+]
 
 
 def shown(*command):
@@ -92,7 +107,11 @@ def products(source, directory, chunks, client):
     s2c.composite(cube, "geomedian", deviations=True).to_raster(str(where / "geomedian.tif"))
     out["geomedian"] = {path.name: digest(path) for path in sorted(where.glob("geomedian*"))}
     comp.to_stac(str(where / "stac"))
-    out["stac"] = {path.name: digest(path) for path in sorted((where / "stac").rglob("*")) if path.suffix in (".tif", ".png", ".webp")}
+    out["stac"] = {
+        path.name: digest(path)
+        for path in sorted((where / "stac").rglob("*"))
+        if path.suffix in (".tif", ".png", ".webp")
+    }
     return out
 
 
