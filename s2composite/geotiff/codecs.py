@@ -46,32 +46,15 @@ _LOSSLESS: Mapping[str, Callable[..., Any]] = {
 _SEGMENT = struct.Struct(">HH")
 _START_OF_SCAN = 0xFFDA
 _FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+# A JPEG's segments: marker and size. Frames of all kinds; JFIF and Adobe, which say what the components are.
 _COLOURS = frozenset((0xFFE0, 0xFFEE))
-"""A JPEG's segments: marker and size. Frames of all kinds; JFIF and Adobe, which say what the components are."""
 
+# output colours by bands; CMYK is libjpeg's name for four bands left as they are
 _JPEG_COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
-"""Output colours by bands; CMYK is libjpeg's name for four bands left as they are."""
 
 
 def decode_tile(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[Any]) -> None:
-    """Decode a tile.
-
-    Parameters
-    ----------
-    coding
-        How it is encoded.
-    data
-        Its bytes.
-    rows
-        Rows that it must have: fewer than `out` only in the last strip of a file in strips.
-    out
-        ``(y, x, band)``, C-contiguous, in the file's dtype but the machine's byte order; gets the pixels.
-
-    Raises
-    ------
-    CorruptTileError
-        The bytes are damaged or truncated, as far as the codec can tell, or hold another shape.
-    """
+    """Decode a tile."""
     try:
         if coding.compression == "JPEG":
             _jpeg(coding, data, rows, out)

@@ -55,77 +55,51 @@ __all__ = [
     "signing",
 ]
 
+# what GDAL escapes in its metadata beside the three of all XML, and all of it twice
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
-"""What GDAL escapes in its metadata beside the three of all XML, and all of it twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
     """What GDAL's metadata say of a band's numbers: ``number * scale + offset`` has the unit."""
 
-    scale: float
-    """1 where only the unit is known."""
-
-    offset: float
-    """0 where only the unit is known."""
-
-    unit: str | None
-    """``"K"``; None: not said."""
+    scale: float  # 1 where only the unit is known
+    offset: float  # 0 where only the unit is known
+    unit: str | None  # "K"; None: not said
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a raster file is. Two headers are equal if they are of the same file in the same state."""
 
-    href: str
-    """Path or URL."""
-
-    identity: Identity
-    """Size, ETag and time of change when the header was read."""
-
+    href: str  # path or URL
+    identity: Identity  # size, ETag and time of change when the header was read
+    # pixel grid of the full resolution; without CRS, and the identity as transform, if the file has none
     geobox: GeoBox = field(compare=False)
-    """Pixel grid of the full resolution; without CRS, and the identity as transform, if the file has none."""
-
-    bands: int = field(compare=False)
-    """Number of bands."""
-
-    dtype: np.dtype[Any] = field(compare=False)
-    """Of the pixels, in the machine's byte order."""
-
+    bands: int = field(compare=False)  # number of bands
+    dtype: np.dtype[Any] = field(compare=False)  # of the pixels, in the machine's byte order
+    # what the file declares as no data, for its first band where they differ
     nodata: float | None = field(compare=False)
-    """What the file declares as no data, for its first band where they differ."""
-
-    descriptions: tuple[str | None, ...] = field(compare=False)
-    """Name of each band, if the file has one."""
-
+    descriptions: tuple[str | None, ...] = field(compare=False)  # name of each band, if the file has one
+    # the full resolution, then the overviews from fine to coarse
     levels: tuple[Level, ...] = field(compare=False, repr=False)
-    """The full resolution, then the overviews from fine to coarse."""
-
+    # what it declares for each band, where they differ; empty: `nodata` is that of all
     band_nodata: tuple[float | None, ...] = field(default=(), compare=False)
-    """What it declares for each band, where they differ; empty: `nodata` is that of all."""
-
+    # the mask as a raster of one uint8 band, not 0 where valid, its levels those of the file; None: there is none, or
+    # only GDAL can read it
     mask: Header | None = field(default=None, compare=False, repr=False)
-    """The mask as a raster of one uint8 band, not 0 where valid, its levels those of the file; None: there is none, or
-    only GDAL can read it."""
-
+    # where the mask is: "internal mask", ".msk" for a file beside, "mask" in other formats, "NODATA_VALUES" for a
+    # colour that has no data; else empty
     mask_kind: str = field(default="", compare=False)
-    """Where the mask is: ``"internal mask"``, ``".msk"`` for a file beside, ``"mask"`` in other formats,
-    ``"NODATA_VALUES"`` for a colour that has no data; else empty."""
-
+    # band, counted from 0, that is 0 where the others are not valid; None: there is none
     alpha: int | None = field(default=None, compare=False)
-    """Band, counted from 0, that is 0 where the others are not valid; None: there is none."""
-
+    # scale, offset and unit of each band in GDAL's metadata; empty: no band has any
     scaling: tuple[Scaling | None, ...] = field(default=(), compare=False)
-    """Scale, offset and unit of each band in GDAL's metadata; empty: no band has any."""
-
+    # why only GDAL can read the pixels; empty: they can be decoded here
     undecodable: str = field(default="", compare=False)
-    """Why only GDAL can read the pixels; empty: they can be decoded here."""
-
+    # whether each tile stands between its size and a copy of its last four bytes, as GDAL's COG driver writes it
     framed: bool = field(default=False, compare=False, repr=False)
-    """Whether each tile stands between its size and a copy of its last four bytes, as GDAL's COG driver writes it."""
-
-    sign: Sign | None = field(default=None, compare=False, repr=False)
-    """Signs the URL when pixels are read."""
+    sign: Sign | None = field(default=None, compare=False, repr=False)  # signs the URL when pixels are read
 
     @property
     def block(self) -> tuple[int, int]:
@@ -176,20 +150,7 @@ class Header:
 
 
 def read_headers(hrefs: Sequence[str], max_workers: int = 32) -> tuple[Header, ...]:
-    """Read many headers at once; see `read_header`.
-
-    Parameters
-    ----------
-    hrefs
-        Paths or URLs.
-    max_workers
-        Files read at once. Remote ones wait for the network; a local one takes a fraction of a millisecond.
-
-    Returns
-    -------
-    tuple of Header
-        In the order of `hrefs`.
-    """
+    """Read many headers at once; see `read_header`."""
     with ThreadPoolExecutor(max(1, min(max_workers, len(hrefs)))) as pool:
         return tuple(pool.map(read_header, hrefs))
 
@@ -197,23 +158,6 @@ def read_headers(hrefs: Sequence[str], max_workers: int = 32) -> tuple[Header, .
 def read_header(href: str, sign: Sign | None = None) -> Header:
     """Read what a raster file is, in one request of 64 KiB for a remote COG.
 
-    Parameters
-    ----------
-    href
-        Path or URL of a GeoTIFF, or of any other raster that GDAL reads (its header then says ``undecodable``).
-    sign
-        Signs the URL, now and whenever pixels are read.
-
-    Raises
-    ------
-    SceneError
-        The file is missing, denied, empty, truncated or not a raster, or its pixels are on no grid: it is located by
-        ground control points, RPCs or geolocation arrays.
-    ReadError
-        The network failed, and retries did not help.
-
-    Examples
-    --------
     >>> header = read_header("T31TCJ_20230709T104629_TCI.tif")  # doctest: +SKIP
     >>> header.compression, header.block, header.bands  # doctest: +SKIP
     ('JPEG', (512, 512), 3)
@@ -242,8 +186,8 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     return header
 
 
+# what locates pixels that are on no grid, and gdalwarp's option for it
 _WARP = {"ground control points": "-tps", "RPCs": "-rpc", "geolocation arrays": "-geoloc"}
-"""What locates pixels that are on no grid, and gdalwarp's option for it."""
 
 
 def _refuse_off_grid(href: str, location: str | None) -> None:

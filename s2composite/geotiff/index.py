@@ -31,18 +31,6 @@ def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
     """Write headers to a file, which is complete when it takes its name.
 
     Text (JSON, compressed), not a pickle: reading it cannot run anything. About 1.5 KB a scene of 10980 x 10980.
-
-    Parameters
-    ----------
-    headers
-        Of any files.
-    path
-        Local file to write or replace.
-
-    Raises
-    ------
-    WriteError
-        It cannot be written.
     """
     path = _place(path)
     content = {"format": _FORMAT, "headers": [_to_plain(header) for header in headers]}
@@ -69,31 +57,7 @@ def load_index(
     *,
     check: bool = True,
 ) -> dict[str, Header]:
-    """Return the headers of an index whose files are still the same.
-
-    Parameters
-    ----------
-    path
-        File that `save_index` wrote. One that is not there, or is damaged, holds no headers.
-    hrefs
-        The files that are wanted.
-    max_workers
-        Files looked at at once. A remote one costs a request of one byte.
-    sign
-        Signs their URLs.
-    check
-        Look at the files; without it the headers are as they were, and reading a file that changed since is an error.
-
-    Returns
-    -------
-    dict
-        By href; those that are missing, or whose size, ETag or time of change is not what it was, are left out.
-
-    Raises
-    ------
-    AccessError
-        This process must not read one of them.
-    """
+    """Return the headers of an index whose files are still the same."""
     known = _load(_place(path))
     wanted = [signing(known[href], sign) for href in dict.fromkeys(hrefs) if href in known]
     for header in wanted:
@@ -107,22 +71,7 @@ def load_index(
 def read_headers_cached(
     hrefs: Sequence[str], path: str | os.PathLike[str], max_workers: int = 32
 ) -> tuple[Header, ...]:
-    """Return the headers of files, from an index where they are unchanged; the others are read and added to it.
-
-    Parameters
-    ----------
-    hrefs
-        Paths or URLs.
-    path
-        The index: made if it is not there. It may hold other files too, which stay in it.
-    max_workers
-        Files read at once.
-
-    Raises
-    ------
-    SceneError, ReadError
-        As `read_header`.
-    """
+    """Return the headers of files, from an index where they are unchanged; the others are read and added to it."""
     found = load_index(path, hrefs, max_workers)
     missing = [href for href in dict.fromkeys(hrefs) if href not in found]
     if missing:

@@ -57,14 +57,12 @@ __all__ = [
 ]
 
 _SCALE, TIEPOINT, _MATRIX = 33550, 33922, 34264
-GEO_TAGS = frozenset({_SCALE, TIEPOINT, _MATRIX, 34735, 34736, 34737})
-"""Tags that say where the pixels are."""
+GEO_TAGS = frozenset({_SCALE, TIEPOINT, _MATRIX, 34735, 34736, 34737})  # tags that say where the pixels are
 
+# (tag, type, count, value) as they are in the file, in the file's byte order
 RawTag: TypeAlias = tuple[int, int, int, bytes]
-"""``(tag, type, count, value)`` as they are in the file, in the file's byte order."""
 
-GridKey: TypeAlias = tuple[tuple[int, int], Affine, str | None]
-"""Shape ``(y, x)``, transform and CRS of a geobox."""
+GridKey: TypeAlias = tuple[tuple[int, int], Affine, str | None]  # shape (y, x), transform and CRS of a geobox
 
 
 @lru_cache(4096)
@@ -72,15 +70,6 @@ def geobox_from_tags(tags: tuple[RawTag, ...], order: str, shape: tuple[int, int
     """Return the geobox that GeoTIFF tags describe: GDAL's own reading of them, so exactly what rasterio says.
 
     Equal arguments give the same object, so that a pickled tuple of headers holds it once.
-
-    Parameters
-    ----------
-    tags
-        Those of `GEO_TAGS` that the file has, by number.
-    order
-        The file's byte order, ``"<"`` or ``">"``.
-    shape
-        ``(y, x)`` in pixels.
     """
     return same_geobox(shape, *_georeference(tags, order))
 
@@ -148,12 +137,10 @@ def crs_from_wkt(wkt: str) -> CRS:
 
 Value: TypeAlias = "bytes | tuple[Any, ...] | NDArray[np.uint64]"
 
-_OFFSETS = {273, 279, 324, 325}
-"""Offsets and byte counts of strips and tiles: arrays, for they are long."""
+_OFFSETS = {273, 279, 324, 325}  # offsets and byte counts of strips and tiles: arrays, for they are long
 
 _WANTED = GEO_TAGS | _OFFSETS | {254, 256, 257, 258, 259, 262, 266, 277, 278, 284, 317, 322, 323, 338, 339, 347}
-RPC = 50844
-"""Tag of rational polynomial coefficients."""
+RPC = 50844  # tag of rational polynomial coefficients
 
 _WANTED |= {42112, 42113, 50674, RPC}  # GDAL's metadata and nodata, LERC's parameters
 
@@ -161,28 +148,23 @@ _FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: 
 _FORMATS |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
 _SIZES = {kind: struct.calcsize("=" + code) for kind, code in _FORMATS.items()}
 _BYTES = (1, 2, 7)
-_WHOLE = (1, 3, 4, 6, 8, 9, 13, 16, 17, 18)
-"""Types of whole numbers, any of which an offset or a byte count may have."""
+_WHOLE = (1, 3, 4, 6, 8, 9, 13, 16, 17, 18)  # types of whole numbers, any of which an offset or a byte count may have
 
-_MORE = 1 << 14
-"""Least number of bytes read beyond the first ones: what is wanted next lies beside what is wanted now."""
+_MORE = 1 << 14  # least number of bytes read beyond the first ones: what is wanted next lies beside what is wanted now
 
-_MOST_DIRECTORIES = 4096
-"""A chain longer than this is a loop or no raster of ours."""
+_MOST_DIRECTORIES = 4096  # A chain longer than this is a loop or no raster of ours
 
+# bytes of a header, which is held in memory: 16 million tiles; a server may claim any number and send them
 _LARGEST_HEADER = 256 << 20
-"""Bytes of a header, which is held in memory: 16 million tiles; a server may claim any number and send them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
     """One image file directory."""
 
+    # values of the tags that matter here: text as bytes, offsets and byte counts as arrays, others as tuples
     values: Mapping[int, Value]
-    """Values of the tags that matter here: text as bytes, offsets and byte counts as arrays, others as tuples."""
-
-    geo: tuple[RawTag, ...]
-    """The tags of `GEO_TAGS` as they are in the file."""
+    geo: tuple[RawTag, ...]  # the tags of `GEO_TAGS` as they are in the file
 
     def number(self, tag: int, default: int = 0) -> int:
         """Return the first value of a numeric tag."""
@@ -201,14 +183,9 @@ class Directory:
 class Tiff:
     """The directories of a TIFF."""
 
-    order: str
-    """Byte order, ``"<"`` or ``">"``."""
-
-    directories: tuple[Directory, ...]
-    """In file order."""
-
-    notes: str
-    """GDAL's structural metadata between the header and the first directory; empty where there is none."""
+    order: str  # byte order, "<" or ">"
+    directories: tuple[Directory, ...]  # in file order
+    notes: str  # GDAL's structural metadata between the header and the first directory; empty where there is none
 
 
 class _File:
@@ -249,13 +226,7 @@ def broken(href: str, why: str) -> SceneError:
 
 
 def open_tiff(href: str, sign: Sign | None = None) -> tuple[Tiff | None, Identity]:
-    """Return the directories of a TIFF, or None where the file is something else, and the file's identity.
-
-    Raises
-    ------
-    SceneError
-        The file is empty, truncated or damaged.
-    """
+    """Return the directories of a TIFF, or None where the file is something else, and the file's identity."""
     head, identity = read_head(href, sign=sign)
     if not head:
         raise SceneError(f"{display(href)} is empty (0 bytes); fetch it again, or leave it out", href=display(href))
@@ -333,20 +304,19 @@ _COMPRESSIONS = {
     34925: "LZMA", 50000: "ZSTD", 50001: "WEBP", 50002: "JXL", 52546: "JXL",
 }  # fmt: skip
 _DECODABLE = ("NONE", "LZW", "JPEG", "DEFLATE", "PACKBITS", "LERC", "LZMA", "ZSTD", "WEBP")
-_PREDICTED = ("LZW", "DEFLATE", "LZMA", "ZSTD")
-"""Compressions that heed the predictor."""
+_PREDICTED = ("LZW", "DEFLATE", "LZMA", "ZSTD")  # compressions that heed the predictor
 
 _PHOTOMETRICS = {
     0: "MINISWHITE", 1: "MINISBLACK", 2: "RGB", 3: "PALETTE", 4: "MASK", 5: "CMYK", 6: "YCBCR", 8: "CIELAB",
 }  # fmt: skip
+# bytes of a decoded tile; more is a damaged header, or one strip for a whole raster, which GDAL reads by rows
 _LARGEST_BLOCK = 1 << 30
-"""Bytes of a decoded tile; more is a damaged header, or one strip for a whole raster, which GDAL reads by rows."""
 
+# pixels on a side, which is GDAL's limit; bands, which is libtiff's (SamplesPerPixel is a number of 16 bits)
 _LARGEST_SIDE, _MOST_BANDS = (1 << 31) - 1, (1 << 16) - 1
-"""Pixels on a side, which is GDAL's limit; bands, which is libtiff's (SamplesPerPixel is a number of 16 bits)."""
 
+# bytes before each tile that hold its size, and after it that repeat its last ones, in files of GDAL's COG driver
 FRAME = 4
-"""Bytes before each tile that hold its size, and after it that repeat its last ones, in files of GDAL's COG driver."""
 
 _LERC_CODECS = {0: "", 1: "DEFLATE", 2: "ZSTD"}
 
@@ -355,32 +325,15 @@ _LERC_CODECS = {0: "", 1: "DEFLATE", 2: "ZSTD"}
 class Coding:
     """How the tiles of a level are encoded."""
 
-    compression: str
-    """GDAL's word: ``"JPEG"``, ``"DEFLATE"``, ``"NONE"`` ..."""
-
-    predictor: int
-    """1 none, 2 horizontal differences, 3 floating point."""
-
-    photometric: str
-    """TIFF's word: ``"RGB"``, ``"YCBCR"``, ``"MINISBLACK"`` ..."""
-
-    interleave: Literal["pixel", "band"]
-    """Whether a tile holds all bands or one."""
-
-    samples: int
-    """Bands in the file."""
-
-    dtype: str
-    """Of a sample in the file, with its byte order: ``"<u2"``."""
-
-    bits: int
-    """Bits of a sample; 1 in masks."""
-
-    tables: bytes
-    """JPEG tables that all tiles share, or empty."""
-
-    inner: str
-    """Compression of the data inside LERC: ``"DEFLATE"``, ``"ZSTD"`` or empty."""
+    compression: str  # GDAL's word: "JPEG", "DEFLATE", "NONE" ..
+    predictor: int  # 1 none, 2 horizontal differences, 3 floating point
+    photometric: str  # TIFF's word: "RGB", "YCBCR", "MINISBLACK" ..
+    interleave: Literal["pixel", "band"]  # whether a tile holds all bands or one
+    samples: int  # bands in the file
+    dtype: str  # of a sample in the file, with its byte order: "<u2"
+    bits: int  # bits of a sample; 1 in masks
+    tables: bytes  # JPEG tables that all tiles share, or empty
+    inner: str  # compression of the data inside LERC: "DEFLATE", "ZSTD" or empty
 
     @property
     def planes(self) -> int:
@@ -397,23 +350,14 @@ class Coding:
 class Level:
     """One resolution of a raster and where its tiles are."""
 
-    shape: tuple[int, int]
-    """``(y, x)`` in pixels."""
-
-    block: tuple[int, int]
-    """``(y, x)`` of a tile; strips are tiles as wide as the raster."""
-
-    tiled: bool
-    """Whether blocks are tiles, all of one size, or strips, the last of which may have fewer rows."""
-
-    coding: Coding
-    """How the tiles are encoded."""
-
+    shape: tuple[int, int]  # (y, x) in pixels
+    block: tuple[int, int]  # (y, x) of a tile; strips are tiles as wide as the raster
+    tiled: bool  # whether blocks are tiles, all of one size, or strips, the last of which may have fewer rows
+    coding: Coding  # how the tiles are encoded
+    # (planes * rows * columns,) first byte of each tile; empty where only GDAL can read the file
     offsets: NDArray[np.uint64] = field(repr=False)
-    """``(planes * rows * columns,)`` first byte of each tile; empty where only GDAL can read the file."""
-
+    # (planes * rows * columns,) bytes of each tile; 0: sparse, all nodata
     counts: NDArray[np.uint64] = field(repr=False)
-    """``(planes * rows * columns,)`` bytes of each tile; 0: sparse, all nodata."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -536,11 +480,9 @@ def _known_photometric(coding: Coding) -> bool:
     return coding.photometric in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "MASK")
 
 
-CLASSIC_LIMIT = 2**32 - 2**16
-"""Bytes beyond which offsets no longer fit a classic TIFF, with room to spare."""
+CLASSIC_LIMIT = 2**32 - 2**16  # bytes beyond which offsets no longer fit a classic TIFF, with room to spare
 
-RECORD_OVERHEAD = 8
-"""Bytes around each stored tile: its size before, its last four bytes after."""
+RECORD_OVERHEAD = 8  # bytes around each stored tile: its size before, its last four bytes after
 
 SHORT, LONG, DOUBLE, ASCII, LONG8 = 3, 4, 12, 2, 16
 _CODES = {SHORT: "H", LONG: "I", DOUBLE: "d", LONG8: "Q"}
@@ -552,14 +494,9 @@ _TILE_OFFSETS, _TILE_COUNTS = 324, 325
 class Tag:
     """An entry of a TIFF directory."""
 
-    code: int
-    """Number of the tag."""
-
-    kind: int
-    """TIFF field type: 2 ASCII, 3 SHORT, 4 LONG, 12 DOUBLE, 16 LONG8."""
-
-    values: Any
-    """Text for ASCII, else numbers."""
+    code: int  # number of the tag
+    kind: int  # TIFF field type: 2 ASCII, 3 SHORT, 4 LONG, 12 DOUBLE, 16 LONG8
+    values: Any  # text for ASCII, else numbers
 
     def payload(self) -> tuple[int, bytes]:
         """Return the number of values and their bytes, little endian."""
@@ -574,14 +511,9 @@ class Tag:
 class TileDirectory:
     """One image of the file: the full resolution, an overview, or the mask of one of them."""
 
-    tags: tuple[Tag, ...]
-    """All but the offsets and sizes of tiles."""
-
-    offsets: NDArray[np.uint64]
-    """Position of each tile in the file, row by row, in bytes."""
-
-    counts: NDArray[np.uint64]
-    """Size of each tile in bytes, row by row."""
+    tags: tuple[Tag, ...]  # all but the offsets and sizes of tiles
+    offsets: NDArray[np.uint64]  # position of each tile in the file, row by row, in bytes
+    counts: NDArray[np.uint64]  # size of each tile in bytes, row by row
 
 
 def tile_record(data: bytes) -> bytes:
@@ -594,17 +526,7 @@ def tile_record(data: bytes) -> bytes:
 
 
 def build_header(directories: Sequence[TileDirectory], *, big: bool, mask: bool) -> bytes:
-    """Return everything that stands before the first tile.
-
-    Parameters
-    ----------
-    directories
-        In the order of the file. The length of the header depends on the number of tiles only, not on offsets.
-    big
-        BigTIFF.
-    mask
-        The tile of a mask follows each tile of the image.
-    """
+    """Return everything that stands before the first tile."""
     ghost = _ghost(mask=mask)
     start = (16 if big else 8) + len(ghost)
     start += -start % 8

@@ -32,35 +32,22 @@ __all__ = [
 
 LOG = logging.getLogger(__name__)
 
+# the name of a band or a whole asset, or the number of a band in a scene's only file, counted from 1 as in GDAL
 BandName: TypeAlias = str | int
-"""The name of a band or a whole asset, or the number of a band in a scene's only file, counted from 1 as in GDAL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What one file gives to the bands of a stack."""
 
-    asset: Asset
-    """The file."""
-
-    file_bands: tuple[int, ...]
-    """Its bands that are read, counted from 0."""
-
-    row: int
-    """Where the first of them goes on the stack's band axis; the others follow it."""
-
-    values: tuple[Values, ...]
-    """What the numbers of each of them mean."""
+    asset: Asset  # the file
+    file_bands: tuple[int, ...]  # its bands that are read, counted from 0
+    row: int  # where the first of them goes on the stack's band axis; the others follow it
+    values: tuple[Values, ...]  # what the numbers of each of them mean
 
 
 def chosen_bands(bands: Any) -> tuple[BandName, ...] | None:
-    """Return the bands that were asked for: of one name or number, or of any collection of these; None for None.
-
-    Raises
-    ------
-    ParameterError
-        There are none, one is given twice, or is neither a name nor a number from 1.
-    """
+    """Return the bands that were asked for: of one name or number, or of any collection of these; None for None."""
     if bands is None:
         return None
     several = isinstance(bands, Iterable) and not isinstance(bands, (str, bytes))
@@ -81,11 +68,6 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> 
 
     Without `bands` that is the only asset of a scene, or its true-colour picture; where other observations lie beside
     it, the log says so.
-
-    Raises
-    ------
-    BandError
-        The scenes have several assets and nothing says which is meant.
     """
     if bands is None:
         pictured = all(any(is_picture(asset.name) for asset in scene.assets) for scene in scenes)
@@ -122,8 +104,7 @@ def _tell_of_others(scenes: Sequence[Scene], picture: Asset) -> None:
         )  # fmt: skip
 
 
-_SHOWN = 12
-"""Names that a message lists."""
+_SHOWN = 12  # names that a message lists
 
 
 def _assets_for(scene: Scene, bands: Sequence[BandName]) -> tuple[Asset, ...]:
@@ -144,13 +125,7 @@ def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[BandName]
 
 
 def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
-    """Return the names of a file's bands: as declared, as the file describes them, or as its photometry implies.
-
-    Raises
-    ------
-    SceneError
-        The asset is known to have other bands than the file has.
-    """
+    """Return the names of a file's bands: as declared, as the file describes them, or as its photometry implies."""
     alpha = alpha_of(asset, header)
     data = [band for band in range(header.bands) if band != alpha]
     declared = asset.bands or asset.band_values
@@ -187,22 +162,7 @@ def alpha_of(asset: Asset, header: Header) -> int | None:
 def parts_of(
     scene: Scene, assets: Sequence[Asset], headers: Mapping[str, Header], bands: Sequence[BandName] | None
 ) -> tuple[tuple[str, ...], tuple[Part, ...]]:
-    """Return the names of the bands a scene gives, and the parts of files that give them.
-
-    Parameters
-    ----------
-    scene, assets
-        A scene and those of its assets whose headers were read.
-    headers
-        By href.
-    bands
-        Names of bands or of whole assets, in the order wanted; None for all bands of `assets`.
-
-    Raises
-    ------
-    BandError
-        A band is not there; the message lists those that are.
-    """
+    """Return the names of the bands a scene gives, and the parts of files that give them."""
     where = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
     data = [entry for entry in where if entry[1] != alpha_of(entry[0], headers[entry[0].href])]
     meaning = {(asset.href, i): _values(asset, i, name, headers[asset.href], scene) for asset, i, name in where}
@@ -248,8 +208,7 @@ def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Va
     return values if tags is None else tagged_values(values, tags.scale, tags.offset, tags.unit, sensor=scene.sensor)
 
 
-_Entry: TypeAlias = tuple[Asset, int, str]
-"""An asset, the position of one of its bands, and that band's name."""
+_Entry: TypeAlias = tuple[Asset, int, str]  # an asset, the position of one of its bands, and that band's name
 
 
 def _found(wanted: BandName, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
@@ -321,20 +280,13 @@ def _labelled(wanted: str, found: list[_Entry]) -> list[_Entry]:
 class Conversion:
     """What is done to the numbers of a file: ``(number + shift) * scale + offset``."""
 
+    # added to numbers that are not nodata, which then stay within their type and different from nodata
     shift: float = 0.0
-    """Added to numbers that are not nodata, which then stay within their type and different from nodata."""
-
-    scale: float = 1.0
-    """Only where the stack has floating-point numbers."""
-
-    offset: float = 0.0
-    """Only where the stack has floating-point numbers."""
-
+    scale: float = 1.0  # only where the stack has floating-point numbers
+    offset: float = 0.0  # only where the stack has floating-point numbers
+    # the file's number of saturated pixels, the largest of its type, where the stack has floating-point numbers
     saturated: float | None = None
-    """The file's number of saturated pixels, the largest of its type, where the stack has floating-point numbers."""
-
-    classes: bool = False
-    """Whether the numbers are classes or flags: none of them may become another."""
+    classes: bool = False  # whether the numbers are classes or flags: none of them may become another
 
     @property
     def changes(self) -> bool:
@@ -366,22 +318,6 @@ def convert(
     A valid number that the stack takes for no data, because the file says otherwise what is valid, becomes the one
     next to it, as GDAL's warper does it; a class does not.
 
-    Parameters
-    ----------
-    numbers
-        ``(b, y, x)``, in the type of the stack.
-    how
-        What to do.
-    nodata
-        What the file has where it has no data; None: nothing declared. Without `valid` numbers that are converted then
-        have no data at 0, as in all products of Sentinel-2.
-    fill
-        What the stack has there.
-    valid
-        ``(y, x)`` or ``(b, y, x)``: where the file's mask or alpha band says that there are data; None: it has neither.
-
-    Examples
-    --------
     >>> numbers = np.array([0, 400, 1000, 1001, 9000], np.uint16)
     >>> convert(numbers, Conversion(shift=-1000.0), 0, 0)
     >>> numbers

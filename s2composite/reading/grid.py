@@ -43,11 +43,9 @@ __all__ = [
     "zoomed_offset",
 ]
 
-Window: TypeAlias = tuple[slice, slice]
-"""``(y, x)`` slices of a geobox, start and stop always given."""
+Window: TypeAlias = tuple[slice, slice]  # (y, x) slices of a geobox, start and stop always given
 
-_SHOWN = 5
-"""Differing scenes that a message names before it says how many more there are."""
+_SHOWN = 5  # differing scenes that a message names before it says how many more there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +77,7 @@ def _facts(headers: Sequence[Header]) -> _Facts:
 def native_geoboxes(
     headers: Mapping[str, Sequence[Header]], places: Mapping[str, str | None], *, grid: bool
 ) -> tuple[GeoBox, ...]:
-    """Check that scenes can be stacked and return the distinct grids they have, of a scene's files the finest.
-
-    Parameters
-    ----------
-    headers
-        The headers of each scene's files, by scene id.
-    places
-        The granule of each scene: scenes of one granule must be on one grid, those of several on parts of one.
-    grid
-        Whether size, CRS, origin and resolution must agree too; not so when the caller names a target grid.
-
-    Raises
-    ------
-    GridError
-        Scenes differ from the majority; the message names each with what differs.
-    """
+    """Check that scenes can be stacked and return the distinct grids they have, of a scene's files the finest."""
     facts = {scene: _facts(hs) for scene, hs in headers.items()}
     if grid:
         groups: dict[str | None, dict[str, _Facts]] = {}
@@ -141,25 +124,6 @@ def target_geobox(
 
     A `resolution` that is an overview's, within 1 %, gives that overview's own grid, so that it is read as it is:
     an overview of an odd-sized raster is stretched a little (10980 pixels at 1/16 are 687 of 159.8 m, not 160).
-
-    Parameters
-    ----------
-    natives
-        The scenes' grids.
-    headers
-        Of one scene's files.
-    crs, resolution, geobox
-        What was asked for.
-    anchor
-        Where pixels lie: ``"edge"`` (multiples of the resolution are their edges), ``"center"``, ``"floating"`` (the
-        first begins where the data does), or two fractions of a pixel; None: as the scenes' own.
-
-    Raises
-    ------
-    GridError
-        A pixel would be larger than all data, or the grid much larger than the data: other units were meant.
-    ParameterError
-        `geobox` together with what it says already.
     """
     if geobox is not None:
         if crs is not None or resolution is not None or anchor is not None:
@@ -184,18 +148,11 @@ def target_geobox(
     return _sane(_grid_around(natives, crs, resolution, "edge" if anchor is None else anchor), natives, resolution)
 
 
-Anchor: TypeAlias = str | tuple[float, float] | None
-"""Where the pixels of a new grid lie."""
+Anchor: TypeAlias = str | tuple[float, float] | None  # where the pixels of a new grid lie
 
 
 def crs_of(crs: Any) -> CRS:
-    """Return a coordinate system: of text, an EPSG code, or an object of pyproj, rasterio or odc-geo.
-
-    Raises
-    ------
-    ParameterError
-        It names none.
-    """
+    """Return a coordinate system: of text, an EPSG code, or an object of pyproj, rasterio or odc-geo."""
     try:
         return CRS(int(crs) if isinstance(crs, np.integer) else crs)
     except Exception as error:
@@ -234,13 +191,7 @@ def _wraps(native: GeoBox) -> bool:
 
 
 def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
-    """Return a grid in another CRS whose pixels are about as large, of all or some of the area.
-
-    Raises
-    ------
-    GridError
-        The grid lies where `crs` is not defined.
-    """
+    """Return a grid in another CRS whose pixels are about as large, of all or some of the area."""
     if _wraps(native):
         places = ((native.shape.y * n // 4, native.shape.x * n // 4) for n in (1, 3))
         patches = [native[row : row + 2, column : column + 2] for row, column in places]
@@ -262,13 +213,7 @@ def _around(natives: Sequence[GeoBox], crs: CRS) -> BoundingBox:
 
 
 def projected_box(native: GeoBox, crs: CRS) -> BoundingBox:
-    """Return the box around a grid in a projection.
-
-    Raises
-    ------
-    GridError
-        The projection is cut where the grid lies.
-    """
+    """Return the box around a grid in a projection."""
     span = native.extent.to_crs(crs).boundingbox
     if _wraps(native):
         size = as_fine(native, crs).resolution.map(abs)
@@ -280,8 +225,7 @@ def projected_box(native: GeoBox, crs: CRS) -> BoundingBox:
     return span
 
 
-_TORN = 20
-"""Times that a grid may be longer in another CRS before the CRS is taken to be cut there."""
+_TORN = 20  # times that a grid may be longer in another CRS before the CRS is taken to be cut there
 
 
 def _parts(shape: Any) -> Sequence[Any]:
@@ -330,8 +274,7 @@ def _sane(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> 
     return grid
 
 
-_FINEST = 100
-"""Times that pixels may be finer than the data's before it is taken for an error."""
+_FINEST = 100  # times that pixels may be finer than the data's before it is taken for an error
 
 
 def _unit(crs: CRS | None) -> str:
@@ -367,13 +310,6 @@ def level_geobox(full: GeoBox, shape: tuple[int, int]) -> GeoBox:
 def resolution_of(resolution: Any) -> float:
     """Return a pixel size: of a number, text, or a pair as odc-geo, datacube, rasterio and stackstac write it.
 
-    Raises
-    ------
-    ParameterError
-        It is not a positive number, or the pixels would not be square.
-
-    Examples
-    --------
     >>> resolution_of((10, -10)), resolution_of("20")
     (10.0, 20.0)
     """
@@ -393,15 +329,7 @@ def resolution_of(resolution: Any) -> float:
 
 
 def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
-    """Cut a geobox down to the pixels that a bounding box touches; see `bbox_of` for what may name one.
-
-    Raises
-    ------
-    GridError
-        The box does not touch the grid; the message gives both extents.
-    ParameterError
-        `bbox` is no bounding box.
-    """
+    """Cut a geobox down to the pixels that a bounding box touches; see `bbox_of` for what may name one."""
     if bbox is None:
         return geobox
     region = bbox_of(bbox)
@@ -461,20 +389,7 @@ def _on_either_side(region: BoundingBox) -> list[BoundingBox]:
 
 
 def bbox_of(bbox: Any) -> BoundingBox:
-    """Return a bounding box with its CRS.
-
-    Parameters
-    ----------
-    bbox
-        ``(west, south, east, north)`` in degrees of longitude and latitude, as in STAC (west is greater than east where
-        the antimeridian is crossed; the box returned goes on beyond 180), or a geometry of shapely or GeoJSON in
-        degrees. What names its own CRS: a BoundingBox, Geometry or GeoBox of odc-geo, a frame of geopandas.
-
-    Raises
-    ------
-    ParameterError
-        It is none of these, has no CRS, is empty, or is not in degrees.
-    """
+    """Return a bounding box with its CRS."""
     box_in_crs = bbox if isinstance(bbox, BoundingBox) else getattr(bbox, "boundingbox", None)
     if hasattr(bbox, "total_bounds"):
         if bbox.crs is None:
@@ -558,8 +473,7 @@ def footprint(geobox: GeoBox) -> Geometry:
     return Geometry(_within_degrees(Polygon(ring)), "EPSG:4326")
 
 
-_POLE = 90 - 1e-7
-"""Degrees of latitude from which a point is the pole."""
+_POLE = 90 - 1e-7  # degrees of latitude from which a point is the pole
 
 
 def _within_degrees(shape: Polygon) -> Any:
@@ -589,13 +503,7 @@ def aligned_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
 
 
 def zoomed_offset(source: GeoBox, target: GeoBox) -> tuple[tuple[int, int], int] | None:
-    """Return where `target` lies on the grid of `source` with each pixel cut into ``factor`` x ``factor``, else None.
-
-    Returns
-    -------
-    tuple
-        The offset as of `aligned_offset`, in the cut pixels, and the factor, 2 to 64.
-    """
+    """Return offset (in cut pixels) and factor, 2 to 64, where `target` cuts each pixel of `source`; else None."""
     if source.crs != target.crs or not target.resolution.x:
         return None
     factor = round(source.resolution.x / target.resolution.x)

@@ -24,31 +24,18 @@ from s2composite.storage.http import Identity, Sign
 
 __all__ = ["fulfilled", "is_promised", "open_headers", "promised"]
 
-_UNSEEN = Identity(-1)
-"""Identity of a file that was not opened."""
+_UNSEEN = Identity(-1)  # identity of a file that was not opened
 
-_KEPT = 4096
-"""Headers that a process keeps: about 40 MB for scenes of 10980 x 10980."""
+_KEPT = 4096  # headers that a process keeps: about 40 MB for scenes of 10980 x 10980
 
-_READS = 16
-"""Headers read at once in a task."""
+_READS = 16  # headers read at once in a task
 
 _SEEN: dict[str, Header] = {}
 _LOCK = Lock()
 
 
 def promised(asset: Asset, like: Header, sign: Sign | None) -> Header:
-    """Return the header that an asset should have: its catalogue's grid, the rest as of a file of the same kind.
-
-    Parameters
-    ----------
-    asset
-        With a grid.
-    like
-        Header of the same asset of another scene.
-    sign
-        Signs the URL.
-    """
+    """Return the header that an asset should have: its catalogue's grid, the rest as of a file of the same kind."""
     assert asset.grid is not None
     return replace(like, href=asset.href, identity=_UNSEEN, geobox=_geobox(asset.grid), mask=None, sign=sign)
 
@@ -116,12 +103,10 @@ def _close(told: GeoBox, found: GeoBox) -> bool:
     return bool(same and told.transform.almost_equals(found.transform, 1e-6))
 
 
-_HEADER_READS = 32
-"""Headers read at once; remote ones wait for the network, local ones take 0.3 ms each."""
+_HEADER_READS = 32  # headers read at once; remote ones wait for the network, local ones take 0.3 ms each
 
 
-_LAZY_FROM = 256
-"""Files from which their headers are left to the tasks, if their catalogue gives their grids."""
+_LAZY_FROM = 256  # files from which their headers are left to the tasks, if their catalogue gives their grids
 
 
 def open_headers(
@@ -130,27 +115,7 @@ def open_headers(
     options: ReadOptions,
     index: str | os.PathLike[str] | None,
 ) -> tuple[dict[str, Header], dict[str, S2CompositeError]]:
-    """Return headers by href, read or promised, and errors where they are to be skipped.
-
-    Parameters
-    ----------
-    products
-        The scenes.
-    wanted
-        Those assets of each that are read.
-    options
-        How to read.
-    index
-        File that keeps headers. Those in it are not read again: if they are left to the tasks, those in it are taken
-        as they are, and a read notices a file that changed since; else each is checked now.
-
-    Raises
-    ------
-    SceneError, ReadError
-        A file cannot be opened, and is not to be skipped.
-    ParameterError
-        Headers are to be left to the tasks, and a catalogue does not give the grids.
-    """
+    """Return headers by href, read or promised, and errors where they are to be skipped."""
     if not _is_lazy(wanted, options, index):
         return _read_headers(wanted, options, index)
     kinds = _kinds(products, wanted)

@@ -45,26 +45,16 @@ __all__ = [
 class Share:
     """A source, and the part of the window that it covers."""
 
-    scene: int
-    """Position of the scene."""
-
+    scene: int  # position of the scene
+    # turn among the files of a scene that may cover the same pixels; those of turn 0 are the first to write
     member: int
-    """Turn among the files of a scene that may cover the same pixels; those of turn 0 are the first to write."""
-
-    source: Source
-    """The file."""
-
-    window: Window
-    """What is decoded, in pixels of the source's level; in pixels of the geobox where GDAL warps."""
-
-    place: Window
-    """Where it goes, in pixels of the window."""
-
+    source: Source  # the file
+    window: Window  # what is decoded, in pixels of the source's level; in pixels of the geobox where GDAL warps
+    place: Window  # where it goes, in pixels of the window
+    # the part of the decoded pixels, each repeated, that is wanted; None: they are not repeated
     inner: Window | None = None
-    """The part of the decoded pixels, each repeated, that is wanted; None: they are not repeated."""
-
+    # which of the decoded pixels each of `place` takes, -1 for none; None: they are as they are
     index: NDArray[np.int32] | None = None
-    """Which of the decoded pixels each of `place` takes, -1 for none; None: they are as they are."""
 
     @property
     def warped(self) -> bool:
@@ -111,15 +101,11 @@ class Share:
 class Target:
     """The grid that is read onto."""
 
+    # pixel grid from which the stack's was cut: transforms of parts differ in their last digits, which rounding can
+    # show, so all parts are described as parts of the same grid
     whole: GeoBox
-    """Pixel grid from which the stack's was cut: transforms of parts differ in their last digits, which rounding can
-    show, so all parts are described as parts of the same grid."""
-
-    shift: tuple[int, int]
-    """``(y, x)`` of the stack's first pixel in it."""
-
-    fill: float
-    """Value of pixels that no file covers."""
+    shift: tuple[int, int]  # (y, x) of the stack's first pixel in it
+    fill: float  # value of pixels that no file covers
 
     def in_whole(self, window: Window) -> Window:
         """Return a window of the stack as one of the whole grid, which it may leave."""
@@ -135,20 +121,11 @@ class Target:
 class ReadCost:
     """What reading a window takes, as the tile index tells it: nothing is read to find out."""
 
-    scenes: tuple[int, ...]
-    """Positions of the scenes that are read."""
-
-    requests: int
-    """Byte ranges asked for."""
-
-    bytes: int
-    """Their size together."""
-
-    decoded: int
-    """Bytes of pixels that are decoded."""
-
-    gdal: int
-    """Files that GDAL reads, of which neither requests nor bytes are known."""
+    scenes: tuple[int, ...]  # positions of the scenes that are read
+    requests: int  # byte ranges asked for
+    bytes: int  # their size together
+    decoded: int  # bytes of pixels that are decoded
+    gdal: int  # files that GDAL reads, of which neither requests nor bytes are known
 
 
 def cost_of_window(sources: Sequence[tuple[int, Source]], target: Target, window: Window) -> ReadCost:
@@ -256,28 +233,20 @@ def subgrid(geobox: GeoBox, window: Window) -> GeoBox:
     return geobox.translate_pix(x.start, y.start).crop((y.stop - y.start, x.stop - x.start))
 
 
-_SIDE = 512
-"""Pixels that the tiles of a patch have at least along each side: small tiles are put together."""
+_SIDE = 512  # pixels that the tiles of a patch have at least along each side: small tiles are put together
 
-_MARGIN = 1.1
-"""How much more pixels of the target may lie in a tile than the ratio of their sizes says."""
+_MARGIN = 1.1  # how much more pixels of the target may lie in a tile than the ratio of their sizes says
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
     """Some pixels of a window."""
 
-    window: Window
-    """The window, ``(y, x)`` slices of the target."""
-
-    pixels: NDArray[np.int32]
-    """``(n,)``: which they are, in the flattened window."""
-
+    window: Window  # the window, (y, x) slices of the target
+    pixels: NDArray[np.int32]  # (n,): which they are, in the flattened window
+    # what they are taken from, (y, x) in pixels of the files' level; None: they lie outside of the files
     tiles: Window | None
-    """What they are taken from, ``(y, x)`` in pixels of the files' level; None: they lie outside of the files."""
-
-    index: NDArray[np.int32]
-    """``(1, n)``: which of those, flattened, each takes; empty where they lie outside."""
+    index: NDArray[np.int32]  # (1, n): which of those, flattened, each takes; empty where they lie outside
 
     def share(self, t: int, source: Source) -> Share | None:
         """Return what a source of scene `t` gives to it, None if nothing."""
@@ -286,22 +255,11 @@ class Patch:
         return Share(t, 0, source, self.tiles, (slice(0, 1), slice(0, len(self.pixels))), index=self.index)
 
 
-Piece: TypeAlias = Window | Patch
-"""What is read at once: a rectangle, or pixels that the same tiles give."""
+Piece: TypeAlias = Window | Patch  # what is read at once: a rectangle, or pixels that the same tiles give
 
 
 def patches_of(sources: Sequence[Source], target: Target, window: Window) -> tuple[Patch, ...]:
-    """Cut a window along the tiles of its files; empty where the files do not have the same tiles.
-
-    Parameters
-    ----------
-    sources
-        All files that may touch the window, opened.
-    target
-        The grid.
-    window
-        ``(y, x)`` slices of it.
-    """
+    """Cut a window along the tiles of its files; empty where the files do not have the same tiles."""
     cells = _cells(sources)
     if cells is None:
         return ()
@@ -338,11 +296,8 @@ def largest_patch(sources: Sequence[Source], target: GeoBox) -> int | None:
 class _Cells:
     """Whole tiles of a file, put together to cells."""
 
-    grid: GeoBox
-    """Of the level that is read."""
-
-    shape: tuple[int, int]
-    """``(y, x)`` pixels of a cell."""
+    grid: GeoBox  # of the level that is read
+    shape: tuple[int, int]  # (y, x) pixels of a cell
 
     @property
     def size(self) -> int:

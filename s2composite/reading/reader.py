@@ -25,13 +25,11 @@ from s2composite.storage.files import is_remote
 
 __all__ = ["FAILED", "OUTSIDE", "READ", "Observations", "Pending", "ReadTally", "begin", "borrow", "held"]
 
-_IDLE_SECONDS = 2.0
-"""How long memory that nobody uses is kept."""
+_IDLE_SECONDS = 2.0  # how long memory that nobody uses is kept
 
 _LOCK = threading.Lock()
 _FREE: list[NDArray[np.uint8]] = []
-_BACK: list[threading.Timer] = []
-"""The timer that gives the memory back, if one runs."""
+_BACK: list[threading.Timer] = []  # the timer that gives the memory back, if one runs
 
 
 @contextmanager
@@ -81,71 +79,48 @@ def _release() -> None:
         _FREE.clear()
 
 
-READ, OUTSIDE, FAILED = 0, 1, 2
-"""Values of `Observations.status`."""
+READ, OUTSIDE, FAILED = 0, 1, 2  # values of `Observations.status`
 
+# bytes of pixels that are decoded beside the window before they are put into it: more of them where that many are
+# fetched at once, so that none has to wait for an answer
 _ASIDE, _REMOTE_ASIDE = 2 << 20, 16 << 20
-"""Bytes of pixels that are decoded beside the window before they are put into it: more of them where that many are
-fetched at once, so that none has to wait for an answer."""
 
-_REMOTE_READS = 8
-"""Remote files read at once through GDAL: latency is what is waited for, not the processor."""
+_REMOTE_READS = 8  # remote files read at once through GDAL: latency is what is waited for, not the processor
 
 
 @dataclass(frozen=True, slots=True)
 class ReadTally:
     """What reading a window has taken."""
 
-    requests: int
-    """Byte ranges asked for; those of GDAL are not known."""
-
-    bytes: int
-    """Their size together."""
-
-    retries: int
-    """Reads that were repeated after a transient failure."""
-
-    decode: float
-    """Seconds of decoding tiles, without waiting for them."""
-
-    gdal: float
-    """Seconds in GDAL, waiting included."""
+    requests: int  # byte ranges asked for; those of GDAL are not known
+    bytes: int  # their size together
+    retries: int  # reads that were repeated after a transient failure
+    decode: float  # seconds of decoding tiles, without waiting for them
+    gdal: float  # seconds in GDAL, waiting included
 
 
 @dataclass(frozen=True, slots=True)
 class Observations:
     """What a window of a stack holds."""
 
-    pixels: NDArray[Any]
-    """``(t, b, y, x)``, native dtype; may be a view of pixel-interleaved memory ``(t, y, x, b)``."""
-
+    pixels: NDArray[Any]  # (t, b, y, x), native dtype; may be a view of pixel-interleaved memory (t, y, x, b)
+    # (t, y, x): where files have all bands, and no mask or alpha band says that there are no data; None: nobody asked
     covered: NDArray[np.bool_] | None
-    """``(t, y, x)``: where files have all bands, and no mask or alpha band says that there are no data; None: nobody
-    asked."""
-
+    # (t,): 0 read, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)
     status: NDArray[np.uint8]
-    """``(t,)``: 0 read, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)."""
-
-    errors: dict[int, ReadError]
-    """Why a scene failed, by its position."""
-
-    tally: ReadTally
-    """What it has taken."""
+    errors: dict[int, ReadError]  # why a scene failed, by its position
+    tally: ReadTally  # what it has taken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
     """A share, and memory for what is read of it."""
 
-    share: Share
-    """What is read."""
-
-    out: NDArray[Any]
-    """``(band, y, x)``: its bands, and its alpha band after them."""
-
+    share: Share  # what is read
+    out: NDArray[Any]  # (band, y, x): its bands, and its alpha band after them
+    # (1, y, x): the file's mask, or where GDAL warped anything to; 0 where there is nothing. (band, y, x) where GDAL
+    # reads the mask of each. None: not read.
     mask: NDArray[np.uint8] | None
-    """``(1, y, x)``: the file's mask, or where GDAL warped anything to; 0 where there is nothing. ``(band, y, x)``
-    where GDAL reads the mask of each. None: not read."""
 
     @classmethod
     def into(cls, share: Share, out: NDArray[Any], *, coverage: bool) -> _Reading:
@@ -186,37 +161,22 @@ def _warp_fill(source: Source, fill: float) -> float:
     return 0.0 if source.nodata is None else source.nodata
 
 
-_Outcome = tuple[Share, TileResult]
-"""A share and what became of it; what GDAL asked for counts as nothing asked for."""
+_Outcome = tuple[Share, TileResult]  # A share and what became of it; what GDAL asked for counts as nothing asked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pending:
     """A window whose bytes are on their way."""
 
-    target: Target
-    """The grid."""
-
+    target: Target  # the grid
+    # (t, b, y, x); written by `finish`, not before: one memory serves a window while the next is fetched
     pixels: NDArray[Any]
-    """``(t, b, y, x)``; written by `finish`, not before: one memory serves a window while the next is fetched."""
-
-    opened: NDArray[np.bool_]
-    """``(t,)``: whether the scene has any file."""
-
-    shares: tuple[Share, ...]
-    """What is read, in order of scenes."""
-
-    direct: tuple[_Reading, ...]
-    """Those that are decoded where they go."""
-
-    lost: tuple[tuple[int, ReadError], ...]
-    """Scenes of which a file cannot be opened."""
-
-    begun: Begun
-    """The tiles that are decoded where they go."""
-
-    coverage: NDArray[np.uint16] | None
-    """``(t, y, x)``: how many bands a pixel has; None: nobody asks."""
+    opened: NDArray[np.bool_]  # (t,): whether the scene has any file
+    shares: tuple[Share, ...]  # what is read, in order of scenes
+    direct: tuple[_Reading, ...]  # those that are decoded where they go
+    lost: tuple[tuple[int, ReadError], ...]  # scenes of which a file cannot be opened
+    begun: Begun  # the tiles that are decoded where they go
+    coverage: NDArray[np.uint16] | None  # (t, y, x): how many bands a pixel has; None: nobody asks
 
     def finish(self) -> Observations:
         """Decode the window. A file that fails does not stop the others: the caller decides what a failure means."""
@@ -310,11 +270,8 @@ class Pending:
 class _Batch:
     """Files that are decoded beside a window together, their bytes on their way."""
 
-    readings: Sequence[_Reading]
-    """What is read."""
-
-    begun: Begun
-    """The tiles among it."""
+    readings: Sequence[_Reading]  # what is read
+    begun: Begun  # the tiles among it
 
     @classmethod
     def ask(cls, shares: Sequence[Share], dtype: np.dtype[Any], *, coverage: bool) -> _Batch:
@@ -356,23 +313,7 @@ def begin(
     *,
     coverage: bool,
 ) -> Pending:
-    """Ask for the bytes of a window of all scenes.
-
-    Parameters
-    ----------
-    sources
-        The files that may touch the window, each with the position of its scene, in order of scenes and members.
-    opened
-        ``(t,)``: which scenes have any files.
-    target
-        The grid.
-    piece
-        ``(y, x)`` slices of the grid, which may leave it on any side; or a patch of a window.
-    pixels
-        ``(t, b, y, x)``, uninitialised.
-    coverage
-        Whether it matters which pixels files cover.
-    """
+    """Ask for the bytes of a window of all scenes."""
     found, lost = opened_sources(sources)
     parts = (piece.share(*f) if isinstance(piece, Patch) else share_of(*f, piece, target) for f in found)
     shares = in_turn([share for share in parts if share is not None])
@@ -435,15 +376,7 @@ def _put(raw: NDArray[Any], share: Share, out: NDArray[Any], fill: float) -> Non
 
 
 def _fuse(pixels: NDArray[Any], layer: NDArray[Any], fill: float) -> None:
-    """Take a later member's observations where there is none yet, or one that lacks a band it has.
-
-    Parameters
-    ----------
-    pixels
-        ``(b, y, x)`` of the scene so far.
-    layer
-        ``(b, y, x)`` of the next member.
-    """
+    """Take a later member's observations where there is none yet, or one that lacks a band it has."""
     missing, lacking = _is(pixels, fill), _is(layer, fill)
     better = missing.all(0) | (missing.any(0) & ~lacking.any(0))
     np.copyto(pixels, layer, where=better)

@@ -54,11 +54,10 @@ __all__ = [
     "with_named_shifts",
 ]
 
+# first and last row, first and last column of the target that a file may reach, the last ones excluded
 Extent: TypeAlias = tuple[int, int, int, int]
-"""First and last row, first and last column of the target that a file may reach, the last ones excluded."""
 
-_MARGIN = 2
-"""Pixels by which a warped file may reach beyond its transformed outline."""
+_MARGIN = 2  # pixels by which a warped file may reach beyond its transformed outline
 
 _EVERYWHERE = (-(1 << 40), 1 << 40, -(1 << 40), 1 << 40)
 
@@ -67,32 +66,22 @@ _EVERYWHERE = (-(1 << 40), 1 << 40, -(1 << 40), 1 << 40)
 class ReadOptions:
     """How to read."""
 
+    # "tiles": decode tiles directly, refuse what that cannot do; "gdal": all through GDAL; "auto": tiles where possible
     engine: str = "auto"
-    """``"tiles"``: decode tiles directly, refuse what that cannot do; ``"gdal"``: all through GDAL; ``"auto"``: tiles
-    where possible."""
-
+    # "raise" a `ReadError`, or "skip": a scene that fails counts as not observed there, and is listed
     on_error: str = "raise"
-    """``"raise"`` a `ReadError`, or ``"skip"``: a scene that fails counts as not observed there, and is listed."""
-
+    # GDAL's name of the method for files that are not on the target grid; or by band, "*" for all others. Bands of
+    # classes are always nearest, unless named.
     resampling: str | Mapping[str, str] = "nearest"
-    """GDAL's name of the method for files that are not on the target grid; or by band, ``"*"`` for all others. Bands of
-    classes are always nearest, unless named."""
-
+    # whether the offset of processing baseline 04.00 is taken off; or what to add, by id of scenes that do not say
     harmonise: bool | Mapping[str, float] = True
-    """Whether the offset of processing baseline 04.00 is taken off; or what to add, by id of scenes that do not say."""
-
-    reflectance: bool = False
-    """Whether numbers become physical values, float32 with NaN for no data."""
-
+    reflectance: bool = False  # whether numbers become physical values, float32 with NaN for no data
+    # "read": all when the stack is opened; "lazy": one of each kind, the others in the tasks that need them; "auto":
+    # lazy for many files whose grid the catalogue gives
     headers: str = "auto"
-    """``"read"``: all when the stack is opened; ``"lazy"``: one of each kind, the others in the tasks that need them;
-    ``"auto"``: lazy for many files whose grid the catalogue gives."""
-
-    sign: Sign | None = field(default=None, repr=False)
-    """Signs URLs just before they are read."""
-
+    sign: Sign | None = field(default=None, repr=False)  # signs URLs just before they are read
+    # whether the bands are read as a mask: classes, flags or percent, none of which may become another
     classes: bool = False
-    """Whether the bands are read as a mask: classes, flags or percent, none of which may become another."""
 
     def __post_init__(self) -> None:
         choices = (
@@ -131,45 +120,22 @@ def _is_whole(value: object) -> bool:
 class Source:
     """One file of one scene, and how it is read."""
 
-    header: Header
-    """What the file is."""
-
-    part: Part
-    """Which of its bands go where."""
-
-    level: int
-    """Level that is read (0: full resolution, then overviews)."""
-
+    header: Header  # what the file is
+    part: Part  # which of its bands go where
+    level: int  # level that is read (0: full resolution, then overviews)
+    # (y, x) of the target's origin in that level's pixels, each repeated `factor` times; None: not on the target grid,
+    # so it is warped
     offset: tuple[int, int] | None
-    """``(y, x)`` of the target's origin in that level's pixels, each repeated `factor` times; None: not on the target
-    grid, so it is warped."""
-
-    engine: Literal["tiles", "gdal"]
-    """What reads it."""
-
-    why: str
-    """Why that engine."""
-
-    extent: Extent = _EVERYWHERE
-    """Where it may reach, in pixels of the target."""
-
-    factor: int = 1
-    """Pixels of the target along one of the file."""
-
-    resampling: str = "nearest"
-    """Method, where it is warped."""
-
-    conversion: Conversion = AS_THEY_ARE
-    """What is done to its numbers."""
-
+    engine: Literal["tiles", "gdal"]  # what reads it
+    why: str  # why that engine
+    extent: Extent = _EVERYWHERE  # where it may reach, in pixels of the target
+    factor: int = 1  # pixels of the target along one of the file
+    resampling: str = "nearest"  # method, where it is warped
+    conversion: Conversion = AS_THEY_ARE  # what is done to its numbers
+    # what it has where there is no data; None: nothing declared, or a mask says where there is
     nodata: float | None = None
-    """What it has where there is no data; None: nothing declared, or a mask says where there is."""
-
-    alpha: int | None = None
-    """Its alpha band, counted from 0; None: it has none."""
-
-    member: int = 0
-    """Position of its scene among those that were fused; where several have a pixel, the first wins."""
+    alpha: int | None = None  # its alpha band, counted from 0; None: it has none
+    member: int = 0  # position of its scene among those that were fused; where several have a pixel, the first wins
 
 
 def choose_source(
@@ -182,13 +148,7 @@ def choose_source(
     conversion: Conversion = AS_THEY_ARE,
     member: int = 0,
 ) -> Source:
-    """Decide how a file is read onto a grid.
-
-    Raises
-    ------
-    GridError
-        ``engine="tiles"`` is demanded and the file needs GDAL; says why. Or the file has no CRS, and the grid has one.
-    """
+    """Decide how a file is read onto a grid."""
     _check_same_world(header, geobox)
     nearest = resampling == "nearest"
     level, offset, factor, extent = _placed(
@@ -305,12 +265,11 @@ def _reach(source: GeoBox, target: GeoBox) -> Extent:
     return top, bottom, left, right
 
 
+# share of its size by which an outline of four times 128 points may miss that of a file: of a circle, 0.0003
 _CURVED = 1e-3
-"""Share of its size by which an outline of four times 128 points may miss that of a file: of a circle, 0.0003."""
 
 
-_WIDE = 60
-"""Degrees of longitude from which the outline of a file on another projection may be anything."""
+_WIDE = 60  # degrees of longitude from which the outline of a file on another projection may be anything
 
 
 def _holds_pole(source: GeoBox) -> bool:
@@ -334,17 +293,7 @@ def check_named_scenes(scenes: Sequence[Scene], options: ReadOptions) -> None:
 
 
 def check_named_bands(scenes: Sequence[Scene], bands: Sequence[str], options: ReadOptions) -> None:
-    """Raise a ParameterError that lists the bands there are, if ``resampling`` names others.
-
-    Parameters
-    ----------
-    scenes
-        Those that are opened: bands that they have and that are not read may be named, too.
-    bands
-        Names of the bands that are read.
-    options
-        How to read.
-    """
+    """Raise a ParameterError that lists the bands there are, if ``resampling`` names others."""
     if not isinstance(options.resampling, Mapping):
         return
     products = [product for scene in scenes for product in scene.parts]
@@ -366,8 +315,7 @@ def _refuse(option: str, what: str, wrong: Sequence[str], known: Mapping[str, No
         )
 
 
-_SHOWN = 20
-"""Names that a message lists."""
+_SHOWN = 20  # names that a message lists
 
 
 def with_named_shifts(
@@ -398,17 +346,7 @@ def _with_shift(parts: Sequence[Part], shift: float) -> tuple[Part, ...]:
 
 
 def conversion_of(values: Values, dtype: np.dtype[Any], options: ReadOptions) -> Conversion:
-    """Return what is done to the numbers of a band.
-
-    Parameters
-    ----------
-    values
-        What they mean.
-    dtype
-        Of the file.
-    options
-        How to read.
-    """
+    """Return what is done to the numbers of a band."""
     shift = 0.0 if options.harmonise is False or values.shift is None else values.shift
     if not options.reflectance or values.classes or values.scale is None:
         return Conversion(shift, classes=values.classes or options.classes)
@@ -423,16 +361,7 @@ def check_alike(
     names: Sequence[str],
     options: ReadOptions,
 ) -> None:
-    """Raise if numbers of different meaning would come together in a band, or physical values are not known.
-
-    Raises
-    ------
-    SceneError
-        Some products say which offset they have and others do not, their numbers have different units or levels, or
-        reflectances are wanted and nothing says their scale.
-    ParameterError
-        Reflectances are wanted of numbers with an offset that is to be left in them.
-    """
+    """Raise if numbers of different meaning would come together in a band, or physical values are not known."""
     _check_levels(products)
     if options.reflectance:
         _check_scaled(products, parts, headers, names)
@@ -655,13 +584,7 @@ def layout_of(
     usable: Sequence[bool],
     options: ReadOptions,
 ) -> tuple[tuple[str, ...], tuple[tuple[Part, ...], ...]]:
-    """Return the names of the bands, and the parts of files that give them, of each product; none where not usable.
-
-    Raises
-    ------
-    BandError
-        A product lacks a band, or all do if such products are skipped; or products have other bands than the first.
-    """
+    """Return the names of the bands, and the parts of files that give them, of each product; none where not usable."""
     first: tuple[tuple[str, ...], str | None] | None = None
     parts: list[tuple[Part, ...]] = []
     lacking: list[BandError] = []

@@ -67,20 +67,11 @@ __all__ = ["Products", "Stack", "TargetGrid", "open_stack"]
 class TargetGrid:
     """The pixel grid that is asked for; all None: the scenes' own."""
 
-    geobox: GeoBox | None = None
-    """Exactly this grid."""
-
-    crs: Any = None
-    """Anything that names a coordinate system."""
-
-    resolution: float | None = None
-    """Pixel size in units of the CRS; see `resolution_of`."""
-
-    bbox: Any = None
-    """Crop to this; see `bbox_of`."""
-
-    anchor: Anchor = None
-    """Where the pixels of a new grid lie; None: as the scenes' own."""
+    geobox: GeoBox | None = None  # exactly this grid
+    crs: Any = None  # anything that names a coordinate system
+    resolution: float | None = None  # pixel size in units of the CRS; see `resolution_of`
+    bbox: Any = None  # crop to this; see `bbox_of`
+    anchor: Anchor = None  # where the pixels of a new grid lie; None: as the scenes' own
 
     def __post_init__(self) -> None:
         if self.geobox is not None and not isinstance(self.geobox, GeoBox):
@@ -102,11 +93,8 @@ class TargetGrid:
 class Products:
     """The products that a stack's scenes were fused of."""
 
-    stack: Stack
-    """Each product a scene of its own, those of a scene together, the one that wins first."""
-
-    scene: NDArray[np.intp]
-    """``(p,)``, ascending: position of the scene that each is part of."""
+    stack: Stack  # each product a scene of its own, those of a scene together, the one that wins first
+    scene: NDArray[np.intp]  # (p,), ascending: position of the scene that each is part of
 
 
 _OWN_GRID = TargetGrid()
@@ -117,29 +105,15 @@ _DEFAULTS = ReadOptions()
 class Stack:
     """Scenes x bands on a geobox, unread."""
 
-    scenes: tuple[Scene, ...]
-    """In order of time."""
-
+    scenes: tuple[Scene, ...]  # in order of time
+    # the files of each scene; empty for a scene that could not be opened and is skipped
     sources: tuple[tuple[Source, ...], ...]
-    """The files of each scene; empty for a scene that could not be opened and is skipped."""
-
-    bands: tuple[str, ...]
-    """Names of the bands."""
-
-    geobox: GeoBox
-    """Pixel grid."""
-
-    dtype: np.dtype[Any]
-    """Of the pixels, as the files have it."""
-
-    nodata: float | None
-    """What the files declare as no data."""
-
-    options: ReadOptions
-    """How to read."""
-
-    whole: GeoBox | None = None
-    """Grid that `geobox` was cut from; None: it is whole."""
+    bands: tuple[str, ...]  # names of the bands
+    geobox: GeoBox  # pixel grid
+    dtype: np.dtype[Any]  # of the pixels, as the files have it
+    nodata: float | None  # what the files declare as no data
+    options: ReadOptions  # how to read
+    whole: GeoBox | None = None  # grid that `geobox` was cut from; None: it is whole
 
     @cached_property
     def products(self) -> Products:
@@ -242,18 +216,6 @@ class Stack:
 
         The stack of these, ``stack.select(stack.touching(window))``, holds all there is in the window, and its window
         takes memory for them alone.
-
-        Parameters
-        ----------
-        window
-            ``(y, x)`` slices of the geobox.
-        pad
-            Pixels to add on each side.
-
-        Returns
-        -------
-        ndarray of intp
-            ``(k,)``: positions in `scenes`, ascending.
         """
         near = [t for t, _ in self._near(window, pad)]
         return np.union1d(np.array(near, np.intp), np.flatnonzero(~self._opened)).astype(np.intp)
@@ -322,13 +284,7 @@ class Stack:
         return replace(self, scenes=scenes, sources=tuple(self.sources[t] for t in positions))
 
     def crop(self, geobox: GeoBox) -> Stack:
-        """Return the stack on a part of its grid.
-
-        Raises
-        ------
-        GridError
-            `geobox` is not on the stack's grid.
-        """
+        """Return the stack on a part of its grid."""
         delta = aligned_offset(self.geobox, geobox)
         if delta is None:
             raise GridError("the area is not on the grid of the stack; open the scenes again with geobox=")
@@ -381,43 +337,13 @@ class Stack:
     def read(
         self, window: Window, pad: int = 0, scratch: NDArray[Any] | None = None, *, coverage: bool = False
     ) -> Observations:
-        """Read a window of all scenes and bands.
-
-        Parameters
-        ----------
-        window
-            ``(y, x)`` slices of the geobox.
-        pad
-            Pixels to add on each side; beyond the geobox they are still read if a file has them.
-        scratch
-            Flat memory for the pixels, at least `size` values; None: fresh memory.
-        coverage
-            Whether it matters which pixels files cover; of products that were fused, the first one's count.
-
-        Returns
-        -------
-        Observations
-            Pixels of shape ``(t, b, y + 2 pad, x + 2 pad)``.
-
-        Raises
-        ------
-        ReadError
-            A scene could not be read and ``on_error`` is ``"raise"``; names scene, window, href and cause.
-        """
+        """Read a window of all scenes and bands."""
         return self._finish(self._begin(window, pad, scratch, coverage=coverage), window)
 
     def read_all(
         self, pieces: Sequence[Piece], scratch: NDArray[Any] | None = None, *, coverage: bool = False
     ) -> Generator[tuple[Piece, Observations]]:
-        """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used.
-
-        Parameters
-        ----------
-        scratch
-            Memory for any of them: what is yielded is valid until the next one is asked for.
-        coverage
-            As for `read`.
-        """
+        """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used."""
         pending: Pending | None = self._begin(pieces[0], 0, scratch, coverage=coverage)
         try:
             for piece, following in itertools.zip_longest(pieces, pieces[1:]):
@@ -488,33 +414,7 @@ def open_stack(
     options: ReadOptions = _DEFAULTS,
     index: str | os.PathLike[str] | None = None,
 ) -> Stack:
-    """Read the headers of scenes, once and concurrently, check them against each other and put them on one grid.
-
-    Parameters
-    ----------
-    scenes
-        In any order; they are sorted by time, then id.
-    bands
-        Names of bands or whole assets; None: the only asset, or the true-colour picture.
-    target
-        The grid that is wanted.
-    options
-        How to read.
-    index
-        File that keeps the headers for the next time; one that changed since is read again.
-
-    Raises
-    ------
-    SourceError
-        No scenes.
-    SceneError
-        A file is missing, not a raster, truncated, or has other bands than its name says; or scenes' numbers mean
-        different things.
-    GridError
-        Scenes differ in size, grid, CRS, dtype or number of bands, or the target lies elsewhere.
-    BandError
-        A band is not there.
-    """
+    """Read the headers of scenes, once and concurrently, check them against each other and put them on one grid."""
     if not scenes:
         raise SourceError("there are no scenes to open; find_scenes(source) shows what a source holds")
     scenes = sorted(scenes, key=lambda scene: (scene.time, scene.id))

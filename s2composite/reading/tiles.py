@@ -19,100 +19,62 @@ from s2composite.storage.http import ByteRange, Fetched, Fetching, Retry
 
 __all__ = ["Begun", "TileRequest", "TileResult", "begin_window", "cost_of", "read_tiles", "read_window"]
 
+# bytes between two tiles that are rather read than skipped: a request costs more than the time they take
 _GAP = 1 << 16
-"""Bytes between two tiles that are rather read than skipped: a request costs more than the time they take."""
 
+# bytes of one request at most (unless one tile is larger), so that requests can be made side by side
 _LONGEST = 8 << 20
-"""Bytes of one request at most (unless one tile is larger), so that requests can be made side by side."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileRequest:
     """A window of one file, and where its pixels go."""
 
-    header: Header
-    """The file, or the mask of one (``header.mask``)."""
-
-    level: int
-    """0: full resolution, then the overviews."""
-
-    window: tuple[slice, slice]
-    """``(y, x)`` in pixels of that level, inside it."""
-
-    bands: tuple[int, ...]
-    """Bands of the file, counted from 0."""
-
+    header: Header  # the file, or the mask of one (header.mask)
+    level: int  # 0: full resolution, then the overviews
+    window: tuple[slice, slice]  # (y, x) in pixels of that level, inside it
+    bands: tuple[int, ...]  # bands of the file, counted from 0
+    # (bands, y, x). Fastest as a view of (y, x, band) memory of the header's dtype, as tiles are stored.
     out: NDArray[Any]
-    """``(bands, y, x)``. Fastest as a view of ``(y, x, band)`` memory of the header's dtype, as tiles are stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileResult:
     """What became of a request."""
 
+    # why it failed (href, transient, retries), and then `out` is filled with nodata; None: it did not
     error: ReadError | None
-    """Why it failed (``href``, ``transient``, ``retries``), and then `out` is filled with nodata; None: it did not."""
-
-    retries: int
-    """Reads that were repeated."""
-
-    requests: int
-    """Byte ranges that were asked for."""
-
-    bytes: int
-    """Bytes that were asked for."""
-
-    seconds: float
-    """Time it took to decode them, without waiting for them."""
+    retries: int  # reads that were repeated
+    requests: int  # byte ranges that were asked for
+    bytes: int  # bytes that were asked for
+    seconds: float  # time it took to decode them, without waiting for them
 
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
     """A tile that a request needs."""
 
-    plane: int
-    """Band of the file if each band has its own tiles, else 0."""
-
-    row: int
-    """Row of tiles."""
-
-    column: int
-    """Column of tiles."""
-
-    start: int
-    """First byte in the file."""
-
-    size: int
-    """Bytes."""
+    plane: int  # band of the file if each band has its own tiles, else 0
+    row: int  # row of tiles
+    column: int  # column of tiles
+    start: int  # first byte in the file
+    size: int  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     """Neighbouring tiles of one request, fetched together."""
 
-    request: int
-    """Position of the request."""
-
-    tiles: tuple[_Tile, ...]
-    """By first byte."""
-
-    start: int
-    """First byte to fetch."""
-
-    stop: int
-    """Byte after the last."""
+    request: int  # position of the request
+    tiles: tuple[_Tile, ...]  # by first byte
+    start: int  # first byte to fetch
+    stop: int  # byte after the last
 
 
 def read_tiles(
     header: Header, level: int, window: tuple[slice, slice], bands: tuple[int, ...], out: NDArray[Any]
 ) -> TileResult:
-    """Read a window of one file into `out`; see `TileRequest`.
-
-    Raises
-    ------
-    ReadError
-        The window could not be read; `out` is filled with nodata.
-    """
+    """Read a window of one file into `out`; see `TileRequest`."""
     (result,) = read_window([TileRequest(header, level, window, bands, out)])
     if result.error is not None:
         raise result.error
@@ -124,18 +86,6 @@ def read_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) 
 
     Safe to call from many threads at once. Holds compressed bytes of at most an eighth of the pixels (at least 8 MiB,
     at most 64 MiB) and one decoded tile beside `out`.
-
-    Parameters
-    ----------
-    requests
-        What to read. A request that fails does not stop the others.
-    retry
-        What to do about transient failures of remote reads.
-
-    Returns
-    -------
-    tuple of TileResult
-        In the order of `requests`.
     """
     return begin_window(requests, retry=retry).finish()
 
@@ -162,17 +112,10 @@ def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None)
 class Begun:
     """Windows whose bytes are on their way."""
 
-    requests: Sequence[TileRequest]
-    """What is read."""
-
-    parts: Sequence[_Part]
-    """What is fetched for it."""
-
-    ranges: Sequence[ByteRange]
-    """Where that is."""
-
-    fetching: Fetching
-    """The bytes."""
+    requests: Sequence[TileRequest]  # what is read
+    parts: Sequence[_Part]  # what is fetched for it
+    ranges: Sequence[ByteRange]  # where that is
+    fetching: Fetching  # the bytes
 
     def finish(self) -> tuple[TileResult, ...]:
         """Decode the windows as their bytes arrive; see `read_window`. Once only."""

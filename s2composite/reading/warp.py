@@ -38,31 +38,24 @@ __all__ = [
 
 Info = TypeVar("Info")
 
+# pixels by which GDAL may err where it interpolates between transformed points. With its own 0.125 a fifth of a
+# bilinear window's pixels depend on where the window begins, and 2 to 4 % of a nearest one's.
 _TOLERANCE = 1e-7
-"""Pixels by which GDAL may err where it interpolates between transformed points. With its own 0.125 a fifth of a
-bilinear window's pixels depend on where the window begins, and 2 to 4 % of a nearest one's."""
 
+# pixels a side of what GDAL warps at once. The tiles lie where the target grid says, whatever window is asked for:
+# where an interpolated value ends in .5, as it often does between grids of one CRS, the last digits of a coordinate
+# decide how it is rounded, and these depend on where GDAL begins. Windows that cut tiles warp them more than once.
 WARP_TILE = 256
-"""Pixels a side of what GDAL warps at once. The tiles lie where the target grid says, whatever window is asked for:
-where an interpolated value ends in .5, as it often does between grids of one CRS, the last digits of a coordinate
-decide how it is rounded, and these depend on where GDAL begins. Windows that cut tiles warp them more than once."""
 
-_POINTS = 1 << 16
-"""Points that are transformed at once."""
+_POINTS = 1 << 16  # points that are transformed at once
 
 
+# what gdalwarp -r calls methods that rasterio calls otherwise
 _GDAL_SPELLINGS = {"near": "nearest", "cubicspline": "cubic_spline"}
-"""What ``gdalwarp -r`` calls methods that rasterio calls otherwise."""
 
 
 def resampling_method(method: str | Resampling) -> Resampling:
-    """Return the resampling method of a name as rasterio or GDAL writes it, in either case.
-
-    Raises
-    ------
-    ParameterError
-        There is none of that name, or only overviews are made with it; lists those there are.
-    """
+    """Return the resampling method of a name as rasterio or GDAL writes it, in either case."""
     name = method.strip().lower() if isinstance(method, str) else getattr(method, "name", None)
     found = Resampling.__members__.get(_GDAL_SPELLINGS.get(str(name), str(name)))
     if found not in SUPPORTED_RESAMPLING:
@@ -72,31 +65,14 @@ def resampling_method(method: str | Resampling) -> Resampling:
 
 
 def resampling_names(given: Any) -> str | dict[str, str]:
-    """Return the name of the resampling method, or of that of each band, in rasterio's spelling.
-
-    Parameters
-    ----------
-    given
-        A method as `resampling_method` takes it, a mapping from bands to such, or None for nearest.
-
-    Raises
-    ------
-    ParameterError
-        A method is unknown.
-    """
+    """Return the name of the resampling method, or of that of each band, in rasterio's spelling."""
     if isinstance(given, Mapping):
         return {str(band): resampling_method(method).name for band, method in given.items()}
     return "nearest" if given is None else resampling_method(given).name
 
 
 def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info:
-    """Return what `look` finds in an open raster; its errors are let through.
-
-    Raises
-    ------
-    ReadError
-        With ``transient`` telling whether trying again later could help.
-    """
+    """Return what `look` finds in an open raster; its errors are let through."""
     found: list[Info] = []
 
     def read(url: str) -> None:
@@ -115,33 +91,7 @@ def read_level(
     out: NDArray[Any],
     mask: NDArray[np.uint8] | None = None,
 ) -> int:
-    """Read pixels of one level of a raster, full resolution or overview, into `out`.
-
-    Parameters
-    ----------
-    header
-        The raster.
-    bands
-        Bands of the file, counted from 0.
-    level
-        0: full resolution, then the overviews.
-    window
-        ``(y, x)`` in that level's pixels, inside the raster.
-    out
-        ``(len(bands), y, x)``, any strides.
-    mask
-        ``(len(bands), y, x)``: gets the mask of each band, 0 where it is not valid.
-
-    Returns
-    -------
-    int
-        Retries that were needed.
-
-    Raises
-    ------
-    ReadError
-        With ``transient`` telling whether trying again later could help.
-    """
+    """Read pixels of one level of a raster, full resolution or overview, into `out`."""
     y, x = window
     part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
 
@@ -171,39 +121,6 @@ def read_warped(
     The same pixels for any cut of a grid into windows: they are warped in tiles of the grid, every pixel is transformed
     by itself, and the resampling kernel has the width that the two resolutions give, not one that GDAL estimates from
     the part that is read. A mask or an alpha band of the file says which of its pixels are valid.
-
-    Parameters
-    ----------
-    header
-        The raster.
-    bands
-        Bands of the file, counted from 0.
-    level
-        The overview that is read; 0: full resolution.
-    geobox
-        The target grid.
-    window
-        ``(y, x)`` slices of it, which may leave it; its shape is that of `out`.
-    resampling
-        GDAL's name of the method.
-    nodata
-        What the raster has where it has no data; None: its mask or alpha band alone says where.
-    alpha
-        Whether a band that GDAL calls an alpha band is one; else it is a band as the others.
-    fill
-        Value of pixels outside the raster and of those that are not valid; the raster's type can hold it.
-    out
-        ``(len(bands), y, x)``, any strides.
-
-    Returns
-    -------
-    int
-        Retries that were needed.
-
-    Raises
-    ------
-    ReadError
-        With ``transient`` telling whether trying again later could help.
     """
     scale = kernel_scale(header.geobox, header.levels[level].shape, geobox)
     tile = np.empty((len(bands), WARP_TILE, WARP_TILE), out.dtype)
@@ -271,13 +188,7 @@ def _overlap(span: slice, start: int) -> tuple[slice, slice]:
 def warped_coverage(
     header: Header, level: int, geobox: GeoBox, window: tuple[slice, slice], resampling: str
 ) -> NDArray[np.bool_]:
-    """Return which pixels of a window a raster covers when GDAL warps it, whatever its own hold: ``(y, x)``.
-
-    Parameters
-    ----------
-    header, level, geobox, window, resampling
-        As for `read_warped`.
-    """
+    """Return which pixels of a window a raster covers when GDAL warps it, whatever its own hold: ``(y, x)``."""
     y, x = window
     return _coverage(header.geobox, header.levels[level].shape, geobox, (y.start, y.stop, x.start, x.stop), resampling)
 
@@ -315,17 +226,7 @@ def _beyond_180(source: GeoBox) -> dict[str, str]:
 
 
 def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict[str, str]:
-    """Return GDAL's options that give the resampling kernel its width: pixels of the target in one of the source.
-
-    Parameters
-    ----------
-    source
-        Grid of the full resolution.
-    shape
-        ``(y, x)`` of the level that is read.
-    target
-        Any part of the target grid.
-    """
+    """Return GDAL's options that give the resampling kernel its width: pixels of the target in one of the source."""
     ratio = pixel_ratio(source, target.crs, abs(target.resolution.x), abs(target.resolution.y))
     pairs = zip(ratio, shape, source.shape, strict=True)
     # 1 % is what projections differ by: the kernel is only widened where pixels of the target are really larger
@@ -347,17 +248,6 @@ def nearest_pixels(source: GeoBox, target: GeoBox) -> tuple[tuple[slice, slice],
     """Return which pixels of a source the centres of a target's pixels lie in.
 
     The last answers are kept: the scenes of a window share a few grids, and so they share one index of each.
-
-    Parameters
-    ----------
-    source, target
-        Grids, of any CRS.
-
-    Returns
-    -------
-    tuple or None
-        The window ``(y, x)`` of the source that holds them all, and ``(y, x)`` int32: index into the flattened window,
-        -1 where a centre lies outside the source. None if all do.
     """
     shape = (target.shape.y, target.shape.x)
     row, column, inside = np.empty(shape, np.int32), np.empty(shape, np.int32), np.zeros(shape, bool)

@@ -51,8 +51,6 @@ _URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
 def is_remote(href: str) -> bool:
     """Return whether `href` is a URL that is read over the network.
 
-    Examples
-    --------
     >>> is_remote("gs://bucket/scene.tif"), is_remote("/data/scene.tif")
     (True, False)
     """
@@ -64,13 +62,6 @@ def absolute(href: str | os.PathLike[str]) -> str:
 
     GDAL's names become one of these, or stay what they are for files in archives: ``/vsizip//data/a.zip/b.tif``.
 
-    Raises
-    ------
-    SourceError
-        The scheme is not supported, or it is a name of GDAL that means nothing here.
-
-    Examples
-    --------
     >>> absolute("file:///data/scene.tif"), absolute("gcs://bucket/scene.tif")
     ('/data/scene.tif', 'gs://bucket/scene.tif')
     >>> absolute("/vsis3/bucket/scene.tif"), absolute("/vsicurl/https://host/scene.tif")
@@ -109,13 +100,13 @@ _DATASET = re.compile(
 )
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
+# what to do about GDAL's virtual file systems that are none of ours
 _CURES = {
     "az": "give its https:// URL, signed: sign= takes a function that does so",
     "adls": "give its https:// URL, signed: sign= takes a function that does so",
     "mem": "it exists only in the memory of one process; write a file, or give composite() the array",
     "stdin": "give the file",
 }
-"""What to do about GDAL's virtual file systems that are none of ours."""
 
 
 def _without_gdal(href: str) -> str:
@@ -185,8 +176,6 @@ def _check_url(href: str) -> None:
 def join(href: str, *parts: str) -> str:
     """Return the path or URL of something inside `href`.
 
-    Examples
-    --------
     >>> join("gs://bucket/out/", "tile", "median.tif")
     'gs://bucket/out/tile/median.tif'
     """
@@ -196,8 +185,6 @@ def join(href: str, *parts: str) -> str:
 def display(href: str) -> str:
     """Return `href` for messages and logs: without user, password and query (signature) of a URL.
 
-    Examples
-    --------
     >>> display("https://me:secret@host/scene.tif?signature=abc")
     'https://host/scene.tif'
     """
@@ -208,8 +195,6 @@ def display(href: str) -> str:
 def display_text(text: str) -> str:
     """Return a text for messages and logs, with every URL as `display` shows it.
 
-    Examples
-    --------
     >>> display_text("reading https://host/a.tif?signature=abc failed")
     'reading https://host/a.tif failed'
     """
@@ -222,15 +207,6 @@ def filesystem(href: str) -> tuple[Any, str]:
     Equal calls in a process return the same instance with its open connections (fsspec's own cache, which is
     thread-safe and emptied in a forked child).
 
-    Raises
-    ------
-    SourceError
-        The scheme is not supported.
-    AccessError
-        This process is limited to other places.
-
-    Examples
-    --------
     >>> fs, path = filesystem("/tmp/../tmp/scene.tif")
     >>> fs.protocol[0], path
     ('file', '/tmp/scene.tif')

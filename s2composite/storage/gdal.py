@@ -39,9 +39,10 @@ _OPTIONS: Mapping[str, str | int] = {
     # Several decoding threads on a remote file can leave blank pixels and no error (GDAL#11552).
     "GDAL_NUM_THREADS": "1",
 }
+# GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none
 _NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
-"""GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none."""
 
+# what holds unless the environment says something else
 _PATIENCE = {
     # GDAL waits for ever by default. A limit on the whole transfer would end large reads over slow lines too, so it is
     # the silence that is limited, as long as the reads that do not go through GDAL wait.
@@ -51,14 +52,11 @@ _PATIENCE = {
     # What fails is tried again here, where it is logged and a signature can be renewed.
     "GDAL_HTTP_MAX_RETRY": "0",
 }
-"""What holds unless the environment says something else."""
 
 _ATTEMPTS = 4
-_FOLLOWED = 240.0
-"""Seconds for which it is believed that a server sends GDAL where it has sent this process."""
+_FOLLOWED = 240.0  # seconds for which it is believed that a server sends GDAL where it has sent this process
 
-_READ: dict[str, Identity] = {}
-"""What files were when GDAL last read them here: it keeps parts of them."""
+_READ: dict[str, Identity] = {}  # what files were when GDAL last read them here: it keeps parts of them
 _MOST_READ = 1 << 16
 
 _PERMANENT = ("404", "403", "401", "No such file", "does not exist", "Permission denied")
@@ -72,33 +70,7 @@ def through_gdal(
     *,
     files_beside: bool = False,
 ) -> int:
-    """Run `read` with a URL until it succeeds, the failure is permanent or the attempts are used up.
-
-    Parameters
-    ----------
-    read
-        Opens what it is given with rasterio.
-    href
-        Path or URL.
-    sign
-        Signs the URL.
-    identity
-        What the file must still be when it has been read; None: that is not known.
-    files_beside
-        Whether files beside a local one count (``.aux.xml``).
-
-    Returns
-    -------
-    int
-        Retries that were needed.
-
-    Raises
-    ------
-    ReadError
-        With ``transient`` telling whether trying again later could help; also if the file has changed.
-    AccessError
-        The server sends on to a place that is not open.
-    """
+    """Run `read` with a URL until it succeeds, the failure is permanent or the attempts are used up."""
     _check_redirects(href, sign)
     renewed, other = False, identity is not None and not _READ.get(href, identity).same(identity)
     sign = sign if is_remote(href) else None

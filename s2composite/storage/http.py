@@ -58,14 +58,12 @@ __all__ = [
     "target_of",
 ]
 
-Sign: TypeAlias = Callable[[str], str]
-"""Returns a URL with a signature, ``planetary_computer.sign``; runs in the workers."""
+Sign: TypeAlias = Callable[[str], str]  # returns a URL with a signature, planetary_computer.sign; runs in the workers
 
-REFUSED = (400, 401, 403)
-"""What servers answer to a signature that has expired; Amazon says 400."""
+REFUSED = (400, 401, 403)  # what servers answer to a signature that has expired; Amazon says 400
 
+# seconds a signed URL is used again: shorter than any signature is valid, long enough for the windows of a file
 _KEPT = 240.0
-"""Seconds a signed URL is used again: shorter than any signature is valid, long enough for the windows of a file."""
 _MOST = 1 << 16
 
 _URLS: dict[tuple[int, str], tuple[float, str]] = {}
@@ -73,13 +71,7 @@ _LOCK = Lock()
 
 
 def sign_function(sign: Sign | str | None) -> Sign | None:
-    """Return the function that signs URLs: a function, or its import path, ``"planetary_computer.sign"``.
-
-    Raises
-    ------
-    ParameterError
-        It is neither.
-    """
+    """Return the function that signs URLs: a function, or its import path, ``"planetary_computer.sign"``."""
     found: object = sign
     if isinstance(sign, str):
         try:
@@ -94,18 +86,7 @@ def sign_function(sign: Sign | str | None) -> Sign | None:
 
 
 def signed(sign: Sign | None, href: str, *, fresh: bool = False) -> str:
-    """Return where `href` can be read: signed, where there is a `sign`, in this process and not long ago.
-
-    Parameters
-    ----------
-    fresh
-        Sign again: the last signature was refused.
-
-    Raises
-    ------
-    ReadError
-        `sign` fails.
-    """
+    """Return where `href` can be read: signed, where there is a `sign`, in this process and not long ago."""
     if sign is None:
         return href
     now, key = time.monotonic(), (id(sign), href)
@@ -137,39 +118,27 @@ def _sign(sign: Sign, href: str) -> str:
 LOG = logging.getLogger(__name__)
 
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_SIGNED_FOR = 7200
-"""Seconds a signed URL is valid; a new one is made after half of that."""
-_LONGEST_WAIT = 60.0
-"""Seconds that a server may ask to wait before the next attempt."""
+_SIGNED_FOR = 7200  # seconds a signed URL is valid; a new one is made after half of that
+_LONGEST_WAIT = 60.0  # seconds that a server may ask to wait before the next attempt
 
+# seconds without an answer, or of too few bytes, after which a connection counts as lost, unless
+# GDAL_HTTP_LOW_SPEED_TIME says otherwise
 LOW_SPEED_TIME = 30.0
-"""Seconds without an answer, or of too few bytes, after which a connection counts as lost, unless
-``GDAL_HTTP_LOW_SPEED_TIME`` says otherwise."""
-LOW_SPEED_LIMIT = 1024.0
-"""Bytes a second that are too few, unless ``GDAL_HTTP_LOW_SPEED_LIMIT`` says otherwise."""
+LOW_SPEED_LIMIT = 1024.0  # bytes a second that are too few, unless GDAL_HTTP_LOW_SPEED_LIMIT says otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """The state of a file or object; any difference means that its index is no longer true."""
 
-    size: int
-    """Bytes."""
-
-    etag: str | None = None
-    """Entity tag; None for local files and servers that give none."""
-
-    modified: int | None = None
-    """Time of the last change, nanoseconds since 1970."""
-
+    size: int  # bytes
+    etag: str | None = None  # entity tag; None for local files and servers that give none
+    modified: int | None = None  # time of the last change, nanoseconds since 1970
+    # time at which the file's entry in the file system last changed, which nobody can set; None for objects
     ctime: int | None = None
-    """Time at which the file's entry in the file system last changed, which nobody can set; None for objects."""
-
+    # number of a file; None where numbers are made up by a network's file system, and may not last
     inode: int | None = None
-    """Number of a file; None where numbers are made up by a network's file system, and may not last."""
-
-    system: str | None = None
-    """Machine and file system that `ctime` and `inode` are from: copies elsewhere have others."""
+    system: str | None = None  # machine and file system that `ctime` and `inode` are from: copies elsewhere have others
 
     def same(self, other: Identity) -> bool:
         """Whether the object is still the same: by ETag if both have one, else by its times and inode."""
@@ -194,21 +163,15 @@ class Retry:
     GDAL's variables for slow servers hold for the reads that do not go through GDAL, too.
     """
 
-    attempts: int = 5
-    """Requests in all before giving up."""
-
+    attempts: int = 5  # requests in all before giving up
+    # seconds before the second attempt; doubles each time, and half of it is random so that workers spread out
     first_wait: float = 0.25
-    """Seconds before the second attempt; doubles each time, and half of it is random so that workers spread out."""
-
-    longest_wait: float = 8.0
-    """Seconds at most between attempts, unless the server asks for more."""
-
+    longest_wait: float = 8.0  # seconds at most between attempts, unless the server asks for more
+    # seconds after which a connection counts as lost: without a byte, without all headers of an answer, or with fewer
+    # bytes than `least_rate` a second
     timeout: float = field(default_factory=lambda: _setting("GDAL_HTTP_LOW_SPEED_TIME", 0) or LOW_SPEED_TIME)
-    """Seconds after which a connection counts as lost: without a byte, without all headers of an answer, or with fewer
-    bytes than `least_rate` a second."""
-
+    # bytes a second that must come on average over `timeout`; 0: any rate will do
     least_rate: float = field(default_factory=lambda: _setting("GDAL_HTTP_LOW_SPEED_LIMIT", LOW_SPEED_LIMIT))
-    """Bytes a second that must come on average over `timeout`; 0: any rate will do."""
 
 
 def _setting(name: str, default: float) -> float:
@@ -224,31 +187,19 @@ def _setting(name: str, default: float) -> float:
 class Target:
     """Where an object is on the web, and what proves that one may read it. Never logged, never pickled."""
 
-    href: str
-    """As the user names it."""
-
-    url: str
-    """Where it is; may be signed."""
-
-    headers: Mapping[str, str]
-    """Credentials."""
-
-    sign: Sign | None = None
-    """What made the signature in `url`."""
+    href: str  # as the user names it
+    url: str  # where it is; may be signed
+    headers: Mapping[str, str]  # credentials
+    sign: Sign | None = None  # what made the signature in `url`
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a request gave."""
 
-    data: bytes
-    """The bytes."""
-
-    identity: Identity
-    """Of the object they came from."""
-
-    retries: int
-    """Attempts that failed before."""
+    data: bytes  # the bytes
+    identity: Identity  # of the object they came from
+    retries: int  # attempts that failed before
 
 
 class _FailedError(Exception):
@@ -268,13 +219,7 @@ class _FailedError(Exception):
 
 
 def target_of(href: str, sign: Sign | None = None) -> Target:
-    """Return where `href` is on the web, with the credentials that this process has, or signed by `sign`.
-
-    Raises
-    ------
-    ReadError
-        There are credentials, but they are of no use.
-    """
+    """Return where `href` is on the web, with the credentials that this process has, or signed by `sign`."""
     url = signed(sign, href)
     if sign is not None and url.startswith("http"):
         return Target(href, url, {}, sign)
@@ -317,25 +262,7 @@ def seconds_since_reply(href: str) -> float:
 
 
 def request(target: Target, start: int, size: int, identity: Identity | None, retry: Retry) -> Future[Reply]:
-    """Begin to read `size` bytes from `start`, and return at once.
-
-    Parameters
-    ----------
-    target
-        The object.
-    start, size
-        Bytes.
-    identity
-        What the object must still be; None: anything, and fewer bytes than `size` if it is smaller.
-    retry
-        What to do about failures.
-
-    Returns
-    -------
-    Future
-        Of the reply. Whatever happens, it ends: with a reply, with a `ReadError`, whose ``transient`` tells whether
-        trying again later could help, or with an `AccessError` where the server sends on to a place that is not open.
-    """
+    """Begin to read `size` bytes from `start`, and return at once."""
     web = filesystem("https://")[0]
     coroutine = _persist(web, target, start, size, identity=identity, retry=retry)
     return asyncio.run_coroutine_threadsafe(coroutine, web.loop)
@@ -516,55 +443,34 @@ def _words(status: int) -> str:
     )
 
 
+# bytes a header is looked for in: holds the header of a 10980 x 10980 COG even with 256-pixel BigTIFF tiles
 HEAD = 1 << 16
-"""Bytes a header is looked for in: holds the header of a 10980 x 10980 COG even with 256-pixel BigTIFF tiles."""
 
-_FILES_AHEAD = 8
-"""Local files that are opened, and announced to the kernel to be read from disk, before their turn."""
+_FILES_AHEAD = 8  # local files that are opened, and announced to the kernel to be read from disk, before their turn
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
     """A part of a file or object."""
 
-    href: str
-    """Path or URL."""
-
-    identity: Identity
-    """What it must still be."""
-
-    start: int
-    """First byte."""
-
-    size: int
-    """Number of bytes."""
-
-    sign: Sign | None = None
-    """Signs the URL."""
+    href: str  # path or URL
+    identity: Identity  # what it must still be
+    start: int  # first byte
+    size: int  # number of bytes
+    sign: Sign | None = None  # signs the URL
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """What became of a byte range."""
 
-    data: bytes
-    """Its bytes; empty if there is an error."""
-
-    error: ReadError | None = None
-    """Why it could not be read."""
-
-    retries: int = 0
-    """Attempts that failed before."""
+    data: bytes  # its bytes; empty if there is an error
+    error: ReadError | None = None  # why it could not be read
+    retries: int = 0  # attempts that failed before
 
 
 def read_head(href: str, retry: Retry | None = None, sign: Sign | None = None) -> tuple[bytes, Identity]:
-    """Return the first `HEAD` bytes of a file or object (fewer if it is smaller), and its identity.
-
-    Raises
-    ------
-    ReadError
-        It is missing, denied or cannot be reached.
-    """
+    """Return the first `HEAD` bytes of a file or object (fewer if it is smaller), and its identity."""
     if is_remote(href):
         reply = request(target_of(href, sign), 0, HEAD, None, retry or Retry()).result()
         return reply.data, reply.identity
@@ -577,13 +483,7 @@ def read_head(href: str, retry: Retry | None = None, sign: Sign | None = None) -
 
 
 def read_identity(href: str, sign: Sign | None = None) -> Identity:
-    """Return the identity that a file or object has now.
-
-    Raises
-    ------
-    ReadError
-        It is missing, denied or cannot be reached.
-    """
+    """Return the identity that a file or object has now."""
     if is_remote(href):
         return request(target_of(href, sign), 0, 1, None, Retry()).result().identity
     try:
@@ -593,13 +493,7 @@ def read_identity(href: str, sign: Sign | None = None) -> Identity:
 
 
 def read_range(href: str, start: int, size: int, identity: Identity, sign: Sign | None = None) -> bytes:
-    """Return `size` bytes from `start` of an object that must still have `identity`.
-
-    Raises
-    ------
-    ReadError
-        It has changed, or cannot be read.
-    """
+    """Return `size` bytes from `start` of an object that must still have `identity`."""
     ((_, fetched),) = Fetching([ByteRange(href, identity, start, size, sign)])
     if fetched.error is not None:
         raise fetched.error
@@ -610,15 +504,6 @@ class Fetching:
     """Byte ranges on their way: iterate over it for ``(position, Fetched)``, in the order in which they arrive.
 
     Remote ranges are asked for at once, as many as fit, and the next ones while the caller uses those that came.
-
-    Parameters
-    ----------
-    ranges
-        Neighbouring ranges should be one. Those of one file should follow each other.
-    retry
-        What to do about failures of remote reads.
-    budget
-        Bytes that are in flight or waiting to be used at most (more only for a single range that is larger).
     """
 
     def __init__(self, ranges: Sequence[ByteRange], retry: Retry | None = None, budget: int = 64 << 20) -> None:

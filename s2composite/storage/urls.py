@@ -44,14 +44,13 @@ __all__ = [
     "web_client",
 ]
 
-VARIABLE = "S2COMPOSITE_ACCESS"
-"""The environment variable that holds an `Access` as JSON."""
+VARIABLE = "S2COMPOSITE_ACCESS"  # the environment variable that holds an `Access` as JSON
 
+# characters on which parsers of URLs disagree: the host of one is the path of another
 _STRANGE = re.compile(r"[\x00-\x20\x7f\\]")
-"""Characters on which parsers of URLs disagree: the host of one is the path of another."""
 
+# dots, slashes and percent signs that a server may decode after the path was compared
 _HIDDEN = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
-"""Dots, slashes and percent signs that a server may decode after the path was compared."""
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -60,14 +59,10 @@ _PORTS = {"http": 80, "https": 443}
 class Access:
     """The places that are open."""
 
+    # directories, and URLs up to any /: /data, gs://bucket/prefix/, https://host/path/, gs://
     read: tuple[str, ...] = ()
-    """Directories, and URLs up to any ``/``: ``/data``, ``gs://bucket/prefix/``, ``https://host/path/``, ``gs://``."""
-
-    write: tuple[str, ...] = ()
-    """The same for writing: directories, ``gs://`` and ``s3://``."""
-
-    networks: tuple[str, ...] = ()
-    """Networks that may be connected to although they are not public, ``10.1.0.0/16``."""
+    write: tuple[str, ...] = ()  # the same for writing: directories, gs:// and s3://
+    networks: tuple[str, ...] = ()  # networks that may be connected to although they are not public, 10.1.0.0/16
 
     def to_json(self) -> str:
         """Return it as the value of the environment variable."""
@@ -85,13 +80,7 @@ class Access:
 
 
 def limits() -> Access | None:
-    """Return what this process is limited to; None: nothing limits it.
-
-    Raises
-    ------
-    AccessError
-        The variable is malformed; nothing is open then.
-    """
+    """Return what this process is limited to; None: nothing limits it."""
     text = os.environ.get(VARIABLE)
     return None if text is None else _parsed(text)
 
@@ -129,11 +118,6 @@ def gdal_limits(href: str) -> dict[str, str]:
     """Return the options with which GDAL may open a path or URL; in a limited process, GeoTIFF only.
 
     Other formats can name further files, which GDAL would open without asking.
-
-    Raises
-    ------
-    AccessError
-        This process is limited, and the URL is a web server's: GDAL follows redirects without asking.
     """
     if (access := limits()) is None:
         return {}
@@ -203,29 +187,27 @@ def _shown(href: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "?", f"{scheme}{mark}{rest}")[:300]
 
 
+# Internal addresses of clouds that some versions of Python call public: Azure's platform, Oracle's metadata
 _PLATFORMS = tuple(map(ipaddress.IPv4Network, ("168.63.129.16/32", "192.0.0.0/24")))
-"""Internal addresses of clouds that some versions of Python call public: Azure's platform, Oracle's metadata."""
 
+# addresses of metadata servers (Azure, Oracle, Alibaba, Amazon, Google) that are not link-local by their number
 _METADATA = tuple(
     map(ipaddress.ip_address, ("168.63.129.16", "192.0.0.192", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254"))
 )
-"""Addresses of metadata servers (Azure, Oracle, Alibaba, Amazon, Google) that are not link-local by their number."""
 
+# IPv6 networks whose addresses are IPv4 ones in their last 32 bits
 _EMBEDDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
-"""IPv6 networks whose addresses are IPv4 ones in their last 32 bits."""
 
+# host that serves the objects of a scheme, and the variables in which the operator names another one
 _STORES = {
     "s3": ("amazonaws.com", ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")),
     "gs": ("storage.googleapis.com", ("STORAGE_EMULATOR_HOST",)),
 }
-"""Host that serves the objects of a scheme, and the variables in which the operator names another one."""
 
 
 def is_open_address(text: str, networks: tuple[str, ...] = ()) -> bool:
     """Return whether an address is a public one, or in one of the networks that are open.
 
-    Examples
-    --------
     >>> is_open_address("142.250.74.123"), is_open_address("169.254.169.254"), is_open_address("::ffff:10.0.0.1")
     (True, False, False)
     >>> is_open_address("10.0.0.1", ("10.0.0.0/8",))
@@ -252,8 +234,6 @@ def is_open_address(text: str, networks: tuple[str, ...] = ()) -> bool:
 def is_link_local(text: str) -> bool:
     """Return whether an address is link-local, or a metadata server's elsewhere; False for what is no address.
 
-    Examples
-    --------
     >>> is_link_local("169.254.169.254"), is_link_local("::ffff:169.254.0.1"), is_link_local("10.0.0.1")
     (True, True, False)
     """
@@ -281,11 +261,8 @@ class ReplyTimeout:
     The time begins when a request has been sent: before that it may have waited for a free connection.
     """
 
-    limit: asyncio.Timeout
-    """What ends the wait."""
-
-    seconds: float
-    """How long it may take."""
+    limit: asyncio.Timeout  # what ends the wait
+    seconds: float  # how long it may take
 
     def begin(self) -> None:
         """Begin the time, anew if it has begun."""
