@@ -1,7 +1,7 @@
-"""A map to zoom and pan, with a slider for periods: one page of HTML that needs nothing beside it.
+"""A web map of a composite, with a slider for its periods: one page of HTML.
 
-Bokeh draws it, which Dask's dashboard brings along: its script goes into the page, so that a map opens from a disk or
-in a notebook without a network. Only the background comes from a server of tiles.
+Bokeh's script goes into the page, so that it opens from a disk or in a notebook without a network; only the background
+comes from a server of tiles.
 """
 
 from __future__ import annotations
@@ -100,50 +100,7 @@ def explore(
     stretch: Stretch | None = None,
     basemap: str | None = "OpenStreetMap Mapnik",
 ) -> Map:
-    """Return a composite as a map, its periods by a slider.
-
-    A lazy composite is computed; ``comp.preview().explore()`` takes seconds. A page holds 12 million pixels at most, so
-    that the more periods there are, the coarser they are.
-
-    Parameters
-    ----------
-    composite : Composite or xarray.Dataset
-        A composite, or its layers: `layer` with bands and, to know where there is data, ``count``.
-    layer : str, default "composite"
-        Which variable.
-    bands : sequence of str, optional
-        Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
-        first three.
-    stretch : str or pair of float or sequence of pairs, optional
-        The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
-        Percentiles, and so the default, are those of each period; ``"common"`` and ``"1-99% common"`` are those of all
-        periods together, so that their brightness can be compared.
-    basemap : str, optional
-        Name of a background as Bokeh's ``add_tile`` takes it; None: no background. Default:
-        ``"OpenStreetMap Mapnik"``.
-
-    Returns
-    -------
-    Map
-        ``.save("map.html")``, or the last line of a notebook's cell.
-
-    Raises
-    ------
-    ParameterError
-        No such layer, band or background, or no pixel has data.
-    GridError
-        The composite has no coordinate system, or lies where web maps end: over the antimeridian or a pole.
-
-    Examples
-    --------
-    >>> import numpy as np, xarray as xr, s2composite as s2c
-    >>> from odc.geo.geobox import GeoBox
-    >>> from odc.geo.xr import xr_coords
-    >>> grid = GeoBox.from_bbox((300000, 4800000, 301000, 4801000), "EPSG:32631", resolution=10)
-    >>> cube = xr.DataArray(np.full((2, 3, 100, 100), 90, "uint8"), dims=("time", "band", "y", "x"))
-    >>> comp = s2c.composite(cube.assign_coords(xr_coords(grid, dims=("y", "x"))))
-    >>> page = comp.explore().save("map.html", overwrite=True)
-    """
+    """Return a composite, or its layers, as a map with a slider for its periods; options as of `Composite.explore`."""
     dataset = layers_of(composite)
     periodic = "time" in dataset.dims
     whole = dataset if periodic else dataset.drop_vars(["time", "period"], errors="ignore").expand_dims(time=[0])
@@ -155,22 +112,19 @@ def explore(
         raise GridError("the composite has no coordinate system, so it has no place on a map; write_crs() it")
     projected_box(geobox, CRS("EPSG:3857"))  # a map ends at the antimeridian
     target = compute_output_geobox(geobox, "EPSG:3857")
-    pictures = [_warped(picture, geobox, target) for picture in _painted(shown, layer, stretch)]
+    panels = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
+    if not any(seen.any() for _, seen in panels):
+        raise ParameterError(f"{layer} has no data in any pixel; look at count: do the rules leave any observation?")
+    pictures = [
+        _warped(painted(*panel, ends), geobox, target)
+        for panel, ends in zip(panels, limits_of_each(panels, stretch), strict=True)
+    ]
     title = ", ".join(heading(dataset, layer, bands or ()).splitlines())
     return Map(_layout(pictures, target, period_titles(whole), title, basemap), title)
 
 
-def _painted(shown: xr.Dataset, layer: str, stretch: Stretch | None) -> list[NDArray[np.uint8]]:
-    """Return each time as a picture ``(y, x, 4)``."""
-    found = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
-    if not any(seen.any() for _, seen in found):
-        raise ParameterError(f"{layer} has no data in any pixel; look at count: do the rules leave any observation?")
-    return [painted(*one, ends) for one, ends in zip(found, limits_of_each(found, stretch), strict=True)]
-
-
 def _warped(picture: NDArray[np.uint8], source: GeoBox, target: GeoBox) -> NDArray[np.uint8]:
-    """Return a picture on the map's grid; what is outside it is transparent."""
-    out = np.zeros((4, *target.shape), np.uint8)
+    out = np.zeros((4, *target.shape), np.uint8)  # transparent outside the picture
     reproject(
         np.ascontiguousarray(np.moveaxis(picture, 2, 0)),
         out,
@@ -204,7 +158,10 @@ def _layout(
     if basemap is None:
         canvas.background_fill_color = NO_DATA_COLOUR
     else:
-        _add_background(canvas, basemap)
+        try:
+            canvas.add_tile(basemap)
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ParameterError(f"basemap={basemap!r}: {error}; such as 'CartoDB Positron', or None") from error
     drawn = [
         canvas.image_url(
             [f"data:image/png;base64,{base64.b64encode(imagecodecs.png_encode(picture)).decode()}"],
@@ -231,10 +188,3 @@ def _layout(
     )
     slider.js_on_change("value", CustomJS(args={"pictures": drawn}, code=_SHOW))
     return column(slider, canvas, sizing_mode="stretch_width")
-
-
-def _add_background(canvas: Any, name: str) -> None:
-    try:
-        canvas.add_tile(name)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ParameterError(f"basemap={name!r}: {error}; such as 'CartoDB Positron', or None") from error

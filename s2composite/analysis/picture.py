@@ -56,8 +56,8 @@ _CURE = {
     False: "Choose with .isel() or .sel()",
 }
 
-_MEANT = {"count": "valid observations"}
-"""Layers whose names say too little."""
+_TITLES = {"count": "valid observations"}
+"""Of layers whose names say too little."""
 
 _SAMPLE = 512
 """Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
@@ -83,7 +83,7 @@ def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataAr
 def heading(dataset: xr.Dataset, layer: str = "composite", bands: Sequence[Any] = ()) -> str:
     """Return what a picture is of: reducer or layer, bands, and the period or the dates of the scenes."""
     name = str(dataset.attrs.get("reducer", layer)) if layer == "composite" else layer
-    what = _MEANT.get(name, name).replace("_", " ") + (f", {', '.join(map(str, bands))}" if len(bands) else "")
+    what = _TITLES.get(name, name).replace("_", " ") + (f", {', '.join(map(str, bands))}" if len(bands) else "")
     if "period" in dataset.coords and dataset["period"].ndim == 0:
         return f"{what}\n{period_title(str(dataset['period'].item()))}"
     if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
@@ -101,12 +101,12 @@ def period_titles(dataset: xr.Dataset) -> list[str]:
 
 def bands_of(array: xr.DataArray, bands: Sequence[Any] | None) -> xr.DataArray:
     """Return the three bands, or the one, to draw."""
-    there = list(array["band"].values) if "band" in array.coords else list(range(array.sizes["band"]))
+    names = list(array["band"].values) if "band" in array.coords else list(range(array.sizes["band"]))
     if bands is None:
-        return array.isel(band=colour_bands(there))
-    if len(bands) not in (1, 3) or not all(band in there for band in bands):
-        raise ParameterError(f"bands={list(bands)!r}; choose one or three of {[str(name) for name in there]}")
-    return array.isel(band=[there.index(band) for band in bands])
+        return array.isel(band=colour_bands(names))
+    if len(bands) not in (1, 3) or not all(band in names for band in bands):
+        raise ParameterError(f"bands={list(bands)!r}; choose one or three of {[str(name) for name in names]}")
+    return array.isel(band=[names.index(band) for band in bands])
 
 
 def with_count(array: xr.DataArray, dataset: xr.Dataset) -> xr.Dataset:
@@ -145,13 +145,14 @@ def cloudy_scene(cube: xr.DataArray) -> int:
     In a window in the middle, brightness is compared with each pixel's median over time. The ratio varies most where a
     scene is partly cloudy; it varies little under a clear sky, haze or a closed cover. Missing parts count against it.
     """
-    rows, columns = (_middle(cube.sizes[dim]) for dim in ("y", "x"))
+    starts = {dim: max(0, (cube.sizes[dim] - _SAMPLE) // 2) for dim in ("y", "x")}
+    rows, columns = (slice(start, min(cube.sizes[dim], start + _SAMPLE)) for dim, start in starts.items())
     found = stack_of(cube)
     window = cube.isel(y=rows, x=columns)
     if found:
         window = window.copy(data=found[0].read((rows, columns)).pixels)
-    pixels, there = observed(window[:, :, ::2, ::2].compute())
-    brightness = np.where(there.all(1), pixels.sum(1, dtype=np.float64), np.nan)
+    pixels, valid = observed(window[:, :, ::2, ::2].compute())
+    brightness = np.where(valid.all(1), pixels.sum(1, dtype=np.float64), np.nan)
     seen = np.isfinite(brightness)
     if not seen.any():
         return 0
@@ -161,13 +162,8 @@ def cloudy_scene(cube: xr.DataArray) -> int:
     return int(np.argmax(np.array(spread) * seen.mean((1, 2))))
 
 
-def _middle(n: int) -> slice:
-    start = max(0, (n - _SAMPLE) // 2)
-    return slice(start, min(n, start + _SAMPLE))
-
-
 def one_scene(cube: xr.DataArray, position: int) -> xr.DataArray:
-    """Return a scene ``(band, y, x)``, so that reading it does not read the others."""
+    """Return a scene ``(band, y, x)``, of which alone the files are read."""
     one = cube.isel(time=[position])
     found = stack_of(one)
     whole = to_cube(found[0]) if found else one
@@ -175,7 +171,7 @@ def one_scene(cube: xr.DataArray, position: int) -> xr.DataArray:
 
 
 def scene_position(cube: xr.DataArray, scene: int | str) -> int:
-    """Return the position of a scene given by its position, also from the end, or its name."""
+    """Return the position of a scene given by its name or position, which may count from the end."""
     times = cube.sizes["time"]
     if isinstance(scene, str):
         names = [str(name) for name in cube["scene"].values] if "scene" in cube.coords else []
@@ -213,7 +209,7 @@ def sources_of(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def days_of_scenes(dataset: xr.Dataset) -> NDArray[np.float64]:
-    """Return the time of each scene as matplotlib counts days."""
+    """Return the time of each scene in days, as matplotlib counts them."""
     if "scene_time" not in dataset.coords or not np.issubdtype(dataset["scene_time"].dtype, np.datetime64):
         raise ParameterError(
             "the composite has no coordinate scene_time with the scenes' dates; its cube's time had none"

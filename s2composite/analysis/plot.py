@@ -1,7 +1,7 @@
-"""Plots of composites: single periods, small multiples, the timeline of scenes.
+"""Plots of composites with matplotlib: layers, small multiples of periods, the timeline of scenes.
 
-Drawn from at most 1500 pixels a side. No display is needed. matplotlib is imported with this module, when something
-is drawn.
+The functions take a composite or the Dataset of its layers; `Plots`, which is ``comp.plot``, has each as a method,
+which describes the options. Pictures are drawn from at most 1500 pixels a side. No display is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, DateFormatte
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from s2composite.analysis.picture import (
     axes_or_new,
@@ -62,33 +61,10 @@ def timeline(
     resolution: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw, for each scene at its date, the share of the composite's pixels that come from it, and what it shows.
+    """Draw the scenes of a composite, or of its layers, at their dates; options as of `Plots.timeline`.
 
-    Parameters
-    ----------
-    composite : Composite or xarray.Dataset
-        A composite, or its layers, with the coordinate ``scene_time``. Only one with ``source`` takes its pixels from
-        single scenes; of others, such as a geomedian, it is drawn what the scenes of the cube show.
-    cube : xarray.DataArray, optional
-        What the composite was made of: the share of the area that each scene shows validly is drawn, too.
-    valid : rule or DataArray of bool, or sequence of these, optional
-        The rules of the composite, as for `composite`; they say which pixels of the cube count.
-    resolution : float, optional
-        Pixel size at which the files of a cube from `open_cube` are looked at, in units of its CRS; default: up to
-        16 times coarser than the cube, but 256 pixels a side, from overviews where there are some. Other cubes are
-        looked at as they are.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw; default: a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        With the share in percent of each scene.
-
-    Raises
-    ------
-    ParameterError
-        There are no dates, neither source nor cube, no pixel has a source, or the cube has other scenes.
+    A composite without ``source``, such as a geomedian, takes no pixel from a single scene: of it, what the scenes of
+    the `cube` show is drawn.
     """
     dataset = layers_of(composite)
     days = days_of_scenes(dataset)
@@ -99,7 +75,14 @@ def timeline(
         title = f"{what}: pixels of {np.count_nonzero(share)} of {len(days)} scenes"
     else:
         share, title = None, f"what {len(days)} scenes show of the area"
-    shown = None if cube is None else _shown(cube, dataset, valid, resolution)
+    shown = None
+    if cube is not None:
+        if not np.array_equal(cube["time"].values, dataset["scene_time"].values):
+            raise ParameterError(
+                f"the cube has {cube.sizes['time']} scenes and the composite {dataset.sizes['scene']}, not the same "
+                "ones; give the cube it was made of"
+            )
+        shown = np.asarray(valid_share(coarser(cube, resolution), valid)["valid"].compute() * 100, np.float64)
     ax = axes_or_new(ax, (11, 4.5))
     width = float(np.clip(400 / len(days), 1.5, 14))
     if shown is not None:
@@ -117,17 +100,6 @@ def timeline(
     return ax
 
 
-def _shown(cube: xr.DataArray, dataset: xr.Dataset, valid: Any, resolution: float | None) -> NDArray[np.float64]:
-    """Return the share of the area that each scene shows validly, in percent."""
-    if not np.array_equal(cube["time"].values, dataset["scene_time"].values):
-        raise ParameterError(
-            f"the cube has {cube.sizes['time']} scenes and the composite {dataset.sizes['scene']}, not the same ones; "
-            "give the cube it was made of"
-        )
-    shares = valid_share(coarser(cube, resolution), valid)["valid"].compute()
-    return np.asarray(shares.values * 100, np.float64)
-
-
 _PANEL = 3.0
 """Inches of the longer side of a panel."""
 
@@ -141,37 +113,7 @@ def periods(
     columns: int = 4,
     figure: Figure | None = None,
 ) -> Figure:
-    """Draw each period of a composite, or how many observations each had, in one figure.
-
-    Parameters
-    ----------
-    composite : Composite or xarray.Dataset
-        A composite with periods, or its layers.
-    layer : str, default "composite"
-        ``"composite"`` or another with bands; ``"count"`` or another without.
-    bands : sequence of str, optional
-        Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
-        first three.
-    stretch : str or pair of float or sequence of pairs, optional
-        The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
-        Percentiles, and so the default, are those of each period, so that a summer can be seen beside a winter with
-        snow. ``"common"``, or ``"1-99% common"``: those of all periods together, so that their brightness can be
-        compared.
-    columns : int, default 4
-        Pictures in a row.
-    figure : matplotlib.figure.Figure, optional
-        Where to draw; default: a new figure.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        With axes for each period; one without a value is left grey and says so.
-
-    Raises
-    ------
-    ParameterError
-        The composite has no periods, there is no such layer or band, or no period has data.
-    """
+    """Draw each period of a composite, or of its layers, in one figure; options as of `Plots.periods`."""
     dataset = layers_of(composite)
     if "time" not in dataset.dims or "period" not in dataset.coords:
         raise ParameterError("the composite has no periods; make it with period=, or draw it with plot()")
@@ -199,18 +141,18 @@ def _pictures(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | No
     """Draw colours; return which periods are empty."""
     chosen = bands_of(layer_of(dataset, layer, ("time", "band", "y", "x")), bands)
     shown = decimated(with_count(chosen, dataset))
-    found = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
-    if not any(seen.any() for _, seen in found):
+    panels = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
+    if not any(seen.any() for _, seen in panels):
         raise ParameterError(f"{layer} has no data in any period; look at count: do the rules leave any observation?")
-    limits = limits_of_each(found, stretch)
+    limits = limits_of_each(panels, stretch)
     same = all(np.array_equal(ends, limits[0]) for ends in limits)
-    for ax, (one, seen), ends in zip(axes, found, limits, strict=False):
+    for ax, (one, seen), ends in zip(axes, panels, limits, strict=False):
         draw(ax, painted(one, seen, ends), shown, "")
         if len(one) == 1 and seen.any() and not same:
             scale_beside(ax, ScalarMappable(Normalize(*ends[0]), "gray"))
     if chosen.sizes["band"] == 1 and same:
         scale_beside(axes[0], ScalarMappable(Normalize(*limits[0][0]), "gray"), of=axes)
-    return [not seen.any() for _, seen in found]
+    return [not seen.any() for _, seen in panels]
 
 
 def _numbers(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | None, axes: list[Axes]) -> list[bool]:
@@ -483,33 +425,7 @@ def plot_composite(
     stretch: Stretch | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a layer with bands as a colour picture, or in greys with a scale; without data it is transparent.
-
-    Parameters
-    ----------
-    composite : Composite or xarray.Dataset
-        A composite, or its layers: `layer` ``(band, y, x)`` and, to know where there is data, ``count`` ``(y, x)``.
-    layer : str, default "composite"
-        Which variable.
-    bands : sequence of str, optional
-        Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else the
-        first three.
-    stretch : str or pair of float or sequence of pairs, optional
-        The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
-        Default: uint8 as it is; anything else between the 2nd and the 98th percentile of all its valid values.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw; default: a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        With the picture; ``ax.figure.savefig("composite.png")`` writes it.
-
-    Raises
-    ------
-    ParameterError
-        No such layer or band, or no pixel has data.
-    """
+    """Draw a layer of a composite, or of its layers, as a picture; options as of `Plots`."""
     dataset = layers_of(composite)
     shown, values, valid = colours_of(dataset, layer, bands)
     ends = limits(values, valid, stretch)
@@ -522,25 +438,7 @@ def plot_composite(
 
 
 def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the number of valid observations of each pixel; without any it is transparent, as in the composite.
-
-    Parameters
-    ----------
-    composite : Composite or xarray.Dataset
-        A composite, or its layers: ``count`` ``(y, x)``.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw; default: a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        With the picture.
-
-    Raises
-    ------
-    ParameterError
-        There is no count, or it is 0 everywhere.
-    """
+    """Draw the number of valid observations of a composite, or of its layers; see `Plots.count`."""
     dataset = layers_of(composite)
     shown = decimated(layer_of(dataset, "count", ("y", "x")).to_dataset(name="count"))
     count = shown["count"].values
@@ -553,54 +451,27 @@ def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> A
 
 
 def plot_date(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the date of the observation that each pixel comes from; up to 12 dates have a legend with their shares.
-
-    Parameters
-    ----------
-    composite : Composite or xarray.Dataset
-        A composite, or its layers: ``source`` ``(y, x)``, with the coordinate ``scene_time``.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw; default: a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        With the picture.
-
-    Raises
-    ------
-    ParameterError
-        There is no source or no dates, or no pixel has a source.
-    """
+    """Draw the dates of the observations of a composite, or of its layers; see `Plots.date`."""
     dataset = layers_of(composite)
     shown = sources_of(dataset).to_dataset(name="source")
     days = days_of_scenes(dataset)
     source = shown["source"].values
-    found = np.unique(days[source[source >= 0]])
+    dates = np.unique(days[source[source >= 0]])
     ax = map_or_new(ax, shown)
-    if len(found) <= _LEGEND:
-        _draw_dates(ax, shown, source, days, found)
+    if len(dates) <= _LEGEND:
+        colours = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(dates)))
+        rank = np.where(source >= 0, np.searchsorted(dates, days[source]), np.nan)
+        draw(ax, rank, shown, "date of the observation", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(dates) - 0.5)
+        shares = np.bincount(rank[np.isfinite(rank)].astype(int)) / np.isfinite(rank).sum()
+        labels = [f"{num2date(day):%Y-%m-%d}  {share:.0%}" for day, share in zip(dates, shares, strict=True)]
+        patches = [Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=True)]
+        ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
     else:
-        _draw_date_scale(ax, shown, np.where(source >= 0, days[source], np.nan))
+        day = np.where(source >= 0, days[source], np.nan)
+        draw(ax, day, shown, "date of the observation", cmap="turbo")
+        bar = scale_beside(ax, ax.images[-1], location="right", ticks=AutoDateLocator(maxticks=8))
+        bar.ax.yaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))
     return ax
-
-
-def _draw_dates(ax: Axes, shown: xr.Dataset, source: NDArray[Any], days: NDArray[Any], found: NDArray[Any]) -> None:
-    """Draw few dates, each in a colour of its own."""
-    colours = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(found)))
-    rank = np.where(source >= 0, np.searchsorted(found, days[source]), np.nan)
-    draw(ax, rank, shown, "date of the observation", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(found) - 0.5)
-    shares = np.bincount(rank[np.isfinite(rank)].astype(int)) / np.isfinite(rank).sum()
-    labels = [f"{num2date(day):%Y-%m-%d}  {share:.0%}" for day, share in zip(found, shares, strict=True)]
-    patches = [Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=True)]
-    ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
-
-
-def _draw_date_scale(ax: Axes, shown: xr.Dataset, day: NDArray[Any]) -> None:
-    """Draw many dates on one scale."""
-    draw(ax, day, shown, "date of the observation", cmap="turbo")
-    bar = scale_beside(ax, ax.images[-1], location="right", ticks=AutoDateLocator(maxticks=8))
-    bar.ax.yaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))
 
 
 def before_after(
@@ -611,31 +482,7 @@ def before_after(
     stretch: Stretch | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Draw one cloudy scene, the composite, and how many observations it had, side by side.
-
-    Parameters
-    ----------
-    cube : xarray.DataArray
-        ``(time, band, y, x)``: what the composite was made of.
-    composite : Composite or xarray.Dataset
-        A composite, or its layers.
-    scene : int or str, optional
-        Position or name of the scene. Default: the one that is most partly cloudy in the middle of the area.
-    stretch : str or pair of float or sequence of pairs, optional
-        The values shown black and white, in both; default as in `plot_composite`.
-    figure : matplotlib.figure.Figure, optional
-        Where to draw; default: a new figure.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        With three axes.
-
-    Raises
-    ------
-    ParameterError
-        No such scene, or the composite has no data.
-    """
+    """Draw one cloudy scene, the composite, and its number of observations; options as of `Plots.before_after`."""
     dataset = layers_of(composite)
     position = cloudy_scene(cube) if scene is None else scene_position(cube, scene)
     shown, values, valid = colours_of(dataset, "composite", None)
@@ -645,15 +492,12 @@ def before_after(
     width, height = map_size(shown, 4.0)
     figure = figure_or_new(figure, (3 * width + 2, height + 1.5))
     axes = figure.subplots(1, 3)
-    draw(axes[0], painted(seen, observed, ends), before, _title(cube, position))
+    time = cube["time"].values[position]
+    title = f"one scene, {str(time)[:10] if isinstance(time, np.datetime64) else time}"
+    draw(axes[0], painted(seen, observed, ends), before, title)
     draw(axes[1], painted(values, valid, ends), shown, heading(dataset))
     plot_count(shown, ax=axes[2])
     for ax in axes[1:]:
         ax.set_ylabel("")
         ax.tick_params(labelleft=False)
     return figure
-
-
-def _title(cube: xr.DataArray, position: int) -> str:
-    time = cube["time"].values[position]
-    return f"one scene, {str(time)[:10] if isinstance(time, np.datetime64) else time}"

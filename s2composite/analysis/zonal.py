@@ -227,7 +227,6 @@ class _Statistics:
 
 
 def _parse_statistics(stats: Sequence[str], bins: Sequence[float] | None) -> _Statistics:
-    """Return the statistics of these names, or a ParameterError that says which cannot be."""
     if not isinstance(stats, Iterable):
         raise ParameterError(f"stats is {stats!r}; it is a list of names, such as ['mean', 'p90']")
     names = (stats,) if isinstance(stats, str) else tuple(stats)
@@ -306,17 +305,14 @@ class _Zone:
     """A zone that touches the raster."""
 
     number: int
-    """Position among all zones."""
-
     shape: Any
-    """Shapely polygon in pixels: x is the column, y the negative row, so that north stays up."""
+    """Shapely polygon in pixels: x is the column, y the negative row."""
 
     window: _Window
-    """The pixels that hold it, as far as the raster goes."""
 
 
 def _read_zones(zones: Any, name: str | None, crs: Any) -> tuple[list[Any], NDArray[np.object_]]:
-    """Return the names of zones, and their polygons in the coordinate system of a raster, checked."""
+    """Return the names of zones, and their polygons in a raster's coordinate system, checked."""
     frame = _zone_frame(zones)
     names = _zone_names(frame, name)
     for zone, shape in zip(names, frame.geometry, strict=True):
@@ -473,29 +469,16 @@ def _coverage(window: _Window, shapes: Sequence[Any]) -> list[_Covered]:
 class _Summary:
     """What is known of some pixels of a zone, each weighted by the share of it that the zone covers."""
 
-    count: float
-    """Sum of the weights: pixels."""
-
-    low: float
-    """Smallest value; infinity if there is none."""
-
-    high: float
-    """Largest value; minus infinity if there is none."""
-
-    mean: float
-    """Weighted mean; 0 if there is no value."""
-
-    m2: float
-    """Weighted sum of squared differences to the mean."""
-
-    m3: float
-    """Weighted sum of cubed differences to the mean."""
-
+    count: float  # sum of the weights, in pixels
+    low: float  # infinity if there is no value
+    high: float  # minus infinity if there is no value
+    mean: float  # 0 if there is no value
+    m2: float  # sum of squared differences to the mean
+    m3: float  # sum of cubed differences to the mean
     table: tuple[NDArray[Any], NDArray[np.float64]] | None
     """The different values ``(n,)``, rising, and the weight of each, where percentiles or fractions need them."""
 
     histogram: NDArray[np.float64] | None
-    """Pixels in each bin."""
 
 
 def _summarize(values: NDArray[Any], weights: NDArray[np.float64], statistics: _Statistics) -> _Summary:
@@ -515,7 +498,6 @@ def _summarize(values: NDArray[Any], weights: NDArray[np.float64], statistics: _
 
 
 def _tabulate(values: NDArray[Any], weights: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return the different values, and the sum of the weights of each."""
     unique, inverse = np.unique(values, return_inverse=True)
     return unique, np.bincount(inverse, weights, len(unique)).astype(np.float64)
 
@@ -644,18 +626,15 @@ def _tasks(data: da.Array, zones: Sequence[_Zone], statistics: _Statistics, noda
 
 
 def _rows_of_block(block: NDArray[Any], statistics: _Statistics, **arguments: Any) -> list[_Row]:
-    """Return the rows of zones that lie in a block."""
     measured = _measure(block, statistics=statistics, **arguments)
     return [_row(key, summary, statistics) for key, summary in measured]
 
 
 def _summaries_of_block(block: NDArray[Any], **arguments: Any) -> dict[_Key, _Summary]:
-    """Return what a block knows of zones that lie in others, too."""
     return dict(_measure(block, **arguments))
 
 
 def _rows_of_parts(parts: Sequence[Mapping[_Key, _Summary]], statistics: _Statistics) -> list[_Row]:
-    """Return the rows of a zone from what each of several blocks knows of it."""
     return [_row(key, _merge([part[key] for part in parts]), statistics) for key in parts[0]]
 
 
@@ -668,10 +647,7 @@ def _measure(
 ) -> Iterator[tuple[_Key, _Summary]]:
     """Yield what a block ``(t, b, y, x)`` knows of each zone, for each of its times and bands.
 
-    Parameters
-    ----------
-    origin
-        Where the block begins: time, band, row and column of the raster.
+    `origin` is where the block begins: time, band, row and column of the raster.
     """
     time, band, first_row, first_column = origin
     for batch in _batches(zones):
@@ -711,7 +687,6 @@ def _batches(zones: Sequence[_Zone]) -> Iterator[list[_Zone]]:
 def _table(
     rows: list[_Row], names: Sequence[Any], cube: xr.DataArray, statistics: _Statistics, *, timed: bool
 ) -> pd.DataFrame:
-    """Return all rows as a table with its labels, those of zones outside among them."""
     inside = {row["zone"] for row in rows}
     outside = [zone for zone in range(len(names)) if zone not in inside]
     nothing = _summarize(np.empty(0), np.empty(0), statistics)

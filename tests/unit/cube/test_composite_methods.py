@@ -73,18 +73,14 @@ def test_every_option_reaches_the_function(method, function, own, monkeypatch):
 
 
 @each_method
-def test_help_describes_every_option_in_the_function_s_words(method, function, own):
+def test_help_describes_every_option_and_the_function_refers_to_it(method, function, own):
     mine, theirs = described(method), described(function)
     names = [name for name, *_ in options(method, "self")]
     assert [name.partition(" : ")[0] for title, name in mine if title == "Parameters"] == names
     assert all(" : " in name for title, name in mine if title == "Parameters"), "types"
-    cures = {"as in `plot_composite`": "as in ``comp.plot()``"}
-    for entry, words in mine.items():
-        if entry[0] != "Examples":
-            expected = theirs[entry]
-            for written, meant in cures.items():
-                expected = expected.replace(written, meant)
-            assert words == expected, entry
+    assert f"`{method.__qualname__.removesuffix('.__call__')}`" in inspect.getdoc(function) or all(
+        words == theirs[entry] for entry, words in mine.items() if entry[0] != "Examples"
+    )
     assert {"Returns", "Raises", "Examples"} <= {title for title, _ in mine}
 
 
