@@ -24,7 +24,7 @@ from s2composite.reading.sources import ReadOptions
 from s2composite.reading.stack import Products, Stack, open_stack
 from s2composite.reading.warp import source_pixels
 from s2composite.scenes.model import Scene
-from s2composite.scenes.stac import named_values
+from s2composite.scenes.products import named_values
 
 __all__ = [
     "AlignedMask",

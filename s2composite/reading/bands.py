@@ -14,7 +14,7 @@ from s2composite.errors import BandError, ParameterError, SceneError
 from s2composite.geotiff.header import Header, nodata_in
 from s2composite.scenes.model import Asset, Scene, Values
 from s2composite.scenes.names import is_picture, same_band
-from s2composite.scenes.stac import is_mask_band, named_values, tagged_values
+from s2composite.scenes.products import is_mask_band, named_values, tagged_values
 
 __all__ = [
     "AS_THEY_ARE",

@@ -31,7 +31,7 @@ from s2composite.reading.warp import resampling_names
 from s2composite.scenes.find import level_of
 from s2composite.scenes.model import Asset, Scene, Values
 from s2composite.scenes.names import same_band
-from s2composite.scenes.stac import is_mask_band
+from s2composite.scenes.products import is_mask_band
 from s2composite.storage.files import display
 from s2composite.storage.http import Sign
 

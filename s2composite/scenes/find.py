@@ -12,20 +12,21 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 
-from s2composite.errors import ParameterError, S2CompositeError, SceneError, SourceError, check_choice
+from s2composite.errors import ParameterError, SceneError, SourceError, check_choice
 from s2composite.scenes.dates import Moment, date_range, solar_day, utc_day, utc_time
 from s2composite.scenes.model import Asset, Scene, arc_around
 from s2composite.scenes.names import NameFacts, asset_bands, parse_name, sensor_of
+from s2composite.scenes.products import named_values
 from s2composite.scenes.stac import (
     is_stac,
     is_stac_file,
     items_in,
     items_of,
-    named_values,
     scene_of_item,
+    source_errors,
     with_alternate,
 )
-from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote, reason
+from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote
 
 __all__ = [
     "DUPLICATES",
@@ -365,12 +366,8 @@ def _rasters(source: str) -> list[str]:
     """Return the rasters that a path, glob or URL stands for, sorted by name."""
     if in_archive(source) or (is_remote(source) and _is_raster(source) and not _is_glob(source)):
         return [source]
-    try:
+    with source_errors(f"cannot list {display(source)}", source):
         found = _listed(source)
-    except S2CompositeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the backends of fsspec share no class of errors
-        raise SourceError(f"cannot list {display(source)}: {reason(source, error)}", href=display(source)) from None
     if not found:
         raise SourceError(_nothing(source), href=display(source))
     return found
