@@ -2,11 +2,13 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import odc.geo.xr
 import pytest
+import rasterio
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -14,6 +16,21 @@ from odc.geo.geobox import GeoBox
 import s2composite.cube.windows
 
 UTM = Affine(10, 0, 300000, 0, -10, 4900020)
+
+
+def assert_same_files(one, other):
+    """Two directories hold the same rasters, byte for byte; if not, say which tags and which pixels differ."""
+    one, other = Path(one), Path(other)
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    for name in names:
+        if (one / name).read_bytes() == (other / name).read_bytes():
+            continue
+        with rasterio.open(one / name) as left, rasterio.open(other / name) as right:
+            tags = [(left.tags(i), right.tags(i)) for i in range(left.count + 1) if left.tags(i) != right.tags(i)]
+            places = np.argwhere((left.read() != right.read()).any(0))
+        box = (places.min(0), places.max(0)) if len(places) else ()
+        raise AssertionError(f"{name}: {len(places)} pixels differ, {box}; tags that differ: {tags}")
 
 
 def pixels(shape, dtype="uint8", seed=0, nodata=0):
