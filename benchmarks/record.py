@@ -75,7 +75,9 @@ def openapi(directory):
     from s2composite.service.app import create_app
     from s2composite.service.settings import load_settings
 
-    return create_app(load_settings({"state": str(directory)}), "x" * 40).openapi()
+    return create_app(
+        load_settings({"state": str(directory), "read": ["gs://bucket/"], "write": ["gs://bucket/out/"]}), "x" * 40
+    ).openapi()
 
 
 def digest(path):
