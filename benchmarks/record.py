@@ -108,12 +108,8 @@ def products(source, directory, chunks, client):
     out["zarr"] = digest(where / "months.zarr")
     s2c.composite(cube, "geomedian", deviations=True).to_raster(str(where / "geomedian.tif"))
     out["geomedian"] = {path.name: digest(path) for path in sorted(where.glob("geomedian*"))}
-    comp.to_stac(str(where / "stac"))
-    out["stac"] = {
-        path.name: digest(path)
-        for path in sorted((where / "stac").rglob("*"))
-        if path.suffix in (".tif", ".png", ".webp")
-    }
+    comp.to_stac(str(where / "item.json"))
+    out["stac"] = {path.name: digest(path) for path in sorted(where.glob("item*")) if path.suffix != ".json"}
     return out
 
 
