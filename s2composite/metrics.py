@@ -3,10 +3,6 @@
 Decoding, kernels and encoding appear for each kind of task on the page "Fine Performance Metrics", beside what Dask
 itself measures; `WorkerMeters` puts the totals of each worker on the page "Workers". Outside a worker it has no
 effect.
-
-The dashboard groups tasks by the words with which their keys begin. Those by which other modules recognise a layer
-of a
-graph are here.
 """
 
 from __future__ import annotations
@@ -22,38 +18,11 @@ if TYPE_CHECKING:
     from s2composite.reading.reader import ReadTally
 
 __all__ = [
-    "COMPOSITE_WINDOW",
-    "READ_WINDOW",
-    "SEND_HEADERS",
-    "SEND_RECIPE",
     "WorkerMeters",
     "metered",
-    "take_layer",
     "tell",
     "tell_read",
 ]
-
-SEND_HEADERS = "send-headers-"
-"""The stack behind a cube, which each worker gets once."""
-
-READ_WINDOW = "read-window-"
-"""All scenes of a window of a cube."""
-
-SEND_RECIPE = "send-recipe-"
-"""What the tasks of a composite need besides their window."""
-
-COMPOSITE_WINDOW = "composite-window-"
-"""All layers of a window of a composite."""
-
-
-def take_layer(name: str) -> str:
-    """Return how the keys of a layer begin that is taken out of the windows of a composite.
-
-    >>> take_layer("rank_source")
-    'take-rank-source-'
-    """
-    return f"take-{name.replace('_', '-')}-"
-
 
 _COLUMNS = {
     "read MB": ("read", "bytes", 1e6),

@@ -1,13 +1,10 @@
-"""What the numbers of an array mean: which of them says "no data", and whether its attributes still speak of them.
+"""Which number of an array says "no data", and whether its attributes still speak of its numbers.
 
-xarray keeps attributes through arithmetic, comparisons, `where` and `astype`, so that ``attrs["nodata"]`` clings to
-arrays in which that number is data: an NDVI of 0, a difference of 0, False. What xarray drops there is `encoding`,
-so
+xarray keeps attributes through arithmetic, comparisons, `where` and `astype`, so that ``attrs["nodata"]`` stays with
+arrays in which that number is data: an NDVI of 0, a difference of 0, False. What xarray drops there is `encoding`, so
 attributes are believed where the encoding is that of a file or of a loader. Where it is gone, the layers of a Dask
-graph tell what became of the nodata value. Of arrays in memory, or held by workers, there is no graph: floats say
-"no
-data" with NaN, unsigned integers with 0, and a time series that holds none of these is refused, since nobody can
-tell
+graph say what became of the nodata value. Of arrays in memory, or held by workers, there is no graph: floats say "no
+data" with NaN, unsigned integers with 0, and a time series that holds none of these is refused, since nobody can tell
 whether its numbers were calculated from nodata. What cannot be told is not guessed.
 """
 
@@ -15,20 +12,15 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from dask.blockwise import Blockwise, blockwise_token
-from dask.highlevelgraph import HighLevelGraph
-from numpy.typing import NDArray
 
+from s2composite.cube.graph import Origin, nodata_after, origin_of_layer, reads_pixels
 from s2composite.errors import ParameterError
-from s2composite.metrics import COMPOSITE_WINDOW, SEND_HEADERS
 from s2composite.pixels.masks import Nodata, Rule, SwathEdge
 
 __all__ = ["MissingValue", "missing_value_of", "stacked", "with_nodata"]
@@ -38,7 +30,7 @@ LOG = logging.getLogger(__name__)
 _DECLARATIONS = ("_FillValue", "nodata", "missing_value", "fill_value")
 """Attributes that declare the nodata value, as rioxarray reads them: `rio.write_nodata` wins over what was there."""
 
-_CLINGING = ({"engine"}, {"overviews", "grid_mapping"}, {"AREA_OR_POINT"})
+_INHERITED = ({"engine"}, {"overviews", "grid_mapping"}, {"AREA_OR_POINT"})
 """Attributes of cubes from `open_cube`, of layers of composites, and of arrays that rioxarray opened. All of these have
 an encoding: an array without one was derived from them."""
 
@@ -66,25 +58,13 @@ class MissingValue:
     """Why it cannot be told which number it is, and what to do; empty if it can."""
 
     def known(self) -> MissingValue:
-        """Return this value if it can be told.
-
-        Raises
-        ------
-        ParameterError
-            It cannot.
-        """
+        """Return this value, or raise a ParameterError if it cannot be told."""
         if self.unknown:
             raise ParameterError(self.unknown)
         return self
 
     def for_rules(self, rules: Sequence[Rule], dtype: np.dtype[Any]) -> float | None:
-        """Return the nodata value for a recipe with these rules, which may name the value themselves.
-
-        Raises
-        ------
-        ParameterError
-            It cannot be told, and a rule asks for it.
-        """
+        """Return the nodata value for a recipe with these rules, which may name the value themselves."""
         if not self.unknown and not (self.flags and dtype.kind in "iu"):
             return self.nodata
         named = [rule.value for rule in rules if isinstance(rule, Nodata | SwathEdge)]
@@ -105,44 +85,58 @@ def missing_value_of(array: xr.DataArray) -> MissingValue:
     """Return which number of an array says "no data", from all that it shows of its origin.
 
     Floats that were calculated have NaN for no data and nothing else. In integers that were calculated nobody knows.
-
-    Raises
-    ------
-    ParameterError
-        A declared value is not a number.
     """
-    stated = _declared(array.attrs, array)
+    attrs, encoding = array.attrs, array.encoding
+    stated = _declared(attrs, array)
     if array.dtype.kind == "b":
         return MissingValue(None, derived=True)
     origin = _origin(array)
-    if origin == "stored":
-        return _as_stored(array, stated)
-    if _said(array.attrs):
-        return MissingValue(stated, derived=True)
-    return _of_derived(array, stated, origin)
+    if origin != "stored":
+        if "_FillValue" in attrs and ("nodata" in attrs or not _inherits(attrs)):
+            # The user said it, as `rio.write_nodata` does: arrays of ours and of odc-stac have nodata alone, those of
+            # rioxarray other attributes beside _FillValue.
+            return MissingValue(stated, derived=True)
+        return _of_derived(array, stated, origin)
+    encoded = _declared({"nodata": encoding.get("nodata")}, array)
+    if encoded is None:
+        encoded = _declared({name: encoding.get(name) for name in ("_FillValue", "missing_value")}, array)
+        if encoded is not None and array.dtype.kind == "f":
+            encoded = math.nan  # xarray and rioxarray put NaN where the file has that number
+    value = encoded if stated is None else stated
+    if "nodata" not in encoding or value is None or array.dtype.kind != "f":
+        return MissingValue(value)
+    # xarray pads integers with NaN in `reindex` and `shift`, and keeps what they mean.
+    was_integer = np.dtype(encoding.get("native", array.dtype)).kind in "iu"
+    return MissingValue(math.nan, cast=None if math.isnan(value) else value) if was_integer else MissingValue(value)
 
 
 def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> MissingValue:
     """Return the nodata value of an array that has lost its encoding, or never had one."""
-    floats = array.dtype.kind == "f"
+    floats, attrs = array.dtype.kind == "f", array.attrs
     if origin == "flags":
         return MissingValue(math.nan if floats else None, derived=True, flags=True)
-    nodata = 0.0 if stated is None and "engine" in array.attrs else stated
-    signed = _clings(array.attrs) or _was_loaded(array)
-    derived = signed or (origin == "computed" and (floats or _reads(array.data.dask)))
+    nodata = 0.0 if stated is None and "engine" in attrs else stated
+    # Arrays of odc-stac have no other attribute.
+    loaded = "spatial_ref" in array.coords and isinstance(attrs.get("nodata"), float) and len(attrs) == 1
+    inherits = loaded or _inherits(attrs)
+    reads = array.chunks is not None and reads_pixels(array.data.dask)
+    derived = inherits or (origin == "computed" and (floats or reads))
     if nodata is None or math.isnan(nodata):
         return MissingValue(math.nan if floats and derived else stated, derived)
-    found = _Became(unique=True, value=nodata) if origin == "cast" else _became(array, nodata)
-    if found is not None and found.unique:
-        kept = None if found.value == nodata and stated is None else found.value
-        cast = None if math.isnan(found.value) else found.value
-        return MissingValue(math.nan, True, cast=cast) if floats else MissingValue(kept, True)
-    if found is not None and floats:
-        return _as_data(array, nodata)
-    if found is None and signed and (array.chunks is None or not _reads(array.data.dask)):
+    if origin == "cast":
+        became: tuple[float, bool] | None = (nodata, True)
+    else:
+        became = None if array.chunks is None else nodata_after(array.data, nodata, raw=_is_raw(array))
+    if became is None and inherits and not reads:
         return _of_held(array, nodata, stated)
-    value = math.nan if floats and derived else stated
-    return MissingValue(value, derived, unknown=_unknown(array, nodata) if derived and not floats else "")
+    if became is not None and floats:
+        value, unique = became
+        cast = None if math.isnan(value) else value
+        return MissingValue(math.nan, derived=True, cast=cast) if unique else _as_data(array, nodata)
+    if became is not None and became[1]:
+        return MissingValue(None if became[0] == nodata and stated is None else became[0], derived=True)
+    unknown = _unknown(array, nodata) if derived and not floats else ""
+    return MissingValue(math.nan if floats and derived else stated, derived, unknown=unknown)
 
 
 def _of_held(array: xr.DataArray, nodata: float, stated: float | None) -> MissingValue:
@@ -178,27 +172,8 @@ def _as_data(array: xr.DataArray, nodata: float) -> MissingValue:
     return MissingValue(math.nan, derived=True, unknown=_unknown(array, nodata) if series else "")
 
 
-def _as_stored(array: xr.DataArray, stated: float | None) -> MissingValue:
-    """Return the declaration of an array whose numbers are those of a file or loader, or were decoded from them."""
-    encoded = _declared({"nodata": array.encoding.get("nodata")}, array)
-    if encoded is None:
-        encoded = _declared({name: array.encoding.get(name) for name in ("_FillValue", "missing_value")}, array)
-        if encoded is not None and array.dtype.kind == "f":
-            encoded = math.nan  # xarray and rioxarray put NaN where the file has that number
-    value = encoded if stated is None else stated
-    # xarray pads integers with NaN in `reindex` and `shift`, and keeps what they mean.
-    if "nodata" in array.encoding and value is not None and array.dtype.kind == "f" and _was_integer(array):
-        return MissingValue(math.nan, cast=None if math.isnan(value) else value)
-    return MissingValue(value)
-
-
-def _was_integer(array: xr.DataArray) -> bool:
-    kept = array.encoding.get("native", array.dtype)
-    return np.dtype(kept).kind in "iu"
-
-
 def _declared(attrs: Mapping[Any, Any], array: xr.DataArray) -> float | None:
-    """Return the nodata value among attributes, None if there is none."""
+    """Return the nodata value among attributes, None if there is none; a ParameterError if it is not a number."""
     for name in _DECLARATIONS:
         value = attrs.get(name)
         if value is None:
@@ -215,45 +190,24 @@ def _declared(attrs: Mapping[Any, Any], array: xr.DataArray) -> float | None:
     return None
 
 
-def _said(attrs: Mapping[Any, Any]) -> bool:
-    """Return whether the user said the value, as `rio.write_nodata` does.
-
-    Arrays of ours and of odc-stac have ``nodata`` alone, those of rioxarray other attributes beside ``_FillValue``.
-    """
-    return "_FillValue" in attrs and ("nodata" in attrs or not _clings(attrs))
-
-
-def _clings(attrs: Mapping[Any, Any]) -> bool:
-    return any(names <= set(attrs) for names in _CLINGING)
-
-
-def _was_loaded(array: xr.DataArray) -> bool:
-    """Return whether an array was derived from one of odc-stac, whose arrays have no other attributes."""
-    return "spatial_ref" in array.coords and isinstance(array.attrs.get("nodata"), float) and len(array.attrs) == 1
-
-
-def _has(attrs: Mapping[Any, Any], names: tuple[str, ...]) -> bool:
-    return any(name in attrs for name in names)
-
-
-Origin = Literal["stored", "cast", "computed", "flags", "unknown"]
-"""Numbers as they were declared; the same in another type, or masked; calculated; comparisons; nobody knows."""
+def _inherits(attrs: Mapping[Any, Any]) -> bool:
+    return any(names <= set(attrs) for names in _INHERITED)
 
 
 def _origin(array: xr.DataArray) -> Origin:
-    """Return where the numbers of an array come from."""
-    data = array.data
-    stated = str(array.encoding.get("layer", ""))
-    of_graph = "unknown" if array.chunks is None else _of_graph(data.name, data.dask, opened=_raw(array), stated=stated)
-    if _encoded(array):
+    of_graph: Origin = "unknown"
+    if array.chunks is not None:
+        declared = str(array.encoding.get("layer", ""))
+        of_graph = origin_of_layer(array.data.name, array.data.dask, opened=_is_raw(array), declared=declared)
+    if _is_encoded(array):
         # Assignments in place keep the encoding.
         return of_graph if of_graph in ("computed", "flags") else "stored"
     return "cast" if of_graph == "stored" else of_graph
 
 
-def _raw(array: xr.DataArray) -> bool:
+def _is_raw(array: xr.DataArray) -> bool:
     """Return whether what xarray opened are the numbers of a raster or composite, not what was derived and written."""
-    return _has(array.attrs, ("grid_mapping", "AREA_OR_POINT")) and not _from_integers(array)
+    return not {"grid_mapping", "AREA_OR_POINT"}.isdisjoint(array.attrs) and not _from_integers(array)
 
 
 def _from_integers(array: xr.DataArray) -> bool:
@@ -261,7 +215,7 @@ def _from_integers(array: xr.DataArray) -> bool:
     return array.dtype.kind == "f" and isinstance(array.attrs.get("nodata"), int | np.integer)
 
 
-def _encoded(array: xr.DataArray) -> bool:
+def _is_encoded(array: xr.DataArray) -> bool:
     """Return whether an array has the encoding that it was opened with."""
     attrs, encoding = array.attrs, array.encoding
     if "nodata" in encoding:
@@ -269,154 +223,14 @@ def _encoded(array: xr.DataArray) -> bool:
     if "AREA_OR_POINT" in attrs:
         return "rasterio_dtype" in encoding
     located = "grid_mapping" in encoding or "grid_mapping" in attrs
-    if not _has(encoding, _STORED):
+    if encoding.keys().isdisjoint(_STORED):
         # write_crs of a derived array leaves this, too; raw ones of ours have more.
-        return "grid_mapping" in encoding and not _has(attrs, ("engine", "overviews"))
+        return "grid_mapping" in encoding and attrs.keys().isdisjoint(("engine", "overviews"))
     if "engine" in attrs:
         # A cube that was written and opened again: what is derived from one has lost the grid mapping, or is not raw.
         return located and not _from_integers(array)
-    filled = "_FillValue" in encoding and array.dtype.kind == "f" and _has(attrs, ("nodata",))
+    filled = "_FillValue" in encoding and array.dtype.kind == "f" and "nodata" in attrs
     return located or not filled
-
-
-_COMPARED = re.compile(
-    r"(eq|ne|lt|le|gt|ge|and_|or_|xor|inv|invert|any|all|is\w+|not\w+|logical_\w+|bitwise_\w+)(-|_\d)"
-)
-_MOVED = re.compile(
-    r"(getitem|astype|transpose|rechunk|concatenate|stack|reshape|broadcast_to|roll|copy|squeeze|expand_dims|where"
-    r"|(chunk_)?(max|min))-"
-)
-_SELECTED = re.compile(r"(getitem|transpose|rechunk|reshape|broadcast_to|copy|squeeze|expand_dims)-")
-_OPENED = re.compile(r"(open_\w+|fetch_raster_window)-")
-_OF_EACH_PIXEL = frozenset(
-    {name for name in dir(operator) if not name.startswith("_")}
-    | {name for name in dir(np) if isinstance(getattr(np, name), np.ufunc)}
-    | {"astype", "clip", "round", "where"}
-) - {"getitem", "setitem"}
-_CALCULATED = _OF_EACH_PIXEL | {
-    *("mean", "median", "sum", "std", "var", "quantile", "cumsum", "cumprod", "setitem", "lambda")
-}
-
-
-def _of_graph(name: str, graph: HighLevelGraph, *, opened: bool, stated: str = "") -> Origin:
-    """Return whether the layers of a Dask array only move what was read, or calculate.
-
-    `opened` says whether arrays that xarray opened are raw, and not what was derived from one and written; `stated` is
-    a layer for which `with_nodata` declared the nodata value.
-    """
-    todo, seen, kinds = [name], {name}, set()
-    while todo:
-        layer = todo.pop()
-        below = graph.dependencies.get(layer, set())
-        if layer == stated or _is_read(layer, graph) or (opened and _OPENED.match(layer)):
-            kinds.add("stored")
-        elif _COMPARED.match(layer):
-            kinds.add("compared")
-        elif _MOVED.match(layer):
-            todo += below - seen
-            seen |= below
-            if not below:
-                kinds.add("unknown")  # held by workers
-        else:
-            kinds.add("computed" if _function(layer) in _CALCULATED or "aggregate" in layer else "unknown")
-    if kinds == {"compared"}:
-        return "flags"
-    if "computed" in kinds:
-        return "computed"
-    return "stored" if "stored" in kinds else "unknown"
-
-
-def _is_read(name: str, graph: HighLevelGraph) -> bool:
-    """Return whether a layer holds what odc-stac or `open_cube` read, or is one of a composite."""
-    ours = (SEND_HEADERS, COMPOSITE_WINDOW)
-    return f"open-{name}" in graph.layers or any(one.startswith(ours) for one in graph.dependencies.get(name, ()))
-
-
-def _reads(graph: HighLevelGraph) -> bool:
-    """Return whether a graph reads what `open_cube` or another library opened, or makes a composite."""
-    return any(name.startswith("open-") or _OPENED.match(name) or _is_read(name, graph) for name in graph.layers)
-
-
-def _function(layer: str) -> str:
-    """Return what Dask calls the function of a layer.
-
-    >>> _function("add-0123abcd"), _function("sqrt_0-0123abcd")
-    ('add', 'sqrt')
-    """
-    return re.split(r"-|_\d", layer, maxsplit=1)[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _Became:
-    """What became of a nodata value."""
-
-    unique: bool
-    """Whether no other value can have come to the same."""
-
-    value: float
-
-
-_TYPES = tuple(map(np.dtype, ("uint8", "int8", "uint16", "int16", "float32")))
-
-
-def _became(array: xr.DataArray, nodata: float) -> _Became | None:
-    """Return what became of the nodata value of a lazy array; None: more than what was read went into its pixels.
-
-    The same is done with all values of the type that was read, which only a stack of `open_cube` says: of others all
-    possible ones have to agree. Where several bands or scenes were combined, other values can always come to the same.
-    """
-    if array.chunks is None:
-        return None
-    graph = array.data.dask
-    stacks = [dict(layer) for name, layer in graph.layers.items() if name.startswith(SEND_HEADERS)]
-    found: list[_Became] = []
-    for dtype in {np.dtype(node.value.stack.dtype) for stack in stacks for node in stack.values()} or _TYPES:
-        ends = np.iinfo(dtype if dtype.kind in "iu" and dtype.itemsize <= 2 else np.int16)
-        if not ends.min <= nodata <= ends.max:
-            continue
-        values = np.arange(ends.min, ends.max + 1).astype(dtype)
-        leaves: dict[tuple[str, ...], NDArray[Any]] = {}
-        try:
-            with np.errstate(all="ignore"):
-                results = _calculated((array.data.name,), graph, values, leaves)
-        except (OverflowError, TypeError):
-            continue  # what is done cannot be done with this type
-        if any(_of_graph(path[-1], graph, opened=True) != "stored" for path in leaves):
-            return None
-        known = _raw(array) or all(_of_graph(path[-1], graph, opened=False) == "stored" for path in leaves)
-        here = results[values == nodata]
-        if here.size and results.dtype == array.dtype:
-            alone = known and len(leaves) == 1 and (results == here).sum() == 1
-            found.append(_Became(bool(np.isnan(here[0]) or alone), float(here[0])))
-    if not found:
-        return None
-    return _Became(all(one.unique for one in found) and len({str(one.value) for one in found}) == 1, found[0].value)
-
-
-def _calculated(
-    path: tuple[str, ...], graph: HighLevelGraph, values: NDArray[Any], leaves: dict[tuple[str, ...], NDArray[Any]]
-) -> NDArray[Any]:
-    """Do with `values` what the layers of a graph do with each pixel; fill in where they start.
-
-    Parameters
-    ----------
-    path
-        Layer, after the selections that were made of it: other bands of the same layer are other values.
-    """
-    name = path[-1]
-    layer, below = graph.layers[name], graph.dependencies.get(name, set())
-    if _SELECTED.match(name) and len(below) == 1 and not _is_read(name, graph):
-        return _calculated((*path, *below), graph, values, leaves)
-    each = isinstance(layer, Blockwise) and _function(name) in _OF_EACH_PIXEL and not _COMPARED.match(name)
-    if not each or _is_read(name, graph):
-        return leaves.setdefault(path, values)
-    arguments = {
-        blockwise_token(i): argument
-        if axes is None
-        else _calculated((*path[:-1], str(argument)), graph, values, leaves)
-        for i, (argument, axes) in enumerate(layer.indices)
-    }
-    return np.broadcast_to(layer.task(arguments), values.shape)
 
 
 def _unknown(array: xr.DataArray, stated: float | None) -> str:
@@ -472,12 +286,8 @@ def stacked(dataset: xr.Dataset) -> xr.DataArray:
         values.pop("None")  # 0 is the default
     nodata = next(iter(values.values())) if len(values) == 1 else math.nan
     if len(values) > 1:
-        clean = {name: _only_nan(array, missing[name].nodata) for name, array in clean.items()}
+        for name, array in clean.items():
+            floats, own = array.astype(np.result_type(array.dtype, np.float32), copy=False), missing[name].nodata
+            clean[name] = floats if own is None or math.isnan(own) else floats.where(array != own)
     array = xr.Dataset(clean, attrs=dataset.attrs).to_dataarray("band")
     return with_nodata(array.assign_attrs(first.attrs), nodata)
-
-
-def _only_nan(array: xr.DataArray, nodata: float | None) -> xr.DataArray:
-    """Return an array as floats that hold NaN where it has no value."""
-    floats = array.astype(np.result_type(array.dtype, np.float32), copy=False)
-    return floats if nodata is None or math.isnan(nodata) else floats.where(array != nodata)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -24,6 +23,7 @@ from rasterio.enums import Resampling
 
 from s2composite.cube.array_values import stacked, with_nodata
 from s2composite.cube.georeference import geobox_of
+from s2composite.cube.graph import Chunks, StackHandle, handle_in
 from s2composite.errors import (
     BandError,
     MissingDependencyError,
@@ -34,14 +34,13 @@ from s2composite.errors import (
     needed,
 )
 from s2composite.geotiff.header import read_header
-from s2composite.metrics import READ_WINDOW, SEND_HEADERS, tell_read
+from s2composite.metrics import tell_read
 from s2composite.reading.bands import BandName, chosen_bands
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.sources import ReadOptions, check_named_bands, check_named_scenes
 from s2composite.reading.stack import Stack, TargetGrid, open_stack
 from s2composite.reading.warp import WARP_TILE
 from s2composite.scenes.find import find_scenes, items_of_source
-from s2composite.scenes.model import Values
 from s2composite.scenes.stac import with_alternate
 from s2composite.storage.files import absolute
 from s2composite.storage.http import Sign, sign_function
@@ -51,7 +50,6 @@ __all__ = [
     "Chunks",
     "auto_size",
     "chunk_sides",
-    "load_with",
     "numbers_attrs",
     "open_cube",
     "stack_of",
@@ -63,61 +61,35 @@ __all__ = [
 _STACKSTAC_NEEDS = "stackstac needs pandas < 3; loader='odc' and open_cube's own do not"
 
 
-def load_with(loader: str, source: Any, **options: Any) -> xr.DataArray:
-    """Load STAC items with another library.
-
-    Parameters
-    ----------
-    loader
-        ``"odc"`` (odc-stac) or ``"stackstac"``.
-    source
-        STAC items in any form that `find_scenes` takes.
-    **options
-        Options of `open_cube`, in the form that it gives them; those that are None are left to the library.
-
-    Returns
-    -------
-    xarray.DataArray
-        ``(time, band, y, x)``, lazy.
-
-    Raises
-    ------
-    ParameterError
-        The loader is unknown, or the source holds something other than STAC items.
-    MissingDependencyError
-        The library is not installed.
-    SourceError
-        The library refuses the items.
-    """
+def _load_with(loader: str, source: Any, alternate: str | None, options: dict[str, Any]) -> xr.DataArray:
+    """Load STAC items with another library; options that are None are left to it."""
     check_choice("loader", loader, ("s2composite", *LOADERS))
     if any(isinstance(band, int) for band in options["bands"] or ()):
         raise ParameterError(f"loader={loader!r} takes bands by name; numbers are for scenes that are one file each")
     bbox = options["bbox"]
     options["bbox"] = None if bbox is None else tuple(bbox.to_crs("EPSG:4326").bbox)
     pystac = needed("pystac", "stac")
-    found = with_alternate(items_of_source(source), options.pop("alternate", None))
-    items = [pystac.Item.from_dict(dict(item)) for item in found]
+    items = [pystac.Item.from_dict(dict(item)) for item in with_alternate(items_of_source(source), alternate)]
     try:
         return LOADERS[loader](items, {key: value for key, value in options.items() if value is not None})
     except ValueError as error:
         if isinstance(error, S2CompositeError):
             raise
-        told = str(error).partition("\n")[0]
+        message = str(error).partition("\n")[0]
         cure = "give crs= and resolution=, geobox= or like= where the items do not say their grid"
-        raise SourceError(f"{loader} cannot load the {len(items)} items: {told}; {cure}") from error
+        raise SourceError(f"{loader} cannot load the {len(items)} items: {message}; {cure}") from error
 
 
 def _odc(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray:
     odc = needed("odc.stac", "stac")
-    size = [side or 2048 for side in options["chunks"]]
-    passed = {
-        key: options[key] for key in ("bands", "bbox", "crs", "geobox", "resolution", "resampling") if key in options
-    }
-    if "crs" in passed and "resolution" not in passed:
+    height, width = (side or 2048 for side in options["chunks"])
+    names = ("bands", "bbox", "crs", "geobox", "resolution", "resampling")
+    arguments = {name: options[name] for name in names if name in options}
+    if "crs" in arguments and "resolution" not in arguments:
         raise ParameterError("odc-stac needs crs= together with resolution=; give both, or geobox=")
     grouping = {None: "id", "solar_day": "solar_day", "utc_day": "time"}[options.get("groupby")]
     data = odc.load(
-        items, chunks={"y": size[0], "x": size[1]}, groupby=grouping, patch_url=options.get("sign"), **passed
+        items, chunks={"y": height, "x": width}, groupby=grouping, patch_url=options.get("sign"), **arguments
     )
     spatial = next(iter(data.data_vars.values())).dims[-2:]
     return stacked(data).transpose("time", "band", *spatial)
@@ -134,49 +106,36 @@ def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray
         raise BandError(
             "stackstac needs bands=: without them it stacks all assets, and it cannot read those of several bands"
         )
-    passed: dict[str, Any] = {
-        "assets": list(options["bands"]),
-        "chunksize": tuple(side or 1024 for side in options["chunks"]),
-        **_stackstac_grid(options),
-    }
+    geobox, sign = options.get("geobox"), options.get("sign")
+    grid: dict[str, Any] = {"snap_bounds": geobox is None}
+    if "crs" in options:
+        grid["epsg"] = int(str(options["crs"]).upper().removeprefix("EPSG:"))
+    if "resolution" in options:
+        grid["resolution"] = options["resolution"]
+    if "bbox" in options:
+        grid["bounds_latlon"] = tuple(options["bbox"])
+    if geobox is not None:
+        grid |= {"epsg": geobox.crs.to_epsg(), "resolution": abs(geobox.resolution.x)}
+        grid["bounds"] = geobox.boundingbox.bbox
     if not isinstance(options["resampling"], str):
         raise ParameterError("stackstac takes one resampling method for all bands; give one name")
-    passed["resampling"] = Resampling[options["resampling"]]
-    plain = [_spelled(item.to_dict(transform_hrefs=False), options.get("sign")) for item in items]
-    stacked: xr.DataArray = stackstac.stack(plain, **passed)
-    return stacked
-
-
-def _stackstac_grid(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what stackstac calls the options that say which grid is wanted."""
-    geobox = options.get("geobox")
-    passed: dict[str, Any] = {"snap_bounds": geobox is None}
-    if "crs" in options:
-        passed["epsg"] = int(str(options["crs"]).upper().removeprefix("EPSG:"))
-    if "resolution" in options:
-        passed["resolution"] = options["resolution"]
-    if "bbox" in options:
-        passed["bounds_latlon"] = tuple(options["bbox"])
-    if geobox is not None:
-        passed["epsg"] = geobox.crs.to_epsg()
-        passed["resolution"] = abs(geobox.resolution.x)
-        passed["bounds"] = geobox.boundingbox.bbox
-    return passed
-
-
-def _spelled(item: dict[str, Any], sign: Callable[[str], str] | None) -> dict[str, Any]:
-    """Return an item as stackstac reads it: ``proj:epsg`` for what is ``proj:code`` today, and signed hrefs.
-
-    It has no way to sign later, so what it makes expires with the signatures.
-    """
-    for facts in (item["properties"], *item["assets"].values()):
-        code = str(facts.get("proj:code") or "")
-        if code.startswith("EPSG:"):
-            facts.setdefault("proj:epsg", int(code.removeprefix("EPSG:")))
-    if sign is not None:
-        for asset in item["assets"].values():
-            asset["href"] = sign(asset["href"])
-    return item
+    plain = [item.to_dict(transform_hrefs=False) for item in items]
+    for item in plain:
+        for properties in (item["properties"], *item["assets"].values()):
+            code = str(properties.get("proj:code") or "")
+            if code.startswith("EPSG:"):  # stackstac knows the older property alone
+                properties.setdefault("proj:epsg", int(code.removeprefix("EPSG:")))
+        if sign is not None:  # stackstac cannot sign later, so what it makes expires with the signatures
+            for asset in item["assets"].values():
+                asset["href"] = sign(asset["href"])
+    cube: xr.DataArray = stackstac.stack(
+        plain,
+        assets=list(options["bands"]),
+        chunksize=tuple(side or 1024 for side in options["chunks"]),
+        resampling=Resampling[options["resampling"]],
+        **grid,
+    )
+    return cube
 
 
 LOADERS: Mapping[str, Callable[[Sequence[Any], Mapping[str, Any]], xr.DataArray]] = {
@@ -184,10 +143,6 @@ LOADERS: Mapping[str, Callable[[Sequence[Any], Mapping[str, Any]], xr.DataArray]
     "stackstac": _stackstac,
 }
 """Libraries by the name of the loader."""
-
-
-Chunks = tuple[tuple[int, ...], tuple[int, ...]]
-"""Heights of the rows of windows, widths of their columns."""
 
 _TASK_SHARE = 0.25
 """Share of a thread's memory that a window's observations may take: the rest is for the next window's compressed
@@ -329,27 +284,16 @@ def open_cube(
             raise ParameterError("like= already says the grid; leave out geobox=, crs=, resolution= and anchor=")
         geobox = _geobox_of(like)
     target = TargetGrid(geobox, crs, resolution, bbox, anchor)
-    how = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign_function(sign))
+    options = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign_function(sign))
     if not isinstance(loader, str) or loader != "s2composite":
         if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
             raise ParameterError(
                 f"loader={loader!r} leaves reading to another library, which does not take reflectance=, harmonise=, "
                 "datetime= or on_error=; leave these out"
             )
-        return load_with(
-            loader,
-            source,
-            bands=chosen,
-            bbox=target.bbox,
-            crs=target.crs,
-            geobox=geobox,
-            resolution=target.resolution,
-            resampling=how.resampling,
-            groupby=groupby,
-            sign=how.sign,
-            chunks=sides,
-            alternate=alternate,
-        )
+        grid = {"bbox": target.bbox, "crs": target.crs, "geobox": geobox, "resolution": target.resolution}
+        how = {"resampling": options.resampling, "groupby": groupby, "sign": options.sign}
+        return _load_with(loader, source, alternate, {"bands": chosen, "chunks": sides, **grid, **how})
     scenes = find_scenes(
         source,
         pattern=pattern,
@@ -359,9 +303,9 @@ def open_cube(
         groupby=groupby,
         alternate=alternate,
     )
-    check_named_scenes(scenes, how)
-    stack = open_stack(scenes, chosen, target, how, index)
-    check_named_bands(scenes, stack.bands, how)
+    check_named_scenes(scenes, options)
+    stack = open_stack(scenes, chosen, target, options, index)
+    check_named_bands(scenes, stack.bands, options)
     return to_cube(stack, sides)
 
 
@@ -380,33 +324,19 @@ def _geobox_of(like: Any) -> GeoBox:
     return geobox
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Read:
-    """What the tasks of a cube read: one node of its graph, which travels once to each worker."""
-
-    stack: Stack
-    """The scenes."""
-
-    spatial: Chunks
-    """The windows."""
-
-    def __dask_tokenize__(self) -> Any:
-        return self.stack.token, self.spatial
-
-
 def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
     """Return a stack as a lazy cube; see `open_cube`."""
-    sizes = _chunk_sizes(stack, chunks)
-    rows, columns = (_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], *sizes, strict=True))
-    spatial = (rows, columns)
+    sides, origins = _chunk_sizes(stack, chunks)
+    rows, columns = (_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], sides, origins, strict=True))
+    handle = StackHandle(stack, (rows, columns))
     times, bands = stack.shape[:2]
     data = da.map_blocks(
         _read_block,
-        read=delayed(_Read(stack, spatial), name=f"{SEND_HEADERS}{stack.token}", pure=True, traverse=False),
-        chunks=((times,), (bands,), *spatial),
+        read=delayed(handle, name=f"send-headers-{stack.token}", pure=True, traverse=False),
+        chunks=((times,), (bands,), rows, columns),
         dtype=stack.dtype,
         meta=np.empty((0, 0, 0, 0), stack.dtype),
-        name=f"{READ_WINDOW}{stack.token}-{_chunk_token(spatial)}",
+        name=f"read-window-{stack.token}-{str(tokenize(handle.windows))[:8]}",
     )
     # numbers and texts only: what netCDF and Zarr can keep
     attrs: dict[str, Any] = {**stack.engines(), **numbers_attrs(stack)}
@@ -417,40 +347,36 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
     return with_nodata(cube, stack.nodata)
 
 
+def _read_block(*, read: StackHandle, block_id: tuple[int, ...]) -> NDArray[Any]:
+    observations = read.stack.read(window_at(read.windows, block_id[2], block_id[3]))
+    tell_read(observations.tally)
+    return observations.pixels
+
+
 def numbers_attrs(stack: Stack) -> dict[str, Any]:
     """Return what a user has to know of the numbers: units, or how they become physical values.
 
     The names are not those of CF (``scale_factor``), which xarray would apply when it opens what was written.
     """
-    known = dict(zip(stack.bands, stack.numbers, strict=True))
-    attrs: dict[str, Any] = {}
-    said: dict[str, Any]
-    if stack.saturated:
-        attrs["saturated"] = list(stack.saturated)
-    meanings = set(known.values())
-    if len(meanings) == 1:
-        (values,) = meanings
+    attrs: dict[str, Any] = {"saturated": list(stack.saturated)} if stack.saturated else {}
+    numbers = stack.numbers
+    if len(set(numbers)) == 1:
+        values = numbers[0]
         if values is None:
             return attrs
         if (values.scale, values.offset) == (1.0, 0.0):
-            said = {"units": values.unit}
+            common: dict[str, Any] = {"units": values.unit}
         else:
-            said = {"scale": values.scale, "offset": values.offset, "scaled_units": values.unit}
-        return attrs | {name: value for name, value in said.items() if value is not None}
-    shown = "; ".join(f"{band}: {_scaling(values)}" for band, values in known.items() if values)
-    return attrs | {"band_units" if stack.options.reflectance else "scaling": shown}
-
-
-def _scaling(values: Values) -> str:
-    unit = values.unit or "unknown unit"
-    physical = (values.scale, values.offset) == (1.0, 0.0)
-    return unit if physical else f"{values.scale:g} * number + {values.offset:g} ({unit})"
-
-
-def _read_block(*, read: _Read, block_id: tuple[int, ...]) -> NDArray[Any]:
-    seen = read.stack.read(window_at(read.spatial, block_id[2], block_id[3]))
-    tell_read(seen.tally)
-    return seen.pixels
+            common = {"scale": values.scale, "offset": values.offset, "scaled_units": values.unit}
+        return attrs | {name: value for name, value in common.items() if value is not None}
+    texts = []
+    for band, values in zip(stack.bands, numbers, strict=True):
+        if values:
+            unit = values.unit or "unknown unit"
+            physical = (values.scale, values.offset) == (1.0, 0.0)
+            text = unit if physical else f"{values.scale:g} * number + {values.offset:g} ({unit})"
+            texts.append(f"{band}: {text}")
+    return attrs | {"band_units" if stack.options.reflectance else "scaling": "; ".join(texts)}
 
 
 def window_at(spatial: Chunks, row: int, column: int) -> Window:
@@ -467,21 +393,17 @@ def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
     """
     if not isinstance(cube.data, da.Array):
         return None
-    layers = cube.data.dask.layers
-    found = [layer for name, layer in layers.items() if name.startswith(SEND_HEADERS)]
-    if len(found) != 1 or not all(name.startswith((SEND_HEADERS, READ_WINDOW, "getitem-")) for name in layers):
+    graph = cube.data.dask
+    handles = {name: handle for name, layer in graph.layers.items() if (handle := handle_in(layer, StackHandle))}
+    reads = [name for name, below in graph.dependencies.items() if below & handles.keys()]
+    others = graph.layers.keys() - handles.keys() - set(reads)
+    if len(handles) != 1 or len(reads) != 1 or not all(name.startswith("getitem-") for name in others):
         return None
-    (node,) = dict(found[0]).values()
-    stack = _selected(node.value, cube)
-    return None if stack is None else (stack, cube.data.chunks[2:])
-
-
-def _selected(read: _Read, cube: xr.DataArray) -> Stack | None:
-    """Return the part of a stack that a cube selected from it shows, None where its labels are others."""
-    stack = read.stack
+    ((sent, handle),) = handles.items()
     if cube.dims != ("time", "band", "y", "x") or "scene" not in cube.coords or len(cube.data.chunks[0]) > 1:
         return None
-    times, bands, rows, columns = _selection(read, cube.data)
+    stack = handle.stack
+    times, bands, rows, columns = _selection(handle, cube.data, sent, reads[0])
     labels = [stack.scenes[t].id for t in times], [stack.bands[b] for b in bands]
     labelled = [str(scene) for scene in np.atleast_1d(cube["scene"].values)], list(cube["band"].values)
     if labels != labelled or bands != list(range(len(stack.bands))) or not _is_run(rows) or not _is_run(columns):
@@ -494,45 +416,41 @@ def _selected(read: _Read, cube: xr.DataArray) -> Stack | None:
         return None
     if geobox != stack.geobox:
         stack = stack.crop(geobox)
-    return stack if times == list(range(len(stack.scenes))) else stack.select(times)
+    if times != list(range(len(stack.scenes))):
+        stack = stack.select(times)
+    return stack, cube.data.chunks[2:]
 
 
 def _is_run(positions: Sequence[int]) -> bool:
     return list(positions) == list(range(positions[0], positions[0] + len(positions))) if positions else False
 
 
-def _selection(read: _Read, data: da.Array) -> list[list[int]]:
-    """Return which positions along each axis were selected from what was read.
+def _selection(handle: StackHandle, data: da.Array, sent: str, read: str) -> list[list[int]]:
+    """Return which positions along each axis were selected from what the layer `read` reads.
 
     Coordinates do not say that: they can be assigned. So the selections in the graph are made of positions instead of
     pixels, along one row of blocks for each axis.
     """
-    sizes = ((len(read.stack.scenes),), (len(read.stack.bands),), *read.spatial)
-    reads = [name for name in data.dask.layers if name.startswith(READ_WINDOW)]
-    if data.name == reads[0]:
+    sizes = ((len(handle.stack.scenes),), (len(handle.stack.bands),), *handle.windows)
+    if data.name == read:
         return [list(range(sum(chunks))) for chunks in sizes]
-    return [_selected_along(axis, sizes[axis], sizes, reads[0], data) for axis in range(data.ndim)]
 
+    def along(axis: int) -> list[int]:
+        def block(key: tuple[Any, ...]) -> NDArray[np.int64]:
+            shape = [sizes[dim][number] for dim, number in enumerate(key[1:])]
+            start = sum(sizes[axis][: key[1 + axis]])
+            ends = [-1 if dim == axis else 1 for dim in range(len(shape))]
+            return np.broadcast_to(np.arange(start, start + shape[axis]).reshape(ends), shape)
 
-def _selected_along(
-    axis: int, chunks: Sequence[int], sizes: Sequence[Sequence[int]], read: str, data: da.Array
-) -> list[int]:
-    def block(key: tuple[Any, ...]) -> NDArray[np.int64]:
-        shape = [sizes[dim][number] for dim, number in enumerate(key[1:])]
-        start = sum(chunks[: key[1 + axis]])
-        positions = np.arange(start, start + shape[axis]).reshape(
-            [-1 if dim == axis else 1 for dim in range(len(shape))]
-        )
-        return np.broadcast_to(positions, shape)
+        keys = [
+            (data.name, *(n if dim == axis else 0 for dim in range(data.ndim))) for n in range(data.numblocks[axis])
+        ]
+        tasks = dict(data.dask.cull(keys)).items()
+        graph = {key: block(key) if key[0] == read else task for key, task in tasks if key != sent}
+        first = tuple(slice(None) if dim == axis else 0 for dim in range(data.ndim))
+        return [int(position) for positions in dask.get(graph, keys) for position in positions[first]]
 
-    keys = [(data.name, *(n if dim == axis else 0 for dim in range(data.ndim))) for n in range(data.numblocks[axis])]
-    graph = {
-        key: block(key) if key[0] == read else task
-        for key, task in dict(data.dask.cull(keys)).items()
-        if not str(key).startswith(SEND_HEADERS)
-    }
-    first = [slice(None) if dim == axis else 0 for dim in range(data.ndim)]
-    return [int(position) for found in dask.get(graph, keys) for position in found[tuple(first)]]
+    return [along(axis) for axis in range(data.ndim)]
 
 
 def _coords(stack: Stack) -> dict[str, Any]:
@@ -563,10 +481,6 @@ def _coords(stack: Stack) -> dict[str, Any]:
     return coords
 
 
-def _chunk_token(spatial: Chunks) -> str:
-    return str(tokenize(spatial))[:8]
-
-
 def _edges(n: int, size: int, origin: int) -> tuple[int, ...]:
     """Return the sizes of the chunks of an axis whose first pixel lies `origin` pixels after a chunk's start.
 
@@ -582,19 +496,6 @@ def _edges(n: int, size: int, origin: int) -> tuple[int, ...]:
 def chunk_sides(chunks: Any) -> tuple[int | None, int | None]:
     """Return the height and width of windows that were asked for: -1: the whole axis, None: what suits the memory.
 
-    Parameters
-    ----------
-    chunks
-        As for `open_cube`: a number of pixels, -1 for a whole axis, ``"auto"`` or None; a pair ``(y, x)`` of these, or
-        a mapping from the dimensions to them, as odc-stac and xarray write it.
-
-    Raises
-    ------
-    ParameterError
-        It is none of these, or would cut the times or bands of a window.
-
-    Examples
-    --------
     >>> chunk_sides({"x": 512, "y": -1}), chunk_sides("auto")
     ((-1, 512), (None, None))
     """
@@ -606,7 +507,11 @@ def chunk_sides(chunks: Any) -> tuple[int | None, int | None]:
             raise ParameterError(
                 f"chunks is {chunks!r}; it has the keys y and x, because a window holds all times and bands of its area"
             )
-    sides = tuple(map(_side, pair))
+    sides: list[int | None] = []
+    for side in pair:
+        whole = isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side >= -1
+        default = side is None or (isinstance(side, str) and side == "auto")
+        sides.append(None if default else int(side) if whole else 0)
     if len(sides) != 2 or 0 in sides:
         raise ParameterError(f"chunks is {chunks!r}; it is 'auto', a positive number of pixels, -1, or (y, x) of these")
     return sides[0], sides[1]
@@ -615,22 +520,24 @@ def chunk_sides(chunks: Any) -> tuple[int | None, int | None]:
 _AXES = {"latitude": "y", "lat": "y", "longitude": "x", "lon": "x"}
 
 
-def _side(side: Any) -> int | None:
-    """Return the side of a window; 0 for what is none."""
-    if side is None or (isinstance(side, str) and side == "auto"):
-        return None
-    whole = isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side >= -1
-    return int(side) if whole else 0
-
-
 def _chunk_sizes(stack: Stack, chunks: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the size of the windows ``(y, x)`` and where the geobox's origin lies in one."""
-    sides, origin, sizes = chunk_sides(chunks), stack.block_origin, (0, 0)
+    sides, origin, auto = chunk_sides(chunks), stack.block_origin, (0, 0)
     if None in sides:
-        sizes = _shared(stack, auto_size(stack, thread_memory()), thread_count())
+        auto = auto_size(stack, thread_memory())
+        # Smaller ones, of whole blocks or tiles of a warp, where each thread would not have some.
+        blocks = stack.block if stack.snaps else (WARP_TILE, WARP_TILE)
+        threads = thread_count()
+        wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
+        while prod(-(-n // side) for n, side in zip(stack.shape[2:], auto, strict=True)) < wanted:
+            axis = 0 if auto[0] >= auto[1] else 1
+            half = -(-auto[axis] // (2 * blocks[axis])) * blocks[axis]
+            if half >= auto[axis] or half < _SMALLEST_SHARE:
+                break
+            auto = (half, auto[1]) if axis == 0 else (auto[0], half)
     y, x = (
         size if side is None else n + start if side == -1 else -(-side // block) * block if side > block else side
-        for side, size, n, start, block in zip(sides, sizes, stack.shape[2:], origin, stack.block, strict=True)
+        for side, size, n, start, block in zip(sides, auto, stack.shape[2:], origin, stack.block, strict=True)
     )
     return (y, x), origin
 
@@ -648,20 +555,6 @@ def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
         if wider[0] * wider[1] > limit or (y >= height and x >= width):
             return min(y, height), min(x, width)
         y, x = wider
-
-
-def _shared(stack: Stack, size: tuple[int, int], threads: int) -> tuple[int, int]:
-    """Return windows of at most `size`, small enough that each thread has some; whole blocks, or tiles of a warp."""
-    shape = stack.shape[2:]
-    blocks = stack.block if stack.snaps else (WARP_TILE, WARP_TILE)
-    wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
-    while prod(-(-n // s) for n, s in zip(shape, size, strict=True)) < wanted:
-        axis = 0 if size[0] >= size[1] else 1
-        half = -(-size[axis] // (2 * blocks[axis])) * blocks[axis]
-        if half >= size[axis] or half < _SMALLEST_SHARE:
-            break
-        size = (half, size[1]) if axis == 0 else (size[0], half)
-    return size
 
 
 def thread_count() -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Protocol
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
@@ -14,10 +15,10 @@ import s2composite
 from s2composite.cube.array_values import with_nodata
 from s2composite.cube.coerce import ValidArray
 from s2composite.cube.georeference import geobox_of
+from s2composite.cube.graph import taken_layer
 from s2composite.cube.open import numbers_attrs, stack_of, to_cube
 from s2composite.cube.windows import STATUS, Work, layer_arrays, work_in
 from s2composite.errors import ParameterError
-from s2composite.metrics import take_layer
 from s2composite.pixels.reducers import Layer, Recipe
 from s2composite.reading.stack import Stack, TargetGrid, open_stack
 
@@ -162,8 +163,10 @@ def _whole_work(dataset: xr.Dataset) -> Work | None:
     work = work_in(dataset)
     if work is None or work.arrays or "band" not in dataset.coords:
         return None
-    names = {str(name): getattr(array.data, "name", "") for name, array in dataset.data_vars.items()}
-    made = all(key.startswith(take_layer(name)) for name, key in names.items())
+    made = all(
+        isinstance(array.data, da.Array) and taken_layer(array.data.name, array.data.dask) == name
+        for name, array in dataset.data_vars.items()
+    )
     try:
         same = made and geobox_of(dataset) == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
     except ParameterError:

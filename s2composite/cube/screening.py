@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.coerce import ValidArray, ValidRules, rules_of, saturated_of, usable_cube
+from s2composite.cube.graph import Chunks
 from s2composite.cube.masking import Mask, asks_for_coverage, both, masks_of, passed, read_days
-from s2composite.cube.open import Chunks, stack_of, window_at
+from s2composite.cube.open import stack_of, window_at
 from s2composite.cube.result import coarser
 from s2composite.errors import ParameterError
 from s2composite.pixels.masks import Nodata, Rule

@@ -15,10 +15,11 @@ from dask.base import tokenize
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
+from s2composite.cube.graph import Chunks, handle_in, take_layer
 from s2composite.cube.masking import Mask, asks_for_coverage, both, masks_of, products_near, read_days, with_halo
-from s2composite.cube.open import Chunks, thread_memory, window_at
+from s2composite.cube.open import thread_memory, window_at
 from s2composite.errors import ParameterError
-from s2composite.metrics import COMPOSITE_WINDOW, SEND_RECIPE, metered, take_layer, tell_read
+from s2composite.metrics import metered, tell_read
 from s2composite.pixels.mask_bands import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window
@@ -257,12 +258,8 @@ class Work:
 def work_in(dataset: xr.Dataset) -> Work | None:
     """Return the work behind a lazy composite of a cube from files, None for any other."""
     graphs = [array.data.dask for array in dataset.data_vars.values() if isinstance(array.data, da.Array)]
-    for name, layer in graphs[0].layers.items() if graphs else ():
-        if name.startswith(SEND_RECIPE):
-            (node,) = dict(layer).values()
-            work: Work = node.value
-            return work
-    return None
+    handles = (handle_in(layer, Work) for layer in graphs[0].layers.values()) if graphs else ()
+    return next((work for work in handles if work), None)
 
 
 def _compose_block(*, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
@@ -278,23 +275,19 @@ def _reduce(block: NDArray[Any], valid: NDArray[np.bool_] | None = None, *, reci
         return dict(reduce_block(block, recipe, valid=None if valid is None else valid[:, 0]))
 
 
-def _take(results: Mapping[str, NDArray[Any]], layer: str) -> NDArray[Any]:
-    return results[layer]
-
-
 def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
     work = Work(stack, recipe, spatial, masks_of(stack, recipe.rules), valid is not None)
     token = tokenize(work)
     common = {
-        "work": delayed(work, name=f"{SEND_RECIPE}{token}", pure=True, traverse=False),
+        "work": delayed(work, name=f"send-recipe-{token}", pure=True, traverse=False),
         "chunks": spatial,
         "dtype": object,
         "meta": np.empty((0, 0), object),
     }
     if valid is None:
-        return da.map_blocks(_compose_block, name=f"{COMPOSITE_WINDOW}{token}", **common)
+        return da.map_blocks(_compose_block, name=f"composite-window-{token}", **common)
     mask = _with_surroundings(valid, spatial, recipe.halo) if recipe.halo else _chunked(valid, spatial)
-    name = f"{COMPOSITE_WINDOW}{tokenize(token, mask.name)}"
+    name = f"composite-window-{tokenize(token, mask.name)}"
     packed = da.map_blocks(_compose_valid, mask, name=name, drop_axis=0, **common)
     (fused,) = dask.optimize(packed)
     return fused
@@ -336,7 +329,7 @@ def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | d
         drop_axis=[0, 1],
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"{COMPOSITE_WINDOW}{tokenize(data.name, recipe, [mask.name for mask in masks])}",
+        name=f"composite-window-{tokenize(data.name, recipe, [mask.name for mask in masks])}",
     )
     # Dask starts fusing at whichever key comes first, and from one of several outputs it does not reach the read: a
     # window of all dates would become a task result. From a single output it does, so fuse before the outputs branch.
@@ -369,10 +362,10 @@ def _one_chunk_in_time(data: da.Array) -> da.Array:
 def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], windows: Chunks | None = None) -> da.Array:
     """Return one layer of the packed results; `head` holds the sizes of the axes before y and x."""
     return da.map_blocks(
-        _take,
+        take_layer,
         packed,
         layer=name,
-        name=f"{take_layer(name)}{tokenize(packed.name, name)}",
+        name=f"take-{name.replace('_', '-')}-{tokenize(packed.name, name)}",
         new_axis=list(range(len(head))) or None,
         chunks=(*((n,) for n in head), *(windows or packed.chunks)),
         dtype=dtype,

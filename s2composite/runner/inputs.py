@@ -21,8 +21,9 @@ from odc.geo.geom import BoundingBox, Geometry, box
 
 from s2composite.clusters.backends import MEMORY_SHARE, LocalOptions, local_shape
 from s2composite.cube.composite import Composite, composite
+from s2composite.cube.graph import Chunks
 from s2composite.cube.masking import products_near
-from s2composite.cube.open import Chunks, auto_size, open_cube, to_cube, window_at
+from s2composite.cube.open import auto_size, open_cube, to_cube, window_at
 from s2composite.cube.windows import Work, work_in
 from s2composite.errors import JobError, ParameterError, WriteError
 from s2composite.jobs.grid import Cell, cells_of, read_area, touches

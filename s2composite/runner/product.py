@@ -23,7 +23,7 @@ from distributed import get_worker
 from numpy.typing import NDArray
 
 import s2composite
-from s2composite.cube.open import Chunks
+from s2composite.cube.graph import Chunks
 from s2composite.cube.windows import STATUS, Work, compose_window, work_in
 from s2composite.errors import ParameterError, WriteError
 from s2composite.pixels.recipe import Recipe
