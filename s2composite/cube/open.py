@@ -47,7 +47,6 @@ from s2composite.storage.http import Sign, sign_function
 
 __all__ = [
     "LOADERS",
-    "Chunks",
     "auto_size",
     "chunk_sides",
     "numbers_attrs",
@@ -330,13 +329,14 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
     rows, columns = (_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], sides, origins, strict=True))
     handle = StackHandle(stack, (rows, columns))
     times, bands = stack.shape[:2]
+    token = f"{stack.token}-{str(tokenize(handle.windows))[:8]}"
     data = da.map_blocks(
         _read_block,
-        read=delayed(handle, name=f"send-headers-{stack.token}", pure=True, traverse=False),
+        read=delayed(handle, name=f"send-headers-{token}", pure=True, traverse=False),
         chunks=((times,), (bands,), rows, columns),
         dtype=stack.dtype,
         meta=np.empty((0, 0, 0, 0), stack.dtype),
-        name=f"read-window-{stack.token}-{str(tokenize(handle.windows))[:8]}",
+        name=f"read-window-{token}",
     )
     # numbers and texts only: what netCDF and Zarr can keep
     attrs: dict[str, Any] = {**stack.engines(), **numbers_attrs(stack)}

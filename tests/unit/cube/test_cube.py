@@ -214,6 +214,14 @@ def test_auto_chunks_follow_from_the_memory_of_a_worker_thread(tmp_path, monkeyp
         assert size[0] * size[1] * 3 <= memory / 4
 
 
+def test_cubes_in_different_windows_are_computed_together(folder, expected):
+    one, other = s2c.open_cube(folder, chunks=64), s2c.open_cube(folder, chunks=128)
+    assert one.chunks != other.chunks
+    for cubes in ((one, other), (other, one)):
+        for pixels in dask.compute(*cubes):
+            np.testing.assert_array_equal(pixels, expected)
+
+
 def test_an_index_spares_the_headers_of_unchanged_files(tmp_path, monkeypatch):
     paths, index = series(tmp_path, scenes=3), tmp_path / "index.bin"
     first = s2c.open_cube(paths, index=index)
