@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 
 from distributed import Client
 
-from s2composite.storage.files import display_text
+from s2composite.storage.files import redact
 
 __all__ = ["LogFormat", "LogFormatter", "forward_logs", "log_to_stderr"]
 
@@ -49,8 +49,8 @@ class LogFormatter(logging.Formatter):
         pairs |= {"worker": worker} if worker else {}
         pairs |= {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
         if self._form == "json":
-            return display_text(json.dumps(pairs, default=str))
-        return " ".join(f"{key}={_quoted(display_text(_shown(value)))}" for key, value in pairs.items())
+            return redact(json.dumps(pairs, default=str))
+        return " ".join(f"{key}={_quoted(redact(_shown(value)))}" for key, value in pairs.items())
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,6 @@ import heapq
 import itertools
 import logging
 import math
-import random
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ from typing import Any, Self
 from distributed import Client, Future, KilledWorker, get_worker
 
 from s2composite.errors import ClusterError, S2CompositeError, WriteError
+from s2composite.storage.retry import backoff
 
 __all__ = ["Call", "Interrupts", "Outcome", "Policy", "Suspects", "fetch_results", "run_bounded"]
 
@@ -406,7 +406,7 @@ class _Bounded:
         return Outcome(flight.call, flight.attempt, seconds, error=_named(error), final=final, worker=worker)
 
     def _make_again(self, outcome: Outcome) -> None:
-        pause = _pause(self._policy, outcome.attempt)
+        pause = backoff(outcome.attempt, self._policy.pause, _LONGEST_PAUSE)
         flight = _Flight(outcome.call, outcome.attempt + 1, avoid=outcome.worker)
         heapq.heappush(self._again, (time.monotonic() + pause, next(self._numbers), flight))
 
@@ -475,11 +475,6 @@ def _named(error: BaseException | None) -> BaseException | None:
             "more memory for each worker"
         )
     return error
-
-
-def _pause(policy: Policy, attempt: int) -> float:
-    longest = min(policy.pause * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
 def _gone(client: Client) -> ClusterError:

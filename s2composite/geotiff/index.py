@@ -18,6 +18,7 @@ from affine import Affine
 from s2composite.errors import ParameterError, ReadError, WriteError
 from s2composite.geotiff.header import Header, Scaling, mask_of, read_headers, signing
 from s2composite.geotiff.structure import Level, coding, pack, same_geobox, unpack
+from s2composite.storage.atomic import write_atomic
 from s2composite.storage.files import is_remote
 from s2composite.storage.http import Identity, Sign, read_identity
 from s2composite.storage.urls import check_read
@@ -34,10 +35,8 @@ def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
     """
     path = _place(path)
     content = {"format": _FORMAT, "headers": [_to_plain(header) for header in headers]}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_bytes(zlib.compress(json.dumps(content).encode()))
-        unfinished.replace(path)
+        write_atomic(path, zlib.compress(json.dumps(content).encode()))
     except (OSError, ValueError) as error:  # the latter: NUL in the name
         raise WriteError(f"{path}: the index of headers cannot be written: {error}", path=str(path)) from error
 

@@ -15,7 +15,8 @@ from s2composite.geotiff.codecs import CorruptTileError, decode_tile
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.structure import FRAME, Level
 from s2composite.storage.files import display
-from s2composite.storage.http import ByteRange, Fetched, Fetching, Retry
+from s2composite.storage.http import ByteRange, Fetched, Fetching
+from s2composite.storage.retry import Retry
 
 __all__ = ["Begun", "TileRequest", "TileResult", "begin_window", "cost_of", "read_tiles", "read_window"]
 

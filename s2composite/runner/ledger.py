@@ -24,8 +24,8 @@ from typing import Any, Self
 import pandas as pd
 import psutil
 
-from s2composite.errors import S2CompositeError, WriteError
-from s2composite.storage.files import display, filesystem, is_remote, join, reason
+from s2composite.errors import WriteError
+from s2composite.storage.files import display, filesystem, is_remote, join, storage_errors
 
 __all__ = [
     "Ledger",
@@ -126,15 +126,12 @@ class Ledger:
         if not self._waiting and not sync:
             return
         data = "".join(f"{line}\n" for line in self._waiting).encode()
-        try:
+        with storage_errors(WriteError, f"{display(self._root)}: the ledger cannot be written", self._root):
             if self._file is not None:
                 self._append(self._file, data, sync=sync)
             elif data:
                 fs, path = filesystem(join(self._root, f"{self._run}-{self._written:06d}.jsonl"))
                 fs.pipe_file(path, data)
-        except Exception as error:  # clients of object stores raise their own kinds
-            why = reason(self._root, error)
-            raise WriteError(f"{display(self._root)}: the ledger cannot be written: {why}") from error
         self._written += 1
         self._flushed = time.monotonic()
         self._waiting.clear()
@@ -245,13 +242,9 @@ def order_of(event: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _reading(output: str) -> Iterator[None]:
-    try:
+    root = ledger_root(output)
+    with storage_errors(WriteError, f"{display(root)}: the ledger cannot be read", root):
         yield
-    except S2CompositeError:
-        raise
-    except Exception as error:  # clients of object stores raise their own kinds
-        root = ledger_root(output)
-        raise WriteError(f"{display(root)}: the ledger cannot be read: {reason(root, error)}") from error
 
 
 def _runs(root: str) -> Iterator[Iterator[dict[str, Any]]]:

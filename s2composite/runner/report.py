@@ -21,7 +21,7 @@ from imagecodecs import png_encode
 from s2composite.jobs.schema import Job
 from s2composite.runner.inputs import ledger_key
 from s2composite.runner.ledger import completed, done_in, failures_in, ledger_root, read_ledger, trouble_in
-from s2composite.storage.files import display_text, exists, join
+from s2composite.storage.files import exists, join, redact
 from s2composite.writing.publish import put_small
 
 __all__ = ["Progress", "Report", "WorkerDone", "job_progress", "job_report", "report_page", "write_report"]
@@ -253,7 +253,7 @@ def job_report(job: Job) -> Report | None:
         for scene in event.get("failed_scenes", ()):
             scenes[scene] = scenes.get(scene, 0) + 1
     return Report(
-        job=display_text(job.to_yaml()),
+        job=redact(job.to_yaml()),
         state="complete" if complete else "failed" if failures or trouble else "interrupted",
         files=tuple(start["files"]),
         shape=(int(start["windows"][0]), int(start["windows"][1])),

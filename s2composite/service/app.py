@@ -30,11 +30,11 @@ from s2composite.service.security import (
     printable,
     problem_from_error,
     protocol_with_deadline,
-    redact,
 )
 from s2composite.service.settings import Settings, load_settings, take_token
 from s2composite.service.views import Views, jobs_page
 from s2composite.service.windows import EXAMPLE, PUSHED_EXAMPLE, WindowPool, WindowRequest, parse_delivery
+from s2composite.storage.files import redact
 
 __all__ = ["create_app", "serve"]
 

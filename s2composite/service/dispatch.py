@@ -7,10 +7,10 @@ import base64
 import hashlib
 import json
 import os
-import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,9 +27,8 @@ from s2composite.jobs.schema import Job, load_job
 from s2composite.runner.ledger import Ledger
 from s2composite.runner.run import Failure, job_scenes, ledger_key
 from s2composite.scenes.model import Scene
-from s2composite.service.security import redact
-from s2composite.storage.files import absolute, display, filesystem, is_remote, join
-from s2composite.storage.http import Retry
+from s2composite.storage.files import absolute, display, filesystem, is_remote, join, redact
+from s2composite.storage.retry import TRANSIENT, AttemptError, Retry, retry_after, retrying, retrying_async
 from s2composite.writing.mosaic import reconstruct
 from s2composite.writing.publish import target_of
 from s2composite.writing.steps import progress_bar
@@ -47,9 +46,6 @@ _KEYS = frozenset({
 
 _POLL = 2.0
 """Seconds between two looks at which tiles have been written."""
-
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses after which the same request may succeed."""
 
 _BATCH = 100
 """Messages that are published at once: with 216 scenes in each they take 2 of the 10 MB that Pub/Sub takes."""
@@ -318,22 +314,25 @@ async def post_windows(
 async def _post_window(
     client: httpx.AsyncClient, url: str, window: _Window, retry: Retry, record: Callable[[_Attempt], None]
 ) -> None:
-    for attempt in range(1, retry.attempts + 1):
-        start, wait = time.perf_counter(), 0.0
+    number = 0
+
+    async def attempt() -> None:
+        nonlocal number
+        number, start, wait = number + 1, time.perf_counter(), 0.0
         try:
             answer = await client.post(url, json=window.payload)
             error = None if answer.status_code == httpx.codes.NO_CONTENT else _error_in(answer)
-            transient = answer.status_code in _RETRIED
-            asked = answer.headers.get("retry-after", "")
-            wait = float(asked) if asked.isdecimal() else 0.0
+            transient = answer.status_code in TRANSIENT
+            wait = min(retry_after(answer.headers.get("retry-after", "")), retry.longest_wait)
         except httpx.HTTPError as problem:
             error, transient = f"{type(problem).__name__}: {redact(str(problem))}", True
-        final = error is None or not transient or attempt == retry.attempts
-        record(_Attempt(window, attempt, time.perf_counter() - start, error, final))
-        if final:
-            return
-        pause = min(retry.longest_wait, retry.first_wait * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        await asyncio.sleep(max(pause, min(wait, retry.longest_wait)))
+        final = error is None or not transient or number == retry.attempts
+        record(_Attempt(window, number, time.perf_counter() - start, error, final))
+        if error is not None:
+            raise AttemptError(error, transient=transient, wait=wait)
+
+    with suppress(AttemptError):  # the last one is recorded, as the others are
+        await retrying_async(attempt, retry, url)
 
 
 def _error_in(answer: httpx.Response) -> str:
@@ -376,15 +375,17 @@ def publish_windows(windows: Sequence[_Window], topic: str, retry: Retry) -> Non
 
 
 def _publish(client: httpx.Client, topic: str, messages: list[dict[str, str]], retry: Retry) -> None:
-    for attempt in range(1, retry.attempts + 1):
+    def attempt() -> None:
         try:
             answer = client.post(f"/v1/{topic}:publish", json={"messages": messages})
-            if answer.is_success:
-                return
-            error, transient = f"status {answer.status_code}", answer.status_code in _RETRIED
         except httpx.HTTPError as problem:
-            error, transient = f"{type(problem).__name__}: {problem}", True
-        if not transient or attempt == retry.attempts:
-            break
-        time.sleep(min(retry.longest_wait, retry.first_wait * 2 ** (attempt - 1)))
-    raise ServiceError(f"{topic}: cannot be published to: {error}; check its name and your rights (pubsub.publisher)")
+            raise AttemptError(f"{type(problem).__name__}: {problem}") from problem
+        if not answer.is_success:
+            raise AttemptError(f"status {answer.status_code}", transient=answer.status_code in TRANSIENT)
+
+    try:
+        retrying(attempt, retry, topic)
+    except AttemptError as error:
+        raise ServiceError(
+            f"{topic}: cannot be published to: {error}; check its name and your rights (pubsub.publisher)"
+        ) from None

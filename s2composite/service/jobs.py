@@ -38,10 +38,9 @@ from s2composite.service.security import (
     printable,
     problem_from_error,
     problems_at,
-    redact,
 )
 from s2composite.service.settings import Settings
-from s2composite.storage.files import absolute, filesystem, is_remote, join
+from s2composite.storage.files import absolute, filesystem, is_remote, join, redact
 from s2composite.storage.urls import VARIABLE, Access
 
 __all__ = ["ALLOWED_KEYS", "LOG_NAME", "JobRunner", "accept_job", "job_text"]

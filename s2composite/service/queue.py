@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from s2composite.errors import ParameterError
-from s2composite.service.security import redact
+from s2composite.storage.files import redact
 
 __all__ = ["ENDED", "DeadLetter", "JobRow", "JobStore"]
 

@@ -26,10 +26,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from s2composite.errors import AccessError, ReadError, S2CompositeError, WriteError
 from s2composite.service.settings import PushOptions, Settings
+from s2composite.storage.files import redact
 
 __all__ = [
     "MEDIA_TYPE", "ProblemError", "PushKeys", "SecurityMiddleware", "check_text", "has_push_token",
-    "has_token", "parse_json", "printable", "problem_from_error", "problems_at", "protocol_with_deadline", "redact",
+    "has_token", "parse_json", "printable", "problem_from_error", "problems_at", "protocol_with_deadline",
     "validation_problem",
 ]  # fmt: skip
 
@@ -38,28 +39,7 @@ LOG = logging.getLogger(__name__)
 
 # --- text without secrets -------------------------------------------------------------------------------------------
 
-# Each takes time in proportion to the text, whatever it holds: one that began with \w+:// took minutes for 100 kB of a.
-_WORD = re.compile(r"[^\s'\"]+")
-_USER = re.compile(r"(?<=://)[^\s'\"/?#]*@")
-_QUERY = re.compile(r"\?[^)\]]*")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def redact(text: str) -> str:
-    """Return a text without users and signatures of URLs, and without credentials of headers.
-
-    Examples
-    --------
-    >>> redact("GET https://me:pw@host/a.tif?sig=abc failed; Authorization: Bearer abcdefghij")
-    'GET https://host/a.tif failed; Authorization: Bearer ...'
-    """
-
-    def without_query(word: re.Match[str]) -> str:
-        before, mark, rest = word[0].partition("://")
-        return f"{before}{mark}{_QUERY.sub('', rest)}"
-
-    return _BEARER.sub(r"\1 ...", _WORD.sub(without_query, _USER.sub("", text)))
 
 
 def printable(text: str) -> str:

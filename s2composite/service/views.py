@@ -21,8 +21,8 @@ from s2composite.pixels.stretch import rgba
 from s2composite.runner.report import Progress, Report, job_progress, job_report
 from s2composite.runner.run import job_products
 from s2composite.service.queue import ENDED, JobRow
-from s2composite.service.security import ProblemError, redact
-from s2composite.storage.files import display, filesystem, storage_options
+from s2composite.service.security import ProblemError
+from s2composite.storage.files import display, filesystem, redact, storage_options
 from s2composite.writing.cog import valid_everywhere
 
 __all__ = ["Views", "jobs_page"]

@@ -47,11 +47,10 @@ from s2composite.service.security import (
     parse_json,
     problem_from_error,
     problems_at,
-    redact,
     validation_problem,
 )
 from s2composite.service.settings import Settings
-from s2composite.storage.files import absolute, is_remote
+from s2composite.storage.files import absolute, is_remote, redact
 from s2composite.storage.http import read_head
 from s2composite.storage.urls import VARIABLE, check_read, check_write
 from s2composite.writing.cog import write_raster

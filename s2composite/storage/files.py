@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -13,7 +14,7 @@ from urllib.request import url2pathname
 
 import fsspec
 
-from s2composite.errors import ParameterError, SourceError
+from s2composite.errors import ParameterError, S2CompositeError, SourceError
 from s2composite.storage.credentials import (
     gcs_options,
     gcs_token,
@@ -29,7 +30,6 @@ __all__ = [
     "absolute",
     "archive_of",
     "display",
-    "display_text",
     "exists",
     "filesystem",
     "gdal_options",
@@ -37,13 +37,20 @@ __all__ = [
     "is_remote",
     "join",
     "reason",
+    "redact",
+    "storage_errors",
     "storage_options",
+    "without_queries",
 ]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SHORTENED = re.compile(r"^((?:gs|gcs|s3|s3a|https?):)/(?!/)")  # what pathlib makes of a URL
 _SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3", "http": "http", "https": "https", "file": "file"}
-_URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
+# Each takes time in proportion to the text, whatever it holds: one that began with \w+:// took minutes for 100 kB of a.
+_WORD = re.compile(r"[^\s'\"]+")
+_USER = re.compile(r"(?<=://)[^\s'\"/?#]*@")
+_QUERY, _HTTP_END = re.compile(r"\?"), re.compile(r"[?#]")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}")
 _HTTP = re.compile(r"(https?://)(?:[^/?#]*@)?([^?#]*)", re.IGNORECASE)
 _URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
 
@@ -78,7 +85,10 @@ def absolute(href: str | os.PathLike[str]) -> str:
         return href
     scheme = _scheme(href)
     if scheme != "file":
-        _check_url(href)
+        try:
+            urlsplit(href)
+        except ValueError as error:  # such as a bracket that is never closed
+            raise SourceError(f"{display(href)}: not a URL: {error}; check how it is written") from None
         rest = href.partition("://")[2]
         # GDAL sends a URL as it is, and servers refuse blanks and accents.
         return f"{scheme}://{quote(rest, safe=_URL_SIGNS) if scheme.startswith('http') else rest}"
@@ -166,13 +176,6 @@ def in_archive(href: str) -> bool:
     return _ARCHIVED.match(href) is not None
 
 
-def _check_url(href: str) -> None:
-    try:
-        urlsplit(href)
-    except ValueError as error:  # such as a bracket that is never closed
-        raise SourceError(f"{display(href)}: not a URL: {error}; check how it is written") from None
-
-
 def join(href: str, *parts: str) -> str:
     """Return the path or URL of something inside `href`.
 
@@ -192,13 +195,27 @@ def display(href: str) -> str:
     return "".join(match.groups()) if match else href
 
 
-def display_text(text: str) -> str:
-    """Return a text for messages and logs, with every URL as `display` shows it.
+def redact(text: str) -> str:
+    """Return a text without users, passwords and signatures of URLs in it, and without credentials of headers.
 
-    >>> display_text("reading https://host/a.tif?signature=abc failed")
-    'reading https://host/a.tif failed'
+    >>> redact("GET https://me:pw@host/a.tif?sig=abc failed; Authorization: Bearer abcdefghij")
+    'GET https://host/a.tif failed; Authorization: Bearer ...'
     """
-    return _URL.sub(lambda match: display(match.group()), text)
+
+    def without_query(word: re.Match[str]) -> str:
+        before, mark, rest = word[0].partition("://")
+        end = _HTTP_END.search(rest) if before.lower().endswith(("http", "https")) else _QUERY.search(rest)
+        if not mark or end is None:
+            return word[0]
+        closing = rest[len(rest.rstrip(")]")) :]  # of what stands around the URL
+        return f"{before}{mark}{rest[: end.start()]}{closing}"
+
+    return _BEARER.sub(r"\1 ...", _WORD.sub(without_query, _USER.sub("", text)))
+
+
+def without_queries(text: str) -> str:
+    """Return what a library says of an error without anything that may be a query: it may cut URLs anywhere."""
+    return re.sub(r"\?[^\s'\")]+", "", text)
 
 
 def filesystem(href: str) -> tuple[Any, str]:
@@ -260,13 +277,38 @@ def reason(href: str, error: BaseException) -> str:
     """Return why `href` could not be used, and what to do; `error` is what its filesystem raised."""
     status = _status(error)
     if isinstance(error, PermissionError) or status in (401, 403):
-        return f"access is denied{_cure(_scheme(href))}"
+        scheme, cure = _scheme(href), " to the credentials in use: ask for the right to list and read it"
+        if scheme == "gs" and gcs_token() == "anon":
+            cure = (
+                ", and no Google credentials were found: run 'gcloud auth application-default login' or set "
+                "GOOGLE_APPLICATION_CREDENTIALS"
+            )
+        elif scheme == "s3" and s3_anonymous():
+            cure = ", and no AWS credentials were found: run 'aws configure' or set AWS_PROFILE or AWS_ACCESS_KEY_ID"
+        elif scheme in ("http", "https"):
+            cure = ": its user and password go into ~/.netrc; a signed URL may have expired"
+        return f"access is denied{'' if scheme == 'file' else cure}"
     if isinstance(error, FileNotFoundError) or status == 404:
         return "it does not exist"
     if status is not None:
         return f"the server answers with HTTP status {status}; try again later, or check the address"
-    text = re.sub(r"\?[^\s'\")]+", "", str(error)).strip().partition("\n")[0]
+    text = without_queries(str(error)).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def storage_errors(kind: type[S2CompositeError], message: str, href: str, **facts: Any) -> Iterator[None]:
+    """Raise what an access to `href` raises as `kind`, with the reason after `message`; our own errors pass."""
+    try:
+        yield
+    except S2CompositeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - fsspec, aiohttp, botocore, gcsfs, google-auth share no class of errors
+        text = f"{message}: {reason(href, error)}"
+    else:
+        return
+    # outside of the except clause: what they raise may hold a signature, and workers cannot pickle it
+    raise kind(text, **facts)
 
 
 def _scheme(href: str) -> str:
@@ -291,16 +333,3 @@ def _status(error: BaseException | None) -> int | None:
     coded = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
     status = getattr(error, "status", None) or getattr(error, "code", None) or coded
     return int(str(status)) if str(status).isdecimal() else _status(error.__cause__)
-
-
-def _cure(scheme: str) -> str:
-    if scheme == "gs" and gcs_token() == "anon":
-        return (
-            ", and no Google credentials were found: run 'gcloud auth application-default login' or set "
-            "GOOGLE_APPLICATION_CREDENTIALS"
-        )
-    if scheme == "s3" and s3_anonymous():
-        return ", and no AWS credentials were found: run 'aws configure' or set AWS_PROFILE or AWS_ACCESS_KEY_ID"
-    if scheme in ("http", "https"):
-        return ": its user and password go into ~/.netrc; a signed URL may have expired"
-    return "" if scheme == "file" else " to the credentials in use: ask for the right to list and read it"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-import re
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -14,17 +11,9 @@ import rasterio
 from rasterio.errors import RasterioError
 
 from s2composite.errors import ReadError
-from s2composite.storage.files import display, gdal_options, is_remote
-from s2composite.storage.http import (
-    LOW_SPEED_LIMIT,
-    LOW_SPEED_TIME,
-    REFUSED,
-    Identity,
-    Sign,
-    read_identity,
-    seconds_since_reply,
-    signed,
-)
+from s2composite.storage.files import display, gdal_options, is_remote, without_queries
+from s2composite.storage.http import REFUSED, Identity, Sign, read_identity, seconds_since_reply, signed
+from s2composite.storage.retry import LOW_SPEED_LIMIT, LOW_SPEED_TIME, AttemptError, Retry, retrying
 
 __all__ = ["through_gdal"]
 
@@ -39,11 +28,8 @@ _OPTIONS: Mapping[str, str | int] = {
     # Several decoding threads on a remote file can leave blank pixels and no error (GDAL#11552).
     "GDAL_NUM_THREADS": "1",
 }
-# GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none
-_NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
-
-# what holds unless the environment says something else
-_PATIENCE = {
+# What holds unless the environment says something else
+_DEFAULTS = {
     # GDAL waits for ever by default. A limit on the whole transfer would end large reads over slow lines too, so it is
     # the silence that is limited, as long as the reads that do not go through GDAL wait.
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
@@ -53,8 +39,8 @@ _PATIENCE = {
     "GDAL_HTTP_MAX_RETRY": "0",
 }
 
-_ATTEMPTS = 4
-_FOLLOWED = 240.0  # seconds for which it is believed that a server sends GDAL where it has sent this process
+_RETRY = Retry(attempts=4)
+_REDIRECTS_KEPT = 240.0  # seconds for which it is believed that a server sends GDAL where it has sent this process
 
 _READ: dict[str, Identity] = {}  # what files were when GDAL last read them here: it keeps parts of them
 _MOST_READ = 1 << 16
@@ -70,62 +56,60 @@ def through_gdal(
     *,
     files_beside: bool = False,
 ) -> int:
-    """Run `read` with a URL until it succeeds, the failure is permanent or the attempts are used up."""
-    _check_redirects(href, sign)
-    renewed, other = False, identity is not None and not _READ.get(href, identity).same(identity)
-    sign = sign if is_remote(href) else None
-    options = _options(href, files_beside=files_beside)
-    for attempt in range(_ATTEMPTS):
+    """Run `read`, which opens what it is given with rasterio, until it succeeds; return the retries that were needed.
+
+    A file that must still have `identity` and has changed is a ReadError, too. `files_beside` says whether those beside
+    a local file count (``.aux.xml``).
+    """
+    remote = is_remote(href)
+    # GDAL follows wherever a server sends it: a place that is not open is an AccessError here
+    if href.startswith(("http://", "https://")) and seconds_since_reply(href) > _REDIRECTS_KEPT:
+        with suppress(ReadError):  # that is for GDAL to find out, which also reads what has no byte ranges
+            read_identity(href, sign)
+    changed = identity is not None and not _READ.get(href, identity).same(identity)
+    sign = sign if remote else None
+    # GDAL lists the folder of a file to find others beside it: on object stores that is slow, and there are none.
+    listing = {} if files_beside and not remote else {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    defaults = {key: value for key, value in _DEFAULTS.items() if key not in os.environ}
+    options = {**_OPTIONS, **listing, **defaults, **gdal_options(href)}
+    again = renewed = False
+
+    def attempt() -> None:
+        nonlocal again, renewed
         # GDAL remembers a failed request and would replay it, and what a file was: a retry has to bypass its cache.
-        fresh = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsigs/:/vsis3/"} if attempt or other else {}
+        uncached = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsigs/:/vsis3/"} if again or changed else {}
+        again = True
         try:
-            with rasterio.Env(**options, **fresh):
+            with rasterio.Env(**options, **uncached):
                 read(signed(sign, href))
         except (RasterioError, OSError) as error:
             # GDAL's own words may hold the whole URL, and a signature with it.
-            told = re.sub(r"\?[^\s'\")]+", "", str(error))
-            refused = sign is not None and not renewed and _is_refusal(told)
-            transient = refused or (is_remote(href) and not any(word in told for word in _PERMANENT))
-            why = f"{display(href)}: GDAL cannot read it: {told}"
-            if not transient or attempt == _ATTEMPTS - 1:
-                raise ReadError(why, href=display(href), transient=transient, retries=attempt) from None
-            if refused:
-                renewed = True
-                signed(sign, href, fresh=True)
-                continue
-            wait = random.uniform(0.5, 1.0) * 0.25 * 2**attempt  # noqa: S311 - jitter, not a secret
-            LOG.warning("%s; attempt %d of %d failed, the next in %.1f s", why, attempt + 1, _ATTEMPTS, wait)
-            time.sleep(wait)
+            message = without_queries(str(error))
+            # of a server that does not answer with a raster's first bytes GDAL says that it does not know the format
+            refusals = (*map(str, REFUSED), "not recognized", "does not exist")
+            refused = sign is not None and not renewed and any(word in message for word in refusals)
+            transient = refused or (remote and not any(word in message for word in _PERMANENT))
+            failure = AttemptError(f"GDAL cannot read it: {message}", transient=transient, refused=refused)
         else:
-            if identity is not None:
-                _check_unchanged(href, sign, identity)
-            return attempt
-    raise AssertionError
+            return
+        if failure.refused:
+            failure.renewed = renewed = True
+            signed(sign, href, fresh=True)
+        raise failure
 
-
-def _check_redirects(href: str, sign: Sign | None) -> None:
-    """Raise an AccessError if a web server sends on to a place that is not open: GDAL follows wherever it is sent."""
-    if href.startswith(("http://", "https://")) and seconds_since_reply(href) > _FOLLOWED:
-        with suppress(ReadError):  # that is for GDAL to find out, which also reads what has no byte ranges
-            read_identity(href, sign)
-
-
-def _check_unchanged(href: str, sign: Sign | None, identity: Identity) -> None:
-    """Raise a ReadError unless a file still is what it was, so that all that was read is of one state of it."""
-    if not identity.same(read_identity(href, sign)):
-        why = f"{display(href)} has changed since its header was read"
-        raise ReadError(why, href=display(href), transient=False, retries=0)
-    if len(_READ) >= _MOST_READ:
-        _READ.clear()
-    _READ[href] = identity
-
-
-def _options(href: str, *, files_beside: bool) -> dict[str, str | int]:
-    listing = {} if files_beside and not is_remote(href) else _NO_LISTING
-    patience = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
-    return {**_OPTIONS, **listing, **patience, **gdal_options(href)}
-
-
-def _is_refusal(told: str) -> bool:
-    # of a server that does not answer with a raster's first bytes GDAL says that it does not know the format
-    return any(str(status) in told for status in REFUSED) or "not recognized" in told or "does not exist" in told
+    label = display(href)
+    try:
+        _, retries = retrying(attempt, _RETRY, label, LOG)
+    except AttemptError as error:
+        retries = error.attempts - 1
+        why = f"{label}: {error}"
+        raise ReadError(why, href=label, transient=error.transient, retries=retries) from None
+    if identity is not None:
+        # so all that was read is of one state of the file
+        if not identity.same(read_identity(href, sign)):
+            why = f"{label} has changed since its header was read"
+            raise ReadError(why, href=label, transient=False, retries=0)
+        if len(_READ) >= _MOST_READ:
+            _READ.clear()
+        _READ[href] = identity
+    return retries

@@ -28,7 +28,7 @@ from rasterio.windows import Window
 
 from s2composite.errors import SourceError, TilesError
 from s2composite.reading.warp import read_info
-from s2composite.storage.files import absolute, display, filesystem, is_remote, reason
+from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
 from s2composite.writing.cog import write_raster
 
 __all__ = ["Mosaic", "Tile", "check_alike", "lay_tiles", "reconstruct"]
@@ -313,15 +313,14 @@ def _listed(tiles: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
 def _found(where: str) -> list[str]:
     fs, path = filesystem(where)
     scheme = f"{where.partition('://')[0]}://" if is_remote(where) else ""
-    try:
-        if any(sign in path for sign in "*?["):
-            names = fs.glob(path)
-        else:
-            names = [path] if path.lower().endswith(_ENDS) else fs.ls(path.rstrip("/"), detail=False)
-    except FileNotFoundError as error:
-        raise SourceError(f"{display(where)}: does not exist") from error
-    except Exception as error:  # clients of object stores raise their own kinds
-        raise SourceError(f"{display(where)}: cannot be listed: {reason(where, error)}") from error
+    with storage_errors(SourceError, f"{display(where)}: cannot be listed", where):
+        try:
+            if any(sign in path for sign in "*?["):
+                names = fs.glob(path)
+            else:
+                names = [path] if path.lower().endswith(_ENDS) else fs.ls(path.rstrip("/"), detail=False)
+        except FileNotFoundError as error:
+            raise SourceError(f"{display(where)}: does not exist") from error
     return [f"{scheme}{name}" for name in map(str, names) if name.lower().endswith(_ENDS)]
 
 

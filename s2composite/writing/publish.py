@@ -6,12 +6,13 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-import uuid
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
-from s2composite.storage.files import absolute, display, filesystem, is_remote, reason
+from s2composite.errors import ParameterError, SourceError, WriteError
+from s2composite.storage.atomic import replacing
+from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
 from s2composite.storage.urls import check_write
 from s2composite.writing.assemble import FileLayout, Sink, check_header, check_run, copy_parts, verify_file
 from s2composite.writing.staging import disk_error
@@ -66,10 +67,8 @@ def _check_object(target: str, *, overwrite: bool) -> None:
     if is_http(target) or overwrite:
         return  # a URL signed for PUT answers nothing else
     fs, path = filesystem(target)
-    try:
+    with storage_errors(WriteError, f"{display(target)}: cannot be checked", target):
         there = fs.exists(path)
-    except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(f"{display(target)}: cannot be checked: {reason(target, error)}") from error
     if there:
         raise _exists(target)
 
@@ -101,20 +100,16 @@ def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str
     WriteError
         The disk is full, a part is damaged, or the file reads differently from what was written.
     """
-    final = Path(path)
-    unfinished = final.with_suffix(f".{uuid.uuid4().hex[:8]}{final.suffix}")
     try:
-        with unfinished.open("wb") as file:
-            out: Sink = _Digesting(file) if digest else file
-            copy_parts(layout, out)
-            file.flush()
-            os.fsync(file.fileno())
-        verify_file(layout, str(unfinished))
-        unfinished.replace(final)
+        with replacing(path) as unfinished:
+            with unfinished.open("wb") as file:
+                out: Sink = _Digesting(file) if digest else file
+                copy_parts(layout, out)
+                file.flush()
+                os.fsync(file.fileno())
+            verify_file(layout, str(unfinished))
     except OSError as error:
         raise disk_error(error, path, layout.size) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return out.hexdigest() if isinstance(out, _Digesting) else ""
 
 
@@ -154,7 +149,7 @@ def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
     target = layout.raster.path
     fs, path = filesystem(target)
     block = max(_UPLOAD_BLOCK, -(-layout.size // _MOST_BLOCKS >> 18) + 1 << 18)
-    try:
+    with _upload_errors(target):
         out = fs.open(path, "wb", autocommit=False, block_size=block)
         sink: Sink = _Digesting(out) if digest else out
         try:
@@ -166,15 +161,11 @@ def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
             _discard(out)
             raise
         _check_size(fs, path, layout)
-    except S2CompositeError:
-        raise
-    except Exception as error:  # clients of object stores raise their own kinds
-        raise _upload_error(target, error) from error
     return sink.hexdigest() if isinstance(sink, _Digesting) else ""
 
 
-def _upload_error(target: str, error: Exception) -> WriteError:
-    return WriteError(f"{display(target)}: cannot be uploaded: {reason(target, error)}", path=display(target))
+def _upload_errors(target: str) -> AbstractContextManager[None]:
+    return storage_errors(WriteError, f"{display(target)}: cannot be uploaded", target, path=display(target))
 
 
 def _discard(out: Any) -> None:
@@ -203,21 +194,18 @@ def put_small(data: bytes, target: str, *, overwrite: bool) -> None:
         It cannot be written, or somebody else has written there meanwhile.
     """
     if is_remote(target):
-        try:
+        with _upload_errors(target):
             fs, path = filesystem(target)
             # gcsfs loses a last byte \r; JSON ends in a line feed, pictures in their own marks.
             fs.pipe_file(path, data)
-        except Exception as error:  # clients of object stores raise their own kinds
-            raise _upload_error(target, error) from error
         return
-    unfinished = Path(f"{target}.{uuid.uuid4().hex[:8]}")
     try:
-        unfinished.write_bytes(data)
-        take_name(str(unfinished), target, overwrite=overwrite)
+        with replacing(target) as unfinished:
+            unfinished.write_bytes(data)
+            if not overwrite and Path(target).exists():
+                raise _exists(target)
     except OSError as error:
         raise disk_error(error, target, len(data)) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def remove(target: str) -> None:
@@ -229,12 +217,8 @@ def remove(target: str) -> None:
         It cannot be removed.
     """
     fs, path = filesystem(target)
-    try:
+    with storage_errors(WriteError, f"{display(target)}: cannot be removed", target), suppress(FileNotFoundError):
         fs.rm_file(path)
-    except FileNotFoundError:
-        return
-    except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(f"{display(target)}: cannot be removed: {reason(target, error)}") from error
 
 
 def put(path: str, target: str) -> None:
@@ -249,12 +233,10 @@ def put(path: str, target: str) -> None:
     with Path(path).open("rb") as file:
         headers = {"Content-Length": str(size), "Content-Type": "image/tiff"}
         request = urllib.request.Request(target, file, headers, method="PUT")  # noqa: S310 - http(s), checked by target_of
-        try:
-            urllib.request.urlopen(request, timeout=600).close()  # noqa: S310 - as above
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise WriteError(
-                f"{display(target)}: the server refuses the upload: {error.code} {error.reason}"
-            ) from error
-        except OSError as error:
-            raise _upload_error(target, error) from error
+        with _upload_errors(target):
+            try:
+                urllib.request.urlopen(request, timeout=600).close()  # noqa: S310 - as above
+            except urllib.error.HTTPError as error:
+                error.close()
+                why = f"{display(target)}: the server refuses the upload: {error.code} {error.reason}"
+                raise WriteError(why) from error

@@ -6,9 +6,8 @@ import errno
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +16,9 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
-from s2composite.storage.files import absolute, display, filesystem, is_remote, join, reason
+from s2composite.errors import ParameterError, SourceError, WriteError
+from s2composite.storage.atomic import replace_directory, write_atomic
+from s2composite.storage.files import absolute, display, filesystem, is_remote, join, reason, storage_errors
 from s2composite.storage.urls import check_write
 
 __all__ = [
@@ -85,9 +85,7 @@ class StorePlace:
                 return
             final = Path(self.root, key)
             final.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = final.with_name(f".{final.name}.{os.getpid()}")
-            unfinished.write_bytes(data)
-            unfinished.replace(final)
+            write_atomic(final, data)
 
     def get(self, key: str) -> bytes | None:
         """Return an object, None if there is none."""
@@ -155,17 +153,8 @@ class StorePlace:
         final.remove(IDENTITY)
 
     def _take_name(self) -> None:
-        target, old = Path(self.target), Path(f"{self.root}.old")
         with _errors(self, "", 0):
-            if target.exists():
-                target.replace(old)
-            try:
-                Path(self.root).replace(target)
-            except OSError:
-                if old.exists():
-                    old.replace(target)
-                raise
-        shutil.rmtree(old, ignore_errors=True)
+            replace_directory(self.root, self.target)
 
     def clear(self) -> None:
         """Remove everything that has been written."""
@@ -179,24 +168,18 @@ class StorePlace:
     def remove(self, key: str) -> None:
         """Remove an object and all below it; the whole store for the empty key."""
         fs, path = filesystem(join(self.root, key) if key else self.root)
-        try:
+        message = f"{self.label}: {key or 'it'} cannot be removed"
+        with storage_errors(WriteError, message, self.root), suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
-        except FileNotFoundError:
-            return
-        except Exception as error:  # clients of object stores raise their own kinds
-            raise WriteError(f"{self.label}: {key or 'it'} cannot be removed: {reason(self.root, error)}") from error
 
 
 @contextmanager
 def _errors(place: StorePlace, key: str, size: int) -> Iterator[None]:
-    try:
-        yield
-    except S2CompositeError:
-        raise
-    except OSError as error:
-        raise disk_error(error, join(place.target, key), size) from error
-    except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(f"{place.label}: {key} cannot be written: {reason(place.root, error)}") from error
+    with storage_errors(WriteError, f"{place.label}: {key} cannot be written", place.root):
+        try:
+            yield
+        except OSError as error:
+            raise disk_error(error, join(place.target, key), size) from error
 
 
 class Session(Protocol):
@@ -259,13 +242,12 @@ def _check_free(place: StorePlace, *, overwrite: bool) -> None:
         It is something else, or must not be overwritten.
     """
     fs, path = filesystem(place.root)
-    try:
-        there = fs.exists(path)
-        listing = {str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)} if there else set()
-    except NotADirectoryError:
-        listing = {Path(path).name}
-    except Exception as error:  # clients of object stores raise their own kinds
-        raise WriteError(f"{place.label}: cannot be checked: {reason(place.root, error)}") from error
+    with storage_errors(WriteError, f"{place.label}: cannot be checked", place.root):
+        try:
+            names = fs.ls(path, detail=False) if fs.exists(path) else ()
+            listing = {str(name).rstrip("/").rpartition("/")[2] for name in names}
+        except NotADirectoryError:
+            listing = {Path(path).name}
     complete = place.root == place.target and ROOT in listing
     if not listing or (IDENTITY in listing and not complete):
         return
@@ -322,15 +304,14 @@ class Parts:
         WriteError
             It cannot.
         """
-        try:
-            if not self.remote:
-                Path(self.root).mkdir(exist_ok=self.kept)
-            self._put(_MARKER, b"s2composite is writing here; left over only if it was killed\n")
-        except OSError as error:
-            self.clear()
-            raise WriteError(f"{display(self.root)}: cannot be written: {reason(self.root, error)}") from error
-        except Exception as error:  # clients of object stores raise their own kinds
-            raise WriteError(f"{display(self.root)}: cannot be written: {reason(self.root, error)}") from error
+        with storage_errors(WriteError, f"{display(self.root)}: cannot be written", self.root):
+            try:
+                if not self.remote:
+                    Path(self.root).mkdir(exist_ok=self.kept)
+                self._put(_MARKER, b"s2composite is writing here; left over only if it was killed\n")
+            except OSError:
+                self.clear()
+                raise
 
     def visible(self) -> bool:
         """Return whether the place exists for this process."""
@@ -444,15 +425,7 @@ class Parts:
             # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
             fs.pipe_file(path, data + b".")
             return
-        final = Path(self.root, name)
-        # A task that Dask runs twice must not replace a whole part with half of one.
-        unfinished = final.with_suffix(f".{uuid.uuid4().hex[:8]}")
-        try:
-            unfinished.write_bytes(data)
-            unfinished.replace(final)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+        write_atomic(Path(self.root, name), data)
 
     def _get(self, name: str, start: int, size: int) -> bytes:
         if self.remote:

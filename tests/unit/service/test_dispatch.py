@@ -15,7 +15,7 @@ from s2composite.jobs.schema import load_job
 from s2composite.runner.ledger import read_ledger
 from s2composite.runner.report import job_progress, job_report
 from s2composite.service.dispatch import dispatch
-from s2composite.storage.http import Retry
+from s2composite.storage.retry import Retry
 from support.rasters import series
 from support.services import queue, seed_median, served
 

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from s2composite.service.security import PushKeys, has_push_token, printable, redact
+from s2composite.service.security import PushKeys, has_push_token, printable
 from s2composite.service.settings import PushOptions
+from s2composite.storage.files import redact
 from s2composite.storage.http import read_head
 from support.http_faults import fault_server
 from support.rasters import encoded, series, write_tif

@@ -18,9 +18,10 @@ import pytest
 from google.auth import crypt, jwt
 
 from s2composite.errors import ParameterError
-from s2composite.service.security import has_token, redact
+from s2composite.service.security import has_token
 from s2composite.service.settings import TOKEN as TOKEN_NAME
 from s2composite.service.settings import load_settings, take_token
+from s2composite.storage.files import redact
 from support import ROOT, TESTS
 from support.http_faults import fault_server, redirecting
 from support.rasters import encoded, series, vrt, write_tif

@@ -16,7 +16,8 @@ from s2composite.geotiff.header import read_header, read_headers
 from s2composite.reading.tiles import TileRequest, begin_window, read_tiles, read_window
 from s2composite.reading.warp import read_level
 from s2composite.storage import http as fetch
-from s2composite.storage.http import ByteRange, Fetching, Identity, Retry, read_head, read_identity, request
+from s2composite.storage.http import ByteRange, Fetching, Identity, read_head, read_identity, request
+from s2composite.storage.retry import Retry
 from support.http_faults import fault_server, raw_server
 from support.job_helpers import until
 from support.rasters import write_tif

@@ -12,7 +12,8 @@ import s2composite as s2c
 from s2composite.errors import AccessError, ReadError, S2CompositeError, SceneError
 from s2composite.geotiff.header import read_header
 from s2composite.storage import http as fetch
-from s2composite.storage.http import ByteRange, Fetching, Identity, Reply, Retry, read_head, request, target_of
+from s2composite.storage.http import ByteRange, Fetching, Identity, Reply, read_head, request, target_of
+from s2composite.storage.retry import Retry
 from s2composite.storage.urls import is_link_local
 from support.http_faults import fault_server, raw_server
 from support.rasters import write_tif
