@@ -23,10 +23,9 @@ from s2composite.scenes.stac import (
     items_in,
     items_of,
     scene_of_item,
-    source_errors,
     with_alternate,
 )
-from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote
+from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote, storage_errors
 
 __all__ = [
     "DUPLICATES",
@@ -366,7 +365,7 @@ def _rasters(source: str) -> list[str]:
     """Return the rasters that a path, glob or URL stands for, sorted by name."""
     if in_archive(source) or (is_remote(source) and _is_raster(source) and not _is_glob(source)):
         return [source]
-    with source_errors(f"cannot list {display(source)}", source):
+    with storage_errors(SourceError, f"cannot list {display(source)}", source, href=display(source)):
         found = _listed(source)
     if not found:
         raise SourceError(_nothing(source), href=display(source))

@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeAlias
 from urllib.parse import urljoin
@@ -20,7 +19,7 @@ from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene, Values, arc_around
 from s2composite.scenes.names import asset_bands, common_name, is_picture, same_band, sensor_of
 from s2composite.scenes.products import catalogue_values, is_mask_band
-from s2composite.storage.files import absolute, display, filesystem, is_remote, reason
+from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors, without_queries
 from s2composite.storage.urls import limits
 
 __all__ = [
@@ -29,24 +28,12 @@ __all__ = [
     "items_in",
     "items_of",
     "scene_of_item",
-    "source_errors",
     "with_alternate",
 ]
 
 _FILES = (".json", ".geojson", ".parquet", ".geoparquet")
 _SEARCH = ("url", "collections", "bbox", "datetime", "query")
 _MAX_CHILDREN = 16  # catalogues within catalogues that are followed
-
-
-@contextmanager
-def source_errors(message: str, href: str) -> Iterator[None]:
-    """Raise a SourceError that says why, where a filesystem or a reader of files fails with an error of its own."""
-    try:
-        yield
-    except S2CompositeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - pyarrow and the backends of fsspec share no class of errors
-        raise SourceError(f"{message}: {reason(href, error)}", href=display(href)) from None
 
 
 # --- items ----------------------------------------------------------------------------------------------------------
@@ -92,7 +79,10 @@ def items_in(href: str) -> list[Mapping[str, Any]]:
         parquet = needed("pyarrow.parquet", "stac")
         arrow = needed("stac_geoparquet.arrow", "stac")
         fs, path = filesystem(href)
-        with source_errors(f"{label} is not stac-geoparquet", href), fs.open(path, "rb") as file:
+        with (
+            storage_errors(SourceError, f"{label} is not stac-geoparquet", href, href=label),
+            fs.open(path, "rb") as file,
+        ):
             rows = arrow.stac_table_to_items(parquet.read_table(file))
             return _not_empty([_with_absolute_hrefs(item, None) for item in rows], label)
     content = _read_json(href)
@@ -102,7 +92,7 @@ def items_in(href: str) -> list[Mapping[str, Any]]:
 
 
 def _read_json(href: str) -> Mapping[str, Any]:
-    with source_errors(f"cannot read {display(href)}", href):
+    with storage_errors(SourceError, f"cannot read {display(href)}", href, href=display(href)):
         try:
             fs, path = filesystem(href)
             content = json.loads(fs.cat_file(path))
@@ -191,7 +181,7 @@ def _items_found(search: Callable[[], Any], label: str) -> list[Mapping[str, Any
     except S2CompositeError:
         raise
     except Exception as error:  # noqa: BLE001 - pystac-client, requests and urllib3 share no class of errors
-        message = re.sub(r"\?[^\s'\")]+", "", str(error)).partition("\n")[0]
+        message = without_queries(str(error)).partition("\n")[0]
         raise SourceError(f"{label} failed: {type(error).__name__}: {message}") from None
 
 

@@ -297,7 +297,7 @@ def reason(href: str, error: BaseException) -> str:
 
 
 @contextmanager
-def storage_errors(kind: type[S2CompositeError], message: str, href: str, **facts: Any) -> Iterator[None]:
+def storage_errors(kind: type[S2CompositeError], message: str, href: str, /, **facts: Any) -> Iterator[None]:
     """Raise what an access to `href` raises as `kind`, with the reason after `message`; our own errors pass."""
     try:
         yield
