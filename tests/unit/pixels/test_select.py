@@ -235,7 +235,7 @@ def test_a_kernel_of_ones_own_in_another_type():
 
 
 def test_names_paths_and_registration(monkeypatch):
-    for path in ("test_picking:make_spread", "test_picking.make_spread"):
+    for path in ("test_select:make_spread", "test_select.make_spread"):
         assert resolve_reducer(path, factor=2).name == "spread2"
     monkeypatch.setattr("s2composite.pixels.reducers._REGISTRY", {})
     register_reducer("spread", make_spread)
@@ -251,10 +251,10 @@ def test_names_paths_and_registration(monkeypatch):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("test_picking:missing", "cannot be loaded"),
+        ("test_select:missing", "cannot be loaded"),
         ("no_such_module:thing", "cannot be loaded"),
-        ("test_picking:DAYS", "a reducer, or a function that returns one"),
-        ("test_picking:first_of", "its parameters are"),
+        ("test_select:DAYS", "a reducer, or a function that returns one"),
+        ("test_select:first_of", "its parameters are"),
         ("os:getcwd", "must return a reducer"),
         (":", "unknown reducer"),
     ],
@@ -268,7 +268,7 @@ def test_entry_points_of_other_packages(tmp_path, monkeypatch):
     info = tmp_path / "elsewhere-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[s2composite.reducers]\nspread_elsewhere = test_picking:make_spread\n")
+    (info / "entry_points.txt").write_text("[s2composite.reducers]\nspread_elsewhere = test_select:make_spread\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert "spread_elsewhere" in reducer_names()
     assert resolve_reducer("spread_elsewhere", factor=3).name == "spread3"

@@ -700,6 +700,6 @@ def test_every_row_of_the_page_is_a_test():
     there = {name for name, value in globals().items() if name.startswith("test_") and callable(value)}
     there |= functions_of("service/test_service_attacks.py")
     assert len(rows) > 25
-    assert named <= there | functions_of("scenes/test_access.py")
+    assert named <= there | functions_of("storage/test_urls.py")
     untold = there - named - {"test_what_is_open_works", "test_every_row_of_the_page_is_a_test"}
     assert not untold, "what was tried and is not in the table"
