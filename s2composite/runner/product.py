@@ -49,9 +49,9 @@ from s2composite.writing.tiles import (
     save_record,
 )
 from s2composite.writing.zarr import (
-    Building,
     Regions,
     StoreOptions,
+    StorePlan,
     begin_store,
     complete_store,
     mark_of,
@@ -448,7 +448,7 @@ class ZarrOutput:
     writer: ZarrWriter
     """Keeps windows."""
 
-    building: Building
+    building: StorePlan
     """The store."""
 
     @property

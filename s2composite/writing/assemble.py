@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +34,7 @@ from s2composite.geotiff.structure import (
     build_header,
 )
 from s2composite.writing.encode import Statistics, decode_mask, merge
-from s2composite.writing.tiles import TILE, Band, Raster, Stage, WindowIndex, pixel_checksum
+from s2composite.writing.tiles import TILE, Raster, Stage, WindowIndex, pixel_checksum
 
 __all__ = [
     "FileLayout",
@@ -44,26 +43,24 @@ __all__ = [
     "check_header",
     "check_run",
     "copy_parts",
-    "directories",
     "geo_tags",
-    "in_order",
     "lay_out",
-    "metadata_tag",
-    "nodata_tag",
     "verify_file",
 ]
 
 _GEO_CODES = (33550, 33922, 34264, 34735, 34736, 34737)
 _METADATA, _NODATA = 42112, 42113
+_COMPRESSION = {"none": 1, "lzw": 5, "jpeg": 7, "deflate": 8, "zstd": 50000, "webp": 50001}
+_SAMPLE_FORMAT = {"u": 1, "i": 2, "f": 3}
+_OVERVIEW, _MASK = 1, 4
+_GRAY, _RGB, _TRANSPARENCY, _YCBCR = 1, 2, 4, 6
+_UNSPECIFIED, _ALPHA = 0, 2
 
 
 def geo_tags(geobox: GeoBox | None) -> tuple[Tag, ...]:
     """Return the tags that hold the transform and the CRS of a geobox, as GDAL writes them.
 
-    Raises
-    ------
-    GridError
-        The CRS cannot be expressed in a GeoTIFF.
+    Raises a GridError if a GeoTIFF cannot express the CRS.
     """
     if geobox is None:
         return ()
@@ -75,57 +72,37 @@ def geo_tags(geobox: GeoBox | None) -> tuple[Tag, ...]:
         with memory.open() as back:
             if crs is not None and back.crs is None:
                 raise GridError(f"a GeoTIFF cannot express the CRS {str(geobox.crs)[:200]}; reproject to another")
-        return _copied(memory.read())
-
-
-def _copied(data: bytes) -> tuple[Tag, ...]:
+        data = memory.read()
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        tags = tiff.pages[0].tags
-        return tuple(Tag(code, int(tags[code].dtype), _values(tags[code].value)) for code in _GEO_CODES if code in tags)
+        tags = [tiff.pages[0].tags[code] for code in _GEO_CODES if code in tiff.pages[0].tags]
+        return tuple(
+            Tag(tag.code, int(tag.dtype), tag.value if isinstance(tag.value, str) else tuple(tag.value)) for tag in tags
+        )
 
 
-def _values(value: Any) -> Any:
-    return value if isinstance(value, str) else tuple(value)
-
-
-def nodata_tag(nodata: float | None) -> tuple[Tag, ...]:
-    """Return the tag of the nodata value, if there is one."""
-    return () if nodata is None else (Tag(_NODATA, ASCII, _number(nodata)),)
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "nan"
-    return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
-
-
-def metadata_tag(facts: Mapping[str, str], bands: Sequence[Band], statistics: Sequence[Statistics]) -> Tag:
-    """Return the tag with GDAL's XML: facts of the file, names, units, scales and statistics of its bands."""
-    items = [_item(name, value) for name, value in sorted(facts.items())]
-    for sample, (band, statistic) in enumerate(zip(bands, statistics, strict=True)):
-        items += _band_items(sample, band)
-        items += [_item(name, value, sample=sample) for name, value in _figures(statistic)]
+def _metadata_tag(raster: Raster, statistics: Sequence[Statistics]) -> Tag:
+    """Return the tag with GDAL's XML: tags of the file, names, units, scales and statistics of its bands."""
+    items = [_item(name, value) for name, value in sorted(dict(raster.tags).items())]
+    for sample, (band, found) in enumerate(zip(raster.bands, statistics, strict=True)):
+        items.append(_item("DESCRIPTION", band.name, sample=sample, role="description"))
+        if band.long_name:
+            items.append(_item("LONG_NAME", band.long_name, sample=sample))
+        if band.units:
+            items.append(_item("UNITTYPE", band.units, sample=sample, role="unittype"))
+        for name, value in (("SCALE", band.scale), ("OFFSET", band.offset)):
+            if value is not None:
+                items.append(_item(name, repr(float(value)), sample=sample, role=name.lower()))
+        figures = {
+            "MAXIMUM": found.maximum,
+            "MEAN": found.mean,
+            "MINIMUM": found.minimum,
+            "STDDEV": found.deviation,
+        }
+        if found.valid:
+            items += [_item(f"STATISTICS_{name}", repr(value), sample=sample) for name, value in figures.items()]
+        percent = f"{100 * found.valid / max(found.pixels, 1):.4g}"
+        items.append(_item("STATISTICS_VALID_PERCENT", percent, sample=sample))
     return Tag(_METADATA, ASCII, "<GDALMetadata>\n" + "".join(items) + "</GDALMetadata>")
-
-
-def _band_items(sample: int, band: Band) -> Iterator[str]:
-    yield _item("DESCRIPTION", band.name, sample=sample, role="description")
-    if band.long_name:
-        yield _item("LONG_NAME", band.long_name, sample=sample)
-    if band.units:
-        yield _item("UNITTYPE", band.units, sample=sample, role="unittype")
-    for name, value in (("SCALE", band.scale), ("OFFSET", band.offset)):
-        if value is not None:
-            yield _item(name, repr(float(value)), sample=sample, role=name.lower())
-
-
-def _figures(statistic: Statistics) -> Iterator[tuple[str, str]]:
-    if statistic.valid:
-        yield "STATISTICS_MAXIMUM", repr(statistic.maximum)
-        yield "STATISTICS_MEAN", repr(statistic.mean)
-        yield "STATISTICS_MINIMUM", repr(statistic.minimum)
-        yield "STATISTICS_STDDEV", repr(statistic.deviation)
-    yield "STATISTICS_VALID_PERCENT", f"{100 * statistic.valid / max(statistic.pixels, 1):.4g}"
 
 
 def _item(name: str, value: str, **attributes: Any) -> str:
@@ -134,31 +111,14 @@ def _item(name: str, value: str, **attributes: Any) -> str:
     return f"  <Item name={quoteattr(name)}{more}>{escape(escape(value))}</Item>\n"
 
 
-_COMPRESSION = {"none": 1, "lzw": 5, "jpeg": 7, "deflate": 8, "zstd": 50000, "webp": 50001}
-_SAMPLE_FORMAT = {"u": 1, "i": 2, "f": 3}
-_OVERVIEW, _MASK = 1, 4
-_GRAY, _RGB, _TRANSPARENCY, _YCBCR = 1, 2, 4, 6
-_UNSPECIFIED, _ALPHA = 0, 2
-
-
-def directories(
+def _directories(
     raster: Raster,
     tiles: Sequence[NDArray[Any]],
     offsets: Sequence[NDArray[np.uint64]],
     statistics: Sequence[Statistics],
 ) -> tuple[TileDirectory, ...]:
-    """Return the directories of a file.
-
-    Parameters
-    ----------
-    tiles
-        For each level the sizes of its tiles, fields ``size`` and ``mask_size``.
-    offsets
-        For each level the positions of the tiles' records in the file, in bytes.
-    statistics
-        Of each band.
-    """
-    described = (*raster.geotags, metadata_tag(dict(raster.tags), raster.bands, statistics))
+    """Return the directories of a file, from the sizes of tiles and the positions of their records at each level."""
+    described = (*raster.geotags, _metadata_tag(raster, statistics))
     out: list[TileDirectory] = []
     for level, (index, start) in enumerate(zip(tiles, offsets, strict=True)):
         tags = _image_tags(raster, level) + (described if level == 0 else ())
@@ -166,11 +126,9 @@ def directories(
         out.append(TileDirectory(tags, positions.ravel(), sizes.ravel()))
         if raster.mask:
             positions = positions + sizes + np.uint64(RECORD_OVERHEAD)
-            out.append(
-                TileDirectory(
-                    _mask_tags(raster, level), positions.ravel(), index["mask_size"].astype(np.uint64).ravel()
-                )
-            )
+            values = {258: 1, 259: _COMPRESSION["deflate"], 262: _TRANSPARENCY, 277: 1, 339: 1}
+            tags = _common_tags(raster, level, _MASK) + tuple(Tag(code, SHORT, value) for code, value in values.items())
+            out.append(TileDirectory(tags, positions.ravel(), index["mask_size"].astype(np.uint64).ravel()))
     return tuple(out)
 
 
@@ -188,15 +146,23 @@ def _common_tags(raster: Raster, level: int, kind: int) -> tuple[Tag, ...]:
 
 def _image_tags(raster: Raster, level: int) -> tuple[Tag, ...]:
     samples, options = raster.samples, raster.options
-    photometric, extra = _colours(raster)
-    tags = (
+    # The samples beyond the colours of the photometric interpretation are "extra".
+    photometric, extra = _GRAY, (_UNSPECIFIED,) * (samples - 1)
+    if options.compress == "jpeg" and samples == 3:
+        photometric, extra = _YCBCR, ()
+    elif raster.dtype == np.uint8 and len(raster.bands) == 3:
+        photometric, extra = _RGB, (_ALPHA,) * raster.alpha
+    tags: tuple[Tag, ...] = (
         Tag(258, SHORT, (raster.dtype.itemsize * 8,) * samples),
         Tag(259, SHORT, _COMPRESSION[options.compress]),
         Tag(262, SHORT, photometric),
         Tag(277, SHORT, samples),
         Tag(339, SHORT, (_SAMPLE_FORMAT[raster.dtype.kind],) * samples),
-        *nodata_tag(None if raster.mask or raster.alpha else raster.nodata),
     )
+    if raster.nodata is not None and not (raster.mask or raster.alpha):
+        value = float(raster.nodata)
+        text = str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+        tags += (Tag(_NODATA, ASCII, text),)
     if options.predictor != 1:
         tags += (Tag(317, SHORT, options.predictor),)
     if extra:
@@ -206,27 +172,11 @@ def _image_tags(raster: Raster, level: int) -> tuple[Tag, ...]:
     return _common_tags(raster, level, 0) + tags
 
 
-def _colours(raster: Raster) -> tuple[int, tuple[int, ...]]:
-    """Return the photometric interpretation, and what the samples beyond its colours are."""
-    if raster.options.compress == "jpeg" and raster.samples == 3:
-        return _YCBCR, ()
-    if raster.dtype == np.uint8 and len(raster.bands) == 3:
-        return _RGB, (_ALPHA,) * raster.alpha
-    return _GRAY, (_UNSPECIFIED,) * (raster.samples - 1)
-
-
-def _mask_tags(raster: Raster, level: int) -> tuple[Tag, ...]:
-    facts = {258: 1, 259: _COMPRESSION["deflate"], 262: _TRANSPARENCY, 277: 1, 339: 1}
-    return _common_tags(raster, level, _MASK) + tuple(Tag(code, SHORT, value) for code, value in facts.items())
-
-
 _AHEAD = 8
 """Runs of tiles that are read ahead of the one being written; a run is a row of tiles of one window."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-
-Results = Sequence[tuple[Stage, WindowIndex]]
 
 _PLACED = np.dtype([*TILE.descr, ("part", "i4")])
 
@@ -251,11 +201,7 @@ class Run(NamedTuple):
     """Bytes."""
 
     level: int
-    """Level."""
-
     row: int
-    """Row of tiles."""
-
     columns: tuple[int, int]
     """First column of tiles and the one after the last."""
 
@@ -265,8 +211,6 @@ class FileLayout:
     """Where every byte of a file comes from and goes to."""
 
     raster: Raster
-    """The file."""
-
     parts: tuple[str, ...]
     """Names of the parts."""
 
@@ -290,101 +234,6 @@ class FileLayout:
         """The runs of tiles in the order of the file: the smallest overview first, the full resolution last."""
         return tuple(run for level in reversed(range(len(self.tiles))) for run in _runs(self.tiles[level], level))
 
-    def offset(self, run: Run) -> int:
-        """Return where a run starts in the file."""
-        return int(self.offsets[run.level][run.row, run.columns[0]])
-
-
-def lay_out(raster: Raster, results: Results) -> FileLayout:
-    """Return the layout of a file whose windows have been written.
-
-    Raises
-    ------
-    WriteError
-        A tile is missing, or the file does not fit a classic TIFF and must not be a BigTIFF.
-    """
-    parts, tiles = _placed(raster, results)
-    statistics = _band_statistics(raster, results)
-    lengths = [_record_sizes(level) for level in tiles]
-    data = sum(int(length.sum()) for length in lengths)
-    zeros = tuple(np.zeros(length.shape, np.uint64) for length in lengths)
-    big = _is_big(raster, data + len(_header(raster, tiles, zeros, statistics, big=True)))
-    start = len(_header(raster, tiles, zeros, statistics, big=big))
-    offsets = _offsets(lengths, start)
-    header = _header(raster, tiles, offsets, statistics, big=big)
-    return FileLayout(raster, parts, tiles, offsets, header, start + data, statistics)
-
-
-def _placed(raster: Raster, results: Results) -> tuple[tuple[str, ...], tuple[NDArray[Any], ...]]:
-    """Return the names of all parts, and for each level where each tile lies in which of them."""
-    parts: list[str] = []
-    levels = tuple(np.zeros(raster.grid(level), _PLACED) for level in range(len(raster.levels)))
-    for level in levels:
-        level["part"] = -1
-    for stage, index in sorted(results, key=lambda result: (result[0].number, result[1].position)):
-        for number, tiles in enumerate(index.tiles, stage.first):
-            y, x = (axis.start // raster.block for axis in stage.window(*index.position, number))
-            place = levels[number][y : y + tiles.shape[0], x : x + tiles.shape[1]]
-            for name in TILE.names or ():
-                place[name] = tiles[name]
-            place["part"] = len(parts)
-        parts.append(index.part)
-    for number, level in enumerate(levels):
-        _all_there(raster, number, level["part"])
-    return tuple(parts), levels
-
-
-def _all_there(raster: Raster, level: int, parts: NDArray[Any]) -> None:
-    missing = np.argwhere(parts < 0)
-    if missing.size:
-        first = "row {} column {}".format(*missing[0])
-        raise WriteError(f"{raster.label}: {len(missing)} tiles of level {level} are missing, the first at {first}")
-
-
-def _band_statistics(raster: Raster, results: Results) -> tuple[Statistics, ...]:
-    """Merge the statistics of tiles row by row over the whole raster, whatever windows they came in."""
-    rows, columns = raster.grid(0)
-    by_tile: dict[tuple[int, int], tuple[Statistics, ...]] = {}
-    for stage, index in results:
-        if stage.first == 0:
-            y, x = (axis.start // raster.block for axis in stage.window(*index.position))
-            places = np.ndindex(index.tiles[0].shape)
-            by_tile.update(((y + i, x + j), s) for (i, j), s in zip(places, index.statistics, strict=True))
-    ordered = [by_tile[place] for place in np.ndindex(rows, columns)]
-    return tuple(merge(tile[band] for tile in ordered) for band in range(len(raster.bands)))
-
-
-def _record_sizes(tiles: NDArray[Any]) -> NDArray[np.uint64]:
-    masks = np.where(tiles["mask_size"], tiles["mask_size"] + np.uint64(RECORD_OVERHEAD), np.uint64(0))
-    return (tiles["size"].astype(np.uint64) + np.uint64(RECORD_OVERHEAD) + masks).astype(np.uint64)
-
-
-def _is_big(raster: Raster, size: int) -> bool:
-    wanted = raster.options.bigtiff
-    if wanted is False and size > CLASSIC_LIMIT:
-        raise WriteError(f"{raster.label}: {size:,} bytes do not fit a classic TIFF; leave bigtiff='auto'")
-    return size > CLASSIC_LIMIT if wanted == "auto" else bool(wanted)
-
-
-def _offsets(lengths: Sequence[NDArray[np.uint64]], start: int) -> tuple[NDArray[np.uint64], ...]:
-    out: list[NDArray[np.uint64]] = []
-    for length in reversed(lengths):
-        ends = np.cumsum(length.ravel(), dtype=np.uint64) + np.uint64(start)
-        out.append((ends - length.ravel()).reshape(length.shape))
-        start = int(ends[-1])
-    return tuple(reversed(out))
-
-
-def _header(
-    raster: Raster,
-    tiles: Sequence[NDArray[Any]],
-    offsets: Sequence[NDArray[np.uint64]],
-    statistics: Sequence[Statistics],
-    *,
-    big: bool,
-) -> bytes:
-    return build_header(directories(raster, tiles, offsets, statistics), big=big, mask=raster.mask)
-
 
 def _runs(tiles: NDArray[Any], level: int) -> Iterator[Run]:
     sizes = _record_sizes(tiles)
@@ -395,7 +244,73 @@ def _runs(tiles: NDArray[Any], level: int) -> Iterator[Run]:
             yield Run(int(parts[first]), int(tiles["start"][row, first]), size, level, row, (first, stop))
 
 
-def in_order(function: Callable[[In], Out], items: Iterable[In], threads: int = _AHEAD) -> Iterator[Out]:
+def _record_sizes(tiles: NDArray[Any]) -> NDArray[np.uint64]:
+    masks = np.where(tiles["mask_size"], tiles["mask_size"] + np.uint64(RECORD_OVERHEAD), np.uint64(0))
+    return (tiles["size"].astype(np.uint64) + np.uint64(RECORD_OVERHEAD) + masks).astype(np.uint64)
+
+
+def lay_out(raster: Raster, results: Sequence[tuple[Stage, WindowIndex]]) -> FileLayout:
+    """Return the layout of a file whose windows have been written.
+
+    Raises a WriteError if a tile is missing, or the file does not fit a classic TIFF and must not be a BigTIFF.
+    """
+    parts, tiles, statistics = _merge_windows(raster, results)
+    lengths = [_record_sizes(level) for level in tiles]
+    data = sum(int(length.sum()) for length in lengths)
+
+    def header(offsets: Sequence[NDArray[np.uint64]], *, big: bool) -> bytes:
+        return build_header(_directories(raster, tiles, offsets, statistics), big=big, mask=raster.mask)
+
+    # Positions do not change the size of a header, but follow from it.
+    zeros = tuple(np.zeros(length.shape, np.uint64) for length in lengths)
+    wanted, size = raster.options.bigtiff, data + len(header(zeros, big=True))
+    if wanted is False and size > CLASSIC_LIMIT:
+        raise WriteError(f"{raster.label}: {size:,} bytes do not fit a classic TIFF; leave bigtiff='auto'")
+    big = size > CLASSIC_LIMIT if wanted == "auto" else bool(wanted)
+    start = position = len(header(zeros, big=big))
+    offsets: list[NDArray[np.uint64]] = []
+    for length in reversed(lengths):
+        ends = np.cumsum(length.ravel(), dtype=np.uint64) + np.uint64(position)
+        offsets.insert(0, (ends - length.ravel()).reshape(length.shape))
+        position = int(ends[-1])
+    return FileLayout(raster, parts, tiles, tuple(offsets), header(offsets, big=big), start + data, statistics)
+
+
+def _merge_windows(
+    raster: Raster, results: Sequence[tuple[Stage, WindowIndex]]
+) -> tuple[tuple[str, ...], tuple[NDArray[Any], ...], tuple[Statistics, ...]]:
+    """Return the names of all parts, for each level where each tile lies in which of them, and each band's statistics.
+
+    Statistics are merged row by row over the whole raster, whatever windows they came in.
+    """
+    parts: list[str] = []
+    levels = tuple(np.zeros(raster.grid(level), _PLACED) for level in range(len(raster.levels)))
+    for level in levels:
+        level["part"] = -1
+    by_tile: dict[tuple[int, ...], tuple[Statistics, ...]] = {}
+    for stage, index in sorted(results, key=lambda result: (result[0].number, result[1].position)):
+        for number, tiles in enumerate(index.tiles, stage.first):
+            y, x = (axis.start // raster.block for axis in stage.window(*index.position, number))
+            place = levels[number][y : y + tiles.shape[0], x : x + tiles.shape[1]]
+            for name in TILE.names or ():
+                place[name] = tiles[name]
+            place["part"] = len(parts)
+            if number == 0:
+                places = np.ndindex(tiles.shape)
+                by_tile.update(((y + i, x + j), s) for (i, j), s in zip(places, index.statistics, strict=True))
+        parts.append(index.part)
+    for number, level in enumerate(levels):
+        missing = np.argwhere(level["part"] < 0)
+        if missing.size:
+            first = "row {} column {}".format(*missing[0])
+            raise WriteError(
+                f"{raster.label}: {len(missing)} tiles of level {number} are missing, the first at {first}"
+            )
+    ordered = [by_tile[place] for place in np.ndindex(raster.grid(0))]
+    return tuple(parts), levels, tuple(merge(tile[band] for tile in ordered) for band in range(len(raster.bands)))
+
+
+def _in_order(function: Callable[[In], Out], items: Iterable[In], threads: int = _AHEAD) -> Iterator[Out]:
     """Yield `function` of each item in order; some are computed ahead, never all."""
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:
@@ -410,13 +325,7 @@ def in_order(function: Callable[[In], Out], items: Iterable[In], threads: int = 
 
 
 def copy_parts(layout: FileLayout, out: Sink, check: Callable[[Run, bytes], None] | None = None) -> None:
-    """Write the whole file to `out`.
-
-    Parameters
-    ----------
-    check
-        Called with each run and its bytes before they are written; raises what stops it.
-    """
+    """Write the whole file to `out`; `check` is called with each run and its bytes before they are written."""
     raster = layout.raster
     last_use = {run.part: i for i, run in enumerate(layout.runs)}
 
@@ -427,7 +336,7 @@ def copy_parts(layout: FileLayout, out: Sink, check: Callable[[Run, bytes], None
         return data
 
     out.write(layout.header)
-    for i, data in enumerate(in_order(load, layout.runs)):
+    for i, data in enumerate(_in_order(load, layout.runs)):
         out.write(data)
         part = layout.runs[i].part
         if last_use[part] == i:
@@ -438,10 +347,7 @@ def copy_parts(layout: FileLayout, out: Sink, check: Callable[[Run, bytes], None
 def verify_file(layout: FileLayout, path: str) -> None:
     """Read back a finished file: its size, its directories, and the decoded pixels of every tile.
 
-    Raises
-    ------
-    WriteError
-        Something differs from what the workers made; names the tile.
+    Raises a WriteError if something differs from what the workers made.
     """
     size = Path(path).stat().st_size
     if size != layout.size:
@@ -451,55 +357,46 @@ def verify_file(layout: FileLayout, path: str) -> None:
             raise WriteError(f"{layout.raster.label}: the header reads differently from what was written")
 
         def check(run: Run) -> None:
-            check_run(layout, run, os.pread(file.fileno(), run.size, layout.offset(run)))
+            start = int(layout.offsets[run.level][run.row, run.columns[0]])
+            check_run(layout, run, os.pread(file.fileno(), run.size, start))
 
-        for _ in in_order(check, layout.runs, threads=min(os.cpu_count() or 1, 8)):
+        for _ in _in_order(check, layout.runs, threads=min(os.cpu_count() or 1, 8)):
             pass
     with rasterio.open(path) as source:
-        _compare(layout, source)
+        _compare(layout.raster, source)
 
 
 def check_header(layout: FileLayout) -> None:
-    """Let GDAL read the header of a file that is about to be written.
-
-    Raises
-    ------
-    WriteError
-        GDAL reads something else than was meant.
-    """
+    """Let GDAL read the header of a file that is about to be written; raises a WriteError if it reads another one."""
     try:
         with MemoryFile(layout.header) as memory, memory.open() as source:
-            _compare(layout, source)
+            _compare(layout.raster, source)
     except RasterioError as error:
         raise WriteError(f"{layout.raster.label}: GDAL cannot read the header: {error}") from error
 
 
-def _compare(layout: FileLayout, source: DatasetReader) -> None:
-    for what, seen, meant in _facts(layout, source):
-        if seen != meant:
-            raise WriteError(f"{layout.raster.label}: GDAL reads the {what} as {seen}, not {meant}")
-
-
-def _facts(layout: FileLayout, source: DatasetReader) -> Iterator[tuple[str, Any, Any]]:
-    raster = layout.raster
-    yield "size", source.shape, raster.shape
-    yield "dtype", set(source.dtypes), {raster.dtype.name}
-    yield "number of bands", source.count, raster.samples
-    yield "blocks", set(source.block_shapes), {(raster.block, raster.block)}
-    yield "number of overviews", len(source.overviews(1)), len(raster.levels) - 1
+def _compare(raster: Raster, source: DatasetReader) -> None:
+    properties: list[tuple[str, Any, Any]] = [
+        ("size", source.shape, raster.shape),
+        ("dtype", set(source.dtypes), {raster.dtype.name}),
+        ("number of bands", source.count, raster.samples),
+        ("blocks", set(source.block_shapes), {(raster.block, raster.block)}),
+        ("number of overviews", len(source.overviews(1)), len(raster.levels) - 1),
+    ]
     if raster.geobox is not None:
-        yield "transform", source.transform.almost_equals(raster.geobox.transform, 1e-9), True
+        properties.append(("transform", source.transform.almost_equals(raster.geobox.transform, 1e-9), True))
     if not (raster.mask or raster.alpha):
-        yield "nodata value", str(source.nodata), str(None if raster.nodata is None else float(raster.nodata))
+        nodata = None if raster.nodata is None else float(raster.nodata)
+        properties.append(("nodata value", str(source.nodata), str(nodata)))
+    for name, seen, expected in properties:
+        if seen != expected:
+            raise WriteError(f"{raster.label}: GDAL reads the {name} as {seen}, not {expected}")
 
 
 def check_run(layout: FileLayout, run: Run, data: bytes) -> None:
     """Decode the tiles of a run and compare their pixels with the checksums of those that the workers encoded.
 
-    Raises
-    ------
-    WriteError
-        A tile is damaged; names it.
+    Raises a WriteError that names a damaged tile.
     """
     raster, position = layout.raster, 0
     for column in range(*run.columns):
@@ -522,7 +419,7 @@ def _record(data: bytes, position: int, size: int, where: str) -> tuple[bytes, i
     return body, stop
 
 
-def _check_pixels(decode: Any, data: bytes, crc: int, where: str) -> None:
+def _check_pixels(decode: Callable[[bytes], NDArray[Any]], data: bytes, crc: int, where: str) -> None:
     try:
         pixels = decode(data)
     except Exception as error:  # whatever a decoder raises

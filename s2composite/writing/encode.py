@@ -43,16 +43,23 @@ class Codec:
     """Of a tile: rows, columns, bands."""
 
     dtype: np.dtype[Any]
-    """Of the pixels."""
 
     def encode(self, tile: NDArray[Any]) -> bytes:
         """Return the bytes of a C-contiguous tile."""
-        name, level = self.options.compress, self.options.level
+        name, level, predictor = self.options.compress, self.options.level, self.options.predictor
         if name == "jpeg":
-            return _encode_jpeg(tile, self.options.jpeg_quality)
+            space, subsampling = ("GRAY", "Gray") if tile.shape[2] == 1 else ("RGB", "420")
+            quality = self.options.jpeg_quality
+            return bytes(simplejpeg.encode_jpeg(tile, quality, colorspace=space, colorsubsampling=subsampling))
         if name == "webp":
             return bytes(imagecodecs.webp_encode(tile, level, lossless=level is None))
-        data = self._predict(tile).tobytes()
+        if predictor == 2:
+            differences = tile.copy()
+            differences[:, 1:] -= tile[:, :-1]
+            tile = differences
+        elif predictor == 3:
+            tile = np.asarray(imagecodecs.floatpred_encode(tile, axis=-2))
+        data = tile.tobytes()
         if name == "deflate":
             # Encoding is most of the cost of writing. A median in 8 bits: ISA-L 300 MB/s and 1/1.42 of the size,
             # libdeflate 110 MB/s and 1/1.44 at level 1, 57 MB/s and 1/1.45 at level 6.
@@ -76,29 +83,12 @@ class Codec:
             "lzw": imagecodecs.lzw_decode,
         }
         plain = decoders[name](data, out=size) if name in decoders else data
-        return self._unpredict(np.frombuffer(plain, self.dtype.newbyteorder("<")).reshape(self.shape))
-
-    def _predict(self, tile: NDArray[Any]) -> NDArray[Any]:
+        pixels = np.frombuffer(plain, self.dtype.newbyteorder("<")).reshape(self.shape)
         if self.options.predictor == 2:
-            out = tile.copy()
-            out[:, 1:] -= tile[:, :-1]
-            return out
+            return np.asarray(imagecodecs.delta_decode(pixels, axis=1))
         if self.options.predictor == 3:
-            return np.asarray(imagecodecs.floatpred_encode(tile, axis=-2))
-        return tile
-
-    def _unpredict(self, data: NDArray[Any]) -> NDArray[Any]:
-        if self.options.predictor == 2:
-            return np.asarray(imagecodecs.delta_decode(data, axis=1))
-        if self.options.predictor == 3:
-            return np.asarray(imagecodecs.floatpred_decode(data, axis=-2))
-        return data
-
-
-def _encode_jpeg(tile: NDArray[Any], quality: int) -> bytes:
-    if tile.shape[2] == 1:
-        return bytes(simplejpeg.encode_jpeg(tile, quality=quality, colorspace="GRAY", colorsubsampling="Gray"))
-    return bytes(simplejpeg.encode_jpeg(tile, quality=quality, colorspace="RGB", colorsubsampling="420"))
+            return np.asarray(imagecodecs.floatpred_decode(pixels, axis=-2))
+        return pixels
 
 
 def encode_mask(valid: NDArray[np.bool_]) -> bytes:
@@ -140,49 +130,39 @@ def valid_pixels(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_
 
 
 def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[Any]:
-    """Return pixels at half the resolution; blocks at an odd edge hold fewer pixels.
+    """Return pixels ``(b, y, x)`` at half the resolution; blocks at an odd edge hold fewer pixels.
 
-    Parameters
-    ----------
-    pixels
-        ``(b, y, x)``.
-    method
-        ``"average"``: mean of the pixels that have a value, halves rounded up; ``"nearest"``: the upper left pixel;
-        ``"mode"``: the most frequent value, the first in reading order among equally frequent ones.
-    nodata
-        Value of pixels without data (besides NaN); blocks with no other pixels keep it.
+    ``"average"``: mean of the pixels that have a value, halves rounded up; ``"nearest"``: the upper left pixel;
+    ``"mode"``: the most frequent value, the first in reading order among equally frequent ones. Blocks with no other
+    pixels than `nodata` (or NaN) keep that.
 
-    Returns
-    -------
-    NDArray
-        ``(b, ceil(y / 2), ceil(x / 2))`` in the same dtype.
-
-    Examples
-    --------
     >>> halve(np.array([[[0, 2], [3, 4]]], "uint8"), "average", nodata=0)
     array([[[3]]], dtype=uint8)
     """
     if method == "nearest":
         return np.ascontiguousarray(pixels[:, ::2, ::2])
-    even = _even(pixels)
-    if method == "mode":
-        return _mode(_corners(even), nodata)
-    if pixels.dtype.kind != "f":
-        return _mean_of_integers(even, nodata)
-    return _mean_of_floats(even, valid_pixels(even, nodata), nodata)
-
-
-def _even(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Repeat the last row and column of odd sizes: means and modes of blocks there stay those of their own pixels."""
     odd = [n % 2 for n in pixels.shape[1:]]
-    return np.pad(pixels, ((0, 0), (0, odd[0]), (0, odd[1])), "edge") if any(odd) else pixels
+    if any(odd):  # means and modes of blocks at the edge stay those of their own pixels
+        pixels = np.pad(pixels, ((0, 0), (0, odd[0]), (0, odd[1])), "edge")
+    if method == "mode":
+        return _modes(pixels, nodata)
+    if pixels.dtype.kind == "f":
+        return _means_of_floats(pixels, nodata)
+    bands, height, width = pixels.shape
+    out = np.empty((bands, height // 2, width // 2), pixels.dtype)
+    known = nodata is not None and not math.isnan(nodata)
+    value = int(nodata) if nodata is not None and known else 0
+    # What a mean becomes that would equal the nodata value by coincidence.
+    neighbour = value + 1 if value < np.iinfo(pixels.dtype).max else value - 1
+    halve_by_means(np.ascontiguousarray(pixels), known, value, neighbour, out)
+    return out
 
 
 def _corners(pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     return pixels[:, ::2, ::2], pixels[:, ::2, 1::2], pixels[:, 1::2, ::2], pixels[:, 1::2, 1::2]
 
 
-def _total(pixels: NDArray[Any], dtype: Any) -> NDArray[Any]:
+def _sums(pixels: NDArray[Any], dtype: Any) -> NDArray[Any]:
     first, *rest = _corners(pixels)
     total: NDArray[Any] = first.astype(dtype)
     for corner in rest:
@@ -190,32 +170,20 @@ def _total(pixels: NDArray[Any], dtype: Any) -> NDArray[Any]:
     return total
 
 
-def _mean_of_integers(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
-    bands, height, width = pixels.shape
-    out = np.empty((bands, height // 2, width // 2), pixels.dtype)
-    known = nodata is not None and not math.isnan(nodata)
-    value = int(nodata) if nodata is not None and known else 0
-    halve_by_means(np.ascontiguousarray(pixels), known, value, _neighbour(value, pixels.dtype), out)
-    return out
-
-
-def _neighbour(nodata: int, dtype: np.dtype[Any]) -> int:
-    """Return a neighbour of the nodata value, for means that would equal it by coincidence."""
-    return nodata + 1 if nodata < np.iinfo(dtype).max else nodata - 1
-
-
-def _mean_of_floats(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[Any]:
+def _means_of_floats(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
+    valid = valid_pixels(pixels, nodata)
     if valid is None:
-        return (_total(pixels, np.float64) / 4).astype(pixels.dtype)
-    total = _total(np.where(valid, pixels, pixels.dtype.type(0)), np.float64)
-    count = _total(valid.view(np.uint8), np.uint8)
+        return (_sums(pixels, np.float64) / 4).astype(pixels.dtype)
+    total = _sums(np.where(valid, pixels, pixels.dtype.type(0)), np.float64)
+    count = _sums(valid.view(np.uint8), np.uint8)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = (total / count).astype(pixels.dtype)
     mean[count == 0] = np.nan if nodata is None else nodata
     return np.asarray(mean)
 
 
-def _mode(corners: tuple[NDArray[Any], ...], nodata: float | None) -> NDArray[Any]:
+def _modes(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
+    corners = _corners(pixels)
     # A block without any value keeps the nodata value.
     best = np.full_like(corners[0], corners[0] if nodata is None else nodata)
     most = np.zeros(best.shape, np.uint8)
@@ -229,7 +197,7 @@ def _mode(corners: tuple[NDArray[Any], ...], nodata: float | None) -> NDArray[An
 
 
 class Statistics(NamedTuple):
-    """Of valid pixels."""
+    """Of valid pixels; minimum, maximum and mean are NaN if none is valid."""
 
     valid: int
     """Number of valid pixels."""
@@ -238,14 +206,8 @@ class Statistics(NamedTuple):
     """Number of pixels."""
 
     minimum: float
-    """NaN if none is valid."""
-
     maximum: float
-    """NaN if none is valid."""
-
     mean: float
-    """NaN if none is valid."""
-
     squares: float
     """Sum of squared differences from the mean."""
 
@@ -258,7 +220,7 @@ class Statistics(NamedTuple):
 def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
     """Return the statistics of one band of a tile ``(y, x)``."""
     if tile.dtype.kind in "iu" and tile.dtype.itemsize <= 2 and tile.size:
-        return _from_histogram(tile, nodata)
+        return _histogram_statistics(tile, nodata)
     valid = valid_pixels(tile, nodata)
     values = (tile if valid is None else tile[valid]).astype(np.float64).ravel()
     if tile.dtype.kind == "f":
@@ -271,7 +233,7 @@ def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
     return Statistics(values.size, tile.size, float(values.min()), float(values.max()), mean, squares)
 
 
-def _from_histogram(tile: NDArray[Any], nodata: float | None) -> Statistics:
+def _histogram_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
     lowest = int(tile.min())
     counts = np.zeros((4, int(tile.max()) - lowest + 1), np.int64)
     count_values(np.ascontiguousarray(tile).ravel().view(f"u{tile.itemsize}"), lowest, counts)
@@ -281,27 +243,24 @@ def _from_histogram(tile: NDArray[Any], nodata: float | None) -> Statistics:
     count = int(histogram.sum())
     if not count:
         return Statistics(0, tile.size, math.nan, math.nan, math.nan, 0.0)
-    there = np.flatnonzero(histogram)
+    present = np.flatnonzero(histogram)
     values = np.arange(lowest, lowest + len(histogram), dtype=np.float64)
     mean = float(np.dot(histogram, values)) / count
     squares = float(np.sum(histogram * (values - mean) ** 2))
-    return Statistics(count, tile.size, float(values[there[0]]), float(values[there[-1]]), mean, squares)
+    return Statistics(count, tile.size, float(values[present[0]]), float(values[present[-1]]), mean, squares)
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """Return the statistics of all parts together (Chan's update, in the order given)."""
     total = Statistics(0, 0, math.nan, math.nan, math.nan, 0.0)
     for part in parts:
-        total = _pair(total, part)
+        pixels = total.pixels + part.pixels
+        if not total.valid or not part.valid:
+            total = (total if total.valid else part)._replace(pixels=pixels)
+            continue
+        count, delta = total.valid + part.valid, part.mean - total.mean
+        mean = total.mean + delta * part.valid / count
+        squares = total.squares + part.squares + delta * delta * total.valid * part.valid / count
+        lowest, highest = min(total.minimum, part.minimum), max(total.maximum, part.maximum)
+        total = Statistics(count, pixels, lowest, highest, mean, squares)
     return total
-
-
-def _pair(a: Statistics, b: Statistics) -> Statistics:
-    pixels = a.pixels + b.pixels
-    if not a.valid or not b.valid:
-        one = a if a.valid else b
-        return one._replace(pixels=pixels)
-    count, delta = a.valid + b.valid, b.mean - a.mean
-    mean = a.mean + delta * b.valid / count
-    squares = a.squares + b.squares + delta * delta * a.valid * b.valid / count
-    return Statistics(count, pixels, min(a.minimum, b.minimum), max(a.maximum, b.maximum), mean, squares)

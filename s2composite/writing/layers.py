@@ -23,17 +23,17 @@ from s2composite.writing.options import OVERVIEWS
 from s2composite.writing.tiles import Band
 
 __all__ = [
-    "PLACE",
     "RGBA",
     "STATUS",
     "TIME",
-    "Layer",
-    "Period",
+    "DatasetPeriod",
+    "RasterLayer",
     "chosen_layers",
     "common_nodata",
-    "facts_of",
     "file_bands",
     "file_names",
+    "layer_of",
+    "metadata_of",
     "period_path",
     "periods_of",
     "raster_layers",
@@ -47,31 +47,23 @@ RGBA = "rgba"
 TIME = "time"
 """The axis of periods."""
 
-_SPATIAL = ("y", "x")
-
 _SCALING = ("scale", "offset", "scaled_units", "scale_factor", "add_offset")
 """Attributes that are no longer true where values were calculated."""
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """One layer of a composite."""
+class RasterLayer:
+    """One layer of a composite, to be written as bands of a file."""
 
     name: str
-    """Name of the variable."""
-
     data: da.Array
     """``(b, y, x)`` or ``(y, x)``; with periods, the time axis comes first."""
 
     bands: tuple[str, ...]
-    """Names of its bands."""
-
     nodata: float | None
-    """Nodata value; None: every pixel has a value."""
+    """None: every pixel has a value."""
 
     attrs: Mapping[str, Any]
-    """Attributes of the variable."""
-
     lazy: bool = True
     """Whether its pixels are still to be computed."""
 
@@ -83,25 +75,14 @@ class Layer:
 
 def raster_layers(dataset: xr.Dataset) -> tuple[str, ...]:
     """Return the names of variables that are pictures: ``(y, x)``, optionally with bands, and time before these."""
-    return tuple(str(name) for name, a in dataset.data_vars.items() if _is_picture(a))
-
-
-def _is_picture(array: xr.DataArray) -> bool:
-    return array.dims[-2:] == _SPATIAL and array.ndim - (array.dims[0] == TIME) in (2, 3)
+    pictures = {name: a for name, a in dataset.data_vars.items() if a.dims[-2:] == ("y", "x")}
+    return tuple(str(name) for name, a in pictures.items() if a.ndim - (a.dims[0] == TIME) in (2, 3))
 
 
 def chosen_layers(dataset: xr.Dataset, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return the layers to write.
+    """Return the layers to write: names, ``"all"``, or None: the composite, or with several reducers all with bands.
 
-    Parameters
-    ----------
-    wanted
-        Names, ``"all"``, or None: the composite itself, or with several reducers all that have bands.
-
-    Raises
-    ------
-    ParameterError
-        A name is unknown or given twice, or there is nothing to write.
+    Raises a ParameterError if a name is unknown or given twice, or there is nothing to write.
     """
     known = raster_layers(dataset)
     if not known:
@@ -124,14 +105,11 @@ def _has_bands(array: xr.DataArray) -> bool:
     return array.ndim - (array.dims[0] == TIME) == 3
 
 
-def layer_of(dataset: xr.Dataset, name: str) -> Layer:
+def layer_of(dataset: xr.Dataset, name: str) -> RasterLayer:
     """Return a layer with its pixels as a Dask array.
 
-    Raises
-    ------
-    ParameterError
-        The nodata value or the resampling of overviews is invalid, or nobody can tell the nodata value of integers that
-        were calculated.
+    Raises a ParameterError if the nodata value or the resampling of overviews is invalid, or nobody can tell the nodata
+    value of integers that were calculated.
     """
     array = dataset[name]
     missing = missing_value_of(array).known()
@@ -148,24 +126,17 @@ def layer_of(dataset: xr.Dataset, name: str) -> Layer:
         # name=False: hashing the pixels would take longer than encoding some of them.
         data = da.from_array(data, chunks=(*((-1,) * (array.ndim - 2)), 2048, 2048), name=False)
     data = data.astype(np.uint8) if data.dtype == np.bool_ else data
-    return Layer(name, data, _band_names(array), _nodata(name, missing.nodata, data.dtype), attrs, lazy)
-
-
-def _band_names(array: xr.DataArray) -> tuple[str, ...]:
-    if not _has_bands(array):
-        return (str(array.name),)
-    dim = array.dims[-3]
-    if dim in array.coords:
-        return tuple(str(value) for value in array[dim].values)
-    return tuple(f"{array.name}_{i + 1}" for i in range(array.sizes[dim]))
-
-
-def _nodata(name: str, value: float | None, dtype: np.dtype[Any]) -> float | None:
-    if value is not None and not fits(value, dtype):
+    bands: tuple[str, ...] = (str(array.name),)
+    if _has_bands(array):
+        dim = array.dims[-3]
+        numbered = [f"{array.name}_{i + 1}" for i in range(array.sizes[dim])]
+        bands = tuple(map(str, array[dim].values)) if dim in array.coords else tuple(numbered)
+    if missing.nodata is not None and not fits(missing.nodata, data.dtype):
         raise ParameterError(
-            f"layer {name!r}: nodata {value:g} is not a value of {dtype.name}; correct its attrs['nodata']"
+            f"layer {name!r}: nodata {missing.nodata:g} is not a value of {data.dtype.name}; "
+            "correct its attrs['nodata']"
         )
-    return value
+    return RasterLayer(name, data, bands, missing.nodata, attrs, lazy)
 
 
 def fits(value: float, dtype: np.dtype[Any]) -> bool:
@@ -190,7 +161,7 @@ def file_names(path: str, names: Sequence[str], *, separate: bool | None) -> tup
     return tuple((path if n == "composite" else f"{folder}{slash}{stem}_{n}{suffix}", (n,)) for n in names)
 
 
-def file_bands(layers: Sequence[Layer], resampling: str | None) -> tuple[Band, ...]:
+def file_bands(layers: Sequence[RasterLayer], resampling: str | None) -> tuple[Band, ...]:
     """Return the bands of a file that holds these layers."""
     several = sum(layer.data.ndim == 3 for layer in layers) > 1
     return tuple(
@@ -209,16 +180,12 @@ def file_bands(layers: Sequence[Layer], resampling: str | None) -> tuple[Band, .
     )
 
 
-def common_nodata(layers: Sequence[Layer], label: str) -> tuple[np.dtype[Any], float | None]:
+def common_nodata(layers: Sequence[RasterLayer], label: str) -> tuple[np.dtype[Any], float | None]:
     """Return the dtype of a file with these layers, and its nodata value: a GeoTIFF has one for all bands.
 
     If those of the layers differ, one is chosen that cannot be mistaken for a value of another layer, and given to
-    pixels without a value. Layers without a nodata value (a count) keep their values.
-
-    Raises
-    ------
-    ParameterError
-        No value suits all layers.
+    pixels without a value; raises a ParameterError if there is none. Layers without a nodata value (a count) keep their
+    values.
     """
     dtype = np.result_type(*(layer.data.dtype for layer in layers))
     values = {layer.nodata for layer in layers if layer.nodata is not None}
@@ -235,35 +202,8 @@ def common_nodata(layers: Sequence[Layer], label: str) -> tuple[np.dtype[Any], f
     raise ParameterError(f"{label}: no nodata value serves all of {names} in one file; pass separate=True or mask=True")
 
 
-def facts_of(dataset: xr.Dataset, more: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
-    """Return the facts for a file's tags: the dataset's attributes, its scenes and their times, and `more`."""
-    facts = {str(name).upper(): _text(value) for name, value in dataset.attrs.items() if name != "grid_mapping"}
-    if "scene" in dataset.coords:
-        facts["SCENES"] = _listed(dataset["scene"].values)
-    if "scene_time" in dataset.coords:
-        times = dataset["scene_time"].values
-        stamps = np.datetime_as_string(times, unit="s") if times.dtype.kind == "M" else times
-        facts["SCENE_TIMES"] = _listed(stamps)
-    facts.update({str(name): _text(value) for name, value in (more or {}).items()})
-    return tuple(sorted(facts.items()))
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ",".join(str(value) for value in values)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-PLACE = "{period}"
-"""Placeholder in a path for the name of the period."""
-
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-
-
 @dataclass(frozen=True, eq=False)
-class Period:
+class DatasetPeriod:
     """A part of a dataset in time."""
 
     label: str | None
@@ -276,59 +216,66 @@ class Period:
     """Start, and end (exclusive); None if the dataset does not say."""
 
 
-def periods_of(dataset: xr.Dataset) -> tuple[Period, ...]:
+def periods_of(dataset: xr.Dataset) -> tuple[DatasetPeriod, ...]:
     """Return the periods of a dataset; a single one without a name if layers have no time axis.
 
-    Raises
-    ------
-    ParameterError
-        Two have the same name in files.
+    Raises a ParameterError if two have the same name in files.
     """
     if not any(TIME in dataset[name].dims for name in raster_layers(dataset)):
-        return (Period(None, dataset),)
-    given = dataset["period"].values if "period" in dataset.coords else _stamps(dataset)
-    labels = [_UNSAFE.sub("-", str(label)).strip("-.") or "period" for label in given]
+        return (DatasetPeriod(None, dataset),)
+    names: Iterable[Any] = range(dataset.sizes[TIME])
+    if "period" in dataset.coords:
+        names = dataset["period"].values
+    elif TIME in dataset.coords:
+        times = dataset[TIME].values
+        names = times.astype("datetime64[s]") if times.dtype.kind == "M" else times
+    labels = [re.sub(r"[^A-Za-z0-9._-]+", "-", str(name)).strip("-.") or "period" for name in names]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise ParameterError(f"several periods would be called {twice[0]!r} in file names; rename some in 'period'")
-    return tuple(Period(label, dataset.isel({TIME: i}), _span(dataset, i)) for i, label in enumerate(labels))
-
-
-def _stamps(dataset: xr.Dataset) -> list[str]:
-    if TIME not in dataset.coords:
-        return [str(i) for i in range(dataset.sizes[TIME])]
-    times = dataset[TIME].values
-    return [str(time.astype("datetime64[s]") if times.dtype.kind == "M" else time) for time in times]
-
-
-def _span(dataset: xr.Dataset, position: int) -> tuple[np.datetime64, np.datetime64] | None:
-    name = dataset[TIME].attrs.get("bounds") if TIME in dataset.coords else None
     # Selecting layers of a dataset drops the bounds, but not the attribute that names them.
-    if name not in dataset.variables:
-        return None
-    start, end = dataset[name].values[position]
-    return start, end
+    bounds = dataset[TIME].attrs.get("bounds") if TIME in dataset.coords else None
+    spans = [tuple(span) for span in dataset[bounds].values] if bounds in dataset.variables else [None] * len(labels)
+    return tuple(
+        DatasetPeriod(label, dataset.isel({TIME: i}), span)
+        for i, (label, span) in enumerate(zip(labels, spans, strict=True))
+    )
 
 
 def period_path(path: str, label: str | None) -> str:
-    """Return the path of a period's file.
+    """Return the path of a period's file; raises a ParameterError for ``{period}`` where there are no periods.
 
     >>> period_path("out/median_count.tif", "2023-01"), period_path("{period}/median.tif", "2023-01")
     ('out/median_count_2023-01.tif', '2023-01/median.tif')
-
-    Raises
-    ------
-    ParameterError
-        The path has a placeholder, but there are no periods.
     """
+    placeholder = "{period}"
     if label is None:
-        if PLACE in path:
+        if placeholder in path:
             raise ParameterError(f"{path}: has a place for a period, but the composite has no periods")
         return path
-    if PLACE in path:
-        return path.replace(PLACE, label)
+    if placeholder in path:
+        return path.replace(placeholder, label)
     folder, slash, file = path.rpartition("/")
     stem, dot, suffix = file.rpartition(".")
     return f"{folder}{slash}{stem}_{label}{dot}{suffix}" if dot else f"{path}_{label}"
+
+
+def metadata_of(period: DatasetPeriod, more: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """Return a file's tags: the attributes of its dataset, its scenes and their times, its period, and `more`."""
+    dataset = period.dataset
+    tags: dict[str, Any] = {str(name).upper(): v for name, v in dataset.attrs.items() if name != "grid_mapping"}
+    if "scene" in dataset.coords:
+        tags["SCENES"] = ",".join(map(str, dataset["scene"].values))
+    if "scene_time" in dataset.coords:
+        times = dataset["scene_time"].values
+        stamps = np.datetime_as_string(times, unit="s") if times.dtype.kind == "M" else times
+        tags["SCENE_TIMES"] = ",".join(map(str, stamps))
+    if period.label is not None:
+        tags["PERIOD"] = period.label
+    if period.span is not None:
+        tags["PERIOD_START"], tags["PERIOD_END"] = map(str, np.datetime_as_string(np.array(period.span), unit="s"))
+    tags |= {str(name): value for name, value in (more or {}).items()}
+    texts = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in tags.items()}
+    return tuple(sorted(texts.items()))
 
 
 _LISTED = 400
@@ -344,41 +291,29 @@ def read_status(dataset: xr.Dataset) -> da.Array | None:
 
 
 def status_summary(dataset: xr.Dataset, table: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return what failed, in the types of JSON.
+    """Return what failed in a table ``(scene, window_y, window_x)`` of 0 read, 1 outside, 2 failed, in JSON's types.
 
-    Parameters
-    ----------
-    table
-        ``(scene, window_y, window_x)``: 0 read, 1 outside, 2 failed.
-
-    Returns
-    -------
-    dict
-        ``scenes`` and ``windows`` (rows, columns): their numbers; ``failed``: the windows that each scene is missing
-        from, as pixels ``[top, bottom, left, right]`` or, if the dataset does not know these, as ``[row, column]`` of
-        windows; ``unit``: which of the two; ``failed_windows``: their number; ``not_listed``: how many are left out of
-        the list.
+    ``scenes`` and ``windows`` (rows, columns): their numbers; ``failed``: the windows that each scene is missing from,
+    as pixels ``[top, bottom, left, right]`` or, if the dataset does not know these, as ``[row, column]`` of windows;
+    ``unit``: which of the two; ``failed_windows``: their number; ``not_listed``: how many are left out of the list.
     """
-    edges = [_edges(dataset, axis, n) for axis, n in zip(("y", "x"), table.shape[1:], strict=True)]
-    known = all(edge is not None for edge in edges)
-    found = np.argwhere(table == FAILED).tolist()
+    rows, columns = (_window_edges(dataset, axis, n) for axis, n in zip(("y", "x"), table.shape[1:], strict=True))
+    places = np.argwhere(table == FAILED).tolist()
     failed: dict[str, list[list[int]]] = {}
-    for scene, row, column in found[:_LISTED]:
-        place = [row, column]
-        if edges[0] is not None and edges[1] is not None:
-            place = [*edges[0][row : row + 2], *edges[1][column : column + 2]]
+    for scene, row, column in places[:_LISTED]:
+        place = [row, column] if not rows or not columns else [*rows[row : row + 2], *columns[column : column + 2]]
         failed.setdefault(str(dataset["scene"].values[scene]), []).append(place)
     summary: dict[str, Any] = {
         "scenes": table.shape[0],
         "windows": list(table.shape[1:]),
-        "unit": "pixels" if known else "windows",
-        "failed_windows": len(found),
+        "unit": "pixels" if rows and columns else "windows",
+        "failed_windows": len(places),
         "failed": failed,
     }
-    return summary | ({"not_listed": len(found) - _LISTED} if len(found) > _LISTED else {})
+    return summary | ({"not_listed": len(places) - _LISTED} if len(places) > _LISTED else {})
 
 
-def _edges(dataset: xr.Dataset, axis: str, windows: int) -> list[int] | None:
+def _window_edges(dataset: xr.Dataset, axis: str, windows: int) -> list[int] | None:
     """Return the first pixel of each window along an axis and the end of the last; None if unknown."""
     name = f"window_{axis}"
     if name in dataset.coords:

@@ -17,7 +17,7 @@ COMPRESSIONS = ("deflate", "zstd", "lzw", "webp", "jpeg", "none")
 OVERVIEWS = ("average", "nearest", "mode")
 
 _LEVELS = {"deflate": (1, 12), "zstd": (1, 22), "webp": (1, 100)}
-_PREDICTABLE = ("deflate", "zstd", "lzw")
+_WITH_PREDICTOR = ("deflate", "zstd", "lzw")
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
@@ -69,19 +69,13 @@ class RasterOptions:
 
 
 def check_resampling(options: RasterOptions, label: str) -> None:
-    """Raise a ParameterError if overviews are to be made in a way that there is not."""
+    """Raise a ParameterError if there is no such way of making overviews."""
     if options.overview_resampling is not None:
-        _choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
+        _check_choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
 
 
 def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]], layer: str) -> RasterOptions:
-    """Return the options of one layer.
-
-    Raises
-    ------
-    ParameterError
-        A key is not an option.
-    """
+    """Return the options of one layer; raises a ParameterError if a key of its overrides is not an option."""
     own = overrides.get(layer, {})
     if not isinstance(own, Mapping):
         raise ParameterError(f"overrides[{layer!r}] is {own!r}; it is a mapping from options to values")
@@ -96,45 +90,28 @@ def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]
 def checked(
     options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str, *, averaged: bool = True
 ) -> RasterOptions:
-    """Return the options with ``predictor`` decided for pixels of `dtype`.
+    """Return the options with ``predictor`` decided for pixels of `dtype`, or raise a ParameterError.
 
-    Parameters
-    ----------
-    label
-        Name of the file for messages.
-    averaged
-        Whether overviews are means, because pixels are quantities and not codes.
-
-    Raises
-    ------
-    ParameterError
-        A value is invalid, or a combination impossible.
+    `averaged` says whether overviews are means, because pixels are quantities and not codes; `label` is for messages.
     """
     if dtype.name not in _DTYPES:
         raise ParameterError(
             f"{label}: not every GeoTIFF reader supports {dtype.name}; cast to one of {', '.join(_DTYPES)}"
         )
-    _choice(label, "compress", options.compress, COMPRESSIONS)
+    name = options.compress
+    _check_choice(label, "compress", name, COMPRESSIONS)
     if not isinstance(options.bigtiff, bool | str) or options.bigtiff not in (True, False, "auto"):
         raise ParameterError(f"{label}: bigtiff is {options.bigtiff!r}; it is True, False or 'auto'")
-    _whole(label, "blocksize", options.blocksize, 64, 8192)
+    _check_integer(label, "blocksize", options.blocksize, 64, 8192)
     if options.blocksize % 16:
         raise ParameterError(f"{label}: blocksize is {options.blocksize}; it is a multiple of 16, such as 512")
-    _check_compression(options, dtype, bands, label)
-    return replace(options, predictor=_predictor(options, dtype, label, averaged=averaged))
-
-
-def _check_compression(options: RasterOptions, dtype: np.dtype[Any], bands: int, label: str) -> None:
-    name = options.compress
     if options.level is not None:
         if name not in _LEVELS:
             raise ParameterError(f"{label}: compress={name!r} has no level" + ("; use jpeg_quality" * (name == "jpeg")))
-        _whole(label, "level", options.level, *_LEVELS[name])
-    _whole(label, "jpeg_quality", options.jpeg_quality, 1, 100)
-    counts = {"jpeg": (1, 3), "webp": (3,)}.get(name)
-    if counts is None:
-        return
-    if dtype != np.uint8:
+        _check_integer(label, "level", options.level, *_LEVELS[name])
+    _check_integer(label, "jpeg_quality", options.jpeg_quality, 1, 100)
+    counts = {"jpeg": (1, 3), "webp": (3,)}.get(name, (bands,))
+    if name in ("jpeg", "webp") and dtype != np.uint8:
         raise ParameterError(
             f"{label}: compress={name!r} takes uint8 pixels, these are {dtype.name}; use deflate or zstd, "
             "or write the preview layer 'rgba'"
@@ -142,18 +119,17 @@ def _check_compression(options: RasterOptions, dtype: np.dtype[Any], bands: int,
     if bands not in counts:
         wanted = " or ".join(map(str, counts))
         raise ParameterError(f"{label}: compress={name!r} takes {wanted} bands, there are {bands}; use deflate")
+    return replace(options, predictor=_predictor(options, dtype, label, averaged=averaged))
 
 
 def _predictor(options: RasterOptions, dtype: np.dtype[Any], label: str, *, averaged: bool) -> int:
     given, floats = options.predictor, dtype.kind == "f"
-    if not isinstance(given, int | str):
-        raise ParameterError(f"{label}: predictor is {given!r}; it is 'auto', 1 (none), 2 (integers) or 3 (floats)")
-    if given == "auto":
+    if isinstance(given, str) and given == "auto":
         # Differences of neighbours suit pictures, but not classes and indices of scenes, which come in flat patches.
-        return (3 if floats else 2 if averaged else 1) if options.compress in _PREDICTABLE else 1
-    if given not in (1, 2, 3) or isinstance(given, bool):
+        return (3 if floats else 2 if averaged else 1) if options.compress in _WITH_PREDICTOR else 1
+    if not isinstance(given, int) or isinstance(given, bool) or given not in (1, 2, 3):
         raise ParameterError(f"{label}: predictor is {given!r}; it is 'auto', 1 (none), 2 (integers) or 3 (floats)")
-    if given != 1 and options.compress not in _PREDICTABLE:
+    if given != 1 and options.compress not in _WITH_PREDICTOR:
         raise ParameterError(f"{label}: compress={options.compress!r} has no predictor; leave it 'auto'")
     if given != 1 and (given == 3) != floats:
         raise ParameterError(
@@ -162,11 +138,11 @@ def _predictor(options: RasterOptions, dtype: np.dtype[Any], label: str, *, aver
     return int(given)
 
 
-def _choice(label: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(label: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ParameterError(f"{label}: {name} is {value!r}; it is one of {', '.join(choices)}")
 
 
-def _whole(label: str, name: str, value: Any, low: int, high: int) -> None:
+def _check_integer(label: str, name: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ParameterError(f"{label}: {name} is {value!r}; it is a whole number from {low} to {high}")

@@ -58,11 +58,9 @@ class Band:
     """One band of a file."""
 
     name: str
-    """Shown by GDAL and QGIS as its description."""
+    """GDAL shows this as its description."""
 
     layer: str
-    """The layer it comes from."""
-
     method: str
     """How its overviews are made: ``average``, ``nearest`` or ``mode``."""
 
@@ -70,16 +68,9 @@ class Band:
     """Nodata value of the layer; that of the file may differ if layers disagree."""
 
     long_name: str = ""
-    """In words."""
-
     units: str = ""
-    """Unit of its values."""
-
     scale: float | None = None
-    """Factor from stored to physical values."""
-
     offset: float | None = None
-    """Added to scaled values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,20 +87,12 @@ class Raster:
     """Where encoded tiles lie until the file is assembled."""
 
     bands: tuple[Band, ...]
-    """In the order of the file."""
-
     shape: tuple[int, int]
-    """Rows, columns."""
+    """``(y, x)``."""
 
     dtype: np.dtype[Any]
-    """Of all bands."""
-
     nodata: float | None
-    """Nodata value of the file."""
-
     geobox: GeoBox | None
-    """Pixel grid; None: not georeferenced."""
-
     options: RasterOptions
     """Checked, with the predictor decided."""
 
@@ -120,14 +103,14 @@ class Raster:
     """Whether a last band is added, 255 where there is a value and 0 elsewhere."""
 
     tags: tuple[tuple[str, str], ...] = ()
-    """Facts for GDAL's metadata."""
+    """For GDAL's metadata."""
 
     geotags: tuple[Tag, ...] = ()
     """Transform and CRS, as tags."""
 
     @property
     def label(self) -> str:
-        """Return the final name as messages show it."""
+        """The final name as messages show it."""
         return display(self.path)
 
     @cached_property
@@ -193,6 +176,11 @@ class Stage:
     chunks: Chunks
     """Heights of the rows of windows and widths of the columns, in pixels of the first level."""
 
+    @property
+    def positions(self) -> Iterator[tuple[int, int]]:
+        """Rows and columns of all windows, row by row."""
+        yield from np.ndindex(len(self.chunks[0]), len(self.chunks[1]))
+
     def window(self, row: int, column: int, level: int | None = None) -> tuple[slice, slice]:
         """Return the window in a row and column of windows, in pixels of `level`."""
         shift = 0 if level is None else level - self.first
@@ -234,33 +222,22 @@ class WindowResult:
     """Result of a window's task."""
 
     index: WindowIndex
-    """What was written."""
-
     top: NDArray[Any] | None
     """Pixels ``(b, y, x)`` from which the next stage makes its levels."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """The part of a window in one file."""
+    """One file, and the stage of which a task makes a window."""
 
     raster: Raster
-    """The file."""
-
     stage: Stage
-    """Whose window it is."""
 
 
 def encode_files(
     blocks: Iterable[Sequence[NDArray[Any]]], files: Sequence[FilePart], position: tuple[int, int]
 ) -> tuple[WindowResult, ...]:
-    """Encode a window of several files and store the parts; see `encode_window`.
-
-    Parameters
-    ----------
-    blocks
-        Layers of each file; consumed one after the other.
-    """
+    """Encode a window of several files, one after the other; `blocks` are the layers of each, see `encode_window`."""
     return tuple(encode_window(own, file.raster, file.stage, position) for own, file in zip(blocks, files, strict=True))
 
 
@@ -269,22 +246,13 @@ def encode_window(
 ) -> WindowResult:
     """Encode a window and store its part.
 
-    Parameters
-    ----------
-    blocks
-        The window of each layer, ``(b, y, x)`` or ``(y, x)``; for later stages the pixels of the stage before.
-    position
-        Row and column of the window.
-
-    Raises
-    ------
-    WriteError
-        Encoding or storing failed; names the window. More precise errors of the library pass unchanged.
+    `blocks` are the window of each layer, ``(b, y, x)`` or ``(y, x)``; for later stages the pixels of the stage before.
+    Raises a WriteError that names the window; more precise errors of the library pass unchanged.
     """
     where = stage.describe(*position)
     try:
         with metered("encode"):
-            return _encode_window(_stacked(blocks, raster), raster, stage, position)
+            return _encode_levels(_as_bands(blocks, raster), raster, stage, position)
     except WriteError as error:
         raise WriteError(f"{raster.label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
     except S2CompositeError:
@@ -294,7 +262,7 @@ def encode_window(
         raise WriteError(message, window=where, path=raster.label) from error
 
 
-def _stacked(blocks: Sequence[NDArray[Any]], raster: Raster) -> NDArray[Any]:
+def _as_bands(blocks: Sequence[NDArray[Any]], raster: Raster) -> NDArray[Any]:
     """Return all layers as bands ``(b, y, x)`` in the dtype and with the nodata value of the file."""
     planes = [np.asarray(block) if block.ndim == 3 else np.asarray(block)[None] for block in blocks]
     if len(planes) == 1 and planes[0].dtype == raster.dtype:
@@ -309,17 +277,18 @@ def _stacked(blocks: Sequence[NDArray[Any]], raster: Raster) -> NDArray[Any]:
     return out
 
 
-def _encode_window(pixels: NDArray[Any], raster: Raster, stage: Stage, position: tuple[int, int]) -> WindowResult:
+def _encode_levels(pixels: NDArray[Any], raster: Raster, stage: Stage, position: tuple[int, int]) -> WindowResult:
+    """Encode the tiles of all levels of a stage row by row; those at the edge are filled up."""
     records: list[bytes] = []
-    tiles, statistics, start = [], [], 0
+    tiles, statistics, start, block = [], [], 0, raster.block
     for level in range(stage.first, stage.last + 1):
         if level > stage.first:
             pixels = raster.halved(pixels)
-        rows, columns = (-(-n // raster.block) for n in pixels.shape[1:])
-        index = np.zeros((rows, columns), TILE)
-        for place, tile in zip(np.ndindex(rows, columns), _tiles(pixels, raster.block), strict=True):
+        index = np.zeros(tuple(-(-n // block) for n in pixels.shape[1:]), TILE)
+        for row, column in np.ndindex(index.shape):
+            tile = pixels[:, row * block : (row + 1) * block, column * block : (column + 1) * block]
             record, entry = _encode_tile(tile, raster, start)
-            index[place] = entry
+            index[row, column] = entry
             records.append(record)
             start += len(record)
             if level == 0:
@@ -330,16 +299,9 @@ def _encode_window(pixels: NDArray[Any], raster: Raster, stage: Stage, position:
         with metered("store"):
             raster.parts.write(name, data)
         tell("store", len(data), "bytes")
-    held = data if raster.parts.carried else b""
+    carried = data if raster.parts.carried else b""
     top = raster.halved(pixels) if stage.last + 1 < len(raster.levels) else None
-    return WindowResult(WindowIndex(position, name, tuple(tiles), tuple(statistics), held), top)
-
-
-def _tiles(pixels: NDArray[Any], block: int) -> Iterator[NDArray[Any]]:
-    """Yield the tiles ``(b, y, x)`` of a window row by row; those at the edge are smaller."""
-    for y in range(0, pixels.shape[1], block):
-        for x in range(0, pixels.shape[2], block):
-            yield pixels[:, y : y + block, x : x + block]
+    return WindowResult(WindowIndex(position, name, tuple(tiles), tuple(statistics), carried), top)
 
 
 def _encode_tile(tile: NDArray[Any], raster: Raster, start: int) -> tuple[bytes, tuple[int, ...]]:
@@ -387,13 +349,7 @@ def record_name(kind: str, stage: Stage, position: tuple[int, int]) -> str:
 
 
 def save_record(parts: Parts, name: str, results: Sequence[WindowResult], tables: dict[str, NDArray[Any]]) -> None:
-    """Keep what a window has written, one result for each file, and small arrays that came with it.
-
-    Raises
-    ------
-    WriteError
-        The place is full or gone.
-    """
+    """Keep what a window has written, one result for each file, and small arrays that came with it."""
     arrays: dict[str, NDArray[Any]] = {f"table_{key}": table for key, table in tables.items()}
     for number, result in enumerate(results):
         index = result.index
@@ -411,18 +367,12 @@ def save_record(parts: Parts, name: str, results: Sequence[WindowResult], tables
 
 
 def load_record(parts: Parts, name: str) -> tuple[list[WindowResult], dict[str, NDArray[Any]]]:
-    """Return what `save_record` has kept.
-
-    Raises
-    ------
-    WriteError
-        It is gone or damaged.
-    """
+    """Return what `save_record` has kept; raises a WriteError if it is gone or damaged."""
     try:
         with np.load(io.BytesIO(parts.read_whole(name)), allow_pickle=False) as record:
             results: list[WindowResult] = []
             while f"name_{len(results)}" in record:
-                results.append(_result(record, len(results)))
+                results.append(_recorded_result(record, len(results)))
             tables = {key.removeprefix("table_"): record[key] for key in record if key.startswith("table_")}
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
         where = display(join(parts.root, name))
@@ -430,21 +380,12 @@ def load_record(parts: Parts, name: str) -> tuple[list[WindowResult], dict[str, 
     return results, tables
 
 
-def _result(record: Any, number: int) -> WindowResult:
+def _recorded_result(record: Any, number: int) -> WindowResult:
     row, column = record[f"position_{number}"].tolist()
     tiles: list[NDArray[Any]] = []
     while f"tiles_{number}_{len(tiles)}" in record:
         tiles.append(record[f"tiles_{number}_{len(tiles)}"])
-    statistics = record[f"statistics_{number}"].tolist() if f"statistics_{number}" in record else []
-    index = WindowIndex(
-        (row, column),
-        str(record[f"name_{number}"]),
-        tuple(tiles),
-        tuple(tuple(_statistics(band) for band in tile) for tile in statistics),
-    )
-    top = record.get(f"top_{number}", None)
-    return WindowResult(index, top)
-
-
-def _statistics(values: Sequence[float]) -> Statistics:
-    return Statistics(int(values[0]), int(values[1]), *values[2:])
+    rows = record[f"statistics_{number}"].tolist() if f"statistics_{number}" in record else []
+    statistics = tuple(tuple(Statistics(int(b[0]), int(b[1]), *b[2:]) for b in bands) for bands in rows)
+    index = WindowIndex((row, column), str(record[f"name_{number}"]), tuple(tiles), statistics)
+    return WindowResult(index, record.get(f"top_{number}", None))
