@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from s2composite.errors import ParameterError, SceneError, SourceError, check_choice
 from s2composite.scenes.dates import Moment, date_range, solar_day, utc_day, utc_time
 from s2composite.scenes.model import Asset, Scene, arc_around
-from s2composite.scenes.names import NameFacts, asset_bands, parse_name, sensor_of
+from s2composite.scenes.names import ParsedName, asset_bands, parse_name, sensor_of
 from s2composite.scenes.products import named_values
 from s2composite.scenes.stac import (
     is_stac,
@@ -39,177 +39,14 @@ __all__ = [
     "newest",
 ]
 
-_Box: TypeAlias = tuple[float, float, float, float]
-
 DUPLICATES = ("newest", "keep")
 GROUPINGS = (None, "solar_day", "utc_day")
-
-_SAME_PLACE = 0.01
-"""Degrees by which the boxes of two products with the same pixels may differ."""
-
-_LEVEL = re.compile(r"(?:[-_]|\d)l([12])[a-z]{0,2}(?:[-_]|$)", re.IGNORECASE)
-
-_SAME_PASS = dt.timedelta(minutes=2)
-"""Time within which products of a satellite and granule belong to the same pass."""
-
-
-def newest(scenes: Sequence[Scene]) -> list[Scene]:
-    """Leave out products that were reprocessed: of the same satellite, granule, pass and pixels.
-
-    The one with the highest processing baseline is kept, or of those the one made last. The halves of a split pass have
-    different boxes, so both stay; scenes without baseline and processing time all stay.
-
-    Parameters
-    ----------
-    scenes
-        In order of time.
-
-    Returns
-    -------
-    list of Scene
-        In the same order.
-    """
-    by_place: dict[tuple[str, str | None, str | None], list[Scene]] = {}
-    for scene in scenes:
-        if scene.granule is not None and (scene.baseline or scene.made):
-            by_place.setdefault((scene.granule, scene.platform, level_of(scene)), []).append(scene)
-    replaced: set[str] = set()
-    for rivals in by_place.values():
-        for i, one in enumerate(rivals):
-            for other in rivals[i + 1 :]:
-                if other.time - one.time > _SAME_PASS:
-                    break
-                if _same_pixels(one, other) and _age(one) != _age(other):
-                    replaced.add(min(one, other, key=_age).id)
-    return [scene for scene in scenes if scene.id not in replaced]
-
-
-def level_of(scene: Scene) -> str | None:
-    """Return the processing level that the collection of a scene names, ``"1"`` or ``"2"``; None if it names none.
-
-    >>> import datetime as dt
-    >>> from s2composite.scenes.model import Asset
-    >>> time, files = dt.datetime(2023, 7, 9, tzinfo=dt.UTC), (Asset("B04", "a.tif"),)
-    >>> level_of(Scene("a", time, files, collection="sentinel-2-l2a"))
-    '2'
-    """
-    found = _LEVEL.search(scene.collection or "")
-    return found[1] if found else None
-
-
-def _age(scene: Scene) -> tuple[str, dt.datetime]:
-    return scene.baseline or "", scene.made or dt.datetime.min.replace(tzinfo=dt.UTC)
-
-
-def _same_pixels(one: Scene, other: Scene) -> bool:
-    if one.bbox is None or other.bbox is None:
-        # Without boxes, halves of a pass and reprocessed products look alike, but halves share their baseline.
-        return (one.baseline or "") != (other.baseline or "") and None not in (one.baseline, other.baseline)
-    return max(abs(a - b) for a, b in zip(one.bbox, other.bbox, strict=True)) < _SAME_PLACE
-
-
-def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
-    """Fuse the scenes of a day: adjacent granules, and the halves of a split pass.
-
-    Parameters
-    ----------
-    scenes
-        In order of time, then id. Where several of a day have a valid pixel, the first of them wins.
-    by
-        ``"solar_day"``, ``"utc_day"``, or None: every product stays a scene of its own.
-
-    Raises
-    ------
-    SceneError
-        The solar day of a scene is wanted, but its position is unknown.
-
-    Examples
-    --------
-    >>> from s2composite.scenes.find import find_scenes
-    >>> passes = ("31TCJ_20230709T104629", "31TDJ_20230709T104629", "31TCJ_20230714T104621")
-    >>> names = [f"gs://bucket/T{name}_TCI.tif" for name in passes]
-    >>> [len(scene.parts) for scene in grouped(find_scenes(names), "solar_day")]
-    [2, 1]
-    """
-    check_choice("groupby", by, GROUPINGS)
-    if by is None:
-        return list(scenes)
-    days: dict[dt.date, list[Scene]] = {}
-    for scene in scenes:
-        day = utc_day(scene.time) if by == "utc_day" else solar_day(scene.time, longitude(scene))
-        days.setdefault(day, []).append(scene)
-    return [_fused(members) for members in days.values()]
-
-
-def longitude(scene: Scene) -> float:
-    """Return the longitude of a scene in degrees: the middle of its box, or else of its granule's UTM zone.
-
-    The box of a granule that crosses the antimeridian is often given as one around the globe.
-    """
-    if scene.bbox is not None and (scene.granule is None or scene.bbox[2] - scene.bbox[0] < 180):
-        west, _, east, _ = scene.bbox
-        middle = (west + east + (360 if east < west else 0)) / 2
-        return (middle + 180) % 360 - 180
-    if scene.granule is not None:
-        return int(scene.granule[:2]) * 6 - 183
-    raise SceneError(
-        f"scene {scene.id}: its position is unknown, and so is its solar day; use groupby='utc_day'",
-        scene=scene.id,
-    )
-
-
-def _fused(members: Sequence[Scene]) -> Scene:
-    first = members[0]
-    if len(members) == 1:
-        return first
-
-    granules = "+".join(dict.fromkeys(member.granule for member in members if member.granule))
-    return replace(
-        first,
-        id=f"{first.id}+{len(members) - 1}",
-        assets=(),
-        granule=granules or None,
-        orbit=_shared([member.orbit for member in members]),
-        baseline=_shared([member.baseline for member in members]),
-        platform=_shared([member.platform for member in members]),
-        collection=_shared([member.collection for member in members]),
-        sensor=_shared([member.sensor for member in members]),
-        cloud_cover=_mean([member.cloud_cover for member in members]),
-        bbox=_box([member.bbox for member in members]),
-        members=tuple(members),
-    )
-
-
-_T = TypeVar("_T")
-
-
-def _shared(values: Sequence[_T]) -> _T | None:
-    """Return the common value, None if they differ."""
-    return values[0] if len(set(values)) == 1 else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the values that are known, None if none is."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _box(boxes: Sequence[_Box | None]) -> _Box | None:
-    """Return the box around all boxes; None if one is unknown."""
-    known = [box for box in boxes if box is not None]
-    if len(known) < len(boxes):
-        return None
-    west, south, east, north = zip(*known, strict=True)
-    left, right = arc_around(zip(west, east, strict=True))
-    return left, min(south), right - 360 if right > 180 else right, max(north)
-
 
 SceneSource: TypeAlias = Any
 """Where scenes can be found: a path or URL, a `Scene`, STAC in any form, or several of these."""
 
 _RASTERS = (".tif", ".tiff", ".jp2")
-_NO_ACQUISITION = ("MSK_", ".")
-"""Prefixes of rasters that are not assets of a scene: masks in .SAFE products, and hidden files."""
+_NO_ACQUISITION = ("MSK_", ".")  # prefixes of masks in .SAFE products, and of hidden files
 
 
 def find_scenes(
@@ -282,11 +119,13 @@ def find_scenes(
             raise ParameterError(f"{name} is {value!r}; it is text")
     wanted = None if datetime is None else date_range(datetime)
     check_choice("duplicates", duplicates, DUPLICATES)
-    items = [found for item in _items(source, alternate) for found in _expanded(item, alternate)]
-    files = list(dict.fromkeys(item for item in items if isinstance(item, str)))
-    scenes = [item for item in items if isinstance(item, Scene)] + _scenes_of(files, pattern, times)
-    ordered = sorted(scenes, key=lambda scene: (scene.time, scene.id))
-    _check_unique(ordered)
+    scenes, files = _scenes_and_files(source, alternate)
+    ordered = sorted(scenes + _scenes_of_files(files, pattern, times), key=lambda scene: (scene.time, scene.id))
+    seen: set[str] = set()
+    for scene in ordered:
+        if scene.id in seen:
+            raise SceneError(f"scene {scene.id} is given twice; ids must be unique, so leave one out", scene=scene.id)
+        seen.add(scene.id)
     if duplicates == "newest":
         ordered = newest(ordered)
     selected = tuple(scene for scene in ordered if wanted is None or scene.time in wanted)
@@ -296,94 +135,90 @@ def find_scenes(
     return tuple(grouped(selected, groupby))
 
 
-def _items(source: SceneSource, alternate: str | None) -> list[str | Scene]:
-    """Return the parts of a source: scenes, and absolute paths or URLs."""
+def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[Scene], list[str]]:
+    """Return the scenes in a source and its catalogues, and the rasters that its paths, globs and URLs stand for."""
     if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source):
         source = [source]
     if not isinstance(source, Iterable) or isinstance(source, (bytes, io.IOBase)):
         raise ParameterError(f"the source is {source!r}; give a path, directory, glob, URL, Scene or a list of these")
     parts = list(source)
-    items: list[str | Scene] = [_item(part) for part in parts if not is_stac(part)]
-    # searches overlap: an item that two of them find is one
-    items += _scenes_of_items([item for part in parts if is_stac(part) for item in items_of(part)], alternate)
-    if not items:
+    for part in parts:
+        if not (is_stac(part) or isinstance(part, Scene) or (isinstance(part, (str, os.PathLike)) and os.fspath(part))):
+            raise ParameterError(f"{part!r} is not a source; give a path, directory, glob, URL or Scene")
+    if not parts:
         raise SourceError("the source is an empty list; give at least one file, directory, glob, URL or Scene")
-    return items
 
+    def scenes_of(items: Sequence[Any]) -> list[Scene]:
+        # searches overlap: an item that two of them find is one
+        return list(dict.fromkeys(map(scene_of_item, with_alternate(items, alternate))))
 
-def _item(part: object) -> str | Scene:
-    if isinstance(part, Scene):
-        return part
-    if not isinstance(part, (str, os.PathLike)) or not os.fspath(part):
-        raise ParameterError(f"{part!r} is not a source; give a path, directory, glob, URL or Scene")
-    return absolute(part)
+    hrefs = [part if isinstance(part, Scene) else absolute(part) for part in parts if not is_stac(part)]
+    of_items = scenes_of([item for part in parts if is_stac(part) for item in items_of(part)])
+    scenes, files = list[Scene](), dict[str, None]()
+    for href in hrefs:
+        if isinstance(href, Scene):
+            scenes.append(href)
+            continue
+        found = [href] if is_stac_file(href) and not _is_glob(href) else _rasters(href)
+        if is_stac_file(found[0]):
+            scenes += scenes_of([item for file in found for item in items_in(file)])
+        else:
+            files |= dict.fromkeys(found)
+    return scenes + of_items, list(files)
 
 
 def items_of_source(source: SceneSource) -> list[Any]:
-    """Return the STAC items in a source that holds nothing else, as dictionaries.
-
-    Raises
-    ------
-    ParameterError
-        It holds rasters or scenes.
-    """
+    """Return the STAC items in a source that holds nothing else, as dictionaries."""
     parts = [source] if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source) else list(source)
-    found: list[Any] = []
+    items: list[Any] = []
     for part in parts:
         if is_stac(part):
-            found += items_of(part)
+            items += items_of(part)
             continue
         files = [absolute(part)] if isinstance(part, (str, os.PathLike)) else []
         listed = [file for path in files for file in ([path] if is_stac_file(path) else _rasters(path))]
         if not listed or not all(map(is_stac_file, listed)):
             raise ParameterError(f"{part!r} is not STAC; give items, their files or a search")
-        found += [item for file in listed for item in items_in(file)]
-    return found
-
-
-def _scenes_of_items(items: Sequence[Any], alternate: str | None) -> list[Scene]:
-    """Return the scenes of STAC items; one that a search gives twice is one."""
-    return list(dict.fromkeys(map(scene_of_item, with_alternate(items, alternate))))
-
-
-def _expanded(item: str | Scene, alternate: str | None) -> list[str | Scene]:
-    """Return the rasters or scenes that a path, glob or URL stands for."""
-    if isinstance(item, Scene):
-        return [item]
-    if is_stac_file(item) and not _is_glob(item):
-        return [*_scenes_of_items(items_in(item), alternate)]
-    found = _rasters(item)
-    if not is_stac_file(found[0]):
-        return [*found]
-    return [*_scenes_of_items([one for file in found for one in items_in(file)], alternate)]
+        items += [item for file in listed for item in items_in(file)]
+    return items
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
 def _rasters(source: str) -> list[str]:
-    """Return the rasters that a path, glob or URL stands for, sorted by name."""
+    """Return the rasters that a path, glob or URL stands for, sorted by name; item files where there are none."""
     if in_archive(source) or (is_remote(source) and _is_raster(source) and not _is_glob(source)):
         return [source]
     with storage_errors(SourceError, f"cannot list {display(source)}", source, href=display(source)):
-        found = _listed(source)
-    if not found:
-        raise SourceError(_nothing(source), href=display(source))
-    return found
-
-
-def _listed(source: str) -> list[str]:
-    fs, path = filesystem(source)
+        fs, path = filesystem(source)
+        if _is_glob(source):
+            entries = list(fs.glob(path, detail=True).values())
+        else:
+            entries = _list_directory(fs, path)
+            if [entry["name"] for entry in entries if entry["type"] == "file"] == [path]:
+                return [source]
+        extension = path.rpartition("/")[2].rpartition(".")
+        # A glob that names an extension (*.img) takes any file that it matches.
+        any_file = _is_glob(source) and bool(extension[1]) and extension[2].isalnum()
+        found = _select_files(fs, entries, source, any_file=any_file)
+    if found:
+        return found
+    kinds = ", ".join(f"*{suffix}" for suffix in _RASTERS)
     if _is_glob(source):
-        entries = list(fs.glob(path, detail=True).values())
-        return _chosen(fs, entries, source, any_file=_names_extension(path))
-    entries = _directory(fs, path)
-    if [entry["name"] for entry in entries if entry["type"] == "file"] == [path]:
-        return [source]
-    return _chosen(fs, entries, source)
+        message = f"no file matches {display(source)}; correct the path, or the glob"
+    elif source.startswith("http"):
+        message = (
+            f"{display(source)} shows no links to rasters ({kinds}); give the page that does, the files' own URLs, or "
+            "for a bucket its gs:// or s3:// URL"
+        )
+    else:
+        where = f"in {display(source)} or below it"
+        message = f"there are no rasters ({kinds}) {where}; give the directory they are in, or a glob"
+    raise SourceError(message, href=display(source))
 
 
-def _directory(fs: Any, path: str) -> list[dict[str, Any]]:
+def _list_directory(fs: Any, path: str) -> list[dict[str, Any]]:
     """Return the entries of a directory; on an object store without it, those whose names begin with its path."""
     try:
         entries: list[dict[str, Any]] = fs.ls(path, detail=True)
@@ -394,31 +229,28 @@ def _directory(fs: Any, path: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _chosen(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, any_file: bool = False) -> list[str]:
+def _select_files(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, any_file: bool) -> list[str]:
     """Return the rasters (or all files) among the entries of a listing; if there are none, those in its directories."""
-    kinds = [(entry["name"], _kind(entry)) for entry in entries]
-    found = [name for name, kind in kinds if kind == "file" and _is_asset(name) and (any_file or _is_raster(name))]
+    files, folders = [], []
+    for entry in entries:
+        name, kind = entry["name"], entry["type"]
+        if entry.get("islink"):  # what it leads to
+            kind = "directory" if os.path.isdir(name) else "file"  # noqa: PTH112 - names are text here
+        if kind == "directory":
+            folders.append(name)
+        elif kind == "file" and _is_asset(name):
+            files.append(name)
+    found = [name for name in files if any_file or _is_raster(name)]
     if not found and "http" not in fs.protocol:
         # item files count where there are no rasters beside them
-        found = [name for name, kind in kinds if kind == "file" and _is_asset(name) and is_stac_file(name)]
+        found = [name for name in files if is_stac_file(name)]
     if not found and "http" not in fs.protocol:
-        below = [name for folder, kind in kinds if kind == "directory" for name in fs.find(folder)]
-        found = _topmost([name for name in below if _is_asset(name) and _is_raster(name)])
+        below = [name for folder in folders for name in fs.find(folder) if _is_asset(name) and _is_raster(name)]
+        # Of files in directories below one that has files itself only the upper ones count.
+        upper = {name.rpartition("/")[0] for name in below}
+        found = [name for name in below if not any(str(p) in upper for p in PurePosixPath(name).parent.parents)]
     scheme = "" if _has_real_directories(fs) else f"{source.partition('://')[0]}://"
     return sorted(scheme + name for name in found)
-
-
-def _kind(entry: dict[str, Any]) -> str:
-    """Return ``"file"`` or ``"directory"``; for a link, what it leads to."""
-    if not entry.get("islink"):
-        return str(entry["type"])
-    return "directory" if os.path.isdir(entry["name"]) else "file"  # noqa: PTH112 - names are text here
-
-
-def _topmost(names: Sequence[str]) -> list[str]:
-    """Leave out files in directories below one that has files itself: only the upper one counts."""
-    folders = {name.rpartition("/")[0] for name in names}
-    return [name for name in names if not any(str(p) in folders for p in PurePosixPath(name).parent.parents)]
 
 
 def _has_real_directories(fs: Any) -> bool:
@@ -440,29 +272,11 @@ def _is_glob(source: str) -> bool:
     return any(sign in source for sign in "*?[") and not os.path.lexists(source)
 
 
-def _names_extension(pattern: str) -> bool:
-    """Return whether a glob names an extension (``*.img``), so that any file it matches is taken."""
-    extension = pattern.rpartition("/")[2].rpartition(".")
-    return bool(extension[1]) and extension[2].isalnum()
+# --- the scenes of files --------------------------------------------------------------------------------------------
 
 
-def _nothing(source: str) -> str:
-    if _is_glob(source):
-        return f"no file matches {display(source)}; correct the path, or the glob"
-    kinds = ", ".join(f"*{suffix}" for suffix in _RASTERS)
-    if source.startswith("http"):
-        return (
-            f"{display(source)} shows no links to rasters ({kinds}); give the page that does, the files' own URLs, or "
-            "for a bucket its gs:// or s3:// URL"
-        )
-    return f"there are no rasters ({kinds}) in {display(source)} or below it; give the directory they are in, or a glob"
-
-
-# --- scenes ---------------------------------------------------------------------------------------------------------
-
-
-def _scenes_of(files: Sequence[str], pattern: str | None, times: Sequence[dt.date | str] | None) -> list[Scene]:
-    """Group files into scenes by what their names tell."""
+def _scenes_of_files(files: Sequence[str], pattern: str | None, times: Sequence[dt.date | str] | None) -> list[Scene]:
+    """Return the scenes that files make: those whose names differ only in the asset are one."""
     if times is not None and (isinstance(times, (str, bytes)) or not isinstance(times, Iterable)):
         raise ParameterError(f"times is {times!r}; it is a list of dates, one for each file")
     known = [None] * len(files) if times is None else [utc_time(time) for time in times]
@@ -472,52 +286,163 @@ def _scenes_of(files: Sequence[str], pattern: str | None, times: Sequence[dt.dat
         )
     parsed = [(parse_name(href, pattern, time=time), href) for href, time in zip(files, known, strict=True)]
     parsed.sort(key=lambda member: member[0].scene_id)
-    return [_scene(list(members)) for _, members in groupby(parsed, key=lambda member: member[0].scene_id)]
+    return [_scene_of_files(list(members)) for _, members in groupby(parsed, key=lambda member: member[0].scene_id)]
 
 
-def _scene(members: Sequence[tuple[NameFacts, str]]) -> Scene:
-    """Return the scene that the files of one scene id make."""
+def _scene_of_files(members: Sequence[tuple[ParsedName, str]]) -> Scene:
     first, href = members[0]
-    for facts, other in members:
-        if facts.time != first.time:
+    for name, other in members:
+        if name.time != first.time:
             raise SceneError(
                 f"{display(href)} and {display(other)} are the same scene by name, {first.scene_id}, but not by time "
-                f"({first.time} and {facts.time}); give them the same time, or name the scene with pattern= (group id)",
+                f"({first.time} and {name.time}); give them the same time, or name the scene with pattern= (group id)",
                 scene=first.scene_id,
             )
-    baseline = next((facts.baseline for facts, _ in members if facts.baseline), None)
+    baseline = next((name.baseline for name, _ in members if name.baseline), None)
     sensor = sensor_of(first.scene_id) or sensor_of(display(href).rpartition("/")[2])
     return Scene(
         id=first.scene_id,
         time=first.time,
         assets=tuple(_assets(members, baseline, sensor)),
-        granule=next((facts.granule for facts, _ in members if facts.granule), None),
-        orbit=next((facts.orbit for facts, _ in members if facts.orbit), None),
+        granule=next((name.granule for name, _ in members if name.granule), None),
+        orbit=next((name.orbit for name, _ in members if name.orbit), None),
         baseline=baseline,
-        platform=next((facts.platform for facts, _ in members if facts.platform), None),
+        platform=next((name.platform for name, _ in members if name.platform), None),
         sensor=sensor,
     )
 
 
-def _assets(members: Sequence[tuple[NameFacts, str]], baseline: str | None, sensor: str | None) -> Iterator[Asset]:
+def _assets(members: Sequence[tuple[ParsedName, str]], baseline: str | None, sensor: str | None) -> Iterator[Asset]:
     """Yield each asset of a scene once, by name, in its finest resolution."""
     ordered = sorted(members, key=lambda member: (member[0].asset, member[0].resolution or 0))
-    for name, group in groupby(ordered, key=lambda member: member[0].asset):
-        (facts, href), *others = group
+    for asset, group in groupby(ordered, key=lambda member: member[0].asset):
+        (name, href), *others = group
         for rival, other in others:
-            if rival.resolution == facts.resolution or facts.resolution is None:
+            if rival.resolution == name.resolution or name.resolution is None:
                 raise SceneError(
-                    f"{display(href)} and {display(other)} are both the asset {name} of scene {facts.scene_id}; "
+                    f"{display(href)} and {display(other)} are both the asset {asset} of scene {name.scene_id}; "
                     "leave one out, for example with a glob, or tell them apart with pattern= (group id)",
-                    scene=facts.scene_id,
+                    scene=name.scene_id,
                 )
-        values = named_values(name, baseline, sensor, facts.scene_id)
-        yield Asset(name, href, asset_bands(name), values=values)
+        values = named_values(asset, baseline, sensor, name.scene_id)
+        yield Asset(asset, href, asset_bands(asset), values=values)
 
 
-def _check_unique(scenes: Sequence[Scene]) -> None:
-    seen: set[str] = set()
+# --- products that were reprocessed, and scenes of a day --------------------------------------------------------------
+
+_SAME_PLACE = 0.01  # degrees by which the boxes of two products with the same pixels may differ
+_SAME_PASS = dt.timedelta(minutes=2)  # within which products of a satellite and granule belong to the same pass
+_LEVEL = re.compile(r"(?:[-_]|\d)l([12])[a-z]{0,2}(?:[-_]|$)", re.IGNORECASE)
+
+
+def newest(scenes: Sequence[Scene]) -> list[Scene]:
+    """Leave out products that were reprocessed: of the same satellite, granule, pass and pixels; `scenes` are in order.
+
+    The one with the highest processing baseline is kept, or of those the one made last. The halves of a split pass have
+    different boxes, so both stay; scenes without baseline and processing time all stay.
+    """
+
+    def age(scene: Scene) -> tuple[str, dt.datetime]:
+        return scene.baseline or "", scene.made or dt.datetime.min.replace(tzinfo=dt.UTC)
+
+    by_place: dict[tuple[str, str | None, str | None], list[Scene]] = {}
     for scene in scenes:
-        if scene.id in seen:
-            raise SceneError(f"scene {scene.id} is given twice; ids must be unique, so leave one out", scene=scene.id)
-        seen.add(scene.id)
+        if scene.granule is not None and (scene.baseline or scene.made):
+            by_place.setdefault((scene.granule, scene.platform, level_of(scene)), []).append(scene)
+    replaced: set[str] = set()
+    for rivals in by_place.values():
+        for i, one in enumerate(rivals):
+            for other in rivals[i + 1 :]:
+                if other.time - one.time > _SAME_PASS:
+                    break
+                if one.bbox is None or other.bbox is None:
+                    # Without boxes, halves of a pass and reprocessed products look alike, but halves share a baseline.
+                    same_pixels = None not in (one.baseline, other.baseline) and one.baseline != other.baseline
+                else:
+                    differences = (abs(a - b) for a, b in zip(one.bbox, other.bbox, strict=True))
+                    same_pixels = max(differences) < _SAME_PLACE
+                if same_pixels and age(one) != age(other):
+                    replaced.add(min(one, other, key=age).id)
+    return [scene for scene in scenes if scene.id not in replaced]
+
+
+def level_of(scene: Scene) -> str | None:
+    """Return the processing level that the collection of a scene names, ``"1"`` or ``"2"``; None if it names none.
+
+    >>> import datetime as dt
+    >>> from s2composite.scenes.model import Asset
+    >>> time, files = dt.datetime(2023, 7, 9, tzinfo=dt.UTC), (Asset("B04", "a.tif"),)
+    >>> level_of(Scene("a", time, files, collection="sentinel-2-l2a"))
+    '2'
+    """
+    match = _LEVEL.search(scene.collection or "")
+    return match[1] if match else None
+
+
+def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
+    """Fuse the scenes of a day: adjacent granules, and the halves of a split pass.
+
+    The scenes are in order of time, then id: where several of a day have a valid pixel, the first of them wins. Without
+    `by` every product stays a scene of its own. A SceneError says that the position of a scene, and so its solar day,
+    is unknown.
+
+    >>> from s2composite.scenes.find import find_scenes
+    >>> passes = ("31TCJ_20230709T104629", "31TDJ_20230709T104629", "31TCJ_20230714T104621")
+    >>> names = [f"gs://bucket/T{name}_TCI.tif" for name in passes]
+    >>> [len(scene.parts) for scene in grouped(find_scenes(names), "solar_day")]
+    [2, 1]
+    """
+    check_choice("groupby", by, GROUPINGS)
+    if by is None:
+        return list(scenes)
+    days: dict[dt.date, list[Scene]] = {}
+    for scene in scenes:
+        day = utc_day(scene.time) if by == "utc_day" else solar_day(scene.time, longitude(scene))
+        days.setdefault(day, []).append(scene)
+    return [_fused(members) for members in days.values()]
+
+
+def longitude(scene: Scene) -> float:
+    """Return the longitude of a scene in degrees: the middle of its box, or else of its granule's UTM zone.
+
+    The box of a granule that crosses the antimeridian is often given as one around the globe.
+    """
+    if scene.bbox is not None and (scene.granule is None or scene.bbox[2] - scene.bbox[0] < 180):
+        west, _, east, _ = scene.bbox
+        middle = (west + east + (360 if east < west else 0)) / 2
+        return (middle + 180) % 360 - 180
+    if scene.granule is not None:
+        return int(scene.granule[:2]) * 6 - 183
+    raise SceneError(
+        f"scene {scene.id}: its position is unknown, and so is its solar day; use groupby='utc_day'",
+        scene=scene.id,
+    )
+
+
+def _fused(members: Sequence[Scene]) -> Scene:
+    first = members[0]
+    if len(members) == 1:
+        return first
+
+    def shared(name: str) -> Any:
+        values = {getattr(member, name) for member in members}
+        return values.pop() if len(values) == 1 else None
+
+    granules = "+".join(dict.fromkeys(member.granule for member in members if member.granule))
+    clouds = [member.cloud_cover for member in members if member.cloud_cover is not None]
+    boxes = [member.bbox for member in members if member.bbox is not None]
+    bbox = None
+    if len(boxes) == len(members):
+        west, south, east, north = zip(*boxes, strict=True)
+        left, right = arc_around(zip(west, east, strict=True))
+        bbox = left, min(south), right - 360 if right > 180 else right, max(north)
+    return replace(
+        first,
+        id=f"{first.id}+{len(members) - 1}",
+        assets=(),
+        granule=granules or None,
+        **{name: shared(name) for name in ("orbit", "baseline", "platform", "collection", "sensor")},
+        cloud_cover=sum(clouds) / len(clouds) if clouds else None,
+        bbox=bbox,
+        members=tuple(members),
+    )

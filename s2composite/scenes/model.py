@@ -192,7 +192,11 @@ def arc_around(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
     >>> arc_around([(170.0, 180.0), (-180.0, -175.0)])
     (170.0, 185.0)
     """
-    known = sorted(_turned(west, east if east >= west else east + 360) for west, east in spans)
+    known = []
+    for west, east in spans:
+        turns = 0 if -180 <= west < 180 else (west + 180) // 360  # the west from -180 to 180
+        known.append((west - 360 * turns, (east if east >= west else east + 360) - 360 * turns))
+    known.sort()
     if any(east - west >= 360 for west, east in known):
         return -180.0, 180.0
     first, reach = known[0]
@@ -205,9 +209,3 @@ def arc_around(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
     if max(rest, widest) <= 0:
         return -180.0, 180.0
     return (first, reach) if rest >= widest else (left, max(right, reach))
-
-
-def _turned(west: float, east: float) -> tuple[float, float]:
-    """Return the same span, its west from -180 to 180."""
-    turns = 0 if -180 <= west < 180 else (west + 180) // 360
-    return west - 360 * turns, east - 360 * turns

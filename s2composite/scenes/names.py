@@ -14,7 +14,7 @@ from s2composite.storage.files import display
 
 __all__ = [
     "UNNAMED_ASSET",
-    "NameFacts",
+    "ParsedName",
     "asset_bands",
     "common_name",
     "is_picture",
@@ -29,6 +29,7 @@ UNNAMED_ASSET = "data"
 PICTURES = ("TCI", "visual")
 """Names of the true-colour picture: 8 bits, made for the eye."""
 
+# What catalogues call the same band of Sentinel-2: its number first, then common names.
 _SAME: tuple[tuple[str, ...], ...] = (
     ("B01", "coastal", "coastal_aerosol"),
     ("B02", "blue"),
@@ -47,8 +48,8 @@ _SAME: tuple[tuple[str, ...], ...] = (
     ("CLDPRB", "CLD", "cloud"),
     ("SNWPRB", "SNW", "snow"),
 )
-"""What catalogues call the same band of Sentinel-2: its number first, then common names."""
 
+# The same for Landsat 8 and 9 (OLI, TIRS).
 _SAME_OLI: tuple[tuple[str, ...], ...] = (
     ("B01", "coastal", "coastal_aerosol"),
     ("B02", "blue"),
@@ -62,8 +63,8 @@ _SAME_OLI: tuple[tuple[str, ...], ...] = (
     ("B10", "lwir11", "lwir"),
     ("B11", "lwir12"),
 )
-"""The same for Landsat 8 and 9 (OLI, TIRS)."""
 
+# The same for Landsat 4, 5 and 7 (TM, ETM+).
 _SAME_TM: tuple[tuple[str, ...], ...] = (
     ("B01", "blue"),
     ("B02", "green"),
@@ -74,7 +75,6 @@ _SAME_TM: tuple[tuple[str, ...], ...] = (
     ("B07", "swir22", "swir_2"),
     ("B08", "pan", "panchromatic"),
 )
-"""The same for Landsat 4, 5 and 7 (TM, ETM+)."""
 
 
 def _by_name(groups: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
@@ -82,6 +82,7 @@ def _by_name(groups: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
     return table | {f"b{int(group[0][1:])}": group for group in groups if re.fullmatch(r"B0\d", group[0])}
 
 
+# Bands by their names, for the sensors whose numbers are not those of Sentinel-2.
 _GROUPS_OF: dict[str | None, dict[str, tuple[str, ...]]] = {
     None: _by_name(_SAME),
     "landsat": {},
@@ -89,16 +90,16 @@ _GROUPS_OF: dict[str | None, dict[str, tuple[str, ...]]] = {
     "landsat-tm": _by_name(_SAME_TM),
     "hls-l30": _by_name(_SAME_OLI),
 }
-"""Bands by their names, for the sensors whose numbers are not those of Sentinel-2."""
 
+# Common names of STAC's extension ``eo``.
 _COMMON = frozenset(
     (
         "coastal", "blue", "green", "red", "nir", "nir08", "nir09", "rededge071", "rededge075", "rededge078", "cirrus",
         "swir16", "swir22", "pan", "lwir", "lwir11", "lwir12",
     )
 )  # fmt: skip
-"""Common names of STAC's extension ``eo``."""
 
+# What names of products, collections and platforms say of the sensor; the first that matches counts.
 _SENSORS = tuple(
     (sensor, re.compile(form, re.IGNORECASE))
     for sensor, form in (
@@ -113,7 +114,6 @@ _SENSORS = tuple(
         ("sentinel-2", r"sentinel[-_ ]?(?:s)?2|\bs2_|(?<![A-Z0-9])S2[A-D]_|(?<![A-Z0-9])T\d\d[A-Z]{3}_\d{8}"),
     )
 )
-"""What names of products, collections and platforms say of the sensor; the first that is found counts."""
 
 _DECORATION = re.compile(
     r"^nbart?_|^oa_(?=fmask)|^(?:sr|st|oli|tirs|tm|etm)_(?=b\d)|-jp2$|[_-](?:10|20|60)m$", re.IGNORECASE
@@ -152,7 +152,7 @@ _CURES = (
 
 
 @dataclass(frozen=True, slots=True)
-class NameFacts:
+class ParsedName:
     """What the name of a file or product says."""
 
     scene_id: str
@@ -180,7 +180,7 @@ class NameFacts:
     """Pixel size in metres that the asset's suffix gives (``_10m``)."""
 
 
-def parse_name(name: str, pattern: str | None = None, *, time: dt.datetime | None = None) -> NameFacts:
+def parse_name(name: str, pattern: str | None = None, *, time: dt.datetime | None = None) -> ParsedName:
     """Return what a file name, path, URL or product name says about its scene.
 
     Parameters
@@ -204,28 +204,46 @@ def parse_name(name: str, pattern: str | None = None, *, time: dt.datetime | Non
 
     Examples
     --------
-    >>> facts = parse_name("S2A_MSIL2A_20230709T104621_N0509_R051_T31TCJ_20230709T170403.SAFE")
-    >>> facts.granule, facts.orbit, facts.baseline, f"{facts.time:%Y-%m-%d %H:%M:%S}"
+    >>> parsed = parse_name("S2A_MSIL2A_20230709T104621_N0509_R051_T31TCJ_20230709T170403.SAFE")
+    >>> parsed.granule, parsed.orbit, parsed.baseline, f"{parsed.time:%Y-%m-%d %H:%M:%S}"
     ('31TCJ', 51, '05.09', '2023-07-09 10:46:21')
     >>> parse_name("31/T/CJ/2023/7/S2B_31TCJ_20230709_0_L2A/B04.tif").scene_id
     'S2B_31TCJ_20230709_0_L2A'
     """
     label = display(name)
-    path = _path_of(label)
+    scheme, is_url, rest = label.partition("://")
+    if is_url:  # without the host
+        path = (unquote(rest.partition("/")[2]) if scheme.lower() in ("http", "https") else rest).rstrip("/")
+    else:
+        path = label.replace("\\", "/").rstrip("/")
     folders, _, last = path.rpartition("/")
     stem, asset, resolution = _split_asset(_EXTENSION.sub("", last))
     if pattern is not None:
-        return replace(_by_pattern(label, path, pattern, time), resolution=resolution)
+        return replace(_match_pattern(label, path, pattern, time), resolution=resolution)
     scene_id = stem or _EXTENSION.sub("", folders.rpartition("/")[2]) or last
-    facts = _known(scene_id, label) or _loose(scene_id, label, time)
-    return _enriched(replace(facts, asset=asset, resolution=resolution, time=time or facts.time), folders)
+    parsed = _parse_product(scene_id, label)
+    if parsed is None:
+        if time is None and _OLD_GRANULE.match(scene_id):
+            raise SceneError(
+                f"{label}: in names of this old form the date is when the file was made, not when it was sensed; "
+                f"{_CURES}",
+                href=label,
+            )
+        granule, platform = _only(_LONE_GRANULE, scene_id), _only(_PLATFORM, scene_id)
+        sensed = time or _only_time(scene_id, label)
+        parsed = ParsedName(scene_id, asset, granule, sensed, None, None, platform and f"S{platform}")
+    # The folder of a product says more about a file in it (``S2A_MSIL2A_....SAFE/GRANULE/...``).
+    match = _PRODUCT.search(folders) if parsed.orbit is None else None
+    product = _parse_product(match[0], folders) if match else None
+    time = time or parsed.time
+    if product is not None and product.granule == parsed.granule and product.time.date() == time.date():
+        parsed = replace(parsed, orbit=product.orbit, baseline=product.baseline, platform=product.platform)
+    return replace(parsed, asset=asset, resolution=resolution, time=time)
 
 
 def asset_bands(asset: str) -> tuple[str, ...]:
     """Return the names of the bands in a file of this asset; empty if only the file can tell.
 
-    Examples
-    --------
     >>> asset_bands("TCI"), asset_bands("B8A"), asset_bands("data")
     (('red', 'green', 'blue'), ('B8A',), ())
     """
@@ -243,8 +261,6 @@ def is_picture(asset: str) -> bool:
 def same_band(name: str, sensor: str | None = None) -> tuple[str, ...]:
     """Return all names that catalogues give to a band of a sensor, its number first; None: Sentinel-2.
 
-    Examples
-    --------
     >>> same_band("red"), same_band("B02_10m"), same_band("scl")
     (('B04', 'red'), ('B02', 'blue'), ('SCL',))
     >>> same_band("B5", "landsat-oli")
@@ -257,8 +273,6 @@ def same_band(name: str, sensor: str | None = None) -> tuple[str, ...]:
 def common_name(band: str, sensor: str | None = None) -> str | None:
     """Return the common name of a band in STAC's extension ``eo``; None if it has none.
 
-    Examples
-    --------
     >>> common_name("B05"), common_name("B05", "hls-l30"), common_name("SCL")
     ('rededge071', 'nir08', None)
     """
@@ -270,21 +284,11 @@ def common_name(band: str, sensor: str | None = None) -> str | None:
 def sensor_of(*texts: object) -> str | None:
     """Return the sensor, or who made its products, that names of products, collections or platforms tell of.
 
-    Examples
-    --------
     >>> sensor_of("LC08_L1TP_198030_20230601_20230605_02_T1"), sensor_of("hls2-l30", "landsat-8"), sensor_of("a.tif")
     ('landsat-oli', 'hls-l30', None)
     """
     text = " ".join(str(text) for text in texts if text)
     return next((sensor for sensor, form in _SENSORS if form.search(text)), None)
-
-
-def _path_of(label: str) -> str:
-    """Return the path in a name that is shown as `label`, with ``/`` only and without a URL's host."""
-    scheme, is_url, rest = label.partition("://")
-    if not is_url:
-        return label.replace("\\", "/").rstrip("/")
-    return (unquote(rest.partition("/")[2]) if scheme.lower() in ("http", "https") else rest).rstrip("/")
 
 
 def _split_asset(stem: str) -> tuple[str, str, int | None]:
@@ -297,50 +301,23 @@ def _split_asset(stem: str) -> tuple[str, str, int | None]:
     return stem[: match.start()], asset, int(match[2]) if match[2] else None
 
 
-def _known(scene_id: str, label: str) -> NameFacts | None:
-    """Return the facts in a full product name, in the current or the old form; None for other names."""
+def _parse_product(scene_id: str, label: str) -> ParsedName | None:
+    """Return what a full product name says, in the current or the old form; None for other names."""
     if match := _PRODUCT.search(scene_id):
         platform, sensed, baseline, orbit, granule = match.groups()
-        time = _only_time(sensed, label)
-        return NameFacts(scene_id, UNNAMED_ASSET, granule, time, int(orbit), baseline and _baseline(baseline), platform)
-    if match := _OLD_PRODUCT.search(scene_id):
+        baseline = baseline and _dotted_baseline(baseline)
+    elif match := _OLD_PRODUCT.search(scene_id):
         platform, orbit, sensed, granule = match.groups()
-        return NameFacts(scene_id, UNNAMED_ASSET, granule, _only_time(sensed, label), int(orbit), None, platform)
-    return None
-
-
-def _loose(scene_id: str, label: str, time: dt.datetime | None) -> NameFacts:
-    """Return the facts in any other name that holds one date."""
-    if time is None and _OLD_GRANULE.match(scene_id):
-        raise SceneError(
-            f"{label}: in names of this old form the date is when the file was made, not when it was sensed; {_CURES}",
-            href=label,
-        )
-    platform = _only(_PLATFORM, scene_id)
-    return NameFacts(
-        scene_id=scene_id,
-        asset=UNNAMED_ASSET,
-        granule=_only(_LONE_GRANULE, scene_id),
-        time=time or _only_time(scene_id, label),
-        orbit=None,
-        baseline=None,
-        platform=platform and f"S{platform}",
-    )
+        baseline = None
+    else:
+        return None
+    return ParsedName(scene_id, UNNAMED_ASSET, granule, _only_time(sensed, label), int(orbit), baseline, platform)
 
 
 def _only(form: re.Pattern[str], text: str) -> str | None:
     """Return what a form finds in a text; None if it finds nothing, or different things."""
-    found = set(form.findall(text))
-    return found.pop() if len(found) == 1 else None
-
-
-def _enriched(facts: NameFacts, folders: str) -> NameFacts:
-    """Add what the folder of a product says about a file in it (``S2A_MSIL2A_....SAFE/GRANULE/...``)."""
-    match = _PRODUCT.search(folders) if facts.orbit is None else None
-    product = _known(match[0], folders) if match else None
-    if product is None or product.granule != facts.granule or product.time.date() != facts.time.date():
-        return facts
-    return replace(facts, orbit=product.orbit, baseline=product.baseline, platform=product.platform)
+    matches = set(form.findall(text))
+    return matches.pop() if len(matches) == 1 else None
 
 
 def _only_time(text: str, label: str) -> dt.datetime:
@@ -390,7 +367,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _by_pattern(label: str, path: str, pattern: str, time: dt.datetime | None) -> NameFacts:
+def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None) -> ParsedName:
     """Return what the user's pattern finds, with defaults for groups that it does not have."""
     last = path.rpartition("/")[2]
     match = _compiled(pattern).search(path if "/" in pattern else last)
@@ -400,28 +377,27 @@ def _by_pattern(label: str, path: str, pattern: str, time: dt.datetime | None) -
             href=label,
         )
     groups = {name: text for name, text in match.groupdict().items() if text}
-    when = time or _time_of_groups(groups, label)
+    sensed = time or _time_of_groups(groups, label)
     granule = groups["granule"].upper().removeprefix("T") if "granule" in groups else _only(_LONE_GRANULE, last)
-    stem, asset, _ = _split_asset(_EXTENSION.sub("", last))
-    rest = _without(stem, groups["asset"]) if "asset" in groups else stem
-    return NameFacts(
-        scene_id=groups.get("id") or rest or f"{granule or 'scene'}_{when:%Y%m%dT%H%M%S}",
+    rest, asset, _ = _split_asset(_EXTENSION.sub("", last))
+    if "asset" in groups:  # all files of a scene share what is left of the name without it
+        rest = re.sub(rf"(?<![A-Za-z0-9]){re.escape(groups['asset'])}(?![A-Za-z0-9])[_.-]?", "", rest).strip("_.-")
+    orbit = groups.get("orbit", "").upper().removeprefix("R")
+    if "orbit" in groups and not orbit.isdecimal():
+        message = f"{label}: the pattern's group orbit finds {groups['orbit']!r}, which is not a number"
+        raise SceneError(message, href=label)
+    return ParsedName(
+        scene_id=groups.get("id") or rest or f"{granule or 'scene'}_{sensed:%Y%m%dT%H%M%S}",
         asset=groups.get("asset", asset),
         granule=granule,
-        time=when,
-        orbit=_orbit(groups["orbit"], label) if "orbit" in groups else None,
-        baseline=_baseline(groups["baseline"]) if "baseline" in groups else None,
+        time=sensed,
+        orbit=int(orbit) if orbit else None,
+        baseline=_dotted_baseline(groups["baseline"]) if "baseline" in groups else None,
         platform=groups.get("platform"),
     )
 
 
-def _without(stem: str, asset: str) -> str:
-    """Return a stem without the asset that a pattern found in it, so that all files of a scene share the rest."""
-    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(asset)}(?![A-Za-z0-9])[_.-]?", "", stem).strip("_.-")
-
-
 def _time_of_groups(groups: Mapping[str, str], label: str) -> dt.datetime:
-    """Return the time that the groups of a pattern give."""
     date = groups.get("date") or "-".join(groups.get(key, "") for key in ("year", "month", "day"))
     clock = groups.get("time") or ":".join(groups.get(key, "00") for key in ("hour", "minute", "second"))
     day, moment = _digits(date), _digits(clock)[:6].ljust(6, "0")
@@ -429,8 +405,8 @@ def _time_of_groups(groups: Mapping[str, str], label: str) -> dt.datetime:
     try:
         return dt.datetime.strptime(f"{day}T{moment}+0000", f"{form}T%H%M%S%z")
     except ValueError:
-        found = f"{date} {clock}".rstrip(":0 ")
-        message = f"{label}: the pattern finds {found!r} in its name, which is not a date; {_CURES}"
+        text = f"{date} {clock}".rstrip(":0 ")
+        message = f"{label}: the pattern finds {text!r} in its name, which is not a date; {_CURES}"
         raise SceneError(message, href=label) from None
 
 
@@ -439,13 +415,6 @@ def _digits(text: str) -> str:
     return "".join(part.zfill(2) for part in re.split(r"\D+", text) if part)
 
 
-def _orbit(text: str, label: str) -> int:
-    digits = text.upper().removeprefix("R")
-    if not digits.isdecimal():
-        raise SceneError(f"{label}: the pattern's group orbit finds {text!r}, which is not a number", href=label)
-    return int(digits)
-
-
-def _baseline(text: str) -> str:
+def _dotted_baseline(text: str) -> str:
     digits = text.upper().removeprefix("N")
     return f"{digits[:2]}.{digits[2:]}" if re.fullmatch(r"\d{4}", digits) else digits

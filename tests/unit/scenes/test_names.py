@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from s2composite.errors import ParameterError, SceneError
-from s2composite.scenes.names import NameFacts, asset_bands, parse_name
+from s2composite.scenes.names import ParsedName, asset_bands, parse_name
 
 PRODUCT = "S2A_MSIL2A_20230709T104621_N0509_R051_T31TCJ_20230709T170403"
 OLD_PRODUCT = "S2A_USER_PRD_MSIL2A_PDMC_20160319T020055_R051_V20150704T105014_20150704T105014"
@@ -20,7 +20,7 @@ def utc(*fields):
 
 def facts(scene_id, asset, granule, time, **more):
     unknown = {"orbit": None, "baseline": None, "platform": None}
-    return NameFacts(scene_id=scene_id, asset=asset, granule=granule, time=time, **(unknown | more))
+    return ParsedName(scene_id=scene_id, asset=asset, granule=granule, time=time, **(unknown | more))
 
 
 MOMENT, DAY = utc(2023, 7, 9, 10, 46, 29), utc(2023, 7, 9)
