@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import operator
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -28,7 +27,6 @@ from s2composite.scenes.products import fmask_coding_of, named_values
 
 __all__ = [
     "DAYS",
-    "Group",
     "ValidArray",
     "ValidRules",
     "as_cube",
@@ -41,7 +39,7 @@ __all__ = [
     "with_time_axis",
 ]
 
-_DIMS = ("time", "band", "y", "x")
+_DIMS: tuple[str, ...] = ("time", "band", "y", "x")
 _SPELLINGS = {
     "time": ("t", "date", "datetime", "valid_time"),
     "band": ("bands", "variable", "wavelength"),
@@ -55,14 +53,7 @@ _GRID_MAPPING = {"crs_wkt", "spatial_ref", "grid_mapping_name"}
 
 
 def as_cube(cube: Any) -> xr.DataArray:
-    """Return a cube with dimensions (time, band, y, x) in this order, and coordinates for time and band.
-
-    Raises
-    ------
-    ParameterError
-        It is neither a DataArray nor a Dataset, has other dimensions, or no times, or a Dataset holds something that is
-        not a band.
-    """
+    """Return a cube with dimensions (time, band, y, x) in this order, and coordinates for time and band."""
     if not isinstance(cube, xr.Dataset | xr.DataArray):
         raise ParameterError(f"composite() takes a DataArray or Dataset over time, not a {type(cube).__name__}")
     array = _bands_of(with_plain_dims(cube)) if isinstance(cube, xr.Dataset) else with_plain_dims(cube)
@@ -76,7 +67,10 @@ def as_cube(cube: Any) -> xr.DataArray:
     empty = [name for dim, name in names.items() if array.sizes[dim] == 0]
     if empty:
         raise ParameterError(f"the cube has no {' and no '.join(empty)}; nothing to composite")
-    array = _with_scenes(array.transpose(*_DIMS))
+    array = array.transpose(*_DIMS)
+    if "scene" in array.coords and not array["scene"].ndim:  # `isel(time=0)` took its dimension
+        scenes = np.atleast_1d(array["scene"].values)
+        array = array.assign_coords(scene=("time", scenes)) if array.sizes["time"] == 1 else array.drop_vars("scene")
     missing = {dim: np.arange(array.sizes[dim]) for dim in ("time", "band") if dim not in array.coords}
     return georeferenced(array.assign_coords(missing))
 
@@ -86,15 +80,13 @@ _Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
 
 def with_plain_dims(data: _Data) -> _Data:
     """Return an array or Dataset whose dimensions are called time, band, y and x, where it is clear which those are."""
-    renamed = _plain_names(tuple(data.dims))
+    alike: dict[str, list[Hashable]] = {
+        plain: [dim for dim in data.dims if str(dim).lower() in (plain, *_SPELLINGS[plain])] for plain in _DIMS
+    }
+    # Of which two could be meant is left alone.
+    renamed = {dims[0]: plain for plain, dims in alike.items() if len(dims) == 1 and dims[0] != plain}
     # A coordinate that is no dimension may have that name already.
     return data.drop_vars(list(renamed.values()), errors="ignore").rename(renamed)
-
-
-def _plain_names(dims: tuple[Hashable, ...]) -> dict[Hashable, str]:
-    """Return what dimensions are to be called; those of which two could be meant are left alone."""
-    alike = {plain: [dim for dim in dims if str(dim).lower() in (plain, *_SPELLINGS[plain])] for plain in _DIMS}
-    return {there[0]: plain for plain, there in alike.items() if len(there) == 1 and there[0] != plain}
 
 
 def _bands_of(dataset: xr.Dataset) -> xr.DataArray:
@@ -122,15 +114,6 @@ def _bands_of(dataset: xr.Dataset) -> xr.DataArray:
     return stacked(pictures)
 
 
-def _with_scenes(array: xr.DataArray) -> xr.DataArray:
-    """Return a cube whose coordinate ``scene`` has the dimension time, which `isel(time=0)` takes from it."""
-    if "scene" not in array.coords or array["scene"].ndim:
-        return array
-    if array.sizes["time"] > 1:
-        return array.drop_vars("scene")
-    return array.assign_coords(scene=("time", np.atleast_1d(array["scene"].values)))
-
-
 def saturated_of(array: xr.DataArray) -> tuple[float, ...]:
     """Return the values of saturated pixels that a cube of physical values declares."""
     declared = np.atleast_1d(array.attrs.get("saturated", ()))
@@ -156,30 +139,24 @@ ValidRules: TypeAlias = OneRule | Sequence[OneRule]
 
 
 def rules_of(valid: ValidRules | None) -> tuple[Rule | xr.DataArray, ...]:
-    """Return what was given as ``valid`` as a tuple of rules and arrays; the default rules for None.
-
-    Raises
-    ------
-    ParameterError
-        A name, or a parameter of a rule, is unknown.
-    """
+    """Return what was given as ``valid`` as a tuple of rules and arrays; the default rules for None."""
     if valid is None:
         return DEFAULT_RULES
     several = isinstance(valid, Iterable) and not isinstance(valid, (str, bytes, Mapping, xr.DataArray, xr.Dataset))
-    return tuple(map(_rule, cast("Iterable[Any]", valid) if several else (valid,)))
-
-
-def _rule(given: Any) -> Any:
-    if isinstance(given, str):
-        return resolve_rule(given)
-    if isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
-        if len(given) != 1 or not isinstance(next(iter(given.values())), Mapping | None):
-            raise ParameterError(
-                f"valid holds {dict(given)!r}; a rule with parameters is {{name: {{parameter: value}}}}"
-            )
-        ((name, parameters),) = given.items()
-        return resolve_rule(name, **(parameters or {}))
-    return given
+    rules: list[Any] = []
+    for given in cast("Iterable[Any]", valid) if several else (valid,):
+        if isinstance(given, str):
+            rules.append(resolve_rule(given))
+        elif isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
+            if len(given) != 1 or not isinstance(next(iter(given.values())), Mapping | None):
+                raise ParameterError(
+                    f"valid holds {dict(given)!r}; a rule with parameters is {{name: {{parameter: value}}}}"
+                )
+            ((name, parameters),) = given.items()
+            rules.append(resolve_rule(name, **(parameters or {})))
+        else:
+            rules.append(given)
+    return tuple(rules)
 
 
 def usable_cube(
@@ -190,22 +167,9 @@ def usable_cube(
     Rules on mask bands that the cube or Dataset contains are evaluated, and those bands removed from it. A cube from
     `open_cube` is left as it is: its mask bands are read beside the data, at their own resolution.
 
-    Returns
-    -------
-    cube
-        ``(time, band, y, x)``.
-    rules
-        Rules that are still to be evaluated.
-    mask
-        ``(time, y, x)``: masks and evaluated rules combined; None if there are none.
-    applied
-        `valid` in its order, each rule on Fmask in the coding of its band.
-
-    Raises
-    ------
-    ParameterError
-        The cube has other dimensions, a mask is not boolean or not on the cube's grid and times, or `valid` holds
-        something that is neither a rule nor an array.
+    Returns the cube ``(time, band, y, x)``; the rules that are still to be evaluated; ``(time, y, x)`` masks and
+    evaluated rules combined, None if there are none; and `valid` in its order, each rule on Fmask in the coding of its
+    band.
     """
     for one in valid:
         if not isinstance(one, Rule | xr.DataArray):
@@ -214,11 +178,12 @@ def usable_cube(
                 "DataArrays (time, y, x)"
             )
     array, bands = _apart(cube, {one.band for one in valid if isinstance(one, MaskRule)})
-    found = stack_of(array)
+    stack = stack_of(array)
     applied: list[Rule | xr.DataArray] = []
     left: list[Rule] = []
     masks: list[ValidArray] = []
-    shift = _shift_of(cube)
+    given = next(iter(cube.data_vars.values()), None) if isinstance(cube, xr.Dataset) else cube
+    shift = label_shift(given) if isinstance(given, xr.DataArray) else None
     for one in valid:
         if isinstance(one, xr.DataArray):
             applied.append(one)
@@ -228,10 +193,10 @@ def usable_cube(
             applied.append(rule := _coded_by_band(one, band))
             masks.append(_evaluated(rule, band.data))
         else:
-            known = coded(one, found[0].scenes) if isinstance(one, MaskRule) and found else one
+            known = coded(one, stack[0].scenes) if isinstance(one, MaskRule) and stack else one
             applied.append(known)
             left.append(known)
-    return array, tuple(left), _together(masks), tuple(applied)
+    return array, tuple(left), reduce(operator.and_, masks) if masks else None, tuple(applied)
 
 
 def _coded_by_band(rule: MaskRule, band: xr.DataArray) -> MaskRule:
@@ -253,31 +218,27 @@ def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, 
     """Return a cube without its mask bands, and those ``(time, y, x)`` by the names that rules have for them."""
     if isinstance(cube, xr.Dataset):
         # Before they are stacked: mask bands are often of another type.
-        here = _called(wanted, list(map(str, cube.data_vars)))
-        bands = {band: as_cube(cube[name])[:, 0].assign_attrs(cube[name].attrs) for band, name in here.items()}
-        rest: Any = cube.drop_vars(here.values())
+        names = _names_in(wanted, list(map(str, cube.data_vars)))
+        bands = {band: as_cube(cube[name])[:, 0].assign_attrs(cube[name].attrs) for band, name in names.items()}
+        rest: Any = cube.drop_vars(names.values())
         left = len(rest.data_vars)
     else:
         rest = as_cube(cube)
-        here = {} if not wanted or stack_of(rest) is not None else _called(wanted, list(rest["band"].values))
-        bands = {band: rest.sel(band=name) for band, name in here.items()}
-        rest = rest.sel(band=[band for band in rest["band"].values if band not in here.values()]) if here else rest
+        names = {} if not wanted or stack_of(rest) is not None else _names_in(wanted, list(rest["band"].values))
+        bands = {band: rest.sel(band=name) for band, name in names.items()}
+        rest = rest.sel(band=[band for band in rest["band"].values if band not in names.values()]) if names else rest
         left = rest.sizes["band"]
-    if here and not left:
+    if names and not left:
         raise ParameterError(
-            f"the cube has no band besides the mask band {next(iter(here.values()))!r}; there is nothing to composite"
+            f"the cube has no band besides the mask band {next(iter(names.values()))!r}; there is nothing to composite"
         )
     return (as_cube(rest) if isinstance(rest, xr.Dataset) else rest), bands
 
 
-def _called(wanted: Collection[str], names: Sequence[Any]) -> dict[str, Any]:
+def _names_in(wanted: Collection[str], names: Sequence[Any]) -> dict[str, Any]:
     """Return what mask bands are called where they are: ``scl``, as catalogues have it, is the band ``SCL``."""
     alike = {band: [name for name in names if same_band(str(name))[0] == same_band(band)[0]] for band in wanted}
     return {band: band if band in names else found[0] for band, found in alike.items() if found}
-
-
-def _together(masks: Sequence[ValidArray]) -> ValidArray | None:
-    return reduce(operator.and_, masks) if masks else None
 
 
 def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
@@ -300,19 +261,10 @@ def _evaluated_block(block: NDArray[Any], rule: MaskRule) -> NDArray[np.bool_]:
     return rule.valid(block)
 
 
-def _shift_of(cube: Any) -> tuple[float, float] | None:
-    """Return what is added to a cube's coordinates for the centres of its pixels; see `label_shift`."""
-    array = next(iter(cube.data_vars.values()), None) if isinstance(cube, xr.Dataset) else cube
-    return label_shift(array) if isinstance(array, xr.DataArray) else None
-
-
 def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] | None) -> ValidArray:
     """Return a mask as ``(time, y, x)`` of the cube; one without time applies to all scenes.
 
-    Parameters
-    ----------
-    shift
-        Of the coordinates of the cube as it was given, with which a mask made from it agrees.
+    `shift` is that of the coordinates of the cube as it was given, with which a mask made from it agrees.
     """
     name = mask.name or "the mask"
     if mask.dtype != np.bool_:
@@ -321,9 +273,9 @@ def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] 
     extra = set(mask.dims) - {"time", "y", "x"}
     if extra or not {"y", "x"} <= set(mask.dims):
         raise ParameterError(f"{name} has dimensions {tuple(mask.dims)}; a mask has (time, y, x) or (y, x)")
-    there, here = crs_of(mask), crs_of(cube)
-    if there is not None and here is not None and there != here:
-        names = [f"EPSG:{crs.epsg}" if crs.epsg else str(crs) for crs in (there, here)]
+    theirs, ours = crs_of(mask), crs_of(cube)
+    if theirs is not None and ours is not None and theirs != ours:
+        names = [f"EPSG:{crs.epsg}" if crs.epsg else str(crs) for crs in (theirs, ours)]
         raise ParameterError(f"{name} is in {names[0]}, the cube in {names[1]}; reproject it to the cube's grid")
     own = label_shift(mask)
     dx, dy = (own if own is not None else shift) or (0.0, 0.0)
@@ -380,67 +332,46 @@ DAYS = ("utc", "solar")
 """How days are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A period and its scenes."""
-
-    period: Period
-    """The period."""
-
-    scenes: tuple[int, ...]
-    """Indices of its scenes in the cube, in order; may be empty."""
-
-
-def groups_of(cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: bool) -> tuple[Group, ...]:
-    """Return the periods of a cube ``(time, band, y, x)`` with the scenes in each.
-
-    Raises
-    ------
-    ParameterError
-        `spec` is unknown, the cube has no dates, or no period holds a scene.
-    """
-    days = _days(cube, day)
-    groups = [
-        Group(period, tuple(t for t, one in enumerate(days) if one in period))
-        for period in find_periods(spec, min(days), max(days))
-    ]
-    if not any(group.scenes for group in groups):
-        raise ParameterError(
-            f"no scene lies in period {spec!r}: it covers {groups[0].period.start} to {groups[-1].period.end}, "
-            f"the scenes {min(days)} to {max(days)}"
-        )
-    return tuple(group for group in groups if keep_empty or group.scenes)
-
-
-def _days(cube: xr.DataArray, day: Day) -> list[dt.date]:
+def groups_of(
+    cube: xr.DataArray, spec: PeriodSpec, day: Day, *, keep_empty: bool
+) -> tuple[tuple[Period, tuple[int, ...]], ...]:
+    """Return the periods of a cube ``(time, band, y, x)`` with the positions of the scenes in each."""
     times = cube["time"].values
     if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():
         raise ParameterError("periods need dates, and the cube's time coordinate has none; assign them to it")
-    longitude = _longitude(cube) if day == "solar" else 0.0
+    longitude = 0.0
+    if day == "solar":
+        geobox = geobox_of(cube)
+        if geobox is None or geobox.crs is None:
+            raise ParameterError('day="solar" needs the position of the cube, which has no CRS; use day="utc"')
+        longitude = centre_longitude(geobox)
     moments = times.astype("datetime64[us]").astype(dt.datetime)
-    return [day_of(moment.replace(tzinfo=dt.UTC), day, longitude) for moment in moments]
+    days = [day_of(moment.replace(tzinfo=dt.UTC), day, longitude) for moment in moments]
+    groups = [
+        (period, tuple(t for t, one in enumerate(days) if one in period))
+        for period in find_periods(spec, min(days), max(days))
+    ]
+    if not any(scenes for _, scenes in groups):
+        raise ParameterError(
+            f"no scene lies in period {spec!r}: it covers {groups[0][0].start} to {groups[-1][0].end}, "
+            f"the scenes {min(days)} to {max(days)}"
+        )
+    return tuple((period, scenes) for period, scenes in groups if keep_empty or scenes)
 
 
-def _longitude(cube: xr.DataArray) -> float:
-    """Return the longitude of the cube's centre, in degrees east."""
-    geobox = geobox_of(cube)
-    if geobox is None or geobox.crs is None:
-        raise ParameterError('day="solar" needs the position of the cube, which has no CRS; use day="utc"')
-    return centre_longitude(geobox)
-
-
-def with_time_axis(dataset: xr.Dataset, groups: Sequence[Group], day: Day) -> xr.Dataset:
+def with_time_axis(dataset: xr.Dataset, groups: Sequence[tuple[Period, tuple[int, ...]]], day: Day) -> xr.Dataset:
     """Return a dataset with the coordinates of its dimension ``time``.
 
     ``time`` is the first day of each period, ``time_bounds`` ``(time, bnds)`` that day and the day after the last,
     ``period`` its label, and ``scenes`` the number of scenes in it.
     """
-    bounds = np.array([(g.period.start, g.period.end) for g in groups], "datetime64[ns]")
-    bounds_meaning = {"long_name": "first day of the period, day after its last"}
+    bounds = np.array([(period.start, period.end) for period, _ in groups], "datetime64[ns]")
+    labels = np.array([period.label for period, _ in groups], dtype=str)
+    numbers = np.array([len(scenes) for _, scenes in groups], np.int32)
     coords = {
         "time": ("time", bounds[:, 0], {"standard_name": "time", "bounds": "time_bounds", "day": day}),
-        "time_bounds": (("time", "bnds"), bounds, bounds_meaning),
-        "period": ("time", np.array([g.period.label for g in groups], dtype=str)),
-        "scenes": ("time", np.array([len(g.scenes) for g in groups], np.int32), {"long_name": "scenes in the period"}),
+        "time_bounds": (("time", "bnds"), bounds, {"long_name": "first day of the period, day after its last"}),
+        "period": ("time", labels),
+        "scenes": ("time", numbers, {"long_name": "scenes in the period"}),
     }
     return dataset.assign_coords(coords)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import xarray as xr
@@ -23,10 +23,10 @@ from s2composite.cube.coerce import (
     usable_cube,
     with_time_axis,
 )
-from s2composite.cube.result import layers_dataset, located, small_dataset
+from s2composite.cube.result import layers_dataset, located, small_dataset, without_window_table
 from s2composite.cube.windows import source_shares
 from s2composite.errors import ParameterError, check_choice
-from s2composite.pixels.masks import Rule, rule_text
+from s2composite.pixels.masks import rule_text
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
 from s2composite.pixels.stretch import Stretch
 from s2composite.scenes.dates import Day, PeriodSpec
@@ -110,8 +110,9 @@ def composite(
     check_choice("day", day, DAYS)
     if not isinstance(keep_empty, bool):
         raise ParameterError(f"keep_empty is {keep_empty!r}; it is True or False")
-    given = rules_of(valid)
-    array, rules, mask, applied = usable_cube(_not_yet_composited(cube), given)
+    if isinstance(cast("Any", cube), Composite):
+        raise ParameterError("this is already a composite; composite() takes a cube (time, band, y, x)")
+    array, rules, mask, applied = usable_cube(cube, rules_of(valid))
     missing = missing_value_of(array)
     array = missing.with_nan(array)
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
@@ -123,17 +124,27 @@ def composite(
         saturated=() if missing.derived else saturated_of(array),
         min_count=min_count,
         days=days_of(array),
-        periods=None if groups is None else tuple(group.scenes for group in groups),
+        periods=None if groups is None else tuple(scenes for _, scenes in groups),
     )
     layers = recipe.layers(array.dtype, array.sizes["time"])
     dataset = layers_dataset(array, recipe, layers, mask)
-    dataset.attrs["rules"] = ", ".join(_described(rule, recipe, array.dtype) for rule in applied) or "none"
+    texts = [
+        f"mask {rule.name or 'without a name'}"
+        if isinstance(rule, xr.DataArray)
+        else rule_text(rule, array.dtype, recipe.nodata, recipe.saturated)
+        for rule in applied
+    ]
+    dataset.attrs["rules"] = ", ".join(texts) or "none"
     return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
 
 
 @dataclass(frozen=True, eq=False)
 class Composite:
     """A composite: an immutable wrapper around a Dataset that can write and draw itself. Lazy until it is computed.
+
+    Each layer is an xarray.DataArray, ``comp["count"]`` or ``comp.count``; ``comp.sel`` and ``comp.isel`` select as in
+    xarray; everything else that xarray, rioxarray and odc-geo do is at the dataset and the layers:
+    ``comp.dataset.rio``, ``comp["composite"].odc``.
 
     Examples
     --------
@@ -154,6 +165,22 @@ class Composite:
                 f"the composite has no layer {layer!r}; it has {', '.join(map(str, self.dataset.data_vars))}"
             )
         return self.dataset[layer]
+
+    if not TYPE_CHECKING:  # where a type checker should find fault with a mistyped name
+
+        def __getattr__(self, name: str) -> xr.DataArray:
+            if name == "dataset" or name.startswith("_"):  # "dataset": of a copy that is being made
+                raise AttributeError(f"'Composite' object has no attribute {name!r}")
+            if name in self.dataset.data_vars:
+                return self.dataset[name]
+            if hasattr(self.dataset, name):
+                hint = f"its dataset has, and so may each layer: .dataset.{name}, ['composite'].{name}"
+            else:
+                hint = f"its layers are {', '.join(map(str, self.dataset.data_vars))}"
+            raise AttributeError(f"a Composite has no attribute {name!r}; {hint}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(str(name) for name in self.dataset.data_vars if str(name).isidentifier())})
 
     def __repr__(self) -> str:
         lines = [f"<s2composite.Composite {self._summary()}>"]
@@ -204,6 +231,65 @@ class Composite:
             Still with Dask arrays.
         """
         return Composite(self.dataset.persist(**kwargs))
+
+    def sel(self, indexers: Mapping[Any, Any] | None = None, **kwargs: Any) -> Composite:
+        """Return a part of the composite, selected by labels.
+
+        Parameters
+        ----------
+        indexers : mapping, optional
+            Labels by dimension, as in `xarray.Dataset.sel`.
+        **kwargs
+            Labels by dimension, and options of `xarray.Dataset.sel`.
+
+        Returns
+        -------
+        Composite
+            Still lazy if the composite is.
+
+        Raises
+        ------
+        KeyError
+            There is no such label or dimension.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> values = np.arange(24, dtype="uint8").reshape(2, 3, 2, 2)
+        >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"band": ["red", "green", "blue"]})
+        >>> s2c.composite(cube, "max").sel(band=["red", "blue"])["composite"].sizes["band"]
+        2
+        """
+        return Composite(without_window_table(self.dataset, self.dataset.sel(indexers, **kwargs)))
+
+    def isel(self, indexers: Mapping[Any, Any] | None = None, **kwargs: Any) -> Composite:
+        """Return a part of the composite, selected by positions.
+
+        Parameters
+        ----------
+        indexers : mapping, optional
+            Positions by dimension, as in `xarray.Dataset.isel`.
+        **kwargs
+            Positions by dimension, and options of `xarray.Dataset.isel`.
+
+        Returns
+        -------
+        Composite
+            Still lazy if the composite is; to write it reads no scene outside of the part.
+
+        Raises
+        ------
+        ValueError
+            There is no such dimension.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray as xr, s2composite as s2c
+        >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
+        >>> s2c.composite(cube).isel(y=slice(0, 16), x=slice(8, 24)).count.shape
+        (16, 16)
+        """
+        return Composite(without_window_table(self.dataset, self.dataset.isel(indexers, **kwargs)))
 
     def date(self) -> xr.DataArray:
         """Return the time of the observation that each pixel comes from.
@@ -326,9 +412,9 @@ class Composite:
         dims = (*source.dims[:-2], "scene")
         known = (*source.dims[:-2], "period", "scene", "scene_time")
         labels = {name: self.dataset[name] for name in known if name in self.dataset.coords}
-        meaning = {"long_name": "share of pixels that come from the scene", "units": "1"}
+        attrs = {"long_name": "share of pixels that come from the scene", "units": "1"}
         share = source_shares(source.data, self.dataset.sizes["scene"])
-        return xr.DataArray(share, labels, dims, "share", meaning)
+        return xr.DataArray(share, labels, dims, "share", attrs)
 
     def to_raster(
         self,
@@ -414,7 +500,7 @@ class Composite:
         >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
         >>> files = s2c.composite(cube).to_raster("median.tif", compress="zstd", overwrite=True)
         """
-        from s2composite.writing.cog import write_raster  # noqa: PLC0415 - a floor below: see ARCHITECTURE.md
+        from s2composite.writing.cog import write_raster  # noqa: PLC0415 - imported by its callers only: see ARCHITECTURE.md
 
         return write_raster(
             self.dataset,
@@ -496,7 +582,7 @@ class Composite:
         >>> int(xr.open_zarr(store, group="0")["count"].max())
         2
         """
-        from s2composite.writing.zarr import write_zarr  # noqa: PLC0415 - a floor below
+        from s2composite.writing.zarr import write_zarr  # noqa: PLC0415
 
         return write_zarr(
             self.dataset,
@@ -610,7 +696,7 @@ class Composite:
         >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"time": times})
         >>> items = s2c.composite(cube).to_stac("median.json", thumbnail="webp", overwrite=True)
         """
-        from s2composite.writing.stac import write_stac  # noqa: PLC0415 - a floor below
+        from s2composite.writing.stac import write_stac  # noqa: PLC0415
 
         return write_stac(
             self.dataset,
@@ -682,7 +768,7 @@ class Composite:
         >>> cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), dims=("time", "band", "y", "x"))
         >>> files = s2c.composite(cube).to_thumbnail("median.png", size=200, overwrite=True)
         """
-        from s2composite.writing.stac import write_thumbnail  # noqa: PLC0415 - a floor below
+        from s2composite.writing.stac import write_thumbnail  # noqa: PLC0415
 
         return write_thumbnail(self.dataset, path, size=size, stretch=stretch, layer=layer, overwrite=overwrite)
 
@@ -736,22 +822,16 @@ class Composite:
         >>> comp = s2c.composite(cube.assign_coords(xr_coords(grid, dims=("y", "x"))))
         >>> page = comp.explore().save("map.html", overwrite=True)
         """
-        from s2composite.analysis.explore import explore  # noqa: PLC0415 - a floor below
+        from s2composite.analysis.explore import explore  # noqa: PLC0415
 
         return explore(self.dataset, layer=layer, bands=bands, stretch=stretch, basemap=basemap)
 
     @cached_property  # which notebooks look into for help, as they do not into a property
     def plot(self) -> Plots:
         """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``, ``comp.plot.periods()`` ..."""
-        from s2composite.analysis.plot import Plots  # noqa: PLC0415 - a floor below
+        from s2composite.analysis.plot import Plots  # noqa: PLC0415
 
         return Plots(self.dataset)
-
-
-def _not_yet_composited(cube: Any) -> Any:
-    if isinstance(cube, Composite):
-        raise ParameterError("this is already a composite; composite() takes a cube (time, band, y, x)")
-    return cube
 
 
 def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[str, Any]) -> tuple[Reducer, ...]:
@@ -763,9 +843,3 @@ def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[
             "resolve_reducer(name, ...)"
         )
     return tuple(resolve_reducer(one) for one in reducer)
-
-
-def _described(rule: Rule | xr.DataArray, recipe: Recipe, dtype: np.dtype[Any]) -> str:
-    if isinstance(rule, xr.DataArray):
-        return f"mask {rule.name or 'without a name'}"
-    return rule_text(rule, dtype, recipe.nodata, recipe.saturated)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, Protocol
 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from odc.geo.geobox import GeoBox
 
 import s2composite
 from s2composite.cube.array_values import with_nodata
@@ -56,23 +55,17 @@ def coarse_cube(stack: Stack, resolution: float) -> xr.DataArray:
         grid = TargetGrid(resolution=resolution, bbox=stack.geobox.boundingbox)
     else:
         grid = TargetGrid(geobox=stack.geobox.zoom_to(resolution=resolution))
-    return _within(to_cube(open_stack(stack.scenes, stack.bands, grid, stack.options)), stack.geobox)
-
-
-def _within(cube: xr.DataArray, whole: GeoBox) -> xr.DataArray:
-    """Leave out the last row or column where most of it lies outside of the whole grid, and nothing was observed."""
-    if whole.transform.b or whole.transform.d:
+    cube = to_cube(open_stack(stack.scenes, stack.bands, grid, stack.options))
+    if stack.geobox.transform.b or stack.geobox.transform.d:
         return cube
-    (west, south, east, north) = whole.boundingbox.bbox
+    # The last row or column is left out where most of it lies outside of the whole grid, and nothing was observed.
+    west, south, east, north = stack.geobox.boundingbox.bbox
     inside = {
         "x": np.flatnonzero((cube["x"].values > west) & (cube["x"].values < east)),
         "y": np.flatnonzero((cube["y"].values > south) & (cube["y"].values < north)),
     }
     return cube.isel({dim: slice(int(i[0]), int(i[-1]) + 1) for dim, i in inside.items() if i.size})
 
-
-_TIMES = ("time", "time_bounds", "period", "scenes")
-"""Coordinates of periods."""
 
 _WINDOWS = ("window_y", "window_x")
 """Dimensions of what is recorded per window; a selection of every n-th pixel has no windows."""
@@ -102,34 +95,24 @@ def layers_dataset(
     numbers = numbers_attrs(found[0]) if found else {}  # xarray keeps attributes of numbers that were changed since
     variables: dict[str, Any] = {}
     for layer in layers:
-        attrs = _layer_attrs(layer, numbers, "spatial_ref" in coords)
+        # What the numbers of the cube mean holds for layers of such numbers.
+        scaling = {name: numbers.get(name) for name in ("scale", "offset", "scaled_units") if layer.scaled}
+        attrs = {
+            "long_name": layer.long_name,
+            "units": layer.units or numbers.get("units"),
+            **scaling,
+            "overviews": layer.overviews,
+            "grid_mapping": "spatial_ref" if "spatial_ref" in coords else None,
+        }
+        attrs = {name: value for name, value in attrs.items() if value is not None}
         variables[layer.name] = with_nodata(xr.DataArray(data[layer.name], dims=layer.dims, attrs=attrs), layer.nodata)
     if STATUS in data:
-        meaning = {"long_name": "0 read, 1 scene outside the window, 2 reading failed"}
-        variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], meaning)
-    return xr.Dataset(variables, coords, _facts(array, recipe))
-
-
-def _layer_attrs(layer: Layer, numbers: Mapping[str, Any], georeferenced: bool) -> dict[str, Any]:
-    """Return the attributes of a layer; what the numbers of the cube mean holds for layers of such numbers."""
-    scaling = {name: numbers.get(name) if layer.scaled else None for name in ("scale", "offset", "scaled_units")}
-    attrs = {
-        "long_name": layer.long_name,
-        "units": layer.units or numbers.get("units"),
-        **scaling,
-        "overviews": layer.overviews,
-        "grid_mapping": "spatial_ref" if georeferenced else None,
-    }
-    return {key: value for key, value in attrs.items() if value is not None}
-
-
-def _facts(array: xr.DataArray, recipe: Recipe) -> dict[str, Any]:
+        codes = {"long_name": "0 read, 1 scene outside the window, 2 reading failed"}
+        variables[STATUS] = xr.Variable(("scene", "window_y", "window_x"), data[STATUS], codes)
     names, given = (", ".join(map(say, recipe.reducers)) for say in (attrgetter("name"), str))
-    facts: dict[str, Any] = {"reducer": names}
-    if given != names:
-        facts["parameters"] = given
-    facts |= {name: str(array.attrs[name]) for name in ("engine", "engine_reason", "sensor") if name in array.attrs}
-    return {**facts, "software": f"s2composite {s2composite.__version__}"}
+    attrs = {"reducer": names} if given == names else {"reducer": names, "parameters": given}
+    attrs |= {name: str(array.attrs[name]) for name in ("engine", "engine_reason", "sensor") if name in array.attrs}
+    return xr.Dataset(variables, coords, attrs | {"software": f"s2composite {s2composite.__version__}"})
 
 
 def located(dataset: xr.Dataset) -> xr.Dataset:
@@ -143,6 +126,12 @@ def located(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_coords(starts)
 
 
+def without_window_table(dataset: xr.Dataset, part: xr.Dataset) -> xr.Dataset:
+    """Return a part of a dataset without ``read_status`` where the part has other windows."""
+    cut = any(part.sizes.get(dim) != dataset.sizes[dim] for dim in ("y", "x") if dim in dataset.dims)
+    return part.drop_dims(_WINDOWS, errors="ignore") if cut else part
+
+
 def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
     """Return the layers at a resolution at which the longer side has at most `size` pixels; see `Composite.preview`."""
     step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // size))
@@ -153,7 +142,7 @@ def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
     cube = coarse_cube(work.stack, abs(work.stack.geobox.resolution.x) * step)
     layers = work.recipe.layers(cube.dtype, cube.sizes["time"])
     small = layers_dataset(cube, work.recipe, layers)
-    times = {name: dataset[name] for name in _TIMES if name in dataset.coords}
+    times = {name: dataset[name] for name in ("time", "time_bounds", "period", "scenes") if name in dataset.coords}
     small = small.drop_vars([name for name in small.data_vars if name not in dataset.data_vars])
     return small.assign_coords(times).assign_attrs(rules=dataset.attrs["rules"])
 

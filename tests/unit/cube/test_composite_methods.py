@@ -1,13 +1,18 @@
 """The methods of a composite take what the functions take that they call: options, defaults, and words about them."""
 
+import copy
 import inspect
+import pickle
 import re
 import sys
 from dataclasses import fields
 
 import numpy as np
 import pytest
+import rasterio
 import xarray as xr
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
 
 import s2composite as s2c
 from s2composite.analysis.explore import explore
@@ -97,3 +102,63 @@ def test_an_unknown_option_is_named(method, function, own):
     comp = s2c.composite(cube)
     with pytest.raises(TypeError, match="'compres'"):
         method(comp.plot if "Plots" in method.__qualname__ else comp, compres="zstd")
+
+
+@pytest.fixture(scope="module")
+def comp():
+    times = np.array(["2023-06-01", "2023-07-01"], "datetime64[ns]")
+    grid = GeoBox.from_bbox((300000, 4800000, 300640, 4800640), "EPSG:32631", resolution=10)
+    coords = {**xr_coords(grid, dims=("y", "x")), "time": times, "band": ["red", "green", "blue"]}
+    cube = xr.DataArray(np.full((2, 3, 64, 64), 90, "uint8"), coords, ("time", "band", "y", "x"))
+    return s2c.composite(cube.chunk(y=32, x=32), period="month")
+
+
+def test_layers_are_attributes_too(comp):
+    for name in ("composite", "source", "count"):
+        assert getattr(comp, name).identical(comp[name])
+        assert name in dir(comp)
+    assert {"plot", "to_raster", "sel"} <= set(dir(comp))
+
+
+def test_layers_have_the_accessors_of_rioxarray_and_odc_geo(comp):
+    assert comp.dataset.rio.crs == comp["composite"].rio.crs == comp.count.rio.crs == 32631
+    assert comp["count"].odc.geobox == comp.dataset.odc.geobox
+
+
+def test_selections_are_composites(comp, tmp_path):
+    part = comp.isel(y=slice(0, 16), x=slice(8, 24)).sel(band=["red"], time="2023-06-01")
+    assert isinstance(part, s2c.Composite)
+    expected = comp.dataset.isel(y=slice(0, 16), x=slice(8, 24)).sel(band=["red"], time="2023-06-01")
+    assert part.dataset.identical(expected)
+    assert comp.isel({"y": 0}).dataset.identical(comp.dataset.isel({"y": 0}))
+    assert comp.sel({"x": comp.dataset["x"][:2]}).count.shape == (2, 64, 2)
+    (path,) = part.to_raster(tmp_path / "part.tif", progress=False)
+    assert rasterio.open(path).shape == (16, 16)
+
+
+def test_what_is_recorded_for_each_window_is_left_out_where_windows_are_cut(comp):
+    table = xr.DataArray(np.zeros((2, 2, 2), "uint8"), dims=("scene", "window_y", "window_x"))
+    skipping = s2c.Composite(comp.dataset.assign(read_status=table))
+    assert "read_status" in skipping.isel(time=0).sel(band="red").dataset
+    assert "read_status" not in skipping.isel(y=slice(0, 40)).dataset
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rio", r"no attribute 'rio'; its dataset has, and so may each layer: \.dataset\.rio, \['composite'\]\.rio"),
+        ("mean", r"no attribute 'mean'; its dataset has.*\.dataset\.mean"),
+        ("to_geotiff", "no attribute 'to_geotiff'; its layers are composite, source, count"),
+        ("_private", "'Composite' object has no attribute '_private'"),
+    ],
+)
+def test_a_mistyped_attribute_says_where_it_is(comp, name, words):
+    with pytest.raises(AttributeError, match=words):
+        getattr(comp, name)
+    with pytest.raises(s2c.S2CompositeError, match=f"no layer '{name}'; it has composite, source, count"):
+        comp[name]
+
+
+def test_composites_are_copied_and_pickled(comp):
+    for other in (copy.copy(comp), copy.deepcopy(comp), pickle.loads(pickle.dumps(comp))):
+        assert other.dataset.identical(comp.dataset)
