@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
 
 from s2composite.errors import ParameterError, SourceError, WriteError
 from s2composite.storage.atomic import replacing
@@ -25,24 +24,20 @@ _MOST_BLOCKS = 9_000
 
 
 def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> str:
-    """Return the absolute path or URL of an output, after all checks that can be made beforehand.
-
-    Raises
-    ------
-    WriteError
-        It exists and must not be overwritten, is a directory, or its parent directory does not exist.
-    ParameterError
-        The URL's scheme is unknown.
-    AccessError
-        This process must not write there.
-    """
+    """Return the absolute path or URL of an output, after all checks that can be made beforehand."""
     try:
         target = absolute(path)
     except SourceError as error:
         raise ParameterError(str(error)) from error
     check_write(target)
     if is_remote(target):
-        _check_object(target, overwrite=overwrite)
+        # A URL that is signed for a PUT answers nothing else.
+        if not overwrite and not is_http(target):
+            fs, remote_path = filesystem(target)
+            with storage_errors(WriteError, f"{display(target)}: cannot be checked", target):
+                exists = fs.exists(remote_path)
+            if exists:
+                raise _exists_already(target)
         return target
     file = Path(target)
     if not file.parent.is_dir():
@@ -50,11 +45,11 @@ def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> str:
     if file.is_dir():
         raise WriteError(f"{target}: is a directory; name a file in it", path=target)
     if file.exists() and not overwrite:
-        raise _exists(target)
+        raise _exists_already(target)
     return target
 
 
-def _exists(target: str) -> WriteError:
+def _exists_already(target: str) -> WriteError:
     return WriteError(f"{display(target)}: exists already; pass overwrite=True to replace it", path=display(target))
 
 
@@ -63,18 +58,8 @@ def is_http(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
 
-def _check_object(target: str, *, overwrite: bool) -> None:
-    if is_http(target) or overwrite:
-        return  # a URL signed for PUT answers nothing else
-    fs, path = filesystem(target)
-    with storage_errors(WriteError, f"{display(target)}: cannot be checked", target):
-        there = fs.exists(path)
-    if there:
-        raise _exists(target)
-
-
-class _Digesting:
-    """A file that remembers the SHA-256 of what is written to it."""
+class _HashingSink:
+    """A file with the SHA-256 of what is written to it."""
 
     def __init__(self, file: Sink) -> None:
         self._file, self._sum = file, hashlib.sha256()
@@ -90,39 +75,25 @@ class _Digesting:
 def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str:
     """Write a file to a temporary name and verify it; under that name it is whole, however many do this at once.
 
-    Parameters
-    ----------
-    digest
-        Return the SHA-256 of the file, in hexadecimal digits; else nothing.
-
-    Raises
-    ------
-    WriteError
-        The disk is full, a part is damaged, or the file reads differently from what was written.
+    Returns the SHA-256 in hexadecimal digits if `digest`, else nothing.
     """
     try:
         with replacing(path) as unfinished:
             with unfinished.open("wb") as file:
-                out: Sink = _Digesting(file) if digest else file
+                out: Sink = _HashingSink(file) if digest else file
                 copy_parts(layout, out)
                 file.flush()
                 os.fsync(file.fileno())
             verify_file(layout, str(unfinished))
     except OSError as error:
         raise disk_error(error, path, layout.size) from error
-    return out.hexdigest() if isinstance(out, _Digesting) else ""
+    return out.hexdigest() if isinstance(out, _HashingSink) else ""
 
 
 def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
-    """Give a verified local file its final name.
-
-    Raises
-    ------
-    WriteError
-        Somebody else has written there meanwhile.
-    """
+    """Give a verified local file its final name."""
     if not overwrite and Path(target).exists():
-        raise _exists(target)
+        raise _exists_already(target)
     try:
         # Another file system has no renaming; parts of a local target always lie beside it.
         Path(temporary).replace(target)
@@ -133,17 +104,8 @@ def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
 def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
     """Stream a file into an object store; it exists there only once all tiles have been verified.
 
-    The bytes are decoded and compared while they are sent; the digests of the store guard the transfer.
-
-    Parameters
-    ----------
-    digest
-        Return the SHA-256 of the file, in hexadecimal digits; else nothing.
-
-    Raises
-    ------
-    WriteError
-        A part is damaged, or the store refuses.
+    The bytes are decoded and compared while they are sent; the digests of the store guard the transfer. Returns the
+    SHA-256 in hexadecimal digits if `digest`, else nothing.
     """
     check_header(layout)
     target = layout.raster.path
@@ -151,48 +113,33 @@ def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
     block = max(_UPLOAD_BLOCK, -(-layout.size // _MOST_BLOCKS >> 18) + 1 << 18)
     with _upload_errors(target):
         out = fs.open(path, "wb", autocommit=False, block_size=block)
-        sink: Sink = _Digesting(out) if digest else out
+        sink: Sink = _HashingSink(out) if digest else out
         try:
             copy_parts(layout, sink, check=lambda run, data: check_run(layout, run, data))
             out.close()
             layout.raster.parts.require()
             out.commit()
         except BaseException:
-            _discard(out)
+            out.closed = True  # closing it would complete an incomplete file
+            with suppress(Exception):  # an error while giving up would hide the one that made us
+                out.discard()
             raise
-        _check_size(fs, path, layout)
-    return sink.hexdigest() if isinstance(sink, _Digesting) else ""
+        fs.invalidate_cache()
+        size = fs.info(path)["size"]
+        if size != layout.size:
+            fs.rm_file(path)
+            raise WriteError(
+                f"{layout.raster.label}: the store holds {size:,} of {layout.size:,} bytes, so it was removed"
+            )
+    return sink.hexdigest() if isinstance(sink, _HashingSink) else ""
 
 
 def _upload_errors(target: str) -> AbstractContextManager[None]:
     return storage_errors(WriteError, f"{display(target)}: cannot be uploaded", target, path=display(target))
 
 
-def _discard(out: Any) -> None:
-    """Abort an upload; closing it would complete an incomplete file."""
-    out.closed = True
-    try:
-        out.discard()
-    except Exception:  # noqa: BLE001 - an error while giving up would hide the one that made us
-        return
-
-
-def _check_size(fs: Any, path: str, layout: FileLayout) -> None:
-    fs.invalidate_cache()
-    size = fs.info(path)["size"]
-    if size != layout.size:
-        fs.rm_file(path)
-        raise WriteError(f"{layout.raster.label}: the store holds {size:,} of {layout.size:,} bytes, so it was removed")
-
-
 def put_small(data: bytes, target: str, *, overwrite: bool) -> None:
-    """Write a small file, whole or not at all.
-
-    Raises
-    ------
-    WriteError
-        It cannot be written, or somebody else has written there meanwhile.
-    """
+    """Write a small file, whole or not at all."""
     if is_remote(target):
         with _upload_errors(target):
             fs, path = filesystem(target)
@@ -203,32 +150,20 @@ def put_small(data: bytes, target: str, *, overwrite: bool) -> None:
         with replacing(target) as unfinished:
             unfinished.write_bytes(data)
             if not overwrite and Path(target).exists():
-                raise _exists(target)
+                raise _exists_already(target)
     except OSError as error:
         raise disk_error(error, target, len(data)) from error
 
 
 def remove(target: str) -> None:
-    """Remove a file if it is there.
-
-    Raises
-    ------
-    WriteError
-        It cannot be removed.
-    """
+    """Remove a file if it is there."""
     fs, path = filesystem(target)
     with storage_errors(WriteError, f"{display(target)}: cannot be removed", target), suppress(FileNotFoundError):
         fs.rm_file(path)
 
 
 def put(path: str, target: str) -> None:
-    """Send a verified local file to a URL that is signed for a PUT.
-
-    Raises
-    ------
-    WriteError
-        The server refuses.
-    """
+    """Send a verified local file to a URL that is signed for a PUT."""
     size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
         headers = {"Content-Length": str(size), "Content-Type": "image/tiff"}

@@ -59,7 +59,7 @@ class StorePlace:
 
     @property
     def label(self) -> str:
-        """Return the final name as messages show it."""
+        """The final name as messages show it."""
         return display(self.target)
 
     @property
@@ -78,7 +78,7 @@ class StorePlace:
 
     def put(self, key: str, data: bytes) -> None:
         """Store an object, whole or not at all."""
-        with _errors(self, key, len(data)):
+        with self._errors(key, len(data)):
             if not self.local:
                 fs, path = filesystem(join(self.root, key))
                 fs.pipe_file(path, data)
@@ -89,7 +89,7 @@ class StorePlace:
 
     def get(self, key: str) -> bytes | None:
         """Return an object, None if there is none."""
-        with _errors(self, key, 0):
+        with self._errors(key, 0):
             try:
                 if self.local:
                     return Path(self.root, key).read_bytes()
@@ -113,7 +113,7 @@ class StorePlace:
         if self.store is not None:
             return frozenset()
         fs, path = filesystem(join(self.root, _DONE))
-        with _errors(self, _DONE, 0):
+        with self._errors(_DONE, 0):
             try:
                 return frozenset(str(name).rpartition("/")[2] for name in fs.ls(path, detail=False))
             except FileNotFoundError:
@@ -124,21 +124,11 @@ class StorePlace:
         self.remove(_DONE)
 
     def complete(self, root: bytes) -> None:
-        """Give the store its final name, now that all its windows are written.
-
-        Parameters
-        ----------
-        root
-            Metadata of the root.
-
-        Raises
-        ------
-        WriteError
-            It cannot.
-        """
+        """Give the store its final name, now that all its windows are written."""
         self.put(ROOT, root)
         if self.local:
-            self._take_name()
+            with self._errors("", 0):
+                replace_directory(self.root, self.target)
         self.tidy()
 
     def named(self, identity: bytes) -> bool:
@@ -151,10 +141,6 @@ class StorePlace:
         final = replace(self, root=self.target)
         final.forget()
         final.remove(IDENTITY)
-
-    def _take_name(self) -> None:
-        with _errors(self, "", 0):
-            replace_directory(self.root, self.target)
 
     def clear(self) -> None:
         """Remove everything that has been written."""
@@ -172,14 +158,13 @@ class StorePlace:
         with storage_errors(WriteError, message, self.root), suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
 
-
-@contextmanager
-def _errors(place: StorePlace, key: str, size: int) -> Iterator[None]:
-    with storage_errors(WriteError, f"{place.label}: {key} cannot be written", place.root):
-        try:
-            yield
-        except OSError as error:
-            raise disk_error(error, join(place.target, key), size) from error
+    @contextmanager
+    def _errors(self, key: str, size: int) -> Iterator[None]:
+        with storage_errors(WriteError, f"{self.label}: {key} cannot be written", self.root):
+            try:
+                yield
+            except OSError as error:
+                raise disk_error(error, join(self.target, key), size) from error
 
 
 class Session(Protocol):
@@ -198,23 +183,20 @@ class Session(Protocol):
 
 def session_of(target: Any) -> Session | None:
     """Return the target if it is a session, None for everything else."""
-    found: Session | None = target if isinstance(getattr(target, "store", None), Store) else None
-    return found if hasattr(target, "commit") else None
+    session: Session | None = target if isinstance(getattr(target, "store", None), Store) else None
+    return session if hasattr(target, "commit") else None
 
 
 def place_of(target: Any, *, overwrite: bool) -> StorePlace:
-    """Return where a store is written, after all checks that can be made beforehand.
-
-    Raises
-    ------
-    WriteError
-        It exists and must not be overwritten, or its parent directory does not exist.
-    ParameterError
-        The URL's scheme is unknown, or is one that cannot be written to.
-    """
+    """Return where a store is written, after all checks that can be made beforehand."""
     if isinstance(target, Store):
-        if not overwrite and _holds_group(target):
-            raise WriteError(f"{target}: holds a hierarchy already; pass overwrite=True to replace it")
+        if not overwrite:
+            try:
+                zarr.open_group(target, mode="r")
+            except FileNotFoundError:
+                pass
+            else:
+                raise WriteError(f"{target}: holds a hierarchy already; pass overwrite=True to replace it")
         return StorePlace(str(target), "", target)
     try:
         path = absolute(target)
@@ -234,13 +216,7 @@ def place_of(target: Any, *, overwrite: bool) -> StorePlace:
 
 
 def _check_free(place: StorePlace, *, overwrite: bool) -> None:
-    """Refuse to overwrite anything but a store that is to be replaced, or one left by an interrupted write.
-
-    Raises
-    ------
-    WriteError
-        It is something else, or must not be overwritten.
-    """
+    """Refuse to overwrite anything but a store that is to be replaced, or one left by an interrupted write."""
     fs, path = filesystem(place.root)
     with storage_errors(WriteError, f"{place.label}: cannot be checked", place.root):
         try:
@@ -255,14 +231,6 @@ def _check_free(place: StorePlace, *, overwrite: bool) -> None:
         raise WriteError(f"{display(place.root)}: exists and is not a Zarr store; write elsewhere or remove it")
     if not overwrite:
         raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
-
-
-def _holds_group(store: Store) -> bool:
-    try:
-        zarr.open_group(store, mode="r")
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def opened(place: StorePlace, names: Mapping[str, str]) -> dict[str, Any]:
@@ -293,17 +261,11 @@ class Parts:
 
     @property
     def remote(self) -> bool:
-        """Whether the parts are objects of a store."""
+        """Whether the parts are objects of an object store."""
         return is_remote(self.root)
 
     def create(self) -> None:
-        """Make the place and prove that it can be written to.
-
-        Raises
-        ------
-        WriteError
-            It cannot.
-        """
+        """Make the place and prove that it can be written to."""
         with storage_errors(WriteError, f"{display(self.root)}: cannot be written", self.root):
             try:
                 if not self.remote:
@@ -321,24 +283,12 @@ class Parts:
         return bool(fs.exists(path))
 
     def require(self) -> None:
-        """Raise if the place is gone, because writing was given up.
-
-        Raises
-        ------
-        WriteError
-            It is gone.
-        """
+        """Raise if the place is gone, because writing was given up."""
         if not self.visible():
             raise WriteError(f"{display(self.root)}: no longer exists, because writing was given up")
 
     def write(self, name: str, data: bytes) -> None:
-        """Store a part, whole or not at all.
-
-        Raises
-        ------
-        WriteError
-            The place is gone (writing was given up), or full.
-        """
+        """Store a part, whole or not at all."""
         try:
             self.require()
             self._put(name, data)
@@ -346,15 +296,14 @@ class Parts:
             raise disk_error(error, join(self.root, name), len(data)) from error
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        """Return bytes of a part.
-
-        Raises
-        ------
-        WriteError
-            The part is gone or too short.
-        """
+        """Return bytes of a part."""
         try:
-            data = self._get(name, start, size)
+            if self.remote:
+                fs, path = filesystem(join(self.root, name))
+                data = bytes(fs.cat_file(path, start=start, end=start + size))
+            else:
+                with Path(self.root, name).open("rb") as file:
+                    data = os.pread(file.fileno(), size, start)
         except OSError as error:
             raise WriteError(f"{display(join(self.root, name))}: {reason(self.root, error)}") from error
         if len(data) != size:
@@ -362,13 +311,7 @@ class Parts:
         return data
 
     def read_whole(self, name: str) -> bytes:
-        """Return a part.
-
-        Raises
-        ------
-        WriteError
-            It is gone.
-        """
+        """Return a part."""
         try:
             if not self.remote:
                 return Path(self.root, name).read_bytes()
@@ -414,10 +357,8 @@ class Parts:
         fs, path = filesystem(self.root)
         # The marker first, so that tasks still running elsewhere give up.
         for victim, recursive in ((join(path, _MARKER), False), (path, True)):
-            try:
+            with suppress(Exception):  # an error while cleaning up would hide the real one
                 fs.rm(victim, recursive=recursive)
-            except Exception:  # noqa: BLE001, S112 - clients raise their own kinds, and an error while cleaning up hides the real one
-                continue
 
     def _put(self, name: str, data: bytes) -> None:
         if self.remote:
@@ -426,13 +367,6 @@ class Parts:
             fs.pipe_file(path, data + b".")
             return
         write_atomic(Path(self.root, name), data)
-
-    def _get(self, name: str, start: int, size: int) -> bytes:
-        if self.remote:
-            fs, path = filesystem(join(self.root, name))
-            return bytes(fs.cat_file(path, start=start, end=start + size))
-        with Path(self.root, name).open("rb") as file:
-            return os.pread(file.fileno(), size, start)
 
 
 def disk_error(error: OSError, path: str, size: int) -> WriteError:
