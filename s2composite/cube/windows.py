@@ -22,7 +22,7 @@ from s2composite.errors import ParameterError
 from s2composite.metrics import metered, tell_read
 from s2composite.pixels.mask_bands import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
-from s2composite.reading.grid import Window
+from s2composite.reading.grid import Window, within
 from s2composite.reading.plan import Patch, Piece
 from s2composite.reading.reader import FAILED, OUTSIDE, READ, Observations, borrow
 from s2composite.reading.stack import Products, Stack
@@ -87,8 +87,13 @@ def _compose(
 
 
 def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.intp] | None) -> list[_Part]:
-    """Compose the pieces of a window one after the other."""
+    """Compose the pieces of a window one after the other; a scene is left out of the blocks in which it fails.
+
+    That it is these and no others, whatever they were read with, makes the result the same for any windows.
+    """
     parts: list[_Part] = []
+    failed: list[Patch] = []
+    failing: set[int] = set()
     pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
     with (
         borrow(max(map(stack.size, pieces)), stack.dtype) as scratch,
@@ -96,45 +101,40 @@ def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.i
     ):
         for piece, seen in observed:
             tell_read(seen.tally)
-            # A scene that fails is left out of the blocks that fail and no others, whatever they were read with.
-            if seen.errors and isinstance(piece, Patch):
-                break
-            blocks = () if isinstance(piece, Patch) or not seen.errors else stack.blocks(piece)
-            if len(blocks) > 1:
-                parts += _block_by_block(stack, recipe, blocks, positions, scratch)
-            else:
+            if not seen.failures:
                 parts.append((piece, _reduced(recipe, seen, positions)))
-        else:
-            return parts
-    blocks = stack.blocks(window)
-    with borrow(max(map(stack.size, blocks)), stack.dtype) as scratch:
-        return _block_by_block(stack, recipe, blocks, positions, scratch)
-
-
-def _block_by_block(
-    stack: Stack,
-    recipe: Recipe,
-    blocks: Sequence[Window],
-    positions: NDArray[np.intp] | None,
-    scratch: NDArray[Any],
-) -> list[_Part]:
-    """Compose blocks of which some fail: a scene is left out of all of a block if any of its pieces fails."""
-    parts: list[_Part] = []
-    for block in blocks:
-        pieces, lost = stack.pieces(block), set[int]()
-        if len(pieces) > 1:
-            lost.update(t for _, seen in stack.read_all(pieces, scratch) for t in seen.errors)
-        for piece, seen in stack.read_all(pieces, scratch, coverage=asks_for_coverage(stack, recipe)):
-            tell_read(seen.tally)
-            seen.status[list(lost)] = FAILED
-            parts.append((piece, _reduced(recipe, seen, positions)))
+            elif isinstance(piece, Patch):
+                failed.append(piece)
+                failing |= {failure.scene for failure in seen.failures}
+            else:
+                for block in stack.blocks(piece):
+                    lost = [failure.scene for failure in seen.failures if failure.part == block]
+                    parts.append((block, _reduced(recipe, seen.cut(within(piece, block)), positions, lost)))
+    # A patch holds pixels of several blocks, and a block those of several patches, which have been composed with all
+    # scenes: only the scenes that failed are looked at again, and only the blocks that a failure touches composed anew.
+    some = stack.select(sorted(failing))
+    touched = np.zeros(tuple(s.stop - s.start for s in window), bool)
+    for patch in failed:
+        touched.reshape(-1)[patch.pixels] = True
+    for block in stack.blocks(window) if failed else ():
+        if touched[within(window, block)].any():
+            found = some.read_all(some.pieces(block))
+            lost = sorted({sorted(failing)[failure.scene] for _, seen in found for failure in seen.failures})
+            for piece, seen in stack.read_all(stack.pieces(block), coverage=coverage):
+                tell_read(seen.tally)
+                parts.append((piece, _reduced(recipe, seen, positions, lost)))
     return parts
 
 
-def _reduced(recipe: Recipe, seen: Observations, positions: NDArray[np.intp] | None) -> dict[str, NDArray[Any]]:
+def _reduced(
+    recipe: Recipe, seen: Observations, positions: NDArray[np.intp] | None, lost: Sequence[int] = ()
+) -> dict[str, NDArray[Any]]:
+    """Reduce what was read of all scenes but those that are lost."""
+    status = seen.status.copy()
+    status[list(lost)] = FAILED
     with metered("kernel"):
-        layers = reduce_block(seen.pixels, recipe, valid=seen.covered, scenes=_there(seen.status), positions=positions)
-    return {**layers, STATUS: seen.status[:, None, None]}
+        layers = reduce_block(seen.pixels, recipe, valid=seen.covered, scenes=_there(status), positions=positions)
+    return {**layers, STATUS: status[:, None, None]}
 
 
 def _compose_in_one_piece(
@@ -176,18 +176,12 @@ def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
     for piece, part in parts:
         for name, array in out.items():
             if isinstance(piece, Patch):
-                y, x = _within(window, piece.window)
+                y, x = within(window, piece.window)
                 row, column = np.divmod(piece.pixels, np.int32(x.stop - x.start))
                 array[..., row + y.start, column + x.start] = part[name][..., 0, :]
             else:
-                array[(..., *_within(window, piece))] = part[name]
+                array[(..., *within(window, piece))] = part[name]
     return {**out, STATUS: status}
-
-
-def _within(window: Window, piece: Window) -> Window:
-    """Return where a piece lies in a window."""
-    y, x = (slice(p.start - w.start, p.stop - w.start) for w, p in zip(window, piece, strict=True))
-    return y, x
 
 
 def _joined_status(statuses: NDArray[np.uint8]) -> NDArray[np.uint8]:

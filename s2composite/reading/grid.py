@@ -40,10 +40,18 @@ __all__ = [
     "resolution_of",
     "target_geobox",
     "turned_to",
+    "within",
     "zoomed_offset",
 ]
 
 Window: TypeAlias = tuple[slice, slice]  # (y, x) slices of a geobox, start and stop always given
+
+
+def within(window: Window, part: Window) -> Window:
+    """Return where a part of a window lies in it."""
+    y, x = (slice(p.start - w.start, p.stop - w.start) for w, p in zip(window, part, strict=True))
+    return y, x
+
 
 _SHOWN = 5  # differing scenes that a message names before it says how many more there are
 

@@ -7,23 +7,24 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ReadError
 from s2composite.reading.bands import convert
+from s2composite.reading.grid import Window
 from s2composite.reading.plan import Patch, Piece, Share, Target, in_turn, opened_sources, requests_of, share_of
 from s2composite.reading.sources import Source
 from s2composite.reading.tiles import Begun, TileRequest, TileResult, begin_window
 from s2composite.reading.warp import read_level, read_warped, warped_coverage
 from s2composite.storage.files import is_remote
 
-__all__ = ["FAILED", "OUTSIDE", "READ", "Observations", "Pending", "ReadTally", "begin", "borrow", "held"]
+__all__ = ["FAILED", "OUTSIDE", "READ", "Failure", "Observations", "Pending", "ReadTally", "begin", "borrow", "held"]
 
 _IDLE_SECONDS = 2.0  # how long memory that nobody uses is kept
 
@@ -99,6 +100,14 @@ class ReadTally:
     gdal: float  # seconds in GDAL, waiting included
 
 
+class Failure(NamedTuple):
+    """A part of a window in which a scene could not be read."""
+
+    scene: int  # position of the scene
+    part: Window  # of the stack's grid
+    error: ReadError
+
+
 @dataclass(frozen=True, slots=True)
 class Observations:
     """What a window of a stack holds."""
@@ -108,8 +117,14 @@ class Observations:
     covered: NDArray[np.bool_] | None
     # (t,): 0 read, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)
     status: NDArray[np.uint8]
-    errors: dict[int, ReadError]  # why a scene failed, by its position
-    tally: ReadTally  # what it has taken
+    failures: tuple[Failure, ...]  # the first of each scene in each part that failed
+    tally: ReadTally
+
+    def cut(self, place: Window) -> Observations:
+        """Return a copy of a part, laid out in memory as the whole."""
+        pixels = self.pixels[(..., *place)].copy(order="K")
+        covered = None if self.covered is None else self.covered[(..., *place)].copy()
+        return replace(self, pixels=pixels, covered=covered)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,7 +183,8 @@ _Outcome = tuple[Share, TileResult]  # A share and what became of it; what GDAL 
 class Pending:
     """A window whose bytes are on their way."""
 
-    target: Target  # the grid
+    window: Window  # that of a patch, if it is one
+    target: Target
     # (t, b, y, x); written by `finish`, not before: one memory serves a window while the next is fetched
     pixels: NDArray[Any]
     opened: NDArray[np.bool_]  # (t,): whether the scene has any file
@@ -189,7 +205,8 @@ class Pending:
             status[failed] = FAILED
             self.pixels[failed] = self.target.fill
         covered = None if self.coverage is None else self.coverage == self.pixels.shape[1]
-        return Observations(self.pixels, covered, status, errors, _tally(outcomes))
+        failures = tuple(Failure(t, self.window, errors[t]) for t in sorted(errors))
+        return Observations(self.pixels, covered, status, failures, _tally(outcomes))
 
     def close(self) -> None:
         """Give the window up."""
@@ -323,7 +340,8 @@ def begin(
         if share.direct
     ]
     counts = np.zeros((len(pixels), *pixels.shape[2:]), np.uint16) if coverage else None
-    return Pending(target, pixels, opened, shares, tuple(direct), lost, _begun(direct), counts)
+    window = piece.window if isinstance(piece, Patch) else piece
+    return Pending(window, target, pixels, opened, shares, tuple(direct), lost, _begun(direct), counts)
 
 
 def _by_engine(readings: Sequence[_Reading]) -> tuple[list[_Reading], list[_Reading]]:

@@ -32,6 +32,7 @@ from s2composite.reading.grid import (
     native_geoboxes,
     resolution_of,
     target_geobox,
+    within,
 )
 from s2composite.reading.headers import open_headers
 from s2composite.reading.plan import (
@@ -44,7 +45,7 @@ from s2composite.reading.plan import (
     opened_sources,
     patches_of,
 )
-from s2composite.reading.reader import Observations, Pending, begin
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, Failure, Observations, Pending, begin
 from s2composite.reading.sources import (
     ReadOptions,
     Source,
@@ -350,7 +351,10 @@ class Stack:
                 current, pending = pending, None
                 assert current is not None
                 pending = None if following is None else self._begin(following, 0, scratch, coverage=coverage)
-                yield piece, self._finish(current, piece.window if isinstance(piece, Patch) else piece)
+                seen = self._finish(current, piece.window if isinstance(piece, Patch) else piece)
+                if seen.failures and not isinstance(piece, Patch) and len(self.blocks(piece)) > 1:
+                    seen = self._failures_by_block(piece, seen)
+                yield piece, seen
         finally:
             if pending is not None:
                 pending.close()
@@ -365,9 +369,34 @@ class Stack:
 
     def _finish(self, pending: Pending, window: Window) -> Observations:
         seen = pending.finish()
-        if seen.errors and self.options.on_error == "raise":
-            raise self._failure(*min(seen.errors.items()), window)
-        return seen
+        if not seen.failures or self.options.on_error != "raise":
+            return seen
+        t, _, error = seen.failures[0]
+        y, x = window
+        scene = self.scenes[t]
+        details = {**error.__dict__, "scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)}
+        raise ReadError(
+            f"scene {scene.id}, window y {y.start}:{y.stop} x {x.start}:{x.stop}: {error}; try again, leave the scene "
+            "out, or go on without it with on_error='skip'",
+            **details,
+        )
+
+    def _failures_by_block(self, window: Window, seen: Observations) -> Observations:
+        """Read the scenes that failed in a window again, each alone and block by block: what can be read is kept."""
+        failures: list[Failure] = []
+        for t in {failure.scene for failure in seen.failures}:
+            alone, states = self.select([t]), set[int]()
+            for block in self.blocks(window):
+                part = alone.read(block, coverage=seen.covered is not None)
+                place = within(window, block)
+                seen.pixels[(t, slice(None), *place)] = part.pixels[0]
+                if seen.covered is not None and part.covered is not None:
+                    seen.covered[(t, *place)] = part.covered[0]
+                failures += [Failure(t, block, failure.error) for failure in part.failures]
+                states.add(int(part.status[0]))
+            # whether it lies in the window at all; the failures say where it cannot be used
+            seen.status[t] = next(state for state in (READ, OUTSIDE, FAILED) if state in states)
+        return replace(seen, failures=tuple(failures))
 
     def _allocate(self, height: int, width: int, scratch: NDArray[Any] | None) -> NDArray[Any]:
         times, bands = self.shape[:2]
@@ -376,16 +405,6 @@ class Stack:
         if self._interleaved:
             return np.moveaxis(flat.reshape(times, height, width, bands), 3, 1)
         return flat.reshape(times, bands, height, width)
-
-    def _failure(self, t: int, error: ReadError, window: Window) -> ReadError:
-        y, x = window
-        scene = self.scenes[t]
-        facts = {**error.__dict__, "scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)}
-        return ReadError(
-            f"scene {scene.id}, window y {y.start}:{y.stop} x {x.start}:{x.stop}: {error}; try again, leave the scene "
-            "out, or go on without it with on_error='skip'",
-            **facts,
-        )
 
 
 def _cut(span: slice, block: int, origin: int) -> list[slice]:
