@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import operator
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -39,14 +40,15 @@ __all__ = [
     "with_time_axis",
 ]
 
-_DIMS: tuple[str, ...] = ("time", "band", "y", "x")
+_DIMS = ("time", "band", "y", "x")
 _SPELLINGS = {
     "time": ("t", "date", "datetime", "valid_time"),
     "band": ("bands", "variable", "wavelength"),
     "y": ("latitude", "lat", "northing", "projection_y_coordinate"),
     "x": ("longitude", "lon", "easting", "projection_x_coordinate"),
 }
-"""What other libraries call the dimensions of a cube, in lower case."""
+_PLAIN = {spelling: plain for plain, others in _SPELLINGS.items() for spelling in (plain, *others)}
+"""What the dimensions of a cube are called here, by what other libraries call them, in lower case."""
 
 _GRID_MAPPING = {"crs_wkt", "spatial_ref", "grid_mapping_name"}
 """Attributes of a variable that describes the coordinate system."""
@@ -80,11 +82,9 @@ _Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
 
 def with_plain_dims(data: _Data) -> _Data:
     """Return an array or Dataset whose dimensions are called time, band, y and x, where it is clear which those are."""
-    alike: dict[str, list[Hashable]] = {
-        plain: [dim for dim in data.dims if str(dim).lower() in (plain, *_SPELLINGS[plain])] for plain in _DIMS
-    }
-    # Of which two could be meant is left alone.
-    renamed = {dims[0]: plain for plain, dims in alike.items() if len(dims) == 1 and dims[0] != plain}
+    plain = {dim: _PLAIN.get(str(dim).lower()) for dim in data.dims}
+    times = Counter(plain.values())  # where two dimensions could be meant, both are left alone
+    renamed = {dim: name for dim, name in plain.items() if name and times[name] == 1 and dim != name}
     # A coordinate that is no dimension may have that name already.
     return data.drop_vars(list(renamed.values()), errors="ignore").rename(renamed)
 

@@ -32,12 +32,12 @@ __all__ = [
     "Mask",
     "WarpedMask",
     "asks_for_coverage",
-    "both",
     "coded",
+    "combine_masks",
     "masks_of",
-    "passed",
     "products_near",
     "read_days",
+    "valid_by_masks",
     "with_halo",
 ]
 
@@ -53,7 +53,6 @@ class AlignedMask:
     """A rule on a mask band on the data's grid, or on one a whole number of times coarser."""
 
     rule: MaskRule
-    """The rule."""
 
     stack: Stack
     """The band alone, on its own grid, the same scenes as the data."""
@@ -91,7 +90,6 @@ class WarpedMask:
     """A rule on a mask band on other grids than the data's: each pixel of the data takes the nearest of the mask."""
 
     rule: MaskRule
-    """The rule."""
 
     groups: tuple[tuple[tuple[int, ...], Stack], ...]
     """Scenes whose bands share a grid: their positions in the data's stack, and the band alone on that grid."""
@@ -100,7 +98,7 @@ class WarpedMask:
     """Grid of the data."""
 
     n_scenes: int
-    """Number of scenes of the data; a scene in no group is not valid anywhere."""
+    """Of the data; a scene in no group is not valid anywhere."""
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         grid = (tuple(self.geobox.shape), tuple(self.geobox.transform), str(self.geobox.crs))
@@ -125,12 +123,16 @@ class WarpedMask:
         height, width = (s.stop - s.start for s in region)
         out = np.zeros((self.n_scenes, height, width), bool)
         for positions, stack in self.groups:
-            rows, columns = _pixels_of(self.geobox, region, stack.geobox)
+            # Row and column of the mask's grid in which the centre of each pixel lies, -1 outside.
+            target = subgrid(self.geobox, region)
+            rows, columns = (np.full((height, width), -1, np.intp) for _ in range(2))
+            for part, row, column, inside in source_pixels(stack.geobox, target):
+                rows[part][inside], columns[part][inside] = row[inside], column[inside]
             for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
-                out[np.array(positions), y, x] = self._part(stack, rows[y, x], columns[y, x])
+                out[np.array(positions), y, x] = self._at(stack, rows[y, x], columns[y, x])
         return out
 
-    def _part(self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
+    def _at(self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Evaluate the rule at the given rows and columns ``(y, x)`` of a band: ``(t, y, x)``."""
         out = np.zeros((stack.shape[0], *rows.shape), bool)
         inside = (rows >= 0) & (rows < stack.shape[2]) & (columns >= 0) & (columns < stack.shape[3])
@@ -178,15 +180,6 @@ def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
     return valid
 
 
-def _pixels_of(geobox: GeoBox, region: Window, mask: GeoBox) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the row and column of the mask's grid in which the centre of each pixel of a region lies, -1 outside."""
-    target = subgrid(geobox, region)
-    rows, columns = (np.full((target.shape.y, target.shape.x), -1, np.intp) for _ in range(2))
-    for some, row, column, inside in source_pixels(mask, target):
-        rows[some][inside], columns[some][inside] = row[inside], column[inside]
-    return rows, columns
-
-
 def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> Iterator[tuple[slice, slice]]:
     """Cut a region, given as rows and columns of a mask, into parts that need at most `limit` of its pixels each."""
     height, width = rows.shape
@@ -197,51 +190,35 @@ def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> 
         if needs <= limit or (y.stop - y.start) * (x.stop - x.start) == 1:
             yield y, x
             continue
-        halves = [_halves(s) for s in (y, x)]
+        halves = []
+        for s in (y, x):
+            middle = (s.start + s.stop) // 2
+            halves.append([slice(a, b) for a, b in ((s.start, middle), (middle, s.stop)) if a < b])
         todo += [(a, b) for a in halves[0] for b in halves[1]]
 
 
-def _halves(span: slice) -> list[slice]:
-    middle = (span.start + span.stop) // 2
-    return [slice(a, b) for a, b in ((span.start, middle), (middle, span.stop)) if a < b]
-
-
 def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
-    """Open the mask bands that rules need, one mask for each product of a stack.
-
-    Raises
-    ------
-    BandError
-        A product has no such band.
-    ParameterError
-        Nothing says which coding a band of Fmask has.
-    """
+    """Open the mask bands that rules need, one mask for each product of a stack."""
     return tuple(_mask(stack.products.stack, rule) for rule in rules if isinstance(rule, MaskRule))
 
 
-def passed(masks: Sequence[Mask], region: Window) -> NDArray[np.bool_] | None:
+def valid_by_masks(masks: Sequence[Mask], region: Window) -> NDArray[np.bool_] | None:
     """Return which observations of a region pass all masks, ``(t, y, x)``; None if there are no masks."""
     valid = None
     for mask in masks:
-        valid = both(valid, mask.valid(region))
+        valid = combine_masks(valid, mask.valid(region))
     return valid
 
 
-def both(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """Return what passes two masks; None stands for a mask that everything passes."""
+def combine_masks(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return what is valid by two masks; None stands for a mask by which everything is."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
 def coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
-    """Return a rule on Fmask in the coding that is known of all scenes; see `MaskRule.in_coding`.
-
-    Raises
-    ------
-    ParameterError
-        Nothing says the coding, or scenes have different ones.
-    """
+    """Return a rule on Fmask in the coding that is known of all scenes; see `MaskRule.in_coding`."""
     if not rule.codings:
         return rule
     parts = [part for scene in scenes for part in scene.parts]
@@ -260,74 +237,56 @@ def coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
 
 def _mask(stack: Stack, rule: MaskRule) -> Mask:
     rule = coded(rule, stack.scenes)
+    # Its numbers are classes, flags or percent, whatever becomes of those of the data.
+    options = replace(stack.options, harmonise=False, reflectance=False, classes=True)
     try:
-        band = _in_order(open_stack(stack.scenes, [rule.band], options=_as_in_file(stack.options)), stack)
+        band = open_stack(stack.scenes, [rule.band], options=options)
     except GridError:
         band = None
     # On a grid made for files on several, they would be resampled before they are cleaned.
     if band is None or any(source.offset is None for files in band.sources for source in files):
-        groups = _groups(list(_opened_alone(stack, rule.band)))
-        return WarpedMask(rule, groups, stack.geobox, len(stack.scenes))
-    return _aligned(stack, band, rule) or WarpedMask(
-        rule, ((tuple(range(len(stack.scenes))), band),), stack.geobox, len(stack.scenes)
-    )
-
-
-def _as_in_file(options: ReadOptions) -> ReadOptions:
-    """Return how a mask band is read: its numbers are classes, flags or percent, whatever becomes of the data."""
-    return replace(options, harmonise=False, reflectance=False, classes=True)
-
-
-def _in_order(band: Stack, stack: Stack) -> Stack:
-    """Return the stack of a mask band in the order of the data's, which may not be that of time within a day."""
+        return WarpedMask(rule, _opened_alone(stack, rule.band, options), stack.geobox, len(stack.scenes))
+    # In the order of the data, which may not be that of time within a day.
     position = {scene.id: t for t, scene in enumerate(band.scenes)}
     order = [position[scene.id] for scene in stack.scenes]
-    return band if order == sorted(order) else band.select(order)
-
-
-def _aligned(stack: Stack, band: Stack, rule: MaskRule) -> AlignedMask | None:
-    """Return the mask if each of its pixels covers a whole number of the data's; None for any other grid."""
+    if order != sorted(order):
+        band = band.select(order)
+    # Does each pixel of the mask cover a whole number of the data's?
     to_mask = ~band.geobox.transform @ stack.geobox.transform
     factor = round(1 / to_mask.a)
     x, y = to_mask.c * factor, to_mask.f * factor
     same = band.geobox.crs == stack.geobox.crs and to_mask.b == to_mask.d == 0
     whole = max(abs(to_mask.a * factor - 1), abs(to_mask.e * factor - 1)) * max(stack.geobox.shape) < 1e-3
     if factor < 1 or not (same and whole) or max(abs(x - round(x)), abs(y - round(y))) > 1e-3:
-        return None
+        return WarpedMask(rule, ((tuple(range(len(stack.scenes))), band),), stack.geobox, len(stack.scenes))
     return AlignedMask(rule, band, factor, (round(y), round(x)))
 
 
-def _opened_alone(stack: Stack, band: str) -> Iterator[tuple[int, Stack]]:
-    """Yield the band of each scene as a stack of its own, without unreadable ones if they are to be skipped."""
+def _opened_alone(stack: Stack, band: str, options: ReadOptions) -> tuple[tuple[tuple[int, ...], Stack], ...]:
+    """Return the band of each scene, opened alone and then merged where grids are the same, with the scenes' positions.
+
+    Unreadable ones are left out if they are to be skipped.
+    """
 
     def opened(t: int) -> Stack | None:
         try:
-            return open_stack([stack.scenes[t]], [band], options=_as_in_file(stack.options))
+            return open_stack([stack.scenes[t]], [band], options=options)
         except S2CompositeError:
             if stack.options.on_error == "raise":
                 raise
             return None
 
+    groups: dict[GeoBox, list[tuple[int, Stack]]] = {}
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
-        found = pool.map(opened, range(len(stack.scenes)))
-        yield from ((t, one) for t, one in enumerate(found) if one is not None)
-
-
-def _groups(alone: Sequence[tuple[int, Stack]]) -> tuple[tuple[tuple[int, ...], Stack], ...]:
-    """Return stacks of single scenes merged where they share a grid."""
-    grids = list(dict.fromkeys(stack.geobox for _, stack in alone))
-    members = [[(t, stack) for t, stack in alone if stack.geobox == grid] for grid in grids]
-    return tuple(
-        (
-            tuple(t for t, _ in group),
-            replace(
-                group[0][1],
-                scenes=tuple(scene for _, stack in group for scene in stack.scenes),
-                sources=tuple(files for _, stack in group for files in stack.sources),
-            ),
-        )
-        for group in members
-    )
+        for t, one in enumerate(pool.map(opened, range(len(stack.scenes)))):
+            if one is not None:
+                groups.setdefault(one.geobox, []).append((t, one))
+    merged = []
+    for members in groups.values():
+        scenes = tuple(scene for _, one in members for scene in one.scenes)
+        sources = tuple(files for _, one in members for files in one.sources)
+        merged.append((tuple(t for t, _ in members), replace(members[0][1], scenes=scenes, sources=sources)))
+    return tuple(merged)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -337,7 +296,7 @@ class DayObservations:
     pixels: NDArray[Any]
     """``(t, b, y, x)``."""
 
-    passed: NDArray[np.bool_] | None
+    valid: NDArray[np.bool_] | None
     """``(t, y, x)``: which observations pass the rules on mask bands and, where the rules on values do not tell, are
     covered by files; None: there are no such rules."""
 
@@ -366,25 +325,15 @@ def read_days(
     bands, or else from the first that has any. So an observation and its masks always belong to one product, and a
     cloud in one product does not hide the clear view of another.
 
-    Parameters
-    ----------
-    products
-        Products of the days, which are numbered from 0 without gaps.
-    recipe
-        Only its rules matter.
-    region
-        ``(y, x)`` slices of the grid, with ``recipe.halo`` pixels around the window.
-    masks
-        Mask bands that the rules need, for these products.
-    scratch
-        Memory for the pixels; see `Stack.read`.
+    `products` are those of the days, which are numbered from 0 without gaps; of the recipe only its rules matter;
+    `region` is a window of the grid with ``recipe.halo`` pixels around it.
     """
     turn = _turns(products.scene)
     coverage = asks_for_coverage(products.stack, recipe)
     if not turn.any():
         seen = products.stack.read(region, scratch=scratch, coverage=coverage)
         tell_read(seen.tally)
-        return DayObservations(seen.pixels, both(passed(masks, region), seen.covered), seen.status)
+        return DayObservations(seen.pixels, combine_masks(valid_by_masks(masks, region), seen.covered), seen.status)
     first, *others = (np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1))
     days = read_days(_part(products, first), recipe, region, _of(masks, first), scratch)
     fill = float("nan") if coverage else products.stack.fill
@@ -392,7 +341,14 @@ def read_days(
     for later in others:
         more = read_days(_part(products, later), recipe, region, _of(masks, later))
         for i, t in enumerate(products.scene[later].tolist()):
-            _fuse(days, t, best[t], more, i, _rank(more, i, recipe, fill))
+            rank = _rank(more, i, recipe, fill)
+            better = rank > best[t]
+            np.copyto(days.pixels[t], more.pixels[i], where=better)
+            np.copyto(best[t], rank, where=better)
+            if days.valid is not None and more.valid is not None:
+                np.copyto(days.valid[t], more.valid[i], where=better)
+            states = {int(days.status[t]), int(more.status[i])}
+            days.status[t] = FAILED if FAILED in states else READ if READ in states else OUTSIDE
     return days
 
 
@@ -417,24 +373,11 @@ def _of(masks: Sequence[Mask], positions: NDArray[np.intp]) -> list[Mask]:
 def _rank(seen: DayObservations, t: int, recipe: Recipe, fill: float) -> NDArray[np.uint8]:
     """Return how good the observations of one scene are, ``(y, x)``: 0 none, 1 some bands, 2 all of them, 3 usable.
 
-    `fill` is what bands have that are missing; NaN where ``seen.passed`` says what is covered, and any value is one.
+    `fill` is what bands have that are missing; NaN where ``seen.valid`` says what is covered, and any value is one.
     """
     pixels = seen.pixels[t : t + 1]
-    there = ~np.isnan(pixels[0]) if np.isnan(fill) else pixels[0] != fill
-    rank: NDArray[np.uint8] = there.any(0).astype(np.uint8) + there.all(0).astype(np.uint8)
-    usable = usable_observations(pixels, recipe, None if seen.passed is None else seen.passed[t : t + 1])[0]
+    present = ~np.isnan(pixels[0]) if np.isnan(fill) else pixels[0] != fill
+    rank: NDArray[np.uint8] = present.any(0).astype(np.uint8) + present.all(0).astype(np.uint8)
+    usable = usable_observations(pixels, recipe, None if seen.valid is None else seen.valid[t : t + 1])[0]
     rank[usable & (rank > 0)] = 3
     return rank
-
-
-def _fuse(
-    days: DayObservations, t: int, best: NDArray[np.uint8], more: DayObservations, i: int, rank: NDArray[np.uint8]
-) -> None:
-    """Take the observations of a later product for day `t` where they rank higher."""
-    better = rank > best
-    np.copyto(days.pixels[t], more.pixels[i], where=better)
-    np.copyto(best, rank, where=better)
-    if days.passed is not None and more.passed is not None:
-        np.copyto(days.passed[t], more.passed[i], where=better)
-    states = {int(days.status[t]), int(more.status[i])}
-    days.status[t] = FAILED if FAILED in states else READ if READ in states else OUTSIDE

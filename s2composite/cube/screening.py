@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.coerce import ValidArray, ValidRules, rules_of, saturated_of, usable_cube
 from s2composite.cube.graph import Chunks
-from s2composite.cube.masking import Mask, asks_for_coverage, both, masks_of, passed, read_days
+from s2composite.cube.masking import Mask, asks_for_coverage, combine_masks, masks_of, read_days, valid_by_masks
 from s2composite.cube.open import stack_of, window_at
 from s2composite.cube.result import coarser
 from s2composite.errors import ParameterError
@@ -68,8 +68,8 @@ def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None
     recipe = Recipe((), rules, bands, missing.for_rules(rules, array.dtype), saturated)
     counts = _counts(array, recipe, mask) / (array.sizes["y"] * array.sizes["x"])
     labels = {name: array[name] for name in array.coords if array[name].dims == ("time",)}
-    meaning = {"units": "1", "long_name": "share of the area's pixels"}
-    return xr.Dataset({n: ("time", counts[:, i], meaning) for i, n in enumerate(("observed", "valid"))}, labels)
+    attrs = {"units": "1", "long_name": "share of the area's pixels"}
+    return xr.Dataset({n: ("time", counts[:, i], attrs) for i, n in enumerate(("observed", "valid"))}, labels)
 
 
 def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
@@ -115,8 +115,8 @@ def _count_window(
     masks: Sequence[Mask],
 ) -> NDArray[np.int64]:
     usable = None if mask is None else mask[:, 0]
-    told = passed(masks, window_at(spatial, block_id[1], block_id[2]))
-    return _count_block(pixels, both(usable, told), recipe=recipe)
+    valid = valid_by_masks(masks, window_at(spatial, block_id[1], block_id[2]))
+    return _count_block(pixels, combine_masks(usable, valid), recipe=recipe)
 
 
 def _count_days(
@@ -129,7 +129,7 @@ def _count_days(
     stack: Stack,
 ) -> NDArray[np.int64]:
     seen = read_days(stack.products, recipe, window_at(spatial, block_id[1], block_id[2]), masks)
-    return _count_block(seen.pixels, both(mask[:, 0], seen.passed), recipe=recipe)
+    return _count_block(seen.pixels, combine_masks(mask[:, 0], seen.valid), recipe=recipe)
 
 
 def _count_block(pixels: NDArray[Any], usable: NDArray[np.bool_] | None, *, recipe: Recipe) -> NDArray[np.int64]:

@@ -16,7 +16,15 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from s2composite.cube.graph import Chunks, handle_in, take_layer
-from s2composite.cube.masking import Mask, asks_for_coverage, both, masks_of, products_near, read_days, with_halo
+from s2composite.cube.masking import (
+    Mask,
+    asks_for_coverage,
+    combine_masks,
+    masks_of,
+    products_near,
+    read_days,
+    with_halo,
+)
 from s2composite.cube.open import thread_memory, window_at
 from s2composite.errors import ParameterError
 from s2composite.metrics import metered, tell_read
@@ -151,7 +159,7 @@ def _compose_in_one_piece(
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
         seen = read_days(products, recipe, region, masks, scratch)
-        usable, scenes = both(seen.passed, valid), _there(seen.status)
+        usable, scenes = combine_masks(seen.valid, valid), _there(seen.status)
         with metered("kernel"):
             layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, inner=inner, positions=positions)
     return {**layers, STATUS: seen.status[:, None, None]}
