@@ -13,7 +13,7 @@ import pytest
 from distributed import Client, LocalCluster, get_worker
 
 import s2composite as s2c
-from s2composite.clusters.submit import Call, Policy, Suspects, run_bounded
+from s2composite.clusters.submit import Call, Policy, UnresponsiveWorkers, run_bounded
 from s2composite.errors import ClusterError, ReadError, S2CompositeError
 from support.job_helpers import farm_in, until
 
@@ -162,7 +162,7 @@ class Clinging:
 
 
 def test_a_worker_that_freezes_with_a_result_in_its_hands_costs_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2composite.clusters.submit._PATIENCE", 2.0)
+    monkeypatch.setattr("s2composite.clusters.submit._FETCH_TIMEOUT", 2.0)
     mixed = itertools.chain(calls("double", double, n=4), calls("cling", Clinging, str(tmp_path), n=1))
     with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
         try:
@@ -184,7 +184,7 @@ class Unreadable:
 
 
 def test_workers_that_are_all_paused_are_told(monkeypatch, caplog):
-    monkeypatch.setattr("s2composite.clusters.submit._QUIET", 0.0)
+    monkeypatch.setattr("s2composite.clusters.submit._PAUSED_AFTER", 0.0)
     # Workers in threads of this process: the memory of the process is far beyond their limit, so they are paused.
     with (
         LocalCluster(n_workers=1, processes=False, memory_limit="1MB", dashboard_address=None) as cluster,
@@ -213,17 +213,17 @@ def test_suspects_are_restarted_if_they_stay_silent_and_only_then(monkeypatch):
     with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
         pids = client.run(os.getpid)
         frozen, well = sorted(pids)
-        suspects = Suspects(client)
-        suspects.add([well, None, "tcp://127.0.0.1:1"])
-        suspects.look()
+        unresponsive = UnresponsiveWorkers(client)
+        unresponsive.add([well, None, "tcp://127.0.0.1:1"])
+        unresponsive.restart_frozen()
         os.kill(pids[frozen], signal.SIGSTOP)
         try:
-            suspects.add([frozen])
-            suspects.look()
+            unresponsive.add([frozen])
+            unresponsive.restart_frozen()
             assert frozen in client.nthreads(), "not at once"
             until(lambda: silent_for(client, well) < 1 and silent_for(client, frozen) > 4)
-            monkeypatch.setattr("s2composite.clusters.submit._SILENCE", 4.0)
-            until(lambda: suspects.look() or frozen not in client.nthreads())
+            monkeypatch.setattr("s2composite.clusters.submit._HEARTBEAT_TIMEOUT", 4.0)
+            until(lambda: unresponsive.restart_frozen() or frozen not in client.nthreads())
         finally:
             with suppress(ProcessLookupError):
                 os.kill(pids[frozen], signal.SIGCONT)
