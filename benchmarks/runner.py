@@ -21,8 +21,8 @@ from distributed import Client
 import s2composite as s2c
 from s2composite.clusters.submit import Call, Policy, run_bounded
 from s2composite.demo import make_scenes
-from s2composite.runner.plan import plan_job
-from s2composite.runner.run import run_job
+from s2composite.runner.plan import plan
+from s2composite.runner.run import run
 
 LAYERS = ["composite", "count", "source"]
 
@@ -49,11 +49,11 @@ def overhead(directory, scratch, rounds):
                 )
             )
             spec = job(directory, scratch / f"job{turn}.tif", chunks=1024)
-            again = timed(lambda spec=spec: run_job(spec, client=client))
+            again = timed(lambda spec=spec: run(spec, client=client))
             if turn:  # the first compiles and fills caches
                 bare.append(took)
                 runner.append(again)
-    print(f"to_raster {min(bare):6.2f} s   run_job {min(runner):6.2f} s   overhead {min(runner) / min(bare) - 1:+.1%}")
+    print(f"to_raster {min(bare):6.2f} s   run {min(runner):6.2f} s   overhead {min(runner) / min(bare) - 1:+.1%}")
 
 
 def scaling(directory, scratch, rounds):
@@ -66,18 +66,18 @@ def best_of(directory, scratch, workers, rounds):
     """Seconds of a job on some workers, the best of several but for the first."""
     with s2c.connect("local", workers=workers, threads=1, announce=False) as client:
         specs = [job(directory, scratch / f"scale{workers}-{turn}.tif", chunks=1024) for turn in range(rounds + 1)]
-        return min([timed(lambda spec=spec: run_job(spec, client=client)) for spec in specs][1:])
+        return min([timed(lambda spec=spec: run(spec, client=client)) for spec in specs][1:])
 
 
 def resuming(directory, scratch):
     """A job of which half of the windows are done."""
     with s2c.connect("local", workers=2, threads=1, announce=False) as client:
-        whole = timed(lambda: run_job(job(directory, scratch / "whole.tif", chunks=1024), client=client))
+        whole = timed(lambda: run(job(directory, scratch / "whole.tif", chunks=1024), client=client))
         spec = job(directory, scratch / "half.tif", chunks=1024)
-        windows = [w.window for w in plan_job(spec).windows]
-        first = timed(lambda: run_job(spec, client=client, windows=windows[::2]))
-        rest = timed(lambda: run_job(spec, client=client))
-        skipped = timed(lambda: run_job({**spec, "overwrite": False}, client=client))
+        windows = [w.window for w in plan(spec).windows]
+        first = timed(lambda: run(spec, client=client, windows=windows[::2]))
+        rest = timed(lambda: run(spec, client=client))
+        skipped = timed(lambda: run({**spec, "overwrite": False}, client=client))
     print(f"whole {whole:.2f} s   half {first:.2f} s   resumed {rest:.2f} s   complete already {skipped:.2f} s")
 
 

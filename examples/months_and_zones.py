@@ -38,8 +38,7 @@ if __name__ == "__main__":  # each worker process imports this file
             "output": "median_{{pointInTime}}.tif",
             "span": {"start": "2023-04", "end": "2023-09"},
         }
-        for month in s2c.run_spans(job, client=client):
-            print(month.summary())
+        s2c.run(job, client=client, on_product=lambda month: print(month.summary()))
 
         # To look at: made of overviews, in a second.
         small = months.preview()

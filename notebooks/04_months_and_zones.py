@@ -159,5 +159,4 @@ valid: [nodata, scl]
 output: {directory}/median_{{{{pointInTime}}}}.tif
 cluster: {{type: local, workers: 1, dashboard: ":0"}}
 """)
-for one in s2c.run_spans(job):
-    print(one.summary())
+s2c.run(job, on_product=lambda month: print(month.summary()));

@@ -76,7 +76,7 @@ except s2c.S2CompositeError as error:
 # memory enough? Will it end before the morning? Better asked now.
 
 # %%
-plan = s2c.plan_job(job)
+plan = s2c.plan(job)
 print(plan.explain())
 
 # %% [markdown]
@@ -133,7 +133,7 @@ print(subprocess.run([*command, "status", str(job_file)], capture_output=True, t
 
 # %%
 before = windows_done()
-result = s2c.run_job(job)
+result = s2c.run(job)
 print(f"{result.windows} windows, {result.made} of them made now, {result.windows - result.made} before")
 assert result.made <= result.windows - before
 

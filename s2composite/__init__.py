@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from s2composite.pixels.mask_bands import SCL, CloudProbability, Fmask, QABits, Usable
     from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
-    from s2composite.runner.plan import plan_cells, plan_job
-    from s2composite.runner.run import run_cells, run_job, run_spans
+    from s2composite.runner.plan import plan, plan_cells, plan_job
+    from s2composite.runner.run import run, run_cells, run_job, run_spans
     from s2composite.scenes.find import find_scenes
     from s2composite.scenes.model import Asset, Scene
     from s2composite.writing.mosaic import reconstruct
@@ -53,8 +53,10 @@ _MODULES = {
     "reconstruct": "writing.mosaic",
     "register_reducer": "pixels.reducers",
     "resolve_reducer": "pixels.reducers",
+    "plan": "runner.plan",
     "plan_cells": "runner.plan",
     "plan_job": "runner.plan",
+    "run": "runner.run",
     "run_cells": "runner.run",
     "run_job": "runner.run",
     "run_spans": "runner.run",
@@ -84,12 +86,14 @@ __all__ = [
     "find_scenes",
     "load_job",
     "open_cube",
+    "plan",
     "plan_cells",
     "plan_job",
     "plot",
     "reconstruct",
     "register_reducer",
     "resolve_reducer",
+    "run",
     "run_cells",
     "run_job",
     "run_spans",

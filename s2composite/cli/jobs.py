@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,6 @@ from s2composite.cli.options import (
     Settings,
     Since,
     Windows,
-    chosen,
     on_stderr,
     plain,
     plural,
@@ -47,53 +47,35 @@ def plan(
 
     Exit code 1: some months of a span cannot be made.
     """
-    from s2composite.jobs.schema import load_job
-    from s2composite.runner.plan import told_time, write_csv, write_geojson
+    from s2composite.jobs.schema import load_job, require_selectors
+    from s2composite.runner.plan import estimate, write_csv, write_geojson
+    from s2composite.runner.plan import plan as plan_products
     from s2composite.writing.publish import target_of
 
     checked = load_job(job, setting or ())
     for table in (csv, geojson):
         if table is not None:
             target_of(table, overwrite=True)  # before the work
-    which = chosen(checked, since=since, windows=windows, cells=cells, area=area)
-    found = _plans_of_span(checked, which) if checked.span is not None else _plans(checked, which)
-    plans = [(name, plan) for name, plan in found if plan is not None]
+    selectors: dict[str, Any] = {"since": since, "windows": windows, "cells": cells}
+    require_selectors(checked, **selectors, prefix="--")
+
+    def show(one: Any) -> None:
+        if checked.span is not None:
+            typer.echo(one.explain())
+        elif checked.grid is not None:
+            typer.echo(f"\n{one.product.name}\n{left_out(checked) if one.plan is None else one.plan.explain()}")
+        else:
+            typer.echo(one.plan.explain())
+
+    planned = plan_products(checked, **selectors, area=area, on_product=show)
     if csv is not None:
-        write_csv(plans, csv)
+        write_csv(planned.plans, csv)
     if geojson is not None:
-        write_geojson(plans, geojson)
-    if len(plans) > 1:
-        total = told_time(sum(plan.minutes for _, plan in plans))
-        typer.echo(f"{plural(len(plans), 'product')}, {total} in all")
-    if any(plan is None for _, plan in found):
+        write_geojson(planned.plans, geojson)
+    if len(planned.plans) > 1:
+        typer.echo(f"{plural(len(planned.plans), 'product')}, {estimate(planned.minutes)} in all")
+    if any(one.error is not None for one in planned.products):
         raise typer.Exit(SOME_FAILED)
-
-
-def _plans(job: Any, which: Mapping[str, Any]) -> list[tuple[str | None, Any]]:
-    """Say what a job, or each of its cells, will take, and return the plans."""
-    from s2composite.runner.plan import plan_cells, plan_job
-
-    if job.grid is None:
-        planned = plan_job(job, **which)
-        typer.echo(planned.explain())
-        return [(None, planned)]
-    plans: list[tuple[str | None, Any]] = []
-    for cell, one in plan_cells(job, **which):
-        typer.echo(f"\n{cell.name}\n{left_out(job) if one is None else one.explain()}")
-        plans += [] if one is None else [(cell.name, one)]
-    return plans
-
-
-def _plans_of_span(job: Any, which: Mapping[str, Any]) -> list[tuple[str | None, Any]]:
-    """Say what each unit of a span will take, and return the plans; None for one that cannot be made."""
-    from s2composite.runner.plan import plan_spans
-
-    plans: list[tuple[str | None, Any]] = []
-    for one in plan_spans(job, **which):
-        typer.echo(one.explain())
-        plans += [(None, None)] if one.error is not None else []
-        plans += [(None if cell is None else cell.name, plan) for cell, plan in one.plans if plan is not None]
-    return plans
 
 
 def status(
@@ -104,16 +86,15 @@ def status(
 ) -> None:
     """Show how far a job is, from its ledger; nothing is computed."""
     from s2composite.jobs.schema import load_job
+    from s2composite.runner.inputs import expand
     from s2composite.runner.report import job_progress
-    from s2composite.runner.run import job_products
 
-    checked = load_job(job, setting or ())
-    found = {name: job_progress(one) for name, one in job_products(checked)}
+    progress = {one.name: job_progress(one.job) for one in expand(load_job(job, setting or ()))}
     if as_json:
-        facts = {name: one.as_dict() for name, one in found.items()}
-        typer.echo(json.dumps(facts.get(None, facts), indent=2))
+        content = {name: one.as_dict() for name, one in progress.items()}
+        typer.echo(json.dumps(content.get(None, content), indent=2))
         return
-    for name, one in found.items():
+    for name, one in progress.items():
         typer.echo(one.summary() if name is None else f"{name}: {one.summary()}")
         for window, why in one.failures[:10]:
             typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
@@ -122,10 +103,10 @@ def status(
 def report(job: JobFile, setting: Settings = None) -> None:
     """Write report.json and report.html beside the ledger: windows by state and time, failures by cause, versions."""
     from s2composite.jobs.schema import load_job
+    from s2composite.runner.inputs import expand
     from s2composite.runner.report import write_report
-    from s2composite.runner.run import job_products
 
-    written = [path for _, one in job_products(load_job(job, setting or ())) for path in write_report(one)]
+    written = [path for one in expand(load_job(job, setting or ())) for path in write_report(one.job)]
     for path in written or ["nothing has been done yet"]:
         typer.echo(path)
 
@@ -175,12 +156,12 @@ def run(
     settings = list(setting or ())
     settings += ["overwrite=true"] if overwrite else []
     settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
-    _run(job, settings, log, since, windows=windows, cells=cells, area=area)
+    _run(job, settings, log, since=since, windows=windows, cells=cells, area=area)
 
 
 def resume(job: JobFile, setting: Settings = None, *, since: Since = None, log: Log = None) -> None:
     """Resume an interrupted job: make the windows that have neither been made nor failed."""
-    _run(job, setting or (), log, since, which="untried")
+    _run(job, setting or (), log, since=since, which="untried")
 
 
 def retry(
@@ -194,39 +175,68 @@ def retry(
     log: Log = None,
 ) -> None:
     """Make failed windows again."""
-    _run(job, setting or (), log, since, which="failed", error=error)
+    _run(job, setting or (), log, since=since, which="failed", error=error)
 
 
 def _run(
-    job: Path, settings: Sequence[str], log: Literal["text", "json"] | None, since: str | None, **which: Any
+    job: Path,
+    settings: Sequence[str],
+    log: Literal["text", "json"] | None,
+    *,
+    since: str | None = None,
+    windows: str | None = None,
+    cells: str | None = None,
+    **options: Any,
 ) -> None:
-    from s2composite.jobs.schema import load_job
+    from s2composite.jobs.schema import load_job, require_selectors
     from s2composite.logs import log_to_stderr
 
     if log is not None:
         log_to_stderr(log)
     checked = load_job(job, settings)
-    options = {"announce": log is None, **chosen(checked, since=since, **which)}
+    selectors: dict[str, Any] = {"since": since, "windows": windows, "cells": cells}
+    require_selectors(checked, **selectors, prefix="--")
 
     # After the check, so that a mistake in the job is told at once.
-    from s2composite.runner.run import run_cells, run_job, run_spans
+    from s2composite.runner.run import run as run_products
 
-    if checked.span is not None:
-        _tell_spans(checked, run_spans(checked, **options))
-        return
-    if checked.grid is not None:
-        _tell_cells(checked, run_cells(checked, **options))
-        return
-    result = run_job(checked, **options)
-    _report(checked)
+    several = checked.span is not None or checked.grid is not None
+    show = partial(_show_product if several else _show_only_product, checked)
+    result = run_products(checked, announce=log is None, **selectors, **options, on_product=show)
+    if checked.span is not None and not result.complete:
+        on_stderr().print("what is done is kept: s2composite run makes the rest, retry what failed")
+    if not result.complete:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _show_only_product(job: Any, result: Any) -> None:
+    _report(job)
     pixels = " x ".join(map(str, result.shape))
+    made = f", {result.made} of them made now"
+    if result.paths and result.made == result.windows:
+        made = ""
+    elif result.paths:
+        before = result.windows - result.made
+        made = f", {before} of them made before" if result.made else ", complete before: nothing was made"
     work = f"{plural(result.scenes, 'scene')}, {pixels} pixels, {plural(result.windows, 'window')}"
-    typer.echo(f"{work} in {result.seconds:.1f} s{_made(result)}")
+    typer.echo(f"{work} in {result.seconds:.1f} s{made}")
     for path in result.paths:
         typer.echo(path)
     if not result.paths:
         _explain(result.failed)
-        raise typer.Exit(SOME_FAILED)
+
+
+def _show_product(job: Any, result: Any) -> None:
+    if result.left_out:
+        typer.echo(f"{result.name}: {left_out(job)}")
+        return
+    typer.echo(result.summary())
+    _report(result.product.job)
+    if job.span is not None:
+        for problem in result.problems():
+            on_stderr().print(f"[bold red]failed:[/] {plain(problem)}")
+    elif not result.paths:
+        _explain(result.failed, result.error)
 
 
 def _report(job: Any) -> None:
@@ -240,64 +250,10 @@ def _report(job: Any) -> None:
         on_stderr().print(f"the report cannot be written: {plain(str(error))}")
 
 
-def _made(result: Any) -> str:
-    """Return how many of the windows were made now, unless all were."""
-    if not result.paths:
-        return f", {result.made} of them made now"
-    if result.made == result.windows:
-        return ""
-    return (
-        f", {result.windows - result.made} of them made before"
-        if result.made
-        else ", complete before: nothing was made"
-    )
-
-
 def left_out(job: Any) -> str:
     """Return why a cell is left out."""
     least = job.policy.min_scenes
     return "no scene touches it" if least == 1 else f"fewer than {least} scenes touch it (policy.min_scenes)"
-
-
-def _tell_cells(job: Any, results: Iterable[tuple[Any, Any]]) -> None:
-    """Say what became of each cell, as it ends, and write its report."""
-    from s2composite.runner.inputs import cell_job
-
-    some_failed = False
-    for cell, result in results:
-        if result is None:
-            typer.echo(f"{cell.name}: {left_out(job)}")
-            continue
-        typer.echo(f"{cell.name}: {plural(result.made, 'window')} made in {result.seconds:.1f} s")
-        _report(cell_job(job, cell))
-        for path in result.paths:
-            typer.echo(path)
-        if not result.paths:
-            _explain(result.failed, result.error)
-            some_failed = True
-    if some_failed:
-        raise typer.Exit(SOME_FAILED)
-
-
-def _tell_spans(job: Any, results: Iterable[Any]) -> None:
-    """Say what became of each unit of a span, as it ends, and write its reports."""
-    from s2composite.runner.inputs import cell_job
-
-    console = on_stderr()
-    some_failed = False
-    for one in results:
-        typer.echo(one.summary())
-        for cell, result in one.results:
-            if result is None:
-                typer.echo(f"{one.period.label}, {cell.name}: {left_out(job)}")
-            else:
-                _report(one.job if cell is None else cell_job(one.job, cell))
-        for problem in one.problems():
-            console.print(f"[bold red]failed:[/] {plain(problem)}")
-        some_failed |= not one.complete
-    if some_failed:
-        console.print("what is done is kept: s2composite run makes the rest, retry what failed")
-        raise typer.Exit(SOME_FAILED)
 
 
 _KEPT = "what is done is kept"

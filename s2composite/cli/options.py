@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-
-from s2composite.errors import JobError
 
 __all__ = [
     "BAD_INPUT",
@@ -21,7 +19,6 @@ __all__ = [
     "Settings",
     "Since",
     "Windows",
-    "chosen",
     "on_stderr",
     "plain",
     "plural",
@@ -84,17 +81,3 @@ Since = Annotated[
         "month and all later ones.",
     ),
 ]
-
-
-def chosen(
-    job: Any, *, since: str | None = None, windows: str | None = None, cells: str | None = None, **more: Any
-) -> dict[str, Any]:
-    """Return the options that choose, of those that a job can have."""
-    if job.span is None and since is not None:
-        raise JobError("--since chooses from a span, and the job has none; leave it out", key="span")
-    more |= {} if job.span is None else {"since": since}
-    if job.grid is None and cells is not None:
-        raise JobError("--cells: the job has no grid; --windows and --area choose among its windows", key="grid")
-    if job.grid is not None and windows is not None:
-        raise JobError("--windows: the job has a grid; --cells and --area choose among its cells", key="grid")
-    return {"windows": windows, **more} if job.grid is None else {"cells": cells, **more}

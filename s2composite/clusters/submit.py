@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ class Outcome:
     """Address of the worker that failed, if known."""
 
 
-def run_bounded(client: Client, calls: Iterator[Call | None], policy: Policy) -> Iterator[Outcome]:
+def run_bounded(client: Client, calls: Iterator[Call | None], policy: Policy) -> Generator[Outcome, None, None]:
     """Make calls on a cluster and yield how each attempt ended, in the order in which they end.
 
     Parameters

@@ -42,7 +42,7 @@ from s2composite.config import (
     variables_in,
     with_setting,
 )
-from s2composite.errors import S2CompositeError
+from s2composite.errors import JobError, S2CompositeError
 from s2composite.jobs.grid import GridOptions
 from s2composite.jobs.schedule import SpanOptions, has_template, with_span_keys
 from s2composite.pixels.mask_bands import resolve_rule
@@ -52,7 +52,7 @@ from s2composite.reading.warp import resampling_names
 from s2composite.scenes.dates import date_range, find_periods
 from s2composite.writing.options import RasterOptions
 
-__all__ = ["CELL", "Job", "job_schema", "job_template", "load_job"]
+__all__ = ["CELL", "Job", "job_schema", "job_template", "load_job", "require_selectors"]
 
 CELL = "{cell}"
 """Where an output's name has this, the cell's is put."""
@@ -507,6 +507,22 @@ def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Se
     for setting in others:
         document = with_setting(document, setting)
     return validated(Job, with_span_keys(document))
+
+
+def require_selectors(
+    job: Job, *, since: str | None = None, windows: Any = None, cells: str | None = None, prefix: str = ""
+) -> None:
+    """Refuse what selects among products or windows that a job does not have; `prefix` is that of the names."""
+    if job.span is None and since is not None:
+        raise JobError(f"{prefix}since chooses from a span, and the job has none; leave it out", key="span")
+    if job.grid is None and cells is not None:
+        raise JobError(
+            f"{prefix}cells: the job has no grid; {prefix}windows and {prefix}area choose among its windows", key="grid"
+        )
+    if job.grid is not None and windows is not None:
+        raise JobError(
+            f"{prefix}windows: the job has a grid; {prefix}cells and {prefix}area choose among its cells", key="grid"
+        )
 
 
 _EXAMPLES = {"source": "scenes/", "output": "median.tif"}

@@ -1,11 +1,13 @@
-"""What a run starts from: its scenes and composite, selected windows or cells, and the size of windows."""
+"""What a run starts from: the products of a job, their scenes and composites, selected windows, and their size."""
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import itertools
+import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -25,12 +27,12 @@ from s2composite.cube.graph import Chunks
 from s2composite.cube.masking import products_near
 from s2composite.cube.open import auto_size, open_cube, to_cube, window_at
 from s2composite.cube.windows import Work, work_in
-from s2composite.errors import JobError, ParameterError, WriteError
+from s2composite.errors import JobError, ParameterError, S2CompositeError, WriteError
 from s2composite.jobs.grid import Cell, cells_of, read_area, touches
-from s2composite.jobs.schedule import has_template
-from s2composite.jobs.schema import CELL, Job
+from s2composite.jobs.schedule import Unit, has_template, spans_of, written_out
+from s2composite.jobs.schema import CELL, Job, load_job
 from s2composite.reading.grid import Window
-from s2composite.runner.product import Product
+from s2composite.scenes.dates import Period
 from s2composite.scenes.find import find_scenes
 from s2composite.scenes.model import Scene
 from s2composite.storage.files import absolute, is_remote
@@ -38,220 +40,167 @@ from s2composite.writing.options import RasterOptions
 from s2composite.writing.zarr import StoreOptions
 
 __all__ = [
-    "Chosen",
+    "ProductJob",
+    "Selection",
     "Which",
     "Workers",
     "cell_job",
-    "chosen_cells",
-    "chosen_windows",
+    "expand",
     "fitting_side",
     "job_cells",
     "job_composite",
     "job_scenes",
     "ledger_key",
     "output_block",
+    "product_composite",
     "require_fit",
+    "require_kind",
     "require_place",
-    "require_scenes",
-    "scenes_within",
+    "scenes_of_products",
+    "select_windows",
+    "span_jobs",
     "task_memory",
     "workers_of",
 ]
 
-_OVERHEAD = 1.25
-"""Memory of a task over the bytes of its window's observations: measured, see `tests/unit/cube/test_compositing.py`."""
 
-_PROCESS = 400 << 20
-"""Bytes of a worker process that has done nothing yet but load the libraries and kernels."""
-
-_INDEX = 12
-"""Bytes for each pixel of a window on another grid: which pixel of the files it takes."""
-
-_LOOKS = 4
-"""Rows and columns of windows that are looked at to find a size for all."""
+# --- the products of a job --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """What a job runs on."""
+@dataclass(frozen=True, eq=False)
+class ProductJob:
+    r"""One product of a job: the unit of a span, the cell of a grid, both, or all there is.
 
-    count: int
-    """Worker processes."""
-
-    threads: int
-    """Threads of each."""
-
-    limit: int
-    """Bytes that each may use."""
-
-    def need(self, task: int) -> int:
-        """Return the bytes that a worker needs to make windows of so many bytes on all of its threads."""
-        return _PROCESS + task * self.threads
-
-
-def workers_of(cluster: Any) -> Workers:
-    """Return the workers of the current client; where there is none those that a cluster's options ask for.
-
-    What the options leave open is as this machine has it.
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201204}")
+    >>> (product,) = expand(job)
+    >>> product.name, product.job.output, product.job.datetime
+    ('2012-04', 'm201204.tif', '2012-04-01/2012-04-30')
     """
-    try:
-        there = default_client().scheduler_info(n_workers=-1)["workers"].values()
-    except ValueError:
-        there = []
-    if there:
-        limits = [worker["memory_limit"] or int(MEMORY_LIMIT) for worker in there]
-        return Workers(len(there), max(worker["nthreads"] for worker in there), min(limits))
-    if isinstance(cluster, LocalOptions):
-        count, threads = local_shape(cluster)
-        return Workers(count, threads, _bytes(cluster.memory) or int(MEMORY_LIMIT * MEMORY_SHARE) // count)
-    count = cluster.awaited or getattr(cluster, "workers", None) or getattr(cluster, "maximum", None) or 1
-    threads = getattr(cluster, "threads", None) or 1
-    return Workers(count, threads, _bytes(getattr(cluster, "memory", None)) or int(MEMORY_LIMIT))
+
+    job: Job
+    """What the job means for it: with its dates and its output, without the span and the grid."""
+
+    name: str | None = None
+    """``"2012-04"``, ``"31TCJ"``, ``"2012-04, 31TCJ"``; None: the job makes one product."""
+
+    period: Period | None = None
+    """The unit of the span."""
+
+    cell: Cell | None = None
+    """The cell of the grid."""
+
+    error: S2CompositeError | None = None
+    """Why a unit of the span cannot be cut into cells."""
 
 
-def _bytes(memory: str | None) -> int:
-    return int(parse_bytes(memory)) if memory else 0
-
-
-def task_memory(work: Work, window: Window) -> int:
-    """Return the bytes that making a window takes: the observations of its largest piece, masks, index and result."""
-    stack, (y, x) = work.stack, window
-    halo = work.recipe.halo
-    height, width = y.stop - y.start + 2 * halo, x.stop - x.start + 2 * halo
-    near = products_near(stack, (y, x), halo)
-    scenes = len(near)
-    overlapping = len(np.unique(stack.products.scene[near])) < scenes
-    whole = bool(work.masks) or halo > 0 or overlapping
-    largest = (stack.size if whole else stack.largest)((y, x)) * stack.dtype.itemsize * scenes // stack.shape[0]
-    masks = len(work.masks) * scenes * height * width * 2
-    layers = work.recipe.layers(stack.dtype, stack.shape[0])
-    result = sum(layer.dtype.itemsize * (stack.shape[1] if "band" in layer.dims else 1) for layer in layers)
-    index = 0 if stack.snaps else _INDEX * height * width
-    results = 3 * result * max(len(work.recipe.periods or ()), 1) * height * width
-    return int(_OVERHEAD * largest + masks + index + results)
-
-
-def fitting_side(work: Work, workers: Workers, block: int) -> int:
-    """Return how large square windows may be so that all threads of a worker can make one.
+def expand(
+    job: Job,
+    *,
+    since: str | None = None,
+    today: dt.date | None = None,
+    cells: str | None = None,
+    area: Geometry | None = None,
+    strict: bool = True,
+) -> tuple[ProductJob, ...]:
+    r"""Return the products of a job: of each unit of its span, in order of time, each cell of its grid.
 
     Parameters
     ----------
-    block
-        Side of the output's tiles, the smallest window there is.
-    """
-    side = max(max(auto_size(work.stack, workers.limit // workers.threads)) // block * block, block)
-    while side > block and workers.need(_sampled(work, side)) > workers.limit:
-        side //= 2
-        for unit in (max(work.stack.block), block):
-            side = max(side // unit * unit, min(side, unit))
-    return max(side, block)
-
-
-def _sampled(work: Work, side: int) -> int:
-    """Return the largest memory of some windows of a side, spread over the grid."""
-    spans = []
-    for n in work.stack.shape[2:]:
-        starts = np.linspace(0, max(n - side, 0), min(_LOOKS, -(-n // side)), dtype=int)
-        spans.append([slice(start, min(start + side, n)) for start in starts.tolist()])
-    return max(task_memory(work, (y, x)) for y, x in itertools.product(*spans))
-
-
-def require_fit(work: Work, task: int, workers: Workers, block: int) -> None:
-    """Refuse windows that do not fit into the workers' memory.
-
-    Parameters
-    ----------
-    task
-        Bytes of the largest window.
-    block
-        As for `fitting_side`.
+    since, today, cells, area
+        As for `s2composite.run`.
+    strict
+        Raise what is wrong with one unit of a span; else it is the `error` of that unit, and the others go on.
 
     Raises
     ------
-    ParameterError
-        They do not fit; says what would.
+    S2CompositeError
+        The span, the grid or the area is wrong.
+
+    Examples
+    --------
+    >>> from s2composite import load_job
+    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201205}")
+    >>> [product.name for product in expand(job)]
+    ['2012-04', '2012-05']
     """
-    if workers.need(task) <= workers.limit:
-        return
-    window = window_at(work.spatial, 0, 0)
-    rows, columns = (s.stop - s.start for s in window)
-    side = fitting_side(work, workers, block)
-    fits = workers.need(_sampled(work, side)) <= workers.limit
-    available = max(workers.limit - _PROCESS, 0)
-    cures = [f"set chunks to {side} or less"] if fits else []
-    cures += [f"cluster.threads to {available // task} or less"] if 0 < available // task < workers.threads else []
-    cures += [f"cluster.memory to {_gib(workers.need(task))} or more"]
-    raise ParameterError(
-        f"a window of {rows} x {columns} takes {_gib(task)}, {workers.threads} at once and the process "
-        f"{_gib(workers.need(task))}, and a worker has {_gib(workers.limit)}: {', or '.join(cures)}"
-    )
+    if job.grid is None:
+        return (ProductJob(job),) if job.span is None else span_jobs(job, since, today)
+    if job.span is None:
+        return tuple(ProductJob(cell_job(job, cell), cell.name, None, cell) for cell in job_cells(job, cells, area))
+    products: list[ProductJob] = []
+    cells_by_area: dict[str | None, tuple[Cell, ...]] = {}
+    for unit in span_jobs(job, since, today):
+        one = unit.job
+        try:
+            if one.area not in cells_by_area:
+                cells_by_area[one.area] = job_cells(one, cells, area)
+        except S2CompositeError as error:
+            if strict:
+                raise
+            products.append(ProductJob(one, unit.name, unit.period, error=error))
+            continue
+        products += [
+            ProductJob(cell_job(one, cell), f"{unit.name}, {cell.name}", unit.period, cell)
+            for cell in cells_by_area[one.area]
+        ]
+    return tuple(products)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
-
-
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(signature(function).parameters)
-
-
-_FINDING = (_parameters(find_scenes) - {"source"}) & Job.model_fields.keys()
-"""Keys of a job that `find_scenes` takes under the same name."""
-
-_OPENING = (_parameters(open_cube) - _parameters(find_scenes)) & Job.model_fields.keys()
-"""Keys of a job that `open_cube` takes under the same name, once the scenes are found."""
-
-_COMPOSING = (_parameters(composite) - {"reducer", "valid"}) & Job.model_fields.keys()
-"""Keys of a job that `composite` takes under the same name; its reducers and rules are made of names."""
-
-
-def _options(job: Job, keys: Collection[str]) -> dict[str, Any]:
-    return {key: getattr(job, key) for key in keys}
-
-
-def job_scenes(job: Job) -> tuple[Scene, ...]:
-    """Return the scenes that a job is about."""
-    return find_scenes(job.source, **_options(job, _FINDING))
-
-
-def job_composite(
-    job: Job, scenes: tuple[Scene, ...], geobox: GeoBox | None = None, index: str | None = None
-) -> Composite:
-    """Return the lazy composite that a job is about, on the grid of one of its cells if that is given.
-
-    Windows whose size is left open are as large as the workers' memory allows.
-    """
-    bbox = None if job.bbox is None or geobox is not None else BoundingBox(*job.bbox, crs=job.bbox_crs)
-    here: dict[str, Any] = {"geobox": geobox, "bbox": bbox, "index": job.index or index, "duplicates": "keep"}
-    if isinstance(job.harmonise, Mapping):  # a cell or a month has some of the scenes
-        known = {product.id for scene in scenes for product in scene.parts}
-        here["harmonise"] = {scene: shift for scene, shift in job.harmonise.items() if scene in known}
-    cube = open_cube(scenes, **_options(job, _OPENING) | here)
-    result = _composed(job, cube)
-    work = work_in(result.dataset) if job.chunks == "auto" else None
-    if work is None:
-        return result
-    side = fitting_side(work, workers_of(job.cluster), output_block(job))
-    resized = to_cube(work.stack, side)
-    return result if resized.chunks == cube.chunks else _composed(job, resized)
-
-
-def output_block(job: Job) -> int:
-    """Return the side of the tiles or chunks of a job's output, of which windows are made."""
-    return RasterOptions(**(job.raster or {})).blocksize if job.format == "tif" else StoreOptions().chunk
-
-
-def _composed(job: Job, cube: xr.DataArray) -> Composite:
-    return composite(cube, job.reducers, valid=job.rules, **_options(job, _COMPOSING))
-
-
-def job_cells(job: Job, names: str | None = None, within: Geometry | None = None) -> tuple[Cell, ...]:
-    """Return the cells of a job that has a grid, or some of them; see `chosen_cells`.
+def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) -> tuple[ProductJob, ...]:
+    """Return what a job with a span means for each of its units, in order of time; a grid stays in their jobs.
 
     Raises
     ------
     JobError
-        It has none, no cell touches its area, or none is chosen.
+        It has no span, or two units would have one output.
+    ParameterError
+        Nothing of the span is over.
+    """
+    if job.span is None:
+        raise JobError("the job has no span; run_job() runs it once", key="span")
+    step = job.span.step
+    periods = spans_of(job.span, since, today)
+    jobs = [ProductJob(_for_period(job, period, step), period.label, period) for period in periods]
+    first: dict[str, ProductJob] = {}
+    for one in jobs:
+        other = first.setdefault(one.job.output, one)
+        if other is not one:
+            raise JobError(
+                f"output: {other.name} and {one.name} would both be {one.job.output}; "
+                f"write the whole {step} with {{{{pointInTime}}}}",
+                key="output",
+            )
+    return tuple(jobs)
+
+
+def _for_period(job: Job, period: Period, unit: Unit) -> Job:
+    def filled(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(filled, value))
+        return written_out(value, period, unit) if isinstance(value, str) else value
+
+    texts = {key: filled(getattr(job, key)) for key in ("source", "output", "area")}
+    dates = f"{period.start}/{period.end - dt.timedelta(days=1)}"
+    return job.model_copy(update={**texts, "datetime": dates, "span": None})
+
+
+def job_cells(job: Job, names: str | None = None, within: Geometry | None = None) -> tuple[Cell, ...]:
+    """Return the cells of a job that has a grid.
+
+    Parameters
+    ----------
+    names
+        Only these: names, numbers and slices of numbers, with commas.
+    within
+        Only cells that it touches.
+
+    Raises
+    ------
+    JobError
+        It has no grid, no cell touches its area, a part of `names` is none of the cells, or `within` touches none.
     """
     if job.grid is None:
         raise JobError("the job has no grid to cut an area into cells", key="grid")
@@ -260,7 +209,23 @@ def job_cells(job: Job, names: str | None = None, within: Geometry | None = None
         area = read_area(job.area)
     elif job.bbox is not None:
         area = box(*job.bbox, job.bbox_crs).to_crs("EPSG:4326")
-    return chosen_cells(cells_of(job.grid, area), names, within)
+    cells: Sequence[Cell] = cells_of(job.grid, area)
+    if names is not None:
+        by_name = {cell.name: cell for cell in cells}
+        wanted: set[str] = set()
+        for part in map(str.strip, names.split(",")):
+            named = [by_name[part]] if part in by_name else _numbered(cells, part)
+            if not named:
+                near = difflib.get_close_matches(part, by_name, 1) or list(by_name)[:3]
+                raise JobError(
+                    f"cells: {part!r} is none of the {len(cells)} cells, such as {', '.join(near)}", key="cells"
+                )
+            wanted |= {cell.name for cell in named}
+        cells = [cell for cell in cells if cell.name in wanted]
+    chosen = tuple(cell for cell in cells if within is None or touches(cell.geobox, within))
+    if not chosen:
+        raise JobError("the area touches none of the cells; check its coordinates (degrees)", key="area")
+    return chosen
 
 
 def cell_job(job: Job, cell: Cell) -> Job:
@@ -268,28 +233,20 @@ def cell_job(job: Job, cell: Cell) -> Job:
     return job.model_copy(update={"output": job.output.replace(CELL, cell.name), "grid": None, "area": None})
 
 
-def scenes_within(result: Composite) -> int:
-    """Return how many scenes touch the area of a composite."""
-    work = work_in(result.dataset)
-    return (
-        0 if work is None else len(work.stack.touching((slice(0, work.stack.shape[2]), slice(0, work.stack.shape[3]))))
-    )
-
-
-def require_scenes(job: Job, result: Composite) -> None:
-    """Refuse a composite that fewer scenes touch than the job's policy wants.
-
-    Raises
-    ------
-    JobError
-        Says how many there are.
-    """
-    there, wanted = scenes_within(result), job.policy.min_scenes
-    if there < wanted:
-        raise JobError(
-            f"policy.min_scenes is {wanted}, and {there} scenes touch the area: take a longer time or a lower number",
-            key="policy.min_scenes",
-        )
+def require_kind(
+    job: Job | str | os.PathLike[str] | Mapping[str, Any], verb: str, *, span: bool = False, grid: bool = False
+) -> Job:
+    """Return a job of the kind that an old name of `run` or `plan` takes."""
+    job = job if isinstance(job, Job) else load_job(job)
+    if job.span is not None and not span:
+        raise JobError(f"the job has a span, so it makes many products: {verb}_spans() {verb}s it", key="span")
+    if job.span is None and span:
+        raise JobError("the job has no span; run_job() runs it once", key="span")
+    if job.grid is not None and not grid and not span:
+        raise JobError(f"the job has a grid, so it makes many products: {verb}_cells() {verb}s it", key="grid")
+    if job.grid is None and grid:
+        raise JobError("the job has no grid to cut an area into cells", key="grid")
+    return job
 
 
 def require_place(job: Job) -> None:
@@ -312,6 +269,220 @@ def ledger_key(job: Job) -> str:
     return absolute(job.output.replace("{period}", "periods"))
 
 
+# --- scenes and composites --------------------------------------------------------------------------------------------
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(signature(function).parameters)
+
+
+# Keys of a job that these functions take under the same name; reducers and rules are made of names.
+_FINDING = (_parameters(find_scenes) - {"source"}) & Job.model_fields.keys()
+_OPENING = (_parameters(open_cube) - _parameters(find_scenes)) & Job.model_fields.keys()
+_COMPOSING = (_parameters(composite) - {"reducer", "valid"}) & Job.model_fields.keys()
+
+
+def _options(job: Job, keys: Collection[str]) -> dict[str, Any]:
+    return {key: getattr(job, key) for key in keys}
+
+
+def job_scenes(job: Job) -> tuple[Scene, ...]:
+    """Return the scenes that a job is about."""
+    return find_scenes(job.source, **_options(job, _FINDING))
+
+
+def scenes_of_products(
+    products: Sequence[ProductJob], scenes: tuple[Scene, ...] | None, folder: str
+) -> Iterator[tuple[ProductJob, tuple[Scene, ...] | S2CompositeError, str]]:
+    """Yield products, their scenes or why there are none, and a file in `folder` for the scenes' headers.
+
+    Scenes are looked for, and their headers read, once for all cells of a unit of a span.
+
+    Parameters
+    ----------
+    scenes
+        Those of all products; None: each unit of a span has its own.
+    """
+    for period, unit in itertools.groupby(products, key=lambda one: one.period):
+        index = str(Path(folder, f"{'headers' if period is None else period.start}.index"))
+        own: tuple[Scene, ...] | S2CompositeError | None = scenes
+        for product in unit:
+            if own is None:
+                try:
+                    own = job_scenes(product.job)
+                except S2CompositeError as error:
+                    own = error
+            yield product, product.error or own, index
+
+
+def product_composite(product: ProductJob, scenes: tuple[Scene, ...], index: str) -> Composite | None:
+    """Return the lazy composite of a product; None for a cell that too few scenes touch.
+
+    Raises
+    ------
+    JobError
+        Too few scenes touch the area, and it is no cell.
+    """
+    job, cell = product.job, product.cell
+    result = job_composite(job, scenes) if cell is None else job_composite(job, scenes, cell.geobox, index)
+    work, least = work_in(result.dataset), job.policy.min_scenes
+    whole = None if work is None else (slice(0, work.stack.shape[2]), slice(0, work.stack.shape[3]))
+    number = 0 if work is None or whole is None else len(work.stack.touching(whole))
+    if number >= least:
+        return result
+    if cell is not None:
+        return None
+    raise JobError(
+        f"policy.min_scenes is {least}, and {number} scenes touch the area: take a longer time or a lower number",
+        key="policy.min_scenes",
+    )
+
+
+def job_composite(
+    job: Job, scenes: tuple[Scene, ...], geobox: GeoBox | None = None, index: str | None = None
+) -> Composite:
+    """Return the lazy composite that a job is about, on the grid of one of its cells if that is given.
+
+    Windows whose size is left open are as large as the workers' memory allows.
+    """
+    bbox = None if job.bbox is None or geobox is not None else BoundingBox(*job.bbox, crs=job.bbox_crs)
+    here: dict[str, Any] = {"geobox": geobox, "bbox": bbox, "index": job.index or index, "duplicates": "keep"}
+    if isinstance(job.harmonise, Mapping):  # a cell or a month has some of the scenes
+        known = {product.id for scene in scenes for product in scene.parts}
+        here["harmonise"] = {scene: shift for scene, shift in job.harmonise.items() if scene in known}
+
+    def composed(cube: xr.DataArray) -> Composite:
+        return composite(cube, job.reducers, valid=job.rules, **_options(job, _COMPOSING))
+
+    cube = open_cube(scenes, **_options(job, _OPENING) | here)
+    result = composed(cube)
+    work = work_in(result.dataset) if job.chunks == "auto" else None
+    if work is None:
+        return result
+    resized = to_cube(work.stack, fitting_side(work, workers_of(job.cluster), output_block(job)))
+    return result if resized.chunks == cube.chunks else composed(resized)
+
+
+def output_block(job: Job) -> int:
+    """Return the side of the tiles or chunks of a job's output, of which windows are made."""
+    return RasterOptions(**(job.raster or {})).blocksize if job.format == "tif" else StoreOptions().chunk
+
+
+# --- the size of windows ----------------------------------------------------------------------------------------------
+
+_OVERHEAD = 1.25
+"""Memory of a task over the bytes of its window's observations: measured, see `tests/unit/cube/test_compositing.py`."""
+
+_PROCESS = 400 << 20
+"""Bytes of a worker process that has done nothing yet but load the libraries and kernels."""
+
+_INDEX = 12
+"""Bytes for each pixel of a window on another grid: which pixel of the files it takes."""
+
+_SAMPLED = 4
+"""Rows and columns of windows that are looked at to find a size for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What a job runs on: worker processes, threads of each, bytes that each may use."""
+
+    count: int
+    threads: int
+    limit: int
+
+    def need(self, task: int) -> int:
+        """Return the bytes that a worker needs to make windows of so many bytes on all of its threads."""
+        return _PROCESS + task * self.threads
+
+
+def workers_of(cluster: Any) -> Workers:
+    """Return the workers of the current client; where there is none those that a cluster's options ask for.
+
+    What the options leave open is as this machine has it.
+    """
+    try:
+        running = default_client().scheduler_info(n_workers=-1)["workers"].values()
+    except ValueError:
+        running = []
+    if running:
+        limits = [worker["memory_limit"] or int(MEMORY_LIMIT) for worker in running]
+        return Workers(len(running), max(worker["nthreads"] for worker in running), min(limits))
+    memory = getattr(cluster, "memory", None)
+    limit = int(parse_bytes(memory)) if memory else 0
+    if isinstance(cluster, LocalOptions):
+        count, threads = local_shape(cluster)
+        return Workers(count, threads, limit or int(MEMORY_LIMIT * MEMORY_SHARE) // count)
+    count = cluster.awaited or getattr(cluster, "workers", None) or getattr(cluster, "maximum", None) or 1
+    return Workers(count, getattr(cluster, "threads", None) or 1, limit or int(MEMORY_LIMIT))
+
+
+def task_memory(work: Work, window: Window) -> int:
+    """Return the bytes that making a window takes: the observations of its largest piece, masks, index and result."""
+    stack, (y, x) = work.stack, window
+    halo = work.recipe.halo
+    height, width = y.stop - y.start + 2 * halo, x.stop - x.start + 2 * halo
+    near = products_near(stack, (y, x), halo)
+    scenes = len(near)
+    overlapping = len(np.unique(stack.products.scene[near])) < scenes
+    whole = bool(work.masks) or halo > 0 or overlapping
+    largest = (stack.size if whole else stack.largest)((y, x)) * stack.dtype.itemsize * scenes // stack.shape[0]
+    masks = len(work.masks) * scenes * height * width * 2
+    layers = work.recipe.layers(stack.dtype, stack.shape[0])
+    result = sum(layer.dtype.itemsize * (stack.shape[1] if "band" in layer.dims else 1) for layer in layers)
+    index = 0 if stack.snaps else _INDEX * height * width
+    results = 3 * result * max(len(work.recipe.periods or ()), 1) * height * width
+    return int(_OVERHEAD * largest + masks + index + results)
+
+
+def fitting_side(work: Work, workers: Workers, block: int) -> int:
+    """Return how large square windows may be so that all threads of a worker can make one; `block` at least."""
+    side = max(max(auto_size(work.stack, workers.limit // workers.threads)) // block * block, block)
+    while side > block and workers.need(_sampled(work, side)) > workers.limit:
+        side //= 2
+        for unit in (max(work.stack.block), block):
+            side = max(side // unit * unit, min(side, unit))
+    return max(side, block)
+
+
+def _sampled(work: Work, side: int) -> int:
+    """Return the largest memory of some windows of a side, spread over the grid."""
+    spans = []
+    for n in work.stack.shape[2:]:
+        starts = np.linspace(0, max(n - side, 0), min(_SAMPLED, -(-n // side)), dtype=int)
+        spans.append([slice(start, min(start + side, n)) for start in starts.tolist()])
+    return max(task_memory(work, (y, x)) for y, x in itertools.product(*spans))
+
+
+def require_fit(work: Work, task: int, workers: Workers, block: int) -> None:
+    """Refuse windows of which the largest takes `task` bytes, if they do not fit into the workers' memory.
+
+    Raises
+    ------
+    ParameterError
+        They do not fit; says what would.
+    """
+    if workers.need(task) <= workers.limit:
+        return
+
+    def gib(size: int) -> str:
+        return f"{size / 2**30:.2f} GiB"
+
+    rows, columns = (s.stop - s.start for s in window_at(work.spatial, 0, 0))
+    side = fitting_side(work, workers, block)
+    fits = workers.need(_sampled(work, side)) <= workers.limit
+    threads = max(workers.limit - _PROCESS, 0) // task
+    cures = [f"set chunks to {side} or less"] if fits else []
+    cures += [f"cluster.threads to {threads} or less"] if 0 < threads < workers.threads else []
+    cures += [f"cluster.memory to {gib(workers.need(task))} or more"]
+    raise ParameterError(
+        f"a window of {rows} x {columns} takes {gib(task)}, {workers.threads} at once and the process "
+        f"{gib(workers.need(task))}, and a worker has {gib(workers.limit)}: {', or '.join(cures)}"
+    )
+
+
+# --- selected windows -------------------------------------------------------------------------------------------------
+
 Which = Literal["missing", "untried", "failed"]
 """Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
 
@@ -322,20 +493,13 @@ _PLACE = re.compile(r"(\d+)/(\d+)|x(\d+)y(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """Which windows to make."""
+class Selection:
+    """Which windows of a product to make; see `s2composite.run`."""
 
     which: Which = "missing"
-    """Which of those that are not done."""
-
     error: str | None = None
-    """Of those that have failed, only where the error matches this regular expression."""
-
     windows: str | Collection[tuple[int, int]] | None = None
-    """Only these, see `chosen_windows`; None: all."""
-
     area: Geometry | None = None
-    """Only windows that it touches."""
 
     def __post_init__(self) -> None:
         try:
@@ -348,16 +512,12 @@ class Chosen:
         """Whether no window is left out because of where it lies."""
         return self.windows is None and self.area is None
 
-    def anew(self, job: Job) -> bool:
+    def replaces(self, job: Job) -> bool:
         """Whether what is complete is made again: by a run that may overwrite, not by one that goes on with another."""
         return job.overwrite and self.which == "missing"
 
-    def among(self, product: Product) -> frozenset[tuple[int, int]]:
-        """Return the windows of a product that are chosen, done or not."""
-        return chosen_windows(product.work.stack.geobox, product.work.spatial, self.windows, self.area)
-
-    def takes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
-        """Return whether to make one of those that is not done."""
+    def includes(self, window: tuple[int, int], failures: Mapping[tuple[int, int], str]) -> bool:
+        """Whether to make a window that is not done."""
         if self.which == "missing":
             return True
         if self.which == "untried":
@@ -365,17 +525,15 @@ class Chosen:
         return window in failures and re.search(self.error or "", failures[window]) is not None
 
 
-def chosen_windows(
+def select_windows(
     geobox: GeoBox, spatial: Chunks, windows: str | Collection[tuple[int, int]] | None, area: Geometry | None
 ) -> frozenset[tuple[int, int]]:
     """Return the rows and columns of the windows that are wanted.
 
     Parameters
     ----------
-    geobox
-        The grid.
-    spatial
-        Its windows.
+    geobox, spatial
+        The grid and its windows.
     windows
         ``"7"``, a number; ``"1::10"``, a slice of numbers; ``"3/4"``, row and column; ``"x004y003"``, column and row;
         several with commas. Or rows and columns. None: all.
@@ -390,41 +548,34 @@ def chosen_windows(
     Examples
     --------
     >>> grid = GeoBox.from_bbox((0, 0, 40, 10), "EPSG:32631", resolution=1)
-    >>> sorted(chosen_windows(grid, ((10,), (10, 10, 10, 10)), "0,2::2,0/3", None))
+    >>> sorted(select_windows(grid, ((10,), (10, 10, 10, 10)), "0,2::2,0/3", None))
     [(0, 0), (0, 2), (0, 3)]
     """
     known = list(np.ndindex(len(spatial[0]), len(spatial[1])))
-    named = set(known) if windows is None else _named(known, windows)
-    if area is None:
-        return frozenset(named)
-    found = frozenset(at for at in named if touches(geobox[window_at(spatial, *at)], area))
-    if not found:
-        raise ParameterError("the area touches none of the windows; check its coordinates (degrees)")
-    return found
-
-
-def _named(known: Sequence[tuple[int, int]], windows: str | Collection[tuple[int, int]]) -> set[tuple[int, int]]:
-    parts = [part.strip() for part in windows.split(",")] if isinstance(windows, str) else list(windows)
-    found: set[tuple[int, int]] = set()
-    for part in parts:
-        more = _windows(known, part) if isinstance(part, str) else {(int(part[0]), int(part[1]))} & set(known)
-        if not more:
+    wanted = set(known) if windows is None else set()
+    for part in windows.split(",") if isinstance(windows, str) else windows or ():
+        if not isinstance(part, str):
+            named = {(int(part[0]), int(part[1]))} & set(known)
+        elif place := _PLACE.fullmatch(part.strip()):
+            row, column, x, y = (None if n is None else int(n) for n in place.groups())
+            at = (row, column) if row is not None else (y, x)
+            named = {one for one in known if one == at}
+        else:
+            named = set(_numbered(known, part.strip()))
+        if not named:
+            shown = part.strip() if isinstance(part, str) else part
             rows, columns = (n + 1 for n in known[-1])
             raise ParameterError(
-                f"windows: {part!r} is none of the {len(known)} windows, {rows} rows of {columns}; name some as 7, "
+                f"windows: {shown!r} is none of the {len(known)} windows, {rows} rows of {columns}; name some as 7, "
                 "1::10, 3/4 (row/column) or x004y003"
             )
-        found |= more
-    return found
-
-
-def _windows(known: Sequence[tuple[int, int]], part: str) -> set[tuple[int, int]]:
-    place = _PLACE.fullmatch(part)
-    if place:
-        row, column, x, y = (None if n is None else int(n) for n in place.groups())
-        at = (row, column) if row is not None else (y, x)
-        return {one for one in known if one == at}
-    return set(_numbered(known, part))
+        wanted |= named
+    if area is None:
+        return frozenset(wanted)
+    touched = frozenset(at for at in wanted if touches(geobox[window_at(spatial, *at)], area))
+    if not touched:
+        raise ParameterError("the area touches none of the windows; check its coordinates (degrees)")
+    return touched
 
 
 def _numbered(known: Sequence[OneT], part: str) -> Sequence[OneT]:
@@ -435,38 +586,3 @@ def _numbered(known: Sequence[OneT], part: str) -> Sequence[OneT]:
         return [known[int(part)]]
     except (ValueError, IndexError, TypeError):
         return []
-
-
-def chosen_cells(cells: Sequence[Cell], names: str | None, area: Geometry | None) -> tuple[Cell, ...]:
-    """Return the cells that are wanted.
-
-    Parameters
-    ----------
-    cells
-        All there are, in order.
-    names
-        Names, numbers and slices of numbers, with commas; None: all.
-    area
-        Only those that it touches.
-
-    Raises
-    ------
-    JobError
-        A part of `names` is none of these, or the area touches no cell.
-    """
-    if names is not None:
-        by_name = {cell.name: cell for cell in cells}
-        wanted = {cell.name for part in names.split(",") for cell in _cells(cells, by_name, part.strip())}
-        cells = [cell for cell in cells if cell.name in wanted]
-    found = tuple(cell for cell in cells if area is None or touches(cell.geobox, area))
-    if not found:
-        raise JobError("the area touches none of the cells; check its coordinates (degrees)", key="area")
-    return found
-
-
-def _cells(cells: Sequence[Cell], by_name: dict[str, Cell], part: str) -> Sequence[Cell]:
-    found = [by_name[part]] if part in by_name else _numbered(cells, part)
-    if not found:
-        near = difflib.get_close_matches(part, by_name, 1) or list(by_name)[:3]
-        raise JobError(f"cells: {part!r} is none of the {len(cells)} cells, such as {', '.join(near)}", key="cells")
-    return found

@@ -7,8 +7,8 @@ import datetime as dt
 import io
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,40 +17,41 @@ from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 
 from s2composite.cube.composite import Composite
-from s2composite.errors import JobError, S2CompositeError
-from s2composite.jobs.grid import Cell, read_area
-from s2composite.jobs.schema import Job, load_job
+from s2composite.errors import S2CompositeError
+from s2composite.jobs.grid import read_area
+from s2composite.jobs.schema import Job, load_job, require_selectors
 from s2composite.reading.grid import centre_longitude, footprint
 from s2composite.runner.inputs import (
-    cell_job,
-    chosen_windows,
-    job_cells,
-    job_composite,
+    ProductJob,
+    expand,
     job_scenes,
     ledger_key,
     output_block,
+    product_composite,
     require_fit,
-    require_scenes,
-    scenes_within,
+    require_kind,
+    scenes_of_products,
+    select_windows,
     task_memory,
     workers_of,
 )
 from s2composite.runner.ledger import failures_in, read_turns
-from s2composite.runner.product import Product, plan_product, product_state
-from s2composite.runner.run import SpanJob, span_jobs
+from s2composite.runner.product import plan_product, product_state
 from s2composite.scenes.dates import day_of
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import put_small, target_of
 
 __all__ = [
+    "JobPlan",
     "Plan",
-    "SpanPlan",
+    "ProductPlan",
     "WindowPlan",
+    "estimate",
+    "plan",
     "plan_cells",
     "plan_job",
     "plan_rows",
     "plan_spans",
-    "told_time",
     "write_csv",
     "write_geojson",
 ]
@@ -70,7 +71,7 @@ class WindowPlan:
     --------
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> window = plan_job({"source": "doctest_scenes", "output": "planned.tif"}).windows[0]
+    >>> window = plan({"source": "doctest_scenes", "output": "planned.tif"}).windows[0]
     >>> window.pixels, window.days, window.state
     ((0, 256, 0, 256), 3, 'new')
     """
@@ -114,8 +115,8 @@ class Plan:
     --------
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> plan = plan_job({"source": "doctest_scenes", "output": "planned.tif"})
-    >>> len(plan.scenes), plan.task_memory < plan.worker_limit
+    >>> ((_, found),) = plan({"source": "doctest_scenes", "output": "planned.tif"}).plans
+    >>> len(found.scenes), found.task_memory < found.worker_limit
     (3, True)
     """
 
@@ -170,7 +171,7 @@ class Plan:
         """Return the plan in one line."""
         states = ", ".join(f"{n} {state}" for state, n in self._states().items() if n)
         read, scenes = _size(sum(w.bytes for w in self.windows)), _plural(len(self.scenes), "scene")
-        return f"{self.state}: {states} of {len(self.windows)} windows, {scenes}, {read}, {told_time(self.minutes)}"
+        return f"{self.state}: {states} of {len(self.windows)} windows, {scenes}, {read}, {estimate(self.minutes)}"
 
     def _states(self) -> dict[str, int]:
         return {state: sum(w.state == state for w in self.windows) for state in ("new", "done", "failed")}
@@ -196,7 +197,7 @@ class Plan:
             f"reads     {read}{f', and {unknown} windows of files through GDAL' if unknown else ''}",
             f"decodes   {_size(sum(w.decoded for w in self.windows))} of pixels",
             f"memory    {_gib(self.task_memory)} a task, {memory}",
-            f"time      {told_time(self.minutes)} on {threads}, network permitting",
+            f"time      {estimate(self.minutes)} on {threads}, network permitting",
         ]
         return "\n".join(line for line in lines if line)
 
@@ -215,10 +216,10 @@ def _size(size: float) -> str:
     return f"{size / one:.1f} {unit}"
 
 
-def told_time(minutes: float) -> str:
+def estimate(minutes: float) -> str:
     """Return an estimate of a time: no more figures than it is good for.
 
-    >>> told_time(0), told_time(0.4), told_time(7.2), told_time(200)
+    >>> estimate(0), estimate(0.4), estimate(7.2), estimate(200)
     ('no time', 'under a minute', 'about 7 minutes', 'about 3.3 hours')
     """
     if minutes < 1:
@@ -230,28 +231,96 @@ def _plural(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
-def plan_job(
-    job: Job | str | Path | Mapping[str, Any],
+Named = tuple[str | None, Plan]
+"""A plan and the name of its cell; None: the job has no grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProductPlan:
+    """What one product of a job will take."""
+
+    product: ProductJob
+    """Which one: its name, period and cell, and what the job means for it."""
+
+    plan: Plan | None = None
+    """None: it cannot be made, or is a cell that fewer scenes touch than ``policy.min_scenes``."""
+
+    error: S2CompositeError | None = None
+    """Why it cannot be made."""
+
+    def explain(self) -> str:
+        """Return it in one line."""
+        if self.plan is None:
+            return f"{self.product.name}: {self.error or 'too few scenes touch it'}"
+        return f"{self.product.name}: {self.plan.summary()} -> {self.plan.files[0]}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class JobPlan:
+    """What a job will do; shown as `explain` says it.
+
+    The plan of a job that makes one product has the attributes of `Plan` itself: ``state``, ``windows``, ``scenes`` ...
+    """
+
+    products: tuple[ProductPlan, ...]
+    """In the order of the job: units of the span by time, cells of the grid by name."""
+
+    @property
+    def plans(self) -> tuple[Named, ...]:
+        """The plans of products that can be made, each after the name of its cell: what the tables are made of."""
+        pairs = ((one.product.cell, one.plan) for one in self.products)
+        return tuple((None if cell is None else cell.name, plan) for cell, plan in pairs if plan is not None)
+
+    @property
+    def minutes(self) -> float:
+        """An estimate of the time on these workers, if reading is not bound by the network."""
+        return sum(plan.minutes for _, plan in self.plans)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or len(self.products) != 1 or self.products[0].plan is None:
+            raise AttributeError(f"a plan of {len(self.products)} products has no {name!r}; see its products")
+        return getattr(self.products[0].plan, name)
+
+    def __repr__(self) -> str:
+        return self.explain()
+
+    def explain(self) -> str:
+        """Return the plan in a few lines, or of several products in a line for each."""
+        if len(self.products) == 1 and self.products[0].product.name is None and self.products[0].plan is not None:
+            return self.products[0].plan.explain()
+        lines = [one.explain() for one in self.products]
+        return "\n".join([*lines, f"{_plural(len(lines), 'product')}, {estimate(self.minutes)} in all"])
+
+
+def plan(
+    job: Job | str | os.PathLike[str] | Mapping[str, Any],
     *,
     check: bool = True,
     windows: str | Collection[tuple[int, int]] | None = None,
+    cells: str | None = None,
     area: str | Geometry | None = None,
-) -> Plan:
+    since: str | None = None,
+    today: dt.date | None = None,
+    on_product: Callable[[ProductPlan], None] | None = None,
+) -> JobPlan:
     """Plan a job: only headers are read, and nothing is written.
 
     Parameters
     ----------
     job
-        As for `run_job`.
+        A Job, or what `load_job` takes: the path of a job file, YAML text, a mapping.
     check
         Refuse a job whose windows do not fit into the memory of its workers.
-    windows, area
-        Only these windows, as for `run_job`.
+    windows, cells, area, since, today
+        Only these windows, cells or units, as for `run`.
+    on_product
+        Called with the plan of each product when it is made.
 
     Returns
     -------
-    Plan
-        Windows, scenes, bytes, requests, memory and time; ``explain()`` puts them in words.
+    JobPlan
+        For each product windows, scenes, bytes, requests, memory and time; ``explain()`` puts them in words. Of the
+        units of a span one that cannot be made stops no other: its plan has an `error`.
 
     Raises
     ------
@@ -264,201 +333,84 @@ def plan_job(
     --------
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> plan = plan_job({"source": "doctest_scenes", "output": "planned.tif"})
-    >>> plan.state, len(plan.windows), len(plan.windows[0].scenes)
+    >>> found = plan({"source": "doctest_scenes", "output": "planned.tif"})
+    >>> found.state, len(found.windows), len(found.windows[0].scenes)
     ('new', 1, 3)
+    >>> job = {"source": "doctest_scenes", "output": "{{pointInTime}}.tif", "span": {"start": 2023, "end": 2023}}
+    >>> [(one.product.name, len(one.plan.scenes)) for one in plan(job).products]
+    [('2023', 3)]
     """
     job = job if isinstance(job, Job) else load_job(job)
-    if job.span is not None:
-        raise JobError("the job has a span, so it makes many products: plan_spans() plans it", key="span")
-    if job.grid is not None:
-        raise JobError("the job has a grid, so it makes many products: plan_cells() plans it", key="grid")
+    require_selectors(job, since=since, windows=windows, cells=cells)
     within = read_area(area) if isinstance(area, str) else area
-    result = job_composite(job, job_scenes(job))
-    require_scenes(job, result)
-    return _planned(job, result, check=check, chosen=windows, area=within)
-
-
-def plan_cells(
-    job: Job | str | Path | Mapping[str, Any],
-    *,
-    check: bool = True,
-    cells: str | None = None,
-    area: str | Geometry | None = None,
-) -> Iterator[tuple[Cell, Plan | None]]:
-    """Plan a job that has a grid, cell by cell; None for a cell that too few scenes touch (``policy.min_scenes``).
-
-    Parameters
-    ----------
-    job, check
-        As for `plan_job`.
-    cells, area
-        Only these cells, as for `run_cells`.
-
-    Yields
-    ------
-    cell, plan
-        In the order of the grid.
-
-    Raises
-    ------
-    S2CompositeError
-        As for `plan_job`.
-
-    Examples
-    --------
-    >>> from s2composite.demo import make_scenes
-    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> job = {"source": "doctest_scenes", "output": "{cell}.tif", "grid": "EPSG:32631;10;100"}
-    >>> job |= {"bbox": [0.5111, 44.2216, 0.5113, 44.2218]}
-    >>> [(cell.name, plan.state) for cell, plan in plan_cells(job)]
-    [('x0301y4899', 'new')]
-    """
-    job = job if isinstance(job, Job) else load_job(job)
-    if job.span is not None:
-        raise JobError("the job has a span, so it makes many products: plan_spans() plans it", key="span")
-    within = read_area(area) if isinstance(area, str) else area
-    chosen, scenes = job_cells(job, cells, within), job_scenes(job)
+    products = expand(job, since=since, today=today, cells=cells, area=within, strict=False)
+    scenes = job_scenes(job) if job.span is None else None
+    inside = None if job.grid is not None else within  # of a grid the area has selected cells
+    plans = []
     with TemporaryDirectory() as folder:
-        for cell in chosen:
-            result = job_composite(job, scenes, cell.geobox, str(Path(folder, "headers.index")))
-            enough = scenes_within(result) >= job.policy.min_scenes
-            yield cell, _planned(cell_job(job, cell), result, check=check) if enough else None
+        for product, own, index in scenes_of_products(products, scenes, folder):
+            try:
+                if isinstance(own, S2CompositeError):
+                    raise own
+                composite = product_composite(product, own, index)
+                planned = None
+                if composite is not None:
+                    planned = _planned(product, composite, windows, inside, check=check)
+                one = ProductPlan(product, planned)
+            except S2CompositeError as error:
+                if job.span is None:
+                    raise
+                one = ProductPlan(product, error=error)
+            plans.append(one)
+            if on_product is not None:
+                on_product(one)
+    return JobPlan(tuple(plans))
 
 
 def _planned(
-    job: Job,
-    result: Composite,
+    source: ProductJob,
+    composite: Composite,
+    selected: str | Collection[tuple[int, int]] | None,
+    area: Geometry | None,
     *,
     check: bool,
-    chosen: str | Collection[tuple[int, int]] | None = None,
-    area: Geometry | None = None,
 ) -> Plan:
-    product = plan_product(result.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
+    job, dataset = source.job, composite.dataset
+    product = plan_product(dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
+    stack = product.work.stack
     events, done = read_turns(ledger_key(job)), product.done()
-    failed = failures_in(events, product.token)
     state = product_state(product, events, begun=bool(done))
     states = {window: "done" if window in done or state == "skip" else "new" for window in product.windows}
-    states |= {window: "failed" for window in failed if window not in done}
+    states |= {window: "failed" for window in failures_in(events, product.token) if window not in done}
     workers = workers_of(job.cluster)
-    wanted = chosen_windows(product.work.stack.geobox, product.work.spatial, chosen, area)
-    windows = tuple(
-        _window(product, i, window, states[window]) for i, window in enumerate(product.windows) if window in wanted
-    )
+    wanted = select_windows(stack.geobox, product.work.spatial, selected, area)
+    windows = []
+    for i, window in enumerate(product.windows):
+        if window in wanted:
+            y, x = product.stage.window(*window)
+            cost = stack.cost((y, x))
+            longitude = 0.0 if stack.geobox.crs is None else centre_longitude(stack.geobox[y, x])
+            days = {day_of(stack.scenes[t].time, "solar", longitude) for t in cost.scenes}
+            pixels = (y.start, y.stop, x.start, x.stop)
+            read = (cost.requests, cost.bytes, cost.decoded, cost.gdal)
+            windows.append(WindowPlan(i, window, pixels, cost.scenes, len(days), *read, states[window]))
     task = max(task_memory(product.work, product.stage.window(*w.window)) for w in windows)
-    plan = Plan(
+    if check:
+        require_fit(product.work, task, workers, output_block(job))
+    return Plan(
         state,
         product.files,
-        product.work.stack.geobox,
-        tuple(scene.id for scene in product.work.stack.scenes),
-        tuple(map(str, result.dataset["period"].values)) if "period" in result.dataset.coords else (),
-        windows,
+        stack.geobox,
+        tuple(scene.id for scene in stack.scenes),
+        tuple(map(str, dataset["period"].values)) if "period" in dataset.coords else (),
+        tuple(windows),
         task,
         workers.need(task),
         workers.limit,
         workers.count,
         workers.threads,
+        None if source.period is None else source.period.label,
     )
-    if check:
-        require_fit(product.work, task, workers, output_block(job))
-    return plan
-
-
-def _window(product: Product, index: int, window: tuple[int, int], state: str) -> WindowPlan:
-    stack = product.work.stack
-    y, x = product.stage.window(*window)
-    cost = stack.cost((y, x))
-    longitude = 0.0 if stack.geobox.crs is None else centre_longitude(stack.geobox[y, x])
-    days = {day_of(stack.scenes[t].time, "solar", longitude) for t in cost.scenes}
-    pixels = (y.start, y.stop, x.start, x.stop)
-    return WindowPlan(
-        index, window, pixels, cost.scenes, len(days), cost.requests, cost.bytes, cost.decoded, cost.gdal, state
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class SpanPlan:
-    """What one unit of a span will take.
-
-    Examples
-    --------
-    >>> from s2composite.demo import make_scenes
-    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> job = {"source": "doctest_scenes", "output": "{{pointInTime}}.tif", "span": {"start": 2022, "end": 2022}}
-    >>> next(plan_spans(job)).explain().partition(":")[0]
-    '2022'
-    """
-
-    unit: SpanJob
-    """The unit, and what the job means for it."""
-
-    plans: tuple[tuple[Cell | None, Plan | None], ...] = ()
-    """A plan, or with a grid one for each cell (None: too few scenes touch it)."""
-
-    error: S2CompositeError | None = None
-    """Why it cannot be made."""
-
-    def explain(self) -> str:
-        """Return a line for each product."""
-        label = self.unit.period.label
-        if self.error is not None:
-            return f"{label}: {self.error}"
-        lines = []
-        for cell, plan in self.plans:
-            name = label if cell is None else f"{label}, {cell.name}"
-            lines.append(f"{name}: {f'{plan.summary()} -> {plan.files[0]}' if plan else 'too few scenes touch it'}")
-        return "\n".join(lines)
-
-
-def plan_spans(
-    job: Job | str | os.PathLike[str] | Mapping[str, Any],
-    *,
-    since: str | None = None,
-    today: dt.date | None = None,
-    check: bool = True,
-    windows: str | Collection[tuple[int, int]] | None = None,
-    cells: str | None = None,
-    area: str | Geometry | None = None,
-) -> Iterator[SpanPlan]:
-    """Plan a job with a span, unit by unit; one that cannot be made stops no other.
-
-    Parameters
-    ----------
-    job, since, today
-        As for `run_spans`.
-    check, windows, cells, area
-        As for `plan_job`, or `plan_cells` if the job has a grid.
-
-    Raises
-    ------
-    JobError
-        The job or its span is wrong.
-
-    Examples
-    --------
-    >>> from s2composite.demo import make_scenes
-    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> job = {"source": "doctest_scenes", "output": "{{pointInTime}}.tif", "span": {"start": 2023, "end": 2023}}
-    >>> [(one.unit.period.label, len(plan.scenes)) for one in plan_spans(job) for _, plan in one.plans]
-    [('2023', 3)]
-    """
-    job = job if isinstance(job, Job) else load_job(job)
-    for unit in span_jobs(job, since, today):
-        label = unit.period.label
-        planned: list[tuple[Cell | None, Plan | None]]
-        try:
-            if job.grid is None:
-                planned = [(None, plan_job(unit.job, check=check, windows=windows, area=area))]
-            else:
-                planned = [*plan_cells(unit.job, check=check, cells=cells, area=area)]
-        except S2CompositeError as error:
-            yield SpanPlan(unit, error=error)
-        else:
-            yield SpanPlan(unit, tuple((cell, plan and replace(plan, unit=label)) for cell, plan in planned))
-
-
-Named = tuple[str | None, Plan]
-"""A plan and the name of its cell; None: the job has no grid."""
 
 
 def plan_rows(plans: Sequence[Named]) -> list[dict[str, Any]]:
@@ -499,11 +451,10 @@ def write_csv(plans: Sequence[Named], path: str | Path) -> None:
 
     Examples
     --------
-    >>> from s2composite import plan_job
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> plan = plan_job({"source": "doctest_scenes", "output": "planned.tif", "period": "2023-04/2023-09"})
-    >>> write_csv([(None, plan)], "windows.csv")
+    >>> job = {"source": "doctest_scenes", "output": "planned.tif", "period": "2023-04/2023-09"}
+    >>> write_csv(plan(job).plans, "windows.csv")
     >>> Path("windows.csv").read_text().splitlines()[0]
     'T,X,Y,datasets,days,cell,index,requests,bytes,decoded,memory,product,state'
     """
@@ -525,17 +476,21 @@ def write_geojson(plans: Sequence[Named], path: str | Path) -> None:
 
     Examples
     --------
-    >>> from s2composite import plan_job
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> write_geojson([(None, plan_job({"source": "doctest_scenes", "output": "planned.tif"}))], "windows.geojson")
+    >>> write_geojson(plan({"source": "doctest_scenes", "output": "planned.tif"}).plans, "windows.geojson")
     >>> json.loads(Path("windows.geojson").read_text())["features"][0]["properties"]["region_code"]
     'x000y000'
     """
+
+    def outline(geobox: GeoBox, window: WindowPlan) -> dict[str, Any] | None:
+        top, bottom, left, right = window.pixels
+        return None if geobox.crs is None else footprint(geobox[top:bottom, left:right]).json
+
     features = [
         {
             "type": "Feature",
-            "geometry": _outline(plan.geobox, w),
+            "geometry": outline(plan.geobox, w),
             "properties": {
                 "title": " ".join(filter(None, [plan.unit, cell, f"window {w.window[0]}/{w.window[1]}"])),
                 "region_code": f"x{w.window[1]:03d}y{w.window[0]:03d}",
@@ -557,9 +512,22 @@ def write_geojson(plans: Sequence[Named], path: str | Path) -> None:
     put_small(text.encode(), target_of(path, overwrite=True), overwrite=True)
 
 
-def _outline(geobox: GeoBox, window: WindowPlan) -> dict[str, Any] | None:
-    if geobox.crs is None:
-        return None
-    top, bottom, left, right = window.pixels
-    shape: dict[str, Any] = footprint(geobox[top:bottom, left:right]).json
-    return shape
+# --- the names before `plan`, which stay for one release --------------------------------------------------------------
+
+
+def plan_job(job: Job | str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> JobPlan:
+    """Plan a job that makes one product: the old name of `plan`, which takes every job."""
+    return plan(require_kind(job, "plan"), **options)
+
+
+def plan_cells(
+    job: Job | str | os.PathLike[str] | Mapping[str, Any], **options: Any
+) -> Iterator[tuple[Any, Plan | None]]:
+    """Plan a job with a grid; yield each cell and its plan, None for one that too few scenes touch. Use `plan`."""
+    for one in plan(require_kind(job, "plan", grid=True), **options).products:
+        yield one.product.cell, one.plan
+
+
+def plan_spans(job: Job | str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> Iterator[ProductPlan]:
+    """Plan a job with a span; yield the plan of each product. Use `plan`."""
+    yield from plan(require_kind(job, "plan", span=True), **options).products

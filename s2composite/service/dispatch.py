@@ -24,8 +24,9 @@ from google.auth.transport.requests import Request as GoogleRequest
 from s2composite.errors import JobError, ServiceError
 from s2composite.geotiff.header import read_header
 from s2composite.jobs.schema import Job, load_job
+from s2composite.runner.inputs import job_scenes, ledger_key
 from s2composite.runner.ledger import Ledger
-from s2composite.runner.run import Failure, job_scenes, ledger_key
+from s2composite.runner.run import Failure
 from s2composite.scenes.model import Scene
 from s2composite.storage.files import absolute, display, filesystem, is_remote, join, redact
 from s2composite.storage.retry import TRANSIENT, AttemptError, Retry, retry_after, retrying, retrying_async
@@ -144,7 +145,7 @@ def dispatch(
     Parameters
     ----------
     job
-        As for `run_job`; its scenes and its output must be where the service may read and write. Windows are of
+        As for `run`; its scenes and its output must be where the service may read and write. Windows are of
         `chunks`, or of 1024 pixels.
     url
         Of a service's endpoint, ``https://host/median``.

@@ -28,7 +28,7 @@ from s2composite.jobs.schedule import with_span_keys
 from s2composite.jobs.schema import Job
 from s2composite.pixels.mask_bands import rule_names
 from s2composite.pixels.reducers import reducer_names
-from s2composite.runner.run import span_jobs
+from s2composite.runner.inputs import span_jobs
 from s2composite.scenes.dates import date_range
 from s2composite.service.queue import JobRow, JobStore
 from s2composite.service.security import (
@@ -185,7 +185,9 @@ def _checked_job(document: Document, number: str, settings: Settings) -> Job:
         for unit in units:
             _check_sources(unit.job, settings)
         # The span ends when it was sent: its products are the same whenever it is looked at, or tried again.
-        last = units[-1].period.end - dt.timedelta(days=1)
+        period = units[-1].period
+        assert period is not None
+        last = period.end - dt.timedelta(days=1)
         fixed = {"unit": job.span.step, "end": job.span.end or str(last)}
         job = job.model_copy(update={"span": job.span.model_copy(update=fixed)})
     return job.model_copy(update={"cluster": settings.cluster})

@@ -11,13 +11,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 
 from s2composite.errors import S2CompositeError
-from s2composite.jobs.schema import Job, load_job
-from s2composite.runner.inputs import Which, cell_job
+from s2composite.jobs.schema import load_job
 from s2composite.runner.report import write_report
-from s2composite.runner.run import JobResult, run_cells, run_job, run_spans
+from s2composite.runner.run import ProductResult, run
 
 __all__ = ["main"]
 
@@ -25,9 +23,6 @@ FAILED, BAD = 1, 2
 """Exit codes: windows failed and the others are kept; the job, its input or its output is wrong."""
 
 LOG = logging.getLogger("s2composite.service")
-
-Outcome = JobResult | S2CompositeError | None
-"""Of a product: None where no scene touches it, an error where it could not be begun."""
 
 
 def main() -> int:
@@ -44,57 +39,33 @@ def main() -> int:
     LOG.info("job %s: %s", order["id"], order["which"])
     for line in job.to_yaml().splitlines():
         LOG.info("  %s", line)
-    products = failed = 0
     try:
-        for name, one, outcome in _run_products(job, order["which"]):
-            products += 1
-            failed += not _log_outcome(name, one, outcome)
+        products = run(job, announce=False, which=order["which"], on_product=_log_result).products
     except S2CompositeError as error:
         LOG.error("%s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
         return BAD
-    if failed and products > 1:
-        LOG.error("%d of %d products failed; the others are kept", failed, products)
+    failed = sum(not product.complete for product in products)
+    if failed and len(products) > 1:
+        LOG.error("%d of %d products failed; the others are kept", failed, len(products))
     return FAILED if failed else 0
 
 
-def _run_products(job: Job, which: Which) -> Iterator[tuple[str | None, Job, Outcome]]:
-    """Make the products of a job; yield the name, the job and the outcome of each as it ends."""
-    if job.span is not None:
-        for unit in run_spans(job, announce=False, which=which):
-            label = unit.period.label
-            if unit.error is not None:
-                yield label, unit.job, unit.error
-            for cell, result in unit.results:
-                if cell is None:
-                    yield label, unit.job, result
-                else:
-                    yield f"{label}, {cell.name}", cell_job(unit.job, cell), result
-    elif job.grid is not None:
-        for cell, result in run_cells(job, announce=False, which=which):
-            yield cell.name, cell_job(job, cell), result
-    else:
-        yield None, job, run_job(job, announce=False, which=which)
-
-
-def _log_outcome(name: str | None, job: Job, outcome: Outcome) -> bool:
-    """Log the outcome of a product, and write its report; return whether it is complete, or left out."""
-    of = "" if name is None else f"{name}: "
-    if outcome is None:
+def _log_result(result: ProductResult) -> None:
+    """Log what was made of a product, and write its report."""
+    of = "" if result.name is None else f"{result.name}: "
+    if result.left_out:
         LOG.info("%stoo few scenes touch it, so it is left out", of)
-        return True
-    if isinstance(outcome, S2CompositeError):
-        LOG.error("%s%s", of, outcome)
-        return False
-    write_report(job)
-    counts = (outcome.scenes, outcome.made, outcome.windows, outcome.seconds)
-    LOG.info("%s%d scenes, %d windows made of %d, in %.1f s", of, *counts)
-    for failure in outcome.failed:
+        return
+    if result.scenes:  # else nothing was begun
+        write_report(result.product.job)
+        counts = (result.scenes, result.made, result.windows, result.seconds)
+        LOG.info("%s%d scenes, %d windows made of %d, in %.1f s", of, *counts)
+    for failure in result.failed:
         LOG.error("%swindow %s failed: %s", of, failure.window, failure.error)
-    if outcome.error is not None:
-        LOG.error("%s%s", of, outcome.error)
-    for path in outcome.paths:
+    if result.error is not None:
+        LOG.error("%s%s", of, result.error)
+    for path in result.paths:
         LOG.info("%swritten: %s", of, path)
-    return bool(outcome.paths)
 
 
 if __name__ == "__main__":

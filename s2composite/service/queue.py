@@ -79,7 +79,7 @@ class JobRow:
     """How often it was begun."""
 
     which: str
-    """Which windows its next run makes, see `run_job`."""
+    """Which windows its next run makes, see `run`."""
 
     error: str | None
     """Why it failed."""

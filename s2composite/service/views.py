@@ -18,8 +18,8 @@ from jinja2 import Environment
 from s2composite.cube.array_values import missing_value_of
 from s2composite.jobs.schema import Job, load_job
 from s2composite.pixels.stretch import rgba
+from s2composite.runner.inputs import expand
 from s2composite.runner.report import Progress, Report, job_progress, job_report
-from s2composite.runner.run import job_products
 from s2composite.service.queue import ENDED, JobRow
 from s2composite.service.security import ProblemError
 from s2composite.storage.files import display, filesystem, redact, storage_options
@@ -133,8 +133,8 @@ class Views:
 
     def _products(self, row: JobRow) -> tuple[_Product, ...]:
         def read() -> tuple[_Product, ...]:
-            jobs = self._once(row, "products", lambda: tuple(job_products(load_job(json.loads(row.document)))))
-            return tuple(_Product(name, job, self._progress(row, name, job)) for name, job in jobs)
+            jobs = self._once(row, "products", lambda: expand(load_job(json.loads(row.document))))
+            return tuple(_Product(one.name, one.job, self._progress(row, one.name, one.job)) for one in jobs)
 
         return self._once(row, "progress", read) if row.state in ENDED else read()
 

@@ -11,6 +11,7 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odc.geo.geom import box
 from typer.testing import CliRunner
 
 import s2composite as s2c
@@ -19,7 +20,8 @@ from s2composite.demo import make_scenes
 from s2composite.errors import JobError, ParameterError
 from s2composite.jobs.schedule import SpanOptions, spans_of
 from s2composite.jobs.schema import load_job
-from s2composite.runner.run import run_job, run_spans, span_jobs
+from s2composite.runner.inputs import expand, span_jobs
+from s2composite.runner.run import run_job, run_spans
 
 TODAY = dt.date(2018, 6, 14)
 
@@ -177,7 +179,7 @@ def test_each_month_is_the_composite_of_its_scenes_and_made_once(months, client,
     every = [
         p.strftime("%Y%m") for p in pd.period_range(f"{first[:4]}-{first[4:]}", f"{last[:4]}-{last[4:]}", freq="M")
     ]
-    assert [result.period.label.replace("-", "") for result in results] == every
+    assert [result.product.period.label.replace("-", "") for result in results] == every
     for month, result in zip(every, results, strict=True):
         assert result.complete == (month in by_month)
         if not result.complete:
@@ -188,7 +190,7 @@ def test_each_month_is_the_composite_of_its_scenes_and_made_once(months, client,
             np.testing.assert_array_equal(file.read(), alone["composite"].values)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tif")}
     again = list(run_spans(job, client=client))
-    assert all(result.results[0][1].made == 0 for result in again if result.complete)
+    assert all(result.made == 0 for result in again if result.complete)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tif")} == stamps
 
 
@@ -248,3 +250,61 @@ def test_since_needs_a_span(tmp_path):
     found = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--since", "last"])
     assert isinstance(found.exception, JobError)
     assert "--since chooses from a span" in str(found.exception)
+
+
+def test_run_and_plan_take_a_job_of_months_and_cells(months, client, tmp_path):
+    directory, by_month = months
+    first, last = min(by_month), max(by_month)
+    spec = span_file(tmp_path, directory, first, last) | {
+        "output": str(tmp_path / "m{{pointInTime}}_{cell}.tif"),
+        "grid": {"type": "utm", "size": 5000},
+        "bbox": [300000, 4895000, 309000, 4900000],
+        "bbox_crs": "EPSG:32631",
+    }
+    products = expand(load_job(spec))
+    names = [product.name for product in products]
+    assert names == sorted(names)
+    assert {name.partition(", ")[0] for name in names} >= {f"{month[:4]}-{month[4:]}" for month in by_month}
+    seen = []
+    result = s2c.run(spec, client=client, on_product=seen.append)
+    assert [one.name for one in result.products] == [one.name for one in seen] == names
+    for one in result.products:
+        month = f"{one.product.period.start:%Y%m}"
+        assert (one.error is None) == (month in by_month), one.error
+        assert all(Path(path).name == f"m{month}_{one.product.cell.name}.tif" for path in one.paths)
+    assert any(one.paths for one in result.products)
+    assert result.complete == all(one.error is None for one in result.products)
+    plan = s2c.plan(spec)
+    assert [one.product.name for one in plan.products] == names
+    for done, planned in zip(result.products, plan.products, strict=True):
+        assert (planned.error is None) == (done.error is None)
+        assert (planned.plan is not None and planned.plan.state == "skip") == bool(done.paths)
+    assert plan.explain().count("\n") == len(names)
+    again = s2c.run(spec, client=client)
+    assert (again.made, again.paths) == (0, result.paths)
+
+
+def test_an_area_that_one_month_lacks_stops_no_other(months, client, tmp_path):
+    directory, by_month = months
+    spec = span_file(tmp_path, directory, min(by_month), max(by_month)) | {
+        "output": str(tmp_path / "m{{pointInTime}}_{cell}.tif"),
+        "grid": {"type": "utm", "size": 5000},
+        "area": str(tmp_path / "{{pointInTime}}.geojson"),
+    }
+    whole = box(300000, 4898000, 301000, 4900000, "EPSG:32631").to_crs("EPSG:4326")
+    (tmp_path / f"{min(by_month)}.geojson").write_text(json.dumps(whole.json))
+    first, *others = s2c.run(spec, client=client).products
+    assert first.complete
+    assert others
+    assert all("cannot be read" in other.error for other in others if other.product.cell is None)
+    with pytest.raises(JobError, match="cannot be read"):
+        expand(load_job(spec))
+
+
+def test_what_selects_is_about_what_there_is():
+    with pytest.raises(JobError, match="since chooses from a span"):
+        s2c.run("source: x\noutput: a.tif", since="last")
+    with pytest.raises(JobError, match="cells: the job has no grid"):
+        s2c.plan(BASE + SPAN, cells="31TCJ")
+    with pytest.raises(JobError, match="windows: the job has a grid"):
+        s2c.run({"source": "x", "output": "{cell}.tif", "grid": "mgrs"}, windows="0")
