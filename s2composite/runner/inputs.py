@@ -557,8 +557,8 @@ def select_windows(
         if not isinstance(part, str):
             named = {(int(part[0]), int(part[1]))} & set(known)
         elif place := _PLACE.fullmatch(part.strip()):
-            row, column, x, y = (None if n is None else int(n) for n in place.groups())
-            at = (row, column) if row is not None else (y, x)
+            numbers = [int(n) for n in place.groups() if n is not None]
+            at = tuple(numbers if place[1] is not None else reversed(numbers))
             named = {one for one in known if one == at}
         else:
             named = set(_numbered(known, part.strip()))
