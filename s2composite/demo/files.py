@@ -23,27 +23,19 @@ from rasterio.windows import Window as RasterWindow
 from s2composite.demo.imagery import ASSETS, Box, Land, Overpass, overpasses, render, render_land, weather_of
 from s2composite.errors import ParameterError, WriteError
 from s2composite.scenes.find import SceneSource, find_scenes
-from s2composite.scenes.model import Asset, Scene
+from s2composite.scenes.model import Scene
 from s2composite.scenes.names import common_name
 
 __all__ = ["make_items", "make_scenes"]
 
-_SIZE = 10980
-"""Rows and columns of a whole granule at 10 m."""
-
-_WEST, _NORTH, _CRS = 300000, 4900020, "EPSG:32631"
-"""Upper left corner of T31TCJ in metres of its UTM zone."""
-
-_BLOCK = 512
-"""Side of the files' blocks, and of the boxes that are rendered at a time: arrays of 1 MB stay in the cache."""
+_SIZE = 10980  # rows and columns of a whole granule at 10 m
+_WEST, _NORTH, _CRS = 300000, 4900020, "EPSG:32631"  # upper left corner of T31TCJ in metres of its UTM zone
+_BLOCK = 512  # side of the files' blocks, and of the boxes that are rendered at a time: 1 MB stays in the cache
 
 _COMPRESSION: dict[str, dict[str, Any]] = {
     "jpeg": {"COMPRESS": "JPEG", "QUALITY": 90},
     "deflate": {"COMPRESS": "DEFLATE", "PREDICTOR": "YES", "LEVEL": 6},
 }
-
-_CLOUD_CLASSES = (8, 9, 10)
-"""Classes of the scene classification that ESA counts as clouds."""
 
 
 def make_scenes(
@@ -224,7 +216,6 @@ def _write_scene(
 
 
 def _link(source: Path, path: Path) -> None:
-    """Give a file a second name."""
     path.unlink(missing_ok=True)
     try:
         path.hardlink_to(source)
@@ -279,10 +270,7 @@ def make_items(scenes: SceneSource, directory: str | os.PathLike[str]) -> tuple[
 
 
 def _item(scene: Scene, home: Path) -> dict[str, Any]:
-    assets = {asset.name: _asset_fields(asset, home) for asset in scene.assets}
-    with rasterio.open(scene.assets[0].href) as file:
-        west, south, east, north = transform_bounds(file.crs, "EPSG:4326", *file.bounds)
-    properties = {
+    properties: dict[str, Any] = {
         "datetime": f"{scene.time:%Y-%m-%dT%H:%M:%SZ}",
         "constellation": "sentinel-2",
         "platform": "sentinel-2a",
@@ -290,12 +278,28 @@ def _item(scene: Scene, home: Path) -> dict[str, Any]:
         "s2:processing_baseline": "05.09",
         "earthsearch:boa_offset_applied": True,  # generated numbers are reflectance x 10000, no offset on top
     }
+    assets = {}
     for asset in scene.assets:
-        if asset.name == "SCL":
-            with rasterio.open(asset.href) as file:
+        with rasterio.open(asset.href) as file:
+            fields = {
+                "href": os.path.relpath(asset.href, home.absolute()),
+                "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+                "roles": ["data"],
+                "raster:bands": [{"data_type": dtype, "nodata": file.nodata} for dtype in file.dtypes],
+                "proj:code": str(file.crs),
+                "proj:shape": list(file.shape),
+                "proj:transform": list(file.transform)[:6],
+            }
+            if asset.name == "SCL":
                 classes = file.read(1)
-            cloudy, seen = np.isin(classes, _CLOUD_CLASSES).sum(), np.count_nonzero(classes)
-            properties["eo:cloud_cover"] = round(100 * cloudy / max(seen, 1), 2)
+                cloudy, seen = np.isin(classes, (8, 9, 10)).sum(), np.count_nonzero(classes)  # as ESA counts clouds
+                properties["eo:cloud_cover"] = round(100 * cloudy / max(seen, 1), 2)
+            if asset is scene.assets[0]:
+                west, south, east, north = transform_bounds(file.crs, "EPSG:4326", *file.bounds)
+        if (band := common_name(asset.name)) is not None:
+            fields["raster:bands"] = [{**values, "scale": 1e-4, "offset": 0} for values in fields["raster:bands"]]
+            fields["eo:bands"] = [{"name": asset.name, "common_name": band}]
+        assets[asset.name] = fields
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -315,21 +319,3 @@ def _item(scene: Scene, home: Path) -> dict[str, Any]:
         "assets": assets,
         "properties": properties,
     }
-
-
-def _asset_fields(asset: Asset, home: Path) -> dict[str, Any]:
-    band = common_name(asset.name)
-    with rasterio.open(asset.href) as file:
-        fields = {
-            "href": os.path.relpath(asset.href, home.absolute()),
-            "type": "image/tiff; application=geotiff; profile=cloud-optimized",
-            "roles": ["data"],
-            "raster:bands": [{"data_type": dtype, "nodata": file.nodata} for dtype in file.dtypes],
-            "proj:code": str(file.crs),
-            "proj:shape": list(file.shape),
-            "proj:transform": list(file.transform)[:6],
-        }
-    if band is not None:
-        fields["raster:bands"] = [{**values, "scale": 1e-4, "offset": 0} for values in fields["raster:bands"]]
-        fields["eo:bands"] = [{"name": asset.name, "common_name": band}]
-    return fields

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum
 from functools import cache
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +23,20 @@ __all__ = [
     "sun_position", "weather_of",
 ]  # fmt: skip
 
-GRANULE = "T31TCJ"
-"""The granule all scenes are of: Toulouse and the hills to its west."""
-
-BANDS = ("B02", "B03", "B04", "B08")
-"""Blue, green, red, near infrared."""
-
+GRANULE = "T31TCJ"  # Toulouse and the hills to its west
+BANDS = ("B02", "B03", "B04", "B08")  # blue, green, red, near infrared
 ASSETS = ("TCI", "SCL", *BANDS)
-"""Products a scene can have: true colour (uint8), scene classification (uint8, 20 m), reflectance x 10000 (uint16)."""
 
 Float = NDArray[np.float32]
 Bits = NDArray[np.uint32]
+Spectrum = tuple[float, ...]  # amplitude of each octave of a field, coarsest first, finest last
 
 
 # Random fields. A field is the sum of octaves. Each octave is white noise on a lattice of 1, 2, 4 ... pixels; coarse
 # lattices are refined to the next by cubic B-spline subdivision, so that the whole pyramid costs four thirds of its
 # finest octave and shows none of the squares of bilinear noise.
 
-# Side of the tile of white noise that all lattices are cut from, each octave of each field at its own offset.
-_NOISE_SIDE = 1024
-
+_NOISE_SIDE = 1024  # of the tile of white noise that all lattices are cut from, each octave at its own offset
 # Variance along one axis that is left of white noise after 0, 1, 2 ... subdivisions; then it stays.
 _SMOOTHED = (1.0, 0.547, 0.495, 0.484, 0.481)
 
@@ -79,34 +73,26 @@ class Box:
         return rows[:, None], np.arange(self.x0, self.x1, dtype=np.float32)[None, :]
 
 
-@dataclass(frozen=True, slots=True)
-class Spectrum:
-    """How strong each octave of a field is."""
-
-    coarsest: int  # base-2 logarithm of the widest lattice, in points of the field's own grid
-    # Factor of each octave, coarsest first; scaled so that the field has a variance of about 1.
-    amplitudes: tuple[float, ...]
-
-
 def spectrum(coarsest: int, weights: tuple[float, ...]) -> Spectrum:
     """Return the spectrum of octaves with these weights, the first with lattice cells of ``2**coarsest`` points."""
-    weights = weights[: coarsest + 1]
+    octaves = (*weights, *[0.0] * coarsest)[: coarsest + 1]
     variance = 0.0
-    for i, weight in enumerate(weights):
+    for i, weight in enumerate(octaves):
         variance += (weight * _SMOOTHED[min(coarsest - i, len(_SMOOTHED) - 1)]) ** 2
-    return Spectrum(coarsest, tuple(weight / variance**0.5 for weight in weights))
+    return tuple(weight / variance**0.5 for weight in octaves)
+
+
+_MIXING = ((0x85EBCA6B, 16), (0x7FEB352D, 15), (0x846CA68B, 16))  # factors and shifts of an integer hash
 
 
 def _derive_key(*parts: int) -> int:
-    """Return 32 bits that depend on all the parts, the same on any machine."""
+    """Return 32 bits that depend on all the parts."""
     key = 0x9E3779B9
     for part in parts:
-        key = (key ^ (part & 0xFFFFFFFF)) * 0x85EBCA6B & 0xFFFFFFFF
-        key ^= key >> 16
-        key = key * 0x7FEB352D & 0xFFFFFFFF
-        key ^= key >> 15
-        key = key * 0x846CA68B & 0xFFFFFFFF
-        key ^= key >> 16
+        key ^= part & 0xFFFFFFFF
+        for factor, shift in _MIXING:
+            key = key * factor & 0xFFFFFFFF
+            key ^= key >> shift
     return key
 
 
@@ -115,24 +101,22 @@ def _hash(key: int, *coords: NDArray[Any]) -> Bits:
     bits = np.full(1, key, np.uint32)
     for coord in coords:
         bits = bits ^ coord.astype(np.int64).astype(np.uint32)
-        bits = bits * np.uint32(0x85EBCA6B)
-        bits = bits ^ (bits >> np.uint32(16))
-        bits = bits * np.uint32(0x7FEB352D)
-        bits = bits ^ (bits >> np.uint32(15))
+        for factor, shift in _MIXING[:2]:
+            bits = bits * np.uint32(factor)
+            bits = bits ^ (bits >> np.uint32(shift))
     return bits
 
 
 def _uniform(bits: Bits) -> Float:
-    """Return hashed bits as float32 in [0, 1)."""
-    return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    """Return hashed bits as numbers in [0, 1)."""
+    return (bits >> np.uint32(8)).astype(np.float32) * (2.0**-24)
 
 
 @cache
 def _noise_tile() -> Float:
-    """Return the tile that white noise repeats, ``(_NOISE_SIDE, _NOISE_SIDE)``."""
     rows = np.arange(_NOISE_SIDE)
     noise = _uniform(_hash(0x51ED270B, rows[:, None], rows[None, :]))
-    return ((noise - np.float32(0.5)) * np.float32(12**0.5)).astype(np.float32)
+    return ((noise - 0.5) * (12**0.5)).astype(np.float32)
 
 
 def _white_noise(box: Box, key: int) -> Float:
@@ -149,8 +133,8 @@ def refine(coarse: Float, box: Box) -> Float:
         points = np.moveaxis(values, axis, 0)
         middle = points[1:-1]
         fine = np.empty_like(points, shape=(2 * len(middle), points.shape[1]))  # in the same order in memory
-        fine[1::2] = (middle + points[2:]) * np.float32(0.5)
-        fine[0::2] = (points[:-2] + points[2:] + middle * np.float32(6)) * np.float32(0.125)
+        fine[1::2] = (middle + points[2:]) * 0.5
+        fine[0::2] = (points[:-2] + points[2:] + middle * 6) * 0.125
         values = np.moveaxis(fine, 0, axis)
     y, x = box.y0 % 2, box.x0 % 2
     return values[y : y + box.y1 - box.y0, x : x + box.x1 - box.x0]
@@ -159,18 +143,17 @@ def refine(coarse: Float, box: Box) -> Float:
 def field(box: Box, key: int, spec: Spectrum) -> Float:
     """Return a smooth random field over a box, about normal with mean 0 and variance 1.
 
-    The box is in points of the field's own grid; another key gives an unrelated field. Octaves finer than the last one
-    of the spectrum are smooth.
+    The box is in points of the field's own grid; another key gives an unrelated field.
     """
     boxes = [box]
-    for _ in range(spec.coarsest):
+    for _ in spec[1:]:
         boxes.append(boxes[-1].coarser())
     values = np.zeros((), np.float32)
-    for i, level in enumerate(range(spec.coarsest, -1, -1)):
-        if i > 0:
+    for level, amplitude in zip(reversed(range(len(spec))), spec, strict=True):
+        if values.ndim:
             values = refine(values, boxes[level])
-        if i < len(spec.amplitudes):
-            values = values + _white_noise(boxes[level], _derive_key(key, level)) * np.float32(spec.amplitudes[i])
+        if amplitude or not values.ndim:
+            values = values + _white_noise(boxes[level], _derive_key(key, level)) * amplitude
     return values
 
 
@@ -178,15 +161,10 @@ def field(box: Box, key: int, spec: Spectrum) -> Float:
 
 # Relative orbit, days after R008, hour and minute: neighbouring swaths are seen three days and ten minutes apart.
 _ORBITS = ((8, 0, 10, 46), (94, 1, 11, 6), (51, 3, 10, 56))
-
 _CYCLE = date(2023, 7, 9)  # a day on which S2A flew over on R008; it is back every 10 days, and S2B 5 days later
-
 # Where an orbit's swath ends on the first row, as a share of the width, and on which side of that it is observed.
 _SWATH_EDGES = {8: (0.42, 1), 94: (0.78, -1), 51: (1.10, -1)}
-
-# How far the edge of a swath runs to the west on one pixel to the south: the ground track of a descending orbit.
-_TILT = 0.24
-
+_TILT = 0.24  # columns that the edge runs to the west on one row to the south: the track of a descending orbit
 _LATITUDE, _LONGITUDE = math.radians(43.8), 1.2
 
 
@@ -208,40 +186,40 @@ class Overpass:
         return self.time.timetuple().tm_yday
 
 
-@dataclass(frozen=True, slots=True)
-class Sun:
-    """Where the sun stands."""
+class Sun(NamedTuple):
+    """Where the sun stands, in radians: above the horizon, and clockwise from north."""
 
-    elevation: float  # radians above the horizon
-    azimuth: float  # radians clockwise from north
+    elevation: float
+    azimuth: float
 
 
 def overpasses(n: int, year: int) -> tuple[Overpass, ...]:
     """Return `n` overpasses, evenly picked: of April to September if they suffice, of the year, of several years."""
-    candidates = _overpasses_between(date(year, 4, 1), date(year, 9, 30))
+
+    def between(first: date, last: date) -> list[Overpass]:
+        listed = []
+        for since in range((first - _CYCLE).days, (last - _CYCLE).days + 1):
+            day = _CYCLE + timedelta(days=since)
+            for orbit, after, hour, minute in _ORBITS:
+                if since % 5 == after:
+                    second = 29 if since % 10 == after else 19  # S2A or S2B
+                    time = datetime(day.year, day.month, day.day, hour, minute, second, tzinfo=UTC)
+                    listed.append(Overpass(time, orbit))
+        return listed
+
+    candidates = between(date(year, 4, 1), date(year, 9, 30))
     if len(candidates) < n:
-        candidates = _overpasses_between(date(year, 1, 1), date(year, 12, 31))
+        candidates = between(date(year, 1, 1), date(year, 12, 31))
     while len(candidates) < n:
         year += 1
-        candidates += _overpasses_between(date(year, 1, 1), date(year, 12, 31))
+        candidates += between(date(year, 1, 1), date(year, 12, 31))
     return tuple(candidates[(2 * i + 1) * len(candidates) // (2 * n)] for i in range(n))
-
-
-def _overpasses_between(first: date, last: date) -> list[Overpass]:
-    found = []
-    for day in (first + timedelta(days=i) for i in range((last - first).days + 1)):
-        for orbit, after, hour, minute in _ORBITS:
-            if (day - _CYCLE).days % 5 == after:
-                second = 29 if (day - _CYCLE).days % 10 == after else 19  # S2A or S2B
-                found.append(Overpass(datetime(day.year, day.month, day.day, hour, minute, second, tzinfo=UTC), orbit))
-    return found
 
 
 def sun_position(overpass: Overpass) -> Sun:
     """Return where the sun stands over the middle of the granule."""
     declination = math.radians(23.44) * math.sin(2 * math.pi * (overpass.day - 81) / 365)
-    hours = overpass.time.hour + overpass.time.minute / 60 + _LONGITUDE / 15 - 12
-    angle = math.radians(15 * hours)
+    angle = math.radians(15 * (overpass.time.hour + overpass.time.minute / 60 + _LONGITUDE / 15 - 12))
     sin_h = math.sin(_LATITUDE) * math.sin(declination) + math.cos(_LATITUDE) * math.cos(declination) * math.cos(angle)
     east = -math.cos(declination) * math.sin(angle)
     north = math.cos(_LATITUDE) * math.sin(declination) - math.sin(_LATITUDE) * math.cos(declination) * math.cos(angle)
@@ -260,74 +238,43 @@ def _observed(box: Box, overpass: Overpass, band: int, size: int) -> NDArray[np.
 
 # Seasons: what the land looks like on a day of the year.
 
-VARIANTS = 16
-"""Ways a cover can look: four delays of the season by four tones of the ground."""
+VARIANTS = 16  # ways a cover can look: four delays of the season by four tones of the ground
 
-
-class Cover(IntEnum):
-    """What grows or stands on a pixel."""
-
-    WATER = 0
-    BROADLEAF = 1
-    CONIFER = 2
-    HEDGE = 3
-    MEADOW = 4
-    CEREAL = 5
-    RAPE = 6
-    MAIZE = 7
-    SUNFLOWER = 8
-    VINEYARD = 9
-    FALLOW = 10
-    ROOF = 11
-    PAVED = 12
-    BRIGHT = 13
-
+Cover = IntEnum(
+    "Cover",
+    "WATER BROADLEAF CONIFER HEDGE MEADOW CEREAL RAPE MAIZE SUNFLOWER VINEYARD FALLOW ROOF PAVED BRIGHT",
+    start=0,
+)
 
 # Surface reflectance in per cent, in the order of BANDS: typical values of the Toulouse region.
-_SOIL = (8.5, 11.5, 15.0, 21.0)
-_SPROUT = (6.5, 9.5, 10.5, 26.0)
-_GREEN = (3.0, 6.3, 3.8, 40.0)
-_DENSE = (2.6, 5.2, 2.9, 46.0)
-_RIPE = (9.5, 15.5, 19.5, 30.0)
-_STUBBLE = (10.0, 14.0, 18.0, 26.0)
-_YELLOW = (4.5, 15.0, 13.0, 42.0)
-_SUNNY = (4.5, 11.0, 10.0, 38.0)
-_WITHERED = (7.0, 9.5, 12.0, 20.0)
-_LEAVES = (2.2, 4.4, 2.5, 38.0)
-_FRESH = (2.5, 5.8, 3.2, 42.0)
-_AUTUMN = (2.9, 5.6, 6.8, 28.0)
-_BARE = (4.2, 5.6, 6.3, 17.0)
-_NEEDLES = (2.0, 3.2, 2.2, 23.0)
-_GRASS = (3.5, 7.2, 5.0, 33.0)
-_STRAW = (7.0, 11.0, 12.5, 27.0)
-_VINES = (6.0, 9.0, 9.5, 28.0)
-_CLEAR = (4.0, 5.0, 3.6, 2.0)
-_MUDDY = (6.5, 9.5, 9.0, 4.5)
-_TILES = (11.0, 14.5, 19.5, 25.0)
-_CONCRETE = (12.5, 13.5, 14.0, 18.0)
-_WHITE = (27.0, 28.0, 29.0, 32.0)
+_LOOKS = {
+    "soil": (8.5, 11.5, 15.0, 21.0), "sprout": (6.5, 9.5, 10.5, 26.0), "green": (3.0, 6.3, 3.8, 40.0),
+    "dense": (2.6, 5.2, 2.9, 46.0), "ripe": (9.5, 15.5, 19.5, 30.0), "stubble": (10.0, 14.0, 18.0, 26.0),
+    "yellow": (4.5, 15.0, 13.0, 42.0), "sunny": (4.5, 11.0, 10.0, 38.0), "withered": (7.0, 9.5, 12.0, 20.0),
+    "leaves": (2.2, 4.4, 2.5, 38.0), "fresh": (2.5, 5.8, 3.2, 42.0), "autumn": (2.9, 5.6, 6.8, 28.0),
+    "bare": (4.2, 5.6, 6.3, 17.0), "needles": (2.0, 3.2, 2.2, 23.0), "grass": (3.5, 7.2, 5.0, 33.0),
+    "straw": (7.0, 11.0, 12.5, 27.0), "vines": (6.0, 9.0, 9.5, 28.0), "clear": (4.0, 5.0, 3.6, 2.0),
+    "muddy": (6.5, 9.5, 9.0, 4.5), "tiles": (11.0, 14.5, 19.5, 25.0), "concrete": (12.5, 13.5, 14.0, 18.0),
+    "white": (27.0, 28.0, 29.0, 32.0),
+}  # fmt: skip
 
 # Days of the year and the look on them; between two days one turns into the other.
-_CALENDAR: dict[Cover, tuple[tuple[int, tuple[float, float, float, float]], ...]] = {
-    Cover.WATER: ((30, _MUDDY), (130, _MUDDY), (200, _CLEAR), (280, _CLEAR)),
-    Cover.BROADLEAF: ((80, _BARE), (115, _FRESH), (160, _LEAVES), (265, _LEAVES), (300, _AUTUMN), (330, _BARE)),
-    Cover.CONIFER: ((1, _NEEDLES),),
-    Cover.HEDGE: ((75, _BARE), (115, _FRESH), (180, _LEAVES), (270, _GRASS), (310, _AUTUMN), (335, _BARE)),
-    Cover.MEADOW: ((20, _GRASS), (110, _GREEN), (165, _GRASS), (205, _STRAW), (245, _STRAW), (290, _GRASS)),
-    Cover.CEREAL: ((15, _SPROUT), (75, _GREEN), (125, _DENSE), (160, _GREEN), (183, _RIPE), (210, _STUBBLE),
-                   (250, _SOIL), (325, _SOIL)),
-    Cover.RAPE: ((15, _GREEN), (85, _GREEN), (105, _YELLOW), (122, _YELLOW), (140, _GREEN), (175, _RIPE),
-                 (200, _STUBBLE), (245, _SOIL), (290, _SPROUT)),
-    Cover.MAIZE: ((60, _SOIL), (135, _SOIL), (165, _SPROUT), (195, _DENSE), (245, _GREEN), (275, _WITHERED),
-                  (300, _STUBBLE)),
-    Cover.SUNFLOWER: ((60, _SOIL), (125, _SOIL), (155, _SPROUT), (185, _GREEN), (203, _SUNNY), (225, _GREEN),
-                      (255, _WITHERED), (285, _SOIL)),
-    Cover.VINEYARD: ((90, _STUBBLE), (150, _VINES), (210, _GRASS), (270, _VINES), (320, _STUBBLE)),
-    Cover.FALLOW: ((60, _GRASS), (100, _SOIL), (170, _STRAW), (230, _SOIL), (300, _SPROUT)),
-    Cover.ROOF: ((1, _TILES),),
-    Cover.PAVED: ((1, _CONCRETE),),
-    Cover.BRIGHT: ((1, _WHITE),),
-}  # fmt: skip
+_CALENDAR = {
+    Cover.WATER: "30 muddy, 130 muddy, 200 clear, 280 clear",
+    Cover.BROADLEAF: "80 bare, 115 fresh, 160 leaves, 265 leaves, 300 autumn, 330 bare",
+    Cover.CONIFER: "1 needles",
+    Cover.HEDGE: "75 bare, 115 fresh, 180 leaves, 270 grass, 310 autumn, 335 bare",
+    Cover.MEADOW: "20 grass, 110 green, 165 grass, 205 straw, 245 straw, 290 grass",
+    Cover.CEREAL: "15 sprout, 75 green, 125 dense, 160 green, 183 ripe, 210 stubble, 250 soil, 325 soil",
+    Cover.RAPE: "15 green, 85 green, 105 yellow, 122 yellow, 140 green, 175 ripe, 200 stubble, 245 soil, 290 sprout",
+    Cover.MAIZE: "60 soil, 135 soil, 165 sprout, 195 dense, 245 green, 275 withered, 300 stubble",
+    Cover.SUNFLOWER: "60 soil, 125 soil, 155 sprout, 185 green, 203 sunny, 225 green, 255 withered, 285 soil",
+    Cover.VINEYARD: "90 stubble, 150 vines, 210 grass, 270 vines, 320 stubble",
+    Cover.FALLOW: "60 grass, 100 soil, 170 straw, 230 soil, 300 sprout",
+    Cover.ROOF: "1 tiles",
+    Cover.PAVED: "1 concrete",
+    Cover.BRIGHT: "1 white",
+}
 _WITHOUT_SEASONS = {Cover.WATER, Cover.ROOF, Cover.PAVED, Cover.BRIGHT}
 
 
@@ -336,13 +283,13 @@ def reflectances(day: int) -> Float:
     """Return the reflectance of each cover and variant on a day of the year, ``(covers * VARIANTS, bands)``, 0 to 1."""
     table = np.empty((len(Cover), VARIANTS, len(BANDS)), np.float32)
     for cover, calendar in _CALENDAR.items():
-        days = [look_day for look_day, _ in calendar]
-        looks = np.array([look for _, look in calendar])
+        days, looks = zip(*(entry.split() for entry in calendar.split(", ")), strict=True)
+        percents = np.array([_LOOKS[look] for look in looks])
         for variant in range(VARIANTS):
             delay = 0 if cover in _WITHOUT_SEASONS else (variant % 4 - 1.5) * 9
             tone = 0.84 + 0.11 * (variant // 4)
             for band in range(len(BANDS)):
-                percent = np.interp(day - delay, days, looks[:, band], period=365)
+                percent = np.interp(day - delay, list(map(int, days)), percents[:, band], period=365)
                 table[cover, variant, band] = percent * tone / 100
     return table.reshape(-1, len(BANDS))
 
@@ -355,10 +302,8 @@ _WOODS = spectrum(7, (0.8, 1.0, 0.8, 0.5, 0.3, 0.2, 0.15, 0.1))
 _GRAIN = spectrum(3, (0.6, 0.8, 1.0, 0.8))
 _TOWNS = spectrum(5, (1.0, 0.8, 0.6, 0.4, 0.3, 0.3))
 
-# Mean distance of the centres of districts, in pixels: inside one, all parcels lie in the same direction.
-_DISTRICT = 140
-
-_TOWN_DISTANCE, _POND_DISTANCE = 400, 190  # mean distance of the centres of towns and of ponds, in pixels
+# Mean distance of the centres of districts (inside one, parcels lie in one direction), towns and ponds, in pixels.
+_DISTRICT, _TOWN, _POND = 140, 400, 190
 
 # Cumulated shares of what is grown on parcels, and of what stands on a plot in town.
 _CROPS = (
@@ -390,20 +335,20 @@ def render_land(box: Box, seed: int) -> Land:
     """Return the land in a box of pixels of the granule: painted from the ground up, later covers hide earlier ones."""
     height = field(box.grown(1), _derive_key(seed, 1), _HILLS)
     down, right = height[2:, 1:-1] - height[:-2, 1:-1], height[1:-1, 2:] - height[1:-1, :-2]
-    slope = -(down * np.float32(0.87) + right * np.float32(0.5)) * np.float32(3200)  # towards the south-south-east
+    slope = -(down * 0.87 + right * 0.5) * 3200  # towards the south-south-east
     height = height[1:-1, 1:-1]
 
     # Borders of fields, roads and the river follow a warped grid: nothing is quite straight.
     rows, columns = box.grid()
-    bend_y, bend_x = (field(box, _derive_key(seed, 2 + i), _WARP) * np.float32(14) for i in range(2))
+    bend_y, bend_x = (field(box, _derive_key(seed, 2 + i), _WARP) * 14 for i in range(2))
     y, x = rows + bend_y, columns + bend_x
     cover, variant, texture = _render_parcels(y, x, seed)
 
     # Woods on the higher ground, pines among them.
-    woods = field(box, _derive_key(seed, 20), _WOODS) + np.float32(0.5) * height > 0.95
+    woods = field(box, _derive_key(seed, 20), _WOODS) + 0.5 * height > 0.95
     cover[woods] = Cover.BROADLEAF
     cover[woods & (field(box, _derive_key(seed, 21), _WOODS) > 0.8)] = Cover.CONIFER
-    texture[woods] *= np.float32(0.3)
+    texture[woods] *= 0.3
 
     # Roads along some borders of wide districts, and a motorway in long curves from west to east.
     one, other, border = _nearest(y, x, 2 * _DISTRICT, _derive_key(seed, 25))
@@ -412,7 +357,7 @@ def render_land(box: Box, seed: int) -> Land:
     cover[np.abs(y - motorway) < 1.3] = Cover.PAVED
 
     # Towns, denser towards their centres, made of plots of two pixels, with streets.
-    distance, bits = _scattered(box, _TOWN_DISTANCE, _derive_key(seed, 30))
+    distance, bits = _scattered(box, _TOWN, _derive_key(seed, 30))
     radius = 14 + 80 * _uniform(_hash(6, bits)) ** 3
     density = 1.25 - distance / radius + 0.3 * field(box, _derive_key(seed, 31), _TOWNS)
     plot = _hash(_derive_key(seed, 32), rows // 2, columns // 2)
@@ -423,12 +368,12 @@ def render_land(box: Box, seed: int) -> Land:
     cover[built & streets] = Cover.PAVED
 
     # A river from the south-east to the north-west between trees, and ponds in the hollows.
-    along, across = (x + y) * np.float32(0.7071), (x - y) * np.float32(0.7071)
+    along, across = (x + y) * 0.7071, (x - y) * 0.7071
     phase = np.float32(2 * np.pi * (_derive_key(seed, 40) % 1000) / 1000)
     course = 90 * np.sin(along / 190 + phase) + 38 * np.sin(along / 71 + 2 * phase) + 16 * np.sin(along / 33)
     away = np.abs(across - course - 40)
     cover[away < 11 + 4 * height] = Cover.HEDGE
-    distance, bits = _scattered(box, _POND_DISTANCE, _derive_key(seed, 41))
+    distance, bits = _scattered(box, _POND, _derive_key(seed, 41))
     ponds = distance < 8 * _uniform(_hash(9, bits)) * (1 - np.minimum(height, 1))
     water = (away < 6.5 + 2 * np.sin(along / 57)) | ponds
     cover[water], variant[water], texture[water] = Cover.WATER, 8, 0
@@ -444,7 +389,7 @@ def render_land(box: Box, seed: int) -> Land:
 def _render_parcels(y: Float, x: Float, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Float]:
     """Return cover, variant and texture of parcels: in each district in rows of one direction."""
     district, _, _ = _nearest(y, x, _DISTRICT, _derive_key(seed, 10))
-    angle = _uniform(_hash(11, district)) * np.float32(np.pi)
+    angle = _uniform(_hash(11, district)) * np.pi
     cos, sin = np.cos(angle), np.sin(angle)
     along, across = x * cos + y * sin, y * cos - x * sin
     depth = 11 + 13 * _uniform(_hash(12, district))
@@ -458,15 +403,14 @@ def _render_parcels(y: Float, x: Float, seed: int) -> tuple[NDArray[np.uint8], N
     beside = np.minimum(beside_row, beside_column)
     cover[beside < 0.4] = Cover.MEADOW
     cover[(beside < 0.55) & (tone < 0.3)] = Cover.HEDGE
-    furrows = np.sin(across * np.float32(2.1)) * tone * np.float32(0.05)
-    return cover, (parcel % np.uint32(VARIANTS)).astype(np.uint8), (tone - 0.5) * np.float32(0.16) + furrows
+    furrows = np.sin(across * 2.1) * tone * 0.05
+    return cover, (parcel % np.uint32(VARIANTS)).astype(np.uint8), (tone - 0.5) * 0.16 + furrows
 
 
 def _split(u: Float, width: Float, bits: Bits) -> tuple[NDArray[np.int32], Float]:
     """Cut an axis into pieces of about `width`; return the piece's number and the distance to its nearer end."""
-    scaled = u / width
-    cell = np.floor(scaled)
-    inside = scaled - cell
+    cell = np.floor(u / width)
+    inside = u / width - cell
     piece = cell.astype(np.int32)
     here = 0.6 * _uniform(_hash(5, bits, piece))
     early = inside < here
@@ -478,12 +422,12 @@ def _split(u: Float, width: Float, bits: Bits) -> tuple[NDArray[np.int32], Float
 
 def _nearest(y: Float, x: Float, spacing: int, key: int) -> tuple[Bits, Bits, Float]:
     """Return the bits of the nearest and the second nearest of jittered points, and the distance to their border."""
-    row, column = (np.floor(v / np.float32(spacing)).astype(np.int32) for v in (y, x))
+    row, column = (np.floor(v / spacing).astype(np.int32) for v in (y, x))
     row0, column0 = int(row.min()) - 1, int(column.min()) - 1
     rows, columns = np.arange(row0, row.max() + 2), np.arange(column0, column.max() + 2)
     bits = _hash(key, rows[:, None], columns[None, :])
-    point_y = (rows[:, None] + _uniform(bits)).astype(np.float32).ravel() * np.float32(spacing)
-    point_x = (columns[None, :] + _uniform(_hash(1, bits))).astype(np.float32).ravel() * np.float32(spacing)
+    point_y = (rows[:, None] + _uniform(bits)).astype(np.float32).ravel() * spacing
+    point_x = (columns[None, :] + _uniform(_hash(1, bits))).astype(np.float32).ravel() * spacing
     own = (row - row0) * np.int32(len(columns)) + (column - column0)
     best, next_best = (np.full(y.shape, np.inf, np.float32) for _ in range(2))
     first, second = np.zeros_like(own), np.zeros_like(own)
@@ -496,7 +440,7 @@ def _nearest(y: Float, x: Float, spacing: int, key: int) -> tuple[Bits, Bits, Fl
         np.copyto(first, index, where=closer)
         next_best = np.where(closer, best, np.minimum(distance, next_best))
         best = np.minimum(distance, best)
-    border: Float = (np.sqrt(next_best) - np.sqrt(best)) * np.float32(0.5)
+    border = ((np.sqrt(next_best) - np.sqrt(best)) * 0.5).astype(np.float32)
     return bits.ravel().take(first), bits.ravel().take(second), border
 
 
@@ -549,9 +493,7 @@ _CLOUD_TYPES = (
 
 # Steps of this share of a circle never come close to each other: a few scenes in a row have all kinds of weather.
 _GOLDEN = 0.6180339887
-
 _CLOUD_EDGE = 0.25  # reflectance of a cloud where it is thinnest
-
 _LIT = 5  # distance over which a cloud's top is compared with its neighbourhood to find its lit side, in pixels
 
 
@@ -602,34 +544,32 @@ def render_sky(box: Box, weather: Weather) -> Sky:
     wide = _thickness(box.grown(_LIT), weather)
     thickness = wide[_LIT:-_LIT, _LIT:-_LIT]
     lit = thickness - wide[2 * _LIT :, _LIT + _LIT // 2 : -_LIT + _LIT // 2]  # against that towards the sun
-    gain = np.float32(weather.clouds.top - _CLOUD_EDGE)
-    brightness = np.float32(_CLOUD_EDGE) + gain * (1 - np.exp(np.float32(-1.5) * thickness) + np.float32(0.6) * lit)
+    gain = weather.clouds.top - _CLOUD_EDGE
+    brightness = _CLOUD_EDGE + gain * (1 - np.exp(-1.5 * thickness) + 0.6 * lit)
     reach = weather.height / 10 / math.tan(weather.sun.elevation)
     down, right = round(-reach * math.cos(weather.sun.azimuth)), round(reach * math.sin(weather.sun.azimuth))
     shadow = _opacity(_thickness(box.moved(down, right), weather), weather)
-    haze = field(box, _derive_key(weather.key, 2), _HAZE) * np.float32(0.5) + np.float32(0.5)
-    return Sky(_opacity(thickness, weather), brightness, shadow, np.clip(haze, 0, 1.5) * np.float32(weather.haze))
+    haze = field(box, _derive_key(weather.key, 2), _HAZE) * 0.5 + 0.5
+    return Sky(_opacity(thickness, weather), brightness, shadow, np.clip(haze, 0, 1.5) * weather.haze)
 
 
 def _thickness(box: Box, weather: Weather) -> Float:
     """Return the thickness of clouds, 0 where there are none: a field above the quantile of the clear sky."""
     threshold = NormalDist().inv_cdf(1 - weather.cover)
     clouds = field(box, _derive_key(weather.key, 1), weather.clouds.sizes)
-    thickness: Float = np.maximum(clouds - np.float32(threshold), 0)
+    thickness: Float = np.maximum(clouds - threshold, 0)
     return thickness
 
 
 def _opacity(thickness: Float, weather: Weather) -> Float:
-    passed: Float = np.exp(thickness * np.float32(-weather.clouds.sharpness))
+    passed: Float = np.exp(thickness * -weather.clouds.sharpness)
     return 1 - passed
 
 
 # A scene: land under a sky, seen by an instrument.
 
 _BRIGHTEST = 0.3558  # reflectance that true colour shows as 255, as in ESA's products
-
 _CLOUDY = 0.25  # opacity from which a pixel may be brighter than any land is
-
 # Each per band, in the order of BANDS.
 _HAZE_COLOUR = (0.30, 0.275, 0.255, 0.30)  # reflectance of haze
 _AIR = (3.0, 1.6, 1.0, 0.4)  # strength of the veil of clear air against that in red
@@ -653,24 +593,24 @@ def render(
         observed[band] = _observed(box, overpass, i, size)
         if band not in assets and ("TCI" not in assets or band == "B08"):
             continue
-        value = (reflectances(overpass.day)[:, i] * np.float32(weather.light)).take(land.cover)
+        value = (reflectances(overpass.day)[:, i] * weather.light).take(land.cover)
         value *= relief
-        value *= 1 - np.float32(_SHADE[i]) * sky.shadow
-        value += np.float32(weather.veil * _AIR[i])
-        value += sky.haze * (np.float32(_HAZE_COLOUR[i]) - value)
-        value += sky.opacity * (sky.brightness * np.float32(_CLOUD_COLOUR[i]) - value)
-        value += _white_noise(box, _derive_key(weather.key, 3, i)) * np.float32(_INSTRUMENT_NOISE)
+        value *= 1 - _SHADE[i] * sky.shadow
+        value += weather.veil * _AIR[i]
+        value += sky.haze * (_HAZE_COLOUR[i] - value)
+        value += sky.opacity * (sky.brightness * _CLOUD_COLOUR[i] - value)
+        value += _white_noise(box, _derive_key(weather.key, 3, i)) * _INSTRUMENT_NOISE
         light[band] = value
 
     pixels: dict[str, NDArray[Any]] = {}
     for band in (band for band in light if band in assets):
-        scaled = np.clip(light[band] * np.float32(10000), 1, 20000)
+        scaled = np.clip(light[band] * 10000, 1, 20000)
         pixels[band] = np.where(observed[band], np.rint(scaled).astype(np.uint16), 0)[None]
     if "TCI" in assets:
         limit = np.where(sky.opacity < _CLOUDY, np.float32(254), np.float32(255))
         pixels["TCI"] = np.empty((3, *limit.shape), np.uint8)
         for out, band in zip(pixels["TCI"], ("B04", "B03", "B02"), strict=True):
-            scaled = light[band] * np.float32(254 / _BRIGHTEST) + np.float32(1)
+            scaled = light[band] * (254 / _BRIGHTEST) + 1
             out[...] = np.where(observed[band], np.rint(np.clip(scaled, 1, limit)).astype(np.uint8), 0)
     if "SCL" in assets:
         pixels["SCL"] = _classify(land, sky, np.logical_and.reduce(list(observed.values())), overpass.day)[None]
@@ -696,4 +636,4 @@ def _halved(a: Float) -> Float:
     """Return the means of squares of 2 x 2 pixels; what is missing of a square at the end repeats the last pixel."""
     height, width = a.shape
     a = np.pad(a, ((0, height % 2), (0, width % 2)), mode="edge")
-    return (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2]) * np.float32(0.25)
+    return (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2]) * 0.25
