@@ -35,16 +35,12 @@ from s2composite.writing.layers import RGBA, raster_layers
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import target_of
 from s2composite.writing.staging import IDENTITY, Parts, StorePlace, place_of
-from s2composite.writing.steps import plan_stages, regular_chunks
+from s2composite.writing.steps import overview_calls, raster_stages, recorded_windows, regular_chunks
 from s2composite.writing.tiles import (
     FilePart,
     Raster,
     Stage,
-    WindowIndex,
-    WindowResult,
     encode_files,
-    encode_window,
-    load_record,
     record_name,
     save_record,
 )
@@ -164,9 +160,6 @@ def _address() -> str:
 _WINDOWS = "windows"
 """Name of the part that holds the side of the windows, in pixels."""
 
-_ALL = "all"
-"""First word of the records of windows, which are about all files."""
-
 
 @dataclass(frozen=True, eq=False)
 class CogWriter:
@@ -188,7 +181,7 @@ class CogWriter:
         """Encode a window for all files, store their parts, then its record."""
         results = encode_files((self._blocks(layers, n) for n in range(len(self.files))), self.files, position)
         first = self.files[0]
-        save_record(first.raster.parts, record_name(_ALL, first.stage, position), results, {STATUS: layers[STATUS]})
+        save_record(first.raster.parts, record_name(first.stage, position), results, {STATUS: layers[STATUS]})
 
     def _blocks(self, layers: Mapping[str, NDArray[Any]], number: int) -> list[NDArray[Any]]:
         preview, period = self.previews[number], self.periods[number]
@@ -254,13 +247,12 @@ class CogOutput:
     def done(self) -> frozenset[tuple[int, int]]:
         """Return the windows whose records are there."""
         names, stage = self._parts.names(), self.stages[0][0]
-        positions = np.ndindex(*map(len, self.windows))
-        return frozenset(at for at in positions if record_name(_ALL, stage, at) in names)
+        return frozenset(at for at in stage.positions if record_name(stage, at) in names)
 
     def steps(self) -> Iterator[list[Step]]:
         """Yield what is to be done when all windows are there, one batch after the other: overviews, then files."""
-        for level in range(1, max(map(len, self.stages))):
-            yield [step for number in range(len(self.stages)) for step in self._overviews(number, level)]
+        for number in range(1, max(map(len, self.stages))):
+            yield [Step(*call) for call in overview_calls(self.rasters, self.stages, number)]
         layouts = self._layouts()
         calls = zip(layouts, assembling(layouts), strict=True)
         yield [Step(f"assemble-file-{layout.raster.token}", function, args) for layout, (function, args) in calls]
@@ -273,31 +265,12 @@ class CogOutput:
         """Remove the parts."""
         self._parts.clear()
 
-    def _overviews(self, number: int, level: int) -> Iterator[Step]:
-        if level >= len(self.stages[number]):
-            return
-        below, stage = self.stages[number][level - 1 : level + 1]
-        for at in np.ndindex(*map(len, stage.chunks)):
-            args = (self.rasters[number], number, below, stage, at)
-            yield Step(f"make-overview-{number}-{level}-{at[0]}-{at[1]}", make_overview, args)
-
     def _layouts(self) -> list[FileLayout]:
         """Return the layout of each file, all of whose windows are done."""
-        found: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in self.rasters]
-        status = np.zeros((self.dataset.sizes["scene"], *map(len, self.windows)), np.uint8)
-        first = self.stages[0][0]
-        for at in np.ndindex(*map(len, self.windows)):
-            results, tables = load_record(self._parts, record_name(_ALL, first, at))
-            status[:, at[0], at[1]] = tables[STATUS].ravel()
-            for number, result in enumerate(results):
-                found[number].append((first, result.index))
-        for number, stages in enumerate(self.stages):
-            for stage in stages[1:]:
-                for at in np.ndindex(*map(len, stage.chunks)):
-                    found[number].append((stage, _result(self._parts, number, stage, at).index))
-        more = self._status_tags(status)
-        rasters = [replace(self._own(r), tags=tuple(sorted({**dict(r.tags), **more}.items()))) for r in self.rasters]
-        return [lay_out(raster, results) for raster, results in zip(rasters, found, strict=True)]
+        results, tables = recorded_windows(self.rasters, self.stages)
+        more = self._status_tags(tables[STATUS])
+        rasters = [self._own(raster).with_tags(more) for raster in self.rasters]
+        return [lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)]
 
     def _own(self, raster: Raster) -> Raster:
         """Return a file under a temporary name that is this run's."""
@@ -342,7 +315,7 @@ def cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], token
         replace(plan.raster, path=target, token=f"{token[:12]}-{i}", parts=parts)
         for i, (plan, target) in enumerate(zip(plans, targets, strict=True))
     ]
-    stages = tuple(plan_stages(windows, r.block, r.levels, len(r.bands) * r.dtype.itemsize) for r in rasters)
+    stages = tuple(raster_stages(raster, windows) for raster in rasters)
     layers = tuple(tuple(layer.name for layer in plan.layers) for plan in plans)
     writer = CogWriter(
         tuple(FilePart(raster, own[0]) for raster, own in zip(rasters, stages, strict=True)),
@@ -377,43 +350,6 @@ def _cog_windows(work: Work, plans: Sequence[FilePlan]) -> Chunks:
     block = lcm(*(plan.raster.block for plan in plans))
     side = max(*work.spatial[0], *work.spatial[1]) // block * block
     return regular_chunks(work.stack.shape[2:], max(side, block))
-
-
-def make_overview(raster: Raster, number: int, below: Stage, stage: Stage, position: tuple[int, int]) -> None:
-    """Make the overviews of one window of a later stage from what the windows below it have left, and keep its record.
-
-    Raises
-    ------
-    WriteError
-        A record is missing or damaged, or encoding failed; names the window.
-    """
-    y, x = stage.window(*position)
-    out = np.empty((len(raster.bands), y.stop - y.start, x.stop - x.start), raster.dtype)
-    for at in np.ndindex(len(below.chunks[0]), len(below.chunks[1])):
-        top_y, top_x = below.window(at[0], at[1], stage.first)
-        rows, columns = _overlap(top_y, y), _overlap(top_x, x)
-        if rows is None or columns is None:
-            continue
-        top = _result(raster.parts, number, below, at).top
-        assert top is not None
-        out[:, _shifted(rows, y), _shifted(columns, x)] = top[:, _shifted(rows, top_y), _shifted(columns, top_x)]
-    result = encode_window([out], raster, stage, position)
-    save_record(raster.parts, record_name(str(number), stage, position), [result], {})
-
-
-def _overlap(a: slice, b: slice) -> slice | None:
-    start, stop = max(a.start, b.start), min(a.stop, b.stop)
-    return slice(start, stop) if start < stop else None
-
-
-def _shifted(part: slice, whole: slice) -> slice:
-    return slice(part.start - whole.start, part.stop - whole.start)
-
-
-def _result(parts: Parts, number: int, stage: Stage, position: tuple[int, int]) -> WindowResult:
-    if stage.number == 0:
-        return load_record(parts, record_name(_ALL, stage, position))[0][number]
-    return load_record(parts, record_name(str(number), stage, position))[0][0]
 
 
 _OPTIONS = StoreOptions()
@@ -489,10 +425,9 @@ class ZarrOutput:
     def done(self) -> frozenset[tuple[int, int]]:
         """Return the windows whose marks are there."""
         if self._named:
-            return frozenset(np.ndindex(*map(len, self.windows)))
+            return frozenset(self.writer.stage.positions)
         marks = self._place.done()
-        positions = np.ndindex(*map(len, self.windows))
-        return frozenset(at for at in positions if mark_of("", self.writer.stage, at) in marks)
+        return frozenset(at for at in self.writer.stage.positions if mark_of("", self.writer.stage, at) in marks)
 
     def steps(self) -> Iterator[list[Step]]:
         """Yield what is to be done when all windows are there: nothing."""

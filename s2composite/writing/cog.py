@@ -299,8 +299,7 @@ def write_files(job: WriteJob) -> tuple[tuple[WrittenFile, ...], Tables]:
         ]
         results, tables = _encode(job, rasters, client)
         more = job.tags(tables)
-        rasters = [replace(raster, tags=tuple(sorted({**dict(raster.tags), **more}.items()))) for raster in rasters]
-        layouts = [lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)]
+        layouts = [lay_out(raster.with_tags(more), own) for raster, own in zip(rasters, results, strict=True)]
         checksums = _assemble(layouts, client, job)
     written = (
         WrittenFile(plan, layout.raster.path, layout.size, checksum, layout.statistics)

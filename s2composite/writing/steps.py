@@ -40,7 +40,19 @@ from rich.text import Text
 
 from s2composite.errors import S2CompositeError, WriteError
 from s2composite.writing.staging import Parts
-from s2composite.writing.tiles import Chunks, FilePart, Raster, Stage, WindowIndex, WindowResult, encode_files
+from s2composite.writing.tiles import (
+    Chunks,
+    FilePart,
+    Raster,
+    Stage,
+    WindowIndex,
+    WindowResult,
+    encode_files,
+    encode_window,
+    load_record,
+    record_name,
+    save_record,
+)
 
 __all__ = [
     "Encoding",
@@ -51,11 +63,14 @@ __all__ = [
     "current_client",
     "fused",
     "graph_of",
+    "make_overview",
+    "overview_calls",
     "pace",
     "plan_stages",
     "progress_bar",
     "raster_stages",
     "raster_tasks",
+    "recorded_windows",
     "regular_chunks",
     "run_graph",
     "run_on_worker",
@@ -121,6 +136,69 @@ def plan_stages(first: Chunks, block: int, levels: Sequence[tuple[int, int]], pi
 def raster_stages(raster: Raster, windows: Chunks) -> tuple[Stage, ...]:
     """Return the stages of a file that is made of these windows."""
     return plan_stages(windows, raster.block, raster.levels, len(raster.bands) * raster.dtype.itemsize)
+
+
+# --- stages from records: what a durable product does when all windows are there -------------------------------------
+
+
+def overview_calls(
+    rasters: Sequence[Raster], stages: Sequence[Sequence[Stage]], number: int
+) -> Iterator[tuple[str, Callable[..., None], tuple[Any, ...]]]:
+    """Yield name, function and arguments of the calls that make the windows of a later stage of each file that has one.
+
+    They take pixels from the records of the stage below, keep records themselves, and do not mind being called twice.
+    """
+    for file, (raster, own) in enumerate(zip(rasters, stages, strict=True)):
+        if number < len(own):
+            below, stage = own[number - 1 : number + 1]
+            for row, column in stage.positions:
+                arguments = (raster, file, below, stage, (row, column))
+                yield f"make-overview-{file}-{number}-{row}-{column}", make_overview, arguments
+
+
+def make_overview(raster: Raster, file: int, below: Stage, stage: Stage, position: tuple[int, int]) -> None:
+    """Encode a window of a later stage from what the windows below it have left, and keep its record."""
+    window = stage.window(*position)
+    pixels = np.empty((len(raster.bands), *(axis.stop - axis.start for axis in window)), raster.dtype)
+    for at in below.positions:
+        top = below.window(*at, stage.first)
+        shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(window, top, strict=True)]
+        if all(axis.start < axis.stop for axis in shared):
+            kept = _recorded_result(raster.parts, file, below, at).top
+            assert kept is not None
+            pixels[:, *_relative(shared, window)] = kept[:, *_relative(shared, top)]
+    result = encode_window([pixels], raster, stage, position)
+    save_record(raster.parts, record_name(stage, position, file), [result])
+
+
+def _relative(part: Sequence[slice], whole: Sequence[slice]) -> list[slice]:
+    return [slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, whole, strict=True)]
+
+
+def _recorded_result(parts: Parts, file: int, stage: Stage, position: tuple[int, int]) -> WindowResult:
+    if stage.number == 0:
+        return load_record(parts, record_name(stage, position))[0][file]
+    return load_record(parts, record_name(stage, position, file))[0][0]
+
+
+def recorded_windows(
+    rasters: Sequence[Raster], stages: Sequence[Sequence[Stage]]
+) -> tuple[list[list[tuple[Stage, WindowIndex]]], dict[str, NDArray[Any]]]:
+    """Return what each window of each file has written, and the tables that came with the windows, from all records."""
+    parts, first = rasters[0].parts, stages[0][0]
+    results: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in rasters]
+    tables: dict[str, NDArray[Any]] = {}
+    for row, column in first.positions:
+        of_files, blocks = load_record(parts, record_name(first, (row, column)))
+        for own, result in zip(results, of_files, strict=True):
+            own.append((first, result.index))
+        for name, block in blocks.items():
+            shape = (*block.shape[:-2], len(first.chunks[0]), len(first.chunks[1]))
+            tables.setdefault(name, np.zeros(shape, block.dtype))[..., row, column] = block[..., 0, 0]
+    for file, (own, later) in enumerate(zip(results, stages, strict=True)):
+        for stage in later[1:]:
+            own += [(stage, _recorded_result(parts, file, stage, at).index) for at in stage.positions]
+    return results, tables
 
 
 # --- the graph: what makes one window becomes one task ---------------------------------------------------------------

@@ -6,8 +6,8 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -33,7 +33,6 @@ from s2composite.writing.options import RasterOptions
 from s2composite.writing.staging import Parts
 
 __all__ = [
-    "SUFFIX",
     "TILE",
     "Band",
     "FilePart",
@@ -132,6 +131,10 @@ class Raster:
     def codec(self) -> Codec:
         """Encoder of tiles."""
         return Codec(self.options, (self.block, self.block, self.samples), self.dtype)
+
+    def with_tags(self, more: Mapping[str, str]) -> Raster:
+        """Return the file with further tags."""
+        return replace(self, tags=tuple(sorted({**dict(self.tags), **more}.items())))
 
     def grid(self, level: int) -> tuple[int, int]:
         """Return the number of rows and columns of tiles of a level."""
@@ -335,22 +338,20 @@ def pixel_checksum(pixels: NDArray[Any]) -> int:
     return zlib.crc32(np.ascontiguousarray(pixels).view(np.uint8).data)
 
 
-SUFFIX = ".done"
-"""Suffix of the names of records."""
+def record_name(stage: Stage, position: tuple[int, int], file: int | None = None) -> str:
+    """Return the name of the record of a window, in the first stage of all files together, later of one.
 
-
-def record_name(kind: str, stage: Stage, position: tuple[int, int]) -> str:
-    """Return the name of a window's record.
-
-    >>> record_name("all", Stage(0, 0, 1, ((512,), (512,))), (0, 3))
+    >>> record_name(Stage(0, 0, 1, ((512,), (512,))), (0, 3))
     'all_0_0_3.done'
     """
-    return f"{kind}_{stage.number}_{position[0]}_{position[1]}{SUFFIX}"
+    return f"{'all' if file is None else file}_{stage.number}_{position[0]}_{position[1]}.done"
 
 
-def save_record(parts: Parts, name: str, results: Sequence[WindowResult], tables: dict[str, NDArray[Any]]) -> None:
+def save_record(
+    parts: Parts, name: str, results: Sequence[WindowResult], tables: Mapping[str, NDArray[Any]] | None = None
+) -> None:
     """Keep what a window has written, one result for each file, and small arrays that came with it."""
-    arrays: dict[str, NDArray[Any]] = {f"table_{key}": table for key, table in tables.items()}
+    arrays: dict[str, NDArray[Any]] = {f"table_{key}": table for key, table in (tables or {}).items()}
     for number, result in enumerate(results):
         index = result.index
         arrays[f"name_{number}"] = np.array(index.part)
