@@ -23,11 +23,9 @@ __all__ = [
     "sensor_of",
 ]
 
-UNNAMED_ASSET = "data"
-"""Asset of a file whose name does not say what it holds."""
+UNNAMED_ASSET = "data"  # asset of a file whose name does not say what it holds
 
-PICTURES = ("TCI", "visual")
-"""Names of the true-colour picture: 8 bits, made for the eye."""
+PICTURES = ("TCI", "visual")  # names of the true-colour picture: 8 bits, made for the eye
 
 # What catalogues call the same band of Sentinel-2: its number first, then common names.
 _SAME: tuple[tuple[str, ...], ...] = (
@@ -155,29 +153,14 @@ _CURES = (
 class ParsedName:
     """What the name of a file or product says."""
 
-    scene_id: str
-    """The name without the asset's suffix: equal for all files of one acquisition."""
-
-    asset: str
-    """``"TCI"``, ``"B04"`` ...; ``"data"`` if the name does not say."""
-
-    granule: str | None
-    """MGRS tile, ``"31TCJ"``."""
-
-    time: dt.datetime
-    """Start of sensing in UTC; midnight if the name gives only a day."""
-
-    orbit: int | None
-    """Relative orbit, 1 to 143."""
-
-    baseline: str | None
-    """Processing baseline, ``"05.09"``."""
-
-    platform: str | None
-    """``"S2A"``, ``"S2B"`` ..."""
-
-    resolution: int | None = None
-    """Pixel size in metres that the asset's suffix gives (``_10m``)."""
+    scene_id: str  # the name without the asset's suffix: equal for all files of one acquisition
+    asset: str  # "TCI", "B04" ...; "data" if the name does not say
+    granule: str | None  # MGRS tile, "31TCJ"
+    time: dt.datetime  # start of sensing in UTC; midnight if the name gives only a day
+    orbit: int | None  # relative orbit, 1 to 143
+    baseline: str | None  # processing baseline, "05.09"
+    platform: str | None  # "S2A", "S2B" ...
+    resolution: int | None = None  # pixel size in metres that the asset's suffix gives (_10m)
 
 
 def parse_name(name: str, pattern: str | None = None, *, time: dt.datetime | None = None) -> ParsedName:

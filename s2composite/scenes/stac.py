@@ -443,8 +443,8 @@ def _rings(coordinates: Sequence[Any]) -> Iterator[list[tuple[float, float]]]:
 
 # --- the fields of an item, checked ---------------------------------------------------------------------------------
 
+# Returns a value as it is used; raises `_MalformedError` for one of another kind.
 FieldCheck: TypeAlias = Callable[[Any], Any]
-"""Returns a value as it is used; raises `_MalformedError` for one of another kind."""
 
 _DEEPEST = 8  # lists within lists that a geometry may have; a MultiPolygon has four
 

@@ -40,14 +40,11 @@ __all__ = ["create_app", "serve"]
 
 LOG = logging.getLogger(__name__)
 
-_GRACE = 10
-"""Seconds that requests have to end when the service is stopped."""
+_GRACE = 10  # seconds that requests have to end when the service is stopped
 
-_POLL = 0.5
-"""Seconds between two looks at a log that is followed."""
+_POLL = 0.5  # seconds between two looks at a log that is followed
 
-_MAX_OFFSET = 2**31 - 1
-"""Databases take no number of 64 bits and more."""
+_MAX_OFFSET = 2**31 - 1  # databases take no number of 64 bits and more
 
 
 class Backend:
@@ -76,13 +73,7 @@ class Backend:
             self.store.close()
 
     def row(self, number: str) -> JobRow:
-        """Return a job.
-
-        Raises
-        ------
-        ProblemError
-            There is none of that id.
-        """
+        """Return a job."""
         row = self.store.get(number)
         if row is None:
             raise ProblemError(404, f"there is no job {number[:40]!r}")
@@ -169,8 +160,8 @@ async def _backend(request: Request) -> Backend:
 
 Service = Annotated[Backend, Depends(_backend)]
 
+# Name of one of several products of a job, as its summary lists them; None: the first.
 Product = Annotated[str | None, Query(max_length=200)]
-"""Name of one of several products of a job, as its facts list them; None: the first."""
 
 
 @_router.post(
@@ -341,20 +332,7 @@ async def health(service: Service) -> dict[str, Any]:
 
 
 def create_app(settings: Settings, token: str | None = None) -> FastAPI:
-    """Return the service as an ASGI application.
-
-    Parameters
-    ----------
-    settings
-        What is open, and how much.
-    token
-        What callers must show; None: whoever reaches the address may call.
-
-    Raises
-    ------
-    ParameterError
-        The database cannot be opened, or another service takes jobs from it.
-    """
+    """Return the service as an ASGI application; without a `token` whoever reaches the address may call."""
     backend = Backend(settings)
     app = FastAPI(
         title="s2composite",
@@ -396,20 +374,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
 
 
 def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), **more: Any) -> None:
-    """Run the service until it is stopped.
-
-    Parameters
-    ----------
-    config, settings
-        As for `s2composite.service.settings.load_settings`.
-    **more
-        Settings by name; None: as the others say.
-
-    Raises
-    ------
-    JobError, ParameterError
-        A setting is wrong, the token is missing, or the database cannot be opened.
-    """
+    """Run the service until it is stopped."""
 
     class RedactingFormatter(logging.Formatter):
         """Lines without anything that is secret, errors of other libraries included; none that a caller made up."""

@@ -27,7 +27,6 @@ from s2composite.jobs.schema import Job, load_job
 from s2composite.runner.inputs import job_scenes, ledger_key
 from s2composite.runner.ledger import Ledger
 from s2composite.runner.run import Failure
-from s2composite.scenes.model import Scene
 from s2composite.storage.files import absolute, display, filesystem, is_remote, join, redact
 from s2composite.storage.retry import TRANSIENT, AttemptError, Retry, retry_after, retrying, retrying_async
 from s2composite.writing.mosaic import reconstruct
@@ -36,60 +35,42 @@ from s2composite.writing.steps import progress_bar
 
 __all__ = ["DispatchResult", "dispatch", "post_windows", "publish_windows"]
 
-SIDE = 1024
-"""Side of a window in pixels, unless the job says another."""
+SIDE = 1024  # side of a window in pixels, unless the job says another
 
+# Keys of a job that mean something here; the service makes the masked luminance median of RGB scenes, nothing else.
 _KEYS = frozenset({
     "source", "output", "pattern", "times", "datetime", "duplicates", "alternate", "chunks", "raster", "overwrite",
     "policy", "cluster",
 })  # fmt: skip
-"""Keys of a job that mean something here; the service makes the masked luminance median of RGB scenes, nothing else."""
 
-_POLL = 2.0
-"""Seconds between two looks at which tiles have been written."""
+_POLL = 2.0  # seconds between two looks at which tiles have been written
 
+# Messages that are published at once: with 216 scenes in each they take 2 of the 10 MB that Pub/Sub takes.
 _BATCH = 100
-"""Messages that are published at once: with 216 scenes in each they take 2 of the 10 MB that Pub/Sub takes."""
 
 _SCOPE = "https://www.googleapis.com/auth/pubsub"
 
 
+# How a window that failed is tried again, unless told otherwise; `timeout` is that of an answer.
 RETRY = Retry(attempts=8, first_wait=1.0, longest_wait=60.0, timeout=600.0)
-"""How a window that failed is tried again, unless told otherwise; `timeout` is that of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchResult:
-    """What a job that was sent to a service became."""
+    """The outcome of a job that was sent to a service."""
 
-    path: str | None
-    """The file; None where windows failed."""
-
-    tiles: str
-    """Where the tiles are."""
-
+    path: str | None  # the file; None where windows failed
+    tiles: str  # the directory of the tiles
     windows: int
-    """Windows of the job."""
-
-    attempts: int
-    """Requests that were needed."""
-
+    attempts: int  # requests that were needed
     seconds: float
-    """Time it took."""
-
     failed: tuple[Failure, ...] = ()
-    """Windows that could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """One window of a job, as it is sent."""
-
-    position: tuple[int, int]
-    """Row and column of windows."""
-
-    payload: Mapping[str, Any]
-    """What is posted: ``window``, ``destination``, ``datasets``."""
+    position: tuple[int, int]  # row and column of windows
+    payload: Mapping[str, Any]  # what is posted: window, destination, datasets
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +78,19 @@ class _Attempt:
     """One attempt to have a window made, when it has ended."""
 
     window: _Window
-    number: int
-    """From 1."""
-
+    number: int  # from 1
     seconds: float
-    error: str | None = None
-    """Why it failed; None: the window is made."""
-
-    final: bool = True
-    """Whether no further attempt follows."""
+    error: str | None = None  # None: the window is made
+    final: bool = True  # whether no further attempt follows
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The windows of a job."""
-
-    windows: tuple[_Window, ...]
-    """Column by column, as the course's dispatcher sends them."""
-
-    folder: str
-    """Where the tiles go: a place of its own for these scenes and windows, so that no other's are taken for them."""
-
-    shape: tuple[int, int]
-    """Rows and columns of the whole, in pixels."""
-
-    grid: list[int]
-    """Rows and columns of windows."""
-
-    token: str
-    """Hash of scenes and windows."""
+    windows: tuple[_Window, ...]  # column by column, as the course's dispatcher sends them
+    folder: str  # of the tiles: one for these scenes and windows alone, so that no other's are taken for them
+    shape: tuple[int, int]  # rows and columns of the whole, in pixels
+    grid: list[int]  # rows and columns of windows
+    token: str  # hash of scenes and windows
 
 
 def dispatch(
@@ -197,7 +162,15 @@ def dispatch(
                 def record(attempt: _Attempt) -> None:
                     nonlocal attempts
                     attempts += 1
-                    _add_to_ledger(ledger, attempt, plan.token, worker=display(url or topic or ""))
+                    seconds, window = round(attempt.seconds, 3), list(attempt.window.position)
+                    entry = {"token": plan.token, "window": window, "attempt": attempt.number, "seconds": seconds}
+                    entry |= {"worker": display(url or topic or "")}
+                    if attempt.error is None:
+                        # What a window's time was spent on is known where it was made.
+                        ledger.add("done", **entry, read=seconds, encode=0.0)
+                    else:
+                        kind = "failed" if attempt.final else "retry"
+                        ledger.add(kind, **entry, error=attempt.error, kind="ServiceError")
                     if attempt.final:
                         advance()
                         if attempt.error is not None:
@@ -220,18 +193,15 @@ def dispatch(
     return DispatchResult(path, plan.folder, len(plan.windows), attempts, time.perf_counter() - start, in_order)
 
 
-def _add_to_ledger(ledger: Ledger, attempt: _Attempt, token: str, worker: str) -> None:
-    entry: dict[str, Any] = {"token": token, "window": list(attempt.window.position), "attempt": attempt.number}
-    entry |= {"seconds": round(attempt.seconds, 3), "worker": worker}
-    if attempt.error is None:
-        # What a window's time was spent on is known where it was made.
-        ledger.add("done", **entry, read=round(attempt.seconds, 3), encode=0.0)
-    else:
-        ledger.add("failed" if attempt.final else "retry", **entry, error=attempt.error, kind="ServiceError")
-
-
 def _plan_windows(job: Job, output: str) -> _Plan:
-    datasets = [_picture_href(scene) for scene in job_scenes(job)]
+    datasets = []
+    for scene in job_scenes(job):
+        assets = scene.assets if len(scene.assets) == 1 else [a for a in scene.assets if a.name == "TCI"]
+        if len(assets) != 1:
+            names = ", ".join(asset.name for asset in scene.assets)
+            message = f"source: scene {scene.id} has {names}; one RGB file a scene is taken"
+            raise JobError(message, key="source", line=None)
+        datasets.append(absolute(assets[0].href))
     height, width = (int(n) for n in read_header(datasets[0]).geobox.shape)
     chunks = (SIDE, SIDE) if isinstance(job.chunks, str) else job.chunks
     rows, columns = (chunks, chunks) if isinstance(chunks, int) else chunks
@@ -250,15 +220,6 @@ def _plan_windows(job: Job, output: str) -> _Plan:
         for y in range(0, height, rows)
     )
     return _Plan(windows, folder, (height, width), [-(-height // rows), -(-width // columns)], token)
-
-
-def _picture_href(scene: Scene) -> str:
-    assets = scene.assets if len(scene.assets) == 1 else [a for a in scene.assets if a.name == "TCI"]
-    if len(assets) != 1:
-        names = ", ".join(asset.name for asset in scene.assets)
-        message = f"source: scene {scene.id} has {names}; one RGB file a scene is taken"
-        raise JobError(message, key="source", line=None)
-    return absolute(assets[0].href)
 
 
 def _wait_for_tiles(plan: _Plan, silence: float, record: Callable[[_Attempt], None]) -> None:
@@ -352,11 +313,6 @@ def publish_windows(windows: Sequence[_Window], topic: str, retry: Retry) -> Non
     """Publish windows to a Pub/Sub topic, whose subscription pushes them to a service.
 
     ``PUBSUB_EMULATOR_HOST`` names an emulator, as for Google's own clients.
-
-    Raises
-    ------
-    ServiceError
-        It cannot be published to.
     """
     emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
     base = f"http://{emulator}" if emulator else "https://pubsub.googleapis.com"

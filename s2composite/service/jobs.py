@@ -49,13 +49,7 @@ LOG = logging.getLogger(__name__)
 
 
 def accept_job(body: bytes, media: str, number: str, settings: Settings) -> str:
-    """Return the job that a body of JSON or YAML asks for, checked, as the text that is kept of it.
-
-    Raises
-    ------
-    ProblemError
-        The body is no document, or names a key that is wrong or not allowed.
-    """
+    """Return the job that a body of JSON or YAML asks for, checked, as the text that is kept of it."""
     return job_text(_checked_job(_parse_document(body, media), number, settings))
 
 
@@ -68,8 +62,8 @@ def job_text(job: Job) -> str:
 
 _MAX_DEPTH = 20
 
+# Bytes of a job in YAML: PyYAML takes 2 s for them, and a minute for the 2 MB that a body may have.
 _MAX_YAML = 1 << 16
-"""Bytes of a job in YAML: PyYAML takes 2 s for them, and a minute for the 2 MB that a body may have."""
 
 _MAX_NUMBER = 10**15
 
@@ -140,15 +134,14 @@ def _pointer(error: JobError) -> str:
 
 # --- from a document to a job that may run here ---------------------------------------------------------------------
 
+# Keys of a job that a stranger may set. The others are the operator's, or name files here.
 ALLOWED_KEYS = (
     "source", "output", "reducer", "valid", "min_count", "period", "keep_empty", "day", "datetime", "pattern", "times",
     "groupby", "duplicates", "alternate", "headers", "harmonise", "reflectance", "bands", "bbox", "bbox_crs", "grid",
     "span", "crs", "resolution", "anchor", "resampling", "chunks", "on_error", "layers", "raster", "policy",
 )  # fmt: skip
-"""Keys of a job that a stranger may set. The others are the operator's, or name files here."""
 
-_CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")
-"""Names of coordinate systems: PROJ's longer forms name files."""
+_CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")  # names of coordinate systems: PROJ's longer forms name files
 
 _NAME = re.compile(
     r"(?!\.)(?:[\w.-]|\{(?:cell|period)\}|\{\{pointInTime\}\}){1,100}\.(?:tif|zarr)",
@@ -237,14 +230,12 @@ def _check_sources(job: Job, settings: Settings) -> None:
 
 # --- how many products a job asks for, estimated before any is listed: a grid of a metre would have no end -----------
 
+# Days that a unit of a span has at least.
 _DAYS = {"day": 1, "week": 7, "month": 28, "quarter": 90, "season": 90, "year": 365}
-"""Days that a unit of a span has at least."""
 
-_DEGREE = 111_320.0
-"""Metres of a degree of latitude."""
+_DEGREE = 111_320.0  # metres of a degree of latitude
 
-_GRANULE = 100_000.0
-"""Metres from one granule of Sentinel-2 to the next."""
+_GRANULE = 100_000.0  # metres from one granule of Sentinel-2 to the next
 
 
 def _check_product_count(job: Job, most: int) -> None:
@@ -290,31 +281,23 @@ def _cell_count(job: Job, grid: GridOptions) -> float:
 
 # --- running them ---------------------------------------------------------------------------------------------------
 
-LOG_NAME = "job_log.txt"
-"""The log of a job, beside its results when it has ended."""
+LOG_NAME = "job_log.txt"  # the log of a job, beside its results when it has ended
 
-_GRACE = 5.0
-"""Seconds that a cancelled job has to close its cluster before it is killed."""
+_GRACE = 5.0  # seconds that a cancelled job has to close its cluster before it is killed
 
-_POLL = 2.0
-"""Seconds after which the queue is looked at without notice of a new job."""
+_POLL = 2.0  # seconds after which the queue is looked at without notice of a new job
 
-_STAMP = re.compile(r"^[\d-]+ [\d:,]+ [A-Z]+ ")
-"""When and how bad, before what a line of a job's log says."""
+_STAMP = re.compile(r"^[\d-]+ [\d:,]+ [A-Z]+ ")  # when and how bad, before what a line of a job's log says
 
-_MAX_LINE = 1 << 16
-"""Bytes of a line of a log."""
+_MAX_LINE = 1 << 16  # bytes of a line of a log
 
 
 @dataclass(frozen=True, slots=True)
 class _JobProcess:
     """The process that runs a job."""
 
-    process: asyncio.subprocess.Process
-    """Leader of a group: the workers of its cluster are in it."""
-
-    ended: asyncio.Event
-    """Set when all of it has ended."""
+    process: asyncio.subprocess.Process  # leader of a group: the workers of its cluster are in it
+    ended: asyncio.Event  # set when all of it has ended
 
     async def end(self) -> None:
         """End it, by force if it takes longer."""

@@ -19,8 +19,7 @@ from s2composite.runner.run import ProductResult, run
 
 __all__ = ["main"]
 
-FAILED, BAD = 1, 2
-"""Exit codes: windows failed and the others are kept; the job, its input or its output is wrong."""
+FAILED, BAD = 1, 2  # exit codes: windows failed and the others are kept; the job, its input or its output is wrong
 
 LOG = logging.getLogger("s2composite.service")
 

@@ -18,17 +18,14 @@ from s2composite.storage.files import redact
 
 __all__ = ["ENDED", "DeadLetter", "JobRow", "JobStore"]
 
+# States in which nothing more happens by itself; the others are ``"queued"`` and ``"running"``.
 ENDED = ("complete", "failed", "cancelled")
-"""States in which nothing more happens by itself; the others are ``"queued"`` and ``"running"``."""
 
-_MAX_DEAD_LETTERS = 10_000
-"""Dead letters that are kept; the oldest go first."""
+_MAX_DEAD_LETTERS = 10_000  # dead letters that are kept; the oldest go first
 
-_MAX_PAYLOAD = 1 << 18
-"""Characters that are kept of what a dead letter held; 1500 scenes fit."""
+_MAX_PAYLOAD = 1 << 18  # characters that are kept of what a dead letter held; 1500 scenes fit
 
-_LOCK = 0x5332434F
-"""Number of PostgreSQL's lock of whoever takes jobs."""
+_LOCK = 0x5332434F  # number of PostgreSQL's lock of whoever takes jobs
 
 _META = sa.MetaData()
 
@@ -61,55 +58,29 @@ _DEAD = sa.Table(
 class JobRow:
     """A job as it is kept. Times are ISO 8601, UTC."""
 
-    id: str
-    """UUID."""
-
-    state: str
-    """``"queued"``, ``"running"``, ``"complete"``, ``"failed"`` or ``"cancelled"``."""
-
-    document: str
-    """The job, as JSON."""
-
+    id: str  # UUID
+    state: str  # "queued", "running", "complete", "failed" or "cancelled"
+    document: str  # the job, as JSON
     created: str
-    started: str | None
-    """When it was begun the last time."""
-
+    started: str | None  # when it was begun the last time
     ended: str | None
-    attempts: int
-    """How often it was begun."""
-
-    which: str
-    """Which windows its next run makes, see `run`."""
-
-    error: str | None
-    """Why it failed."""
+    attempts: int  # how often it was begun
+    which: str  # which windows its next run makes, see `run`
+    error: str | None  # why it failed
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A pushed message that can never succeed."""
 
-    at: str
-    """Time, ISO 8601, UTC."""
-
-    message: str
-    """Pub/Sub's id of it."""
-
-    problem: Mapping[str, Any]
-    """What is wrong, as RFC 9457 has it."""
-
-    payload: str
-    """What it held, without signatures of URLs; the beginning of what is too long to be a window's."""
+    at: str  # time, ISO 8601, UTC
+    message: str  # Pub/Sub's id of it
+    problem: Mapping[str, Any]  # what is wrong, as RFC 9457 has it
+    payload: str  # what it held, without signatures of URLs; the beginning of what is too long to be a window's
 
 
 class JobStore:
-    """The database at a URL of SQLAlchemy's; safe to use from several threads.
-
-    Raises
-    ------
-    ParameterError
-        It cannot be opened.
-    """
+    """The database at a URL of SQLAlchemy's; safe to use from several threads."""
 
     def __init__(self, url: str) -> None:
         self._lock = ExitStack()
@@ -127,11 +98,6 @@ class JobStore:
         """Be the only service that takes jobs from here, until `close` or the end of the process.
 
         Two would each take what the other runs for interrupted, and run it a second time into the same files.
-
-        Raises
-        ------
-        ParameterError
-            Another one is.
         """
         kind, name = self._engine.dialect.name, self._engine.url.database
         locked = True

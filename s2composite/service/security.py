@@ -47,8 +47,6 @@ def printable(text: str) -> str:
 
     So nothing that a caller has named looks like a line of the log's own.
 
-    Examples
-    --------
     >>> print(printable("no such file: a\n2026-01-01 INFO all is well"))
     no such file: a
         2026-01-01 INFO all is well
@@ -61,34 +59,19 @@ def printable(text: str) -> str:
 
 MEDIA_TYPE = "application/problem+json"
 
-_MAX_DETAIL = 2000
-"""Characters of a detail."""
+_MAX_DETAIL = 2000  # characters of a detail
 
 
 class ProblemError(Exception):
-    """One thing that is wrong with a request, or with the service.
-
-    Attributes
-    ----------
-    status
-        HTTP status.
-    detail
-        What is wrong, and what to do.
-    pointer
-        JSON pointer (RFC 6901) of the field: ``/datasets/3``.
-    retry_after
-        Seconds after which it may be different; None: it will not by itself.
-    errors
-        All that is wrong with fields, where that is more than the one.
-    """
+    """One thing that is wrong with a request, or with the service; `detail` says what, and what to do."""
 
     def __init__(
         self,
         status: int,
         detail: str,
-        pointer: str | None = None,
-        retry_after: int | None = None,
-        errors: Sequence[Mapping[str, str]] = (),
+        pointer: str | None = None,  # JSON pointer (RFC 6901) of the field: /datasets/3
+        retry_after: int | None = None,  # seconds after which it may be different; None: it will not by itself
+        errors: Sequence[Mapping[str, str]] = (),  # all that is wrong with fields, where that is more than the one
     ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.pointer, self.retry_after = status, detail, pointer, retry_after
@@ -172,13 +155,7 @@ def _is_refused_for_good(error: BaseException) -> bool:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return what a body of JSON holds.
-
-    Raises
-    ------
-    ProblemError
-        It is empty or not JSON; says where.
-    """
+    """Return what a body of JSON holds."""
 
     def refuse_constant(name: str) -> Any:
         raise ValueError(f"{name} is not a number in JSON")
@@ -200,13 +177,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def check_text(content: Any) -> None:
-    r"""Refuse half a character (``\ud800``), which JSON and YAML can name and nothing can write.
-
-    Raises
-    ------
-    ProblemError
-        There is one.
-    """
+    r"""Refuse half a character (``\ud800``), which JSON and YAML can name and nothing can write."""
     try:
         json.dumps(content, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -215,11 +186,9 @@ def check_text(content: Any) -> None:
 
 # --- who may call ---------------------------------------------------------------------------------------------------
 
-_KEYS_FRESH = 3600.0
-"""Seconds after which the signer's public keys are fetched again: they change every few days."""
+_KEYS_FRESH = 3600.0  # seconds after which the signer's public keys are fetched again: they change every few days
 
-_KEYS_AGAIN = 30.0
-"""Seconds before they are asked for again where they could not be fetched."""
+_KEYS_AGAIN = 30.0  # seconds before they are asked for again where they could not be fetched
 
 _ISSUERS = ("https://accounts.google.com", "accounts.google.com")
 
@@ -230,8 +199,6 @@ def has_token(header: str, token: str, *, read_only: bool) -> bool:
     A browser adds a password that it knows to whatever any page makes it send, so a password is only taken for
     requests that change nothing (`read_only`).
 
-    Examples
-    --------
     >>> has_token("Bearer 0123456789abcdef", "0123456789abcdef", read_only=False)
     True
     """
@@ -287,13 +254,12 @@ def has_push_token(header: str, push: PushOptions, keys: PushKeys) -> bool:
 
 # --- what every request passes --------------------------------------------------------------------------------------
 
-_NO_TOKEN_NEEDED = ("/health",)
-"""Paths whose answers are no secret."""
+_NO_TOKEN_NEEDED = ("/health",)  # paths whose answers are no secret
 
 _JSON = ("application/json",)
 _DOCUMENTS = ("application/json", "application/yaml", "application/x-yaml", "text/yaml")
+# What a body may be. A page elsewhere can make a browser send forms and text, but not these.
 _MEDIA = {"/median": _JSON, "/jobs": _DOCUMENTS}
-"""What a body may be. A page elsewhere can make a browser send forms and text, but not these."""
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -302,10 +268,10 @@ _HEADERS = (
     (b"cache-control", b"no-store"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+# Pages bring their styles and small pictures along; nothing else runs or loads.
 _POLICY = (
     b"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'none'; frame-ancestors 'none'"
 )
-"""Pages bring their styles and small pictures along; nothing else runs or loads."""
 
 
 class SecurityMiddleware:

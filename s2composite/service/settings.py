@@ -30,11 +30,10 @@ from s2composite.storage.urls import Access
 
 __all__ = ["TOKEN", "PushOptions", "ServiceLimits", "Settings", "load_settings", "take_token"]
 
+# Environment variable of the token that callers must show.
 TOKEN = "S2COMPOSITE_TOKEN"  # noqa: S105 - the name of the variable
-"""Environment variable of the token that callers must show."""
 
-_SHORTEST = 16
-"""Characters of a token: fewer can be guessed."""
+_SHORTEST = 16  # characters of a token: fewer can be guessed
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -122,8 +121,6 @@ class PushOptions(Strict):
 class Settings(Strict):
     """Everything about a service but its token, which comes from the environment.
 
-    Examples
-    --------
     >>> Settings(read=("gs://bucket/scenes/",), write=("gs://bucket/results/",)).access.read
     ('gs://bucket/scenes/',)
     """
@@ -195,13 +192,7 @@ class Settings(Strict):
 def load_settings(
     source: str | os.PathLike[str] | Mapping[str, Any] | None, settings: Sequence[str] = (), **more: Any
 ) -> Settings:
-    """Return settings from a YAML file or a mapping, with ``key=value`` pairs and values put in.
-
-    Raises
-    ------
-    JobError
-        Names the file, the line and the key.
-    """
+    """Return settings from a YAML file or a mapping, with ``key=value`` pairs and values put in."""
     document = Document("service", {}, {}) if source is None else read_document(source, "service")
     for setting in settings:
         document = with_setting(document, setting)
@@ -210,13 +201,7 @@ def load_settings(
 
 
 def take_token(settings: Settings) -> str | None:
-    """Take the token out of the environment, so that no process started here inherits it; None: there is none.
-
-    Raises
-    ------
-    ParameterError
-        It is too short, or missing where others than this machine can call.
-    """
+    """Take the token out of the environment, so that no process started here inherits it; None: there is none."""
     token = os.environ.pop(TOKEN, "").strip() or None
     if token is None and not settings.loopback:
         raise ParameterError(

@@ -29,20 +29,14 @@ __all__ = ["Views", "jobs_page"]
 
 T = TypeVar("T")
 
-_MAX_FAILURES = 100
-"""Failed windows that are listed; all are in the report."""
+_MAX_FAILURES = 100  # failed windows that are listed; all are in the report
 
-_SIDE = 512
-"""Pixels of a quicklook."""
+_SIDE = 512  # pixels of a quicklook
 
 
 @dataclass(frozen=True, slots=True)
-class _Product:
-    """One product of a job."""
-
-    name: str | None
-    """Of its cell and its unit of a span; None: it is the only one."""
-
+class _JobProduct:
+    name: str | None  # of its cell and its unit of a span; None: it is the only one
     job: Job
     progress: Progress
 
@@ -89,26 +83,14 @@ class Views:
         return summary if single else summary | {"products": listed}
 
     def report(self, row: JobRow, product: str | None) -> Report:
-        """Return the report of a job, or of one of its products.
-
-        Raises
-        ------
-        ProblemError
-            Nothing has been done yet, or there is no such product.
-        """
+        """Return the report of a job, or of one of its products."""
         report = job_report(self._product(row, product).job)
         if report is None:
             raise ProblemError(404, "nothing has been done of this job yet, so there is no report")
         return report
 
     def quicklook(self, row: JobRow, product: str | None = None) -> bytes:
-        """Return a PNG of a job's first file, or of that of one of its products, of the pixels of its overviews.
-
-        Raises
-        ------
-        ProblemError
-            It is not complete.
-        """
+        """Return a PNG of a job's first file, or of that of one of its products, of the pixels of its overviews."""
         one = self._product(row, product)
         complete, files = "complete" in (row.state, one.progress.state), one.progress.files
         if not complete or not (files or one.job.format == "zarr"):
@@ -120,7 +102,7 @@ class Views:
             picture = self._pictures.put(key, bytes(imagecodecs.png_encode(rgba(pixels, valid, None))))
         return picture
 
-    def _product(self, row: JobRow, name: str | None) -> _Product:
+    def _product(self, row: JobRow, name: str | None) -> _JobProduct:
         """Return a product of a job by its name; without one the first that is complete, or the first."""
         products = self._products(row)
         if name is not None:
@@ -131,10 +113,10 @@ class Views:
             raise ProblemError(404, "there is no such product of the job; its facts list them", "/product")
         return chosen[0]
 
-    def _products(self, row: JobRow) -> tuple[_Product, ...]:
-        def read() -> tuple[_Product, ...]:
+    def _products(self, row: JobRow) -> tuple[_JobProduct, ...]:
+        def read() -> tuple[_JobProduct, ...]:
             jobs = self._once(row, "products", lambda: expand(load_job(json.loads(row.document))))
-            return tuple(_Product(one.name, one.job, self._progress(row, one.name, one.job)) for one in jobs)
+            return tuple(_JobProduct(one.name, one.job, self._progress(row, one.name, one.job)) for one in jobs)
 
         return self._once(row, "progress", read) if row.state in ENDED else read()
 
@@ -195,8 +177,7 @@ def _zarr_pixels(path: str) -> tuple[Any, Any]:
 
 # --- the page of jobs: HTML without a script or anything from elsewhere ----------------------------------------------
 
-_SHORT = 160
-"""Characters of an error that are shown at once; the rest unfolds."""
+_SHORT = 160  # characters of an error that are shown at once; the rest unfolds
 
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 <!doctype html>
@@ -282,17 +263,5 @@ not begun
 
 
 def jobs_page(jobs: Sequence[dict[str, Any]], total: int, windows: int, letters: int) -> str:
-    """Return the page of jobs, which loads itself again while any of them runs.
-
-    Parameters
-    ----------
-    jobs
-        Summaries, the newest first.
-    total
-        How many there are, older ones included.
-    windows
-        Windows of ``/median`` that are being made or wait.
-    letters
-        Messages that could never succeed.
-    """
+    """Return the page of jobs, which loads itself again while any of them runs."""
     return _PAGE.render(jobs=jobs, total=total, windows=windows, letters=letters, short=_SHORT)

@@ -65,6 +65,7 @@ LOG = logging.getLogger(__name__)
 
 # --- requests -------------------------------------------------------------------------------------------------------
 
+# A payload.
 EXAMPLE: dict[str, JsonValue] = {
     "window": [0, 0, 1024, 1024],
     "destination": "gs://bucket/results/tile_0_0.tif",
@@ -73,13 +74,12 @@ EXAMPLE: dict[str, JsonValue] = {
         "gs://bucket/t31tcj/T31TCJ_20230103T110349_TCI.tif",
     ],
 }
-"""A payload."""
 
+# The same as Pub/Sub pushes it.
 PUSHED_EXAMPLE = {
     "message": {"data": base64.b64encode(json.dumps(EXAMPLE).encode()).decode(), "messageId": "7"},
     "subscription": "projects/my-project/subscriptions/windows",
 }
-"""The same as Pub/Sub pushes it."""
 
 Whole = Annotated[int, Field(ge=0, le=10**7)]
 Side = Annotated[int, Field(ge=1, le=10**6)]
@@ -111,14 +111,9 @@ class WindowRequest(Strict):
 class Delivery:
     """What came in."""
 
-    payload: Any
-    """Not checked yet."""
-
-    message: str | None = None
-    """Pub/Sub's id of the message; None where the payload came bare."""
-
-    problem: ProblemError | None = None
-    """Why a pushed message holds no payload: it would not the next time either."""
+    payload: Any  # not checked yet
+    message: str | None = None  # Pub/Sub's id of the message; None where the payload came bare
+    problem: ProblemError | None = None  # why a pushed message holds no payload: it would not the next time either
 
     @property
     def pushed(self) -> bool:
@@ -126,13 +121,7 @@ class Delivery:
         return self.message is not None
 
     def request(self, datasets: int) -> WindowRequest:
-        """Return the window that is asked for, of at most some `datasets`.
-
-        Raises
-        ------
-        ProblemError
-            The payload is not one.
-        """
+        """Return the window that is asked for, of at most some `datasets`."""
         if self.problem is not None:
             raise self.problem
         if not isinstance(self.payload, Mapping):
@@ -147,13 +136,7 @@ class Delivery:
 
 
 def parse_delivery(body: bytes) -> Delivery:
-    """Return what a body holds, a payload or Pub/Sub's envelope around one.
-
-    Raises
-    ------
-    ProblemError
-        It is not JSON, or an envelope that is not Pub/Sub's.
-    """
+    """Return what a body holds, a payload or Pub/Sub's envelope around one."""
     content = parse_json(body)
     if not isinstance(content, Mapping) or "message" not in content:
         return Delivery(content)
@@ -174,24 +157,24 @@ def parse_delivery(body: bytes) -> Delivery:
 
 # --- one window -----------------------------------------------------------------------------------------------------
 
+# Tag of the file that says of which window of which scenes it is: the same request again finds it made.
 TAG = "S2COMPOSITE_WINDOW"
-"""Tag of the file that says of which window of which scenes it is: the same request again finds it made."""
 
 BANDS = ("red", "green", "blue")
 
 _RECIPE = Recipe((resolve_reducer("luminance_median"),), bands=BANDS, nodata=0)
 
+# GDAL is not let near scenes that a stranger names: it opens what files name inside them.
 _OPTIONS = ReadOptions(engine="tiles", harmonise=False, headers="read")
-"""GDAL is not let near scenes that a stranger names: it opens what files name inside them."""
 
+# Stacks that a worker keeps: all windows of a job have the same scenes, whose headers then are read once.
 _MAX_STACKS = 4
-"""Stacks that a worker keeps: all windows of a job have the same scenes, whose headers then are read once."""
 
+# Seconds that a stack is kept: scenes that are replaced are noticed then, or when their pixels are read.
 _STACK_FRESH = 300.0
-"""Seconds that a stack is kept: scenes that are replaced are noticed then, or when their pixels are read."""
 
+# Bytes of an encoded tile of a scene, which is fetched whole; decoded ones are limited by what reads them.
 _MAX_TILE = 128 << 20
-"""Bytes of an encoded tile of a scene, which is fetched whole; decoded ones are limited by what reads them."""
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -203,25 +186,14 @@ _stacks_lock = Lock()
 class MadeWindow:
     """A window that is written."""
 
-    destination: str
-    """Absolute path or URL of the file."""
-
-    existed: bool
-    """It had been written before, made of the same."""
-
+    destination: str  # absolute path or URL of the file
+    existed: bool  # it had been written before, made of the same
     seconds: float
 
 
 def make_window(request: WindowRequest) -> MadeWindow:
     """Make the window that a request asks for, unless it exists.
 
-    Raises
-    ------
-    ProblemError
-        Names the field that is wrong, or says that a later attempt may succeed.
-
-    Examples
-    --------
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
     >>> request = WindowRequest(window=(0, 0, 64, 64), destination="doctest_tile.tif", datasets=tuple(files))
@@ -333,8 +305,8 @@ def _scene_problem(error: S2CompositeError, datasets: Sequence[str]) -> ProblemE
 
 # --- the processes --------------------------------------------------------------------------------------------------
 
+# Windows after which a process makes room for a fresh one, so that nothing that a library leaks adds up.
 _MAX_TASKS = 2000
-"""Windows after which a process makes room for a fresh one, so that nothing that a library leaks adds up."""
 
 Key = tuple[str, tuple[int, ...], Sequence[str]]
 
@@ -345,11 +317,6 @@ class WindowPool:
     By processes and not threads: a window that takes too long, or that a native library crashes over, is ended without
     the service, and what runs there has its own limits (`s2composite.storage.urls`). Handing a window over costs
     0.1 ms.
-
-    Attributes
-    ----------
-    made, reused
-        Windows that were made since the start, and asked for again when they existed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -392,13 +359,7 @@ class WindowPool:
         return len(self._running)
 
     async def make(self, request: WindowRequest) -> MadeWindow:
-        """Make a window; whoever asks for one that is being made gets that.
-
-        Raises
-        ------
-        ProblemError
-            What is wrong with the request, too many are waiting, or it took too long.
-        """
+        """Make a window; whoever asks for one that is being made gets that."""
         limits = self._settings.limits
         pixels = request.window[2] * request.window[3]
         if pixels > limits.pixels:
