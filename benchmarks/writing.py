@@ -170,19 +170,19 @@ import s2composite as s2c
 
 def watch():
     # On a worker: note the seconds that each window takes to be encoded, which is a part of its task.
-    from s2composite.writing import steps
-    whole, steps.spent = steps.encode_window, []
+    from s2composite.writing import tiles
+    whole, tiles.spent = tiles.encode_window, []
     def encode_window(*args):
         start = time.perf_counter()
         try:
             return whole(*args)
         finally:
-            steps.spent.append(time.perf_counter() - start)
-    steps.encode_window = encode_window
+            tiles.spent.append(time.perf_counter() - start)
+    tiles.encode_window = encode_window
 
 def watched():
-    from s2composite.writing import steps
-    return sum(steps.spent)
+    from s2composite.writing import tiles
+    return sum(tiles.spent)
 
 def seconds(dask_scheduler):
     return {name: dict(prefix.all_durations) for name, prefix in dask_scheduler.task_prefixes.items()}

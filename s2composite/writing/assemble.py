@@ -232,16 +232,14 @@ class FileLayout:
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """The runs of tiles in the order of the file: the smallest overview first, the full resolution last."""
-        return tuple(run for level in reversed(range(len(self.tiles))) for run in _runs(self.tiles[level], level))
-
-
-def _runs(tiles: NDArray[Any], level: int) -> Iterator[Run]:
-    sizes = _record_sizes(tiles)
-    for row, parts in enumerate(tiles["part"]):
-        edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
-        for first, stop in pairwise(edges):
-            size = int(sizes[row, first:stop].sum())
-            yield Run(int(parts[first]), int(tiles["start"][row, first]), size, level, row, (first, stop))
+        runs = []
+        for level, tiles in reversed(list(enumerate(self.tiles))):
+            sizes = _record_sizes(tiles)
+            for row, parts in enumerate(tiles["part"]):
+                for first, stop in pairwise([0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]):
+                    size, start = int(sizes[row, first:stop].sum()), int(tiles["start"][row, first])
+                    runs.append(Run(int(parts[first]), start, size, level, row, (first, stop)))
+        return tuple(runs)
 
 
 def _record_sizes(tiles: NDArray[Any]) -> NDArray[np.uint64]:

@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import PurePath
 from typing import Any
@@ -72,7 +72,6 @@ __all__ = [
     "FilePlan",
     "Preview",
     "Tables",
-    "WriteJob",
     "WrittenFile",
     "assembling",
     "name_files",
@@ -81,7 +80,6 @@ __all__ = [
     "preview_of",
     "rgba_layer",
     "status_tags",
-    "tables_of",
     "valid_everywhere",
     "write_files",
     "write_raster",
@@ -105,26 +103,6 @@ class FilePlan:
     """Without its final name and place for parts."""
 
     period: DatasetPeriod
-
-
-@dataclass(frozen=True, eq=False)
-class WriteJob:
-    """One call of a writer."""
-
-    plans: tuple[FilePlan, ...]
-    overwrite: bool
-    progress: bool
-    aside: Mapping[str, da.Array] = field(default_factory=dict)
-    """Small arrays ``(..., window_y, window_x)`` to compute in the same pass as the pixels: nothing is read again."""
-
-    tags: Callable[[Tables], Mapping[str, str]] = lambda _: {}
-    """Further tags of all files, made of these arrays."""
-
-    digest: bool = False
-    """Compute the files' checksums."""
-
-    before_naming: Callable[[], None] = lambda: None
-    """Called just before the first file takes its name, when everything before has succeeded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +161,7 @@ def write_raster(
     options = RasterOptions(compress, level, predictor, blocksize, overview_resampling, mask, bigtiff, jpeg_quality)
     dataset = north_up(dataset)
     plans = plan_files(dataset, path, layers, options, separate=separate, overrides=overrides, tags=tags)
-    job = WriteJob(plans, overwrite, progress, tables_of(dataset), lambda tables: status_tags(dataset, tables))
-    written, _ = write_files(job)
+    written, _ = write_files(dataset, plans, overwrite=overwrite, progress=progress)
     return tuple(file.label for file in written)
 
 
@@ -260,12 +237,6 @@ def _plan_file(
     return FilePlan(path, layers, raster, period)
 
 
-def tables_of(dataset: xr.Dataset) -> dict[str, Any]:
-    """Return what is computed together with the pixels: the table of what was read, if there is one."""
-    status = read_status(dataset)
-    return {} if status is None else {STATUS: status}
-
-
 def status_tags(dataset: xr.Dataset, tables: Tables) -> dict[str, str]:
     """Return the tag that says what could not be read, where that is known."""
     if STATUS not in tables:
@@ -276,15 +247,28 @@ def status_tags(dataset: xr.Dataset, tables: Tables) -> dict[str, str]:
 # --- how it is written: windows and overviews, then files ------------------------------------------------------------
 
 
-def write_files(job: WriteJob) -> tuple[tuple[WrittenFile, ...], Tables]:
-    """Write all files of a job in one pass over the data; return them and the arrays computed on the way.
+def write_files(
+    dataset: xr.Dataset,
+    plans: Sequence[FilePlan],
+    *,
+    overwrite: bool,
+    progress: bool,
+    tables: Mapping[str, da.Array] | None = None,
+    digest: bool = False,
+    before_naming: Callable[[], None] = lambda: None,
+) -> tuple[tuple[WrittenFile, ...], Tables]:
+    """Write the planned files of a dataset in one pass over the data; return them and the tables computed on the way.
 
-    Raises a WriteError that names the window if an output exists, cannot be written, or an encoder, worker or upload
-    failed.
+    `tables` are small arrays ``(..., window_y, window_x)`` to compute in the same pass, besides the table of what was
+    read: nothing is read again. With `digest` the files' checksums are computed. `before_naming` is called just before
+    the first file takes its name, when everything before has succeeded. Raises a WriteError that names the window if an
+    output exists, cannot be written, or an encoder, worker or upload failed.
     """
     # Pixels that are in memory are encoded here: sending them to workers would take longer.
-    client = current_client() if any(layer.lazy for plan in job.plans for layer in plan.layers) else None
-    targets = [target_of(plan.path, overwrite=job.overwrite) for plan in job.plans]
+    client = current_client() if any(layer.lazy for plan in plans for layer in plan.layers) else None
+    targets = [target_of(plan.path, overwrite=overwrite) for plan in plans]
+    status = read_status(dataset)
+    lazy = ({} if status is None else {STATUS: status}) | dict(tables or {})
     with ExitStack() as stack:
         root = f"{targets[0]}.{uuid.uuid4().hex[:8]}.parts"
         if is_http(targets[0]):
@@ -295,39 +279,55 @@ def write_files(job: WriteJob) -> tuple[tuple[WrittenFile, ...], Tables]:
         parts = parts if workers_see(client, parts) else replace(parts, carried=True)
         rasters = [
             replace(plan.raster, path=target, token=f"{uuid.uuid4().hex[:12]}-{i}", parts=parts)
-            for i, (plan, target) in enumerate(zip(job.plans, targets, strict=True))
+            for i, (plan, target) in enumerate(zip(plans, targets, strict=True))
         ]
-        results, tables = _encode(job, rasters, client)
-        more = job.tags(tables)
+        results, computed = _encode(plans, rasters, lazy, client, progress=progress)
+        more = status_tags(dataset, computed)
         layouts = [lay_out(raster.with_tags(more), own) for raster, own in zip(rasters, results, strict=True)]
-        checksums = _assemble(layouts, client, job)
+        objects = is_remote(targets[0]) and not is_http(targets[0])
+        if objects:  # these have their names at once
+            before_naming()
+        checksums = []
+        for layout, (function, args) in zip(layouts, assembling(layouts), strict=True):
+            if client is None or parts.carried:
+                checksums.append(function(*args, digest=digest))
+            else:
+                checksums.append(run_on_worker(client, function, *args, digest=digest, label=layout.raster.label))
+        if not objects:
+            before_naming()
+        name_files([layout.raster for layout in layouts], overwrite=overwrite)
     written = (
         WrittenFile(plan, layout.raster.path, layout.size, checksum, layout.statistics)
-        for plan, layout, checksum in zip(job.plans, layouts, checksums, strict=True)
+        for plan, layout, checksum in zip(plans, layouts, checksums, strict=True)
     )
-    return tuple(written), tables
+    return tuple(written), computed
 
 
 def _encode(
-    job: WriteJob, rasters: Sequence[Raster], client: Client | None
+    plans: Sequence[FilePlan],
+    rasters: Sequence[Raster],
+    lazy: Mapping[str, da.Array],
+    client: Client | None,
+    *,
+    progress: bool,
 ) -> tuple[list[list[tuple[Stage, WindowIndex]]], Tables]:
     """Compute all layers of all files in one pass; return what each window of each file wrote, and the tables."""
-    layers = [[layer.data for layer in plan.layers] for plan in job.plans]
-    encodings = {encoding.done.name: encoding for encoding in raster_tasks(rasters, layers, job.aside)}
+    layers = [[layer.data for layer in plan.layers] for plan in plans]
+    encodings = {encoding.done.name: encoding for encoding in raster_tasks(rasters, layers, lazy)}
     with_windows = {name for encoding in encodings.values() for name in encoding.tables}
     alone: dict[str, tuple[str, da.Array]] = {}
-    for name, array in job.aside.items():
+    for name, array in lazy.items():
         if name not in with_windows:
             # Under keys of its own: a failed write cancels them, and others may hold the original.
             key = f"write-table-{name}-{uuid.uuid4().hex[:12]}"
             alone[key] = (name, array.map_blocks(np.asarray, dtype=array.dtype, name=key))
-    tables = {name: np.empty(array.shape, array.dtype) for name, array in job.aside.items()}
+    tables = {name: np.empty(array.shape, array.dtype) for name, array in lazy.items()}
     arrays = {_window_namer(rasters, encoding): encoding.done for encoding in encodings.values()}
     arrays |= {_block_namer(name): array for name, array in alone.values()}
     work = graph_of(arrays, whole=[encoding.encoded for encoding in encodings.values()])
     results: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in rasters]
     label = ", ".join(raster.label.rpartition("/")[2] for raster in rasters)
-    with progress_bar(f"write {label}", len(work.windows), shown=job.progress) as advance:
+    with progress_bar(f"write {label}", len(work.windows), shown=progress) as advance:
 
         def receive(key: tuple[Any, ...], result: Any) -> None:
             if key[0] in alone:
@@ -361,24 +361,6 @@ def _window_namer(rasters: Sequence[Raster], encoding: Encoding) -> Callable[[tu
 
 def _block_namer(name: str) -> Callable[[tuple[int, ...]], str]:
     return lambda position: f"{name}, block {position}"
-
-
-def _assemble(layouts: Sequence[FileLayout], client: Client | None, job: WriteJob) -> list[str]:
-    """Assemble and verify all files, then give them their names; return their checksums."""
-    raster = layouts[0].raster
-    objects = is_remote(raster.path) and not is_http(raster.path)
-    if objects:  # these have their names at once
-        job.before_naming()
-    checksums = []
-    for layout, (function, args) in zip(layouts, assembling(layouts), strict=True):
-        if client is None or raster.parts.carried:
-            checksums.append(function(*args, digest=job.digest))
-        else:
-            checksums.append(run_on_worker(client, function, *args, digest=job.digest, label=layout.raster.label))
-    if not objects:
-        job.before_naming()
-    name_files([layout.raster for layout in layouts], overwrite=job.overwrite)
-    return checksums
 
 
 def assembling(layouts: Sequence[FileLayout]) -> list[tuple[Callable[..., str], tuple[Any, ...]]]:

@@ -44,12 +44,9 @@ from s2composite.storage.files import display, filesystem, is_remote
 from s2composite.writing.cog import (
     FilePlan,
     Tables,
-    WriteJob,
     WrittenFile,
     picture_layer,
     plan_files,
-    status_tags,
-    tables_of,
     valid_everywhere,
     write_files,
 )
@@ -124,16 +121,15 @@ def write_stac(
         for item in items:
             remove(item.path)
 
-    job = WriteJob(
+    written, tables = write_files(
+        dataset,
         plans,
-        overwrite,
-        progress,
-        tables_of(dataset) | _shares_table(dataset),
-        lambda tables: status_tags(dataset, tables),
+        overwrite=overwrite,
+        progress=progress,
+        tables=_shares_table(dataset),
         digest=True,
         before_naming=withdraw if overwrite else lambda: None,
     )
-    written, tables = write_files(job)
     by_plan = {id(file.plan): file for file in written}
     for number, item in enumerate(items):
         files = [by_plan[id(plan)] for plan in item.plans]
@@ -477,7 +473,6 @@ def _build_item(
             "end_datetime": end,
             "created": created,
             **_projection(rasters[0]),
-            **_processing(lineage),
             **_provenance(lineage, period),
             **properties,
         },
@@ -493,7 +488,10 @@ def _build_item(
 
 
 def _place(geobox: GeoBox | None) -> dict[str, Any]:
-    """Return the outline in longitude and latitude; no geometry if the pixels are not georeferenced."""
+    """Return the outline in longitude and latitude; no geometry if the pixels are not georeferenced.
+
+    The west of its box is greater than its east where the antimeridian is crossed.
+    """
     if geobox is None or geobox.crs is None:
         return {"geometry": None}
     outline = footprint(geobox).geom
@@ -502,21 +500,17 @@ def _place(geobox: GeoBox | None) -> dict[str, Any]:
     geometry = {"type": "MultiPolygon", "coordinates": shapes}
     if len(shapes) == 1:
         geometry = {"type": "Polygon", "coordinates": shapes[0]}
-    return {"geometry": geometry, "bbox": _bbox([part.bounds for part in parts])}
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 7) if isinstance(value, float) else [_rounded(part) for part in value]
-
-
-def _bbox(bounds: Sequence[tuple[float, float, float, float]]) -> list[float]:
-    """Return west, south, east, north; west is greater than east where the antimeridian is crossed."""
+    bounds = [part.bounds for part in parts]
     west, south = min(b[0] for b in bounds), min(b[1] for b in bounds)
     east, north = max(b[2] for b in bounds), max(b[3] for b in bounds)
     if len(bounds) > 1 and west == -180 and east == 180:
         begins, ends = min(b[0] for b in bounds if b[2] == 180), max(b[2] for b in bounds if b[0] == -180)
         west, east = (begins, ends) if begins > ends else (west, east)
-    return [round(float(value), 7) for value in (west, south, east, north)]
+    return {"geometry": geometry, "bbox": [round(float(value), 7) for value in (west, south, east, north)]}
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 7) if isinstance(value, float) else [_rounded(part) for part in value]
 
 
 def _projection(raster: Raster) -> dict[str, Any]:
@@ -569,41 +563,22 @@ def _band(raster: Raster, band: Band, statistics: Statistics, sensor: str | None
             "mean": statistics.mean,
             "stddev": statistics.deviation,
         }
+    geobox, resolution = raster.geobox, None
+    if geobox is not None and geobox.crs is not None and geobox.crs.projected:  # else pixels are not in metres
+        unit = geobox.crs.proj.axis_info[0].unit_conversion_factor
+        resolution = abs(float(geobox.resolution.x)) * float(unit)
     fields = {
         "name": band.name,
         "description": band.long_name or None,
         "unit": band.units or None,
         "statistics": figures,
         "raster:sampling": "area",
-        "raster:spatial_resolution": _resolution(raster.geobox),
+        "raster:spatial_resolution": resolution,
         "raster:scale": None if band.scale is None else float(band.scale),
         "raster:offset": None if band.offset is None else float(band.offset),
         "eo:common_name": common_name(band.name.removeprefix(f"{band.layer}_"), sensor),
     }
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _resolution(geobox: GeoBox | None) -> float | None:
-    """Return the size of pixels in metres, None where they have another unit."""
-    if geobox is None or geobox.crs is None or not geobox.crs.projected:
-        return None
-    axis = geobox.crs.proj.axis_info[0]
-    return abs(float(geobox.resolution.x)) * float(axis.unit_conversion_factor)
-
-
-def _processing(lineage: Lineage) -> dict[str, Any]:
-    attrs = lineage.dataset.attrs
-    method = attrs.get("parameters", attrs.get("reducer", "composite"))
-    scenes, rules = lineage.dataset.sizes["scene"], attrs.get("rules", "none")
-    return {
-        "processing:level": "L3",
-        "processing:lineage": f"{method} of {scenes} scenes; rules for observations: {rules}",
-        "processing:software": {
-            **{name: version(name) for name in _SOFTWARE},
-            "GDAL": rasterio.__gdal_version__,
-            "Python": platform.python_version(),
-        },
-    }
 
 
 def _provenance(lineage: Lineage, period: DatasetPeriod) -> dict[str, Any]:
@@ -615,8 +590,18 @@ def _provenance(lineage: Lineage, period: DatasetPeriod) -> dict[str, Any]:
     if lineage.shares is not None:
         for scene, share in zip(scenes, lineage.shares.tolist(), strict=True):
             scene["share"] = round(share, 6)
+    method, rules = attrs.get("parameters", attrs.get("reducer", "composite")), attrs.get("rules", "none")
+    fields: dict[str, Any] = {
+        "processing:level": "L3",
+        "processing:lineage": f"{method} of {len(scenes)} scenes; rules for observations: {rules}",
+        "processing:software": {
+            **{name: version(name) for name in _SOFTWARE},
+            "GDAL": rasterio.__gdal_version__,
+            "Python": platform.python_version(),
+        },
+    }
     named = ("reducer", "parameters", "rules", "engine", "engine_reason")
-    fields: dict[str, Any] = {f"s2composite:{name}": str(attrs[name]) for name in named if name in attrs}
+    fields |= {f"s2composite:{name}": str(attrs[name]) for name in named if name in attrs}
     fields["s2composite:scenes"] = scenes
     if lineage.read_status is not None:
         fields["s2composite:read_status"] = dict(lineage.read_status)

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,6 @@ __all__ = [
     "Session",
     "StorePlace",
     "disk_error",
-    "opened",
     "place_of",
     "session_of",
 ]
@@ -42,6 +41,26 @@ IDENTITY = "_identity"
 
 _DONE = "_done"
 _ROOTS = (ROOT, ".zgroup", ".zarray")
+
+
+def _write(href: str, data: bytes) -> None:
+    """Write a file or an object, whole or not at all."""
+    if is_remote(href):
+        fs, path = filesystem(href)
+        fs.pipe_file(path, data)
+    else:
+        write_atomic(href, data)
+
+
+def _names(href: str) -> frozenset[str]:
+    """Return the names of what lies in a directory or below a prefix; none where it does not exist."""
+    if not is_remote(href):
+        return frozenset(path.name for path in Path(href).iterdir()) if Path(href).is_dir() else frozenset()
+    fs, path = filesystem(href)
+    fs.invalidate_cache()
+    with suppress(FileNotFoundError):
+        return frozenset(str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
+    return frozenset()
 
 
 @dataclass(frozen=True)
@@ -79,13 +98,9 @@ class StorePlace:
     def put(self, key: str, data: bytes) -> None:
         """Store an object, whole or not at all."""
         with self._errors(key, len(data)):
-            if not self.local:
-                fs, path = filesystem(join(self.root, key))
-                fs.pipe_file(path, data)
-                return
-            final = Path(self.root, key)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(final, data)
+            if self.local:
+                Path(self.root, key).parent.mkdir(parents=True, exist_ok=True)
+            _write(join(self.root, key), data)
 
     def get(self, key: str) -> bytes | None:
         """Return an object, None if there is none."""
@@ -112,12 +127,8 @@ class StorePlace:
         """Return the pieces of work that are done, by asking the store."""
         if self.store is not None:
             return frozenset()
-        fs, path = filesystem(join(self.root, _DONE))
         with self._errors(_DONE, 0):
-            try:
-                return frozenset(str(name).rpartition("/")[2] for name in fs.ls(path, detail=False))
-            except FileNotFoundError:
-                return frozenset()
+            return _names(join(self.root, _DONE))
 
     def forget(self) -> None:
         """Remove all marks."""
@@ -233,12 +244,6 @@ def _check_free(place: StorePlace, *, overwrite: bool) -> None:
         raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
 
 
-def opened(place: StorePlace, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the arrays of a store, opened for writing, under the names of `names`, whose values are their paths."""
-    store = place.open()
-    return {name: zarr.open_array(store, path=path, mode="r+") for name, path in names.items()}
-
-
 ASSEMBLED = ".assembled"
 """Suffix of a file that is put together, until it takes its name."""
 
@@ -322,15 +327,7 @@ class Parts:
 
     def names(self) -> frozenset[str]:
         """Return the names of the parts that are there; none where the place does not exist."""
-        if not self.remote:
-            root = Path(self.root)
-            return frozenset(entry.name for entry in root.iterdir()) if root.is_dir() else frozenset()
-        fs, path = filesystem(self.root)
-        fs.invalidate_cache()
-        try:
-            return frozenset(str(entry).rpartition("/")[2] for entry in fs.ls(path, detail=False))
-        except FileNotFoundError:
-            return frozenset()
+        return _names(self.root)
 
     def remove(self, name: str) -> None:
         """Remove a part that is no longer needed."""
@@ -361,12 +358,8 @@ class Parts:
                 fs.rm(victim, recursive=recursive)
 
     def _put(self, name: str, data: bytes) -> None:
-        if self.remote:
-            fs, path = filesystem(join(self.root, name))
-            # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
-            fs.pipe_file(path, data + b".")
-            return
-        write_atomic(Path(self.root, name), data)
+        # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
+        _write(join(self.root, name), data + b"." if self.remote else data)
 
 
 def disk_error(error: OSError, path: str, size: int) -> WriteError:

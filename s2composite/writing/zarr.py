@@ -29,7 +29,7 @@ from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.metrics import metered
 from s2composite.writing.encode import halve, level_shapes
 from s2composite.writing.layers import STATUS, TIME, RasterLayer, chosen_layers, layer_of, read_status, status_summary
-from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, disk_error, opened, place_of, session_of
+from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, disk_error, place_of, session_of
 from s2composite.writing.steps import (
     WriteGraph,
     aligned_chunks,
@@ -263,10 +263,6 @@ _CONVENTIONS = {
 """The GeoZarr conventions in use: repository below github.com/zarr-conventions, UUID, description."""
 
 
-def _array_path(name: str, level: int, *, pyramid: bool) -> str:
-    return f"{level}/{name}" if pyramid else name
-
-
 def _level_geobox(geobox: GeoBox, shape: tuple[int, int], level: int) -> GeoBox:
     """Return the pixel grid of a level: pixels of 2 ** level from the same origin."""
     scale = 1 << level
@@ -383,7 +379,17 @@ def _root_attributes(hierarchy: Hierarchy) -> dict[str, Any]:
         used.append("multiscales")
         attrs["multiscales"] = _multiscales(hierarchy)
     if used:
-        attrs["zarr_conventions"] = [_convention(name) for name in used]
+        attrs["zarr_conventions"] = [
+            {
+                "schema_url": f"https://raw.githubusercontent.com/zarr-conventions/{repository}/refs/tags/v1/schema.json",
+                "spec_url": f"https://github.com/zarr-conventions/{repository}/blob/v1/README.md",
+                "uuid": uuid,
+                "name": name,
+                "description": description,
+            }
+            for name, (repository, uuid, description) in _CONVENTIONS.items()
+            if name in used
+        ]
     return attrs
 
 
@@ -400,18 +406,6 @@ def _plain(attrs: Mapping[Hashable, Any]) -> dict[str, Any]:
             ) from error
         out[str(name)] = plain
     return out
-
-
-def _convention(name: str) -> dict[str, str]:
-    repository, uuid, description = _CONVENTIONS[name]
-    base = f"zarr-conventions/{repository}"
-    return {
-        "schema_url": f"https://raw.githubusercontent.com/{base}/refs/tags/v1/schema.json",
-        "spec_url": f"https://github.com/{base}/blob/v1/README.md",
-        "uuid": uuid,
-        "name": name,
-        "description": description,
-    }
 
 
 def _multiscales(hierarchy: Hierarchy) -> dict[str, Any]:
@@ -449,7 +443,9 @@ class Regions:
 
     def arrays(self, level: int, names: Sequence[str]) -> dict[str, Any]:
         """Return the arrays of a level, opened for writing."""
-        return opened(self.place, {name: _array_path(name, level, pyramid=self.pyramid) for name in names})
+        store = self.place.open()
+        paths = {name: f"{level}/{name}" if self.pyramid else name for name in names}
+        return {name: zarr.open_array(store, path=path, mode="r+") for name, path in paths.items()}
 
     def require(self) -> None:
         """Raise a WriteError if writing was given up, and remove what was written since."""
