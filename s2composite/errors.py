@@ -1,8 +1,7 @@
 """The errors of the library: one base class, so that ``except S2CompositeError`` catches everything that is not a bug.
 
-Every message names the thing (scene, band, window, key, path) and says what to do. The facts are attributes, too,
-and
-survive the way from a Dask worker: an exception is pickled as its message and its ``__dict__``.
+Every message names the thing (scene, band, window, key, path) and says what to do. The same details
+are attributes, which survive the way from a Dask worker: an exception is pickled as its message and its ``__dict__``.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ class S2CompositeError(Exception):
     ----------
     message
         What is wrong, with the name of the thing, and what to do about it.
-    **facts
-        The same facts as attributes, for programs: ``error.href``, ``error.window`` ...
+    **details
+        The same as attributes, for programs: ``error.href``, ``error.window`` ...
 
     Examples
     --------
@@ -51,9 +50,9 @@ class S2CompositeError(Exception):
     SourceError
     """
 
-    def __init__(self, message: str = "", **facts: Any) -> None:
+    def __init__(self, message: str = "", **details: Any) -> None:
         super().__init__(message)
-        self.__dict__.update(facts)
+        self.__dict__.update(details)
 
 
 class SourceError(S2CompositeError):
@@ -115,35 +114,15 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
 
 
 def imported(path: str) -> Any:
-    """Return what lies at ``"package.module:name"`` or ``"package.module.name"``; None where `path` is neither.
-
-    Raises
-    ------
-    ImportError, AttributeError
-        There is no such module, or no such name in it.
-    """
+    """Return what lies at ``"package.module:name"`` or ``"package.module.name"``; None where `path` is neither."""
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     return getattr(import_module(module), name) if module and name else None
 
 
 def needed(module: str, extra: str, purpose: str = "this", limits: str = "") -> Any:
-    """Import an optional module, or say which extra brings it.
+    """Import an optional module, or raise a MissingDependencyError that says which extra of s2composite brings it.
 
-    Parameters
-    ----------
-    module
-        Its full name, ``"odc.stac"``.
-    extra
-        The extra of s2composite that installs it.
-    purpose
-        What needs it, in the plural or "this", for the message.
-    limits
-        What else has to be known to install it, for the message.
-
-    Raises
-    ------
-    MissingDependencyError
-        It is not installed.
+    `purpose` is what needs it, in the plural or "this"; `limits` what else has to be known to install it.
     """
     try:
         return import_module(module)

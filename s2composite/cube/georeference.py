@@ -40,7 +40,7 @@ _TOLERANCE = 0.01
 def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
     """Return the grid of an array's pixels, None if nothing says where they are.
 
-    One-dimensional coordinates decide. What attributes remember of an earlier grid (``GeoTransform``, stackstac's
+    One-dimensional coordinates decide. What attributes say of an earlier grid (``GeoTransform``, stackstac's
     ``transform``) is used where it agrees with them: for the width of a single pixel, and for all digits.
 
     Raises
@@ -53,16 +53,20 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
     dims = None if array is None else _spatial_dims(array)
     if array is None or dims is None:
         return None
-    _refuse_control_points(array)
-    crs, remembered = crs_of(array), _remembered(array)
+    if any(coord.attrs.get("gcps") for coord in array.coords.variables.values() if coord.ndim == 0):
+        raise ParameterError(
+            f"{_name(array)} is located by ground control points, so its pixels are on no grid; warp it first, with "
+            "gdalwarp or rio.reproject"
+        )
+    crs, recorded = crs_of(array), _recorded_transforms(array)
     shape = (array.sizes[dims[0]], array.sizes[dims[1]])
     if any(dim not in array.coords for dim in dims):
-        return _without_coordinates(array, shape, crs, remembered)
+        return _without_coordinates(array, shape, crs, recorded)
     shift = label_shift(array) or (0.0, 0.0)
     labels = [array.coords.variables[dim].values for dim in dims]
     y, x = (np.asarray(values, np.float64) + by for values, by in zip(labels, (shift[1], shift[0]), strict=True))
     slack = [float(np.spacing(np.abs(values).max())) if values.dtype.kind == "f" else 0 for values in labels]
-    transform = _transform(array, dims, (y, x), slack, remembered)
+    transform = _transform(array, dims, (y, x), slack, recorded)
     if transform is None and crs is None:
         return None  # a single pixel that has a position, but nothing that says how large it is
     if transform is None:
@@ -77,9 +81,9 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
 def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
     """Return an array with the centres of its pixels as coordinates, and a ``spatial_ref`` that agrees with them.
 
-    The coordinates of stackstac are by default corners of pixels, where everything else expects centres. What is
-    remembered of an earlier grid in attributes and ``GeoTransform`` is replaced. An array whose coordinates are no
-    regular grid, or without a CRS, is returned as it is.
+    The coordinates of stackstac are by default corners of pixels, where everything else expects centres. What
+    attributes and ``GeoTransform`` say of an earlier grid is replaced. An array whose coordinates are no regular grid,
+    or without a CRS, is returned as it is.
     """
     array = _picture(data)
     dims = None if array is None else _spatial_dims(array)
@@ -102,7 +106,7 @@ def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
         coords = {"spatial_ref": coords["spatial_ref"]}  # those that the caller selects and aligns by
     if isinstance(mapping, str) and mapping != "spatial_ref":
         data = data.drop_vars(mapping)
-    return _without_memory(data.assign_coords(coords))
+    return _without_earlier_grid(data.assign_coords(coords))
 
 
 def north_up(data: _ArrayOrDataset) -> _ArrayOrDataset:
@@ -112,7 +116,7 @@ def north_up(data: _ArrayOrDataset) -> _ArrayOrDataset:
     """
     array = _picture(data)
     dims = None if array is None else _spatial_dims(array)
-    if array is None or dims is None or crs_of(array) is None or any(t.b or t.d for t in _remembered(array)):
+    if array is None or dims is None or crs_of(array) is None or any(t.b or t.d for t in _recorded_transforms(array)):
         return data
     y, x = dims
     wrong = ((y, True), (x, False))
@@ -133,12 +137,8 @@ def label_shift(array: xr.DataArray) -> tuple[float, float] | None:
 
     None: nothing says, so they are centres, as everywhere else. Coordinates of stackstac are the upper left corners of
     the pixels that it made, unless it was asked for ``xy_coords="center"``; all that is derived from them (every second
-    one, means of two, interpolated ones) is off by half of such a pixel.
-
-    Raises
-    ------
-    ParameterError
-        The array is stackstac's, but no longer says whether its coordinates are corners.
+    one, means of two, interpolated ones) is off by half of such a pixel. It is a ParameterError if the array is
+    stackstac's, but no longer says whether its coordinates are corners.
     """
     dims = _spatial_dims(array)
     if dims is None or any(dim not in array.coords for dim in dims):
@@ -149,10 +149,9 @@ def label_shift(array: xr.DataArray) -> tuple[float, float] | None:
     if _is_reprojected(array, made[1]):
         return 0.0, 0.0
     transform = made[0]
-    on_corners = _on_corners(array, dims, transform)
     dx, dy = (
         0.0 if corner is False else size / 2
-        for corner, size in zip(on_corners, (transform.a, transform.e), strict=True)
+        for corner, size in zip(_on_corners(array, dims, transform), (transform.a, transform.e), strict=True)
     )
     return dx, dy
 
@@ -273,13 +272,7 @@ def _wkt(attrs: Mapping[Any, Any]) -> str:
 
 
 def crs_of(array: xr.DataArray) -> CRS | None:
-    """Return the CRS of an array, None if it has none.
-
-    Raises
-    ------
-    ParameterError
-        It is none that PROJ knows.
-    """
+    """Return the CRS of an array, None if it has none; a ParameterError if PROJ does not know it."""
     mapping = _grid_mapping(array)
     if mapping is not None:
         return _parsed(_wkt(array.coords.variables[mapping].attrs))
@@ -293,18 +286,10 @@ def crs_of(array: xr.DataArray) -> CRS | None:
     return _parsed(text) if text else None
 
 
-def _refuse_control_points(array: xr.DataArray) -> None:
-    if any(coord.attrs.get("gcps") for coord in array.coords.variables.values() if coord.ndim == 0):
-        raise ParameterError(
-            f"{_name(array)} is located by ground control points, so its pixels are on no grid; warp it first, with "
-            "gdalwarp or rio.reproject"
-        )
-
-
 def _parsed(text: Any) -> CRS:
     try:
         return CRS(text)
-    except Exception as error:
+    except (CRSError, TypeError, ValueError) as error:
         raise ParameterError(f"the array's CRS {str(text)[:80]!r} is unknown ({error}); write_crs() another") from error
 
 
@@ -319,7 +304,7 @@ def _geotransform(array: xr.DataArray) -> Affine | None:
         return None
 
 
-def _remembered(array: xr.DataArray) -> list[Affine]:
+def _recorded_transforms(array: xr.DataArray) -> list[Affine]:
     """Return the transforms in the attributes, of grids that the array has or had."""
     found = (_geotransform(array), _six(array.attrs.get("transform")))
     return [transform for transform in found if transform is not None]
@@ -333,7 +318,7 @@ def _six(transform: Any) -> Affine | None:
 
 
 def _without_coordinates(
-    array: xr.DataArray, shape: tuple[int, int], crs: CRS | None, remembered: Sequence[Affine]
+    array: xr.DataArray, shape: tuple[int, int], crs: CRS | None, recorded: Sequence[Affine]
 ) -> GeoBox | None:
     """Return the grid of an array without coordinates: that of stackstac, if it has as many pixels."""
     made = _stackstac_grid(array)
@@ -342,7 +327,7 @@ def _without_coordinates(
         west, south, east, north = map(float, sizes[1].split(","))
         if shape == (round((north - south) / abs(made[0].e)), round((east - west) / made[0].a)):
             return GeoBox(shape, made[0], made[1])
-    if not remembered or crs is None:
+    if not recorded or crs is None:
         return None
     raise ParameterError(
         f"{_name(array)} has no y and x coordinates; its attributes say where it was, but not whether it has been cut "
@@ -355,17 +340,17 @@ def _transform(
     dims: Sequence[str],
     centres: tuple[NDArray[np.float64], NDArray[np.float64]],
     slack: Sequence[float],
-    remembered: Sequence[Affine],
+    recorded: Sequence[Affine],
 ) -> Affine | None:
     """Return the transform of a grid with these centres of pixels; None if it has a single pixel of unknown size."""
-    turned = next((t for t in remembered if t.b or t.d), None)
+    turned = next((t for t in recorded if t.b or t.d), None)
     (y0, dy), (x0, dx) = (
         _axis(array, dim, values, more) for dim, values, more in zip(dims, centres, slack, strict=True)
     )
     if turned is not None:  # the coordinates of a rotated grid are pixels of it
         dx, dy = (1.0 if math.isnan(step) else step for step in (dx, dy))
         return turned @ Affine(dx, 0, x0 - dx / 2, 0, dy, y0 - dy / 2)
-    for known in remembered:
+    for known in recorded:
         exact = _moved(known, (y0, dy), (x0, dx), centres, slack)
         if exact is not None:
             return exact
@@ -415,7 +400,7 @@ def _moved(
     return known if row == column == 0 else known @ Affine.translation(column, row)
 
 
-def _without_memory(data: _ArrayOrDataset) -> _ArrayOrDataset:
+def _without_earlier_grid(data: _ArrayOrDataset) -> _ArrayOrDataset:
     """Return data without what attributes say of an earlier grid: ``spatial_ref`` says it now."""
     data = data.copy(deep=False)
     for array in (data,) if isinstance(data, xr.DataArray) else data.data_vars.values():

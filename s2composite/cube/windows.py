@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -89,17 +89,24 @@ def _compose(
 ) -> dict[str, NDArray[Any]]:
     """Compose a window from the recipe's scenes, or from those at `positions` among them."""
     stack, days = products.stack, int(products.scene[-1]) + 1
-    if masks or recipe.halo or valid is not None or days < len(stack.scenes):
-        return _compose_in_one_piece(products, days, recipe, window, masks, valid, positions)
-    return _joined(window, _parts(stack, recipe, window, positions))
+    if not masks and not recipe.halo and valid is None and days == len(stack.scenes):
+        return _joined(window, _parts(stack, recipe, window, positions))
+    # In one piece, with the pixels around it that matter to its edge.
+    region, inner = with_halo(window, recipe.halo, stack.shape[2:])
+    with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
+        seen = read_days(products, recipe, region, masks, scratch)
+        usable, scenes = combine_masks(seen.valid, valid), _scenes_read(seen.status)
+        with metered("kernel"):
+            layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, inner=inner, positions=positions)
+    return {**layers, STATUS: seen.status[:, None, None]}
 
 
-def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.intp] | None) -> list[_Part]:
+def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.intp] | None) -> list[_Composed]:
     """Compose the pieces of a window one after the other; a scene is left out of the blocks in which it fails.
 
     That it is these and no others, whatever they were read with, makes the result the same for any windows.
     """
-    parts: list[_Part] = []
+    parts: list[_Composed] = []
     failed: list[Patch] = []
     failing: set[int] = set()
     pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
@@ -141,45 +148,27 @@ def _reduced(
     status = seen.status.copy()
     status[list(lost)] = FAILED
     with metered("kernel"):
-        layers = reduce_block(seen.pixels, recipe, valid=seen.covered, scenes=_there(status), positions=positions)
+        layers = reduce_block(seen.pixels, recipe, valid=seen.covered, scenes=_scenes_read(status), positions=positions)
     return {**layers, STATUS: status[:, None, None]}
 
 
-def _compose_in_one_piece(
-    products: Products,
-    days: int,
-    recipe: Recipe,
-    window: Window,
-    masks: Sequence[Mask],
-    valid: NDArray[np.bool_] | None,
-    positions: NDArray[np.intp] | None,
-) -> dict[str, NDArray[Any]]:
-    """Compose a window in one piece, with the pixels around it that matter to its edge."""
-    stack = products.stack
-    region, inner = with_halo(window, recipe.halo, stack.shape[2:])
-    with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
-        seen = read_days(products, recipe, region, masks, scratch)
-        usable, scenes = combine_masks(seen.valid, valid), _there(seen.status)
-        with metered("kernel"):
-            layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, inner=inner, positions=positions)
-    return {**layers, STATUS: seen.status[:, None, None]}
+def _scenes_read(status: NDArray[np.uint8]) -> NDArray[np.intp] | None:
+    """Return the positions of the scenes that were read, None for all."""
+    read = np.flatnonzero(status == READ)
+    return None if len(read) == len(status) else read
 
 
-def _there(status: NDArray[np.uint8]) -> NDArray[np.intp] | None:
-    """Return the scenes that were read, None for all."""
-    there = np.flatnonzero(status == READ)
-    return None if len(there) == len(status) else there
+_Composed = tuple[Piece, dict[str, NDArray[Any]]]
 
 
-_Part = tuple[Piece, dict[str, NDArray[Any]]]
-
-
-def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
+def _joined(window: Window, parts: Sequence[_Composed]) -> dict[str, NDArray[Any]]:
     """Put the pieces of a window together."""
     if len(parts) == 1 and not isinstance(parts[0][0], Patch):
         return parts[0][1]
     height, width = (s.stop - s.start for s in window)
-    status = _joined_status(np.stack([part[STATUS] for _, part in parts]))
+    statuses = np.stack([part[STATUS] for _, part in parts])
+    failed, outside = (statuses == FAILED).any(0), (statuses == OUTSIDE).all(0)
+    status = np.where(failed, np.uint8(FAILED), np.where(outside, np.uint8(OUTSIDE), np.uint8(READ)))
     out = {name: np.empty((*a.shape[:-2], height, width), a.dtype) for name, a in parts[0][1].items() if name != STATUS}
     for piece, part in parts:
         for name, array in out.items():
@@ -192,12 +181,6 @@ def _joined(window: Window, parts: Sequence[_Part]) -> dict[str, NDArray[Any]]:
     return {**out, STATUS: status}
 
 
-def _joined_status(statuses: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the status of a window: failed if any piece failed, outside if all lie outside."""
-    failed, outside = (statuses == FAILED).any(0), (statuses == OUTSIDE).all(0)
-    return np.where(failed, np.uint8(FAILED), np.where(outside, np.uint8(OUTSIDE), np.uint8(READ)))
-
-
 def layer_arrays(
     cube: xr.DataArray,
     found: tuple[Stack, Chunks] | None,
@@ -207,31 +190,22 @@ def layer_arrays(
 ) -> dict[str, Any]:
     """Return the data of each layer of a composite: NumPy for a NumPy-backed cube, else lazy.
 
-    Parameters
-    ----------
-    cube
-        ``(time, band, y, x)``.
-    found
-        The stack and windows behind it, see `stack_of`.
-    layers
-        Of the recipe, for the cube's dtype.
-    valid
-        ``(time, y, x)`` bool of the cube: False where an observation must not be used.
+    `found` is the stack and the windows behind the cube ``(time, band, y, x)``, see `stack_of`; `valid`, of the cube's
+    ``(time, y, x)``, is False where an observation must not be used.
     """
     if not isinstance(cube.data, da.Array):
         _refuse_masks(recipe)
         return dict(reduce_block(cube.data, recipe, valid=None if valid is None else np.asarray(valid)))
     packed = _from_stack(*found, recipe, valid) if found else _from_array(cube, recipe, valid)
     sizes = {"band": cube.sizes["band"], "time": len(recipe.periods or ())}
-    out = {layer.name: _output(packed, layer.name, layer.dtype, _head(layer, sizes)) for layer in layers}
+    out = {}
+    for layer in layers:
+        head = tuple(sizes[dim] for dim in layer.dims if dim not in ("y", "x"))
+        out[layer.name] = _output(packed, layer.name, layer.dtype, head)
     if found and found[0].options.on_error == "skip":
         windows = tuple((1,) * n for n in packed.numblocks)
         out[STATUS] = _output(packed, STATUS, np.dtype(np.uint8), (cube.sizes["time"],), windows)
     return out
-
-
-def _head(layer: Layer, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(sizes[dim] for dim in layer.dims if dim not in ("y", "x"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,13 +213,8 @@ class Work:
     """What all tasks of a composite from files need; it travels once to each worker."""
 
     stack: Stack
-    """The scenes."""
-
     recipe: Recipe
-    """What is computed from them."""
-
     spatial: Chunks
-    """The windows."""
 
     masks: tuple[Mask, ...]
     """The mask bands that the recipe's rules need."""
@@ -264,11 +233,9 @@ def work_in(dataset: xr.Dataset) -> Work | None:
     return next((work for work in handles if work), None)
 
 
-def _compose_block(*, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
-    return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks)
-
-
-def _compose_valid(valid: NDArray[np.bool_], *, work: Work, block_id: tuple[int, int]) -> dict[str, NDArray[Any]]:
+def _compose_block(
+    valid: NDArray[np.bool_] | None = None, *, work: Work, block_id: tuple[int, int]
+) -> dict[str, NDArray[Any]]:
     return compose_window(work.stack, work.recipe, window_at(work.spatial, *block_id), work.masks, valid)
 
 
@@ -288,9 +255,18 @@ def _from_stack(stack: Stack, spatial: Chunks, recipe: Recipe, valid: NDArray[np
     }
     if valid is None:
         return da.map_blocks(_compose_block, name=f"composite-window-{token}", **common)
-    mask = _with_surroundings(valid, spatial, recipe.halo) if recipe.halo else _chunked(valid, spatial)
+    mask = _chunked(valid, spatial)
+    if recipe.halo:  # one chunk for each window, with the pixels around it
+        rows, columns = (
+            [
+                slice(max(stop - n - recipe.halo, 0), stop + recipe.halo)
+                for n, stop in zip(sizes, np.cumsum(sizes), strict=True)
+            ]
+            for sizes in spatial
+        )
+        mask = da.block([[mask[:, y, x].rechunk(-1) for x in columns] for y in rows])
     name = f"composite-window-{tokenize(token, mask.name)}"
-    packed = da.map_blocks(_compose_valid, mask, name=name, drop_axis=0, **common)
+    packed = da.map_blocks(_compose_block, mask, name=name, drop_axis=0, **common)
     (fused,) = dask.optimize(packed)
     return fused
 
@@ -303,19 +279,18 @@ def _chunked(valid: NDArray[np.bool_] | da.Array, spatial: Chunks) -> da.Array:
     return da.from_array(valid, chunks, name=f"send-mask-{tokenize(valid, chunks)}")
 
 
-def _with_surroundings(valid: NDArray[np.bool_] | da.Array, spatial: Chunks, halo: int) -> da.Array:
-    """Return a mask with one chunk per window, which includes up to `halo` pixels around it."""
-    mask = _chunked(valid, spatial)
-    rows, columns = (
-        [slice(max(stop - n - halo, 0), stop + halo) for n, stop in zip(sizes, np.cumsum(sizes), strict=True)]
-        for sizes in spatial
-    )
-    return da.block([[mask[:, y, x].rechunk(-1) for x in columns] for y in rows])
-
-
 def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
     _refuse_masks(recipe)
-    data = _one_chunk_in_time(cube.data)
+    data = cube.data
+    if not len(data.chunks[0]) == len(data.chunks[1]) == 1:
+        size = data.shape[0] * data.shape[1] * max(data.chunks[2]) * max(data.chunks[3]) * data.dtype.itemsize
+        if size > thread_memory() // 2:
+            raise ParameterError(
+                f"the cube is chunked over time, and a window of all times would take {size / 2**30:.1f} GiB of the "
+                f"{thread_memory() / 2**30:.1f} GiB of a worker thread; open it with smaller windows and all times in "
+                "one chunk, for example chunks={'time': -1, 'band': -1, 'y': 512, 'x': 512}"
+            )
+        data = data.rechunk({0: -1, 1: -1})
     if recipe.halo and data.npartitions > 1:
         raise ParameterError(
             f"{recipe.reducers[0].name} and its rules look {recipe.halo} pixels around each pixel, but this cube is "
@@ -346,19 +321,6 @@ def _refuse_masks(recipe: Recipe) -> None:
             f"rules on mask bands ({', '.join(bands)}) need that band, either in the cube or Dataset itself, or beside "
             "the data of a cube from open_cube() whose values are unchanged; or pass a boolean DataArray (time, y, x)"
         )
-
-
-def _one_chunk_in_time(data: da.Array) -> da.Array:
-    if len(data.chunks[0]) == len(data.chunks[1]) == 1:
-        return data
-    size = data.shape[0] * data.shape[1] * max(data.chunks[2]) * max(data.chunks[3]) * data.dtype.itemsize
-    if size > thread_memory() // 2:
-        raise ParameterError(
-            f"the cube is chunked over time, and a window of all times would take {size / 2**30:.1f} GiB of the "
-            f"{thread_memory() / 2**30:.1f} GiB of a worker thread; open it with smaller windows and all times in one "
-            "chunk, for example chunks={'time': -1, 'band': -1, 'y': 512, 'x': 512}"
-        )
-    return data.rechunk({0: -1, 1: -1})
 
 
 def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], windows: Chunks | None = None) -> da.Array:
