@@ -16,8 +16,8 @@ from s2composite.errors import ParameterError, imported
 from s2composite.pixels import select as picking
 from s2composite.pixels import select as scoring
 from s2composite.pixels import spectral, statistics
-from s2composite.pixels.kernels.tiles import Source, count_valid, kernel_in_memory, load
-from s2composite.pixels.kernels.walking import validity
+from s2composite.pixels.kernels.compile_cache import kernel_in_memory
+from s2composite.pixels.kernels.tiles import Observations, count_valid, load, validity
 from s2composite.pixels.masks import Nodata, SwathEdge, limits_of, reach_of
 from s2composite.pixels.morphology import dilation, distance_squared
 from s2composite.pixels.recipe import Call, Layer, Output, Recipe, Reducer, block_width
@@ -429,7 +429,7 @@ def _stacked(results: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[An
 def _reduce_run(
     recipe: Recipe,
     layers: tuple[Layer, ...],
-    source: Source,
+    source: Observations,
     place: NDArray[np.int64],
     near: NDArray[np.uint16],
     scenes: NDArray[np.int64],
@@ -497,21 +497,20 @@ def _usable(valid: NDArray[np.bool_] | None, pixels: NDArray[Any]) -> NDArray[np
     return valid
 
 
-def _slabs(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> Iterator[tuple[slice, Source]]:
+def _slabs(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> Iterator[tuple[slice, Observations]]:
     """Yield slices of rows and their observations as kernels see them, all scenes of `pixels` in their order."""
     times, bands = pixels.shape[:2]
     dtype = pixels.dtype.newbyteorder("=")
     low, high, dropped = limits_of(recipe.rules, dtype, bands, recipe.nodata, recipe.bands, recipe.saturated)
-    plain = bool((low == low[:1]).all() and (high == high[:1]).all())
     for rows, values, interleaved in _pieces(pixels):
         mask = _flat(usable[:, rows])
         n = values.size // max(times * bands, 1)
-        yield rows, Source(values, bands, n, n, interleaved, np.arange(times), mask, low, high, dropped, plain)
+        yield rows, Observations(values, bands, n, n, interleaved, np.arange(times), mask, low, high, dropped)
 
 
 def _runs(
     pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_], near: NDArray[np.uint16]
-) -> Iterator[tuple[slice, Source, NDArray[np.uint16]]]:
+) -> Iterator[tuple[slice, Observations, NDArray[np.uint16]]]:
     """Yield which pixels of the window, their observations as kernels see them, and their distances (see `Call`)."""
     width = pixels.shape[3]
     for rows, source in _slabs(pixels, recipe, usable):

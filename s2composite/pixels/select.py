@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
-from s2composite.pixels.kernels.rank import Key, rank_by_key, rank_by_small_key
-from s2composite.pixels.kernels.selection import FIRST, LAST, NO_RANK
-from s2composite.pixels.kernels.walking import best_scored, first_valid
+from s2composite.pixels.kernels.rank import Key, best_scored, first_valid, rank_by_key, rank_by_small_key
+from s2composite.pixels.kernels.selection import INVALID, NO_RANK
 from s2composite.pixels.recipe import Call, Output, Reducer, block_width
 
 __all__ = [
@@ -277,8 +276,8 @@ def run_rank(call: Call) -> None:
         sign = np.array([1 << (8 * real.itemsize - 1)], f"u{real.itemsize}")
         order = _kernel_key(call, key, real, 0, np.nan)
         rank_by_key(source, order, sign, ranks, block_width(source, 2 + real.itemsize), *results)
-    elif dtype == np.uint8 and most < LAST - FIRST:
-        order = _kernel_key(call, key, np.dtype(np.int16), FIRST, LAST)
+    elif dtype == np.uint8 and most < INVALID:
+        order = _kernel_key(call, key, np.dtype(np.uint16), 0, INVALID)
         rank_by_small_key(source, order, most.bit_length(), ranks, block_width(source, 2), *results)
     else:
         order = _kernel_key(call, key, np.dtype(np.uint32), -int(np.iinfo(dtype).min) * bands.size, 0xFFFFFFFF)

@@ -6,7 +6,7 @@ import numpy as np
 
 from s2composite.errors import ParameterError
 from s2composite.pixels.kernels.geomedian import geomedian as geomedian_kernel
-from s2composite.pixels.kernels.walking import medoid as medoid_kernel
+from s2composite.pixels.kernels.geomedian import medoid as medoid_kernel
 from s2composite.pixels.recipe import Call, Output, Reducer, block_width
 from s2composite.pixels.select import SOURCE
 from s2composite.pixels.statistics import put_rounded

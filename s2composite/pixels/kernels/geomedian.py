@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from s2composite.pixels.kernels.selection import select_wide
-from s2composite.pixels.kernels.statistics import look_up, next_key
-from s2composite.pixels.kernels.tiles import Source, fast_part, fetch, judge, kernel, part, split
+from s2composite.pixels.kernels.compile_cache import fast_part, kernel, part
+from s2composite.pixels.kernels.selection import next_key, select_wide
+from s2composite.pixels.kernels.tiles import Observations, count_valid, judge, put_picked, split
 
-__all__ = ["geomedian"]
+__all__ = ["geomedian", "medoid"]
 
 FIRST = 6
 """Steps before those of Newton, which want to start near."""
@@ -42,7 +42,7 @@ def clear(ok: Any, numbers: Any) -> None:
 
 
 @part
-def load_packed(source: Source, start: int, n: int, rows: Any, numbers: Any, valid: Any, counts: Any) -> int:
+def load_packed(obs: Observations, start: int, n: int, rows: Any, numbers: Any, valid: Any, counts: Any) -> int:
     """Load the valid observations of `n` pixels as floats, and return how many the pixel with most of them has.
 
     Those of a pixel come first, in scene order, so that all that follows is spared what is missing. Packing takes as
@@ -63,11 +63,10 @@ def load_packed(source: Source, start: int, n: int, rows: Any, numbers: Any, val
     flat, step = numbers.reshape(numbers.size), bands * width
     place, ok = np.arange(width), np.zeros(width, np.uint8)  # place: where the next observation of a pixel goes
     alike = 0  # scenes so far of which all pixels are valid, -1: there were others
-    for t in range(source.scenes.size):
-        fetch(source, t + 2, start, n)
-        scene = source.scenes[t]
-        split(source, scene, start, n, rows)
-        judge(source, scene, start, n, rows, ok)
+    for t in range(obs.scenes.size):
+        scene = obs.scenes[t]
+        split(obs, scene, start, n, rows)
+        judge(obs, scene, start, n, rows, ok)
         if not ok.any():
             continue
         if alike >= 0 and ok.all():
@@ -597,16 +596,17 @@ def distances(numbers: Any, valid: Any, middle: Any, out: Any, keys: Any) -> Non
 
 
 @part
-def middle_values(keys: Any, real: Any, digits: Any, counts: Any, ranks: Any, source: Source) -> Any:
+def middle_values(keys: Any, real: Any, digits: Any, counts: Any, ranks: Any) -> Any:
     """Return medians of ``keys (t, n)``, bits of positive numbers: the mean of the two middle ones of an even number.
 
     ``real``, an array, has the type of the numbers.
     """
-    n, none = counts.size, ~keys.dtype.type(0)
+    n = counts.size
     rank, found, following = np.empty(n, np.int16), np.empty(n, keys.dtype), np.empty(n, keys.dtype)
-    look_up(counts, ranks, rank)
-    select_wide(keys, rank, found, digits, source, source.pixels)
-    next_key(keys, found, rank, none, following)
+    for i in range(n):
+        rank[i] = ranks[counts[i]]
+    select_wide(keys, rank, found, digits)
+    next_key(keys, found, rank, following)
     low, high = found.view(real.dtype), following.view(real.dtype)
     half = real.dtype.type(0.5)
     for i in range(n):
@@ -616,7 +616,15 @@ def middle_values(keys: Any, real: Any, digits: Any, counts: Any, ranks: Any, so
 
 @kernel
 def geomedian(
-    source: Source, eps: Any, max_iterations: int, bits: Any, ranks: Any, width: int, out: Any, scatter: Any, count: Any
+    obs: Observations,
+    eps: Any,
+    max_iterations: int,
+    bits: Any,
+    ranks: Any,
+    width: int,
+    out: Any,
+    scatter: Any,
+    count: Any,
 ) -> None:
     """Find geometric medians and, if wanted, the median distances of the observations from them.
 
@@ -642,18 +650,18 @@ def geomedian(
     count
         ``(n,)`` uint16, out: valid observations.
     """
-    times, kind, spread = source.scenes.size, eps.dtype, scatter.size > 0
+    times, kind, spread = obs.scenes.size, eps.dtype, scatter.size > 0
     half = width // 2 + LANES if spread else 0
-    fewer, fewer_valid = np.empty((times, source.bands, half), kind), np.empty((times, half), np.uint8)
-    rows, numbers = np.empty((source.bands, width), source.values.dtype), np.empty((times, source.bands, width), kind)
+    fewer, fewer_valid = np.empty((times, obs.bands, half), kind), np.empty((times, half), np.uint8)
+    rows, numbers = np.empty((obs.bands, width), obs.values.dtype), np.empty((times, obs.bands, width), kind)
     valid, counts = np.empty((times, width), np.uint8), np.empty(width, np.uint16)
-    middle, three = np.empty((source.bands, width), kind), np.empty((times, 3, width), kind)
-    numbers3, digits = three.reshape((times, 3 * width)), np.empty((times, 3 * width), np.int16)
+    middle, three = np.empty((obs.bands, width), kind), np.empty((times, 3, width), kind)
+    numbers3, digits = three.reshape((times, 3 * width)), np.empty((times, 3 * width), np.uint16)
     keys, keys3 = three.view(bits.dtype), numbers3.view(bits.dtype)
     counts3 = np.empty(3 * width, np.uint16)
-    for start in range(0, source.pixels, width):
-        n = min(width, source.pixels - start)
-        most = load_packed(source, start, n, rows, numbers, valid, counts)
+    for start in range(0, obs.pixels, width):
+        n = min(width, obs.pixels - start)
+        most = load_packed(obs, start, n, rows, numbers, valid, counts)
         here, here_valid = numbers[:most], valid[:most]
         there, there_valid = here, here_valid
         if spread:  # observations are needed again
@@ -661,14 +669,73 @@ def geomedian(
         for i in range(n):
             count[start + i] = counts[i]
         iterate(here, here_valid, counts, eps, max_iterations, there, there_valid, middle)
-        for b in range(source.bands):
+        for b in range(obs.bands):
             for i in range(n):
                 out[b, start + i] = middle[b, i]
         if spread:
             distances(here, here_valid, middle, three, keys)
             for i in range(3 * width):
                 counts3[i] = counts[i % width]
-            medians = middle_values(keys3[: len(here)], eps, digits[: len(here)], counts3, ranks, source)
+            medians = middle_values(keys3[: len(here)], eps, digits[: len(here)], counts3, ranks)
             for k in range(3):  # all three at once: longer rows go faster
                 for i in range(n):
                     scatter[k, start + i] = medians[k * width + i]
+
+
+@part
+def load_numbers(obs: Observations, start: int, n: int, rows: Any, numbers: Any, valid: Any) -> None:
+    """Load `n` pixels as floats: ``numbers (t, b, width)``, 0 where not valid; ``rows (b, width)`` is scratch."""
+    for t in range(obs.scenes.size):
+        scene = obs.scenes[t]
+        split(obs, scene, start, n, rows)
+        judge(obs, scene, start, n, rows, valid[t])
+        ok = valid[t]
+        for b in range(rows.shape[0]):
+            row, number = rows[b], numbers[t, b]
+            for i in range(ok.size):
+                number[i] = row[i] if ok[i] else 0
+
+
+@fast_part
+def add_distances(numbers: Any, valid: Any, t: int, square: Any, total: Any) -> None:
+    """Add up the distances of the `t`-th observation of each pixel from all valid ones: ``square``, ``total (n,)``."""
+    kind = square.dtype.type
+    total[:] = 0
+    for other in range(numbers.shape[0]):
+        square[:] = 0
+        for b in range(numbers.shape[1]):
+            here, there = numbers[t, b], numbers[other, b]
+            for i in range(square.size):
+                off = here[i] - there[i]
+                square[i] += off * off
+        ok = valid[other]
+        for i in range(square.size):
+            total[i] += kind(ok[i]) * np.sqrt(square[i])
+
+
+@kernel
+def medoid(obs: Observations, kind: Any, least_count: int, width: int, out: Any, count: Any, chosen: Any) -> None:
+    """Pick the observation of least total distance to the others, the first of equal ones; parameters as `first_valid`.
+
+    ``kind``, an empty array, has the type to calculate in. The distances are added up for one observation at a time, so
+    that the memory grows with their number, not with its square.
+    """
+    times = obs.scenes.size
+    rows = np.empty((obs.bands, width), obs.values.dtype)
+    numbers, valid = np.empty((times, obs.bands, width), kind.dtype), np.empty((times, width), np.uint8)
+    counts, index = np.empty(width, np.uint16), np.empty(width, np.int16)
+    square, total, best = np.empty(width, kind.dtype), np.empty(width, kind.dtype), np.empty(width, kind.dtype)
+    for start in range(0, obs.pixels, width):
+        n = min(width, obs.pixels - start)
+        load_numbers(obs, start, n, rows, numbers, valid)
+        count_valid(valid, n, counts, count[start : start + n])
+        index[:], best[:] = -1, np.inf
+        for t in range(times):
+            add_distances(numbers, valid, t, square, total)
+            for i in range(width):
+                better = (valid[t, i] != 0) & (total[i] < best[i])
+                index[i] = np.int16(t) if better else index[i]
+                best[i] = total[i] if better else best[i]
+        for i in range(width):
+            index[i] = index[i] if counts[i] >= least_count else -1
+        put_picked(obs, index, start, n, out, chosen)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from s2composite.errors import BandError, ParameterError
-from s2composite.pixels.kernels import tiles as compiled
+from s2composite.pixels.kernels import compile_cache as compiled
 from s2composite.pixels.recipe import DTYPES
 from s2composite.pixels.reducers import Recipe, reduce_block, resolve_reducer, scene_shares
 

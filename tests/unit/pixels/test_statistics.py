@@ -90,6 +90,14 @@ def test_statistics_are_numpys(pixels, name):
         assert_close(result, expected_in(pixels.dtype, expected))
 
 
+@pytest.mark.parametrize("values", [(0, 65535), (0, 0, 65535, 65535), (1, 65534, 65535)])
+def test_medians_of_values_at_both_ends_of_the_type(values):
+    for pixels in (np.array(values, np.uint16), np.array([value - 32768 for value in values], np.int16)):
+        recipe = Recipe((resolve_reducer("median"),), rules=())
+        result = reduce_block(pixels[:, None, None, None], recipe)["composite"]
+        assert result.item() == np.rint(np.median(pixels))
+
+
 @settings(max_examples=60, deadline=None)
 @given(pixels=stacks(), q=st.sampled_from([0, 5, 10, 25, 33.3, 50, 75, 90, 100]))
 def test_percentiles_are_numpys(pixels, q):
