@@ -21,10 +21,10 @@ DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 MAX_SCENES = 32767
 """``source`` is an int16."""
 
+# About half of it, what is gone through again and again, stays in an L2 cache. Smaller blocks are read in pieces too
+# short for the processor to fetch ahead: luminance medians of uint8 870, 1270, 1400 M observations/s with 1/4, 1/2, all.
 BLOCK_BYTES = 5 << 18
-"""Memory of the observations of a block and what is calculated from them. What is gone through again and again, about
-half of it, stays in an L2 cache; smaller blocks are read in pieces too short for the processor to fetch ahead (luminance
-medians of uint8: 870 million observations a second with a quarter of this, 1270 with half, 1400 with this or more)."""
+"""Memory of the observations of a block and of what is calculated from them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,8 @@ def run_medoid(call: Call) -> None:
     """Run the medoid."""
     source = call.source
     kind = np.empty(0, np.float64 if source.values.dtype == np.float64 else np.float32)
-    width = block_width(source, source.bands * kind.itemsize + 1)
+    # A block is gone through once for each of its observations, so all of it should stay in the cache.
+    width = block_width(source, 2 * (source.bands * kind.itemsize + 1) + source.bands * source.values.itemsize)
     medoid_kernel(source, kind, call.recipe.min_count, width, call.results[0], call.count, call.results[1])
 
 

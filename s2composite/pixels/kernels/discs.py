@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from s2composite.pixels.kernels.tiles import kernel, part
+from s2composite.pixels.kernels.compile_cache import kernel, part
 
 __all__ = ["grow", "squared_distances"]
 

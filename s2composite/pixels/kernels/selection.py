@@ -25,11 +25,11 @@ def select(keys: Any, bits: int, rank: Any, key: Any) -> None:
     where there are not more than `rank` keys.
     """
     # Bit by bit from the highest: a bit is set if at most `rank` keys are smaller than the key with it. The inner loop
-    # runs over pixels, which LLVM turns into vector instructions (a sort of each pixel is 80 times slower), and four
-    # scenes a step load and store the counters once for four keys.
+    # runs over pixels, which LLVM turns into vector instructions (a sort of each pixel is 80 times slower), and eight
+    # scenes a step load and store the counters once for eight keys.
     times, n = keys.shape[0], key.size
     below, smaller = np.empty(n, np.int16), np.zeros(n, np.int16)
-    fours = times - times % 4
+    eights = times - times % 8
     for i in range(n):
         key[i] = 0
     for bit in range(bits - 1, -1, -1):
@@ -37,12 +37,14 @@ def select(keys: Any, bits: int, rank: Any, key: Any) -> None:
         for i in range(n):
             key[i] |= one
             below[i] = 0
-        for t in range(0, fours, 4):
+        for t in range(0, eights, 8):
             a, b, c, d = keys[t], keys[t + 1], keys[t + 2], keys[t + 3]
+            e, f, g, h = keys[t + 4], keys[t + 5], keys[t + 6], keys[t + 7]
             for i in range(n):
                 k = key[i]
-                below[i] += np.int16(a[i] < k) + np.int16(b[i] < k) + np.int16(c[i] < k) + np.int16(d[i] < k)
-        for t in range(fours, times):
+                four = np.int16(a[i] < k) + np.int16(b[i] < k) + np.int16(c[i] < k) + np.int16(d[i] < k)
+                below[i] += four + np.int16(e[i] < k) + np.int16(f[i] < k) + np.int16(g[i] < k) + np.int16(h[i] < k)
+        for t in range(eights, times):
             row = keys[t]
             for i in range(n):
                 below[i] += np.int16(row[i] < key[i])
@@ -109,16 +111,32 @@ def select_wide(wide: Any, rank: Any, key: Any, digits: Any) -> None:
 
 
 @part
+def above(value: Any, key: Any, otherwise: Any) -> Any:
+    return value if value > key else otherwise
+
+
+@part
 def next_key(keys: Any, key: Any, left: Any, following: Any) -> None:
     """Find the key that follows each pixel's `key`, the `left`-th of those equal to it; all bits set if none does."""
-    n = key.size
+    times, n, none = keys.shape[0], key.size, ~keys.dtype.type(0)
     equal = np.zeros(n, np.int16)
-    following[:] = ~keys.dtype.type(0)
-    for t in range(keys.shape[0]):
+    following[:] = none
+    fours = times - times % 4
+    for t in range(0, fours, 4):
+        a, b, c, d = keys[t], keys[t + 1], keys[t + 2], keys[t + 3]
+        for i in range(n):
+            k = key[i]
+            equal[i] += np.int16(a[i] == k) + np.int16(b[i] == k) + np.int16(c[i] == k) + np.int16(d[i] == k)
+            first, second = (
+                min(above(a[i], k, none), above(b[i], k, none)),
+                min(above(c[i], k, none), above(d[i], k, none)),
+            )
+            following[i] = min(following[i], first, second)
+    for t in range(fours, times):
         row = keys[t]
         for i in range(n):
             equal[i] += np.int16(row[i] == key[i])
-            following[i] = row[i] if (row[i] > key[i]) & (row[i] < following[i]) else following[i]
+            following[i] = min(following[i], above(row[i], key[i], none))
     for i in range(n):
         following[i] = key[i] if left[i] + 1 < equal[i] else following[i]
 
