@@ -22,7 +22,7 @@ MAX_SCENES = 32767
 """``source`` is an int16."""
 
 # About half of it, what is gone through again and again, stays in an L2 cache. Smaller blocks are read in pieces too
-# short for the processor to fetch ahead: luminance medians of uint8 870, 1270, 1400 M observations/s with 1/4, 1/2, all.
+# short for the processor to fetch ahead: luminance medians of uint8 870, 1270, 1400 M obs/s with 1/4, 1/2, all of it.
 BLOCK_BYTES = 5 << 18
 """Memory of the observations of a block and of what is calculated from them."""
 
