@@ -194,8 +194,8 @@ def _write_scene(
                     )
                 )  # fmt: skip
             for box in _boxes(size):
-                here = Land(land.cover[box.slices], land.texture[box.slices], land.slope[box.slices])
-                for asset, pixels in render(box, here, overpass, weather, size=size, assets=tuple(files)).items():
+                part = Land(land.cover[box.slices], land.texture[box.slices], land.slope[box.slices])
+                for asset, pixels in render(box, part, overpass, weather, size=size, assets=tuple(files)).items():
                     _, height, width = pixels.shape
                     window = RasterWindow(box.x0 // step[asset], box.y0 // step[asset], width, height)
                     open_files[asset].write(pixels, window=window)

@@ -412,11 +412,11 @@ def _split(u: Float, width: Float, bits: Bits) -> tuple[NDArray[np.int32], Float
     cell = np.floor(u / width)
     inside = u / width - cell
     piece = cell.astype(np.int32)
-    here = 0.6 * _uniform(_hash(5, bits, piece))
-    early = inside < here
-    other = 0.6 * _uniform(_hash(5, bits, np.where(early, piece - 1, piece + 1)))
-    start = np.where(early, other - 1, here)
-    stop = np.where(early, here, other + 1)
+    cut = 0.6 * _uniform(_hash(5, bits, piece))
+    early = inside < cut
+    next_cut = 0.6 * _uniform(_hash(5, bits, np.where(early, piece - 1, piece + 1)))
+    start = np.where(early, next_cut - 1, cut)
+    stop = np.where(early, cut, next_cut + 1)
     return piece - early, np.minimum(inside - start, stop - inside) * width
 
 

@@ -159,11 +159,11 @@ def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[
         if isinstance(href, Scene):
             scenes.append(href)
             continue
-        found = [href] if is_stac_file(href) and not _is_glob(href) else _rasters(href)
-        if is_stac_file(found[0]):
-            scenes += scenes_of([item for file in found for item in items_in(file)])
+        listed = [href] if is_stac_file(href) and not _is_glob(href) else _rasters(href)
+        if is_stac_file(listed[0]):
+            scenes += scenes_of([item for file in listed for item in items_in(file)])
         else:
-            files |= dict.fromkeys(found)
+            files |= dict.fromkeys(listed)
     return scenes + of_items, list(files)
 
 
@@ -201,9 +201,9 @@ def _rasters(source: str) -> list[str]:
         extension = path.rpartition("/")[2].rpartition(".")
         # A glob that names an extension (*.img) takes any file that it matches.
         any_file = _is_glob(source) and bool(extension[1]) and extension[2].isalnum()
-        found = _select_files(fs, entries, source, any_file=any_file)
-    if found:
-        return found
+        rasters = _select_files(fs, entries, source, any_file=any_file)
+    if rasters:
+        return rasters
     kinds = ", ".join(f"*{suffix}" for suffix in _RASTERS)
     if _is_glob(source):
         message = f"no file matches {display(source)}; correct the path, or the glob"
@@ -240,17 +240,17 @@ def _select_files(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, an
             folders.append(name)
         elif kind == "file" and _is_asset(name):
             files.append(name)
-    found = [name for name in files if any_file or _is_raster(name)]
-    if not found and "http" not in fs.protocol:
+    selected = [name for name in files if any_file or _is_raster(name)]
+    if not selected and "http" not in fs.protocol:
         # item files count where there are no rasters beside them
-        found = [name for name in files if is_stac_file(name)]
-    if not found and "http" not in fs.protocol:
+        selected = [name for name in files if is_stac_file(name)]
+    if not selected and "http" not in fs.protocol:
         below = [name for folder in folders for name in fs.find(folder) if _is_asset(name) and _is_raster(name)]
         # Of files in directories below one that has files itself only the upper ones count.
         upper = {name.rpartition("/")[0] for name in below}
-        found = [name for name in below if not any(str(p) in upper for p in PurePosixPath(name).parent.parents)]
+        selected = [name for name in below if not any(str(p) in upper for p in PurePosixPath(name).parent.parents)]
     scheme = "" if _has_real_directories(fs) else f"{source.partition('://')[0]}://"
-    return sorted(scheme + name for name in found)
+    return sorted(scheme + name for name in selected)
 
 
 def _has_real_directories(fs: Any) -> bool:

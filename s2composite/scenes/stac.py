@@ -171,8 +171,8 @@ def _items_of_search(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if limits() is not None:
         raise AccessError(f"{label}: searches follow links unasked, so none is made here; give item files")
     client = needed("pystac_client", "stac")
-    found = _items_found(lambda: client.Client.open(search["url"]).search(**options).items_as_dicts(), label)
-    return _not_empty(found, label)
+    items = _items_found(lambda: client.Client.open(search["url"]).search(**options).items_as_dicts(), label)
+    return _not_empty(items, label)
 
 
 def _items_found(search: Callable[[], Any], label: str) -> list[Mapping[str, Any]]:

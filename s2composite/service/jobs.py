@@ -163,9 +163,9 @@ def _checked_job(document: Document, number: str, settings: Settings) -> Job:
         )
         raise ProblemError(422, detail, "/output")
     assert settings.storage is not None
-    here = {"output": join(settings.storage, number, name), "overwrite": False}
+    fixed = {"output": join(settings.storage, number, name), "overwrite": False}
     try:
-        job = validated(Job, Document(document.name, values | here, document.places))
+        job = validated(Job, Document(document.name, values | fixed, document.places))
     except JobError as error:
         raise problem_from_error(error, _pointer(error)) from None
     _check_product_count(job, settings.limits.products)
@@ -181,8 +181,8 @@ def _checked_job(document: Document, number: str, settings: Settings) -> Job:
         period = units[-1].period
         assert period is not None
         last = period.end - dt.timedelta(days=1)
-        fixed = {"unit": job.span.step, "end": job.span.end or str(last)}
-        job = job.model_copy(update={"span": job.span.model_copy(update=fixed)})
+        span = {"unit": job.span.step, "end": job.span.end or str(last)}
+        job = job.model_copy(update={"span": job.span.model_copy(update=span)})
     return job.model_copy(update={"cluster": settings.cluster})
 
 
