@@ -19,7 +19,7 @@ import psutil
 from distributed import Client
 
 import s2composite as s2c
-from s2composite.clusters.submit import Call, Policy, run_bounded
+from s2composite.clusters.submit import ClusterCall, Policy, run_bounded
 from s2composite.demo import make_scenes
 from s2composite.runner.plan import plan
 from s2composite.runner.run import run
@@ -113,7 +113,7 @@ def many_windows(count, look_ahead):
     """Calls without pixels: how many a second, and what the processes of scheduler and client hold while they pass."""
     with scheduler_of_its_own(workers=2) as (client, scheduler):
         start = last = time.perf_counter()
-        calls = (Call(f"nothing-{i}", nothing, (i,), i) for i in range(count))
+        calls = (ClusterCall(f"nothing-{i}", nothing, (i,), i) for i in range(count))
         step = max(count // 20, 1)
         for seen, _ in enumerate(run_bounded(client, calls, Policy(look_ahead=look_ahead)), 1):
             if seen % step == 0 or seen == count:

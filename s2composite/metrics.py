@@ -1,4 +1,4 @@
-"""Metering: what tasks report to Dask about themselves, for its dashboard.
+"""Metrics: what tasks report to Dask about themselves, for its dashboard.
 
 Decoding, kernels and encoding appear for each kind of task on the page "Fine Performance Metrics", beside what Dask
 itself measures; `WorkerMeters` puts the totals of each worker on the page "Workers". Outside a worker it has no
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "WorkerMeters",
     "metered",
-    "tell",
-    "tell_read",
+    "record_read",
+    "record_value",
 ]
 
 _COLUMNS = {
@@ -43,19 +43,19 @@ def metered(label: str) -> AbstractContextManager[Any]:
     return meter
 
 
-def tell(label: str, value: float, unit: str) -> None:
+def record_value(label: str, value: float, unit: str) -> None:
     """Add a value to the metric `label`; `unit` is "seconds", "bytes" or "count"."""
     if value:
         context_meter.digest_metric(label, value, unit)
 
 
-def tell_read(tally: ReadTally) -> None:
+def record_read(tally: ReadTally) -> None:
     """Report what reading a window took."""
-    tell("read", tally.bytes, "bytes")
-    tell("read", tally.requests, "count")
-    tell("retry", tally.retries, "count")
-    tell("decode", tally.decode, "seconds")
-    tell("gdal", tally.gdal, "seconds")
+    record_value("read", tally.bytes, "bytes")
+    record_value("read", tally.requests, "count")
+    record_value("retry", tally.retries, "count")
+    record_value("decode", tally.decode, "seconds")
+    record_value("gdal", tally.gdal, "seconds")
 
 
 class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no types
@@ -67,7 +67,7 @@ class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no typ
     --------
     >>> from distributed import Client
     >>> with Client(n_workers=1, processes=False, dashboard_address=":0") as client:
-    ...     told = client.register_plugin(WorkerMeters())
+    ...     added = client.register_plugin(WorkerMeters())
     ...     client.run(lambda dask_worker: "decode s" in dask_worker.metrics).popitem()[1]
     True
     """
@@ -86,8 +86,7 @@ class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no typ
 
 
 def _total(measure: tuple[str, str, float], worker: Any) -> float:
-    """Return the total that a worker's tasks have reported."""
     label, unit, divisor = measure
-    told = list(worker.digests_total.items())  # keys are ("execute", span, kind of task, label, unit)
-    total = sum(n for key, n in told if key[0] == "execute" and key[-2:] == (label, unit))
+    totals = list(worker.digests_total.items())  # keys are ("execute", span, kind of task, label, unit)
+    total = sum(n for key, n in totals if key[0] == "execute" and key[-2:] == (label, unit))
     return round(float(total) / divisor, 3)

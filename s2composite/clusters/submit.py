@@ -26,7 +26,7 @@ from distributed import Client, Future, KilledWorker, get_worker
 from s2composite.errors import ClusterError, S2CompositeError, WriteError
 from s2composite.storage.retry import backoff
 
-__all__ = ["Call", "Outcome", "Policy", "UnresponsiveWorkers", "fetch_results", "run_bounded"]
+__all__ = ["ClusterCall", "Outcome", "Policy", "UnresponsiveWorkers", "fetch_results", "run_bounded"]
 
 LOG = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Policy:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class ClusterCall:
     """One call: a module-level function, and arguments of which futures are resolved on the worker."""
 
     name: str
@@ -82,7 +82,7 @@ class Call:
 class Outcome:
     """How one attempt of a call ended."""
 
-    call: Call
+    call: ClusterCall
 
     attempt: int
     """Counted from 1."""
@@ -100,7 +100,7 @@ class Outcome:
     """Address of the worker that failed, if known."""
 
 
-def run_bounded(client: Client, calls: Iterator[Call | None], policy: Policy) -> Generator[Outcome, None, None]:
+def run_bounded(client: Client, calls: Iterator[ClusterCall | None], policy: Policy) -> Generator[Outcome, None, None]:
     """Make calls on a cluster and yield how each attempt ended, in the order in which they end.
 
     Parameters
@@ -127,18 +127,18 @@ def run_bounded(client: Client, calls: Iterator[Call | None], policy: Policy) ->
             client.cancel(list(loop.in_flight), force=True)
 
 
-class _Attempt(NamedTuple):
-    call: Call
+class _InFlight(NamedTuple):
+    call: ClusterCall
     number: int
     since: float
 
 
 class _CallLoop:
-    def __init__(self, client: Client, calls: Iterator[Call | None], policy: Policy) -> None:
+    def __init__(self, client: Client, calls: Iterator[ClusterCall | None], policy: Policy) -> None:
         self._client, self._calls, self._policy = client, calls, policy
-        self.in_flight: dict[Future, _Attempt] = {}
+        self.in_flight: dict[Future, _InFlight] = {}
         # When it is due, a number that orders equal times, the call, which attempt it will be, the worker to avoid.
-        self._retries: list[tuple[float, int, Call, int, str | None]] = []
+        self._retries: list[tuple[float, int, ClusterCall, int, str | None]] = []
         self._numbers = itertools.count()
         self._ended: SimpleQueue[Future] = SimpleQueue()
         self._unresponsive = UnresponsiveWorkers(client)
@@ -210,7 +210,7 @@ class _CallLoop:
         if room < max(1, most // 4):
             # Each time costs the client and the scheduler a millisecond, whatever is handed over.
             return
-        submitted: list[tuple[Future, Call, int]] = []
+        submitted: list[tuple[Future, ClusterCall, int]] = []
         while len(submitted) < room and self._retries and self._retries[0][0] <= time.monotonic():
             _, _, call, number, avoid = heapq.heappop(self._retries)
             others = [address for address in client.nthreads() if address != avoid] if avoid else []
@@ -225,7 +225,7 @@ class _CallLoop:
             futures = client.map(_on_worker, functions, args, key=[call.name for call in new], pure=False)
             submitted += [(future, call, 1) for future, call in zip(futures, new, strict=True)]
         for future, call, number in submitted:
-            self.in_flight[future] = _Attempt(call, number, time.monotonic())
+            self.in_flight[future] = _InFlight(call, number, time.monotonic())
             future.add_done_callback(self._ended.put)
 
     def _collect(self) -> list[Outcome]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from s2composite.errors import GridError, ParameterError, S2CompositeError
-from s2composite.metrics import tell_read
+from s2composite.metrics import record_read
 from s2composite.pixels.mask_bands import MaskRule, upsample
 from s2composite.pixels.masks import Rule, lets_through
 from s2composite.pixels.reducers import Recipe, usable_observations
@@ -169,7 +169,7 @@ def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
     """
     region, inner = with_halo(window, rule.halo, stack.shape[2:])
     seen = stack.read(region, coverage=True)
-    tell_read(seen.tally)
+    record_read(seen.tally)
     valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
     if seen.covered is not None:
         valid &= seen.covered
@@ -332,7 +332,7 @@ def read_days(
     coverage = asks_for_coverage(products.stack, recipe)
     if not turn.any():
         seen = products.stack.read(region, scratch=scratch, coverage=coverage)
-        tell_read(seen.tally)
+        record_read(seen.tally)
         return DayObservations(seen.pixels, combine_masks(valid_by_masks(masks, region), seen.covered), seen.status)
     first, *others = (np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1))
     days = read_days(_part(products, first), recipe, region, _of(masks, first), scratch)

@@ -34,7 +34,7 @@ from s2composite.errors import (
     needed,
 )
 from s2composite.geotiff.header import read_header
-from s2composite.metrics import tell_read
+from s2composite.metrics import record_read
 from s2composite.reading.bands import BandName, chosen_bands
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.sources import ReadOptions, check_named_bands, check_named_scenes
@@ -349,7 +349,7 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
 
 def _read_block(*, read: StackHandle, block_id: tuple[int, ...]) -> NDArray[Any]:
     observations = read.stack.read(window_at(read.windows, block_id[2], block_id[3]))
-    tell_read(observations.tally)
+    record_read(observations.tally)
     return observations.pixels
 
 

@@ -27,7 +27,7 @@ from s2composite.cube.masking import (
 )
 from s2composite.cube.open import thread_memory, window_at
 from s2composite.errors import ParameterError
-from s2composite.metrics import metered, tell_read
+from s2composite.metrics import metered, record_read
 from s2composite.pixels.mask_bands import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window, within
@@ -115,7 +115,7 @@ def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.i
         closing(stack.read_all(pieces, scratch, coverage=coverage)) as observed,
     ):
         for piece, seen in observed:
-            tell_read(seen.tally)
+            record_read(seen.tally)
             if not seen.failures:
                 parts.append((piece, _reduced(recipe, seen, positions)))
             elif isinstance(piece, Patch):
@@ -136,7 +136,7 @@ def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.i
             found = some.read_all(some.pieces(block))
             lost = sorted({sorted(failing)[failure.scene] for _, seen in found for failure in seen.failures})
             for piece, seen in stack.read_all(stack.pieces(block), coverage=coverage):
-                tell_read(seen.tally)
+                record_read(seen.tally)
                 parts.append((piece, _reduced(recipe, seen, positions, lost)))
     return parts
 

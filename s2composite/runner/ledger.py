@@ -90,7 +90,8 @@ class Ledger:
         self._file: int | None = None
         self._lock = threading.Lock()
         with _reading(output):
-            self._order = max(map(order_of, _last_events(self._root)), default=0)
+            events = (event for run in _runs(self._root, last=True) for event in run)
+            self._order = max(map(order_of, events), default=0)
         try:
             if not is_remote(self._root):
                 Path(self._root).mkdir(exist_ok=True)
@@ -99,7 +100,7 @@ class Ledger:
         except OSError as error:
             raise WriteError(f"{self._root}: the ledger cannot be written: {error.strerror}") from error
 
-    def add(self, event: str, **facts: Any) -> None:
+    def add(self, event: str, **about: Any) -> None:
         """Add an event.
 
         Raises
@@ -107,17 +108,13 @@ class Ledger:
         WriteError
             The ledger cannot be written.
         """
-        LOG.info(event, extra={"facts": {"run": self._run, **facts}})
+        LOG.info(event, extra={"facts": {"run": self._run, **about}})
         with self._lock:
             now = dt.datetime.now(dt.UTC)
             self._order = max(self._order + 1, int(now.timestamp() * 1000))
-            told = {
-                "at": now.isoformat(timespec="milliseconds"),
-                "order": self._order,
-                "run": self._run,
-                "event": event,
-            }
-            self._waiting.append(json.dumps(told | facts, separators=(",", ":"), default=str))
+            at = now.isoformat(timespec="milliseconds")
+            line = {"at": at, "order": self._order, "run": self._run, "event": event, **about}
+            self._waiting.append(json.dumps(line, separators=(",", ":"), default=str))
             late = time.monotonic() - self._flushed > _FLUSHED_AFTER
             if self._file is not None or late or len(self._waiting) >= _FLUSHED_EVERY:
                 self._flush()
@@ -128,20 +125,17 @@ class Ledger:
         data = "".join(f"{line}\n" for line in self._waiting).encode()
         with storage_errors(WriteError, f"{display(self._root)}: the ledger cannot be written", self._root):
             if self._file is not None:
-                self._append(self._file, data, sync=sync)
+                while data:  # a disk that gets full takes a part
+                    data = data[os.write(self._file, data) :]
+                if sync or time.monotonic() - self._synced > _SYNCED_AFTER:
+                    os.fsync(self._file)
+                    self._synced = time.monotonic()
             elif data:
                 fs, path = filesystem(join(self._root, f"{self._run}-{self._written:06d}.jsonl"))
                 fs.pipe_file(path, data)
         self._written += 1
         self._flushed = time.monotonic()
         self._waiting.clear()
-
-    def _append(self, file: int, data: bytes, *, sync: bool) -> None:
-        while data:  # a disk that gets full takes a part
-            data = data[os.write(file, data) :]
-        if sync or time.monotonic() - self._synced > _SYNCED_AFTER:
-            os.fsync(file)
-            self._synced = time.monotonic()
 
     def close(self) -> None:
         """Write what has not been written; a second call does nothing.
@@ -247,35 +241,23 @@ def _reading(output: str) -> Iterator[None]:
         yield
 
 
-def _runs(root: str) -> Iterator[Iterator[dict[str, Any]]]:
-    """Yield the events of each run, the runs in order of their names, which begin with the time."""
+def _runs(root: str, *, last: bool = False) -> Iterator[Iterator[dict[str, Any]]]:
+    """Yield the events of each run, the runs in order of their names, which begin with the time.
+
+    With `last` only the last events of each, without reading what came before.
+    """
     if not is_remote(root):
         for file in sorted(Path(root).glob("*.jsonl")):
             with file.open("rb") as lines:
+                lines.seek(max(file.stat().st_size - _TAIL, 0) if last else 0)
                 yield _events(lines)
         return
     fs, path = filesystem(root)
     fs.invalidate_cache()
-    for _, objects in groupby(sorted(fs.glob(f"{path}/*.jsonl")), _run_of_object):
-        yield (event for name in objects for event in _events(fs.cat_file(name).splitlines()))
-
-
-def _last_events(root: str) -> Iterator[dict[str, Any]]:
-    """Yield the last events of each run, without reading what came before."""
-    if not is_remote(root):
-        for file in Path(root).glob("*.jsonl"):
-            with file.open("rb") as lines:
-                lines.seek(max(file.stat().st_size - _TAIL, 0))
-                yield from _events(lines)
-        return
-    fs, path = filesystem(root)
-    fs.invalidate_cache()
-    for _, objects in groupby(sorted(fs.glob(f"{path}/*.jsonl")), _run_of_object):
-        yield from _events(fs.cat_file(list(objects)[-1]).splitlines())
-
-
-def _run_of_object(name: str) -> str:
-    return name.rpartition("/")[2].rpartition("-")[0]
+    parts_of_runs = groupby(sorted(fs.glob(f"{path}/*.jsonl")), lambda name: name.rpartition("/")[2].rpartition("-")[0])
+    for _, objects in parts_of_runs:
+        names = list(objects)[-1:] if last else list(objects)
+        yield (event for name in names for event in _events(fs.cat_file(name).splitlines()))
 
 
 def _events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -415,8 +397,15 @@ def busy_tokens(events: Iterable[Mapping[str, Any]], now: dt.datetime | None = N
     been silent for longer than a window may take.
     """
     now = now or dt.datetime.now(dt.UTC)
-    runs = [run for run in _by_run(events) if _at_work(run, now)]
-    return frozenset(str(event["token"]) for run in runs for event in run if event["event"] == "start")
+    tokens: set[str] = set()
+    for run in _by_run(events):
+        lives = _lives(run)
+        if lives is None:
+            timeout = max((float(event.get("timeout", 0)) for event in run), default=0.0)
+            lives = (now - max(map(_time, run))).total_seconds() < 2 * timeout + _SILENCE
+        if lives:
+            tokens |= {str(event["token"]) for event in run if event["event"] == "start"}
+    return frozenset(tokens)
 
 
 def _by_run(events: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -442,14 +431,6 @@ def _lives(run: Sequence[Mapping[str, Any]]) -> bool | None:
         return process.status() != psutil.STATUS_ZOMBIE and not later
     except psutil.NoSuchProcess:
         return False
-
-
-def _at_work(run: Sequence[Mapping[str, Any]], now: dt.datetime) -> bool:
-    lives = _lives(run)
-    if lives is not None:
-        return lives
-    timeout = max((float(event.get("timeout", 0)) for event in run), default=0.0)
-    return (now - max(map(_time, run))).total_seconds() < 2 * timeout + _SILENCE
 
 
 def _time(event: Mapping[str, Any]) -> dt.datetime:

@@ -26,7 +26,6 @@ import s2composite
 from s2composite.cube.graph import Chunks
 from s2composite.cube.windows import STATUS, Work, compose_window, work_in
 from s2composite.errors import ParameterError, WriteError
-from s2composite.pixels.recipe import Recipe
 from s2composite.reading.reader import FAILED
 from s2composite.storage.files import exists
 from s2composite.writing.assemble import FileLayout, lay_out
@@ -56,24 +55,14 @@ from s2composite.writing.zarr import (
 )
 
 __all__ = [
-    "CogOutput",
-    "CogWriter",
-    "Output",
     "Product",
     "Step",
     "WindowDone",
     "WindowMaker",
-    "Writer",
-    "ZarrOutput",
-    "ZarrWriter",
-    "cog_output",
-    "describe_cog",
-    "describe_zarr",
     "make_window",
     "plan_product",
     "product_state",
     "require_free",
-    "zarr_output",
 ]
 
 
@@ -81,13 +70,7 @@ class Writer(Protocol):
     """What keeps the windows of one kind of output; it travels to the workers."""
 
     def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
-        """Encode and store a window, and note that it is done when all of it is there.
-
-        Raises
-        ------
-        WriteError
-            It cannot be stored; names the window.
-        """
+        """Encode and store a window, and note that it is done when all of it is there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +78,7 @@ class WindowMaker:
     """All that workers need to make windows: it travels once to each."""
 
     work: Work
-    """Scenes, recipe and masks; its windows are those of the product."""
-
     writer: Writer
-    """Where they go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +86,6 @@ class WindowDone:
     """What a window tells when it is done: small, and all that reaches the client."""
 
     worker: str
-    """Address of the worker."""
 
     read_and_reduce: float
     """Seconds."""
@@ -120,26 +99,17 @@ class WindowDone:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Something to be done on a worker when all windows are there."""
+    """Something to be done on a worker when all windows are there; it may be done twice."""
 
     name: str
     """In words, for messages and the dashboard; without blanks."""
 
     function: Callable[..., Any]
-    """A module-level function that does not mind being called twice."""
-
     args: tuple[Any, ...]
-    """Its arguments."""
 
 
 def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
-    """Make a window.
-
-    Raises
-    ------
-    S2CompositeError
-        One of its kinds; names the window.
-    """
+    """Make a window; whatever goes wrong names it."""
     start = time.perf_counter()
     work = maker.work
     window = Stage(0, 0, 0, work.spatial).window(*position)
@@ -147,15 +117,14 @@ def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
     composed = time.perf_counter()
     maker.writer.keep(layers, position)
     failed = tuple(work.stack.scenes[t].id for t in np.flatnonzero(layers[STATUS].ravel() == FAILED))
-    return WindowDone(_address(), composed - start, time.perf_counter() - composed, failed)
-
-
-def _address() -> str:
     try:
-        return str(get_worker().address)
+        worker = str(get_worker().address)
     except ValueError:  # outside a cluster
-        return f"process {os.getpid()}"
+        worker = f"process {os.getpid()}"
+    return WindowDone(worker, composed - start, time.perf_counter() - composed, failed)
 
+
+# --- COG --------------------------------------------------------------------------------------------------------------
 
 _WINDOWS = "windows"
 """Name of the part that holds the side of the windows, in pixels."""
@@ -163,39 +132,39 @@ _WINDOWS = "windows"
 
 @dataclass(frozen=True, eq=False)
 class CogWriter:
-    """Keeps windows as parts of files, with a record of each; see `Writer`."""
+    """Keeps windows as parts of files, with a record of each; for each file the names of its layers, and so on."""
 
     files: tuple[FilePart, ...]
-    """The files, with their final names and the place for parts, and the stage that the windows are."""
+    """With their final names and the place for parts, and the stage that the windows are."""
 
     layers: tuple[tuple[str, ...], ...]
-    """For each file the names of its layers."""
 
     previews: tuple[Preview | None, ...]
-    """For each file how its picture is painted, where it is one."""
+    """How the file's picture is painted, where it is one."""
 
     periods: tuple[int | None, ...]
-    """For each file the period it is about; None: there are none."""
+    """The period that the file is about; None: there are none."""
 
     def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
         """Encode a window for all files, store their parts, then its record."""
-        results = encode_files((self._blocks(layers, n) for n in range(len(self.files))), self.files, position)
+        blocks = (self._blocks(layers, *one) for one in zip(self.layers, self.previews, self.periods, strict=True))
+        results = encode_files(blocks, self.files, position)
         first = self.files[0]
         save_record(first.raster.parts, record_name(first.stage, position), results, {STATUS: layers[STATUS]})
 
-    def _blocks(self, layers: Mapping[str, NDArray[Any]], number: int) -> list[NDArray[Any]]:
-        preview, period = self.previews[number], self.periods[number]
-        names = self.layers[number] if preview is None else (preview.layer,)
-        blocks = [layers[name] if period is None else layers[name][period] for name in names]
+    def _blocks(
+        self, layers: Mapping[str, NDArray[Any]], names: tuple[str, ...], preview: Preview | None, period: int | None
+    ) -> list[NDArray[Any]]:
+        wanted = names if preview is None else (preview.layer,)
+        blocks = [layers[name] if period is None else layers[name][period] for name in wanted]
         return blocks if preview is None else [preview.paint(blocks[0])]
 
 
 @dataclass(frozen=True, eq=False)
 class CogOutput:
-    """Cloud-optimised GeoTIFFs; see `Output`."""
+    """Cloud-optimised GeoTIFFs; see `ProductOutput`."""
 
     writer: CogWriter
-    """Keeps windows."""
 
     stages: tuple[tuple[Stage, ...], ...]
     """For each file what makes its levels."""
@@ -211,46 +180,39 @@ class CogOutput:
 
     @property
     def rasters(self) -> tuple[Raster, ...]:
-        """The files."""
         return tuple(file.raster for file in self.writer.files)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Their names as messages show them."""
         return tuple(raster.label for raster in self.rasters)
 
     @property
     def windows(self) -> Chunks:
-        """Heights of the rows of windows, widths of their columns."""
         return self.stages[0][0].chunks
 
     @property
     def place(self) -> str:
-        """Where parts lie."""
         return self._parts.root
 
     @property
     def _parts(self) -> Parts:
         return self.rasters[0].parts
 
-    def there(self) -> tuple[str, ...]:
-        """Return those files that exist."""
+    def existing(self) -> tuple[str, ...]:
         return tuple(raster.label for raster in self.rasters if exists(raster.path))
 
     def begin(self, busy: Collection[str], *, overwrite: bool) -> None:  # noqa: ARG002 - each token has its own place
-        """Make the place for parts, or see that it is there, and note the size of the windows."""
         self._parts.create()
         if self.token not in busy:
             self._parts.remove_assembled()
         self._parts.write(_WINDOWS, str(max(self.windows[0][0], self.windows[1][0])).encode())
 
     def done(self) -> frozenset[tuple[int, int]]:
-        """Return the windows whose records are there."""
         names, stage = self._parts.names(), self.stages[0][0]
         return frozenset(at for at in stage.positions if record_name(stage, at) in names)
 
     def steps(self) -> Iterator[list[Step]]:
-        """Yield what is to be done when all windows are there, one batch after the other: overviews, then files."""
+        """Yield the levels of overviews one after the other, then the files."""
         for number in range(1, max(map(len, self.stages))):
             yield [Step(*call) for call in overview_calls(self.rasters, self.stages, number)]
         layouts = self._layouts()
@@ -258,99 +220,58 @@ class CogOutput:
         yield [Step(f"assemble-file-{layout.raster.token}", function, args) for layout, (function, args) in calls]
 
     def take_names(self) -> None:
-        """Let the files take their names."""
         name_files(list(map(self._own, self.rasters)), overwrite=True)
 
     def tidy(self) -> None:
-        """Remove the parts."""
         self._parts.clear()
 
     def _layouts(self) -> list[FileLayout]:
         """Return the layout of each file, all of whose windows are done."""
         results, tables = recorded_windows(self.rasters, self.stages)
-        more = self._status_tags(tables[STATUS])
-        rasters = [self._own(raster).with_tags(more) for raster in self.rasters]
+        about_scenes: Mapping[str, str] = {}
+        if STATUS in self.dataset:  # what was left out, where that is allowed
+            starts = {
+                f"window_{axis}": (f"window_{axis}", np.cumsum([0, *sizes[:-1]]))
+                for axis, sizes in zip(("y", "x"), self.windows, strict=True)
+            }
+            about_scenes = status_tags(self.dataset.drop_vars(STATUS).assign_coords(starts), {STATUS: tables[STATUS]})
+        rasters = [self._own(raster).with_tags(about_scenes) for raster in self.rasters]
         return [lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)]
 
     def _own(self, raster: Raster) -> Raster:
         """Return a file under a temporary name that is this run's."""
         return replace(raster, token=f"{raster.token}-{self.run}")
 
-    def _status_tags(self, status: NDArray[np.uint8]) -> Mapping[str, str]:
-        """Return the tag about scenes that were left out, where that is allowed."""
-        if STATUS not in self.dataset:
-            return {}
-        starts = {
-            f"window_{axis}": (f"window_{axis}", np.cumsum([0, *sizes[:-1]]))
-            for axis, sizes in zip(("y", "x"), self.windows, strict=True)
-        }
-        return status_tags(self.dataset.drop_vars(STATUS).assign_coords(starts), {STATUS: status})
 
-
-def describe_cog(plans: Sequence[FilePlan]) -> list[str]:
-    """Return all of some files that decides about their bytes, and where they are to be."""
-    return [repr((p.path, p.raster.bands, p.raster.options, p.raster.nodata, p.raster.tags)) for p in plans]
-
-
-def cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], token: str) -> CogOutput:
-    """Return the output that files make.
-
-    Parameters
-    ----------
-    token
-        Hash of all that decides about their bytes.
-
-    Raises
-    ------
-    ParameterError
-        A preview's stretch makes no sense, or needs pixels that are not there yet.
-    WriteError
-        The directory of an output does not exist, or its place for parts cannot be read.
-    """
+def _cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], token: str) -> CogOutput:
     targets = [target_of(plan.path, overwrite=True) for plan in plans]
     # Beside the first file: the workers write there anyway, and no other disk is needed.
     parts = Parts(f"{targets[0]}.{token[:12]}.parts", kept=True)
-    windows = _begun_cog_windows(parts, work) or _cog_windows(work, plans)
+    if _WINDOWS in parts.names():  # begun: windows of any size give the same bytes, but not in one place for parts
+        side = int(parts.read_whole(_WINDOWS))
+    else:  # as large as those of the cube, their edges on tiles of all files
+        block = lcm(*(plan.raster.block for plan in plans))
+        side = max(max(*work.spatial[0], *work.spatial[1]) // block * block, block)
+    windows = regular_chunks(work.stack.shape[2:], side)
     rasters = [
         replace(plan.raster, path=target, token=f"{token[:12]}-{i}", parts=parts)
         for i, (plan, target) in enumerate(zip(plans, targets, strict=True))
     ]
     stages = tuple(raster_stages(raster, windows) for raster in rasters)
     layers = tuple(tuple(layer.name for layer in plan.layers) for plan in plans)
-    writer = CogWriter(
-        tuple(FilePart(raster, own[0]) for raster, own in zip(rasters, stages, strict=True)),
-        layers,
-        tuple(_preview(plan) if RGBA in names else None for plan, names in zip(plans, layers, strict=True)),
-        tuple(_period(plan, dataset) for plan in plans),
+    previews = tuple(
+        preview_of(plan.period.dataset, plan.raster.options.stretch) if RGBA in names else None
+        for plan, names in zip(plans, layers, strict=True)
     )
-    return CogOutput(writer, stages, dataset, token)
+    files = tuple(FilePart(raster, own[0]) for raster, own in zip(rasters, stages, strict=True))
+    periods: tuple[int | None, ...] = (None,) * len(plans)
+    if "period" in dataset.coords:
+        labels = dataset["period"].values
+        periods = tuple(int(np.flatnonzero(labels == plan.period.dataset["period"].values)[0]) for plan in plans)
+    return CogOutput(CogWriter(files, layers, previews, periods), stages, dataset, token)
 
 
-def _preview(plan: FilePlan) -> Preview:
-    return preview_of(plan.period.dataset, plan.raster.options.stretch)
-
-
-def _period(plan: FilePlan, dataset: xr.Dataset) -> int | None:
-    """Return which of the dataset's periods a file is about."""
-    if "period" not in dataset.coords:
-        return None
-    own = plan.period.dataset["period"].values
-    return int(np.flatnonzero(dataset["period"].values == own)[0])
-
-
-def _begun_cog_windows(parts: Parts, work: Work) -> Chunks | None:
-    """Return the windows in which a product was begun: any give the same bytes, but not in one place for parts."""
-    if _WINDOWS not in parts.names():
-        return None
-    return regular_chunks(work.stack.shape[2:], int(parts.read_whole(_WINDOWS)))
-
-
-def _cog_windows(work: Work, plans: Sequence[FilePlan]) -> Chunks:
-    """Return the windows: as large as those of the cube, their edges on tiles of all files."""
-    block = lcm(*(plan.raster.block for plan in plans))
-    side = max(*work.spatial[0], *work.spatial[1]) // block * block
-    return regular_chunks(work.stack.shape[2:], max(side, block))
-
+# --- Zarr -------------------------------------------------------------------------------------------------------------
 
 _OPTIONS = StoreOptions()
 
@@ -360,10 +281,9 @@ _IDENTITY = re.compile(r"(?P<token>[0-9a-f]{64})-(?P<side>\d+)")
 
 @dataclass(frozen=True, eq=False)
 class ZarrWriter:
-    """Keeps windows as shards; see `Writer`."""
+    """Keeps windows as shards."""
 
     regions: Regions
-    """The store."""
 
     stage: Stage
     """The windows."""
@@ -379,35 +299,34 @@ class ZarrWriter:
 
 @dataclass(frozen=True, eq=False)
 class ZarrOutput:
-    """A Zarr store; see `Output`."""
+    """A Zarr store; see `ProductOutput`."""
 
     writer: ZarrWriter
-    """Keeps windows."""
-
-    building: StorePlan
-    """The store."""
+    store: StorePlan
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Its name as messages show it."""
         return (self._place.label,)
 
     @property
     def windows(self) -> Chunks:
-        """Heights of the rows of windows, widths of their columns."""
         return self.writer.stage.chunks
 
     @property
     def place(self) -> str:
-        """Where it is written: beside its final name, or in an object store under it, without the root's metadata."""
+        """Beside its final name, or in an object store under it, without the root's metadata."""
         return self._place.root
 
     @property
     def _place(self) -> StorePlace:
         return self.writer.regions.place
 
-    def there(self) -> tuple[str, ...]:
-        """Return the store if it is complete."""
+    @property
+    def _named(self) -> bool:
+        """Whether the store was just about complete when a run was interrupted."""
+        return self._place.named(self.writer.regions.token.encode())
+
+    def existing(self) -> tuple[str, ...]:
         return self.files if self._place.occupied() else ()
 
     def begin(self, busy: Collection[str], *, overwrite: bool) -> None:
@@ -420,93 +339,57 @@ class ZarrOutput:
         left = None if own or identity is None else _IDENTITY.fullmatch(identity.decode())
         if left is not None and left["token"] in busy:
             raise WriteError(f"{self._place.label}: another run is writing there; wait for its end, or stop it")
-        begin_store(self.building, resume=own or not (overwrite or left))
+        begin_store(self.store, resume=own or not (overwrite or left))
 
     def done(self) -> frozenset[tuple[int, int]]:
-        """Return the windows whose marks are there."""
         if self._named:
             return frozenset(self.writer.stage.positions)
         marks = self._place.done()
         return frozenset(at for at in self.writer.stage.positions if mark_of("", self.writer.stage, at) in marks)
 
     def steps(self) -> Iterator[list[Step]]:
-        """Yield what is to be done when all windows are there: nothing."""
         yield from ()
 
     def take_names(self) -> None:
-        """Let the store look complete."""
         if not self._named:
-            complete_store(self.building)
+            complete_store(self.store)
 
     def tidy(self) -> None:
         """Remove the notes of a run that was interrupted while the store took its name."""
         self._place.tidy()
 
-    @property
-    def _named(self) -> bool:
-        """Whether the store was just about complete when a run was interrupted."""
-        return self._place.named(self.writer.regions.token.encode())
 
-
-def describe_zarr(path: str) -> list[str]:
-    """Return all of a store that decides about its values, and where it is to be."""
-    return [repr((path, _OPTIONS))]
-
-
-def zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> ZarrOutput:
-    """Return the output that a store makes.
-
-    Parameters
-    ----------
-    token
-        Hash of all that decides about its values.
-
-    Raises
-    ------
-    WriteError
-        Its directory does not exist, or something else is there.
-    """
+def _zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> ZarrOutput:
     place = place_of(path, overwrite=True)
-    windows = _begun_zarr_windows(place, token, work) or _zarr_windows(work)
-    identity = f"{token}-{max(windows[0][0], windows[1][0])}"
-    building = plan_store(_template(dataset, windows), place, _OPTIONS, windows=windows, token=identity)
-    writer = ZarrWriter(building.regions, building.hierarchy.stages[0], STATUS in dataset)
-    return ZarrOutput(writer, building)
-
-
-def _template(dataset: xr.Dataset, windows: Chunks) -> xr.Dataset:
-    """Return the dataset as it will be, in the chunks of the windows, with nothing in it."""
+    begun = _IDENTITY.fullmatch((place.get(IDENTITY) or b"").decode())
+    if begun is not None and begun["token"] == token:  # its windows are its shards
+        side = int(begun["side"])
+    else:  # as large as those of the cube, and whole chunks of the store
+        side = max(max(*work.spatial[0], *work.spatial[1]) // _OPTIONS.chunk * _OPTIONS.chunk, _OPTIONS.chunk)
+    windows = regular_chunks(work.stack.shape[2:], side)
+    # The dataset as it will be, in the chunks of the windows, with nothing in it.
     ones: Chunks = (tuple(1 for _ in windows[0]), tuple(1 for _ in windows[1]))
     chunks = dict.fromkeys(raster_layers(dataset), windows) | {STATUS: ones}
-    out = {}
+    template = {}
     for name, array in dataset.data_vars.items():
         spatial = chunks[str(name)]
         shape = (*array.shape[:-2], *map(sum, spatial))
         data = da.zeros(shape, dtype=array.dtype, chunks=(*((n,) for n in array.shape[:-2]), *spatial))
-        out[name] = xr.Variable(array.dims, data, array.attrs, array.encoding)  # which says that attrs are true
-    return xr.Dataset(out, dataset.coords, dataset.attrs)
+        template[name] = xr.Variable(array.dims, data, array.attrs, array.encoding)  # which says that attrs are true
+    empty = xr.Dataset(template, dataset.coords, dataset.attrs)
+    identity = f"{token}-{max(windows[0][0], windows[1][0])}"
+    store = plan_store(empty, place, _OPTIONS, windows=windows, token=identity)
+    return ZarrOutput(ZarrWriter(store.regions, store.hierarchy.stages[0], STATUS in dataset), store)
 
 
-def _begun_zarr_windows(place: StorePlace, token: str, work: Work) -> Chunks | None:
-    """Return the windows in which a store was begun: they are its shards."""
-    found = _IDENTITY.fullmatch((place.get(IDENTITY) or b"").decode())
-    if found is None or found["token"] != token:
-        return None
-    return regular_chunks(work.stack.shape[2:], int(found["side"]))
+# --- both -------------------------------------------------------------------------------------------------------------
 
 
-def _zarr_windows(work: Work) -> Chunks:
-    """Return the windows: as large as those of the cube, and whole chunks of the store."""
-    side = max(*work.spatial[0], *work.spatial[1]) // _OPTIONS.chunk * _OPTIONS.chunk
-    return regular_chunks(work.stack.shape[2:], max(side, _OPTIONS.chunk))
-
-
-class Output(Protocol):
+class ProductOutput(Protocol):
     """One kind of output, from its beginning to its final name."""
 
     @property
-    def writer(self) -> Writer:
-        """Keeps windows."""
+    def writer(self) -> Writer: ...
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -520,7 +403,7 @@ class Output(Protocol):
     def place(self) -> str:
         """Path or URL of what is not finished."""
 
-    def there(self) -> tuple[str, ...]:
+    def existing(self) -> tuple[str, ...]:
         """Return what exists under its final name."""
 
     def begin(self, busy: Collection[str], *, overwrite: bool) -> None:
@@ -554,13 +437,10 @@ class Output(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """What one composite becomes."""
+    """What one composite becomes; the windows of its work are those of the output."""
 
     work: Work
-    """Scenes, recipe and masks; its windows are those of the product."""
-
-    output: Output
-    """What is written."""
+    output: ProductOutput
 
     token: str
     """Hash of inputs, parameters and version: products of the same token have the same values."""
@@ -592,11 +472,7 @@ class Product:
 
 
 def plan_product(
-    dataset: xr.Dataset,
-    output: str,
-    *,
-    layers: Sequence[str] | None = None,
-    options: RasterOptions | None = None,
+    dataset: xr.Dataset, output: str, *, layers: Sequence[str] | None = None, options: RasterOptions | None = None
 ) -> Product:
     """Plan what a lazy composite becomes; nothing is computed or written.
 
@@ -612,22 +488,45 @@ def plan_product(
     Raises
     ------
     ParameterError
-        The composite is not one of files, or options do not go together.
+        The composite is not one of files, options do not go together, or a preview's stretch needs pixels that are not
+        there yet.
     WriteError
-        The directory of an output does not exist, or its place cannot be read.
+        The directory of an output does not exist, its place cannot be read, or something else is there.
     """
     work = work_in(dataset)
     if work is None:
         raise ParameterError("a product is made window by window from files: composite a cube from open_cube()")
-    made: Output
+    made: ProductOutput
     if output.rstrip("/").endswith(".zarr"):
-        token = _token(work, dataset, describe_zarr(output))
-        made = zarr_output(work, dataset, output, token)
+        token = _token(work, dataset, [repr((output, _OPTIONS))])
+        made = _zarr_output(work, dataset, output, token)
     else:
         plans = plan_files(dataset, output, layers, options or RasterOptions())
-        token = _token(work, dataset, describe_cog(plans))
-        made = cog_output(work, dataset, plans, token)
+        token = _token(
+            work,
+            dataset,
+            [repr((p.path, p.raster.bands, p.raster.options, p.raster.nodata, p.raster.tags)) for p in plans],
+        )
+        made = _cog_output(work, dataset, plans, token)
     return Product(replace(work, spatial=made.windows), made, token)
+
+
+def _token(work: Work, dataset: xr.Dataset, files: Sequence[str]) -> str:
+    """Return the hash of all that decides about the bytes of files, and where they are to be."""
+    recipe = work.recipe
+    content = {
+        "version": s2composite.__version__,
+        "stack": work.stack.token,
+        "masks": [repr(mask.__dask_tokenize__()) for mask in work.masks],
+        "recipe": [
+            *map(str, recipe.reducers),
+            *map(str, recipe.rules),
+            repr((recipe.bands, recipe.nodata, recipe.min_count, recipe.days, recipe.periods)),
+        ],
+        "facts": {key: str(value) for key, value in sorted(dataset.attrs.items())},
+        "files": list(files),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def product_state(product: Product, events: Sequence[Mapping[str, Any]], *, begun: bool = False) -> str:
@@ -636,15 +535,15 @@ def product_state(product: Product, events: Sequence[Mapping[str, Any]], *, begu
     ``"begun"`` if a run was interrupted while these took their names. If there are none, ``"begun"`` or ``"new"``, as
     the caller knows.
     """
-    there = product.output.there()
-    if there == product.files and _last_here(product, events) == "product":
+    existing, last = product.output.existing(), _last_event(product, events)
+    if existing == product.files and last == "product":
         return "skip"
-    if there and _last_here(product, events) == "assemble":
+    if existing and last == "assemble":
         return "begun"
-    return "recompute" if there else "begun" if begun else "new"
+    return "recompute" if existing else "begun" if begun else "new"
 
 
-def _last_here(product: Product, events: Sequence[Mapping[str, Any]]) -> str | None:
+def _last_event(product: Product, events: Sequence[Mapping[str, Any]]) -> str | None:
     """Return how far the last files came that were written here, if they are those of this product."""
     last = next((event for event in reversed(events) if event["event"] in ("assemble", "product")), None)
     return str(last["event"]) if last is not None and last["token"] == product.token else None
@@ -658,29 +557,9 @@ def require_free(product: Product, events: Sequence[Mapping[str, Any]]) -> None:
     WriteError
         A file is there; says whether the ledger knows it.
     """
-    if _last_here(product, events) == "assemble":
+    if _last_event(product, events) == "assemble":
         return  # a run was interrupted while they took their names
     known = any(event["event"] == "product" for event in events)
     what = "is not what this job makes of its scenes now" if known else "no ledger beside it says what it is"
-    for label in product.output.there():
+    for label in product.output.existing():
         raise WriteError(f"{label}: exists already, and {what}; set overwrite to replace it", path=label)
-
-
-def _token(work: Work, dataset: xr.Dataset, files: Sequence[str]) -> str:
-    facts = {
-        "version": s2composite.__version__,
-        "stack": work.stack.token,
-        "masks": [repr(mask.__dask_tokenize__()) for mask in work.masks],
-        "recipe": _recipe_facts(work.recipe),
-        "facts": {key: str(value) for key, value in sorted(dataset.attrs.items())},
-        "files": list(files),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _recipe_facts(recipe: Recipe) -> list[str]:
-    return [
-        *map(str, recipe.reducers),
-        *map(str, recipe.rules),
-        repr((recipe.bands, recipe.nodata, recipe.min_count, recipe.days, recipe.periods)),
-    ]

@@ -9,7 +9,8 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
@@ -63,8 +64,8 @@ class Progress:
     def as_dict(self) -> dict[str, Any]:
         """Return it in the types of JSON."""
         failures = [{"window": list(window), "error": why} for window, why in self.failures]
-        facts = {"state": self.state, "windows": self.windows, "done": self.done, "failed": failures}
-        return facts | {"error": self.error, "last": self.last, "files": list(self.files)}
+        counts = {"state": self.state, "windows": self.windows, "done": self.done, "failed": failures}
+        return counts | {"error": self.error, "last": self.last, "files": list(self.files)}
 
     def summary(self) -> str:
         """Return it in one line."""
@@ -98,13 +99,10 @@ def job_progress(job: Job) -> Progress:
     files, trouble = tuple(start["files"]), trouble_in(events, token)
     state = "failed" if failures or trouble else "running or interrupted"
     if complete:
-        state = "complete" if all(map(_there, files)) else "gone"
+        # What was put on a signed URL cannot be looked at.
+        local = [file for file in files if not file.startswith(("http://", "https://"))]
+        state = "complete" if all(map(exists, local)) else "gone"
     return Progress(state, total, len(done_in(events, token)), failures, str(events[-1]["at"]), files, trouble)
-
-
-def _there(file: str) -> bool:
-    # What was put on a signed URL cannot be looked at.
-    return file.startswith(("http://", "https://")) or exists(file)
 
 
 _PACKAGES = ("s2composite", "numpy", "numba", "dask", "distributed", "xarray", "rasterio", "imagecodecs", "zarr")
@@ -202,7 +200,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return the report as JSON."""
-        facts = {
+        content = {
             "state": self.state,
             "files": self.files,
             "windows": self.shape,
@@ -220,7 +218,7 @@ class Report:
             "versions": dict(self.versions),
             "job": self.job,
         }
-        return json.dumps(facts, indent=2)
+        return json.dumps(content, indent=2)
 
 
 def _cause(error: str) -> str:
@@ -246,12 +244,19 @@ def job_report(job: Job) -> Report | None:
     all_done = done_in(events, start["token"])
     done = {window: event for window, event in all_done.items() if event["event"] == "done"}
     failures = failures_in(events, start["token"])
-    complete = completed(events, start)
-    trouble = trouble_in(own, start["token"])
-    scenes: dict[str, int] = {}
+    complete, trouble = completed(events, start), trouble_in(own, start["token"])
+    scenes = Counter(scene for event in done.values() for scene in event.get("failed_scenes", ()))
+    windows, seconds, failed = Counter[str](), Counter[str](), Counter[str]()
     for event in done.values():
-        for scene in event.get("failed_scenes", ()):
-            scenes[scene] = scenes.get(scene, 0) + 1
+        windows[event["worker"]] += 1
+        seconds[event["worker"]] += event["read"] + event["encode"]
+    for event in own:
+        if event["event"] in ("retry", "failed"):
+            failed[event.get("worker") or "unknown"] += 1
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return Report(
         job=redact(job.to_yaml()),
         state="complete" if complete else "failed" if failures or trouble else "interrupted",
@@ -262,35 +267,13 @@ def job_report(job: Job) -> Report | None:
         failures=failures,
         timings={name: round(sum(float(event[name]) for event in done.values()), 3) for name in ("read", "encode")},
         retries=sum(event["event"] == "retry" for event in own),
-        workers=_workers(own, done.values()),
-        failed_scenes=scenes,
+        workers={w: WorkerDone(windows[w], round(seconds[w], 3), failed[w]) for w in windows.keys() | failed.keys()},
+        failed_scenes=dict(scenes),
         begun=str(own[0]["at"]),
         ended=str(own[-1]["at"]),
-        versions=_versions(),
+        versions=versions,
         error=trouble,
     )
-
-
-def _workers(events: Iterable[Mapping[str, Any]], done: Iterable[Mapping[str, Any]]) -> dict[str, WorkerDone]:
-    """Return what each worker has done, from all events and those of the windows that are done."""
-    windows, seconds, failed = Counter[str](), Counter[str](), Counter[str]()
-    for event in done:
-        windows[event["worker"]] += 1
-        seconds[event["worker"]] += event["read"] + event["encode"]
-    for event in events:
-        if event["event"] in ("retry", "failed"):
-            failed[event.get("worker") or "unknown"] += 1
-    return {w: WorkerDone(windows[w], round(seconds[w], 3), failed[w]) for w in windows.keys() | failed.keys()}
-
-
-def _versions() -> dict[str, str]:
-    out = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return out
 
 
 _STATES = ("done", "failed", "open")
@@ -337,14 +320,19 @@ pre { background: var(--card); border-radius: .5rem; padding: .9rem; overflow-x:
 def report_page(report: Report) -> str:
     """Return a report as a page."""
     name = report.files[0].rpartition("/")[2] if report.files else "job"
+    scenes = [[_text(scene), str(n)] for scene, n in sorted(report.failed_scenes.items())]
+    workers = [
+        [_text(address), str(work.windows), duration(work.seconds), str(work.failed)]
+        for address, work in sorted(report.workers.items())
+    ]
     parts = [
         f"<p class='soft'>s2composite {_text(report.versions.get('s2composite', ''))}</p>",
         f"<h1>{_text(name)}</h1>",
         _summary(report),
         _section("Windows", _map(report)),
         _section("Failures", _failures(report)),
-        _section("Scenes that could not be read", _scenes(report.failed_scenes)),
-        _section("Workers", _workers_table(report)),
+        _section("Scenes that could not be read", _table(scenes, ["scene", "left out of windows"], 1)),
+        _section("Workers", _table(workers, ["worker", "windows", "at work", "failed attempts"], 3)),
         _section("Files", _table([[_text(path)] for path in report.files])),
         _section("Job", f"<pre>{_text(report.job)}</pre>"),
         _section("Versions", _table([[_text(k), _text(v)] for k, v in report.versions.items()])),
@@ -363,13 +351,15 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
-def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), numbers: int = 0) -> str:
+def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), numbers: int = 0) -> str:
     """Return rows of HTML as a table, of which the last `numbers` columns are aligned to the right."""
 
     def row(cells: Sequence[str], tag: str) -> str:
         marks = [""] * (len(cells) - numbers) + [" class='number'"] * numbers
         return "<tr>" + "".join(f"<{tag}{m}>{c}</{tag}>" for c, m in zip(cells, marks, strict=True)) + "</tr>"
 
+    if not rows:
+        return ""
     return "<table>" + (row(header, "th") if header else "") + "".join(row(cells, "td") for cells in rows) + "</table>"
 
 
@@ -383,7 +373,7 @@ def _summary(report: Report) -> str:
         f"<span style='width:{100 * counts[state] / max(total, 1):.2f}%;background:{_COLOURS[state]}'></span>"
         for state in _STATES
     )
-    facts = {
+    figures = {
         "done": f"{counts['done']} of {total}",
         "failed": str(counts["failed"]),
         "not tried": str(counts["open"]),
@@ -392,8 +382,8 @@ def _summary(report: Report) -> str:
         "a window, median": duration(median(seconds)) if seconds else "-",
         "a window, slowest": duration(max(seconds)) if seconds else "-",
     }
-    facts |= {f"{what}, all workers": duration(took) for what, took in report.timings.items()}
-    tiles = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items())
+    figures |= {f"{what}, all workers": duration(took) for what, took in report.timings.items()}
+    tiles = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in figures.items())
     return (
         f"<p><span class='state {report.state}'>{report.state}</span> {begun:%Y-%m-%d %H:%M:%S} to {last} UTC</p>"
         f"<div class='bar'>{bar}</div><dl>{tiles}</dl>"
@@ -415,49 +405,46 @@ def duration(seconds: float) -> str:
 def _map(report: Report) -> str:
     """Return the windows where they lie, coloured by state; those that took longer are darker."""
     slowest = max(report.seconds.values(), default=0.0)
-    told = f"map of {report.shape[0]} x {report.shape[1]} windows by state and time"
+    opacity = {
+        window: _PALEST + (1 - _PALEST) * took / slowest if slowest and window not in report.failures else 1.0
+        for window, took in report.seconds.items()
+    }
     many = report.shape[0] * report.shape[1] > _MOST_RECTANGLES
-    picture = _picture(report, slowest, told) if many else _rectangles(report, slowest, told)
+    label = f"map of {report.shape[0]} x {report.shape[1]} windows by state and time"
+    picture = (_picture if many else _rectangles)(report, opacity, label)
     keys = "".join(f"<span class='key key-{state}'></span>{state}" for state in _STATES)
     ramp = f"<span class='key ramp'></span>done in 0 to {duration(slowest)}" if slowest else ""
     return f"<figure>{picture}<figcaption>{keys}{ramp}</figcaption></figure>"
 
 
-def _depth(report: Report, window: tuple[int, int], slowest: float) -> float:
-    """Return how opaque a window is."""
-    took = report.seconds.get(window)
-    return 1.0 if took is None or not slowest else _PALEST + (1 - _PALEST) * took / slowest
-
-
-def _rectangles(report: Report, slowest: float, told: str) -> str:
+def _rectangles(report: Report, opacity: Mapping[tuple[int, int], float], label: str) -> str:
     rows, columns = report.shape
     side = max(6, min(48, _MAP_SIDE // max(rows, columns)))
     cells = []
     for (row, column), state in report.states().items():
         window = (row, column)
-        depth = _depth(report, window, slowest) if state == "done" else 1.0
         words = f"window {row}/{column}: {state}"
         words += f", {duration(report.seconds[window])}" if window in report.seconds else ""
         words += f": {report.failures[window]}" if state == "failed" else ""
         cells.append(
             f"<rect x='{column * side}' y='{row * side}' width='{side - 1}' height='{side - 1}' "
-            f"fill='{_COLOURS[state]}' fill-opacity='{depth:.2f}'><title>{_text(words)}</title></rect>"
+            f"fill='{_COLOURS[state]}' fill-opacity='{opacity.get(window, 1.0):.2f}'>"
+            f"<title>{_text(words)}</title></rect>"
         )
     size = f"width='{columns * side}' height='{rows * side}' viewBox='0 0 {columns * side} {rows * side}'"
-    return f"<svg {size} role='img' aria-label='{told}'>{''.join(cells)}</svg>"
+    return f"<svg {size} role='img' aria-label='{label}'>{''.join(cells)}</svg>"
 
 
-def _picture(report: Report, slowest: float, told: str) -> str:
+def _picture(report: Report, opacity: Mapping[tuple[int, int], float], label: str) -> str:
     rows, columns = report.shape
     pixels = np.empty((rows, columns, 4), np.uint8)
     for window, state in report.states().items():
         colour = bytes.fromhex(_COLOURS[state][1:])
-        depth = _depth(report, window, slowest) if state == "done" else 1.0
-        pixels[window] = (*colour, round(255 * depth))
+        pixels[window] = (*colour, round(255 * opacity.get(window, 1.0)))
     data = base64.b64encode(png_encode(pixels)).decode()
     width = max(_MAP_SIDE, columns) if columns >= rows else round(max(_MAP_SIDE, rows) * columns / rows)
     style = f"width:{width}px;image-rendering:pixelated"
-    return f"<img src='data:image/png;base64,{data}' alt='{told}' style='{style}'>"
+    return f"<img src='data:image/png;base64,{data}' alt='{label}' style='{style}'>"
 
 
 def _failures(report: Report) -> str:
@@ -467,19 +454,6 @@ def _failures(report: Report) -> str:
         f"<p class='soft'>windows {', '.join(f'{row}/{column}' for row, column in windows)}</p></details>"
         for i, (cause, windows) in enumerate(report.causes())
     )
-
-
-def _scenes(failed: Mapping[str, int]) -> str:
-    rows = [[_text(scene), str(n)] for scene, n in sorted(failed.items())]
-    return _table(rows, ["scene", "left out of windows"], 1) if rows else ""
-
-
-def _workers_table(report: Report) -> str:
-    rows = [
-        [_text(address), str(work.windows), duration(work.seconds), str(work.failed)]
-        for address, work in sorted(report.workers.items())
-    ]
-    return _table(rows, ["worker", "windows", "at work", "failed attempts"], 3) if rows else ""
 
 
 def write_report(job: Job) -> tuple[str, ...]:

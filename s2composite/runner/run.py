@@ -21,7 +21,7 @@ from distributed import Client, performance_report
 from odc.geo.geom import Geometry
 
 from s2composite.clusters.connect import connect
-from s2composite.clusters.submit import Call, Outcome, Policy, run_bounded
+from s2composite.clusters.submit import ClusterCall, Outcome, Policy, run_bounded
 from s2composite.cube.composite import Composite
 from s2composite.errors import ClusterError, JobError, S2CompositeError, WriteError
 from s2composite.jobs.grid import read_area
@@ -434,7 +434,7 @@ def _make_all(
 
 def _calls(
     begun: Iterator[ProductRun | ProductResult], under_way: list[ProductRun], ended: list[ProductResult]
-) -> Generator[Call | None, None, None]:
+) -> Generator[ClusterCall | None, None, None]:
     """Yield the calls of the product begun first, if it has any now, else of the next; None where nobody has one now.
 
     A product begins when those before it have handed over all calls that they have at the time. So few are open at
@@ -556,7 +556,7 @@ class ProductRun:
         for window in sorted(done - noted):
             self._note("found", window=list(window))
 
-    def _all_calls(self) -> Iterator[Call | None]:
+    def _all_calls(self) -> Iterator[ClusterCall | None]:
         if self._ledger is not None:
             try:
                 yield from self._windows_and_files()
@@ -567,10 +567,11 @@ class ProductRun:
                 self._take_over()
         self.close()
 
-    def _windows_and_files(self) -> Iterator[Call | None]:
+    def _windows_and_files(self) -> Iterator[ClusterCall | None]:
         product, output = self.product, self.product.output
         for at in self.todo:
-            yield self._call(f"make-window-{product.token[:8]}-{at[0]}-{at[1]}", make_window, (self._maker, at), at)
+            name = f"make-window-{product.token[:8]}-{at[0]}-{at[1]}"
+            yield self._call(name, make_window, (self._maker, at), at)
         yield from self._barrier()
         if self._failed or not self._all_windows:
             return
@@ -597,9 +598,11 @@ class ProductRun:
         while self._open:
             yield None
 
-    def _call(self, name: str, function: Any, args: tuple[Any, ...], window: tuple[int, int] | None = None) -> Call:
+    def _call(
+        self, name: str, function: Any, args: tuple[Any, ...], window: tuple[int, int] | None = None
+    ) -> ClusterCall:
         self._open += 1
-        return Call(f"{name}-{uuid.uuid4().hex[:4]}", function, args, (self, window))
+        return ClusterCall(f"{name}-{uuid.uuid4().hex[:4]}", function, args, (self, window))
 
     @cached_property
     def _maker(self) -> Any:

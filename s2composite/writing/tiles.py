@@ -18,7 +18,7 @@ from odc.geo.geobox import GeoBox
 
 from s2composite.errors import S2CompositeError, WriteError
 from s2composite.geotiff.structure import RECORD_OVERHEAD, Tag, tile_record
-from s2composite.metrics import metered, tell
+from s2composite.metrics import metered, record_value
 from s2composite.storage.files import display, join
 from s2composite.writing.encode import (
     Codec,
@@ -301,7 +301,7 @@ def _encode_levels(pixels: NDArray[Any], raster: Raster, stage: Stage, position:
     if not raster.parts.carried:
         with metered("store"):
             raster.parts.write(name, data)
-        tell("store", len(data), "bytes")
+        record_value("store", len(data), "bytes")
     carried = data if raster.parts.carried else b""
     top = raster.halved(pixels) if stage.last + 1 < len(raster.levels) else None
     return WindowResult(WindowIndex(position, name, tuple(tiles), tuple(statistics), carried), top)

@@ -16,7 +16,7 @@ import pytest
 from distributed import Client
 
 import s2composite as s2c
-from s2composite.clusters.submit import Call, Policy, run_bounded
+from s2composite.clusters.submit import ClusterCall, Policy, run_bounded
 from s2composite.demo import make_scenes
 from s2composite.runner.ledger import read_ledger
 from s2composite.runner.run import run_job
@@ -231,7 +231,7 @@ def test_a_worker_that_runs_out_of_memory_costs_its_call_and_no_other(tmp_path):
         client = s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False)
     with client:
         turns = ["never", "once", "never", "always", "never"]
-        calls = (Call(f"eat-{i}", eat, (str(tmp_path), i, greedy), i) for i, greedy in enumerate(turns))
+        calls = (ClusterCall(f"eat-{i}", eat, (str(tmp_path), i, greedy), i) for i, greedy in enumerate(turns))
         outcomes = list(run_bounded(client, calls, policy))
     assert sorted(o.result for o in outcomes if o.error is None) == [0, 1, 2, 4]
     (failed,) = [o for o in outcomes if o.final and o.error is not None]

@@ -9,7 +9,7 @@ from distributed.metrics import context_meter
 
 import s2composite as s2c
 from s2composite.clusters.connect import show_meters
-from s2composite.metrics import metered, tell
+from s2composite.metrics import metered, record_value
 from support.browser import chromium, needs_browser
 from support.http_faults import fault_server
 
@@ -139,11 +139,11 @@ def test_seconds_in_gdal_are_told_apart(client, scenes_dir):
 def test_outside_of_a_worker_nobody_listens(scenes_dir):
     heard = []
     with metered("kernel"):
-        tell("read", 1, "bytes")
+        record_value("read", 1, "bytes")
     with context_meter.add_callback(lambda *told: heard.append(told)):
         with metered("outer"), metered("inner"):
-            tell("read", 5, "bytes")
-            tell("retry", 0, "count")
+            record_value("read", 5, "bytes")
+            record_value("retry", 0, "count")
         s2c.composite(s2c.open_cube(scenes_dir, chunks=600)).dataset["count"].compute(scheduler="synchronous")
     assert heard[0] == ("read", 5, "bytes"), "and nothing of what is zero or was told before"
     assert {label for label, _, _ in heard[1:3]} == {"inner", "outer"}

@@ -13,7 +13,7 @@ import pytest
 from distributed import Client, LocalCluster, get_worker
 
 import s2composite as s2c
-from s2composite.clusters.submit import Call, Policy, UnresponsiveWorkers, run_bounded
+from s2composite.clusters.submit import ClusterCall, Policy, UnresponsiveWorkers, run_bounded
 from s2composite.errors import ClusterError, ReadError, S2CompositeError
 from support.job_helpers import farm_in, until
 
@@ -60,7 +60,7 @@ def freeze(directory, n):
 
 
 def calls(name, function, *args, n=8):
-    return (Call(f"{name}-{i}-{time.time_ns()}", function, (*args, i), i) for i in range(n))
+    return (ClusterCall(f"{name}-{i}-{time.time_ns()}", function, (*args, i), i) for i in range(n))
 
 
 def test_slow_are_made_and_few_at_a_time(client):
@@ -80,7 +80,7 @@ def test_slow_are_made_and_few_at_a_time(client):
 
 def test_what_may_pass_is_tried_again_elsewhere(client, tmp_path):
     def again(n):
-        return Call(f"again-{n}", flaky_twice, (str(tmp_path), n), n)
+        return ClusterCall(f"again-{n}", flaky_twice, (str(tmp_path), n), n)
 
     outcomes = list(run_bounded(client, iter([again("a"), again("b")]), QUICK))
     assert [o.attempt for o in outcomes if o.final] == [3, 3]
@@ -96,12 +96,12 @@ def flaky_twice(directory, n):
 
 
 def test_what_will_not_pass_is_given_up_at_once(client, tmp_path):
-    (outcome,) = run_bounded(client, iter([Call("hopeless", hopeless, (str(tmp_path),))]), QUICK)
+    (outcome,) = run_bounded(client, iter([ClusterCall("hopeless", hopeless, (str(tmp_path),))]), QUICK)
     assert outcome.final
     assert outcome.attempt == 1
     assert "no x" in str(outcome.error)
     assert outcome.worker.startswith("tcp://")
-    (*before, last) = run_bounded(client, iter([Call("bug", bug, ())]), QUICK)
+    (*before, last) = run_bounded(client, iter([ClusterCall("bug", bug, ())]), QUICK)
     assert len(before) == 2, "an error of another kind may have any cause"
     assert isinstance(last.error, ZeroDivisionError)
 
@@ -130,7 +130,7 @@ def test_a_frozen_worker_is_left_behind(tmp_path):
     with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
         try:
             quick = Policy(attempts=50, pause=0.05, timeout=3)
-            outcomes = list(run_bounded(client, iter([Call("freeze", freeze, (str(tmp_path), 0), 0)]), quick))
+            outcomes = list(run_bounded(client, iter([ClusterCall("freeze", freeze, (str(tmp_path), 0), 0)]), quick))
         finally:
             thawed(tmp_path)
         assert [o.result for o in outcomes if o.error is None] == [0]
