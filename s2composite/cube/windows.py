@@ -31,7 +31,7 @@ from s2composite.metrics import metered, record_read
 from s2composite.pixels.mask_bands import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window, within
-from s2composite.reading.plan import Patch, Piece
+from s2composite.reading.plan import Piece, TileSelection
 from s2composite.reading.reader import FAILED, OUTSIDE, READ, Observations, borrow
 from s2composite.reading.stack import Products, Stack
 
@@ -107,7 +107,7 @@ def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.i
     That it is these and no others, whatever they were read with, makes the result the same for any windows.
     """
     parts: list[_Composed] = []
-    failed: list[Patch] = []
+    failed: list[TileSelection] = []
     failing: set[int] = set()
     pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
     with (
@@ -118,19 +118,19 @@ def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.i
             record_read(seen.tally)
             if not seen.failures:
                 parts.append((piece, _reduced(recipe, seen, positions)))
-            elif isinstance(piece, Patch):
+            elif isinstance(piece, TileSelection):
                 failed.append(piece)
                 failing |= {failure.scene for failure in seen.failures}
             else:
                 for block in stack.blocks(piece):
                     lost = [failure.scene for failure in seen.failures if failure.part == block]
                     parts.append((block, _reduced(recipe, seen.cut(within(piece, block)), positions, lost)))
-    # A patch holds pixels of several blocks, and a block those of several patches, which have been composed with all
-    # scenes: only the scenes that failed are looked at again, and only the blocks that a failure touches composed anew.
+    # A selection holds pixels of several blocks, and a block those of several selections, which have been composed with
+    # all scenes: the scenes that failed are looked at again, and the blocks that a failure touches composed anew.
     some = stack.select(sorted(failing))
     touched = np.zeros(tuple(s.stop - s.start for s in window), bool)
-    for patch in failed:
-        touched.reshape(-1)[patch.pixels] = True
+    for selection in failed:
+        touched.reshape(-1)[selection.pixels] = True
     for block in stack.blocks(window) if failed else ():
         if touched[within(window, block)].any():
             found = some.read_all(some.pieces(block))
@@ -163,7 +163,7 @@ _Composed = tuple[Piece, dict[str, NDArray[Any]]]
 
 def _joined(window: Window, parts: Sequence[_Composed]) -> dict[str, NDArray[Any]]:
     """Put the pieces of a window together."""
-    if len(parts) == 1 and not isinstance(parts[0][0], Patch):
+    if len(parts) == 1 and not isinstance(parts[0][0], TileSelection):
         return parts[0][1]
     height, width = (s.stop - s.start for s in window)
     statuses = np.stack([part[STATUS] for _, part in parts])
@@ -172,7 +172,7 @@ def _joined(window: Window, parts: Sequence[_Composed]) -> dict[str, NDArray[Any
     out = {name: np.empty((*a.shape[:-2], height, width), a.dtype) for name, a in parts[0][1].items() if name != STATUS}
     for piece, part in parts:
         for name, array in out.items():
-            if isinstance(piece, Patch):
+            if isinstance(piece, TileSelection):
                 y, x = within(window, piece.window)
                 row, column = np.divmod(piece.pixels, np.int32(x.stop - x.start))
                 array[..., row + y.start, column + x.start] = part[name][..., 0, :]

@@ -1,16 +1,13 @@
 """Codecs: the bytes of one tile to its pixels, by the fastest well-kept library for each compression.
 
-All of them release the interpreter's lock. On 512 x 512 x 3 tiles of one core of a 2.6 GHz Xeon: JPEG 1450 MB/s
-with
-simplejpeg (1380 with imagecodecs; its fast DCT and fast upsampling give 6 to 10 % more and change half, or a fifth,
-of
+All of them release the interpreter's lock. On 512 x 512 x 3 tiles of one core of a 2.6 GHz Xeon: JPEG 1450 MB/s with
+simplejpeg (1380 with imagecodecs; its fast DCT and fast upsampling give 6 to 10 % more and change half, or a fifth, of
 all values: not used), DEFLATE 640 MB/s with libdeflate (zlib-ng 430, zlib 250), horizontal differences 2800 MB/s.
 
 Lossless codecs give GDAL's values exactly, JPEG those of GDAL with libjpeg-turbo (Debian's, conda-forge's). GDAL in
 rasterio's wheels has IJG's libjpeg 9, which enlarges subsampled colour (4:2:0) otherwise.
 
-A tile claims what it decodes to. All that is decoded goes into memory of the size that the file's header gives, so
-a
+A tile claims what it decodes to. All that is decoded goes into memory of the size that the file's header gives, so a
 claim of more is an error before it costs anything.
 """
 
@@ -59,7 +56,8 @@ def decode_tile(coding: Coding, data: bytes | memoryview, rows: int, out: NDArra
         if coding.compression == "JPEG":
             _jpeg(coding, data, rows, out)
         elif coding.compression == "WEBP":
-            _webp(data, out[:rows])
+            # an opaque tile of a raster with an alpha band is stored without it
+            imagecodecs.webp_decode(bytes(data), hasalpha=True if out.shape[2] == 4 else None, out=out[:rows])
         elif coding.compression == "LERC":
             _lerc(coding, data, out[:rows])
         else:
@@ -111,11 +109,6 @@ def _segments(data: bytes | memoryview, shapes: Collection[tuple[int, ...]]) -> 
         at += 2 + size
 
 
-def _webp(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
-    # an opaque tile of a raster with an alpha band is stored without it
-    imagecodecs.webp_decode(bytes(data), hasalpha=True if out.shape[2] == 4 else None, out=out)
-
-
 def _lerc(coding: Coding, data: bytes | memoryview, out: NDArray[Any]) -> None:
     if coding.inner:  # libtiff's limit: a blob that compresses nothing, and masks
         data = _LOSSLESS[coding.inner](data, out=np.empty(256 + out.nbytes + out.nbytes // 3, np.uint8))
@@ -145,8 +138,10 @@ def _lerc(coding: Coding, data: bytes | memoryview, out: NDArray[Any]) -> None:
 
 
 def _lossless(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[Any]) -> None:
-    if coding.bits == 1:
-        _bits(coding, data, rows, out)
+    if coding.bits == 1:  # a mask, to 0 and 255 as GDAL returns it
+        packed = np.empty((out.shape[0], -(-out.shape[1] // 8)), np.uint8)
+        _unpack(coding, data, rows * packed.shape[1], packed.reshape(-1))
+        out[..., 0] = np.unpackbits(packed, axis=1, count=out.shape[1]) * np.uint8(255)
         return
     raw = out.reshape(-1).view(np.uint8)
     _unpack(coding, data, rows * out[0].nbytes, raw)
@@ -168,10 +163,3 @@ def _unpack(coding: Coding, data: bytes | memoryview, needed: int, raw: NDArray[
         got = _LOSSLESS[coding.compression](data, out=raw)
     if len(got) < needed:
         raise ValueError(f"it holds {len(got)} bytes instead of {needed}")
-
-
-def _bits(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[Any]) -> None:
-    """Decode a mask of one bit a pixel to 0 and 255, as GDAL returns it."""
-    packed = np.empty((out.shape[0], -(-out.shape[1] // 8)), np.uint8)
-    _unpack(coding, data, rows * packed.shape[1], packed.reshape(-1))
-    out[..., 0] = np.unpackbits(packed, axis=1, count=out.shape[1]) * np.uint8(255)

@@ -164,7 +164,10 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     """
     check_read(href)
     if in_archive(href):
-        return replace(_from_gdal(href, _archive_identity(href)), undecodable="in an archive")
+        archive = archive_of(href)
+        if archive is None:
+            raise SceneError(f"{href}: there is no such archive; correct the path", href=href)
+        return replace(_from_gdal(href, read_identity(archive)), undecodable="in an archive")
     try:
         tiff, identity = open_tiff(href, sign)
     except ReadError as error:
@@ -182,11 +185,14 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     _check_sizes(header)
     header = header if is_remote(href) else _with_sidecar(header)
     if header.geobox.transform == Affine.identity():
-        _refuse_off_grid(href, _location_in(tiff.directories[0], href))
+        main, (stem, _, _) = tiff.directories[0], href.rpartition(".")
+        beside = () if is_remote(href) else (f"{stem}{end}" for end in ("_RPC.TXT", "_rpc.txt", ".RPB", ".rpb"))
+        rpcs = RPC in main.values or any(map(os.path.exists, beside))
+        points = TIEPOINT in {tag for tag, *_ in main.geo}
+        _refuse_off_grid(href, "ground control points" if points else "RPCs" if rpcs else None)
     return header
 
 
-# what locates pixels that are on no grid, and gdalwarp's option for it
 _WARP = {"ground control points": "-tps", "RPCs": "-rpc", "geolocation arrays": "-geoloc"}
 
 
@@ -200,29 +206,6 @@ def _refuse_off_grid(href: str, location: str | None) -> None:
         )
 
 
-def _location_in(main: Directory, href: str) -> str | None:
-    """Return what locates the pixels of a TIFF without geotransform, None if nothing does."""
-    if TIEPOINT in {tag for tag, *_ in main.geo}:
-        return "ground control points"
-    stem, _, _ = href.rpartition(".")
-    beside = () if is_remote(href) else (f"{stem}{end}" for end in ("_RPC.TXT", "_rpc.txt", ".RPB", ".rpb"))
-    return "RPCs" if RPC in main.values or any(map(os.path.exists, beside)) else None
-
-
-def _location_of(dataset: Any) -> str | None:
-    """Return what locates the pixels of a raster without geotransform, None if nothing does."""
-    if dataset.gcps[0]:
-        return "ground control points"
-    return "RPCs" if dataset.rpcs else "geolocation arrays" if dataset.tags(ns="GEOLOCATION") else None
-
-
-def _archive_identity(href: str) -> Identity:
-    archive = archive_of(href)
-    if archive is None:
-        raise SceneError(f"{href}: there is no such archive; correct the path", href=href)
-    return read_identity(archive)
-
-
 def signing(header: Header, sign: Sign | None) -> Header:
     """Return a header, and that of its mask, whose file is read with a signature."""
     if sign is None:
@@ -231,29 +214,55 @@ def signing(header: Header, sign: Sign | None) -> Header:
 
 
 def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
-    images, masks = _images_and_masks(tiff)
-    first, main = images[0]
-    dtype = np.dtype(first.coding.dtype).newbyteorder("=")
+    levels = [(level_of(d, tiff.order), d) for d in tiff.directories]
+    (first, main), rest = levels[0], levels[1:]
+    coding, metadata = first.coding, main.text(42112)
+
+    def finest_first(entry: tuple[Level, Directory]) -> int:
+        return -entry[0].shape[0] * entry[0].shape[1]
+
+    # other images in the file are not ours
+    masks = sorted((entry for entry in rest if entry[1].number(254) & 4), key=finest_first)
+    overviews = [
+        (level, d)
+        for level, d in rest
+        if d.number(254) & 5 == 1 and (level.coding.samples, level.coding.dtype) == (coding.samples, coding.dtype)
+    ]
+    images = [levels[0], *sorted(overviews, key=finest_first)]
+    dtype = np.dtype(coding.dtype).newbyteorder("=")
     _refuse_complex(href, dtype)
-    descriptions = _descriptions(main.text(42112), first.coding.samples)
+    names = _items(metadata, "description")
+    descriptions = tuple(names.get(str(band)) or None for band in range(coding.samples))
+    # which band is an alpha band, by TIFF's tag or by GDAL's metadata
+    extra = main.numbers(338)[: coding.samples]
+    kinds = [""] * (coding.samples - len(extra)) + ["alpha" if kind in (1, 2) else "" for kind in extra]
+    named = _items(metadata, "colorinterp")
+    kinds = [named.get(str(band), "").lower() or kind for band, kind in enumerate(kinds)]
+    nodata = None
+    with suppress(ValueError):
+        nodata = nodata_in(float(main.text(42113)), dtype)
+    # a size before each tile and a copy of four bytes after it, unless they are no longer true
+    framed = all(note in tiff.notes for note in ("BLOCK_LEADER=SIZE_AS_UINT4", "BLOCK_TRAILER=LAST_4_BYTES_REPEATED"))
     header = Header(
         href,
         identity,
         geobox_from_tags(main.geo, tiff.order, first.shape),
-        first.coding.samples,
+        coding.samples,
         dtype,
-        _nodata(main.text(42113), dtype),
+        nodata,
         descriptions,
         tuple(level for level, _ in images),
-        alpha=alpha_band(_interpretations(main, first.coding.samples), descriptions),
-        scaling=_scaling(main.text(42112), first.coding.samples),
+        alpha=alpha_band(kinds, descriptions),
+        scaling=_scaling(metadata, coding.samples),
         undecodable=next((why for level, d in images if (why := why_undecodable(level, d))), ""),
-        framed=_is_framed(tiff.notes),
+        framed=framed and "KNOWN_INCOMPATIBLE_EDITION=YES" not in tiff.notes,
     )
-    if not masks and 'name="NODATA_VALUES"' in main.text(42112):
+    if masks:
+        return _with_mask(header, masks)
+    if 'name="NODATA_VALUES"' in metadata:
         why = header.undecodable or "a colour that has no data (NODATA_VALUES)"
         return replace(header, mask_kind="NODATA_VALUES", undecodable=why)
-    return _with_mask(header, masks)
+    return header
 
 
 def _refuse_complex(href: str, dtype: np.dtype[Any]) -> None:
@@ -265,27 +274,8 @@ def _refuse_complex(href: str, dtype: np.dtype[Any]) -> None:
         )
 
 
-def _images_and_masks(tiff: Tiff) -> tuple[list[tuple[Level, Directory]], list[tuple[Level, Directory]]]:
-    """Return the full resolution and its overviews, and the same of the mask; other images in the file are not ours."""
-    levels = [(level_of(d, tiff.order), d) for d in tiff.directories]
-    first, rest = levels[0], levels[1:]
-    overviews = [entry for entry in rest if entry[1].number(254) & 5 == 1 and _same_bands(entry[0], first[0])]
-    masks = [entry for entry in rest if entry[1].number(254) & 4]
-    return [first, *sorted(overviews, key=_fineness)], sorted(masks, key=_fineness)
-
-
-def _fineness(entry: tuple[Level, Directory]) -> int:
-    return -entry[0].shape[0] * entry[0].shape[1]
-
-
-def _same_bands(level: Level, first: Level) -> bool:
-    return (level.coding.samples, level.coding.dtype) == (first.coding.samples, first.coding.dtype)
-
-
 def _with_mask(header: Header, masks: list[tuple[Level, Directory]]) -> Header:
     """Return the header with its mask as a raster of one band beside it."""
-    if not masks:
-        return header
     why = next((why for level, d in masks if (why := why_undecodable(level, d))), "")
     levels = tuple(level for level, _ in masks)
     if [level.shape for level in levels] != [level.shape for level in header.levels]:
@@ -312,14 +302,6 @@ def mask_of(header: Header, levels: tuple[Level, ...]) -> Header:
         mask_kind="",
         alpha=None,
     )
-
-
-def _interpretations(main: Directory, bands: int) -> list[str]:
-    """Return what each band is, as far as it is an alpha band: by TIFF's tag, or by GDAL's metadata."""
-    extra = main.numbers(338)[:bands]
-    found = [""] * (bands - len(extra)) + ["alpha" if kind in (1, 2) else "" for kind in extra]
-    named = _items(main.text(42112), "colorinterp")
-    return [named.get(str(band), "").lower() or name for band, name in enumerate(found)]
 
 
 def alpha_band(interpretations: Sequence[str], descriptions: Sequence[str | None]) -> int | None:
@@ -356,32 +338,12 @@ def _check_sizes(header: Header) -> None:
             )
 
 
-def _is_framed(notes: str) -> bool:
-    """Whether GDAL's notes in the file promise a size before and a copy of four bytes after each tile, still true."""
-    promised = "BLOCK_LEADER=SIZE_AS_UINT4" in notes and "BLOCK_TRAILER=LAST_4_BYTES_REPEATED" in notes
-    return promised and "KNOWN_INCOMPATIBLE_EDITION=YES" not in notes
-
-
-def _nodata(text: str, dtype: np.dtype[Any]) -> float | None:
-    """Return the nodata value; None if there is none, or none that the dtype can hold."""
-    try:
-        return nodata_in(float(text), dtype)
-    except ValueError:
-        return None
-
-
 def nodata_in(value: float, dtype: np.dtype[Any]) -> float | None:
     """Return a nodata value that is declared somewhere; None if no number of the type can be that."""
     if dtype.kind == "f":
         return math.copysign(math.inf, value) if abs(value) > float(np.finfo(dtype).max) else value
     limits = np.iinfo(dtype)
     return value if limits.min <= value <= limits.max else None
-
-
-def _descriptions(xml: str, bands: int) -> tuple[str | None, ...]:
-    """Return the bands' names in GDAL's metadata tag."""
-    names = _items(xml, "description")
-    return tuple(names.get(str(band)) or None for band in range(bands))
 
 
 def _items(xml: str, role: str) -> dict[str, str]:
@@ -401,17 +363,17 @@ def _scaling(xml: str, bands: int) -> tuple[Scaling | None, ...]:
     scales, offsets, units = (_items(xml, role) for role in ("scale", "offset", "unittype"))
     if not (scales or offsets or units):
         return ()
+
+    def number(text: str | None, default: float) -> float:
+        try:
+            return default if text is None else float(text)
+        except ValueError:
+            return default
+
     return tuple(
-        scaling_of(_number(scales.get(band), 1.0), _number(offsets.get(band), 0.0), units.get(band))
+        scaling_of(number(scales.get(band), 1.0), number(offsets.get(band), 0.0), units.get(band))
         for band in map(str, range(bands))
     )
-
-
-def _number(text: str | None, default: float) -> float:
-    try:
-        return default if text is None else float(text)
-    except ValueError:
-        return default
 
 
 def scaling_of(scale: float, offset: float, unit: str | None) -> Scaling | None:
@@ -433,8 +395,11 @@ def _with_sidecar(header: Header) -> Header:
         rb"<(SRS|GeoTransform|GCPList|NoDataValue|Description|Scale|Offset|UnitType|ColorInterp)[ >]", notes
     )
     masked = os.path.exists(f"{path}.msk")  # noqa: PTH110
-    if not (telling or masked) and (header.geobox.transform != Affine.identity() or not _has_world_file(path)):
-        return header
+    if not (telling or masked):
+        world = (".tfw", ".TFW", ".tifw", ".wld", ".tab", ".TAB")
+        placed = header.geobox.transform != Affine.identity()
+        if placed or not any(Path(path).with_suffix(suffix).exists() for suffix in world):
+            return header
     seen = _from_gdal(path, header.identity)
     header = replace(
         header,
@@ -445,12 +410,10 @@ def _with_sidecar(header: Header) -> Header:
         scaling=seen.scaling,
         alpha=seen.alpha,
     )
-    return _with_mask_file(header) if masked and seen.mask_kind else header
-
-
-def _with_mask_file(header: Header) -> Header:
-    """Return the header with the mask in the file beside it, which GDAL prefers to one in the file itself."""
-    beside = read_header(f"{header.href}.msk")
+    if not (masked and seen.mask_kind):
+        return header
+    # the mask in the file beside it, which GDAL prefers to one in the file itself
+    beside = read_header(f"{path}.msk")
     undecodable = beside.undecodable
     if [level.shape for level in beside.levels] != [level.shape for level in header.levels] or beside.bands > 1:
         undecodable = undecodable or "a .msk file for each band, or without the overviews"
@@ -458,10 +421,6 @@ def _with_mask_file(header: Header) -> Header:
         why = header.undecodable or f".msk: {undecodable}"
         return replace(header, mask=None, mask_kind=".msk", undecodable=why)
     return replace(header, mask=beside, mask_kind=".msk")
-
-
-def _has_world_file(path: str) -> bool:
-    return any(Path(path).with_suffix(suffix).exists() for suffix in (".tfw", ".TFW", ".tifw", ".wld", ".tab", ".TAB"))
 
 
 def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Header:
@@ -484,7 +443,8 @@ def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Heade
 
 def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
     if dataset.transform == Affine.identity():
-        _refuse_off_grid(href, _location_of(dataset))
+        beside = "RPCs" if dataset.rpcs else "geolocation arrays" if dataset.tags(ns="GEOLOCATION") else None
+        _refuse_off_grid(href, "ground control points" if dataset.gcps[0] else beside)
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
     # GDAL's complex integers have names that NumPy does not know
     dtype = np.result_type(*("complex64" if name.startswith("complex_int") else name for name in dataset.dtypes))

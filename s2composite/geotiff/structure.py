@@ -1,13 +1,13 @@
 """The TIFF format: directories and tags, read and written; the tiles of a resolution; georeferences.
 
-What is written has the layout of GDAL's COG driver: a tile is stored as its size in 4 bytes, the tile, its last 4
-bytes again. The
-ghost area after the TIFF header says so, and lets GDAL read a tile without fetching the table of sizes.
+What is written has the layout of GDAL's COG driver: a tile is stored as its size in 4 bytes, the tile, its last 4 bytes
+again. The ghost area after the TIFF header says so, and lets GDAL read a tile without fetching the table of sizes.
 """
 
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from rasterio import crs as rasterio_crs
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from s2composite.errors import SceneError
@@ -94,15 +95,14 @@ def _georeference(tags: tuple[RawTag, ...], order: str) -> tuple[Affine, CRS | N
     known = {tag: value for tag, _, _, value in tags}
     placed = _MATRIX in known or (_SCALE in known and TIEPOINT in known)
     if not placed:  # a CRS alone, or ground control points: GDAL warns of a file without geotransform
-        tags = (*(t for t in tags if t[0] not in (_SCALE, TIEPOINT)), _unit_matrix(order))
-    with MemoryFile(_one_pixel(tags, order), ext=".tif") as memory, memory.open() as dataset:
-        crs = crs_from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
-        return (dataset.transform if placed else Affine.identity()), crs
-
-
-def _unit_matrix(order: str) -> RawTag:
-    matrix = (1.0, 0, 0, 1, 0, -1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1)
-    return _MATRIX, 12, 16, struct.pack(f"{order}16d", *matrix)
+        matrix = (1.0, 0, 0, 1, 0, -1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1)
+        unit = (_MATRIX, 12, 16, struct.pack(f"{order}16d", *matrix))
+        tags = (*(t for t in tags if t[0] not in (_SCALE, TIEPOINT)), unit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # of damaged tags, which are none then
+        with MemoryFile(_one_pixel(tags, order), ext=".tif") as memory, memory.open() as dataset:
+            crs = crs_from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
+            return (dataset.transform if placed else Affine.identity()), crs
 
 
 def _one_pixel(tags: tuple[RawTag, ...], order: str) -> bytes:
@@ -237,14 +237,11 @@ def open_tiff(href: str, sign: Sign | None = None) -> tuple[Tiff | None, Identit
         directories = tuple(_directories(_File(href, head, identity, sign), order, big=version == 43))
     except (struct.error, ValueError, OverflowError, MemoryError) as error:
         raise broken(href, f"its header makes no sense ({error})") from error
-    return Tiff(order, directories, _notes(head[16 if version == 43 else 8 :])), identity
-
-
-def _notes(data: bytes) -> str:
-    if not data.startswith(b"GDAL_STRUCTURAL_METADATA_SIZE="):
-        return ""
-    size = int(data[30:36]) if data[30:36].isdigit() else 0
-    return data[43 : 43 + size].decode("ascii", "replace")
+    ghost = head[16 if version == 43 else 8 :]
+    size = int(ghost[30:36]) if ghost[30:36].isdigit() else 0
+    framed = ghost.startswith(b"GDAL_STRUCTURAL_METADATA_SIZE=")
+    notes = ghost[43 : 43 + size].decode("ascii", "replace") if framed else ""
+    return Tiff(order, directories, notes), identity
 
 
 def _directories(file: _File, order: str, *, big: bool) -> Iterator[Directory]:
@@ -270,33 +267,27 @@ def _directory(file: _File, start: int, order: str, *, big: bool) -> tuple[Direc
     values: dict[int, Value] = {}
     geo: list[RawTag] = []
     seen: set[int] = set()
-    for tag, kind, items, value_or_offset in struct.iter_unpack(order + entry_code, table[: count * entry_size]):
+    for tag, kind, items, field_ in struct.iter_unpack(order + entry_code, table[: count * entry_size]):
         if tag not in _WANTED or tag in seen or kind not in _FORMATS or not items:
             continue
         seen.add(tag)  # of a tag that is there twice the first counts, as in libtiff
-        raw = _raw(file, order, items * _SIZES[kind], value_or_offset)
+        size = items * _SIZES[kind]
+        if size <= len(field_):
+            raw = field_[:size]
+        else:
+            raw = file.get(struct.unpack(order + ("Q" if len(field_) == 8 else "I"), field_)[0], size)
         if tag in GEO_TAGS:
             geo.append((tag, kind, items, raw))
+        elif tag in _OFFSETS:
+            if kind not in _WHOLE:
+                raise ValueError(f"offsets or byte counts of type {kind}")
+            values[tag] = np.frombuffer(raw, np.dtype(order + _FORMATS[kind])).astype(np.uint64)
+        elif kind in _BYTES:
+            values[tag] = raw
         else:
-            values[tag] = _value(tag, kind, items, raw, order)
+            code = _FORMATS[kind]
+            values[tag] = struct.unpack(f"{order}{items * len(code)}{code[0]}", raw)
     return Directory(values, tuple(geo)), struct.unpack(order + next_code, table[-next_size:])[0]
-
-
-def _raw(file: _File, order: str, size: int, field: bytes) -> bytes:
-    if size <= len(field):
-        return field[:size]
-    return file.get(struct.unpack(order + ("Q" if len(field) == 8 else "I"), field)[0], size)
-
-
-def _value(tag: int, kind: int, items: int, raw: bytes, order: str) -> Value:
-    if tag in _OFFSETS:
-        if kind not in _WHOLE:
-            raise ValueError(f"offsets or byte counts of type {kind}")
-        return np.frombuffer(raw, np.dtype(order + _FORMATS[kind])).astype(np.uint64)
-    if kind in _BYTES:
-        return raw
-    code = _FORMATS[kind]
-    return struct.unpack(f"{order}{items * len(code)}{code[0]}", raw)
 
 
 _COMPRESSIONS = {
@@ -448,39 +439,30 @@ def why_undecodable(level: Level, directory: Directory) -> str:
     coding, d = level.coding, directory
     bits, kinds = d.numbers(258) or (1,), d.numbers(339) or (1,)
     block = level.block[0] * level.block[1] * coding.samples_per_tile * np.dtype("u8").itemsize
+    jpeg = coding.compression == "JPEG"
+    whole = coding.bits == 8 * int(coding.dtype[2:]) and (
+        coding.bits == 8 or not (jpeg or coding.compression == "WEBP")
+    )
+    if coding.photometric == "YCBCR":
+        known_colours = jpeg and coding.samples == 3 and coding.interleave == "pixel"
+    else:
+        known_colours = coding.photometric in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "MASK")
+        known_colours = known_colours and not (jpeg and coding.samples_per_tile not in (1, 3, 4))
     reasons = {
         f"{coding.compression} compression": coding.compression not in _DECODABLE or coding.inner == "?",
         "bands of different types": len(set(bits)) > 1 or len(set(kinds)) > 1,
-        f"{coding.bits} bits a sample": not _known_type(coding),
+        f"{coding.bits} bits a sample": not (whole or (coding.photometric == "MASK" and coding.bits == 1)),
         "samples that are no real numbers": kinds[0] not in (1, 2, 3),
-        f"predictor {coding.predictor}": coding.predictor not in _predictors(coding),
+        f"predictor {coding.predictor}": coding.predictor not in ((1, 3) if coding.dtype[1] == "f" else (1, 2)),
         "bits in reverse order": d.number(266, 1) == 2,
-        f"photometric {coding.photometric}": not _known_photometric(coding),
+        f"photometric {coding.photometric}": not known_colours,
         "no index of its tiles": not len(level.offsets),
         "a single block of more than 1 GiB": block > _LARGEST_BLOCK,
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)
 
 
-def _known_type(coding: Coding) -> bool:
-    if coding.photometric == "MASK" and coding.bits == 1:
-        return True
-    return coding.bits == 8 * int(coding.dtype[2:]) and (coding.bits == 8 or coding.compression not in ("JPEG", "WEBP"))
-
-
-def _predictors(coding: Coding) -> tuple[int, ...]:
-    return (1, 3) if coding.dtype[1] == "f" else (1, 2)
-
-
-def _known_photometric(coding: Coding) -> bool:
-    if coding.photometric == "YCBCR":
-        return coding.compression == "JPEG" and coding.samples == 3 and coding.interleave == "pixel"
-    if coding.compression == "JPEG" and coding.samples_per_tile not in (1, 3, 4):
-        return False
-    return coding.photometric in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "MASK")
-
-
-CLASSIC_LIMIT = 2**32 - 2**16  # bytes beyond which offsets no longer fit a classic TIFF, with room to spare
+CLASSIC_LIMIT = 2**32 - 2**16  # bytes beyond which offsets no longer fit a classic TIFF, with some to spare
 
 RECORD_OVERHEAD = 8  # bytes around each stored tile: its size before, its last four bytes after
 
@@ -541,16 +523,11 @@ def build_header(directories: Sequence[TileDirectory], *, big: bool, mask: bool)
 
 
 def _ghost(*, mask: bool) -> bytes:
-    facts: Mapping[str, str] = {
-        "LAYOUT": "IFDS_BEFORE_DATA",
-        "BLOCK_ORDER": "ROW_MAJOR",
-        "BLOCK_LEADER": "SIZE_AS_UINT4",
-        "BLOCK_TRAILER": "LAST_4_BYTES_REPEATED",
-        "KNOWN_INCOMPATIBLE_EDITION": "NO",
-    }
-    lines = [f"{key}={value}\n" for key, value in facts.items()]
-    # The blank after NO leaves room for a later editor to write YES.
-    text = "".join(lines) + " " + ("MASK_INTERLEAVED_WITH_IMAGERY=YES\n" if mask else "")
+    # The blank after NO lets a later editor write YES.
+    text = (
+        "LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
+        "BLOCK_TRAILER=LAST_4_BYTES_REPEATED\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
+    ) + ("MASK_INTERLEAVED_WITH_IMAGERY=YES\n" if mask else "")
     return f"GDAL_STRUCTURAL_METADATA_SIZE={len(text):06d} bytes\n{text}".encode()
 
 
@@ -558,15 +535,15 @@ def _encode_directory(directory: TileDirectory, position: int, *, big: bool, las
     """Return a directory that starts at `position`, followed by those of its values that do not fit into it."""
     offsets = Tag(_TILE_OFFSETS, LONG8 if big else LONG, directory.offsets)
     tags = sorted([*directory.tags, offsets, Tag(_TILE_COUNTS, LONG, directory.counts)], key=lambda tag: tag.code)
-    count, entry, pointer, room = ("<Q", "<HHQ", "<Q", 8) if big else ("<H", "<HHI", "<I", 4)
-    body = struct.calcsize(count) + len(tags) * (struct.calcsize(entry) + room) + struct.calcsize(pointer)
+    count, entry, pointer, space = ("<Q", "<HHQ", "<Q", 8) if big else ("<H", "<HHI", "<I", 4)
+    body = struct.calcsize(count) + len(tags) * (struct.calcsize(entry) + space) + struct.calcsize(pointer)
     overflow = position + body + (-(position + body) % 8)
     out, values = [struct.pack(count, len(tags))], b" " * 0
     for tag in tags:
         number, data = tag.payload()
         out.append(struct.pack(entry, tag.code, tag.kind, number))
-        if len(data) <= room:
-            out.append(data.ljust(room, b"\0"))
+        if len(data) <= space:
+            out.append(data.ljust(space, b"\0"))
         else:
             out.append(struct.pack(pointer, overflow + len(values)))
             values += data + b"\0" * (-len(data) % 8)

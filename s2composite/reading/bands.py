@@ -19,8 +19,8 @@ from s2composite.scenes.products import is_mask_band, named_values, tagged_value
 __all__ = [
     "AS_THEY_ARE",
     "BandName",
+    "BandSource",
     "Conversion",
-    "Part",
     "alpha_of",
     "band_names",
     "check_bands",
@@ -37,7 +37,7 @@ BandName: TypeAlias = str | int
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BandSource:
     """What one file gives to the bands of a stack."""
 
     asset: Asset  # the file
@@ -69,47 +69,41 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> 
     Without `bands` that is the only asset of a scene, or its true-colour picture; where other observations lie beside
     it, the log says so.
     """
-    if bands is None:
-        pictured = all(any(is_picture(asset.name) for asset in scene.assets) for scene in scenes)
-        chosen = tuple((_default_asset(scene, scenes, pictured=pictured),) for scene in scenes)
-        if pictured:
-            _tell_of_others(scenes, chosen[0][0])
-        return chosen
-    return tuple(_assets_for(scene, bands) for scene in scenes)
-
-
-def _default_asset(scene: Scene, scenes: Sequence[Scene], *, pictured: bool) -> Asset:
-    if len(scene.assets) == 1:
-        return scene.assets[0]
-    if pictured:
-        return next(asset for asset in scene.assets if is_picture(asset.name))
-    names = sorted({asset.name for other in scenes for asset in other.assets})
-    raise BandError(
-        f"the scenes have several assets ({', '.join(names)}) and no bands are chosen; "
-        f"choose with bands=, for example bands=[{names[0]!r}]",
-        scene=scene.id,
-    )
-
-
-def _tell_of_others(scenes: Sequence[Scene], picture: Asset) -> None:
-    """Say that a picture was taken where there are reflectances, which a reader of its numbers may have meant."""
+    if bands is not None:
+        return tuple(_assets_for(scene, bands) for scene in scenes)
+    pictured = all(any(is_picture(asset.name) for asset in scene.assets) for scene in scenes)
+    chosen: list[tuple[Asset, ...]] = []
+    for scene in scenes:
+        if len(scene.assets) == 1:
+            chosen.append(scene.assets)
+        elif pictured:
+            chosen.append((next(asset for asset in scene.assets if is_picture(asset.name)),))
+        else:
+            names = sorted({asset.name for other in scenes for asset in other.assets})
+            raise BandError(
+                f"the scenes have several assets ({', '.join(names)}) and no bands are chosen; "
+                f"choose with bands=, for example bands=[{names[0]!r}]",
+                scene=scene.id,
+            )
     names = sorted({asset.name for scene in scenes for asset in scene.assets if not is_picture(asset.name)})
     others = [name for name in names if not is_mask_band(name)]
-    if others:
+    if pictured and others:
+        # a reader of the picture's numbers may have meant the reflectances
         shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        picture = chosen[0][0].name
         LOG.warning(
             "bands= is not given, so %s is opened, a picture of 8 bits, and not %s beside it; choose with bands=, for "
             "example bands=[%r], or bands=[%r] for the picture without this line",
-            picture.name, shown, others[0], picture.name,
+            picture, shown, others[0], picture,
         )  # fmt: skip
+    return tuple(chosen)
 
 
 _SHOWN = 12  # names that a message lists
 
 
 def _assets_for(scene: Scene, bands: Sequence[BandName]) -> tuple[Asset, ...]:
-    declared = [(asset, i, name) for asset in scene.assets for i, name in enumerate(asset.bands or (asset.name,))]
-    found = [_find(band, declared, scene) for band in bands]
+    found = [_find(band, _declared(scene.assets), scene) for band in bands]
     named = {asset.name for entries in found for asset, _, _ in entries}
     if not all(found):
         # A file that does not say its bands by its name may still say them in its header.
@@ -119,9 +113,12 @@ def _assets_for(scene: Scene, bands: Sequence[BandName]) -> tuple[Asset, ...]:
 
 def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[BandName]) -> None:
     """Raise a BandError if the names that assets declare are not all of `bands`."""
-    declared = [(asset, i, name) for asset in assets for i, name in enumerate(asset.bands or (asset.name,))]
     for band in bands:
-        _found(band, declared, scene)
+        _must_find(band, _declared(assets), scene)
+
+
+def _declared(assets: Sequence[Asset]) -> list[_Entry]:
+    return [(asset, i, name) for asset in assets for i, name in enumerate(asset.bands or (asset.name,))]
 
 
 def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
@@ -136,20 +133,18 @@ def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
             "file, or name its bands with Asset(bands=...)",
             href=asset.href,
         )
-    names = asset.bands or _implied_names(asset, header, data)
+    names = asset.bands
+    if not names:
+        described = tuple(name for band in data if (name := header.descriptions[band]))
+        if len(set(described)) == len(data):
+            names = described
+        elif len(data) == 1:
+            names = (asset.name,)
+        elif header.photometric in ("RGB", "YCBCR") and len(data) in (3, 4):
+            names = ("red", "green", "blue", "alpha")[: len(data)]
+        else:
+            names = tuple(f"band_{band + 1}" for band in data)
     return names if len(names) == header.bands else (*names[:alpha], "alpha", *names[alpha:])
-
-
-def _implied_names(asset: Asset, header: Header, data: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of the bands of data that a file describes, or that its photometry implies."""
-    described = [name for band in data if (name := header.descriptions[band])]
-    if len(set(described)) == len(data):
-        return tuple(described)
-    if len(data) == 1:
-        return (asset.name,)
-    if header.photometric in ("RGB", "YCBCR") and len(data) in (3, 4):
-        return ("red", "green", "blue", "alpha")[: len(data)]
-    return tuple(f"band_{band + 1}" for band in data)
 
 
 def alpha_of(asset: Asset, header: Header) -> int | None:
@@ -161,32 +156,29 @@ def alpha_of(asset: Asset, header: Header) -> int | None:
 
 def parts_of(
     scene: Scene, assets: Sequence[Asset], headers: Mapping[str, Header], bands: Sequence[BandName] | None
-) -> tuple[tuple[str, ...], tuple[Part, ...]]:
+) -> tuple[tuple[str, ...], tuple[BandSource, ...]]:
     """Return the names of the bands a scene gives, and the parts of files that give them."""
-    where = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
-    data = [entry for entry in where if entry[1] != alpha_of(entry[0], headers[entry[0].href])]
-    meaning = {(asset.href, i): _values(asset, i, name, headers[asset.href], scene) for asset, i, name in where}
-    # an alpha band is no data, unless it is asked for
-    asked = [e for wanted in bands or () for e in _find(wanted, data, scene) or _found(wanted, where, scene)]
-    chosen = asked if bands else _observed(data)
-    parts: list[Part] = []
+    entries = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
+    data = [entry for entry in entries if entry[1] != alpha_of(entry[0], headers[entry[0].href])]
+    values_of = {(asset.href, i): _values(asset, i, name, headers[asset.href], scene) for asset, i, name in entries}
+    if bands:
+        # an alpha band is no data, unless it is asked for
+        chosen = [e for one in bands for e in _find(one, data, scene) or _must_find(one, entries, scene)]
+    else:
+        # mask bands that lie among bands of observations are no reflectances
+        chosen = [entry for entry in data if not is_mask_band(entry[2])] or data
+    parts: list[BandSource] = []
     for row, (asset, i, _) in enumerate(chosen):
-        values = meaning[asset.href, i]
+        values = values_of[asset.href, i]
         if parts and parts[-1].asset is asset:
             last = parts[-1]
             parts[-1] = replace(last, file_bands=(*last.file_bands, i), values=(*last.values, values))
         else:
-            parts.append(Part(asset, (i,), row, (values,)))
+            parts.append(BandSource(asset, (i,), row, (values,)))
     names = tuple(name for _, _, name in chosen)
     if bands and len(set(names)) < len(names):
         raise BandError(f"bands is {list(bands)}, which means {', '.join(names)}: name each band once", scene=scene.id)
     return names, tuple(parts)
-
-
-def _observed(where: Sequence[_Entry]) -> Sequence[_Entry]:
-    """Leave out mask bands that lie among bands of observations: they are no reflectances."""
-    observed = [entry for entry in where if not is_mask_band(entry[2])]
-    return observed or where
 
 
 def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Values:
@@ -211,32 +203,33 @@ def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Va
 _Entry: TypeAlias = tuple[Asset, int, str]  # an asset, the position of one of its bands, and that band's name
 
 
-def _found(wanted: BandName, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
-    found = _find(wanted, where, scene)
+def _must_find(wanted: BandName, entries: Sequence[_Entry], scene: Scene) -> list[_Entry]:
+    found = _find(wanted, entries, scene)
     if not found:
-        there = dict.fromkeys(name for asset in scene.assets for name in (*asset.bands, asset.name))
-        there |= dict.fromkeys(name for _, _, name in where)
+        names = dict.fromkeys(name for asset in scene.assets for name in (*asset.bands, asset.name))
+        names |= dict.fromkeys(name for _, _, name in entries)
         cure = "where other scenes have it, on_error='skip' leaves this one out"
         if isinstance(wanted, int):
             cure = "numbers count the bands of a scene's only file, from 1; name bands where there are several files"
         raise BandError(
-            f"scene {scene.id} has no band {wanted!r}; it has {', '.join(there)}; {cure}",
+            f"scene {scene.id} has no band {wanted!r}; it has {', '.join(names)}; {cure}",
             scene=scene.id,
             band=wanted,
         )
     return found
 
 
-def _find(wanted: BandName, where: Sequence[_Entry], scene: Scene) -> list[_Entry]:
+def _find(wanted: BandName, entries: Sequence[_Entry], scene: Scene) -> list[_Entry]:
     """Return the band, or all bands of the asset, that `wanted` means: the first of these ways that finds something.
 
     The bands of a picture come last: it has a red of 8 bits, which is not what "red" means where there is another.
     """
     if isinstance(wanted, int):
-        return [where[wanted - 1]] if wanted <= len(where) and len({asset.name for asset, _, _ in where}) == 1 else []
+        alone = len({asset.name for asset, _, _ in entries}) == 1
+        return [entries[wanted - 1]] if wanted <= len(entries) and alone else []
     sensor = scene.sensor
     same = same_band(wanted, sensor)
-    single = {asset.name for asset, _, _ in where} - {asset.name for asset, i, _ in where if i}
+    single = {asset.name for asset, _, _ in entries} - {asset.name for asset, i, _ in entries if i}
     ways: tuple[Callable[[Asset, str], bool], ...] = (
         lambda asset, _: asset.name == wanted,
         lambda asset, name: name == wanted and not is_picture(asset.name),
@@ -245,34 +238,23 @@ def _find(wanted: BandName, where: Sequence[_Entry], scene: Scene) -> list[_Entr
         lambda asset, _: same_band(asset.name, sensor) == same,
         lambda _, name: name == wanted,
     )
+    found: list[_Entry] = []
     for fits in ways:
-        found = [(asset, i, name) for asset, i, name in where if fits(asset, name)]
-        if found:
-            return (
-                _one(wanted, found, scene)
-                if len({asset.name for asset, _, _ in found}) > 1
-                else _labelled(wanted, found)
+        found = found or [(asset, i, name) for asset, i, name in entries if fits(asset, name)]
+    if len({asset.name for asset, _, _ in found}) > 1:
+        # the first of several assets that hold the same band: in the order of preference that scenes have
+        codes = dict.fromkeys(same_band(asset.name, sensor)[0] for asset, _, _ in found if asset.bands)
+        if len(codes) > 1:
+            names = ", ".join(dict.fromkeys(asset.name for asset, _, _ in found))
+            raise BandError(
+                f"scene {scene.id}: {wanted!r} may mean {names}; name one",
+                scene=scene.id,
+                band=wanted,
             )
-    return []
-
-
-def _one(wanted: str, found: list[_Entry], scene: Scene) -> list[_Entry]:
-    """Return the first of several assets that hold the same band: in the order of preference that scenes have."""
-    codes = dict.fromkeys(same_band(asset.name, scene.sensor)[0] for asset, _, _ in found if asset.bands)
-    if len(codes) > 1:
-        raise BandError(
-            f"scene {scene.id}: {wanted!r} may mean {', '.join(dict.fromkeys(a.name for a, _, _ in found))}; name one",
-            scene=scene.id,
-            band=wanted,
-        )
-    first = found[0][0]
-    return _labelled(wanted, [entry for entry in found if entry[0] is first])
-
-
-def _labelled(wanted: str, found: list[_Entry]) -> list[_Entry]:
-    """Give a band the name it was asked for by, which catalogues that call it differently then share."""
+        found = [entry for entry in found if entry[0] is found[0][0]]
     if len(found) > 1:
         return found
+    # a band has the name it was asked for by, which catalogues that call it differently then share
     return [(asset, i, wanted if asset.bands or name == asset.name else name) for asset, i, name in found]
 
 
@@ -327,13 +309,15 @@ def convert(
     >>> numbers
     array([0, 1, 9], dtype=uint8)
     """
-    if valid is None and not how.changes and (nodata is None or _same(nodata, fill)):
+    same = nodata is not None and (nodata == fill or (np.isnan(nodata) and np.isnan(fill)))
+    if valid is None and not how.changes and (nodata is None or same):
         return
     missing = 0.0 if nodata is None and valid is None else nodata
-    there = np.ones(numbers.shape, bool) if valid is None else np.broadcast_to(valid, numbers.shape)
+    observed = np.ones(numbers.shape, bool) if valid is None else np.broadcast_to(valid, numbers.shape)
     if missing is not None:
-        there = there & (~np.isnan(numbers) if np.isnan(missing) else numbers != missing)
-    if numbers.dtype.kind == "f":
+        observed = observed & (~np.isnan(numbers) if np.isnan(missing) else numbers != missing)
+    dtype = numbers.dtype
+    if dtype.kind == "f":
         saturated = None if how.saturated is None else numbers == how.saturated
         numbers += how.shift
         if (how.scale, how.offset) != (1.0, 0.0):
@@ -342,31 +326,25 @@ def convert(
         if saturated is not None:
             numbers[saturated] = how.saturated_value
     elif how.shift:
-        _shift(numbers, int(how.shift), fill if missing is None else missing, there)
+        _shift(numbers, int(how.shift), fill if missing is None else missing, observed)
     if (nodata is not None or valid is not None) and not how.classes:
-        numbers[there & (numbers == fill)] = _next_to(fill, numbers.dtype)
-    numbers[~there] = fill
+        # a valid number that is `fill` becomes the one below it, above it where it is the lowest
+        if dtype.kind == "f":
+            nearest = np.nextafter(dtype.type(fill), dtype.type(-np.inf))
+        else:
+            nearest = dtype.type(fill + 1 if fill == np.iinfo(dtype).min else fill - 1)
+        numbers[observed & (numbers == fill)] = nearest
+    numbers[~observed] = fill
 
 
-def _same(one: float, other: float) -> bool:
-    return one == other or (np.isnan(one) and np.isnan(other))
-
-
-def _next_to(fill: float, dtype: np.dtype[Any]) -> Any:
-    """Return the number that stands for a valid `fill`: below it, above it where it is the lowest."""
-    if dtype.kind == "f":
-        return np.nextafter(dtype.type(fill), dtype.type(-np.inf))
-    return dtype.type(fill + 1 if fill == np.iinfo(dtype).min else fill - 1)
-
-
-def _shift(numbers: NDArray[Any], shift: int, nodata: float, there: NDArray[np.bool_]) -> None:
+def _shift(numbers: NDArray[Any], shift: int, nodata: float, observed: NDArray[np.bool_]) -> None:
     limits = np.iinfo(numbers.dtype)
     lowest = limits.min + (nodata == limits.min)
     highest = limits.max - 1
-    there = there & (numbers != limits.max)
+    shifted = observed & (numbers != limits.max)
     if shift < 0:
-        np.maximum(numbers, numbers.dtype.type(min(lowest - shift, highest)), out=numbers, where=there)
-        np.subtract(numbers, numbers.dtype.type(-shift), out=numbers, where=there)
+        np.maximum(numbers, numbers.dtype.type(min(lowest - shift, highest)), out=numbers, where=shifted)
+        np.subtract(numbers, numbers.dtype.type(-shift), out=numbers, where=shifted)
     else:
-        np.minimum(numbers, numbers.dtype.type(max(highest - shift, lowest)), out=numbers, where=there)
-        np.add(numbers, numbers.dtype.type(shift), out=numbers, where=there)
+        np.minimum(numbers, numbers.dtype.type(max(highest - shift, lowest)), out=numbers, where=shifted)
+        np.add(numbers, numbers.dtype.type(shift), out=numbers, where=shifted)

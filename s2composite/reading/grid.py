@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -56,67 +55,64 @@ def within(window: Window, part: Window) -> Window:
 _SHOWN = 5  # differing scenes that a message names before it says how many more there are
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What has to be equal for scenes to be stacked without warping."""
-
-    size: str
-    crs: str
-    origin: str
-    resolution: str
-    dtype: str
-    bands: str
-    nodata: str
+# What has to be equal for scenes to be stacked without warping, and where they are warped
+_ON_ONE_GRID = ("size", "crs", "origin", "resolution", "dtype", "bands", "nodata")
+_ON_PARTS_OF_ONE = ("crs", "resolution", "nodata", "dtype", "bands")
+_WARPED = ("dtype", "bands")
 
 
-def _facts(headers: Sequence[Header]) -> _Facts:
+def _properties(headers: Sequence[Header]) -> dict[str, str]:
     first, transform = headers[0], headers[0].geobox.transform
-    return _Facts(
-        size=" + ".join(f"{h.geobox.shape.x} x {h.geobox.shape.y}" for h in headers),
-        crs=str(first.geobox.crs),
-        origin=f"({transform.c:.10g}, {transform.f:.10g})",
-        resolution=f"({transform.a:.10g}, {transform.e:.10g})",
-        dtype=" + ".join(h.dtype.name for h in headers),
-        bands=" + ".join(str(h.bands - (h.alpha is not None)) for h in headers),
-        nodata=" + ".join(str(h.nodata) for h in headers),
-    )
+    return {
+        "size": " + ".join(f"{h.geobox.shape.x} x {h.geobox.shape.y}" for h in headers),
+        "crs": str(first.geobox.crs),
+        "origin": f"({transform.c:.10g}, {transform.f:.10g})",
+        "resolution": f"({transform.a:.10g}, {transform.e:.10g})",
+        "dtype": " + ".join(h.dtype.name for h in headers),
+        "bands": " + ".join(str(h.bands - (h.alpha is not None)) for h in headers),
+        "nodata": " + ".join(str(h.nodata) for h in headers),
+    }
 
 
 def native_geoboxes(
     headers: Mapping[str, Sequence[Header]], places: Mapping[str, str | None], *, grid: bool
 ) -> tuple[GeoBox, ...]:
-    """Check that scenes can be stacked and return the distinct grids they have, of a scene's files the finest."""
-    facts = {scene: _facts(hs) for scene, hs in headers.items()}
+    """Check that scenes can be stacked and return the distinct grids they have, of a scene's files the finest.
+
+    `headers` are those of each scene's files, by scene id; `places` the granule of each scene: scenes of one granule
+    must be on one grid, those of several on parts of one; `grid` tells whether size, CRS, origin and resolution must
+    agree too: not so when the caller names a target grid.
+    """
+    properties = {scene: _properties(hs) for scene, hs in headers.items()}
     if grid:
-        groups: dict[str | None, dict[str, _Facts]] = {}
-        for scene, fact in facts.items():
-            groups.setdefault(places.get(scene), {})[scene] = fact
+        groups: dict[str | None, dict[str, dict[str, str]]] = {}
+        for scene, mine in properties.items():
+            groups.setdefault(places.get(scene), {})[scene] = mine
         for group in groups.values():
-            _check_alike(group, tuple(_Facts.__dataclass_fields__))
-    _check_alike(facts, ("crs", "resolution", "nodata", "dtype", "bands") if grid else ("dtype", "bands"))
+            _check_alike(group, _ON_ONE_GRID)
+    _check_alike(properties, _ON_PARTS_OF_ONE if grid else _WARPED)
     finest = (min((h.geobox for h in hs), key=lambda g: abs(g.resolution.x)) for hs in headers.values())
     return tuple(dict.fromkeys({grid_key(geobox): geobox for geobox in finest}.values()))
 
 
-def _check_alike(facts: Mapping[str, _Facts], fields: Sequence[str]) -> None:
-    key = {scene: tuple(getattr(f, name) for name in fields) for scene, f in facts.items()}
+def _check_alike(properties: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> None:
+    """Raise a GridError that says what differs in the scenes that are not as most are."""
+    key = {scene: tuple(mine[name] for name in names) for scene, mine in properties.items()}
     usual = Counter(key.values()).most_common(1)[0][0]
     odd = [scene for scene in key if key[scene] != usual]
-    if odd:
-        raise GridError(_difference(odd, key, usual, fields, len(key)), scenes=tuple(odd))
-
-
-def _difference(odd: list[str], key: Mapping[str, Any], usual: Any, fields: Sequence[str], total: int) -> str:
+    if not odd:
+        return
     lines = []
     for scene in odd[:_SHOWN]:
-        unlike = [f"{n} {k} instead of {u}" for n, k, u in zip(fields, key[scene], usual, strict=True) if k != u]
+        unlike = [f"{n} {k} instead of {u}" for n, k, u in zip(names, key[scene], usual, strict=True) if k != u]
         lines.append(f"  {scene}: {', '.join(unlike)}")
     if len(odd) > _SHOWN:
         lines.append(f"  and {len(odd) - _SHOWN} more")
     cure = "leave them out, or name a target grid with geobox=, or crs= and resolution=, to have them warped to it"
     if all("dtype" in line or "bands" in line for line in lines):
         cure = "leave them out, or choose bands= that all scenes have in the same dtype"
-    return f"{len(odd)} of {total} scenes differ from the others:\n" + "\n".join(lines) + f"\n{cure}"
+    message = f"{len(odd)} of {len(key)} scenes differ from the others:\n" + "\n".join(lines) + f"\n{cure}"
+    raise GridError(message, scenes=tuple(odd))
 
 
 def target_geobox(

@@ -1,13 +1,12 @@
 """Which part of each file a window takes, where it goes, and what it costs. No pixels are read here.
 
-A window on another grid lies askew over the files' tiles. Read whole, it holds all its observations at once, and
-takes more memory
-the larger it is. Cut along the tiles, it is read a few tiles at a time, each decoded once.
+A window on another grid lies askew over the files' tiles. Read whole, it holds all its observations at once, and takes
+more memory the larger it is. Cut along the tiles, it is read a few tiles at a time, each decoded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,37 +17,37 @@ from odc.geo.geobox import GeoBox
 from s2composite.errors import ReadError
 from s2composite.geotiff.header import Header
 from s2composite.reading.grid import Window, level_geobox
-from s2composite.reading.headers import fulfilled, is_promised
-from s2composite.reading.sources import Source, nodata_of_file
+from s2composite.reading.headers import is_lazy, read_lazy
+from s2composite.reading.sources import FileSource, nodata_of_file
 from s2composite.reading.tiles import TileRequest, cost_of
 from s2composite.reading.warp import nearest_pixels, pixel_ratio, source_pixels
 
 __all__ = [
-    "Patch",
     "Piece",
     "ReadCost",
-    "Share",
-    "Target",
+    "ReadGrid",
+    "Subwindow",
+    "TileSelection",
     "cost_of_window",
     "in_turn",
-    "largest_patch",
+    "largest_selection",
     "opened_sources",
-    "patches_of",
     "requests_of",
-    "share_of",
     "subgrid",
+    "subwindow_of",
+    "tile_selections",
     "touched",
 ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Share:
+class Subwindow:
     """A source, and the part of the window that it covers."""
 
     scene: int  # position of the scene
     # turn among the files of a scene that may cover the same pixels; those of turn 0 are the first to write
     member: int
-    source: Source  # the file
+    source: FileSource  # the file
     window: Window  # what is decoded, in pixels of the source's level; in pixels of the geobox where GDAL warps
     place: Window  # where it goes, in pixels of the window
     # the part of the decoded pixels, each repeated, that is wanted; None: they are not repeated
@@ -98,7 +97,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ReadGrid:
     """The grid that is read onto."""
 
     # pixel grid from which the stack's was cut: transforms of parts differ in their last digits, which rounding can
@@ -128,75 +127,77 @@ class ReadCost:
     gdal: int  # files that GDAL reads, of which neither requests nor bytes are known
 
 
-def cost_of_window(sources: Sequence[tuple[int, Source]], target: Target, window: Window) -> ReadCost:
+def cost_of_window(sources: Sequence[tuple[int, FileSource]], target: ReadGrid, window: Window) -> ReadCost:
     """Return what reading a window of files takes; see `begin`."""
-    shares = [share for t, source in sources if (share := share_of(t, source, window, target)) is not None]
-    known = [share for share in shares if share.source.engine == "tiles" and not is_promised(share.source.header)]
-    zeros = [np.broadcast_to(share.source.header.dtype.type(0), share.shape) for share in known]
+    subwindows = [sub for t, source in sources if (sub := subwindow_of(t, source, window, target)) is not None]
+    known = [sub for sub in subwindows if sub.source.engine == "tiles" and not is_lazy(sub.source.header)]
+    zeros = [np.broadcast_to(sub.source.header.dtype.type(0), sub.shape) for sub in known]
     costs = [
         cost_of(request)
-        for share, out in zip(known, zeros, strict=True)
-        for request in requests_of(share, out, out[:1] if share.masked else None)
+        for sub, out in zip(known, zeros, strict=True)
+        for request in requests_of(sub, out, out[:1] if sub.masked else None)
     ]
     return ReadCost(
-        tuple(sorted({share.scene for share in shares})),
+        tuple(sorted({sub.scene for sub in subwindows})),
         sum(requests for requests, _ in costs),
         sum(size for _, size in costs),
-        sum(int(np.prod(share.shape)) * share.source.header.dtype.itemsize for share in shares),
-        len(shares) - len(known),
+        sum(int(np.prod(sub.shape)) * sub.source.header.dtype.itemsize for sub in subwindows),
+        len(subwindows) - len(known),
     )
 
 
 def opened_sources(
-    sources: Sequence[tuple[int, Source]],
-) -> tuple[list[tuple[int, Source]], tuple[tuple[int, ReadError], ...]]:
-    """Open the files that were not opened yet, and return the sources that can be read."""
-    real = fulfilled([source.header for _, source in sources if is_promised(source.header)])
-    found: list[tuple[int, Source]] = []
+    sources: Sequence[tuple[int, FileSource]],
+) -> tuple[list[tuple[int, FileSource]], tuple[tuple[int, ReadError], ...]]:
+    """Open the files that were not opened yet; return the sources that can be read, and why the others cannot."""
+    headers = read_lazy([source.header for _, source in sources if is_lazy(source.header)])
+    readable: list[tuple[int, FileSource]] = []
     lost: list[tuple[int, ReadError]] = []
     for t, source in sources:
-        header = real.get(source.header.href) if is_promised(source.header) else source.header
-        if isinstance(header, Header):
-            found.append((t, source if header is source.header else _with_header(source, header)))
-        elif header is not None:
+        header = headers[source.header.href] if is_lazy(source.header) else source.header
+        if not isinstance(header, Header):
             lost.append((t, header))
-    return found, tuple(lost)
+        elif header is source.header:
+            readable.append((t, source))
+        else:
+            opened = replace(source, header=header, nodata=nodata_of_file(header, source.part))
+            if header.undecodable and source.engine != "gdal":
+                opened = replace(opened, engine="gdal", why=header.undecodable)
+            readable.append((t, opened))
+    return readable, tuple(lost)
 
 
-def _with_header(source: Source, header: Header) -> Source:
-    nodata = nodata_of_file(header, source.part)
-    if not header.undecodable or source.engine == "gdal":
-        return replace(source, header=header, nodata=nodata)
-    return replace(source, header=header, nodata=nodata, engine="gdal", why=header.undecodable)
-
-
-def in_turn(shares: Sequence[Share]) -> tuple[Share, ...]:
+def in_turn(subwindows: Sequence[Subwindow]) -> tuple[Subwindow, ...]:
     """Count the members of each scene that touch the window."""
     turns: dict[int, dict[int, int]] = {}
-    for share in shares:
-        members = turns.setdefault(share.scene, {})
-        members.setdefault(share.source.member, len(members))
-    return tuple(replace(share, member=turns[share.scene][share.source.member]) for share in shares)
+    for sub in subwindows:
+        members = turns.setdefault(sub.scene, {})
+        members.setdefault(sub.source.member, len(members))
+    return tuple(replace(sub, member=turns[sub.scene][sub.source.member]) for sub in subwindows)
 
 
-def share_of(t: int, source: Source, window: Window, target: Target) -> Share | None:
+def subwindow_of(t: int, source: FileSource, window: Window, target: ReadGrid) -> Subwindow | None:
     """Return what a source gives to a window, None if they do not touch."""
     met = touched(source, window)
     if met is None:
         return None
-    there, at = met
+    part, place = met
     if source.offset is None:
-        return _warped(t, source, there, at, target)
-    y, x = (slice(s.start + o, s.stop + o) for s, o in zip(there, source.offset, strict=True))
+        if source.resampling != "nearest":  # interpolated by GDAL
+            return Subwindow(t, 0, source, part, place)
+        shape = source.header.levels[source.level].shape
+        picked = nearest_pixels(level_geobox(source.header.geobox, shape), target.grid(part))
+        return None if picked is None else Subwindow(t, 0, source, picked[0], place, index=picked[1])
+    y, x = (slice(s.start + o, s.stop + o) for s, o in zip(part, source.offset, strict=True))
     if source.factor == 1:
-        return Share(t, 0, source, (y, x), at)
+        return Subwindow(t, 0, source, (y, x), place)
     f = source.factor
     coarse = tuple(slice(s.start // f, -(-s.stop // f)) for s in (y, x))
     inner = tuple(slice(s.start - c.start * f, s.stop - c.start * f) for s, c in zip((y, x), coarse, strict=True))
-    return Share(t, 0, source, (coarse[0], coarse[1]), at, (inner[0], inner[1]))
+    return Subwindow(t, 0, source, (coarse[0], coarse[1]), place, (inner[0], inner[1]))
 
 
-def touched(source: Source, window: Window) -> tuple[Window, Window] | None:
+def touched(source: FileSource, window: Window) -> tuple[Window, Window] | None:
     """Return the part of a window that a source may reach, in pixels of the target and of the window; None: no part."""
     spans, place = [], []
     for s, (first, last) in zip(window, (source.extent[:2], source.extent[2:]), strict=True):
@@ -208,19 +209,10 @@ def touched(source: Source, window: Window) -> tuple[Window, Window] | None:
     return (spans[0], spans[1]), (place[0], place[1])
 
 
-def _warped(t: int, source: Source, there: Window, place: Window, target: Target) -> Share | None:
-    """Return the share of a file on another grid: pixels picked from it, or interpolated by GDAL."""
-    if source.resampling != "nearest":
-        return Share(t, 0, source, there, place)
-    shape = source.header.levels[source.level].shape
-    found = nearest_pixels(level_geobox(source.header.geobox, shape), target.grid(there))
-    return None if found is None else Share(t, 0, source, found[0], place, index=found[1])
-
-
-def requests_of(share: Share, out: NDArray[Any], mask: NDArray[Any] | None) -> list[TileRequest]:
-    """Return the tiles of a share, to be decoded into `out`, and those of its file's mask, if that is wanted."""
-    header, level, window = share.source.header, share.source.level, share.window
-    pixels = TileRequest(header, level, window, share.bands, out)
+def requests_of(sub: Subwindow, out: NDArray[Any], mask: NDArray[Any] | None) -> list[TileRequest]:
+    """Return the tiles to decode into `out`, and those of the file's mask into `mask`, if that is wanted."""
+    header, level, window = sub.source.header, sub.source.level, sub.window
+    pixels = TileRequest(header, level, window, sub.bands, out)
     if mask is None:
         return [pixels]
     assert header.mask is not None
@@ -233,14 +225,14 @@ def subgrid(geobox: GeoBox, window: Window) -> GeoBox:
     return geobox.translate_pix(x.start, y.start).crop((y.stop - y.start, x.stop - x.start))
 
 
-_SIDE = 512  # pixels that the tiles of a patch have at least along each side: small tiles are put together
+_SIDE = 512  # pixels that the tiles of a selection have at least along each side: small tiles are put together
 
 _MARGIN = 1.1  # how much more pixels of the target may lie in a tile than the ratio of their sizes says
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Patch:
-    """Some pixels of a window."""
+class TileSelection:
+    """Some pixels of a window: those that the same tiles of all files give."""
 
     window: Window  # the window, (y, x) slices of the target
     pixels: NDArray[np.int32]  # (n,): which they are, in the flattened window
@@ -248,43 +240,52 @@ class Patch:
     tiles: Window | None
     index: NDArray[np.int32]  # (1, n): which of those, flattened, each takes; empty where they lie outside
 
-    def share(self, t: int, source: Source) -> Share | None:
+    def subwindow(self, t: int, source: FileSource) -> Subwindow | None:
         """Return what a source of scene `t` gives to it, None if nothing."""
         if self.tiles is None:
             return None
-        return Share(t, 0, source, self.tiles, (slice(0, 1), slice(0, len(self.pixels))), index=self.index)
+        return Subwindow(t, 0, source, self.tiles, (slice(0, 1), slice(0, len(self.pixels))), index=self.index)
 
 
-Piece: TypeAlias = Window | Patch  # what is read at once: a rectangle, or pixels that the same tiles give
+Piece: TypeAlias = Window | TileSelection  # what is read at once: a rectangle, or pixels that the same tiles give
 
 
-def patches_of(sources: Sequence[Source], target: Target, window: Window) -> tuple[Patch, ...]:
-    """Cut a window along the tiles of its files; empty where the files do not have the same tiles."""
+def tile_selections(sources: Sequence[FileSource], target: ReadGrid, window: Window) -> tuple[TileSelection, ...]:
+    """Cut a window along the tiles of its files, all opened; empty where the files do not have the same tiles."""
     cells = _cells(sources)
     if cells is None:
         return ()
     shape = tuple(s.stop - s.start for s in window)
-    found = touched(sources[0], window)
+    # by cell: pixels of the window, and which of the cell's pixels each takes
     parts: dict[int, list[tuple[NDArray[np.int32], NDArray[np.int32]]]] = {}
     taken = np.zeros(shape, bool)
-    if found is not None:
-        there, (down, right) = found
-        for rows, row, column, inside in source_pixels(cells.grid, target.grid(there)):
+    if (met := touched(sources[0], window)) is not None:
+        part, (down, right) = met
+        for rows, row, column, inside in source_pixels(cells.grid, target.grid(part)):
             inner = (slice(down.start + rows.start, down.start + rows.stop), right)
             taken[inner] = inside
-            here = np.flatnonzero(taken[inner[0]]) + inner[0].start * shape[1]
-            if here.size:
-                cells.sort(here.astype(np.int32), row[inside], column[inside], parts)
-    patches = [_patch(window, cells.window(cell), *parts.pop(cell)) for cell in sorted(parts)]
+            pixels = np.flatnonzero(taken[inner[0]]) + inner[0].start * shape[1]
+            if pixels.size:
+                cells.sort(pixels.astype(np.int32), row[inside], column[inside], parts)
+    selections = []
+    for cell in sorted(parts):
+        y, x = cells.window(cell)
+        pixels, index = (np.concatenate(arrays) for arrays in zip(*parts.pop(cell), strict=True))
+        # no more of the cell than they need
+        row, column = np.divmod(index, x.stop - x.start)
+        (top, bottom), (left, end) = ((int(a.min()), int(a.max()) + 1) for a in (row, column))
+        tiles = slice(y.start + top, y.start + bottom), slice(x.start + left, x.start + end)
+        index = ((row - top) * (end - left) + (column - left))[None]
+        selections.append(TileSelection(window, pixels, tiles, index))
     outside = np.flatnonzero(~taken).astype(np.int32)
-    return (*patches, *(Patch(window, some, None, _NONE) for some in _in_turn(outside, cells.size)))
+    for start in range(0, len(outside), cells.size):
+        none = np.empty((1, 0), np.int32)
+        selections.append(TileSelection(window, outside[start : start + cells.size], None, none))
+    return tuple(selections)
 
 
-_NONE = np.empty((1, 0), np.int32)
-
-
-def largest_patch(sources: Sequence[Source], target: GeoBox) -> int | None:
-    """Return how many pixels a patch has at most, None where windows cannot be cut into patches; nothing is opened."""
+def largest_selection(sources: Sequence[FileSource], target: GeoBox) -> int | None:
+    """Return how many pixels a selection has at most, None where windows cannot be cut so; nothing is opened."""
     cells = _cells(sources)
     if cells is None:
         return None
@@ -332,7 +333,7 @@ class _Cells:
             parts.setdefault(number, []).append((pixels[some], index))
 
 
-def _cells(sources: Sequence[Source]) -> _Cells | None:
+def _cells(sources: Sequence[FileSource]) -> _Cells | None:
     """Return the cells that files have in common, None where there is no such thing."""
     if not sources or any(source.offset is not None or source.engine != "tiles" for source in sources):
         return None
@@ -344,16 +345,3 @@ def _cells(sources: Sequence[Source]) -> _Cells | None:
             return None
     height, width = (min(-(-_SIDE // block) * block, n) for block, n in zip(level.block, level.shape, strict=True))
     return _Cells(level_geobox(first.header.geobox, level.shape), (height, width))
-
-
-def _patch(window: Window, cell: Window, *some: tuple[NDArray[np.int32], NDArray[np.int32]]) -> Patch:
-    """Put the parts of a patch together, and take no more of its cell than it needs."""
-    pixels, index = (np.concatenate(arrays) for arrays in zip(*some, strict=True))
-    row, column = np.divmod(index, cell[1].stop - cell[1].start)
-    (top, bottom), (left, right) = ((int(a.min()), int(a.max()) + 1) for a in (row, column))
-    tiles = slice(cell[0].start + top, cell[0].start + bottom), slice(cell[1].start + left, cell[1].start + right)
-    return Patch(window, pixels, tiles, ((row - top) * (right - left) + (column - left))[None])
-
-
-def _in_turn(pixels: NDArray[np.int32], most: int) -> Iterator[NDArray[np.int32]]:
-    return (pixels[start : start + most] for start in range(0, len(pixels), most))

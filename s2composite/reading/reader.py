@@ -18,13 +18,33 @@ from numpy.typing import NDArray
 from s2composite.errors import ReadError
 from s2composite.reading.bands import convert
 from s2composite.reading.grid import Window
-from s2composite.reading.plan import Patch, Piece, Share, Target, in_turn, opened_sources, requests_of, share_of
-from s2composite.reading.sources import Source
-from s2composite.reading.tiles import Begun, TileRequest, TileResult, begin_window
+from s2composite.reading.plan import (
+    Piece,
+    ReadGrid,
+    Subwindow,
+    TileSelection,
+    in_turn,
+    opened_sources,
+    requests_of,
+    subwindow_of,
+)
+from s2composite.reading.sources import FileSource
+from s2composite.reading.tiles import PendingTiles, TileRequest, TileResult, begin_window
 from s2composite.reading.warp import read_level, read_warped, warped_coverage
 from s2composite.storage.files import is_remote
 
-__all__ = ["FAILED", "OUTSIDE", "READ", "Failure", "Observations", "Pending", "ReadTally", "begin", "borrow", "held"]
+__all__ = [
+    "FAILED",
+    "OUTSIDE",
+    "READ",
+    "Failure",
+    "Observations",
+    "PendingRead",
+    "ReadTally",
+    "begin",
+    "borrow",
+    "held",
+]
 
 _IDLE_SECONDS = 2.0  # how long memory that nobody uses is kept
 
@@ -36,38 +56,33 @@ _BACK: list[threading.Timer] = []  # the timer that gives the memory back, if on
 @contextmanager
 def borrow(size: int, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
     """Lend a flat uninitialised array of `size` values; it must not be used after the block."""
-    memory = _take(size * dtype.itemsize)
+    nbytes = size * dtype.itemsize
+    memory = None
+    with _LOCK:
+        _cancel()
+        fits = [i for i, kept in enumerate(_FREE) if kept.nbytes >= nbytes]
+        if fits:
+            memory = _FREE.pop(min(fits, key=lambda i: _FREE[i].nbytes))
+        elif _FREE:
+            _FREE.pop()  # too small for windows of now: let it go instead of keeping both
+    if memory is None:
+        memory = np.empty(nbytes, np.uint8)
     try:
-        yield memory[: size * dtype.itemsize].view(dtype)
+        yield memory[:nbytes].view(dtype)
     finally:
-        _give(memory)
+        with _LOCK:
+            _FREE.append(memory)
+            _cancel()
+            timer = threading.Timer(_IDLE_SECONDS, _release)
+            timer.daemon = True
+            timer.start()
+            _BACK.append(timer)
 
 
 def held() -> int:
     """Return the bytes that are kept at the moment and used by nobody."""
     with _LOCK:
         return sum(memory.nbytes for memory in _FREE)
-
-
-def _take(nbytes: int) -> NDArray[np.uint8]:
-    with _LOCK:
-        _cancel()
-        fits = [i for i, memory in enumerate(_FREE) if memory.nbytes >= nbytes]
-        if fits:
-            return _FREE.pop(min(fits, key=lambda i: _FREE[i].nbytes))
-        if _FREE:
-            _FREE.pop()  # too small for windows of now: let it go instead of keeping both
-    return np.empty(nbytes, np.uint8)
-
-
-def _give(memory: NDArray[np.uint8]) -> None:
-    with _LOCK:
-        _FREE.append(memory)
-        _cancel()
-        timer = threading.Timer(_IDLE_SECONDS, _release)
-        timer.daemon = True
-        timer.start()
-        _BACK.append(timer)
 
 
 def _cancel() -> None:
@@ -129,46 +144,46 @@ class Observations:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
-    """A share, and memory for what is read of it."""
+    """What a file gives to a window, and memory for it."""
 
-    share: Share  # what is read
+    sub: Subwindow
     out: NDArray[Any]  # (band, y, x): its bands, and its alpha band after them
     # (1, y, x): the file's mask, or where GDAL warped anything to; 0 where there is nothing. (band, y, x) where GDAL
     # reads the mask of each. None: not read.
     mask: NDArray[np.uint8] | None
 
     @classmethod
-    def into(cls, share: Share, out: NDArray[Any], *, coverage: bool) -> _Reading:
-        """Return the reading of a share into `out`; `coverage` tells whether anybody asks which pixels it covers."""
-        wanted = share.masked or (coverage and share.warped)
-        masks = len(share.bands) if share.masked and share.source.engine == "gdal" else 1
-        return cls(share, out, np.empty((masks, *share.shape[1:]), np.uint8) if wanted else None)
+    def into(cls, sub: Subwindow, out: NDArray[Any], *, coverage: bool) -> _Reading:
+        """Return the reading into `out`; `coverage` tells whether anybody asks which pixels it covers."""
+        wanted = sub.masked or (coverage and sub.warped)
+        masks = len(sub.bands) if sub.masked and sub.source.engine == "gdal" else 1
+        return cls(sub, out, np.empty((masks, *sub.shape[1:]), np.uint8) if wanted else None)
 
     def requests(self) -> list[TileRequest]:
-        """Return the tiles to decode."""
-        return requests_of(self.share, self.out, self.mask)
+        """Return the tiles to decode; none for what GDAL reads."""
+        return requests_of(self.sub, self.out, self.mask) if self.sub.source.engine == "tiles" else []
 
     def valid(self) -> NDArray[np.bool_] | None:
         """Return which pixels neither mask nor alpha band leaves out: ``(1, y, x)`` or ``(band, y, x)``."""
-        bands = len(self.share.source.part.file_bands)
+        bands = len(self.sub.source.part.file_bands)
         valid = None if self.mask is None else self.mask[:bands] != 0
-        if len(self.share.bands) == bands:
+        if len(self.sub.bands) == bands:
             return valid
         opaque: NDArray[np.bool_] = self.out[-1:] != 0
         return opaque if valid is None else valid & opaque
 
-    def numbers(self, fill: float) -> NDArray[Any]:
-        """Return the bands of the stack, converted to its numbers."""
-        source = self.share.source
+    def convert(self, fill: float) -> NDArray[Any]:
+        """Return the bands of the stack, converted to its numbers in place."""
+        source = self.sub.source
         numbers = self.out[: len(source.part.file_bands)]
-        if self.share.warped:
+        if self.sub.warped:
             convert(numbers, source.conversion, _warp_fill(source, fill), fill)
         else:
             convert(numbers, source.conversion, source.nodata, fill, self.valid())
         return numbers
 
 
-def _warp_fill(source: Source, fill: float) -> float:
+def _warp_fill(source: FileSource, fill: float) -> float:
     """Return what GDAL writes where it warps nothing to: the stack's fill value, if the file's type can hold it."""
     dtype = source.header.dtype
     if dtype.kind == "f" or (np.isfinite(fill) and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max):
@@ -176,194 +191,195 @@ def _warp_fill(source: Source, fill: float) -> float:
     return 0.0 if source.nodata is None else source.nodata
 
 
-_Outcome = tuple[Share, TileResult]  # A share and what became of it; what GDAL asked for counts as nothing asked for
+_Outcome = tuple[Subwindow, TileResult]  # what GDAL asked for counts as nothing asked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pending:
+class PendingRead:
     """A window whose bytes are on their way."""
 
-    window: Window  # that of a patch, if it is one
-    target: Target
+    window: Window  # that of a tile selection, if it is one
+    target: ReadGrid
     # (t, b, y, x); written by `finish`, not before: one memory serves a window while the next is fetched
     pixels: NDArray[Any]
     opened: NDArray[np.bool_]  # (t,): whether the scene has any file
-    shares: tuple[Share, ...]  # what is read, in order of scenes
+    subwindows: tuple[Subwindow, ...]  # in order of scenes
     direct: tuple[_Reading, ...]  # those that are decoded where they go
+    tiles: PendingTiles  # of these
     lost: tuple[tuple[int, ReadError], ...]  # scenes of which a file cannot be opened
-    begun: Begun  # the tiles that are decoded where they go
     coverage: NDArray[np.uint16] | None  # (t, y, x): how many bands a pixel has; None: nobody asks
 
     def finish(self) -> Observations:
         """Decode the window. A file that fails does not stop the others: the caller decides what a failure means."""
+        fill = self.target.fill
         status = np.where(self.opened, np.uint8(OUTSIDE), np.uint8(FAILED)).astype(np.uint8)
-        self._fill(status)
-        outcomes = list(self._direct())
-        outcomes += self._aside([share for share in self.shares if not share.direct])
-        errors = dict(self.lost) | {share.scene: result.error for share, result in outcomes if result.error is not None}
+        filled = np.zeros(len(status), np.int64)
+        for sub in self.subwindows:
+            status[sub.scene] = READ
+            if sub.member == 0:
+                filled[sub.scene] += self._out(sub).size
+        # scenes that no file covers entirely
+        self.pixels[filled < self.pixels[0].size] = fill
+        outcomes = _read(self.direct, self.tiles, self.target)
+        for reading in self.direct:
+            reading.convert(fill)
+            self._cover(reading)
+        outcomes += self._decode_beside([sub for sub in self.subwindows if not sub.direct])
+        errors = dict(self.lost) | {sub.scene: result.error for sub, result in outcomes if result.error is not None}
         for failed in errors:
             status[failed] = FAILED
-            self.pixels[failed] = self.target.fill
+            self.pixels[failed] = fill
         covered = None if self.coverage is None else self.coverage == self.pixels.shape[1]
         failures = tuple(Failure(t, self.window, errors[t]) for t in sorted(errors))
-        return Observations(self.pixels, covered, status, failures, _tally(outcomes))
+        results = [result for _, result in outcomes]
+        seconds = {"tiles": 0.0, "gdal": 0.0}
+        for sub, result in outcomes:
+            seconds[sub.source.engine] += result.seconds
+        sums = (sum(r.requests for r in results), sum(r.bytes for r in results), sum(r.retries for r in results))
+        return Observations(self.pixels, covered, status, failures, ReadTally(*sums, seconds["tiles"], seconds["gdal"]))
 
     def close(self) -> None:
         """Give the window up."""
-        self.begun.close()
+        self.tiles.close()
 
-    def _fill(self, status: NDArray[np.uint8]) -> None:
-        """Fill scenes that no file covers entirely, and say which are covered at all."""
-        covered = np.zeros(len(status), np.int64)
-        for share in self.shares:
-            status[share.scene] = READ
-            if share.member == 0:
-                covered[share.scene] += self._out(share).size
-        for t in np.flatnonzero(covered < self.pixels[0].size):
-            self.pixels[t] = self.target.fill
+    def _out(self, sub: Subwindow) -> NDArray[Any]:
+        return self.pixels[(sub.scene, sub.rows(), *sub.place)]
 
-    def _out(self, share: Share) -> NDArray[Any]:
-        """Return where a share's pixels go."""
-        return self.pixels[(share.scene, share.rows(), *share.place)]
-
-    def _direct(self) -> Iterator[_Outcome]:
-        tiles, others = _by_engine(self.direct)
-        yield from _outcomes(tiles, self.begun.finish())
-        yield from _read_gdal(others, self.target)
-        for reading in self.direct:
-            reading.numbers(self.target.fill)
-            self._cover(reading)
-
-    def _aside(self, shares: Sequence[Share]) -> Iterator[_Outcome]:
+    def _decode_beside(self, subwindows: Sequence[Subwindow]) -> list[_Outcome]:
         """Decode files beside the window, and put them into it: some at a time, the bytes of the next on their way."""
-        asked: deque[_Batch] = deque()
+        outcomes: list[_Outcome] = []
+        pending: deque[tuple[list[_Reading], PendingTiles]] = deque()
+        coverage, dtype = self.coverage is not None, self.pixels.dtype
         try:
-            for batch in _batches(shares, self.pixels.dtype):
-                asked.append(_Batch.ask(batch, self.pixels.dtype, coverage=self.coverage is not None))
-                if len(asked) > 1:
-                    yield from self._put_batch(asked.popleft())
-            while asked:
-                yield from self._put_batch(asked.popleft())
+            for batch in _batches(subwindows, dtype):
+                readings = [_Reading.into(sub, sub.memory(dtype), coverage=coverage) for sub in batch]
+                pending.append((readings, _begin_tiles(readings)))
+                if len(pending) > 1:
+                    outcomes += self._put_batch(*pending.popleft())
+            while pending:
+                outcomes += self._put_batch(*pending.popleft())
         finally:
-            for given_up in asked:
-                given_up.begun.close()
+            for _, tiles in pending:
+                tiles.close()
+        return outcomes
 
-    def _put_batch(self, asked: _Batch) -> list[_Outcome]:
+    def _put_batch(self, readings: Sequence[_Reading], tiles: PendingTiles) -> list[_Outcome]:
         fill = self.target.fill
-        tiles, others = _by_engine(asked.readings)
-        outcomes = list(_outcomes(tiles, asked.begun.finish()))
-        outcomes += _read_gdal(others, self.target)
-        raw = {id(reading.share): reading.numbers(fill) for reading in asked.readings}
-        for unit in _units([reading.share for reading in asked.readings]):
+        outcomes = _read(readings, tiles, self.target)
+        raw = {id(reading.sub): reading.convert(fill) for reading in readings}
+        for unit in _units([reading.sub for reading in readings]):
             first = unit[0]
             if first.member == 0:
-                for share in unit:
-                    _put(raw[id(share)], share, self._out(share), fill)
+                for sub in unit:
+                    _put(raw[id(sub)], sub, self._out(sub), fill)
             else:
                 layer = np.full(self.pixels.shape[1:], fill, self.pixels.dtype)
-                for share in unit:
-                    _put(raw[id(share)], share, layer[(share.rows(), *share.place)], fill)
-                _fuse(self.pixels[first.scene], layer, fill)
-        for reading in asked.readings:
+                for sub in unit:
+                    _put(raw[id(sub)], sub, layer[(sub.rows(), *sub.place)], fill)
+                # a later member's observations where there is none yet, or one that lacks a band it has
+                pixels = self.pixels[first.scene]
+                missing, lacking = _is(pixels, fill), _is(layer, fill)
+                np.copyto(pixels, layer, where=missing.all(0) | (missing.any(0) & ~lacking.any(0)))
+        for reading in readings:
             self._cover(reading)
         return outcomes
 
     def _cover(self, reading: _Reading) -> None:
         """Count the bands that a file gives to each pixel; of several members, those of the first."""
-        share = reading.share
-        if self.coverage is None or share.member:
+        sub = reading.sub
+        if self.coverage is None or sub.member:
             return
         valid = reading.valid()
-        bands = np.ones(share.shape[1:], np.uint16)
+        bands = np.ones(sub.shape[1:], np.uint16)
         if valid is not None:
             bands[~valid.all(0)] = 0
-        out = self.coverage[(share.scene, *share.place)]
+        out = self.coverage[(sub.scene, *sub.place)]
         given = np.empty_like(out)
-        _put(bands[None], share, given[None], 0)
-        out += given * np.uint16(len(share.source.part.file_bands))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Files that are decoded beside a window together, their bytes on their way."""
-
-    readings: Sequence[_Reading]  # what is read
-    begun: Begun  # the tiles among it
-
-    @classmethod
-    def ask(cls, shares: Sequence[Share], dtype: np.dtype[Any], *, coverage: bool) -> _Batch:
-        """Ask for the bytes of a batch."""
-        readings = [_Reading.into(share, share.memory(dtype), coverage=coverage) for share in shares]
-        return cls(readings, _begun(readings))
-
-
-def _begun(readings: Sequence[_Reading]) -> Begun:
-    """Ask for the tiles among some readings."""
-    return begin_window([request for reading in _by_engine(readings)[0] for request in reading.requests()])
-
-
-def _outcomes(readings: Sequence[_Reading], results: Sequence[TileResult]) -> Iterator[_Outcome]:
-    """Yield what became of readings of tiles: a file whose mask cannot be read has failed."""
-    rest = iter(results)
-    for reading in readings:
-        mine = list(islice(rest, len(reading.requests())))
-        error = next((result.error for result in mine if result.error is not None), None)
-        sums = (sum(r.retries for r in mine), sum(r.requests for r in mine), sum(r.bytes for r in mine))
-        yield reading.share, TileResult(error, *sums, sum(r.seconds for r in mine))
-
-
-def _tally(outcomes: Sequence[_Outcome]) -> ReadTally:
-    results = [result for _, result in outcomes]
-    seconds = {"tiles": 0.0, "gdal": 0.0}
-    for share, result in outcomes:
-        seconds[share.source.engine] += result.seconds
-    asked = (sum(r.requests for r in results), sum(r.bytes for r in results), sum(r.retries for r in results))
-    return ReadTally(*asked, seconds["tiles"], seconds["gdal"])
+        _put(bands[None], sub, given[None], 0)
+        out += given * np.uint16(len(sub.source.part.file_bands))
 
 
 def begin(
-    sources: Sequence[tuple[int, Source]],
+    sources: Sequence[tuple[int, FileSource]],
     opened: NDArray[np.bool_],
-    target: Target,
+    target: ReadGrid,
     piece: Piece,
     pixels: NDArray[Any],
     *,
     coverage: bool,
-) -> Pending:
-    """Ask for the bytes of a window of all scenes."""
-    found, lost = opened_sources(sources)
-    parts = (piece.share(*f) if isinstance(piece, Patch) else share_of(*f, piece, target) for f in found)
-    shares = in_turn([share for share in parts if share is not None])
-    direct = [
-        _Reading.into(share, pixels[(share.scene, share.rows(), *share.place)], coverage=coverage)
-        for share in shares
-        if share.direct
-    ]
+) -> PendingRead:
+    """Ask for the bytes of a window of all scenes.
+
+    `sources` are the files that may touch the window, each with the position of its scene, in order of scenes and
+    members; `pixels` is ``(t, b, y, x)``, uninitialised; `coverage` tells whether it matters which pixels files cover.
+    """
+    readable, lost = opened_sources(sources)
+    parts = (
+        piece.subwindow(*one) if isinstance(piece, TileSelection) else subwindow_of(*one, piece, target)
+        for one in readable
+    )
+    subwindows = in_turn([sub for sub in parts if sub is not None])
+    direct = tuple(
+        _Reading.into(sub, pixels[(sub.scene, sub.rows(), *sub.place)], coverage=coverage)
+        for sub in subwindows
+        if sub.direct
+    )
     counts = np.zeros((len(pixels), *pixels.shape[2:]), np.uint16) if coverage else None
-    window = piece.window if isinstance(piece, Patch) else piece
-    return Pending(window, target, pixels, opened, shares, tuple(direct), lost, _begun(direct), counts)
+    window = piece.window if isinstance(piece, TileSelection) else piece
+    return PendingRead(window, target, pixels, opened, subwindows, direct, _begin_tiles(direct), lost, counts)
 
 
-def _by_engine(readings: Sequence[_Reading]) -> tuple[list[_Reading], list[_Reading]]:
-    tiles = [reading for reading in readings if reading.share.source.engine == "tiles"]
-    return tiles, [reading for reading in readings if reading.share.source.engine != "tiles"]
+def _begin_tiles(readings: Sequence[_Reading]) -> PendingTiles:
+    return begin_window([request for reading in readings for request in reading.requests()])
 
 
-def _units(shares: Sequence[Share]) -> list[list[Share]]:
-    """Group shares by scene and member, those that write first before those that fill what is left."""
-    units: dict[tuple[int, int], list[Share]] = {}
-    for share in shares:
-        units.setdefault((share.member, share.scene), []).append(share)
+def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -> list[_Outcome]:
+    """Decode the tiles of readings as they arrive, then read the others through GDAL."""
+    outcomes: list[_Outcome] = []
+    results = iter(tiles.finish())
+    for reading in readings:
+        if reading.sub.source.engine == "tiles":
+            mine = list(islice(results, len(reading.requests())))
+            # a file whose mask cannot be read has failed
+            error = next((result.error for result in mine if result.error is not None), None)
+            sums = (sum(r.retries for r in mine), sum(r.requests for r in mine), sum(r.bytes for r in mine))
+            outcomes.append((reading.sub, TileResult(error, *sums, sum(r.seconds for r in mine))))
+    others = [reading for reading in readings if reading.sub.source.engine == "gdal"]
+
+    def read(reading: _Reading) -> tuple[int, ReadError | None]:
+        try:
+            return _read_gdal(reading, target), None
+        except ReadError as error:
+            return 0, error
+
+    begun = perf_counter()
+    if any(is_remote(reading.sub.source.header.href) for reading in others):
+        with ThreadPoolExecutor(_REMOTE_READS) as pool:
+            retries = list(pool.map(read, others))
+    else:
+        retries = [read(reading) for reading in others]
+    # they share the time in which several of them are read
+    each = (perf_counter() - begun) / max(len(others), 1)
+    return outcomes + [
+        (reading.sub, TileResult(error, n, 0, 0, each)) for reading, (n, error) in zip(others, retries, strict=True)
+    ]
+
+
+def _units(subwindows: Sequence[Subwindow]) -> list[list[Subwindow]]:
+    """Group by scene and member, those that write first before those that fill what is left."""
+    units: dict[tuple[int, int], list[Subwindow]] = {}
+    for sub in subwindows:
+        units.setdefault((sub.member, sub.scene), []).append(sub)
     return [units[key] for key in sorted(units)]
 
 
-def _batches(shares: Sequence[Share], dtype: np.dtype[Any]) -> Iterator[list[Share]]:
-    """Yield shares, units together, as many at once as there is memory for."""
-    limit = _REMOTE_ASIDE if any(is_remote(share.source.header.href) for share in shares) else _ASIDE
-    batch: list[Share] = []
+def _batches(subwindows: Sequence[Subwindow], dtype: np.dtype[Any]) -> Iterator[list[Subwindow]]:
+    """Yield units together, as many at once as there is memory for."""
+    limit = _REMOTE_ASIDE if any(is_remote(sub.source.header.href) for sub in subwindows) else _ASIDE
+    batch: list[Subwindow] = []
     size = 0
-    for unit in _units(shares):
-        more = sum(int(np.prod(share.shape)) * dtype.itemsize for share in unit)
+    for unit in _units(subwindows):
+        more = sum(int(np.prod(sub.shape)) * dtype.itemsize for sub in unit)
         if batch and size + more > limit:
             yield batch
             batch, size = [], 0
@@ -373,77 +389,49 @@ def _batches(shares: Sequence[Share], dtype: np.dtype[Any]) -> Iterator[list[Sha
         yield batch
 
 
-def _put(raw: NDArray[Any], share: Share, out: NDArray[Any], fill: float) -> None:
+def _put(raw: NDArray[Any], sub: Subwindow, out: NDArray[Any], fill: float) -> None:
     """Put decoded pixels where they go: repeated, picked, or as they are."""
-    if share.index is not None:
+    if sub.index is not None:
         bands = len(raw)
-        if bands > 1 and share.source.header.interleave == "pixel":
+        if bands > 1 and sub.source.header.interleave == "pixel":
             flat = np.moveaxis(raw, 0, 2).reshape(-1, bands)
-            out[...] = np.moveaxis(flat[share.index], 2, 0)
+            out[...] = np.moveaxis(flat[sub.index], 2, 0)
         else:
             for band, target in zip(raw, out, strict=True):
-                np.take(band.reshape(-1), share.index, out=target, mode="clip")
-        outside = share.index < 0
+                np.take(band.reshape(-1), sub.index, out=target, mode="clip")
+        outside = sub.index < 0
         if outside.any():
             out[:, outside] = fill
-    elif share.inner is not None:
-        f = share.source.factor
-        out[...] = raw.repeat(f, axis=1).repeat(f, axis=2)[(slice(None), *share.inner)]
+    elif sub.inner is not None:
+        f = sub.source.factor
+        out[...] = raw.repeat(f, axis=1).repeat(f, axis=2)[(slice(None), *sub.inner)]
     else:
         out[...] = raw
 
 
-def _fuse(pixels: NDArray[Any], layer: NDArray[Any], fill: float) -> None:
-    """Take a later member's observations where there is none yet, or one that lacks a band it has."""
-    missing, lacking = _is(pixels, fill), _is(layer, fill)
-    better = missing.all(0) | (missing.any(0) & ~lacking.any(0))
-    np.copyto(pixels, layer, where=better)
-
-
 def _is(numbers: NDArray[Any], fill: float) -> NDArray[np.bool_]:
     """Return where numbers are the fill value, which may be NaN."""
-    found: NDArray[np.bool_] = np.isnan(numbers) if np.isnan(fill) else numbers == fill
-    return found
+    same: NDArray[np.bool_] = np.isnan(numbers) if np.isnan(fill) else numbers == fill
+    return same
 
 
-def _read_gdal(readings: Sequence[_Reading], target: Target) -> list[_Outcome]:
-    def read(reading: _Reading) -> tuple[int, ReadError | None]:
-        try:
-            return _read_one(reading, target), None
-        except ReadError as error:
-            return 0, error
-
-    begun = perf_counter()
-    if any(is_remote(reading.share.source.header.href) for reading in readings):
-        with ThreadPoolExecutor(_REMOTE_READS) as pool:
-            results = list(pool.map(read, readings))
-    else:
-        results = [read(reading) for reading in readings]
-    # they share the time in which several of them are read
-    each = (perf_counter() - begun) / max(len(readings), 1)
-    return [
-        (reading.share, TileResult(error, n, 0, 0, each)) for reading, (n, error) in zip(readings, results, strict=True)
-    ]
-
-
-def _read_one(reading: _Reading, target: Target) -> int:
-    """Read a share through GDAL; return the retries that were needed."""
-    share, source = reading.share, reading.share.source
+def _read_gdal(reading: _Reading, target: ReadGrid) -> int:
+    """Read what a file gives through GDAL; return the retries that were needed."""
+    sub, source = reading.sub, reading.sub.source
     header, level = source.header, source.level
-    if not share.warped:
-        return read_level(header, share.bands, level, share.window, reading.out, reading.mask)
-    window, bands = target.in_whole(share.window), source.part.file_bands
+    if not sub.warped:
+        return read_level(header, sub.bands, level, sub.window, reading.out, reading.mask)
+    window = target.in_whole(sub.window)
     by_number = not header.mask_kind and source.alpha is None
-    nodata = 0.0 if by_number and source.nodata is None else source.nodata
     fill = _warp_fill(source, target.fill)
     retries = read_warped(
         header,
-        bands,
+        source.part.file_bands,
         level,
         target.whole,
         window,
         resampling=source.resampling,
-        nodata=nodata,
+        nodata=0.0 if by_number and source.nodata is None else source.nodata,
         fill=fill,
         alpha=source.alpha is not None,
         out=reading.out,

@@ -18,8 +18,8 @@ from s2composite.geotiff.structure import GridKey, grid_key, same_geobox
 from s2composite.reading.bands import (
     AS_THEY_ARE,
     BandName,
+    BandSource,
     Conversion,
-    Part,
     alpha_of,
     band_names,
     check_bands,
@@ -37,8 +37,8 @@ from s2composite.storage.http import Sign
 
 __all__ = [
     "Extent",
+    "FileSource",
     "ReadOptions",
-    "Source",
     "assets_of",
     "check_alike",
     "check_named_bands",
@@ -94,7 +94,8 @@ class ReadOptions:
         if not isinstance(self.harmonise, (bool, Mapping)):
             raise ParameterError(f"harmonise is {self.harmonise!r}; it is True, False, or numbers to add by scene id")
         for scene, shift in self.harmonise.items() if isinstance(self.harmonise, Mapping) else ():
-            if not _is_whole(shift):
+            number = isinstance(shift, (int, float, np.number)) and not isinstance(shift, bool)
+            if not (number and float(shift).is_integer()):
                 raise ParameterError(
                     f"harmonise={{{scene!r}: {shift!r}}}: give the whole number that is added to the file's (-1000)"
                 )
@@ -112,16 +113,12 @@ class ReadOptions:
         return named or ("nearest" if classes else self.resampling.get("*", "nearest"))
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and float(value).is_integer()
-
-
 @dataclass(frozen=True, slots=True)
-class Source:
+class FileSource:
     """One file of one scene, and how it is read."""
 
     header: Header  # what the file is
-    part: Part  # which of its bands go where
+    part: BandSource  # which of its bands go where
     level: int  # level that is read (0: full resolution, then overviews)
     # (y, x) of the target's origin in that level's pixels, each repeated `factor` times; None: not on the target grid,
     # so it is warped
@@ -140,16 +137,23 @@ class Source:
 
 def choose_source(
     header: Header,
-    part: Part,
+    part: BandSource,
     geobox: GeoBox,
     options: ReadOptions,
     *,
     resampling: str = "nearest",
     conversion: Conversion = AS_THEY_ARE,
     member: int = 0,
-) -> Source:
+) -> FileSource:
     """Decide how a file is read onto a grid."""
-    _check_same_world(header, geobox)
+    if (header.geobox.crs is None) != (geobox.crs is None):
+        lacks, has = ("file", "grid that is asked for") if header.geobox.crs is None else ("grid asked for", "file")
+        raise GridError(
+            f"{header.href}: the {lacks} has no coordinate system and the {has} has one, so there is no way from one "
+            "to the other; write the CRS into the file (gdal_edit.py -a_srs EPSG:32631 file.tif), or ask for another "
+            "grid",
+            href=header.href,
+        )
     nearest = resampling == "nearest"
     level, offset, factor, extent = _placed(
         grid_key(header.geobox), tuple(v.shape for v in header.levels), grid_key(geobox), nearest
@@ -168,14 +172,17 @@ def choose_source(
             href=header.href,
             why=why,
         )
-    told = why or ("on the target grid" if factor == 1 and offset is not None else _TOLD[offset is None])
-    return Source(
+    reason = why
+    if not why:
+        on_grid = "on the target grid" if factor == 1 else "on the target grid, pixels repeated"
+        reason = "nearest pixels of another grid" if offset is None else on_grid
+    return FileSource(
         header,
         part,
         level,
         offset,
         "gdal" if why else "tiles",
-        told,
+        reason,
         extent,
         factor,
         resampling,
@@ -186,19 +193,7 @@ def choose_source(
     )
 
 
-def _check_same_world(header: Header, geobox: GeoBox) -> None:
-    """Raise if either the file or the grid has a CRS, and the other has none."""
-    if (header.geobox.crs is None) != (geobox.crs is None):
-        lacks, has = ("file", "grid that is asked for") if header.geobox.crs is None else ("grid asked for", "file")
-        raise GridError(
-            f"{header.href}: the {lacks} has no coordinate system and the {has} has one, so there is no way from one "
-            "to the other; write the CRS into the file (gdal_edit.py -a_srs EPSG:32631 file.tif), or ask for another "
-            "grid",
-            href=header.href,
-        )
-
-
-def nodata_of_file(header: Header, part: Part) -> float | None:
+def nodata_of_file(header: Header, part: BandSource) -> float | None:
     """Return the number that a file has where there is no data.
 
     A mask decides alone, as in GDAL; else the file's own tag does, or its catalogue. Floats that declare nothing have
@@ -209,9 +204,6 @@ def nodata_of_file(header: Header, part: Part) -> float | None:
     tag = header.nodata_of(part.file_bands[0])
     declared = part.values[0].nodata if tag is None else tag
     return float("nan") if declared is None and header.dtype.kind == "f" else declared
-
-
-_TOLD = {False: "on the target grid, pixels repeated", True: "nearest pixels of another grid"}
 
 
 @lru_cache(4096)
@@ -235,11 +227,8 @@ def _placed(
 
 def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: GeoBox) -> int:
     """Return the coarsest level whose pixels are not larger than the target's."""
-    if source.crs == target.crs:
-        ratio = abs(target.resolution.x / source.resolution.x)
-    else:
-        there = as_fine(source, target.crs)
-        ratio = abs(target.resolution.x / there.resolution.x)
+    own = source if source.crs == target.crs else as_fine(source, target.crs)
+    ratio = abs(target.resolution.x / own.resolution.x)
     fine = [level for level, shape in enumerate(shapes) if source.shape.x / shape[1] <= ratio * 1.01]
     return max(fine, default=0)
 
@@ -319,8 +308,8 @@ _SHOWN = 20  # names that a message lists
 
 
 def with_named_shifts(
-    products: Sequence[Scene], parts: Sequence[tuple[Part, ...]], options: ReadOptions
-) -> list[tuple[Part, ...]]:
+    products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]], options: ReadOptions
+) -> list[tuple[BandSource, ...]]:
     """Return parts of files with what the caller says is to be added to the numbers of their products, by id.
 
     It is added to reflectances, or to all numbers of unknown meaning where a product has no reflectances.
@@ -334,7 +323,7 @@ def with_named_shifts(
     ]
 
 
-def _with_shift(parts: Sequence[Part], shift: float) -> tuple[Part, ...]:
+def _with_shift(parts: Sequence[BandSource], shift: float) -> tuple[BandSource, ...]:
     reflects = any(values.unit == "1" for part in parts for values in part.values)
 
     def shifted(values: Values) -> Values:
@@ -356,7 +345,7 @@ def conversion_of(values: Values, dtype: np.dtype[Any], options: ReadOptions) ->
 
 def check_alike(
     products: Sequence[Scene],
-    parts: Sequence[tuple[Part, ...]],
+    parts: Sequence[tuple[BandSource, ...]],
     headers: Mapping[str, Header],
     names: Sequence[str],
     options: ReadOptions,
@@ -374,7 +363,9 @@ def check_alike(
         _check_units(products, parts)
 
 
-def _bands(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> Iterator[tuple[Scene, Part, int, Values]]:
+def _bands(
+    products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]]
+) -> Iterator[tuple[Scene, BandSource, int, Values]]:
     """Yield each band of each product: where it goes, and what its numbers mean."""
     for product, mine in zip(products, parts, strict=True):
         for part in mine:
@@ -384,7 +375,7 @@ def _bands(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> Iter
 
 def _check_scaled(
     products: Sequence[Scene],
-    parts: Sequence[tuple[Part, ...]],
+    parts: Sequence[tuple[BandSource, ...]],
     headers: Mapping[str, Header],
     names: Sequence[str],
 ) -> None:
@@ -401,7 +392,7 @@ def _check_scaled(
             )
 
 
-def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:
+def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]]) -> None:
     """Raise if numbers have an offset that is known: with it left in they would be no reflectances."""
     shifts = {product.id: values.shift for product, _, _, values in _bands(products, parts) if values.shift}
     if shifts:
@@ -413,7 +404,7 @@ def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[Part,
         )
 
 
-def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]], *, reflectance: bool) -> None:
+def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]], *, reflectance: bool) -> None:
     """Raise if some products say which offset the reflectances of a band have, and others do not."""
     known: set[int] = set()
     unknown: dict[int, list[str]] = {}
@@ -452,7 +443,7 @@ def _check_levels(products: Sequence[Scene]) -> None:
         )
 
 
-def _check_units(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -> None:
+def _check_units(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]]) -> None:
     """Raise if the same band has other units in some products, as in collections of several satellites."""
     first: dict[int, tuple[str, float | None, float]] = {}
     for product, part, row, values in _bands(products, parts):
@@ -467,7 +458,7 @@ def _check_units(products: Sequence[Scene], parts: Sequence[tuple[Part, ...]]) -
             )
 
 
-def shift_of(files: Sequence[Source]) -> float:
+def shift_of(files: Sequence[FileSource]) -> float:
     """Return what is added to the numbers of a scene: NaN where that is not known, or not the same in all files."""
     known = {s.conversion.shift for s in files if any(values.scale is not None for values in s.part.values)}
     unknown = any(values.shift is None for source in files for values in source.part.values)
@@ -476,7 +467,7 @@ def shift_of(files: Sequence[Source]) -> float:
     return known.pop() if known else 0.0
 
 
-def numbers_of(sources: Sequence[Sequence[Source]], bands: int) -> tuple[Values | None, ...]:
+def numbers_of(sources: Sequence[Sequence[FileSource]], bands: int) -> tuple[Values | None, ...]:
     """Return what the numbers of each band of a stack mean, after they were converted; None if that is not known.
 
     Nor is it where scenes differ: then it would not be true of a composite.
@@ -498,7 +489,7 @@ def _converted(values: Values, how: Conversion) -> Values | None:
     return Values(0.0, values.scale, values.offset + left, unit=values.unit)
 
 
-def saturated_of(sources: Sequence[Sequence[Source]]) -> tuple[float, ...]:
+def saturated_of(sources: Sequence[Sequence[FileSource]]) -> tuple[float, ...]:
     """Return the physical values, as float32, of what is saturated in the files of a stack."""
     conversions = {source.conversion for files in sources for source in files}
     return tuple(sorted({how.saturated_value for how in conversions if how.saturated is not None}))
@@ -531,17 +522,17 @@ def assets_of(
 
 def sources_of(
     scenes: Sequence[Scene],
-    parts: Sequence[tuple[Part, ...]],
+    parts: Sequence[tuple[BandSource, ...]],
     names: tuple[str, ...],
     headers: Mapping[str, Header],
     geobox: GeoBox,
     options: ReadOptions,
-) -> tuple[tuple[Source, ...], ...]:
+) -> tuple[tuple[FileSource, ...], ...]:
     """Return the files of each scene; none where one of its products cannot be used."""
-    found: list[tuple[Source, ...]] = []
+    found: list[tuple[FileSource, ...]] = []
     products = iter(parts)
     for scene in scenes:
-        files: list[Source] = []
+        files: list[FileSource] = []
         complete = True
         for member, _ in enumerate(scene.parts):
             mine = next(products)
@@ -558,15 +549,15 @@ def sources_of(
 
 
 def _split(
-    part: Part, header: Header, names: tuple[str, ...], sensor: str | None, options: ReadOptions
-) -> list[tuple[Part, str, Conversion]]:
+    part: BandSource, header: Header, names: tuple[str, ...], sensor: str | None, options: ReadOptions
+) -> list[tuple[BandSource, str, Conversion]]:
     """Split a part where its bands are resampled or converted in different ways, or have another nodata value."""
-    split: list[tuple[Part, str, Conversion]] = []
+    split: list[tuple[BandSource, str, Conversion]] = []
     rows = range(part.row, part.row + len(part.file_bands))
     for row, band, values in zip(rows, part.file_bands, part.values, strict=True):
         method = options.method(names[row], sensor, classes=values.classes)
         how = (method, conversion_of(values, header.dtype, options))
-        one = Part(part.asset, (band,), row, (values,))
+        one = BandSource(part.asset, (band,), row, (values,))
         last = split[-1][0] if split and split[-1][1:] == how else None
         if last is not None and repr(nodata_of_file(header, last)) == repr(nodata_of_file(header, one)):  # NaN, too
             longer = replace(last, file_bands=(*last.file_bands, band), values=(*last.values, values))
@@ -583,10 +574,10 @@ def layout_of(
     bands: Sequence[BandName] | None,
     usable: Sequence[bool],
     options: ReadOptions,
-) -> tuple[tuple[str, ...], tuple[tuple[Part, ...], ...]]:
+) -> tuple[tuple[str, ...], tuple[tuple[BandSource, ...], ...]]:
     """Return the names of the bands, and the parts of files that give them, of each product; none where not usable."""
     first: tuple[tuple[str, ...], str | None] | None = None
-    parts: list[tuple[Part, ...]] = []
+    parts: list[tuple[BandSource, ...]] = []
     lacking: list[BandError] = []
     for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
         try:
@@ -598,24 +589,21 @@ def layout_of(
             found, files = (), ()
         if files:
             if first is None and bands is None:
-                _report_masks(assets, headers, found)
+                opened = [(asset, headers[asset.href]) for asset in assets]
+                named = [(i, name, alpha_of(*one)) for one in opened for i, name in enumerate(band_names(*one))]
+                left = [name for i, name, alpha in named if name not in found and i != alpha]
+                if left:
+                    LOG.warning(
+                        "mask bands are no observations and left out: %s; rules such as SCL() find them, bands= asks "
+                        "for them",
+                        ", ".join(left),
+                    )
             first = first or (found, scene.sensor)
             _check_same(scene, found, *first)
         parts.append(files)
     if first is None:
         raise lacking[0]
     return first[0], tuple(parts)
-
-
-def _report_masks(assets: Sequence[Asset], headers: Mapping[str, Header], found: tuple[str, ...]) -> None:
-    """Say which bands of the files are left out where no bands were asked for."""
-    there = [(asset, *entry) for asset in assets for entry in enumerate(band_names(asset, headers[asset.href]))]
-    left = [name for asset, i, name in there if name not in found and i != alpha_of(asset, headers[asset.href])]
-    if left:
-        LOG.warning(
-            "mask bands are no observations and left out: %s; rules such as SCL() find them, bands= asks for them",
-            ", ".join(left),
-        )
 
 
 def _check_same(scene: Scene, found: tuple[str, ...], names: tuple[str, ...], sensor: str | None) -> None:

@@ -15,12 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from s2composite.errors import (
-    GridError,
-    ParameterError,
-    ReadError,
-    SourceError,
-)
+from s2composite.errors import GridError, ParameterError, ReadError, SourceError
 from s2composite.reading.bands import BandName
 from s2composite.reading.grid import (
     Anchor,
@@ -36,19 +31,19 @@ from s2composite.reading.grid import (
 )
 from s2composite.reading.headers import open_headers
 from s2composite.reading.plan import (
-    Patch,
     Piece,
     ReadCost,
-    Target,
+    ReadGrid,
+    TileSelection,
     cost_of_window,
-    largest_patch,
+    largest_selection,
     opened_sources,
-    patches_of,
+    tile_selections,
 )
-from s2composite.reading.reader import FAILED, OUTSIDE, READ, Failure, Observations, Pending, begin
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, Failure, Observations, PendingRead, begin
 from s2composite.reading.sources import (
+    FileSource,
     ReadOptions,
-    Source,
     assets_of,
     check_alike,
     layout_of,
@@ -108,7 +103,7 @@ class Stack:
 
     scenes: tuple[Scene, ...]  # in order of time
     # the files of each scene; empty for a scene that could not be opened and is skipped
-    sources: tuple[tuple[Source, ...], ...]
+    sources: tuple[tuple[FileSource, ...], ...]
     bands: tuple[str, ...]  # names of the bands
     geobox: GeoBox  # pixel grid
     dtype: np.dtype[Any]  # of the pixels, as the files have it
@@ -143,11 +138,11 @@ class Stack:
         return len(self.scenes), len(self.bands), self.geobox.shape.y, self.geobox.shape.x
 
     @cached_property
-    def _target(self) -> Target:
+    def _target(self) -> ReadGrid:
         whole = self.whole or self.geobox
         shift = aligned_offset(whole, self.geobox)
         assert shift is not None
-        return Target(whole, shift, self.fill)
+        return ReadGrid(whole, shift, self.fill)
 
     @cached_property
     def block(self) -> tuple[int, int]:
@@ -191,20 +186,26 @@ class Stack:
     def __dask_tokenize__(self) -> str:
         return self.token
 
-    def _all(self) -> Iterator[Source]:
+    def _all(self) -> Iterator[FileSource]:
         return (source for files in self.sources for source in files)
 
     @cached_property
-    def _reach(self) -> tuple[list[tuple[int, Source]], NDArray[np.int64]]:
+    def _reach(self) -> tuple[list[tuple[int, FileSource]], NDArray[np.int64]]:
         """All files with the positions of their scenes, and their extents ``(files, 4)``."""
         files = [(t, source) for t, sources in enumerate(self.sources) for source in sources]
         return files, np.array([source.extent for _, source in files], np.int64).reshape(-1, 4)
 
     @cached_property
+    def _interleaved(self) -> bool:
+        return len(self.bands) > 1 and all(
+            len(files) == 1 and files[0].header.interleave == "pixel" for files in self.sources if files
+        )
+
+    @cached_property
     def _opened(self) -> NDArray[np.bool_]:
         return np.array([bool(files) for files in self.sources], bool)
 
-    def _near(self, window: Window, pad: int = 0) -> list[tuple[int, Source]]:
+    def _near(self, window: Window, pad: int = 0) -> list[tuple[int, FileSource]]:
         """Return the files that may touch a window."""
         files, extents = self._reach
         y, x = window
@@ -236,10 +237,10 @@ class Stack:
         low = np.floor(np.clip(cells[:, [0, 2]], 0, [rows, columns])).astype(int)
         high = np.ceil(np.clip(cells[:, [1, 3]], 0, [rows, columns])).astype(int)
         for positions in of_scene.values():
-            here = np.zeros((rows, columns), bool)
+            reached = np.zeros((rows, columns), bool)
             for i in positions:
-                here[low[i, 0] : high[i, 0], low[i, 1] : high[i, 1]] = True
-            counts += here
+                reached[low[i, 0] : high[i, 0], low[i, 1] : high[i, 1]] = True
+            counts += reached
         return max(1, int(counts.max()) + int((~self._opened).sum()))
 
     def shifts(self) -> NDArray[np.float64]:
@@ -256,13 +257,6 @@ class Stack:
         """Values of saturated pixels, where they are not the largest of the stack's type."""
         return saturated_of(self.sources)
 
-    @cached_property
-    def _interleaved(self) -> bool:
-        """Whether decoders hand out all bands of a pixel together, so that the window is best kept that way."""
-        return len(self.bands) > 1 and all(
-            len(files) == 1 and files[0].header.interleave == "pixel" for files in self.sources if files
-        )
-
     def engines(self) -> dict[str, str]:
         """Return the engines in use and why, as attributes of a cube.
 
@@ -271,13 +265,12 @@ class Stack:
         reasons: dict[str, Counter[str]] = {}
         for source in self._all():
             reasons.setdefault(source.engine, Counter())[source.why] += 1
-        told = {
+        lines = {
             engine: ", ".join(f"{why} ({n} file{'s' * (n > 1)})" for why, n in counts.items())
             for engine, counts in reasons.items()
         }
-        one = len(told) == 1
-        reason = "; ".join(why if one else f"{engine}: {why}" for engine, why in told.items())
-        return {"engine": ", ".join(told), "engine_reason": reason}
+        reason = "; ".join(why if len(lines) == 1 else f"{engine}: {why}" for engine, why in lines.items())
+        return {"engine": ", ".join(lines), "engine_reason": reason}
 
     def select(self, positions: Sequence[int]) -> Stack:
         """Return the stack of some of the scenes."""
@@ -289,7 +282,15 @@ class Stack:
         delta = aligned_offset(self.geobox, geobox)
         if delta is None:
             raise GridError("the area is not on the grid of the stack; open the scenes again with geobox=")
-        sources = tuple(tuple(_moved(source, delta) for source in files) for files in self.sources)
+        down, right = delta
+
+        def moved(source: FileSource) -> FileSource:
+            top, bottom, left, end = source.extent
+            extent = (top - down, bottom - down, left - right, end - right)
+            offset = None if source.offset is None else (source.offset[0] + down, source.offset[1] + right)
+            return replace(source, extent=extent, offset=offset)
+
+        sources = tuple(tuple(map(moved, files)) for files in self.sources)
         return replace(self, geobox=geobox, sources=sources, whole=self.whole or self.geobox)
 
     def pieces(self, window: Window) -> tuple[Piece, ...]:
@@ -300,8 +301,8 @@ class Stack:
         it is the pixels that these give. What GDAL reads is opened once for a window.
         """
         found, _ = opened_sources(self._near(window))
-        patches = patches_of([source for _, source in found], self._target, window)
-        return patches or self.rectangles(window)
+        selections = tile_selections([source for _, source in found], self._target, window)
+        return selections or self.rectangles(window)
 
     def rectangles(self, window: Window) -> tuple[Window, ...]:
         """Cut a window as `pieces`, but into rectangles only; nothing is opened."""
@@ -319,13 +320,13 @@ class Stack:
     def largest(self, window: Window) -> int:
         """Return how many values one of the pieces of a window holds at most; nothing is opened."""
         largest = max(map(self.size, self.rectangles(window)))
-        pixels = largest_patch([source for _, source in self._near(window)], self.geobox)
+        pixels = largest_selection([source for _, source in self._near(window)], self.geobox)
         return largest if pixels is None else min(largest, pixels * self.shape[0] * self.shape[1])
 
     def size(self, piece: Piece, pad: int = 0) -> int:
         """Return how many values a window or a piece of one holds."""
         times, bands = self.shape[:2]
-        if isinstance(piece, Patch):
+        if isinstance(piece, TileSelection):
             return times * bands * len(piece.pixels)
         y, x = piece
         height, width = int(y.stop - y.start) + 2 * pad, int(x.stop - x.start) + 2 * pad
@@ -345,29 +346,29 @@ class Stack:
         self, pieces: Sequence[Piece], scratch: NDArray[Any] | None = None, *, coverage: bool = False
     ) -> Generator[tuple[Piece, Observations]]:
         """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used."""
-        pending: Pending | None = self._begin(pieces[0], 0, scratch, coverage=coverage)
+        pending: PendingRead | None = self._begin(pieces[0], 0, scratch, coverage=coverage)
         try:
             for piece, following in itertools.zip_longest(pieces, pieces[1:]):
                 current, pending = pending, None
                 assert current is not None
                 pending = None if following is None else self._begin(following, 0, scratch, coverage=coverage)
-                seen = self._finish(current, piece.window if isinstance(piece, Patch) else piece)
-                if seen.failures and not isinstance(piece, Patch) and len(self.blocks(piece)) > 1:
+                seen = self._finish(current, piece.window if isinstance(piece, TileSelection) else piece)
+                if seen.failures and not isinstance(piece, TileSelection) and len(self.blocks(piece)) > 1:
                     seen = self._failures_by_block(piece, seen)
                 yield piece, seen
         finally:
             if pending is not None:
                 pending.close()
 
-    def _begin(self, piece: Piece, pad: int, scratch: NDArray[Any] | None, *, coverage: bool) -> Pending:
-        if isinstance(piece, Patch):
+    def _begin(self, piece: Piece, pad: int, scratch: NDArray[Any] | None, *, coverage: bool) -> PendingRead:
+        if isinstance(piece, TileSelection):
             pixels = self._allocate(1, len(piece.pixels), scratch)
             return begin(self._near(piece.window), self._opened, self._target, piece, pixels, coverage=coverage)
         y, x = (slice(s.start - pad, s.stop + pad) for s in piece)
         pixels = self._allocate(y.stop - y.start, x.stop - x.start, scratch)
         return begin(self._near((y, x)), self._opened, self._target, (y, x), pixels, coverage=coverage)
 
-    def _finish(self, pending: Pending, window: Window) -> Observations:
+    def _finish(self, pending: PendingRead, window: Window) -> Observations:
         seen = pending.finish()
         if not seen.failures or self.options.on_error != "raise":
             return seen
@@ -402,6 +403,7 @@ class Stack:
         times, bands = self.shape[:2]
         size = times * bands * height * width
         flat = np.empty(size, self.dtype) if scratch is None else scratch[:size]
+        # where decoders hand out all bands of a pixel together, the window is best kept that way
         if self._interleaved:
             return np.moveaxis(flat.reshape(times, height, width, bands), 3, 1)
         return flat.reshape(times, bands, height, width)
@@ -416,14 +418,6 @@ def _cut(span: slice, block: int, origin: int) -> list[slice]:
     first = span.start + block - (span.start + origin) % block
     borders = [span.start, *range(first, span.stop, block), span.stop]
     return [slice(a, b) for a, b in itertools.pairwise(borders)]
-
-
-def _moved(source: Source, delta: tuple[int, int]) -> Source:
-    top, bottom, left, right = source.extent
-    extent = (top - delta[0], bottom - delta[0], left - delta[1], right - delta[1])
-    if source.offset is None:
-        return replace(source, extent=extent)
-    return replace(source, extent=extent, offset=(source.offset[0] + delta[0], source.offset[1] + delta[1]))
 
 
 def open_stack(

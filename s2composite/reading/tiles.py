@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,10 @@ from s2composite.geotiff.codecs import CorruptTileError, decode_tile
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.structure import FRAME, Level
 from s2composite.storage.files import display
-from s2composite.storage.http import ByteRange, Fetched, Fetching
+from s2composite.storage.http import ByteRange, Fetching
 from s2composite.storage.retry import Retry
 
-__all__ = ["Begun", "TileRequest", "TileResult", "begin_window", "cost_of", "read_tiles", "read_window"]
+__all__ = ["PendingTiles", "TileRequest", "TileResult", "begin_window", "cost_of", "read_tiles", "read_window"]
 
 # bytes between two tiles that are rather read than skipped: a request costs more than the time they take
 _GAP = 1 << 16
@@ -41,29 +41,27 @@ class TileRequest:
 
 @dataclass(frozen=True, slots=True)
 class TileResult:
-    """What became of a request."""
+    """How a request ended."""
 
     # why it failed (href, transient, retries), and then `out` is filled with nodata; None: it did not
     error: ReadError | None
     retries: int  # reads that were repeated
     requests: int  # byte ranges that were asked for
-    bytes: int  # bytes that were asked for
-    seconds: float  # time it took to decode them, without waiting for them
+    bytes: int  # in them
+    seconds: float  # of decoding, without waiting for bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Tile:
+class _Tile(NamedTuple):
     """A tile that a request needs."""
 
     plane: int  # band of the file if each band has its own tiles, else 0
-    row: int  # row of tiles
-    column: int  # column of tiles
+    row: int  # of tiles
+    column: int  # of tiles
     start: int  # first byte in the file
     size: int  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _TileRun(NamedTuple):
     """Neighbouring tiles of one request, fetched together."""
 
     request: int  # position of the request
@@ -93,48 +91,71 @@ def read_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) 
 
 def cost_of(request: TileRequest) -> tuple[int, int]:
     """Return how many reads a request makes, and of how many bytes, without making any."""
-    parts = list(_plan(0, request))
-    return len(parts), sum(part.stop - part.start for part in parts)
+    runs = list(_plan(0, request))
+    return len(runs), sum(run.stop - run.start for run in runs)
 
 
-def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) -> Begun:
+def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) -> PendingTiles:
     """Ask for the bytes of windows of remote files, and return at once; see `read_window`.
 
-    So the bytes of the next window travel while this one is decoded. `out` is not touched before `Begun.finish`, so the
+    So the bytes of the next window travel while this one is decoded. `out` is not touched before it is finished, so the
     next window may have the same memory as this one.
     """
-    parts = [part for i, request in enumerate(requests) for part in _plan(i, request)]
-    ranges = [_byte_range(requests[part.request].header, part) for part in parts]
+    runs = [run for i, request in enumerate(requests) for run in _plan(i, request)]
+    ranges = []
+    for run in runs:
+        header = requests[run.request].header
+        ranges.append(ByteRange(header.href, header.identity, run.start, run.stop - run.start, header.sign))
     budget = min(max(sum(r.out.nbytes for r in requests) // 8, 8 << 20), 64 << 20)
-    return Begun(requests, parts, ranges, Fetching(ranges, retry, budget))
+    return PendingTiles(requests, runs, ranges, Fetching(ranges, retry, budget))
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a request has taken so far."""
+
+    error: ReadError | None = None
+    retries: int = 0
+    requests: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Begun:
+class PendingTiles:
     """Windows whose bytes are on their way."""
 
-    requests: Sequence[TileRequest]  # what is read
-    parts: Sequence[_Part]  # what is fetched for it
-    ranges: Sequence[ByteRange]  # where that is
-    fetching: Fetching  # the bytes
+    requests: Sequence[TileRequest]
+    runs: Sequence[_TileRun]
+    ranges: Sequence[ByteRange]  # of the runs
+    fetching: Fetching
 
     def finish(self) -> tuple[TileResult, ...]:
         """Decode the windows as their bytes arrive; see `read_window`. Once only."""
         tallies = [_Tally() for _ in self.requests]
         for request in self.requests:
-            _fill_sparse(request)
-        scratch, missing = np.empty((0, 0, 0)), set(range(len(self.parts)))
+            if not _level(request).counts.all():
+                for tile in _tiles(request):
+                    if not tile.size:  # not stored
+                        for band, _, place in _places(request, tile):
+                            request.out[(band, *place)] = _fill(request)
+        scratch, missing = np.empty((0, 0, 0)), set(range(len(self.runs)))
         for i, fetched in self.fetching:
             missing.remove(i)
-            position = self.parts[i].request
-            tally = tallies[position]
-            tally.add(self.ranges[i], fetched)
+            run = self.runs[i]
+            tally = tallies[run.request]
+            tally.error = tally.error or fetched.error
+            tally.retries += fetched.retries
+            tally.requests += 1
+            tally.bytes += self.ranges[i].size
             if tally.error is None:
                 arrived = perf_counter()
-                scratch = _use(self.requests[position], self.parts[i], fetched.data, scratch, tally)
+                scratch = _decode_run(self.requests[run.request], run, fetched.data, scratch, tally)
                 tally.seconds += perf_counter() - arrived
         for i in missing:
-            tallies[self.parts[i].request].give_up(self.ranges[i])
+            tally, href = tallies[self.runs[i].request], display(self.ranges[i].href)
+            why = f"{href}: reading it was given up"
+            tally.error = tally.error or ReadError(why, href=href, transient=True, retries=tally.retries)
         for request, tally in zip(self.requests, tallies, strict=True):
             if tally.error is not None:
                 request.out[...] = _fill(request)
@@ -145,28 +166,6 @@ class Begun:
         self.fetching.close()
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What happened to a request so far."""
-
-    error: ReadError | None = None
-    retries: int = 0
-    requests: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-    def add(self, part: ByteRange, fetched: Fetched) -> None:
-        self.error = self.error or fetched.error
-        self.retries += fetched.retries
-        self.requests += 1
-        self.bytes += part.size
-
-    def give_up(self, part: ByteRange) -> None:
-        href = display(part.href)
-        why = f"{href}: reading it was given up"
-        self.error = self.error or ReadError(why, href=href, transient=True, retries=self.retries)
-
-
 def _fill(request: TileRequest) -> float:
     """Return what its bands have where nothing is stored: they share a nodata value."""
     return request.header.nodata_of(request.bands[0]) or 0
@@ -175,54 +174,35 @@ def _fill(request: TileRequest) -> float:
 # --- Which bytes ----------------------------------------------------------------------------------------------------
 
 
-def _plan(position: int, request: TileRequest) -> Iterator[_Part]:
-    """Yield what must be fetched for a request."""
+def _plan(position: int, request: TileRequest) -> Iterator[_TileRun]:
+    """Yield the tiles of a request, in file order, by those that are best fetched together."""
     frame = FRAME if request.header.framed else 0
     tiles = sorted((tile for tile in _tiles(request) if tile.size), key=lambda tile: tile.start)
-    while tiles:
-        count = _neighbours(tiles)
-        stop = max(tile.start + tile.size for tile in tiles[:count])
-        yield _Part(position, tuple(tiles[:count]), tiles[0].start - frame, stop + frame)
-        tiles = tiles[count:]
-
-
-def _fill_sparse(request: TileRequest) -> None:
-    """Fill what tiles cover that are not stored."""
-    if _level(request).counts.all():
-        return
-    for tile in _tiles(request):
-        if not tile.size:
-            for band, _, target in _places(request, tile):
-                request.out[(band, *target)] = _fill(request)
+    first = 0
+    while first < len(tiles):
+        start = tiles[first].start
+        stop, last = start + tiles[first].size, first + 1
+        while last < len(tiles):
+            end = tiles[last].start + tiles[last].size
+            if tiles[last].start - stop > _GAP or end - start > _LONGEST:
+                break
+            stop, last = max(stop, end), last + 1
+        yield _TileRun(position, tuple(tiles[first:last]), start - frame, stop + frame)
+        first = last
 
 
 def _tiles(request: TileRequest) -> Iterator[_Tile]:
     level = _level(request)
     (rows, columns), coding = level.grid, level.coding
-    spans = [_blocks(s, b) for s, b in zip(request.window, level.block, strict=True)]
+    row_span, column_span = (
+        range(s.start // b, -(-s.stop // b)) if s.stop > s.start else range(0)
+        for s, b in zip(request.window, level.block, strict=True)
+    )
     for plane in sorted(set(request.bands)) if coding.interleave == "band" else (0,):
-        for row in spans[0]:
-            for column in spans[1]:
+        for row in row_span:
+            for column in column_span:
                 i = (plane * rows + row) * columns + column
                 yield _Tile(plane, row, column, int(level.offsets[i]), int(level.counts[i]))
-
-
-def _blocks(pixels: slice, block: int) -> range:
-    return range(pixels.start // block, -(-pixels.stop // block)) if pixels.stop > pixels.start else range(0)
-
-
-def _neighbours(tiles: Sequence[_Tile]) -> int:
-    """Return how many of the first tiles, which are in file order, are best fetched by one request."""
-    stop = tiles[0].start + tiles[0].size
-    for count, tile in enumerate(tiles[1:], 1):
-        if tile.start - stop > _GAP or tile.start + tile.size - tiles[0].start > _LONGEST:
-            return count
-        stop = max(stop, tile.start + tile.size)
-    return len(tiles)
-
-
-def _byte_range(header: Header, part: _Part) -> ByteRange:
-    return ByteRange(header.href, header.identity, part.start, part.stop - part.start, header.sign)
 
 
 def _level(request: TileRequest) -> Level:
@@ -247,34 +227,30 @@ def _places(request: TileRequest, tile: _Tile) -> list[tuple[slice, tuple[slice,
     return [(band, (source[0], source[1]), (target[0], target[1])) for band in bands]
 
 
-def _use(request: TileRequest, part: _Part, data: bytes, scratch: NDArray[Any], tally: _Tally) -> NDArray[Any]:
-    """Decode the tiles of a part into `out`; return the scratch tile for the next ones."""
-    view, level = memoryview(data), _level(request)
+def _decode_run(request: TileRequest, run: _TileRun, data: bytes, scratch: NDArray[Any], tally: _Tally) -> NDArray[Any]:
+    """Decode the tiles of a run into `out`; return the scratch tile for the next ones."""
+    view, level, header = memoryview(data), _level(request), request.header
     shape = (*level.block, level.coding.samples_per_tile)
-    if scratch.shape != shape or scratch.dtype != request.header.dtype:
-        scratch = np.empty(shape, request.header.dtype)
-    for tile in part.tiles:
+    if scratch.shape != shape or scratch.dtype != header.dtype:
+        scratch = np.empty(shape, header.dtype)
+    for tile in run.tiles:
         try:
-            _decode(request, tile, _bytes_of(tile, part, view, framed=request.header.framed), scratch)
+            start = tile.start - run.start
+            stop = start + tile.size
+            if header.framed:
+                size = int.from_bytes(view[start - FRAME : start], "little")
+                if size != tile.size:
+                    raise CorruptTileError(f"its size before it is {size}")  # noqa: TRY301 - as the decoder does
+                if view[stop - FRAME : stop] != view[stop : stop + FRAME]:
+                    raise CorruptTileError("its last bytes are not those repeated after it")  # noqa: TRY301
+            _decode(request, tile, view[start:stop], scratch)
         except CorruptTileError as error:
-            facts = {"href": display(request.header.href), "transient": False, "retries": tally.retries}
+            href = display(header.href)
             where = f"the tile in row {tile.row}, column {tile.column} ({tile.size} bytes from byte {tile.start})"
-            tally.error = ReadError(f"{facts['href']}: {where} is damaged: {error}", **facts)
+            why = f"{href}: {where} is damaged: {error}"
+            tally.error = ReadError(why, href=href, transient=False, retries=tally.retries)
             break
     return scratch
-
-
-def _bytes_of(tile: _Tile, part: _Part, view: memoryview, *, framed: bool) -> memoryview:
-    """Return the bytes of a tile, checked against those that frame it, if they do."""
-    start = tile.start - part.start
-    stop = start + tile.size
-    if framed:
-        size = int.from_bytes(view[start - FRAME : start], "little")
-        if size != tile.size:
-            raise CorruptTileError(f"its size before it is {size}")
-        if view[stop - FRAME : stop] != view[stop : stop + FRAME]:
-            raise CorruptTileError("its last bytes are not those repeated after it")
-    return view[start:stop]
 
 
 def _decode(request: TileRequest, tile: _Tile, data: memoryview, scratch: NDArray[Any]) -> None:
@@ -283,14 +259,11 @@ def _decode(request: TileRequest, tile: _Tile, data: memoryview, scratch: NDArra
     every = level.coding.interleave == "band" or request.bands == tuple(range(level.coding.samples))
     chosen = slice(None) if every else list(request.bands)
     places = [(request.out[(b, *to)].transpose(1, 2, 0), at) for b, at, to in _places(request, tile)]
-    if every and len(places) == 1 and _alike(places[0][0], scratch):
-        decode_tile(level.coding, data, rows, places[0][0])
-        return
+    if every and len(places) == 1:
+        target = places[0][0]
+        if target.shape == scratch.shape and target.dtype == scratch.dtype and target.flags.c_contiguous:
+            decode_tile(level.coding, data, rows, target)
+            return
     decode_tile(level.coding, data, rows, scratch)
     for target, at in places:
         target[...] = scratch[at][..., chosen]
-
-
-def _alike(target: NDArray[Any], scratch: NDArray[Any]) -> bool:
-    """Whether a tile can be decoded into `target` as it is."""
-    return target.shape == scratch.shape and target.dtype == scratch.dtype and target.flags.c_contiguous

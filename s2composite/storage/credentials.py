@@ -1,7 +1,6 @@
 """Credentials: who this process is on Google Cloud Storage and on S3, for fsspec and for GDAL.
 
-The environment decides, in the process that asks, so that workers use their own: credentials where some can be
-found,
+The environment decides, in the process that asks, so that workers use their own: credentials where some can be found,
 otherwise anonymous access, which is all that public buckets need. Nothing here returns or prints a secret.
 """
 
@@ -148,10 +147,10 @@ def _on_amazon(environment: Mapping[str, str]) -> bool:
     return "AWS_EC2_METADATA_SERVICE_ENDPOINT" in environment or _machine("sys_vendor").startswith("Amazon")
 
 
-def _machine(fact: str) -> str:
-    """Return what the machine's firmware says of itself; empty where it says nothing."""
+def _machine(name: str) -> str:
+    """Return what the firmware says of the machine; empty where it says nothing."""
     try:
-        return (_DMI / fact).read_text(encoding="utf-8").strip()
+        return (_DMI / name).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

@@ -41,17 +41,17 @@ __all__ = [
     "Fetched",
     "Fetching",
     "Identity",
+    "RemoteObject",
     "Reply",
     "Sign",
-    "Target",
     "read_head",
     "read_identity",
     "read_range",
+    "remote_object",
     "request",
     "seconds_since_reply",
     "sign_function",
     "signed",
-    "target_of",
 ]
 
 LOG = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RemoteObject:
     """Where an object is on the web, and what proves that one may read it. Never logged, never pickled."""
 
     href: str  # as the user names it
@@ -169,23 +169,23 @@ class Reply:
     retries: int  # attempts that failed before
 
 
-def target_of(href: str, sign: Sign | None = None) -> Target:
+def remote_object(href: str, sign: Sign | None = None) -> RemoteObject:
     """Return where `href` is on the web, with the credentials that this process has, or signed by `sign`."""
     url = signed(sign, href)
     if sign is not None and url.startswith("http"):
-        return Target(href, url, {}, sign)
+        return RemoteObject(href, url, {}, sign)
     try:
         if href.startswith("gs://"):
             fs, path = filesystem(href)
             headers: dict[str, str] = {}
             fs.credentials.apply(headers)
-            return Target(href, fs.url(path), headers)
+            return RemoteObject(href, fs.url(path), headers)
         if href.startswith("s3://"):
-            return Target(href, _signed_for_s3(*filesystem(href), int(time.time() // (_SIGNED_FOR // 2))), {})
+            return RemoteObject(href, _signed_for_s3(*filesystem(href), int(time.time() // (_SIGNED_FOR // 2))), {})
     except Exception as error:  # noqa: BLE001 - botocore and google-auth raise what they like
         why, transient = reason(href, error), isinstance(error, OSError)
     else:
-        return Target(href, href, {})
+        return RemoteObject(href, href, {})
     raise _read_error(href, why, transient=transient)
 
 
@@ -205,7 +205,7 @@ def seconds_since_reply(href: str) -> float:
     return time.monotonic() - _LAST_REPLIES.get(href, -math.inf)
 
 
-def request(target: Target, start: int, size: int, identity: Identity | None, retry: Retry) -> Future[Reply]:
+def request(target: RemoteObject, start: int, size: int, identity: Identity | None, retry: Retry) -> Future[Reply]:
     """Begin to read `size` bytes from `start` of an object that must still have `identity`, and return at once.
 
     Without an identity anything will do, and fewer bytes if it is smaller. Whatever happens, the future ends: with a
@@ -218,7 +218,7 @@ def request(target: Target, start: int, size: int, identity: Identity | None, re
 
 
 async def _request(
-    web: Any, target: Target, start: int, size: int, *, identity: Identity | None, retry: Retry
+    web: Any, target: RemoteObject, start: int, size: int, *, identity: Identity | None, retry: Retry
 ) -> Reply:
     href = target.href
 
@@ -273,7 +273,7 @@ def _check(data: bytes, start: int, size: int, found: Identity, identity: Identi
         raise AttemptError(f"the server sent {len(data)} bytes of an object that has {found.size}")
 
 
-async def _get_range(web: Any, target: Target, start: int, size: int, retry: Retry) -> tuple[bytes, Identity]:
+async def _get_range(web: Any, target: RemoteObject, start: int, size: int, retry: Retry) -> tuple[bytes, Identity]:
     """Make one request; whatever goes wrong is an `AttemptError`, for somebody waits for this in another thread."""
     headers = {**target.headers, "Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
     limits = aiohttp.ClientTimeout(total=None, sock_connect=retry.timeout, sock_read=retry.timeout)
@@ -399,7 +399,7 @@ class Fetched:
 def read_head(href: str, retry: Retry | None = None, sign: Sign | None = None) -> tuple[bytes, Identity]:
     """Return the first `HEAD` bytes of a file or object (fewer if it is smaller), and its identity."""
     if is_remote(href):
-        reply = request(target_of(href, sign), 0, HEAD, None, retry or Retry()).result()
+        reply = request(remote_object(href, sign), 0, HEAD, None, retry or Retry()).result()
         return reply.data, reply.identity
     fd = _open(href)
     try:
@@ -412,7 +412,7 @@ def read_head(href: str, retry: Retry | None = None, sign: Sign | None = None) -
 def read_identity(href: str, sign: Sign | None = None) -> Identity:
     """Return the identity that a file or object has now."""
     if is_remote(href):
-        return request(target_of(href, sign), 0, 1, None, Retry()).result().identity
+        return request(remote_object(href, sign), 0, 1, None, Retry()).result().identity
     try:
         return _local_identity(Path((in_archive(href) and archive_of(href)) or href).stat())
     except OSError as error:
@@ -443,7 +443,7 @@ class Fetching:
         self._retry, self._budget, self._held = retry or Retry(), budget, 0
         self._arrived: SimpleQueue[tuple[int, Fetched]] = SimpleQueue()
         self._flying: dict[int, Future[Reply] | None] = {}
-        self._target: Target | None = None
+        self._target: RemoteObject | None = None
         self._ask()
 
     def __iter__(self) -> Iterator[tuple[int, Fetched]]:
@@ -473,7 +473,7 @@ class Fetching:
             self._held += part.size
             try:
                 if self._target is None or self._target.href != part.href:
-                    self._target = target_of(part.href, part.sign)
+                    self._target = remote_object(part.href, part.sign)
                 future = request(self._target, part.start, part.size, part.identity, self._retry)
             except S2CompositeError as error:
                 self._flying[i] = None

@@ -1,10 +1,8 @@
 """Which URLs and paths this process may read and write, and HTTP whose redirects and addresses are checked.
 
-``S2COMPOSITE_ACCESS`` tells a process that works for strangers (a worker of the service) which places are open to
-them, and all
-processes that it starts inherit the variable. A name may lead anywhere, such as to a metadata server, and elsewhere
-a second later:
-the addresses of a name are checked when a connection is made, and it is made to exactly those.
+``S2COMPOSITE_ACCESS`` tells a process that works for strangers (a worker of the service) which places are open to them,
+and all processes that it starts inherit the variable. A name may lead anywhere, such as to a metadata server, and
+elsewhere a second later: the addresses of a name are checked when a connection is made, which goes to exactly those.
 """
 
 from __future__ import annotations
@@ -88,8 +86,7 @@ def limits() -> Access | None:
 @lru_cache(8)
 def _parsed(text: str) -> Access:
     try:
-        facts = {name: tuple(map(str, places)) for name, places in json.loads(text).items()}
-        return Access(**facts)
+        return Access(**{name: tuple(map(str, places)) for name, places in json.loads(text).items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise AccessError(
             f"{VARIABLE} is malformed ({error}); nothing may be read or written until that is corrected"
@@ -165,13 +162,13 @@ def _inside_url(href: str, place: str) -> bool:
     if "://" not in place:
         return False
     try:
-        there, open_ = urlsplit(href), urlsplit(place)
-        if there.scheme != open_.scheme or (open_.netloc and _host(there) != _host(open_)):
+        url, prefix_url = urlsplit(href), urlsplit(place)
+        if url.scheme != prefix_url.scheme or (prefix_url.netloc and _host(url) != _host(prefix_url)):
             return False
     except ValueError:  # a port that is none
         return False
-    path, prefix = unquote(there.path), unquote(open_.path)
-    return bool(there.netloc) and (path == prefix or path.startswith(prefix if prefix.endswith("/") else f"{prefix}/"))
+    path, prefix = unquote(url.path), unquote(prefix_url.path)
+    return bool(url.netloc) and (path == prefix or path.startswith(prefix if prefix.endswith("/") else f"{prefix}/"))
 
 
 def _host(url: SplitResult) -> tuple[str, int | None]:
@@ -334,9 +331,9 @@ class _Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the addresses of a name that may be connected to."""
-        found = await self._plain.resolve(host, port, family)
-        others = [answer for answer in found if not is_link_local(answer["host"])]
-        if found and not others:
+        answers = await self._plain.resolve(host, port, family)
+        others = [answer for answer in answers if not is_link_local(answer["host"])]
+        if answers and not others:
             raise AccessError(f"{host}: leads to a link-local address, which is not followed; write the address itself")
         return others
 
@@ -353,13 +350,13 @@ class _GuardedResolver(_Resolver):
     ) -> list[ResolveResult]:
         """Return the addresses of a name, all of which must be open."""
         access = limits() or Access()
-        found = await self._plain.resolve(host, port, family)
+        answers = await self._plain.resolve(host, port, family)
         if (host, port) in _own_endpoints(access):
-            return found
-        for answer in found:
+            return answers
+        for answer in answers:
             if not is_open_address(answer["host"], access.networks):
                 raise _private(host)
-        return found
+        return answers
 
 
 def _private(host: str) -> AccessError:

@@ -12,7 +12,7 @@ import s2composite as s2c
 from s2composite.errors import AccessError, ReadError, S2CompositeError, SceneError
 from s2composite.geotiff.header import read_header
 from s2composite.storage import http as fetch
-from s2composite.storage.http import ByteRange, Fetching, Identity, Reply, read_head, request, target_of
+from s2composite.storage.http import ByteRange, Fetching, Identity, Reply, read_head, remote_object, request
 from s2composite.storage.retry import Retry
 from s2composite.storage.urls import is_link_local
 from support.http_faults import fault_server, raw_server
@@ -33,7 +33,7 @@ def reply(status="206 Partial Content", body=BODY, version="HTTP/1.1", **headers
 
 
 def ask(url, retry=ONCE, size=200, identity=None):
-    return request(target_of(url), 0, size, identity, retry).result(ENDS)
+    return request(remote_object(url), 0, size, identity, retry).result(ENDS)
 
 
 @contextmanager
