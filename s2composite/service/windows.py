@@ -65,7 +65,7 @@ LOG = logging.getLogger(__name__)
 
 # --- requests -------------------------------------------------------------------------------------------------------
 
-# A payload.
+# The payload of a request for a window.
 EXAMPLE: dict[str, JsonValue] = {
     "window": [0, 0, 1024, 1024],
     "destination": "gs://bucket/results/tile_0_0.tif",
@@ -75,7 +75,7 @@ EXAMPLE: dict[str, JsonValue] = {
     ],
 }
 
-# The same as Pub/Sub pushes it.
+# The same in the envelope of Pub/Sub.
 PUSHED_EXAMPLE = {
     "message": {"data": base64.b64encode(json.dumps(EXAMPLE).encode()).decode(), "messageId": "7"},
     "subscription": "projects/my-project/subscriptions/windows",
