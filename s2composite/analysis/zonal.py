@@ -313,8 +313,7 @@ class _Zone:
 
 def _read_zones(zones: Any, name: str | None, crs: Any) -> tuple[list[Any], NDArray[np.object_]]:
     """Return the names of zones, and their polygons in a raster's coordinate system, checked."""
-    frame = _zone_frame(zones)
-    names = _zone_names(frame, name)
+    frame, names = _zone_frame(zones, name)
     for zone, shape in zip(names, frame.geometry, strict=True):
         if shape is None or shape.is_empty:
             raise ParameterError(f"zone {zone!r} has no geometry; leave it out")
@@ -343,7 +342,8 @@ def _read_zones(zones: Any, name: str | None, crs: Any) -> tuple[list[Any], NDAr
     return names, shapes
 
 
-def _zone_frame(zones: Any) -> gpd.GeoDataFrame:
+def _zone_frame(zones: Any, name: str | None) -> tuple[gpd.GeoDataFrame, list[Any]]:
+    """Return zones as a table, and the name of each, which no other has."""
     gpd = needed("geopandas", "zones", "zones")
     source = "zones"
     if isinstance(zones, (str, os.PathLike)):
@@ -360,10 +360,6 @@ def _zone_frame(zones: Any) -> gpd.GeoDataFrame:
         raise ParameterError(f"zones are a {type(zones).__name__}; give a vector file, a GeoDataFrame or a GeoSeries")
     if frame.empty:
         raise ParameterError(f"{source}: it holds no zones")
-    return frame
-
-
-def _zone_names(frame: gpd.GeoDataFrame, name: str | None) -> list[Any]:
     if name is not None and not (isinstance(name, Hashable) and name in frame.columns):
         columns = ", ".join(str(column) for column in frame.columns if column != frame.geometry.name)
         raise ParameterError(f"the zones have no column {name!r}; they have {columns or 'none'}")
@@ -374,12 +370,7 @@ def _zone_names(frame: gpd.GeoDataFrame, name: str | None) -> list[Any]:
     duplicates = column[column.duplicated()].tolist()
     if duplicates:
         raise ParameterError(f"two zones are called {duplicates[0]!r}; choose another column, or dissolve() them")
-    names: list[Any] = column.tolist()
-    return names
-
-
-_ROUNDINGS = 8
-"""Last places of a coordinate by which a corner that is meant to lie on a line of the grid may lie off it."""
+    return frame, column.tolist()
 
 
 def _place_zones(shapes: NDArray[np.object_], geobox: GeoBox) -> list[_Zone]:
@@ -395,7 +386,8 @@ def _place_zones(shapes: NDArray[np.object_], geobox: GeoBox) -> list[_Zone]:
         column, row = to_pixels @ (corners[:, 0], corners[:, 1])
         positions = np.stack([column, -row], axis=1)
         lines = np.round(positions)
-        tolerance = _ROUNDINGS * np.spacing(np.abs(corners).max(axis=0, initial=1)) / size
+        # A corner that is meant to lie on a line may lie off it by the last places of its coordinates.
+        tolerance = 8 * np.spacing(np.abs(corners).max(axis=0, initial=1)) / size
         return np.where(np.abs(positions - lines) <= tolerance, lines, positions)
 
     shapes = shapely.transform(shapes, to_grid)
@@ -524,10 +516,6 @@ def _merge(parts: Sequence[_Summary]) -> _Summary:
     return _Summary(count, low, high, mean, m2, m3, table, histogram)
 
 
-_CLASSES = 1000
-"""Values beyond which an array does not hold classes."""
-
-
 def _row(key: _Key, summary: _Summary, statistics: _Statistics) -> _Row:
     """Return the statistics of a zone; NaN where there is no value.
 
@@ -552,8 +540,8 @@ def _row(key: _Key, summary: _Summary, statistics: _Statistics) -> _Row:
         elif name == "fraction":
             assert summary.table is not None
             values, weights = summary.table
-            if (n := len(values)) > _CLASSES:
-                raise ParameterError(f"fraction: a zone has {n} different values; classes are up to {_CLASSES}")
+            if (n := len(values)) > 1000:  # no classes
+                raise ParameterError(f"fraction: a zone has {n} different values; classes are up to 1000")
             shares = zip(values.tolist(), (weights / weights.sum()).tolist(), strict=True)
             row |= {f"fraction_{value:g}": share for value, share in shares}
         else:

@@ -79,8 +79,8 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
     data = cube.data.rechunk({0: -1, 1: -1})
     spatial = data.chunks[2:]
     given = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *spatial))[:, None]]
-    found = stack_of(cube)
-    stack = found[0] if found else None
+    source = stack_of(cube)
+    stack = source[0] if source else None
     count: Callable[..., NDArray[np.int64]] = _count_window
     arrays, more = [data, *given], {}
     if stack is not None and (stack.products.stack is not stack or asks_for_coverage(stack, recipe)):
