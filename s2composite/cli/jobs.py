@@ -197,7 +197,7 @@ def _run(
     selectors: dict[str, Any] = {"since": since, "windows": windows, "cells": cells}
     require_selectors(checked, **selectors, prefix="--")
 
-    # After the check, so that a mistake in the job is told at once.
+    # After the check, so that a mistake in the job is reported at once.
     from s2composite.runner.run import run as run_products
 
     several = checked.span is not None or checked.grid is not None

@@ -43,18 +43,18 @@ def check(
     from s2composite.clusters.connect import connect
 
     with connect(cluster) as client:
-        found = check_cluster(client, source=source, target=target, timeout=timeout)
+        result = check_cluster(client, source=source, target=target, timeout=timeout)
     columns = ("worker", "threads", "memory", "python", "s2composite", "dask", "numpy", "numba", "rasterio", "gdal")
     asked = [name for name, value in (("source", source), ("target", target)) if value is not None]
     table = Table(*columns, *asked, "environment", box=None, header_style="bold", pad_edge=False)
-    for worker in found.workers:
+    for worker in result.workers:
         table.add_row(*_worker_row(worker, columns[3:-1], asked))
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
     console.print(table)
-    for problem in found.problems:
+    for problem in result.problems:
         console.print(f"[bold red]problem:[/] {plain(problem)}", soft_wrap=True)
-    console.print(f"{plural(len(found.workers), 'worker')}, {plural(len(found.problems), 'problem')}")
-    if not found.ok:
+    console.print(f"{plural(len(result.workers), 'worker')}, {plural(len(result.problems), 'problem')}")
+    if not result.ok:
         raise typer.Exit(BAD_INPUT)
 
 
@@ -62,12 +62,12 @@ def _worker_row(worker: Any, packages: Sequence[str], asked: Sequence[str]) -> l
     """Return the cells of one worker; what it could not find out is a question mark."""
     findings = worker.findings
     memory = "no limit" if worker.memory is None else f"{worker.memory / 1e9:.1f} GB"
-    facts = [worker.address, str(worker.threads), memory, *(worker.versions.get(name) or "-" for name in packages)]
+    cells = [worker.address, str(worker.threads), memory, *(worker.versions.get(name) or "-" for name in packages)]
     if findings is None:
-        return [Text(text) for text in facts] + [Text("?", "bold red")] * (len(asked) + 2)
+        return [Text(text) for text in cells] + [Text("?", "bold red")] * (len(asked) + 2)
     good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
     words = [Text("ok") if fine else Text("problem", "bold red") for fine in good]
-    return [*map(Text, facts), Text(findings.gdal), *words]
+    return [*map(Text, cells), Text(findings.gdal), *words]
 
 
 def zonal(
@@ -86,8 +86,8 @@ def zonal(
     from s2composite.writing.publish import target_of
 
     target_of(table, overwrite=overwrite)  # before the work
-    found = zonal_stats(raster, zones, stats.split(","), name=name)
-    typer.echo(f"{plural(len(found), 'row')}: {write_zonal_stats(found, table, overwrite=overwrite)}")
+    rows = zonal_stats(raster, zones, stats.split(","), name=name)
+    typer.echo(f"{plural(len(rows), 'row')}: {write_zonal_stats(rows, table, overwrite=overwrite)}")
 
 
 MADE = {

@@ -190,7 +190,15 @@ def connect(
     client = start_cluster(options)
     try:
         if options.awaited:
-            _await_workers(client, options.awaited, options.timeout)
+            try:
+                client.wait_for_workers(options.awaited, timeout=options.timeout)
+            except TimeoutError as error:
+                started = len(client.scheduler_info(n_workers=-1)["workers"])
+                raise ClusterError(
+                    f"after {options.timeout:g} s only {started} of {options.awaited} workers have started; see their "
+                    "logs, or raise 'timeout' if machines take longer",
+                    workers=started,
+                ) from error
         if environment:
             _ship(client, environment)
         if options.joined is None:  # on someone else's scheduler they would stay
@@ -224,18 +232,6 @@ def _environment(options: BackendOptions) -> dict[str, str]:
 def _is_not_about_cancelled_call(record: logging.LogRecord) -> bool:
     """Filter out the message that Dask could not cancel a call to the scheduler that had not begun."""
     return "sync.<locals>.cancel" not in record.getMessage()
-
-
-def _await_workers(client: Client, workers: int, timeout: float) -> None:
-    try:
-        client.wait_for_workers(workers, timeout=timeout)
-    except TimeoutError as error:
-        started = len(client.scheduler_info(n_workers=-1)["workers"])
-        raise ClusterError(
-            f"after {timeout:g} s only {started} of {workers} workers have started; see their logs, or raise 'timeout' "
-            "if machines take longer",
-            workers=started,
-        ) from error
 
 
 def _ship(client: Client, environment: Mapping[str, str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from math import ceil, floor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -186,16 +188,18 @@ def cells_of(grid: OdcOptions | UtmOptions | MgrsOptions | CellsOptions, area: G
         There is no area and the grid has no end, or no cell touches it; or the file of cells is wrong.
     """
     if isinstance(grid, CellsOptions):
-        found = [cell for cell in _polygons(grid) if area is None or touches(cell.geobox, area)]
+        cells = [cell for cell in _polygons(grid) if area is None or touches(cell.geobox, area)]
     elif area is None:
         raise JobError(f"grid {grid.type} has no end: give an area, as a GeoJSON file or as bbox", key="area")
     elif isinstance(grid, OdcOptions):
-        found = list(_odc(grid, area))
+        tiles = GridSpec(grid.crs, (grid.shape, grid.shape), grid.resolution)
+        geoboxes = tiles.tiles_from_geopolygon(area.to_crs(grid.crs))
+        cells = [Cell(f"x{x:04d}y{y:04d}", geobox) for (x, y), geobox in geoboxes]
     else:
-        found = [cell for zone in _zones(area) for cell in _in_zone(grid, zone, area)]
-    if not found:
+        cells = [cell for zone in _zones(area) for cell in _in_zone(grid, zone, area)]
+    if not cells:
         raise JobError(f"no cell of grid {grid.type} touches the area; check its coordinates (degrees)", key="area")
-    return tuple(sorted(found, key=lambda cell: cell.name))
+    return tuple(sorted(cells, key=lambda cell: cell.name))
 
 
 def read_area(path: str) -> Geometry:
@@ -206,11 +210,7 @@ def read_area(path: str) -> Geometry:
     JobError
         It is missing, no GeoJSON, or has no polygon.
     """
-    shapes = [feature for feature, _ in _features(path)]
-    whole = shapes[0]
-    for shape in shapes[1:]:
-        whole = whole | shape
-    return whole
+    return reduce(operator.or_, (shape for shape, _ in _features(path)))
 
 
 def _features(path: str) -> list[tuple[Geometry, dict[str, Any]]]:
@@ -218,25 +218,27 @@ def _features(path: str) -> list[tuple[Geometry, dict[str, Any]]]:
         content = json.loads(Path(path).read_text("utf-8"))
         features = content.get("features", [content]) if isinstance(content, dict) else []
         pairs = [(one.get("geometry", one), one.get("properties") or {}) for one in features]
-        found = [
-            (Geometry(shape, "EPSG:4326"), facts) for shape, facts in pairs if "Polygon" in str(shape.get("type", ""))
+        polygons = [
+            (Geometry(shape, "EPSG:4326"), properties)
+            for shape, properties in pairs
+            if "Polygon" in str(shape.get("type", ""))
         ]
     except OSError as error:
         raise JobError(f"{path}: cannot be read: {error.strerror}", key="area") from error
     except (ValueError, AttributeError, S2CompositeError) as error:
         raise JobError(f"{path}: not GeoJSON: {error}", key="area") from error
-    if not found:
+    if not polygons:
         raise JobError(f"{path}: has no polygon", key="area")
-    return found
+    return polygons
 
 
 def _polygons(grid: CellsOptions) -> Iterator[Cell]:
     seen: set[str] = set()
-    for shape, facts in _features(grid.file):
-        if grid.name not in facts:
-            known = ", ".join(map(str, facts)) or "none"
+    for shape, properties in _features(grid.file):
+        if grid.name not in properties:
+            known = ", ".join(map(str, properties)) or "none"
             raise JobError(f"{grid.file}: a polygon has no property {grid.name!r}; it has {known}", key="grid.name")
-        name = str(facts[grid.name])
+        name = str(properties[grid.name])
         if name in seen:
             raise JobError(f"{grid.file}: two polygons are named {name!r}, and would be one product", key="grid.name")
         if not _SAFE.fullmatch(name):
@@ -248,12 +250,6 @@ def _polygons(grid: CellsOptions) -> Iterator[Cell]:
         crs = _utm(*shape.centroid.coords[0]) if grid.crs == "utm" else grid.crs
         bounds = shape.to_crs(crs).boundingbox
         yield Cell(name, GeoBox.from_bbox(bounds, resolution=grid.resolution))
-
-
-def _odc(grid: OdcOptions, area: Geometry) -> Iterator[Cell]:
-    tiles = GridSpec(grid.crs, (grid.shape, grid.shape), grid.resolution)
-    for (x, y), geobox in tiles.tiles_from_geopolygon(area.to_crs(grid.crs)):
-        yield Cell(f"x{x:04d}y{y:04d}", geobox)
 
 
 def _zones(area: Geometry) -> list[tuple[int, bool]]:
@@ -288,18 +284,14 @@ def _in_zone(grid: UtmOptions | MgrsOptions, zone: tuple[int, bool], area: Geome
             square = box(column * size, row * size, (column + 1) * size, (row + 1) * size, crs)
             if not _overlap(square.to_crs("EPSG:4326", resolution=size / 8), part):
                 continue
-            yield (
-                _granule(grid, zone, (column, row))
-                if isinstance(grid, MgrsOptions)
-                else _square(grid, crs, column, row)
-            )
-
-
-def _square(grid: UtmOptions, crs: str, column: int, row: int) -> Cell:
-    left, bottom = column * grid.size - grid.buffer, row * grid.size - grid.buffer
-    side = round((grid.size + 2 * grid.buffer) / grid.resolution)
-    bounds = (left, bottom, left + side * grid.resolution, bottom + side * grid.resolution)
-    return Cell(f"{crs[5:]}x{column:04d}y{row:04d}", GeoBox.from_bbox(bounds, crs, resolution=grid.resolution))
+            if isinstance(grid, MgrsOptions):
+                yield _granule(grid, zone, (column, row))
+                continue
+            left, bottom = column * size - grid.buffer, row * size - grid.buffer
+            pixels = round((size + 2 * grid.buffer) / grid.resolution)
+            bounds = (left, bottom, left + pixels * grid.resolution, bottom + pixels * grid.resolution)
+            geobox = GeoBox.from_bbox(bounds, crs, resolution=grid.resolution)
+            yield Cell(f"{crs[5:]}x{column:04d}y{row:04d}", geobox)
 
 
 def _granule(grid: MgrsOptions, zone: tuple[int, bool], square: tuple[int, int]) -> Cell:

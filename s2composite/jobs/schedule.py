@@ -1,8 +1,7 @@
 """Spans: a job made again for each month, day or year from one date to another. Pure: dates and texts.
 
 ``{{pointInTime}}`` in a text stands for the first day of the unit, as far as the unit needs it (``201806`` of a
-month);
-``{{pointInTime:%Y-%m}}`` is written as `datetime.date.strftime` does.
+month); ``{{pointInTime:%Y-%m}}`` is written as `datetime.date.strftime` does.
 """
 
 from __future__ import annotations
@@ -98,15 +97,15 @@ class SpanOptions(Strict):
 
 
 def _first(text: str) -> dt.date:
-    found = date_range(text).first
-    assert found is not None
-    return found.date()
+    first = date_range(text).first
+    assert first is not None
+    return first.date()
 
 
 def _last(text: str) -> dt.date:
-    found = date_range(text).last
-    assert found is not None
-    return found.date()
+    last = date_range(text).last
+    assert last is not None
+    return last.date()
 
 
 def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None = None) -> tuple[Period, ...]:
@@ -137,18 +136,16 @@ def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None 
     over = (today or dt.datetime.now(dt.UTC).date()) - dt.timedelta(days=1)
     if since == "last":
         return (_last_over(span.step, over),)
-    first = _first(span.start) if since is None else _since(since)
+    first = _first(span.start)
+    if since is not None:
+        try:
+            first = _first(_whole_days(_iso(since)))
+        except ValueError as error:
+            raise ParameterError(f"since {since!r}: {error}; or 'last'") from error
     last = _last_over(span.step, over).end - dt.timedelta(days=1) if span.end is None else _last(span.end)
     if last < first:
         raise ParameterError(f"nothing to make: no {span.step} from {first} on is over before {last}")
     return _units(span.step, first, last)
-
-
-def _since(text: str) -> dt.date:
-    try:
-        return _first(_whole_days(_iso(text)))
-    except ValueError as error:
-        raise ParameterError(f"since {text!r}: {error}; or 'last'") from error
 
 
 def _units(unit: Unit, first: dt.date, last: dt.date) -> tuple[Period, ...]:
@@ -175,13 +172,13 @@ def has_template(text: str) -> bool:
     ValueError
         It is none that is known.
     """
-    found = list(_TEMPLATE.finditer(text))
-    for match in found:
+    templates = list(_TEMPLATE.finditer(text))
+    for match in templates:
         if match["name"] != _NAME:
             near = difflib.get_close_matches(match["name"], [_NAME], 1)
             hint = "did you mean" if near else "there is"
             raise ValueError(f"unknown template {match[0]}; {hint} {{{{{_NAME}}}}} or {{{{{_NAME}:%Y-%m}}}}?")
-    return bool(found)
+    return bool(templates)
 
 
 def written_out(text: str, period: Period, unit: Unit) -> str:
