@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
 from s2composite.pixels.kernels.compile_cache import kernel, part
 from s2composite.pixels.kernels.selection import pick, select, select_wide
 from s2composite.pixels.kernels.tiles import Observations, judge, put_picked, split
 
-__all__ = ["Key", "best_scored", "first_valid", "order", "rank_by_key", "rank_by_small_key"]
+__all__ = ["Key", "best_scored", "first_valid", "luminance_median", "order", "rank_by_key", "rank_by_small_key"]
 
 
 class Key(NamedTuple):
@@ -222,3 +224,132 @@ def best_scored(
             count[start + i] = counts[i]
             index[i] = index[i] if counts[i] >= least_count else -1
         put_picked(obs, index, start, n, out, chosen)
+
+
+@kernel
+def median_of_pixel(
+    pixel: Any,
+    low: Any,
+    high: Any,
+    nodata: Any,
+    zero: Any,
+    keys: Any,
+    flip: int,
+    composite: Any,
+    count: Any,
+    source: Any,
+) -> None:
+    """Find the observation of median luminance of one ``pixel (t, b)``; see `luminance_median`."""
+    kind, integers = zero.dtype.type, keys.view(np.int64)
+    n = 0
+    for t in range(pixel.shape[0]):
+        valid, total = True, zero[0]
+        for b in range(pixel.shape[1]):
+            value = pixel[t, b]
+            valid &= (value >= low) & (value <= high) & (value != nodata)
+            total = kind(total + kind(value))
+        valid &= not np.isnan(total)  # of opposite infinities
+        keys[t] = total
+        n += valid
+        # Of floats, the bits have the order of the numbers once those of negative ones are flipped.
+        bits = integers[t]
+        integers[t] = bits ^ ((bits >> 63) & flip) if valid else np.iinfo(np.int64).max
+    count[0], source[0] = n, -1
+    for b in range(pixel.shape[1]):
+        composite[b] = nodata
+    if n == 0:
+        return
+    least, most = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+    for t in range(pixel.shape[0]):
+        least = min(least, integers[t])
+        most = max(most, integers[t] if integers[t] != np.iinfo(np.int64).max else most)
+    below = 0
+    while least < most:  # the first key with more than n // 2 at or below it
+        middle = (least >> 1) + (most >> 1) + (least & most & 1)
+        smaller = 0
+        for t in range(pixel.shape[0]):
+            smaller += integers[t] <= middle
+        if smaller > n // 2:
+            most = middle
+        else:
+            least, below = middle + 1, smaller
+    left = n // 2 - below
+    for t in range(pixel.shape[0]):
+        if integers[t] == least:
+            if left == 0:
+                source[0] = t
+                break
+            left -= 1
+    for b in range(pixel.shape[1]):
+        composite[b] = pixel[source[0], b]
+
+
+@cache
+def _gufunc(dtype: np.dtype[Any]) -> Any:
+    """Return the gufunc for observations of a type, compiled now: never at import, nor kept on disk (numba#10128)."""
+    ends: Any
+    wide: Any
+    if dtype.kind in "ui":
+        ends = np.iinfo(dtype)
+        low, high, nodata = dtype.type(ends.min), dtype.type(ends.max - 1), dtype.type(0)
+        zero, wide, flip = np.zeros(1, np.int64), np.int64, 0
+    else:
+        ends = np.finfo(dtype)
+        low, high, nodata = ends.min, ends.max, dtype.type(np.nan)
+        zero, wide, flip = np.zeros(1, dtype), np.float64, np.iinfo(np.int64).max
+    name = dtype.name
+
+    def loop(pixel: Any, composite: Any, count: Any, source: Any) -> None:
+        keys = np.empty(pixel.shape[0], wide)
+        median_of_pixel(pixel, low, high, nodata, zero, keys, flip, composite, count, source)
+
+    types = [f"void({name}[:,:], {name}[:], uint16[:], int16[:])"]
+    return numba.guvectorize(types, "(t,b)->(b),(),()", nopython=True)(loop)
+
+
+def luminance_median(observations: Any, out: Any = None, **options: Any) -> Any:
+    """Find the observation of median luminance of each pixel, as a generalised ufunc ``(t,b)->(b),(),()``.
+
+    The kernel of the default reducer for arrays of any origin: NumPy's, Dask's (`dask.array.apply_gufunc`, or
+    `dask.array.map_blocks`), or a loop of your own. Loops are compiled on the first call for each type in a process.
+
+    Parameters
+    ----------
+    observations
+        ``(..., t, b)`` of uint8, uint16, int16, float32 or float64, in the order of scenes. One with 0 (no data) or the
+        largest number of its integer type (saturated) in any band is left out; of floats, one with NaN or an infinity.
+    out
+        The three arrays to write the results into.
+    **options
+        Of NumPy's generalised ufuncs: ``axes=``, ``order=``.
+
+    Returns
+    -------
+    composite
+        ``(..., b)``, type of `observations`: of `n` valid observations, sorted by the sum of their bands and then by
+        scene, the one at index ``n // 2``; 0 or NaN where there is none.
+    count
+        ``(...)`` uint16: the number of valid observations.
+    source
+        ``(...)`` int16: the scene, -1 where there is none.
+
+    Raises
+    ------
+    TypeError
+        `observations` have another type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pixels = np.array([[[9, 1, 1], [2, 2, 2], [0, 5, 5], [3, 3, 3]]], np.uint8)  # one pixel, four scenes
+    >>> composite, count, source = luminance_median(pixels)
+    >>> composite.tolist(), count.tolist(), source.tolist()
+    ([[3, 3, 3]], [3], [3])
+    """
+    observations = np.asarray(observations)
+    dtype = observations.dtype.newbyteorder("=")
+    if dtype.name not in ("uint8", "uint16", "int16", "float32", "float64"):
+        raise TypeError(f"observations are {dtype}; give uint8, uint16, int16, float32 or float64")
+    results = {} if out is None else {"out": tuple(out)}
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN is compared, and is no cause for a warning
+        return _gufunc(dtype)(observations, **results, **options)

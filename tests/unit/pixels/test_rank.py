@@ -1,10 +1,14 @@
 """Rank composites against the plain-Python definition, for every type, layout and degenerate pixel."""
 
+import pickle
+
+import dask.array as da
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s2composite.pixels.kernels.rank import luminance_median
 from s2composite.pixels.masks import Nodata, Saturated
 from s2composite.pixels.recipe import DTYPES
 from s2composite.pixels.reducers import Recipe, reduce_block, resolve_reducer
@@ -266,3 +270,52 @@ def test_large_slabs_of_odd_layout_join(monkeypatch):
     for layout in (cut_out, cut_out_interleaved, fortran):
         for name, array in reduce_block(layout(pixels), MEDIAN).items():
             np.testing.assert_array_equal(array, reduce_block(pixels, MEDIAN)[name])
+
+
+@settings(max_examples=30, deadline=None)
+@given(pixels=stacks())
+@pytest.mark.filterwarnings("error")
+def test_the_gufunc_is_the_definition(pixels):
+    fill = 0 if pixels.dtype.kind in "ui" else np.nan
+    expected = oracles.rank_composite(pixels, dropped_by_default(pixels.dtype), oracles.luminance, nodata=fill)
+    composite, count, source = luminance_median(np.moveaxis(pixels, (0, 1), (-2, -1)))
+    assert_same({"composite": np.moveaxis(composite, -1, 0), "count": count, "source": source}, expected)
+
+
+def few_pixels(*shape):
+    return np.random.default_rng(1).integers(0, 12, shape, np.uint8)
+
+
+def test_the_gufunc_broadcasts_and_writes_into_out():
+    pixels = few_pixels(2, 5, 4, 9, 3)
+    composite, count, source = luminance_median(pixels)
+    assert (composite.shape, count.shape, source.shape) == ((2, 5, 4, 3), (2, 5, 4), (2, 5, 4))
+    one = luminance_median(pixels[1, 2, 3])
+    assert (one[0].tolist(), one[1], one[2]) == (composite[1, 2, 3].tolist(), count[1, 2, 3], source[1, 2, 3])
+    out = np.empty_like(composite), np.empty_like(count), np.empty_like(source)
+    given = luminance_median(pixels, out=out)
+    for array, written, expected in zip(given, out, (composite, count, source), strict=True):
+        assert array is written
+        np.testing.assert_array_equal(written, expected)
+    moved = luminance_median(np.moveaxis(pixels, -2, 0), axes=[(0, -1), -1, (), ()])
+    np.testing.assert_array_equal(moved[0], composite)
+
+
+def test_the_gufunc_on_dask():
+    pixels = few_pixels(9, 3, 8, 10)
+    lazy = da.from_array(pixels, chunks=(9, 3, 4, 5)).transpose(2, 3, 0, 1)
+    expected = reduce_block(pixels, MEDIAN)
+    composite, count, source = da.apply_gufunc(
+        luminance_median, "(t,b)->(b),(),()", lazy, output_dtypes=[np.uint8, np.uint16, np.int16]
+    )
+    np.testing.assert_array_equal(composite.transpose(2, 0, 1).compute(), expected["composite"])
+    np.testing.assert_array_equal(count.compute(), expected["count"])
+    np.testing.assert_array_equal(source.compute(), expected["source"])
+    only = lazy.map_blocks(lambda block: luminance_median(block)[0], drop_axis=2, dtype=np.uint8)
+    np.testing.assert_array_equal(only.transpose(2, 0, 1).compute(), expected["composite"])
+
+
+def test_the_gufunc_travels_and_refuses_other_types():
+    assert pickle.loads(pickle.dumps(luminance_median)) is luminance_median
+    with pytest.raises(TypeError, match="complex64"):
+        luminance_median(np.ones((2, 3), np.complex64))
