@@ -310,11 +310,11 @@ def alpha_band(interpretations: Sequence[str], descriptions: Sequence[str | None
     GDAL calls the fourth of any four bands of 8 bits an alpha band, unless it was told otherwise: not one that has
     another name.
     """
-    found = [band for band, name in enumerate(interpretations) if name == "alpha" and len(interpretations) > 1]
-    if not found:
+    bands = [band for band, name in enumerate(interpretations) if name == "alpha" and len(interpretations) > 1]
+    if not bands:
         return None
-    name = (descriptions[found[-1]] or "alpha").lower()
-    return found[-1] if "alpha" in name or "mask" in name or "transparen" in name else None
+    name = (descriptions[bands[-1]] or "alpha").lower()
+    return bands[-1] if "alpha" in name or "mask" in name or "transparen" in name else None
 
 
 def _check_sizes(header: Header) -> None:
@@ -425,11 +425,11 @@ def _with_sidecar(header: Header) -> Header:
 
 def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Header:
     """Return the header of a raster that is not a TIFF, as GDAL reads it."""
-    found: list[Header] = []
+    headers: list[Header] = []
 
     def read(url: str) -> None:
         with rasterio.open(url, **gdal_limits(href)) as dataset:
-            found.append(_header_of(dataset, href, identity))
+            headers.append(_header_of(dataset, href, identity))
 
     try:
         through_gdal(read, href, sign, identity, files_beside=True)
@@ -438,7 +438,7 @@ def _from_gdal(href: str, identity: Identity, sign: Sign | None = None) -> Heade
             f"{display(href)} is not a TIFF, nor another raster that GDAL can open ({error}); leave it out",
             href=display(href),
         ) from None
-    return signing(found[-1], sign)
+    return signing(headers[-1], sign)
 
 
 def _header_of(dataset: Any, href: str, identity: Identity) -> Header:

@@ -71,12 +71,12 @@ def read_headers_cached(
     hrefs: Sequence[str], path: str | os.PathLike[str], max_workers: int = 32
 ) -> tuple[Header, ...]:
     """Return the headers of files, from an index where they are unchanged; the others are read and added to it."""
-    found = load_index(path, hrefs, max_workers)
-    missing = [href for href in dict.fromkeys(hrefs) if href not in found]
+    headers = load_index(path, hrefs, max_workers)
+    missing = [href for href in dict.fromkeys(hrefs) if href not in headers]
     if missing:
-        found |= {header.href: header for header in read_headers(missing, max_workers)}
-        save_index(list((_load(_place(path)) | found).values()), path)
-    return tuple(found[href] for href in hrefs)
+        headers |= {header.href: header for header in read_headers(missing, max_workers)}
+        save_index(list((_load(_place(path)) | headers).values()), path)
+    return tuple(headers[href] for href in hrefs)
 
 
 def _load(path: Path) -> dict[str, Header]:
@@ -103,6 +103,12 @@ def _is_unchanged(header: Header) -> bool:
 
 
 def _to_plain(header: Header) -> dict[str, Any]:
+    mask = None
+    if header.mask is not None and header.mask.href == header.href:
+        # of a mask in the file itself only the levels are its own
+        mask = {"levels": [_level_to_plain(level) for level in header.mask.levels]}
+    elif header.mask is not None:
+        mask = _to_plain(header.mask)
     return {
         "href": header.href,
         "identity": asdict(header.identity),
@@ -113,7 +119,7 @@ def _to_plain(header: Header) -> dict[str, Any]:
         "band_nodata": header.band_nodata,
         "descriptions": header.descriptions,
         "levels": [_level_to_plain(level) for level in header.levels],
-        "mask": None if header.mask is None else _mask_to_plain(header, header.mask),
+        "mask": mask,
         "mask_kind": header.mask_kind,
         "alpha": header.alpha,
         "bands": header.bands,
@@ -121,13 +127,6 @@ def _to_plain(header: Header) -> dict[str, Any]:
         "framed": header.framed,
         "scaling": [None if s is None else [s.scale, s.offset, s.unit] for s in header.scaling],
     }
-
-
-def _mask_to_plain(header: Header, mask: Header) -> dict[str, Any]:
-    """Return a mask in the file itself, or the one in a file beside it."""
-    if mask.href != header.href:
-        return _to_plain(mask)
-    return {"levels": [_level_to_plain(level) for level in mask.levels]}
 
 
 def _level_to_plain(level: Level) -> list[Any]:

@@ -472,11 +472,11 @@ def numbers_of(sources: Sequence[Sequence[FileSource]], bands: int) -> tuple[Val
 
     Nor is it where scenes differ: then it would not be true of a composite.
     """
-    found: list[set[Values | None]] = [set() for _ in range(bands)]
+    by_row: list[set[Values | None]] = [set() for _ in range(bands)]
     for source in (source for files in sources for source in files):
         for row, values in enumerate(source.part.values, source.part.row):
-            found[row].add(_converted(values, source.conversion))
-    return tuple(meanings.pop() if len(meanings) == 1 else None for meanings in found)
+            by_row[row].add(_converted(values, source.conversion))
+    return tuple(meanings.pop() if len(meanings) == 1 else None for meanings in by_row)
 
 
 def _converted(values: Values, how: Conversion) -> Values | None:
@@ -505,7 +505,7 @@ def assets_of(
             if bands is not None and not assets:
                 check_bands(product, product.assets, bands)
         return every
-    found: list[tuple[Asset, ...]] = []
+    chosen: list[tuple[Asset, ...]] = []
     for product in products:
         declared = all(asset.bands for asset in product.assets)
         assets = wanted_assets([product], bands)[0]
@@ -514,10 +514,10 @@ def assets_of(
                 check_bands(product, assets, bands)
         except BandError:
             assets = ()
-        found.append(assets)
-    if not any(found):
+        chosen.append(assets)
+    if not any(chosen):
         check_bands(products[0], products[0].assets, bands)
-    return found
+    return chosen
 
 
 def sources_of(
@@ -529,7 +529,7 @@ def sources_of(
     options: ReadOptions,
 ) -> tuple[tuple[FileSource, ...], ...]:
     """Return the files of each scene; none where one of its products cannot be used."""
-    found: list[tuple[FileSource, ...]] = []
+    sources: list[tuple[FileSource, ...]] = []
     products = iter(parts)
     for scene in scenes:
         files: list[FileSource] = []
@@ -544,8 +544,8 @@ def sources_of(
                     choose_source(header, one, geobox, options, resampling=method, conversion=conversion, member=member)
                     for one, method, conversion in _split(part, header, names, sensor, options)
                 ]
-        found.append(tuple(files) if complete else ())
-    return tuple(found)
+        sources.append(tuple(files) if complete else ())
+    return tuple(sources)
 
 
 def _split(
@@ -581,25 +581,25 @@ def layout_of(
     lacking: list[BandError] = []
     for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
         try:
-            found, files = parts_of(scene, assets, headers, bands) if ok else ((), ())
+            mine, files = parts_of(scene, assets, headers, bands) if ok else ((), ())
         except BandError as error:
             if options.on_error == "raise" or bands is None:
                 raise
             lacking.append(error)
-            found, files = (), ()
+            mine, files = (), ()
         if files:
             if first is None and bands is None:
                 opened = [(asset, headers[asset.href]) for asset in assets]
                 named = [(i, name, alpha_of(*one)) for one in opened for i, name in enumerate(band_names(*one))]
-                left = [name for i, name, alpha in named if name not in found and i != alpha]
+                left = [name for i, name, alpha in named if name not in mine and i != alpha]
                 if left:
                     LOG.warning(
                         "mask bands are no observations and left out: %s; rules such as SCL() find them, bands= asks "
                         "for them",
                         ", ".join(left),
                     )
-            first = first or (found, scene.sensor)
-            _check_same(scene, found, *first)
+            first = first or (mine, scene.sensor)
+            _check_same(scene, mine, *first)
         parts.append(files)
     if first is None:
         raise lacking[0]

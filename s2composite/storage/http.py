@@ -225,12 +225,12 @@ async def _request(
     async def attempt() -> tuple[bytes, Identity]:
         nonlocal target
         try:
-            data, found = await _get_range(web, target, start, size, retry)
-            _check(data, start, size, found, identity)
+            data, state = await _get_range(web, target, start, size, retry)
+            _check(data, start, size, state, identity)
         except AttemptError as error:
             failure = error
         else:
-            return data, found
+            return data, state
         if failure.refused and target.sign is not None:
             # once: a new signature that is refused too is no matter of time
             url = await asyncio.to_thread(signed, target.sign, href, fresh=True)
@@ -238,14 +238,14 @@ async def _request(
         raise failure
 
     try:
-        (data, found), retries = await retrying_async(attempt, retry, display(href), LOG)
+        (data, state), retries = await retrying_async(attempt, retry, display(href), LOG)
     except AttemptError as error:
         failure = error
     else:
         if len(_LAST_REPLIES) >= _MOST_REPLIES:
             _LAST_REPLIES.clear()
         _LAST_REPLIES[href] = time.monotonic()
-        return Reply(data, found, retries)
+        return Reply(data, state, retries)
     # outside of the except clause: workers cannot pickle what aiohttp and botocore raise
     if failure.forbidden:
         raise AccessError(f"{display(href)}: {failure}")
@@ -259,18 +259,18 @@ def _read_error(href: str, why: str, *, transient: bool, retries: int = 0) -> Re
     return ReadError(f"{href}: {why}", href=href, transient=transient, retries=retries)
 
 
-def _check(data: bytes, start: int, size: int, found: Identity, identity: Identity | None) -> None:
-    if identity is not None and not identity.same(found):
+def _check(data: bytes, start: int, size: int, state: Identity, identity: Identity | None) -> None:
+    if identity is not None and not identity.same(state):
         change = "another time of change"
-        if identity.size != found.size:
-            change = f"{identity.size} bytes then, {found.size} now"
-        elif identity.etag and found.etag and identity.etag != found.etag:
-            change = f"ETag {_printable(identity.etag)} then, {_printable(found.etag)} now"
+        if identity.size != state.size:
+            change = f"{identity.size} bytes then, {state.size} now"
+        elif identity.etag and state.etag and identity.etag != state.etag:
+            change = f"ETag {_printable(identity.etag)} then, {_printable(state.etag)} now"
         raise AttemptError(f"it has changed since its header was read ({change})", transient=False)
-    if len(data) < size and (identity is not None or len(data) < found.size):
+    if len(data) < size and (identity is not None or len(data) < state.size):
         raise AttemptError(f"the server sent {len(data)} of {size} bytes")
-    if len(data) > found.size - start:
-        raise AttemptError(f"the server sent {len(data)} bytes of an object that has {found.size}")
+    if len(data) > state.size - start:
+        raise AttemptError(f"the server sent {len(data)} bytes of an object that has {state.size}")
 
 
 async def _get_range(web: Any, target: RemoteObject, start: int, size: int, retry: Retry) -> tuple[bytes, Identity]:
@@ -287,8 +287,8 @@ async def _get_range(web: Any, target: RemoteObject, start: int, size: int, retr
         async with asyncio.timeout(None) as limit:
             reply = ReplyTimeout(limit, retry.timeout)
             async with session.get(url, headers=headers, timeout=limits, trace_request_ctx=reply, **plain) as response:
-                found = _identity_in(response, start, size)
-                return b"" if found.size == 0 else await _body(response, size, reply, retry.least_rate), found
+                state = _identity_in(response, start, size)
+                return b"" if state.size == 0 else await _body(response, size, reply, retry.least_rate), state
     except (AttemptError, asyncio.CancelledError):
         raise
     except S2CompositeError as error:
