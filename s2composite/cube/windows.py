@@ -32,7 +32,7 @@ from s2composite.pixels.mask_bands import MaskRule
 from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
 from s2composite.reading.grid import Window, within
 from s2composite.reading.plan import Piece, TileSelection
-from s2composite.reading.reader import FAILED, OUTSIDE, READ, Observations, borrow
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow
 from s2composite.reading.stack import Products, Stack
 
 __all__ = ["STATUS", "Work", "compose_window", "layer_arrays", "source_shares", "work_in"]
@@ -142,7 +142,7 @@ def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.i
 
 
 def _reduced(
-    recipe: Recipe, seen: Observations, positions: NDArray[np.intp] | None, lost: Sequence[int] = ()
+    recipe: Recipe, seen: WindowObservations, positions: NDArray[np.intp] | None, lost: Sequence[int] = ()
 ) -> dict[str, NDArray[Any]]:
     """Reduce what was read of all scenes but those that are lost."""
     status = seen.status.copy()

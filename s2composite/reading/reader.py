@@ -37,10 +37,10 @@ __all__ = [
     "FAILED",
     "OUTSIDE",
     "READ",
-    "Failure",
-    "Observations",
     "PendingRead",
+    "ReadFailure",
     "ReadTally",
+    "WindowObservations",
     "begin",
     "borrow",
     "held",
@@ -95,7 +95,7 @@ def _release() -> None:
         _FREE.clear()
 
 
-READ, OUTSIDE, FAILED = 0, 1, 2  # values of `Observations.status`
+READ, OUTSIDE, FAILED = 0, 1, 2  # values of `WindowObservations.status`
 
 # bytes of pixels that are decoded beside the window before they are put into it: more of them where that many are
 # fetched at once, so that none has to wait for an answer
@@ -115,7 +115,7 @@ class ReadTally:
     gdal: float  # seconds in GDAL, waiting included
 
 
-class Failure(NamedTuple):
+class ReadFailure(NamedTuple):
     """A part of a window in which a scene could not be read."""
 
     scene: int  # position of the scene
@@ -124,7 +124,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Observations:
+class WindowObservations:
     """What a window of a stack holds."""
 
     pixels: NDArray[Any]  # (t, b, y, x), native dtype; may be a view of pixel-interleaved memory (t, y, x, b)
@@ -132,10 +132,10 @@ class Observations:
     covered: NDArray[np.bool_] | None
     # (t,): 0 read, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)
     status: NDArray[np.uint8]
-    failures: tuple[Failure, ...]  # the first of each scene in each part that failed
+    failures: tuple[ReadFailure, ...]  # the first of each scene in each part that failed
     tally: ReadTally
 
-    def cut(self, place: Window) -> Observations:
+    def cut(self, place: Window) -> WindowObservations:
         """Return a copy of a part, laid out in memory as the whole."""
         pixels = self.pixels[(..., *place)].copy(order="K")
         covered = None if self.covered is None else self.covered[(..., *place)].copy()
@@ -209,7 +209,7 @@ class PendingRead:
     lost: tuple[tuple[int, ReadError], ...]  # scenes of which a file cannot be opened
     coverage: NDArray[np.uint16] | None  # (t, y, x): how many bands a pixel has; None: nobody asks
 
-    def finish(self) -> Observations:
+    def finish(self) -> WindowObservations:
         """Decode the window. A file that fails does not stop the others: the caller decides what a failure means."""
         fill = self.target.fill
         status = np.where(self.opened, np.uint8(OUTSIDE), np.uint8(FAILED)).astype(np.uint8)
@@ -230,13 +230,15 @@ class PendingRead:
             status[failed] = FAILED
             self.pixels[failed] = fill
         covered = None if self.coverage is None else self.coverage == self.pixels.shape[1]
-        failures = tuple(Failure(t, self.window, errors[t]) for t in sorted(errors))
+        failures = tuple(ReadFailure(t, self.window, errors[t]) for t in sorted(errors))
         results = [result for _, result in outcomes]
         seconds = {"tiles": 0.0, "gdal": 0.0}
         for sub, result in outcomes:
             seconds[sub.source.engine] += result.seconds
         sums = (sum(r.requests for r in results), sum(r.bytes for r in results), sum(r.retries for r in results))
-        return Observations(self.pixels, covered, status, failures, ReadTally(*sums, seconds["tiles"], seconds["gdal"]))
+        return WindowObservations(
+            self.pixels, covered, status, failures, ReadTally(*sums, seconds["tiles"], seconds["gdal"])
+        )
 
     def close(self) -> None:
         """Give the window up."""

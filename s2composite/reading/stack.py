@@ -40,7 +40,7 @@ from s2composite.reading.plan import (
     opened_sources,
     tile_selections,
 )
-from s2composite.reading.reader import FAILED, OUTSIDE, READ, Failure, Observations, PendingRead, begin
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, PendingRead, ReadFailure, WindowObservations, begin
 from s2composite.reading.sources import (
     FileSource,
     ReadOptions,
@@ -338,13 +338,13 @@ class Stack:
 
     def read(
         self, window: Window, pad: int = 0, scratch: NDArray[Any] | None = None, *, coverage: bool = False
-    ) -> Observations:
+    ) -> WindowObservations:
         """Read a window of all scenes and bands."""
         return self._finish(self._begin(window, pad, scratch, coverage=coverage), window)
 
     def read_all(
         self, pieces: Sequence[Piece], scratch: NDArray[Any] | None = None, *, coverage: bool = False
-    ) -> Generator[tuple[Piece, Observations]]:
+    ) -> Generator[tuple[Piece, WindowObservations]]:
         """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used."""
         pending: PendingRead | None = self._begin(pieces[0], 0, scratch, coverage=coverage)
         try:
@@ -368,7 +368,7 @@ class Stack:
         pixels = self._allocate(y.stop - y.start, x.stop - x.start, scratch)
         return begin(self._near((y, x)), self._opened, self._target, (y, x), pixels, coverage=coverage)
 
-    def _finish(self, pending: PendingRead, window: Window) -> Observations:
+    def _finish(self, pending: PendingRead, window: Window) -> WindowObservations:
         seen = pending.finish()
         if not seen.failures or self.options.on_error != "raise":
             return seen
@@ -382,9 +382,9 @@ class Stack:
             **details,
         )
 
-    def _failures_by_block(self, window: Window, seen: Observations) -> Observations:
+    def _failures_by_block(self, window: Window, seen: WindowObservations) -> WindowObservations:
         """Read the scenes that failed in a window again, each alone and block by block: what can be read is kept."""
-        failures: list[Failure] = []
+        failures: list[ReadFailure] = []
         for t in {failure.scene for failure in seen.failures}:
             alone, states = self.select([t]), set[int]()
             for block in self.blocks(window):
@@ -393,7 +393,7 @@ class Stack:
                 seen.pixels[(t, slice(None), *place)] = part.pixels[0]
                 if seen.covered is not None and part.covered is not None:
                     seen.covered[(t, *place)] = part.covered[0]
-                failures += [Failure(t, block, failure.error) for failure in part.failures]
+                failures += [ReadFailure(t, block, failure.error) for failure in part.failures]
                 states.add(int(part.status[0]))
             # whether it lies in the window at all; the failures say where it cannot be used
             seen.status[t] = next(state for state in (READ, OUTSIDE, FAILED) if state in states)
