@@ -301,7 +301,7 @@ class DayObservations:
     covered by files; None: there are no such rules."""
 
     status: NDArray[np.uint8]
-    """``(t,)``: as `Observations.status`; a day has failed if one of its products has."""
+    """``(t,)``: as `WindowObservations.status`; a day has failed if one of its products has."""
 
 
 def products_near(stack: Stack, window: Window, pad: int = 0) -> NDArray[np.intp]:
