@@ -85,7 +85,7 @@ class AttemptError(Exception):
 
 def backoff(failed: int, first: float, longest: float) -> float:
     """Return the seconds to wait after so many failed attempts; half of it is random, so that workers spread out."""
-    return min(longest, first * 2.0 ** (failed - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+    return min(longest, first * 2.0 ** min(failed - 1, 63)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 
 def retry_after(text: str) -> float:
