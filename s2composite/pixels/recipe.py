@@ -92,7 +92,7 @@ class Reducer:
     name: str
     """Name in the registry, and of its layers where several reducers run together."""
 
-    run: Callable[[Call], None]
+    run: Callable[[ReducerCall], None]
     """Reduces one run of pixels: fills the arrays of the call. A module-level function, so that it travels."""
 
     outputs: tuple[Output, ...] = (Output(),)
@@ -197,17 +197,14 @@ class Recipe:
         if not whole or not 0 < self.min_count <= MAX_SCENES:
             raise ParameterError(f"min_count={self.min_count!r}; give a whole number, 1 to {MAX_SCENES}")
         for reducer in self.reducers:
-            _check_needs(self, reducer, n_times)
-
-
-def _check_needs(recipe: Recipe, reducer: Reducer, n_times: int) -> None:
-    """Raise if `reducer` lacks a band or the scenes' times."""
-    missing = [band for band in reducer.needs_bands if band not in recipe.bands]
-    if missing:
-        raise BandError(f"reducer {reducer.name!r} needs the bands {missing}; the cube has {list(recipe.bands)}")
-    if reducer.needs_days and (recipe.days is None or len(recipe.days) != n_times):
-        known = "none" if recipe.days is None else str(len(recipe.days))
-        raise ParameterError(f"reducer {reducer.name!r} needs the time of each of the {n_times} scenes; {known} given")
+            missing = [band for band in reducer.needs_bands if band not in self.bands]
+            if missing:
+                raise BandError(f"reducer {reducer.name!r} needs the bands {missing}; the cube has {list(self.bands)}")
+            if reducer.needs_days and (self.days is None or len(self.days) != n_times):
+                known = "none" if self.days is None else str(len(self.days))
+                raise ParameterError(
+                    f"reducer {reducer.name!r} needs the time of each of the {n_times} scenes; {known} given"
+                )
 
 
 def _layer(recipe: Recipe, reducer: Reducer, output: Output, dtype: np.dtype[Any]) -> Layer:
@@ -216,7 +213,10 @@ def _layer(recipe: Recipe, reducer: Reducer, output: Output, dtype: np.dtype[Any
     name = output.name or ("composite" if alone else reducer.name)
     if output.name and not alone:
         name = f"{reducer.name}_{output.name}"
-    made = _output_dtype(output, dtype)
+    if output.dtype == "float":
+        made = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    else:
+        made = dtype if output.dtype is None else np.dtype(output.dtype)
     nodata = output.nodata
     if nodata is None:
         nodata = recipe.fill(dtype) if output.dtype is None else float("nan")
@@ -232,15 +232,8 @@ def _layer(recipe: Recipe, reducer: Reducer, output: Output, dtype: np.dtype[Any
     )
 
 
-def _output_dtype(output: Output, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the type of an output, given that of the cube."""
-    if output.dtype == "float":
-        return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    return dtype if output.dtype is None else np.dtype(output.dtype)
-
-
 @dataclass(frozen=True, slots=True)
-class Call:
+class ReducerCall:
     """One call of a reducer: a run of pixels, and where the results go."""
 
     reducer: Reducer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any
@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from s2composite.errors import ParameterError, imported
-from s2composite.pixels import select as picking
-from s2composite.pixels import select as scoring
-from s2composite.pixels import spectral, statistics
+from s2composite.pixels import select, spectral, statistics
 from s2composite.pixels.kernels.compile_cache import kernel_in_memory
 from s2composite.pixels.kernels.tiles import Observations, count_valid, load, validity
 from s2composite.pixels.masks import Nodata, SwathEdge, limits_of, reach_of
 from s2composite.pixels.morphology import dilation, distance_squared
-from s2composite.pixels.recipe import Call, Layer, Output, Recipe, Reducer, block_width
+from s2composite.pixels.recipe import Layer, Output, Recipe, Reducer, ReducerCall, block_width
 from s2composite.pixels.statistics import put_rounded
 
 __all__ = [
@@ -81,7 +79,7 @@ def kernel_reducer(
     return Reducer(title, run_custom, (Output("", long_name or title, dtype=dtype),), setting=function)
 
 
-def run_custom(call: Call) -> None:
+def run_custom(call: ReducerCall) -> None:
     """Run a reducer whose setting is a function."""
     (out,) = call.results
     values = np.zeros(out.shape)
@@ -118,21 +116,21 @@ ENTRY_POINTS = "s2composite.reducers"
 Maker = Callable[..., Reducer]
 
 _REGISTRY: dict[str, Maker | Reducer] = {
-    "best_available_pixel": scoring.best_available_pixel,
-    "closest_to": picking.closest_to,
-    "earliest": picking.earliest,
+    "best_available_pixel": select.best_available_pixel,
+    "closest_to": select.closest_to,
+    "earliest": select.earliest,
     "geomedian": spectral.geomedian,
-    "latest": picking.latest,
-    "luminance_median": picking.luminance_median,
+    "latest": select.latest,
+    "luminance_median": select.luminance_median,
     "max": statistics.maximum,
-    "max_ndvi": picking.max_ndvi,
+    "max_ndvi": select.max_ndvi,
     "mean": statistics.mean,
     "median": statistics.median,
     "medoid": spectral.medoid,
     "min": statistics.minimum,
     "percentile": statistics.percentile,
-    "quality_mosaic": picking.quality_mosaic,
-    "rank": picking.rank,
+    "quality_mosaic": select.quality_mosaic,
+    "rank": select.rank,
     "std": statistics.standard_deviation,
     "trimmed_mean": statistics.trimmed_mean,
 }
@@ -202,25 +200,23 @@ def resolve_reducer(reducer: str | Reducer, **params: Any) -> Reducer:
     """
     if isinstance(reducer, Reducer):
         return _made(reducer, reducer.name, params)
-    if not isinstance(reducer, str):
-        raise ParameterError(f"{_described(reducer)} is no reducer; {_instead(reducer)}")
+    given: Any = reducer
+    if not isinstance(given, str):
+        known, name = reducer_names(), getattr(given, "__name__", "")
+        what = f"the function {name}" if callable(given) and hasattr(given, "__name__") else repr(given)
+        like = str(name).removeprefix("nan")  # NumPy's functions have names that are reducers'
+        if like in known:
+            raise ParameterError(f"{what} is no reducer; give its name, {like!r}")
+        raise ParameterError(
+            f"{what} is no reducer; give one by name ({', '.join(known)}), the path of your own, "
+            "'package.module:name', or a Reducer"
+        )
     maker = _REGISTRY.get(reducer)
     if maker is None:
-        maker = _from_entry_point(reducer) or _from_path(reducer)
+        maker = next((point.load() for point in entry_points(group=ENTRY_POINTS, name=reducer)), None)
+    if maker is None:
+        maker = _from_path(reducer)
     return _made(maker, reducer, params)
-
-
-def _described(given: Any) -> str:
-    return f"the function {given.__name__}" if callable(given) and hasattr(given, "__name__") else repr(given)
-
-
-def _instead(given: Any) -> str:
-    """Return what to give instead of something that is no reducer: NumPy's functions have names that are reducers'."""
-    known = reducer_names()
-    name = str(getattr(given, "__name__", "")).removeprefix("nan")
-    if name in known:
-        return f"give its name, {name!r}"
-    return f"give one by name ({', '.join(known)}), the path of your own, 'package.module:name', or a Reducer"
 
 
 def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
@@ -245,13 +241,6 @@ def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
     if not isinstance(made, Reducer):
         raise ParameterError(f"{name!r} made {made!r}; it must return a reducer")
     return made
-
-
-def _from_entry_point(name: str) -> Any:
-    """Return what an installed package offers under `name`, None if none does."""
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        return point.load()
-    return None
 
 
 def _from_path(path: str) -> Any:
@@ -351,7 +340,8 @@ def reduce_block(
         if recipe.periods is None:
             results = reduce_scenes(chosen)
         else:
-            results = _stacked([reduce_scenes(_members(chosen, place, period)) for period in recipe.periods])
+            made = [reduce_scenes(chosen[np.isin(place[chosen], period)]) for period in recipe.periods]
+            results = {name: np.stack([result[name] for result in made]) for name in made[0]}
         for name, array in results.items():
             out[name][..., run] = array
     return {name: array.reshape(*heads[name], height, width) for name, array in out.items()}
@@ -416,16 +406,6 @@ def scene_shares(source: NDArray[np.int16], n_times: int) -> NDArray[np.float64]
     return np.bincount(picked, minlength=n_times) / max(source.size, 1)
 
 
-def _members(chosen: NDArray[np.int64], place: NDArray[np.int64], period: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return those of the chosen scenes that are part of a period, in their order."""
-    return chosen[np.isin(place[chosen], period)]
-
-
-def _stacked(results: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Return the layers of several periods as one array each."""
-    return {name: np.stack([result[name] for result in results]) for name in results[0]}
-
-
 def _reduce_run(
     recipe: Recipe,
     layers: tuple[Layer, ...],
@@ -442,7 +422,7 @@ def _reduce_run(
     for reducer in recipe.reducers:
         results = tuple(next(rest) for _ in reducer.outputs)
         distances = near if reducer.reach else near[:0]
-        reducer.run(Call(reducer, recipe, source, results, arrays[-1], distances, place))
+        reducer.run(ReducerCall(reducer, recipe, source, results, arrays[-1], distances, place))
         for output, array in zip(reducer.outputs, results, strict=True):
             # Ascending positions that end where they would are all there are.
             if output.scenes and place.size and place[-1] >= place.size:
@@ -511,7 +491,7 @@ def _slabs(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> I
 def _runs(
     pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_], near: NDArray[np.uint16]
 ) -> Iterator[tuple[slice, Observations, NDArray[np.uint16]]]:
-    """Yield which pixels of the window, their observations as kernels see them, and their distances (see `Call`)."""
+    """Yield which pixels of the window, their observations as kernels see them, and their distances."""
     width = pixels.shape[3]
     for rows, source in _slabs(pixels, recipe, usable):
         first, distances = (rows.start or 0) * width, _flat(near[:, rows])

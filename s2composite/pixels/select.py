@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from s2composite.errors import ParameterError
 from s2composite.pixels.kernels.rank import Key, best_scored, first_valid, rank_by_key, rank_by_small_key
 from s2composite.pixels.kernels.selection import INVALID, NO_RANK
-from s2composite.pixels.recipe import Call, Output, Reducer, block_width
+from s2composite.pixels.recipe import Output, Reducer, ReducerCall, block_width
 
 __all__ = [
     "SOURCE",
@@ -236,7 +236,7 @@ def closest_to(date: str | datetime) -> Reducer:
     return _by_time("closest_to", f"observation nearest to {date}", days, params=(("date", str(date)),))
 
 
-def run_by_time(call: Call) -> None:
+def run_by_time(call: ReducerCall) -> None:
     """Run a reducer whose setting is a time, in days since 1970: nearest first."""
     days = call.days()
     target = call.reducer.setting
@@ -263,7 +263,7 @@ def ranks_at(quantile: float, n_times: int, min_count: int) -> NDArray[np.int16]
     return np.array(ranks, np.int16)
 
 
-def run_rank(call: Call) -> None:
+def run_rank(call: ReducerCall) -> None:
     """Run a reducer with a `RankKey`: the kernel that fits the key and the type."""
     key: RankKey = call.reducer.setting
     source, bands = call.source, call.bands(key.bands)
@@ -284,7 +284,7 @@ def run_rank(call: Call) -> None:
         rank_by_key(source, order, np.zeros(1, np.uint32), ranks, block_width(source, 2 + 4), *results)
 
 
-def _kernel_key(call: Call, key: RankKey, dtype: np.dtype[Any], first: int, none: float) -> Key:
+def _kernel_key(call: ReducerCall, key: RankKey, dtype: np.dtype[Any], first: int, none: float) -> Key:
     """Return `key` in the form that kernels take, with values of `dtype`."""
     bands = call.bands(key.bands)
     weights = np.zeros(call.source.bands, dtype)
@@ -386,7 +386,7 @@ def best_available_pixel(
     )
 
 
-def run_best_available(call: Call) -> None:
+def run_best_available(call: ReducerCall) -> None:
     """Run the best available pixel."""
     _, _, distance, _, (_, far, _) = call.reducer.setting
     of_distance = np.empty(0, np.float32)
@@ -398,13 +398,15 @@ def run_best_available(call: Call) -> None:
     best_scored(call.source, _scene_scores(call), call.near, of_distance, least, 1024, picked, call.count, chosen)
 
 
-def _scene_scores(call: Call) -> NDArray[np.float32]:
+def _scene_scores(call: ReducerCall) -> NDArray[np.float32]:
     """Return the part of the score that does not depend on the pixel, for each scene that takes part."""
     best, spread, _, clear, (season, _, clearness) = call.reducer.setting
     scenes = call.source.scenes
     scores = np.zeros(scenes.size)
     if season:
-        days = _day_of_year(call.days())
+        days = call.days()
+        years = np.floor(days).astype("datetime64[D]").astype("datetime64[Y]").astype("datetime64[D]")
+        days = 1 + days - years.astype(np.float64)  # days of the year, 1 to below 367
         apart = np.abs(days - best)
         apart = np.minimum(apart, DAYS_A_YEAR - apart)
         scores += season * np.exp(-0.5 * (apart / spread) ** 2)
@@ -413,9 +415,3 @@ def _scene_scores(call: Call) -> NDArray[np.float32]:
             raise ParameterError(f"clear has {len(clear)} values; give one for each scene of the cube")
         scores += clearness * np.asarray(clear)[call.scenes()]
     return scores.astype(np.float32)
-
-
-def _day_of_year(days: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return days of the year, 1 to below 367, from days since 1970-01-01."""
-    dates = np.floor(days).astype("datetime64[D]")
-    return 1 + days - dates.astype("datetime64[Y]").astype("datetime64[D]").astype(np.float64)

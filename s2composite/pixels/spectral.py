@@ -7,7 +7,7 @@ import numpy as np
 from s2composite.errors import ParameterError
 from s2composite.pixels.kernels.geomedian import geomedian as geomedian_kernel
 from s2composite.pixels.kernels.geomedian import medoid as medoid_kernel
-from s2composite.pixels.recipe import Call, Output, Reducer, block_width
+from s2composite.pixels.recipe import Output, Reducer, ReducerCall, block_width
 from s2composite.pixels.select import SOURCE
 from s2composite.pixels.statistics import put_rounded
 
@@ -100,7 +100,7 @@ def medoid() -> Reducer:
     return Reducer("medoid", run_medoid, (Output("", "medoid"), SOURCE))
 
 
-def run_medoid(call: Call) -> None:
+def run_medoid(call: ReducerCall) -> None:
     """Run the medoid."""
     source = call.source
     kind = np.empty(0, np.float64 if source.values.dtype == np.float64 else np.float32)
@@ -109,7 +109,7 @@ def run_medoid(call: Call) -> None:
     medoid_kernel(source, kind, call.recipe.min_count, width, call.results[0], call.count, call.results[1])
 
 
-def run_geomedian(call: Call) -> None:
+def run_geomedian(call: ReducerCall) -> None:
     """Run a reducer whose setting is a threshold and a number of iterations."""
     source, (eps, most) = call.source, call.reducer.setting
     dtype = source.values.dtype

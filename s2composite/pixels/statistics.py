@@ -25,7 +25,7 @@ from s2composite.pixels.kernels.statistics import (
     order_statistics_wide,
     sums_between,
 )
-from s2composite.pixels.recipe import Call, Output, Reducer, block_width
+from s2composite.pixels.recipe import Output, Reducer, ReducerCall, block_width
 
 __all__ = ["maximum", "mean", "median", "minimum", "percentile", "put_rounded", "standard_deviation", "trimmed_mean"]
 
@@ -187,7 +187,7 @@ def order_tables(
     return ranks, ways
 
 
-def run_percentiles(call: Call) -> None:
+def run_percentiles(call: ReducerCall) -> None:
     """Run a reducer whose setting is quantiles and a method."""
     quantiles, method = call.reducer.setting
     between = method == "linear"
@@ -204,7 +204,7 @@ def run_percentiles(call: Call) -> None:
         put_rounded(_between(low[i], high[i], way) if between else low[i], known, out)
 
 
-def run_moments(call: Call) -> None:
+def run_moments(call: ReducerCall) -> None:
     """Run a reducer whose setting is one of the kernel's moments."""
     source, (out,) = call.source, call.results
     values = np.full(out.shape, np.nan)
@@ -213,7 +213,7 @@ def run_moments(call: Call) -> None:
     put_rounded(values, call.count >= call.recipe.min_count, out)
 
 
-def run_trimmed(call: Call) -> None:
+def run_trimmed(call: ReducerCall) -> None:
     """Run a reducer whose setting is the fraction to cut off at either end."""
     source, fraction, (out,) = call.source, call.reducer.setting, call.results
     least = call.recipe.min_count
@@ -233,7 +233,7 @@ def _trimmed_end(quantile: Fraction, n: int) -> Fraction:
     return Fraction(int(quantile * n) if 2 * quantile < 1 else n - 1 - int((1 - quantile) * n))
 
 
-def _order_statistics(call: Call, ranks: NDArray[np.int16]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _order_statistics(call: ReducerCall, ranks: NDArray[np.int16]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the values at `ranks`, and the ones after them, ``(q, b, n)`` each; 0 where there are none."""
     source = call.source
     dtype = source.values.dtype

@@ -48,16 +48,8 @@ def load_packed(obs: Observations, start: int, n: int, rows: Any, numbers: Any, 
     Those of a pixel come first, in scene order, so that all that follows is spared what is missing. Packing takes as
     long as two steps at most, and nothing where scenes show all pixels of a block, or none.
 
-    Parameters
-    ----------
-    source, start, n
-        The stack, the first pixel and the number of pixels.
-    rows
-        ``(b, width)``, type of the source: scratch.
-    numbers, valid
-        ``(t, b, width)`` and ``(t, width)`` uint8, out: the observations, and 1 for each; 0 beyond those of a pixel.
-    counts
-        ``(width,)`` uint16, out: how many these are.
+    ``rows (b, width)``, type of the source, is scratch. Out: ``numbers (t, b, width)`` the observations and
+    ``valid (t, width)`` uint8 1 for each, 0 beyond those of a pixel; ``counts (width,)`` uint16 how many these are.
     """
     bands, width = rows.shape
     flat, step = numbers.reshape(numbers.size), bands * width
@@ -628,27 +620,13 @@ def geomedian(
 ) -> None:
     """Find geometric medians and, if wanted, the median distances of the observations from them.
 
-    Parameters
-    ----------
-    source
-        The stack.
-    eps
-        ``(1,)`` float32 or float64, the type that is calculated in: a pixel whose estimate moves less has converged.
-        Negative: less than that, made positive, times the mean distance of its observations.
-    max_iterations
-        When to stop a pixel that has not.
-    bits
-        ``(0,)``: has the type of an unsigned integer as wide.
-    ranks
-        ``(t + 1,)`` int16: lower middle rank for each number of valid observations.
-    width
-        Pixels of a block, a multiple of 64.
-    out
-        ``(b, n)``, type of `eps`, out; 0 where there is no valid observation.
-    scatter
-        ``(3, n)``, type of `eps`, out: median of cosine, Euclidean and Bray-Curtis distances; ``(0, 0)``: not wanted.
-    count
-        ``(n,)`` uint16, out: valid observations.
+    Calculated in the type of ``eps (1,)``, float32 or float64; ``bits (0,)`` has that of an unsigned integer as wide. A
+    pixel whose estimate moves less than `eps` has converged (negative: less than that, made positive, times the mean
+    distance of its observations); the others stop after `max_iterations`. ``ranks (t + 1,)`` int16: lower middle rank
+    for each number of valid observations. `width`: pixels of a block, a multiple of 64.
+
+    Out: ``out (b, n)``, 0 where there is no valid observation; ``scatter (3, n)``, the median of cosine, Euclidean and
+    Bray-Curtis distances, ``(0, 0)`` if not wanted; ``count (n,)`` uint16.
     """
     times, kind, spread = obs.scenes.size, eps.dtype, scatter.size > 0
     half = width // 2 + LANES if spread else 0
