@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from s2composite.pixels.mask_bands import SCL, CloudProbability, Fmask, QABits, Usable
     from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
-    from s2composite.runner.plan import plan, plan_cells, plan_job
-    from s2composite.runner.run import run, run_cells, run_job, run_spans
+    from s2composite.runner.plan import plan
+    from s2composite.runner.plan import plan_cells as plan_cells
+    from s2composite.runner.plan import plan_job as plan_job
+    from s2composite.runner.run import run
+    from s2composite.runner.run import run_cells as run_cells
+    from s2composite.runner.run import run_job as run_job
+    from s2composite.runner.run import run_spans as run_spans
     from s2composite.scenes.find import find_scenes
     from s2composite.scenes.model import Asset, Scene
     from s2composite.writing.mosaic import reconstruct
