@@ -1,8 +1,7 @@
 """Rules on mask bands: scene classification, quality bits, cloud probability, or a mask of the user's own.
 
-A rule is evaluated at the resolution of its mask band: the bad pixels of each group of classes are marked, each
-group is cleaned by
-its own steps (opening, dilation ...) one after the other, and the groups are united.
+A rule is evaluated at the resolution of its mask band: the bad pixels of each group of classes are marked, each group
+is cleaned by its own steps (opening, dilation ...) one after the other, and the groups are united.
 """
 
 from __future__ import annotations

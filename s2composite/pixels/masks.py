@@ -293,29 +293,10 @@ def limits_of(
     names: Sequence[str] = (),
     saturated: tuple[float, ...] = (),
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Reduce rules on values to what a kernel compares with.
+    """Reduce rules on the values of a cube's `dtype`: ``low, high (bands,)``, ``dropped (k,)``.
 
-    Parameters
-    ----------
-    rules
-        The rules, in any order: they are combined with AND.
-    dtype
-        Type of the cube.
-    bands
-        Number of its bands.
-    nodata
-        Its nodata value, None: 0 for integers, NaN for floats.
-    names
-        Names of the bands, if known.
-    saturated
-        Values of saturated bands of floating-point cubes.
-
-    Returns
-    -------
-    low, high
-        ``(bands,)`` of `dtype`: the range of valid values, both ends included.
-    dropped
-        ``(k,)`` of `dtype`: values inside that range that are not valid either.
+    Both ends of the range are valid, `dropped` are values inside that are not. ``nodata`` None: 0 for integers, NaN for
+    floats; ``saturated``: values of saturated bands of floating-point cubes.
     """
     ends = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
     low, high = np.full(bands, ends.min, dtype), np.full(bands, ends.max, dtype)

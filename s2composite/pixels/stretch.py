@@ -99,15 +99,7 @@ def as_stretch(stretch: Stretch) -> Percentiles | NDArray[np.float64]:
 
 
 def check_not_common(stretch: Stretch | None, what: str) -> None:
-    """Raise a ParameterError if a stretch is for pictures that are made together, where each is made by itself.
-
-    Parameters
-    ----------
-    stretch
-        The stretch.
-    what
-        The pictures, in the plural.
-    """
+    """Raise a ParameterError if a stretch is for pictures made together; `what`, a plural, are made one by one."""
     found = None if stretch is None else as_stretch(stretch)
     if isinstance(found, Percentiles) and found.common:
         raise ParameterError(

@@ -38,16 +38,8 @@ def column_distances(marked: Any, wanted: int, most: int, down: Any) -> None:
 def grow(marked: Any, wanted: int, reach: Any, out: Any) -> None:
     """Mark every pixel within a disc of a pixel of value `wanted`; there are none outside the image.
 
-    Parameters
-    ----------
-    marked
-        ``(t, y, x)`` uint8: 0 or 1.
-    wanted
-        1 to grow the marked pixels, 0 to grow the others.
-    reach
-        ``(r + 1,)`` int64: half height of the disc of radius `r` (at most 254) in each column from its middle on.
-    out
-        ``(t, y, x)`` uint8, out: 1 within a disc, else 0.
+    ``marked``, ``out (t, y, x)`` uint8: 0 or 1; `wanted` 1 grows the marked pixels, 0 the others. ``reach (r + 1,)``
+    int64: half height of the disc of radius `r` (at most 254) in each column from its middle on.
     """
     times, height, width = marked.shape
     radius = reach.size - 1
@@ -71,14 +63,7 @@ def grow(marked: Any, wanted: int, reach: Any, out: Any) -> None:
 def squared_distances(marked: Any, radius: int, out: Any) -> None:
     """Write the squared distance of each pixel to the nearest marked one, at most ``radius ** 2``.
 
-    Parameters
-    ----------
-    marked
-        ``(t, y, x)`` uint8: 0 or 1; nothing outside the image is marked.
-    radius
-        1 to 254 pixels: how far to look.
-    out
-        ``(t, y, x)`` uint16, out.
+    ``marked (t, y, x)`` uint8: 0 or 1, nothing outside is marked; `radius` 1 to 254; ``out (t, y, x)`` uint16.
     """
     times, height, width = marked.shape
     most = radius + 1
