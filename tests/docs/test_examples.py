@@ -26,6 +26,7 @@ def run(name, directory, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_first_composite(tmp_path):
     out = run("first_composite.py", tmp_path)
     assert out.strip().endswith("median.tif")

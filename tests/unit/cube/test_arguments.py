@@ -489,6 +489,7 @@ def test_composite_takes_or_refuses(cube, name, odd):
 PARAMETERS = [(name, one) for name, make in registry._REGISTRY.items() for one in inspect.signature(make).parameters]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reducer", "parameter"), PARAMETERS)
 def test_parameters_of_reducers_are_taken_or_refused(cube, reducer, parameter):
     small = cube.isel(y=slice(0, 8), x=slice(0, 8)).compute()

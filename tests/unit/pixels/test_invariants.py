@@ -45,6 +45,7 @@ def test_no_reducer_is_forgotten():
     assert set(EVERY) == set(reducer_names())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pixels=stacks(), name=st.sampled_from(sorted(PICKING)))
 def test_a_picked_value_is_an_observed_one(pixels, name):

@@ -50,6 +50,7 @@ def test_a_server_that_falls_silent_is_asked_again(jp2, impatient, caplog, silen
     assert f"attempt 1 of {attempts} failed" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_silent_is_given_up_and_named(jp2, impatient):
     path, _ = jp2
     gone, held = threading.Event(), []

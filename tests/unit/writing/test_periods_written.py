@@ -141,7 +141,7 @@ def test_one_period_that_exists_stops_all_before_anything_is_computed(tmp_path):
 
 
 @pytest.mark.parametrize("pyramid", [False, True])
-@pytest.mark.parametrize("chunks", [None, 128])
+@pytest.mark.parametrize("chunks", [pytest.param(None, marks=pytest.mark.slow), 128])
 def test_zarr_has_the_axis_of_time_with_bounds(tmp_path, pyramid, chunks):
     dataset, arrays = periods_of_layers(shape=(700, 600), chunks=chunks)
     store = write_zarr(dataset, tmp_path / "out.zarr", chunk=64, pyramid=pyramid)
