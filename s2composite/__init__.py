@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from s2composite import _moved
+
 if TYPE_CHECKING:
     from s2composite.analysis import plot
     from s2composite.analysis.zonal import write_zonal_stats, zonal_stats
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from s2composite.writing.mosaic import reconstruct
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 _MODULES = {
     "Asset": "scenes.model",

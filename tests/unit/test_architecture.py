@@ -1,19 +1,21 @@
 """The shape of the package: folders are layers, modules form no cycles, and the budgets of their sizes hold."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 
 import pytest
 
+from s2composite._moved import MOVED
 from support import ROOT
 
 PACKAGE = ROOT / "s2composite"
 
 # From what imports nothing of the package to what imports the most; a folder imports from those on lines above its own.
 LAYERS = [
-    ["errors", "pixels.kernels"],
+    ["_moved", "errors", "pixels.kernels"],
     ["config", "pixels", "storage"],
     ["geotiff", "logs", "scenes"],
     ["reading"],
@@ -81,6 +83,13 @@ def test_modules_form_no_cycle():
 def test_the_init_of_a_layer_holds_its_docstring(name):
     body = ast.parse(FILES[name].read_text()).body
     assert name in ("cli", "demo") or len(body) == 1
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_old_names_of_modules_are_imported_for_one_release(old):
+    with pytest.warns(DeprecationWarning, match=f"is now s2composite.{MOVED[old]}"):
+        module = importlib.import_module(f"s2composite.{old}")
+    assert module is importlib.import_module(f"s2composite.{MOVED[old]}")
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def ran(tmp_path_factory):
     return done, directory
 
 
+@pytest.mark.slow
 def test_every_line_is_json_and_the_events_are_those_of_the_ledger(ran):
     done, directory = ran
     assert done.returncode == 1, done.stderr

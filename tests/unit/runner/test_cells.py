@@ -104,6 +104,7 @@ def test_polygons_of_a_file(tmp_path):
         cells_of(CellsOptions(type="cells", file=str(tmp_path / "none.geojson")), None)
 
 
+@pytest.mark.slow
 def test_cells_put_together_are_the_whole(tmp_path):
     make_scenes(str(tmp_path / "scenes"), scenes=4, size=1000, seed=3, compress="deflate")
     with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:

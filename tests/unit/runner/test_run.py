@@ -134,6 +134,7 @@ def test_the_preview_of_a_job_is_that_of_to_raster(scenes, client, tmp_path):
         run_job(job(scenes, tmp_path, **{**keys, "raster": {"stretch": "2-98%"}, "overwrite": True}), client=client)
 
 
+@pytest.mark.slow
 def test_a_preview_for_each_period(scenes, client, tmp_path):
     keys = {"period": "month", "keep_empty": False, "layers": ["rgba"], "raster": {"blocksize": 128}}
     result = run_job(job(scenes, tmp_path, **keys), client=client)

@@ -82,6 +82,7 @@ def test_the_line_of_a_notebook_moves():
     assert len(ids) == 1, "one line, written over"
 
 
+@pytest.mark.slow
 def test_neither_a_file_nor_a_log_is_disturbed():
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
