@@ -285,6 +285,7 @@ def test_run_names_the_scene_that_is_broken(tmp_path, season):
     assert not list(tmp_path.glob("*median*"))
 
 
+@pytest.mark.slow
 def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
     make_scenes(tmp_path / "scenes", scenes=3, size=600, compress="deflate", distinct=1)
     gate = Gate(0.7)  # what the lower windows need does not come: there is a middle in which to press Ctrl-C
@@ -328,6 +329,7 @@ def test_demo_leaves_what_it_says(tmp_path):
     assert len(list((tmp_path / "out" / "scenes").glob("*.tif"))) == 5
 
 
+@pytest.mark.slow
 def test_demo_refuses_what_makes_no_sense(tmp_path):
     refused(shell("demo", "--scenes", 2, "--size", 64, "--compress", "zip", cwd=tmp_path), "zip", "jpeg")
     (tmp_path / "taken").write_text("a file")

@@ -59,6 +59,7 @@ def test_a_picked_value_is_an_observed_one(pixels, name):
             np.testing.assert_array_equal(result["composite"][:, y, x], pixels[scene, :, y, x])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pixels=stacks(), name=st.sampled_from(sorted(EVERY)), data=st.data())
 def test_an_invalid_scene_changes_nothing(pixels, name, data):
