@@ -121,7 +121,8 @@ def run_geomedian(call: ReducerCall) -> None:
     bits = np.empty(0, f"u{real.itemsize}")
     middle = np.empty((source.bands, source.pixels), real)
     scatter = np.empty((3, source.pixels) if len(call.results) > 1 else (0, 0), real)
-    width = block_width(source, (source.bands + 3) * real.itemsize)
+    # Twice what fits the cache: longer rows gain more than it gives (10 % with deviations of float32).
+    width = 2 * block_width(source, (source.bands + 3) * real.itemsize)
     geomedian_kernel(source, np.array([eps], real), most, bits, ranks, width, middle, scatter, call.count)
     known = call.count >= call.recipe.min_count
     for values, out in zip((middle, *scatter), call.results, strict=False):
