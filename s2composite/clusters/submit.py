@@ -106,8 +106,8 @@ def run_bounded(client: Client, calls: Iterator[ClusterCall | None], policy: Pol
     Parameters
     ----------
     calls
-        Asked for more whenever there is room. None: there is none now, but what ends may lead to further ones. It is
-        over when there is none and none is under way.
+        Asked for more whenever fewer calls are in flight than may be. None: there is none now, but what ends may lead
+        to further ones. It is over when there is none and none is under way.
 
     Raises
     ------
@@ -204,21 +204,21 @@ class _CallLoop:
             )
 
     def _submit(self) -> None:
-        """Hand calls to the cluster where there is room: first those that are due again, then new ones all at once."""
+        """Hand calls to the cluster, as many as may be in flight: first those that are due again, then new ones."""
         client, most = self._client, self._policy.look_ahead * self._threads
-        room = most - len(self.in_flight)
-        if room < max(1, most // 4):
+        free = most - len(self.in_flight)
+        if free < max(1, most // 4):
             # Each time costs the client and the scheduler a millisecond, whatever is handed over.
             return
         submitted: list[tuple[Future, ClusterCall, int]] = []
-        while len(submitted) < room and self._retries and self._retries[0][0] <= time.monotonic():
+        while len(submitted) < free and self._retries and self._retries[0][0] <= time.monotonic():
             _, _, call, number, avoid = heapq.heappop(self._retries)
             others = [address for address in client.nthreads() if address != avoid] if avoid else []
             where = {"workers": others, "allow_other_workers": True} if others else {}
             key = f"{call.name}-{number}"
             future = client.submit(_on_worker, call.function, call.args, key=key, pure=False, **where)
             submitted.append((future, call, number))
-        more = itertools.islice(self._calls, room - len(submitted))
+        more = itertools.islice(self._calls, free - len(submitted))
         new = [call for call in itertools.takewhile(lambda call: call is not None, more) if call is not None]
         if new:  # in one message
             functions, args = [call.function for call in new], [call.args for call in new]

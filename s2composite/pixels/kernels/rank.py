@@ -288,7 +288,7 @@ def _gufunc(dtype: np.dtype[Any]) -> Any:
     return numba.guvectorize(types, "(t,b)->(b),(),()", nopython=True)(loop)
 
 
-def luminance_median(observations: Any, out: Any = None, **options: Any) -> Any:
+def luminance_median(observations: Any, out: Any = None, *, axes: Any = None) -> Any:
     """Find the observation of median luminance of each pixel, as a generalised ufunc ``(t,b)->(b),(),()``.
 
     The kernel of the default reducer for arrays of any origin: NumPy's, Dask's (`dask.array.apply_gufunc`, or
@@ -301,8 +301,9 @@ def luminance_median(observations: Any, out: Any = None, **options: Any) -> Any:
         largest number of its integer type (saturated) in any band is left out; of floats, one with NaN or an infinity.
     out
         The three arrays to write the results into.
-    **options
-        Of NumPy's generalised ufuncs: ``axes=``, ``order=``.
+    axes
+        Where the axes of `observations` and of the results are, as NumPy's generalised ufuncs take it:
+        ``[(0, -1), -1, (), ()]`` for ``(t, ..., b)``.
 
     Returns
     -------
@@ -331,6 +332,7 @@ def luminance_median(observations: Any, out: Any = None, **options: Any) -> Any:
     dtype = observations.dtype.newbyteorder("=")
     if dtype.name not in ("uint8", "uint16", "int16", "float32", "float64"):
         raise TypeError(f"observations are {dtype}; give uint8, uint16, int16, float32 or float64")
-    results = {} if out is None else {"out": tuple(out)}
+    options = {"out": None if out is None else tuple(out), "axes": axes}
+    given = {name: value for name, value in options.items() if value is not None}
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is compared, and is no cause for a warning
-        return _gufunc(dtype)(observations, **results, **options)
+        return _gufunc(dtype)(observations, **given)
