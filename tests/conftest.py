@@ -21,6 +21,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_stays_what_it_is():
+    """No test, and nothing that one imports, changes what Ctrl-C does in the tests after it."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.fixture(scope="session")
 def scenes_dir(tmp_path_factory):
     """Nine lossless scenes of 600 x 600, whose size is no multiple of their 512-pixel blocks."""

@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -989,7 +991,11 @@ def start_cluster(options: BackendOptions) -> ClusterClient:
     backend = BACKENDS[options.type]
     if backend.package is None:
         return backend.start(options)
+    interrupt = signal.getsignal(signal.SIGINT)
     needed(backend.package, options.type, backend.purpose)
+    if threading.current_thread() is threading.main_thread():
+        # Once dask-jobqueue is imported, Ctrl-C ends the process without a word, a notebook's kernel too.
+        signal.signal(signal.SIGINT, interrupt)
     try:
         return backend.start(options)
     except S2CompositeError:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from typing import ClassVar
 
@@ -213,6 +214,43 @@ def test_without_an_account_at_coiled_that_is_told(monkeypatch):
         connect({"type": "coiled", "workers": 1, "timeout": 5})
 
 
+@pytest.fixture
+def jobqueue():
+    """dask-jobqueue, whose import changes what Ctrl-C does, without that."""
+    before = signal.getsignal(signal.SIGINT)
+    module = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+    signal.signal(signal.SIGINT, before)
+    return module
+
+
+INTERRUPT_AFTER_SLURM = """
+import signal
+before = signal.getsignal(signal.SIGINT)
+import s2composite as s2c
+from s2composite.errors import ClusterError
+try:
+    s2c.connect({"type": "slurm", "workers": 1, "dashboard": ":0"}, announce=False)
+except ClusterError as error:
+    print(error)
+import dask_jobqueue
+assert signal.getsignal(signal.SIGINT) is before, signal.getsignal(signal.SIGINT)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("jobqueue")
+def test_ctrl_c_stays_what_it_was_after_dask_jobqueue_is_imported(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPT_AFTER_SLURM],
+        env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "sbatch was not found" in ended.stdout
+
+
 SLURM = {
     **SHIPPED, "type": "slurm", "queue": "short", "account": "eo", "walltime": "02:00:00", "threads": 4,
     "memory": "8GiB", "directives": ["--constraint=ib"], "prologue": ["module load python"], "workers": 2,
@@ -220,8 +258,7 @@ SLURM = {
 
 
 @pytest.mark.slow
-def test_the_job_script_says_what_was_asked_for(tmp_path):
-    jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+def test_the_job_script_says_what_was_asked_for(jobqueue, tmp_path):
     options = read_cluster({**SLURM, "log_directory": str(tmp_path), "local_directory": "/scratch"})
     arguments = slurm_arguments(options)
     del arguments["scheduler_options"]
@@ -266,8 +303,8 @@ def seen(dask_worker):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("jobqueue")
 def test_jobs_of_a_queue_become_workers(queue, monkeypatch):
-    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     from support import PYTHONPATH
 
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
@@ -278,8 +315,8 @@ def test_jobs_of_a_queue_become_workers(queue, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("jobqueue")
 def test_without_slurm_that_is_told(monkeypatch, tmp_path):
-    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="sbatch was not found"):
         connect({"type": "slurm", "workers": 1, "dashboard": ":0"}, announce=False)
