@@ -19,18 +19,36 @@ UTM = Affine(10, 0, 300000, 0, -10, 4900020)
 
 
 def assert_same_files(one, other):
-    """Two directories hold the same rasters, byte for byte; if not, say which tags and which pixels differ."""
+    """Two directories hold the same GeoTIFFs, byte for byte; if not, say which tags, pixels and bytes differ."""
     one, other = Path(one), Path(other)
-    names = sorted(path.name for path in one.iterdir())
-    assert names == sorted(path.name for path in other.iterdir())
+    names = sorted(path.name for path in one.glob("*.tif"))
+    assert names == sorted(path.name for path in other.glob("*.tif"))
     for name in names:
-        if (one / name).read_bytes() == (other / name).read_bytes():
-            continue
-        with rasterio.open(one / name) as left, rasterio.open(other / name) as right:
-            tags = [(left.tags(i), right.tags(i)) for i in range(left.count + 1) if left.tags(i) != right.tags(i)]
-            places = np.argwhere((left.read() != right.read()).any(0))
-        box = (places.min(0), places.max(0)) if len(places) else ()
-        raise AssertionError(f"{name}: {len(places)} pixels differ, {box}; tags that differ: {tags}")
+        left, right = (one / name).read_bytes(), (other / name).read_bytes()
+        if left != right:
+            raise AssertionError(f"{name}: {'; '.join(_differences(one / name, other / name, left, right))}")
+
+
+def _differences(one, other, left, right):
+    """Yield what differs between two files, whose bytes are given too."""
+    with rasterio.open(one) as first, rasterio.open(other) as second:
+        for band in range(first.count + 1):
+            if first.tags(band) != second.tags(band):
+                yield f"tags of band {band}: {first.tags(band)} and {second.tags(band)}"
+        overviews = range(len(first.overviews(1)))
+    for level in (None, *overviews):
+        options = {} if level is None else {"overview_level": level}
+        with rasterio.open(one, **options) as first, rasterio.open(other, **options) as second:
+            a, b = first.read(), second.read()
+        places = np.argwhere((a != b).any(0))
+        if len(places):
+            y, x = places[0]
+            yield (
+                f"overview {level}: {len(places)} pixels from {places.min(0)} to {places.max(0)}, "
+                f"the first {a[:, y, x]} and {b[:, y, x]}"
+            )
+    at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    yield f"{len(left)} and {len(right)} bytes, which part at {at}"
 
 
 def pixels(shape, dtype="uint8", seed=0, nodata=0):
