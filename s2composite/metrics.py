@@ -1,4 +1,4 @@
-"""Metrics: what tasks report to Dask about themselves, for its dashboard.
+"""Metrics: what tasks report to Dask about themselves, for its dashboard, and which workers there are.
 
 Decoding, kernels and encoding appear for each kind of task on the page "Fine Performance Metrics", beside what Dask
 itself measures; `WorkerMeters` puts the totals of each worker on the page "Workers". Outside a worker it has no
@@ -7,11 +7,12 @@ effect.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from distributed import WorkerPlugin
+from distributed import Client, WorkerPlugin
 from distributed.metrics import context_meter
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "metered",
     "record_read",
     "record_value",
+    "running_workers",
 ]
 
 _COLUMNS = {
@@ -90,3 +92,15 @@ def _total(measure: tuple[str, str, float], worker: Any) -> float:
     totals = list(worker.digests_total.items())  # keys are ("execute", span, kind of task, label, unit)
     total = sum(n for key, n in totals if key[0] == "execute" and key[-2:] == (label, unit))
     return round(float(total) / divisor, 3)
+
+
+def running_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
+    """Return what the scheduler knows of each worker, by address; nothing through an asynchronous client.
+
+    Asked of the scheduler, for `Client.scheduler_info` now and then returns no workers: every two seconds the client
+    fetches a summary without them into the same attribute, and it may be that one that a call returns.
+    """
+    if client.asynchronous:
+        return {}
+    identity = client.sync(client.scheduler.identity, n_workers=-1)
+    return cast("Mapping[str, Mapping[str, Any]]", identity["workers"])

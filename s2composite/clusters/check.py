@@ -18,6 +18,7 @@ from distributed.versions import get_versions
 import s2composite
 from s2composite.clusters.connect import ShippedEnvironment
 from s2composite.errors import ParameterError, S2CompositeError
+from s2composite.metrics import running_workers
 from s2composite.storage.files import absolute, display, filesystem, join, reason
 
 # Workers import this module: a package that is broken there must be a finding, and not keep them from that (PLC0415).
@@ -176,7 +177,7 @@ def check_cluster(
             source_problems = [f"source: {error}"]
     for _ in range(_ATTEMPTS):
         check = _check_now(client, directory, href, source_problems, timeout)
-        running = client.scheduler_info(n_workers=-1)["workers"]
+        running = running_workers(client)
         # On clusters that scale with the work, an idle worker may leave before it is asked.
         if all(worker.address in running for worker in check.workers):
             break
@@ -199,10 +200,10 @@ def _check_now(
     client: Client, directory: str | None, href: str | None, source_problems: Sequence[str], timeout: float
 ) -> ClusterCheck:
     """Check the workers that are running now; if there are none, ask for one: clusters may scale with the work."""
-    if not client.scheduler_info(n_workers=-1)["workers"]:
+    if not running_workers(client):
         with suppress(TimeoutError):
             wait(client.submit(int, key=f"await-worker-{uuid4().hex}"), timeout=timeout)
-    workers = dict(client.scheduler_info(n_workers=-1)["workers"])
+    workers = dict(running_workers(client))
     urls = {} if directory is None else {a: join(directory, f".s2composite-check-{uuid4().hex}") for a in workers}
     shipped = getattr(client, "shipped", ())
     probes = {address: partial(_probe_worker, shipped, href, urls.get(address)) for address in workers}

@@ -30,7 +30,7 @@ from s2composite.clusters.ray import is_ray, read_ray_cluster
 from s2composite.config import Document, Strict, read_document, validated
 from s2composite.errors import ClusterError, JobError
 from s2composite.logs import forward_logs
-from s2composite.metrics import WorkerMeters
+from s2composite.metrics import WorkerMeters, running_workers
 
 __all__ = ["ClusterOptions", "ShippedEnvironment", "connect", "read_cluster", "show_meters"]
 
@@ -193,7 +193,7 @@ def connect(
             try:
                 client.wait_for_workers(options.awaited, timeout=options.timeout)
             except TimeoutError as error:
-                started = len(client.scheduler_info(n_workers=-1)["workers"])
+                started = len(running_workers(client))
                 raise ClusterError(
                     f"after {options.timeout:g} s only {started} of {options.awaited} workers have started; see their "
                     "logs, or raise 'timeout' if machines take longer",
@@ -264,7 +264,7 @@ def _summary(client: Client) -> str:
     def counted(number: int, noun: str) -> str:
         return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    workers = running_workers(client).values()
     shapes = {(worker["nthreads"], worker["memory_limit"]) for worker in workers}
     text = f"Dask: {counted(len(workers), 'worker')}"
     if len(shapes) == 1:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from distributed import Client, Future, KilledWorker, get_worker
 
 from s2composite.errors import ClusterError, S2CompositeError, WriteError
+from s2composite.metrics import running_workers
 from s2composite.storage.retry import backoff
 
 __all__ = ["ClusterCall", "Outcome", "Policy", "UnresponsiveWorkers", "fetch_results", "run_bounded"]
@@ -194,7 +195,7 @@ class _CallLoop:
 
     def _log_if_paused(self) -> None:
         """Say once that no call is begun because every worker has more memory in use than Dask allows it."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = running_workers(self._client).values()
         if workers and all(worker["status"] == "paused" for worker in workers):
             self._paused_logged = True
             LOG.warning(

@@ -34,7 +34,7 @@ from s2composite.errors import (
     needed,
 )
 from s2composite.geotiff.header import read_header
-from s2composite.metrics import record_read
+from s2composite.metrics import record_read, running_workers
 from s2composite.reading.bands import BandName, chosen_bands
 from s2composite.reading.grid import Anchor, Window, aligned_offset
 from s2composite.reading.sources import ReadOptions, check_named_bands, check_named_scenes
@@ -572,6 +572,6 @@ def thread_memory() -> int:
 def _current_workers() -> list[Mapping[str, Any]] | None:
     """Return what the scheduler knows of each worker of the current client; None without a client."""
     try:
-        return list(default_client().scheduler_info(n_workers=-1)["workers"].values())
+        return list(running_workers(default_client()).values())
     except ValueError:
         return None

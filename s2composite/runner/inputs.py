@@ -31,6 +31,7 @@ from s2composite.errors import JobError, ParameterError, S2CompositeError, Write
 from s2composite.jobs.grid import Cell, cells_of, read_area, touches
 from s2composite.jobs.schedule import Unit, has_template, spans_of, written_out
 from s2composite.jobs.schema import CELL, Job, load_job
+from s2composite.metrics import running_workers
 from s2composite.reading.grid import Window
 from s2composite.scenes.dates import Period
 from s2composite.scenes.find import find_scenes
@@ -402,7 +403,7 @@ def workers_of(cluster: Any) -> Workers:
     What the options leave open is as this machine has it.
     """
     try:
-        running = default_client().scheduler_info(n_workers=-1)["workers"].values()
+        running = list(running_workers(default_client()).values())
     except ValueError:
         running = []
     if running:

@@ -14,6 +14,7 @@ from s2composite import connect
 from s2composite.clusters.backends import start_cluster
 from s2composite.clusters.connect import read_cluster
 from s2composite.errors import ClusterError, JobError
+from s2composite.metrics import running_workers
 from support import PYTHONPATH
 from support.storage_servers import free_port
 
@@ -102,7 +103,7 @@ def test_a_cluster_of_its_own_grows_is_given_its_environment_and_stops(server, m
 
 def test_workers_come_with_the_work(server):
     with connect({**server, "minimum": 0, "maximum": 1}, announce=False) as client:
-        assert not client.scheduler_info()["workers"]
+        assert not running_workers(client)
         assert client.submit(sum, [1, 2]).result(timeout=120) == 3
 
 

@@ -10,6 +10,7 @@ from s2composite import connect
 from s2composite.clusters.backends import ssh_arguments
 from s2composite.clusters.connect import read_cluster
 from s2composite.errors import ClusterError, JobError
+from s2composite.metrics import running_workers
 from support.sshd import SSHD, make_key, ssh_server
 from support.storage_servers import free_port
 
@@ -44,7 +45,7 @@ def test_workers_on_each_host_have_their_environment_and_closing_leaves_nothing(
     with connect({**config, "credentials": ["AWS_SECRET_ACCESS_KEY"]}) as client:
         found = client.run(seen)
         retries = set(client.run(gdal_retries).values())
-        limits = {worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
+        limits = {worker["memory_limit"] for worker in running_workers(client).values()}
         processes = [psutil.Process(pid) for pid, *_ in found.values()]
         below = [sshd.pid in {parent.pid for parent in process.parents()} for process in processes]
         commands = [p.cmdline() for process in processes for p in [process, *process.parents()] if p.pid != os.getpid()]
@@ -85,7 +86,7 @@ def test_what_keeps_a_worker_from_starting_is_told(server, tmp_path, monkeypatch
 def test_host_keys_are_not_asked_for_if_so_wished(server):
     options = {**server[1], "hosts": ["localhost"], "known_hosts": None, "check_host_keys": False}
     with connect(options, announce=False, workers=2, threads=1) as client:
-        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+        assert len(running_workers(client)) == 2
 
 
 def test_arguments_of_the_cluster():

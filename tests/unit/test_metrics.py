@@ -9,7 +9,7 @@ from distributed.metrics import context_meter
 
 import s2composite as s2c
 from s2composite.clusters.connect import show_meters
-from s2composite.metrics import metered, record_value
+from s2composite.metrics import metered, record_value, running_workers
 from support.browser import chromium, needs_browser
 from support.http_faults import fault_server
 
@@ -18,7 +18,7 @@ LAYERS = ["composite", "count"]
 
 def totals(client):
     """Return the sums of all workers in the dashboard's table, as the scheduler knows them."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    workers = running_workers(client).values()
     names = {name for worker in workers for name in worker["metrics"]}
     columns = [name for name in names if name.endswith((" MB", " s")) or name in ("requests", "retries")]
     return {name: sum(worker["metrics"][name] for worker in workers) for name in columns}
@@ -106,7 +106,7 @@ KINDS = {
 
 def test_every_kind_of_task_says_what_is_done(scenes_dir, tmp_path):
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         comp = s2c.composite(s2c.open_cube(scenes_dir, chunks=256))

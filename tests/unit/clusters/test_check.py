@@ -14,6 +14,7 @@ from s2composite import connect
 from s2composite.cli import app
 from s2composite.clusters.check import check_cluster
 from s2composite.errors import ClusterError, ParameterError
+from s2composite.metrics import running_workers
 from s2composite.storage.files import join
 from support import PYTHONPATH
 from support.storage_servers import free_port
@@ -79,7 +80,7 @@ def zoo(tmp_path_factory, shared):
 
 
 def by_name(client, found):
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = running_workers(client)
     assert {check.address for check in found.workers} == set(workers), [(w.address, w.problems) for w in found.workers]
     return {workers[check.address]["name"]: check for check in found.workers}
 
@@ -188,7 +189,7 @@ def test_object_storage_as_the_workers_reach_it(local, scenes_dir, tmp_path):
 @pytest.mark.slow  # on a loaded machine the worker that came is retired before it has answered
 def test_workers_are_called_where_they_come_with_the_work():
     with connect({"type": "local", "minimum": 0, "maximum": 1, "dashboard": ":0"}, announce=False) as client:
-        assert not client.scheduler_info()["workers"]
+        assert not running_workers(client)
         found = check_cluster(client, timeout=200)
         assert (found.ok, len(found.workers)) == (True, 1)
 

@@ -17,6 +17,7 @@ from distributed.system import MEMORY_LIMIT
 from s2composite.clusters.backends import BACKENDS, LocalOptions, local_shape
 from s2composite.clusters.connect import ClusterOptions, connect
 from s2composite.errors import ClusterError, JobError, ReadError
+from s2composite.metrics import running_workers
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_workers_are_processes_with_one_thread_for_numba(local):
     seen = local.run(where)
     assert len({pid for pid, *_ in seen.values()} - {os.getpid()}) == 2
     assert {tuple(rest) for _, *rest in seen.values()} == {(1, "1", "1")}
-    limits = {worker["memory_limit"] for worker in local.scheduler_info()["workers"].values()}
+    limits = {worker["memory_limit"] for worker in running_workers(local).values()}
     assert limits == {700_000_000}
 
 
@@ -68,7 +69,7 @@ def test_slow_cores_are_used(workers, threads, cores, expected):
 @pytest.mark.slow
 def test_defaults_use_the_whole_machine_and_closing_leaves_nothing(capfd):
     client = connect(dashboard=":0")
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    workers = running_workers(client).values()
     processes = [psutil.Process(pid) for pid, *_ in client.run(where).values()]
     client.close()
     assert sum(worker["nthreads"] for worker in workers) == len(os.sched_getaffinity(0))
@@ -88,7 +89,7 @@ def test_forms_of_a_local_cluster(tmp_path, form):
     options = {"workers": 1, "threads": 3, "dashboard": ":0"}
     configs = {"mapping": options, "options": LocalOptions(**options), "file": file, "text of a path": str(file)}
     with connect(configs[form], memory="500MB", announce=False) as client:
-        (worker,) = client.scheduler_info()["workers"].values()
+        (worker,) = running_workers(client).values()
     assert (worker["nthreads"], worker["memory_limit"]) == (3, 500_000_000)
 
 

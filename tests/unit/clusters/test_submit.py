@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster, get_worker
 import s2composite as s2c
 from s2composite.clusters.submit import ClusterCall, Policy, UnresponsiveWorkers, run_bounded
 from s2composite.errors import ClusterError, ReadError, S2CompositeError
+from s2composite.metrics import running_workers
 from support.job_helpers import farm_in, until
 
 # Kills, freezes and restarts workers; the limit only bounds a hang.
@@ -187,10 +188,10 @@ def test_workers_that_are_all_paused_are_told(monkeypatch, caplog):
     monkeypatch.setattr("s2composite.clusters.submit._PAUSED_AFTER", 0.0)
     # Workers in threads of this process: the memory of the process is far beyond their limit, so they are paused.
     with (
-        LocalCluster(n_workers=1, processes=False, memory_limit="1MB", dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, processes=False, memory_limit="1MB", dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        until(lambda: {w["status"] for w in client.scheduler_info()["workers"].values()} == {"paused"})
+        until(lambda: {w["status"] for w in running_workers(client).values()} == {"paused"})
         (outcome,) = run_bounded(client, calls("paused", double, n=1), Policy(attempts=1, timeout=5))
     assert isinstance(outcome.error, S2CompositeError)
     assert "no answer in" in str(outcome.error)
@@ -231,7 +232,7 @@ def test_suspects_are_restarted_if_they_stay_silent_and_only_then(monkeypatch):
 
 
 def silent_for(client, worker):
-    return time.time() - client.scheduler_info(n_workers=-1)["workers"][worker]["last_seen"]
+    return time.time() - running_workers(client)[worker]["last_seen"]
 
 
 def test_a_scheduler_that_is_gone_is_said(tmp_path):
