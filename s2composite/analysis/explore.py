@@ -28,16 +28,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_output_geobox
 from rasterio.warp import Resampling, reproject
 
-from s2composite.analysis.picture import (
-    bands_of,
-    decimated,
-    heading,
-    layer_of,
-    layers_of,
-    period_titles,
-    values_of,
-    with_count,
-)
+from s2composite.analysis.picture import heading, layers_of, panels_of, period_titles
 from s2composite.cube.georeference import geobox_of
 from s2composite.cube.result import Composed
 from s2composite.errors import GridError, ParameterError
@@ -47,12 +38,8 @@ from s2composite.writing.publish import put_small, target_of
 
 __all__ = ["Map", "explore"]
 
-_PIXELS = 12_000_000
-"""Pixels of all pictures of a page together; as PNG about 3 bytes each."""
-
-_SIDE = 2000
-"""Pixels along the longer side of one picture."""
-
+_PIXELS = 12_000_000  # of all pictures of a page together; as PNG about 3 bytes each
+_SIDE = 2000  # pixels along the longer side of one picture
 _SHOW = "for (const [i, picture] of pictures.entries()) picture.visible = i == cb_obj.value"
 
 
@@ -104,17 +91,13 @@ def explore(
     dataset = layers_of(composite)
     periodic = "time" in dataset.dims
     whole = dataset if periodic else dataset.drop_vars(["time", "period"], errors="ignore").expand_dims(time=[0])
-    chosen = bands_of(layer_of(whole, layer, ("time", "band", "y", "x")), bands)
-    side = min(_SIDE, math.isqrt(_PIXELS // chosen.sizes["time"]))
-    shown = decimated(with_count(chosen, whole), side)
+    side = min(_SIDE, math.isqrt(_PIXELS // whole.sizes["time"]))
+    shown, panels = panels_of(whole, layer, bands, periodic=True, side=side)
     geobox = geobox_of(shown)
     if geobox is None or geobox.crs is None:
         raise GridError("the composite has no coordinate system, so it has no place on a map; write_crs() it")
     projected_box(geobox, CRS("EPSG:3857"))  # a map ends at the antimeridian
     target = compute_output_geobox(geobox, "EPSG:3857")
-    panels = [values_of(shown.isel(time=t), layer) for t in range(shown.sizes["time"])]
-    if not any(seen.any() for _, seen in panels):
-        raise ParameterError(f"{layer} has no data in any pixel; look at count: do the rules leave any observation?")
     pictures = [
         _warped(painted(*panel, ends), geobox, target)
         for panel, ends in zip(panels, limits_of_each(panels, stretch), strict=True)

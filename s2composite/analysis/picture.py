@@ -9,10 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Colormap
 from matplotlib.dates import date2num
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Locator, MaxNLocator
 from numpy.typing import NDArray
 
 from s2composite.cube.array_values import missing_value_of
@@ -25,10 +27,7 @@ from s2composite.scenes.dates import period_title
 
 __all__ = [
     "PlotFigure",
-    "axes_or_new",
-    "bands_of",
     "cloudy_scene",
-    "colours_of",
     "days_of_scenes",
     "decimated",
     "draw",
@@ -40,27 +39,22 @@ __all__ = [
     "map_size",
     "observed",
     "one_scene",
+    "panels_of",
     "period_titles",
     "scale_beside",
     "scene_position",
     "sources_of",
     "values_of",
-    "with_count",
 ]
 
-_SIDE = 1500
-"""Pixels along the longer side that a picture is drawn from; a figure has fewer."""
-
+_SIDE = 1500  # pixels along the longer side that a picture is drawn from; a figure has fewer
+_SAMPLE = 512  # side of the window in the middle of a cube in which scenes are compared to find a cloudy one
+_TITLES = {"count": "valid observations"}  # of layers whose names say too little
+_UNITS = {"metre": "m", "degrees_east": "° east", "degrees_north": "° north"}
 _CURE = {
     True: "Draw all periods with plot.periods(), or one with .period(label).plot()",
     False: "Choose with .isel() or .sel()",
 }
-
-_TITLES = {"count": "valid observations"}
-"""Of layers whose names say too little."""
-
-_SAMPLE = 512
-"""Side of the window in the middle of a cube in which scenes are compared to find a cloudy one."""
 
 
 def layers_of(composite: Composed | xr.Dataset) -> xr.Dataset:
@@ -99,7 +93,7 @@ def period_titles(dataset: xr.Dataset) -> list[str]:
     return [str(label) for label in dataset["time"].values]
 
 
-def bands_of(array: xr.DataArray, bands: Sequence[Any] | None) -> xr.DataArray:
+def _bands_of(array: xr.DataArray, bands: Sequence[Any] | None) -> xr.DataArray:
     """Return the three bands, or the one, to draw."""
     names = list(array["band"].values) if "band" in array.coords else list(range(array.sizes["band"]))
     if bands is None:
@@ -109,11 +103,21 @@ def bands_of(array: xr.DataArray, bands: Sequence[Any] | None) -> xr.DataArray:
     return array.isel(band=[names.index(band) for band in bands])
 
 
-def with_count(array: xr.DataArray, dataset: xr.Dataset) -> xr.Dataset:
-    """Return a layer together with the count, which says where it has data."""
-    name = str(array.name)
-    layers = {name: array, "count": dataset["count"]} if "count" in dataset else {name: array}
-    return xr.Dataset(layers)
+def panels_of(
+    dataset: xr.Dataset, layer: str, bands: Sequence[Any] | None, *, periodic: bool = False, side: int = _SIDE
+) -> tuple[xr.Dataset, list[tuple[NDArray[Any], NDArray[np.bool_]]]]:
+    """Return what is drawn of a layer, and the `values_of` it: of each period, or of the only one."""
+    dims = ("time", "band", "y", "x") if periodic else ("band", "y", "x")
+    layers = {layer: _bands_of(layer_of(dataset, layer, dims), bands)}
+    if "count" in dataset:  # says where there is data
+        layers["count"] = dataset["count"]
+    shown = decimated(xr.Dataset(layers), side)
+    times = [shown.isel(time=t) for t in range(shown.sizes["time"])] if periodic else [shown]
+    panels = [values_of(one, layer) for one in times]
+    if not any(valid.any() for _, valid in panels):
+        where = "pixel of any period" if periodic else "pixel"
+        raise ParameterError(f"{layer} has no data in any {where}; look at count: do the rules leave any observation?")
+    return shown, panels
 
 
 def decimated(dataset: xr.Dataset, side: int = _SIDE) -> xr.Dataset:
@@ -167,7 +171,7 @@ def one_scene(cube: xr.DataArray, position: int) -> xr.DataArray:
     one = cube.isel(time=[position])
     found = stack_of(one)
     whole = to_cube(found[0]) if found else one
-    return bands_of(whole.isel(time=0), None)
+    return _bands_of(whole.isel(time=0), None)
 
 
 def scene_position(cube: xr.DataArray, scene: int | str) -> int:
@@ -181,17 +185,6 @@ def scene_position(cube: xr.DataArray, scene: int | str) -> int:
     if not -times <= scene < times:
         raise ParameterError(f"the cube has {times} scenes, there is no scene {scene}")
     return scene % times
-
-
-def colours_of(
-    dataset: xr.Dataset, layer: str, bands: Sequence[Any] | None
-) -> tuple[xr.Dataset, NDArray[Any], NDArray[np.bool_]]:
-    """Return what is drawn of a layer: with its coordinates, its pixels ``(band, y, x)``, and where it has data."""
-    shown = decimated(with_count(bands_of(layer_of(dataset, layer, ("band", "y", "x")), bands), dataset))
-    values, valid = values_of(shown, layer)
-    if not valid.any():
-        raise ParameterError(f"{layer} has no data in any pixel; look at count: do the rules leave any observation?")
-    return shown, values, valid
 
 
 def sources_of(dataset: xr.Dataset) -> xr.DataArray:
@@ -218,28 +211,40 @@ def days_of_scenes(dataset: xr.Dataset) -> NDArray[np.float64]:
     return days
 
 
-def draw(ax: Axes, picture: NDArray[Any], shown: xr.Dataset, title: str, **options: Any) -> Axes:
-    """Draw a picture with the coordinates of its pixels."""
-    x, y = (_edges(shown[dim].values) if dim in shown.coords else (0, shown.sizes[dim]) for dim in ("x", "y"))
+def draw(
+    ax: Axes,
+    picture: NDArray[Any],
+    shown: xr.Dataset,
+    title: str,
+    *,
+    cmap: str | Colormap | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> None:
+    """Draw a picture, or numbers by a scale of colours, with the coordinates of its pixels."""
+    x, y = _ends(shown)
     extent = (x[0], x[1], y[1], y[0]) if "y" in shown.coords else (0, x[1], y[1], 0)
     ax.set_facecolor(NO_DATA_COLOUR)
-    ax.imshow(picture, extent=extent, interpolation="nearest", **options)
+    ax.imshow(picture, extent=extent, interpolation="nearest", cmap=cmap, vmin=vmin, vmax=vmax)
     ax.set(title=title, xlabel=_label(shown, "x"), ylabel=_label(shown, "y"))
     ax.ticklabel_format(style="plain", useOffset=False)
     high, wide = abs(y[1] - y[0]), abs(x[1] - x[0])
     # coordinates have six or seven digits: few beside each other can be read, as many as are wanted above each other
     ax.xaxis.set_major_locator(MaxNLocator(5 if high < 2 * wide else 1, prune="both"))
     ax.yaxis.set_major_locator(MaxNLocator(8 if wide < 2 * high else 2))
-    return ax
 
 
-def _edges(centres: NDArray[Any]) -> tuple[float, float]:
-    """Return where the first pixel begins and the last one ends."""
-    half = (centres[-1] - centres[0]) / max(len(centres) - 1, 1) / 2 or 0.5
-    return float(centres[0] - half), float(centres[-1] + half)
-
-
-_UNITS = {"metre": "m", "degrees_east": "° east", "degrees_north": "° north"}
+def _ends(shown: xr.Dataset) -> list[tuple[float, float]]:
+    """Return where the first pixel begins and the last one ends, along x and along y."""
+    ends = []
+    for dim in ("x", "y"):
+        if dim not in shown.coords:
+            ends.append((0.0, float(shown.sizes[dim])))
+            continue
+        first, last = shown[dim].values[[0, -1]]
+        half = (last - first) / max(shown.sizes[dim] - 1, 1) / 2 or 0.5
+        ends.append((float(first - half), float(last + half)))
+    return ends
 
 
 def _label(shown: xr.Dataset, dim: str) -> str:
@@ -252,34 +257,37 @@ def _label(shown: xr.Dataset, dim: str) -> str:
     return f"{dim} ({details})" if details else dim
 
 
-def scale_beside(ax: Axes, shown: Any, of: Axes | Sequence[Axes] | None = None, **options: Any) -> Colorbar:
+def scale_beside(
+    ax: Axes,
+    shown: ScalarMappable,
+    of: Axes | Sequence[Axes] | None = None,
+    *,
+    location: str | None = None,
+    ticks: Locator | None = None,
+) -> Colorbar:
     """Draw the scale of an image, or of whatever has colours, below it where it is wide and beside it otherwise."""
     bottom, top = sorted(ax.get_ylim())
     left, right = sorted(ax.get_xlim())
     slender = (top - bottom) / (right - left)
-    below = of is None and slender < 0.5
-    beside = {"location": "right", "fraction": 0.05 * max(1, slender), "pad": 0.03}
-    place = {"location": "bottom", "aspect": 40} if below else beside
-    return ax.figure.colorbar(shown, ax=ax if of is None else of, **{**place, **options})
+    place: dict[str, Any] = {"location": "right", "fraction": 0.05 * max(1, slender), "pad": 0.03}
+    if of is None and slender < 0.5:
+        place = {"location": "bottom", "aspect": 40}
+    if location is not None:
+        place["location"] = location
+    return ax.figure.colorbar(shown, ax=ax if of is None else of, ticks=ticks, **place)
 
 
 def map_or_new(ax: Axes | None, shown: xr.Dataset) -> Axes:
     """Return axes, those of a new figure in the shape of what is shown if there are none."""
     width, height = map_size(shown, 7.0)
-    return axes_or_new(ax, (width + 1.5, height + 1.0))
+    return figure_or_new(None, (width + 1.5, height + 1.0)).subplots() if ax is None else ax
 
 
 def map_size(shown: xr.Dataset, longest: float) -> tuple[float, float]:
     """Return the inches of a map whose longer side has so many; a strip is not drawn thinner than a fifth of that."""
-    x, y = (_edges(shown[dim].values) if dim in shown.coords else (0, shown.sizes[dim]) for dim in ("x", "y"))
-    wide, high = abs(x[1] - x[0]), abs(y[1] - y[0])
+    wide, high = (abs(end - begin) for begin, end in _ends(shown))
     most = max(wide, high)
     return longest * max(wide / most, 0.2), longest * max(high / most, 0.2)
-
-
-def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """Return axes, those of a new figure of a size in inches if there are none."""
-    return figure_or_new(None, size).subplots() if ax is None else ax
 
 
 def figure_or_new(figure: Figure | None, size: tuple[float, float]) -> Figure:

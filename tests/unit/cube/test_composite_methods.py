@@ -28,12 +28,15 @@ METHODS = [
     (s2c.Composite.to_stac, write_stac, "dataset"),
     (s2c.Composite.to_thumbnail, write_thumbnail, "dataset"),
     (s2c.Composite.explore, explore, "composite"),
-    (Plots.__call__, plot_composite, "composite"),
-    (Plots.count, plot_count, "composite"),
-    (Plots.date, plot_date, "composite"),
     (Plots.before_after, before_after, "composite"),
-    (Plots.timeline, timeline, "composite"),
-    (Plots.periods, periods, "composite"),
+]
+# Methods that are the function itself, whose first argument is what has the layers.
+SAME = [
+    (Plots.__call__, plot_composite),
+    (Plots.count, plot_count),
+    (Plots.date, plot_date),
+    (Plots.timeline, timeline),
+    (Plots.periods, periods),
 ]
 each_method = pytest.mark.parametrize(
     ("method", "function", "own"), METHODS, ids=[method.__qualname__ for method, *_ in METHODS]
@@ -56,6 +59,19 @@ def described(function):
             name, _, words = entry.partition("\n")
             entries[title, name] = " ".join(words.split())
     return entries
+
+
+@pytest.mark.parametrize(("method", "function"), SAME, ids=[function.__name__ for _, function in SAME])
+def test_plots_are_the_functions(method, function):
+    assert method is function
+    assert next(iter(inspect.signature(function).parameters)) == "composite"
+    entries = described(function)
+    names = [name for name, *_ in options(function)]
+    assert [name.partition(" : ")[0] for title, name in entries if title == "Parameters"] == names
+    assert all(" : " in name for title, name in entries if title == "Parameters"), "types"
+    assert {"Returns", "Raises", "Examples"} <= {title for title, _ in entries}
+    with pytest.raises(TypeError, match="'compres'"):
+        method(Plots(xr.Dataset()), compres="zstd")
 
 
 @each_method
