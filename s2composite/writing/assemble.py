@@ -172,8 +172,7 @@ def _image_tags(raster: Raster, level: int) -> tuple[Tag, ...]:
     return _common_tags(raster, level, 0) + tags
 
 
-_AHEAD = 8
-"""Runs of tiles that are read ahead of the one being written; a run is a row of tiles of one window."""
+_AHEAD = 8  # runs of tiles that are read ahead of the one being written; a run is a row of tiles of one window
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -191,19 +190,12 @@ class Sink(Protocol):
 class Run(NamedTuple):
     """Neighbouring tiles of one row that lie together, in a part and in the file."""
 
-    part: int
-    """Number of the part."""
-
-    start: int
-    """Position in the part, in bytes."""
-
-    size: int
-    """Bytes."""
-
+    part: int  # number of the part
+    start: int  # position in the part, in bytes
+    size: int  # bytes
     level: int
     row: int
-    columns: tuple[int, int]
-    """First column of tiles and the one after the last."""
+    columns: tuple[int, int]  # first column of tiles and the one after the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,23 +203,12 @@ class FileLayout:
     """Where every byte of a file comes from and goes to."""
 
     raster: Raster
-    parts: tuple[str, ...]
-    """Names of the parts."""
-
-    tiles: tuple[NDArray[Any], ...]
-    """For each level the `TILE` and the part of each tile ``(row, column)``."""
-
-    offsets: tuple[NDArray[np.uint64], ...]
-    """For each level the position in the file of each tile's record."""
-
-    header: bytes
-    """Everything before the first tile."""
-
-    size: int
-    """Bytes of the file."""
-
-    statistics: tuple[Statistics, ...]
-    """Of each band."""
+    parts: tuple[str, ...]  # names of the parts
+    tiles: tuple[NDArray[Any], ...]  # for each level the `TILE` and the part of each tile ``(row, column)``
+    offsets: tuple[NDArray[np.uint64], ...]  # for each level the position in the file of each tile's record
+    header: bytes  # everything before the first tile
+    size: int  # bytes of the file
+    statistics: tuple[Statistics, ...]  # of each band
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:

@@ -85,23 +85,16 @@ __all__ = [
     "write_raster",
 ]
 
-Tables = Mapping[str, NDArray[Any]]
-"""Small arrays that were computed in the same pass as the pixels, by name."""
+Tables = Mapping[str, NDArray[Any]]  # small arrays that were computed in the same pass as the pixels, by name
 
 
 @dataclass(frozen=True, eq=False)
 class FilePlan:
     """One file to write."""
 
-    path: str
-    """As given."""
-
-    layers: tuple[RasterLayer, ...]
-    """In the order of its bands."""
-
-    raster: Raster
-    """Without its final name and place for parts."""
-
+    path: str  # as given
+    layers: tuple[RasterLayer, ...]  # in the order of its bands
+    raster: Raster  # without its final name and place for parts
     period: DatasetPeriod
 
 
@@ -110,17 +103,10 @@ class WrittenFile:
     """A file that is complete, verified and has its name."""
 
     plan: FilePlan
-    path: str
-    """Absolute path or URL, with its signature if it has one."""
-
-    size: int
-    """Bytes."""
-
-    sha256: str
-    """Checksum in hexadecimal digits; empty if not requested."""
-
-    statistics: tuple[Statistics, ...]
-    """Of each band."""
+    path: str  # absolute path or URL, with its signature if it has one
+    size: int  # bytes
+    sha256: str  # checksum in hexadecimal digits; empty if not requested
+    statistics: tuple[Statistics, ...]  # of each band
 
     @property
     def label(self) -> str:
@@ -167,8 +153,8 @@ def write_raster(
 
 # --- what is written -------------------------------------------------------------------------------------------------
 
+# endings by which other libraries choose a format; a GeoTIFF of such a name would be opened as what it is not
 _OTHER_FORMATS = (".h5", ".hdf", ".img", ".jp2", ".jpeg", ".jpg", ".nc", ".png", ".vrt", ".webp", ".zarr")
-"""Endings by which other libraries choose a format; a GeoTIFF of such a name would be opened as what it is not."""
 
 
 def plan_files(
@@ -386,8 +372,7 @@ def name_files(rasters: Sequence[Raster], *, overwrite: bool) -> None:
 
 # --- previews --------------------------------------------------------------------------------------------------------
 
-_SAMPLE = 1500
-"""Pixels along an axis from which percentiles are taken."""
+_SAMPLE = 1500  # pixels along an axis from which percentiles are taken
 
 
 def picture_layer(dataset: xr.Dataset, name: str | None = None) -> RasterLayer:
@@ -410,12 +395,9 @@ class Preview:
     """How a window of a composite's layer becomes one of a picture in 8 bits."""
 
     layer: str
-    bands: tuple[int, ...]
-    """Positions of the bands that are shown: three, or one three times."""
-
+    bands: tuple[int, ...]  # positions of the bands that are shown: three, or one three times
     nodata: float | None
-    ends: NDArray[np.float64]
-    """Values shown black and white, ``(3, 2)``."""
+    ends: NDArray[np.float64]  # values shown black and white, ``(3, 2)``
 
     def paint(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
         """Return pixels ``(b, y, x)`` of the layer as ``(3, y, x)``: 1 to 255 where they have a value, else 0."""

@@ -36,12 +36,8 @@ ISAL, ZSTD, MASK = 2, 9, 6
 class Codec:
     """Encodes tiles ``(y, x, b)`` of one raster and decodes them again."""
 
-    options: RasterOptions
-    """With the predictor decided."""
-
-    shape: tuple[int, int, int]
-    """Of a tile: rows, columns, bands."""
-
+    options: RasterOptions  # with the predictor decided
+    shape: tuple[int, int, int]  # of a tile: rows, columns, bands
     dtype: np.dtype[Any]
 
     def encode(self, tile: NDArray[Any]) -> bytes:
@@ -199,17 +195,12 @@ def _modes(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
 class Statistics(NamedTuple):
     """Of valid pixels; minimum, maximum and mean are NaN if none is valid."""
 
-    valid: int
-    """Number of valid pixels."""
-
-    pixels: int
-    """Number of pixels."""
-
+    valid: int  # number of valid pixels
+    pixels: int  # number of pixels
     minimum: float
     maximum: float
     mean: float
-    squares: float
-    """Sum of squared differences from the mean."""
+    squares: float  # sum of squared differences from the mean
 
     @property
     def deviation(self) -> float:

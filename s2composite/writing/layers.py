@@ -41,14 +41,12 @@ __all__ = [
     "status_summary",
 ]
 
-RGBA = "rgba"
-"""A layer that can be written of every composite: its first three bands stretched to 8 bits."""
+RGBA = "rgba"  # a layer that can be written of every composite: its first three bands stretched to 8 bits
 
-TIME = "time"
-"""The axis of periods."""
+TIME = "time"  # the axis of periods
 
+# attributes that are no longer true where values were calculated
 _SCALING = ("scale", "offset", "scaled_units", "scale_factor", "add_offset")
-"""Attributes that are no longer true where values were calculated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +54,11 @@ class RasterLayer:
     """One layer of a composite, to be written as bands of a file."""
 
     name: str
-    data: da.Array
-    """``(b, y, x)`` or ``(y, x)``; with periods, the time axis comes first."""
-
+    data: da.Array  # ``(b, y, x)`` or ``(y, x)``; with periods, the time axis comes first
     bands: tuple[str, ...]
-    nodata: float | None
-    """None: every pixel has a value."""
-
+    nodata: float | None  # None: every pixel has a value
     attrs: Mapping[str, Any]
-    lazy: bool = True
-    """Whether its pixels are still to be computed."""
+    lazy: bool = True  # whether its pixels are still to be computed
 
     @property
     def method(self) -> str:
@@ -206,14 +199,11 @@ def common_nodata(layers: Sequence[RasterLayer], label: str) -> tuple[np.dtype[A
 class DatasetPeriod:
     """A part of a dataset in time."""
 
-    label: str | None
-    """Name for files, ``2023-01``; None: there is no time axis."""
+    label: str | None  # name for files, ``2023-01``; None: there is no time axis
+    dataset: xr.Dataset  # its layers ``(b, y, x)`` or ``(y, x)``
 
-    dataset: xr.Dataset
-    """Its layers ``(b, y, x)`` or ``(y, x)``."""
-
+    # start, and end (exclusive); None if the dataset does not say
     span: tuple[np.datetime64, np.datetime64] | None = None
-    """Start, and end (exclusive); None if the dataset does not say."""
 
 
 def periods_of(dataset: xr.Dataset) -> tuple[DatasetPeriod, ...]:
@@ -278,8 +268,7 @@ def metadata_of(period: DatasetPeriod, more: Mapping[str, Any] | None) -> tuple[
     return tuple(sorted(texts.items()))
 
 
-_LISTED = 400
-"""Windows that are listed individually: tags hold a few kB."""
+_LISTED = 400  # windows that are listed individually: tags hold a few kB
 
 
 def read_status(dataset: xr.Dataset) -> da.Array | None:

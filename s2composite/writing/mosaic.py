@@ -33,11 +33,9 @@ from s2composite.writing.cog import write_raster
 
 __all__ = ["reconstruct"]
 
-_LISTED = 20
-"""Missing tiles that a message names; all are in the error's ``missing``."""
+_LISTED = 20  # missing tiles that a message names; all are in the error's ``missing``
 
-_SLACK = 0.01
-"""Fraction of a pixel by which tiles may be off the grid: coordinates are rounded when they are written."""
+_SLACK = 0.01  # fraction of a pixel by which tiles may be off the grid: coordinates are rounded when they are written
 
 
 class Tile(NamedTuple):
@@ -47,17 +45,10 @@ class Tile(NamedTuple):
     bands: int
     dtype: str
     nodata: float | None
-    crs: str | None
-    """As WKT."""
-
-    transform: Affine | None
-    """None: it is not georeferenced."""
-
-    shape: tuple[int, int]
-    """``(y, x)`` in pixels."""
-
-    names: tuple[str | None, ...]
-    """Description of each band."""
+    crs: str | None  # as WKT
+    transform: Affine | None  # None: it is not georeferenced
+    shape: tuple[int, int]  # ``(y, x)`` in pixels
+    names: tuple[str | None, ...]  # description of each band
 
     @property
     def position(self) -> tuple[int, int] | None:
@@ -230,20 +221,13 @@ def _check_alike(tiles: Sequence[Tile]) -> None:
 class Mosaic:
     """Where tiles lie in the whole that they make."""
 
-    tiles: tuple[Tile, ...]
-    """In no particular order."""
+    tiles: tuple[Tile, ...]  # in no particular order
+    places: tuple[tuple[int, int], ...]  # row and column of the first pixel of each tile
 
-    places: tuple[tuple[int, int], ...]
-    """Row and column of the first pixel of each tile."""
-
+    # all rows and columns at which a tile begins or ends; each cell between them belongs to one tile
     edges: tuple[tuple[int, ...], tuple[int, ...]]
-    """All rows and columns at which a tile begins or ends; each cell between them belongs to one tile."""
-
-    owners: NDArray[np.intp]
-    """Index of the tile of each cell ``(row, column)``."""
-
-    transform: Affine | None
-    """Of the whole; None: it is not georeferenced."""
+    owners: NDArray[np.intp]  # index of the tile of each cell ``(row, column)``
+    transform: Affine | None  # of the whole; None: it is not georeferenced
 
 
 def _lay_tiles(tiles: Sequence[Tile], shape: tuple[int, int] | None) -> Mosaic:

@@ -19,8 +19,7 @@ from s2composite.writing.staging import disk_error
 __all__ = ["assemble_file", "assemble_object", "is_http", "put", "put_small", "remove", "take_name", "target_of"]
 
 _UPLOAD_BLOCK = 16 << 20
-_MOST_BLOCKS = 9_000
-"""S3 takes 10 000 parts at most."""
+_MOST_BLOCKS = 9_000  # S3 takes 10 000 parts at most
 
 
 def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> str:

@@ -159,14 +159,9 @@ class ItemPlan:
     """One item to write."""
 
     period: DatasetPeriod
-    path: str
-    """Absolute path or URL."""
-
-    plans: tuple[FilePlan, ...]
-    """Its files."""
-
-    thumbnail: str | None
-    """Absolute path or URL of its thumbnail."""
+    path: str  # absolute path or URL
+    plans: tuple[FilePlan, ...]  # its files
+    thumbnail: str | None  # absolute path or URL of its thumbnail
 
 
 def _plan_item(
@@ -218,17 +213,12 @@ def _write_item_thumbnail(
 class Lineage:
     """What a result was made of."""
 
-    dataset: xr.Dataset
-    """The whole composite."""
+    dataset: xr.Dataset  # the whole composite
 
+    # share of the pixels that each scene contributed; None: the reducer does not pick scenes
     shares: np.ndarray[Any, np.dtype[np.float64]] | None
-    """Share of the pixels that each scene contributed; None: the reducer does not pick scenes."""
-
-    read_status: Mapping[str, Any] | None
-    """What could not be read; None: failures were errors."""
-
-    derived_from: Mapping[str, str]
-    """Hrefs of the scenes' own items, as far as they are known."""
+    read_status: Mapping[str, Any] | None  # what could not be read; None: failures were errors
+    derived_from: Mapping[str, str]  # hrefs of the scenes' own items, as far as they are known
 
 
 def _lineage_of(dataset: xr.Dataset, number: int, tables: Tables, derived_from: Mapping[str, str]) -> Lineage:
@@ -272,8 +262,7 @@ def _pixels_of_scenes(source: NDArray[np.int16], scenes: int) -> NDArray[np.int6
 
 # --- thumbnails ------------------------------------------------------------------------------------------------------
 
-MEDIA_TYPES = {"png": "image/png", "webp": "image/webp"}
-"""Media type by the suffix of a file."""
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp"}  # media type by the suffix of a file
 
 _WEBP_QUALITY = 80
 
@@ -406,8 +395,7 @@ _EXTENSIONS = {
 _GEOTIFF = "image/tiff; application=geotiff; profile=cloud-optimized"
 _SOFTWARE = ("s2composite", "dask", "imagecodecs", "numba", "numpy", "odc-geo", "rasterio", "xarray")
 
-_SHA256 = "1220"
-"""The code of sha2-256 among multihashes, and the number of its bytes."""
+_SHA256 = "1220"  # the code of sha2-256 among multihashes, and the number of its bytes
 
 
 def _time_range(period: DatasetPeriod) -> tuple[str, str]:

@@ -33,11 +33,9 @@ __all__ = [
     "session_of",
 ]
 
-ROOT = "zarr.json"
-"""Key of the metadata of the root: written last, so that a store that has it is complete."""
+ROOT = "zarr.json"  # key of the metadata of the root: written last, so that a store that has it is complete
 
-IDENTITY = "_identity"
-"""Key of the hash that identifies what is being written."""
+IDENTITY = "_identity"  # key of the hash that identifies what is being written
 
 _DONE = "_done"
 _ROOTS = (ROOT, ".zgroup", ".zarray")
@@ -67,14 +65,9 @@ def _names(href: str) -> frozenset[str]:
 class StorePlace:
     """A Zarr store under construction."""
 
-    target: str
-    """Final name: absolute path or URL; for a store object, its description."""
-
-    root: str
-    """Where it is written: beside a local target until it is complete, or in place in an object store."""
-
-    store: Store | None = None
-    """A store object that was given."""
+    target: str  # final name: absolute path or URL; for a store object, its description
+    root: str  # where it is written: beside a local target until it is complete, or in place in an object store
+    store: Store | None = None  # a store object that was given
 
     @property
     def label(self) -> str:
@@ -244,8 +237,7 @@ def _check_free(place: StorePlace, *, overwrite: bool) -> None:
         raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
 
 
-ASSEMBLED = ".assembled"
-"""Suffix of a file that is put together, until it takes its name."""
+ASSEMBLED = ".assembled"  # suffix of a file that is put together, until it takes its name
 
 _MARKER = "in-progress"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -255,14 +247,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Parts:
     """A directory, or a prefix of an object store, for the parts of files that are being written."""
 
-    root: str
-    """Absolute path or URL, different for each attempt to write."""
+    root: str  # absolute path or URL, different for each attempt to write
 
+    # whether workers do not see `root` and return their parts as results, which the client stores
     carried: bool = False
-    """Whether workers do not see `root` and return their parts as results, which the client stores."""
-
-    kept: bool = False
-    """Whether parts stay until all are cleared, so that an interrupted write can resume from them."""
+    kept: bool = False  # whether parts stay until all are cleared, so that an interrupted write can resume from them
 
     @property
     def remote(self) -> bool:

@@ -80,11 +80,11 @@ __all__ = [
 
 # --- stages: which windows make which levels -------------------------------------------------------------------------
 
+# bytes of a window that is made by rechunking, such as 2048 x 2048 pixels of three bands in 8 bits
 _WINDOW_BYTES = 16 << 20
-"""Bytes of a window that is made by rechunking, such as 2048 x 2048 pixels of three bands in 8 bits."""
 
+# bytes of a window beyond which a chunk is divided, so that memory stays bounded and all workers have work
 _LARGEST_WINDOW = 64 << 20
-"""Bytes of a window beyond which a chunk is divided, so that memory stays bounded and all workers have work."""
 
 
 def window_size(block: int, pixel_bytes: int) -> int:
@@ -214,31 +214,19 @@ def array_windows(layer: da.Array, chunks: Chunks) -> da.Array:
 class Encoding:
     """Windows of one or several files, each made by one task."""
 
-    files: tuple[int, ...]
-    """Which of the files."""
-
-    stages: tuple[Stage, ...]
-    """For each file; their windows are the same."""
-
-    tables: tuple[str, ...]
-    """Names of small arrays that come with the windows."""
-
-    encoded: da.Array
-    """``(y, x)``: an `_EncodedWindow` for each window, which stays where it was made."""
-
-    done: da.Array
-    """``(y, x)``: a `WindowsDone` for each window."""
+    files: tuple[int, ...]  # which of the files
+    stages: tuple[Stage, ...]  # for each file; their windows are the same
+    tables: tuple[str, ...]  # names of small arrays that come with the windows
+    encoded: da.Array  # ``(y, x)``: an `_EncodedWindow` for each window, which stays where it was made
+    done: da.Array  # ``(y, x)``: a `WindowsDone` for each window
 
 
 @dataclass(frozen=True, slots=True)
 class WindowsDone:
     """What a task reports: small, and all that ever reaches the client."""
 
-    indices: tuple[WindowIndex, ...]
-    """For each file."""
-
-    tables: Mapping[str, NDArray[Any]]
-    """Blocks of small arrays, by name."""
+    indices: tuple[WindowIndex, ...]  # for each file
+    tables: Mapping[str, NDArray[Any]]  # blocks of small arrays, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,8 +354,7 @@ class WriteGraph:
     """Tasks whose results are wanted, and what they depend on."""
 
     graph: Mapping[Any, Any]
-    windows: Mapping[Any, str]
-    """What each wanted task computes, by its key, for messages."""
+    windows: Mapping[Any, str]  # what each wanted task computes, by its key, for messages
 
 
 def graph_of(
@@ -444,8 +431,7 @@ def _branches(graph: _Graph, keys: set[Any]) -> list[set[Any]]:
 
 # --- its run ---------------------------------------------------------------------------------------------------------
 
-_PATIENCE = 30
-"""Seconds to wait for tasks that are running when another has failed."""
+_PATIENCE = 30  # seconds to wait for tasks that are running when another has failed
 
 
 def current_client() -> Client | None:
@@ -577,11 +563,9 @@ def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, labe
 
 # --- how far it is ---------------------------------------------------------------------------------------------------
 
-_LINE_EVERY = 0.5
-"""Seconds between two updates of the line in a notebook."""
+_LINE_EVERY = 0.5  # seconds between two updates of the line in a notebook
 
-_LOOK_BACK = 3600.0
-"""Seconds over which the rate is averaged for the time left: a window of a big job may take minutes."""
+_LOOK_BACK = 3600.0  # seconds over which the rate is averaged for the time left: a window of a big job may take minutes
 
 
 @contextmanager

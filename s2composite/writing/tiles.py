@@ -48,24 +48,17 @@ __all__ = [
     "save_record",
 ]
 
-_OVERVIEW_LIMIT = 512
-"""Pixels into which the smallest overview fits; validators want overviews beyond that."""
+_OVERVIEW_LIMIT = 512  # pixels into which the smallest overview fits; validators want overviews beyond that
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
     """One band of a file."""
 
-    name: str
-    """GDAL shows this as its description."""
-
+    name: str  # GDAL shows this as its description
     layer: str
-    method: str
-    """How its overviews are made: ``average``, ``nearest`` or ``mode``."""
-
-    nodata: float | None = None
-    """Nodata value of the layer; that of the file may differ if layers disagree."""
-
+    method: str  # how its overviews are made: ``average``, ``nearest`` or ``mode``
+    nodata: float | None = None  # nodata value of the layer; that of the file may differ if layers disagree
     long_name: str = ""
     units: str = ""
     scale: float | None = None
@@ -76,36 +69,19 @@ class Band:
 class Raster:
     """One output file: what the workers, the assembler and the verification agree on."""
 
-    path: str
-    """Final name: an absolute path or a URL."""
-
-    token: str
-    """Different for each file and attempt: Dask must never take the tasks of an earlier one for done."""
-
-    parts: Parts
-    """Where encoded tiles lie until the file is assembled."""
-
+    path: str  # final name: an absolute path or a URL
+    token: str  # different for each file and attempt: Dask must never take the tasks of an earlier one for done
+    parts: Parts  # where encoded tiles lie until the file is assembled
     bands: tuple[Band, ...]
-    shape: tuple[int, int]
-    """``(y, x)``."""
-
+    shape: tuple[int, int]  # ``(y, x)``
     dtype: np.dtype[Any]
     nodata: float | None
     geobox: GeoBox | None
-    options: RasterOptions
-    """Checked, with the predictor decided."""
-
-    mask: bool = False
-    """Whether missing pixels are marked in a mask instead of by nodata."""
-
-    alpha: bool = False
-    """Whether a last band is added, 255 where there is a value and 0 elsewhere."""
-
-    tags: tuple[tuple[str, str], ...] = ()
-    """For GDAL's metadata."""
-
-    geotags: tuple[Tag, ...] = ()
-    """Transform and CRS, as tags."""
+    options: RasterOptions  # checked, with the predictor decided
+    mask: bool = False  # whether missing pixels are marked in a mask instead of by nodata
+    alpha: bool = False  # whether a last band is added, 255 where there is a value and 0 elsewhere
+    tags: tuple[tuple[str, str], ...] = ()  # for GDAL's metadata
+    geotags: tuple[Tag, ...] = ()  # transform and CRS, as tags
 
     @property
     def label(self) -> str:
@@ -157,8 +133,8 @@ class Raster:
         return np.ones(pixels.shape[1:], np.bool_) if valid is None else np.asarray(valid.any(axis=0))
 
 
+# a tile: position of its record in the part, bytes of tile and mask, checksums of their decoded pixels
 TILE = np.dtype([("start", "u8"), ("size", "u4"), ("mask_size", "u4"), ("crc", "u4"), ("mask_crc", "u4")])
-"""A tile: position of its record in the part, bytes of tile and mask, checksums of their decoded pixels."""
 
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -167,17 +143,10 @@ Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 class Stage:
     """Windows that make some successive levels; the next stage starts from the pixels they keep."""
 
-    number: int
-    """0 starts from the layers themselves."""
-
-    first: int
-    """First level that is made; the windows' pixels are at this resolution."""
-
-    last: int
-    """Last level that is made: all tiles up to it lie inside a single window."""
-
-    chunks: Chunks
-    """Heights of the rows of windows and widths of the columns, in pixels of the first level."""
+    number: int  # 0 starts from the layers themselves
+    first: int  # first level that is made; the windows' pixels are at this resolution
+    last: int  # last level that is made: all tiles up to it lie inside a single window
+    chunks: Chunks  # heights of the rows of windows and widths of the columns, in pixels of the first level
 
     @property
     def positions(self) -> Iterator[tuple[int, int]]:
@@ -204,20 +173,15 @@ class Stage:
 class WindowIndex:
     """What a window has written; small, and all that ever reaches the client."""
 
-    position: tuple[int, int]
-    """Row and column of the window in its stage."""
+    position: tuple[int, int]  # row and column of the window in its stage
+    part: str  # name of its part
 
-    part: str
-    """Name of its part."""
-
+    # for each level of the stage the `TILE` of each tile ``(row, column)`` of the window
     tiles: tuple[NDArray[Any], ...]
-    """For each level of the stage the `TILE` of each tile ``(row, column)`` of the window."""
 
+    # for each tile of the full resolution, row by row, those of each band
     statistics: tuple[tuple[Statistics, ...], ...] = ()
-    """For each tile of the full resolution, row by row, those of each band."""
-
-    data: bytes = b""
-    """The part itself, where workers do not see the place for parts."""
+    data: bytes = b""  # the part itself, where workers do not see the place for parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +189,7 @@ class WindowResult:
     """Result of a window's task."""
 
     index: WindowIndex
-    top: NDArray[Any] | None
-    """Pixels ``(b, y, x)`` from which the next stage makes its levels."""
+    top: NDArray[Any] | None  # pixels ``(b, y, x)`` from which the next stage makes its levels
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,17 +61,10 @@ __all__ = [
 class StoreOptions:
     """How a store is laid out."""
 
-    chunk: int = 256
-    """Side of the chunks that are read from a shard, in pixels."""
-
-    level: int = 3
-    """Of zstd, 1 to 22."""
-
-    shards: bool = True
-    """One object for each window."""
-
-    pyramid: bool = False
-    """Overviews as well."""
+    chunk: int = 256  # side of the chunks that are read from a shard, in pixels
+    level: int = 3  # of zstd, 1 to 22
+    shards: bool = True  # one object for each window
+    pyramid: bool = False  # overviews as well
 
     def __post_init__(self) -> None:
         if not isinstance(self.chunk, int) or not 16 <= self.chunk <= 8192:
@@ -142,19 +135,11 @@ def write_zarr(
 class Hierarchy:
     """What a Zarr hierarchy will hold, before any pixel is written."""
 
-    dataset: xr.Dataset
-    """With coordinates, attributes and all variables."""
-
-    layers: tuple[RasterLayer, ...]
-    """Those with pixels."""
-
+    dataset: xr.Dataset  # with coordinates, attributes and all variables
+    layers: tuple[RasterLayer, ...]  # those with pixels
     geobox: GeoBox | None
-    levels: tuple[tuple[int, int], ...]
-    """Rows and columns of the full resolution and each overview."""
-
-    stages: tuple[Stage, ...]
-    """Whose windows are the shards."""
-
+    levels: tuple[tuple[int, int], ...]  # rows and columns of the full resolution and each overview
+    stages: tuple[Stage, ...]  # whose windows are the shards
     options: StoreOptions
 
 
@@ -163,11 +148,8 @@ class StorePlan:
     """A store that is to be written."""
 
     hierarchy: Hierarchy
-    regions: Regions
-    """For the tasks."""
-
-    metadata: Mapping[str, bytes]
-    """All keys but those of pixels."""
+    regions: Regions  # for the tasks
+    metadata: Mapping[str, bytes]  # all keys but those of pixels
 
 
 def plan_store(
@@ -252,15 +234,15 @@ def complete_store(plan: StorePlan) -> None:
 
 # --- metadata --------------------------------------------------------------------------------------------------------
 
+# encoding of the times of periods and their bounds, which CF wants to be the same
 _TIME_UNITS = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
-"""Encoding of the times of periods and their bounds, which CF wants to be the same."""
 
+# the GeoZarr conventions in use: repository below github.com/zarr-conventions, UUID, description
 _CONVENTIONS = {
     "proj": ("geo-proj", "f17cb550-5864-4468-aeb7-f3180cfb622f", "Coordinate reference system information"),
     "spatial": ("spatial", "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"),
     "multiscales": ("multiscales", "d35379db-88df-4056-af3a-620245f8e347", "Multiscale layout of zarr datasets"),
 }
-"""The GeoZarr conventions in use: repository below github.com/zarr-conventions, UUID, description."""
 
 
 def _level_geobox(geobox: GeoBox, shape: tuple[int, int], level: int) -> GeoBox:
@@ -428,18 +410,11 @@ class Regions:
     """What every task that writes into a store needs: it travels once to each worker."""
 
     place: StorePlace
-    names: tuple[str, ...]
-    """Layers in the order of a task's blocks."""
-
-    methods: tuple[str, ...]
-    """How each layer's overviews are made."""
-
-    nodata: tuple[float | None, ...]
-    """Of each layer."""
-
+    names: tuple[str, ...]  # layers in the order of a task's blocks
+    methods: tuple[str, ...]  # how each layer's overviews are made
+    nodata: tuple[float | None, ...]  # of each layer
     pyramid: bool
-    token: str
-    """Hash of what is written."""
+    token: str  # hash of what is written
 
     def arrays(self, level: int, names: Sequence[str]) -> dict[str, Any]:
         """Return the arrays of a level, opened for writing."""
