@@ -631,12 +631,9 @@ class Composite:
         path : str or os.PathLike
             Local path, ``gs://`` or ``s3://`` URL of the item, ending in ``.json``.
         layers : str or sequence of str, default "all"
-            One or several names of layers, or ``"all"``. ``"rgba"``: a preview in 8 bits of its first three bands.
-        separate : bool, optional
-            One file per layer: ``median.tif``, ``median_count.tif``. False: one file with all layers as bands, in the
-            smallest dtype and with a nodata value that suit them all. Default: separate.
-        overwrite : bool, default False
-            Replace existing files.
+            One or several names of layers, as for `to_raster`.
+        separate, overwrite : bool, optional
+            As for `to_raster`.
         thumbnail : {"png", "webp"}, optional
             Kind of the thumbnail; None: there is none.
         size : int, default 512
@@ -648,31 +645,10 @@ class Composite:
             Address of each scene's own STAC item, by the name of the scene, for links.
         properties : mapping from str, optional
             Further properties of the item.
-        compress : {"deflate", "zstd", "lzw", "webp", "jpeg", "none"}
-            Compression of the tiles. ``"webp"`` loses nothing without a `level`; ``"jpeg"`` loses a little. Both take
-            pixels of 8 bits only.
-        level : int, optional
-            Effort: deflate 1 to 12, zstd 1 to 22 (default 9); of webp the quality, 1 to 100. Default of deflate:
-            ISA-L's, several times as fast as level 6, for files that are 9 % larger.
-        predictor : {"auto", 1, 2, 3}
-            1 none, 2 differences, 3 floating point. ``"auto"``: 3 for floats, 2 for integers whose overviews are means.
-        blocksize : int, default 512
-            Side of a tile in pixels, a multiple of 16 from 64 to 8192.
-        overview_resampling : {"average", "nearest", "mode"}, optional
-            How overviews are made. Default: as suits each layer, means of valid pixels, and nearest for indices of
-            scenes.
-        mask : bool, optional
-            Mark missing pixels in a mask of one bit instead of by a nodata value. Default: for jpeg and lossy webp
-            only.
-        bigtiff : bool or "auto", default "auto"
-            BigTIFF, which may exceed 4 GB. ``"auto"``: only if needed.
-        jpeg_quality : int, default 85
-            1 to 100.
-        overrides : mapping from str to mapping, optional
-            Other encoding options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
-        tags : mapping from str, optional
-            Further tags for the files, which record scenes, rules, reducer and version in any case; and, if unreadable
-            scenes are skipped, which were missing in which windows (``READ_STATUS``).
+        compress, level, predictor, blocksize, overview_resampling, mask, bigtiff, jpeg_quality : optional
+            How files are encoded, as for `to_raster`.
+        overrides, tags : mapping from str, optional
+            As for `to_raster`.
         progress : bool, default True
             Show how far the call is, in terminals and notebooks.
 

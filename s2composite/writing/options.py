@@ -11,7 +11,7 @@ import numpy as np
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretch import Stretch
 
-__all__ = ["OVERVIEWS", "RasterOptions", "check_resampling", "checked", "overridden"]
+__all__ = ["OVERVIEWS", "RasterOptions", "checked", "overridden"]
 
 COMPRESSIONS = ("deflate", "zstd", "lzw", "webp", "jpeg", "none")
 OVERVIEWS = ("average", "nearest", "mode")
@@ -23,7 +23,10 @@ _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "fl
 
 @dataclass(frozen=True, slots=True)
 class RasterOptions:
-    """How one raster file is encoded.
+    """How one raster file is encoded: each option as `Composite.to_raster` describes it.
+
+    `stretch` is for the layer ``rgba``: the values shown darkest and brightest, such a pair for each band, or
+    percentiles (``"2-98%"``, ``"2-98% per band"``) if the pixels are in memory.
 
     Examples
     --------
@@ -32,46 +35,19 @@ class RasterOptions:
     """
 
     compress: str = "deflate"
-    """``deflate``, ``zstd``, ``lzw``, ``none``, ``webp`` (lossless without a level), ``jpeg`` (lossy)."""
-
     level: int | None = None
-    """Effort: deflate 1 to 12, zstd 1 to 22 (default 9); for webp the quality, 1 to 100.
-
-    Without a level deflate is ISA-L's: several times as fast as level 6, and the files of a whole granule 9 % larger.
-    """
-
     predictor: str | int = "auto"
-    """1 none, 2 differences, 3 floating point; ``"auto"``: 3 for floats, 2 for integers whose overviews are means."""
-
     blocksize: int = 512
-    """Side of a tile in pixels, a multiple of 16."""
-
     overview_resampling: str | None = None
-    """``average`` (of valid pixels), ``nearest`` or ``mode``; None: as each layer says."""
-
     mask: bool | None = None
-    """Mark missing pixels in a mask of one bit instead of by a nodata value; None: for jpeg and lossy webp only."""
-
     bigtiff: bool | str = "auto"
-    """BigTIFF, which may exceed 4 GB; ``"auto"``: only if needed."""
-
     jpeg_quality: int = 85
-    """1 to 100."""
-
     stretch: Stretch | None = None
-    """For the layer ``rgba``: the values shown darkest and brightest, such a pair for each band, or percentiles
-    (``"2-98%"``, ``"2-98% per band"``) if the pixels are in memory."""
 
     @property
     def lossy(self) -> bool:
         """Whether decoded pixels differ from those given."""
         return self.compress == "jpeg" or (self.compress == "webp" and self.level is not None)
-
-
-def check_resampling(options: RasterOptions, label: str) -> None:
-    """Raise a ParameterError if there is no such way of making overviews."""
-    if options.overview_resampling is not None:
-        _check_choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
 
 
 def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]], layer: str) -> RasterOptions:
@@ -100,6 +76,8 @@ def checked(
         )
     name = options.compress
     _check_choice(label, "compress", name, COMPRESSIONS)
+    if options.overview_resampling is not None:
+        _check_choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
     if not isinstance(options.bigtiff, bool | str) or options.bigtiff not in (True, False, "auto"):
         raise ParameterError(f"{label}: bigtiff is {options.bigtiff!r}; it is True, False or 'auto'")
     _check_integer(label, "blocksize", options.blocksize, 64, 8192)

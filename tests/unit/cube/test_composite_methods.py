@@ -97,7 +97,8 @@ def test_every_option_reaches_the_function(method, function, own, monkeypatch):
 def test_help_describes_every_option_and_the_function_refers_to_it(method, function, own):
     mine, theirs = described(method), described(function)
     names = [name for name, *_ in options(method, "self")]
-    assert [name.partition(" : ")[0] for title, name in mine if title == "Parameters"] == names
+    entries = [name.partition(" : ")[0].split(", ") for title, name in mine if title == "Parameters"]
+    assert [name for together in entries for name in together] == names
     assert all(" : " in name for title, name in mine if title == "Parameters"), "types"
     assert f"`{method.__qualname__.removesuffix('.__call__')}`" in inspect.getdoc(function) or all(
         words == theirs[entry] for entry, words in mine.items() if entry[0] != "Examples"
