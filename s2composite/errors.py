@@ -27,6 +27,7 @@ __all__ = [
     "check_choice",
     "imported",
     "needed",
+    "plural",
 ]
 
 
@@ -105,6 +106,15 @@ class ServiceError(S2CompositeError):
 
 class MissingDependencyError(S2CompositeError):
     """An optional package is needed; the message says which extra to install."""
+
+
+def plural(n: int, word: str) -> str:
+    """Return a number of things.
+
+    >>> plural(1, "window"), plural(2, "window")
+    ('1 window', '2 windows')
+    """
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:

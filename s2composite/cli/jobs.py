@@ -23,9 +23,8 @@ from s2composite.cli.options import (
     Windows,
     on_stderr,
     plain,
-    plural,
 )
-from s2composite.errors import JobError, WriteError
+from s2composite.errors import JobError, WriteError, plural
 
 __all__ = ["init", "left_out", "plan", "report", "resume", "retry", "run", "schema", "status"]
 

@@ -22,9 +22,9 @@ from rich.text import Text
 
 import s2composite
 from s2composite.cli.jobs import init, plan, report, resume, retry, run, schema, status
-from s2composite.cli.options import BAD_INPUT, SOME_FAILED, on_stderr, plain, plural
+from s2composite.cli.options import BAD_INPUT, SOME_FAILED, on_stderr, plain
 from s2composite.cli.scenes import scenes
-from s2composite.errors import S2CompositeError
+from s2composite.errors import S2CompositeError, plural
 
 __all__ = ["app", "check", "demo", "dispatch", "main", "serve", "zonal"]
 

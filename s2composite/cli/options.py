@@ -21,7 +21,6 @@ __all__ = [
     "Windows",
     "on_stderr",
     "plain",
-    "plural",
 ]
 
 SOME_FAILED = 1
@@ -39,15 +38,6 @@ def on_stderr() -> Console:
 def plain(text: str) -> str:
     """Return a text on one line, with nothing in it that rich takes for markup."""
     return str(escape(" ".join(text.split())))
-
-
-def plural(n: int, word: str) -> str:
-    """Return a number of things.
-
-    >>> plural(1, "window"), plural(2, "window")
-    ('1 window', '2 windows')
-    """
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 JobFile = Annotated[

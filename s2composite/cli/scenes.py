@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2composite.cli.options import plural
-from s2composite.errors import S2CompositeError
+from s2composite.errors import S2CompositeError, plural
 from s2composite.scenes.model import Asset, Scene
 
 # Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.

@@ -28,7 +28,7 @@ from s2composite.clusters.backends import (
 )
 from s2composite.clusters.ray import is_ray, read_ray_cluster
 from s2composite.config import Document, Strict, read_document, validated
-from s2composite.errors import ClusterError, JobError
+from s2composite.errors import ClusterError, JobError, plural
 from s2composite.logs import forward_logs
 from s2composite.metrics import WorkerMeters, running_workers
 
@@ -260,14 +260,10 @@ def show_meters(client: Client) -> None:
 
 def _summary(client: Client) -> str:
     """Return ``"Dask: 2 workers x 1 thread, 4.2 GB each; dashboard: http://..."``."""
-
-    def counted(number: int, noun: str) -> str:
-        return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
     workers = running_workers(client).values()
     shapes = {(worker["nthreads"], worker["memory_limit"]) for worker in workers}
-    text = f"Dask: {counted(len(workers), 'worker')}"
+    text = f"Dask: {plural(len(workers), 'worker')}"
     if len(shapes) == 1:
         threads, memory = shapes.pop()
-        text += f" x {counted(threads, 'thread')}" + (f", {memory / 1e9:.1f} GB each" if memory else "")
+        text += f" x {plural(threads, 'thread')}" + (f", {memory / 1e9:.1f} GB each" if memory else "")
     return f"{text}; dashboard: {client.dashboard_link}" if client.dashboard_link else text

@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,7 +29,7 @@ from s2composite.cube.open import auto_size, open_cube, to_cube, window_at
 from s2composite.cube.windows import Work, work_in
 from s2composite.errors import JobError, ParameterError, S2CompositeError, WriteError
 from s2composite.jobs.grid import Cell, cells_of, read_area, touches
-from s2composite.jobs.schedule import Unit, has_template, spans_of, written_out
+from s2composite.jobs.schedule import has_template, spans_of, written_out
 from s2composite.jobs.schema import CELL, Job, load_job
 from s2composite.metrics import running_workers
 from s2composite.reading.grid import Window
@@ -41,28 +41,10 @@ from s2composite.writing.options import RasterOptions
 from s2composite.writing.zarr import StoreOptions
 
 __all__ = [
-    "ProductJob",
-    "Selection",
-    "Which",
-    "Workers",
-    "cell_job",
-    "expand",
-    "fitting_side",
-    "job_cells",
-    "job_composite",
-    "job_scenes",
-    "ledger_key",
-    "output_block",
-    "product_composite",
-    "require_fit",
-    "require_kind",
-    "require_place",
-    "scenes_of_products",
-    "select_windows",
-    "span_jobs",
-    "task_memory",
-    "workers_of",
-]
+    "ProductJob", "Selection", "Which", "Workers", "expand", "fitting_side", "job_cells", "job_composite", "job_scenes",
+    "ledger_key", "output_block", "product_composite", "require_fit", "require_kind", "require_places",
+    "scenes_of_products", "select_windows", "span_jobs", "task_memory", "workers_of",
+]  # fmt: skip
 
 
 # --- the products of a job --------------------------------------------------------------------------------------------
@@ -127,26 +109,25 @@ def expand(
     >>> [product.name for product in expand(job)]
     ['2012-04', '2012-05']
     """
+    units = (ProductJob(job),) if job.span is None else span_jobs(job, since, today)
     if job.grid is None:
-        return (ProductJob(job),) if job.span is None else span_jobs(job, since, today)
-    if job.span is None:
-        return tuple(ProductJob(cell_job(job, cell), cell.name, None, cell) for cell in job_cells(job, cells, area))
+        return units
     products: list[ProductJob] = []
     cells_by_area: dict[str | None, tuple[Cell, ...]] = {}
-    for unit in span_jobs(job, since, today):
+    for unit in units:
         one = unit.job
         try:
             if one.area not in cells_by_area:
                 cells_by_area[one.area] = job_cells(one, cells, area)
         except S2CompositeError as error:
-            if strict:
+            if strict or job.span is None:
                 raise
-            products.append(ProductJob(one, unit.name, unit.period, error=error))
+            products.append(replace(unit, error=error))
             continue
-        products += [
-            ProductJob(cell_job(one, cell), f"{unit.name}, {cell.name}", unit.period, cell)
-            for cell in cells_by_area[one.area]
-        ]
+        for cell in cells_by_area[one.area]:
+            own = one.model_copy(update={"output": one.output.replace(CELL, cell.name), "grid": None, "area": None})
+            name = cell.name if unit.name is None else f"{unit.name}, {cell.name}"
+            products.append(ProductJob(own, name, unit.period, cell))
     return tuple(products)
 
 
@@ -163,40 +144,29 @@ def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) 
     if job.span is None:
         raise JobError("the job has no span; run_job() runs it once", key="span")
     step = job.span.step
-    periods = spans_of(job.span, since, today)
-    jobs = [ProductJob(_for_period(job, period, step), period.label, period) for period in periods]
-    first: dict[str, ProductJob] = {}
-    for one in jobs:
-        other = first.setdefault(one.job.output, one)
-        if other is not one:
+
+    def filled(value: Any, period: Period) -> Any:
+        if isinstance(value, tuple):
+            return tuple(filled(one, period) for one in value)
+        return written_out(value, period, step) if isinstance(value, str) else value
+
+    units: dict[str, ProductJob] = {}
+    for period in spans_of(job.span, since, today):
+        own = {key: filled(getattr(job, key), period) for key in ("source", "output", "area")}
+        if (other := units.get(own["output"])) is not None:
             raise JobError(
-                f"output: {other.name} and {one.name} would both be {one.job.output}; "
+                f"output: {other.name} and {period.label} would both be {own['output']}; "
                 f"write the whole {step} with {{{{pointInTime}}}}",
                 key="output",
             )
-    return tuple(jobs)
-
-
-def _for_period(job: Job, period: Period, unit: Unit) -> Job:
-    def filled(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(filled, value))
-        return written_out(value, period, unit) if isinstance(value, str) else value
-
-    texts = {key: filled(getattr(job, key)) for key in ("source", "output", "area")}
-    dates = f"{period.start}/{period.end - dt.timedelta(days=1)}"
-    return job.model_copy(update={**texts, "datetime": dates, "span": None})
+        dates = f"{period.start}/{period.end - dt.timedelta(days=1)}"
+        own_job = job.model_copy(update={**own, "datetime": dates, "span": None})
+        units[own["output"]] = ProductJob(own_job, period.label, period)
+    return tuple(units.values())
 
 
 def job_cells(job: Job, names: str | None = None, within: Geometry | None = None) -> tuple[Cell, ...]:
-    """Return the cells of a job that has a grid.
-
-    Parameters
-    ----------
-    names
-        Only these: names, numbers and slices of numbers, with commas.
-    within
-        Only cells that it touches.
+    """Return the cells of a job that has a grid; `names` and `within` as `cells` and `area` for `s2composite.run`.
 
     Raises
     ------
@@ -229,11 +199,6 @@ def job_cells(job: Job, names: str | None = None, within: Geometry | None = None
     return chosen
 
 
-def cell_job(job: Job, cell: Cell) -> Job:
-    """Return what a job means for one of its cells, but for the grid."""
-    return job.model_copy(update={"output": job.output.replace(CELL, cell.name), "grid": None, "area": None})
-
-
 def require_kind(
     job: Job | str | os.PathLike[str] | Mapping[str, Any], verb: str, *, span: bool = False, grid: bool = False
 ) -> Job:
@@ -250,19 +215,24 @@ def require_kind(
     return job
 
 
-def require_place(job: Job) -> None:
-    """Refuse an output whose directory does not exist, before anything is started for it.
+def require_places(job: Job) -> None:
+    """Refuse an output whose directory does not exist, or a place for Dask's report that cannot be written to.
 
     Raises
     ------
-    WriteError
+    WriteError, JobError
         Names the directory.
     """
+    report = job.performance_report
     directory = Path(job.output).parent
     if not is_remote(job.output) and not has_template(str(directory)) and CELL not in str(directory):
         place = Path(absolute(job.output)).parent
         if not place.is_dir():
             raise WriteError(f"{job.output}: the directory {place} does not exist; create it first", path=job.output)
+    if report is not None and not os.access(Path(report).parent, os.W_OK):
+        raise JobError(
+            f"performance_report: cannot write to the directory of {report}; make it first", key="performance_report"
+        )
 
 
 def ledger_key(job: Job) -> str:
@@ -297,12 +267,8 @@ def scenes_of_products(
 ) -> Iterator[tuple[ProductJob, tuple[Scene, ...] | S2CompositeError, str]]:
     """Yield products, their scenes or why there are none, and a file in `folder` for the scenes' headers.
 
-    Scenes are looked for, and their headers read, once for all cells of a unit of a span.
-
-    Parameters
-    ----------
-    scenes
-        Those of all products; None: each unit of a span has its own.
+    `scenes` are those of all products; None: each unit of a span has its own. They are looked for, and their headers
+    read, once for all cells of a unit.
     """
     for period, unit in itertools.groupby(products, key=lambda one: one.period):
         index = str(Path(folder, f"{'headers' if period is None else period.start}.index"))
@@ -371,17 +337,11 @@ def output_block(job: Job) -> int:
 
 # --- the size of windows ----------------------------------------------------------------------------------------------
 
+# Memory of a task over the bytes of its window's observations: measured, see `tests/unit/cube/test_compositing.py`.
 _OVERHEAD = 1.25
-"""Memory of a task over the bytes of its window's observations: measured, see `tests/unit/cube/test_compositing.py`."""
-
-_PROCESS = 400 << 20
-"""Bytes of a worker process that has done nothing yet but load the libraries and kernels."""
-
-_INDEX = 12
-"""Bytes for each pixel of a window on another grid: which pixel of the files it takes."""
-
-_SAMPLED = 4
-"""Rows and columns of windows that are looked at to find a size for all."""
+_PROCESS = 400 << 20  # bytes of a worker process that has done nothing yet but load the libraries and kernels
+_INDEX = 12  # bytes for each pixel of a window on another grid: which pixel of the files it takes
+_SAMPLED = 4  # rows and columns of windows that are looked at to find a size for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,13 +444,13 @@ def require_fit(work: Work, task: int, workers: Workers, block: int) -> None:
 
 # --- selected windows -------------------------------------------------------------------------------------------------
 
+# Which windows a run makes: all that are not done, those among them that have not failed, or those that have.
 Which = Literal["missing", "untried", "failed"]
-"""Which windows a run makes: all that are not done, those among them that have not failed, or those that have."""
 
 OneT = TypeVar("OneT")
 
+# Row and column, as the ledger writes them; x003y004, column and row, as the plan's GeoJSON names its regions.
 _PLACE = re.compile(r"(\d+)/(\d+)|x(\d+)y(\d+)")
-"""Row and column, as the ledger writes them; ``x003y004``, column and row, as the plan's GeoJSON names its regions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,22 +489,12 @@ class Selection:
 def select_windows(
     geobox: GeoBox, spatial: Chunks, windows: str | Collection[tuple[int, int]] | None, area: Geometry | None
 ) -> frozenset[tuple[int, int]]:
-    """Return the rows and columns of the windows that are wanted.
-
-    Parameters
-    ----------
-    geobox, spatial
-        The grid and its windows.
-    windows
-        ``"7"``, a number; ``"1::10"``, a slice of numbers; ``"3/4"``, row and column; ``"x004y003"``, column and row;
-        several with commas. Or rows and columns. None: all.
-    area
-        Only those that it touches.
+    """Return the rows and columns of the windows of a grid that are wanted; `windows` and `area` as for a run.
 
     Raises
     ------
     ParameterError
-        A part of `windows` is none of these or names no window, or the area touches none.
+        A part of `windows` names no window, or the area touches none.
 
     Examples
     --------

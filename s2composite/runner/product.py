@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import lcm
-from typing import Any, Protocol
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -26,23 +26,17 @@ import s2composite
 from s2composite.cube.graph import Chunks
 from s2composite.cube.windows import STATUS, Work, compose_window, work_in
 from s2composite.errors import ParameterError, WriteError
+from s2composite.jobs.schema import Job
 from s2composite.reading.reader import FAILED
 from s2composite.storage.files import exists
-from s2composite.writing.assemble import FileLayout, lay_out
+from s2composite.writing.assemble import lay_out
 from s2composite.writing.cog import FilePlan, Preview, assembling, name_files, plan_files, preview_of, status_tags
 from s2composite.writing.layers import RGBA, raster_layers
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import target_of
 from s2composite.writing.staging import IDENTITY, Parts, StorePlace, place_of
 from s2composite.writing.steps import overview_calls, raster_stages, recorded_windows, regular_chunks
-from s2composite.writing.tiles import (
-    FilePart,
-    Raster,
-    Stage,
-    encode_files,
-    record_name,
-    save_record,
-)
+from s2composite.writing.tiles import FilePart, Raster, Stage, encode_files, record_name, save_record
 from s2composite.writing.zarr import (
     Regions,
     StoreOptions,
@@ -54,23 +48,11 @@ from s2composite.writing.zarr import (
     write_window,
 )
 
-__all__ = [
-    "Product",
-    "Step",
-    "WindowDone",
-    "WindowMaker",
-    "make_window",
-    "plan_product",
-    "product_state",
-    "require_free",
-]
+__all__ = ["Product", "WindowDone", "WindowMaker", "make_window", "plan_product", "product_state", "require_free"]
 
-
-class Writer(Protocol):
-    """What keeps the windows of one kind of output; it travels to the workers."""
-
-    def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
-        """Encode and store a window, and note that it is done when all of it is there."""
+# Something to be done on a worker when all windows are there: a name without blanks, a function and its arguments. It
+# may be done twice.
+Step = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +60,7 @@ class WindowMaker:
     """All that workers need to make windows: it travels once to each."""
 
     work: Work
-    writer: Writer
+    writer: CogWriter | ZarrWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +68,9 @@ class WindowDone:
     """What a window tells when it is done: small, and all that reaches the client."""
 
     worker: str
-
-    read_and_reduce: float
-    """Seconds."""
-
-    encode: float
-    """Seconds, with storing."""
-
-    failed_scenes: tuple[str, ...]
-    """Scenes that could not be read and were left out."""
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """Something to be done on a worker when all windows are there; it may be done twice."""
-
-    name: str
-    """In words, for messages and the dashboard; without blanks."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
+    read_and_reduce: float  # seconds
+    encode: float  # seconds, with storing
+    failed_scenes: tuple[str, ...]  # could not be read and were left out
 
 
 def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
@@ -126,57 +91,42 @@ def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
 
 # --- COG --------------------------------------------------------------------------------------------------------------
 
-_WINDOWS = "windows"
-"""Name of the part that holds the side of the windows, in pixels."""
+_WINDOWS = "windows"  # name of the part that holds the side of the windows, in pixels
 
 
 @dataclass(frozen=True, eq=False)
 class CogWriter:
-    """Keeps windows as parts of files, with a record of each; for each file the names of its layers, and so on."""
+    """Keeps windows as parts of files, with a record of each; what follows the files is for each of them."""
 
-    files: tuple[FilePart, ...]
-    """With their final names and the place for parts, and the stage that the windows are."""
-
-    layers: tuple[tuple[str, ...], ...]
-
-    previews: tuple[Preview | None, ...]
-    """How the file's picture is painted, where it is one."""
-
-    periods: tuple[int | None, ...]
-    """The period that the file is about; None: there are none."""
+    files: tuple[FilePart, ...]  # with their final names and the place for parts, and the stage that the windows are
+    layers: tuple[tuple[str, ...], ...]  # names
+    previews: tuple[Preview | None, ...]  # how the file's picture is painted, where it is one
+    periods: tuple[int | None, ...]  # that the file is about; None: there are none
 
     def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
         """Encode a window for all files, store their parts, then its record."""
-        blocks = (self._blocks(layers, *one) for one in zip(self.layers, self.previews, self.periods, strict=True))
-        results = encode_files(blocks, self.files, position)
+
+        def blocks() -> Iterator[list[NDArray[Any]]]:
+            for names, preview, period in zip(self.layers, self.previews, self.periods, strict=True):
+                wanted = names if preview is None else (preview.layer,)
+                own = [layers[name] if period is None else layers[name][period] for name in wanted]
+                yield own if preview is None else [preview.paint(own[0])]
+
+        results = encode_files(blocks(), self.files, position)
         first = self.files[0]
         save_record(first.raster.parts, record_name(first.stage, position), results, {STATUS: layers[STATUS]})
-
-    def _blocks(
-        self, layers: Mapping[str, NDArray[Any]], names: tuple[str, ...], preview: Preview | None, period: int | None
-    ) -> list[NDArray[Any]]:
-        wanted = names if preview is None else (preview.layer,)
-        blocks = [layers[name] if period is None else layers[name][period] for name in wanted]
-        return blocks if preview is None else [preview.paint(blocks[0])]
 
 
 @dataclass(frozen=True, eq=False)
 class CogOutput:
-    """Cloud-optimised GeoTIFFs; see `ProductOutput`."""
+    """Cloud-optimised GeoTIFFs, from the place for their windows to their final names."""
 
     writer: CogWriter
-
-    stages: tuple[tuple[Stage, ...], ...]
-    """For each file what makes its levels."""
-
-    dataset: xr.Dataset
-    """The lazy composite."""
-
-    token: str
-    """Hash of all that decides about their bytes."""
-
+    stages: tuple[tuple[Stage, ...], ...]  # for each file what makes its levels
+    dataset: xr.Dataset  # the lazy composite
+    token: str  # hash of all that decides about their bytes
+    # Different for each run: two that put the same files together at once do not take them from each other.
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:6])
-    """Different for each run: two that put the same files together at once do not take them from each other."""
 
     @property
     def rasters(self) -> tuple[Raster, ...]:
@@ -184,14 +134,17 @@ class CogOutput:
 
     @property
     def files(self) -> tuple[str, ...]:
+        """Final names as messages show them."""
         return tuple(raster.label for raster in self.rasters)
 
     @property
     def windows(self) -> Chunks:
+        """Heights of the rows of windows, widths of their columns."""
         return self.stages[0][0].chunks
 
     @property
     def place(self) -> str:
+        """Path or URL of what is not finished."""
         return self._parts.root
 
     @property
@@ -199,34 +152,25 @@ class CogOutput:
         return self.rasters[0].parts
 
     def existing(self) -> tuple[str, ...]:
+        """Return what exists under its final name."""
         return tuple(raster.label for raster in self.rasters if exists(raster.path))
 
     def begin(self, busy: Collection[str], *, overwrite: bool) -> None:  # noqa: ARG002 - each token has its own place
+        """Make the place for windows, or go on with what is there; `busy` are tokens that others are making here."""
         self._parts.create()
         if self.token not in busy:
             self._parts.remove_assembled()
         self._parts.write(_WINDOWS, str(max(self.windows[0][0], self.windows[1][0])).encode())
 
     def done(self) -> frozenset[tuple[int, int]]:
+        """Return the windows that are done, by asking the place."""
         names, stage = self._parts.names(), self.stages[0][0]
         return frozenset(at for at in stage.positions if record_name(stage, at) in names)
 
     def steps(self) -> Iterator[list[Step]]:
-        """Yield the levels of overviews one after the other, then the files."""
+        """Yield what is to be done when all windows are there, batch by batch: levels of overviews, then the files."""
         for number in range(1, max(map(len, self.stages))):
-            yield [Step(*call) for call in overview_calls(self.rasters, self.stages, number)]
-        layouts = self._layouts()
-        calls = zip(layouts, assembling(layouts), strict=True)
-        yield [Step(f"assemble-file-{layout.raster.token}", function, args) for layout, (function, args) in calls]
-
-    def take_names(self) -> None:
-        name_files(list(map(self._own, self.rasters)), overwrite=True)
-
-    def tidy(self) -> None:
-        self._parts.clear()
-
-    def _layouts(self) -> list[FileLayout]:
-        """Return the layout of each file, all of whose windows are done."""
+            yield list(overview_calls(self.rasters, self.stages, number))
         results, tables = recorded_windows(self.rasters, self.stages)
         about_scenes: Mapping[str, str] = {}
         if STATUS in self.dataset:  # what was left out, where that is allowed
@@ -236,7 +180,16 @@ class CogOutput:
             }
             about_scenes = status_tags(self.dataset.drop_vars(STATUS).assign_coords(starts), {STATUS: tables[STATUS]})
         rasters = [self._own(raster).with_tags(about_scenes) for raster in self.rasters]
-        return [lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)]
+        calls = assembling([lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)])
+        yield [(f"assemble-file-{raster.token}", *call) for raster, call in zip(rasters, calls, strict=True)]
+
+    def take_names(self) -> None:
+        """Let the output take its final names; it does no harm where it has them already."""
+        name_files(list(map(self._own, self.rasters)), overwrite=True)
+
+    def tidy(self) -> None:
+        """Remove what only led to the output, now that it has its names."""
+        self._parts.clear()
 
     def _own(self, raster: Raster) -> Raster:
         """Return a file under a temporary name that is this run's."""
@@ -275,8 +228,8 @@ def _cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], toke
 
 _OPTIONS = StoreOptions()
 
+# Of a store that a job is writing: the product's token, and the side of the windows, which are the store's shards.
 _IDENTITY = re.compile(r"(?P<token>[0-9a-f]{64})-(?P<side>\d+)")
-"""Of a store that a job is writing: the product's token, and the side of the windows, which are the store's shards."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,12 +237,8 @@ class ZarrWriter:
     """Keeps windows as shards."""
 
     regions: Regions
-
-    stage: Stage
-    """The windows."""
-
-    status: bool
-    """The store has a table of what was read."""
+    stage: Stage  # the windows
+    status: bool  # the store has a table of what was read
 
     def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
         """Write a window of all layers, then its mark."""
@@ -299,7 +248,7 @@ class ZarrWriter:
 
 @dataclass(frozen=True, eq=False)
 class ZarrOutput:
-    """A Zarr store; see `ProductOutput`."""
+    """A Zarr store; its members are those of `CogOutput`."""
 
     writer: ZarrWriter
     store: StorePlan
@@ -330,7 +279,10 @@ class ZarrOutput:
         return self.files if self._place.occupied() else ()
 
     def begin(self, busy: Collection[str], *, overwrite: bool) -> None:
-        """Write all but pixels, or go on with what was begun; give way to a run that writes something else there."""
+        """Write all but pixels, or go on with what was begun; give way to a run that writes something else there.
+
+        With `overwrite` begin anew where the place holds something else.
+        """
         if self._named:
             return
         identity = self._place.get(IDENTITY)
@@ -385,65 +337,13 @@ def _zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> Zarr
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-class ProductOutput(Protocol):
-    """One kind of output, from its beginning to its final name."""
-
-    @property
-    def writer(self) -> Writer: ...
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Final names as messages show them."""
-
-    @property
-    def windows(self) -> Chunks:
-        """Heights of the rows of windows, widths of their columns."""
-
-    @property
-    def place(self) -> str:
-        """Path or URL of what is not finished."""
-
-    def existing(self) -> tuple[str, ...]:
-        """Return what exists under its final name."""
-
-    def begin(self, busy: Collection[str], *, overwrite: bool) -> None:
-        """Make the place for windows, or go on with what is there.
-
-        Parameters
-        ----------
-        busy
-            Tokens of products that others are making here.
-        overwrite
-            Begin anew where the place holds something else.
-
-        Raises
-        ------
-        WriteError
-            It cannot be written to, or holds something else.
-        """
-
-    def done(self) -> frozenset[tuple[int, int]]:
-        """Return the windows that are done, by asking the place."""
-
-    def steps(self) -> Iterator[Sequence[Step]]:
-        """Yield what is to be done when all windows are there, one batch after the other, its steps in any order."""
-
-    def take_names(self) -> None:
-        """Let the output take its final names; it does no harm where it has them already."""
-
-    def tidy(self) -> None:
-        """Remove what only led to the output, now that it has its names."""
-
-
 @dataclass(frozen=True, eq=False)
 class Product:
     """What one composite becomes; the windows of its work are those of the output."""
 
     work: Work
-    output: ProductOutput
-
-    token: str
-    """Hash of inputs, parameters and version: products of the same token have the same values."""
+    output: CogOutput | ZarrOutput
+    token: str  # hash of inputs, parameters and version: products of the same token have the same values
 
     @property
     def windows(self) -> tuple[tuple[int, int], ...]:
@@ -461,29 +361,9 @@ class Product:
         """Final names as messages show them."""
         return self.output.files
 
-    @property
-    def maker(self) -> WindowMaker:
-        """What workers need to make windows."""
-        return WindowMaker(self.work, self.output.writer)
 
-    def done(self) -> frozenset[tuple[int, int]]:
-        """Return the windows that are done."""
-        return self.output.done()
-
-
-def plan_product(
-    dataset: xr.Dataset, output: str, *, layers: Sequence[str] | None = None, options: RasterOptions | None = None
-) -> Product:
-    """Plan what a lazy composite becomes; nothing is computed or written.
-
-    Parameters
-    ----------
-    dataset
-        Of a composite of a cube from files.
-    output
-        Path or URL that ends in ``.zarr``, or of a GeoTIFF; see `write_raster` for the names of several.
-    layers, options
-        Of GeoTIFFs; a Zarr store has all layers.
+def plan_product(job: Job, dataset: xr.Dataset) -> Product:
+    """Plan what the lazy composite of a job becomes; nothing is computed or written.
 
     Raises
     ------
@@ -496,19 +376,16 @@ def plan_product(
     work = work_in(dataset)
     if work is None:
         raise ParameterError("a product is made window by window from files: composite a cube from open_cube()")
-    made: ProductOutput
-    if output.rstrip("/").endswith(".zarr"):
-        token = _token(work, dataset, [repr((output, _OPTIONS))])
-        made = _zarr_output(work, dataset, output, token)
+    output: CogOutput | ZarrOutput
+    if job.output.rstrip("/").endswith(".zarr"):
+        token = _token(work, dataset, [repr((job.output, _OPTIONS))])
+        output = _zarr_output(work, dataset, job.output, token)
     else:
-        plans = plan_files(dataset, output, layers, options or RasterOptions())
-        token = _token(
-            work,
-            dataset,
-            [repr((p.path, p.raster.bands, p.raster.options, p.raster.nodata, p.raster.tags)) for p in plans],
-        )
-        made = _cog_output(work, dataset, plans, token)
-    return Product(replace(work, spatial=made.windows), made, token)
+        plans = plan_files(dataset, job.output, job.layers, RasterOptions(**(job.raster or {})))
+        files = [(p.path, p.raster.bands, p.raster.options, p.raster.nodata, p.raster.tags) for p in plans]
+        token = _token(work, dataset, list(map(repr, files)))
+        output = _cog_output(work, dataset, plans, token)
+    return Product(replace(work, spatial=output.windows), output, token)
 
 
 def _token(work: Work, dataset: xr.Dataset, files: Sequence[str]) -> str:

@@ -12,8 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,7 +21,7 @@ from odc.geo.geom import Geometry
 from s2composite.clusters.connect import connect
 from s2composite.clusters.submit import ClusterCall, Outcome, Policy, run_bounded
 from s2composite.cube.composite import Composite
-from s2composite.errors import ClusterError, JobError, S2CompositeError, WriteError
+from s2composite.errors import ClusterError, S2CompositeError, WriteError, plural
 from s2composite.jobs.grid import read_area
 from s2composite.jobs.schema import Job, load_job, require_selectors
 from s2composite.runner.inputs import (
@@ -35,7 +33,7 @@ from s2composite.runner.inputs import (
     ledger_key,
     product_composite,
     require_kind,
-    require_place,
+    require_places,
     scenes_of_products,
     select_windows,
 )
@@ -54,7 +52,6 @@ from s2composite.runner.ledger import (
 from s2composite.runner.product import Product, WindowMaker, make_window, plan_product, product_state, require_free
 from s2composite.scenes.model import Scene
 from s2composite.storage.files import display
-from s2composite.writing.options import RasterOptions
 from s2composite.writing.staging import Parts
 from s2composite.writing.steps import progress_bar
 
@@ -135,7 +132,7 @@ class ProductResult:
 
     def summary(self) -> str:
         """Return what was made, and below it the files."""
-        head = f"{self.made} window{'s' * (self.made != 1)} made in {self.seconds:.1f} s"
+        head = f"{plural(self.made, 'window')} made in {self.seconds:.1f} s"
         return "\n".join([head if self.name is None else f"{self.name}: {head}", *self.paths])
 
     def problems(self) -> tuple[str, ...]:
@@ -282,7 +279,7 @@ def run(
     products = expand(job, since=since, today=today, cells=cells, area=within, strict=False)
     selection = Selection(which, error, windows, None if job.grid is not None else within)
     # What can be wrong before there is a cluster is found here.
-    _require_places(job)
+    require_places(job)
     scenes = job_scenes(job) if job.span is None else None
     single = job.span is None and job.grid is None
     results: list[ProductResult] = []
@@ -331,16 +328,6 @@ def run(
     return JobResult(tuple(results), time.perf_counter() - start)
 
 
-def _require_places(job: Job) -> None:
-    """Refuse an output, or a place for Dask's report, that cannot be written to."""
-    require_place(job)
-    report = job.performance_report
-    if report is not None and not os.access(Path(report).parent, os.W_OK):
-        raise JobError(
-            f"performance_report: cannot write to the directory of {report}; make it first", key="performance_report"
-        )
-
-
 def _complete_before(
     product: ProductJob, scenes: tuple[Scene, ...], selection: Selection, start: float
 ) -> ProductResult | None:
@@ -352,14 +339,10 @@ def _complete_before(
     if selection.replaces(job) or not _times_completed(read_turns(ledger_key(job))):
         return None
     composite = product_composite(product, scenes, "")
-    planned = _planned(job, composite) if composite is not None else None
+    planned = plan_product(job, composite.dataset) if composite is not None else None
     if planned is None or product_state(planned, read_turns(ledger_key(job))) != "skip":
         return None
     return _result(product, planned, start, paths=planned.files)
-
-
-def _planned(job: Job, composite: Composite) -> Product:
-    return plan_product(composite.dataset, job.output, layers=job.layers, options=RasterOptions(**(job.raster or {})))
 
 
 def _result(product: ProductJob, planned: Product, start: float, paths: tuple[str, ...], **more: Any) -> ProductResult:
@@ -496,7 +479,7 @@ class ProductRun:
         self, source: ProductJob, composite: Composite, client: Client, selection: Selection, start: float
     ) -> None:
         job = source.job
-        self.product = _planned(job, composite)
+        self.product = plan_product(job, composite.dataset)
         self.todo: list[tuple[int, int]] = []
         self.error: S2CompositeError | None = None
         self.ended = False
@@ -532,7 +515,7 @@ class ProductRun:
                 display(product.files[0]), f"{str(other['at'])[:16].replace('T', ' ')} UTC",
             )  # fmt: skip
         product.output.begin(busy_tokens(events), overwrite=job.overwrite)
-        done, failures = product.done(), failures_in(events, token)
+        done, failures = product.output.done(), failures_in(events, token)
         noted = done_windows(each_event(ledger_key(job)), token, begun_anew(events, token)) if done else set()
         unfinished = [window for window in product.windows if window in wanted and window not in done]
         self.todo = [window for window in unfinished if selection.includes(window, failures)]
@@ -564,22 +547,33 @@ class ProductRun:
                 self._note("failed", error=str(error))
                 self.error = error
             if self.error is not None or self._failed:
-                self._take_over()
+                # What a run elsewhere has finished meanwhile is finished: it took away what this one worked with.
+                with suppress(WriteError):
+                    events = read_turns(ledger_key(self._job))
+                    completed_meanwhile = _times_completed(events) > _times_completed(self._events)
+                    if completed_meanwhile and product_state(self.product, events) == "skip":
+                        self.error, self._failed, self._written = None, {}, True
+                        self._note("product", files=list(self.product.files))
         self.close()
 
     def _windows_and_files(self) -> Iterator[ClusterCall | None]:
         product, output = self.product, self.product.output
-        for at in self.todo:
-            name = f"make-window-{product.token[:8]}-{at[0]}-{at[1]}"
-            yield self._call(name, make_window, (self._maker, at), at)
+        if self.todo:
+            # On the cluster, whence whoever loses it gets it again. It has a name of its own for each run: one that
+            # begins while the scheduler forgets the result of the run before, under the same name, can wait for ever.
+            key = f"send-job-{product.token[:8]}-{uuid.uuid4().hex[:8]}"
+            maker = self._client.submit(_same, WindowMaker(product.work, output.writer), key=key, pure=False)
+            for at in self.todo:
+                name = f"make-window-{product.token[:8]}-{at[0]}-{at[1]}"
+                yield self._call(name, make_window, (maker, at), at)
         yield from self._barrier()
         if self._failed or not self._all_windows:
             return
         # From here on final names may be taken: who is interrupted and goes on must know that they are this product's.
         self._note("assemble", files=list(product.files))
         for steps in output.steps():
-            for step in steps:
-                yield self._call(f"{step.name}-{product.token[:8]}", step.function, step.args)
+            for name, function, args in steps:
+                yield self._call(f"{name}-{product.token[:8]}", function, args)
             yield from self._barrier()
             if self.error is not None:
                 return
@@ -603,23 +597,6 @@ class ProductRun:
     ) -> ClusterCall:
         self._open += 1
         return ClusterCall(f"{name}-{uuid.uuid4().hex[:4]}", function, args, (self, window))
-
-    @cached_property
-    def _maker(self) -> Any:
-        """What makes windows, on the cluster; whoever loses it gets it from the scheduler again."""
-        # A name of its own for each run: one that begins while the scheduler forgets the result of the run before it,
-        # under the same name, can wait for ever.
-        key = f"send-job-{self.product.token[:8]}-{uuid.uuid4().hex[:8]}"
-        return self._client.submit(_same, self.product.maker, key=key, pure=False)
-
-    def _take_over(self) -> None:
-        """Take what a run elsewhere has finished meanwhile for finished: it took away what this one worked with."""
-        with suppress(WriteError):
-            events = read_turns(ledger_key(self._job))
-            completed_meanwhile = _times_completed(events) > _times_completed(self._events)
-            if completed_meanwhile and product_state(self.product, events) == "skip":
-                self.error, self._failed, self._written = None, {}, True
-                self._note("product", files=list(self.product.files))
 
     def record(self, outcome: Outcome) -> None:
         """Take in how an attempt of one of its calls ended."""
