@@ -82,22 +82,9 @@ class Backend:
 
 # --- what OpenAPI says of requests and refusals ---------------------------------------------------------------------
 
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
-            },
-        },
-    },
-}
+_TEXT = {"type": "string"}
+_ERRORS = {"type": "array", "items": {"type": "object", "properties": {"pointer": _TEXT, "detail": _TEXT}}}
+_PROBLEM = {"type": _TEXT, "title": _TEXT, "status": {"type": "integer"}, "detail": _TEXT, "errors": _ERRORS}
 
 _PROBLEMS = {
     400: "not readable", 401: "no token", 403: "not open to callers", 404: "there is no such thing",
@@ -107,7 +94,7 @@ _PROBLEMS = {
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA}}
+    content = {MEDIA_TYPE: {"schema": {"type": "object", "properties": _PROBLEM}}}
     return {status: {"description": _PROBLEMS[status], "content": content} for status in statuses}
 
 
@@ -124,26 +111,21 @@ _MEDIAN_BODY = {
     },
 }
 
-_JOB_EXAMPLE = {"source": "gs://bucket/t31tcj/", "output": "median.tif", "datetime": "2023-06/2023-08"}
-
-_GRID_EXAMPLE = {
-    "source": "gs://bucket/scenes/",
-    "output": "median_{cell}.tif",
-    "grid": {"type": "utm", "size": 20000},
+_SUMMER = {"source": "gs://bucket/t31tcj/", "output": "median.tif", "datetime": "2023-06/2023-08"}
+_CELLS = {
+    "source": "gs://bucket/scenes/", "output": "median_{cell}.tif", "grid": {"type": "utm", "size": 20000},
     "bbox": [1.2, 43.4, 1.7, 43.8],
-}
+}  # fmt: skip
+_YAML = "source: gs://bucket/t31tcj/\noutput: median.tif\n"
 
 _JOB_BODY = {
     "required": True,
     "content": {
         "application/json": {
             "schema": {"type": "object"},
-            "examples": {"summer": {"value": _JOB_EXAMPLE}, "cells": {"value": _GRID_EXAMPLE}},
+            "examples": {"summer": {"value": _SUMMER}, "cells": {"value": _CELLS}},
         },
-        "application/yaml": {
-            "schema": {"type": "string"},
-            "examples": {"summer": {"value": "source: gs://bucket/t31tcj/\noutput: median.tif\n"}},
-        },
+        "application/yaml": {"schema": _TEXT, "examples": {"summer": {"value": _YAML}}},
     },
 }
 
@@ -153,9 +135,8 @@ _JOB_BODY = {
 _router = APIRouter()
 
 
-async def _backend(request: Request) -> Backend:
-    backend: Backend = request.app.state.backend
-    return backend
+async def _backend(request: Request) -> Any:
+    return request.app.state.backend
 
 
 Service = Annotated[Backend, Depends(_backend)]
@@ -194,8 +175,7 @@ async def median(service: Service, request: Request) -> Response:
 @_router.get("/dead-letters", tags=["windows"], responses=_problems(401))
 def dead_letters(service: Service, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
     """List pushed messages that can never succeed, the newest first."""
-    letters = service.store.dead_letters(limit)
-    return [{"at": x.at, "message": x.message, "problem": x.problem, "payload": x.payload} for x in letters]
+    return service.store.dead_letters(limit)
 
 
 @_router.post(

@@ -48,8 +48,6 @@ _POLL = 2.0  # seconds between two looks at which tiles have been written
 # Messages that are published at once: with 216 scenes in each they take 2 of the 10 MB that Pub/Sub takes.
 _BATCH = 100
 
-_SCOPE = "https://www.googleapis.com/auth/pubsub"
-
 
 # How a window that failed is tried again, unless told otherwise; `timeout` is that of an answer.
 RETRY = Retry(attempts=8, first_wait=1.0, longest_wait=60.0, timeout=600.0)
@@ -319,7 +317,7 @@ def publish_windows(windows: Sequence[_Window], topic: str, retry: Retry) -> Non
     headers = {}
     if not emulator:
         try:
-            credentials, _ = google.auth.default(scopes=[_SCOPE])
+            credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/pubsub"])
             credentials.refresh(GoogleRequest())  # type: ignore[no-untyped-call] # google-auth's
         except GoogleAuthError as error:
             raise ServiceError(f"no Google credentials to publish with: {error}") from error

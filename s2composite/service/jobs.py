@@ -68,11 +68,8 @@ _MAX_YAML = 1 << 16
 _MAX_NUMBER = 10**15
 
 _OPENING = (
-    yaml.BlockSequenceStartToken,
-    yaml.BlockMappingStartToken,
-    yaml.FlowSequenceStartToken,
-    yaml.FlowMappingStartToken,
-)
+    yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken,
+)  # fmt: skip
 _CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
 
 
@@ -143,10 +140,7 @@ ALLOWED_KEYS = (
 
 _CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")  # names of coordinate systems: PROJ's longer forms name files
 
-_NAME = re.compile(
-    r"(?!\.)(?:[\w.-]|\{(?:cell|period)\}|\{\{pointInTime\}\}){1,100}\.(?:tif|zarr)",
-    re.ASCII,
-)
+_NAME = re.compile(r"(?!\.)(?:[\w.-]|\{(?:cell|period)\}|\{\{pointInTime\}\}){1,100}\.(?:tif|zarr)", re.ASCII)
 
 
 def _checked_job(document: Document, number: str, settings: Settings) -> Job:

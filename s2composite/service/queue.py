@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from s2composite.errors import ParameterError
 from s2composite.storage.files import redact
 
-__all__ = ["ENDED", "DeadLetter", "JobRow", "JobStore"]
+__all__ = ["ENDED", "JobRow", "JobStore"]
 
 # States in which nothing more happens by itself; the others are ``"queued"`` and ``"running"``.
 ENDED = ("complete", "failed", "cancelled")
@@ -67,16 +67,6 @@ class JobRow:
     attempts: int  # how often it was begun
     which: str  # which windows its next run makes, see `run`
     error: str | None  # why it failed
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A pushed message that can never succeed."""
-
-    at: str  # time, ISO 8601, UTC
-    message: str  # Pub/Sub's id of it
-    problem: Mapping[str, Any]  # what is wrong, as RFC 9457 has it
-    payload: str  # what it held, without signatures of URLs; the beginning of what is too long to be a window's
 
 
 class JobStore:
@@ -204,12 +194,15 @@ class JobStore:
         """Return how many dead letters are kept."""
         return self._count(_DEAD)
 
-    def dead_letters(self, limit: int) -> tuple[DeadLetter, ...]:
-        """Return dead letters, the newest first."""
-        newest = _DEAD.select().order_by(_DEAD.c.id.desc()).limit(limit)
+    def dead_letters(self, limit: int) -> list[dict[str, Any]]:
+        """Return dead letters, the newest first: when, Pub/Sub's id, the problem as RFC 9457 has it, what it held.
+
+        What it held is without signatures of URLs, and of what is too long to be a window's the beginning.
+        """
+        columns = (_DEAD.c.at, _DEAD.c.message, _DEAD.c.problem, _DEAD.c.payload)
+        newest = sa.select(*columns).order_by(_DEAD.c.id.desc()).limit(limit)
         with self._engine.connect() as connection:
-            rows = list(connection.execute(newest))
-        return tuple(DeadLetter(row.at, row.message, json.loads(row.problem), row.payload) for row in rows)
+            return [{**row, "problem": json.loads(row["problem"])} for row in connection.execute(newest).mappings()]
 
     def _count(self, table: sa.Table) -> int:
         with self._engine.connect() as connection:

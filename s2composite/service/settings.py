@@ -35,8 +35,6 @@ TOKEN = "S2COMPOSITE_TOKEN"  # noqa: S105 - the name of the variable
 
 _SHORTEST = 16  # characters of a token: fewer can be guessed
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
 
 def _place(text: str) -> str:
     scheme, mark, rest = text.partition("://")
@@ -49,14 +47,10 @@ def _place(text: str) -> str:
     return text
 
 
-def _network(text: str) -> str:
-    return str(ipaddress.ip_network(text, strict=False))
-
-
 Place = Annotated[Text, AfterValidator(_place)]
 Places = Annotated[tuple[Place, ...], Field(strict=False), Expected("a list of directories and URL prefixes")]
 Networks = Annotated[
-    tuple[Annotated[Text, AfterValidator(_network)], ...],
+    tuple[Annotated[Text, AfterValidator(lambda text: str(ipaddress.ip_network(text, strict=False)))], ...],
     Field(strict=False),
     Expected("a list of networks such as 10.1.0.0/16"),
 ]
@@ -181,7 +175,7 @@ class Settings(Strict):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can call."""
-        return self.host in _LOOPBACK
+        return self.host in ("localhost", "127.0.0.1", "::1")
 
     @property
     def database_url(self) -> str:

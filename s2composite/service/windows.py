@@ -42,13 +42,7 @@ from s2composite.pixels.reducers import resolve_reducer
 from s2composite.reading.sources import ReadOptions
 from s2composite.reading.stack import Stack, open_stack
 from s2composite.scenes.model import Asset, Scene
-from s2composite.service.security import (
-    ProblemError,
-    parse_json,
-    problem_from_error,
-    problems_at,
-    validation_problem,
-)
+from s2composite.service.security import ProblemError, parse_json, problem_from_error, problems_at, validation_problem
 from s2composite.service.settings import Settings
 from s2composite.storage.files import absolute, is_remote, redact
 from s2composite.storage.http import read_head
@@ -323,7 +317,7 @@ class WindowPool:
         self._settings = settings
         self._running: dict[Key, asyncio.Task[MadeWindow]] = {}
         self._pool: ProcessPool | None = None
-        self._first: Future[None] | None = None
+        self._first: Future[int] | None = None
         self.made = 0
         self.reused = 0
 
@@ -340,7 +334,7 @@ class WindowPool:
             initargs=[self._settings.access.to_json(), self._settings.warm],
             context=context,
         )
-        self._first = self._pool.schedule(_do_nothing)
+        self._first = self._pool.schedule(int)  # runs when a process has begun
 
     @property
     def ready(self) -> bool:
@@ -376,14 +370,15 @@ class WindowPool:
                 raise ProblemError(429, detail, retry_after=1)
             task = asyncio.create_task(self._make(request))
             self._running[key] = task
-            task.add_done_callback(lambda done: self._forget(key, done))
+
+            def forget(done: asyncio.Task[MadeWindow]) -> None:
+                del self._running[key]
+                if not done.cancelled():
+                    done.exception()  # whoever waited has it; nobody may be left who does
+
+            task.add_done_callback(forget)
         # A caller who hangs up does not stop the window: it asks again and then finds it made.
         return await asyncio.shield(task)
-
-    def _forget(self, key: Key, task: asyncio.Task[MadeWindow]) -> None:
-        del self._running[key]
-        if not task.cancelled():
-            task.exception()  # whoever waited has it; nobody may be left who does
 
     async def _make(self, request: WindowRequest) -> MadeWindow:
         assert self._pool is not None
@@ -416,10 +411,6 @@ def _make_in_worker(request: WindowRequest) -> MadeWindow | ProblemError:
     except Exception as error:  # noqa: BLE001 - a worker lives on, whatever a library raises
         LOG.error("%s", redact(traceback.format_exc()))  # noqa: TRY400 - the traceback without secrets
         return ProblemError(500, f"the window could not be made: {type(error).__name__}; the service's log says more")
-
-
-def _do_nothing() -> None:
-    """Run when a process has begun."""
 
 
 def _initialize_worker(access: str, warm: bool) -> None:

@@ -144,7 +144,7 @@ def test_dead_letters_are_kept_without_signatures(store):
     store.add_dead_letter("m2", {"status": 403}, None)
     assert store.dead_letter_count() >= 2
     newest, older = store.dead_letters(2)
-    assert (newest.message, older.message, older.problem) == ("m2", "m1", {"status": 422})
-    assert "5ec7e7" not in older.payload
-    assert "pw1234" not in older.payload
-    assert "host/a.tif" in older.payload
+    assert (newest["message"], older["message"], older["problem"]) == ("m2", "m1", {"status": 422})
+    assert "5ec7e7" not in older["payload"]
+    assert "pw1234" not in older["payload"]
+    assert "host/a.tif" in older["payload"]
