@@ -14,10 +14,11 @@ from odc.geo.geobox import GeoBox
 from s2composite.errors import GridError, ParameterError, S2CompositeError
 from s2composite.metrics import record_read
 from s2composite.pixels.mask_bands import MaskRule, upsample
-from s2composite.pixels.masks import Rule, lets_through
+from s2composite.pixels.masks import Rule, lets_through, reach_of
+from s2composite.pixels.morphology import dilation
 from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.reading.bands import wanted_assets
-from s2composite.reading.grid import Window
+from s2composite.reading.grid import Window, within
 from s2composite.reading.plan import subgrid
 from s2composite.reading.reader import FAILED, OUTSIDE, READ
 from s2composite.reading.sources import ReadOptions
@@ -164,20 +165,21 @@ def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
     """Evaluate a rule in a window of its band, at the resolution of the band: ``(t, y, x)``.
 
     The pixels around the window that matter to the rule are read with it. What lies beyond the edge of the band changes
-    nothing. A scene that cannot be read is not valid, nor is what the file of the band does not cover, or leaves out by
-    a mask of its own or a nodata value other than 0, which means something in most codings.
+    nothing. A block of a file that cannot be read is not valid, nor is what the file does not cover, or leaves out by a
+    mask of its own or a nodata value other than 0, which means something in most codings.
     """
     region, inner = with_halo(window, rule.halo, stack.shape[2:])
-    seen = stack.read(region, coverage=True)
+    ((_, seen),) = stack.read_all([region], coverage=True)
     record_read(seen.tally)
     valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
     if seen.covered is not None:
         valid &= seen.covered
     if stack.fill:
         valid &= seen.pixels[:, 0] != stack.fill
-    valid = valid[:, inner[0], inner[1]]
     valid[seen.status == FAILED] = False
-    return valid
+    for failure in seen.failures:
+        valid[(failure.scene, *within(region, failure.part))] = False
+    return valid[:, inner[0], inner[1]]
 
 
 def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> Iterator[tuple[slice, slice]]:
@@ -297,12 +299,11 @@ class DayObservations:
     """``(t, b, y, x)``."""
 
     valid: NDArray[np.bool_] | None
-    """``(t, y, x)``: which observations pass the rules on mask bands and, where the rules on values do not tell, are
-    covered by files; None: there are no such rules."""
+    """``(t, y, x)``: which observations pass the rules on mask bands, are covered by files where the rules on values do
+    not tell, and do not lie in a block that cannot be read; None: all."""
 
     status: NDArray[np.uint8]
-    """``(t,)``: as `WindowObservations.status`; a day has failed if one of its products has."""
-
+    """``(t,)``: as `WindowObservations.status`; a day has failed if a block of one of its products has."""
 
 def products_near(stack: Stack, window: Window, pad: int = 0) -> NDArray[np.intp]:
     """Return the positions of the products that may have pixels in a window, ascending: at least one of them."""
@@ -315,8 +316,21 @@ def asks_for_coverage(stack: Stack, recipe: Recipe) -> bool:
     return lets_through(stack.fill, recipe.rules, stack.dtype, len(stack.bands), recipe.nodata, recipe.bands)
 
 
+def wanted_pixels(valid: NDArray[np.bool_] | None, recipe: Recipe) -> NDArray[np.bool_] | None:
+    """Return which pixels have to be read where those of ``valid (t, y, x)`` may be used; None: all."""
+    reach = reach_of(recipe.rules)
+    return dilation(valid, reach) if reach and valid is not None else valid
+
+
 def read_days(
-    products: Products, recipe: Recipe, region: Window, masks: Sequence[Mask], scratch: NDArray[Any] | None = None
+    products: Products,
+    recipe: Recipe,
+    region: Window,
+    masks: Sequence[Mask],
+    scratch: NDArray[Any] | None = None,
+    valid: NDArray[np.bool_] | None = None,
+    *,
+    all_pixels: bool = False,
 ) -> DayObservations:
     """Read a region of days, each fused from its products.
 
@@ -326,30 +340,69 @@ def read_days(
     cloud in one product does not hide the clear view of another.
 
     `products` are those of the days, which are numbered from 0 without gaps; of the recipe only its rules matter;
-    `region` is a window of the grid with ``recipe.halo`` pixels around it.
+    `region` is a window of the grid with ``recipe.halo`` pixels around it; ``valid (t, y, x)`` is False where a day
+    must not be used. Masks are read first: where an observation must not be used, its pixels need not be read, unless
+    with `all_pixels`. In a block that cannot be read a product is as if it were not there.
     """
     turn = _turns(products.scene)
-    coverage = asks_for_coverage(products.stack, recipe)
-    if not turn.any():
-        seen = products.stack.read(region, scratch=scratch, coverage=coverage)
-        record_read(seen.tally)
-        return DayObservations(seen.pixels, combine_masks(valid_by_masks(masks, region), seen.covered), seen.status)
+    # A pixel that looks at its surroundings may look at those of another product, whichever is read there.
+    all_pixels = all_pixels or (bool(turn.any()) and reach_of(recipe.rules) > 0)
+    fill = float("nan") if asks_for_coverage(products.stack, recipe) else products.stack.fill
     first, *others = (np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1))
-    days = read_days(_part(products, first), recipe, region, _of(masks, first), scratch)
-    fill = float("nan") if coverage else products.stack.fill
+
+    def read(some: NDArray[np.intp], memory: NDArray[Any] | None) -> DayObservations:
+        stack, masks_of_some = products.stack, masks
+        if others:
+            stack, masks_of_some = stack.select(some.tolist()), [mask.select(some.tolist()) for mask in masks]
+        mine = None if valid is None else valid[products.scene[some]]
+        return _read_products(stack, recipe, region, masks_of_some, memory, mine, all_pixels=all_pixels)
+
+    days = read(first, scratch)
     best = {int(t): _rank(days, int(t), recipe, fill) for t in np.unique(products.scene[turn > 0])}
     for later in others:
-        more = read_days(_part(products, later), recipe, region, _of(masks, later))
-        for i, t in enumerate(products.scene[later].tolist()):
+        more = read(later, None)
+        scenes = products.scene[later].tolist()
+        if days.valid is None and more.valid is not None:
+            days = replace(days, valid=np.ones(days.pixels[:, 0].shape, bool))
+        for i, t in enumerate(scenes):
             rank = _rank(more, i, recipe, fill)
             better = rank > best[t]
             np.copyto(days.pixels[t], more.pixels[i], where=better)
             np.copyto(best[t], rank, where=better)
-            if days.valid is not None and more.valid is not None:
-                np.copyto(days.valid[t], more.valid[i], where=better)
+            if days.valid is not None:
+                np.copyto(days.valid[t], True if more.valid is None else more.valid[i], where=better)
             states = {int(days.status[t]), int(more.status[i])}
             days.status[t] = FAILED if FAILED in states else READ if READ in states else OUTSIDE
     return days
+
+
+def _read_products(
+    stack: Stack,
+    recipe: Recipe,
+    region: Window,
+    masks: Sequence[Mask],
+    scratch: NDArray[Any] | None,
+    valid: NDArray[np.bool_] | None,
+    *,
+    all_pixels: bool,
+) -> DayObservations:
+    """Read a region of days of one product each: first their masks, then what these leave."""
+    valid = combine_masks(valid_by_masks(masks, region), valid)
+    wanted = valid
+    if all_pixels:
+        wanted = None
+    elif valid is not None and reach_of(recipe.rules):
+        wanted = dilation(valid, reach_of(recipe.rules))
+    coverage = asks_for_coverage(stack, recipe)
+    ((_, seen),) = stack.read_all([region], scratch, coverage=coverage, wanted=[wanted])
+    record_read(seen.tally)
+    valid = combine_masks(valid, seen.covered)
+    if seen.failures:
+        valid = np.ones(seen.pixels[:, 0].shape, bool) if valid is None else valid
+        for failure in seen.failures:
+            valid[(failure.scene, *within(region, failure.part))] = False
+            seen.status[failure.scene] = FAILED
+    return DayObservations(seen.pixels, valid, seen.status)
 
 
 def _turns(scene: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -359,15 +412,6 @@ def _turns(scene: NDArray[np.intp]) -> NDArray[np.intp]:
     array([0, 0, 1, 2, 0, 1])
     """
     return np.arange(len(scene)) - np.searchsorted(scene, scene)
-
-
-def _part(products: Products, positions: NDArray[np.intp]) -> Products:
-    """Return one product of each of some days."""
-    return Products(products.stack.select(positions.tolist()), np.arange(len(positions)))
-
-
-def _of(masks: Sequence[Mask], positions: NDArray[np.intp]) -> list[Mask]:
-    return [mask.select(positions.tolist()) for mask in masks]
 
 
 def _rank(seen: DayObservations, t: int, recipe: Recipe, fill: float) -> NDArray[np.uint8]:

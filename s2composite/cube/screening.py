@@ -128,7 +128,8 @@ def _count_days(
     masks: Sequence[Mask],
     stack: Stack,
 ) -> NDArray[np.int64]:
-    seen = read_days(stack.products, recipe, window_at(spatial, block_id[1], block_id[2]), masks)
+    window = window_at(spatial, block_id[1], block_id[2])
+    seen = read_days(stack.products, recipe, window, masks, all_pixels=True)  # for what is observed, valid or not
     return _count_block(seen.pixels, combine_masks(mask[:, 0], seen.valid), recipe=recipe)
 
 

@@ -23,6 +23,7 @@ from s2composite.cube.masking import (
     masks_of,
     products_near,
     read_days,
+    valid_by_masks,
     with_halo,
 )
 from s2composite.cube.open import thread_memory, window_at
@@ -89,42 +90,55 @@ def _compose(
 ) -> dict[str, NDArray[Any]]:
     """Compose a window from the recipe's scenes, or from those at `positions` among them."""
     stack, days = products.stack, int(products.scene[-1]) + 1
-    if not masks and not recipe.halo and valid is None and days == len(stack.scenes):
-        return _joined(window, _parts(stack, recipe, window, positions))
+    if not recipe.halo and days == len(stack.scenes):
+        valid = combine_masks(valid_by_masks(masks, window), valid)
+        return _joined(window, _parts(stack, recipe, window, positions, valid))
     # In one piece, with the pixels around it that matter to its edge.
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
-        seen = read_days(products, recipe, region, masks, scratch)
-        usable, scenes = combine_masks(seen.valid, valid), _scenes_read(seen.status)
+        seen = read_days(products, recipe, region, masks, scratch, valid)
+        # blocks that cannot be read are not valid
+        scenes = None if seen.valid is not None else _scenes_read(seen.status)
         with metered("kernel"):
-            layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, inner=inner, positions=positions)
+            layers = reduce_block(
+                seen.pixels, recipe, valid=seen.valid, scenes=scenes, inner=inner, positions=positions
+            )
     return {**layers, STATUS: seen.status[:, None, None]}
 
 
-def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.intp] | None) -> list[_Composed]:
+def _parts(
+    stack: Stack,
+    recipe: Recipe,
+    window: Window,
+    positions: NDArray[np.intp] | None,
+    valid: NDArray[np.bool_] | None,
+) -> list[_Composed]:
     """Compose the pieces of a window one after the other; a scene is left out of the blocks in which it fails.
 
-    That it is these and no others, whatever they were read with, makes the result the same for any windows.
+    That it is these and no others, whatever they were read with, makes the result the same for any windows. Tiles in
+    which nothing is ``valid (t, y, x)`` are not read.
     """
     parts: list[_Composed] = []
     failed: list[TileSelection] = []
     failing: set[int] = set()
     pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
+    usable = [_cut(valid, window, piece) for piece in pieces]
     with (
         borrow(max(map(stack.size, pieces)), stack.dtype) as scratch,
-        closing(stack.read_all(pieces, scratch, coverage=coverage)) as observed,
+        closing(stack.read_all(pieces, scratch, coverage=coverage, wanted=usable)) as observed,
     ):
-        for piece, seen in observed:
+        for (piece, seen), mine in zip(observed, usable, strict=True):
             record_read(seen.tally)
             if not seen.failures:
-                parts.append((piece, _reduced(recipe, seen, positions)))
+                parts.append((piece, _reduced(recipe, seen, positions, mine)))
             elif isinstance(piece, TileSelection):
                 failed.append(piece)
                 failing |= {failure.scene for failure in seen.failures}
             else:
                 for block in stack.blocks(piece):
                     lost = [failure.scene for failure in seen.failures if failure.part == block]
-                    parts.append((block, _reduced(recipe, seen.cut(within(piece, block)), positions, lost)))
+                    part = seen.cut(within(piece, block))
+                    parts.append((block, _reduced(recipe, part, positions, _cut(valid, window, block), lost)))
     # A selection holds pixels of several blocks, and a block those of several selections, which have been composed with
     # all scenes: the scenes that failed are looked at again, and the blocks that a failure touches composed anew.
     some = stack.select(sorted(failing))
@@ -133,22 +147,44 @@ def _parts(stack: Stack, recipe: Recipe, window: Window, positions: NDArray[np.i
         touched.reshape(-1)[selection.pixels] = True
     for block in stack.blocks(window) if failed else ():
         if touched[within(window, block)].any():
-            found = some.read_all(some.pieces(block))
+            mine = None if valid is None else valid[sorted(failing)]
+            pieces = some.pieces(block)
+            found = some.read_all(pieces, wanted=[_cut(mine, window, piece) for piece in pieces])
             lost = sorted({sorted(failing)[failure.scene] for _, seen in found for failure in seen.failures})
-            for piece, seen in stack.read_all(stack.pieces(block), coverage=coverage):
+            pieces = stack.pieces(block)
+            usable = [_cut(valid, window, piece) for piece in pieces]
+            observed = stack.read_all(pieces, coverage=coverage, wanted=usable)
+            for (piece, seen), mine in zip(observed, usable, strict=True):
                 record_read(seen.tally)
-                parts.append((piece, _reduced(recipe, seen, positions, lost)))
+                parts.append((piece, _reduced(recipe, seen, positions, mine, lost)))
     return parts
 
 
+def _cut(valid: NDArray[np.bool_] | None, window: Window, piece: Piece) -> NDArray[np.bool_] | None:
+    """Return what is valid in a piece of a window: ``(t, y, x)`` as its pixels."""
+    if valid is None:
+        return None
+    if not isinstance(piece, TileSelection):
+        return valid[(slice(None), *within(window, piece))]
+    width = piece.window[1].stop - piece.window[1].start
+    row, column = np.divmod(piece.pixels, np.int32(width))
+    y, x = within(window, piece.window)
+    return valid[:, row + y.start, column + x.start][:, None]
+
+
 def _reduced(
-    recipe: Recipe, seen: WindowObservations, positions: NDArray[np.intp] | None, lost: Sequence[int] = ()
+    recipe: Recipe,
+    seen: WindowObservations,
+    positions: NDArray[np.intp] | None,
+    valid: NDArray[np.bool_] | None,
+    lost: Sequence[int] = (),
 ) -> dict[str, NDArray[Any]]:
     """Reduce what was read of all scenes but those that are lost."""
     status = seen.status.copy()
     status[list(lost)] = FAILED
+    usable = combine_masks(valid, seen.covered)
     with metered("kernel"):
-        layers = reduce_block(seen.pixels, recipe, valid=seen.covered, scenes=_scenes_read(status), positions=positions)
+        layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=_scenes_read(status), positions=positions)
     return {**layers, STATUS: status[:, None, None]}
 
 

@@ -209,14 +209,40 @@ def touched(source: FileSource, window: Window) -> tuple[Window, Window] | None:
     return (spans[0], spans[1]), (place[0], place[1])
 
 
-def requests_of(sub: Subwindow, out: NDArray[Any], mask: NDArray[Any] | None) -> list[TileRequest]:
-    """Return the tiles to decode into `out`, and those of the file's mask into `mask`, if that is wanted."""
+def requests_of(
+    sub: Subwindow, out: NDArray[Any], mask: NDArray[Any] | None, wanted: NDArray[np.bool_] | None = None
+) -> list[TileRequest]:
+    """Return the tiles to decode into `out`, and those of the file's mask into `mask`, if that is asked for.
+
+    `wanted` tells for each pixel of ``sub.place`` whether anybody needs it; None: all are needed.
+    """
     header, level, window = sub.source.header, sub.source.level, sub.window
-    pixels = TileRequest(header, level, window, sub.bands, out)
-    if mask is None:
-        return [pixels]
-    assert header.mask is not None
-    return [pixels, TileRequest(header.mask, level, window, (0,), mask)]
+    requests = [TileRequest(header, level, window, sub.bands, out)]
+    if mask is not None:
+        assert header.mask is not None
+        requests.append(TileRequest(header.mask, level, window, (0,), mask))
+    if wanted is None:
+        return requests
+    return [replace(one, needed=_needed_tiles(sub, one.header.levels[level].block, wanted)) for one in requests]
+
+
+def _needed_tiles(sub: Subwindow, block: tuple[int, int], wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of the tiles of size `block` that a subwindow touches hold a pixel that is wanted."""
+    first = [s.start // n for s, n in zip(sub.window, block, strict=True)]
+    if sub.index is not None:
+        taken = sub.index[wanted]
+        pixels = np.divmod(taken[taken >= 0], sub.shape[2])
+        needed = np.zeros([-(-s.stop // n) - f for s, n, f in zip(sub.window, block, first, strict=True)], bool)
+        needed[tuple((p + s.start) // n - f for p, s, n, f in zip(pixels, sub.window, block, first, strict=True))] = (
+            True
+        )
+        return needed
+    needed = wanted
+    for axis, (s, n) in enumerate(zip(sub.window, block, strict=True)):
+        begun, factor = (0, 1) if sub.inner is None else (sub.inner[axis].start, sub.source.factor)
+        tile = ((np.arange(wanted.shape[axis]) + begun) // factor + s.start) // n
+        needed = np.logical_or.reduceat(needed, np.flatnonzero(np.diff(tile, prepend=-1)), axis=axis)
+    return needed
 
 
 def subgrid(geobox: GeoBox, window: Window) -> GeoBox:

@@ -151,17 +151,29 @@ class _Reading:
     # (1, y, x): the file's mask, or where GDAL warped anything to; 0 where there is nothing. (band, y, x) where GDAL
     # reads the mask of each. None: not read.
     mask: NDArray[np.uint8] | None
+    # (y, x) of `sub.place`: which pixels are needed. Tiles that hold none are not decoded, nor is anything read through
+    # GDAL where none is. None: all are needed.
+    wanted: NDArray[np.bool_] | None
 
     @classmethod
-    def into(cls, sub: Subwindow, out: NDArray[Any], *, coverage: bool) -> _Reading:
-        """Return the reading into `out`; `coverage` tells whether anybody asks which pixels it covers."""
-        wanted = sub.masked or (coverage and sub.warped)
+    def into(cls, sub: Subwindow, out: NDArray[Any], *, coverage: bool, wanted: NDArray[np.bool_] | None) -> _Reading:
+        """Return the reading into `out`.
+
+        `coverage` tells whether anybody asks which pixels it covers, ``wanted (t, y, x)`` which pixels of the window.
+        """
+        masked = sub.masked or (coverage and sub.warped)
         masks = len(sub.bands) if sub.masked and sub.source.engine == "gdal" else 1
-        return cls(sub, out, np.empty((masks, *sub.shape[1:]), np.uint8) if wanted else None)
+        mask = np.empty((masks, *sub.shape[1:]), np.uint8) if masked else None
+        return cls(sub, out, mask, None if wanted is None else wanted[(sub.scene, *sub.place)])
+
+    @property
+    def through_gdal(self) -> bool:
+        """Whether GDAL reads it; what nobody needs is not read."""
+        return self.sub.source.engine == "gdal" and (self.wanted is None or bool(self.wanted.any()))
 
     def requests(self) -> list[TileRequest]:
         """Return the tiles to decode; none for what GDAL reads."""
-        return requests_of(self.sub, self.out, self.mask) if self.sub.source.engine == "tiles" else []
+        return requests_of(self.sub, self.out, self.mask, self.wanted) if self.sub.source.engine == "tiles" else []
 
     def valid(self) -> NDArray[np.bool_] | None:
         """Return which pixels neither mask nor alpha band leaves out: ``(1, y, x)`` or ``(band, y, x)``."""
@@ -176,7 +188,11 @@ class _Reading:
         """Return the bands of the stack, converted to its numbers in place."""
         source = self.sub.source
         numbers = self.out[: len(source.part.file_bands)]
-        if self.sub.warped:
+        if source.engine == "gdal" and not self.through_gdal:
+            numbers[...] = fill
+            if self.mask is not None:
+                self.mask[...] = 0
+        elif self.sub.warped:
             convert(numbers, source.conversion, _warp_fill(source, fill), fill)
         else:
             convert(numbers, source.conversion, source.nodata, fill, self.valid())
@@ -208,6 +224,7 @@ class PendingRead:
     tiles: PendingTiles  # of these
     lost: tuple[tuple[int, ReadError], ...]  # scenes of which a file cannot be opened
     coverage: NDArray[np.uint16] | None  # (t, y, x): how many bands a pixel has; None: nobody asks
+    wanted: NDArray[np.bool_] | None  # (t, y, x): which pixels are needed; None: all
 
     def finish(self) -> WindowObservations:
         """Decode the window. A file that fails does not stop the others: the caller decides what a failure means."""
@@ -254,7 +271,9 @@ class PendingRead:
         coverage, dtype = self.coverage is not None, self.pixels.dtype
         try:
             for batch in _batches(subwindows, dtype):
-                readings = [_Reading.into(sub, sub.memory(dtype), coverage=coverage) for sub in batch]
+                readings = [
+                    _Reading.into(sub, sub.memory(dtype), coverage=coverage, wanted=self.wanted) for sub in batch
+                ]
                 pending.append((readings, _begin_tiles(readings)))
                 if len(pending) > 1:
                     outcomes += self._put_batch(*pending.popleft())
@@ -309,11 +328,13 @@ def begin(
     pixels: NDArray[Any],
     *,
     coverage: bool,
+    wanted: NDArray[np.bool_] | None = None,
 ) -> PendingRead:
     """Ask for the bytes of a window of all scenes.
 
     `sources` are the files that may touch the window, each with the position of its scene, in order of scenes and
-    members; `pixels` is ``(t, b, y, x)``, uninitialised; `coverage` tells whether it matters which pixels files cover.
+    members; `pixels` is ``(t, b, y, x)``, uninitialised; `coverage` tells whether it matters which pixels files cover;
+    ``wanted (t, y, x)`` which pixels are needed (None: all), others may be filled with anything instead of being read.
     """
     readable, lost = opened_sources(sources)
     parts = (
@@ -322,13 +343,13 @@ def begin(
     )
     subwindows = in_turn([sub for sub in parts if sub is not None])
     direct = tuple(
-        _Reading.into(sub, pixels[(sub.scene, sub.rows(), *sub.place)], coverage=coverage)
+        _Reading.into(sub, pixels[(sub.scene, sub.rows(), *sub.place)], coverage=coverage, wanted=wanted)
         for sub in subwindows
         if sub.direct
     )
     counts = np.zeros((len(pixels), *pixels.shape[2:]), np.uint16) if coverage else None
     window = piece.window if isinstance(piece, TileSelection) else piece
-    return PendingRead(window, target, pixels, opened, subwindows, direct, _begin_tiles(direct), lost, counts)
+    return PendingRead(window, target, pixels, opened, subwindows, direct, _begin_tiles(direct), lost, counts, wanted)
 
 
 def _begin_tiles(readings: Sequence[_Reading]) -> PendingTiles:
@@ -346,7 +367,7 @@ def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -
             error = next((result.error for result in mine if result.error is not None), None)
             sums = (sum(r.retries for r in mine), sum(r.requests for r in mine), sum(r.bytes for r in mine))
             outcomes.append((reading.sub, TileResult(error, *sums, sum(r.seconds for r in mine))))
-    others = [reading for reading in readings if reading.sub.source.engine == "gdal"]
+    others = [reading for reading in readings if reading.through_gdal]
 
     def read(reading: _Reading) -> tuple[int, ReadError | None]:
         try:

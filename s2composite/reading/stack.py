@@ -343,30 +343,57 @@ class Stack:
         return self._finish(self._begin(window, pad, scratch, coverage=coverage), window)
 
     def read_all(
-        self, pieces: Sequence[Piece], scratch: NDArray[Any] | None = None, *, coverage: bool = False
+        self,
+        pieces: Sequence[Piece],
+        scratch: NDArray[Any] | None = None,
+        *,
+        coverage: bool = False,
+        wanted: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Generator[tuple[Piece, WindowObservations]]:
-        """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used."""
-        pending: PendingRead | None = self._begin(pieces[0], 0, scratch, coverage=coverage)
+        """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used.
+
+        ``wanted (t, y, x)`` says for each piece which pixels anybody needs; None: all. Tiles that hold none of them are
+        neither fetched nor decoded, and cannot fail.
+        """
+        needs = itertools.repeat(None, len(pieces)) if wanted is None else wanted
+        todo = iter(list(zip(pieces, needs, strict=True)))
+
+        def begin_next() -> tuple[Piece, NDArray[np.bool_] | None, PendingRead] | None:
+            for piece, need in todo:
+                return piece, need, self._begin(piece, 0, scratch, coverage=coverage, wanted=need)
+            return None
+
+        following = begin_next()
         try:
-            for piece, following in itertools.zip_longest(pieces, pieces[1:]):
-                current, pending = pending, None
-                assert current is not None
-                pending = None if following is None else self._begin(following, 0, scratch, coverage=coverage)
-                seen = self._finish(current, piece.window if isinstance(piece, TileSelection) else piece)
+            while following is not None:
+                (piece, need, pending), following = following, None
+                following = begin_next()
+                seen = self._finish(pending, piece.window if isinstance(piece, TileSelection) else piece)
                 if seen.failures and not isinstance(piece, TileSelection) and len(self.blocks(piece)) > 1:
-                    seen = self._failures_by_block(piece, seen)
+                    seen = self._failures_by_block(piece, seen, need)
                 yield piece, seen
         finally:
-            if pending is not None:
-                pending.close()
+            if following is not None:
+                following[2].close()
 
-    def _begin(self, piece: Piece, pad: int, scratch: NDArray[Any] | None, *, coverage: bool) -> PendingRead:
+    def _begin(
+        self,
+        piece: Piece,
+        pad: int,
+        scratch: NDArray[Any] | None,
+        *,
+        coverage: bool,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> PendingRead:
         if isinstance(piece, TileSelection):
-            pixels = self._allocate(1, len(piece.pixels), scratch)
-            return begin(self._near(piece.window), self._opened, self._target, piece, pixels, coverage=coverage)
-        y, x = (slice(s.start - pad, s.stop + pad) for s in piece)
-        pixels = self._allocate(y.stop - y.start, x.stop - x.start, scratch)
-        return begin(self._near((y, x)), self._opened, self._target, (y, x), pixels, coverage=coverage)
+            near, pixels = self._near(piece.window), self._allocate(1, len(piece.pixels), scratch)
+        else:
+            y, x = piece = (
+                slice(piece[0].start - pad, piece[0].stop + pad),
+                slice(piece[1].start - pad, piece[1].stop + pad),
+            )
+            near, pixels = self._near(piece), self._allocate(y.stop - y.start, x.stop - x.start, scratch)
+        return begin(near, self._opened, self._target, piece, pixels, coverage=coverage, wanted=wanted)
 
     def _finish(self, pending: PendingRead, window: Window) -> WindowObservations:
         seen = pending.finish()
@@ -382,14 +409,17 @@ class Stack:
             **details,
         )
 
-    def _failures_by_block(self, window: Window, seen: WindowObservations) -> WindowObservations:
+    def _failures_by_block(
+        self, window: Window, seen: WindowObservations, wanted: NDArray[np.bool_] | None
+    ) -> WindowObservations:
         """Read the scenes that failed in a window again, each alone and block by block: what can be read is kept."""
         failures: list[ReadFailure] = []
         for t in {failure.scene for failure in seen.failures}:
             alone, states = self.select([t]), set[int]()
             for block in self.blocks(window):
-                part = alone.read(block, coverage=seen.covered is not None)
                 place = within(window, block)
+                need = None if wanted is None else [wanted[(slice(t, t + 1), *place)]]
+                ((_, part),) = alone.read_all([block], coverage=seen.covered is not None, wanted=need)
                 seen.pixels[(t, slice(None), *place)] = part.pixels[0]
                 if seen.covered is not None and part.covered is not None:
                     seen.covered[(t, *place)] = part.covered[0]

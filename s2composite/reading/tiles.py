@@ -37,6 +37,8 @@ class TileRequest:
     bands: tuple[int, ...]  # bands of the file, counted from 0
     # (bands, y, x). Fastest as a view of (y, x, band) memory of the header's dtype, as tiles are stored.
     out: NDArray[Any]
+    # (rows, columns) of the tiles that the window touches: which are decoded, the others are nodata; None: all
+    needed: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class _Tile(NamedTuple):
     row: int  # of tiles
     column: int  # of tiles
     start: int  # first byte in the file
-    size: int  # bytes
+    size: int  # bytes; 0: it is not stored, or not needed
 
 
 class _TileRun(NamedTuple):
@@ -134,9 +136,9 @@ class PendingTiles:
         """Decode the windows as their bytes arrive; see `read_window`. Once only."""
         tallies = [_Tally() for _ in self.requests]
         for request in self.requests:
-            if not _level(request).counts.all():
+            if request.needed is not None or not _level(request).counts.all():
                 for tile in _tiles(request):
-                    if not tile.size:  # not stored
+                    if not tile.size:  # not stored, or not needed
                         for band, _, place in _places(request, tile):
                             request.out[(band, *place)] = _fill(request)
         scratch, missing = np.empty((0, 0, 0)), set(range(len(self.runs)))
@@ -202,7 +204,8 @@ def _tiles(request: TileRequest) -> Iterator[_Tile]:
         for row in row_span:
             for column in column_span:
                 i = (plane * rows + row) * columns + column
-                yield _Tile(plane, row, column, int(level.offsets[i]), int(level.counts[i]))
+                needed = request.needed is None or request.needed[row - row_span.start, column - column_span.start]
+                yield _Tile(plane, row, column, int(level.offsets[i]), int(level.counts[i]) if needed else 0)
 
 
 def _level(request: TileRequest) -> Level:

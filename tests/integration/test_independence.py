@@ -2,6 +2,10 @@
 
 import datetime as dt
 import itertools
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -15,6 +19,9 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
 import s2composite as s2c
+import s2composite.reading.stack
+import s2composite.reading.tiles
+from s2composite.pixels.select import best_available_pixel
 from support.morphology import peer
 from support.rasters import ORIGIN, write_tif
 
@@ -330,3 +337,105 @@ def test_workers_make_the_same_bytes(scenes_of, client_of_test):
     there = dask.compute(*made)
     for one, other in zip(here, there, strict=True):
         assert_same(one, other, ("composite", "count", "source"))
+
+
+# --- masks are read first: what they leave nothing of is not read -----------------------------------------------------
+
+REDUCERS = {
+    "luminance_median": "luminance_median",
+    "latest": "latest",
+    "best of all": best_available_pixel(day_of_year=155, distance=6),
+    "mean and geomedian": ["mean", "geomedian"],
+}
+
+
+def overcast(scenes, folder):
+    """Return scenes whose classes are large fields of cloud, and the last all cloud."""
+    made = []
+    for t, scene in enumerate(scenes):
+        path = path_of(scene, "SCL")
+        with rasterio.open(path) as dataset:
+            classes, transform = dataset.read(1), dataset.transform
+        classes[classes == 0] = 4
+        rng = np.random.default_rng(t)
+        for _ in range(2):
+            y, x = rng.integers(-8, 25, 2)
+            classes[max(y, 0) : y + 30, max(x, 0) : x + 30] = 9
+        classes[:] = 9 if t == 2 else classes
+        cloudy = write_tif(folder / f"{t}_cloudy.tif", classes, transform=transform)
+        assets = tuple(s2c.Asset("SCL", cloudy) if asset.name == "SCL" else asset for asset in scene.assets)
+        made.append(replace(scene, assets=assets))
+    return made
+
+
+def fields_of(cube):
+    """Return a mask of large fields as an array."""
+    mask = mask_for(cube)
+    rng = np.random.default_rng(1)
+    for plane in mask.values:
+        plane[:] = True
+        y, x = rng.integers(0, 70, 2)
+        plane[y : y + 90, x:] = False
+    return mask
+
+
+@contextmanager
+def counted_tiles(*, everything=False):
+    """Count the tiles that are decoded in this process while the block runs; with `everything`, masks hold none back."""
+    decoded = Counter()
+    decode, begin = s2composite.reading.tiles.decode_tile, s2composite.reading.stack.begin
+
+    def counting(*args):
+        decoded["tiles"] += 1
+        return decode(*args)
+
+    def reading_everything(*args, **options):
+        return begin(*args, **{**options, "wanted": None})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s2composite.reading.tiles, "decode_tile", counting)
+        if everything:
+            patch.setattr(s2composite.reading.stack, "begin", reading_everything)
+        yield decoded
+
+
+@pytest.mark.parametrize("days", [(0, 1, 2, 3), (0, 0, 1, 1)])
+@pytest.mark.parametrize("grid", [pytest.param(grid, marks=[pytest.mark.slow] * ("," in grid)) for grid in GRIDS])
+@pytest.mark.parametrize("name", ["SCL", "SCL alone", "array", "SCL and edge", "SCL and array"])
+def test_what_masks_leave_out_is_not_read_and_nothing_else_changes(name, grid, days, scenes_of, tmp_path):
+    dtype, kind = KINDS[(len(name) + len(grid)) % len(KINDS)]
+    scenes = overcast(scenes_of(dtype, kind, days), tmp_path)
+    reducer = REDUCERS[list(REDUCERS)[(len(grid) + len(days)) % len(REDUCERS)]]
+    rules = RULES.get(name, ())
+    if "SCL and" in name:
+        rules = (*RULES["SCL"], *((s2c.SwathEdge(2),) if "edge" in name else ()))
+    made, tiles = {}, {}
+    for chunks, everything in itertools.product((50, 1000), (True, False)):
+        cube = opened(scenes, grid, chunks=chunks, groupby="solar_day" if days[0] == days[1] else None)
+        valid = (*rules, fields_of(cube)) if "array" in name else rules
+        with dask.config.set(scheduler="synchronous"), counted_tiles(everything=everything) as decoded:
+            made[chunks, everything] = s2c.composite(cube, reducer, valid=valid).compute()
+        tiles[chunks, everything] = decoded["tiles"]
+        assert made[chunks, everything]["count"].values.max() > 0
+    layers = list(made[50, True].dataset.data_vars)
+    assert "count" in layers
+    for other in made.values():
+        assert_same(other, made[50, True], layers)
+    # Where edges of swaths matter, all products of a day are read: one may lie beside another.
+    if grid_of(grid)[1] == "nearest" and not (name == "SCL and edge" and days[0] == days[1]):
+        assert tiles[1000, False] < tiles[1000, True]
+
+
+def test_a_file_that_cannot_be_read_where_it_is_not_needed_has_not_failed(scenes_of, tmp_path):
+    scenes = overcast(scenes_of("uint8", "nodata 0"), tmp_path)
+    broken = tmp_path / "broken_X.tif"
+    broken.write_bytes(Path(path_of(scenes[2], "X")).read_bytes())
+    assets = tuple(s2c.Asset("X", str(broken)) if asset.name == "X" else asset for asset in scenes[2].assets)
+    scenes[2] = replace(scenes[2], assets=assets)
+    cube = opened(scenes, "own", headers="read")
+    broken.write_bytes(b"gone")
+    comp = s2c.composite(cube, valid=RULES["SCL"]).compute()
+    without = s2c.composite(opened([scenes[i] for i in (0, 1, 3)], "own"), valid=RULES["SCL"]).compute()
+    assert_same(comp, without, ("composite", "count"))
+    with pytest.raises(s2c.S2CompositeError, match="T31TCJ_2, window"):
+        s2c.composite(cube, valid=s2c.Nodata()).compute()

@@ -3,6 +3,7 @@
 import datetime as dt
 import inspect
 import io
+import signal
 from pathlib import Path
 
 import geopandas as gpd
@@ -561,6 +562,7 @@ def test_looks_are_taken_or_refused(cube, small, odd):
 
 
 def test_the_command_line_says_it_in_one_line(folder, there, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the command changes what Ctrl-C does in its process
     job = f"source: {folder}\noutput: a.tif\n"
     for line in ("resolution: many", "groupby: day", "bands: [9]", "crs: EPSG:1", "like: missing.tif"):
         Path("job.yaml").write_text(f"{job}{line}\n")
