@@ -52,7 +52,7 @@ from s2composite.writing.layers import (
     read_status,
     status_summary,
 )
-from s2composite.writing.options import RasterOptions, checked, overridden
+from s2composite.writing.options import RasterOptions, check_resampling, checked, overridden
 from s2composite.writing.publish import assemble_file, assemble_object, is_http, put, take_name, target_of
 from s2composite.writing.staging import ASSEMBLED, Parts
 from s2composite.writing.steps import (
@@ -200,6 +200,7 @@ def _plan_file(
     path, dataset = period_path(file, period.label), period.dataset
     layers = tuple(rgba_layer(dataset, options.stretch) if name == RGBA else layer_of(dataset, name) for name in names)
     dtype, nodata = common_nodata(layers, path)
+    check_resampling(options, path)
     bands = file_bands(layers, options.overview_resampling)
     options = checked(options, dtype, len(bands), path, averaged=all(band.method == "average" for band in bands))
     masked = options.mask if options.mask is not None else options.lossy and nodata is not None

@@ -161,7 +161,7 @@ def file_bands(layers: Sequence[RasterLayer], resampling: str | None) -> tuple[B
         Band(
             name=f"{layer.name}_{name}" if several and layer.data.ndim == 3 else name,
             layer=layer.name,
-            method=layer.method if resampling is None else resampling,
+            method=resampling or layer.method,
             nodata=layer.nodata,
             long_name=str(layer.attrs.get("long_name", "")),
             units=str(layer.attrs.get("units", layer.attrs.get("scaled_units", ""))),

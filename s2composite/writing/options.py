@@ -11,7 +11,7 @@ import numpy as np
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretch import Stretch
 
-__all__ = ["OVERVIEWS", "RasterOptions", "checked", "overridden"]
+__all__ = ["OVERVIEWS", "RasterOptions", "check_resampling", "checked", "overridden"]
 
 COMPRESSIONS = ("deflate", "zstd", "lzw", "webp", "jpeg", "none")
 OVERVIEWS = ("average", "nearest", "mode")
@@ -50,6 +50,12 @@ class RasterOptions:
         return self.compress == "jpeg" or (self.compress == "webp" and self.level is not None)
 
 
+def check_resampling(options: RasterOptions, label: str) -> None:
+    """Raise a ParameterError if there is no such way of making overviews; before any band is described by it."""
+    if options.overview_resampling is not None:
+        _check_choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
+
+
 def overridden(options: RasterOptions, overrides: Mapping[str, Mapping[str, Any]], layer: str) -> RasterOptions:
     """Return the options of one layer; raises a ParameterError if a key of its overrides is not an option."""
     own = overrides.get(layer, {})
@@ -76,8 +82,7 @@ def checked(
         )
     name = options.compress
     _check_choice(label, "compress", name, COMPRESSIONS)
-    if options.overview_resampling is not None:
-        _check_choice(label, "overview_resampling", options.overview_resampling, OVERVIEWS)
+    check_resampling(options, label)
     if not isinstance(options.bigtiff, bool | str) or options.bigtiff not in (True, False, "auto"):
         raise ParameterError(f"{label}: bigtiff is {options.bigtiff!r}; it is True, False or 'auto'")
     _check_integer(label, "blocksize", options.blocksize, 64, 8192)
