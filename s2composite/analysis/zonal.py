@@ -50,17 +50,16 @@ LOG = logging.getLogger(__name__)
 
 DEFAULT_STATS = ("min", "max", "mean", "stdev", "skew", "count")
 
-_CHUNK = 2048
-"""Side of the pieces that a file, or an array in memory, is cut into."""
+_CHUNK = 2048  # side of the pieces that a file, or an array in memory, is cut into
+_TOGETHER = 1 << 22  # pixels around zones whose coverage is asked for at once: 64 MB
+_PLAIN = ("count", "min", "max", "mean", "sum", "stdev", "skew")
 
-_Window = tuple[int, int, int, int]
-"""Pixels of the raster: first row, row after the last, first column, column after the last."""
-
-_Key = tuple[int, int, int]
-"""Positions of the zone among all zones, of the time and of the band."""
-
-_Row = dict[str, Any]
-"""A key as ``zone``, ``time`` and ``band``, and the statistics by their columns."""
+_Window = tuple[int, int, int, int]  # pixels: first row, row after the last, first column, column after the last
+_Key = tuple[int, int, int]  # positions of the zone among all zones, of the time and of the band
+_Row = dict[str, Any]  # a key as ``zone``, ``time`` and ``band``, and the statistics by their columns
+_Origin = tuple[int, int, int, int]  # time, band, row and column of the raster at which a block begins
+# Rows and columns of the pixels of a window that a zone touches, and the share of each that it covers.
+_Covered = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 def zonal_stats(
@@ -210,20 +209,14 @@ def write_zonal_stats(table: pd.DataFrame, path: str | os.PathLike[str], *, over
 
 # -- what is asked for -------------------------------------------------------------------------------------------------
 
-_PLAIN = ("count", "min", "max", "mean", "sum", "stdev", "skew")
-
 
 @dataclass(frozen=True, slots=True)
 class _Statistics:
     """The statistics that are asked for."""
 
     names: tuple[str, ...]
-
-    percentiles: dict[str, float]
-    """By their names, 0 to 100."""
-
-    edges: tuple[float, ...]
-    """Of the histogram's bins; none without a histogram."""
+    percentiles: dict[str, float]  # by their names, 0 to 100
+    edges: tuple[float, ...]  # of the histogram's bins; none without a histogram
 
 
 def _parse_statistics(stats: Sequence[str], bins: Sequence[float] | None) -> _Statistics:
@@ -305,15 +298,14 @@ class _Zone:
     """A zone that touches the raster."""
 
     number: int
-    shape: Any
-    """Shapely polygon in pixels: x is the column, y the negative row."""
-
+    shape: Any  # Shapely polygon in pixels: x is the column, y the negative row
     window: _Window
 
 
 def _read_zones(zones: Any, name: str | None, crs: Any) -> tuple[list[Any], NDArray[np.object_]]:
     """Return the names of zones, and their polygons in a raster's coordinate system, checked."""
-    frame, names = _zone_frame(zones, name)
+    frame = _zone_frame(zones)
+    names = _zone_names(frame, name)
     for zone, shape in zip(names, frame.geometry, strict=True):
         if shape is None or shape.is_empty:
             raise ParameterError(f"zone {zone!r} has no geometry; leave it out")
@@ -342,24 +334,26 @@ def _read_zones(zones: Any, name: str | None, crs: Any) -> tuple[list[Any], NDAr
     return names, shapes
 
 
-def _zone_frame(zones: Any, name: str | None) -> tuple[gpd.GeoDataFrame, list[Any]]:
-    """Return zones as a table, and the name of each, which no other has."""
+def _zone_frame(zones: Any) -> gpd.GeoDataFrame:
     gpd = needed("geopandas", "zones", "zones")
     source = "zones"
     if isinstance(zones, (str, os.PathLike)):
         source = os.fspath(zones)
         try:
-            frame = gpd.read_parquet(source) if source.lower().endswith("parquet") else gpd.read_file(source)
-        except Exception as error:  # each format's library has its own kinds
+            zones = gpd.read_parquet(source) if source.lower().endswith("parquet") else gpd.read_file(source)
+        # of GDAL and pyogrio, of pyarrow, and of a format whose library is missing
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError, ImportError) as error:
             raise SourceError(f"{source}: cannot be read as zones: {error}") from error
-        if not isinstance(frame, gpd.GeoDataFrame):
+        if not isinstance(zones, gpd.GeoDataFrame):
             raise SourceError(f"{source}: a table without geometries; zones are polygons")
-    elif isinstance(zones, (gpd.GeoDataFrame, gpd.GeoSeries)):
-        frame = zones if isinstance(zones, gpd.GeoDataFrame) else gpd.GeoDataFrame(geometry=zones)
-    else:
+    if not isinstance(zones, (gpd.GeoDataFrame, gpd.GeoSeries)):
         raise ParameterError(f"zones are a {type(zones).__name__}; give a vector file, a GeoDataFrame or a GeoSeries")
-    if frame.empty:
+    if zones.empty:
         raise ParameterError(f"{source}: it holds no zones")
+    return zones if isinstance(zones, gpd.GeoDataFrame) else gpd.GeoDataFrame(geometry=zones)
+
+
+def _zone_names(frame: gpd.GeoDataFrame, name: str | None) -> list[Any]:
     if name is not None and not (isinstance(name, Hashable) and name in frame.columns):
         columns = ", ".join(str(column) for column in frame.columns if column != frame.geometry.name)
         raise ParameterError(f"the zones have no column {name!r}; they have {columns or 'none'}")
@@ -370,7 +364,8 @@ def _zone_frame(zones: Any, name: str | None) -> tuple[gpd.GeoDataFrame, list[An
     duplicates = column[column.duplicated()].tolist()
     if duplicates:
         raise ParameterError(f"two zones are called {duplicates[0]!r}; choose another column, or dissolve() them")
-    return frame, column.tolist()
+    names: list[Any] = column.tolist()
+    return names
 
 
 def _place_zones(shapes: NDArray[np.object_], geobox: GeoBox) -> list[_Zone]:
@@ -404,9 +399,6 @@ def _place_zones(shapes: NDArray[np.object_], geobox: GeoBox) -> list[_Zone]:
 
 
 # -- which pixels a zone covers ----------------------------------------------------------------------------------------
-
-_Covered = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""Rows and columns of the pixels of a window that a zone touches, and the share of each that it covers."""
 
 
 def _coverage(window: _Window, shapes: Sequence[Any]) -> list[_Covered]:
@@ -467,9 +459,8 @@ class _Summary:
     mean: float  # 0 if there is no value
     m2: float  # sum of squared differences to the mean
     m3: float  # sum of cubed differences to the mean
+    # The different values ``(n,)``, rising, and the weight of each, where percentiles or fractions need them.
     table: tuple[NDArray[Any], NDArray[np.float64]] | None
-    """The different values ``(n,)``, rising, and the weight of each, where percentiles or fractions need them."""
-
     histogram: NDArray[np.float64] | None
 
 
@@ -576,9 +567,6 @@ def _percentiles(values: NDArray[Any], weights: NDArray[np.float64], percentiles
 
 # -- tasks, each where its pixels are ----------------------------------------------------------------------------------
 
-_TOGETHER = 1 << 22
-"""Pixels around zones whose coverage is asked for at once: 64 MB."""
-
 
 def _tasks(data: da.Array, zones: Sequence[_Zone], statistics: _Statistics, nodata: float | None) -> Iterator[Delayed]:
     """Yield tasks that return rows, all zones, times and bands of an array ``(time, band, y, x)`` together."""
@@ -608,18 +596,15 @@ def _tasks(data: da.Array, zones: Sequence[_Zone], statistics: _Statistics, noda
         for chunk, inside in alone.items():
             yield call(_rows_of_block, inside, t, b, *chunk)
         for zone, chunks in spread:
-            parts = [call(_summaries_of_block, [zone], t, b, *chunk) for chunk in chunks]
+            parts = [call(_measure, [zone], t, b, *chunk) for chunk in chunks]
             key = f"merge-zones-{uuid.uuid4().hex}"
             yield delayed(partial(_rows_of_parts, statistics=statistics))(parts, dask_key_name=key)
 
 
-def _rows_of_block(block: NDArray[Any], statistics: _Statistics, **arguments: Any) -> list[_Row]:
-    measured = _measure(block, statistics=statistics, **arguments)
-    return [_row(key, summary, statistics) for key, summary in measured]
-
-
-def _summaries_of_block(block: NDArray[Any], **arguments: Any) -> dict[_Key, _Summary]:
-    return dict(_measure(block, **arguments))
+def _rows_of_block(
+    block: NDArray[Any], origin: _Origin, zones: Sequence[_Zone], statistics: _Statistics, nodata: float | None
+) -> list[_Row]:
+    return _rows_of_parts([_measure(block, origin, zones, statistics, nodata)], statistics)
 
 
 def _rows_of_parts(parts: Sequence[Mapping[_Key, _Summary]], statistics: _Statistics) -> list[_Row]:
@@ -627,17 +612,11 @@ def _rows_of_parts(parts: Sequence[Mapping[_Key, _Summary]], statistics: _Statis
 
 
 def _measure(
-    block: NDArray[Any],
-    origin: tuple[int, int, int, int],
-    zones: Sequence[_Zone],
-    statistics: _Statistics,
-    nodata: float | None,
-) -> Iterator[tuple[_Key, _Summary]]:
-    """Yield what a block ``(t, b, y, x)`` knows of each zone, for each of its times and bands.
-
-    `origin` is where the block begins: time, band, row and column of the raster.
-    """
+    block: NDArray[Any], origin: _Origin, zones: Sequence[_Zone], statistics: _Statistics, nodata: float | None
+) -> dict[_Key, _Summary]:
+    """Return what a block ``(t, b, y, x)`` knows of each zone, for each of its times and bands."""
     time, band, first_row, first_column = origin
+    measured = {}
     for batch in _batches(zones):
         # The pixels of the block around these zones.
         tops, bottoms, lefts, rights = zip(*(zone.window for zone in batch), strict=True)
@@ -651,7 +630,9 @@ def _measure(
                 valid = np.ones(values.shape, np.bool_) if values.dtype.kind in "iub" else ~np.isnan(values)
                 if nodata is not None:
                     valid &= values != nodata
-                yield (zone.number, time + t, band + b), _summarize(values[valid], weights[valid], statistics)
+                key = zone.number, time + t, band + b
+                measured[key] = _summarize(values[valid], weights[valid], statistics)
+    return measured
 
 
 def _batches(zones: Sequence[_Zone]) -> Iterator[list[_Zone]]:
