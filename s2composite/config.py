@@ -554,7 +554,7 @@ def _variable(name: str) -> str:
 
 EnvironmentText = Annotated[str, BeforeValidator(_environment_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
-AsList = PlainSerializer(list)
+AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
 Texts = Annotated[tuple[Text, ...], Field(strict=False), AsList]
 SomeTexts = Annotated[tuple[Text, ...], Field(strict=False, min_length=1), AsList]
 Environment = Annotated[

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 from math import ceil, floor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,15 +35,9 @@ __all__ = [
     "touches",
 ]
 
-_GRANULE = 109_800
-"""Side of a Sentinel-2 granule in metres."""
-
-_SQUARE = 100_000
-"""Side of a square of the Military Grid Reference System in metres."""
-
-_SAFE = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
-"""Names that stay within their directory, and are seen there."""
-
+_GRANULE = 109_800  # side of a Sentinel-2 granule in metres
+_SQUARE = 100_000  # side of a square of the Military Grid Reference System in metres
+_SAFE = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")  # names that stay within their directory, and are seen there
 _COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
 _ROWS = "ABCDEFGHJKLMNPQRSTUV"
 _BANDS = "CDEFGHJKLMNPQRSTUVWX"
@@ -168,25 +163,12 @@ def _written_out(value: Any) -> Any:
     return value
 
 
-GridOptions = Annotated[
-    Annotated[OdcOptions | UtmOptions | MgrsOptions | CellsOptions, Field(discriminator="type")],
-    BeforeValidator(_written_out),
-]
+Grid = OdcOptions | UtmOptions | MgrsOptions | CellsOptions
+GridOptions = Annotated[Annotated[Grid, Field(discriminator="type")], BeforeValidator(_written_out)]
 
 
-def cells_of(grid: OdcOptions | UtmOptions | MgrsOptions | CellsOptions, area: Geometry | None) -> tuple[Cell, ...]:
-    """Return the cells of a grid that an area touches, in order of their names.
-
-    Parameters
-    ----------
-    area
-        Polygon; None: all cells there are, which only a file of cells has.
-
-    Raises
-    ------
-    JobError
-        There is no area and the grid has no end, or no cell touches it; or the file of cells is wrong.
-    """
+def cells_of(grid: Grid, area: Geometry | None) -> tuple[Cell, ...]:
+    """Return the cells of a grid that a polygon touches, in order of their names; only a file of cells needs none."""
     if isinstance(grid, CellsOptions):
         cells = [cell for cell in _polygons(grid) if area is None or touches(cell.geobox, area)]
     elif area is None:
@@ -196,20 +178,14 @@ def cells_of(grid: OdcOptions | UtmOptions | MgrsOptions | CellsOptions, area: G
         geoboxes = tiles.tiles_from_geopolygon(area.to_crs(grid.crs))
         cells = [Cell(f"x{x:04d}y{y:04d}", geobox) for (x, y), geobox in geoboxes]
     else:
-        cells = [cell for zone in _zones(area) for cell in _in_zone(grid, zone, area)]
+        cells = list(_in_zones(grid, area))
     if not cells:
         raise JobError(f"no cell of grid {grid.type} touches the area; check its coordinates (degrees)", key="area")
     return tuple(sorted(cells, key=lambda cell: cell.name))
 
 
 def read_area(path: str) -> Geometry:
-    """Return what the polygons of a GeoJSON file cover together.
-
-    Raises
-    ------
-    JobError
-        It is missing, no GeoJSON, or has no polygon.
-    """
+    """Return what the polygons of a GeoJSON file cover together."""
     return reduce(operator.or_, (shape for shape, _ in _features(path)))
 
 
@@ -235,84 +211,70 @@ def _features(path: str) -> list[tuple[Geometry, dict[str, Any]]]:
 def _polygons(grid: CellsOptions) -> Iterator[Cell]:
     seen: set[str] = set()
     for shape, properties in _features(grid.file):
+        name, problem = str(properties.get(grid.name)), None
         if grid.name not in properties:
             known = ", ".join(map(str, properties)) or "none"
-            raise JobError(f"{grid.file}: a polygon has no property {grid.name!r}; it has {known}", key="grid.name")
-        name = str(properties[grid.name])
-        if name in seen:
-            raise JobError(f"{grid.file}: two polygons are named {name!r}, and would be one product", key="grid.name")
-        if not _SAFE.fullmatch(name):
-            raise JobError(
-                f"{grid.file}: a polygon is named {name!r}, which is no part of a file's name; name them otherwise",
-                key="grid.name",
-            )
+            problem = f"a polygon has no property {grid.name!r}; it has {known}"
+        elif name in seen:
+            problem = f"two polygons are named {name!r}, and would be one product"
+        elif not _SAFE.fullmatch(name):
+            problem = f"a polygon is named {name!r}, which is no part of a file's name; name them otherwise"
+        if problem is not None:
+            raise JobError(f"{grid.file}: {problem}", key="grid.name")
         seen.add(name)
-        crs = _utm(*shape.centroid.coords[0]) if grid.crs == "utm" else grid.crs
+        crs = grid.crs
+        if crs == "utm":
+            longitude, latitude = shape.centroid.coords[0]
+            crs = _utm(_zone_at(longitude), north=latitude >= 0)
         bounds = shape.to_crs(crs).boundingbox
         yield Cell(name, GeoBox.from_bbox(bounds, resolution=grid.resolution))
 
 
-def _zones(area: Geometry) -> list[tuple[int, bool]]:
-    """Return the UTM zones that an area in degrees touches, and whether north of the equator."""
-    west, south, east, north = area.boundingbox.bbox
-    numbers = range(floor((west + 180) / 6) + 1, min(floor((east + 180) / 6) + 1, 60) + 1)
-    return [
-        (zone, up)
-        for zone in numbers
-        for up in (True, False)
-        if (north > 0 if up else south < 0) and _overlap(area, _zone_box(zone, up=up))
-    ]
+def _zone_at(longitude: float) -> int:
+    return min(floor((longitude + 180) / 6) + 1, 60)
 
 
-def _zone_box(zone: int, *, up: bool) -> Geometry:
-    west = zone * 6 - 186
-    return box(west, 0 if up else -80, west + 6, 84 if up else 0, "EPSG:4326")
+def _utm(zone: int, *, north: bool) -> str:
+    return f"EPSG:{(32600 if north else 32700) + zone}"
 
 
 def _overlap(a: Geometry, b: Geometry) -> bool:
     return bool((a & b).area > 0)
 
 
-def _in_zone(grid: UtmOptions | MgrsOptions, zone: tuple[int, bool], area: Geometry) -> Iterator[Cell]:
-    number, up = zone
-    crs = f"EPSG:{(32600 if up else 32700) + number}"
-    part = area & _zone_box(number, up=up)
+def _in_zones(grid: UtmOptions | MgrsOptions, area: Geometry) -> Iterator[Cell]:
+    """Yield the cells that an area in degrees touches, in each half of each UTM zone."""
     size = _SQUARE if isinstance(grid, MgrsOptions) else grid.size
-    west, south, east, north = part.to_crs(crs).boundingbox.bbox
-    for row in range(floor(south / size), ceil(north / size)):
-        for column in range(floor(west / size), ceil(east / size)):
+    zones = range(_zone_at(area.boundingbox.left), _zone_at(area.boundingbox.right) + 1)
+    for zone, north in product(zones, (True, False)):
+        crs, west = _utm(zone, north=north), zone * 6 - 186
+        part = area & box(west, 0 if north else -80, west + 6, 84 if north else 0, "EPSG:4326")
+        if part.area <= 0:
+            continue
+        left, bottom, right, top = part.to_crs(crs).boundingbox.bbox
+        rows, columns = range(floor(bottom / size), ceil(top / size)), range(floor(left / size), ceil(right / size))
+        for row, column in product(rows, columns):
             square = box(column * size, row * size, (column + 1) * size, (row + 1) * size, crs)
             if not _overlap(square.to_crs("EPSG:4326", resolution=size / 8), part):
                 continue
             if isinstance(grid, MgrsOptions):
-                yield _granule(grid, zone, (column, row))
+                yield _granule(grid.resolution, zone, square, column, row)
                 continue
-            left, bottom = column * size - grid.buffer, row * size - grid.buffer
-            pixels = round((size + 2 * grid.buffer) / grid.resolution)
-            bounds = (left, bottom, left + pixels * grid.resolution, bottom + pixels * grid.resolution)
-            geobox = GeoBox.from_bbox(bounds, crs, resolution=grid.resolution)
+            side = round((size + 2 * grid.buffer) / grid.resolution) * grid.resolution
+            x, y = column * size - grid.buffer, row * size - grid.buffer
+            geobox = GeoBox.from_bbox((x, y, x + side, y + side), crs, resolution=grid.resolution)
             yield Cell(f"{crs[5:]}x{column:04d}y{row:04d}", geobox)
 
 
-def _granule(grid: MgrsOptions, zone: tuple[int, bool], square: tuple[int, int]) -> Cell:
+def _granule(resolution: float, zone: int, square: Geometry, column: int, row: int) -> Cell:
     """Return a granule of Sentinel-2: a square of the grid reference system, widened to whole 60 m pixels."""
-    number, up = zone
-    column, row = square
-    crs = f"EPSG:{(32600 if up else 32700) + number}"
     left, top = floor(column * _SQUARE / 60) * 60, ceil((row + 1) * _SQUARE / 60) * 60
-    side = round(_GRANULE / grid.resolution)
-    bounds = (left, top - _GRANULE, left + _GRANULE, top)
-    geobox = GeoBox.from_bbox(bounds, crs, shape=(side, side))
-    middle = box(column * _SQUARE, row * _SQUARE, (column + 1) * _SQUARE, (row + 1) * _SQUARE, crs).centroid
-    latitude = middle.to_crs("EPSG:4326").coords[0][1]
+    side = round(_GRANULE / resolution)
+    geobox = GeoBox.from_bbox((left, top - _GRANULE, left + _GRANULE, top), square.crs, shape=(side, side))
+    latitude = square.centroid.to_crs("EPSG:4326").coords[0][1]
     band = _BANDS[int(np.clip((latitude + 80) // 8, 0, 19))]
-    letters = _COLUMNS[number % 3][column - 1] + _ROWS[(row + (5 if number % 2 == 0 else 0)) % 20]
-    return Cell(f"{number:02d}{band}{letters}", geobox)
-
-
-def _utm(longitude: float, latitude: float) -> str:
-    zone = min(floor((longitude + 180) / 6) + 1, 60)
-    return f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"
+    letters = _COLUMNS[zone % 3][column - 1] + _ROWS[(row + (5 if zone % 2 == 0 else 0)) % 20]
+    return Cell(f"{zone:02d}{band}{letters}", geobox)
 
 
 def touches(geobox: GeoBox, area: Geometry) -> bool:

@@ -22,6 +22,7 @@ __all__ = ["SpanOptions", "Unit", "has_template", "spans_of", "with_span_keys", 
 
 Unit = Literal["day", "week", "month", "quarter", "season", "year"]
 
+# How a unit's first day is written unless the template says otherwise.
 _FORMATS: Mapping[Unit, str] = {
     "day": "%Y%m%d",
     "week": "%Y%m%d",
@@ -30,17 +31,15 @@ _FORMATS: Mapping[Unit, str] = {
     "season": "%Y%m",
     "year": "%Y",
 }
-"""How a unit's first day is written unless the template says otherwise."""
-
+# The unit that a date is of: ``2012``, ``2012-01``, ``2012-01-15``.
 _UNITS_BY_LENGTH: Mapping[int, Unit] = {4: "year", 7: "month", 10: "day"}
-"""The unit that a date is of: ``2012``, ``2012-01``, ``2012-01-15``."""
 
 _NAME = "pointInTime"
 _TEMPLATE = re.compile(r"\{\{\s*(?P<name>[^{}:]*?)\s*(?::(?P<format>[^{}]*))?\}\}")
 _COMPACT = re.compile(r"(\d{4})(\d{2})(\d{2})?")
 
+# Cumulus' names of the keys, at the top of a job file.
 _KEYS = {"spanStart": "start", "spanEnd": "end", "spanUnit": "unit"}
-"""Cumulus' names of the keys, at the top of a job file."""
 
 
 def _iso(value: Any) -> Any:
@@ -97,37 +96,19 @@ class SpanOptions(Strict):
 
 
 def _first(text: str) -> dt.date:
-    first = date_range(text).first
-    assert first is not None
-    return first.date()
+    return find_periods(text, dt.date.min, dt.date.min)[0].start
 
 
 def _last(text: str) -> dt.date:
-    last = date_range(text).last
-    assert last is not None
-    return last.date()
+    return find_periods(text, dt.date.min, dt.date.min)[0].end - dt.timedelta(days=1)
 
 
 def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None = None) -> tuple[Period, ...]:
-    """Return the units of a span in their order.
+    """Return the units of a span in their order; a ParameterError says that none of it is over.
 
-    Parameters
-    ----------
-    span
-        From a job.
-    since
-        ``"last"``: the one unit that was over last, wherever the span begins or ends. A date: those from the unit that
-        holds it on. None: all.
-    today
-        The day that "over" is about; default: today in UTC.
+    `since` is ``"last"``: the one unit that was over last, wherever the span begins or ends; or a date: those from the
+    unit that holds it on. `today`, by default that of UTC, is the day that "over" is about.
 
-    Raises
-    ------
-    ParameterError
-        `since` is not a date, or nothing of the span is over.
-
-    Examples
-    --------
     >>> [one.label for one in spans_of(SpanOptions(start="201711", end="201802"))]
     ['2017-11', '2017-12', '2018-01', '2018-02']
     >>> [one.label for one in spans_of(SpanOptions(start="201201"), "last", dt.date(2018, 6, 1))]
@@ -149,10 +130,8 @@ def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None 
 
 
 def _units(unit: Unit, first: dt.date, last: dt.date) -> tuple[Period, ...]:
-    if unit == "week":
-        monday = first - dt.timedelta(days=first.weekday())
-        return find_periods(f"R/{monday}/P1W", first, last)
-    return find_periods(unit, first, last)
+    monday = first - dt.timedelta(days=first.weekday())
+    return find_periods(f"R/{monday}/P1W" if unit == "week" else unit, first, last)
 
 
 def _last_over(unit: Unit, over: dt.date) -> Period:
@@ -165,32 +144,18 @@ def _last_over(unit: Unit, over: dt.date) -> Period:
 
 
 def has_template(text: str) -> bool:
-    """Return whether a text holds a template.
-
-    Raises
-    ------
-    ValueError
-        It is none that is known.
-    """
+    """Return whether a text holds a template; a ValueError says that it is none that is known."""
     templates = list(_TEMPLATE.finditer(text))
     for match in templates:
         if match["name"] != _NAME:
-            near = difflib.get_close_matches(match["name"], [_NAME], 1)
-            hint = "did you mean" if near else "there is"
+            hint = "did you mean" if difflib.get_close_matches(match["name"], [_NAME], 1) else "there is"
             raise ValueError(f"unknown template {match[0]}; {hint} {{{{{_NAME}}}}} or {{{{{_NAME}:%Y-%m}}}}?")
     return bool(templates)
 
 
 def written_out(text: str, period: Period, unit: Unit) -> str:
-    """Return a text with the date in place of its templates.
+    """Return a text with the date in place of its templates; a JobError says that a format is none.
 
-    Raises
-    ------
-    JobError
-        A format is none.
-
-    Examples
-    --------
     >>> january = spans_of(SpanOptions(start="201201", end="201201"))[0]
     >>> written_out("v10/{{pointInTime}}/{{pointInTime:%d.%m.%Y}}.tif", january, "month")
     'v10/201201/01.01.2012.tif'
@@ -206,21 +171,14 @@ def written_out(text: str, period: Period, unit: Unit) -> str:
 
 
 def with_span_keys(document: Document) -> Document:
-    """Return a document in which Cumulus' ``spanStart``, ``spanEnd`` and ``spanUnit`` are the mapping ``span``.
-
-    Raises
-    ------
-    JobError
-        It has both.
-    """
+    """Return a document in which Cumulus' ``spanStart``, ``spanEnd`` and ``spanUnit`` are the mapping ``span``."""
     given = {key: document.values[key] for key in _KEYS if key in document.values}
     if not given:
         return document
     if "span" in document.values:
         place = document.place(("span",))
-        raise JobError(
-            f"{place.where}: span and {', '.join(given)} say the same; keep one", key="span", line=place.line
-        )
+        message = f"{place.where}: span and {', '.join(given)} say the same; keep one"
+        raise JobError(message, key="span", line=place.line)
     values = {key: value for key, value in document.values.items() if key not in _KEYS}
     places = {(("span", _KEYS[str(k[0])]) if k and k[0] in _KEYS else k): place for k, place in document.places.items()}
     return Document(document.name, {**values, "span": {_KEYS[k]: v for k, v in given.items()}}, places)

@@ -9,20 +9,20 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
     Field,
-    PlainSerializer,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from s2composite.clusters.backends import LocalOptions
 from s2composite.clusters.connect import ClusterOptions
@@ -30,6 +30,7 @@ from s2composite.clusters.submit import Policy
 from s2composite.config import (
     VARIABLES,
     WHOLE,
+    AsList,
     Count,
     Expected,
     FilePath,
@@ -54,8 +55,20 @@ from s2composite.writing.options import RasterOptions
 
 __all__ = ["CELL", "Job", "job_schema", "job_template", "load_job", "require_selectors"]
 
-CELL = "{cell}"
-"""Where an output's name has this, the cell's is put."""
+CELL = "{cell}"  # where an output's name has this, the cell's is put
+
+
+def _accepted(check: Callable[[Any], object], *, converted: bool = False) -> AfterValidator:
+    """Return a validator: a value is what a function of the library takes; if `converted`, what it makes of it."""
+
+    def accepted(value: Any) -> Any:
+        try:
+            result = check(value)
+        except (S2CompositeError, TypeError, ValueError) as error:  # the last two: a parameter of a type it cannot have
+            raise ValueError(str(error)) from error
+        return result if converted else value
+
+    return AfterValidator(accepted)
 
 
 def _output(path: str) -> str:
@@ -84,40 +97,10 @@ def _named(what: str) -> Callable[[Any], Any]:
     return named
 
 
-def _call(named: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    return (named, {}) if isinstance(named, str) else next(iter(named.items()))
-
-
-def _known(resolve: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Return what checks a name and its parameters by making what they stand for."""
-
-    def known(named: str | dict[str, dict[str, Any]]) -> str | dict[str, dict[str, Any]]:
-        name, parameters = _call(named)
-        try:
-            resolve(name, **parameters)
-        except (S2CompositeError, TypeError, ValueError) as error:  # the last two: a parameter of a type it cannot have
-            raise ValueError(str(error)) from error
-        return named
-
-    return known
-
-
-def _periods_or_none(value: Any) -> Any:
-    try:
-        if value is None:
-            return None
-        find_periods(value, dt.date(2023, 1, 1), dt.date(2023, 12, 31))
-    except S2CompositeError as error:
-        raise ValueError(str(error)) from error
-    return value
-
-
-def _dates(text: str) -> str:
-    try:
-        date_range(text)
-    except S2CompositeError as error:
-        raise ValueError(str(error)) from error
-    return text
+def _resolved(resolve: Callable[..., Any], named: str | dict[str, dict[str, Any]]) -> Any:
+    """Return the reducer or rule of a name with its parameters."""
+    name, parameters = (named, {}) if isinstance(named, str) else next(iter(named.items()))
+    return resolve(name, **parameters)
 
 
 def _expression(text: str) -> str:
@@ -149,20 +132,13 @@ def _bounds(box: tuple[float, float, float, float]) -> tuple[float, float, float
     return box
 
 
-def _methods(given: str | dict[str, str]) -> str | dict[str, str]:
-    try:
-        return resampling_names(given)
-    except S2CompositeError as error:
-        raise ValueError(str(error)) from error
-
-
 def _import_path(path: str) -> str:
     if not re.fullmatch(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*[.:][^\W\d]\w*", path):
         raise ValueError(f"expected the path of a function, such as planetary_computer.sign, got {path!r}")
     return path
 
 
-Date = Annotated[Text, BeforeValidator(_year), AfterValidator(_dates)]
+Date = Annotated[Text, BeforeValidator(_year), _accepted(date_range)]
 Pair = Annotated[tuple[Count, Count], Field(strict=False)]
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 BandNames = Annotated[
@@ -173,12 +149,14 @@ BandNames = Annotated[
 ImportPath = Annotated[Text, AfterValidator(_import_path)]
 Box = Annotated[tuple[Finite, Finite, Finite, Finite], Field(strict=False), AfterValidator(_bounds)]
 NamedReducer = Annotated[
-    Text | dict[str, dict[str, Any]], BeforeValidator(_named("reducer")), AfterValidator(_known(resolve_reducer))
+    Text | dict[str, dict[str, Any]], BeforeValidator(_named("reducer")), _accepted(partial(_resolved, resolve_reducer))
 ]
 NamedRule = Annotated[
-    Text | dict[str, dict[str, Any]], BeforeValidator(_named("rule")), AfterValidator(_known(resolve_rule))
+    Text | dict[str, dict[str, Any]], BeforeValidator(_named("rule")), _accepted(partial(_resolved, resolve_rule))
 ]
-AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
+Periods = Annotated[
+    Any, _accepted(lambda value: value is None or find_periods(value, dt.date(2023, 1, 1), dt.date(2023, 12, 31)))
+]
 
 
 class PolicyOptions(Strict):
@@ -257,9 +235,7 @@ class Job(Strict):
     min_count: Annotated[Count, WHOLE] = 1
     """A pixel with fewer valid observations gets no value."""
 
-    period: Annotated[
-        Any, BeforeValidator(_periods_or_none), Expected("a period such as month, 10D, 2023-06, or a list")
-    ] = None
+    period: Annotated[Periods, Expected("a period such as month, 10D, 2023-06, or a list")] = None
     """A composite for each ``month``, ``season``, ``10D``, ``2023-06-01/2023-08-31``, or a list of those; see
     `s2composite.scenes.dates.find_periods`. The output's name gets the period's, or has ``{period}`` for it."""
 
@@ -357,7 +333,7 @@ class Job(Strict):
 
     resampling: Annotated[
         Text | dict[Text, Text],
-        AfterValidator(_methods),
+        _accepted(resampling_names, converted=True),
         Expected("the name of a resampling method, such as nearest, or {band: method, '*': method}"),
     ] = "nearest"
     """GDAL's name of the method for scenes that are not on the output's grid; or one for each band, ``*`` for all
@@ -436,14 +412,12 @@ class Job(Strict):
     def reducers(self) -> tuple[Reducer, ...]:
         """The reducers."""
         several = self.reducer if isinstance(self.reducer, tuple) else (self.reducer,)
-        return tuple(resolve_reducer(name, **parameters) for name, parameters in map(_call, several))
+        return tuple(_resolved(resolve_reducer, named) for named in several)
 
     @property
     def rules(self) -> tuple[Rule, ...] | None:
         """The rules of validity; None: those that are the default."""
-        if self.valid is None:
-            return None
-        return tuple(resolve_rule(name, **parameters) for name, parameters in map(_call, self.valid))
+        return None if self.valid is None else tuple(_resolved(resolve_rule, named) for named in self.valid)
 
     def to_yaml(self) -> str:
         """Return the job as the text of a job file; what has its default value is left out."""
@@ -513,20 +487,16 @@ def require_selectors(
     job: Job, *, since: str | None = None, windows: Any = None, cells: str | None = None, prefix: str = ""
 ) -> None:
     """Refuse what selects among products or windows that a job does not have; `prefix` is that of the names."""
+    choose = f"{prefix}%s and {prefix}area choose among its %s"
     if job.span is None and since is not None:
         raise JobError(f"{prefix}since chooses from a span, and the job has none; leave it out", key="span")
     if job.grid is None and cells is not None:
-        raise JobError(
-            f"{prefix}cells: the job has no grid; {prefix}windows and {prefix}area choose among its windows", key="grid"
-        )
+        raise JobError(f"{prefix}cells: the job has no grid; {choose % ('windows', 'windows')}", key="grid")
     if job.grid is not None and windows is not None:
-        raise JobError(
-            f"{prefix}windows: the job has a grid; {prefix}cells and {prefix}area choose among its cells", key="grid"
-        )
+        raise JobError(f"{prefix}windows: the job has a grid; {choose % ('cells', 'cells')}", key="grid")
 
 
 _EXAMPLES = {"source": "scenes/", "output": "median.tif"}
-_WIDTH = 100
 _HEAD = """# A job of s2composite: s2composite run THIS_FILE
 # Keys that begin with # have these values unless you say otherwise.
 # ${NAME} is a variable of the environment, or of this file: variables: {NAME: value}."""
@@ -540,19 +510,15 @@ def job_template() -> str:
     >>> job_template().splitlines()[-1]
     '# performance_report: null'
     """
-    return "\n".join([_HEAD, *(_entry(name, field) for name, field in Job.model_fields.items())]) + "\n"
-
-
-def _entry(name: str, field: FieldInfo) -> str:
-    meaning = textwrap.wrap(
-        " ".join((field.description or "").replace("``", "").replace("None:", "null:").split()), _WIDTH
-    )
-    lines = ["", *(f"# {line}" for line in meaning)]
-    if field.is_required():
-        return "\n".join([*lines, f"{name}: {_EXAMPLES[name]}"])
-    return "\n".join([*lines, f"# {name}: {_value(field.default)}"])
-
-
-def _value(default: Any) -> str:
-    plain = default.model_dump(exclude_none=True) if hasattr(default, "model_dump") else default
-    return yaml.safe_dump(plain, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+    lines = [_HEAD]
+    for name, field in Job.model_fields.items():
+        meaning = " ".join((field.description or "").replace("``", "").replace("None:", "null:").split())
+        lines += ["", *(f"# {line}" for line in textwrap.wrap(meaning, 100))]
+        if field.is_required():
+            lines.append(f"{name}: {_EXAMPLES[name]}")
+            continue
+        default = field.default
+        plain = default.model_dump(exclude_none=True) if isinstance(default, BaseModel) else default
+        value = yaml.safe_dump(plain, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+        lines.append(f"# {name}: {value}")
+    return "\n".join(lines) + "\n"
