@@ -50,52 +50,36 @@ __all__ = [
     "with_setting",
 ]
 
-Keys = tuple[str | int, ...]
-"""Where a value sits: ``("cluster", "workers")``, ``("bbox", 2)``."""
+Keys = tuple[str | int, ...]  # where a value sits: ``("cluster", "workers")``, ``("bbox", 2)``
 
-VARIABLES = "variables"
-"""The key under which a file sets variables of its own."""
+VARIABLES = "variables"  # the key under which a file sets variables of its own
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # of a variable
+# Names of environment variables whose values are secrets.
+SECRET = re.compile(r"SECRET|TOKEN|PASSW|PASSPHRASE|CONNECTION_STRING|ACCESS_KEY$|ACCOUNT_KEY|API_KEY|(^|_)SAS($|_)")
 
+# ``${NAME}``, ``${NAME:-default}``; ``$${NAME}`` stands for the text ``${NAME}``.
 _VARIABLE = re.compile(r"\$(\$?)\{([^{}\n]*)\}")
-"""``${NAME}``, ``${NAME:-default}``; ``$${NAME}`` stands for the text ``${NAME}``."""
-
+# What the signs of a variable become before YAML sees them, which would take the braces for a mapping.
 _MARKS = str.maketrans("${}", "\ue000\ue001\ue002")
-"""What the signs of a variable become before YAML sees them, which would take the braces for a mapping."""
-
-_MARKED = re.compile("\ue000(\ue000?)\ue001([^\ue000-\ue002]*)\ue002")
-"""A variable with those marks."""
+_MARKED = re.compile("\ue000(\ue000?)\ue001([^\ue000-\ue002]*)\ue002")  # a variable with those marks
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a value was written."""
 
-    where: str
-    """``"job.yaml, line 4"``, or the command line's ``"-s chunks=1"``."""
-
-    line: int | None
-    """Line in the file, from 1; None where there is no file."""
-
+    where: str  # ``"job.yaml, line 4"``, or the command line's ``"-s chunks=1"``
+    line: int | None  # in the file, from 1; None where there is no file
+    # The text that stands there, where an environment variable was filled in: errors quote this, not the secret.
     written: str | None = None
-    """The text that stands there, where an environment variable was filled in: errors quote this, not the secret."""
 
 
 def parse_yaml(text: str, name: str, given: Mapping[str, str] | None = None) -> tuple[Any, dict[Keys, Place]]:
     """Return the plain values of YAML `text`, and the place of each key and list element.
 
-    Parameters
-    ----------
-    name
-        What the text is called in errors.
-    given
-        Values of its variables that win over those under its key ``variables``.
-
-    Raises
-    ------
-    JobError
-        Not YAML, a key given twice, a variable that is not set; carries ``key`` and ``line``.
+    `name` is what errors call the text, `given` are values of its variables that win over those under its key
+    ``variables``. A JobError says that it is not YAML, has a key twice, or a variable that is not set.
     """
     try:
         loader = _Loader(_VARIABLE.sub(lambda match: match.group().translate(_MARKS), text))
@@ -140,31 +124,29 @@ class _Walk:
             return [self.value(child, (*keys, index)) for index, child in enumerate(node.value)]
         return self._scalar(node, keys)
 
-    def _place(self, node: yaml.Node, written: str | None = None) -> Place:
+    def _place(self, node: yaml.Node) -> Place:
         line = node.start_mark.line + 1
-        return Place(f"{self.name}, line {line}", line, written)
+        return Place(f"{self.name}, line {line}", line)
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
-        seen: dict[str, int] = {}
+        seen: dict[str, Place] = {}
         for key_node, _ in node.value:
-            key, line = key_node.value, key_node.start_mark.line + 1
+            key, place = key_node.value, self._place(key_node)
             if not isinstance(key, str):
-                raise JobError(
-                    f"{self.name}, line {line}: a key must be a word, got a list or mapping", key=None, line=line
-                )
+                message = f"{place.where}: a key must be a word, got a list or mapping"
+                raise JobError(message, key=None, line=place.line)
             if key in seen:
                 path = dotted((*keys, key))
-                message = f"{self.name}, line {line}: key '{path}' is given twice (first on line {seen[key]}); keep one"
-                raise JobError(message, key=path, line=line)
-            seen[key] = line
+                message = f"{place.where}: key '{path}' is given twice (first on line {seen[key].line}); keep one"
+                raise JobError(message, key=path, line=place.line)
+            seen[key] = place
         self.loader.flatten_mapping(node)  # '<<' brings in an anchored mapping; own keys come last and win
-        return dict(self._items(node, keys))
-
-    def _items(self, node: yaml.MappingNode, keys: Keys) -> Iterator[tuple[str, Any]]:
+        values = {}
         for key_node, value_node in node.value:
             here = (*keys, key_node.value)
             self.places[here] = self._place(key_node)
-            yield key_node.value, self.value(value_node, here)
+            values[key_node.value] = self.value(value_node, here)
+        return values
 
     def _scalar(self, node: Any, keys: Keys) -> Any:
         text = _filled_in(node.value, self.places[keys], dotted(keys), self.variables)
@@ -207,7 +189,7 @@ def _texts(node: yaml.Node, name: str) -> Iterator[tuple[str, str]]:
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         place, key = Place(f"{name}, line {line}", line), f"{VARIABLES}.{key_node.value}"
-        if not isinstance(value_node, yaml.ScalarNode) or not _NAME.fullmatch(str(key_node.value)):
+        if not isinstance(value_node, yaml.ScalarNode) or not NAME.fullmatch(str(key_node.value)):
             message = f"{place.where}: {key}: a variable has a name of letters, digits and _, and a text or number"
             raise JobError(message, key=key, line=line)
         yield key_node.value, _filled_in(value_node.value, place, key, {})
@@ -267,22 +249,16 @@ class Strict(BaseModel):
 class Expected:
     """What a field takes, in words, for its error message: ``Annotated[int, Expected("a number of pixels")]``."""
 
-    text: str
-    """Completes the sentence "expected ..."."""
+    text: str  # completes the sentence "expected ..."
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """A mapping and where each of its values came from."""
 
-    name: str
-    """The file, or ``"job"``."""
-
-    values: dict[str, Any]
-    """Plain Python: dict, list, str, int, float, bool, None."""
-
-    places: Mapping[Keys, Place]
-    """For each key and list element; empty for a mapping made in Python."""
+    name: str  # the file, or ``"job"``
+    values: dict[str, Any]  # plain Python: dict, list, str, int, float, bool, None
+    places: Mapping[Keys, Place]  # of each key and list element; empty for a mapping made in Python
 
     def place(self, keys: Keys) -> Place:
         """Return the place of `keys`, or of the nearest level above that has one."""
@@ -322,13 +298,7 @@ def read_document(
 
 
 def parse_text(text: str, name: str, given: Mapping[str, str] | None = None) -> Document:
-    """Return the document in YAML `text`, with ``${VARIABLES}`` filled in: its own, or those of the environment.
-
-    Raises
-    ------
-    JobError
-        Not YAML, a key given twice, a variable that is not set, not a mapping, empty; carries ``key`` and ``line``.
-    """
+    """Return the document in YAML `text`, with ``${VARIABLES}`` filled in: its own, or those of the environment."""
     values, places = parse_yaml(text, name, given)
     line = places[()].line if places else 1
     if values is None:
@@ -354,37 +324,17 @@ def with_setting(document: Document, setting: str) -> Document:
     here = f"-s {setting}"
     value, _ = parse_yaml(text, here)
     keys = tuple(key.split("."))
-    for stop in range(1, len(keys)):
-        level = _get(document.values, keys[:stop])
-        if level is not None and not isinstance(level, Mapping):
-            raise JobError(
-                f"{here}: '{dotted(keys[:stop])}' is {shown(level)} here; give all of it", key=key, line=None
-            )
+    values = level = dict(document.values)
+    for depth, name in enumerate(keys[:-1], 1):
+        inner = level.get(name)
+        if inner is not None and not isinstance(inner, Mapping):
+            message = f"{here}: '{dotted(keys[:depth])}' is {shown(inner)} here; give all of it"
+            raise JobError(message, key=key, line=None)
+        level[name] = dict(inner or {})
+        level = level[name]
+    level[keys[-1]] = value
     kept = {path: place for path, place in document.places.items() if path[: len(keys)] != keys}
-    return Document(document.name, _put(document.values, keys, value), {**kept, keys: Place(here, None)})
-
-
-def _get(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        values = values.get(key, {})
-    return values
-
-
-def _put(values: Mapping[str, Any] | None, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """Return a copy of `values` with `value` at `keys`."""
-    key, *inner = keys
-    level = values or {}
-    return {**level, key: _put(level.get(key), tuple(inner), value) if inner else value}
-
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    """One thing that is wrong with a document."""
-
-    rank: tuple[bool, int]
-    key: str
-    place: Place
-    message: str
+    return Document(document.name, values, {**kept, keys: Place(here, None)})
 
 
 def validated(model: type[ModelT], document: Document) -> ModelT:
@@ -392,19 +342,18 @@ def validated(model: type[ModelT], document: Document) -> ModelT:
     try:
         return model.model_validate(document.values)
     except ValidationError as error:
-        problems = [_problem(model, document, details) for details in error.errors(include_url=False)]
-    first, *rest = sorted(problems, key=lambda p: p.rank)
-    others = {p.key for p in rest if not f"{p.key}.".startswith(f"{first.key}.")}
+        mistakes = error.errors(include_url=False)
+    problems = []  # of each whether it is a value, its line, place, key and message; unknown keys come first
+    for details in mistakes:
+        keys, owner, field = _located(model, details, document.values)
+        key, place = dotted(keys), document.place(keys)
+        unknown = details["type"] == "extra_forbidden"
+        message = _unknown(key, str(keys[-1]), owner) if unknown else _wrong(key, place, field, details)
+        problems.append((not unknown, place.line or 0, place, key, message))
+    (_, _, place, key, message), *rest = sorted(problems, key=lambda problem: problem[:2])
+    others = {other for *_, other, _ in rest if not f"{other}.".startswith(f"{key}.")}
     also = f" (also wrong: {', '.join(sorted(others))})" if others else ""
-    raise JobError(f"{first.place.where}: {first.message}{also}", key=first.key, line=first.place.line)
-
-
-def _problem(model: type[BaseModel], document: Document, details: ErrorDetails) -> _Problem:
-    keys, owner, field = _located(model, details, document.values)
-    key, place = dotted(keys), document.place(keys)
-    unknown = details["type"] == "extra_forbidden"
-    message = _unknown(key, str(keys[-1]), owner) if unknown else _wrong(key, place, field, details)
-    return _Problem((not unknown, place.line or 0), key, place, message)
+    raise JobError(f"{place.where}: {message}{also}", key=key, line=place.line)
 
 
 def _located(
@@ -418,7 +367,8 @@ def _located(
     choices: list[type[BaseModel]] = []
     field: FieldInfo | None = None
     for part in details["loc"]:
-        chosen = [choice for choice in choices if _tag(choice) == part]
+        tagged = ((choice, choice.model_fields.get("type")) for choice in choices)
+        chosen = [choice for choice, tag in tagged if tag is not None and tag.default == part]
         if chosen:
             model, choices = chosen[0], []
             continue
@@ -447,7 +397,10 @@ def _wrong(key: str, place: Place, field: FieldInfo | None, details: ErrorDetail
     if details["type"] == "value_error":
         return f"{key}: {details['ctx']['error']}"
     if details["type"] == "union_tag_invalid":
-        return f"{key}: {_unknown_type(details['ctx'])}"
+        tag, valid = details["ctx"]["tag"], [tag.strip("' ") for tag in details["ctx"]["expected_tags"].split(",")]
+        near = difflib.get_close_matches(tag, valid, 1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"{key}: unknown type '{tag}'; {hint}Valid types: {', '.join(valid)}"
     notes = [note.text for note in (field.metadata if field is not None else ()) if isinstance(note, Expected)]
     expected = notes[0] if notes else details["msg"].removeprefix("Input should be ")
     if _is_missing_key(details):
@@ -458,23 +411,11 @@ def _wrong(key: str, place: Place, field: FieldInfo | None, details: ErrorDetail
     return f"{key}: expected {expected}, got {got}"
 
 
-def _unknown_type(facts: Mapping[str, Any]) -> str:
-    valid = [tag.strip("' ") for tag in facts["expected_tags"].split(",")]
-    near = difflib.get_close_matches(facts["tag"], valid, 1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown type '{facts['tag']}'; {hint}Valid types: {', '.join(valid)}"
-
-
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from _models(inner)
-
-
-def _tag(model: type[BaseModel]) -> Any:
-    field = model.model_fields.get("type")
-    return None if field is None else field.default
 
 
 def _home(path: str) -> str:
@@ -506,10 +447,9 @@ def _memory(text: str) -> str:
 
 def _number(value: Any) -> Any:
     """Return ``"1e-4"`` as a number: one in YAML 1.2, and text in YAML 1.1, where it would need a point."""
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
+    return float(value) if is_number else value
 
-
-_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 Text = Annotated[str, BeforeValidator(_text), AfterValidator(_some)]
 FilePath = Annotated[Text, AfterValidator(_home)]
@@ -518,12 +458,6 @@ Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 WHOLE = Expected("a whole number from 1")
-
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-"""The name of an environment variable."""
-
-SECRET = re.compile(r"SECRET|TOKEN|PASSW|PASSPHRASE|CONNECTION_STRING|ACCESS_KEY$|ACCOUNT_KEY|API_KEY|(^|_)SAS($|_)")
-"""Names of environment variables whose values are secrets."""
 
 
 def _environment_text(value: Any) -> Any:
