@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,14 @@ from s2composite.cli.options import (
     plain,
 )
 from s2composite.errors import JobError, WriteError, plural
+
+if TYPE_CHECKING:
+    from s2composite.jobs.schema import Job
+    from s2composite.runner.inputs import Which
+    from s2composite.runner.plan import ProductPlan
+    from s2composite.runner.run import Failure, ProductResult
+
+LOG = logging.getLogger("s2composite")
 
 __all__ = ["init", "left_out", "plan", "report", "resume", "retry", "run", "schema", "status"]
 
@@ -58,13 +66,14 @@ def plan(
     selectors: dict[str, Any] = {"since": since, "windows": windows, "cells": cells}
     require_selectors(checked, **selectors, prefix="--")
 
-    def show(one: Any) -> None:
+    def show(one: ProductPlan) -> None:
         if checked.span is not None:
             typer.echo(one.explain())
-        elif checked.grid is not None:
-            typer.echo(f"\n{one.product.name}\n{left_out(checked) if one.plan is None else one.plan.explain()}")
+        elif one.plan is None:
+            typer.echo(f"\n{one.product.name}\n{left_out(checked)}")
         else:
-            typer.echo(one.plan.explain())
+            head = "" if checked.grid is None else f"\n{one.product.name}\n"
+            typer.echo(head + one.plan.explain())
 
     planned = plan_products(checked, **selectors, area=area, on_product=show)
     if csv is not None:
@@ -130,9 +139,6 @@ def schema() -> None:
     typer.echo(json.dumps(job_schema(), indent=2))
 
 
-LOG = logging.getLogger("s2composite")
-
-
 def run(
     job: JobFile,
     setting: Settings = None,
@@ -185,7 +191,9 @@ def _run(
     since: str | None = None,
     windows: str | None = None,
     cells: str | None = None,
-    **options: Any,
+    area: str | None = None,
+    which: Which = "missing",
+    error: str | None = None,
 ) -> None:
     from s2composite.jobs.schema import load_job, require_selectors
     from s2composite.logs import log_to_stderr
@@ -199,76 +207,68 @@ def _run(
     # After the check, so that a mistake in the job is reported at once.
     from s2composite.runner.run import run as run_products
 
-    several = checked.span is not None or checked.grid is not None
-    show = partial(_show_product if several else _show_only_product, checked)
-    result = run_products(checked, announce=log is None, **selectors, **options, on_product=show)
+    result = run_products(
+        checked,
+        announce=log is None,
+        which=which,
+        error=error,
+        area=area,
+        **selectors,
+        on_product=partial(_show_product, checked),
+    )
     if checked.span is not None and not result.complete:
         on_stderr().print("what is done is kept: s2composite run makes the rest, retry what failed")
     if not result.complete:
         raise typer.Exit(SOME_FAILED)
 
 
-def _show_only_product(job: Any, result: Any) -> None:
-    _report(job)
-    pixels = " x ".join(map(str, result.shape))
-    made = f", {result.made} of them made now"
-    if result.paths and result.made == result.windows:
-        made = ""
-    elif result.paths:
-        before = result.windows - result.made
-        made = f", {before} of them made before" if result.made else ", complete before: nothing was made"
-    work = f"{plural(result.scenes, 'scene')}, {pixels} pixels, {plural(result.windows, 'window')}"
-    typer.echo(f"{work} in {result.seconds:.1f} s{made}")
-    for path in result.paths:
-        typer.echo(path)
-    if not result.paths:
-        _explain(result.failed)
-
-
-def _show_product(job: Any, result: Any) -> None:
+def _show_product(job: Job, result: ProductResult) -> None:
+    """Print what was made, write the report, and say what failed."""
     if result.left_out:
         typer.echo(f"{result.name}: {left_out(job)}")
         return
-    typer.echo(result.summary())
-    _report(result.product.job)
-    if job.span is not None:
-        for problem in result.problems():
-            on_stderr().print(f"[bold red]failed:[/] {plain(problem)}")
-    elif not result.paths:
-        _explain(result.failed, result.error)
+    if job.span is not None or job.grid is not None:
+        typer.echo(result.summary())
+    else:
+        made = f", {result.made} of them made now"
+        if result.paths and result.made == result.windows:
+            made = ""
+        elif result.paths:
+            before = result.windows - result.made
+            made = f", {before} of them made before" if result.made else ", complete before: nothing was made"
+        pixels = " x ".join(map(str, result.shape))
+        work = f"{plural(result.scenes, 'scene')}, {pixels} pixels, {plural(result.windows, 'window')}"
+        typer.echo("\n".join([f"{work} in {result.seconds:.1f} s{made}", *result.paths]))
 
-
-def _report(job: Any) -> None:
-    """Write a job's report; where that cannot be, what was made is there all the same."""
     from s2composite.runner.report import write_report
 
     try:
-        write_report(job)
-    except WriteError as error:
+        write_report(result.product.job)
+    except WriteError as error:  # what was made is there all the same
         LOG.warning("%s", error)
         on_stderr().print(f"the report cannot be written: {plain(str(error))}")
+    if job.span is not None:
+        for problem in result.problems():
+            on_stderr().print(f"[bold red]failed:[/] {plain(problem)}")
+    elif not result.paths and not LOG.handlers:  # else the log has said it
+        _explain(result.failed, result.error)
 
 
-def left_out(job: Any) -> str:
+def left_out(job: Job) -> str:
     """Return why a cell is left out."""
     least = job.policy.min_scenes
     return "no scene touches it" if least == 1 else f"fewer than {least} scenes touch it (policy.min_scenes)"
 
 
-_KEPT = "what is done is kept"
-
-
-def _explain(failed: Sequence[Any], error: str | None = None) -> None:
-    if LOG.handlers:
-        return  # the log has said it
-    console = on_stderr()
+def _explain(failed: Sequence[Failure], error: str | None) -> None:
+    console, kept = on_stderr(), "what is done is kept"
     for failure in failed[:10]:
         console.print(f"[bold red]failed:[/] window {failure.window}: {plain(failure.error)}")
     if error is not None:
         console.print(f"[bold red]failed:[/] {plain(error)}")
     if failed:
-        console.print(f"{plural(len(failed), 'window')} failed; {_KEPT}: s2composite retry makes the failed ones again")
+        console.print(f"{plural(len(failed), 'window')} failed; {kept}: s2composite retry makes the failed ones again")
     elif error is None:
-        console.print(f"some windows are not made yet; {_KEPT}: s2composite run makes the rest")
+        console.print(f"some windows are not made yet; {kept}: s2composite run makes the rest")
     else:
-        console.print(f"{_KEPT}: s2composite run goes on with it")
+        console.print(f"{kept}: s2composite run goes on with it")

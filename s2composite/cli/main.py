@@ -7,13 +7,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -25,6 +25,8 @@ from s2composite.cli.jobs import init, plan, report, resume, retry, run, schema,
 from s2composite.cli.options import BAD_INPUT, SOME_FAILED, on_stderr, plain
 from s2composite.cli.scenes import scenes
 from s2composite.errors import S2CompositeError, plural
+
+LOG = logging.getLogger("s2composite")
 
 __all__ = ["app", "check", "demo", "dispatch", "main", "serve", "zonal"]
 
@@ -48,7 +50,13 @@ def check(
     asked = [name for name, value in (("source", source), ("target", target)) if value is not None]
     table = Table(*columns, *asked, "environment", box=None, header_style="bold", pad_edge=False)
     for worker in result.workers:
-        table.add_row(*_worker_row(worker, columns[3:-1], asked))
+        memory = "no limit" if worker.memory is None else f"{worker.memory / 1e9:.1f} GB"
+        versions = (worker.versions.get(name) or "-" for name in columns[3:-1])
+        answers = [Text("?", "bold red")] * (len(asked) + 2)  # what it could not find out
+        if (findings := worker.findings) is not None:
+            good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
+            answers = [Text(findings.gdal), *(Text("ok") if fine else Text("problem", "bold red") for fine in good)]
+        table.add_row(*map(Text, (worker.address, str(worker.threads), memory, *versions)), *answers)
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
     console.print(table)
     for problem in result.problems:
@@ -56,18 +64,6 @@ def check(
     console.print(f"{plural(len(result.workers), 'worker')}, {plural(len(result.problems), 'problem')}")
     if not result.ok:
         raise typer.Exit(BAD_INPUT)
-
-
-def _worker_row(worker: Any, packages: Sequence[str], asked: Sequence[str]) -> list[Text]:
-    """Return the cells of one worker; what it could not find out is a question mark."""
-    findings = worker.findings
-    memory = "no limit" if worker.memory is None else f"{worker.memory / 1e9:.1f} GB"
-    cells = [worker.address, str(worker.threads), memory, *(worker.versions.get(name) or "-" for name in packages)]
-    if findings is None:
-        return [Text(text) for text in cells] + [Text("?", "bold red")] * (len(asked) + 2)
-    good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
-    words = [Text("ok") if fine else Text("problem", "bold red") for fine in good]
-    return [*map(Text, cells), Text(findings.gdal), *words]
 
 
 def zonal(
@@ -90,6 +86,7 @@ def zonal(
     typer.echo(f"{plural(len(rows), 'row')}: {write_zonal_stats(rows, table, overwrite=overwrite)}")
 
 
+# What the demonstration writes, and what each file shows.
 MADE = {
     "picture": "one cloudy scene, the composite beside it, and how often each pixel was seen",
     "composite": "the composite, a cloud-optimised GeoTIFF: open it in QGIS",
@@ -97,7 +94,6 @@ MADE = {
     "source": "which scene each pixel was taken from",
     "scenes": "the scenes",
 }
-"""What the demonstration writes, and what each file shows."""
 
 
 def demo(
@@ -196,8 +192,6 @@ def _needs_extra(command: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(f"{command} needs {error.name}: pip install 's2composite[service]'") from error
 
-
-LOG = logging.getLogger("s2composite")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 

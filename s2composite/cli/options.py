@@ -23,11 +23,8 @@ __all__ = [
     "plain",
 ]
 
-SOME_FAILED = 1
-"""Exit code for a job of which windows failed."""
-
-BAD_INPUT = 2
-"""Exit code for an error that the message explains; that of a wrong option, too."""
+SOME_FAILED = 1  # exit code for a job of which windows failed
+BAD_INPUT = 2  # exit code for an error that the message explains; that of a wrong option, too
 
 
 def on_stderr() -> Console:

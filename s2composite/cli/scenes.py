@@ -22,11 +22,9 @@ from s2composite.scenes.model import Asset, Scene
 
 __all__ = ["scenes"]
 
+# Columns of the table of scenes, and facts in which all scenes of a stack should agree.
 SHOWN = ("time", "granule", "id", "asset", "size", "bands", "blocks", "compression", "dtype", "valid by")
-"""Columns of the table of scenes."""
-
 COMPARED = ("granule", "bands", "size", "blocks", "compression", "dtype", "valid by", "crs", "grid")
-"""Facts in which all scenes of a stack should agree."""
 
 
 def scenes(
@@ -44,36 +42,31 @@ def scenes(
     found = find_scenes(source if len(source) > 1 else source[0], pattern=pattern, datetime=datetime)
     files = [(scene, asset) for scene in found for asset in scene.assets]
     with ThreadPoolExecutor(32) as pool:
-        headers = pool.map(_described, [asset.href for _, asset in files])
-    rows = _flagged([{**_named(*file), **header} for file, header in zip(files, headers, strict=True)])
+        rows = _flagged(list(pool.map(lambda file: _described(*file), files)))
     typer.echo(json.dumps(rows, indent=2)) if as_json else _print_table(rows, len(found))
 
 
-def _named(scene: Scene, asset: Asset) -> dict[str, Any]:
-    """Return what the names say about one file."""
-    from s2composite.storage.files import display  # a signed URL without its signature
+def _described(scene: Scene, asset: Asset) -> dict[str, Any]:
+    """Return what names and header of one file say; of one that cannot be read, why."""
+    from s2composite.geotiff.header import read_header
+    from s2composite.storage.files import display
 
-    return {
+    named = {
         "time": scene.time.isoformat().replace("+00:00", "Z"),
         "granule": scene.granule,
         "id": scene.id,
         "orbit": scene.orbit,
         "baseline": scene.baseline,
         "asset": asset.name,
-        "href": display(asset.href),
+        "href": display(asset.href),  # a signed URL without its signature
     }
-
-
-def _described(href: str) -> dict[str, Any]:
-    """Return what the header of one file says; for a file that cannot be read, why."""
-    from s2composite.geotiff.header import read_header
-
     try:
-        header = read_header(href)
+        header = read_header(asset.href)
     except S2CompositeError as error:
-        return {"error": str(error)}
+        return {**named, "error": str(error)}
     grid = header.geobox
     return {
+        **named,
         "bands": header.bands,
         "size": list(grid.shape),
         "blocks": list(header.block),
@@ -109,15 +102,14 @@ def _print_table(rows: Sequence[Mapping[str, Any]], scenes: int) -> None:
     columns = [column for column in SHOWN if several or column != "asset"]
     table = Table(*columns, "differs in", box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        cells = [_cell(row.get(column), odd=column in row["odd"]) for column in columns]
+        cells = []
+        for column in columns:
+            value = "" if row.get(column) is None else row[column]
+            text = " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+            cells.append(Text(text, "bold red" if column in row["odd"] else ""))
         table.add_row(*cells, Text(row.get("error") or ", ".join(row["odd"]), "bold red"))
     odd = sum(bool(row["odd"]) for row in rows)
     # Where the output is not a terminal its lines are as long as they need to be: grep wants whole names.
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
     console.print(table)
     console.print(f"{plural(scenes, 'scene')}, {plural(len(rows), 'file')}, {odd or 'none'} unlike the majority")
-
-
-def _cell(value: Any, *, odd: bool) -> Text:
-    text = " x ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-    return Text(text, "bold red" if odd else "")

@@ -11,7 +11,7 @@ import re
 from calendar import monthrange
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from typing import Any, Literal, TypeAlias, cast
 
@@ -32,8 +32,8 @@ __all__ = [
     "utc_time",
 ]
 
+# A date or datetime object (also of NumPy or pandas), text, or a year; None leaves an end of an interval open.
 Moment: TypeAlias = Any
-"""A date or datetime object (also of NumPy or pandas), text, or a year; None leaves an end of an interval open."""
 
 _TICK = dt.timedelta(microseconds=1)
 _FORM = '"2023", "2023-06", "2023-06-15", "2023-06-15T10:46:29Z"'
@@ -154,11 +154,8 @@ def _span(end: Moment) -> tuple[dt.datetime, dt.datetime]:
 
 # --- periods --------------------------------------------------------------------------------------------------------
 
-Day: TypeAlias = Literal["utc", "solar"]
-"""How the day of a scene is counted: in UTC, or in mean solar time at the centre of the cube."""
-
-PeriodSpec: TypeAlias = "str | int | Sequence[object] | Mapping[str, object]"
-"""One specification or several; see `find_periods`."""
+Day: TypeAlias = Literal["utc", "solar"]  # how days are counted: in mean solar time it is that of the cube's centre
+PeriodSpec: TypeAlias = "str | int | Sequence[object] | Mapping[str, object]"  # see `find_periods`
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _QUARTER = re.compile(r"(\d{4})-(Q[1-4])")
@@ -176,28 +173,16 @@ _FORMS = (
 class Period:
     """A run of whole days."""
 
-    label: str
-    """Short name, safe in file names: ``"2023-06"``, ``"2023-Q2"``, ``"2022-12--P3M"``."""
-
-    start: dt.date
-    """First day."""
-
-    end: dt.date
-    """Day after the last."""
+    label: str  # short name, safe in file names: ``"2023-06"``, ``"2023-Q2"``, ``"2022-12--P3M"``
+    start: dt.date  # first day
+    end: dt.date  # day after the last
 
     def __contains__(self, day: dt.date) -> bool:
         return self.start <= day < self.end
 
 
 def day_of(time: dt.datetime, day: Day = "utc", longitude: float = 0.0) -> dt.date:
-    """Return the day of a moment, `utc_day` or `solar_day` at a longitude in degrees east.
-
-    Examples
-    --------
-    >>> time = dt.datetime(2023, 6, 30, 23, 50, tzinfo=dt.timezone.utc)
-    >>> day_of(time).isoformat(), day_of(time, "solar", 150.0).isoformat()
-    ('2023-06-30', '2023-07-01')
-    """
+    """Return the day of a moment, `utc_day` or `solar_day` at a longitude in degrees east."""
     return solar_day(time, longitude) if day == "solar" else utc_day(time)
 
 
@@ -216,16 +201,14 @@ def period_title(label: str) -> str:
     if (match := _LABEL.fullmatch(label)) is None:
         return label
     try:
-        if match["n"] is not None:
-            period = _run(match)
-        else:
-            period = _interval((match["start"], match["last"]) if match["last"] else match["start"])
+        days = (match["start"], match["last"]) if match["last"] else match["start"]
+        period = _interval(days) if match["n"] is None else _run(match)
     except (ParameterError, ValueError, OverflowError):
         return label
     # The first and the last day from their smallest part to the year; the days of whole months and the months of whole
     # years are left out, and what both share is said once.
-    days = (period.start, period.end - dt.timedelta(days=1))
-    first, last = ([str(day.day), _MONTHS[day.month - 1].capitalize(), f"{day:%Y}"] for day in days)
+    ends = (period.start, period.end - dt.timedelta(days=1))
+    first, last = ([str(day.day), _MONTHS[day.month - 1].capitalize(), f"{day:%Y}"] for day in ends)
     if period.start.day == period.end.day == 1:
         coarsest = 2 if period.start.month == period.end.month == 1 else 1
         first, last = first[coarsest:], last[coarsest:]
@@ -275,9 +258,8 @@ def find_periods(spec: PeriodSpec, first: dt.date, last: dt.date) -> tuple[Perio
         for label, one in spec.items():
             name, named = str(label), _periods_of(one, first, last)
             if len(named) != 1 or set(name) & set("/\\") or not name.strip():
-                why = (
-                    "its label cannot be part of a file name" if len(named) == 1 else f"{one!r} is {len(named)} periods"
-                )
+                count = f"{one!r} is {len(named)} periods"
+                why = "its label cannot be part of a file name" if len(named) == 1 else count
                 raise ParameterError(f"period {name!r}: {why}; a mapping gives each label one period")
             periods.append(Period(name, named[0].start, named[0].end))
     elif isinstance(spec, Iterable) and not isinstance(spec, str):
@@ -359,70 +341,55 @@ def _length(match: re.Match[str]) -> tuple[int, bool]:
     return length, unit in "DW"
 
 
-def _first_day(text: str) -> dt.date:
-    first = date_range(text).first
-    assert first is not None
-    return first.date()
-
-
 def _run(match: re.Match[str]) -> Period:
     """Return the period of a first day and a length."""
-    start, (length, in_days) = _first_day(match["start"]), _length(match)
+    start, (length, in_days) = _interval(match["start"]).start, _length(match)
     return _days(start, length) if in_days else _months(start, length)
 
 
-def _repeated(match: re.Match[str], first: dt.date, last: dt.date) -> Iterator[Period]:
-    """Yield consecutive periods of a length."""
+def _repeated(match: re.Match[str], first: dt.date, last: dt.date) -> Iterable[Period]:
+    """Return consecutive periods of a length."""
     length, in_days = _length(match)
     if not in_days:
-        yield from _runs_of_months(length, 0, first, last)
-        return
-    anchor = _first_day(match["start"]) if "start" in match.groupdict() else dt.date(first.year, 1, 1)
-    start = anchor + dt.timedelta(days=max((first - anchor).days // length, 0) * length)
-    while start <= last:
-        yield _days(start, length)
-        start += dt.timedelta(days=length)
+        return _runs_of_months(length, 0, first, last)
+    anchor = _interval(match["start"]).start if "start" in match.groupdict() else dt.date(first.year, 1, 1)
+    begin = max((first - anchor).days // length, 0) * length
+    return [_days(anchor + dt.timedelta(days=n), length) for n in range(begin, (last - anchor).days + 1, length)]
 
 
-def _runs_of_months(length: int, anchor: int, first: dt.date, last: dt.date) -> Iterator[Period]:
-    """Yield consecutive runs of months, one of which begins in the month `anchor` (0 to 11) before `first`."""
+def _runs_of_months(length: int, anchor: int, first: dt.date, last: dt.date) -> list[Period]:
+    """Return consecutive runs of months, one of which begins in the month `anchor` (0 to 11) before `first`."""
     start = dt.date(first.year - (first.month - 1 < anchor), anchor + 1, 1)
     starts = [start]
     while starts[-1] <= last:
         starts.append(_add_months(starts[-1], length))
-    return (_months(a, length) for a, b in pairwise(starts) if b > first)
+    return [_months(a, length) for a, b in pairwise(starts) if b > first]
 
 
-def _rolling(match: re.Match[str], first: dt.date, last: dt.date) -> Iterator[Period]:
-    """Yield a period for each month in which it can begin without reaching beyond the first and last month."""
+def _rolling(match: re.Match[str], first: dt.date, last: dt.date) -> Iterable[Period]:
+    """Return a period for each month in which it can begin without reaching beyond the first and last month."""
     length, _ = _length(match)
     start, end = first.replace(day=1), _add_months(last, 1)
     runs = (_months(_add_months(start, n), length) for n in range((end.year - start.year + 1) * 12))
-    within = tuple(takewhile(lambda period: period.end <= end, runs))
-    yield from within or (_months(start, length),)
+    return list(takewhile(lambda period: period.end <= end, runs)) or [_months(start, length)]
 
 
-def _one_season(match: re.Match[str], first: dt.date, last: dt.date) -> Iterator[Period]:
-    """Yield the months from one to another, of each year."""
+def _one_season(match: re.Match[str], first: dt.date, last: dt.date) -> Iterable[Period]:
+    """Return the months from one to another, of each year."""
     begin, end = (_MONTHS.index(match[n].lower()) for n in (1, 2))
-    length = (end - begin) % 12 + 1
-    start = dt.date(first.year - 1, begin + 1, 1)
-    while start <= last:
-        period = _months(start, length)
-        if period.end > first:
-            yield period
-        start = _add_months(start, 12)
+    starts = [dt.date(year, begin + 1, 1) for year in range(first.year - 1, last.year + 1)]
+    seasons = [_months(start, (end - begin) % 12 + 1) for start in starts if start <= last]
+    return [season for season in seasons if season.end > first]
 
 
-def _quarters(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
-    for period in _runs_of_months(3, 0, first, last):
-        yield Period(f"{period.start:%Y}-Q{period.start.month // 3 + 1}", period.start, period.end)
+def _quarters(_: object, first: dt.date, last: dt.date) -> Iterable[Period]:
+    runs = _runs_of_months(3, 0, first, last)
+    return [replace(run, label=f"{run.start:%Y}-Q{run.start.month // 3 + 1}") for run in runs]
 
 
-def _single_days(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
-    for n in range((last - first).days + 1):
-        day = first + dt.timedelta(days=n)
-        yield Period(day.isoformat(), day, day + dt.timedelta(days=1))
+def _single_days(_: object, first: dt.date, last: dt.date) -> Iterable[Period]:
+    days = [first + dt.timedelta(days=n) for n in range((last - first).days + 1)]
+    return [Period(day.isoformat(), day, day + dt.timedelta(days=1)) for day in days]
 
 
 def _dekads(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
@@ -434,20 +401,15 @@ def _dekads(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
         start = end
 
 
-def _all(_: object, first: dt.date, last: dt.date) -> Iterator[Period]:
-    yield Period(f"{first}_{last}", first, last + dt.timedelta(days=1))
-
-
-_Maker: TypeAlias = Callable[[re.Match[str], dt.date, dt.date], Iterator[Period]]
-
-
 def _calendar(length: int, anchor: int) -> _Maker:
     return lambda _, first, last: _runs_of_months(length, anchor, first, last)
 
 
+_Maker: TypeAlias = Callable[[re.Match[str], dt.date, dt.date], Iterable[Period]]
+
 # How periods are written, in any case of letters, and the functions that make them.
 _PATTERNS: tuple[tuple[str, _Maker], ...] = (
-    ("all", _all),
+    ("all", lambda _, first, last: [Period(f"{first}_{last}", first, last + dt.timedelta(days=1))]),
     ("1?D|day|daily", _single_days),
     ("dekad|dekadal", _dekads),
     ("1?M[SE]|month|monthly", _calendar(1, 0)),
@@ -461,8 +423,5 @@ _PATTERNS: tuple[tuple[str, _Maker], ...] = (
     (r"P?(?P<n>\d{1,4})(?P<unit>[DWMY])", _repeated),
     (r"(?P<n>\d{1,4})(?P<unit>[MY])[SE]", _repeated),
     (r"R/(?P<start>\d{4}-\d{2}-\d{2})/P(?P<n>\d{1,4})(?P<unit>[DW])", _repeated),
-    (
-        r"(?P<start>\d{4}(?:-\d{2}){0,2})(?:--|/)P(?P<n>\d{1,4})(?P<unit>[DWMY])",
-        lambda match, *_: iter([_run(match)]),
-    ),
+    (r"(?P<start>\d{4}(?:-\d{2}){0,2})(?:--|/)P(?P<n>\d{1,4})(?P<unit>[DWMY])", lambda match, *_: [_run(match)]),
 )

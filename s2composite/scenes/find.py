@@ -17,14 +17,7 @@ from s2composite.scenes.dates import Moment, date_range, solar_day, utc_day, utc
 from s2composite.scenes.model import Asset, Scene, arc_around
 from s2composite.scenes.names import ParsedName, asset_bands, parse_name, sensor_of
 from s2composite.scenes.products import named_values
-from s2composite.scenes.stac import (
-    is_stac,
-    is_stac_file,
-    items_in,
-    items_of,
-    scene_of_item,
-    with_alternate,
-)
+from s2composite.scenes.stac import is_stac, is_stac_file, items_in, items_of, scene_of_item, with_alternate
 from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote, storage_errors
 
 __all__ = [
@@ -42,8 +35,8 @@ __all__ = [
 DUPLICATES = ("newest", "keep")
 GROUPINGS = (None, "solar_day", "utc_day")
 
+# Where scenes can be found: a path or URL, a `Scene`, STAC in any form, or several of these.
 SceneSource: TypeAlias = Any
-"""Where scenes can be found: a path or URL, a `Scene`, STAC in any form, or several of these."""
 
 _RASTERS = (".tif", ".tiff", ".jp2")
 _NO_ACQUISITION = ("MSK_", ".")  # prefixes of masks in .SAFE products, and of hidden files
@@ -159,7 +152,7 @@ def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[
         if isinstance(href, Scene):
             scenes.append(href)
             continue
-        listed = [href] if is_stac_file(href) and not _is_glob(href) else _rasters(href)
+        listed = _files_of(href)
         if is_stac_file(listed[0]):
             scenes += scenes_of([item for file in listed for item in items_in(file)])
         else:
@@ -169,53 +162,52 @@ def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[
 
 def items_of_source(source: SceneSource) -> list[Any]:
     """Return the STAC items in a source that holds nothing else, as dictionaries."""
-    parts = [source] if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source) else list(source)
     items: list[Any] = []
-    for part in parts:
+    for part in [source] if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source) else source:
         if is_stac(part):
             items += items_of(part)
             continue
-        files = [absolute(part)] if isinstance(part, (str, os.PathLike)) else []
-        listed = [file for path in files for file in ([path] if is_stac_file(path) else _rasters(path))]
-        if not listed or not all(map(is_stac_file, listed)):
+        files = _files_of(absolute(part)) if isinstance(part, (str, os.PathLike)) else []
+        if not files or not all(map(is_stac_file, files)):
             raise ParameterError(f"{part!r} is not STAC; give items, their files or a search")
-        items += [item for file in listed for item in items_in(file)]
+        items += [item for file in files for item in items_in(file)]
     return items
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _rasters(source: str) -> list[str]:
+def _files_of(source: str) -> list[str]:
     """Return the rasters that a path, glob or URL stands for, sorted by name; item files where there are none."""
+    if is_stac_file(source) and not _is_glob(source):
+        return [source]
     if in_archive(source) or (is_remote(source) and _is_raster(source) and not _is_glob(source)):
         return [source]
     with storage_errors(SourceError, f"cannot list {display(source)}", source, href=display(source)):
         fs, path = filesystem(source)
+        any_file = False
         if _is_glob(source):
             entries = list(fs.glob(path, detail=True).values())
+            # A glob that names an extension (*.img) takes any file that it matches.
+            _, dot, extension = path.rpartition("/")[2].rpartition(".")
+            any_file = bool(dot) and extension.isalnum()
         else:
             entries = _list_directory(fs, path)
             if [entry["name"] for entry in entries if entry["type"] == "file"] == [path]:
                 return [source]
-        extension = path.rpartition("/")[2].rpartition(".")
-        # A glob that names an extension (*.img) takes any file that it matches.
-        any_file = _is_glob(source) and bool(extension[1]) and extension[2].isalnum()
         rasters = _select_files(fs, entries, source, any_file=any_file)
     if rasters:
         return rasters
-    kinds = ", ".join(f"*{suffix}" for suffix in _RASTERS)
+    kinds, shown = ", ".join(f"*{suffix}" for suffix in _RASTERS), display(source)
+    message = f"there are no rasters ({kinds}) in {shown} or below it; give the directory they are in, or a glob"
     if _is_glob(source):
-        message = f"no file matches {display(source)}; correct the path, or the glob"
+        message = f"no file matches {shown}; correct the path, or the glob"
     elif source.startswith("http"):
         message = (
-            f"{display(source)} shows no links to rasters ({kinds}); give the page that does, the files' own URLs, or "
+            f"{shown} shows no links to rasters ({kinds}); give the page that does, the files' own URLs, or "
             "for a bucket its gs:// or s3:// URL"
         )
-    else:
-        where = f"in {display(source)} or below it"
-        message = f"there are no rasters ({kinds}) {where}; give the directory they are in, or a glob"
-    raise SourceError(message, href=display(source))
+    raise SourceError(message, href=shown)
 
 
 def _list_directory(fs: Any, path: str) -> list[dict[str, Any]]:
@@ -298,16 +290,20 @@ def _scene_of_files(members: Sequence[tuple[ParsedName, str]]) -> Scene:
                 f"({first.time} and {name.time}); give them the same time, or name the scene with pattern= (group id)",
                 scene=first.scene_id,
             )
-    baseline = next((name.baseline for name, _ in members if name.baseline), None)
+
+    def first_known(detail: str) -> Any:
+        return next((getattr(name, detail) for name, _ in members if getattr(name, detail)), None)
+
+    baseline = first_known("baseline")
     sensor = sensor_of(first.scene_id) or sensor_of(display(href).rpartition("/")[2])
     return Scene(
         id=first.scene_id,
         time=first.time,
         assets=tuple(_assets(members, baseline, sensor)),
-        granule=next((name.granule for name, _ in members if name.granule), None),
-        orbit=next((name.orbit for name, _ in members if name.orbit), None),
+        granule=first_known("granule"),
+        orbit=first_known("orbit"),
         baseline=baseline,
-        platform=next((name.platform for name, _ in members if name.platform), None),
+        platform=first_known("platform"),
         sensor=sensor,
     )
 
@@ -367,14 +363,7 @@ def newest(scenes: Sequence[Scene]) -> list[Scene]:
 
 
 def level_of(scene: Scene) -> str | None:
-    """Return the processing level that the collection of a scene names, ``"1"`` or ``"2"``; None if it names none.
-
-    >>> import datetime as dt
-    >>> from s2composite.scenes.model import Asset
-    >>> time, files = dt.datetime(2023, 7, 9, tzinfo=dt.UTC), (Asset("B04", "a.tif"),)
-    >>> level_of(Scene("a", time, files, collection="sentinel-2-l2a"))
-    '2'
-    """
+    """Return the processing level that the collection of a scene names, ``"1"`` or ``"2"``; None if it names none."""
     match = _LEVEL.search(scene.collection or "")
     return match[1] if match else None
 
@@ -385,12 +374,6 @@ def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
     The scenes are in order of time, then id: where several of a day have a valid pixel, the first of them wins. Without
     `by` every product stays a scene of its own. A SceneError says that the position of a scene, and so its solar day,
     is unknown.
-
-    >>> from s2composite.scenes.find import find_scenes
-    >>> passes = ("31TCJ_20230709T104629", "31TDJ_20230709T104629", "31TCJ_20230714T104621")
-    >>> names = [f"gs://bucket/T{name}_TCI.tif" for name in passes]
-    >>> [len(scene.parts) for scene in grouped(find_scenes(names), "solar_day")]
-    [2, 1]
     """
     check_choice("groupby", by, GROUPINGS)
     if by is None:

@@ -27,52 +27,25 @@ UNNAMED_ASSET = "data"  # asset of a file whose name does not say what it holds
 
 PICTURES = ("TCI", "visual")  # names of the true-colour picture: 8 bits, made for the eye
 
-# What catalogues call the same band of Sentinel-2: its number first, then common names.
+# What catalogues call the same band: its number first, then common names. Of Sentinel-2:
 _SAME: tuple[tuple[str, ...], ...] = (
-    ("B01", "coastal", "coastal_aerosol"),
-    ("B02", "blue"),
-    ("B03", "green"),
-    ("B04", "red"),
-    ("B05", "rededge1", "rededge071", "red_edge_1"),
-    ("B06", "rededge2", "rededge075", "red_edge_2"),
-    ("B07", "rededge3", "rededge078", "red_edge_3"),
-    ("B08", "nir", "nir_1"),
-    ("B8A", "nir08", "nir_2"),
-    ("B09", "nir09"),
-    ("B10", "cirrus"),
-    ("B11", "swir16", "swir_2"),
-    ("B12", "swir22", "swir_3"),
-    ("TCI", "visual"),
-    ("CLDPRB", "CLD", "cloud"),
-    ("SNWPRB", "SNW", "snow"),
-)
-
-# The same for Landsat 8 and 9 (OLI, TIRS).
+    ("B01", "coastal", "coastal_aerosol"), ("B02", "blue"), ("B03", "green"), ("B04", "red"),
+    ("B05", "rededge1", "rededge071", "red_edge_1"), ("B06", "rededge2", "rededge075", "red_edge_2"),
+    ("B07", "rededge3", "rededge078", "red_edge_3"), ("B08", "nir", "nir_1"), ("B8A", "nir08", "nir_2"),
+    ("B09", "nir09"), ("B10", "cirrus"), ("B11", "swir16", "swir_2"), ("B12", "swir22", "swir_3"), ("TCI", "visual"),
+    ("CLDPRB", "CLD", "cloud"), ("SNWPRB", "SNW", "snow"),
+)  # fmt: skip
+# of Landsat 8 and 9 (OLI, TIRS):
 _SAME_OLI: tuple[tuple[str, ...], ...] = (
-    ("B01", "coastal", "coastal_aerosol"),
-    ("B02", "blue"),
-    ("B03", "green"),
-    ("B04", "red"),
-    ("B05", "nir08", "nir"),
-    ("B06", "swir16", "swir_1"),
-    ("B07", "swir22", "swir_2"),
-    ("B08", "pan", "panchromatic"),
-    ("B09", "cirrus"),
-    ("B10", "lwir11", "lwir"),
-    ("B11", "lwir12"),
-)
-
-# The same for Landsat 4, 5 and 7 (TM, ETM+).
+    ("B01", "coastal", "coastal_aerosol"), ("B02", "blue"), ("B03", "green"), ("B04", "red"),
+    ("B05", "nir08", "nir"), ("B06", "swir16", "swir_1"), ("B07", "swir22", "swir_2"), ("B08", "pan", "panchromatic"),
+    ("B09", "cirrus"), ("B10", "lwir11", "lwir"), ("B11", "lwir12"),
+)  # fmt: skip
+# and of Landsat 4, 5 and 7 (TM, ETM+):
 _SAME_TM: tuple[tuple[str, ...], ...] = (
-    ("B01", "blue"),
-    ("B02", "green"),
-    ("B03", "red"),
-    ("B04", "nir08", "nir"),
-    ("B05", "swir16", "swir_1"),
-    ("B06", "lwir"),
-    ("B07", "swir22", "swir_2"),
-    ("B08", "pan", "panchromatic"),
-)
+    ("B01", "blue"), ("B02", "green"), ("B03", "red"), ("B04", "nir08", "nir"), ("B05", "swir16", "swir_1"),
+    ("B06", "lwir"), ("B07", "swir22", "swir_2"), ("B08", "pan", "panchromatic"),
+)  # fmt: skip
 
 
 def _by_name(groups: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
@@ -90,12 +63,10 @@ _GROUPS_OF: dict[str | None, dict[str, tuple[str, ...]]] = {
 }
 
 # Common names of STAC's extension ``eo``.
-_COMMON = frozenset(
-    (
-        "coastal", "blue", "green", "red", "nir", "nir08", "nir09", "rededge071", "rededge075", "rededge078", "cirrus",
-        "swir16", "swir22", "pan", "lwir", "lwir11", "lwir12",
-    )
-)  # fmt: skip
+_COMMON = {
+    "coastal", "blue", "green", "red", "nir", "nir08", "nir09", "rededge071", "rededge075", "rededge078", "cirrus",
+    "swir16", "swir22", "pan", "lwir", "lwir11", "lwir12",
+}  # fmt: skip
 
 # What names of products, collections and platforms say of the sensor; the first that matches counts.
 _SENSORS = tuple(
@@ -365,8 +336,8 @@ def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None
     rest, asset, _ = _split_asset(_EXTENSION.sub("", last))
     if "asset" in groups:  # all files of a scene share what is left of the name without it
         rest = re.sub(rf"(?<![A-Za-z0-9]){re.escape(groups['asset'])}(?![A-Za-z0-9])[_.-]?", "", rest).strip("_.-")
-    orbit = groups.get("orbit", "").upper().removeprefix("R")
-    if "orbit" in groups and not orbit.isdecimal():
+    orbit = groups.get("orbit", "0").upper().removeprefix("R")
+    if not orbit.isdecimal():
         message = f"{label}: the pattern's group orbit finds {groups['orbit']!r}, which is not a number"
         raise SceneError(message, href=label)
     return ParsedName(
@@ -374,7 +345,7 @@ def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None
         asset=groups.get("asset", asset),
         granule=granule,
         time=sensed,
-        orbit=int(orbit) if orbit else None,
+        orbit=int(orbit) if "orbit" in groups else None,
         baseline=_dotted_baseline(groups["baseline"]) if "baseline" in groups else None,
         platform=groups.get("platform"),
     )
@@ -383,19 +354,15 @@ def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None
 def _time_of_groups(groups: Mapping[str, str], label: str) -> dt.datetime:
     date = groups.get("date") or "-".join(groups.get(key, "") for key in ("year", "month", "day"))
     clock = groups.get("time") or ":".join(groups.get(key, "00") for key in ("hour", "minute", "second"))
-    day, moment = _digits(date), _digits(clock)[:6].ljust(6, "0")
+    # the digits alone, so that 2023-7-9 is 20230709
+    day, moment = ("".join(part.zfill(2) for part in re.split(r"\D+", text) if part) for text in (date, clock))
     form = {7: "%Y%j", 8: "%Y%m%d"}.get(len(day), "not a date")
     try:
-        return dt.datetime.strptime(f"{day}T{moment}+0000", f"{form}T%H%M%S%z")
+        return dt.datetime.strptime(f"{day}T{moment[:6].ljust(6, '0')}+0000", f"{form}T%H%M%S%z")
     except ValueError:
         text = f"{date} {clock}".rstrip(":0 ")
         message = f"{label}: the pattern finds {text!r} in its name, which is not a date; {_CURES}"
         raise SceneError(message, href=label) from None
-
-
-def _digits(text: str) -> str:
-    """Return the digits of ``2023-7-9`` as ``20230709``."""
-    return "".join(part.zfill(2) for part in re.split(r"\D+", text) if part)
 
 
 def _dotted_baseline(text: str) -> str:

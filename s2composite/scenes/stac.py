@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeAlias
 from urllib.parse import urljoin
@@ -22,14 +23,7 @@ from s2composite.scenes.products import catalogue_values, is_mask_band
 from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors, without_queries
 from s2composite.storage.urls import limits
 
-__all__ = [
-    "is_stac",
-    "is_stac_file",
-    "items_in",
-    "items_of",
-    "scene_of_item",
-    "with_alternate",
-]
+__all__ = ["is_stac", "is_stac_file", "items_in", "items_of", "scene_of_item", "with_alternate"]
 
 _FILES = (".json", ".geojson", ".parquet", ".geoparquet")
 _SEARCH = ("url", "collections", "bbox", "datetime", "query")
@@ -61,9 +55,8 @@ def items_of(source: Any) -> list[Mapping[str, Any]]:
             return _items_of_search(source)
         return _not_empty(_features(source, "the dictionary"), "the dictionary")
     if hasattr(source, "items_as_dicts"):
-        asked = ", ".join(f"{key} {value}" for key, value in getattr(source, "_parameters", {}).items())
-        label = f"the search at {display(str(getattr(source, 'url', 'its address')))} for {asked}"
-        return _not_empty(_items_found(source.items_as_dicts, "the search"), label)
+        label = _label_of_search(getattr(source, "url", "its address"), getattr(source, "_parameters", {}))
+        return _items_found(source.items_as_dicts, label)
     if hasattr(source, "get_items"):  # a Catalog or Collection of pystac
         items = list(source.get_items(recursive=True))
         return _not_empty([_from_pystac(item) for item in items], f"the collection {source.id}")
@@ -79,10 +72,8 @@ def items_in(href: str) -> list[Mapping[str, Any]]:
         parquet = needed("pyarrow.parquet", "stac")
         arrow = needed("stac_geoparquet.arrow", "stac")
         fs, path = filesystem(href)
-        with (
-            storage_errors(SourceError, f"{label} is not stac-geoparquet", href, href=label),
-            fs.open(path, "rb") as file,
-        ):
+        not_parquet = storage_errors(SourceError, f"{label} is not stac-geoparquet", href, href=label)
+        with not_parquet, fs.open(path, "rb") as file:
             rows = arrow.stac_table_to_items(parquet.read_table(file))
             return _not_empty([_with_absolute_hrefs(item, None) for item in rows], label)
     content = _read_json(href)
@@ -166,23 +157,27 @@ def _items_of_search(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if unknown:
         raise ParameterError(f"the search has the unknown keys {', '.join(unknown)}; there are {', '.join(_SEARCH)}")
     options = {key: value for key, value in search.items() if key != "url" and value is not None}
-    asked = ", ".join(f"{key} {value}" for key, value in options.items())
-    label = f"the search at {display(str(search['url']))} for {asked or 'everything'}"
+    label = _label_of_search(search["url"], options)
     if limits() is not None:
         raise AccessError(f"{label}: searches follow links unasked, so none is made here; give item files")
     client = needed("pystac_client", "stac")
-    items = _items_found(lambda: client.Client.open(search["url"]).search(**options).items_as_dicts(), label)
-    return _not_empty(items, label)
+    return _items_found(lambda: client.Client.open(search["url"]).search(**options).items_as_dicts(), label)
+
+
+def _label_of_search(url: object, options: Mapping[str, Any]) -> str:
+    asked = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"the search at {display(str(url))} for {asked or 'everything'}"
 
 
 def _items_found(search: Callable[[], Any], label: str) -> list[Mapping[str, Any]]:
     try:
-        return [_with_absolute_hrefs(item, None) for item in search()]
+        items = [_with_absolute_hrefs(item, None) for item in search()]
     except S2CompositeError:
         raise
     except Exception as error:  # noqa: BLE001 - pystac-client, requests and urllib3 share no class of errors
         message = without_queries(str(error)).partition("\n")[0]
         raise SourceError(f"{label} failed: {type(error).__name__}: {message}") from None
+    return _not_empty(items, label)
 
 
 def _not_empty(items: list[Mapping[str, Any]], label: str) -> list[Mapping[str, Any]]:
@@ -223,22 +218,13 @@ def with_alternate(items: Sequence[Mapping[str, Any]], name: str | None) -> list
 # --- scenes ---------------------------------------------------------------------------------------------------------
 
 _RASTER_TYPES = (
-    "image/tiff",
-    "image/vnd.stac.geotiff",
-    "image/x.geotiff",
-    "image/geotiff",
-    "image/jp2",
-    "image/vnd.zarr",
-)
+    "image/tiff", "image/vnd.stac.geotiff", "image/x.geotiff", "image/geotiff", "image/jp2", "image/vnd.zarr",
+)  # fmt: skip
 _NO_DATA_ROLES = {"thumbnail", "overview", "metadata", "tilejson", "index", "browse", "archive", "hidden"}
 _SUFFIXES = (".tif", ".tiff", ".jp2")
 _GRANULE = re.compile(r"(?<![A-Za-z0-9])T?((?:0?[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])(?![A-Za-z0-9])")
 _PLATFORM = re.compile(r"sentinel-?2([a-d])$", re.IGNORECASE)
-_BASELINES = (
-    "s2:processing_baseline",
-    "sentinel2:processing_baseline",
-    "sentinel:processing_baseline",
-)
+_BASELINES = ("s2:processing_baseline", "sentinel2:processing_baseline", "sentinel:processing_baseline")
 _MADE = ("s2:generation_time", "processing:datetime", "created", "updated")
 
 
@@ -279,7 +265,7 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
     orbit = properties.get("sat:relative_orbit", properties.get("sentinel:relative_orbit"))
     if orbit is None and (match := _in_product_name(properties, r"_R(\d{3})_")):
         orbit = int(match[1])
-    made = next((properties[key] for key in _MADE if properties.get(key)), None)
+    made = next((utc_time(properties[key]) for key in _MADE if properties.get(key)), None)
     return Scene(
         id=str(scene_id),
         time=utc_time(time),
@@ -289,7 +275,7 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
         baseline=baseline,
         platform=f"S2{satellite[1].upper()}" if satellite else (str(platform) if platform else None),
         bbox=_bbox(item),
-        made=None if made is None else utc_time(made),
+        made=made,
         collection=item.get("collection"),
         sensor=sensor,
         cloud_cover=properties.get("eo:cloud_cover"),
@@ -443,9 +429,7 @@ def _rings(coordinates: Sequence[Any]) -> Iterator[list[tuple[float, float]]]:
 
 # --- the fields of an item, checked ---------------------------------------------------------------------------------
 
-# Returns a value as it is used; raises `_MalformedError` for one of another kind.
-FieldCheck: TypeAlias = Callable[[Any], Any]
-
+FieldCheck: TypeAlias = Callable[[Any], Any]  # gives a value as it is used; raises `_MalformedError` for other kinds
 _DEEPEST = 8  # lists within lists that a geometry may have; a MultiPolygon has four
 
 
@@ -473,6 +457,16 @@ def _checked_item(item: object) -> Mapping[str, Any]:
     return checked
 
 
+@contextmanager
+def _at(part: str) -> Iterator[None]:
+    """Say where in an item a malformed value is."""
+    try:
+        yield
+    except _MalformedError as error:
+        error.path = f"{part}{error.path}"
+        raise
+
+
 def _object(fields: Mapping[str, FieldCheck], others: FieldCheck = lambda value: value) -> FieldCheck:
     """Return the check of an object with certain fields; null is absent."""
 
@@ -481,11 +475,8 @@ def _object(fields: Mapping[str, FieldCheck], others: FieldCheck = lambda value:
             raise _MalformedError(value, "an object")
         checked: dict[str, Any] = {}
         for key, one in value.items():
-            try:
+            with _at(f".{key}"):
                 checked[str(key)] = None if one is None else fields.get(key, others)(one)
-            except _MalformedError as error:
-                error.path = f".{key}{error.path}"
-                raise
         return checked
 
     return check
@@ -497,11 +488,8 @@ def _list(item: FieldCheck, what: str) -> FieldCheck:
             raise _MalformedError(value, what)
         checked = []
         for i, one in enumerate(value):
-            try:
+            with _at(f"[{i}]"):
                 checked.append(item(one))
-            except _MalformedError as error:
-                error.path = f"[{i}]{error.path}"
-                raise
         return checked
 
     return check
@@ -551,10 +539,10 @@ def _any_number(value: Any) -> float:
 
 
 def _flag(value: Any) -> bool:
-    flags = {"true": True, "false": False, "1": True, "0": False}
-    if isinstance(value, (bool, int, str)) and str(value).strip().lower() in flags:
-        return flags[str(value).strip().lower()]
-    raise _MalformedError(value, "true or false")
+    flag = {"true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
+    if flag is None or not isinstance(value, (bool, int, str)):
+        raise _MalformedError(value, "true or false")
+    return flag
 
 
 def _date(value: Any) -> str:
@@ -600,10 +588,7 @@ _numbers = _list(_number, "a list of numbers")
 _orbit = _where(_number, lambda n: n.is_integer() and 0 <= n <= 999, "the number of an orbit", int)
 _crs = _where(_text, _is_crs, "a coordinate system that PROJ knows")
 _epsg = _where(
-    _number,
-    lambda n: n.is_integer() and _is_crs(f"EPSG:{int(n)}"),
-    "the EPSG code of a coordinate system",
-    int,
+    _number, lambda n: n.is_integer() and _is_crs(f"EPSG:{int(n)}"), "the EPSG code of a coordinate system", int
 )
 _transform = _where(
     _numbers, lambda t: len(t) in (6, 9) and t[0] * t[4] != t[1] * t[3], "a transform of 6 or 9 numbers"
