@@ -305,6 +305,7 @@ class DayObservations:
     status: NDArray[np.uint8]
     """``(t,)``: as `WindowObservations.status`; a day has failed if a block of one of its products has."""
 
+
 def products_near(stack: Stack, window: Window, pad: int = 0) -> NDArray[np.intp]:
     """Return the positions of the products that may have pixels in a window, ascending: at least one of them."""
     near = stack.products.stack.touching(window, pad=pad)
