@@ -21,7 +21,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window as RasterWindow
 
 from s2composite.demo.imagery import ASSETS, Box, Land, Overpass, overpasses, render, render_land, weather_of
-from s2composite.errors import ParameterError, WriteError
+from s2composite.errors import ParameterError, WriteError, check_choice
 from s2composite.scenes.find import SceneSource, find_scenes
 from s2composite.scenes.model import Scene
 from s2composite.scenes.names import common_name
@@ -101,7 +101,17 @@ def make_scenes(
     ['T31TCJ_20230501T110629_TCI.tif', 'T31TCJ_20230702T105629_TCI.tif', 'T31TCJ_20230831T105629_TCI.tif']
     """
     assets, rendered = tuple(assets), scenes if distinct is None else distinct
-    _check_arguments(scenes, size, compress, year, assets, rendered)
+    if not 1 <= rendered <= scenes:
+        raise ParameterError(
+            f"scenes={scenes}, distinct={rendered}: give at least 1 scene, and at most as many distinct ones"
+        )
+    if not 16 <= size <= _SIZE:
+        raise ParameterError(f"size={size}; give 16 to {_SIZE} pixels, the size of the whole granule")
+    check_choice("compress", compress, tuple(_COMPRESSION))
+    if not 1 <= year <= 9000:
+        raise ParameterError(f"year={year}; give 1 to 9000")
+    if not assets or len(set(assets)) < len(assets) or not set(assets) <= set(ASSETS):
+        raise ParameterError(f"assets={assets!r}; use some of {ASSETS}, each once")
     home, dates = Path(directory), overpasses(scenes, year)
     files = {date: {asset: home / f"{date.stem}_{asset}.tif" for asset in assets} for date in dates}
     # The i-th of the rendered scenes stands for all dates up to the next.
@@ -127,26 +137,16 @@ def make_scenes(
                 pool.shutdown(cancel_futures=True)
         for done, (i, source) in enumerate(copies, rendered + 1):
             for asset in assets:
-                _link(files[dates[source]][asset], files[dates[i]][asset])
+                original, path = files[dates[source]][asset], files[dates[i]][asset]
+                path.unlink(missing_ok=True)
+                try:
+                    path.hardlink_to(original)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(original, path)
             report(done, scenes)
     except (OSError, RasterioError) as error:
         raise WriteError(f"cannot write scenes to {directory}: {error}; is it writable, and is there room?") from error
     return tuple(str(path) for paths in files.values() for path in paths.values())
-
-
-def _check_arguments(scenes: int, size: int, compress: str, year: int, assets: tuple[str, ...], distinct: int) -> None:
-    if not 1 <= distinct <= scenes:
-        raise ParameterError(
-            f"scenes={scenes}, distinct={distinct}: give at least 1 scene, and at most as many distinct ones"
-        )
-    if not 16 <= size <= _SIZE:
-        raise ParameterError(f"size={size}; give 16 to {_SIZE} pixels, the size of the whole granule")
-    if compress not in _COMPRESSION:
-        raise ParameterError(f"compress={compress!r}; use one of {sorted(_COMPRESSION)}")
-    if not 1 <= year <= 9000:
-        raise ParameterError(f"year={year}; give 1 to 9000")
-    if not assets or len(set(assets)) < len(assets) or not set(assets) <= set(ASSETS):
-        raise ParameterError(f"assets={assets!r}; use some of {ASSETS}, each once")
 
 
 def _boxes(size: int) -> list[Box]:
@@ -160,10 +160,8 @@ def _render_whole_land(size: int, seed: int, pool: ThreadPoolExecutor) -> Land:
     whole = Land(np.empty(shape, np.uint8), np.empty(shape, np.int8), np.empty(shape, np.int8))
 
     def fill(box: Box) -> None:
-        land = render_land(box, seed)
-        whole.cover[box.slices] = land.cover
-        whole.texture[box.slices] = land.texture
-        whole.slope[box.slices] = land.slope
+        for layer, rendered in zip(whole.part(box), render_land(box, seed), strict=True):
+            layer[...] = rendered
 
     list(pool.map(fill, _boxes(size)))
     return whole
@@ -194,8 +192,9 @@ def _write_scene(
                     )
                 )  # fmt: skip
             for box in _boxes(size):
-                part = Land(land.cover[box.slices], land.texture[box.slices], land.slope[box.slices])
-                for asset, pixels in render(box, part, overpass, weather, size=size, assets=tuple(files)).items():
+                for asset, pixels in render(
+                    box, land.part(box), overpass, weather, size=size, assets=tuple(files)
+                ).items():
                     _, height, width = pixels.shape
                     window = RasterWindow(box.x0 // step[asset], box.y0 // step[asset], width, height)
                     open_files[asset].write(pixels, window=window)
@@ -213,14 +212,6 @@ def _write_scene(
                 raise OSError(f"{path.name}: {error}") from error
             drafts[asset].unlink()
             finished.replace(path)
-
-
-def _link(source: Path, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    try:
-        path.hardlink_to(source)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, path)
 
 
 def make_items(scenes: SceneSource, directory: str | os.PathLike[str]) -> tuple[str, ...]:

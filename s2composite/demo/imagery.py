@@ -195,25 +195,24 @@ class Sun(NamedTuple):
 
 def overpasses(n: int, year: int) -> tuple[Overpass, ...]:
     """Return `n` overpasses, evenly picked: of April to September if they suffice, of the year, of several years."""
-
-    def between(first: date, last: date) -> list[Overpass]:
-        listed = []
-        for since in range((first - _CYCLE).days, (last - _CYCLE).days + 1):
-            day = _CYCLE + timedelta(days=since)
-            for orbit, after, hour, minute in _ORBITS:
-                if since % 5 == after:
-                    second = 29 if since % 10 == after else 19  # S2A or S2B
-                    time = datetime(day.year, day.month, day.day, hour, minute, second, tzinfo=UTC)
-                    listed.append(Overpass(time, orbit))
-        return listed
-
-    candidates = between(date(year, 4, 1), date(year, 9, 30))
+    candidates = _overpasses_between(date(year, 4, 1), date(year, 9, 30))
     if len(candidates) < n:
-        candidates = between(date(year, 1, 1), date(year, 12, 31))
+        candidates = _overpasses_between(date(year, 1, 1), date(year, 12, 31))
     while len(candidates) < n:
         year += 1
-        candidates += between(date(year, 1, 1), date(year, 12, 31))
+        candidates += _overpasses_between(date(year, 1, 1), date(year, 12, 31))
     return tuple(candidates[(2 * i + 1) * len(candidates) // (2 * n)] for i in range(n))
+
+
+def _overpasses_between(first: date, last: date) -> list[Overpass]:
+    listed = []
+    for since in range((first - _CYCLE).days, (last - _CYCLE).days + 1):
+        day = _CYCLE + timedelta(days=since)
+        for orbit, after, hour, minute in _ORBITS:
+            if since % 5 == after:
+                second = 29 if since % 10 == after else 19  # S2A or S2B
+                listed.append(Overpass(datetime(day.year, day.month, day.day, hour, minute, second, tzinfo=UTC), orbit))
+    return listed
 
 
 def sun_position(overpass: Overpass) -> Sun:
@@ -283,13 +282,13 @@ def reflectances(day: int) -> Float:
     """Return the reflectance of each cover and variant on a day of the year, ``(covers * VARIANTS, bands)``, 0 to 1."""
     table = np.empty((len(Cover), VARIANTS, len(BANDS)), np.float32)
     for cover, calendar in _CALENDAR.items():
-        days, looks = zip(*(entry.split() for entry in calendar.split(", ")), strict=True)
-        percents = np.array([_LOOKS[look] for look in looks])
+        entries = [entry.split() for entry in calendar.split(", ")]
+        days, percents = [int(day) for day, _ in entries], np.array([_LOOKS[look] for _, look in entries])
         for variant in range(VARIANTS):
             delay = 0 if cover in _WITHOUT_SEASONS else (variant % 4 - 1.5) * 9
             tone = 0.84 + 0.11 * (variant // 4)
             for band in range(len(BANDS)):
-                percent = np.interp(day - delay, list(map(int, days)), percents[:, band], period=365)
+                percent = np.interp(day - delay, days, percents[:, band], period=365)
                 table[cover, variant, band] = percent * tone / 100
     return table.reshape(-1, len(BANDS))
 
@@ -322,13 +321,16 @@ _ROUGH = {
 _ROUGHNESS = np.array([_ROUGH.get(cover, 0.04) for cover in Cover], np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Land:
+class Land(NamedTuple):
     """Maps of an area, compact enough to keep those of the whole granule."""
 
     cover: NDArray[np.uint8]  # a Cover times VARIANTS, plus the variant: the row in `reflectances`
     texture: NDArray[np.int8]  # brightness against the mean of the cover, in 1/256
     slope: NDArray[np.int8]  # slope towards the sun at 10:50, in 1/256; falls away from it where negative
+
+    def part(self, box: Box) -> Land:
+        """Return views of the maps in a box."""
+        return Land(self.cover[box.slices], self.texture[box.slices], self.slope[box.slices])
 
 
 def render_land(box: Box, seed: int) -> Land:
@@ -548,22 +550,20 @@ def render_sky(box: Box, weather: Weather) -> Sky:
     brightness = _CLOUD_EDGE + gain * (1 - np.exp(-1.5 * thickness) + 0.6 * lit)
     reach = weather.height / 10 / math.tan(weather.sun.elevation)
     down, right = round(-reach * math.cos(weather.sun.azimuth)), round(reach * math.sin(weather.sun.azimuth))
-    shadow = _opacity(_thickness(box.moved(down, right), weather), weather)
+    # the share of light that clouds keep from what lies behind them, seen by the satellite and by the sun
+    opacity, shadow = (
+        1 - np.exp(clouds * -weather.clouds.sharpness)
+        for clouds in (thickness, _thickness(box.moved(down, right), weather))
+    )
     haze = field(box, _derive_key(weather.key, 2), _HAZE) * 0.5 + 0.5
-    return Sky(_opacity(thickness, weather), brightness, shadow, np.clip(haze, 0, 1.5) * weather.haze)
+    return Sky(opacity, brightness, shadow, np.clip(haze, 0, 1.5) * weather.haze)
 
 
 def _thickness(box: Box, weather: Weather) -> Float:
     """Return the thickness of clouds, 0 where there are none: a field above the quantile of the clear sky."""
     threshold = NormalDist().inv_cdf(1 - weather.cover)
-    clouds = field(box, _derive_key(weather.key, 1), weather.clouds.sizes)
-    thickness: Float = np.maximum(clouds - threshold, 0)
+    thickness: Float = np.maximum(field(box, _derive_key(weather.key, 1), weather.clouds.sizes) - threshold, 0)
     return thickness
-
-
-def _opacity(thickness: Float, weather: Weather) -> Float:
-    passed: Float = np.exp(thickness * -weather.clouds.sharpness)
-    return 1 - passed
 
 
 # A scene: land under a sky, seen by an instrument.
