@@ -164,14 +164,22 @@ def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window
 def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
     """Evaluate a rule in a window of its band, at the resolution of the band: ``(t, y, x)``.
 
-    The pixels around the window that matter to the rule are read with it. What lies beyond the edge of the band changes
+    The pixels around the window that matter to the rule are read with it. What lies beyond the edge of a file changes
     nothing. A block of a file that cannot be read is not valid, nor is what the file does not cover, or leaves out by a
     mask of its own or a nodata value other than 0, which means something in most codings.
     """
     region, inner = with_halo(window, rule.halo, stack.shape[2:])
     ((_, seen),) = stack.read_all([region], coverage=True)
     record_read(seen.tally)
-    valid = rule.valid(np.ascontiguousarray(seen.pixels[:, 0]))
+    valid = np.zeros(seen.pixels[:, 0].shape, bool)
+    for t, files in enumerate(stack.sources):  # each as far as its files reach, which is where its image ends
+        if files:
+            tops, bottoms, lefts, rights = zip(*(source.extent for source in files), strict=True)
+            reach = slice(min(tops), max(bottoms)), slice(min(lefts), max(rights))
+            y, x = (slice(max(r.start, s.start), min(r.stop, s.stop)) for r, s in zip(reach, region, strict=True))
+            if y.start < y.stop and x.start < x.stop:
+                part = (t, *within(region, (y, x)))
+                valid[part] = rule.valid(np.ascontiguousarray(seen.pixels[:, 0][part])[None])[0]
     if seen.covered is not None:
         valid &= seen.covered
     if stack.fill:
