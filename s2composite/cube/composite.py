@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +30,7 @@ from s2composite.cube.windows import source_shares
 from s2composite.errors import ParameterError, check_choice
 from s2composite.pixels.masks import rule_text
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
+from s2composite.pixels.select import day_number, order_by_time, run_by_time
 from s2composite.pixels.stretch import Stretch
 from s2composite.scenes.dates import Day, PeriodSpec
 
@@ -47,6 +50,8 @@ def composite(
     keep_empty: bool = True,
     day: Day = "utc",
     min_count: int = 1,
+    max_count: int | None = None,
+    prefer: str | None = None,
     **params: Any,
 ) -> Composite:
     """Reduce a cube over time; lazily if the cube is lazy.
@@ -76,6 +81,14 @@ def composite(
         How the day of a scene is counted: ``"utc"``, or ``"solar"`` for mean solar time at the centre of the cube.
     min_count
         Pixels with fewer valid observations get no value.
+    max_count
+        Of each pixel (and period) use only so many valid observations, the first in the order of `prefer`. Scenes are
+        read in that order, and in each block of the files only until every pixel has enough: ``"latest"`` with
+        ``max_count=1``, or a median of the ten clearest, reads a fraction of a year. ``count`` is what was used.
+    prefer
+        Which observations come first: ``"latest"``, ``"earliest"``, those nearest to a date (``"2023-07-15"``), or of
+        the smallest values of a coordinate of the scenes (``"cloud_cover"``). Default: the order of a reducer that
+        picks by time, else ``"latest"``.
     **params
         Parameters of the reducer, if there is one and it is given by name.
 
@@ -116,13 +129,18 @@ def composite(
     missing = missing_value_of(array)
     array = missing.with_nan(array)
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
+    if prefer is not None and max_count is None:
+        raise ParameterError(f"prefer={prefer!r} says which observations max_count takes; give max_count, too")
+    reducers = _reducers(reducer, params)
     recipe = Recipe(
-        reducers=_reducers(reducer, params),
+        reducers=reducers,
         rules=rules,
         bands=tuple(str(band) for band in array["band"].values),
         nodata=missing.for_rules(rules, array.dtype),
         saturated=() if missing.derived else saturated_of(array),
         min_count=min_count,
+        max_count=max_count,
+        preference=() if max_count is None else _preference(array, prefer, reducers),
         days=days_of(array),
         periods=None if groups is None else tuple(scenes for _, scenes in groups),
     )
@@ -808,6 +826,31 @@ class Composite:
         from s2composite.analysis.plot import Plots  # noqa: PLC0415
 
         return Plots(self.dataset)
+
+
+def _preference(array: xr.DataArray, prefer: str | None, reducers: Sequence[Reducer]) -> tuple[int, ...]:
+    """Return the positions of the scenes, the preferred one first."""
+    coordinate = None if prefer is None else array.coords.get(prefer)
+    if coordinate is not None and coordinate.dims == ("time",) and coordinate.dtype.kind in "iuf":
+        return tuple(np.argsort(coordinate.values, kind="stable").tolist())  # NaN last
+    targets = {"latest": math.inf, "earliest": -math.inf}
+    if prefer is None:
+        target = next((one.setting for one in reducers if one.run is run_by_time), math.inf)
+    elif prefer in targets:
+        target = targets[prefer]
+    else:
+        try:
+            target = day_number(datetime.fromisoformat(prefer))
+        except (TypeError, ValueError):
+            numbers = [n for n, c in array.coords.items() if c.dims == ("time",) and c.dtype.kind in "iuf"]
+            raise ParameterError(
+                f"prefer is {prefer!r}; it is 'latest', 'earliest', a date such as '2023-07-15', or a coordinate of "
+                f"the scenes ({', '.join(map(str, numbers)) or 'this cube has none of numbers'})"
+            ) from None
+    days = days_of(array)
+    if days is None:
+        raise ParameterError("max_count needs the times of the scenes, or prefer= a coordinate of numbers")
+    return tuple(order_by_time(np.array(days), target).tolist())
 
 
 def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[str, Any]) -> tuple[Reducer, ...]:

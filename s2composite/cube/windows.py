@@ -30,7 +30,8 @@ from s2composite.cube.open import thread_memory, window_at
 from s2composite.errors import ParameterError
 from s2composite.metrics import metered, record_read
 from s2composite.pixels.mask_bands import MaskRule
-from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares
+from s2composite.pixels.recipe import MAX_SCENES
+from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares, valid_observations
 from s2composite.reading.grid import Window, within
 from s2composite.reading.plan import Piece, TileSelection
 from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow
@@ -92,7 +93,8 @@ def _compose(
     stack, days = products.stack, int(products.scene[-1]) + 1
     if not recipe.halo and days == len(stack.scenes):
         valid = combine_masks(valid_by_masks(masks, window), valid)
-        return _joined(window, _parts(stack, recipe, window, positions, valid))
+        parts = _parts if recipe.max_count is None else _parts_until_enough
+        return _joined(window, parts(stack, recipe, window, positions, valid))
     # In one piece, with the pixels around it that matter to its edge.
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
@@ -157,6 +159,62 @@ def _parts(
             for (piece, seen), mine in zip(observed, usable, strict=True):
                 record_read(seen.tally)
                 parts.append((piece, _reduced(recipe, seen, positions, mine, lost)))
+    return parts
+
+
+_SCENES_AT_ONCE = 8
+"""Scenes that are read at once where a few observations of each pixel are enough."""
+
+
+def _parts_until_enough(
+    stack: Stack,
+    recipe: Recipe,
+    window: Window,
+    positions: NDArray[np.intp] | None,
+    valid: NDArray[np.bool_] | None,
+) -> list[_Composed]:
+    """Compose as `_parts`, but read the preferred scenes first, and no more than it takes.
+
+    A tile is not read once its pixels have ``recipe.max_count`` valid observations.
+    """
+    coverage, most = asks_for_coverage(stack, recipe), recipe.max_count or MAX_SCENES
+    place = np.arange(len(stack.scenes)) if positions is None else positions
+    rank = np.argsort(recipe.preference)[place]  # of each scene, the preferred one first
+    groups = [np.isin(place, period) for period in recipe.periods or (place,)]
+    parts: list[_Composed] = []
+    for piece in stack.rectangles(window):
+        shape = (len(stack.scenes), *(s.stop - s.start for s in piece))
+        usable = np.ones(shape, bool) if (mine := _cut(valid, window, piece)) is None else mine.copy()
+        pixels = np.zeros((shape[0], len(stack.bands), *shape[1:]), stack.dtype)
+        counts = np.zeros((len(groups), *shape[1:]), np.uint16)
+        read, status = np.zeros(shape[0], bool), np.full(shape[0], OUTSIDE, np.uint8)
+        status[stack.touching(piece)] = READ
+        ordered = np.argsort(rank, kind="stable")
+        for some in np.split(ordered, range(_SCENES_AT_ONCE, shape[0], _SCENES_AT_ONCE)):
+            some.sort()
+            short = counts < most
+            needed = [np.any(short[[group[t] for group in groups]], axis=0) for t in some]
+            usable[some] &= np.stack(needed)
+            if not usable[some].any():
+                continue
+            few = stack.select(some.tolist())
+            ((_, seen),) = few.read_all([piece], coverage=coverage, wanted=[usable[some]])
+            record_read(seen.tally)
+            if seen.covered is not None:
+                usable[some] &= seen.covered
+            for failure in seen.failures:
+                usable[(some[failure.scene], *within(piece, failure.part))] = False
+            status[some] = seen.status
+            status[some[[failure.scene for failure in seen.failures]]] = FAILED
+            pixels[some] = seen.pixels
+            read[some] = True
+            passed = valid_observations(seen.pixels, recipe, usable[some])
+            for g, group in enumerate(groups):
+                counts[g] += passed[group[some]].sum(axis=0, dtype=np.uint16)
+        with metered("kernel"):
+            scenes = np.flatnonzero(read)
+            layers = reduce_block(pixels, recipe, valid=usable, scenes=scenes, positions=positions)
+        parts.append((piece, {**layers, STATUS: status[:, None, None]}))
     return parts
 
 

@@ -235,6 +235,13 @@ class Job(Strict):
     min_count: Annotated[Count, WHOLE] = 1
     """A pixel with fewer valid observations gets no value."""
 
+    max_count: Annotated[Annotated[Count, WHOLE] | None, Expected("a whole number such as 10")] = None
+    """Of each pixel use only so many valid observations, the first in the order of `prefer`, and read no further."""
+
+    prefer: Annotated[Text | None, Expected("latest, earliest, a date, or a coordinate such as cloud_cover")] = None
+    """Which observations `max_count` takes: ``latest``, ``earliest``, those nearest to a date, or of the smallest
+    values of a coordinate (``cloud_cover``); None: the order of a reducer that picks by time, else ``latest``."""
+
     period: Annotated[Periods, Expected("a period such as month, 10D, 2023-06, or a list")] = None
     """A composite for each ``month``, ``season``, ``10D``, ``2023-06-01/2023-08-31``, or a list of those; see
     `s2composite.scenes.dates.find_periods`. The output's name gets the period's, or has ``{period}`` for it."""

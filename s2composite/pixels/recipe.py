@@ -145,6 +145,12 @@ class Recipe:
     min_count: int = 1
     """Pixels with fewer valid observations get no result (``count`` still says how many there were)."""
 
+    max_count: int | None = None
+    """Of each pixel only so many valid observations are used, in the order of `preference`; None: all."""
+
+    preference: tuple[int, ...] = ()
+    """Indices of all scenes, the best first; needed with `max_count`."""
+
     days: tuple[float, ...] | None = None
     """Time of each scene in days since 1970-01-01T00:00 UTC; only reducers that know dates need it."""
 
@@ -193,9 +199,16 @@ class Recipe:
             )
         if self.periods is not None and not self.periods:
             raise ParameterError("there are no periods to reduce; give at least one")
-        whole = isinstance(self.min_count, (int, np.integer)) and not isinstance(self.min_count, bool)
-        if not whole or not 0 < self.min_count <= MAX_SCENES:
-            raise ParameterError(f"min_count={self.min_count!r}; give a whole number, 1 to {MAX_SCENES}")
+        for name, value in (("min_count", self.min_count), ("max_count", self.max_count)):
+            if name == "max_count" and value is None:
+                continue
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if value is None or not whole or not 0 < value <= MAX_SCENES:
+                raise ParameterError(f"{name}={value!r}; give a whole number, 1 to {MAX_SCENES}")
+        if self.max_count is not None and self.max_count < self.min_count:
+            raise ParameterError(
+                f"max_count={self.max_count} is less than min_count={self.min_count}: no pixel would have a value"
+            )
         for reducer in self.reducers:
             missing = [band for band in reducer.needs_bands if band not in self.bands]
             if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -18,7 +18,7 @@ from s2composite.pixels.kernels.compile_cache import kernel_in_memory
 from s2composite.pixels.kernels.tiles import Observations, count_valid, load, validity
 from s2composite.pixels.masks import Nodata, SwathEdge, limits_of, reach_of
 from s2composite.pixels.morphology import dilation, distance_squared
-from s2composite.pixels.recipe import Layer, Output, Recipe, Reducer, ReducerCall, block_width
+from s2composite.pixels.recipe import MAX_SCENES, Layer, Output, Recipe, Reducer, ReducerCall, block_width
 from s2composite.pixels.statistics import put_rounded
 
 __all__ = [
@@ -333,18 +333,37 @@ def reduce_block(
         usable, near = usable[:, inner[0], inner[1]], near[:, inner[0], inner[1]]
     bands, height, width = pixels.shape[1:]
     periods = () if recipe.periods is None else (len(recipe.periods),)
-    heads = {layer.name: (*periods, *((bands,) if "band" in layer.dims else ())) for layer in layers}
-    out = {layer.name: np.empty((*heads[layer.name], height * width), layer.dtype) for layer in layers}
-    for run, source, distances in _runs(pixels, recipe, usable, near):
-        reduce_scenes = partial(_reduce_run, recipe, layers, source, place, distances)
-        if recipe.periods is None:
-            results = reduce_scenes(chosen)
-        else:
-            made = [reduce_scenes(chosen[np.isin(place[chosen], period)]) for period in recipe.periods]
-            results = {name: np.stack([result[name] for result in made]) for name in made[0]}
-        for name, array in results.items():
-            out[name][..., run] = array
-    return {name: array.reshape(*heads[name], height, width) for name, array in out.items()}
+    groups = [chosen] if recipe.periods is None else [chosen[np.isin(place[chosen], p)] for p in recipe.periods]
+    heads = {layer.name: (bands,) if "band" in layer.dims else () for layer in layers}
+    out = {layer.name: np.empty((len(groups), *heads[layer.name], height * width), layer.dtype) for layer in layers}
+    passes = [(usable, range(len(groups)))]
+    if recipe.max_count is not None:  # which observations are used differs between periods that share scenes
+        passed = valid_observations(pixels, recipe, usable if usable.size else None)
+        passes = [
+            (preferred_observations(passed, recipe, scenes, place), range(g, g + 1)) for g, scenes in enumerate(groups)
+        ]
+    for mask, some in passes:
+        for run, source, distances in _runs(pixels, recipe, mask, near):
+            for g in some:
+                for name, array in _reduce_run(recipe, layers, source, place, distances, groups[g]).items():
+                    out[name][g, ..., run] = array
+    return {name: array.reshape(*periods, *heads[name], height, width) for name, array in out.items()}
+
+
+def preferred_observations(
+    valid: NDArray[np.bool_], recipe: Recipe, scenes: NDArray[np.int64], place: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return which valid observations ``(t, y, x)`` of some scenes are used where ``recipe.max_count`` limits them.
+
+    ``place (t,)`` is the index of each scene among the recipe's.
+    """
+    rank, most = np.argsort(recipe.preference), recipe.max_count or MAX_SCENES
+    used = np.zeros(valid.shape, np.bool_)
+    count = np.zeros(valid.shape[1:], np.uint16)
+    for t in scenes[np.argsort(rank[place[scenes]], kind="stable")]:
+        np.logical_and(valid[t], count < most, out=used[t])
+        count += used[t]
+    return used
 
 
 def valid_observations(

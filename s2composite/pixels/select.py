@@ -231,20 +231,29 @@ def closest_to(date: str | datetime) -> Reducer:
         moment = date if isinstance(date, datetime) else datetime.fromisoformat(date)
     except (TypeError, ValueError):
         raise ParameterError(f"closest_to: {date!r} is not a date; give one such as '2023-07-15'") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    days = moment.timestamp() / 86400
+    days = day_number(moment)
     return _by_time("closest_to", f"observation nearest to {date}", days, params=(("date", str(date)),))
+
+
+def day_number(moment: datetime) -> float:
+    """Return a time in days since 1970; one without a zone is in UTC."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() / 86400
+
+
+def order_by_time(days: NDArray[np.float64], target: float) -> NDArray[np.intp]:
+    """Return the order of times by their distance to `target`, the earlier of two equal ones first.
+
+    Infinity: the latest first, and of those at one time the last; minus infinity: the earliest first.
+    """
+    if math.isinf(target):
+        order = np.lexsort((np.arange(days.size), days))
+        return order[::-1] if target > 0 else order
+    return np.lexsort((np.arange(days.size), days, np.abs(days - target)))
 
 
 def run_by_time(call: ReducerCall) -> None:
     """Run a reducer whose setting is a time, in days since 1970: nearest first."""
-    days = call.days()
-    target = call.reducer.setting
-    if math.isinf(target):
-        order = np.lexsort((np.arange(days.size), days))
-        order = order[::-1] if target > 0 else order
-    else:
-        order = np.lexsort((np.arange(days.size), days, np.abs(days - target)))
+    order = order_by_time(call.days(), call.reducer.setting)
     source = call.source._replace(scenes=call.source.scenes[order])
     first_valid(source, call.recipe.min_count, 1024, call.results[0], call.count, call.results[1])
 

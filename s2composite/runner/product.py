@@ -399,6 +399,7 @@ def _token(work: Work, dataset: xr.Dataset, files: Sequence[str]) -> str:
             *map(str, recipe.reducers),
             *map(str, recipe.rules),
             repr((recipe.bands, recipe.nodata, recipe.min_count, recipe.days, recipe.periods)),
+            *([repr((recipe.max_count, recipe.preference))] if recipe.max_count is not None else []),
         ],
         "facts": {key: str(value) for key, value in sorted(dataset.attrs.items())},
         "files": list(files),

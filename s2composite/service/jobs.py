@@ -133,9 +133,10 @@ def _pointer(error: JobError) -> str:
 
 # Keys of a job that a stranger may set. The others are the operator's, or name files here.
 ALLOWED_KEYS = (
-    "source", "output", "reducer", "valid", "min_count", "period", "keep_empty", "day", "datetime", "pattern", "times",
-    "groupby", "duplicates", "alternate", "headers", "harmonise", "reflectance", "bands", "bbox", "bbox_crs", "grid",
-    "span", "crs", "resolution", "anchor", "resampling", "chunks", "on_error", "layers", "raster", "policy",
+    "source", "output", "reducer", "valid", "min_count", "max_count", "prefer", "period", "keep_empty", "day",
+    "datetime", "pattern", "times", "groupby", "duplicates", "alternate", "headers", "harmonise", "reflectance",
+    "bands", "bbox", "bbox_crs", "grid", "span", "crs", "resolution", "anchor", "resampling", "chunks", "on_error",
+    "layers", "raster", "policy",
 )  # fmt: skip
 
 _CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")  # names of coordinate systems: PROJ's longer forms name files

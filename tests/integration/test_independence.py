@@ -2,6 +2,7 @@
 
 import datetime as dt
 import itertools
+import re
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -439,3 +440,111 @@ def test_a_file_that_cannot_be_read_where_it_is_not_needed_has_not_failed(scenes
     assert_same(comp, without, ("composite", "count"))
     with pytest.raises(s2c.S2CompositeError, match="T31TCJ_2, window"):
         s2c.composite(cube, valid=s2c.Nodata()).compute()
+
+
+# --- a few observations of each pixel are enough: no more are read ----------------------------------------------------
+
+
+def limited(cube, valid, most, order, groups):
+    """Return which observations are used, one pixel after the other, from those that pass the rules one by one."""
+    passed = np.stack(
+        [
+            s2c.composite(cube.isel(time=[t]), "mean", valid=valid).compute()["count"].values > 0
+            for t in range(cube.sizes["time"])
+        ]
+    )
+    used = []
+    for group in groups:
+        kept = np.zeros(passed.shape, bool)
+        for y, x in np.ndindex(*passed.shape[1:]):
+            good = [t for t in order if t in group and passed[t, y, x]]
+            kept[good[:most], y, x] = True
+        used.append(kept)
+    return used
+
+
+@pytest.mark.parametrize("grid", ["own", "zoomed", "other CRS", pytest.param("bilinear", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("reducer", "most", "prefer", "order"),
+    [
+        ("latest", 1, None, (3, 2, 1, 0)), ("earliest", 1, None, (0, 1, 2, 3)), ("mean", 2, "earliest", (0, 1, 2, 3)),
+        ("luminance_median", 3, None, (3, 2, 1, 0)), ("mean", 2, "2023-06-02T12:00", (1, 2, 0, 3)),
+        ("mean", 1, "cloudiness", (2, 0, 3, 1)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("period", [None, ["2023-06-01/2023-06-02", "2023-06-02/2023-06-04"]])
+def test_so_many_observations_as_are_asked_for_are_used_and_read(period, reducer, most, prefer, order, grid, scenes_of):
+    scenes = scenes_of("uint8", "mask")
+    rules = RULES["SCL"]
+    cloudiness = ("time", [0.5, np.nan, 0.1, 0.7])
+    given = {"max_count": most, "prefer": prefer, "period": period, "valid": rules}
+    cube = opened(scenes, grid, chunks=1000).assign_coords(cloudiness=cloudiness)
+    groups = [range(4)] if period is None else [(0, 1), (1, 2, 3)]
+    used = limited(cube, rules, most, order, groups)
+    masks = [xr.DataArray(kept, {d: cube[d] for d in ("time", "y", "x")}, ("time", "y", "x")) for kept in used]
+    made = {}
+    for chunks in (50, 1000):
+        cube = opened(scenes, grid, chunks=chunks).assign_coords(cloudiness=cloudiness)
+        with dask.config.set(scheduler="synchronous"), counted_tiles() as decoded:
+            made[chunks] = s2c.composite(cube, reducer, **given).compute()
+    with counted_tiles() as decoded_all:
+        everything = s2c.composite(cube, reducer, valid=rules, period=period).compute()
+    layers = list(made[50].dataset.data_vars)
+    assert_same(made[50], made[1000], layers)
+    for i, mask in enumerate(masks):
+        expected = s2c.composite(cube, reducer, valid=(*rules, mask)).compute()
+        for layer in layers:
+            found = made[1000][layer].values if period is None else made[1000][layer].values[i]
+            np.testing.assert_array_equal(found, expected[layer].values)
+    assert int(made[1000]["count"].max()) == min(most, int(everything["count"].max()))
+    assert decoded["tiles"] <= decoded_all["tiles"] or period
+
+
+def test_many_scenes_are_read_only_until_there_are_enough(tmp_path):
+    for day in range(1, 25):
+        pixels = np.full((1, 64, 96), day, "uint8")
+        pixels[:, :32, :32] = 0 if day % 3 else day  # a tile that is empty in most of the scenes
+        write_tif(tmp_path / f"T31TCJ_202306{day:02}T104629_X.tif", pixels, block=32, nodata=0)
+    cube = s2c.open_cube(tmp_path, on_error="skip")
+    with dask.config.set(scheduler="synchronous"), counted_tiles() as decoded:
+        comp = s2c.composite(cube, "median", max_count=4, prefer="latest").compute()
+    assert comp["count"].values.min() == comp["count"].values.max() == 4
+    assert comp["composite"].values[0, 40, 40] == np.median([21, 22, 23, 24]).round()
+    assert comp["composite"].values[0, 0, 0] == np.median([15, 18, 21, 24]).round()
+    assert decoded["tiles"] == 8 * 6 + 8, "eight scenes, then the one tile that is short of observations in eight more"
+    assert (comp["read_status"].values == 0).all()
+    same = s2c.composite(cube.compute(), "median", max_count=4, prefer="latest")
+    assert_same(same, comp, ("composite", "count"))
+
+
+def test_what_is_preferred_is_known_or_refused(scenes_of):
+    cube = opened(scenes_of("uint8", "mask"), "own")
+    for given, says in (
+        ({"max_count": 0}, "max_count=0; give a whole number"),
+        ({"max_count": 2, "min_count": 3}, "no pixel would have a value"),
+        ({"prefer": "latest"}, "give max_count, too"),
+        ({"max_count": 2, "prefer": "clearest"}, "it is 'latest', 'earliest', a date"),
+        ({"max_count": 2.5}, "give a whole number"),
+    ):
+        with pytest.raises(s2c.S2CompositeError, match=re.escape(says)):
+            s2c.composite(cube, **given)
+
+
+@pytest.mark.parametrize("granules", [("31TCJ",) * 4, ("31TCJ", "31TDJ", "31TCK", "31TGL")])
+@pytest.mark.parametrize("name", ["SCL", "SCL alone"])
+def test_a_mask_is_cleaned_as_far_as_its_file_reaches_whatever_else_is_in_the_cube(name, granules, scenes_of):
+    scenes = [
+        replace(scene, granule=granule, id=f"T{granule}_{t}")
+        for t, (scene, granule) in enumerate(zip(scenes_of("uint8", "nothing"), granules, strict=True))
+    ]
+    rule = RULES[name][1] if name == "SCL" else RULES[name]
+    cube = opened(scenes, "own", chunks=50)
+    together = s2c.composite(cube, "mean", valid=(rule,)).compute()["count"]
+    one_by_one = sum(
+        s2c.composite(cube.isel(time=[t]), "mean", valid=(rule,)).compute()["count"].values for t in range(4)
+    )
+    geobox, _ = grid_of("own")
+    inside = [taken(path_of(scene, "X"), geobox)[2] for scene in scenes]
+    expected = sum(usable(name, scene, geobox) & there for scene, there in zip(scenes, inside, strict=True))
+    np.testing.assert_array_equal(together, expected)
+    np.testing.assert_array_equal(one_by_one, expected)
