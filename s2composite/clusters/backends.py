@@ -13,9 +13,9 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -50,29 +50,13 @@ from s2composite.errors import ClusterError, JobError, S2CompositeError, needed
 # ruff: noqa: PLC0415
 
 __all__ = [
-    "BACKENDS",
-    "MEMORY_SHARE",
-    "SCHEMES",
-    "AddressOptions",
-    "BackendOptions",
-    "ClusterBackend",
-    "ClusterClient",
-    "CoiledOptions",
-    "ElasticOptions",
-    "GatewayOptions",
-    "HostedOptions",
-    "KubernetesOptions",
-    "LocalOptions",
-    "SlurmOptions",
-    "SshOptions",
-    "coiled_arguments",
-    "kubernetes_manifest",
-    "local_shape",
-    "slurm_arguments",
-    "ssh_arguments",
-    "start_cluster",
-]
+    "BACKENDS", "MEMORY_SHARE", "SCHEMES", "AddressOptions", "BackendOptions", "ClusterBackend", "ClusterClient",
+    "CoiledOptions", "ElasticOptions", "GatewayOptions", "HostedOptions", "KubernetesOptions", "LocalOptions",
+    "SlurmOptions", "SshOptions", "coiled_arguments", "kubernetes_manifest", "local_shape", "slurm_arguments",
+    "ssh_arguments", "start_cluster",
+]  # fmt: skip
 
+_TYPE = Field(description="Names the kind of cluster.")
 Seconds = Annotated[Positive, Expected("a number of seconds")]
 Whole = Annotated[Count, WHOLE]
 WholeOrNone = Annotated[Count | None, WHOLE]
@@ -86,8 +70,7 @@ MemoryOfWorkerOrNone = Annotated[Memory | None, Expected("memory of one worker, 
 class BackendOptions(Strict):
     """Options that all kinds of clusters have."""
 
-    type: str
-    """Names the kind of cluster."""
+    type: Annotated[str, _TYPE]
 
     environment: Environment = {}  # noqa: RUF012 - pydantic copies it
     """Environment variables of every worker, such as GDAL's settings or thread counts."""
@@ -163,11 +146,9 @@ class HostedOptions(ElasticOptions):
 class ClusterClient(Client):  # type: ignore[misc] # distributed has no types
     """A Client that closes the cluster started for it, and knows which environment its workers were given."""
 
+    # Called after the client has closed; None: the cluster outlives the client, or the client itself closes it.
     close_cluster: Callable[[], Any] | None = None
-    """Called after the client has closed; None: it outlives the client, or the client itself closes it."""
-
-    shipped: tuple[str, ...] = ()
-    """Names of the environment variables that the workers were given."""
+    shipped: tuple[str, ...] = ()  # names of the environment variables that the workers were given
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
         """Close the client, then its cluster; a second call does nothing."""
@@ -214,8 +195,8 @@ def _run_async(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 # --- local ------------------------------------------------------------------------------------------------------------
 
+# Share of the machine's memory that local workers get together; the rest is for this process and the system.
 MEMORY_SHARE = 0.9
-"""Share of the machine's memory that local workers get together; the rest is for this process and the system."""
 
 # Runs in each local worker at its start. The error of a task is raised where its result is requested; the copy that
 # each worker would print hides the one line that matters among tracebacks. While the cluster closes, a heartbeat may
@@ -245,8 +226,7 @@ class LocalOptions(ElasticOptions):
     (2, 4)
     """
 
-    type: Literal["local"] = "local"
-    """Names the kind of cluster."""
+    type: Annotated[Literal["local"], _TYPE] = "local"
 
     workers: WholeOrNone = None
     """Processes; None: one for each core, or as many as `threads` leaves cores for."""
@@ -272,6 +252,14 @@ def _start_local(options: LocalOptions) -> ClusterClient:
         sys.exit(1)  # this is a worker that imports a script without `if __name__ == "__main__":`; its parent says so
     logging.getLogger("distributed.nanny").addFilter(_is_not_about_killed_worker)
     workers, threads = local_shape(options)
+    dashboard = options.dashboard
+    host, _, port = dashboard.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:  # Dask would also take another port, but warn and leak
+            dashboard = f"{host}:0"
     try:
         client = ClusterClient(
             n_workers=workers if options.bounds is None else options.initial_workers,
@@ -279,7 +267,7 @@ def _start_local(options: LocalOptions) -> ClusterClient:
             memory_limit=options.memory or int(MEMORY_LIMIT * MEMORY_SHARE) // workers,
             processes=True,
             timeout=options.timeout,
-            dashboard_address=_free_address(options.dashboard),
+            dashboard_address=dashboard,
             env=_thread_counts(options.environment),
             preload=[_WORKER_PRELOAD],
         )
@@ -298,22 +286,10 @@ def _is_not_about_killed_worker(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Worker process still alive")
 
 
-def _free_address(wanted: str) -> str:
-    """Return the address, with port 0 (any) if the port is taken: Dask would also take another, but warn and leak."""
-    host, _, port = wanted.rpartition(":")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError:
-            return f"{host}:0"
-    return wanted
-
-
 # --- address ----------------------------------------------------------------------------------------------------------
 
+# How the address of a Dask scheduler begins.
 SCHEMES = ("tcp://", "tls://", "ws://", "wss://", "ucx://", "inproc://")
-"""How the address of a Dask scheduler begins."""
 
 
 def _address(value: str) -> str:
@@ -331,8 +307,7 @@ class AddressOptions(BackendOptions):
     'tls://10.0.0.5:8786'
     """
 
-    type: Literal["address"] = "address"
-    """Names the kind of cluster."""
+    type: Annotated[Literal["address"], _TYPE] = "address"
 
     address: Annotated[str, AfterValidator(_address), Expected("an address such as tcp://10.0.0.5:8786")]
     """Address of the scheduler: ``"tcp://10.0.0.5:8786"``, ``"tls://..."``."""
@@ -387,8 +362,7 @@ class SshOptions(BackendOptions):
     4
     """
 
-    type: Literal["ssh"] = "ssh"
-    """Names the kind of cluster."""
+    type: Annotated[Literal["ssh"], _TYPE] = "ssh"
 
     hosts: Annotated[SomeTexts, Expected("a list of machines, such as [node1, node2]")]
     """Machines that work: names or IP addresses."""
@@ -463,32 +437,7 @@ def ssh_arguments(options: SshOptions) -> dict[str, Any]:
 
 
 def _start_ssh(options: SshOptions) -> ClusterClient:
-    with _quoting_log("distributed.deploy.ssh", lines=8):  # what remote processes write while they start
-        return _client_of(SSHCluster(**ssh_arguments(options)), options.timeout)
-
-
-@contextmanager
-def _quoting_log(name: str, lines: int) -> Iterator[None]:
-    """Add the last lines that a logger was given to an error, as notes, instead of logging them."""
-    last: deque[str] = deque(maxlen=lines)
-
-    def keep(record: logging.LogRecord) -> bool:
-        last.append(record.getMessage())
-        return False
-
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.addFilter(keep)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    except Exception as error:
-        for line in last:
-            error.add_note(line)
-        raise
-    finally:
-        logger.removeFilter(keep)
-        logger.setLevel(level)
+    return _client_of(SSHCluster(**ssh_arguments(options)), options.timeout)
 
 
 # --- gateway ----------------------------------------------------------------------------------------------------------
@@ -504,8 +453,7 @@ class GatewayOptions(HostedOptions):
     (0, 20)
     """
 
-    type: Literal["gateway"] = "gateway"
-    """Names the kind of cluster."""
+    type: Annotated[Literal["gateway"], _TYPE] = "gateway"
 
     address: Annotated[str, Field(pattern=r"^https?://."), Expected("an address such as https://gateway.example.org")]
     """Address of the gateway."""
@@ -617,8 +565,7 @@ class KubernetesOptions(HostedOptions):
     ('s2composite', 1)
     """
 
-    type: Literal["kubernetes"] = "kubernetes"
-    """Names the kind of cluster."""
+    type: Annotated[Literal["kubernetes"], _TYPE] = "kubernetes"
 
     image: Annotated[Text, Expected("a container image with s2composite in it")]
     """Container image of workers and scheduler, with the same s2composite as here."""
@@ -738,8 +685,7 @@ class CoiledOptions(HostedOptions):
     (0, 40)
     """
 
-    type: Literal["coiled"] = "coiled"
-    """Names the kind of cluster."""
+    type: Annotated[Literal["coiled"], _TYPE] = "coiled"
 
     name: Text | None = None
     """Name of the cluster; None: Coiled makes one up."""
@@ -803,15 +749,8 @@ class CoiledOptions(HostedOptions):
 def coiled_arguments(options: CoiledOptions) -> dict[str, Any]:
     """Return the arguments of ``coiled.Cluster``; what is left to Coiled is left out."""
     passed = {
-        "name",
-        "workspace",
-        "region",
-        "scheduler_vm_types",
-        "spot_policy",
-        "idle_timeout",
-        "container",
-        "software",
-    }
+        "name", "workspace", "region", "scheduler_vm_types", "spot_policy", "idle_timeout", "container", "software",
+    }  # fmt: skip
     return _given(
         **options.model_dump(include=passed),
         n_workers=options.workers if options.bounds is None else list(options.bounds),
@@ -847,8 +786,7 @@ class SlurmOptions(HostedOptions):
     4
     """
 
-    type: Literal["slurm"] = "slurm"
-    """Names the kind of cluster."""
+    type: Annotated[Literal["slurm"], _TYPE] = "slurm"
 
     queue: Text | None = None
     """Partition to submit to; None: the centre's default."""
@@ -921,22 +859,15 @@ def _start_slurm(options: SlurmOptions) -> ClusterClient:
 class ClusterBackend:
     """How clusters of one kind are started."""
 
-    start: Callable[[Any], ClusterClient]
-    """Starts or joins a cluster with its options; closing the client stops what was started."""
-
-    package: str | None = None
-    """Package that it needs, of the extra with the backend's name; its errors become a ClusterError."""
-
-    purpose: str = ""
-    """What needs the package, for the error that it is missing."""
-
-    advice: str = ""
-    """What to check where a cluster does not start, for the error; ``{options}`` are its options."""
-
-    adapts: bool = False
-    """Whether `start` also sets the bounds of a cluster that follows the work."""
+    start: Callable[[Any], ClusterClient]  # starts or joins a cluster; closing the client stops what was started
+    package: str | None = None  # what it needs, of the extra with the backend's name; its errors become a ClusterError
+    purpose: str = ""  # what needs the package, for the error that it is missing
+    advice: str = ""  # what to check where a cluster does not start, for the error; {options} are its options
+    adapts: bool = False  # whether `start` also sets the bounds of a cluster that follows the work
+    log: str | None = None  # logger whose last lines tell why a cluster does not start
 
 
+# All backends, by the `type` of their options.
 BACKENDS = {
     "local": ClusterBackend(_start_local),
     "address": ClusterBackend(_join_scheduler),
@@ -945,6 +876,7 @@ BACKENDS = {
         "asyncssh",
         "clusters over SSH",
         "check that 'ssh' reaches each machine with this user and key, and that 'python' names one with s2composite",
+        log="distributed.deploy.ssh",  # what remote processes write
     ),
     "gateway": ClusterBackend(
         _start_gateway,
@@ -973,7 +905,6 @@ BACKENDS = {
         "check that sbatch works here, and the queue, the account and the limits",
     ),
 }
-"""All backends, by the ``type`` of their options."""
 
 
 def start_cluster(options: BackendOptions) -> ClusterClient:
@@ -996,12 +927,32 @@ def start_cluster(options: BackendOptions) -> ClusterClient:
     if threading.current_thread() is threading.main_thread():
         # Once dask-jobqueue is imported, Ctrl-C ends the process without a word, a notebook's kernel too.
         signal.signal(signal.SIGINT, interrupt)
+    with nullcontext(()) if backend.log is None else _last_lines(backend.log) as last:
+        try:
+            return backend.start(options)
+        except S2CompositeError:
+            raise
+        except Exception as error:  # what starts clusters raises errors of its own kinds
+            why = "; ".join([f"{type(error).__name__}: {error}".removesuffix(": "), *last])
+            advice = backend.advice.format(options=options)
+            raise ClusterError(f"the {options.type} cluster did not start ({why}); {advice}") from error
+
+
+@contextmanager
+def _last_lines(name: str) -> Iterator[Sequence[str]]:
+    """Yield the last lines that a logger was given, which are not logged."""
+    last: deque[str] = deque(maxlen=8)
+
+    def keep(record: logging.LogRecord) -> bool:
+        last.append(record.getMessage())
+        return False
+
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.addFilter(keep)
+    logger.setLevel(logging.INFO)
     try:
-        return backend.start(options)
-    except S2CompositeError:
-        raise
-    except Exception as error:  # what starts clusters raises errors of its own kinds
-        lines = [f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", ())]
-        raise ClusterError(
-            f"the {options.type} cluster did not start ({'; '.join(lines)}); {backend.advice.format(options=options)}"
-        ) from error
+        yield last
+    finally:
+        logger.removeFilter(keep)
+        logger.setLevel(level)

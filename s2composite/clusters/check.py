@@ -26,43 +26,27 @@ from s2composite.storage.files import absolute, display, filesystem, join, reaso
 
 __all__ = ["PACKAGES", "ClusterCheck", "Findings", "WorkerCheck", "check_cluster"]
 
+# Packages whose versions must be the same everywhere.
 PACKAGES = (
     "s2composite", "dask", "distributed", "numpy", "numba", "llvmlite", "rasterio", "imagecodecs", "xarray", "zarr",
     "fsspec", "gcsfs", "s3fs",
 )  # fmt: skip
-"""Packages whose versions must be the same everywhere."""
 
-_PACKAGES_OF_SCHEDULER = ("python", "dask", "distributed")
-"""Packages that matter to a scheduler, which neither reads nor computes."""
+_ATTEMPTS = 3  # how often workers are asked, if some leave meanwhile
 
-_ATTEMPTS = 3
-"""How often workers are asked, if some leave meanwhile."""
-
-_CONTENT = b"s2composite check\n"
-"""Content of the object that a worker writes."""
+_CONTENT = b"s2composite check\n"  # of the object that a worker writes
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What one worker found."""
 
-    version: str
-    """Version of s2composite there."""
-
-    gdal: str
-    """Version of the GDAL in rasterio."""
-
-    numba_threads: int
-    """Threads that a parallel kernel would start in each task."""
-
-    environment: tuple[str, ...]
-    """Variables that do not have the value that was shipped."""
-
-    source: str | None
-    """Why the source cannot be read; None: it can, or was not asked for."""
-
-    target: str | None
-    """Why the target cannot be written to; None: it can, or was not asked for."""
+    version: str  # of s2composite there
+    gdal: str  # version of the GDAL in rasterio
+    numba_threads: int  # that a parallel kernel would start in each task
+    environment: tuple[str, ...]  # variables that do not have the value that was shipped
+    source: str | None  # why the source cannot be read; None: it can, or was not asked for
+    target: str | None  # why the target cannot be written to; None: it can, or was not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,14 +217,15 @@ def _check_now(
         findings = answers[address] if isinstance(answers[address], Findings) else None
         if findings is not None and versions:
             versions["s2composite"] = findings.version
-        problems = [*_differences(here, versions, ("python", *PACKAGES)), *_problems_in(answers[address])]
-        problems += storage[address]
+        problems = _differences(here, versions, ("python", *PACKAGES))
+        problems += _problems_in(answers[address]) + storage[address]
         memory = worker["memory_limit"] or None
         checks.append(
             WorkerCheck(address, worker["host"], worker["nthreads"], memory, versions, findings, tuple(problems))
         )
-    general = [*source_problems]
-    general += [f"scheduler: {text}" for text in _differences(here, scheduler, _PACKAGES_OF_SCHEDULER)]
+    # A scheduler neither reads nor computes.
+    differences = _differences(here, scheduler, ("python", "dask", "distributed"))
+    general = [*source_problems, *(f"scheduler: {text}" for text in differences)]
     general += [] if workers else [f"no worker started within {timeout:g} s; see the logs of the cluster"]
     return ClusterCheck(here, scheduler, tuple(checks), tuple(general))
 
@@ -314,7 +299,6 @@ def _problems_in(answer: Any) -> list[str]:
 
 
 async def _probe_worker(shipped: Sequence[str], source: str | None, target: str | None, dask_worker: Any) -> Findings:
-    """Return what this worker finds: versions, its environment, whether a header can be read and an object written."""
     plugin = next((p for p in dask_worker.plugins.values() if isinstance(p, ShippedEnvironment)), None)
     return await asyncio.to_thread(_probe, shipped, plugin, source, target)  # the worker's event loop must not block
 
@@ -322,6 +306,7 @@ async def _probe_worker(shipped: Sequence[str], source: str | None, target: str 
 def _probe(
     shipped: Sequence[str], plugin: ShippedEnvironment | None, source: str | None, target: str | None
 ) -> Findings:
+    """Return what this worker finds: versions, its environment, whether a header can be read and an object written."""
     import numba
     import rasterio
     from rasterio._env import get_gdal_config  # rasterio's public getenv() knows only what it has set itself
@@ -330,7 +315,8 @@ def _probe(
 
     wrong = set(shipped)
     if plugin is not None:  # variables that differ, or that came too late for the library that they configure
-        wrong = set(plugin.differing()) | (wrong - set(plugin.names))
+        wrong = {name for name, value in plugin.values.items() if os.environ.get(name) != value}
+        wrong |= set(shipped) - plugin.values.keys()
         threads = os.environ.get("NUMBA_NUM_THREADS", "")
         if "NUMBA_NUM_THREADS" in shipped and str(numba.config.NUMBA_NUM_THREADS) != threads:
             wrong.add("NUMBA_NUM_THREADS")
@@ -341,20 +327,12 @@ def _probe(
             read_header(source)
         except S2CompositeError as error:
             source_problem = str(error)
-    return Findings(
-        s2composite.__version__,
-        rasterio.__gdal_version__,
-        numba.config.NUMBA_NUM_THREADS,
-        tuple(sorted(wrong)),
-        source_problem,
-        None if target is None else _write_object(target),
-    )
-
-
-def _write_object(url: str) -> str | None:
-    """Write an object and read it back; return why that fails, or None."""
-    _, problem = _on_storage(url, "written", lambda fs, path: fs.pipe_file(path, _CONTENT))
-    return problem or _read_object(url)
+    target_problem = None
+    if target is not None:
+        _, target_problem = _on_storage(target, "written", lambda fs, path: fs.pipe_file(path, _CONTENT))
+        target_problem = target_problem or _read_object(target)
+    versions = (s2composite.__version__, rasterio.__gdal_version__, numba.config.NUMBA_NUM_THREADS)
+    return Findings(*versions, tuple(sorted(wrong)), source_problem, target_problem)
 
 
 def _read_object(url: str) -> str | None:

@@ -16,7 +16,6 @@ from s2composite.clusters.backends import (
     BACKENDS,
     SCHEMES,
     AddressOptions,
-    BackendOptions,
     CoiledOptions,
     ElasticOptions,
     GatewayOptions,
@@ -118,23 +117,14 @@ class ShippedEnvironment(WorkerPlugin):  # type: ignore[misc] # distributed has 
     name = "s2composite-environment"
 
     def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = dict(values)
+        self.values = dict(values)
 
     def __repr__(self) -> str:
-        return f"ShippedEnvironment({', '.join(self._values)})"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the variables."""
-        return tuple(self._values)
+        return f"ShippedEnvironment({', '.join(self.values)})"
 
     def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask passes it
         """Set the variables; Dask calls this in each worker."""
-        os.environ.update(self._values)
-
-    def differing(self) -> tuple[str, ...]:
-        """Return the names of the variables that do not have their value in this process."""
-        return tuple(name for name, value in self._values.items() if os.environ.get(name) != value)
+        os.environ.update(self.values)
 
 
 def connect(
@@ -185,7 +175,15 @@ def connect(
     """
     settings = {"workers": workers, "threads": threads, "memory": memory, "dashboard": dashboard}
     options = read_cluster(config, **{key: value for key, value in settings.items() if value is not None})
-    environment = _environment(options)  # before anything starts that costs money
+    for name in options.credentials:  # before anything starts that costs money
+        if name not in os.environ:
+            raise JobError(
+                f"credentials: the environment variable {name} is not set here, so workers cannot get it; "
+                "export it, or leave it out",
+                key="credentials",
+                variable=name,
+            )
+    environment = {**options.environment, **{name: os.environ[name] for name in options.credentials}}
     logging.getLogger("tornado.application").addFilter(_is_not_about_cancelled_call)
     client = start_cluster(options)
     try:
@@ -200,7 +198,8 @@ def connect(
                     workers=started,
                 ) from error
         if environment:
-            _ship(client, environment)
+            _register(client, ShippedEnvironment(environment), "its environment")
+            client.shipped = tuple(environment)
         if options.joined is None:  # on someone else's scheduler they would stay
             show_meters(client)
             forward_logs(client)
@@ -216,46 +215,31 @@ def connect(
     return client
 
 
-def _environment(options: BackendOptions) -> dict[str, str]:
-    """Return the environment of the workers, with the values of credentials from this process's environment."""
-    for name in options.credentials:
-        if name not in os.environ:
-            raise JobError(
-                f"credentials: the environment variable {name} is not set here, so workers cannot get it; "
-                "export it, or leave it out",
-                key="credentials",
-                variable=name,
-            )
-    return {**options.environment, **{name: os.environ[name] for name in options.credentials}}
-
-
 def _is_not_about_cancelled_call(record: logging.LogRecord) -> bool:
     """Filter out the message that Dask could not cancel a call to the scheduler that had not begun."""
     return "sync.<locals>.cancel" not in record.getMessage()
 
 
-def _ship(client: Client, environment: Mapping[str, str]) -> None:
-    """Set environment variables in all workers, now and later."""
+def _register(client: Client, plugin: WorkerPlugin, what: str) -> None:
+    """Register a plugin with all workers, now and later."""
     try:
-        client.register_plugin(ShippedEnvironment(environment))
+        client.register_plugin(plugin)
     except Exception as error:  # whatever importing the plugin raises in a worker arrives here
         with suppress(Exception):  # or workers that come later could not start; those that lack it raise again
-            client.unregister_worker_plugin(ShippedEnvironment.name)
+            client.unregister_worker_plugin(plugin.name)
         raise ClusterError(
-            f"a worker did not accept its environment ({type(error).__name__}: {error}); install the same s2composite "
-            "in its Python as here"
+            f"a worker did not accept {what} ({type(error).__name__}: {error}); install the same s2composite in its "
+            "Python as here"
         ) from error
-    client.shipped = tuple(environment)
 
 
 def show_meters(client: Client) -> None:
     """Show on the dashboard what each worker has read; without s2composite on the workers, only warn."""
     try:
-        client.register_plugin(WorkerMeters())
-    except Exception as error:  # noqa: BLE001 - whatever importing the plugin raises in a worker arrives here
-        with suppress(Exception):  # else workers that come later could not start
-            client.unregister_worker_plugin(WorkerMeters.name)
-        LOG.warning("the dashboard does not show what workers read: %s: %s", type(error).__name__, error)
+        _register(client, WorkerMeters(), "what meters it")
+    except ClusterError as error:
+        why = error.__cause__
+        LOG.warning("the dashboard does not show what workers read: %s: %s", type(why).__name__, why)
 
 
 def _summary(client: Client) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from s2composite.errors import JobError
 
 __all__ = ["RayCluster", "Unmapped", "is_ray", "read_ray_cluster"]
 
+# Keys of which some content is mapped; the rest of it is listed key by key.
 _PARTLY_MAPPED = ("provider", "auth", "docker", "available_node_types")
-"""Keys of which some content is mapped; the rest of it is listed key by key."""
 
 _COMMANDS = "no commands are run on the machines; install s2composite there, or take an image that has it"
 _FILES = "no files are copied to the machines; put them on storage that all of them reach"
-_REASONS = {
+_REASONS = {  # why a key has no counterpart, by the first word of its path
     "max_workers": "all machines named are used",
     "min_workers": "all machines named are used",
     "cluster_name": "a cluster over SSH has no name",
@@ -40,7 +40,6 @@ _REASONS = {
         _FILES,
     ),
 }
-"""Why a key has no counterpart, by the first word of its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +114,15 @@ def read_ray_cluster(path: str | os.PathLike[str]) -> RayCluster:
     mapped: set[Keys] = {("provider", "type")}
     values: dict[str, Any] = {}
     places: dict[Keys, Place] = {}
+    options: Iterable[tuple[str, Keys, Any]]  # of ours the name, where Ray's file has it, the value
     if provider == "local":
-        values["type"], options = "ssh", _ssh_options(ray)
+        values["type"], head = "ssh", _get(ray, "provider", "head_ip")
+        options = [
+            ("scheduler", ("provider", "head_ip"), head),
+            ("hosts", ("provider", "worker_ips"), _get(ray, "provider", "worker_ips") or (head and [head])),
+            ("user", ("auth", "ssh_user"), _get(ray, "auth", "ssh_user")),
+            ("key", ("auth", "ssh_private_key"), _get(ray, "auth", "ssh_private_key")),
+        ]
     elif provider == "aws":
         values["type"], options = "coiled", _coiled_options(ray)
         mapped.add(("head_node_type",))
@@ -146,15 +152,6 @@ def _get(ray: Document, *keys: str | int) -> Any:
     for key in keys:
         level = level.get(key) if isinstance(level, Mapping) else None
     return level
-
-
-def _ssh_options(ray: Document) -> Iterator[tuple[str, Keys, Any]]:
-    """Yield options of ``ssh``: the name, where Ray's file has it, the value."""
-    head = _get(ray, "provider", "head_ip")
-    yield "scheduler", ("provider", "head_ip"), head
-    yield "hosts", ("provider", "worker_ips"), _get(ray, "provider", "worker_ips") or (head and [head])
-    yield "user", ("auth", "ssh_user"), _get(ray, "auth", "ssh_user")
-    yield "key", ("auth", "ssh_private_key"), _get(ray, "auth", "ssh_private_key")
 
 
 def _coiled_options(ray: Document) -> Iterator[tuple[str, Keys, Any]]:

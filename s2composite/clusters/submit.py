@@ -31,52 +31,35 @@ __all__ = ["ClusterCall", "Outcome", "Policy", "UnresponsiveWorkers", "fetch_res
 
 LOG = logging.getLogger(__name__)
 
-_FETCH_TIMEOUT = 10.0
-"""Seconds in which the results of calls that have ended are fetched; they are small."""
+_FETCH_TIMEOUT = 10.0  # seconds in which the results of calls that have ended are fetched; they are small
 
+# Seconds without a heartbeat after which a worker that does not end its calls counts as frozen, however short these are
+# to be: compiling a kernel can hold one up for 10, and a machine that has too much to do for as long.
 _HEARTBEAT_TIMEOUT = 30.0
-"""Seconds without a heartbeat after which a worker that does not end its calls counts as frozen, however short these
-are to be: compiling a kernel can hold one up for 10, and a machine that has too much to do for as long."""
 
-_CHECK_EVERY = 0.5
-"""Seconds after which workers are counted again, and calls that take too long are looked for."""
-
-_PAUSED_AFTER = 30.0
-"""Seconds without the end of any call after which it is checked whether all workers are paused."""
-
-_LONGEST_PAUSE = 60.0
-"""Seconds at most before a call is made again."""
+_CHECK_EVERY = 0.5  # seconds after which workers are counted again, and calls that take too long are looked for
+_PAUSED_AFTER = 30.0  # seconds without the end of any call after which it is checked whether all workers are paused
+_LONGEST_PAUSE = 60.0  # seconds at most before a call is made again
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How often calls are made."""
 
-    attempts: int = 3
-    """Times a call is made before it counts as failed."""
-
-    pause: float = 1.0
-    """Seconds before the second attempt; twice as long before each further one, give or take a half."""
-
-    timeout: float = 1800.0
-    """Seconds from handing a call to the cluster after which its worker counts as stuck."""
-
-    look_ahead: int = 2
-    """Calls for each thread of the cluster that the scheduler knows of at a time."""
+    attempts: int = 3  # times a call is made before it counts as failed
+    pause: float = 1.0  # seconds before the second attempt; before each further one twice as long, give or take a half
+    timeout: float = 1800.0  # seconds from handing a call to the cluster after which its worker counts as stuck
+    look_ahead: int = 2  # calls for each thread of the cluster that the scheduler knows of at a time
 
 
 @dataclass(frozen=True, eq=False)
 class ClusterCall:
     """One call: a module-level function, and arguments of which futures are resolved on the worker."""
 
-    name: str
-    """Shown on the dashboard; different for each call of a run."""
-
+    name: str  # shown on the dashboard; different for each call of a run
     function: Callable[..., Any]
     args: tuple[Any, ...]
-
-    about: Any = None
-    """Whatever the caller wants to know it by; it stays here."""
+    about: Any = None  # whatever the caller wants to know it by; it stays here
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,21 +67,12 @@ class Outcome:
     """How one attempt of a call ended."""
 
     call: ClusterCall
-
-    attempt: int
-    """Counted from 1."""
-
-    seconds: float
-    """From handing it to the cluster to its end."""
-
+    attempt: int  # from 1
+    seconds: float  # from handing it to the cluster to its end
     result: Any = None
     error: BaseException | None = None
-
-    final: bool = True
-    """False: it will be made again."""
-
-    worker: str | None = None
-    """Address of the worker that failed, if known."""
+    final: bool = True  # False: it will be made again
+    worker: str | None = None  # address of the worker that failed, if known
 
 
 def run_bounded(client: Client, calls: Iterator[ClusterCall | None], policy: Policy) -> Generator[Outcome, None, None]:
@@ -190,19 +164,15 @@ class _CallLoop:
                 self._unresponsive.add([worker])
         self._unresponsive.restart_frozen()
         if not self._paused_logged and now - self._last_ended > _PAUSED_AFTER:
-            self._log_if_paused()
+            workers = running_workers(client).values()
+            if workers and all(worker["status"] == "paused" for worker in workers):
+                self._paused_logged = True
+                LOG.warning(
+                    "all %d workers are paused: they use more of their memory than distributed.worker.memory.pause "
+                    "allows; give them more memory, or take smaller chunks",
+                    len(workers),
+                )
         return outcomes
-
-    def _log_if_paused(self) -> None:
-        """Say once that no call is begun because every worker has more memory in use than Dask allows it."""
-        workers = running_workers(self._client).values()
-        if workers and all(worker["status"] == "paused" for worker in workers):
-            self._paused_logged = True
-            LOG.warning(
-                "all %d workers are paused: they use more of their memory than distributed.worker.memory.pause allows; "
-                "give them more memory, or take smaller chunks",
-                len(workers),
-            )
 
     def _submit(self) -> None:
         """Hand calls to the cluster, as many as may be in flight: first those that are due again, then new ones."""
@@ -255,7 +225,9 @@ class _CallLoop:
                 outcomes.append(Outcome(call, number, seconds, result=results[future]))
             else:
                 error = lost[future] if future in lost else future.exception()
-                final = not _may_pass(error) or number >= self._policy.attempts
+                final = number >= self._policy.attempts
+                if isinstance(error, S2CompositeError):  # which says whether it may pass; others may have any cause
+                    final = final or not getattr(error, "transient", isinstance(error, WriteError))
                 worker = getattr(error, "worker", None) or getattr(getattr(error, "last_worker", None), "address", None)
                 if isinstance(error, KilledWorker):  # which Dask reports as a task that was tried several times
                     error = S2CompositeError(
@@ -273,13 +245,6 @@ def _on_worker(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     except S2CompositeError as error:
         error.__dict__["worker"] = get_worker().address
         raise
-
-
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether trying again can help: errors of the library say so themselves, others may have any cause."""
-    if isinstance(error, S2CompositeError):
-        return bool(getattr(error, "transient", isinstance(error, WriteError)))
-    return True
 
 
 def _scheduler_gone(client: Client) -> ClusterError:

@@ -15,10 +15,9 @@ import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
@@ -28,44 +27,24 @@ from s2composite.errors import WriteError
 from s2composite.storage.files import display, filesystem, is_remote, join, storage_errors
 
 __all__ = [
-    "Ledger",
-    "begun_anew",
-    "busy_tokens",
-    "completed",
-    "done_in",
-    "done_windows",
-    "each_event",
-    "failures_in",
-    "ledger_root",
-    "ledger_table",
-    "order_of",
-    "read_ledger",
-    "read_turns",
-    "rival_in",
-    "trouble_in",
-    "unfinished_other",
-    "whereabouts",
-]
+    "Ledger", "begun_anew", "busy_tokens", "completed", "done_in", "done_windows", "each_event", "failures_in",
+    "ledger_root", "ledger_table", "order_of", "read_ledger", "read_turns", "rival_in", "trouble_in",
+    "unfinished_other", "whereabouts",
+]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
 
-_SUFFIX = ".ledger"
-_FLUSHED_EVERY = 100
-"""Events that are kept in memory where the ledger is on an object store: objects cannot be added to."""
+Event = Mapping[str, Any]  # a line of a ledger
 
-_FLUSHED_AFTER = 5.0
-"""Seconds after which they are written all the same, with the next event."""
-
-_TAIL = 1 << 16
-"""Bytes at the end of a file in which its last event is looked for."""
-
-_SYNCED_AFTER = 1.0
-"""Seconds between two waits for the disk: each takes some milliseconds, and only a power failure asks for it."""
+_FLUSHED_EVERY = 100  # events kept in memory where the ledger is on an object store: objects cannot be added to
+_FLUSHED_AFTER = 5.0  # seconds after which they are written all the same, with the next event
+_TAIL = 1 << 16  # bytes at the end of a file in which its last event is looked for
+_SYNCED_AFTER = 1.0  # seconds between two waits for the disk, of some milliseconds: only a power failure asks for them
 
 
 def ledger_root(output: str) -> str:
     """Return where the ledger of an output lies."""
-    return f"{output.rstrip('/')}{_SUFFIX}"
+    return f"{output.rstrip('/')}.ledger"
 
 
 class Ledger:
@@ -101,13 +80,7 @@ class Ledger:
             raise WriteError(f"{self._root}: the ledger cannot be written: {error.strerror}") from error
 
     def add(self, event: str, **about: Any) -> None:
-        """Add an event.
-
-        Raises
-        ------
-        WriteError
-            The ledger cannot be written.
-        """
+        """Add an event; a WriteError says that the ledger cannot be written."""
         LOG.info(event, extra={"facts": {"run": self._run, **about}})
         with self._lock:
             now = dt.datetime.now(dt.UTC)
@@ -138,13 +111,7 @@ class Ledger:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Write what has not been written; a second call does nothing.
-
-        Raises
-        ------
-        WriteError
-            The ledger cannot be written.
-        """
+        """Write what has not been written, with the errors of `add`; a second call does nothing."""
         with self._lock:
             try:
                 self._flush(sync=True)
@@ -156,9 +123,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -177,20 +142,13 @@ def read_ledger(output: str) -> tuple[dict[str, Any], ...]:
     >>> [(event["event"], event["window"]) for event in read_ledger("noted.tif")][-1]
     ('done', [0, 1])
     """
-    with _reading(output):
-        events = [event for run in _runs(ledger_root(output)) for event in run]
-    return tuple(sorted(events, key=order_of))
+    return tuple(sorted(each_event(output), key=order_of))
 
 
 def read_turns(output: str) -> tuple[dict[str, Any], ...]:
     """Return those events that decide what is to be done, in their order: a window that went well leaves none.
 
     A million windows are as many lines; what is kept of them is small.
-
-    Raises
-    ------
-    WriteError
-        The ledger cannot be read.
     """
     kept: list[dict[str, Any]] = []
     failed: set[tuple[Any, ...]] = set()
@@ -211,19 +169,13 @@ def read_turns(output: str) -> tuple[dict[str, Any], ...]:
 
 
 def each_event(output: str) -> Iterator[dict[str, Any]]:
-    """Yield the events of an output, run by run in order of their beginnings; of a million, one is held at a time.
-
-    Raises
-    ------
-    WriteError
-        The ledger cannot be read.
-    """
+    """Yield the events of an output, run by run in order of their beginnings; of a million, one is held at a time."""
     with _reading(output):
         for run in _runs(ledger_root(output)):
             yield from run
 
 
-def order_of(event: Mapping[str, Any]) -> int:
+def order_of(event: Event) -> int:
     """Return the place of an event among those of its ledger; that of one of an earlier version is its time."""
     order = event.get("order")
     if isinstance(order, int):
@@ -234,11 +186,9 @@ def order_of(event: Mapping[str, Any]) -> int:
         return 0
 
 
-@contextmanager
-def _reading(output: str) -> Iterator[None]:
+def _reading(output: str) -> AbstractContextManager[None]:
     root = ledger_root(output)
-    with storage_errors(WriteError, f"{display(root)}: the ledger cannot be read", root):
-        yield
+    return storage_errors(WriteError, f"{display(root)}: the ledger cannot be read", root)
 
 
 def _runs(root: str, *, last: bool = False) -> Iterator[Iterator[dict[str, Any]]]:
@@ -283,18 +233,15 @@ def ledger_table(output: str) -> pd.DataFrame:
     return pd.DataFrame(list(read_ledger(output)))
 
 
+# Events that say that a window is done: its run has made it; its record was there when a run began, of which no line
+# told because whoever made it was killed or had given it up before.
 _DONE = ("done", "found")
-"""Events that say that a window is done: its run has made it; its record was there when a run began, of which no line
-told because whoever made it was killed or had given it up before."""
 
-_CLOCKS = 60.0
-"""Seconds by which the clock of processes and that of the ledger may differ."""
-
-_SILENCE = 60.0
-"""Seconds of silence beyond twice its timeout after which a run counts as dead: one that lives says so before."""
+_CLOCKS = 60.0  # seconds by which the clock of processes and that of the ledger may differ
+_SILENCE = 60.0  # seconds beyond twice its timeout after which a silent run counts as dead: one that lives says so
 
 
-def failures_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[int, int], str]:
+def failures_in(events: Iterable[Event], token: str) -> dict[tuple[int, int], str]:
     """Return the windows of a product whose last attempt failed for good, and why; none once it is complete."""
     out: dict[tuple[int, int], str] = {}
     for event in events:
@@ -310,7 +257,7 @@ def failures_in(events: Iterable[Mapping[str, Any]], token: str) -> dict[tuple[i
     return out
 
 
-def completed(events: Iterable[Mapping[str, Any]], start: Mapping[str, Any]) -> bool:
+def completed(events: Iterable[Event], start: Event) -> bool:
     """Return whether the product of a run, told by its `start`, has been completed by it or since."""
     return any(
         event["event"] == "product" and event.get("token") == start["token"] and order_of(event) >= order_of(start)
@@ -318,7 +265,7 @@ def completed(events: Iterable[Mapping[str, Any]], start: Mapping[str, Any]) -> 
     )
 
 
-def begun_anew(events: Iterable[Mapping[str, Any]], token: str) -> int:
+def begun_anew(events: Iterable[Event], token: str) -> int:
     """Return the place in the ledger's order at which the last run of a product began that found nothing done.
 
     What had been made before is not there.
@@ -327,37 +274,38 @@ def begun_anew(events: Iterable[Mapping[str, Any]], token: str) -> int:
     return max((order_of(event) for event in starts if not event.get("done")), default=0)
 
 
-def unfinished_other(events: Sequence[Mapping[str, Any]], token: str) -> Mapping[str, Any] | None:
+def unfinished_other(events: Sequence[Event], token: str) -> Event | None:
     """Return the start of the last run of a ledger if it ended without its product, which was another than `token`.
 
     Nothing that it made is of use to the product of that token. One that is still at work is not meant.
     """
-    start: Mapping[str, Any] | None = next((event for event in reversed(events) if event["event"] == "start"), None)
+    start: Event | None = next((event for event in reversed(events) if event["event"] == "start"), None)
     if start is None or start.get("token") in (token, *busy_tokens(events)) or completed(events, start):
         return None
     return start
 
 
-def done_windows(events: Iterable[Mapping[str, Any]], token: str, since: int) -> set[tuple[int, int]]:
+def done_windows(events: Iterable[Event], token: str, since: int) -> set[tuple[int, int]]:
     """Return the windows of a product that events since `begun_anew` say are done; the events in any order."""
-    return {_window(event) for event in events if _says_done(event, token, since)}
+    return {window for window, _ in _done(events, token, since)}
 
 
-def done_in(events: Sequence[Mapping[str, Any]], token: str) -> dict[tuple[int, int], Mapping[str, Any]]:
+def done_in(events: Sequence[Event], token: str) -> dict[tuple[int, int], Event]:
     """Return the windows of a product that are done, each with the last event that says so."""
-    since = begun_anew(events, token)
-    return {_window(event): event for event in events if _says_done(event, token, since)}
+    return dict(_done(events, token, begun_anew(events, token)))
 
 
-def _says_done(event: Mapping[str, Any], token: str, since: int) -> bool:
-    return event.get("token") == token and event["event"] in _DONE and order_of(event) >= since
+def _done(events: Iterable[Event], token: str, since: int) -> Iterator[tuple[tuple[int, int], Event]]:
+    for event in events:
+        if event.get("token") == token and event["event"] in _DONE and order_of(event) >= since:
+            yield _window(event), event
 
 
-def _window(event: Mapping[str, Any]) -> tuple[int, int]:
+def _window(event: Event) -> tuple[int, int]:
     return int(event["window"][0]), int(event["window"][1])
 
 
-def trouble_in(events: Iterable[Mapping[str, Any]], token: str) -> str | None:
+def trouble_in(events: Iterable[Event], token: str) -> str | None:
     """Return why the last run of a product could not put its files together, all windows being there."""
     trouble = None
     for event in events:
@@ -378,19 +326,21 @@ def whereabouts() -> dict[str, Any]:
     return {"host": host, "process": os.getpid()}
 
 
-def rival_in(events: Iterable[Mapping[str, Any]], token: str) -> Mapping[str, Any] | None:
+def rival_in(events: Iterable[Event], token: str) -> Event | None:
     """Return the start of a run that another process of this machine is making all of a product with, if there is one.
 
     Of processes elsewhere nobody knows for certain whether they live. Runs of chosen windows may share a product.
     """
-    for run in _by_run(events):
-        for event in run:
-            if event["event"] == "start" and event.get("token") == token and event.get("whole") and _lives(run) is True:
-                return event
-    return None
+    whole = (
+        event
+        for run in _by_run(events)
+        for event in run
+        if event["event"] == "start" and event.get("token") == token and event.get("whole") and _lives(run) is True
+    )
+    return next(whole, None)
 
 
-def busy_tokens(events: Iterable[Mapping[str, Any]], now: dt.datetime | None = None) -> frozenset[str]:
+def busy_tokens(events: Iterable[Event], now: dt.datetime | None = None) -> frozenset[str]:
     """Return the tokens of the products that runs are at work on, as far as a ledger can tell.
 
     A run is at work until it says that it has ended, its process is gone, or, where that is on another machine, it has
@@ -408,14 +358,14 @@ def busy_tokens(events: Iterable[Mapping[str, Any]], now: dt.datetime | None = N
     return frozenset(tokens)
 
 
-def _by_run(events: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    runs: dict[str, list[Mapping[str, Any]]] = {}
+def _by_run(events: Iterable[Event]) -> list[list[Event]]:
+    runs: dict[str, list[Event]] = {}
     for event in events:
         runs.setdefault(str(event["run"]), []).append(event)
     return list(runs.values())
 
 
-def _lives(run: Sequence[Mapping[str, Any]]) -> bool | None:
+def _lives(run: Sequence[Event]) -> bool | None:
     """Return whether the process of a run lives and has not ended it; None: it is not for this process to see."""
     if any(event["event"] == "end" for event in run):
         return False
@@ -433,5 +383,5 @@ def _lives(run: Sequence[Mapping[str, Any]]) -> bool | None:
         return False
 
 
-def _time(event: Mapping[str, Any]) -> dt.datetime:
+def _time(event: Event) -> dt.datetime:
     return dt.datetime.fromisoformat(str(event["at"]))
