@@ -908,17 +908,7 @@ BACKENDS = {
 
 
 def start_cluster(options: BackendOptions) -> ClusterClient:
-    """Start or join a cluster; closing the client stops what was started.
-
-    Raises
-    ------
-    ClusterError
-        It does not start, or does not answer.
-    JobError
-        An option needs what is not there.
-    MissingDependencyError
-        The backend needs an optional package.
-    """
+    """Start or join a cluster, with the errors of `connect`; closing the client stops what was started."""
     backend = BACKENDS[options.type]
     if backend.package is None:
         return backend.start(options)

@@ -51,14 +51,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCheck:
-    """What a check found out about one worker.
-
-    Examples
-    --------
-    >>> silent = WorkerCheck("tcp://10.0.0.7:40123", "10.0.0.7", 4, None, {}, None, ("it did not answer in time",))
-    >>> ClusterCheck({}, {}, (silent,), ()).problems
-    ('worker tcp://10.0.0.7:40123: it did not answer in time',)
-    """
+    """What a check found out about one worker."""
 
     address: str
     """Address of the worker, ``"tcp://10.0.0.7:40123"``."""
@@ -88,8 +81,10 @@ class ClusterCheck:
 
     Examples
     --------
-    >>> ClusterCheck({}, {}, (), ("no worker came within 60 s",)).ok
-    False
+    >>> silent = WorkerCheck("tcp://10.0.0.7:40123", "10.0.0.7", 4, None, {}, None, ("it did not answer in time",))
+    >>> check = ClusterCheck({}, {}, (silent,), ())
+    >>> check.ok, check.problems
+    (False, ('worker tcp://10.0.0.7:40123: it did not answer in time',))
     """
 
     client: Mapping[str, str | None]

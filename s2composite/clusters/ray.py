@@ -44,39 +44,19 @@ _REASONS = {  # why a key has no counterpart, by the first word of its path
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
-    """A key that has no counterpart.
-
-    Examples
-    --------
-    >>> Unmapped("setup_commands", 12, "machines are set up by their image").key
-    'setup_commands'
-    """
+    """A key that has no counterpart, ``"auth.ssh_proxy_command"``, its line from 1, and what to do instead."""
 
     key: str
-    """Its path, ``"auth.ssh_proxy_command"``."""
-
     line: int | None
-    """Line of the file, from 1."""
-
     reason: str
-    """Why, and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    r"""Ray's cluster.yaml as our own options.
-
-    Examples
-    --------
-    >>> RayCluster(parse_text("type: ssh\nhosts: [10.0.0.2]", "ray.yaml"), ()).document.values["type"]
-    'ssh'
-    """
+    """Ray's cluster.yaml: a document of our own options, and what could not be mapped, in the order of the file."""
 
     document: Document
-    """The options, each with its position in the file."""
-
     unmapped: tuple[Unmapped, ...]
-    """What could not be mapped, in the order of the file."""
 
 
 def is_ray(path: str | os.PathLike[str]) -> bool:

@@ -52,16 +52,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class ProductJob:
-    r"""One product of a job: the unit of a span, the cell of a grid, both, or all there is.
-
-    Examples
-    --------
-    >>> from s2composite import load_job
-    >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201204}")
-    >>> (product,) = expand(job)
-    >>> product.name, product.job.output, product.job.datetime
-    ('2012-04', 'm201204.tif', '2012-04-01/2012-04-30')
-    """
+    """One product of a job: the unit of a span, the cell of a grid, both, or all there is; see `expand`."""
 
     job: Job
     """What the job means for it: with its dates and its output, without the span and the grid."""
@@ -106,8 +97,9 @@ def expand(
     --------
     >>> from s2composite import load_job
     >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201205}")
-    >>> [product.name for product in expand(job)]
-    ['2012-04', '2012-05']
+    >>> first, second = expand(job)
+    >>> first.name, first.job.output, first.job.datetime
+    ('2012-04', 'm201204.tif', '2012-04-01/2012-04-30')
     """
     units = (ProductJob(job),) if job.span is None else span_jobs(job, since, today)
     if job.grid is None:
@@ -132,15 +124,7 @@ def expand(
 
 
 def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) -> tuple[ProductJob, ...]:
-    """Return what a job with a span means for each of its units, in order of time; a grid stays in their jobs.
-
-    Raises
-    ------
-    JobError
-        It has no span, or two units would have one output.
-    ParameterError
-        Nothing of the span is over.
-    """
+    """Return what a job with a span means for each of its units, in order of time; a grid stays in their jobs."""
     if job.span is None:
         raise JobError("the job has no span; run_job() runs it once", key="span")
     step = job.span.step
@@ -166,13 +150,7 @@ def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) 
 
 
 def job_cells(job: Job, names: str | None = None, within: Geometry | None = None) -> tuple[Cell, ...]:
-    """Return the cells of a job that has a grid; `names` and `within` as `cells` and `area` for `s2composite.run`.
-
-    Raises
-    ------
-    JobError
-        It has no grid, no cell touches its area, a part of `names` is none of the cells, or `within` touches none.
-    """
+    """Return the cells of a job that has a grid; `names` and `within` as `cells` and `area` for `s2composite.run`."""
     if job.grid is None:
         raise JobError("the job has no grid to cut an area into cells", key="grid")
     area = None
@@ -216,13 +194,7 @@ def require_kind(
 
 
 def require_places(job: Job) -> None:
-    """Refuse an output whose directory does not exist, or a place for Dask's report that cannot be written to.
-
-    Raises
-    ------
-    WriteError, JobError
-        Names the directory.
-    """
+    """Refuse an output whose directory does not exist, or a place for Dask's report that cannot be written to."""
     report = job.performance_report
     directory = Path(job.output).parent
     if not is_remote(job.output) and not has_template(str(directory)) and CELL not in str(directory):
@@ -283,13 +255,7 @@ def scenes_of_products(
 
 
 def product_composite(product: ProductJob, scenes: tuple[Scene, ...], index: str) -> Composite | None:
-    """Return the lazy composite of a product; None for a cell that too few scenes touch.
-
-    Raises
-    ------
-    JobError
-        Too few scenes touch the area, and it is no cell.
-    """
+    """Return the lazy composite of a product; None for a cell that too few scenes touch."""
     job, cell = product.job, product.cell
     result = job_composite(job, scenes) if cell is None else job_composite(job, scenes, cell.geobox, index)
     work, least = work_in(result.dataset), job.policy.min_scenes
@@ -416,18 +382,9 @@ def _sampled(work: Work, side: int) -> int:
 
 
 def require_fit(work: Work, task: int, workers: Workers, block: int) -> None:
-    """Refuse windows of which the largest takes `task` bytes, if they do not fit into the workers' memory.
-
-    Raises
-    ------
-    ParameterError
-        They do not fit; says what would.
-    """
+    """Refuse windows of which the largest takes `task` bytes, if they do not fit into the workers' memory."""
     if workers.need(task) <= workers.limit:
         return
-
-    def gib(size: int) -> str:
-        return f"{size / 2**30:.2f} GiB"
 
     rows, columns = (s.stop - s.start for s in window_at(work.spatial, 0, 0))
     side = fitting_side(work, workers, block)
@@ -435,10 +392,11 @@ def require_fit(work: Work, task: int, workers: Workers, block: int) -> None:
     threads = max(workers.limit - _PROCESS, 0) // task
     cures = [f"set chunks to {side} or less"] if fits else []
     cures += [f"cluster.threads to {threads} or less"] if 0 < threads < workers.threads else []
-    cures += [f"cluster.memory to {gib(workers.need(task))} or more"]
+    one, all_threads, limit = (f"{size / 2**30:.2f} GiB" for size in (task, workers.need(task), workers.limit))
+    cures += [f"cluster.memory to {all_threads} or more"]
     raise ParameterError(
-        f"a window of {rows} x {columns} takes {gib(task)}, {workers.threads} at once and the process "
-        f"{gib(workers.need(task))}, and a worker has {gib(workers.limit)}: {', or '.join(cures)}"
+        f"a window of {rows} x {columns} takes {one}, {workers.threads} at once and the process {all_threads}, and a "
+        f"worker has {limit}: {', or '.join(cures)}"
     )
 
 
@@ -491,13 +449,6 @@ def select_windows(
 ) -> frozenset[tuple[int, int]]:
     """Return the rows and columns of the windows of a grid that are wanted; `windows` and `area` as for a run.
 
-    Raises
-    ------
-    ParameterError
-        A part of `windows` names no window, or the area touches none.
-
-    Examples
-    --------
     >>> grid = GeoBox.from_bbox((0, 0, 40, 10), "EPSG:32631", resolution=1)
     >>> sorted(select_windows(grid, ((10,), (10, 10, 10, 10)), "0,2::2,0/3", None))
     [(0, 0), (0, 2), (0, 3)]

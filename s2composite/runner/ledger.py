@@ -27,8 +27,8 @@ from s2composite.errors import WriteError
 from s2composite.storage.files import display, filesystem, is_remote, join, storage_errors
 
 __all__ = [
-    "Ledger", "begun_anew", "busy_tokens", "completed", "done_in", "done_windows", "each_event", "failures_in",
-    "ledger_root", "ledger_table", "order_of", "read_ledger", "read_turns", "rival_in", "trouble_in",
+    "Event", "Ledger", "begun_anew", "busy_tokens", "completed", "done_in", "done_windows", "each_event", "failures_in",
+    "last_start", "ledger_root", "ledger_table", "order_of", "read_ledger", "read_turns", "rival_in", "trouble_in",
     "unfinished_other", "whereabouts",
 ]  # fmt: skip
 
@@ -274,12 +274,17 @@ def begun_anew(events: Iterable[Event], token: str) -> int:
     return max((order_of(event) for event in starts if not event.get("done")), default=0)
 
 
+def last_start(events: Sequence[Event]) -> Event | None:
+    """Return the start of the last run of a ledger; None: nothing has been done."""
+    return next((event for event in reversed(events) if event["event"] == "start"), None)
+
+
 def unfinished_other(events: Sequence[Event], token: str) -> Event | None:
     """Return the start of the last run of a ledger if it ended without its product, which was another than `token`.
 
     Nothing that it made is of use to the product of that token. One that is still at work is not meant.
     """
-    start: Event | None = next((event for event in reversed(events) if event["event"] == "start"), None)
+    start = last_start(events)
     if start is None or start.get("token") in (token, *busy_tokens(events)) or completed(events, start):
         return None
     return start
@@ -331,13 +336,11 @@ def rival_in(events: Iterable[Event], token: str) -> Event | None:
 
     Of processes elsewhere nobody knows for certain whether they live. Runs of chosen windows may share a product.
     """
-    whole = (
-        event
-        for run in _by_run(events)
-        for event in run
-        if event["event"] == "start" and event.get("token") == token and event.get("whole") and _lives(run) is True
-    )
-    return next(whole, None)
+    for run in _by_run(events):
+        for event in run:
+            if event["event"] == "start" and event.get("token") == token and event.get("whole") and _lives(run) is True:
+                return event
+    return None
 
 
 def busy_tokens(events: Iterable[Event], now: dt.datetime | None = None) -> frozenset[str]:

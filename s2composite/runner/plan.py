@@ -52,16 +52,7 @@ _GDAL_DECODED = 60e6  # the same for what GDAL reads
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """One window.
-
-    Examples
-    --------
-    >>> from s2composite.demo import make_scenes
-    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> window = plan({"source": "doctest_scenes", "output": "planned.tif"}).windows[0]
-    >>> window.pixels, window.days, window.state
-    ((0, 256, 0, 256), 3, 'new')
-    """
+    """One window."""
 
     index: int
     """Its number, row by row."""
@@ -96,16 +87,7 @@ class WindowPlan:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """What a job will do; shown as `explain` says it.
-
-    Examples
-    --------
-    >>> from s2composite.demo import make_scenes
-    >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
-    >>> ((_, found),) = plan({"source": "doctest_scenes", "output": "planned.tif"}).plans
-    >>> len(found.scenes), found.task_memory < found.worker_limit
-    (3, True)
-    """
+    """What a job will do; shown as `explain` says it."""
 
     state: str
     """``"new"``; ``"begun"``: some windows are done; ``"skip"``: the output is complete; ``"recompute"``: it is there,
@@ -316,8 +298,10 @@ def plan(
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
     >>> found = plan({"source": "doctest_scenes", "output": "planned.tif"})
-    >>> found.state, len(found.windows), len(found.windows[0].scenes)
-    ('new', 1, 3)
+    >>> found.state, len(found.scenes), found.task_memory < found.worker_limit
+    ('new', 3, True)
+    >>> found.windows[0].pixels, found.windows[0].days, found.windows[0].state
+    ((0, 256, 0, 256), 3, 'new')
     >>> job = {"source": "doctest_scenes", "output": "{{pointInTime}}.tif", "span": {"start": 2023, "end": 2023}}
     >>> [(one.product.name, len(one.plan.scenes)) for one in plan(job).products]
     [('2023', 3)]

@@ -428,13 +428,7 @@ def _last_event(product: Product, events: Sequence[Mapping[str, Any]]) -> str | 
 
 
 def require_free(product: Product, events: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to write over what is there.
-
-    Raises
-    ------
-    WriteError
-        A file is there; says whether the ledger knows it.
-    """
+    """Refuse to write over what is there."""
     if _last_event(product, events) == "assemble":
         return  # a run was interrupted while they took their names
     known = any(event["event"] == "product" for event in events)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import html
 import json
 import platform
 import re
@@ -12,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
@@ -21,7 +21,7 @@ from imagecodecs import png_encode
 
 from s2composite.jobs.schema import Job
 from s2composite.runner.inputs import ledger_key
-from s2composite.runner.ledger import completed, done_in, failures_in, ledger_root, read_ledger, trouble_in
+from s2composite.runner.ledger import completed, done_in, failures_in, last_start, ledger_root, read_ledger, trouble_in
 from s2composite.storage.files import exists, join, redact
 from s2composite.writing.publish import put_small
 
@@ -88,21 +88,19 @@ def job_progress(job: Job) -> Progress:
     new: nothing has been done
     """
     events = read_ledger(ledger_key(job))
-    starts = [event for event in events if event["event"] == "start"]
-    if not starts:
+    start = last_start(events)
+    if start is None:
         return Progress("new", 0, 0, (), None, ())
-    start = starts[-1]
-    token, rows_columns = start["token"], start["windows"]
-    total = int(rows_columns[0]) * int(rows_columns[1])
-    complete = completed(events, start)
+    token, (rows, columns) = start["token"], start["windows"]
     failures = tuple(sorted(failures_in(events, token).items()))
     files, trouble = tuple(start["files"]), trouble_in(events, token)
     state = "failed" if failures or trouble else "running or interrupted"
-    if complete:
+    if completed(events, start):
         # What was put on a signed URL cannot be looked at.
         local = [file for file in files if not file.startswith(("http://", "https://"))]
         state = "complete" if all(map(exists, local)) else "gone"
-    return Progress(state, total, len(done_in(events, token)), failures, str(events[-1]["at"]), files, trouble)
+    done, last = len(done_in(events, token)), str(events[-1]["at"])
+    return Progress(state, int(rows) * int(columns), done, failures, last, files, trouble)
 
 
 _PACKAGES = ("s2composite", "numpy", "numba", "dask", "distributed", "xarray", "rasterio", "imagecodecs", "zarr")
@@ -112,14 +110,9 @@ _PACKAGES = ("s2composite", "numpy", "numba", "dask", "distributed", "xarray", "
 class WorkerDone:
     """What one worker has done."""
 
-    windows: int
-    """Number of windows that it made."""
-
-    seconds: float
-    """Time that they took."""
-
-    failed: int
-    """Attempts that failed on it."""
+    windows: int  # that it made
+    seconds: float  # that they took
+    failed: int  # attempts that failed on it
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,10 +186,12 @@ class Report:
         """Return failures grouped by cause, the most frequent first, each with its windows."""
         groups: dict[str, list[tuple[int, int]]] = {}
         for window, error in sorted(self.failures.items()):
-            groups.setdefault(_cause(error), []).append(window)
-        return tuple(
-            (cause, tuple(windows)) for cause, windows in sorted(groups.items(), key=lambda item: -len(item[1]))
-        )
+            # Without the parts that differ from window to window.
+            cause = re.sub(r"\b\d+ bytes\b|byte \d+", "... bytes", error)
+            cause = re.sub(r"window y \d+:\d+,? x \d+:\d+", "window ...", cause)
+            groups.setdefault(cause, []).append(window)
+        by_number = sorted(groups.items(), key=lambda item: -len(item[1]))
+        return tuple((cause, tuple(windows)) for cause, windows in by_number)
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -221,11 +216,6 @@ class Report:
         return json.dumps(content, indent=2)
 
 
-def _cause(error: str) -> str:
-    """Return an error without the parts that differ from window to window."""
-    return re.sub(r"window y \d+:\d+,? x \d+:\d+", "window ...", re.sub(r"\b\d+ bytes\b|byte \d+", "... bytes", error))
-
-
 def job_report(job: Job) -> Report | None:
     r"""Return the report of a job from its ledger; None if nothing has been done yet.
 
@@ -236,15 +226,14 @@ def job_report(job: Job) -> Report | None:
     True
     """
     events = read_ledger(ledger_key(job))
-    starts = [event for event in events if event["event"] == "start"]
-    if not starts:
+    start = last_start(events)
+    if start is None:
         return None
-    start = starts[-1]
     own = [event for event in events if event.get("token") == start["token"]]
     all_done = done_in(events, start["token"])
     done = {window: event for window, event in all_done.items() if event["event"] == "done"}
     failures = failures_in(events, start["token"])
-    complete, trouble = completed(events, start), trouble_in(own, start["token"])
+    trouble = trouble_in(own, start["token"])
     scenes = Counter(scene for event in done.values() for scene in event.get("failed_scenes", ()))
     windows, seconds, failed = Counter[str](), Counter[str](), Counter[str]()
     for event in done.values():
@@ -259,7 +248,7 @@ def job_report(job: Job) -> Report | None:
             versions[name] = version(name)
     return Report(
         job=redact(job.to_yaml()),
-        state="complete" if complete else "failed" if failures or trouble else "interrupted",
+        state="complete" if completed(events, start) else "failed" if failures or trouble else "interrupted",
         files=tuple(start["files"]),
         shape=(int(start["windows"][0]), int(start["windows"][1])),
         seconds={window: float(event["seconds"]) for window, event in done.items()},
@@ -278,13 +267,9 @@ def job_report(job: Job) -> Report | None:
 
 _STATES = ("done", "failed", "open")
 _COLOURS = {"done": "#2f6fb7", "failed": "#c8372d", "open": "#c9ced6"}
-_PALEST = 0.25
-"""Opacity of the fastest window; the slowest has 1."""
-
-_MOST_RECTANGLES = 5000
-"""Windows that are drawn one by one and told about under the pointer; more are one picture, a pixel each."""
-
-_MAP_SIDE = 640
+_PALEST = 0.25  # opacity of the fastest window; the slowest has 1
+_MOST_RECTANGLES = 5000  # windows drawn one by one and told about under the pointer; more are a picture, a pixel each
+_MAP_SIDE = 640  # pixels
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --line: #dfe3e8; --card: #f6f7f9; --paper: #fff; }
@@ -320,31 +305,33 @@ pre { background: var(--card); border-radius: .5rem; padding: .9rem; overflow-x:
 def report_page(report: Report) -> str:
     """Return a report as a page."""
     name = report.files[0].rpartition("/")[2] if report.files else "job"
-    scenes = [[_text(scene), str(n)] for scene, n in sorted(report.failed_scenes.items())]
+    scenes = [[escape(scene), str(n)] for scene, n in sorted(report.failed_scenes.items())]
     workers = [
-        [_text(address), str(work.windows), duration(work.seconds), str(work.failed)]
+        [escape(address), str(work.windows), duration(work.seconds), str(work.failed)]
         for address, work in sorted(report.workers.items())
     ]
+    failures = "" if report.error is None else f"<details open><summary>{escape(report.error)}</summary></details>"
+    for i, (cause, windows) in enumerate(report.causes()):
+        failures += (
+            f"<details{' open' if i < 3 else ''}><summary><b>{len(windows)} &times;</b>{escape(cause)}</summary>"
+            f"<p class='soft'>windows {', '.join(f'{row}/{column}' for row, column in windows)}</p></details>"
+        )
     parts = [
-        f"<p class='soft'>s2composite {_text(report.versions.get('s2composite', ''))}</p>",
-        f"<h1>{_text(name)}</h1>",
+        f"<p class='soft'>s2composite {escape(report.versions.get('s2composite', ''))}</p>",
+        f"<h1>{escape(name)}</h1>",
         _summary(report),
         _section("Windows", _map(report)),
-        _section("Failures", _failures(report)),
+        _section("Failures", failures),
         _section("Scenes that could not be read", _table(scenes, ["scene", "left out of windows"], 1)),
         _section("Workers", _table(workers, ["worker", "windows", "at work", "failed attempts"], 3)),
-        _section("Files", _table([[_text(path)] for path in report.files])),
-        _section("Job", f"<pre>{_text(report.job)}</pre>"),
-        _section("Versions", _table([[_text(k), _text(v)] for k, v in report.versions.items()])),
+        _section("Files", _table([[escape(path)] for path in report.files])),
+        _section("Job", f"<pre>{escape(report.job)}</pre>"),
+        _section("Versions", _table([[escape(k), escape(v)] for k, v in report.versions.items()])),
     ]
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{_text(name)}</title>"
+    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(name)}</title>"
     body = "\n".join(part for part in parts if part)
     head = f"<head>{head}<style>{_STYLE}</style></head>"
     return f"<!doctype html><html lang='en'>{head}<body><main>{body}</main></body></html>\n"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
 
 
 def _section(title: str, body: str) -> str:
@@ -383,7 +370,7 @@ def _summary(report: Report) -> str:
         "a window, slowest": duration(max(seconds)) if seconds else "-",
     }
     figures |= {f"{what}, all workers": duration(took) for what, took in report.timings.items()}
-    tiles = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in figures.items())
+    tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures.items())
     return (
         f"<p><span class='state {report.state}'>{report.state}</span> {begun:%Y-%m-%d %H:%M:%S} to {last} UTC</p>"
         f"<div class='bar'>{bar}</div><dl>{tiles}</dl>"
@@ -404,56 +391,39 @@ def duration(seconds: float) -> str:
 
 def _map(report: Report) -> str:
     """Return the windows where they lie, coloured by state; those that took longer are darker."""
+    rows, columns = report.shape
     slowest = max(report.seconds.values(), default=0.0)
-    opacity = {
-        window: _PALEST + (1 - _PALEST) * took / slowest if slowest and window not in report.failures else 1.0
-        for window, took in report.seconds.items()
-    }
-    many = report.shape[0] * report.shape[1] > _MOST_RECTANGLES
-    label = f"map of {report.shape[0]} x {report.shape[1]} windows by state and time"
-    picture = (_picture if many else _rectangles)(report, opacity, label)
+    opacity = dict.fromkeys(report.states(), 1.0)
+    if slowest:
+        for window in report.seconds.keys() - report.failures.keys():
+            opacity[window] = _PALEST + (1 - _PALEST) * report.seconds[window] / slowest
+    label = f"map of {rows} x {columns} windows by state and time"
+    if rows * columns > _MOST_RECTANGLES:
+        pixels = np.empty((rows, columns, 4), np.uint8)
+        for window, state in report.states().items():
+            pixels[window] = (*bytes.fromhex(_COLOURS[state][1:]), round(255 * opacity[window]))
+        data = base64.b64encode(png_encode(pixels)).decode()
+        width = max(_MAP_SIDE, columns) if columns >= rows else round(max(_MAP_SIDE, rows) * columns / rows)
+        style = f"width:{width}px;image-rendering:pixelated"
+        picture = f"<img src='data:image/png;base64,{data}' alt='{label}' style='{style}'>"
+    else:
+        side = max(6, min(48, _MAP_SIDE // max(rows, columns)))
+        size = f"width='{columns * side}' height='{rows * side}' viewBox='0 0 {columns * side} {rows * side}'"
+        cells = ""
+        for (row, column), state in report.states().items():
+            window = (row, column)
+            words = f"window {row}/{column}: {state}"
+            words += f", {duration(report.seconds[window])}" if window in report.seconds else ""
+            words += f": {report.failures[window]}" if state == "failed" else ""
+            cells += (
+                f"<rect x='{column * side}' y='{row * side}' width='{side - 1}' height='{side - 1}' "
+                f"fill='{_COLOURS[state]}' fill-opacity='{opacity[window]:.2f}'>"
+                f"<title>{escape(words)}</title></rect>"
+            )
+        picture = f"<svg {size} role='img' aria-label='{label}'>{cells}</svg>"
     keys = "".join(f"<span class='key key-{state}'></span>{state}" for state in _STATES)
     ramp = f"<span class='key ramp'></span>done in 0 to {duration(slowest)}" if slowest else ""
     return f"<figure>{picture}<figcaption>{keys}{ramp}</figcaption></figure>"
-
-
-def _rectangles(report: Report, opacity: Mapping[tuple[int, int], float], label: str) -> str:
-    rows, columns = report.shape
-    side = max(6, min(48, _MAP_SIDE // max(rows, columns)))
-    cells = []
-    for (row, column), state in report.states().items():
-        window = (row, column)
-        words = f"window {row}/{column}: {state}"
-        words += f", {duration(report.seconds[window])}" if window in report.seconds else ""
-        words += f": {report.failures[window]}" if state == "failed" else ""
-        cells.append(
-            f"<rect x='{column * side}' y='{row * side}' width='{side - 1}' height='{side - 1}' "
-            f"fill='{_COLOURS[state]}' fill-opacity='{opacity.get(window, 1.0):.2f}'>"
-            f"<title>{_text(words)}</title></rect>"
-        )
-    size = f"width='{columns * side}' height='{rows * side}' viewBox='0 0 {columns * side} {rows * side}'"
-    return f"<svg {size} role='img' aria-label='{label}'>{''.join(cells)}</svg>"
-
-
-def _picture(report: Report, opacity: Mapping[tuple[int, int], float], label: str) -> str:
-    rows, columns = report.shape
-    pixels = np.empty((rows, columns, 4), np.uint8)
-    for window, state in report.states().items():
-        colour = bytes.fromhex(_COLOURS[state][1:])
-        pixels[window] = (*colour, round(255 * opacity.get(window, 1.0)))
-    data = base64.b64encode(png_encode(pixels)).decode()
-    width = max(_MAP_SIDE, columns) if columns >= rows else round(max(_MAP_SIDE, rows) * columns / rows)
-    style = f"width:{width}px;image-rendering:pixelated"
-    return f"<img src='data:image/png;base64,{data}' alt='{label}' style='{style}'>"
-
-
-def _failures(report: Report) -> str:
-    trouble = "" if report.error is None else f"<details open><summary>{_text(report.error)}</summary></details>"
-    return trouble + "".join(
-        f"<details{' open' if i < 3 else ''}><summary><b>{len(windows)} &times;</b>{_text(cause)}</summary>"
-        f"<p class='soft'>windows {', '.join(f'{row}/{column}' for row, column in windows)}</p></details>"
-        for i, (cause, windows) in enumerate(report.causes())
-    )
 
 
 def write_report(job: Job) -> tuple[str, ...]:

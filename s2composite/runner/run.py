@@ -62,19 +62,10 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A window that could not be made.
-
-    Examples
-    --------
-    >>> Failure((0, 1), "the file is damaged").window
-    (0, 1)
-    """
+    """A window, by row and column, that could not be made, and the error that says why."""
 
     window: tuple[int, int]
-    """Row and column of the window."""
-
     error: str
-    """Why, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,13 +383,7 @@ def _begin(
 def _make_all(
     client: Client, begun: Iterator[ProductRun | ProductResult], policy: Policy
 ) -> Generator[Outcome | ProductResult, None, None]:
-    """Make products on a cluster; yield how each attempt of a call ended, and the result of each product as it ends.
-
-    Raises
-    ------
-    ClusterError
-        The scheduler is gone.
-    """
+    """Make products on a cluster; yield how each attempt of a call ended, and the result of each product as it ends."""
     under_way: list[ProductRun] = []
     ended: list[ProductResult] = []
     with closing(_calls(begun, under_way, ended)) as calls:
@@ -467,12 +452,7 @@ class ProductRun:
     """The making of one product: its calls, in order, and a record of how they ended.
 
     `calls` yields the windows, then each level of overviews, then the files; None as long as calls have to end before
-    there are others. Where it ends, the product has `ended`.
-
-    Raises
-    ------
-    S2CompositeError
-        It cannot be begun: the output is there already, or its place cannot be written to.
+    there are others. Where it ends, the product has `ended`. One that cannot be begun is an error here.
     """
 
     def __init__(

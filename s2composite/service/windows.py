@@ -50,7 +50,7 @@ from s2composite.storage.urls import VARIABLE, check_read, check_write
 from s2composite.writing.cog import write_raster
 
 __all__ = [
-    "EXAMPLE", "PUSHED_EXAMPLE", "TAG", "Delivery", "MadeWindow", "WindowPool", "WindowRequest", "make_window",
+    "EXAMPLE", "PUSHED_EXAMPLE", "TAG", "Delivery", "WindowPool", "WindowRequest", "make_window",
     "parse_delivery",
 ]  # fmt: skip
 
@@ -176,25 +176,15 @@ _stacks: OrderedDict[tuple[str, ...], tuple[float, Stack]] = OrderedDict()
 _stacks_lock = Lock()
 
 
-@dataclass(frozen=True, slots=True)
-class MadeWindow:
-    """A window that is written."""
-
-    destination: str  # absolute path or URL of the file
-    existed: bool  # it had been written before, made of the same
-    seconds: float
-
-
-def make_window(request: WindowRequest) -> MadeWindow:
-    """Make the window that a request asks for, unless it exists.
+def make_window(request: WindowRequest) -> bool:
+    """Make the window that a request asks for, unless it exists, made of the same; return whether it does.
 
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
     >>> request = WindowRequest(window=(0, 0, 64, 64), destination="doctest_tile.tif", datasets=tuple(files))
-    >>> make_window(request).existed
-    False
+    >>> make_window(request), make_window(request)
+    (False, True)
     """
-    start = time.perf_counter()
     with problems_at("/destination"):
         destination = absolute(request.destination)
         check_write(destination)
@@ -208,17 +198,16 @@ def make_window(request: WindowRequest) -> MadeWindow:
     scenes = tuple(datasets)
     try:
         try:
-            existed = _write_window(request.window, destination, scenes)
+            return _write_window(request.window, destination, scenes)
         except ReadError as error:
             if error.__dict__.get("transient"):
                 raise
             # A scene may have been replaced since its header was read.
             with _stacks_lock:
                 _stacks.pop(scenes, None)
-            existed = _write_window(request.window, destination, scenes)
+            return _write_window(request.window, destination, scenes)
     except (ReadError, SceneError, GridError, BandError, SourceError, AccessError) as error:
         raise _scene_problem(error, scenes) from error
-    return MadeWindow(destination, existed, time.perf_counter() - start)
 
 
 def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tuple[str, ...]) -> bool:
@@ -315,7 +304,7 @@ class WindowPool:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._running: dict[Key, asyncio.Task[MadeWindow]] = {}
+        self._running: dict[Key, asyncio.Task[None]] = {}
         self._pool: ProcessPool | None = None
         self._first: Future[int] | None = None
         self.made = 0
@@ -352,7 +341,7 @@ class WindowPool:
         """Windows that are being made or wait."""
         return len(self._running)
 
-    async def make(self, request: WindowRequest) -> MadeWindow:
+    async def make(self, request: WindowRequest) -> None:
         """Make a window; whoever asks for one that is being made gets that."""
         limits = self._settings.limits
         pixels = request.window[2] * request.window[3]
@@ -371,19 +360,19 @@ class WindowPool:
             task = asyncio.create_task(self._make(request))
             self._running[key] = task
 
-            def forget(done: asyncio.Task[MadeWindow]) -> None:
+            def forget(done: asyncio.Task[None]) -> None:
                 del self._running[key]
                 if not done.cancelled():
                     done.exception()  # whoever waited has it; nobody may be left who does
 
             task.add_done_callback(forget)
         # A caller who hangs up does not stop the window: it asks again and then finds it made.
-        return await asyncio.shield(task)
+        await asyncio.shield(task)
 
-    async def _make(self, request: WindowRequest) -> MadeWindow:
+    async def _make(self, request: WindowRequest) -> None:
         assert self._pool is not None
         limit = self._settings.limits.seconds
-        future: Future[MadeWindow | ProblemError] = self._pool.schedule(_make_in_worker, args=[request], timeout=limit)
+        future: Future[bool | ProblemError] = self._pool.schedule(_make_in_worker, args=[request], timeout=limit)
         try:
             outcome = await asyncio.wrap_future(future)
         except WindowTimeout:
@@ -395,12 +384,11 @@ class WindowPool:
             raise ProblemError(503, detail, retry_after=1) from None
         if isinstance(outcome, ProblemError):
             raise outcome
-        self.reused += outcome.existed
-        self.made += not outcome.existed
-        return outcome
+        self.reused += outcome
+        self.made += not outcome
 
 
-def _make_in_worker(request: WindowRequest) -> MadeWindow | ProblemError:
+def _make_in_worker(request: WindowRequest) -> bool | ProblemError:
     """Make a window in a worker; what fails comes back as a value, because not every exception can travel."""
     try:
         return make_window(request)

@@ -13,7 +13,7 @@ import yaml
 
 from s2composite.service.app import create_app
 from s2composite.service.settings import load_settings
-from s2composite.service.windows import MadeWindow, WindowPool
+from s2composite.service.windows import WindowPool
 
 TOKEN = "0123456789abcdef"
 BEARER = b"Bearer " + TOKEN.encode()
@@ -32,7 +32,7 @@ def app(places, tmp_path, monkeypatch):
     """Everything but what makes windows and runs jobs, which have begun nothing here."""
 
     async def made(_, request):
-        return MadeWindow(request.destination, existed=False, seconds=0.0)
+        assert request.destination
 
     monkeypatch.setattr(WindowPool, "make", made)
     settings = {"read": [f"{places}/in", "gs://bucket/"], "write": [f"{places}/out"], "storage": f"{places}/store"}
