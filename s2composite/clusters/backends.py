@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -74,10 +74,8 @@ class BackendOptions(Strict):
 
     environment: Environment = {}  # noqa: RUF012 - pydantic copies it
     """Environment variables of every worker, such as GDAL's settings or thread counts."""
-
     credentials: Credentials = ()
     """Names of environment variables that workers get with their values here, such as ``AWS_SECRET_ACCESS_KEY``."""
-
     timeout: Seconds = 60
     """Seconds to wait for the scheduler, and for the workers that are there from the beginning."""
 
@@ -97,10 +95,8 @@ class ElasticOptions(BackendOptions):
 
     workers: WholeOrNone = None
     """Number of workers."""
-
     minimum: Annotated[int | None, Field(ge=0), Expected("a whole number from 0")] = None
     """Fewest workers, when there is nothing to do; with `maximum`, instead of `workers`."""
-
     maximum: WholeOrNone = None
     """Most workers, when there is much to do; with `minimum` (default 0), instead of `workers`."""
 
@@ -162,11 +158,10 @@ class ClusterClient(Client):  # type: ignore[misc] # distributed has no types
 
 def _client_of(cluster: Any, timeout: float) -> ClusterClient:
     """Return the client that owns a cluster that has just been started; if it fails, the cluster is closed."""
-    try:
+    with ExitStack() as undo:
+        undo.callback(cluster.close)
         client = ClusterClient(cluster, timeout=timeout)
-    except BaseException:
-        cluster.close()
-        raise
+        undo.pop_all()
     client.close_cluster = cluster.close
     return client
 
@@ -230,13 +225,10 @@ class LocalOptions(ElasticOptions):
 
     workers: WholeOrNone = None
     """Processes; None: one for each core, or as many as `threads` leaves cores for."""
-
     threads: WholeOrNone = None
     """Threads of each worker; None: the cores divided by `workers`."""
-
     memory: MemoryOfWorkerOrNone = None
     """Memory limit of each worker, ``"4GB"``; None: nine tenths of the machine's memory divided by `workers`."""
-
     dashboard: Dashboard = ":8787"
     """Where to serve the Dask dashboard, ``"host:port"``; a free port is found if that one is taken."""
 
@@ -311,16 +303,12 @@ class AddressOptions(BackendOptions):
 
     address: Annotated[str, AfterValidator(_address), Expected("an address such as tcp://10.0.0.5:8786")]
     """Address of the scheduler: ``"tcp://10.0.0.5:8786"``, ``"tls://..."``."""
-
     timeout: Seconds = 10
     """Seconds to wait for the scheduler to answer."""
-
     ca: FilePath | None = None
     """For ``tls://``: PEM file of the certificate authority."""
-
     cert: FilePath | None = None
     """For ``tls://``: PEM file of this client's certificate."""
-
     key: FilePath | None = None
     """For ``tls://``: PEM file of this client's private key."""
 
@@ -366,40 +354,28 @@ class SshOptions(BackendOptions):
 
     hosts: Annotated[SomeTexts, Expected("a list of machines, such as [node1, node2]")]
     """Machines that work: names or IP addresses."""
-
     scheduler: Text | None = None
     """Machine of the scheduler; None: the first of `hosts`."""
-
     user: Text | None = None
     """Name to log in with; None: the one in use here."""
-
     key: FilePath | None = None
     """File of the private key; None: those of ``~/.ssh`` and of a running agent."""
-
     port: Annotated[int, Field(ge=1, le=65535), Expected("a port number")] = 22
     """Port of the SSH servers."""
-
     known_hosts: FilePath | None = None
     """File with the machines' host keys; None: ``~/.ssh/known_hosts``."""
-
     check_host_keys: Annotated[bool, Expected("true or false")] = True
     """Whether a machine must prove by its host key that it is the one that is known."""
-
     python: Text | None = None
     """Python there, with s2composite installed; None: the path that Python has here."""
-
     workers: Whole = 1
     """Worker processes on each machine."""
-
     threads: WholeOrNone = None
     """Threads of each worker; None: all cores of its machine."""
-
     memory: MemoryOfWorkerOrNone = None
     """Memory limit of each worker; None: its share of its machine's memory."""
-
     dashboard: Dashboard = ":8787"
     """Where the scheduler serves the Dask dashboard; another port is found if that one is taken."""
-
     timeout: Seconds = 60
     """Seconds that logging in may take, and that workers and scheduler wait for each other."""
 
@@ -457,24 +433,18 @@ class GatewayOptions(HostedOptions):
 
     address: Annotated[str, Field(pattern=r"^https?://."), Expected("an address such as https://gateway.example.org")]
     """Address of the gateway."""
-
     proxy_address: Annotated[Text | None, Expected("an address such as gateway://gateway.example.org:8786")] = None
     """Address of the proxy to its schedulers; None: the gateway's own."""
-
     auth: Annotated[
         Literal["basic", "kerberos", "jupyterhub"] | None, Expected("one of basic, kerberos, jupyterhub")
     ] = None
     """How to log in; None: as Dask's configuration says, or else ``basic`` without a password."""
-
     user: Text | None = None
     """For ``basic``: the user to log in as; None: the current user."""
-
     password: Variable | None = None
     """For ``basic``: name of the environment variable that holds the password."""
-
     cluster: Text | None = None
     """Name of a running cluster to join, which keeps running afterwards; None: start a new one."""
-
     options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Options that the gateway offers, such as ``worker_cores``, ``worker_memory``, ``image``."""
 
@@ -512,15 +482,14 @@ def _start_gateway(options: GatewayOptions) -> ClusterClient:
         cluster.close()
         _do_not_close_again(cluster.gateway)
 
-    try:
+    with ExitStack() as undo:
+        undo.callback(stop)
         client = ClusterClient(cluster, security=cluster.security, set_as_default=True, timeout=options.timeout)
         if options.bounds is not None:
             cluster.adapt(minimum=options.bounds[0], maximum=options.bounds[1])
         elif options.workers is not None:
             cluster.scale(options.workers)
-    except BaseException:
-        stop()
-        raise
+        undo.pop_all()
     client.close_cluster = stop
     return client
 
@@ -569,30 +538,22 @@ class KubernetesOptions(HostedOptions):
 
     image: Annotated[Text, Expected("a container image with s2composite in it")]
     """Container image of workers and scheduler, with the same s2composite as here."""
-
     name: Annotated[
         str, Field(pattern=r"^[a-z]([a-z0-9-]{0,48}[a-z0-9])?$"), Expected("a name of lower case letters, digits and -")
     ] = "s2composite"
     """Name of the DaskCluster resource, which must not exist yet."""
-
     namespace: Text | None = None
     """Namespace of the resource; None: the one in use."""
-
     threads: Whole = 1
     """Threads of each worker, and cores that its pod asks for."""
-
     memory: MemoryOfWorker = "4GB"
     """Memory of each worker: its pod's request and limit."""
-
     secret: Text | None = None
     """Name of a Secret whose keys become environment variables of the workers."""
-
     service_account: Text | None = None
     """Service account of the pods, such as one that may read a bucket."""
-
     node_selector: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
     """Labels of the nodes that the pods may run on."""
-
     idle_timeout: Annotated[int, Field(ge=0), Expected("a whole number of seconds; 0: never")] = 1200
     """Seconds without work after which the operator deletes the cluster; 0: never."""
 
@@ -651,7 +612,17 @@ def _start_kubernetes(options: KubernetesOptions) -> ClusterClient:
         raise ClusterError(
             f"Kubernetes already has a DaskCluster {options.name!r}; give another 'name', or delete it first"
         )
-    try:
+
+    def delete_remains() -> None:
+        # Now and not when this process ends; no other place lists a cluster that did not start.
+        for remains in list(KubeCluster._instances):  # noqa: SLF001
+            if remains.name == options.name:
+                with suppress(Exception):  # the real error is being raised
+                    remains.close(timeout=10)
+                remains.status = Status.closed
+
+    with ExitStack() as undo:
+        undo.callback(delete_remains)
         cluster = KubeCluster(
             custom_cluster_spec=kubernetes_manifest(options),
             namespace=options.namespace,
@@ -661,14 +632,7 @@ def _start_kubernetes(options: KubernetesOptions) -> ClusterClient:
             quiet=True,
         )
         client = ClusterClient(cluster, timeout=options.timeout)
-    except BaseException:
-        # Delete the remains now and not when this process ends; no other place lists a cluster that did not start.
-        for remains in list(KubeCluster._instances):  # noqa: SLF001
-            if remains.name == options.name:
-                with suppress(Exception):  # the real error is being raised
-                    remains.close(timeout=10)
-                remains.status = Status.closed
-        raise
+        undo.pop_all()
     client.close_cluster = cluster.close
     return client
 
@@ -689,45 +653,32 @@ class CoiledOptions(HostedOptions):
 
     name: Text | None = None
     """Name of the cluster; None: Coiled makes one up."""
-
     workspace: Text | None = None
     """Workspace to use; None: the default one."""
-
     region: Text | None = None
     """Region of the machines, preferably that of the scenes; None: the workspace's."""
-
     vm_types: SomeTexts | None = None
     """Instance types of workers, the preferred one first; None: by `threads` and `memory`."""
-
     scheduler_vm_types: SomeTexts | None = None
     """Instance types of the scheduler; None: Coiled chooses."""
-
     threads: WholeOrNone = None
     """Cores of each worker's machine; None: Coiled chooses."""
-
     memory: Annotated[Memory | None, Expected("memory of one worker, such as '16GiB'")] = None
     """Memory of each worker's machine; None: Coiled chooses."""
-
     disk_size: Annotated[Count | None, Expected("a whole number of GiB")] = None
     """Disk of each worker in GiB; None: Coiled chooses."""
-
     spot_policy: Annotated[
         Literal["on-demand", "spot", "spot_with_fallback"], Expected("one of on-demand, spot, spot_with_fallback")
     ] = "on-demand"
     """Whether workers are spot instances, which cost less but may be taken away."""
-
     idle_timeout: Annotated[Text, Expected("a duration such as '20 minutes'")] = "20 minutes"
     """Time without work after which the cluster is shut down."""
-
     container: Text | None = None
     """Container image to run, instead of the packages here."""
-
     software: Text | None = None
     """Software environment at Coiled to use, instead of the packages here."""
-
     package_sync_only: Texts = ()
     """Only these packages are copied from the environment here; empty: all."""
-
     package_sync_ignore: Texts = ()
     """These packages are not copied from the environment here."""
 
@@ -790,39 +741,28 @@ class SlurmOptions(HostedOptions):
 
     queue: Text | None = None
     """Partition to submit to; None: the centre's default."""
-
     account: Text | None = None
     """Account that is charged; None: the user's default."""
-
     walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$"), Expected("a time such as '02:00:00'")] = (
         "01:00:00"
     )
     """Longest time that a worker runs."""
-
     threads: Whole = 1
     """Threads of each worker, and cores that its job asks for."""
-
     memory: MemoryOfWorker = "4GB"
     """Memory of each worker's job."""
-
     directives: Texts = ()
     """More lines for ``#SBATCH``, such as ``--constraint=cascadelake``."""
-
     prologue: Texts = ()
     """Lines of shell that run before the worker, such as ``module load python``."""
-
     interface: Text | None = None
     """Network interface that all nodes share, such as ``ib0``."""
-
     python: Text | None = None
     """Python on the nodes, with s2composite installed; None: the path that Python has here."""
-
     log_directory: FilePath | None = None
     """Where the jobs' output goes; None: where Slurm puts it."""
-
     local_directory: FilePath | None = None
     """Where workers put what does not fit into memory, a disk of the node."""
-
     dashboard: Dashboard = ":8787"
     """Where to serve the Dask dashboard; another port is found if that one is taken."""
 

@@ -17,9 +17,9 @@ from distributed.versions import get_versions
 
 import s2composite
 from s2composite.clusters.connect import ShippedEnvironment
-from s2composite.errors import ParameterError, S2CompositeError
+from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.metrics import running_workers
-from s2composite.storage.files import absolute, display, filesystem, join, reason
+from s2composite.storage.files import absolute, display, filesystem, join, storage_errors
 
 # Workers import this module: a package that is broken there must be a finding, and not keep them from that (PLC0415).
 # ruff: noqa: PLC0415
@@ -55,22 +55,16 @@ class WorkerCheck:
 
     address: str
     """Address of the worker, ``"tcp://10.0.0.7:40123"``."""
-
     host: str
     """Address of its machine."""
-
     threads: int
     """Number of tasks that it runs at a time."""
-
     memory: int | None
     """Memory limit in bytes; None: no limit."""
-
     versions: Mapping[str, str | None]
     """Version of Python and of each of `PACKAGES`; None: not installed. Empty if it did not answer."""
-
     findings: Findings | None
     """What it found itself; None: it could not be checked."""
-
     problems: tuple[str, ...]
     """What is wrong with it."""
 
@@ -89,13 +83,10 @@ class ClusterCheck:
 
     client: Mapping[str, str | None]
     """Versions in this process."""
-
     scheduler: Mapping[str, str | None]
     """Versions on the scheduler."""
-
     workers: tuple[WorkerCheck, ...]
     """All workers."""
-
     general: tuple[str, ...]
     """Problems that are not those of a single worker."""
 
@@ -351,7 +342,8 @@ async def _remove_object(url: str) -> str | None:
 def _on_storage(url: str, verb: str, operation: Callable[[Any, str], Any]) -> tuple[Any, str | None]:
     """Return what an operation on the filesystem of `url` gives, and the problem if it fails."""
     try:
-        fs, path = filesystem(url)
-        return operation(fs, path), None
-    except Exception as error:  # noqa: BLE001 - clients of object stores raise their own kinds
-        return None, f"{display(url)} cannot be {verb}: {reason(url, error)}"
+        with storage_errors(WriteError, f"{display(url)} cannot be {verb}", url):
+            fs, path = filesystem(url)
+            return operation(fs, path), None
+    except S2CompositeError as error:
+        return None, str(error)

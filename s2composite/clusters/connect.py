@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Annotated, Any
 
 from distributed import Client, WorkerPlugin
@@ -186,7 +186,8 @@ def connect(
     environment = {**options.environment, **{name: os.environ[name] for name in options.credentials}}
     logging.getLogger("tornado.application").addFilter(_is_not_about_cancelled_call)
     client = start_cluster(options)
-    try:
+    with ExitStack() as undo:
+        undo.callback(client.close)
         if options.awaited:
             try:
                 client.wait_for_workers(options.awaited, timeout=options.timeout)
@@ -206,9 +207,7 @@ def connect(
         if isinstance(options, ElasticOptions) and options.bounds is not None and not BACKENDS[options.type].adapts:
             minimum, maximum = options.bounds
             client.cluster.adapt(minimum=minimum, maximum=maximum)
-    except BaseException:
-        client.close()
-        raise
+        undo.pop_all()
     LOG.info("connected: %s", _summary(client))
     if announce:
         Console(stderr=True, highlight=False, soft_wrap=True).print(_summary(client))

@@ -272,10 +272,10 @@ def fetch_results(client: Client, futures: Collection[Future]) -> tuple[dict[Fut
     """
     finished = [future for future in futures if future.status == "finished"]
     lost: dict[Future, Exception] = {future: _lost(future, None) for future in futures if future not in finished}
-    try:
-        return dict(zip(finished, _gather(client, finished), strict=True)), lost
-    except Exception:  # noqa: BLE001 - whatever unpickling one raises
-        workers_of = client.who_has(finished)
+    found, error = _gather(client, finished)
+    if error is None:
+        return dict(zip(finished, found, strict=True)), lost
+    workers_of = client.who_has(finished)
     results: dict[Future, Any] = {}
     unresponsive: set[str] = set()
     for future in finished:
@@ -283,26 +283,30 @@ def fetch_results(client: Client, futures: Collection[Future]) -> tuple[dict[Fut
         if worker is None or worker in unresponsive:
             lost[future] = _lost(future, worker)
             continue
-        try:
-            (results[future],) = _gather(client, [future])
-        except TimeoutError:
+        found, error = _gather(client, [future])
+        if error is None:
+            (results[future],) = found
+        elif isinstance(error, CancelledError):
+            raise error
+        elif isinstance(error, TimeoutError):
             unresponsive.add(worker)
             lost[future] = _lost(future, worker)
-        except CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever unpickling it raises
+        else:
             error.__dict__.setdefault("worker", worker)
             lost[future] = error
     return results, lost
 
 
-def _gather(client: Client, futures: Collection[Future]) -> list[Any]:
-    async def gather() -> list[Any]:
-        results: list[Any] = await client.gather(list(futures), asynchronous=True)
-        return results
+def _gather(client: Client, futures: Collection[Future]) -> tuple[list[Any], Exception | None]:
+    """Return the results of all of some calls, or why these are not to be had."""
 
-    out: list[Any] = client.sync(gather, callback_timeout=_FETCH_TIMEOUT)
-    return out
+    async def gather() -> Any:
+        return await client.gather(list(futures), asynchronous=True)
+
+    try:
+        return client.sync(gather, callback_timeout=_FETCH_TIMEOUT), None
+    except Exception as error:  # noqa: BLE001 - whatever unpickling one raises
+        return [], error
 
 
 def _lost(future: Future, worker: str | None) -> S2CompositeError:
