@@ -56,16 +56,12 @@ class ProductJob:
 
     job: Job
     """What the job means for it: with its dates and its output, without the span and the grid."""
-
     name: str | None = None
     """``"2012-04"``, ``"31TCJ"``, ``"2012-04, 31TCJ"``; None: the job makes one product."""
-
     period: Period | None = None
     """The unit of the span."""
-
     cell: Cell | None = None
     """The cell of the grid."""
-
     error: S2CompositeError | None = None
     """Why a unit of the span cannot be cut into cells."""
 

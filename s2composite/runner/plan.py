@@ -56,31 +56,22 @@ class WindowPlan:
 
     index: int
     """Its number, row by row."""
-
     window: tuple[int, int]
     """Row and column of windows."""
-
     pixels: tuple[int, int, int, int]
     """Top, bottom, left and right, in pixels of the output."""
-
     scenes: tuple[int, ...]
     """Positions of the scenes that are read."""
-
     days: int
     """Mean solar days that these are of."""
-
     requests: int
     """Byte ranges that are read."""
-
     bytes: int
     """Their size together."""
-
     decoded: int
     """Bytes of pixels that are decoded."""
-
     gdal: int
     """Files that GDAL reads, of which requests and bytes are not known."""
-
     state: str
     """``"new"``, ``"done"`` or ``"failed"``."""
 
@@ -92,37 +83,26 @@ class Plan:
     state: str
     """``"new"``; ``"begun"``: some windows are done; ``"skip"``: the output is complete; ``"recompute"``: it is there,
     but of other scenes or parameters."""
-
     files: tuple[str, ...]
     """What will be written."""
-
     geobox: GeoBox
     """Grid of the output."""
-
     scenes: tuple[str, ...]
     """Names of the scenes."""
-
     periods: tuple[str, ...]
     """Labels of the periods; empty: all scenes make one composite."""
-
     windows: tuple[WindowPlan, ...]
     """The windows, row by row."""
-
     task_memory: int
     """Bytes that making the largest window takes."""
-
     worker_memory: int
     """Bytes that a worker process needs for all its threads."""
-
     worker_limit: int
     """Bytes that a worker may use."""
-
     workers: int
     """Worker processes."""
-
     threads: int
     """Threads of each."""
-
     unit: str | None = None
     """The unit of a span that it is about, ``"2012-01"``; None: the job has none."""
 
@@ -205,10 +185,8 @@ class ProductPlan:
 
     product: ProductJob
     """Which one: its name, period and cell, and what the job means for it."""
-
     plan: Plan | None = None
     """None: it cannot be made, or is a cell that fewer scenes touch than ``policy.min_scenes``."""
-
     error: S2CompositeError | None = None
     """Why it cannot be made."""
 

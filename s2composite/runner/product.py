@@ -200,12 +200,9 @@ def _cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], toke
     targets = [target_of(plan.path, overwrite=True) for plan in plans]
     # Beside the first file: the workers write there anyway, and no other disk is needed.
     parts = Parts(f"{targets[0]}.{token[:12]}.parts", kept=True)
-    if _WINDOWS in parts.names():  # begun: windows of any size give the same bytes, but not in one place for parts
-        side = int(parts.read_whole(_WINDOWS))
-    else:  # as large as those of the cube, their edges on tiles of all files
-        block = lcm(*(plan.raster.block for plan in plans))
-        side = max(max(*work.spatial[0], *work.spatial[1]) // block * block, block)
-    windows = regular_chunks(work.stack.shape[2:], side)
+    # Windows of any size give the same bytes, but not in one place for parts.
+    begun = int(parts.read_whole(_WINDOWS)) if _WINDOWS in parts.names() else None
+    windows = _windows_of(work, lcm(*(plan.raster.block for plan in plans)), begun)
     rasters = [
         replace(plan.raster, path=target, token=f"{token[:12]}-{i}", parts=parts)
         for i, (plan, target) in enumerate(zip(plans, targets, strict=True))
@@ -314,11 +311,9 @@ class ZarrOutput:
 def _zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> ZarrOutput:
     place = place_of(path, overwrite=True)
     begun = _IDENTITY.fullmatch((place.get(IDENTITY) or b"").decode())
-    if begun is not None and begun["token"] == token:  # its windows are its shards
-        side = int(begun["side"])
-    else:  # as large as those of the cube, and whole chunks of the store
-        side = max(max(*work.spatial[0], *work.spatial[1]) // _OPTIONS.chunk * _OPTIONS.chunk, _OPTIONS.chunk)
-    windows = regular_chunks(work.stack.shape[2:], side)
+    if begun is not None and begun["token"] != token:
+        begun = None
+    windows = _windows_of(work, _OPTIONS.chunk, None if begun is None else int(begun["side"]))  # which are its shards
     # The dataset as it will be, in the chunks of the windows, with nothing in it.
     ones: Chunks = (tuple(1 for _ in windows[0]), tuple(1 for _ in windows[1]))
     chunks = dict.fromkeys(raster_layers(dataset), windows) | {STATUS: ones}
@@ -360,6 +355,12 @@ class Product:
     def files(self) -> tuple[str, ...]:
         """Final names as messages show them."""
         return self.output.files
+
+
+def _windows_of(work: Work, block: int, begun: int | None) -> Chunks:
+    """Return windows of the side with which a product was begun, else as large as the cube's, their edges on blocks."""
+    side = begun or max(max(*work.spatial[0], *work.spatial[1]) // block * block, block)
+    return regular_chunks(work.stack.shape[2:], side)
 
 
 def plan_product(job: Job, dataset: xr.Dataset) -> Product:

@@ -42,22 +42,16 @@ class Progress:
     state: str
     """``"new"``, ``"running or interrupted"``, ``"failed"``, ``"complete"``, or ``"gone"``: complete, but its files are
     not there any more."""
-
     windows: int
     """Windows of the latest product; 0: not begun."""
-
     done: int
     """Windows that are made."""
-
     failures: tuple[tuple[tuple[int, int], str], ...]
     """Windows that failed for good, and why."""
-
     last: str | None
     """Time of the last event, ISO 8601, UTC."""
-
     files: tuple[str, ...]
     """Files that are or will be written."""
-
     error: str | None = None
     """What kept the files from being put together, all windows being done."""
 
@@ -133,46 +127,32 @@ class Report:
 
     job: str
     """The job file as YAML, without default values and without users and signatures of URLs."""
-
     state: str
     """``"complete"``, ``"failed"`` or ``"interrupted"``."""
-
     files: tuple[str, ...]
     """Files that were or will be written."""
-
     shape: tuple[int, int]
     """Rows and columns of windows."""
-
     seconds: Mapping[tuple[int, int], float]
     """Seconds from submitting each window whose end was noted to its end."""
-
     found: frozenset[tuple[int, int]]
     """Other finished windows: made when a run was killed, not noted, and found by the next run."""
-
     failures: Mapping[tuple[int, int], str]
     """Why each failed window failed."""
-
     timings: Mapping[str, float]
     """Total seconds of all workers: ``read`` (with reducing), ``encode`` (with storing)."""
-
     retries: int
     """Failed attempts that were repeated."""
-
     workers: Mapping[str, WorkerDone]
     """What each worker has done, by address."""
-
     failed_scenes: Mapping[str, int]
     """Scenes that could not be read, and the number of windows they are missing from."""
-
     begun: str
     """Time of the first event, ISO 8601, UTC."""
-
     ended: str
     """Time of the last event."""
-
     versions: Mapping[str, str]
     """Versions of Python and the packages that matter."""
-
     error: str | None = None
     """What kept the files from being put together, all windows being done."""
 

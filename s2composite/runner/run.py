@@ -83,31 +83,22 @@ class ProductResult:
 
     product: ProductJob = field(repr=False)
     """Which one: its name, period and cell, and what the job means for it."""
-
     paths: tuple[str, ...] = ()
     """Files or store written, absolute paths or URLs, the composite first; none if windows failed."""
-
     seconds: float = 0.0
     """Wall time from finding the scenes to the last file."""
-
     scenes: int = 0
     """Scenes that went into the composite."""
-
     shape: tuple[int, int] = (0, 0)
     """Rows and columns of the composite, in pixels."""
-
     windows: int = 0
     """Windows it is made of."""
-
     made: int = 0
     """Windows that this run has made; the others were done before."""
-
     failed: tuple[Failure, ...] = ()
     """Windows that could not be made; the files are written when they have been."""
-
     error: str | None = None
     """What kept it from being begun or finished, other than windows."""
-
     left_out: bool = False
     """It is a cell that fewer scenes touch than ``policy.min_scenes``."""
 
@@ -149,7 +140,6 @@ class JobResult:
 
     products: tuple[ProductResult, ...]
     """In the order of the job: units of the span by time, cells of the grid by name."""
-
     seconds: float
     """Wall time of the run."""
 
@@ -327,13 +317,11 @@ def _complete_before(
     There is no cluster yet: headers are read only if the ledger says that something was written.
     """
     job = product.job
-    if selection.replaces(job) or not _times_completed(read_turns(ledger_key(job))):
+    events = () if selection.replaces(job) else read_turns(ledger_key(job))
+    if not _times_completed(events) or (composite := product_composite(product, scenes, "")) is None:
         return None
-    composite = product_composite(product, scenes, "")
-    planned = plan_product(job, composite.dataset) if composite is not None else None
-    if planned is None or product_state(planned, read_turns(ledger_key(job))) != "skip":
-        return None
-    return _result(product, planned, start, paths=planned.files)
+    planned = plan_product(job, composite.dataset)
+    return _result(product, planned, start, planned.files) if product_state(planned, events) == "skip" else None
 
 
 def _result(product: ProductJob, planned: Product, start: float, paths: tuple[str, ...], **more: Any) -> ProductResult:
@@ -542,7 +530,8 @@ class ProductRun:
             # On the cluster, whence whoever loses it gets it again. It has a name of its own for each run: one that
             # begins while the scheduler forgets the result of the run before, under the same name, can wait for ever.
             key = f"send-job-{product.token[:8]}-{uuid.uuid4().hex[:8]}"
-            maker = self._client.submit(_same, WindowMaker(product.work, output.writer), key=key, pure=False)
+            made_of = WindowMaker(product.work, output.writer)
+            maker = self._client.submit(lambda maker: maker, made_of, key=key, pure=False)
             for at in self.todo:
                 name = f"make-window-{product.token[:8]}-{at[0]}-{at[1]}"
                 yield self._call(name, make_window, (maker, at), at)
@@ -624,10 +613,6 @@ class ProductRun:
     def _note(self, event: str, **about: Any) -> None:
         if self._ledger is not None:
             self._ledger.add(event, token=self.product.token, **about)
-
-
-def _same(maker: WindowMaker) -> WindowMaker:
-    return maker
 
 
 # --- the names before `run`, which stay for one release ---------------------------------------------------------------

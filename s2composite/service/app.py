@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,9 +41,7 @@ __all__ = ["create_app", "serve"]
 LOG = logging.getLogger(__name__)
 
 _GRACE = 10  # seconds that requests have to end when the service is stopped
-
 _POLL = 0.5  # seconds between two looks at a log that is followed
-
 _MAX_OFFSET = 2**31 - 1  # databases take no number of 64 bits and more
 
 
@@ -161,10 +159,9 @@ async def median(service: Service, request: Request) -> Response:
     try:
         await service.windows.make(delivery.request(service.settings.limits.datasets))
     except ProblemError as problem:
-        if not delivery.pushed or problem.transient:
+        if delivery.message is None or problem.transient:
             return problem.response()
         # A refusal would be sent again, five times: it is acknowledged and kept instead.
-        assert delivery.message is not None
         LOG.warning("dead letter %s: %s", ascii(delivery.message), redact(problem.detail))
         letter = (delivery.message, problem.as_dict(), delivery.payload)
         await asyncio.to_thread(service.store.add_dead_letter, *letter)
@@ -194,7 +191,7 @@ async def post_job(service: Service, request: Request, response: Response) -> di
     text = await asyncio.to_thread(accept_job, body, media, number, service.settings)
     if not await asyncio.to_thread(service.store.add, number, text, service.settings.limits.jobs):
         raise ProblemError(429, "too many jobs are waiting; try again later", retry_after=60)
-    service.runner.notify()
+    service.runner.notified.set()
     response.headers["Location"] = f"/jobs/{number}"
     return {"id": number, "state": "queued", "href": f"/jobs/{number}"}
 
@@ -232,7 +229,7 @@ async def retry(service: Service, number: str) -> dict[str, Any]:
     again = ("failed", "cancelled")
     if not await asyncio.to_thread(service.store.transition, number, again, "queued", error=None, ended=None):
         raise ProblemError(409, f"the job is {row.state}: only failed and cancelled ones are tried again")
-    service.runner.notify()
+    service.runner.notified.set()
     return {"id": number, "state": "queued"}
 
 
@@ -241,9 +238,32 @@ def log(service: Service, number: str, *, follow: bool = False) -> Response:
     """Return the log; with `follow` it is sent line by line until the job has ended."""
     service.row(number)
     path = service.runner.log_path(number)
-    if follow:
-        return StreamingResponse(_follow(path, lambda: service.row(number).state), media_type="text/plain")
-    return PlainTextResponse(_read_from(path, 0))
+    if not follow:
+        return PlainTextResponse(_read_from(path, 0))
+
+    async def lines() -> AsyncIterator[bytes]:
+        sent = 0
+        while True:  # until the job has ended and all of it was sent
+            ended = (await asyncio.to_thread(service.row, number)).state in ENDED
+            data = await asyncio.to_thread(_read_from, path, sent)
+            sent += len(data)
+            if data:
+                yield data
+            if ended:
+                return
+            await asyncio.sleep(_POLL)
+
+    return StreamingResponse(lines(), media_type="text/plain")
+
+
+def _read_from(path: Path, start: int) -> bytes:
+    """Return what a file has from a byte on; nothing where it does not exist yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 @_router.get("/jobs/{number}/report", tags=["jobs"], response_class=HTMLResponse, responses=_problems(401, 404))
@@ -264,30 +284,6 @@ def report(service: Service, number: str, request: Request, product: Product = N
 def look(service: Service, number: str, product: Product = None) -> Response:
     """Return a small picture of the result."""
     return Response(service.views.quicklook(service.row(number), product), media_type="image/png")
-
-
-async def _follow(path: Path, state: Callable[[], str]) -> AsyncIterator[bytes]:
-    """Yield what a log gets, until the job has ended and all of it was sent."""
-    sent = 0
-    while True:
-        ended = await asyncio.to_thread(state) in ENDED
-        data = await asyncio.to_thread(_read_from, path, sent)
-        sent += len(data)
-        if data:
-            yield data
-        if ended:
-            return
-        await asyncio.sleep(_POLL)
-
-
-def _read_from(path: Path, start: int) -> bytes:
-    """Return what a file has from a byte on; nothing where it does not exist yet."""
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read()
-    except FileNotFoundError:
-        return b""
 
 
 @_router.get("/", response_class=HTMLResponse, tags=["pages"], responses=_problems(401))
@@ -357,8 +353,7 @@ def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), *
     """Run the service until it is stopped."""
 
     class RedactingFormatter(logging.Formatter):
-        """Lines without anything that is secret, errors of other libraries included; none that a caller made up."""
-
+        # Lines without anything that is secret, errors of other libraries included; none that a caller made up.
         def format(self, record: logging.LogRecord) -> str:
             return printable(redact(super().format(record)))
 

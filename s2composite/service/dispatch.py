@@ -36,18 +36,14 @@ from s2composite.writing.steps import progress_bar
 __all__ = ["DispatchResult", "dispatch", "post_windows", "publish_windows"]
 
 SIDE = 1024  # side of a window in pixels, unless the job says another
+_POLL = 2.0  # seconds between two looks at which tiles have been written
+_BATCH = 100  # messages published at once: with 216 scenes in each they take 2 of the 10 MB that Pub/Sub takes
 
 # Keys of a job that mean something here; the service makes the masked luminance median of RGB scenes, nothing else.
 _KEYS = frozenset({
     "source", "output", "pattern", "times", "datetime", "duplicates", "alternate", "chunks", "raster", "overwrite",
     "policy", "cluster",
 })  # fmt: skip
-
-_POLL = 2.0  # seconds between two looks at which tiles have been written
-
-# Messages that are published at once: with 216 scenes in each they take 2 of the 10 MB that Pub/Sub takes.
-_BATCH = 100
-
 
 # How a window that failed is tried again, unless told otherwise; `timeout` is that of an answer.
 RETRY = Retry(attempts=8, first_wait=1.0, longest_wait=60.0, timeout=600.0)
@@ -142,8 +138,8 @@ def dispatch(
     job = job if isinstance(job, Job) else load_job(job)
     if (url is None) == (topic is None):
         raise ServiceError("give the url of a service, or a topic that is pushed to one")
-    for key in Job.model_fields:
-        if key not in _KEYS and getattr(job, key) != Job.model_fields[key].get_default():
+    for key, field in Job.model_fields.items():
+        if key not in _KEYS and getattr(job, key) != field.get_default():
             message = "a service makes luminance medians of RGB scenes on their own grid; leave it out, or run the job"
             raise JobError(f"{key}: {message}", key=key, line=None)
     if job.format != "tif":
@@ -260,15 +256,15 @@ async def post_windows(
     waiting = iter(windows)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=retry.timeout) as client:
 
-        async def work() -> None:
-            for window in waiting:
-                await _post_window(client, url, window, retry, record)
+    async def work() -> None:
+        for window in waiting:
+            await _post_window(client, url, window, retry, record)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(windows))):
-                group.create_task(work())
+    client = httpx.AsyncClient(headers=headers, limits=limits, timeout=retry.timeout)
+    async with client, asyncio.TaskGroup() as group:
+        for _ in range(min(concurrency, len(windows))):
+            group.create_task(work())
 
 
 async def _post_window(
@@ -278,10 +274,15 @@ async def _post_window(
 
     async def attempt() -> None:
         nonlocal number
-        number, start, wait = number + 1, time.perf_counter(), 0.0
+        number, start, wait, error = number + 1, time.perf_counter(), 0.0, None
         try:
             answer = await client.post(url, json=window.payload)
-            error = None if answer.status_code == httpx.codes.NO_CONTENT else _error_in(answer)
+            if answer.status_code != httpx.codes.NO_CONTENT:
+                try:
+                    detail = str(answer.json()["detail"])
+                except (ValueError, KeyError, TypeError):
+                    detail = answer.reason_phrase
+                error = f"the service answers {answer.status_code}: {redact(detail)[:1000]}"
             transient = answer.status_code in TRANSIENT
             wait = min(retry_after(answer.headers.get("retry-after", "")), retry.longest_wait)
         except httpx.HTTPError as problem:
@@ -293,15 +294,6 @@ async def _post_window(
 
     with suppress(AttemptError):  # the last one is recorded, as the others are
         await retrying_async(attempt, retry, url)
-
-
-def _error_in(answer: httpx.Response) -> str:
-    """Return what a service says is wrong."""
-    try:
-        detail = str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        detail = answer.reason_phrase
-    return f"the service answers {answer.status_code}: {redact(detail)[:1000]}"
 
 
 # --- through Pub/Sub ------------------------------------------------------------------------------------------------

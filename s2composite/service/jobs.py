@@ -22,7 +22,7 @@ from odc.geo.geom import box
 from sqlalchemy.exc import SQLAlchemyError
 
 from s2composite.config import Document, parse_text, validated
-from s2composite.errors import JobError, S2CompositeError
+from s2composite.errors import JobError, S2CompositeError, WriteError
 from s2composite.jobs.grid import CellsOptions, GridOptions, OdcOptions, UtmOptions
 from s2composite.jobs.schedule import with_span_keys
 from s2composite.jobs.schema import Job
@@ -40,7 +40,7 @@ from s2composite.service.security import (
     problems_at,
 )
 from s2composite.service.settings import Settings
-from s2composite.storage.files import absolute, filesystem, is_remote, join, redact
+from s2composite.storage.files import absolute, filesystem, join, redact, storage_errors
 from s2composite.storage.urls import VARIABLE, Access
 
 __all__ = ["ALLOWED_KEYS", "LOG_NAME", "JobRunner", "accept_job", "job_text"]
@@ -61,10 +61,7 @@ def job_text(job: Job) -> str:
 # --- from the body of a request to a document -----------------------------------------------------------------------
 
 _MAX_DEPTH = 20
-
-# Bytes of a job in YAML: PyYAML takes 2 s for them, and a minute for the 2 MB that a body may have.
-_MAX_YAML = 1 << 16
-
+_MAX_YAML = 1 << 16  # bytes of a job in YAML: PyYAML takes 2 s for them, and a minute for the 2 MB of a whole body
 _MAX_NUMBER = 10**15
 
 _OPENING = (
@@ -227,9 +224,7 @@ def _check_sources(job: Job, settings: Settings) -> None:
 
 # Days that a unit of a span has at least.
 _DAYS = {"day": 1, "week": 7, "month": 28, "quarter": 90, "season": 90, "year": 365}
-
 _DEGREE = 111_320.0  # metres of a degree of latitude
-
 _GRANULE = 100_000.0  # metres from one granule of Sentinel-2 to the next
 
 
@@ -277,13 +272,9 @@ def _cell_count(job: Job, grid: GridOptions) -> float:
 # --- running them ---------------------------------------------------------------------------------------------------
 
 LOG_NAME = "job_log.txt"  # the log of a job, beside its results when it has ended
-
 _GRACE = 5.0  # seconds that a cancelled job has to close its cluster before it is killed
-
 _POLL = 2.0  # seconds after which the queue is looked at without notice of a new job
-
 _STAMP = re.compile(r"^[\d-]+ [\d:,]+ [A-Z]+ ")  # when and how bad, before what a line of a job's log says
-
 _MAX_LINE = 1 << 16  # bytes of a line of a log
 
 
@@ -333,7 +324,7 @@ class JobRunner:
     def __init__(self, settings: Settings, store: JobStore) -> None:
         self._settings, self._store = settings, store
         self._running: dict[str, _JobProcess] = {}
-        self._notified = asyncio.Event()
+        self.notified = asyncio.Event()  # set: there is a new job
         self._slots: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -349,10 +340,6 @@ class JobRunner:
             slot.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
 
-    def notify(self) -> None:
-        """Say that there is a new job."""
-        self._notified.set()
-
     async def cancel(self, number: str) -> None:
         """End the process of a job, if it has one."""
         if (running := self._running.get(number)) is not None:
@@ -365,7 +352,7 @@ class JobRunner:
     async def _work(self) -> None:
         """Run one job after the other."""
         while True:
-            self._notified.clear()
+            self.notified.clear()
             row = None
             try:
                 row = await asyncio.to_thread(self._store.claim)
@@ -373,7 +360,7 @@ class JobRunner:
                 LOG.error("the queue cannot be read: %s", str(error).partition("\n")[0])  # noqa: TRY400 - told every time
             if row is None:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._notified.wait(), _POLL)
+                    await asyncio.wait_for(self.notified.wait(), _POLL)
                 continue
             try:
                 state, reason = await self._run(row)
@@ -459,11 +446,9 @@ class JobRunner:
     def _keep_log(self, number: str, target: str) -> None:
         """Put the log beside the results."""
         try:
-            text = self.log_path(number).read_bytes()
-            if is_remote(target):
+            with storage_errors(WriteError, f"job {number}: its log cannot be kept", target):
+                text = self.log_path(number).read_bytes()
                 fs, path = filesystem(target)
                 fs.pipe_file(path, text)
-            else:
-                Path(target).write_bytes(text)
-        except Exception:  # the job is done, whether its log can be put there or not
-            LOG.exception("job %s: its log cannot be kept", number)
+        except S2CompositeError as error:  # the job is done, whether its log can be put there or not
+            LOG.error("%s", error)  # noqa: TRY400 - the message says it all

@@ -22,9 +22,7 @@ __all__ = ["ENDED", "JobRow", "JobStore"]
 ENDED = ("complete", "failed", "cancelled")
 
 _MAX_DEAD_LETTERS = 10_000  # dead letters that are kept; the oldest go first
-
 _MAX_PAYLOAD = 1 << 18  # characters that are kept of what a dead letter held; 1500 scenes fit
-
 _LOCK = 0x5332434F  # number of PostgreSQL's lock of whoever takes jobs
 
 _META = sa.MetaData()

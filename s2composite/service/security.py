@@ -58,7 +58,6 @@ def printable(text: str) -> str:
 # --- errors as callers get them: problem details (RFC 9457) ---------------------------------------------------------
 
 MEDIA_TYPE = "application/problem+json"
-
 _MAX_DETAIL = 2000  # characters of a detail
 
 
@@ -187,9 +186,7 @@ def check_text(content: Any) -> None:
 # --- who may call ---------------------------------------------------------------------------------------------------
 
 _KEYS_FRESH = 3600.0  # seconds after which the signer's public keys are fetched again: they change every few days
-
 _KEYS_AGAIN = 30.0  # seconds before they are asked for again where they could not be fetched
-
 _ISSUERS = ("https://accounts.google.com", "accounts.google.com")
 
 

@@ -61,40 +61,28 @@ class ServiceLimits(Strict):
 
     body: Count = 2 << 20
     """Bytes of a request."""
-
     datasets: Count = 1500
     """Scenes of a window."""
-
     pixels: Count = 2048 * 2048
     """Pixels of a window."""
-
     observations: Count = 4 << 30
     """Bytes of pixels that a window's scenes have together."""
-
     waiting: Count = 256
     """Windows that wait for a worker; further ones are sent away with 429."""
-
     seconds: Positive = 540.0
     """Time for a window; below the deadline of the queue that sends it, Pub/Sub's being 600."""
-
     arrival: Positive = 30.0
     """Seconds in which a request's header must have arrived, and then its body."""
-
     connections: Count = 1024
     """Open connections; further ones are answered with 503."""
-
     jobs: Count = 100
     """Jobs that wait; further ones are sent away with 429."""
-
     products: Count = 1000
     """Products of a job: cells of its grid times units of its span."""
-
     running: Count = 1
     """Jobs that run at a time."""
-
     job_seconds: Positive = 86400.0
     """Time for a job."""
-
     log: Count = 16 << 20
     """Bytes of a job's log that are kept."""
 
@@ -104,10 +92,8 @@ class PushOptions(Strict):
 
     audience: Text
     """Audience of the token, as the subscription names it."""
-
     email: Text
     """The service account."""
-
     certificates: Text = "https://www.googleapis.com/oauth2/v1/certs"
     """Where the public keys of the signer are."""
 
@@ -121,43 +107,30 @@ class Settings(Strict):
 
     host: Text = "127.0.0.1"
     """Address to listen on; any but loopback needs a token."""
-
     port: Annotated[int, Field(ge=0, le=65535), Expected("a port, 0 to 65535")] = 8080
     """Port; 0: a free one."""
-
     names: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     """Names of this host by which it may be called, beside loopback; with a token any."""
-
     read: Places = ()
     """Where scenes may be read: directories, and URLs up to any ``/``."""
-
     write: Places = ()
     """Where windows may be written: directories, ``gs://``, ``s3://``."""
-
     networks: Networks = ()
     """Networks that may be read from although they are not public."""
-
     storage: Place | None = None
     """Where the results of jobs go, each below its id; None: no jobs are taken."""
-
     state: FilePath = "s2composite-service"
     """Directory of the database, unless `database` names another, and of the logs of jobs."""
-
     database: Text | None = None
     """SQLAlchemy URL; None: SQLite in `state`. One service that takes jobs to a database."""
-
     workers: Count = 2
     """Processes that make windows, one at a time each."""
-
     warm: bool = True
     """Whether the workers compile their kernels before the first window instead of with it."""
-
     cluster: ClusterOptions = LocalOptions(workers=1, dashboard="127.0.0.1:0")
     """What jobs run on."""
-
     push: PushOptions | None = None
     """Accept Pub/Sub's own tokens at ``/median``."""
-
     limits: ServiceLimits = ServiceLimits()
     """How much is taken on."""
 

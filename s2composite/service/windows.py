@@ -93,10 +93,8 @@ class WindowRequest(Strict):
 
     window: Annotated[tuple[Whole, Whole, Side, Side], Field(strict=False)]
     """First column, first row, width and height, in pixels of the scenes."""
-
     destination: Href
     """The cloud-optimised GeoTIFF that is written: ``gs://``, ``s3://`` or a path, ending in ``.tif``."""
-
     datasets: Annotated[tuple[Href, ...], Field(strict=False, min_length=1)]
     """RGB scenes on one grid; of equal luminances the one listed first wins."""
 
@@ -106,13 +104,9 @@ class Delivery:
     """What came in."""
 
     payload: Any  # not checked yet
-    message: str | None = None  # Pub/Sub's id of the message; None where the payload came bare
+    # Pub/Sub's id of the message, which reads any refusal as "try again"; None where the payload came bare.
+    message: str | None = None
     problem: ProblemError | None = None  # why a pushed message holds no payload: it would not the next time either
-
-    @property
-    def pushed(self) -> bool:
-        """Whether Pub/Sub sent it, which reads any refusal as "try again"."""
-        return self.message is not None
 
     def request(self, datasets: int) -> WindowRequest:
         """Return the window that is asked for, of at most some `datasets`."""
@@ -161,15 +155,9 @@ _RECIPE = Recipe((resolve_reducer("luminance_median"),), bands=BANDS, nodata=0)
 # GDAL is not let near scenes that a stranger names: it opens what files name inside them.
 _OPTIONS = ReadOptions(engine="tiles", harmonise=False, headers="read")
 
-# Stacks that a worker keeps: all windows of a job have the same scenes, whose headers then are read once.
-_MAX_STACKS = 4
-
-# Seconds that a stack is kept: scenes that are replaced are noticed then, or when their pixels are read.
-_STACK_FRESH = 300.0
-
-# Bytes of an encoded tile of a scene, which is fetched whole; decoded ones are limited by what reads them.
-_MAX_TILE = 128 << 20
-
+_MAX_STACKS = 4  # that a worker keeps: all windows of a job have the same scenes, whose headers then are read once
+_STACK_FRESH = 300.0  # seconds: scenes that are replaced are noticed then, or when their pixels are read
+_MAX_TILE = 128 << 20  # bytes of an encoded tile, which is fetched whole; decoded ones are limited by what reads them
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _stacks: OrderedDict[tuple[str, ...], tuple[float, Stack]] = OrderedDict()
@@ -288,10 +276,7 @@ def _scene_problem(error: S2CompositeError, datasets: Sequence[str]) -> ProblemE
 
 # --- the processes --------------------------------------------------------------------------------------------------
 
-# Windows after which a process makes room for a fresh one, so that nothing that a library leaks adds up.
-_MAX_TASKS = 2000
-
-Key = tuple[str, tuple[int, ...], Sequence[str]]
+_MAX_TASKS = 2000  # after which a process makes room for a fresh one, so that nothing that a library leaks adds up
 
 
 class WindowPool:
@@ -304,7 +289,7 @@ class WindowPool:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._running: dict[Key, asyncio.Task[None]] = {}
+        self._running: dict[WindowRequest, asyncio.Task[None]] = {}
         self._pool: ProcessPool | None = None
         self._first: Future[int] | None = None
         self.made = 0
@@ -351,17 +336,16 @@ class WindowPool:
         if size > limits.observations:
             detail = f"{size} bytes of observations; at most {limits.observations}: ask for a smaller window"
             raise ProblemError(422, detail, "/window")
-        key = (request.destination, request.window, request.datasets)
-        task = self._running.get(key)
+        task = self._running.get(request)
         if task is None:
             if len(self._running) >= limits.waiting:
                 detail = f"{len(self._running)} windows are waiting; try again later"
                 raise ProblemError(429, detail, retry_after=1)
             task = asyncio.create_task(self._make(request))
-            self._running[key] = task
+            self._running[request] = task
 
             def forget(done: asyncio.Task[None]) -> None:
-                del self._running[key]
+                del self._running[request]
                 if not done.cancelled():
                     done.exception()  # whoever waited has it; nobody may be left who does
 
