@@ -7,11 +7,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import urljoin
 
+from pydantic_core import SchemaValidator, ValidationError
+from pydantic_core import core_schema as cs
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
@@ -429,96 +431,27 @@ def _rings(coordinates: Sequence[Any]) -> Iterator[list[tuple[float, float]]]:
 
 # --- the fields of an item, checked ---------------------------------------------------------------------------------
 
-FieldCheck: TypeAlias = Callable[[Any], Any]  # gives a value as it is used; raises `_MalformedError` for other kinds
 _DEEPEST = 8  # lists within lists that a geometry may have; a MultiPolygon has four
-
-
-class _MalformedError(Exception):
-    """A value of another kind: where it is, and what it should be."""
-
-    def __init__(self, value: object, what: str) -> None:
-        super().__init__()
-        self.value, self.what, self.path = value, what, ""
+_KINDS = {"list_type": "a list", "dict_type": "an object"}  # what pydantic's own checks ask for
 
 
 def _checked_item(item: object) -> Mapping[str, Any]:
-    """Return an item with its fields as the types that they have by the specification."""
+    """Return an item with its fields as the types that they have by the specification; null is absent."""
     try:
-        checked: Mapping[str, Any] = _ITEM(item)
-    except _MalformedError as error:
-        name = str(item.get("id")) if isinstance(item, Mapping) else "without id"
-        shown = repr(error.value)
+        checked: Mapping[str, Any] = _ITEM.validate_python(item)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        what = wrong["ctx"]["error"] if wrong["type"] == "value_error" else _KINDS.get(wrong["type"], wrong["msg"])
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in wrong["loc"])
+        shown = repr(wrong["input"])
         shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-        field = error.path.lstrip(".") or "it"
+        name = str(item.get("id")) if isinstance(item, Mapping) else "without id"
         raise SceneError(
-            f"item {name[:200]}: {field} is {shown}, which is not {error.what}; correct the item, or leave it out",
+            f"item {name[:200]}: {path.lstrip('.') or 'it'} is {shown}, which is not {what}; correct the item, or "
+            "leave it out",
             scene=name,
         ) from None
     return checked
-
-
-@contextmanager
-def _at(part: str) -> Iterator[None]:
-    """Say where in an item a malformed value is."""
-    try:
-        yield
-    except _MalformedError as error:
-        error.path = f"{part}{error.path}"
-        raise
-
-
-def _object(fields: Mapping[str, FieldCheck], others: FieldCheck = lambda value: value) -> FieldCheck:
-    """Return the check of an object with certain fields; null is absent."""
-
-    def check(value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise _MalformedError(value, "an object")
-        checked: dict[str, Any] = {}
-        for key, one in value.items():
-            with _at(f".{key}"):
-                checked[str(key)] = None if one is None else fields.get(key, others)(one)
-        return checked
-
-    return check
-
-
-def _list(item: FieldCheck, what: str) -> FieldCheck:
-    def check(value: Any) -> list[Any]:
-        if not isinstance(value, (list, tuple)):
-            raise _MalformedError(value, what)
-        checked = []
-        for i, one in enumerate(value):
-            with _at(f"[{i}]"):
-                checked.append(item(one))
-        return checked
-
-    return check
-
-
-def _where(
-    check: FieldCheck, condition: Callable[[Any], bool], what: str, convert: FieldCheck = lambda value: value
-) -> FieldCheck:
-    """Return a check that a condition is added to; `what` says what such a value is."""
-
-    def check_both(value: Any) -> Any:
-        checked = check(value)
-        if not condition(checked):
-            raise _MalformedError(value, what)
-        return convert(checked)
-
-    return check_both
-
-
-def _or_none(check: FieldCheck) -> FieldCheck:
-    """Return the check of what a file's header says as well: None where it is malformed."""
-
-    def check_or_none(value: Any) -> Any:
-        try:
-            return check(value)
-        except _MalformedError:
-            return None
-
-    return check_or_none
 
 
 def _text(value: Any) -> str:
@@ -526,41 +459,57 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    raise _MalformedError(value, "text")
+    raise ValueError("text")
 
 
 def _any_number(value: Any) -> float:
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError, OverflowError):
             return float(value)
-        except (ValueError, OverflowError):
-            pass
-    raise _MalformedError(value, "a number")
+    raise ValueError("a number")
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(number := _any_number(value)):
+        raise ValueError("a finite number")
+    return number
 
 
 def _flag(value: Any) -> bool:
     flag = {"true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
     if flag is None or not isinstance(value, (bool, int, str)):
-        raise _MalformedError(value, "true or false")
+        raise ValueError("true or false")
     return flag
 
 
 def _date(value: Any) -> str:
     try:
         utc_time(_text(value))
-    except ParameterError:
-        raise _MalformedError(value, "a date such as 2023-06-15T10:46:29Z") from None
+    except (ParameterError, ValueError):
+        raise ValueError("a date such as 2023-06-15T10:46:29Z") from None
     return str(value)  # as it was written
 
 
 def _coordinates(value: Any, depth: int = 0) -> Any:
     if not isinstance(value, (list, tuple)) or depth > _DEEPEST:
-        raise _MalformedError(value, "a list of positions")
+        raise ValueError("a list of positions")
     if value and not isinstance(value[0], (list, tuple)):
         if len(value) < 2:
-            raise _MalformedError(value, "a position of two numbers")
-        return [_number(one) for one in value]
+            raise ValueError("a position of two numbers")
+        return [_finite(one) for one in value]
     return [_coordinates(one, depth + 1) for one in value]
+
+
+def _bands_in(value: Any) -> list[Any]:
+    """Return bands, which some catalogues nest in lists."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("a list of bands")  # noqa: TRY004 - pydantic
+    return [band for one in value for band in (one if isinstance(one, list) else [one])]
+
+
+def _band_or_number(value: Any, check: Callable[[Any], Any]) -> Any:
+    """Return a band. STAC before 0.9 has numbers here, which refer to a list elsewhere."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else check(value)
 
 
 @lru_cache(1024)
@@ -572,21 +521,42 @@ def _is_crs(text: str) -> bool:
     return True
 
 
-def _band_list(value: Any) -> Any:
-    """Return bands. STAC before 0.9 has numbers here, which refer to a list elsewhere; some catalogues nest lists."""
-    if isinstance(value, (list, tuple)):
-        value = [band for one in value for band in (one if isinstance(one, list) else [one])]
+def _where(
+    schema: cs.CoreSchema,
+    condition: Callable[[Any], bool],
+    what: str,
+    convert: Callable[[Any], Any] = lambda value: value,
+) -> cs.CoreSchema:
+    """Return a check that a condition is added to; `what` says what such a value is."""
 
-    def band(one: Any) -> Any:
-        return one if isinstance(one, int) and not isinstance(one, bool) else _object(_BAND)(one)
+    def check(value: Any) -> Any:
+        if not condition(value):
+            raise ValueError(what)
+        return convert(value)
 
-    return _list(band, "a list of bands")(value)
+    return cs.no_info_after_validator_function(check, schema)
 
 
-_number = _where(_any_number, math.isfinite, "a finite number")
-_numbers = _list(_number, "a list of numbers")
+def _object(fields: Mapping[str, cs.CoreSchema]) -> cs.CoreSchema:
+    nullable = {name: cs.typed_dict_field(cs.nullable_schema(one), required=False) for name, one in fields.items()}
+    return cs.typed_dict_schema(nullable, extra_behavior="allow")
+
+
+def _mapping(values: cs.CoreSchema) -> cs.CoreSchema:
+    return cs.dict_schema(cs.no_info_plain_validator_function(str), cs.nullable_schema(values))
+
+
+def _or_none(schema: cs.CoreSchema) -> cs.CoreSchema:
+    """Return the check of what a file's header says as well: None where it is malformed."""
+    return cs.with_default_schema(schema, default=None, on_error="default")
+
+
+_a_text, _a_date, _a_flag, _number, _number_or_nan = map(
+    cs.no_info_plain_validator_function, (_text, _date, _flag, _finite, _any_number)
+)
+_numbers = cs.list_schema(_number)
 _orbit = _where(_number, lambda n: n.is_integer() and 0 <= n <= 999, "the number of an orbit", int)
-_crs = _where(_text, _is_crs, "a coordinate system that PROJ knows")
+_crs = _where(_a_text, _is_crs, "a coordinate system that PROJ knows")
 _epsg = _where(
     _number, lambda n: n.is_integer() and _is_crs(f"EPSG:{int(n)}"), "the EPSG code of a coordinate system", int
 )
@@ -600,54 +570,57 @@ _shape = _where(
     lambda sides: [int(n) for n in sides],
 )
 
-_GRID: Mapping[str, FieldCheck] = {
+_GRID = {
     **dict.fromkeys(("proj:code", "proj:wkt2"), _or_none(_crs)),
     "proj:epsg": _or_none(_epsg),
     "proj:transform": _or_none(_transform),
     "proj:shape": _or_none(_shape),
 }
 
-_BAND: Mapping[str, FieldCheck] = {
-    **dict.fromkeys(("name", "common_name", "eo:common_name", "unit", "raster:unit", "data_type"), _text),
+_BAND = {
+    **dict.fromkeys(("name", "common_name", "eo:common_name", "unit", "raster:unit", "data_type"), _a_text),
     **dict.fromkeys(("scale", "raster:scale"), _where(_number, lambda n: n != 0, "a number other than 0")),
     **dict.fromkeys(("offset", "raster:offset"), _number),
-    "nodata": _any_number,
-    "classification:classes": _list(_object({"name": _text, "description": _text}), "a list of classes"),
+    "nodata": _number_or_nan,
+    "classification:classes": cs.list_schema(_object({"name": _a_text, "description": _a_text})),
 }
+_bands_list = cs.no_info_before_validator_function(
+    _bands_in, cs.list_schema(cs.no_info_wrap_validator_function(_band_or_number, _object(_BAND)))
+)
 
-_ASSET: Mapping[str, FieldCheck] = {
+_ASSET = {
     **_BAND,
     **_GRID,
-    "href": _text,
-    "type": _text,
-    "roles": _list(_text, "a list of text"),
-    **dict.fromkeys(("bands", "eo:bands", "raster:bands"), _band_list),
-    "alternate": _object({}, _object({"href": _text})),
+    "href": _a_text,
+    "type": _a_text,
+    "roles": cs.list_schema(_a_text),
+    **dict.fromkeys(("bands", "eo:bands", "raster:bands"), _bands_list),
+    "alternate": _mapping(_object({"href": _a_text})),
 }
 
-_PROPERTIES: Mapping[str, FieldCheck] = {
+_PROPERTIES = {
     **_GRID,
-    **dict.fromkeys(("datetime", "start_datetime", *_MADE), _date),
+    **dict.fromkeys(("datetime", "start_datetime", *_MADE), _a_date),
     **dict.fromkeys(
         (
             *_BASELINES, "platform", "constellation", "processing:version", "grid:code", "s2:mgrs_tile",
             "odc:region_code", "mgrs:utm_zone", "mgrs:latitude_band", "mgrs:grid_square", "title", "s2:product_uri",
             "sentinel:product_id",
         ),
-        _text,
+        _a_text,
     ),
-    **dict.fromkeys(("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied"), _flag),
+    **dict.fromkeys(("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied"), _a_flag),
     **dict.fromkeys(("sat:relative_orbit", "sentinel:relative_orbit"), _orbit),
     "eo:cloud_cover": _or_none(_number),
-    "processing:software": _object({}),
+    "processing:software": _mapping(cs.any_schema()),
 }  # fmt: skip
 
-_ITEM = _object({
-    "id": _text,
-    "collection": _text,
+_ITEM = SchemaValidator(_object({
+    "id": _a_text,
+    "collection": _a_text,
     "bbox": _where(_numbers, lambda box: len(box) in (0, 4, 6), "a list of 4 or 6 numbers"),
-    "geometry": _object({"coordinates": _coordinates}),
-    "links": _list(_object({"href": _text, "rel": _text}), "a list of links"),
+    "geometry": _object({"coordinates": cs.no_info_plain_validator_function(_coordinates)}),
+    "links": cs.list_schema(_object({"href": _a_text, "rel": _a_text})),
     "properties": _object(_PROPERTIES),
-    "assets": _object({}, _object(_ASSET)),
-})  # fmt: skip
+    "assets": _mapping(_object(_ASSET)),
+}))  # fmt: skip
