@@ -100,7 +100,7 @@ def _compose(
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
         seen = read_days(products, recipe, region, masks, scratch, valid)
         # blocks that cannot be read are not valid
-        scenes = None if seen.valid is not None else _scenes_read(seen.status)
+        scenes = None if seen.valid is not None else np.flatnonzero(seen.status == READ)
         with metered("kernel"):
             layers = reduce_block(
                 seen.pixels, recipe, valid=seen.valid, scenes=scenes, inner=inner, positions=positions
@@ -241,15 +241,13 @@ def _reduced(
     status = seen.status.copy()
     status[list(lost)] = FAILED
     usable = combine_masks(valid, seen.covered)
+    taking_part = status == READ
+    if valid is not None:
+        taking_part &= valid.any(axis=(1, 2))
     with metered("kernel"):
-        layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=_scenes_read(status), positions=positions)
+        scenes = np.flatnonzero(taking_part)
+        layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, positions=positions)
     return {**layers, STATUS: status[:, None, None]}
-
-
-def _scenes_read(status: NDArray[np.uint8]) -> NDArray[np.intp] | None:
-    """Return the positions of the scenes that were read, None for all."""
-    read = np.flatnonzero(status == READ)
-    return None if len(read) == len(status) else read
 
 
 _Composed = tuple[Piece, dict[str, NDArray[Any]]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -237,12 +238,12 @@ def _needed_tiles(sub: Subwindow, block: tuple[int, int], wanted: NDArray[np.boo
             True
         )
         return needed
-    needed = wanted
+    edges = []  # where tiles end, in pixels of the target
     for axis, (s, n) in enumerate(zip(sub.window, block, strict=True)):
         begun, factor = (0, 1) if sub.inner is None else (sub.inner[axis].start, sub.source.factor)
-        tile = ((np.arange(wanted.shape[axis]) + begun) // factor + s.start) // n
-        needed = np.logical_or.reduceat(needed, np.flatnonzero(np.diff(tile, prepend=-1)), axis=axis)
-    return needed
+        ends = (np.arange(first[axis] + 1, -(-s.stop // n)) * n - s.start) * factor - begun
+        edges.append([0, *ends.tolist(), wanted.shape[axis]])
+    return np.array([[wanted[y[0] : y[1], x[0] : x[1]].any() for x in pairwise(edges[1])] for y in pairwise(edges[0])])
 
 
 def subgrid(geobox: GeoBox, window: Window) -> GeoBox:

@@ -154,6 +154,7 @@ class _Reading:
     # (y, x) of `sub.place`: which pixels are needed. Tiles that hold none are not decoded, nor is anything read through
     # GDAL where none is. None: all are needed.
     wanted: NDArray[np.bool_] | None
+    requests: list[TileRequest]  # the tiles to decode; none for what GDAL reads
 
     @classmethod
     def into(cls, sub: Subwindow, out: NDArray[Any], *, coverage: bool, wanted: NDArray[np.bool_] | None) -> _Reading:
@@ -164,16 +165,13 @@ class _Reading:
         masked = sub.masked or (coverage and sub.warped)
         masks = len(sub.bands) if sub.masked and sub.source.engine == "gdal" else 1
         mask = np.empty((masks, *sub.shape[1:]), np.uint8) if masked else None
-        return cls(sub, out, mask, None if wanted is None else wanted[(sub.scene, *sub.place)])
+        need = None if wanted is None else wanted[(sub.scene, *sub.place)]
+        return cls(sub, out, mask, need, requests_of(sub, out, mask, need) if sub.source.engine == "tiles" else [])
 
     @property
     def through_gdal(self) -> bool:
         """Whether GDAL reads it; what nobody needs is not read."""
         return self.sub.source.engine == "gdal" and (self.wanted is None or bool(self.wanted.any()))
-
-    def requests(self) -> list[TileRequest]:
-        """Return the tiles to decode; none for what GDAL reads."""
-        return requests_of(self.sub, self.out, self.mask, self.wanted) if self.sub.source.engine == "tiles" else []
 
     def valid(self) -> NDArray[np.bool_] | None:
         """Return which pixels neither mask nor alpha band leaves out: ``(1, y, x)`` or ``(band, y, x)``."""
@@ -218,25 +216,24 @@ class PendingRead:
     target: ReadGrid
     # (t, b, y, x); written by `finish`, not before: one memory serves a window while the next is fetched
     pixels: NDArray[Any]
-    opened: NDArray[np.bool_]  # (t,): whether the scene has any file
-    subwindows: tuple[Subwindow, ...]  # in order of scenes
+    status: NDArray[np.uint8]  # (t,): as of `WindowObservations`, if nothing fails
+    subwindows: tuple[Subwindow, ...]  # of which anything is needed, in order of scenes
     direct: tuple[_Reading, ...]  # those that are decoded where they go
     tiles: PendingTiles  # of these
     lost: tuple[tuple[int, ReadError], ...]  # scenes of which a file cannot be opened
     coverage: NDArray[np.uint16] | None  # (t, y, x): how many bands a pixel has; None: nobody asks
     wanted: NDArray[np.bool_] | None  # (t, y, x): which pixels are needed; None: all
+    needed: NDArray[np.bool_]  # (t,): scenes of which any are
 
     def finish(self) -> WindowObservations:
         """Decode the window. A file that fails does not stop the others: the caller decides what a failure means."""
-        fill = self.target.fill
-        status = np.where(self.opened, np.uint8(OUTSIDE), np.uint8(FAILED)).astype(np.uint8)
+        fill, status = self.target.fill, self.status.copy()
         filled = np.zeros(len(status), np.int64)
         for sub in self.subwindows:
-            status[sub.scene] = READ
             if sub.member == 0:
                 filled[sub.scene] += self._out(sub).size
         # scenes that no file covers entirely
-        self.pixels[filled < self.pixels[0].size] = fill
+        self.pixels[(filled < self.pixels[0].size) & self.needed] = fill
         outcomes = _read(self.direct, self.tiles, self.target)
         for reading in self.direct:
             reading.convert(fill)
@@ -334,7 +331,7 @@ def begin(
 
     `sources` are the files that may touch the window, each with the position of its scene, in order of scenes and
     members; `pixels` is ``(t, b, y, x)``, uninitialised; `coverage` tells whether it matters which pixels files cover;
-    ``wanted (t, y, x)`` which pixels are needed (None: all), others may be filled with anything instead of being read.
+    ``wanted (t, y, x)`` which pixels are needed (None: all). Others may hold anything, as scenes of which none is.
     """
     readable, lost = opened_sources(sources)
     parts = (
@@ -342,6 +339,10 @@ def begin(
         for one in readable
     )
     subwindows = in_turn([sub for sub in parts if sub is not None])
+    status = np.where(opened, np.uint8(OUTSIDE), np.uint8(FAILED)).astype(np.uint8)
+    status[[sub.scene for sub in subwindows]] = READ
+    needed = np.ones(len(pixels), bool) if wanted is None else np.asarray(wanted.any(axis=(1, 2)))
+    subwindows = tuple(sub for sub in subwindows if needed[sub.scene])
     direct = tuple(
         _Reading.into(sub, pixels[(sub.scene, sub.rows(), *sub.place)], coverage=coverage, wanted=wanted)
         for sub in subwindows
@@ -349,11 +350,12 @@ def begin(
     )
     counts = np.zeros((len(pixels), *pixels.shape[2:]), np.uint16) if coverage else None
     window = piece.window if isinstance(piece, TileSelection) else piece
-    return PendingRead(window, target, pixels, opened, subwindows, direct, _begin_tiles(direct), lost, counts, wanted)
+    tiles = _begin_tiles(direct)
+    return PendingRead(window, target, pixels, status, subwindows, direct, tiles, lost, counts, wanted, needed)
 
 
 def _begin_tiles(readings: Sequence[_Reading]) -> PendingTiles:
-    return begin_window([request for reading in readings for request in reading.requests()])
+    return begin_window([request for reading in readings for request in reading.requests])
 
 
 def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -> list[_Outcome]:
@@ -362,7 +364,7 @@ def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -
     results = iter(tiles.finish())
     for reading in readings:
         if reading.sub.source.engine == "tiles":
-            mine = list(islice(results, len(reading.requests())))
+            mine = list(islice(results, len(reading.requests)))
             # a file whose mask cannot be read has failed
             error = next((result.error for result in mine if result.error is not None), None)
             sums = (sum(r.retries for r in mine), sum(r.requests for r in mine), sum(r.bytes for r in mine))
