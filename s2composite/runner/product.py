@@ -326,7 +326,7 @@ def _zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> Zarr
     empty = xr.Dataset(template, dataset.coords, dataset.attrs)
     identity = f"{token}-{max(windows[0][0], windows[1][0])}"
     store = plan_store(empty, place, _OPTIONS, windows=windows, token=identity)
-    return ZarrOutput(ZarrWriter(store.regions, store.hierarchy.stages[0], STATUS in dataset), store)
+    return ZarrOutput(ZarrWriter(store.regions, store.stages[0], STATUS in dataset), store)
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

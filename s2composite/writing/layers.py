@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from odc.geo.crs import CRS
 
 from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.windows import STATUS
@@ -30,6 +31,7 @@ __all__ = [
     "RasterLayer",
     "chosen_layers",
     "common_nodata",
+    "crs_fields",
     "file_bands",
     "file_names",
     "layer_of",
@@ -193,6 +195,13 @@ def common_nodata(layers: Sequence[RasterLayer], label: str) -> tuple[np.dtype[A
         return np.dtype(np.int32), float(np.iinfo(np.int32).min)
     names = ", ".join(f"{layer.name} ({layer.nodata})" for layer in layers)
     raise ParameterError(f"{label}: no nodata value serves all of {names} in one file; pass separate=True or mask=True")
+
+
+def crs_fields(crs: CRS) -> dict[str, str]:
+    """Return the code of a CRS, or its WKT if it has none, as STAC and GeoZarr name them."""
+    # Only an exact code: pyproj also offers codes of similar systems.
+    authority = crs.proj.to_authority(min_confidence=100)
+    return {"proj:code": ":".join(authority)} if authority else {"proj:wkt2": crs.to_wkt()}
 
 
 @dataclass(frozen=True, eq=False)

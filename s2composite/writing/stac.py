@@ -55,6 +55,7 @@ from s2composite.writing.layers import (
     STATUS,
     DatasetPeriod,
     RasterLayer,
+    crs_fields,
     layer_of,
     period_path,
     periods_of,
@@ -509,10 +510,7 @@ def _projection(raster: Raster) -> dict[str, Any]:
     fields |= {"proj:transform": _six(geobox), "proj:bbox": [float(v) for v in geobox.boundingbox.bbox]}
     if geobox.crs is None:
         return fields
-    # Only an exact code: pyproj also offers codes of similar systems.
-    authority = geobox.crs.proj.to_authority(min_confidence=100)
-    code = ":".join(authority) if authority else None
-    return {**fields, "proj:code": code, **({} if code else {"proj:wkt2": geobox.crs.to_wkt()})}
+    return fields | {"proj:code": None} | crs_fields(geobox.crs)
 
 
 def _asset_key(raster: Raster) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import zarr
 from zarr.abc.store import Store
@@ -21,24 +20,20 @@ from s2composite.storage.atomic import replace_directory, write_atomic
 from s2composite.storage.files import absolute, display, filesystem, is_remote, join, reason, storage_errors
 from s2composite.storage.urls import check_write
 
-__all__ = [
-    "ASSEMBLED",
-    "IDENTITY",
-    "ROOT",
-    "Parts",
-    "Session",
-    "StorePlace",
-    "disk_error",
-    "place_of",
-    "session_of",
-]
+__all__ = ["ASSEMBLED", "IDENTITY", "ROOT", "Parts", "StorePlace", "disk_error", "place_of"]
 
-ROOT = "zarr.json"  # key of the metadata of the root: written last, so that a store that has it is complete
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-IDENTITY = "_identity"  # key of the hash that identifies what is being written
 
-_DONE = "_done"
-_ROOTS = (ROOT, ".zgroup", ".zarray")
+def disk_error(error: OSError, path: str, size: int) -> WriteError:
+    """Return the error of the library for an error of the file system while writing `size` bytes to `path`."""
+    if error.errno in _FULL:
+        return WriteError(
+            f"{display(path)}: the disk is full ({size:,} bytes were to be written); make room or write elsewhere",
+            path=display(path),
+            bytes_needed=size,
+        )
+    return WriteError(f"{display(path)}: cannot be written: {reason(path, error)}", path=display(path))
 
 
 def _write(href: str, data: bytes) -> None:
@@ -50,15 +45,36 @@ def _write(href: str, data: bytes) -> None:
         write_atomic(href, data)
 
 
+def _read(href: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """Return the bytes of a file or an object from `start` on and before `stop`."""
+    if is_remote(href):
+        fs, path = filesystem(href)
+        return bytes(fs.cat_file(path, start=start, end=stop))
+    with Path(href).open("rb") as file:
+        file.seek(start or 0)
+        return file.read(-1 if stop is None else stop - (start or 0))
+
+
 def _names(href: str) -> frozenset[str]:
-    """Return the names of what lies in a directory or below a prefix; none where it does not exist."""
-    if not is_remote(href):
-        return frozenset(path.name for path in Path(href).iterdir()) if Path(href).is_dir() else frozenset()
-    fs, path = filesystem(href)
-    fs.invalidate_cache()
-    with suppress(FileNotFoundError):
+    """Return the names of what lies in a directory or below a prefix, of a file its own; none if nothing is there."""
+    try:
+        if not is_remote(href):
+            return frozenset(path.name for path in Path(href).iterdir())
+        fs, path = filesystem(href)
+        fs.invalidate_cache()
         return frozenset(str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
-    return frozenset()
+    except FileNotFoundError:
+        return frozenset()
+    except NotADirectoryError:
+        return frozenset({Path(href).name})
+
+
+# --- stores ----------------------------------------------------------------------------------------------------------
+
+ROOT = "zarr.json"  # key of the metadata of the root: written last, so that a store that has it is complete
+IDENTITY = "_identity"  # key of the hash that identifies what is being written
+_DONE = "_done"  # prefix of the marks of what is done
+_ROOTS = (ROOT, ".zgroup", ".zarray")
 
 
 @dataclass(frozen=True)
@@ -99,17 +115,9 @@ class StorePlace:
         """Return an object, None if there is none."""
         with self._errors(key, 0):
             try:
-                if self.local:
-                    return Path(self.root, key).read_bytes()
-                fs, path = filesystem(join(self.root, key))
-                return bytes(fs.cat_file(path))
+                return _read(join(self.root, key))
             except FileNotFoundError:
                 return None
-
-    def occupied(self) -> bool:
-        """Return whether there is a Zarr store under the final name."""
-        final = replace(self, root=self.target)
-        return any(final.get(key) is not None for key in _ROOTS)
 
     def mark(self, name: str) -> None:
         """Mark a piece of work as done."""
@@ -123,9 +131,18 @@ class StorePlace:
         with self._errors(_DONE, 0):
             return _names(join(self.root, _DONE))
 
-    def forget(self) -> None:
-        """Remove all marks."""
-        self.remove(_DONE)
+    def require(self, identity: str) -> None:
+        """Raise a WriteError if writing was given up, and remove what was written since."""
+        if self.store is not None:
+            return
+        found = self.get(IDENTITY)
+        if found is None and self.get(ROOT) is not None:
+            # The store is complete: another worker has made this window while this one did not answer.
+            self.remove(_DONE)
+        elif found is None:
+            self.clear()
+        if found is None or found.decode() != identity:
+            raise WriteError("writing was given up")
 
     def complete(self, root: bytes) -> None:
         """Give the store its final name, now that all its windows are written."""
@@ -135,16 +152,22 @@ class StorePlace:
                 replace_directory(self.root, self.target)
         self.tidy()
 
+    @property
+    def _final(self) -> StorePlace:
+        return replace(self, root=self.target)
+
+    def occupied(self) -> bool:
+        """Return whether there is a Zarr store under the final name."""
+        return any(self._final.get(key) is not None for key in _ROOTS)
+
     def named(self, identity: bytes) -> bool:
         """Return whether a store of that identity has its final name, and only the notes about it are left over."""
-        final = replace(self, root=self.target)
-        return final.get(IDENTITY) == identity and final.get(ROOT) is not None
+        return self._final.get(IDENTITY) == identity and self._final.get(ROOT) is not None
 
     def tidy(self) -> None:
         """Remove the notes of a store that has its final name; that of what it is last."""
-        final = replace(self, root=self.target)
-        final.forget()
-        final.remove(IDENTITY)
+        self._final.remove(_DONE)
+        self._final.remove(IDENTITY)
 
     def clear(self) -> None:
         """Remove everything that has been written."""
@@ -171,35 +194,12 @@ class StorePlace:
                 raise disk_error(error, join(self.target, key), size) from error
 
 
-class Session(Protocol):
-    """A transaction of a store with a history, such as icechunk's: changes become visible when committed."""
-
-    @property
-    def store(self) -> Store:
-        """Where to write."""
-
-    def commit(self, message: str) -> Any:
-        """Make visible what was written."""
-
-    def discard_changes(self) -> None:
-        """Forget what was written."""
-
-
-def session_of(target: Any) -> Session | None:
-    """Return the target if it is a session, None for everything else."""
-    session: Session | None = target if isinstance(getattr(target, "store", None), Store) else None
-    return session if hasattr(target, "commit") else None
-
-
 def place_of(target: Any, *, overwrite: bool) -> StorePlace:
     """Return where a store is written, after all checks that can be made beforehand."""
     if isinstance(target, Store):
         if not overwrite:
-            try:
+            with suppress(FileNotFoundError):
                 zarr.open_group(target, mode="r")
-            except FileNotFoundError:
-                pass
-            else:
                 raise WriteError(f"{target}: holds a hierarchy already; pass overwrite=True to replace it")
         return StorePlace(str(target), "", target)
     try:
@@ -215,32 +215,22 @@ def place_of(target: Any, *, overwrite: bool) -> StorePlace:
     if place.local and not Path(path).parent.is_dir():
         raise WriteError(f"{path}: the directory {Path(path).parent} does not exist; create it first", path=path)
     for root in {path, place.root}:
-        _check_free(StorePlace(path, root), overwrite=overwrite)
+        check_write(root)
+        with storage_errors(WriteError, f"{display(path)}: cannot be checked", root):
+            names = _names(root)
+        # An interrupted write may be replaced, and a store if it may be overwritten, but nothing else.
+        interrupted = IDENTITY in names and not (root == path and ROOT in names)
+        if names and not interrupted and not names & set(_ROOTS):
+            raise WriteError(f"{display(root)}: exists and is not a Zarr store; write elsewhere or remove it")
+        if names and not interrupted and not overwrite:
+            raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
     return place
 
 
-def _check_free(place: StorePlace, *, overwrite: bool) -> None:
-    """Refuse to overwrite anything but a store that is to be replaced, or one left by an interrupted write."""
-    fs, path = filesystem(place.root)
-    with storage_errors(WriteError, f"{place.label}: cannot be checked", place.root):
-        try:
-            names = fs.ls(path, detail=False) if fs.exists(path) else ()
-            listing = {str(name).rstrip("/").rpartition("/")[2] for name in names}
-        except NotADirectoryError:
-            listing = {Path(path).name}
-    complete = place.root == place.target and ROOT in listing
-    if not listing or (IDENTITY in listing and not complete):
-        return
-    if not listing & set(_ROOTS):
-        raise WriteError(f"{display(place.root)}: exists and is not a Zarr store; write elsewhere or remove it")
-    if not overwrite:
-        raise WriteError(f"{place.label}: exists already; pass overwrite=True to replace it", path=place.label)
-
+# --- parts of files --------------------------------------------------------------------------------------------------
 
 ASSEMBLED = ".assembled"  # suffix of a file that is put together, until it takes its name
-
 _MARKER = "in-progress"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +238,7 @@ class Parts:
     """A directory, or a prefix of an object store, for the parts of files that are being written."""
 
     root: str  # absolute path or URL, different for each attempt to write
-
-    # whether workers do not see `root` and return their parts as results, which the client stores
-    carried: bool = False
+    carried: bool = False  # whether workers do not see `root` and return their parts, which the client stores
     kept: bool = False  # whether parts stay until all are cleared, so that an interrupted write can resume from them
 
     @property
@@ -289,30 +277,28 @@ class Parts:
         except OSError as error:
             raise disk_error(error, join(self.root, name), len(data)) from error
 
+    def _put(self, name: str, data: bytes) -> None:
+        # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
+        _write(join(self.root, name), data + b"." if self.remote else data)
+
     def read(self, name: str, start: int, size: int) -> bytes:
         """Return bytes of a part."""
-        try:
-            if self.remote:
-                fs, path = filesystem(join(self.root, name))
-                data = bytes(fs.cat_file(path, start=start, end=start + size))
-            else:
-                with Path(self.root, name).open("rb") as file:
-                    data = os.pread(file.fileno(), size, start)
-        except OSError as error:
-            raise WriteError(f"{display(join(self.root, name))}: {reason(self.root, error)}") from error
+        data = self._get(name, start, start + size)
         if len(data) != size:
             raise WriteError(f"{display(join(self.root, name))}: {len(data)} of {size} bytes at {start} are there")
         return data
 
     def read_whole(self, name: str) -> bytes:
         """Return a part."""
+        data = self._get(name)
+        return data[:-1] if self.remote else data  # without the byte that `_put` adds
+
+    def _get(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        href = join(self.root, name)
         try:
-            if not self.remote:
-                return Path(self.root, name).read_bytes()
-            fs, path = filesystem(join(self.root, name))
-            return bytes(fs.cat_file(path))[:-1]  # without the byte that `_put` adds
+            return _read(href, start, stop)
         except OSError as error:
-            raise WriteError(f"{display(join(self.root, name))}: {reason(self.root, error)}") from error
+            raise WriteError(f"{display(href)}: {reason(self.root, error)}") from error
 
     def names(self) -> frozenset[str]:
         """Return the names of the parts that are there; none where the place does not exist."""
@@ -320,9 +306,8 @@ class Parts:
 
     def remove(self, name: str) -> None:
         """Remove a part that is no longer needed."""
-        if self.remote or self.kept:
-            return  # one request for all, at the end
-        Path(self.root, name).unlink(missing_ok=True)
+        if not self.remote and not self.kept:  # else all are removed at the end, objects by one request
+            Path(self.root, name).unlink(missing_ok=True)
 
     def remove_assembled(self) -> None:
         """Remove files that were put together, or half so, when a run was interrupted: the disk need not hold two."""
@@ -345,18 +330,3 @@ class Parts:
         for victim, recursive in ((join(path, _MARKER), False), (path, True)):
             with suppress(Exception):  # an error while cleaning up would hide the real one
                 fs.rm(victim, recursive=recursive)
-
-    def _put(self, name: str, data: bytes) -> None:
-        # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
-        _write(join(self.root, name), data + b"." if self.remote else data)
-
-
-def disk_error(error: OSError, path: str, size: int) -> WriteError:
-    """Return the error of the library for an error of the file system while writing `size` bytes to `path`."""
-    if error.errno in _FULL:
-        return WriteError(
-            f"{display(path)}: the disk is full ({size:,} bytes were to be written); make room or write elsewhere",
-            path=display(path),
-            bytes_needed=size,
-        )
-    return WriteError(f"{display(path)}: cannot be written: {reason(path, error)}", path=display(path))

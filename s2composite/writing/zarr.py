@@ -6,7 +6,8 @@ import json
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import dask.array as da
@@ -16,7 +17,6 @@ import zarr
 import zarr.codecs
 from dask.base import tokenize
 from dask.delayed import Delayed, delayed
-from dask.highlevelgraph import HighLevelGraph
 from distributed import Client
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -28,8 +28,17 @@ from s2composite.cube.georeference import geobox_of, georeferenced
 from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.metrics import metered
 from s2composite.writing.encode import halve, level_shapes
-from s2composite.writing.layers import STATUS, TIME, RasterLayer, chosen_layers, layer_of, read_status, status_summary
-from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, disk_error, place_of, session_of
+from s2composite.writing.layers import (
+    STATUS,
+    TIME,
+    RasterLayer,
+    chosen_layers,
+    crs_fields,
+    layer_of,
+    read_status,
+    status_summary,
+)
+from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, disk_error, place_of
 from s2composite.writing.steps import (
     WriteGraph,
     aligned_chunks,
@@ -88,8 +97,7 @@ def write_zarr(
     """Write all layers of a dataset as a Zarr v3 store, computing them if they are lazy.
 
     Parameters, results and errors are those of `Composite.to_zarr`, but for the dataset; layers of periods keep their
-    axis
-    ``time``, with its bounds.
+    axis ``time``, with its bounds.
 
     Examples
     --------
@@ -102,12 +110,13 @@ def write_zarr(
     """
     options = StoreOptions(chunk, level, shards, pyramid)
     dataset = georeferenced(dataset)
-    session = session_of(store)
+    # A transaction of a store with a history, such as icechunk's: changes become visible when committed.
+    session = store if isinstance(getattr(store, "store", None), Store) and hasattr(store, "commit") else None
     place = place_of(store if session is None else session.store, overwrite=overwrite)
     if resume and place.store is not None:
         raise ParameterError("resume=True works with a path or URL, not with a store object")
     plan = plan_store(dataset, place, options)
-    client = current_client() if any(layer.lazy for layer in plan.hierarchy.layers) else None
+    client = current_client() if any(layer.lazy for layer in plan.layers) else None
     if client is not None and place.store is not None:
         raise ParameterError("workers cannot write into a store object of this process; pass a path or URL")
     try:
@@ -128,12 +137,9 @@ def write_zarr(
 # --- what a store will hold ------------------------------------------------------------------------------------------
 
 
-# --- what a store will hold ------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
-class Hierarchy:
-    """What a Zarr hierarchy will hold, before any pixel is written."""
+class StorePlan:
+    """A Zarr store, before any pixel is written."""
 
     dataset: xr.Dataset  # with coordinates, attributes and all variables
     layers: tuple[RasterLayer, ...]  # those with pixels
@@ -141,15 +147,15 @@ class Hierarchy:
     levels: tuple[tuple[int, int], ...]  # rows and columns of the full resolution and each overview
     stages: tuple[Stage, ...]  # whose windows are the shards
     options: StoreOptions
-
-
-@dataclass(frozen=True, eq=False)
-class StorePlan:
-    """A store that is to be written."""
-
-    hierarchy: Hierarchy
-    regions: Regions  # for the tasks
+    place: StorePlace
+    token: str  # hash of what is written
     metadata: Mapping[str, bytes]  # all keys but those of pixels
+
+    @cached_property
+    def regions(self) -> Regions:
+        """What tasks need."""
+        names, methods, nodata = zip(*((layer.name, layer.method, layer.nodata) for layer in self.layers), strict=True)
+        return Regions(self.place, names, methods, nodata, self.options.pyramid, self.token)
 
 
 def plan_store(
@@ -176,30 +182,24 @@ def plan_store(
         if not all(len({*sizes[:-1]}) <= 1 and sizes[-1] <= sizes[0] for sizes in windows):
             windows = regular_chunks(shape, window_size(chunk, pixel_bytes))
     stages = plan_stages(windows, chunk, levels, pixel_bytes)
-    hierarchy = Hierarchy(dataset, layers, geobox_of(dataset[layers[0].name]), levels, stages, options)
+    geobox = geobox_of(dataset[layers[0].name])
+    plan = StorePlan(dataset, layers, geobox, levels, stages, options, place, token or "", {})
     keys: dict[str, Any] = {}
-    _write_metadata(hierarchy, MemoryStore(keys))
+    _write_metadata(plan, MemoryStore(keys))  # now, since it refuses attributes that Zarr cannot hold
     metadata = {key: value.to_bytes() for key, value in keys.items()}
-    regions = Regions(
-        place,
-        tuple(layer.name for layer in layers),
-        tuple(layer.method for layer in layers),
-        tuple(layer.nodata for layer in layers),
-        options.pyramid,
-        # Pixels in memory are hashed, lazy ones have the hash of how they are made as their name.
-        token or tokenize([dataset[layer.name].data for layer in layers], sorted(metadata.items()), stages),
-    )
-    return StorePlan(hierarchy, regions, metadata)
+    # Pixels in memory are hashed, lazy ones have the hash of how they are made as their name.
+    data = [dataset[layer.name].data for layer in layers]
+    return replace(plan, metadata=metadata, token=token or tokenize(data, sorted(metadata.items()), stages))
 
 
 def begin_store(plan: StorePlan, *, resume: bool) -> None:
     """Make the store without its root, or resume an interrupted one; raises a WriteError if that was of other data."""
-    place = plan.regions.place
+    place = plan.place
     if place.store is not None:
-        _write_metadata(plan.hierarchy, place.store)
+        _write_metadata(plan, place.store)
         return
     left = place.get(IDENTITY) if resume else None
-    if left is not None and left.decode() != plan.regions.token:
+    if left is not None and left.decode() != plan.token:
         raise WriteError(
             f"{place.label}: an interrupted write of other data or with other options is there; "
             "pass resume=False to start again"
@@ -207,7 +207,7 @@ def begin_store(plan: StorePlan, *, resume: bool) -> None:
     if left is None:
         place.clear()
         # First of all: it marks what is written here as ours, so that it may be removed again.
-        place.put(IDENTITY, plan.regions.token.encode())
+        place.put(IDENTITY, plan.token.encode())
     for key, data in plan.metadata.items():
         if key != ROOT:
             place.put(key, data)
@@ -215,7 +215,7 @@ def begin_store(plan: StorePlan, *, resume: bool) -> None:
 
 def complete_store(plan: StorePlan) -> None:
     """Make a store complete, now that all its regions are written; its attributes say what could not be read."""
-    place, dataset = plan.regions.place, plan.hierarchy.dataset
+    place, dataset = plan.place, plan.dataset
     more: dict[str, Any] = {}
     if read_status(dataset) is not None:
         # From the store, since a resumed write has added to it.
@@ -252,21 +252,21 @@ def _level_geobox(geobox: GeoBox, shape: tuple[int, int], level: int) -> GeoBox:
     return GeoBox(shape, type(geobox.transform)(a * scale, b * scale, c, d * scale, e * scale, f), geobox.crs)
 
 
-def _write_metadata(hierarchy: Hierarchy, store: Store) -> None:
+def _write_metadata(plan: StorePlan, store: Store) -> None:
     """Write metadata and coordinates into a store, and declare the layers' arrays."""
     with warnings.catch_warnings():
         # Strings and consolidated metadata are extensions of Zarr v3 that all readers in use know.
         warnings.simplefilter("ignore")
-        zarr.create_group(store, attributes=_root_attributes(hierarchy), overwrite=True)
-        for stage in hierarchy.stages:
+        zarr.create_group(store, attributes=_root_attributes(plan), overwrite=True)
+        for stage in plan.stages:
             for level in range(stage.first, stage.last + 1):
-                _level_dataset(hierarchy, level).to_zarr(
+                _level_dataset(plan, level).to_zarr(
                     store,
-                    group=str(level) if hierarchy.options.pyramid else None,
+                    group=str(level) if plan.options.pyramid else None,
                     mode="a",
                     compute=False,
                     consolidated=False,
-                    encoding=_encodings(hierarchy, stage, level),
+                    encoding=_encodings(plan, stage, level),
                     zarr_format=3,
                     safe_chunks=False,
                 )
@@ -279,20 +279,20 @@ def _consolidate(store: Store) -> None:
         zarr.consolidate_metadata(store)
 
 
-def _level_dataset(hierarchy: Hierarchy, level: int) -> xr.Dataset:
+def _level_dataset(plan: StorePlan, level: int) -> xr.Dataset:
     """Return the dataset of a level, with placeholders for what is written by tasks."""
-    dataset = hierarchy.dataset
+    dataset = plan.dataset
     coords: dict[Hashable, Any] = dict(dataset.coords)
     if level:
         coords = {name: coord for name, coord in coords.items() if not set(coord.dims) & {"y", "x"}}
-        if hierarchy.geobox is not None:
-            grid = _level_geobox(hierarchy.geobox, hierarchy.levels[level], level)
+        if plan.geobox is not None:
+            grid = _level_geobox(plan.geobox, plan.levels[level], level)
             coords |= dict(xr_coords(grid, dims=("y", "x")))
     mapping = {"grid_mapping": "spatial_ref"} if "spatial_ref" in coords else {}
     variables = {}
-    for layer in hierarchy.layers:
+    for layer in plan.layers:
         source = dataset[layer.name]
-        sizes = (*source.shape[:-2], *hierarchy.levels[level])
+        sizes = (*source.shape[:-2], *plan.levels[level])
         placeholder = da.zeros(sizes, dtype=layer.data.dtype, chunks=sizes)
         variables[layer.name] = xr.Variable(source.dims, placeholder, _plain(source.attrs) | mapping)
     if level == 0:
@@ -303,7 +303,7 @@ def _level_dataset(hierarchy: Hierarchy, level: int) -> xr.Dataset:
                 variables[str(name)] = array.variable.copy(data=placeholder)
             elif name not in variables:
                 variables[str(name)] = array.variable
-    attrs = _plain(dataset.attrs) if hierarchy.options.pyramid else _root_attributes(hierarchy)
+    attrs = _plain(dataset.attrs) if plan.options.pyramid else _root_attributes(plan)
     out = xr.Dataset(variables, coords, attrs)
     text = {name: coord.astype(object) for name, coord in out.coords.items() if coord.dtype.kind == "U"}
     # In CF, the bounds of a coordinate are not a coordinate themselves.
@@ -317,32 +317,32 @@ def _bounds(dataset: xr.Dataset) -> Iterator[str]:
             yield coord.attrs["bounds"]
 
 
-def _encodings(hierarchy: Hierarchy, stage: Stage, level: int) -> dict[str, dict[str, Any]]:
-    chunk = hierarchy.options.chunk
-    compressor = zarr.codecs.ZstdCodec(level=hierarchy.options.level, checksum=True)
+def _encodings(plan: StorePlan, stage: Stage, level: int) -> dict[str, dict[str, Any]]:
+    chunk = plan.options.chunk
+    compressor = zarr.codecs.ZstdCodec(level=plan.options.level, checksum=True)
     window = tuple(-(-axis.stop // chunk) * chunk for axis in stage.window(0, 0, level))
     out: dict[str, dict[str, Any]] = {}
-    for layer in hierarchy.layers:
+    for layer in plan.layers:
         whole = layer.data.shape[:-2]
         # Few bands are read together, as those of a picture; periods are read one by one.
-        dims = hierarchy.dataset[layer.name].dims
+        dims = plan.dataset[layer.name].dims
         head = tuple(n if n <= 4 and dim != TIME else 1 for n, dim in zip(whole, dims, strict=False))
         encoding: dict[str, Any] = {"chunks": (*head, chunk, chunk), "compressors": [compressor]}
-        if hierarchy.options.shards and (*head, *window) != (*whole, chunk, chunk):
+        if plan.options.shards and (*head, *window) != (*whole, chunk, chunk):
             encoding["shards"] = (*whole, *window)
         if layer.nodata is not None:
             # Chunks that are not stored have no values, and GDAL reads the fill value as nodata.
             encoding["fill_value"] = layer.data.dtype.type(layer.nodata).item()
         out[layer.name] = encoding
-    coords = hierarchy.dataset.coords
+    coords = plan.dataset.coords
     if TIME in coords and coords[TIME].dtype.kind == "M":
-        out |= dict.fromkeys({TIME, *_bounds(hierarchy.dataset)}, _TIME_UNITS)
+        out |= dict.fromkeys({TIME, *_bounds(plan.dataset)}, _TIME_UNITS)
     return out
 
 
-def _root_attributes(hierarchy: Hierarchy) -> dict[str, Any]:
-    geobox = hierarchy.geobox
-    attrs: dict[str, Any] = {"Conventions": "CF-1.11", **_plain(hierarchy.dataset.attrs)}
+def _root_attributes(plan: StorePlan) -> dict[str, Any]:
+    geobox = plan.geobox
+    attrs: dict[str, Any] = {"Conventions": "CF-1.11", **_plain(plan.dataset.attrs)}
     used = []
     if geobox is not None:
         used = ["spatial"] if geobox.crs is None else ["proj", "spatial"]
@@ -354,12 +354,10 @@ def _root_attributes(hierarchy: Hierarchy) -> dict[str, Any]:
             "spatial:registration": "pixel",
         }
         if geobox.crs is not None:
-            # Only an exact code: pyproj also offers codes of similar systems.
-            authority = geobox.crs.proj.to_authority(min_confidence=100)
-            attrs |= {"proj:code": ":".join(authority)} if authority else {"proj:wkt2": geobox.crs.to_wkt()}
-    if hierarchy.options.pyramid:
+            attrs |= crs_fields(geobox.crs)
+    if plan.options.pyramid:
         used.append("multiscales")
-        attrs["multiscales"] = _multiscales(hierarchy)
+        attrs["multiscales"] = _multiscales(plan)
     if used:
         attrs["zarr_conventions"] = [
             {
@@ -390,16 +388,16 @@ def _plain(attrs: Mapping[Hashable, Any]) -> dict[str, Any]:
     return out
 
 
-def _multiscales(hierarchy: Hierarchy) -> dict[str, Any]:
+def _multiscales(plan: StorePlan) -> dict[str, Any]:
     layout: list[dict[str, Any]] = []
-    for level, shape in enumerate(hierarchy.levels):
+    for level, shape in enumerate(plan.levels):
         entry: dict[str, Any] = {"asset": str(level), "spatial:shape": list(shape)}
-        if hierarchy.geobox is not None:
-            entry["spatial:transform"] = list(tuple(_level_geobox(hierarchy.geobox, shape, level).transform)[:6])
+        if plan.geobox is not None:
+            entry["spatial:transform"] = list(tuple(_level_geobox(plan.geobox, shape, level).transform)[:6])
         if level:
             entry |= {"derived_from": str(level - 1), "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}}
         layout.append(entry)
-    return {"layout": layout, "resampling_method": hierarchy.layers[0].method}
+    return {"layout": layout, "resampling_method": plan.layers[0].method}
 
 
 # --- windows, in tasks -----------------------------------------------------------------------------------------------
@@ -422,19 +420,6 @@ class Regions:
         paths = {name: f"{level}/{name}" if self.pyramid else name for name in names}
         return {name: zarr.open_array(store, path=path, mode="r+") for name, path in paths.items()}
 
-    def require(self) -> None:
-        """Raise a WriteError if writing was given up, and remove what was written since."""
-        if self.place.store is not None:
-            return
-        identity = self.place.get(IDENTITY)
-        if identity is None and self.place.get(ROOT) is not None:
-            # The store is complete: another worker has made this window while this one did not answer.
-            self.place.forget()
-        elif identity is None:
-            self.place.clear()
-        if identity is None or identity.decode() != self.token:
-            raise WriteError("writing was given up")
-
 
 def mark_of(name: str, stage: Stage, position: Sequence[int]) -> str:
     """Return the name under which a window, or a block of another variable, is marked as done."""
@@ -445,34 +430,29 @@ def write_window(
     regions: Regions,
     stage: Stage,
     position: tuple[int, int],
-    blocks: Sequence[NDArray[Any]],
+    blocks: Sequence[NDArray[Any]] = (),
     extras: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write a window of all layers ``(..., y, x)``, in all levels of the stage.
 
-    `extras` are the values of other variables for this window by name, ``(..., 1, 1)``. Raises a WriteError that names
-    the window if it cannot be written, or reads back differently.
+    Without `blocks` the levels are made from the one below them, which is in the store. `extras` are the values of
+    other variables for this window by name, ``(..., 1, 1)``. Raises a WriteError that names the window if it cannot be
+    written, or reads back differently.
     """
     size = sum(block.nbytes for block in blocks)
     with _writing(regions, mark_of("", stage, position), stage.describe(*position), size):
         for name, values in (extras or {}).items():
             _store(regions.arrays(0, [name])[name], (..., *(slice(n, n + 1) for n in position)), values)
         pixels = list(blocks)
+        if not pixels:
+            below = tuple(slice(2 * axis.start, 2 * axis.stop) for axis in stage.window(*position))
+            pixels = [array[(..., *below)] for array in regions.arrays(stage.first - 1, regions.names).values()]
         for level in range(stage.first, stage.last + 1):
-            if level > stage.first:
+            if level > stage.first or not blocks:
                 pixels = _halved(pixels, regions)
-            _store_level(pixels, regions, level, stage.window(*position, level))
-
-
-def _write_overview(regions: Regions, stage: Stage, position: tuple[int, int]) -> None:
-    """Make levels from the level below, which is in the store."""
-    below = tuple(slice(2 * axis.start, 2 * axis.stop) for axis in stage.window(*position))
-    with _writing(regions, mark_of("", stage, position), stage.describe(*position), 0):
-        arrays = regions.arrays(stage.first - 1, regions.names)
-        pixels = [np.asarray(arrays[name][(..., *below)]) for name in regions.names]
-        for level in range(stage.first, stage.last + 1):
-            pixels = _halved(pixels, regions)
-            _store_level(pixels, regions, level, stage.window(*position, level))
+            arrays = regions.arrays(level, regions.names).values()
+            for array, layer in zip(arrays, pixels, strict=True):
+                _store(array, (..., *stage.window(*position, level)), layer)
 
 
 @contextmanager
@@ -480,11 +460,11 @@ def _writing(regions: Regions, mark: str, where: str, size: int) -> Iterator[Non
     """Write `size` bytes, mark them as done, and name the window in errors."""
     label = regions.place.label
     try:
-        regions.require()
+        regions.place.require(regions.token)
         with metered("encode"):
             yield
         regions.place.mark(mark)
-        regions.require()
+        regions.place.require(regions.token)
     except WriteError as error:
         raise WriteError(f"{label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
     except OSError as error:
@@ -503,12 +483,6 @@ def _halved(pixels: Sequence[NDArray[Any]], regions: Regions) -> list[NDArray[An
     return out
 
 
-def _store_level(pixels: Sequence[NDArray[Any]], regions: Regions, level: int, window: tuple[slice, slice]) -> None:
-    arrays = regions.arrays(level, regions.names)
-    for name, layer in zip(regions.names, pixels, strict=True):
-        _store(arrays[name], (..., *window), layer)
-
-
 def _store(array: Any, where: tuple[Any, ...], values: NDArray[Any]) -> None:
     """Write a region and read it back."""
     array[where] = values
@@ -521,35 +495,36 @@ def _store(array: Any, where: tuple[Any, ...], values: NDArray[Any]) -> None:
 
 
 def _write(plan: StorePlan, client: Client | None, *, progress: bool) -> None:
-    done = plan.regions.place.done()
-    stages = plan.hierarchy.stages
-    total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in stages)
-    regions = delayed(plan.regions, name=f"send-store-plan-{plan.regions.token}", pure=True, traverse=False)
-    with progress_bar(f"write {plan.regions.place.label.rpartition('/')[2]}", total, shown=progress) as advance:
-        for stage in stages:
-            graph = _overview_graph if stage.number else _window_graph
-            run_graph(graph(plan, stage, regions, done), client, lambda *_: advance())
+    done = plan.place.done()
+    total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in plan.stages)
+    regions = delayed(plan.regions, name=f"send-store-plan-{plan.token}", pure=True, traverse=False)
+    with progress_bar(f"write {plan.place.label.rpartition('/')[2]}", total, shown=progress) as advance:
+        for stage in plan.stages:
+            run_graph(_stage_graph(plan, stage, regions, done), client, lambda *_: advance())
 
 
-def _window_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozenset[str]) -> WriteGraph:
-    """Return the work of writing everything that comes from the dataset: layers, and other lazy variables."""
-    token, label = plan.regions.token, plan.regions.place.label
-    data = [array_windows(layer.data, stage.chunks) for layer in plan.hierarchy.layers]
-    arrays = {
-        "": da.map_blocks(
-            _write_blocks,
-            *data,
-            regions=regions,
-            stage=stage,
-            drop_axis=list(range(max(array.ndim for array in data) - 2)),
-            chunks=stage.chunks,
-            dtype=object,
-            meta=np.empty((0, 0), object),
-            name=f"write-window-{token}",
-        )
-    }
-    for name, array in plan.hierarchy.dataset.data_vars.items():
-        if name not in plan.regions.names and array.chunks:
+def _stage_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozenset[str]) -> WriteGraph:
+    """Return the work of writing a stage, but for what is done.
+
+    The first stage is everything that comes from the dataset: layers, and other lazy variables; later ones are levels
+    made from those below.
+    """
+    label, token = plan.place.label, f"{plan.token}-{stage.number}"
+    data = [] if stage.number else [array_windows(layer.data, stage.chunks) for layer in plan.layers]
+    windows = da.map_blocks(
+        _write_blocks,
+        *data,
+        regions=regions,
+        stage=stage,
+        drop_axis=list(range(max((array.ndim for array in data), default=2) - 2)),
+        chunks=stage.chunks,
+        dtype=object,
+        meta=np.empty((0, 0), object),
+        name=f"write-{'overview' if stage.number else 'window'}-{token}",
+    )
+    arrays = {"": windows}
+    for name, array in plan.dataset.data_vars.items():
+        if not stage.number and name not in plan.regions.names and array.chunks:
             arrays[str(name)] = da.map_blocks(
                 _write_table_block,
                 array.data,
@@ -569,17 +544,6 @@ def _window_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozens
         return mark_of(marks[key[0]], stage, key[1:]) not in done
 
     return graph_of({namer(name): array for name, array in arrays.items()}, wanted)
-
-
-def _overview_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozenset[str]) -> WriteGraph:
-    """Return the work of levels made from those below, which are in the store."""
-    tasks, windows = [], {}
-    for position in stage.positions:
-        if mark_of("", stage, position) not in done:
-            key = f"write-overview-{plan.regions.token}-{stage.number}-{position[0]}-{position[1]}"
-            tasks.append(delayed(_write_overview)(regions, stage, position, dask_key_name=key))
-            windows[key] = f"{plan.regions.place.label}, {stage.describe(*position)}"
-    return WriteGraph(HighLevelGraph.merge(*(task.__dask_graph__() for task in tasks)), windows)
 
 
 def _write_blocks(*blocks: NDArray[Any], regions: Regions, stage: Stage, block_id: tuple[int, int]) -> bool:
