@@ -63,6 +63,7 @@ from s2composite.writing.layers import (
 )
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import is_http, put_small, remove, target_of
+from s2composite.writing.steps import regular_chunks
 from s2composite.writing.tiles import Band, Raster
 
 __all__ = ["write_stac", "write_thumbnail"]
@@ -112,7 +113,10 @@ def write_stac(
     dataset = north_up(dataset)
     options = RasterOptions(compress, level, predictor, blocksize, overview_resampling, mask, bigtiff, jpeg_quality)
     plans = plan_files(dataset, f"{stem}.tif", layers, options, separate=separate, overrides=overrides, tags=tags)
-    _check_links(dataset, derived_from or {})
+    if "scene" not in dataset.coords:
+        raise ParameterError("a STAC item lists its scenes, and the dataset has no coordinate 'scene'")
+    if unknown := sorted(set(derived_from or {}) - set(map(str, dataset["scene"].values))):
+        raise ParameterError(f"derived_from names {unknown[0]!r}, which is not a scene of the composite")
     items = [
         _plan_item(period, stem, thumbnail, size, stretch, plans, overwrite=overwrite) for period in periods_of(dataset)
     ]
@@ -135,24 +139,15 @@ def write_stac(
     for number, item in enumerate(items):
         files = [by_plan[id(plan)] for plan in item.plans]
         picture = _write_item_thumbnail(item, files, size, stretch, overwrite=overwrite)
-        document = _build_item(
-            _lineage_of(dataset, number, tables, derived_from or {}),
-            item.period,
-            files,
-            thumbnail=picture,
-            properties=dict(properties or {}),
-            created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        )
+        provenance = _provenance(dataset, item.period, number, tables)
+        document = _build_item(dataset, item.period, files, provenance, dict(properties or {}))
+        document["links"] = [
+            {"rel": "derived_from", "href": href, "title": scene, "type": "application/geo+json"}
+            for scene, href in sorted((derived_from or {}).items())
+        ]
+        document["assets"] |= picture
         put_small(json.dumps(document, indent=1).encode() + b"\n", item.path, overwrite=overwrite)
     return tuple(display(item.path) for item in items)
-
-
-def _check_links(dataset: xr.Dataset, derived_from: Mapping[str, str]) -> None:
-    if "scene" not in dataset.coords:
-        raise ParameterError("a STAC item lists its scenes, and the dataset has no coordinate 'scene'")
-    known = {str(scene) for scene in dataset["scene"].values}
-    if unknown := sorted(set(derived_from) - known):
-        raise ParameterError(f"derived_from names {unknown[0]!r}, which is not a scene of the composite")
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,17 +185,17 @@ def _plan_item(
 
 def _write_item_thumbnail(
     item: ItemPlan, files: Sequence[WrittenFile], size: int, stretch: Stretch | None, *, overwrite: bool
-) -> dict[str, Any] | None:
-    """Write the thumbnail of an item and return its asset."""
+) -> dict[str, Any]:
+    """Write the thumbnail of an item, if it has one; return it as one of its assets."""
     if item.thumbnail is None:
-        return None
+        return {}
     kind = item.thumbnail.rpartition(".")[2]
     layers = [(file, layer.name) for file in files for layer in file.plan.layers if layer.data.ndim == 3]
     # Prefer the composite; a preview is already stretched.
     file, layer = min(layers, key=lambda candidate: (candidate[1] != "composite", candidate[1] == "rgba"))
     data = _thumbnail_of_file(file, layer, kind, size, None if layer == "rgba" else stretch)
     put_small(data, item.thumbnail, overwrite=overwrite)
-    return {
+    asset = {
         "href": f"./{item.thumbnail.rpartition('/')[2]}",
         "type": MEDIA_TYPES[kind],
         "title": "thumbnail",
@@ -208,28 +203,7 @@ def _write_item_thumbnail(
         "file:size": len(data),
         "file:checksum": f"{_SHA256}{hashlib.sha256(data).hexdigest()}",
     }
-
-
-@dataclass(frozen=True, eq=False)
-class Lineage:
-    """What a result was made of."""
-
-    dataset: xr.Dataset  # the whole composite
-
-    # share of the pixels that each scene contributed; None: the reducer does not pick scenes
-    shares: np.ndarray[Any, np.dtype[np.float64]] | None
-    read_status: Mapping[str, Any] | None  # what could not be read; None: failures were errors
-    derived_from: Mapping[str, str]  # hrefs of the scenes' own items, as far as they are known
-
-
-def _lineage_of(dataset: xr.Dataset, number: int, tables: Tables, derived_from: Mapping[str, str]) -> Lineage:
-    """Return the lineage of the period at an index."""
-    status = status_summary(dataset, tables[STATUS]) if STATUS in tables else None
-    shares = None
-    if _SHARES in tables:
-        counts = tables[_SHARES][min(number, len(tables[_SHARES]) - 1)].sum(axis=(1, 2))
-        shares = counts / max(dataset.sizes["y"] * dataset.sizes["x"], 1)
-    return Lineage(dataset, shares, status, derived_from)
+    return {"thumbnail": asset}
 
 
 def _shares_table(dataset: xr.Dataset) -> dict[str, da.Array]:
@@ -327,15 +301,9 @@ def _shrunk(layer: RasterLayer, size: int) -> da.Array:
     times = _halvings(layer.data.shape[1:], size)
     if not times:
         return layer.data
-    step = 1 << times
-
-    def multiples(sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if all(n % step == 0 for n in sizes[:-1]):
-            return sizes
-        whole, total = -(-max(sizes) // step) * step, sum(sizes)
-        return tuple(min(whole, total - start) for start in range(0, total, whole))
-
-    chunks = tuple(multiples(sizes) for sizes in layer.data.chunks[1:])
+    step, chunks = 1 << times, layer.data.chunks[1:]
+    if any(n % step for sizes in chunks for n in sizes[:-1]):  # halving must not cross their edges
+        chunks = regular_chunks(layer.data.shape[1:], -(-max(map(max, chunks)) // step) * step)
     data = layer.data.rechunk((-1, *chunks))
     return data.map_blocks(
         _halved,
@@ -414,9 +382,9 @@ def _timestamp(time: np.datetime64) -> str:
     return f"{np.datetime_as_string(time, unit='s')}Z"
 
 
-def _item_id(lineage: Lineage, period: DatasetPeriod, rasters: Sequence[Raster]) -> str:
+def _item_id(dataset: xr.Dataset, period: DatasetPeriod, rasters: Sequence[Raster]) -> str:
     """Return an id that is the same for the same pixels: from scenes, method, software and grid, not the path."""
-    dataset, (start, end) = lineage.dataset, _time_range(period)
+    start, end = _time_range(period)
     grids = [raster.geobox for raster in rasters]
     identity = {
         "attributes": {name: str(value) for name, value in sorted(dataset.attrs.items())},
@@ -437,39 +405,32 @@ def _six(geobox: GeoBox) -> list[float]:
 
 
 def _build_item(
-    lineage: Lineage,
+    dataset: xr.Dataset,
     period: DatasetPeriod,
     files: Sequence[WrittenFile],
-    *,
-    thumbnail: Mapping[str, Any] | None,
+    provenance: Mapping[str, Any],
     properties: Mapping[str, Any],
-    created: str,
 ) -> dict[str, Any]:
-    """Return the item of a period with its files beside it; `properties` override those made here."""
+    """Return the item of a period with its files beside it, without links; `properties` override those made here."""
     rasters = [file.plan.raster for file in files]
     start, end = _time_range(period)
-    sensor = lineage.dataset.attrs.get("sensor")
-    assets = {_asset_key(file.plan.raster): _asset(file, sensor) for file in files}
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": [],
-        "id": _item_id(lineage, period, rasters),
+        "id": _item_id(dataset, period, rasters),
         **_place(rasters[0].geobox),
         "properties": {
             "datetime": None,
             "start_datetime": start,
             "end_datetime": end,
-            "created": created,
+            "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             **_projection(rasters[0]),
-            **_provenance(lineage, period),
+            **provenance,
             **properties,
         },
-        "links": [
-            {"rel": "derived_from", "href": href, "title": scene, "type": "application/geo+json"}
-            for scene, href in sorted(lineage.derived_from.items())
-        ],
-        "assets": assets | ({"thumbnail": dict(thumbnail)} if thumbnail else {}),
+        "links": [],
+        "assets": {_asset_key(file.plan.raster): _asset(file, dataset.attrs.get("sensor")) for file in files},
     }
     used = json.dumps(item)
     item["stac_extensions"] = [uri for prefix, uri in _EXTENSIONS.items() if f'"{prefix}:' in used]
@@ -538,17 +499,11 @@ def _asset(file: WrittenFile, sensor: str | None) -> dict[str, Any]:
 
 
 def _band(raster: Raster, band: Band, statistics: Statistics, sensor: str | None) -> dict[str, Any]:
-    figures: dict[str, float] = {
-        "count": statistics.valid,
-        "valid_percent": 100 * statistics.valid / max(statistics.pixels, 1),
-    }
+    percent = 100 * statistics.valid / max(statistics.pixels, 1)
+    figures: dict[str, float] = {"count": statistics.valid, "valid_percent": percent}
     if statistics.valid:
-        figures |= {
-            "minimum": statistics.minimum,
-            "maximum": statistics.maximum,
-            "mean": statistics.mean,
-            "stddev": statistics.deviation,
-        }
+        figures |= {"minimum": statistics.minimum, "maximum": statistics.maximum}
+        figures |= {"mean": statistics.mean, "stddev": statistics.deviation}
     geobox, resolution = raster.geobox, None
     if geobox is not None and geobox.crs is not None and geobox.crs.projected:  # else pixels are not in metres
         unit = geobox.crs.proj.axis_info[0].unit_conversion_factor
@@ -567,14 +522,17 @@ def _band(raster: Raster, band: Band, statistics: Statistics, sensor: str | None
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _provenance(lineage: Lineage, period: DatasetPeriod) -> dict[str, Any]:
-    dataset, attrs = lineage.dataset, lineage.dataset.attrs
+def _provenance(dataset: xr.Dataset, period: DatasetPeriod, number: int, tables: Tables) -> dict[str, Any]:
+    """Return what the period at an index was made of, and how."""
+    attrs = dataset.attrs
     scenes: list[dict[str, Any]] = [{"id": str(scene)} for scene in dataset["scene"].values]
     if "scene_time" in dataset.coords and dataset["scene_time"].dtype.kind == "M":
         for scene, time in zip(scenes, dataset["scene_time"].values, strict=True):
             scene["datetime"] = _timestamp(time)
-    if lineage.shares is not None:
-        for scene, share in zip(scenes, lineage.shares.tolist(), strict=True):
+    if _SHARES in tables:  # the reducer picks scenes
+        counts = tables[_SHARES][min(number, len(tables[_SHARES]) - 1)].sum(axis=(1, 2))
+        shares = counts / max(dataset.sizes["y"] * dataset.sizes["x"], 1)
+        for scene, share in zip(scenes, shares.tolist(), strict=True):
             scene["share"] = round(share, 6)
     method, rules = attrs.get("parameters", attrs.get("reducer", "composite")), attrs.get("rules", "none")
     fields: dict[str, Any] = {
@@ -589,6 +547,6 @@ def _provenance(lineage: Lineage, period: DatasetPeriod) -> dict[str, Any]:
     named = ("reducer", "parameters", "rules", "engine", "engine_reason")
     fields |= {f"s2composite:{name}": str(attrs[name]) for name in named if name in attrs}
     fields["s2composite:scenes"] = scenes
-    if lineage.read_status is not None:
-        fields["s2composite:read_status"] = dict(lineage.read_status)
+    if STATUS in tables:
+        fields["s2composite:read_status"] = status_summary(dataset, tables[STATUS])
     return fields if period.label is None else {**fields, "s2composite:period": period.label}
