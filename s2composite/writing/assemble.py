@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -9,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -36,17 +37,7 @@ from s2composite.geotiff.structure import (
 from s2composite.writing.encode import Statistics, decode_mask, merge
 from s2composite.writing.tiles import TILE, Raster, Stage, WindowIndex, pixel_checksum
 
-__all__ = [
-    "FileLayout",
-    "Run",
-    "Sink",
-    "check_header",
-    "check_run",
-    "copy_parts",
-    "geo_tags",
-    "lay_out",
-    "verify_file",
-]
+__all__ = ["FileLayout", "Run", "check_header", "check_run", "copy_parts", "geo_tags", "lay_out", "verify_file"]
 
 _GEO_CODES = (33550, 33922, 34264, 34735, 34736, 34737)
 _METADATA, _NODATA = 42112, 42113
@@ -92,12 +83,7 @@ def _metadata_tag(raster: Raster, statistics: Sequence[Statistics]) -> Tag:
         for name, value in (("SCALE", band.scale), ("OFFSET", band.offset)):
             if value is not None:
                 items.append(_item(name, repr(float(value)), sample=sample, role=name.lower()))
-        figures = {
-            "MAXIMUM": found.maximum,
-            "MEAN": found.mean,
-            "MINIMUM": found.minimum,
-            "STDDEV": found.deviation,
-        }
+        figures = {"MAXIMUM": found.maximum, "MEAN": found.mean, "MINIMUM": found.minimum, "STDDEV": found.deviation}
         if found.valid:
             items += [_item(f"STATISTICS_{name}", repr(value), sample=sample) for name, value in figures.items()]
         percent = f"{100 * found.valid / max(found.pixels, 1):.4g}"
@@ -178,13 +164,6 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 _PLACED = np.dtype([*TILE.descr, ("part", "i4")])
-
-
-class Sink(Protocol):
-    """Whatever takes the bytes of a file."""
-
-    def write(self, data: bytes, /) -> object:
-        """Take the next bytes."""
 
 
 class Run(NamedTuple):
@@ -303,10 +282,15 @@ def _in_order(function: Callable[[In], Out], items: Iterable[In], threads: int =
                 future.cancel()
 
 
-def copy_parts(layout: FileLayout, out: Sink, check: Callable[[Run, bytes], None] | None = None) -> None:
-    """Write the whole file to `out`; `check` is called with each run and its bytes before they are written."""
-    raster = layout.raster
-    last_use = {run.part: i for i, run in enumerate(layout.runs)}
+def copy_parts(
+    layout: FileLayout, out: IO[bytes], check: Callable[[Run, bytes], None] | None = None, *, digest: bool = False
+) -> str:
+    """Write the whole file to `out`; `check` is called with each run and its bytes before they are written.
+
+    Returns the SHA-256 in hexadecimal digits if `digest`, else nothing.
+    """
+    raster, checksum = layout.raster, hashlib.sha256()
+    last = {run.part: run for run in layout.runs}
 
     def load(run: Run) -> bytes:
         data = raster.parts.read(layout.parts[run.part], run.start, run.size)
@@ -314,13 +298,15 @@ def copy_parts(layout: FileLayout, out: Sink, check: Callable[[Run, bytes], None
             check(run, data)
         return data
 
-    out.write(layout.header)
-    for i, data in enumerate(_in_order(load, layout.runs)):
+    loaded = zip(layout.runs, _in_order(load, layout.runs), strict=True)
+    for run, data in chain([(None, layout.header)], loaded):
         out.write(data)
-        part = layout.runs[i].part
-        if last_use[part] == i:
+        if digest:
+            checksum.update(data)
+        if run is not None and run is last[run.part]:
             # So that the disk holds the result about once, not twice.
-            raster.parts.remove(layout.parts[part])
+            raster.parts.remove(layout.parts[run.part])
+    return checksum.hexdigest() if digest else ""
 
 
 def verify_file(layout: FileLayout, path: str) -> None:

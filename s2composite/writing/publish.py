@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -13,7 +12,7 @@ from s2composite.errors import ParameterError, SourceError, WriteError
 from s2composite.storage.atomic import replacing
 from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
 from s2composite.storage.urls import check_write
-from s2composite.writing.assemble import FileLayout, Sink, check_header, check_run, copy_parts, verify_file
+from s2composite.writing.assemble import FileLayout, check_header, check_run, copy_parts, verify_file
 from s2composite.writing.staging import disk_error
 
 __all__ = ["assemble_file", "assemble_object", "is_http", "put", "put_small", "remove", "take_name", "target_of"]
@@ -57,20 +56,6 @@ def is_http(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
 
-class _HashingSink:
-    """A file with the SHA-256 of what is written to it."""
-
-    def __init__(self, file: Sink) -> None:
-        self._file, self._sum = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> object:
-        self._sum.update(data)
-        return self._file.write(data)
-
-    def hexdigest(self) -> str:
-        return self._sum.hexdigest()
-
-
 def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str:
     """Write a file to a temporary name and verify it; under that name it is whole, however many do this at once.
 
@@ -79,14 +64,13 @@ def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str
     try:
         with replacing(path) as unfinished:
             with unfinished.open("wb") as file:
-                out: Sink = _HashingSink(file) if digest else file
-                copy_parts(layout, out)
+                checksum = copy_parts(layout, file, digest=digest)
                 file.flush()
                 os.fsync(file.fileno())
             verify_file(layout, str(unfinished))
     except OSError as error:
         raise disk_error(error, path, layout.size) from error
-    return out.hexdigest() if isinstance(out, _HashingSink) else ""
+    return checksum
 
 
 def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
@@ -112,9 +96,8 @@ def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
     block = max(_UPLOAD_BLOCK, -(-layout.size // _MOST_BLOCKS >> 18) + 1 << 18)
     with _upload_errors(target):
         out = fs.open(path, "wb", autocommit=False, block_size=block)
-        sink: Sink = _HashingSink(out) if digest else out
         try:
-            copy_parts(layout, sink, check=lambda run, data: check_run(layout, run, data))
+            checksum = copy_parts(layout, out, lambda run, data: check_run(layout, run, data), digest=digest)
             out.close()
             layout.raster.parts.require()
             out.commit()
@@ -130,7 +113,7 @@ def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
             raise WriteError(
                 f"{layout.raster.label}: the store holds {size:,} of {layout.size:,} bytes, so it was removed"
             )
-    return sink.hexdigest() if isinstance(sink, _HashingSink) else ""
+    return checksum
 
 
 def _upload_errors(target: str) -> AbstractContextManager[None]:
