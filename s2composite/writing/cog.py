@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import PurePath
 from typing import Any
 
@@ -34,7 +33,7 @@ from s2composite.pixels.stretch import (
 )
 from s2composite.storage.files import display, is_remote, join
 from s2composite.writing.assemble import FileLayout, geo_tags, lay_out
-from s2composite.writing.encode import Statistics, valid_pixels
+from s2composite.writing.encode import valid_pixels
 from s2composite.writing.layers import (
     RGBA,
     STATUS,
@@ -56,8 +55,7 @@ from s2composite.writing.options import RasterOptions, check_resampling, checked
 from s2composite.writing.publish import assemble_file, assemble_object, is_http, put, take_name, target_of
 from s2composite.writing.staging import ASSEMBLED, Parts
 from s2composite.writing.steps import (
-    Encoding,
-    WindowsDone,
+    block_slices,
     current_client,
     graph_of,
     progress_bar,
@@ -103,15 +101,13 @@ class WrittenFile:
     """A file that is complete, verified and has its name."""
 
     plan: FilePlan
-    path: str  # absolute path or URL, with its signature if it has one
-    size: int  # bytes
+    layout: FileLayout
     sha256: str  # checksum in hexadecimal digits; empty if not requested
-    statistics: tuple[Statistics, ...]  # of each band
 
     @property
-    def label(self) -> str:
-        """The path or URL as messages show it."""
-        return display(self.path)
+    def path(self) -> str:
+        """Absolute path or URL, with its signature if it has one."""
+        return self.layout.raster.path
 
 
 def write_raster(
@@ -148,7 +144,7 @@ def write_raster(
     dataset = north_up(dataset)
     plans = plan_files(dataset, path, layers, options, separate=separate, overrides=overrides, tags=tags)
     written, _ = write_files(dataset, plans, overwrite=overwrite, progress=progress)
-    return tuple(file.label for file in written)
+    return tuple(file.layout.raster.label for file in written)
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -282,11 +278,7 @@ def write_files(
         if not objects:
             before_naming()
         name_files([layout.raster for layout in layouts], overwrite=overwrite)
-    written = (
-        WrittenFile(plan, layout.raster.path, layout.size, checksum, layout.statistics)
-        for plan, layout, checksum in zip(plans, layouts, checksums, strict=True)
-    )
-    return tuple(written), computed
+    return tuple(map(WrittenFile, plans, layouts, checksums)), computed
 
 
 def _encode(
@@ -301,15 +293,19 @@ def _encode(
     layers = [[layer.data for layer in plan.layers] for plan in plans]
     encodings = {encoding.done.name: encoding for encoding in raster_tasks(rasters, layers, lazy)}
     with_windows = {name for encoding in encodings.values() for name in encoding.tables}
-    alone: dict[str, tuple[str, da.Array]] = {}
+    tables = {name: np.empty(array.shape, array.dtype) for name, array in lazy.items()}
+    arrays: list[tuple[da.Array, str, Stage | None]] = []
+    for encoding in encodings.values():
+        labels = [rasters[file].label for file in encoding.files]
+        files = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more files" if len(labels) > 4 else "")
+        arrays.append((encoding.done, files, encoding.stages[0]))
+    alone: dict[str, str] = {}
     for name, array in lazy.items():
         if name not in with_windows:
             # Under keys of its own: a failed write cancels them, and others may hold the original.
             key = f"write-table-{name}-{uuid.uuid4().hex[:12]}"
-            alone[key] = (name, array.map_blocks(np.asarray, dtype=array.dtype, name=key))
-    tables = {name: np.empty(array.shape, array.dtype) for name, array in lazy.items()}
-    arrays = {_window_namer(rasters, encoding): encoding.done for encoding in encodings.values()}
-    arrays |= {_block_namer(name): array for name, array in alone.values()}
+            alone[key] = name
+            arrays.append((array.map_blocks(np.asarray, dtype=array.dtype, name=key), name, None))
     work = graph_of(arrays, whole=[encoding.encoded for encoding in encodings.values()])
     results: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in rasters]
     label = ", ".join(raster.label.rpartition("/")[2] for raster in rasters)
@@ -317,36 +313,21 @@ def _encode(
 
         def receive(key: tuple[Any, ...], result: Any) -> None:
             if key[0] in alone:
-                name, array = alone[key[0]]
-                ends = [list(accumulate(sizes)) for sizes in array.chunks]
-                blocks = zip(ends, array.chunks, key[1:], strict=True)
-                tables[name][tuple(slice(end[i] - sizes[i], end[i]) for end, sizes, i in blocks)] = result
+                name = alone[key[0]]
+                tables[name][block_slices(lazy[name].chunks, key[1:])] = result
             else:
-                receive_window(encodings[key[0]], key[1:], result)
+                (indices, blocks), done, (row, column) = result, encodings[key[0]], key[1:]
+                for file, stage, index in zip(done.files, done.stages, indices, strict=True):
+                    parts = rasters[file].parts
+                    if parts.carried:  # the worker has handed its part back
+                        parts.write(index.part, index.data)
+                    results[file].append((stage, replace(index, data=b"")))
+                for name, block in blocks.items():
+                    tables[name][..., row : row + 1, column : column + 1] = block
             advance()
-
-        def receive_window(encoding: Encoding, position: Sequence[int], result: WindowsDone) -> None:
-            row, column = position
-            for file, stage, index in zip(encoding.files, encoding.stages, result.indices, strict=True):
-                parts = rasters[file].parts
-                if parts.carried:  # the worker has handed its part back
-                    parts.write(index.part, index.data)
-                results[file].append((stage, replace(index, data=b"")))
-            for name, block in result.tables.items():
-                tables[name][..., row : row + 1, column : column + 1] = block
 
         run_graph(work, client, receive)
     return results, tables
-
-
-def _window_namer(rasters: Sequence[Raster], encoding: Encoding) -> Callable[[tuple[int, ...]], str]:
-    labels = [rasters[file].label for file in encoding.files]
-    files = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more files" if len(labels) > 4 else "")
-    return lambda position: f"{files}, {encoding.stages[0].describe(*position)}"
-
-
-def _block_namer(name: str) -> Callable[[tuple[int, ...]], str]:
-    return lambda position: f"{name}, block {position}"
 
 
 def assembling(layouts: Sequence[FileLayout]) -> list[tuple[Callable[..., str], tuple[Any, ...]]]:

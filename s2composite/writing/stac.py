@@ -338,7 +338,9 @@ def _thumbnail_of_file(written: WrittenFile, layer: str, kind: str, size: int, s
             pixels = source.read(chosen, out_shape=(len(chosen), *shape))
             valid = (source.read_masks(chosen, out_shape=(len(chosen), *shape)) > 0).all(axis=0)
     except (OSError, rasterio.errors.RasterioError) as error:
-        raise WriteError(f"{written.label}: its overviews cannot be read for a thumbnail: {error}") from error
+        raise WriteError(
+            f"{written.layout.raster.label}: its overviews cannot be read for a thumbnail: {error}"
+        ) from error
     if raster.nodata is not None:
         pixels[:, ~valid] = raster.nodata  # lossy files have something else there
     more = _halvings(shape, size)
@@ -487,11 +489,11 @@ def _asset(file: WrittenFile, sensor: str | None) -> dict[str, Any]:
         "title": ", ".join(dict.fromkeys(band.long_name or band.layer for band in raster.bands)),
         "roles": ["visual", "overview"] if key == "rgba" else ["data"],
         "data_type": raster.dtype.name,
-        "file:size": file.size,
+        "file:size": file.layout.size,
         "file:checksum": f"{_SHA256}{file.sha256}",
         "bands": [
             _band(raster, band, statistics, sensor)
-            for band, statistics in zip(raster.bands, file.statistics, strict=True)
+            for band, statistics in zip(raster.bands, file.layout.statistics, strict=True)
         ],
     }
     nodata = None if raster.mask or raster.alpha else raster.nodata

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import accumulate, islice, pairwise
-from typing import Any
+from itertools import accumulate, islice
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import dask
 import dask.array as da
@@ -27,7 +28,7 @@ from dask import threaded
 from dask._task_spec import Alias, GraphNode, Task
 from dask.base import get_scheduler
 from dask.callbacks import Callback
-from dask.core import flatten, keys_in_tasks
+from dask.core import flatten, reverse_dict
 from dask.delayed import delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
@@ -56,10 +57,10 @@ from s2composite.writing.tiles import (
 
 __all__ = [
     "Encoding",
-    "WindowsDone",
     "WriteGraph",
     "aligned_chunks",
     "array_windows",
+    "block_slices",
     "current_client",
     "fused",
     "graph_of",
@@ -210,6 +211,9 @@ def array_windows(layer: da.Array, chunks: Chunks) -> da.Array:
     return layer if layer.chunks == wanted else layer.rechunk(wanted)
 
 
+_Encoded = tuple[tuple[WindowResult, ...], dict[str, NDArray[Any]]]  # results of files, blocks of tables by name
+
+
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """Windows of one or several files, each made by one task."""
@@ -217,24 +221,8 @@ class Encoding:
     files: tuple[int, ...]  # which of the files
     stages: tuple[Stage, ...]  # for each file; their windows are the same
     tables: tuple[str, ...]  # names of small arrays that come with the windows
-    encoded: da.Array  # ``(y, x)``: an `_EncodedWindow` for each window, which stays where it was made
-    done: da.Array  # ``(y, x)``: a `WindowsDone` for each window
-
-
-@dataclass(frozen=True, slots=True)
-class WindowsDone:
-    """What a task reports: small, and all that ever reaches the client."""
-
-    indices: tuple[WindowIndex, ...]  # for each file
-    tables: Mapping[str, NDArray[Any]]  # blocks of small arrays, by name
-
-
-@dataclass(frozen=True, slots=True)
-class _EncodedWindow:
-    """Result of a task: one result for each file, and blocks of small arrays by name."""
-
-    results: tuple[WindowResult, ...]
-    tables: Mapping[str, NDArray[Any]]
+    encoded: da.Array  # ``(y, x)``: for each window what the task made, which stays there
+    done: da.Array  # ``(y, x)``: for each window the indices of files and blocks of tables, all that reaches the client
 
 
 def raster_tasks(
@@ -254,17 +242,15 @@ def raster_tasks(
         left = {name: table for name, table in left.items() if name not in own}
         stages = [raster_stages(rasters[file], windows) for file in files]
         data = [[array_windows(layer, windows) for layer in layers[file]] for file in files]
-        parts = [FilePart(rasters[file], stages_of_file[0]) for file, stages_of_file in zip(files, stages, strict=True)]
-        first = _encoding(files, data, parts, own)
-        out.append(first)
-        for number, file in enumerate(files):
-            encoded, raster = first.encoded, rasters[file]
-            for below, stage in pairwise(stages[number]):
+        parts = [FilePart(rasters[file], first) for file, (first, *_) in zip(files, stages, strict=True)]
+        out.append(together := _encoding(files, parts, data, own))
+        for number, (file, (first, *later)) in enumerate(zip(files, stages, strict=True)):
+            encoded, raster, below = together.encoded, rasters[file], first
+            for stage in later:
                 # Of the first stage's results, which hold several files, the one of this file.
-                kept = _kept_pixels(encoded, number if below.number == 0 else 0, raster, below)
-                encoding = _encoding([file], [[array_windows(kept, stage.chunks)]], [FilePart(raster, stage)], {})
-                out.append(encoding)
-                encoded = encoding.encoded
+                kept = _kept_pixels(encoded, number if below is first else 0, raster, below)
+                out.append(alone := _encoding([file], [FilePart(raster, stage)], [[array_windows(kept, stage.chunks)]]))
+                encoded, below = alone.encoded, stage
     return out
 
 
@@ -285,12 +271,12 @@ def _common_windows(
 
 def _encoding(
     files: Sequence[int],
-    data: Sequence[Sequence[da.Array]],
     parts: Sequence[FilePart],
-    tables: Mapping[str, da.Array],
+    data: Sequence[Sequence[da.Array]],
+    tables: Mapping[str, da.Array] = MappingProxyType({}),
 ) -> Encoding:
     """Return the work of one stage: `data` are the layers of each file in chunks of the stage's windows."""
-    stage = parts[0].stage
+    stage, none = parts[0].stage, np.empty((0, 0), object)
     token = f"{parts[0].raster.token}-{stage.number}"
     arrays = [layer for layers in data for layer in layers]
     arrays += [array_windows(table, (table.chunks[-2], table.chunks[-1])) for table in tables.values()]
@@ -303,10 +289,10 @@ def _encoding(
         drop_axis=list(range(max(array.ndim for array in arrays) - 2)),
         chunks=stage.chunks,
         dtype=object,
-        meta=np.empty((0, 0), object),
+        meta=none,
         name=f"write-{'overview' if stage.number else 'window'}-{token}",
     )
-    done = da.map_blocks(_report, encoded, dtype=object, meta=np.empty((0, 0), object), name=f"report-window-{token}")
+    done = da.map_blocks(_report, encoded, dtype=object, meta=none, name=f"report-window-{token}")
     return Encoding(tuple(files), tuple(part.stage for part in parts), tuple(tables), encoded, done)
 
 
@@ -316,15 +302,15 @@ def _encode_blocks(
     layers: Sequence[int],
     tables: Sequence[str],
     block_id: tuple[int, int],
-) -> _EncodedWindow:
+) -> _Encoded:
     """Encode a window: the blocks are those of so many layers for each file, then those of the tables."""
     rest = iter(blocks)
     results = encode_files((list(islice(rest, n)) for n in layers), parts, block_id)
-    return _EncodedWindow(results, dict(zip(tables, rest, strict=True)))
+    return results, dict(zip(tables, rest, strict=True))
 
 
-def _report(encoded: _EncodedWindow) -> WindowsDone:
-    return WindowsDone(tuple(result.index for result in encoded.results), encoded.tables)
+def _report(encoded: _Encoded) -> tuple[tuple[WindowIndex, ...], dict[str, NDArray[Any]]]:
+    return tuple(result.index for result in encoded[0]), encoded[1]
 
 
 def _kept_pixels(encoded: da.Array, number: int, raster: Raster, stage: Stage) -> da.Array:
@@ -343,40 +329,50 @@ def _kept_pixels(encoded: da.Array, number: int, raster: Raster, stage: Stage) -
     )
 
 
-def _top_pixels(encoded: _EncodedWindow, number: int) -> NDArray[Any]:
-    top = encoded.results[number].top
+def _top_pixels(encoded: _Encoded, number: int) -> NDArray[Any]:
+    top = encoded[0][number].top
     assert top is not None
     return top
+
+
+_Graph = Mapping[Any, GraphNode]
 
 
 @dataclass(frozen=True, eq=False)
 class WriteGraph:
     """Tasks whose results are wanted, and what they depend on."""
 
-    graph: Mapping[Any, Any]
+    graph: _Graph
     windows: Mapping[Any, str]  # what each wanted task computes, by its key, for messages
 
 
 def graph_of(
-    arrays: Mapping[Callable[[tuple[int, ...]], str], da.Array],
+    arrays: Sequence[tuple[da.Array, str, Stage | None]],
     wanted: Callable[[Any], bool] = lambda _: True,
     whole: Sequence[da.Array] = (),
 ) -> WriteGraph:
-    """Return the work of computing the chunks of arrays, each by a function that describes the chunk at a position.
+    """Return the work of computing the chunks of arrays, each with a label, and the stage whose windows they are.
 
     The graphs are optimized together, so that tasks which several arrays need are run once. What only one task needs
     becomes part of it, also where it is a task of the intermediate arrays `whole`. `wanted` says whether the chunk with
     a key is to be computed.
     """
-    keys = {key: describe for describe, array in arrays.items() for key in flatten(array.__dask_keys__())}
-    windows = {key: describe(key[1:]) for key, describe in keys.items() if wanted(key)}
-    graph = HighLevelGraph.merge(*(array.__dask_graph__() for array in arrays.values()))
+    windows = {
+        key: f"{label}, {stage.describe(*key[1:]) if stage else f'block {key[1:]}'}"
+        for array, label, stage in arrays
+        for key in flatten(array.__dask_keys__())
+        if wanted(key)
+    }
+    graph = HighLevelGraph.merge(*(array.__dask_graph__() for array, _, _ in arrays))
     heads = [key for array in whole for key in flatten(array.__dask_keys__())]
     optimized = da.Array.__dask_optimize__(graph, list(windows))
     return WriteGraph(fused(optimized, [*heads, *windows], windows), windows)
 
 
-_Graph = Mapping[Any, GraphNode]
+def block_slices(chunks: Sequence[Sequence[int]], position: Sequence[int]) -> tuple[slice, ...]:
+    """Return the part of an array that the chunk at a position is."""
+    starts = [sum(sizes[:i]) for sizes, i in zip(chunks, position, strict=True)]
+    return tuple(slice(start, start + sizes[i]) for start, sizes, i in zip(starts, chunks, position, strict=True))
 
 
 def fused(graph: _Graph, heads: Iterable[Any], kept: Collection[Any]) -> _Graph:
@@ -389,10 +385,7 @@ def fused(graph: _Graph, heads: Iterable[Any], kept: Collection[Any]) -> _Graph:
     """
     if dask.config.get("optimization.fuse.active") is False:
         return graph
-    users: dict[Any, set[Any]] = {}
-    for key, node in graph.items():
-        for needed in node.dependencies:
-            users.setdefault(needed, set()).add(key)
+    users = reverse_dict({key: node.dependencies for key, node in graph.items()})
     out = dict(graph)
     for head in heads:
         if head not in out:
@@ -498,7 +491,7 @@ def _run_on_cluster(work: WriteGraph, client: Client, receive: Callable[[Any, An
                 completed.add(future)
                 continue
             if future.status != "finished":
-                _raise(work, future, client)
+                _raise_failure(future, work, client)
             receive(future.key, future.result())
             future.release()
     except BaseException:
@@ -506,38 +499,36 @@ def _run_on_cluster(work: WriteGraph, client: Client, receive: Callable[[Any, An
             client.cancel(futures, force=True)
             # Cancelling does not stop a task that is running.
             keys = {key for key in work.graph if "write" in str(key)}
+
+            def at_work(dask_worker: Any) -> bool:
+                return any(task.key in keys for task in dask_worker.state.all_running_tasks)
+
             deadline = time.monotonic() + _PATIENCE
-            while time.monotonic() < deadline and any(client.run(_at_work, keys=keys, on_error="ignore").values()):
+            while time.monotonic() < deadline and any(client.run(at_work, on_error="ignore").values()):
                 time.sleep(0.05)
         raise
 
 
-def _at_work(keys: Collection[Any], dask_worker: Any) -> bool:
-    return any(task.key in keys for task in dask_worker.state.all_running_tasks)
-
-
-def _raise(work: WriteGraph, future: Any, client: Client) -> None:
+def _raise_failure(future: Any, work: WriteGraph, client: Client) -> NoReturn:
+    """Raise why a task gave no result."""
     # The failure of another window may be seen first; this task is then lost with the worker that held it.
     died = RuntimeError(f"the task was {future.status}: the worker that ran it died")
     error = future.exception() if future.status == "error" else died
     if isinstance(error, S2CompositeError):
         raise error
-    blamed = None
+    key = future.key
+
+    def blamed(dask_scheduler: Any) -> Any:
+        return dask_scheduler.tasks[key].exception_blame.key
+
     with suppress(Exception):  # the scheduler may have forgotten it
-        blamed = client.run_on_scheduler(_blamed, key=future.key)
-    raise _failure(work, error, blamed or future.key) from error
-
-
-def _blamed(key: Any, dask_scheduler: Any) -> Any:
-    return dask_scheduler.tasks[key].exception_blame.key
+        key = client.run_on_scheduler(blamed)
+    raise _failure(work, error, key) from error
 
 
 def _failure(work: WriteGraph, error: BaseException, key: Any) -> WriteError:
     """Return a WriteError for a foreign error in the task with a key; it names the nearest windows that need it."""
-    users: dict[Any, list[Any]] = {}
-    for user, task in work.graph.items():
-        for needed in keys_in_tasks(work.graph, [task]):
-            users.setdefault(needed, []).append(user)
+    users = reverse_dict({key: node.dependencies for key, node in work.graph.items()})
     windows: list[str] = []
     reached = {key}
     while reached and not windows:
@@ -578,13 +569,8 @@ def progress_bar(label: str, total: int, *, shown: bool = True) -> Iterator[Call
         with _notebook_line(label, total) as advance:
             yield advance
     elif console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TimeRemainingColumn(),
-        )
+        words = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        columns = (*words, _RateColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, speed_estimate_period=_LOOK_BACK) as progress:
             task = progress.add_task(label, total=total)
             yield lambda: progress.advance(task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,6 +43,7 @@ from s2composite.writing.steps import (
     WriteGraph,
     aligned_chunks,
     array_windows,
+    block_slices,
     current_client,
     graph_of,
     plan_stages,
@@ -522,28 +523,23 @@ def _stage_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozense
         meta=np.empty((0, 0), object),
         name=f"write-{'overview' if stage.number else 'window'}-{token}",
     )
-    arrays = {"": windows}
+    arrays: list[tuple[da.Array, str, Stage | None]] = [(windows, label, stage)]
+    marks = {windows.name: ""}
     for name, array in plan.dataset.data_vars.items():
         if not stage.number and name not in plan.regions.names and array.chunks:
-            arrays[str(name)] = da.map_blocks(
+            table = da.map_blocks(
                 _write_table_block,
                 array.data,
                 regions=regions,
                 variable=str(name),
-                spans=array.data.chunks,
+                chunked=array.data.chunks,
                 dtype=object,
                 meta=np.empty((0,) * array.ndim, object),
                 name=f"write-table-{name}-{token}",
             )
-    marks = {array.name: name for name, array in arrays.items()}
-
-    def namer(name: str) -> Callable[[tuple[int, ...]], str]:
-        return lambda position: f"{label}, {f'{name}{position}' if name else stage.describe(*position)}"
-
-    def wanted(key: tuple[Any, ...]) -> bool:
-        return mark_of(marks[key[0]], stage, key[1:]) not in done
-
-    return graph_of({namer(name): array for name, array in arrays.items()}, wanted)
+            arrays.append((table, f"{label}, {name}", None))
+            marks[table.name] = str(name)
+    return graph_of(arrays, lambda key: mark_of(marks[key[0]], stage, key[1:]) not in done)
 
 
 def _write_blocks(*blocks: NDArray[Any], regions: Regions, stage: Stage, block_id: tuple[int, int]) -> bool:
@@ -552,11 +548,14 @@ def _write_blocks(*blocks: NDArray[Any], regions: Regions, stage: Stage, block_i
 
 
 def _write_table_block(
-    block: NDArray[Any], regions: Regions, variable: str, spans: tuple[tuple[int, ...], ...], block_id: tuple[int, ...]
+    block: NDArray[Any],
+    regions: Regions,
+    variable: str,
+    chunked: tuple[tuple[int, ...], ...],
+    block_id: tuple[int, ...],
 ) -> bool:
     """Write a block of a variable that is not a picture."""
-    starts = [sum(sizes[:i]) for sizes, i in zip(spans, block_id, strict=True)]
-    where = tuple(slice(start, start + n) for start, n in zip(starts, block.shape, strict=True))
-    with _writing(regions, "-".join([variable, *map(str, block_id)]), f"{variable}{tuple(starts)}", block.nbytes):
-        _store(regions.arrays(0, [variable])[variable], where, block)
+    mark = "-".join([variable, *map(str, block_id)])
+    with _writing(regions, mark, f"{variable}, block {block_id}", block.nbytes):
+        _store(regions.arrays(0, [variable])[variable], block_slices(chunked, block_id), block)
     return True
