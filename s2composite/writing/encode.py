@@ -195,12 +195,12 @@ def _modes(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
 class Statistics(NamedTuple):
     """Of valid pixels; minimum, maximum and mean are NaN if none is valid."""
 
-    valid: int  # number of valid pixels
-    pixels: int  # number of pixels
-    minimum: float
-    maximum: float
-    mean: float
-    squares: float  # sum of squared differences from the mean
+    valid: int = 0  # number of valid pixels
+    pixels: int = 0  # number of pixels
+    minimum: float = math.nan
+    maximum: float = math.nan
+    mean: float = math.nan
+    squares: float = 0.0  # sum of squared differences from the mean
 
     @property
     def deviation(self) -> float:
@@ -217,7 +217,7 @@ def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
     if tile.dtype.kind == "f":
         values = values[np.isfinite(values)]
     if not values.size:
-        return Statistics(0, tile.size, math.nan, math.nan, math.nan, 0.0)
+        return Statistics(pixels=tile.size)
     mean = float(values.mean())
     deviations = values - mean
     squares = float(np.sum(deviations * deviations))
@@ -233,7 +233,7 @@ def _histogram_statistics(tile: NDArray[Any], nodata: float | None) -> Statistic
         histogram[int(nodata) - lowest] = 0
     count = int(histogram.sum())
     if not count:
-        return Statistics(0, tile.size, math.nan, math.nan, math.nan, 0.0)
+        return Statistics(pixels=tile.size)
     present = np.flatnonzero(histogram)
     values = np.arange(lowest, lowest + len(histogram), dtype=np.float64)
     mean = float(np.dot(histogram, values)) / count
@@ -243,7 +243,7 @@ def _histogram_statistics(tile: NDArray[Any], nodata: float | None) -> Statistic
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """Return the statistics of all parts together (Chan's update, in the order given)."""
-    total = Statistics(0, 0, math.nan, math.nan, math.nan, 0.0)
+    total = Statistics()
     for part in parts:
         pixels = total.pixels + part.pixels
         if not total.valid or not part.valid:

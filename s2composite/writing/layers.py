@@ -150,10 +150,14 @@ def file_names(path: str, names: Sequence[str], *, separate: bool | None) -> tup
     """
     if separate is False or len(names) == 1:
         return ((path, tuple(names)),)
+    return tuple((path if name == "composite" else _with_word(path, name), (name,)) for name in names)
+
+
+def _with_word(path: str, word: str) -> str:
+    """Return ``median_word.tif`` for ``median.tif``."""
     folder, slash, file = path.rpartition("/")
     stem, dot, suffix = file.rpartition(".")
-    stem, suffix = (stem, dot + suffix) if dot else (file, "")
-    return tuple((path if n == "composite" else f"{folder}{slash}{stem}_{n}{suffix}", (n,)) for n in names)
+    return f"{folder}{slash}{stem}_{word}{dot}{suffix}" if dot else f"{path}_{word}"
 
 
 def file_bands(layers: Sequence[RasterLayer], resampling: str | None) -> tuple[Band, ...]:
@@ -246,16 +250,12 @@ def period_path(path: str, label: str | None) -> str:
     >>> period_path("out/median_count.tif", "2023-01"), period_path("{period}/median.tif", "2023-01")
     ('out/median_count_2023-01.tif', '2023-01/median.tif')
     """
-    placeholder = "{period}"
+    placed = "{period}" in path
     if label is None:
-        if placeholder in path:
+        if placed:
             raise ParameterError(f"{path}: has a place for a period, but the composite has no periods")
         return path
-    if placeholder in path:
-        return path.replace(placeholder, label)
-    folder, slash, file = path.rpartition("/")
-    stem, dot, suffix = file.rpartition(".")
-    return f"{folder}{slash}{stem}_{label}{dot}{suffix}" if dot else f"{path}_{label}"
+    return path.replace("{period}", label) if placed else _with_word(path, label)
 
 
 def metadata_of(period: DatasetPeriod, more: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

@@ -26,10 +26,12 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
+from s2composite.cube.georeference import north_up
 from s2composite.errors import SourceError, TilesError
 from s2composite.reading.warp import read_info
 from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
-from s2composite.writing.cog import write_raster
+from s2composite.writing.cog import plan_files, write_files
+from s2composite.writing.options import RasterOptions
 
 __all__ = ["reconstruct"]
 
@@ -120,23 +122,11 @@ def reconstruct(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         headers = list(pool.map(_read_tile_header, hrefs))
     _check_alike(headers)
-    (written,) = write_raster(
-        _dataset(_lay_tiles(headers, shape)),
-        path,
-        layers="composite",
-        overwrite=overwrite,
-        compress=compress,
-        level=level,
-        predictor=predictor,
-        blocksize=blocksize,
-        overview_resampling=overview_resampling,
-        mask=mask,
-        bigtiff=bigtiff,
-        jpeg_quality=jpeg_quality,
-        tags=tags,
-        progress=progress,
-    )
-    return written
+    dataset = north_up(_dataset(_lay_tiles(headers, shape)))
+    options = RasterOptions(compress, level, predictor, blocksize, overview_resampling, mask, bigtiff, jpeg_quality)
+    plans = plan_files(dataset, path, "composite", options, tags=tags)
+    (written,), _ = write_files(dataset, plans, overwrite=overwrite, progress=progress)
+    return display(written.path)
 
 
 # --- which tiles ------------------------------------------------------------------------------------------------------
@@ -144,8 +134,9 @@ def reconstruct(
 
 def _listed(tiles: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the paths or URLs of all tiles; raises a SourceError if there are none, or they cannot be listed."""
-    where = "the list"
-    if isinstance(tiles, str | os.PathLike):
+    if not isinstance(tiles, str | os.PathLike):
+        where, hrefs = "the list", [absolute(tile) for tile in tiles]
+    else:
         where = absolute(tiles)
         fs, path = filesystem(where)
         scheme = f"{where.partition('://')[0]}://" if is_remote(where) else ""
@@ -159,8 +150,6 @@ def _listed(tiles: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
             except FileNotFoundError as error:
                 raise SourceError(f"{display(where)}: does not exist") from error
         hrefs = [f"{scheme}{name}" for name in map(str, names) if name.lower().endswith(ends)]
-    else:
-        hrefs = [absolute(tile) for tile in tiles]
     if not hrefs:
         raise SourceError(f"{display(where)}: holds no tiles (.tif files)")
     return sorted(set(hrefs))

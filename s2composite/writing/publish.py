@@ -13,7 +13,7 @@ from s2composite.storage.atomic import replacing
 from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
 from s2composite.storage.urls import check_write
 from s2composite.writing.assemble import FileLayout, check_header, check_run, copy_parts, verify_file
-from s2composite.writing.staging import disk_error
+from s2composite.writing.staging import disk_errors
 
 __all__ = ["assemble_file", "assemble_object", "is_http", "put", "put_small", "remove", "take_name", "target_of"]
 
@@ -61,15 +61,12 @@ def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str
 
     Returns the SHA-256 in hexadecimal digits if `digest`, else nothing.
     """
-    try:
-        with replacing(path) as unfinished:
-            with unfinished.open("wb") as file:
-                checksum = copy_parts(layout, file, digest=digest)
-                file.flush()
-                os.fsync(file.fileno())
-            verify_file(layout, str(unfinished))
-    except OSError as error:
-        raise disk_error(error, path, layout.size) from error
+    with disk_errors(path, layout.size), replacing(path) as unfinished:
+        with unfinished.open("wb") as file:
+            checksum = copy_parts(layout, file, digest=digest)
+            file.flush()
+            os.fsync(file.fileno())
+        verify_file(layout, str(unfinished))
     return checksum
 
 
@@ -77,11 +74,9 @@ def take_name(temporary: str, target: str, *, overwrite: bool) -> None:
     """Give a verified local file its final name."""
     if not overwrite and Path(target).exists():
         raise _exists_already(target)
-    try:
+    with disk_errors(target, 0):
         # Another file system has no renaming; parts of a local target always lie beside it.
         Path(temporary).replace(target)
-    except OSError as error:
-        raise disk_error(error, target, 0) from error
 
 
 def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
@@ -128,13 +123,10 @@ def put_small(data: bytes, target: str, *, overwrite: bool) -> None:
             # gcsfs loses a last byte \r; JSON ends in a line feed, pictures in their own marks.
             fs.pipe_file(path, data)
         return
-    try:
-        with replacing(target) as unfinished:
-            unfinished.write_bytes(data)
-            if not overwrite and Path(target).exists():
-                raise _exists_already(target)
-    except OSError as error:
-        raise disk_error(error, target, len(data)) from error
+    with disk_errors(target, len(data)), replacing(target) as unfinished:
+        unfinished.write_bytes(data)
+        if not overwrite and Path(target).exists():
+            raise _exists_already(target)
 
 
 def remove(target: str) -> None:

@@ -15,25 +15,42 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from s2composite.errors import ParameterError, SourceError, WriteError
+from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
 from s2composite.storage.atomic import replace_directory, write_atomic
 from s2composite.storage.files import absolute, display, filesystem, is_remote, join, reason, storage_errors
 from s2composite.storage.urls import check_write
 
-__all__ = ["ASSEMBLED", "IDENTITY", "ROOT", "Parts", "StorePlace", "disk_error", "place_of"]
+__all__ = ["ASSEMBLED", "IDENTITY", "ROOT", "Parts", "StorePlace", "disk_errors", "place_of", "window_errors"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def disk_error(error: OSError, path: str, size: int) -> WriteError:
-    """Return the error of the library for an error of the file system while writing `size` bytes to `path`."""
-    if error.errno in _FULL:
-        return WriteError(
-            f"{display(path)}: the disk is full ({size:,} bytes were to be written); make room or write elsewhere",
-            path=display(path),
-            bytes_needed=size,
-        )
-    return WriteError(f"{display(path)}: cannot be written: {reason(path, error)}", path=display(path))
+@contextmanager
+def disk_errors(path: str, size: int) -> Iterator[None]:
+    """Raise what the file system raises, while `size` bytes are written to `path`, as a WriteError."""
+    try:
+        yield
+    except OSError as error:
+        shown = display(path)
+        if error.errno in _FULL:
+            why = f"{shown}: the disk is full ({size:,} bytes were to be written); make room or write elsewhere"
+            raise WriteError(why, path=shown, bytes_needed=size) from error
+        raise WriteError(f"{shown}: cannot be written: {reason(path, error)}", path=shown) from error
+
+
+@contextmanager
+def window_errors(label: str, where: str, size: int) -> Iterator[None]:
+    """Let errors name the window whose `size` bytes are written; more precise errors of the library pass unchanged."""
+    with disk_errors(f"{label}, {where}", size):
+        try:
+            yield
+        except WriteError as error:
+            raise WriteError(f"{label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
+        except (S2CompositeError, OSError):
+            raise
+        except Exception as error:  # whatever an encoder or a store raises
+            why = f"{label}, {where}: {type(error).__name__}: {error}"
+            raise WriteError(why, window=where, path=label) from error
 
 
 def _write(href: str, data: bytes) -> None:
@@ -187,11 +204,9 @@ class StorePlace:
 
     @contextmanager
     def _errors(self, key: str, size: int) -> Iterator[None]:
-        with storage_errors(WriteError, f"{self.label}: {key} cannot be written", self.root):
-            try:
-                yield
-            except OSError as error:
-                raise disk_error(error, join(self.target, key), size) from error
+        message = f"{self.label}: {key} cannot be written"
+        with storage_errors(WriteError, message, self.root), disk_errors(join(self.target, key), size):
+            yield
 
 
 def place_of(target: Any, *, overwrite: bool) -> StorePlace:
@@ -271,11 +286,9 @@ class Parts:
 
     def write(self, name: str, data: bytes) -> None:
         """Store a part, whole or not at all."""
-        try:
+        with disk_errors(join(self.root, name), len(data)):
             self.require()
             self._put(name, data)
-        except OSError as error:
-            raise disk_error(error, join(self.root, name), len(data)) from error
 
     def _put(self, name: str, data: bytes) -> None:
         # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.

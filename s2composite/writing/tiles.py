@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from s2composite.errors import S2CompositeError, WriteError
-from s2composite.geotiff.structure import RECORD_OVERHEAD, Tag, tile_record
+from s2composite.errors import WriteError
+from s2composite.geotiff.structure import Tag, tile_record
 from s2composite.metrics import metered, record_value
 from s2composite.storage.files import display, join
 from s2composite.writing.encode import (
@@ -30,7 +30,7 @@ from s2composite.writing.encode import (
     valid_pixels,
 )
 from s2composite.writing.options import RasterOptions
-from s2composite.writing.staging import Parts
+from s2composite.writing.staging import Parts, window_errors
 
 __all__ = [
     "TILE",
@@ -215,17 +215,9 @@ def encode_window(
     `blocks` are the window of each layer, ``(b, y, x)`` or ``(y, x)``; for later stages the pixels of the stage before.
     Raises a WriteError that names the window; more precise errors of the library pass unchanged.
     """
-    where = stage.describe(*position)
-    try:
-        with metered("encode"):
-            return _encode_levels(_as_bands(blocks, raster), raster, stage, position)
-    except WriteError as error:
-        raise WriteError(f"{raster.label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
-    except S2CompositeError:
-        raise
-    except Exception as error:  # whatever an encoder raises
-        message = f"{raster.label}, {where}: {type(error).__name__}: {error}"
-        raise WriteError(message, window=where, path=raster.label) from error
+    size = sum(block.nbytes for block in blocks)
+    with window_errors(raster.label, stage.describe(*position), size), metered("encode"):
+        return _encode_levels(_as_bands(blocks, raster), raster, stage, position)
 
 
 def _as_bands(blocks: Sequence[NDArray[Any]], raster: Raster) -> NDArray[Any]:
@@ -272,22 +264,18 @@ def _encode_levels(pixels: NDArray[Any], raster: Raster, stage: Stage, position:
 
 def _encode_tile(tile: NDArray[Any], raster: Raster, start: int) -> tuple[bytes, tuple[int, ...]]:
     """Return the record of a tile, with that of its mask, and its `TILE`."""
-    valid = raster.valid(tile) if raster.mask or raster.alpha else None
     whole = _padded(tile, raster.block)
     if raster.alpha:
-        assert valid is not None
-        whole = np.concatenate([whole, _padded(valid[None], raster.block) * raster.dtype.type(255)])
+        opaque = _padded(raster.valid(tile)[None], raster.block) * raster.dtype.type(255)
+        whole = np.concatenate([whole, opaque])
     interleaved = np.ascontiguousarray(whole.transpose(1, 2, 0))
     data = raster.codec.encode(interleaved)
     crc = pixel_checksum(raster.codec.decode(data) if raster.options.lossy else interleaved)
     if not raster.mask:
         return tile_record(data), (start, len(data), 0, crc, 0)
-    assert valid is not None
-    covered = _padded(valid[None], raster.block)[0]
+    covered = _padded(raster.valid(tile)[None], raster.block)[0]
     mask = encode_mask(covered)
-    record = tile_record(data) + tile_record(mask)
-    assert len(record) == len(data) + len(mask) + 2 * RECORD_OVERHEAD
-    return record, (start, len(data), len(mask), crc, pixel_checksum(covered))
+    return tile_record(data) + tile_record(mask), (start, len(data), len(mask), crc, pixel_checksum(covered))
 
 
 def _padded(tile: NDArray[Any], block: int) -> NDArray[Any]:

@@ -25,7 +25,7 @@ from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
 from s2composite.cube.georeference import geobox_of, georeferenced
-from s2composite.errors import ParameterError, S2CompositeError, WriteError
+from s2composite.errors import ParameterError, WriteError
 from s2composite.metrics import metered
 from s2composite.writing.encode import halve, level_shapes
 from s2composite.writing.layers import (
@@ -38,7 +38,7 @@ from s2composite.writing.layers import (
     read_status,
     status_summary,
 )
-from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, disk_error, place_of
+from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, place_of, window_errors
 from s2composite.writing.steps import (
     WriteGraph,
     aligned_chunks,
@@ -459,21 +459,12 @@ def write_window(
 @contextmanager
 def _writing(regions: Regions, mark: str, where: str, size: int) -> Iterator[None]:
     """Write `size` bytes, mark them as done, and name the window in errors."""
-    label = regions.place.label
-    try:
+    with window_errors(regions.place.label, where, size):
         regions.place.require(regions.token)
         with metered("encode"):
             yield
         regions.place.mark(mark)
         regions.place.require(regions.token)
-    except WriteError as error:
-        raise WriteError(f"{label}, {where}: {error}", **(error.__dict__ | {"window": where})) from error
-    except OSError as error:
-        raise disk_error(error, f"{label}, {where}", size) from error
-    except S2CompositeError:
-        raise
-    except Exception as error:  # whatever a store raises
-        raise WriteError(f"{label}, {where}: {type(error).__name__}: {error}", window=where, path=label) from error
 
 
 def _halved(pixels: Sequence[NDArray[Any]], regions: Regions) -> list[NDArray[Any]]:
