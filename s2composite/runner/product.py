@@ -30,7 +30,7 @@ from s2composite.jobs.schema import Job
 from s2composite.reading.reader import FAILED
 from s2composite.storage.files import exists
 from s2composite.writing.assemble import lay_out
-from s2composite.writing.cog import FilePlan, Preview, assembling, name_files, plan_files, preview_of, status_tags
+from s2composite.writing.cog import FilePlan, Preview, assemble, name_files, plan_files, preview_of, status_tags
 from s2composite.writing.layers import RGBA, raster_layers
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import target_of
@@ -180,8 +180,8 @@ class CogOutput:
             }
             about_scenes = status_tags(self.dataset.drop_vars(STATUS).assign_coords(starts), {STATUS: tables[STATUS]})
         rasters = [self._own(raster).with_tags(about_scenes) for raster in self.rasters]
-        calls = assembling([lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)])
-        yield [(f"assemble-file-{raster.token}", *call) for raster, call in zip(rasters, calls, strict=True)]
+        layouts = [lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)]
+        yield [(f"assemble-file-{layout.raster.token}", assemble, (layout,)) for layout in layouts]
 
     def take_names(self) -> None:
         """Let the output take its final names; it does no harm where it has them already."""

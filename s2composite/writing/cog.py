@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -71,7 +72,7 @@ __all__ = [
     "Preview",
     "Tables",
     "WrittenFile",
-    "assembling",
+    "assemble",
     "name_files",
     "picture_layer",
     "plan_files",
@@ -270,11 +271,9 @@ def write_files(
         if objects:  # these have their names at once
             before_naming()
         checksums = []
-        for layout, (function, args) in zip(layouts, assembling(layouts), strict=True):
-            if client is None or parts.carried:
-                checksums.append(function(*args, digest=digest))
-            else:
-                checksums.append(run_on_worker(client, function, *args, digest=digest, label=layout.raster.label))
+        for layout in layouts:
+            call, label = partial(assemble, layout, digest=digest), layout.raster.label
+            checksums.append(call() if client is None or parts.carried else run_on_worker(client, call, label))
         if not objects:
             before_naming()
         name_files([layout.raster for layout in layouts], overwrite=overwrite)
@@ -330,11 +329,11 @@ def _encode(
     return results, tables
 
 
-def assembling(layouts: Sequence[FileLayout]) -> list[tuple[Callable[..., str], tuple[Any, ...]]]:
-    """Return for each file the function that assembles and verifies it, and its arguments; workers can call it."""
-    if is_remote(layouts[0].raster.path) and not is_http(layouts[0].raster.path):
-        return [(assemble_object, (layout,)) for layout in layouts]
-    return [(assemble_file, (layout, _assembled(layout.raster))) for layout in layouts]
+def assemble(layout: FileLayout, *, digest: bool = False) -> str:
+    """Put a file together and verify it; returns the SHA-256 in hexadecimal digits if `digest`. Workers can call it."""
+    if is_remote(layout.raster.path) and not is_http(layout.raster.path):
+        return assemble_object(layout, digest=digest)
+    return assemble_file(layout, _assembled(layout.raster), digest=digest)
 
 
 def _assembled(raster: Raster) -> str:

@@ -538,9 +538,9 @@ def _failure(work: WriteGraph, error: BaseException, key: Any) -> WriteError:
     return WriteError(f"{where}: {type(error).__name__}: {error}", window=where)
 
 
-def run_on_worker(client: Client, function: Callable[..., Any], *args: Any, label: str, **options: Any) -> Any:
-    """Run a function on a worker and return its result; foreign errors, and a worker's death, become a WriteError."""
-    future = client.submit(function, *args, **options, pure=False, key=f"assemble-file-{label}-{uuid.uuid4().hex[:8]}")
+def run_on_worker(client: Client, function: Callable[[], Any], label: str) -> Any:
+    """Assemble a file on a worker; foreign errors, and a worker's death, become a WriteError."""
+    future = client.submit(function, pure=False, key=f"assemble-file-{label}-{uuid.uuid4().hex[:8]}")
     try:
         return future.result()
     except S2CompositeError:
