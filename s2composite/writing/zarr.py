@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 import zarr
 import zarr.codecs
+from affine import Affine
 from dask.base import tokenize
 from dask.delayed import Delayed, delayed
 from distributed import Client
@@ -122,7 +123,12 @@ def write_zarr(
         raise ParameterError("workers cannot write into a store object of this process; pass a path or URL")
     try:
         begin_store(plan, resume=resume)
-        _write(plan, client, progress=progress)
+        done = place.done()
+        total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in plan.stages)
+        regions = delayed(plan.regions, name=f"send-store-plan-{plan.token}", pure=True, traverse=False)
+        with progress_bar(f"write {place.label.rpartition('/')[2]}", total, shown=progress) as advance:
+            for stage in plan.stages:
+                run_graph(_stage_graph(plan, stage, regions, done), client, lambda *_: advance())
         complete_store(plan)
     except BaseException:
         if session is not None:
@@ -157,6 +163,12 @@ class StorePlan:
         """What tasks need."""
         names, methods, nodata = zip(*((layer.name, layer.method, layer.nodata) for layer in self.layers), strict=True)
         return Regions(self.place, names, methods, nodata, self.options.pyramid, self.token)
+
+    def grid(self, level: int) -> GeoBox | None:
+        """Return the pixel grid of a level: pixels of 2 ** level from the same origin."""
+        if self.geobox is None:
+            return None
+        return GeoBox(self.levels[level], self.geobox.transform @ Affine.scale(1 << level), self.geobox.crs)
 
 
 def plan_store(
@@ -246,13 +258,6 @@ _CONVENTIONS = {
 }
 
 
-def _level_geobox(geobox: GeoBox, shape: tuple[int, int], level: int) -> GeoBox:
-    """Return the pixel grid of a level: pixels of 2 ** level from the same origin."""
-    scale = 1 << level
-    a, b, c, d, e, f = tuple(geobox.transform)[:6]
-    return GeoBox(shape, type(geobox.transform)(a * scale, b * scale, c, d * scale, e * scale, f), geobox.crs)
-
-
 def _write_metadata(plan: StorePlan, store: Store) -> None:
     """Write metadata and coordinates into a store, and declare the layers' arrays."""
     with warnings.catch_warnings():
@@ -286,8 +291,7 @@ def _level_dataset(plan: StorePlan, level: int) -> xr.Dataset:
     coords: dict[Hashable, Any] = dict(dataset.coords)
     if level:
         coords = {name: coord for name, coord in coords.items() if not set(coord.dims) & {"y", "x"}}
-        if plan.geobox is not None:
-            grid = _level_geobox(plan.geobox, plan.levels[level], level)
+        if (grid := plan.grid(level)) is not None:
             coords |= dict(xr_coords(grid, dims=("y", "x")))
     mapping = {"grid_mapping": "spatial_ref"} if "spatial_ref" in coords else {}
     variables = {}
@@ -296,14 +300,11 @@ def _level_dataset(plan: StorePlan, level: int) -> xr.Dataset:
         sizes = (*source.shape[:-2], *plan.levels[level])
         placeholder = da.zeros(sizes, dtype=layer.data.dtype, chunks=sizes)
         variables[layer.name] = xr.Variable(source.dims, placeholder, _plain(source.attrs) | mapping)
-    if level == 0:
-        for name, array in dataset.data_vars.items():
-            if name not in variables and array.chunks:
-                chunks = tuple(sizes[0] for sizes in array.chunks)
-                placeholder = da.zeros(array.shape, dtype=array.dtype, chunks=chunks)
-                variables[str(name)] = array.variable.copy(data=placeholder)
-            elif name not in variables:
-                variables[str(name)] = array.variable
+    for name, array in dataset.data_vars.items():
+        if level == 0 and name not in variables:
+            chunks = tuple(sizes[0] for sizes in array.chunks or ())
+            lazy = da.zeros(array.shape, dtype=array.dtype, chunks=chunks) if chunks else None
+            variables[str(name)] = array.variable if lazy is None else array.variable.copy(data=lazy)
     attrs = _plain(dataset.attrs) if plan.options.pyramid else _root_attributes(plan)
     out = xr.Dataset(variables, coords, attrs)
     text = {name: coord.astype(object) for name, coord in out.coords.items() if coord.dtype.kind == "U"}
@@ -393,8 +394,8 @@ def _multiscales(plan: StorePlan) -> dict[str, Any]:
     layout: list[dict[str, Any]] = []
     for level, shape in enumerate(plan.levels):
         entry: dict[str, Any] = {"asset": str(level), "spatial:shape": list(shape)}
-        if plan.geobox is not None:
-            entry["spatial:transform"] = list(tuple(_level_geobox(plan.geobox, shape, level).transform)[:6])
+        if (grid := plan.grid(level)) is not None:
+            entry["spatial:transform"] = list(tuple(grid.transform)[:6])
         if level:
             entry |= {"derived_from": str(level - 1), "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}}
         layout.append(entry)
@@ -486,15 +487,6 @@ def _store(array: Any, where: tuple[Any, ...], values: NDArray[Any]) -> None:
 # --- the graph: windows, then overviews ------------------------------------------------------------------------------
 
 
-def _write(plan: StorePlan, client: Client | None, *, progress: bool) -> None:
-    done = plan.place.done()
-    total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in plan.stages)
-    regions = delayed(plan.regions, name=f"send-store-plan-{plan.token}", pure=True, traverse=False)
-    with progress_bar(f"write {plan.place.label.rpartition('/')[2]}", total, shown=progress) as advance:
-        for stage in plan.stages:
-            run_graph(_stage_graph(plan, stage, regions, done), client, lambda *_: advance())
-
-
 def _stage_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozenset[str]) -> WriteGraph:
     """Return the work of writing a stage, but for what is done.
 
@@ -533,9 +525,8 @@ def _stage_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozense
     return graph_of(arrays, lambda key: mark_of(marks[key[0]], stage, key[1:]) not in done)
 
 
-def _write_blocks(*blocks: NDArray[Any], regions: Regions, stage: Stage, block_id: tuple[int, int]) -> bool:
+def _write_blocks(*blocks: NDArray[Any], regions: Regions, stage: Stage, block_id: tuple[int, int]) -> None:
     write_window(regions, stage, block_id, blocks)
-    return True
 
 
 def _write_table_block(
@@ -544,9 +535,8 @@ def _write_table_block(
     variable: str,
     chunked: tuple[tuple[int, ...], ...],
     block_id: tuple[int, ...],
-) -> bool:
+) -> None:
     """Write a block of a variable that is not a picture."""
     mark = "-".join([variable, *map(str, block_id)])
     with _writing(regions, mark, f"{variable}, block {block_id}", block.nbytes):
         _store(regions.arrays(0, [variable])[variable], block_slices(chunked, block_id), block)
-    return True
