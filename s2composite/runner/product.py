@@ -19,6 +19,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.array.core import normalize_chunks
 from distributed import get_worker
 from numpy.typing import NDArray
 
@@ -35,7 +36,7 @@ from s2composite.writing.layers import RGBA, raster_layers
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import target_of
 from s2composite.writing.staging import IDENTITY, Parts, StorePlace, place_of
-from s2composite.writing.steps import overview_calls, raster_stages, recorded_windows, regular_chunks
+from s2composite.writing.steps import overview_calls, raster_stages, recorded_windows
 from s2composite.writing.tiles import FilePart, Raster, Stage, encode_files, record_name, save_record
 from s2composite.writing.zarr import (
     Regions,
@@ -360,7 +361,8 @@ class Product:
 def _windows_of(work: Work, block: int, begun: int | None) -> Chunks:
     """Return windows of the side with which a product was begun, else as large as the cube's, their edges on blocks."""
     side = begun or max(max(*work.spatial[0], *work.spatial[1]) // block * block, block)
-    return regular_chunks(work.stack.shape[2:], side)
+    windows: Chunks = normalize_chunks(side, work.stack.shape[2:])
+    return windows
 
 
 def plan_product(job: Job, dataset: xr.Dataset) -> Product:

@@ -20,6 +20,7 @@ import imagecodecs
 import numpy as np
 import rasterio
 import xarray as xr
+from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -63,7 +64,6 @@ from s2composite.writing.layers import (
 )
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import is_http, put_small, remove, target_of
-from s2composite.writing.steps import regular_chunks
 from s2composite.writing.tiles import Band, Raster
 
 __all__ = ["write_stac", "write_thumbnail"]
@@ -303,7 +303,7 @@ def _shrunk(layer: RasterLayer, size: int) -> da.Array:
         return layer.data
     step, chunks = 1 << times, layer.data.chunks[1:]
     if any(n % step for sizes in chunks for n in sizes[:-1]):  # halving must not cross their edges
-        chunks = regular_chunks(layer.data.shape[1:], -(-max(map(max, chunks)) // step) * step)
+        chunks = normalize_chunks(-(-max(map(max, chunks)) // step) * step, layer.data.shape[1:])
     data = layer.data.rechunk((-1, *chunks))
     return data.map_blocks(
         _halved,

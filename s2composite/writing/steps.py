@@ -26,6 +26,7 @@ import dask.array as da
 import numpy as np
 from dask import threaded
 from dask._task_spec import Alias, GraphNode, Task
+from dask.array.core import normalize_chunks
 from dask.base import get_scheduler
 from dask.callbacks import Callback
 from dask.core import flatten, reverse_dict
@@ -72,7 +73,6 @@ __all__ = [
     "raster_stages",
     "raster_tasks",
     "recorded_windows",
-    "regular_chunks",
     "run_graph",
     "run_on_worker",
     "window_size",
@@ -96,16 +96,6 @@ def window_size(block: int, pixel_bytes: int) -> int:
     return size
 
 
-def regular_chunks(shape: tuple[int, int], size: int) -> Chunks:
-    """Return chunks of equal size, smaller ones at the end.
-
-    >>> regular_chunks((1100, 512), 512)
-    ((512, 512, 76), (512,))
-    """
-    rows, columns = (tuple(min(size, n - start) for start in range(0, n, size)) for n in shape)
-    return rows, columns
-
-
 def _inner_edges(chunks: Chunks) -> list[int]:
     return [edge for sizes in chunks for edge in list(accumulate(sizes))[:-1]]
 
@@ -115,7 +105,8 @@ def aligned_chunks(chunks: Chunks, block: int, pixel_bytes: int) -> Chunks:
     largest = max(chunks[0]) * max(chunks[1]) * pixel_bytes
     if all(edge % block == 0 for edge in _inner_edges(chunks)) and largest <= _LARGEST_WINDOW:
         return chunks
-    return regular_chunks((sum(chunks[0]), sum(chunks[1])), window_size(block, pixel_bytes))
+    regular: Chunks = normalize_chunks(window_size(block, pixel_bytes), (sum(chunks[0]), sum(chunks[1])))
+    return regular
 
 
 def plan_stages(first: Chunks, block: int, levels: Sequence[tuple[int, int]], pixel_bytes: int) -> tuple[Stage, ...]:
@@ -130,7 +121,7 @@ def plan_stages(first: Chunks, block: int, levels: Sequence[tuple[int, int]], pi
         out.append(Stage(len(out), level, last, chunks))
         level = last + 1
         if level < len(levels):
-            chunks = regular_chunks(levels[level], window_size(block, pixel_bytes))
+            chunks = normalize_chunks(window_size(block, pixel_bytes), levels[level])
     return tuple(out)
 
 

@@ -16,9 +16,9 @@ import xarray as xr
 import zarr
 import zarr.codecs
 from affine import Affine
+from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from dask.delayed import Delayed, delayed
-from distributed import Client
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
@@ -49,7 +49,6 @@ from s2composite.writing.steps import (
     graph_of,
     plan_stages,
     progress_bar,
-    regular_chunks,
     run_graph,
     window_size,
 )
@@ -193,7 +192,7 @@ def plan_store(
         windows = aligned_chunks(data.chunks[-2:], chunk, pixel_bytes)
         # Shards are of one size, whole inner chunks.
         if not all(len({*sizes[:-1]}) <= 1 and sizes[-1] <= sizes[0] for sizes in windows):
-            windows = regular_chunks(shape, window_size(chunk, pixel_bytes))
+            windows = normalize_chunks(window_size(chunk, pixel_bytes), shape)
     stages = plan_stages(windows, chunk, levels, pixel_bytes)
     geobox = geobox_of(dataset[layers[0].name])
     plan = StorePlan(dataset, layers, geobox, levels, stages, options, place, token or "", {})
