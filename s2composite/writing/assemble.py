@@ -49,10 +49,7 @@ _UNSPECIFIED, _ALPHA = 0, 2
 
 
 def geo_tags(geobox: GeoBox | None) -> tuple[Tag, ...]:
-    """Return the tags that hold the transform and the CRS of a geobox, as GDAL writes them.
-
-    Raises a GridError if a GeoTIFF cannot express the CRS.
-    """
+    """Return the tags of a transform and a CRS as GDAL writes them; a GridError if it cannot express the CRS."""
     if geobox is None:
         return ()
     crs = None if geobox.crs is None else rasterio.crs.CRS.from_wkt(geobox.crs.to_wkt())
@@ -208,10 +205,7 @@ def _record_sizes(tiles: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def lay_out(raster: Raster, results: Sequence[tuple[Stage, WindowIndex]]) -> FileLayout:
-    """Return the layout of a file whose windows have been written.
-
-    Raises a WriteError if a tile is missing, or the file does not fit a classic TIFF and must not be a BigTIFF.
-    """
+    """Return the layout of a file whose windows have been written, or raise a WriteError if a tile is missing."""
     parts, tiles, statistics = _merge_windows(raster, results)
     lengths = [_record_sizes(level) for level in tiles]
     data = sum(int(length.sum()) for length in lengths)
@@ -237,10 +231,7 @@ def lay_out(raster: Raster, results: Sequence[tuple[Stage, WindowIndex]]) -> Fil
 def _merge_windows(
     raster: Raster, results: Sequence[tuple[Stage, WindowIndex]]
 ) -> tuple[tuple[str, ...], tuple[NDArray[Any], ...], tuple[Statistics, ...]]:
-    """Return the names of all parts, for each level where each tile lies in which of them, and each band's statistics.
-
-    Statistics are merged row by row over the whole raster, whatever windows they came in.
-    """
+    """Return the names of all parts, for each level in which of them each tile lies, and the statistics of bands."""
     parts: list[str] = []
     levels = tuple(np.zeros(raster.grid(level), _PLACED) for level in range(len(raster.levels)))
     for level in levels:
@@ -264,6 +255,7 @@ def _merge_windows(
             raise WriteError(
                 f"{raster.label}: {len(missing)} tiles of level {number} are missing, the first at {first}"
             )
+    # Row by row over the whole raster, whatever windows they came in.
     ordered = [by_tile[place] for place in np.ndindex(raster.grid(0))]
     return tuple(parts), levels, tuple(merge(tile[band] for tile in ordered) for band in range(len(raster.bands)))
 
@@ -285,10 +277,7 @@ def _in_order(function: Callable[[In], Out], items: Iterable[In], threads: int =
 def copy_parts(
     layout: FileLayout, out: IO[bytes], check: Callable[[Run, bytes], None] | None = None, *, digest: bool = False
 ) -> str:
-    """Write the whole file to `out`; `check` is called with each run and its bytes before they are written.
-
-    Returns the SHA-256 in hexadecimal digits if `digest`, else nothing.
-    """
+    """Write the whole file to `out`, each run once `check` has seen its bytes; return its SHA-256 if `digest`."""
     raster, checksum = layout.raster, hashlib.sha256()
     last = {run.part: run for run in layout.runs}
 
@@ -310,10 +299,7 @@ def copy_parts(
 
 
 def verify_file(layout: FileLayout, path: str) -> None:
-    """Read back a finished file: its size, its directories, and the decoded pixels of every tile.
-
-    Raises a WriteError if something differs from what the workers made.
-    """
+    """Read back a finished file, or raise a WriteError: its size, directories, and the decoded pixels of every tile."""
     size = Path(path).stat().st_size
     if size != layout.size:
         raise WriteError(f"{layout.raster.label}: {size:,} bytes were written instead of {layout.size:,}")
@@ -359,10 +345,7 @@ def _compare(raster: Raster, source: DatasetReader) -> None:
 
 
 def check_run(layout: FileLayout, run: Run, data: bytes) -> None:
-    """Decode the tiles of a run and compare their pixels with the checksums of those that the workers encoded.
-
-    Raises a WriteError that names a damaged tile.
-    """
+    """Compare the decoded pixels of a run with the checksums of what was encoded; a WriteError names a damaged tile."""
     raster, position = layout.raster, 0
     for column in range(*run.columns):
         tile = layout.tiles[run.level][run.row, column]

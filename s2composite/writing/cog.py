@@ -243,9 +243,8 @@ def write_files(
     """Write the planned files of a dataset in one pass over the data; return them and the tables computed on the way.
 
     `tables` are small arrays ``(..., window_y, window_x)`` to compute in the same pass, besides the table of what was
-    read: nothing is read again. With `digest` the files' checksums are computed. `before_naming` is called just before
-    the first file takes its name, when everything before has succeeded. Raises a WriteError that names the window if an
-    output exists, cannot be written, or an encoder, worker or upload failed.
+    read. With `digest` the files' checksums are computed. `before_naming` is called just before the first file takes
+    its name, when everything before has succeeded.
     """
     # Pixels that are in memory are encoded here: sending them to workers would take longer.
     client = current_client() if any(layer.lazy for plan in plans for layer in plan.layers) else None
@@ -330,7 +329,7 @@ def _encode(
 
 
 def assemble(layout: FileLayout, *, digest: bool = False) -> str:
-    """Put a file together and verify it; returns the SHA-256 in hexadecimal digits if `digest`. Workers can call it."""
+    """Put a file together and verify it; return its SHA-256 in hexadecimal digits if `digest`, else nothing."""
     if is_remote(layout.raster.path) and not is_http(layout.raster.path):
         return assemble_object(layout, digest=digest)
     return assemble_file(layout, _assembled(layout.raster), digest=digest)
@@ -356,10 +355,7 @@ _SAMPLE = 1500  # pixels along an axis from which percentiles are taken
 
 
 def picture_layer(dataset: xr.Dataset, name: str | None = None) -> RasterLayer:
-    """Return the bands of a layer that make a picture: red, green and blue by name, else the first three, or one.
-
-    Without a name the layer is the composite, else the first with bands; raises a ParameterError if there is none.
-    """
+    """Return the colours of a layer, by default of the composite, else of the first layer with bands."""
     pictures = [known for known in raster_layers(dataset) if dataset[known].ndim == 3]
     if not pictures or (name is not None and name not in pictures):
         known = ", ".join(pictures) or "none"
@@ -387,11 +383,7 @@ class Preview:
 
 
 def preview_of(dataset: xr.Dataset, stretch: Stretch | None = None) -> Preview:
-    """Return how a composite becomes a preview: its bands, and the values they show black and white.
-
-    Raises a ParameterError if there is no layer with bands, or the stretch is malformed or needs pixels that are not
-    computed yet.
-    """
+    """Return how a composite becomes a preview; a stretch must not need pixels that are not computed yet."""
     layer = picture_layer(dataset)
     bands = tuple(colour_bands(layer_of(dataset, layer.name).bands))
     ends = as_stretch(plain_limits(layer.data.dtype) if stretch is None else stretch)

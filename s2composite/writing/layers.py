@@ -75,10 +75,7 @@ def raster_layers(dataset: xr.Dataset) -> tuple[str, ...]:
 
 
 def chosen_layers(dataset: xr.Dataset, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return the layers to write: names, ``"all"``, or None: the composite, or with several reducers all with bands.
-
-    Raises a ParameterError if a name is unknown or given twice, or there is nothing to write.
-    """
+    """Return the layers to write: names, ``"all"``, or None: the composite, or with several reducers all with bands."""
     known = raster_layers(dataset)
     if not known:
         raise ParameterError("the dataset has no layer with the dimensions (y, x) or (band, y, x)")
@@ -101,11 +98,7 @@ def _has_bands(array: xr.DataArray) -> bool:
 
 
 def layer_of(dataset: xr.Dataset, name: str) -> RasterLayer:
-    """Return a layer with its pixels as a Dask array.
-
-    Raises a ParameterError if the nodata value or the resampling of overviews is invalid, or nobody can tell the nodata
-    value of integers that were calculated.
-    """
+    """Return a layer with its pixels as a Dask array, after a check of what its attributes say."""
     array = dataset[name]
     missing = missing_value_of(array).known()
     array = missing.with_nan(array)
@@ -220,10 +213,7 @@ class DatasetPeriod:
 
 
 def periods_of(dataset: xr.Dataset) -> tuple[DatasetPeriod, ...]:
-    """Return the periods of a dataset; a single one without a name if layers have no time axis.
-
-    Raises a ParameterError if two have the same name in files.
-    """
+    """Return the periods of a dataset; a single one without a name if layers have no time axis."""
     if not any(TIME in dataset[name].dims for name in raster_layers(dataset)):
         return (DatasetPeriod(None, dataset),)
     names: Iterable[Any] = range(dataset.sizes[TIME])

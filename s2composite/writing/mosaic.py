@@ -220,10 +220,7 @@ class Mosaic:
 
 
 def _lay_tiles(tiles: Sequence[Tile], shape: tuple[int, int] | None) -> Mosaic:
-    """Return where tiles lie in a whole of `shape` ``(y, x)``; None: in the smallest that holds them.
-
-    Raises a TilesError if one is missing, overlaps another or reaches beyond the whole, or nothing says where it lies.
-    """
+    """Return where tiles lie in a whole of `shape` ``(y, x)``; None: in the smallest that holds them."""
     places, transform = _places(tiles)
     whole = shape or tuple(
         max(place[axis] + tile.shape[axis] for place, tile in zip(places, tiles, strict=True)) for axis in (0, 1)
@@ -246,10 +243,7 @@ def _lay_tiles(tiles: Sequence[Tile], shape: tuple[int, int] | None) -> Mosaic:
 
 
 def _places(tiles: Sequence[Tile]) -> tuple[list[tuple[int, int]], Affine | None]:
-    """Return row and column of the first pixel of each tile, and the transform of the whole.
-
-    Raises a TilesError if name and georeference are missing, or contradict each other.
-    """
+    """Return row and column of the first pixel of each tile, by name or georeference, and the whole's transform."""
     by_name = [tile.position for tile in tiles]
     if tiles[0].transform is None:
         if unknown := [tile for tile, place in zip(tiles, by_name, strict=True) if place is None]:

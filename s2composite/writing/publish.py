@@ -57,10 +57,7 @@ def is_http(target: str) -> bool:
 
 
 def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str:
-    """Write a file to a temporary name and verify it; under that name it is whole, however many do this at once.
-
-    Returns the SHA-256 in hexadecimal digits if `digest`, else nothing.
-    """
+    """Write a file and verify it, each call under a temporary name of its own; return its SHA-256 if `digest`."""
     with disk_errors(path, layout.size), replacing(path) as unfinished:
         with unfinished.open("wb") as file:
             checksum = copy_parts(layout, file, digest=digest)
@@ -83,7 +80,7 @@ def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
     """Stream a file into an object store; it exists there only once all tiles have been verified.
 
     The bytes are decoded and compared while they are sent; the digests of the store guard the transfer. Returns the
-    SHA-256 in hexadecimal digits if `digest`, else nothing.
+    SHA-256 of the file if `digest`.
     """
     check_header(layout)
     target = layout.raster.path

@@ -449,9 +449,8 @@ def _place(geobox: GeoBox | None) -> dict[str, Any]:
     outline = footprint(geobox).geom
     parts = [orient(part) for part in getattr(outline, "geoms", [outline])]
     shapes = [_rounded(mapping(part)["coordinates"]) for part in parts]
-    geometry = {"type": "MultiPolygon", "coordinates": shapes}
-    if len(shapes) == 1:
-        geometry = {"type": "Polygon", "coordinates": shapes[0]}
+    several = len(shapes) > 1
+    geometry = {"type": f"{'Multi' * several}Polygon", "coordinates": shapes if several else shapes[0]}
     bounds = [part.bounds for part in parts]
     west, south = min(b[0] for b in bounds), min(b[1] for b in bounds)
     east, north = max(b[2] for b in bounds), max(b[3] for b in bounds)

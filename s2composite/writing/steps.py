@@ -136,10 +136,7 @@ def raster_stages(raster: Raster, windows: Chunks) -> tuple[Stage, ...]:
 def overview_calls(
     rasters: Sequence[Raster], stages: Sequence[Sequence[Stage]], number: int
 ) -> Iterator[tuple[str, Callable[..., None], tuple[Any, ...]]]:
-    """Yield name, function and arguments of the calls that make the windows of a later stage of each file that has one.
-
-    They take pixels from the records of the stage below, keep records themselves, and do not mind being called twice.
-    """
+    """Yield name, function and arguments of calls that make the windows of a later stage; any may be called twice."""
     for file, (raster, own) in enumerate(zip(rasters, stages, strict=True)):
         if number < len(own):
             below, stage = own[number - 1 : number + 1]
@@ -436,10 +433,7 @@ def workers_see(client: Client | None, parts: Parts) -> bool:
 
 
 def run_graph(work: WriteGraph, client: Client | None, receive: Callable[[Any, Any], None]) -> None:
-    """Run tasks and hand each result to `receive` with the task's key.
-
-    Raises a WriteError that names the window if a task failed with a foreign error, or its worker died.
-    """
+    """Run tasks and hand each result to `receive` with the task's key; foreign errors become WriteErrors of windows."""
     if not work.windows:
         return
     if client is None:

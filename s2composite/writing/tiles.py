@@ -213,7 +213,6 @@ def encode_window(
     """Encode a window and store its part.
 
     `blocks` are the window of each layer, ``(b, y, x)`` or ``(y, x)``; for later stages the pixels of the stage before.
-    Raises a WriteError that names the window; more precise errors of the library pass unchanged.
     """
     size = sum(block.nbytes for block in blocks)
     with window_errors(raster.label, stage.describe(*position), size), metered("encode"):

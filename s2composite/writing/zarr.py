@@ -437,8 +437,7 @@ def write_window(
     """Write a window of all layers ``(..., y, x)``, in all levels of the stage.
 
     Without `blocks` the levels are made from the one below them, which is in the store. `extras` are the values of
-    other variables for this window by name, ``(..., 1, 1)``. Raises a WriteError that names the window if it cannot be
-    written, or reads back differently.
+    other variables for this window by name, ``(..., 1, 1)``.
     """
     size = sum(block.nbytes for block in blocks)
     with _writing(regions, mark_of("", stage, position), stage.describe(*position), size):
