@@ -370,7 +370,7 @@ def _record(data: bytes, position: int, size: int, where: str) -> tuple[bytes, i
 def _check_pixels(decode: Callable[[bytes], NDArray[Any]], data: bytes, crc: int, where: str) -> None:
     try:
         pixels = decode(data)
-    except Exception as error:  # whatever a decoder raises
+    except (RuntimeError, ValueError) as error:  # codecs have errors of their own, all of these kinds
         raise WriteError(f"{where} cannot be decoded: {type(error).__name__}: {error}") from error
     if pixel_checksum(np.asarray(pixels)) != crc:
         raise WriteError(f"{where} is damaged: its pixels are not those that were computed")

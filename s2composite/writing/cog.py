@@ -77,7 +77,6 @@ __all__ = [
     "picture_layer",
     "plan_files",
     "preview_of",
-    "rgba_layer",
     "status_tags",
     "valid_everywhere",
     "write_files",
@@ -203,9 +202,6 @@ def _plan_file(
     masked = options.mask if options.mask is not None else options.lossy and nodata is not None
     geobox = geobox_of(dataset["composite" if RGBA in names else names[0]])
     raster = Raster(
-        path="",
-        token="",
-        parts=Parts(""),
         bands=bands,
         shape=(int(layers[0].data.shape[-2]), int(layers[0].data.shape[-1])),
         dtype=dtype,

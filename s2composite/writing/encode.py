@@ -13,6 +13,8 @@ import simplejpeg
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from s2composite.geotiff.codecs import decode_tile
+from s2composite.geotiff.structure import coding
 from s2composite.pixels.kernels.tiles import count_values, halve_by_means
 from s2composite.writing.options import RasterOptions
 
@@ -65,26 +67,22 @@ class Codec:
         return bytes(imagecodecs.lzw_encode(data)) if name == "lzw" else data
 
     def decode(self, data: bytes) -> NDArray[Any]:
-        """Return the tile in `data`; raises whatever the decoder raises for bytes that are not one."""
-        name = self.options.compress
-        if name == "jpeg":
-            space = "RGB" if self.shape[2] == 3 else "GRAY"
-            return np.asarray(simplejpeg.decode_jpeg(data, space)).reshape(self.shape)
-        if name == "webp":
-            return np.asarray(imagecodecs.webp_decode(data)).reshape(self.shape)
-        size = int(np.prod(self.shape)) * self.dtype.itemsize
-        decoders = {
-            "deflate": imagecodecs.deflate_decode,
-            "zstd": imagecodecs.zstd_decode,
-            "lzw": imagecodecs.lzw_decode,
-        }
-        plain = decoders[name](data, out=size) if name in decoders else data
-        pixels = np.frombuffer(plain, self.dtype.newbyteorder("<")).reshape(self.shape)
-        if self.options.predictor == 2:
-            return np.asarray(imagecodecs.delta_decode(pixels, axis=1))
-        if self.options.predictor == 3:
-            return np.asarray(imagecodecs.floatpred_decode(pixels, axis=-2))
-        return pixels
+        """Return the tile in `data`; raises a CorruptTileError for bytes that are not one."""
+        samples, name = self.shape[2], self.options.compress
+        how = coding(
+            compression=name.upper(),
+            predictor=self.options.predictor,
+            photometric="YCBCR" if name == "jpeg" and samples == 3 else "MINISBLACK",
+            interleave="pixel",
+            samples=samples,
+            dtype=f"<{self.dtype.kind}{self.dtype.itemsize}",
+            bits=8 * self.dtype.itemsize,
+            tables=b"",
+            inner="",
+        )
+        out = np.empty(self.shape, self.dtype)
+        decode_tile(how, data, self.shape[0], out)
+        return out
 
 
 def encode_mask(valid: NDArray[np.bool_]) -> bytes:

@@ -7,7 +7,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -69,9 +69,6 @@ class Band:
 class Raster:
     """One output file: what the workers, the assembler and the verification agree on."""
 
-    path: str  # final name: an absolute path or a URL
-    token: str  # different for each file and attempt: Dask must never take the tasks of an earlier one for done
-    parts: Parts  # where encoded tiles lie until the file is assembled
     bands: tuple[Band, ...]
     shape: tuple[int, int]  # ``(y, x)``
     dtype: np.dtype[Any]
@@ -82,6 +79,9 @@ class Raster:
     alpha: bool = False  # whether a last band is added, 255 where there is a value and 0 elsewhere
     tags: tuple[tuple[str, str], ...] = ()  # for GDAL's metadata
     geotags: tuple[Tag, ...] = ()  # transform and CRS, as tags
+    path: str = ""  # final name: an absolute path or a URL
+    token: str = ""  # different for each file and attempt: Dask must never take the tasks of an earlier one for done
+    parts: Parts = field(default_factory=lambda: Parts(""))  # where encoded tiles lie until the file is assembled
 
     @property
     def label(self) -> str:
