@@ -49,7 +49,6 @@ from s2composite.writing.layers import (
     period_path,
     periods_of,
     raster_layers,
-    read_status,
     status_summary,
 )
 from s2composite.writing.options import RasterOptions, check_resampling, checked, overridden
@@ -245,8 +244,10 @@ def write_files(
     # Pixels that are in memory are encoded here: sending them to workers would take longer.
     client = current_client() if any(layer.lazy for plan in plans for layer in plan.layers) else None
     targets = [target_of(plan.path, overwrite=overwrite) for plan in plans]
-    status = read_status(dataset)
-    lazy = ({} if status is None else {STATUS: status}) | dict(tables or {})
+    lazy = dict(tables or {})
+    if STATUS in dataset:
+        status = dataset[STATUS].data
+        lazy[STATUS] = status if isinstance(status, da.Array) else da.from_array(status, chunks=-1)
     with ExitStack() as stack:
         root = f"{targets[0]}.{uuid.uuid4().hex[:8]}.parts"
         if is_http(targets[0]):

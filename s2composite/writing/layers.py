@@ -39,7 +39,6 @@ __all__ = [
     "period_path",
     "periods_of",
     "raster_layers",
-    "read_status",
     "status_summary",
 ]
 
@@ -268,14 +267,6 @@ def metadata_of(period: DatasetPeriod, more: Mapping[str, Any] | None) -> tuple[
 
 
 _LISTED = 400  # windows that are listed individually: tags hold a few kB
-
-
-def read_status(dataset: xr.Dataset) -> da.Array | None:
-    """Return the table of what was read ``(scene, window_y, window_x)``; None if failures are errors."""
-    if STATUS not in dataset:
-        return None
-    data = dataset[STATUS].data
-    return data if isinstance(data, da.Array) else da.from_array(data, chunks=-1)
 
 
 def status_summary(dataset: xr.Dataset, table: NDArray[np.uint8]) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from s2composite.writing.layers import (
     chosen_layers,
     crs_fields,
     layer_of,
-    read_status,
     status_summary,
 )
 from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, place_of, window_errors
@@ -229,9 +228,9 @@ def complete_store(plan: StorePlan) -> None:
     """Make a store complete, now that all its regions are written; its attributes say what could not be read."""
     place, dataset = plan.place, plan.dataset
     more: dict[str, Any] = {}
-    if read_status(dataset) is not None:
+    if STATUS in dataset:
         # From the store, since a resumed write has added to it.
-        table = np.asarray(plan.regions.arrays(0, [STATUS])[STATUS][:])
+        table = np.asarray(plan.regions.array(0, STATUS)[:])
         more = {STATUS: status_summary(dataset, table)}
     if place.store is None:
         root = json.loads(plan.metadata[ROOT])
@@ -415,11 +414,9 @@ class Regions:
     pyramid: bool
     token: str  # hash of what is written
 
-    def arrays(self, level: int, names: Sequence[str]) -> dict[str, Any]:
-        """Return the arrays of a level, opened for writing."""
-        store = self.place.open()
-        paths = {name: f"{level}/{name}" if self.pyramid else name for name in names}
-        return {name: zarr.open_array(store, path=path, mode="r+") for name, path in paths.items()}
+    def array(self, level: int, name: str) -> Any:
+        """Return an array of a level, opened for writing."""
+        return zarr.open_array(self.place.open(), path=f"{level}/{name}" if self.pyramid else name, mode="r+")
 
 
 def mark_of(name: str, stage: Stage, position: Sequence[int]) -> str:
@@ -442,17 +439,16 @@ def write_window(
     size = sum(block.nbytes for block in blocks)
     with _writing(regions, mark_of("", stage, position), stage.describe(*position), size):
         for name, values in (extras or {}).items():
-            _store(regions.arrays(0, [name])[name], (..., *(slice(n, n + 1) for n in position)), values)
+            _store(regions.array(0, name), (..., *(slice(n, n + 1) for n in position)), values)
         pixels = list(blocks)
         if not pixels:
             below = tuple(slice(2 * axis.start, 2 * axis.stop) for axis in stage.window(*position))
-            pixels = [array[(..., *below)] for array in regions.arrays(stage.first - 1, regions.names).values()]
+            pixels = [regions.array(stage.first - 1, name)[(..., *below)] for name in regions.names]
         for level in range(stage.first, stage.last + 1):
             if level > stage.first or not blocks:
                 pixels = _halved(pixels, regions)
-            arrays = regions.arrays(level, regions.names).values()
-            for array, layer in zip(arrays, pixels, strict=True):
-                _store(array, (..., *stage.window(*position, level)), layer)
+            for name, layer in zip(regions.names, pixels, strict=True):
+                _store(regions.array(level, name), (..., *stage.window(*position, level)), layer)
 
 
 @contextmanager
@@ -537,4 +533,4 @@ def _write_table_block(
     """Write a block of a variable that is not a picture."""
     mark = "-".join([variable, *map(str, block_id)])
     with _writing(regions, mark, f"{variable}, block {block_id}", block.nbytes):
-        _store(regions.arrays(0, [variable])[variable], block_slices(chunked, block_id), block)
+        _store(regions.array(0, variable), block_slices(chunked, block_id), block)
