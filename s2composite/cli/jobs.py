@@ -1,5 +1,5 @@
 # ruff: noqa: PLC0415 - a command imports what it needs, so that `--help` is quick
-"""Commands on jobs: plan, run, resume, retry, report, init, schema."""
+"""Commands on jobs, and the options that they share: plan, run, resume, retry, report, init, schema."""
 
 from __future__ import annotations
 
@@ -11,19 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
-from s2composite.cli.options import (
-    SOME_FAILED,
-    Area,
-    Cells,
-    JobFile,
-    Log,
-    Settings,
-    Since,
-    Windows,
-    on_stderr,
-    plain,
-)
 from s2composite.errors import JobError, WriteError, plural
 
 if TYPE_CHECKING:
@@ -34,7 +24,67 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("s2composite")
 
-__all__ = ["init", "left_out", "plan", "report", "resume", "retry", "run", "schema", "status"]
+__all__ = [
+    "BAD_INPUT",
+    "SOME_FAILED",
+    "init",
+    "left_out",
+    "on_stderr",
+    "plain",
+    "plan",
+    "report",
+    "resume",
+    "retry",
+    "run",
+    "schema",
+    "status",
+]
+
+SOME_FAILED = 1  # exit code for a job of which windows failed
+BAD_INPUT = 2  # exit code for an error that the message explains; that of a wrong option, too
+
+
+def on_stderr() -> Console:
+    """Return the terminal of what is not a result."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """Return a text on one line, with nothing in it that rich takes for markup."""
+    return str(escape(" ".join(text.split())))
+
+
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
+]
+Windows = Annotated[
+    str | None, typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several with commas.")
+]
+Cells = Annotated[
+    str | None, typer.Option(help="Only these cells of a job with a grid: 31TCJ, 7, 1::10, or several with commas.")
+]
+Area = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.GEOJSON", help="Only windows, or cells, that polygons of this file touch."),
+]
+Log = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="Write each event to stderr as a line of key=value or JSON, instead of a progress bar."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override a key of the job: -s cluster.workers=4. Repeatable."
+    ),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="For a job with a span: 'last' makes only the month (day, year ...) that has just ended; 2018-03 that "
+        "month and all later ones.",
+    ),
+]
 
 
 def plan(

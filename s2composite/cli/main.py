@@ -21,8 +21,20 @@ from rich.table import Table
 from rich.text import Text
 
 import s2composite
-from s2composite.cli.jobs import init, plan, report, resume, retry, run, schema, status
-from s2composite.cli.options import BAD_INPUT, SOME_FAILED, on_stderr, plain
+from s2composite.cli.jobs import (
+    BAD_INPUT,
+    SOME_FAILED,
+    init,
+    on_stderr,
+    plain,
+    plan,
+    report,
+    resume,
+    retry,
+    run,
+    schema,
+    status,
+)
 from s2composite.cli.scenes import scenes
 from s2composite.errors import S2CompositeError, plural
 
