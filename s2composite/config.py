@@ -20,35 +20,10 @@ from pydantic_core import ErrorDetails
 from s2composite.errors import JobError
 
 __all__ = [
-    "VARIABLES",
-    "WHOLE",
-    "AsList",
-    "Count",
-    "Credentials",
-    "Dashboard",
-    "Document",
-    "Environment",
-    "Expected",
-    "FilePath",
-    "Finite",
-    "Keys",
-    "Memory",
-    "Place",
-    "Positive",
-    "SomeTexts",
-    "Strict",
-    "Text",
-    "Texts",
-    "Variable",
-    "dotted",
-    "parse_text",
-    "parse_yaml",
-    "read_document",
-    "shown",
-    "validated",
-    "variables_in",
-    "with_setting",
-]
+    "VARIABLES", "WHOLE", "AsList", "Count", "Credentials", "Dashboard", "Document", "Environment", "Expected",
+    "FilePath", "Finite", "Keys", "Memory", "Place", "Positive", "SomeTexts", "Strict", "Text", "Texts", "Variable",
+    "dotted", "parse_text", "parse_yaml", "read_document", "shown", "validated", "variables_in", "with_setting",
+]  # fmt: skip
 
 Keys = tuple[str | int, ...]  # where a value sits: ``("cluster", "workers")``, ``("bbox", 2)``
 

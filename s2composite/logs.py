@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from distributed import Client
 
@@ -18,11 +18,8 @@ from s2composite.storage.files import redact
 
 __all__ = ["LogFormat", "LogFormatter", "forward_logs", "log_to_stderr"]
 
-LogFormat = Literal["text", "json"]
-"""How a line is written: ``key=value`` pairs, or a JSON object."""
-
-_PLAIN = re.compile(r"[^\s\"=]+")
-"""Values that need no quotes in a line of text."""
+LogFormat = Literal["text", "json"]  # how a line is written: ``key=value`` pairs, or a JSON object
+_PLAIN = re.compile(r"[^\s\"=]+")  # values that need no quotes in a line of text
 
 
 class LogFormatter(logging.Formatter):
@@ -50,15 +47,11 @@ class LogFormatter(logging.Formatter):
         pairs |= {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
         if self._form == "json":
             return redact(json.dumps(pairs, default=str))
-        return " ".join(f"{key}={_quoted(redact(_shown(value)))}" for key, value in pairs.items())
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _quoted(text: str) -> str:
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+        words = []
+        for key, value in pairs.items():
+            text = redact(value if isinstance(value, str) else json.dumps(value, default=str))
+            words.append(f"{key}={text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)}")
+        return " ".join(words)
 
 
 class _StderrHandler(logging.StreamHandler[IO[str]]):

@@ -26,26 +26,10 @@ from s2composite.pixels.stretch import NO_DATA_COLOUR, colour_bands
 from s2composite.scenes.dates import period_title
 
 __all__ = [
-    "PlotFigure",
-    "cloudy_scene",
-    "days_of_scenes",
-    "decimated",
-    "draw",
-    "figure_or_new",
-    "heading",
-    "layer_of",
-    "layers_of",
-    "map_or_new",
-    "map_size",
-    "observed",
-    "one_scene",
-    "panels_of",
-    "period_titles",
-    "scale_beside",
-    "scene_position",
-    "sources_of",
-    "values_of",
-]
+    "PlotFigure", "cloudy_scene", "days_of_scenes", "decimated", "draw", "figure_or_new", "heading", "layer_of",
+    "layers_of", "map_or_new", "map_size", "observed", "one_scene", "panels_of", "period_titles", "scale_beside",
+    "scene_position", "sources_of", "values_of",
+]  # fmt: skip
 
 _SIDE = 1500  # pixels along the longer side that a picture is drawn from; a figure has fewer
 _SAMPLE = 512  # side of the window in the middle of a cube in which scenes are compared to find a cloudy one

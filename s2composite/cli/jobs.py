@@ -25,20 +25,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("s2composite")
 
 __all__ = [
-    "BAD_INPUT",
-    "SOME_FAILED",
-    "init",
-    "left_out",
-    "on_stderr",
-    "plain",
-    "plan",
-    "report",
-    "resume",
-    "retry",
-    "run",
-    "schema",
-    "status",
-]
+    "BAD_INPUT", "SOME_FAILED", "init", "left_out", "on_stderr", "plain", "plan", "report", "resume", "retry", "run",
+    "schema", "status",
+]  # fmt: skip
 
 SOME_FAILED = 1  # exit code for a job of which windows failed
 BAD_INPUT = 2  # exit code for an error that the message explains; that of a wrong option, too

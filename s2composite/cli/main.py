@@ -36,7 +36,7 @@ from s2composite.cli.jobs import (
     status,
 )
 from s2composite.cli.scenes import scenes
-from s2composite.errors import S2CompositeError, plural
+from s2composite.errors import MissingDependencyError, S2CompositeError, plural
 
 LOG = logging.getLogger("s2composite")
 
@@ -197,8 +197,6 @@ def dispatch(
 @contextmanager
 def _needs_extra(command: str) -> Iterator[None]:
     """Name the extra that a command needs where it is not installed."""
-    from s2composite.errors import MissingDependencyError
-
     try:
         yield
     except ModuleNotFoundError as error:

@@ -24,16 +24,9 @@ from s2composite.errors import GridError, JobError, S2CompositeError
 from s2composite.reading.grid import footprint
 
 __all__ = [
-    "Cell",
-    "CellsOptions",
-    "GridOptions",
-    "MgrsOptions",
-    "OdcOptions",
-    "UtmOptions",
-    "cells_of",
-    "read_area",
+    "Cell", "CellsOptions", "GridOptions", "MgrsOptions", "OdcOptions", "UtmOptions", "cells_of", "read_area",
     "touches",
-]
+]  # fmt: skip
 
 _GRANULE = 109_800  # side of a Sentinel-2 granule in metres
 _SQUARE = 100_000  # side of a square of the Military Grid Reference System in metres

@@ -18,19 +18,9 @@ from typing import Any, Literal, TypeAlias, cast
 from s2composite.errors import ParameterError
 
 __all__ = [
-    "DateRange",
-    "Day",
-    "Moment",
-    "Period",
-    "PeriodSpec",
-    "date_range",
-    "day_of",
-    "find_periods",
-    "period_title",
-    "solar_day",
-    "utc_day",
-    "utc_time",
-]
+    "DateRange", "Day", "Moment", "Period", "PeriodSpec", "date_range", "day_of", "find_periods", "period_title",
+    "solar_day", "utc_day", "utc_time",
+]  # fmt: skip
 
 # A date or datetime object (also of NumPy or pandas), text, or a year; None leaves an end of an interval open.
 Moment: TypeAlias = Any

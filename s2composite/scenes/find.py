@@ -21,16 +21,9 @@ from s2composite.scenes.stac import is_stac, is_stac_file, items_in, items_of, s
 from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote, storage_errors
 
 __all__ = [
-    "DUPLICATES",
-    "GROUPINGS",
-    "SceneSource",
-    "find_scenes",
-    "grouped",
-    "items_of_source",
-    "level_of",
-    "longitude",
+    "DUPLICATES", "GROUPINGS", "SceneSource", "find_scenes", "grouped", "items_of_source", "level_of", "longitude",
     "newest",
-]
+]  # fmt: skip
 
 DUPLICATES = ("newest", "keep")
 GROUPINGS = (None, "solar_day", "utc_day")
@@ -192,7 +185,13 @@ def _files_of(source: str) -> list[str]:
             _, dot, extension = path.rpartition("/")[2].rpartition(".")
             any_file = bool(dot) and extension.isalnum()
         else:
-            entries = _list_directory(fs, path)
+            try:
+                entries = fs.ls(path, detail=True)
+            except FileNotFoundError:
+                # An object store has no directories: what names begin with is one, too.
+                entries = [] if _has_real_directories(fs) else list(fs.glob(f"{path}*", detail=True).values())
+                if not entries:
+                    raise
             if [entry["name"] for entry in entries if entry["type"] == "file"] == [path]:
                 return [source]
         rasters = _select_files(fs, entries, source, any_file=any_file)
@@ -208,17 +207,6 @@ def _files_of(source: str) -> list[str]:
             "for a bucket its gs:// or s3:// URL"
         )
     raise SourceError(message, href=shown)
-
-
-def _list_directory(fs: Any, path: str) -> list[dict[str, Any]]:
-    """Return the entries of a directory; on an object store without it, those whose names begin with its path."""
-    try:
-        entries: list[dict[str, Any]] = fs.ls(path, detail=True)
-    except FileNotFoundError:
-        entries = [] if _has_real_directories(fs) else list(fs.glob(f"{path}*", detail=True).values())
-        if not entries:
-            raise
-    return entries
 
 
 def _select_files(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, any_file: bool) -> list[str]:

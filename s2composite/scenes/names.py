@@ -13,15 +13,8 @@ from s2composite.errors import ParameterError, SceneError
 from s2composite.storage.files import display
 
 __all__ = [
-    "UNNAMED_ASSET",
-    "ParsedName",
-    "asset_bands",
-    "common_name",
-    "is_picture",
-    "parse_name",
-    "same_band",
-    "sensor_of",
-]
+    "UNNAMED_ASSET", "ParsedName", "asset_bands", "common_name", "is_picture", "parse_name", "same_band", "sensor_of",
+]  # fmt: skip
 
 UNNAMED_ASSET = "data"  # asset of a file whose name does not say what it holds
 
