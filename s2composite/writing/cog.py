@@ -199,7 +199,7 @@ def _plan_file(
     bands = file_bands(layers, options.overview_resampling)
     options = checked(options, dtype, len(bands), path, averaged=all(band.method == "average" for band in bands))
     masked = options.mask if options.mask is not None else options.lossy and nodata is not None
-    geobox = geobox_of(dataset["composite" if RGBA in names else names[0]])
+    geobox = geobox_of(dataset[picture_layer(dataset).name if RGBA in names else names[0]])
     raster = Raster(
         bands=bands,
         shape=(int(layers[0].data.shape[-2]), int(layers[0].data.shape[-1])),

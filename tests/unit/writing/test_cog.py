@@ -602,6 +602,16 @@ def test_rgba_preview_of_reflectances(tmp_path):
     assert valid_cog(files[1])
 
 
+def test_rgba_preview_of_the_first_of_several_reducers(tmp_path):
+    values = pixels((3, 100, 90))
+    named = dataset_of({name: (values // n, {"nodata": 0}) for n, name in enumerate(("max", "median"), 1)})
+    plain = dataset_of({"composite": (values, {"nodata": 0})})
+    files = [write_raster(d, tmp_path / f"{i}.tif", layers="rgba")[0] for i, d in enumerate((named, plain))]
+    with rasterio.open(files[0]) as first, rasterio.open(files[1]) as same:
+        assert np.array_equal(first.read(), same.read())
+        assert first.transform == same.transform
+
+
 def test_rgba_preview_as_jpeg_and_of_one_band(tmp_path):
     values = smooth()[:1]
     path = write(
