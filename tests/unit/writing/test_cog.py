@@ -625,6 +625,15 @@ def test_rgba_preview_as_jpeg_and_of_one_band(tmp_path):
         assert np.array_equal(source.dataset_mask() > 0, values[0] != 0)
 
 
+def test_rgba_preview_as_lossless_webp_without_a_gap(tmp_path):
+    values = pixels(
+        (3, 600, 100), nodata=None
+    )  # libwebp leaves out the alpha band of a tile that has a value everywhere
+    overrides = {"rgba": {"compress": "webp"}}
+    with rasterio.open(write(composite_of(values), tmp_path / "out.tif", layers="rgba", overrides=overrides)) as source:
+        assert np.array_equal(source.read(), [*values, np.full(values.shape[1:], 255)])
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------------
 
 
