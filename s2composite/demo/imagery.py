@@ -431,17 +431,16 @@ def _nearest(y: Float, x: Float, spacing: int, key: int) -> tuple[Bits, Bits, Fl
     point_y = (rows[:, None] + _uniform(bits)).astype(np.float32).ravel() * spacing
     point_x = (columns[None, :] + _uniform(_hash(1, bits))).astype(np.float32).ravel() * spacing
     own = (row - row0) * np.int32(len(columns)) + (column - column0)
-    best, next_best = (np.full(y.shape, np.inf, np.float32) for _ in range(2))
-    first, second = np.zeros_like(own), np.zeros_like(own)
-    for step in (dy * len(columns) + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)):
-        index = own + np.int32(step)
-        distance = (point_y.take(index) - y) ** 2
-        distance += (point_x.take(index) - x) ** 2
-        closer = distance < best
-        np.copyto(second, np.where(closer, first, index), where=distance < next_best)
-        np.copyto(first, index, where=closer)
-        next_best = np.where(closer, best, np.minimum(distance, next_best))
-        best = np.minimum(distance, best)
+    # the points of the nine cells around each pixel
+    index = np.stack([own + np.int32(dy * len(columns) + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+    distance = (point_y.take(index) - y) ** 2
+    distance += (point_x.take(index) - x) ** 2
+    found = []
+    for _ in range(2):
+        nearest = distance.argmin(0)[None]
+        found += [np.take_along_axis(values, nearest, 0)[0] for values in (index, distance)]
+        np.put_along_axis(distance, nearest, np.inf, 0)
+    first, best, second, next_best = found
     border = ((np.sqrt(next_best) - np.sqrt(best)) * 0.5).astype(np.float32)
     return bits.ravel().take(first), bits.ravel().take(second), border
 
