@@ -10,25 +10,10 @@ from importlib import import_module
 from typing import Any
 
 __all__ = [
-    "AccessError",
-    "BandError",
-    "ClusterError",
-    "GridError",
-    "JobError",
-    "MissingDependencyError",
-    "ParameterError",
-    "ReadError",
-    "S2CompositeError",
-    "SceneError",
-    "ServiceError",
-    "SourceError",
-    "TilesError",
-    "WriteError",
-    "check_choice",
-    "imported",
-    "needed",
-    "plural",
-]
+    "AccessError", "BandError", "ClusterError", "GridError", "JobError", "MissingDependencyError", "ParameterError",
+    "ReadError", "S2CompositeError", "SceneError", "ServiceError", "SourceError", "TilesError", "WriteError",
+    "check_choice", "imported", "needed", "plural",
+]  # fmt: skip
 
 
 class S2CompositeError(Exception):

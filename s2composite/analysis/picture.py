@@ -35,10 +35,6 @@ _SIDE = 1500  # pixels along the longer side that a picture is drawn from; a fig
 _SAMPLE = 512  # side of the window in the middle of a cube in which scenes are compared to find a cloudy one
 _TITLES = {"count": "valid observations"}  # of layers whose names say too little
 _UNITS = {"metre": "m", "degrees_east": "° east", "degrees_north": "° north"}
-_CURE = {
-    True: "Draw all periods with plot.periods(), or one with .period(label).plot()",
-    False: "Choose with .isel() or .sel()",
-}
 
 
 def layers_of(composite: Composed | xr.Dataset) -> xr.Dataset:
@@ -52,9 +48,10 @@ def layer_of(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataAr
         raise ParameterError(f"there is no layer {name!r} to draw; there are {', '.join(map(str, dataset.data_vars))}")
     array = dataset[name]
     if set(array.dims) != set(dims):
-        raise ParameterError(
-            f"{name} has dimensions {array.dims}; a picture needs {dims}. {_CURE['time' in array.dims]}"
-        )
+        cure = "Choose with .isel() or .sel()"
+        if "time" in array.dims:
+            cure = "Draw all periods with plot.periods(), or one with .period(label).plot()"
+        raise ParameterError(f"{name} has dimensions {array.dims}; a picture needs {dims}. {cure}")
     return array.transpose(*dims)
 
 
