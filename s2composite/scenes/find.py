@@ -17,7 +17,15 @@ from s2composite.scenes.dates import Moment, date_range, solar_day, utc_day, utc
 from s2composite.scenes.model import Asset, Scene, arc_around
 from s2composite.scenes.names import ParsedName, asset_bands, parse_name, sensor_of
 from s2composite.scenes.products import named_values
-from s2composite.scenes.stac import is_stac, is_stac_file, items_in, items_of, scene_of_item, with_alternate
+from s2composite.scenes.stac import (
+    RASTER_SUFFIXES,
+    is_stac,
+    is_stac_file,
+    items_in,
+    items_of,
+    scene_of_item,
+    with_alternate,
+)
 from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote, storage_errors
 
 __all__ = [
@@ -31,7 +39,6 @@ GROUPINGS = (None, "solar_day", "utc_day")
 # Where scenes can be found: a path or URL, a `Scene`, STAC in any form, or several of these.
 SceneSource: TypeAlias = Any
 
-_RASTERS = (".tif", ".tiff", ".jp2")
 _NO_ACQUISITION = ("MSK_", ".")  # prefixes of masks in .SAFE products, and of hidden files
 
 
@@ -197,7 +204,7 @@ def _files_of(source: str) -> list[str]:
         rasters = _select_files(fs, entries, source, any_file=any_file)
     if rasters:
         return rasters
-    kinds, shown = ", ".join(f"*{suffix}" for suffix in _RASTERS), display(source)
+    kinds, shown = ", ".join(f"*{suffix}" for suffix in RASTER_SUFFIXES), display(source)
     message = f"there are no rasters ({kinds}) in {shown} or below it; give the directory they are in, or a glob"
     if _is_glob(source):
         message = f"no file matches {shown}; correct the path, or the glob"
@@ -239,7 +246,7 @@ def _has_real_directories(fs: Any) -> bool:
 
 
 def _is_raster(name: str) -> bool:
-    return display(name).lower().endswith(_RASTERS)
+    return display(name).lower().endswith(RASTER_SUFFIXES)
 
 
 def _is_asset(name: str) -> bool:

@@ -25,8 +25,9 @@ from s2composite.scenes.products import catalogue_values, is_mask_band
 from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors, without_queries
 from s2composite.storage.urls import limits
 
-__all__ = ["is_stac", "is_stac_file", "items_in", "items_of", "scene_of_item", "with_alternate"]
+__all__ = ["RASTER_SUFFIXES", "is_stac", "is_stac_file", "items_in", "items_of", "scene_of_item", "with_alternate"]
 
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 _FILES = (".json", ".geojson", ".parquet", ".geoparquet")
 _SEARCH = ("url", "collections", "bbox", "datetime", "query")
 _MAX_CHILDREN = 16  # catalogues within catalogues that are followed
@@ -223,7 +224,6 @@ _RASTER_TYPES = (
     "image/tiff", "image/vnd.stac.geotiff", "image/x.geotiff", "image/geotiff", "image/jp2", "image/vnd.zarr",
 )  # fmt: skip
 _NO_DATA_ROLES = {"thumbnail", "overview", "metadata", "tilejson", "index", "browse", "archive", "hidden"}
-_SUFFIXES = (".tif", ".tiff", ".jp2")
 _GRANULE = re.compile(r"(?<![A-Za-z0-9])T?((?:0?[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])(?![A-Za-z0-9])")
 _PLATFORM = re.compile(r"sentinel-?2([a-d])$", re.IGNORECASE)
 _BASELINES = ("s2:processing_baseline", "sentinel2:processing_baseline", "sentinel:processing_baseline")
@@ -290,7 +290,7 @@ def _is_raster(key: str, asset: Mapping[str, Any]) -> bool:
     if (roles and not (roles == {"overview"} and is_picture(key))) or not asset.get("href"):
         return False
     href = display(str(asset["href"])).lower()
-    return str(asset.get("type") or "").startswith(_RASTER_TYPES) or href.endswith(_SUFFIXES)
+    return str(asset.get("type") or "").startswith(_RASTER_TYPES) or href.endswith(RASTER_SUFFIXES)
 
 
 def _asset(
