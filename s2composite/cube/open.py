@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -339,12 +341,28 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
         name=f"read-window-{token}",
     )
     # numbers and texts only: what netCDF and Zarr can keep
-    attrs: dict[str, Any] = {**stack.engines(), **numbers_attrs(stack)}
+    attrs: dict[str, Any] = {**_engines(stack), **numbers_attrs(stack)}
     sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
     if len(sensors) == 1 and None not in sensors:
         (attrs["sensor"],) = sensors
     cube = xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
     return with_nodata(cube, stack.nodata)
+
+
+def _engines(stack: Stack) -> dict[str, str]:
+    """Return the engines in use and why, as attributes of a cube.
+
+    ``{"engine": "tiles", "engine_reason": "on the target grid (216 files)"}``
+    """
+    reasons: dict[str, Counter[str]] = {}
+    for source in chain.from_iterable(stack.sources):
+        reasons.setdefault(source.engine, Counter())[source.why] += 1
+    lines = {
+        engine: ", ".join(f"{why} ({n} file{'s' * (n > 1)})" for why, n in counts.items())
+        for engine, counts in reasons.items()
+    }
+    reason = "; ".join(why if len(lines) == 1 else f"{engine}: {why}" for engine, why in lines.items())
+    return {"engine": ", ".join(lines), "engine_reason": reason}
 
 
 def _read_block(*, read: StackHandle, block_id: tuple[int, ...]) -> NDArray[Any]:

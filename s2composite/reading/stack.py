@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -257,21 +256,6 @@ class Stack:
         """Values of saturated pixels, where they are not the largest of the stack's type."""
         return saturated_of(self.sources)
 
-    def engines(self) -> dict[str, str]:
-        """Return the engines in use and why, as attributes of a cube.
-
-        ``{"engine": "tiles", "engine_reason": "on the target grid (216 files)"}``
-        """
-        reasons: dict[str, Counter[str]] = {}
-        for source in self._all():
-            reasons.setdefault(source.engine, Counter())[source.why] += 1
-        lines = {
-            engine: ", ".join(f"{why} ({n} file{'s' * (n > 1)})" for why, n in counts.items())
-            for engine, counts in reasons.items()
-        }
-        reason = "; ".join(why if len(lines) == 1 else f"{engine}: {why}" for engine, why in lines.items())
-        return {"engine": ", ".join(lines), "engine_reason": reason}
-
     def select(self, positions: Sequence[int]) -> Stack:
         """Return the stack of some of the scenes."""
         scenes = tuple(self.scenes[t] for t in positions)
@@ -323,24 +307,22 @@ class Stack:
         pixels = largest_selection([source for _, source in self._near(window)], self.geobox)
         return largest if pixels is None else min(largest, pixels * self.shape[0] * self.shape[1])
 
-    def size(self, piece: Piece, pad: int = 0) -> int:
+    def size(self, piece: Piece) -> int:
         """Return how many values a window or a piece of one holds."""
         times, bands = self.shape[:2]
         if isinstance(piece, TileSelection):
             return times * bands * len(piece.pixels)
         y, x = piece
-        height, width = int(y.stop - y.start) + 2 * pad, int(x.stop - x.start) + 2 * pad
-        return times * bands * height * width
+        return times * bands * int(y.stop - y.start) * int(x.stop - x.start)
 
     def cost(self, window: Window) -> ReadCost:
         """Return what reading a window takes, without reading anything."""
         return cost_of_window(self._near(window), self._target, window)
 
-    def read(
-        self, window: Window, pad: int = 0, scratch: NDArray[Any] | None = None, *, coverage: bool = False
-    ) -> WindowObservations:
+    def read(self, window: Window) -> WindowObservations:
         """Read a window of all scenes and bands."""
-        return self._finish(self._begin(window, pad, scratch, coverage=coverage), window)
+        ((_, seen),) = self.read_all([window])
+        return seen
 
     def read_all(
         self,
@@ -348,26 +330,30 @@ class Stack:
         scratch: NDArray[Any] | None = None,
         *,
         coverage: bool = False,
-        wanted: Sequence[NDArray[np.bool_] | None] | None = None,
+        wanted: Sequence[NDArray[np.bool_] | None] = (),
     ) -> Generator[tuple[Piece, WindowObservations]]:
         """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used.
 
         ``wanted (t, y, x)`` says for each piece which pixels anybody needs; None: all. Tiles that hold none of them are
         neither fetched nor decoded, and cannot fail.
         """
-        needs = itertools.repeat(None, len(pieces)) if wanted is None else wanted
-        todo = iter(list(zip(pieces, needs, strict=True)))
 
-        def begin_next() -> tuple[Piece, NDArray[np.bool_] | None, PendingRead] | None:
-            for piece, need in todo:
-                return piece, need, self._begin(piece, 0, scratch, coverage=coverage, wanted=need)
-            return None
+        def begun() -> Iterator[tuple[Piece, NDArray[np.bool_] | None, PendingRead]]:
+            for piece, need in itertools.zip_longest(pieces, wanted):
+                if isinstance(piece, TileSelection):
+                    near, pixels = self._near(piece.window), self._allocate(1, len(piece.pixels), scratch)
+                else:
+                    y, x = piece
+                    near, pixels = self._near(piece), self._allocate(y.stop - y.start, x.stop - x.start, scratch)
+                asked = begin(near, self._opened, self._target, piece, pixels, coverage=coverage, wanted=need)
+                yield piece, need, asked
 
-        following = begin_next()
+        ahead = begun()
+        following = next(ahead, None)
         try:
             while following is not None:
                 (piece, need, pending), following = following, None
-                following = begin_next()
+                following = next(ahead, None)
                 seen = self._finish(pending, piece.window if isinstance(piece, TileSelection) else piece)
                 if seen.failures and not isinstance(piece, TileSelection) and len(self.blocks(piece)) > 1:
                     seen = self._failures_by_block(piece, seen, need)
@@ -375,25 +361,6 @@ class Stack:
         finally:
             if following is not None:
                 following[2].close()
-
-    def _begin(
-        self,
-        piece: Piece,
-        pad: int,
-        scratch: NDArray[Any] | None,
-        *,
-        coverage: bool,
-        wanted: NDArray[np.bool_] | None = None,
-    ) -> PendingRead:
-        if isinstance(piece, TileSelection):
-            near, pixels = self._near(piece.window), self._allocate(1, len(piece.pixels), scratch)
-        else:
-            y, x = piece = (
-                slice(piece[0].start - pad, piece[0].stop + pad),
-                slice(piece[1].start - pad, piece[1].stop + pad),
-            )
-            near, pixels = self._near(piece), self._allocate(y.stop - y.start, x.stop - x.start, scratch)
-        return begin(near, self._opened, self._target, piece, pixels, coverage=coverage, wanted=wanted)
 
     def _finish(self, pending: PendingRead, window: Window) -> WindowObservations:
         seen = pending.finish()
@@ -418,7 +385,7 @@ class Stack:
             alone, states = self.select([t]), set[int]()
             for block in self.blocks(window):
                 place = within(window, block)
-                need = None if wanted is None else [wanted[(slice(t, t + 1), *place)]]
+                need = [] if wanted is None else [wanted[(slice(t, t + 1), *place)]]
                 ((_, part),) = alone.read_all([block], coverage=seen.covered is not None, wanted=need)
                 seen.pixels[(t, slice(None), *place)] = part.pixels[0]
                 if seen.covered is not None and part.covered is not None:

@@ -1,0 +1,56 @@
+"""Reading no further than it takes: composites of a few observations of each pixel, beside those of all, in turns.
+
+python benchmarks/enough.py                       # 216 scenes of 2048 x 2048, DEFLATE, with clouds masked by SCL
+python benchmarks/enough.py --scenes 48 --size 1024
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+
+import dask
+from reducers import in_turns
+
+import s2composite as s2c
+import s2composite.reading.tiles
+from s2composite.demo import make_scenes
+
+RULES = [s2c.Nodata(), s2c.Saturated(), s2c.SCL(cleanup=[("opening", 2), ("dilation", 5)])]
+WAYS = {
+    "latest": {"reducer": "latest"},
+    "latest, max_count=1": {"reducer": "latest", "max_count": 1},
+    "median": {"reducer": "median"},
+    "median, max_count=10": {"reducer": "median", "max_count": 10},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=216)
+    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    decoded, decode = Counter(), s2composite.reading.tiles.decode_tile
+
+    def counted(*tile):
+        decoded["tiles"] += 1
+        decode(*tile)
+
+    with tempfile.TemporaryDirectory() as directory, dask.config.set(scheduler="threads", num_workers=2):
+        make_scenes(
+            directory, scenes=args.scenes, size=args.size, compress="deflate", distinct=12, assets=("TCI", "SCL")
+        )
+        cube = s2c.open_cube(directory, bands=["TCI"])
+        ways = {name: lambda way=way: s2c.composite(cube, valid=RULES, **way).compute() for name, way in WAYS.items()}
+        best = in_turns(ways, args.rounds)
+        s2composite.reading.tiles.decode_tile = counted
+        for name, way in ways.items():
+            decoded.clear()
+            way()
+            print(f"{name:22} {best[name]:6.2f} s, {decoded['tiles']} tiles decoded")
+
+
+if __name__ == "__main__":
+    main()
