@@ -5,6 +5,7 @@ import doctest
 import io
 import os
 import re
+import signal
 import shlex
 import sys
 import tomllib
@@ -162,7 +163,7 @@ class Reader:
 
 def shell(words):
     """Run the command line in this process; return its exit code and what it has printed."""
-    said, before = io.StringIO(), sys.argv
+    said, before, interrupt = io.StringIO(), sys.argv, signal.getsignal(signal.SIGINT)
     sys.argv = ["s2composite", *words]
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -171,6 +172,7 @@ def shell(words):
         return end.code or 0, said.getvalue()
     finally:
         sys.argv = before
+        signal.signal(signal.SIGINT, interrupt)  # the command changes what Ctrl-C does in its process
     return 0, said.getvalue()
 
 
