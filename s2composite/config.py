@@ -142,32 +142,31 @@ class _Walk:
 
 
 def _own_variables(root: yaml.Node | None, name: str, given: Mapping[str, str]) -> Mapping[str, str]:
-    """Take the variables of a file out of its top level, and return them, those that are given in their place."""
+    """Take the variables of a file out of its top level, and return them, those that are given in their place.
+
+    A value may have variables of the environment in it.
+    """
     found: dict[str, str] = {}
+    own = []
     if isinstance(root, yaml.MappingNode):
-        for key_node, value_node in root.value:
-            if key_node.value == VARIABLES:
-                found |= _texts(value_node, name)
+        own = [node for key, node in root.value if key.value == VARIABLES]
         root.value = [pair for pair in root.value if pair[0].value != VARIABLES]
+    for mapping in own:
+        if not isinstance(mapping, yaml.MappingNode):
+            where = f"{name}, line {mapping.start_mark.line + 1}"
+            raise JobError(f"{where}: {VARIABLES}: expected names and values, such as {{year: 2023}}", key=VARIABLES)
+        for key_node, value_node in mapping.value:
+            line = key_node.start_mark.line + 1
+            place, key = Place(f"{name}, line {line}", line), f"{VARIABLES}.{key_node.value}"
+            if not isinstance(value_node, yaml.ScalarNode) or not NAME.fullmatch(str(key_node.value)):
+                message = f"{place.where}: {key}: a variable has a name of letters, digits and _, and a text or number"
+                raise JobError(message, key=key, line=line)
+            found[key_node.value] = _filled_in(value_node.value, place, key, {})
     for key in given:
         if key not in found:
             near = difflib.get_close_matches(key, found, 1) or list(found) or ["none"]
             raise JobError(f"-s {VARIABLES}.{key}: {name} sets no such variable; it sets {', '.join(near)}", key=key)
     return {**found, **given}
-
-
-def _texts(node: yaml.Node, name: str) -> Iterator[tuple[str, str]]:
-    """Yield names and values of variables; a value may have variables of the environment in it."""
-    where = f"{name}, line {node.start_mark.line + 1}"
-    if not isinstance(node, yaml.MappingNode):
-        raise JobError(f"{where}: {VARIABLES}: expected names and values, such as {{year: 2023}}", key=VARIABLES)
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        place, key = Place(f"{name}, line {line}", line), f"{VARIABLES}.{key_node.value}"
-        if not isinstance(value_node, yaml.ScalarNode) or not NAME.fullmatch(str(key_node.value)):
-            message = f"{place.where}: {key}: a variable has a name of letters, digits and _, and a text or number"
-            raise JobError(message, key=key, line=line)
-        yield key_node.value, _filled_in(value_node.value, place, key, {})
 
 
 def _filled_in(text: str, place: Place, key: str, variables: Mapping[str, str]) -> str:
