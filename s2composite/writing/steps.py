@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate, islice
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import dask
@@ -235,7 +234,8 @@ def raster_tasks(
             for stage in later:
                 # Of the first stage's results, which hold several files, the one of this file.
                 kept = _kept_pixels(encoded, number if below is first else 0, raster, below)
-                out.append(alone := _encoding([file], [FilePart(raster, stage)], [[array_windows(kept, stage.chunks)]]))
+                data = [[array_windows(kept, stage.chunks)]]
+                out.append(alone := _encoding([file], [FilePart(raster, stage)], data, {}))
                 encoded, below = alone.encoded, stage
     return out
 
@@ -259,7 +259,7 @@ def _encoding(
     files: Sequence[int],
     parts: Sequence[FilePart],
     data: Sequence[Sequence[da.Array]],
-    tables: Mapping[str, da.Array] = MappingProxyType({}),
+    tables: Mapping[str, da.Array],
 ) -> Encoding:
     """Return the work of one stage: `data` are the layers of each file in chunks of the stage's windows."""
     stage, none = parts[0].stage, np.empty((0, 0), object)
