@@ -5,8 +5,8 @@ import doctest
 import io
 import os
 import re
-import signal
 import shlex
+import signal
 import sys
 import tomllib
 from dataclasses import dataclass
