@@ -23,6 +23,7 @@ __all__ = [
     "VARIABLES", "WHOLE", "AsList", "Count", "Credentials", "Dashboard", "Document", "Environment", "Expected",
     "FilePath", "Finite", "Keys", "Memory", "Place", "Positive", "SomeTexts", "Strict", "Text", "Texts", "Variable",
     "dotted", "parse_text", "parse_yaml", "read_document", "shown", "validated", "variables_in", "with_setting",
+    "without_variables",
 ]  # fmt: skip
 
 Keys = tuple[str | int, ...]  # where a value sits: ``("cluster", "workers")``, ``("bbox", 2)``
@@ -57,7 +58,7 @@ def parse_yaml(text: str, name: str, given: Mapping[str, str] | None = None) -> 
     ``variables``. A JobError says that it is not YAML, has a key twice, or a variable that is not set.
     """
     try:
-        loader = _Loader(_VARIABLE.sub(lambda match: match.group().translate(_MARKS), text))
+        loader = _Loader(_VARIABLE.sub(_marked, text))
         node = loader.get_single_node()
         walk = _Walk(loader, name, {}, _own_variables(node, name, given or {}))
         return (None if node is None else walk.value(node, ())), walk.places
@@ -280,6 +281,16 @@ def parse_text(text: str, name: str, given: Mapping[str, str] | None = None) -> 
     if not isinstance(values, dict):
         raise JobError(f"{name}, line {line}: expected 'key: value' lines, got {shown(values)}", key=None, line=line)
     return Document(name, values, places)
+
+
+def _marked(match: re.Match[str]) -> str:
+    escaped, inside = match.groups()
+    return f"${escaped}{{".translate(_MARKS) + inside + "}".translate(_MARKS)
+
+
+def without_variables(text: str) -> str:
+    """Return YAML text in which nothing is taken for a variable: ``$${NAME}`` for ``${NAME}``."""
+    return _VARIABLE.sub(r"$\g<0>", text)
 
 
 def variables_in(settings: Iterable[str]) -> tuple[dict[str, str], list[str]]:

@@ -42,6 +42,7 @@ from s2composite.config import (
     validated,
     variables_in,
     with_setting,
+    without_variables,
 )
 from s2composite.errors import JobError, S2CompositeError
 from s2composite.jobs.grid import GridOptions
@@ -431,16 +432,7 @@ class Job(Strict):
         values = self.model_dump(exclude_defaults=True)
         if "cluster" in values:
             values["cluster"] = {"type": self.cluster.type, **values["cluster"]}
-        return yaml.safe_dump(_escaped(values), sort_keys=False)
-
-
-def _escaped(value: Any) -> Any:
-    """Return a value in which no text is taken for an environment variable."""
-    if isinstance(value, str):
-        return value.replace("${", "$${")
-    if isinstance(value, Mapping):
-        return {key: _escaped(inner) for key, inner in value.items()}
-    return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return without_variables(yaml.safe_dump(values, sort_keys=False))
 
 
 def job_schema() -> dict[str, Any]:

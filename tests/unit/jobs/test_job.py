@@ -365,6 +365,7 @@ JOBS = st.builds(
 
 @given(JOBS)
 @example(Job(source="${HOME}/$${x}", output="a.tif"))
+@example(Job(source="${", output="$${$} ${a b}.tif"))
 @example(Job(source="yes", output="a.tif", bands=("1", "null", "2023-01-01")))
 def test_round_trip_through_yaml(job):
     assert load_job(job.to_yaml() + "\n") == job
