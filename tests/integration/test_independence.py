@@ -401,7 +401,9 @@ def counted_tiles(*, everything=False):
 
 
 @pytest.mark.parametrize("days", [(0, 1, 2, 3), (0, 0, 1, 1)])
-@pytest.mark.parametrize("grid", [pytest.param(grid, marks=[pytest.mark.slow] * ("," in grid)) for grid in GRIDS])
+@pytest.mark.parametrize(
+    "grid", [pytest.param(grid, marks=[pytest.mark.slow] * (grid not in ("own", "other CRS"))) for grid in GRIDS]
+)
 @pytest.mark.parametrize("name", ["SCL", "SCL alone", "array", "SCL and edge", "SCL and array"])
 def test_what_masks_leave_out_is_not_read_and_nothing_else_changes(name, grid, days, scenes_of, tmp_path):
     dtype, kind = KINDS[(len(name) + len(grid)) % len(KINDS)]
@@ -463,7 +465,9 @@ def limited(cube, valid, most, order, groups):
     return used
 
 
-@pytest.mark.parametrize("grid", ["own", "zoomed", "other CRS", pytest.param("bilinear", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "grid", ["own", *(pytest.param(grid, marks=pytest.mark.slow) for grid in ("zoomed", "other CRS", "bilinear"))]
+)
 @pytest.mark.parametrize(
     ("reducer", "most", "prefer", "order"),
     [
