@@ -325,12 +325,6 @@ def asks_for_coverage(stack: Stack, recipe: Recipe) -> bool:
     return lets_through(stack.fill, recipe.rules, stack.dtype, len(stack.bands), recipe.nodata, recipe.bands)
 
 
-def wanted_pixels(valid: NDArray[np.bool_] | None, recipe: Recipe) -> NDArray[np.bool_] | None:
-    """Return which pixels have to be read where those of ``valid (t, y, x)`` may be used; None: all."""
-    reach = reach_of(recipe.rules)
-    return dilation(valid, reach) if reach and valid is not None else valid
-
-
 def read_days(
     products: Products,
     recipe: Recipe,
