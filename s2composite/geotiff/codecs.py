@@ -50,12 +50,12 @@ _COLOURS = frozenset((0xFFE0, 0xFFEE))
 _JPEG_COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 
 
-# Tiles in which all pixels are the same, outside of a swath above all, have the same few bytes in every file of a
+# Tiles in which all values are the same, outside of a swath above all, have the same few bytes in every file of a
 # writer: they are decoded once. At most so many bytes, and so many times smaller than their pixels, may a tile be that
-# is looked for here. A tile of 512 x 512 x 3 takes 0.05 ms instead of 0.5 (DEFLATE) or 0.4 (JPEG).
+# is looked for here. A tile of 512 x 512 x 3 zeros takes 0.01 ms instead of 0.10 (DEFLATE) or 0.27 (JPEG).
 _SAME_BYTES, _SAME_RATIO, _SAME_KEPT = 1 << 13, 64, 512
 
-_SAME: dict[tuple[Coding, int, tuple[int, ...], bytes], NDArray[Any] | None] = {}
+_SAME: dict[tuple[Coding, int, tuple[int, ...], bytes], np.generic | None] = {}
 
 
 def decode_tile(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[Any]) -> None:
@@ -64,16 +64,16 @@ def decode_tile(coding: Coding, data: bytes | memoryview, rows: int, out: NDArra
         _decode(coding, data, rows, out)
         return
     key = (coding, rows, out.shape, bytes(data))
-    pixel = _SAME.get(key)
-    if pixel is not None:
-        out[:rows] = pixel
+    value = _SAME.get(key)
+    if value is not None:
+        out[:rows].fill(value)
         return
     _decode(coding, data, rows, out)
     if key not in _SAME:
         if len(_SAME) >= _SAME_KEPT:
             _SAME.clear()
-        first = out[0, 0].copy()
-        same = out[:rows].tobytes() == first.tobytes() * (rows * out.shape[1])  # by their bits: NaN is NaN
+        first = out[0, 0, 0]
+        same = out[:rows].tobytes() == first.tobytes() * out[:rows].size  # by their bits: NaN is NaN
         _SAME[key] = first if same else None
 
 
