@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -253,16 +254,19 @@ def _start_local(options: LocalOptions) -> ClusterClient:
         except OSError:  # Dask would also take another port, but warn and leak
             dashboard = f"{host}:0"
     try:
-        client = ClusterClient(
-            n_workers=workers if options.bounds is None else options.initial_workers,
-            threads_per_worker=threads,
-            memory_limit=options.memory or int(MEMORY_LIMIT * MEMORY_SHARE) // workers,
-            processes=True,
-            timeout=options.timeout,
-            dashboard_address=dashboard,
-            env=_thread_counts(options.environment),
-            preload=[_WORKER_PRELOAD],
-        )
+        with warnings.catch_warnings():
+            # Another process may take the port between the probe and here. `connect` prints the link in any case.
+            warnings.filterwarnings("ignore", message=r"Port \d+ is already in use")
+            client = ClusterClient(
+                n_workers=workers if options.bounds is None else options.initial_workers,
+                threads_per_worker=threads,
+                memory_limit=options.memory or int(MEMORY_LIMIT * MEMORY_SHARE) // workers,
+                processes=True,
+                timeout=options.timeout,
+                dashboard_address=dashboard,
+                env=_thread_counts(options.environment),
+                preload=[_WORKER_PRELOAD],
+            )
     except (RuntimeError, OSError) as error:
         raise ClusterError(
             f"the local workers did not start ({error}); in a script, connect() goes below "

@@ -14,7 +14,8 @@ import pytest
 from distributed import default_client
 from distributed.system import MEMORY_LIMIT
 
-from s2composite.clusters.backends import BACKENDS, LocalOptions, local_shape
+from s2composite.clusters import backends
+from s2composite.clusters.backends import BACKENDS, ClusterClient, LocalOptions, local_shape
 from s2composite.clusters.connect import ClusterOptions, connect
 from s2composite.errors import ClusterError, JobError, ReadError
 from s2composite.metrics import running_workers
@@ -106,6 +107,25 @@ def test_dashboard_moves_when_its_port_is_taken():
             assert f":{port}/" not in link
             with urllib.request.urlopen(link, timeout=120) as page:
                 assert page.status == 200
+
+
+def test_dashboard_moves_when_its_port_is_taken_meanwhile(monkeypatch):
+    """As by another program that starts a cluster in the same second: not a word but the link, which is right."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+
+    class LateClient(ClusterClient):
+        def __init__(self, **options):
+            with socket.socket() as late:
+                late.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                late.bind(("", port))
+                late.listen()
+                super().__init__(**options)
+
+    monkeypatch.setattr(backends, "ClusterClient", LateClient)
+    with connect(workers=1, memory="500MB", dashboard=f":{port}", announce=False) as client:  # a warning is an error
+        assert f":{port}/" not in client.dashboard_link
 
 
 def free(port):
