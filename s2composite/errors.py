@@ -12,7 +12,7 @@ from typing import Any
 __all__ = [
     "AccessError", "BandError", "ClusterError", "GridError", "JobError", "MissingDependencyError", "ParameterError",
     "ReadError", "S2CompositeError", "SceneError", "ServiceError", "SourceError", "TilesError", "WriteError",
-    "check_choice", "imported", "needed", "plural",
+    "check_choice", "imported", "needed", "plural", "size_text",
 ]  # fmt: skip
 
 
@@ -100,6 +100,16 @@ def plural(n: int, word: str) -> str:
     ('1 window', '2 windows')
     """
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes as people say it.
+
+    >>> size_text(8_400_000), size_text(78_000_000_000), size_text(2.5e12)
+    ('8.4 MB', '78.0 GB', '2.5 TB')
+    """
+    unit, one = next((pair for pair in (("TB", 1e12), ("GB", 1e9)) if size >= pair[1]), ("MB", 1e6))
+    return f"{size / one:.1f} {unit}"
 
 
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:

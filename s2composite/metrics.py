@@ -7,8 +7,8 @@ effect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WorkerMeters",
+    "counted_reads",
     "metered",
     "record_read",
     "record_value",
@@ -58,6 +59,19 @@ def record_read(tally: ReadTally) -> None:
     record_value("retry", tally.retries, "count")
     record_value("decode", tally.decode, "seconds")
     record_value("gdal", tally.gdal, "seconds")
+
+
+@contextmanager
+def counted_reads() -> Iterator[Mapping[str, float]]:
+    """Count what `record_read` reports in this thread: ``"bytes"`` and the ``"count"`` of requests."""
+    reads = dict.fromkeys(("bytes", "count"), 0.0)
+
+    def add(label: Hashable, value: float, unit: str) -> None:
+        if label == "read":
+            reads[unit] += value
+
+    with context_meter.add_callback(add):
+        yield reads
 
 
 class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no types

@@ -84,7 +84,8 @@ def composite(
     max_count
         Of each pixel (and period) use only so many valid observations, the first in the order of `prefer`. Scenes are
         read in that order, and in each block of the files only until every pixel has enough: how much that
-        saves depends on how often clouds hide the last pixel of a block. ``count`` is what was used.
+        saves depends on how often clouds hide the last pixel of a block. ``count`` is what was used. Reducers that pick
+        by time or score read no further than they need by themselves, unless ``count`` is computed, too.
     prefer
         Which observations come first: ``"latest"``, ``"earliest"``, those nearest to a date (``"2023-07-15"``), or of
         the smallest values of a coordinate of the scenes (``"cloud_cover"``). Default: the order of a reducer that

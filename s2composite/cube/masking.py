@@ -19,7 +19,7 @@ from s2composite.pixels.morphology import dilation
 from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.reading.bands import wanted_assets
 from s2composite.reading.grid import Window, within
-from s2composite.reading.plan import subgrid
+from s2composite.reading.plan import ReadCost, subgrid
 from s2composite.reading.reader import FAILED, OUTSIDE, READ
 from s2composite.reading.sources import ReadOptions
 from s2composite.reading.stack import Products, Stack, open_stack
@@ -78,12 +78,22 @@ class AlignedMask:
         mask cannot be read is not valid.
         """
         factor = self.factor
-        spans = [slice(s.start + o, s.stop + o) for s, o in zip(region, self.origin, strict=True)]
-        y, x = (slice(s.start // factor, -(-s.stop // factor)) for s in spans)
+        spans, (y, x) = self._own(region)
         valid = _cleaned(self.rule, self.stack, (y, x))
         shape = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
         top, left = spans[0].start - factor * y.start, spans[1].start - factor * x.start
         return upsample(valid, factor, shape, top=top, left=left)
+
+    def costs(self, region: Window) -> list[ReadCost]:
+        """Return what evaluating it takes."""
+        _, own = self._own(region)
+        return [self.stack.cost(with_halo(own, self.rule.halo, self.stack.shape[2:])[0])]
+
+    def _own(self, region: Window) -> tuple[Window, Window]:
+        """Return a region in pixels of the data from the mask's corner, and the pixels of the mask that it needs."""
+        y, x = (slice(s.start + o, s.stop + o) for s, o in zip(region, self.origin, strict=True))
+        own = tuple(slice(s.start // self.factor, -(-s.stop // self.factor)) for s in (y, x))
+        return (y, x), (own[0], own[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,23 +134,45 @@ class WarpedMask:
         height, width = (s.stop - s.start for s in region)
         out = np.zeros((self.n_scenes, height, width), bool)
         for positions, stack in self.groups:
-            # Row and column of the mask's grid in which the centre of each pixel lies, -1 outside.
-            target = subgrid(self.geobox, region)
-            rows, columns = (np.full((height, width), -1, np.intp) for _ in range(2))
-            for part, row, column, inside in source_pixels(stack.geobox, target):
-                rows[part][inside], columns[part][inside] = row[inside], column[inside]
+            rows, columns = self._pixels(stack, region)
             for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
                 out[np.array(positions), y, x] = self._at(stack, rows[y, x], columns[y, x])
         return out
 
+    def costs(self, region: Window) -> list[ReadCost]:
+        """Return what evaluating it takes."""
+        costs = []
+        for positions, stack in self.groups:
+            rows, columns = self._pixels(stack, region)
+            for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
+                if (own := _span(stack, rows[y, x], columns[y, x])[1]) is not None:
+                    costs.append(stack.cost(with_halo(own, self.rule.halo, stack.shape[2:])[0]))
+        return costs
+
+    def _pixels(self, stack: Stack, region: Window) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return row and column of a mask's grid in which the centre of each pixel lies, ``(y, x)``; -1 outside."""
+        rows, columns = (np.full([s.stop - s.start for s in region], -1, np.intp) for _ in range(2))
+        for part, row, column, inside in source_pixels(stack.geobox, subgrid(self.geobox, region)):
+            rows[part][inside], columns[part][inside] = row[inside], column[inside]
+        return rows, columns
+
     def _at(self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Evaluate the rule at the given rows and columns ``(y, x)`` of a band: ``(t, y, x)``."""
         out = np.zeros((stack.shape[0], *rows.shape), bool)
-        inside = (rows >= 0) & (rows < stack.shape[2]) & (columns >= 0) & (columns < stack.shape[3])
-        if inside.any():
-            y, x = (slice(int(n[inside].min()), int(n[inside].max()) + 1) for n in (rows, columns))
-            out[:, inside] = _cleaned(self.rule, stack, (y, x))[:, rows[inside] - y.start, columns[inside] - x.start]
+        inside, own = _span(stack, rows, columns)
+        if own is not None:
+            y, x = own
+            out[:, inside] = _cleaned(self.rule, stack, own)[:, rows[inside] - y.start, columns[inside] - x.start]
         return out
+
+
+def _span(stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Window | None]:
+    """Return which rows and columns lie on a stack's grid, and the window of it that holds them, None for none."""
+    inside = (rows >= 0) & (rows < stack.shape[2]) & (columns >= 0) & (columns < stack.shape[3])
+    if not inside.any():
+        return inside, None
+    y, x = (slice(int(n[inside].min()), int(n[inside].max()) + 1) for n in (rows, columns))
+    return inside, (y, x)
 
 
 Mask = AlignedMask | WarpedMask

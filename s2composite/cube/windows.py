@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask
@@ -29,9 +29,20 @@ from s2composite.cube.masking import (
 from s2composite.cube.open import thread_memory, window_at
 from s2composite.errors import ParameterError
 from s2composite.metrics import metered, record_read
+from s2composite.pixels.kernels.rank import keep_best
 from s2composite.pixels.mask_bands import MaskRule
-from s2composite.pixels.recipe import MAX_SCENES
-from s2composite.pixels.reducers import Layer, Recipe, reduce_block, scene_shares, valid_observations
+from s2composite.pixels.masks import reach_of
+from s2composite.pixels.morphology import dilation
+from s2composite.pixels.recipe import Scores
+from s2composite.pixels.reducers import (
+    Layer,
+    Recipe,
+    observation_scores,
+    reduce_block,
+    scene_shares,
+    scores_of_scenes,
+    usable_observations,
+)
 from s2composite.reading.grid import Window, within
 from s2composite.reading.plan import Piece, TileSelection
 from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow
@@ -91,10 +102,11 @@ def _compose(
 ) -> dict[str, NDArray[Any]]:
     """Compose a window from the recipe's scenes, or from those at `positions` among them."""
     stack, days = products.stack, int(products.scene[-1]) + 1
+    if recipe.ends_early and days == len(stack.scenes):
+        return _joined(window, _parts_by_score(stack, recipe, window, masks, positions, valid))
     if not recipe.halo and days == len(stack.scenes):
         valid = combine_masks(valid_by_masks(masks, window), valid)
-        parts = _parts if recipe.max_count is None else _parts_until_enough
-        return _joined(window, parts(stack, recipe, window, positions, valid))
+        return _joined(window, _parts(stack, recipe, window, positions, valid))
     # In one piece, with the pixels around it that matter to its edge.
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
@@ -162,60 +174,149 @@ def _parts(
     return parts
 
 
-_SCENES_AT_ONCE = 8
-"""Scenes that are read at once where a few observations of each pixel are enough."""
+_SCENES_AT_ONCE, _REMOTE_SCENES_AT_ONCE = 2, 8
+"""Scenes that are read at once where not all may be needed: more where so many answers are waited for together."""
 
 
-def _parts_until_enough(
+@dataclass(frozen=True, eq=False)
+class _ByScore:
+    """Reads the pieces of a window, of each piece the scenes of the highest scores first, and no more than it takes."""
+
+    stack: Stack
+    recipe: Recipe
+    region: Window  # the window with what matters around it
+    masks: Sequence[Mask]
+    valid: NDArray[np.bool_] | None  # (t, y, x) of the region, as of `compose_window`
+    scores: Scores
+    masked: dict[int, NDArray[np.bool_] | None] = field(default_factory=dict)  # what masks leave of each batch
+
+    def read(
+        self, around: Window, status: NDArray[np.uint8], needed: Callable[[NDArray[np.intp]], NDArray[np.bool_]]
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[Any], NDArray[np.bool_]]]:
+        """Yield scenes, their pixels ``(t, b, y, x)``, and which of these are valid by masks and were read.
+
+        ``needed(scenes)`` returns where any of them matter, ``(t, y, x)``, when it comes to them: tiles in which none
+        does are not read. `status` is set to what became of the scenes.
+        """
+        stack, recipe = self.stack, self.recipe
+        coverage, edge = asks_for_coverage(stack, recipe), reach_of(recipe.rules)
+        at_once = _REMOTE_SCENES_AT_ONCE if stack.remote else _SCENES_AT_ONCE
+        ordered = np.argsort(-self.scores.of_scene, kind="stable")
+        for number, start in enumerate(range(0, ordered.size, at_once)):
+            some = np.sort(ordered[start : start + at_once])
+            mine = needed(some)
+            if not mine.any():
+                continue
+            few = stack.select(some.tolist())
+            if number not in self.masked:
+                passing = valid_by_masks([mask.select(some.tolist()) for mask in self.masks], self.region)
+                self.masked[number] = combine_masks(passing, None if self.valid is None else self.valid[some])
+            mine = dilation(mine, recipe.halo - edge)  # how far what is needed is from what is not valid counts, too
+            if (passing := _cut(self.masked[number], self.region, around)) is not None:
+                mine &= passing
+            if not mine.any():
+                continue
+            ((_, seen),) = few.read_all([around], coverage=coverage, wanted=[dilation(mine, edge)])
+            record_read(seen.tally)
+            if seen.covered is not None:
+                mine &= seen.covered
+            status[some] = seen.status
+            for failure in seen.failures:
+                mine[(failure.scene, *within(around, failure.part))] = False
+                status[some[failure.scene]] = FAILED
+            yield some, seen.pixels, mine
+
+
+def _parts_by_score(
     stack: Stack,
     recipe: Recipe,
     window: Window,
+    masks: Sequence[Mask],
     positions: NDArray[np.intp] | None,
     valid: NDArray[np.bool_] | None,
 ) -> list[_Composed]:
-    """Compose as `_parts`, but read the preferred scenes first, and no more than it takes.
+    """Compose the pieces of a window, and read no further in each than it takes; what is not read has not failed.
 
-    A tile is not read once its pixels have ``recipe.max_count`` valid observations.
+    A tile is not read once nothing that is left can change its pixels: they have ``recipe.max_count`` observations, or
+    one whose score no scene that is left can reach.
     """
-    coverage, most = asks_for_coverage(stack, recipe), recipe.max_count or MAX_SCENES
-    place = np.arange(len(stack.scenes)) if positions is None else positions
-    rank = np.argsort(recipe.preference)[place]  # of each scene, the preferred one first
-    groups = [np.isin(place, period) for period in recipe.periods or (place,)]
+    count, shape = len(stack.scenes), (stack.shape[2], stack.shape[3])
+    place = np.arange(count) if positions is None else positions
+    groups = np.stack([np.isin(place, period) for period in recipe.periods or (place,)])
+    region, _ = with_halo(window, recipe.halo, shape)
+    source = _ByScore(stack, recipe, region, masks, valid, scores_of_scenes(recipe, place))
+    compose = _best_observations if recipe.max_count is None else _preferred_observations
     parts: list[_Composed] = []
-    for piece in stack.rectangles(window):
-        shape = (len(stack.scenes), *(s.stop - s.start for s in piece))
-        usable = np.ones(shape, bool) if (mine := _cut(valid, window, piece)) is None else mine.copy()
-        pixels = np.zeros((shape[0], len(stack.bands), *shape[1:]), stack.dtype)
-        counts = np.zeros((len(groups), *shape[1:]), np.uint16)
-        read, status = np.zeros(shape[0], bool), np.full(shape[0], OUTSIDE, np.uint8)
-        status[stack.touching(piece)] = READ
-        ordered = np.argsort(rank, kind="stable")
-        for some in np.split(ordered, range(_SCENES_AT_ONCE, shape[0], _SCENES_AT_ONCE)):
-            some.sort()
-            short = counts < most
-            needed = [np.any(short[[group[t] for group in groups]], axis=0) for t in some]
-            usable[some] &= np.stack(needed)
-            if not usable[some].any():
-                continue
-            few = stack.select(some.tolist())
-            ((_, seen),) = few.read_all([piece], coverage=coverage, wanted=[usable[some]])
-            record_read(seen.tally)
-            if seen.covered is not None:
-                usable[some] &= seen.covered
-            for failure in seen.failures:
-                usable[(some[failure.scene], *within(piece, failure.part))] = False
-            status[some] = seen.status
-            status[some[[failure.scene for failure in seen.failures]]] = FAILED
-            pixels[some] = seen.pixels
-            read[some] = True
-            passed = valid_observations(seen.pixels, recipe, usable[some])
-            for g, group in enumerate(groups):
-                counts[g] += passed[group[some]].sum(axis=0, dtype=np.uint16)
-        with metered("kernel"):
-            scenes = np.flatnonzero(read)
-            layers = reduce_block(pixels, recipe, valid=usable, scenes=scenes, positions=positions)
-        parts.append((piece, {**layers, STATUS: status[:, None, None]}))
+    for piece in [window] if recipe.halo else stack.rectangles(window):
+        around, inner = with_halo(piece, recipe.halo, shape)
+        status = np.full(count, OUTSIDE, np.uint8)
+        status[stack.touching(around)] = READ
+        parts.append((piece, {**compose(source, around, inner, groups, place, status), STATUS: status[:, None, None]}))
     return parts
+
+
+def _preferred_observations(
+    source: _ByScore,
+    around: Window,
+    inner: Window,
+    groups: NDArray[np.bool_],
+    place: NDArray[np.intp],
+    status: NDArray[np.uint8],
+) -> dict[str, NDArray[Any]]:
+    """Reduce the first valid observations of each pixel and period; the scenes of each are ``groups (p, t)``."""
+    stack, recipe = source.stack, source.recipe
+    size = tuple(s.stop - s.start for s in around)
+    pixels = np.zeros((len(place), len(stack.bands), *size), stack.dtype)
+    usable, counts = np.zeros((len(place), *size), bool), np.zeros((len(groups), *size), np.uint16)
+
+    def needed(some: NDArray[np.intp]) -> NDArray[np.bool_]:
+        short = counts < (recipe.max_count or 0)
+        return np.stack([short[groups[:, t]].any(axis=0) for t in some])
+
+    for some, found, valid in source.read(around, status, needed):
+        pixels[some], usable[some] = found, valid
+        passed = usable_observations(found, recipe, valid)
+        for g, group in enumerate(groups):
+            counts[g] += passed[group[some]].sum(axis=0, dtype=np.uint16)
+    with metered("kernel"):
+        return reduce_block(pixels, recipe, valid=usable, inner=inner, positions=place)
+
+
+def _best_observations(
+    source: _ByScore,
+    around: Window,
+    inner: Window,
+    groups: NDArray[np.bool_],
+    place: NDArray[np.intp],
+    status: NDArray[np.uint8],
+) -> dict[str, NDArray[Any]]:
+    """Pick the observation of the highest score of each pixel and period, the first of equal ones.
+
+    That is what the recipe's reducer does where it is given all observations.
+    """
+    stack, recipe, scores = source.stack, source.recipe, source.scores
+    size = tuple(s.stop - s.start for s in around)
+    highest = scores.of_scene + scores.of_distance.max(initial=0)  # that any observation of a scene can have
+    best = np.full((len(groups), *size), -np.inf, np.float32)
+    chosen, counts = np.full((len(groups), *size), -1, np.int16), np.zeros((len(groups), *size), np.uint16)
+    picked = np.full((len(groups), len(stack.bands), *size), recipe.fill(stack.dtype), stack.dtype)
+
+    def needed(some: NDArray[np.intp]) -> NDArray[np.bool_]:
+        return np.stack([((best <= highest[t]) | (counts < recipe.min_count))[groups[:, t]].any(axis=0) for t in some])
+
+    for some, found, valid in source.read(around, status, needed):
+        with metered("kernel"):
+            score = observation_scores(found, recipe, valid, Scores(scores.of_scene[some], scores.of_distance))
+            for g, group in enumerate(groups):
+                for i in np.flatnonzero(group[some]):
+                    keep_best(found[i], score[i], some[i], best[g], counts[g], picked[g], chosen[g])
+    short = counts < recipe.min_count
+    np.moveaxis(picked, 1, -1)[short] = recipe.fill(stack.dtype)
+    chosen = np.where(short | (chosen < 0), np.int16(-1), place[chosen].astype(np.int16))
+    made, source_of = picked[..., inner[0], inner[1]], chosen[..., inner[0], inner[1]]
+    layers = recipe.layers(stack.dtype, len(recipe.days or place))
+    arrays = (made, source_of) if recipe.periods is not None else (made[0], source_of[0])
+    return {layer.name: np.ascontiguousarray(a) for layer, a in zip(layers, arrays, strict=True)}
 
 
 def _cut(valid: NDArray[np.bool_] | None, window: Window, piece: Piece) -> NDArray[np.bool_] | None:
@@ -289,14 +390,17 @@ def layer_arrays(
         _refuse_masks(recipe)
         return dict(reduce_block(cube.data, recipe, valid=None if valid is None else np.asarray(valid)))
     packed = _from_stack(*found, recipe, valid) if found else _from_array(cube, recipe, valid)
+    quick, uncounted = packed, replace(recipe, counted=False)
+    if found and uncounted.ends_early and not recipe.ends_early:  # all but ``count`` can do with fewer scenes
+        quick = _from_stack(*found, uncounted, valid)
     sizes = {"band": cube.sizes["band"], "time": len(recipe.periods or ())}
     out = {}
     for layer in layers:
         head = tuple(sizes[dim] for dim in layer.dims if dim not in ("y", "x"))
-        out[layer.name] = _output(packed, layer.name, layer.dtype, head)
+        out[layer.name] = _output(packed if layer.name == "count" else quick, layer.name, layer.dtype, head)
     if found and found[0].options.on_error == "skip":
         windows = tuple((1,) * n for n in packed.numblocks)
-        out[STATUS] = _output(packed, STATUS, np.dtype(np.uint8), (cube.sizes["time"],), windows)
+        out[STATUS] = _output(quick, STATUS, np.dtype(np.uint8), (cube.sizes["time"],), windows)
     return out
 
 
@@ -319,10 +423,11 @@ class Work:
 
 
 def work_in(dataset: xr.Dataset) -> Work | None:
-    """Return the work behind a lazy composite of a cube from files, None for any other."""
+    """Return the work of all layers behind a lazy composite of a cube from files, None for any other."""
     graphs = [array.data.dask for array in dataset.data_vars.values() if isinstance(array.data, da.Array)]
     handles = (handle_in(layer, Work) for layer in graphs[0].layers.values()) if graphs else ()
-    return next((work for work in handles if work), None)
+    work = next((work for work in handles if work), None)
+    return work and replace(work, recipe=replace(work.recipe, counted=True))
 
 
 def _compose_block(

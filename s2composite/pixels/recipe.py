@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from s2composite.errors import BandError, ParameterError
 from s2composite.pixels.kernels.tiles import Observations
 from s2composite.pixels.masks import Nodata, Rule, Saturated, default_nodata, reach_of
 
-__all__ = ["DTYPES", "MAX_SCENES", "Layer", "Output", "Recipe", "Reducer", "block_width"]
+__all__ = ["DTYPES", "MAX_SCENES", "Layer", "Output", "Recipe", "Reducer", "Scores", "block_width"]
 
 DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 """Types of pixels that can be reduced."""
@@ -85,6 +85,17 @@ class Output:
     """Whether its values are indices of scenes, negative where there is none."""
 
 
+class Scores(NamedTuple):
+    """Scores of observations that do not depend on their values."""
+
+    of_scene: NDArray[np.float32]
+    """``(t,)``"""
+
+    of_distance: NDArray[np.float32]
+    """``(n,)``: what is added for each squared distance to the nearest invalid observation of the scene, none negative;
+    empty if it does not matter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reducer:
     """How the observations of a pixel become its result; made by `resolve_reducer`."""
@@ -112,6 +123,10 @@ class Reducer:
 
     reach: int = 0
     """Greater than 0: it needs the distance of each observation to the nearest invalid one, up to so many pixels."""
+
+    score: Callable[[Reducer, NDArray[np.float64] | None, NDArray[np.int64]], Scores] | None = None
+    """Scores scenes from their times and their positions among the recipe's, if it picks the observation of the highest
+    score. None: what it picks depends on the values, or it picks none."""
 
     def __str__(self) -> str:
         """Return the reducer as code, for metadata."""
@@ -157,6 +172,9 @@ class Recipe:
     periods: tuple[tuple[int, ...], ...] | None = None
     """Indices of the scenes of each period, all made from one read; None: all scenes make one result."""
 
+    counted: bool = True
+    """Whether ``count`` is wanted. Without it, scenes that cannot change what is picked need not be read."""
+
     def layers(self, dtype: np.dtype[Any], n_times: int) -> tuple[Layer, ...]:
         """Return the layers that `reduce_block` makes from `n_times` scenes of type `dtype`, in order.
 
@@ -171,10 +189,18 @@ class Recipe:
         made = [
             _layer(self, reducer, output, np.dtype(dtype)) for reducer in self.reducers for output in reducer.outputs
         ]
-        count = Layer("count", ("y", "x"), np.dtype("uint16"), None, "number of valid observations", "1", "average")
+        if self.counted:
+            counts = np.dtype("uint16")
+            made.append(Layer("count", ("y", "x"), counts, None, "number of valid observations", "1", "average"))
         if self.periods is None:
-            return *made, count
-        return tuple(replace(layer, dims=("time", *layer.dims)) for layer in (*made, count))
+            return tuple(made)
+        return tuple(replace(layer, dims=("time", *layer.dims)) for layer in made)
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether scenes may be left unread: a few observations are enough, or that of the highest score is."""
+        scored = len(self.reducers) == 1 and self.reducers[0].score is not None
+        return self.max_count is not None or (scored and not self.counted)
 
     @property
     def halo(self) -> int:

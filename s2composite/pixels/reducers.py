@@ -18,7 +18,7 @@ from s2composite.pixels.kernels.compile_cache import kernel_in_memory
 from s2composite.pixels.kernels.tiles import Observations, count_valid, load, validity
 from s2composite.pixels.masks import Nodata, SwathEdge, limits_of, reach_of
 from s2composite.pixels.morphology import dilation, distance_squared
-from s2composite.pixels.recipe import MAX_SCENES, Layer, Output, Recipe, Reducer, ReducerCall, block_width
+from s2composite.pixels.recipe import MAX_SCENES, Layer, Output, Recipe, Reducer, ReducerCall, Scores, block_width
 from s2composite.pixels.statistics import put_rounded
 
 __all__ = [
@@ -28,11 +28,13 @@ __all__ = [
     "Recipe",
     "Reducer",
     "kernel_reducer",
+    "observation_scores",
     "reduce_block",
     "reducer_names",
     "register_reducer",
     "resolve_reducer",
     "scene_shares",
+    "scores_of_scenes",
     "usable_observations",
     "valid_observations",
 ]
@@ -419,6 +421,33 @@ def usable_observations(
     return valid_observations(pixels, recipe, usable if usable.size else None)
 
 
+def scores_of_scenes(recipe: Recipe, place: NDArray[np.int64]) -> Scores:
+    """Score scenes at some positions among the recipe's, where the recipe ends early: the highest are read first.
+
+    With ``max_count`` the scores are the order of preference, and distances add nothing.
+    """
+    if recipe.max_count is not None:
+        return Scores(-np.argsort(recipe.preference)[place].astype(np.float32), np.empty(0, np.float32))
+    (reducer,) = recipe.reducers
+    assert reducer.score is not None
+    return reducer.score(reducer, np.array(recipe.days, np.float64)[place] if reducer.needs_days else None, place)
+
+
+def observation_scores(
+    pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None, scores: Scores
+) -> NDArray[np.float32]:
+    """Return the score of each observation, ``(t, y, x)``: minus infinity where it is not valid by any rule.
+
+    `pixels` and `valid` are as for `reduce_block`, `scores` those of their scenes.
+    """
+    usable, near = _look_around(pixels, recipe, _usable(valid, pixels))
+    passed = valid_observations(pixels, recipe, usable if usable.size else None)
+    out = np.where(passed, scores.of_scene[:, None, None], np.float32(-np.inf))
+    if near.size and scores.of_distance.size:
+        out += scores.of_distance[near]
+    return out
+
+
 def scene_shares(source: NDArray[np.int16], n_times: int) -> NDArray[np.float64]:
     """Return the share of pixels each scene contributed, from a ``source`` layer: ``(n_times,)``, sum at most 1."""
     picked = source[source >= 0].astype(np.intp)
@@ -437,11 +466,12 @@ def _reduce_run(
     source = source._replace(scenes=scenes)
     sizes = {True: (source.bands, source.pixels), False: (source.pixels,)}
     arrays = [np.full(sizes["band" in layer.dims], layer.nodata or 0, layer.dtype) for layer in layers]
+    count = arrays[-1] if recipe.counted else np.zeros(source.pixels, np.uint16)
     rest = iter(arrays)
     for reducer in recipe.reducers:
         results = tuple(next(rest) for _ in reducer.outputs)
         distances = near if reducer.reach else near[:0]
-        reducer.run(ReducerCall(reducer, recipe, source, results, arrays[-1], distances, place))
+        reducer.run(ReducerCall(reducer, recipe, source, results, count, distances, place))
         for output, array in zip(reducer.outputs, results, strict=True):
             # Ascending positions that end where they would are all there are.
             if output.scenes and place.size and place[-1] >= place.size:

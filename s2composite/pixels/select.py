@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from s2composite.errors import ParameterError
 from s2composite.pixels.kernels.rank import Key, best_scored, first_valid, rank_by_key, rank_by_small_key
 from s2composite.pixels.kernels.selection import INVALID, NO_RANK
-from s2composite.pixels.recipe import Output, Reducer, ReducerCall, block_width
+from s2composite.pixels.recipe import Output, Reducer, ReducerCall, Scores, block_width
 
 __all__ = [
     "SOURCE",
@@ -251,8 +251,16 @@ def order_by_time(days: NDArray[np.float64], target: float) -> NDArray[np.intp]:
     return np.lexsort((np.arange(days.size), days, np.abs(days - target)))
 
 
+def scores_by_time(reducer: Reducer, days: NDArray[np.float64] | None, scenes: NDArray[np.int64]) -> Scores:
+    """Score scenes by a reducer whose setting is a time, in days since 1970: the nearest highest."""
+    scores = np.empty(scenes.size, np.float32)
+    if days is not None:
+        scores[order_by_time(days, reducer.setting)] = -np.arange(scenes.size)
+    return Scores(scores, np.empty(0, np.float32))
+
+
 def run_by_time(call: ReducerCall) -> None:
-    """Run a reducer whose setting is a time, in days since 1970: nearest first."""
+    """Run a reducer that picks by time."""
     order = order_by_time(call.days(), call.reducer.setting)
     source = call.source._replace(scenes=call.source.scenes[order])
     first_valid(source, call.recipe.min_count, 1024, call.results[0], call.count, call.results[1])
@@ -260,7 +268,15 @@ def run_by_time(call: ReducerCall) -> None:
 
 def _by_time(name: str, what: str, setting: float, params: tuple[tuple[str, object], ...] = ()) -> Reducer:
     """Return a reducer that picks by time."""
-    return Reducer(name, run_by_time, (Output("", what), SOURCE), params=params, setting=setting, needs_days=True)
+    return Reducer(
+        name,
+        run_by_time,
+        (Output("", what), SOURCE),
+        params=params,
+        setting=setting,
+        needs_days=True,
+        score=scores_by_time,
+    )
 
 
 def ranks_at(quantile: float, n_times: int, min_count: int) -> NDArray[np.int16]:
@@ -392,35 +408,34 @@ def best_available_pixel(
         setting=(float(day_of_year), float(spread), int(distance), share, tuple(map(float, weights))),
         needs_days=bool(weights[0]),
         reach=int(distance) if weights[1] else 0,
+        score=best_available_scores,
     )
 
 
 def run_best_available(call: ReducerCall) -> None:
     """Run the best available pixel."""
-    _, _, distance, _, (_, far, _) = call.reducer.setting
+    scores = best_available_scores(call.reducer, call.days() if call.reducer.needs_days else None, call.scenes())
+    picked, chosen = call.results
+    least = call.recipe.min_count
+    best_scored(call.source, scores.of_scene, call.near, scores.of_distance, least, 1024, picked, call.count, chosen)
+
+
+def best_available_scores(reducer: Reducer, days: NDArray[np.float64] | None, scenes: NDArray[np.int64]) -> Scores:
+    """Score scenes for the best available pixel: their season and how clear they are, and the distance to clouds."""
+    best, spread, distance, clear, (season, far, clearness) = reducer.setting
     of_distance = np.empty(0, np.float32)
     if far:
         pixels = np.sqrt(np.arange(distance**2 + 1))
         of_distance = (far / (1 + np.exp(-10 / distance * (pixels - distance / 2)))).astype(np.float32)
-    picked, chosen = call.results
-    least = call.recipe.min_count
-    best_scored(call.source, _scene_scores(call), call.near, of_distance, least, 1024, picked, call.count, chosen)
-
-
-def _scene_scores(call: ReducerCall) -> NDArray[np.float32]:
-    """Return the part of the score that does not depend on the pixel, for each scene that takes part."""
-    best, spread, _, clear, (season, _, clearness) = call.reducer.setting
-    scenes = call.source.scenes
     scores = np.zeros(scenes.size)
-    if season:
-        days = call.days()
+    if days is not None:
         years = np.floor(days).astype("datetime64[D]").astype("datetime64[Y]").astype("datetime64[D]")
         days = 1 + days - years.astype(np.float64)  # days of the year, 1 to below 367
         apart = np.abs(days - best)
         apart = np.minimum(apart, DAYS_A_YEAR - apart)
         scores += season * np.exp(-0.5 * (apart / spread) ** 2)
     if clearness and clear is not None:
-        if len(clear) <= call.scenes().max(initial=-1):
+        if len(clear) <= scenes.max(initial=-1):
             raise ParameterError(f"clear has {len(clear)} values; give one for each scene of the cube")
-        scores += clearness * np.asarray(clear)[call.scenes()]
-    return scores.astype(np.float32)
+        scores += clearness * np.asarray(clear)[scenes]
+    return Scores(scores.astype(np.float32), of_distance)

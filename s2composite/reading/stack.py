@@ -158,6 +158,11 @@ class Stack:
         return any(source.offset is not None for source in self._all())
 
     @cached_property
+    def remote(self) -> bool:
+        """Whether any file is not on this machine, so that reading waits for answers."""
+        return any(is_remote(source.header.href) for source in self._all())
+
+    @cached_property
     def block_origin(self) -> tuple[int, int]:
         """Position ``(y, x)`` of the geobox's origin within a block, so that windows of a cropped grid snap too."""
         on_grid = [s.offset for s in self._all() if s.offset is not None and s.factor == 1]
@@ -292,7 +297,7 @@ class Stack:
         """Cut a window as `pieces`, but into rectangles only; nothing is opened."""
         if any(source.engine == "gdal" or source.offset is None for source in self._all()):
             return (window,)
-        if any(is_remote(source.header.href) for source in self._all()):
+        if self.remote:
             return tuple((row, window[1]) for row in _cut(window[0], self.block[0], self.block_origin[0]))
         return self.blocks(window)
 

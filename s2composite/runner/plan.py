@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 
 from s2composite.cube.composite import Composite
-from s2composite.errors import S2CompositeError, plural
+from s2composite.errors import S2CompositeError, plural, size_text
 from s2composite.jobs.grid import read_area
 from s2composite.jobs.schema import Job, load_job, require_selectors
 from s2composite.reading.grid import centre_longitude, footprint
@@ -65,11 +65,11 @@ class WindowPlan:
     days: int
     """Mean solar days that these are of."""
     requests: int
-    """Byte ranges that are read."""
+    """Byte ranges that are read at most, those of masks included."""
     bytes: int
     """Their size together."""
     decoded: int
-    """Bytes of pixels that are decoded."""
+    """Bytes of pixels that are decoded at most."""
     gdal: int
     """Files that GDAL reads, of which requests and bytes are not known."""
     state: str
@@ -105,6 +105,8 @@ class Plan:
     """Threads of each."""
     unit: str | None = None
     """The unit of a span that it is about, ``"2012-01"``; None: the job has none."""
+    at_most: bool = False
+    """Whether less may be read: tiles under clouds of a mask, and scenes that do not matter any more, are not."""
 
     @property
     def minutes(self) -> float:
@@ -119,8 +121,11 @@ class Plan:
     def summary(self) -> str:
         """Return the plan in one line."""
         states = ", ".join(f"{n} {state}" for state, n in self._states().items() if n)
-        read, scenes = _size(sum(w.bytes for w in self.windows)), plural(len(self.scenes), "scene")
+        read, scenes = self._most(size_text(sum(w.bytes for w in self.windows))), plural(len(self.scenes), "scene")
         return f"{self.state}: {states} of {len(self.windows)} windows, {scenes}, {read}, {estimate(self.minutes)}"
+
+    def _most(self, text: str) -> str:
+        return f"at most {text}" if self.at_most else text
 
     def _states(self) -> dict[str, int]:
         return {state: sum(w.state == state for w in self.windows) for state in ("new", "done", "failed")}
@@ -130,7 +135,7 @@ class Plan:
         states = self._states()
         top = self.windows[0].pixels
         days = {w.days for w in self.windows}
-        read = _size(sum(w.bytes for w in self.windows))
+        read = size_text(sum(w.bytes for w in self.windows))
         read += f" in {plural(sum(w.requests for w in self.windows), 'request')}"
         unknown = sum(w.gdal for w in self.windows)
         memory = f"{_gib(self.worker_memory)} of {_gib(self.worker_limit)} a worker"
@@ -143,8 +148,8 @@ class Plan:
             f"grid      {size}, {plural(len(self.windows), 'window')} of up to {top[1] - top[0]} x {top[3] - top[2]}",
             f"scenes    {len(self.scenes)}, on {between} solar days a window",
             f"periods   {', '.join(self.periods[:6])}{' ...' if len(self.periods) > 6 else ''}" if self.periods else "",
-            f"reads     {read}{f', and {unknown} windows of files through GDAL' if unknown else ''}",
-            f"decodes   {_size(sum(w.decoded for w in self.windows))} of pixels",
+            f"reads     {self._most(read)}{f', and {unknown} windows of files through GDAL' if unknown else ''}",
+            f"decodes   {self._most(size_text(sum(w.decoded for w in self.windows)))} of pixels",
             f"memory    {_gib(self.task_memory)} a task, {memory}",
             f"time      {estimate(self.minutes)} on {threads}, network permitting",
         ]
@@ -153,16 +158,6 @@ class Plan:
 
 def _gib(size: int) -> str:
     return f"{size / 2**20:.0f} MiB" if size < 2**29 else f"{size / 2**30:.1f} GiB"
-
-
-def _size(size: float) -> str:
-    """Return a number of bytes as people say it.
-
-    >>> _size(8_400_000), _size(78_000_000_000), _size(2.5e12)
-    ('8.4 MB', '78.0 GB', '2.5 TB')
-    """
-    unit, one = next((pair for pair in (("TB", 1e12), ("GB", 1e9)) if size >= pair[1]), ("MB", 1e6))
-    return f"{size / one:.1f} {unit}"
 
 
 def estimate(minutes: float) -> str:
@@ -333,10 +328,16 @@ def _planned(
         if window in wanted:
             y, x = product.stage.window(*window)
             cost = stack.cost((y, x))
+            costs = [cost, *(one for mask in product.work.masks for one in mask.costs((y, x)))]
             longitude = 0.0 if stack.geobox.crs is None else centre_longitude(stack.geobox[y, x])
             days = {day_of(stack.scenes[t].time, "solar", longitude) for t in cost.scenes}
             pixels = (y.start, y.stop, x.start, x.stop)
-            read = (cost.requests, cost.bytes, cost.decoded, cost.gdal)
+            read = (
+                sum(one.requests for one in costs),
+                sum(one.bytes for one in costs),
+                sum(one.decoded for one in costs),
+                sum(one.gdal for one in costs),
+            )
             windows.append(WindowPlan(i, window, pixels, cost.scenes, len(days), *read, states[window]))
     task = max(task_memory(product.work, product.stage.window(*w.window)) for w in windows)
     if check:
@@ -354,6 +355,7 @@ def _planned(
         workers.count,
         workers.threads,
         None if source.period is None else source.period.label,
+        bool(product.work.masks) or product.work.recipe.ends_early,
     )
 
 

@@ -28,6 +28,7 @@ from s2composite.cube.graph import Chunks
 from s2composite.cube.windows import STATUS, Work, compose_window, work_in
 from s2composite.errors import ParameterError, WriteError
 from s2composite.jobs.schema import Job
+from s2composite.metrics import counted_reads
 from s2composite.reading.reader import FAILED
 from s2composite.storage.files import exists
 from s2composite.writing.assemble import lay_out
@@ -72,6 +73,8 @@ class WindowDone:
     read_and_reduce: float  # seconds
     encode: float  # seconds, with storing
     failed_scenes: tuple[str, ...]  # could not be read and were left out
+    read: int  # bytes
+    requests: int  # byte ranges, as far as GDAL does not read
 
 
 def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
@@ -79,7 +82,8 @@ def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
     start = time.perf_counter()
     work = maker.work
     window = Stage(0, 0, 0, work.spatial).window(*position)
-    layers = compose_window(work.stack, work.recipe, window, work.masks)
+    with counted_reads() as reads:
+        layers = compose_window(work.stack, work.recipe, window, work.masks)
     composed = time.perf_counter()
     maker.writer.keep(layers, position)
     failed = tuple(work.stack.scenes[t].id for t in np.flatnonzero(layers[STATUS].ravel() == FAILED))
@@ -87,7 +91,8 @@ def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
         worker = str(get_worker().address)
     except ValueError:  # outside a cluster
         worker = f"process {os.getpid()}"
-    return WindowDone(worker, composed - start, time.perf_counter() - composed, failed)
+    encode = time.perf_counter() - composed
+    return WindowDone(worker, composed - start, encode, failed, int(reads["bytes"]), int(reads["count"]))
 
 
 # --- COG --------------------------------------------------------------------------------------------------------------
@@ -388,6 +393,8 @@ def plan_product(job: Job, dataset: xr.Dataset) -> Product:
         files = [(p.path, p.raster.bands, p.raster.options, p.raster.nodata, p.raster.tags) for p in plans]
         token = _token(work, dataset, list(map(repr, files)))
         output = _cog_output(work, dataset, plans, token)
+        counted = any(layer.name == "count" for plan in plans for layer in plan.layers)
+        work = replace(work, recipe=replace(work.recipe, counted=counted))
     return Product(replace(work, spatial=output.windows), output, token)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from imagecodecs import png_encode
 
+from s2composite.errors import plural, size_text
 from s2composite.jobs.schema import Job
 from s2composite.runner.inputs import ledger_key
 from s2composite.runner.ledger import completed, done_in, failures_in, last_start, ledger_root, read_ledger, trouble_in
@@ -141,6 +142,10 @@ class Report:
     """Why each failed window failed."""
     timings: Mapping[str, float]
     """Total seconds of all workers: ``read`` (with reducing), ``encode`` (with storing)."""
+    read: int
+    """Bytes that were read for the windows whose end was noted, as far as GDAL does not read."""
+    requests: int
+    """Byte ranges that these came in."""
     retries: int
     """Failed attempts that were repeated."""
     workers: Mapping[str, WorkerDone]
@@ -185,6 +190,8 @@ class Report:
             "causes": [{"cause": cause, "windows": windows} for cause, windows in self.causes()],
             "seconds": [{"window": window, "seconds": took} for window, took in sorted(self.seconds.items())],
             "timings": dict(self.timings),
+            "read": self.read,
+            "requests": self.requests,
             "retries": self.retries,
             "workers": {address: asdict(work) for address, work in self.workers.items()},
             "failed_scenes": dict(self.failed_scenes),
@@ -235,6 +242,8 @@ def job_report(job: Job) -> Report | None:
         found=frozenset(all_done.keys() - done.keys()),
         failures=failures,
         timings={name: round(sum(float(event[name]) for event in done.values()), 3) for name in ("read", "encode")},
+        read=sum(int(event.get("bytes", 0)) for event in done.values()),
+        requests=sum(int(event.get("requests", 0)) for event in done.values()),
         retries=sum(event["event"] == "retry" for event in own),
         workers={w: WorkerDone(windows[w], round(seconds[w], 3), failed[w]) for w in windows.keys() | failed.keys()},
         failed_scenes=dict(scenes),
@@ -344,6 +353,7 @@ def _summary(report: Report) -> str:
         "done": f"{counts['done']} of {total}",
         "failed": str(counts["failed"]),
         "not tried": str(counts["open"]),
+        "read": f"{size_text(report.read)} in {plural(report.requests, 'request')}",
         "retries": str(report.retries),
         "from first to last": duration((ended - begun).total_seconds()),
         "a window, median": duration(median(seconds)) if seconds else "-",

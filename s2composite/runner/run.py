@@ -585,6 +585,7 @@ class ProductRun:
         elif window is not None:
             done = outcome.result
             about |= {"worker": done.worker, "read": round(done.read_and_reduce, 3), "encode": round(done.encode, 3)}
+            about |= {"bytes": done.read, "requests": done.requests}
             about |= {"failed_scenes": list(done.failed_scenes)} if done.failed_scenes else {}
             self._note("done", **about)
             self._made += 1

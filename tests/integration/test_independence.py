@@ -20,6 +20,7 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
 import s2composite as s2c
+import s2composite.pixels.recipe
 import s2composite.reading.stack
 import s2composite.reading.tiles
 from s2composite.pixels.select import best_available_pixel
@@ -382,7 +383,7 @@ def fields_of(cube):
 
 @contextmanager
 def counted_tiles(*, everything=False):
-    """Count the tiles that are decoded in this process while the block runs; with `everything`, masks hold none back."""
+    """Count the tiles that are decoded in this process while the block runs; with `everything`, nothing is held back."""
     decoded = Counter()
     decode, begin = s2composite.reading.tiles.decode_tile, s2composite.reading.stack.begin
 
@@ -397,6 +398,7 @@ def counted_tiles(*, everything=False):
         patch.setattr(s2composite.reading.tiles, "decode_tile", counting)
         if everything:
             patch.setattr(s2composite.reading.stack, "begin", reading_everything)
+            patch.setattr(s2composite.pixels.recipe.Recipe, "ends_early", False)
         yield decoded
 
 
@@ -515,10 +517,71 @@ def test_many_scenes_are_read_only_until_there_are_enough(tmp_path):
     assert comp["count"].values.min() == comp["count"].values.max() == 4
     assert comp["composite"].values[0, 40, 40] == np.median([21, 22, 23, 24]).round()
     assert comp["composite"].values[0, 0, 0] == np.median([15, 18, 21, 24]).round()
-    assert decoded["tiles"] == 8 * 6 + 8, "eight scenes, then the one tile that is short of observations in eight more"
+    assert decoded["tiles"] == 4 * 6 + 6, "four scenes, then the one tile that is short of observations in six more"
     assert (comp["read_status"].values == 0).all()
     same = s2c.composite(cube.compute(), "median", max_count=4, prefer="latest")
     assert_same(same, comp, ("composite", "count"))
+
+
+PICKS = {
+    "latest": ("latest", {}),
+    "earliest of two": ("earliest", {"min_count": 2}),
+    "closest to": ("closest_to", {"date": "2023-06-02T22:00"}),
+    "best by season": ("best_available_pixel", {"day_of_year": 155, "weights": (1, 0, 0)}),
+    "best of all": ("best_available_pixel", {"day_of_year": 155, "distance": 6}),
+    "equally good": ("best_available_pixel", {"weights": (0, 1, 0), "distance": 3}),
+}
+
+
+@pytest.mark.parametrize("days", [(0, 1, 2, 3), (0, 0, 1, 1)])
+@pytest.mark.parametrize(
+    "grid", ["own", *(pytest.param(grid, marks=pytest.mark.slow) for grid in ("zoomed", "other CRS", "bilinear"))]
+)
+@pytest.mark.parametrize("name", PICKS)
+@pytest.mark.parametrize("period", [None, ["2023-06-01/2023-06-02", "2023-06-02/2023-06-04"]])
+def test_what_cannot_be_picked_need_not_be_read(period, name, grid, days, scenes_of, tmp_path):
+    dtype, kind = KINDS[(len(name) + len(grid)) % len(KINDS)]
+    scenes, (reducer, given) = overcast(scenes_of(dtype, kind, days), tmp_path), PICKS[name]
+    for rules in (None, RULES["SCL"], (*RULES["SCL"], s2c.SwathEdge(2)), "array"):
+        made, tiles = {}, {}
+        for chunks, everything in itertools.product((50, 1000), (True, False)):
+            cube = opened(scenes, grid, chunks=chunks, groupby="solar_day" if days[0] == days[1] else None)
+            valid = (s2c.Nodata(), fields_of(cube)) if rules == "array" else rules
+            comp = s2c.composite(cube, reducer, valid=valid, period=period, **given)
+            with dask.config.set(scheduler="synchronous"), counted_tiles(everything=everything) as decoded:
+                made[chunks, everything] = comp.dataset[["composite", "source"]].compute()
+            tiles[chunks, everything] = decoded["tiles"]
+        for other in made.values():
+            assert_same(other, made[50, True], ("composite", "source"))
+        assert tiles[1000, False] <= tiles[1000, True]
+        with dask.config.set(scheduler="synchronous"):
+            counts = [comp["count"].compute()]
+            with counted_tiles(everything=True):
+                counts.append(s2c.composite(cube, reducer, valid=valid, period=period, **given)["count"].compute())
+        np.testing.assert_array_equal(*counts)
+
+
+def test_the_latest_and_the_best_pixel_of_many_scenes_take_few_of_them(tmp_path):
+    for day in range(1, 25):
+        pixels = np.full((1, 64, 96), day, "uint8")
+        pixels[:, :32, :32] = 0 if day % 3 else day  # a tile that is empty in most of the scenes
+        write_tif(tmp_path / f"T31TCJ_202306{day:02}T104629_X.tif", pixels, block=32, nodata=0)
+    (tmp_path / "T31TCJ_20230601T104629_X.tif").write_bytes(b"no TIFF, and never read")
+    cube = s2c.open_cube(tmp_path, on_error="skip")
+    season = {"day_of_year": 174, "spread": 3, "distance": 4}
+    for reducer, given, picked, tiles in (
+        ("latest", {}, (24, 24), 2 * 6),
+        ("closest_to", {"date": "2023-06-13"}, (12, 13), 2 * 6),
+        ("best_available_pixel", season, (24, 23), 4 * 6),
+    ):
+        comp = s2c.composite(cube, reducer, **given)
+        with dask.config.set(scheduler="synchronous"), counted_tiles() as decoded:
+            made = comp["composite"].values
+        assert (made[0, 10, 10], made[0, 40, 70]) == picked, reducer
+        assert decoded["tiles"] <= tiles, "of 24 * 6"
+        with dask.config.set(scheduler="synchronous"):
+            assert comp["count"].values[0, 0] == 8
+            assert comp["count"].values[-1, -1] == 23
 
 
 def test_what_is_preferred_is_known_or_refused(scenes_of):

@@ -12,7 +12,16 @@ from s2composite.pixels.kernels.compile_cache import kernel, part
 from s2composite.pixels.kernels.selection import pick, select, select_wide
 from s2composite.pixels.kernels.tiles import Observations, judge, put_picked, split
 
-__all__ = ["Key", "best_scored", "first_valid", "luminance_median", "order", "rank_by_key", "rank_by_small_key"]
+__all__ = [
+    "Key",
+    "best_scored",
+    "first_valid",
+    "keep_best",
+    "luminance_median",
+    "order",
+    "rank_by_key",
+    "rank_by_small_key",
+]
 
 
 class Key(NamedTuple):
@@ -205,6 +214,25 @@ def best_scored(
             count[start + i] = counts[i]
             index[i] = index[i] if counts[i] >= least_count else -1
         put_picked(obs, index, start, n, out, chosen)
+
+
+@kernel
+def keep_best(values: Any, score: Any, scene: int, best: Any, count: Any, picked: Any, chosen: Any) -> None:
+    """Take the observations of one scene that are better than the best so far: what `best_scored` does, scene by scene.
+
+    ``values (b, y, x)`` and ``score (y, x)``, minus infinity where an observation is not valid, are of the scene; of
+    equal scores that of the first scene counts, in whatever order they come. The others are updated: ``best (y, x)``,
+    ``count (y, x)`` of valid observations, ``picked (b, y, x)``, ``chosen (y, x)``, negative before the first.
+    """
+    for y in range(score.shape[0]):
+        for x in range(score.shape[1]):
+            if score[y, x] == -np.inf:
+                continue
+            count[y, x] += np.uint16(1)
+            if score[y, x] > best[y, x] or (score[y, x] == best[y, x] and scene < chosen[y, x]):
+                best[y, x], chosen[y, x] = score[y, x], np.int16(scene)
+                for b in range(values.shape[0]):
+                    picked[b, y, x] = values[b, y, x]
 
 
 @kernel

@@ -16,8 +16,10 @@ import s2composite as s2c
 from s2composite.cli import app
 from s2composite.demo import make_scenes
 from s2composite.errors import JobError, ParameterError, WriteError
+from s2composite.jobs.schema import load_job
 from s2composite.runner.ledger import read_ledger
 from s2composite.runner.plan import plan_cells, plan_job, write_csv, write_geojson
+from s2composite.runner.report import job_report, report_page
 from s2composite.runner.run import run_cells, run_job
 from support.http_faults import fault_server
 
@@ -55,6 +57,31 @@ def test_a_plan_counts_what_the_server_is_asked_for(scenes, tmp_path):
                 size = dataset.get_tag_item(f"BLOCK_SIZE_{column}_{row}", "TIFF", bidx=1)
                 tiles += int(size or 0)
     assert tiles <= sum(w.bytes for w in plan.windows) <= 1.1 * tiles + 9 * 4 * 16
+
+
+def test_a_plan_says_the_most_that_is_read_and_the_report_what_was(tmp_path):
+    make_scenes(tmp_path / "scenes", scenes=12, size=512, compress="deflate", assets=("TCI", "SCL"))
+    of_files = sum(path.stat().st_size for path in (tmp_path / "scenes").glob("*TCI*"))
+    read = {}
+    with s2c.connect("local", workers=1, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
+        for name, keys in {
+            "all": {"valid": ["nodata"]},
+            "masked": {"valid": ["nodata", "scl"]},
+            "latest": {"valid": ["nodata"], "reducer": "latest"},
+            "latest and count": {"valid": ["nodata"], "reducer": "latest", "layers": ["composite", "count"]},
+        }.items():
+            spec = job(tmp_path / "scenes", tmp_path, bands=["TCI"], output=str(tmp_path / f"{name}.tif"), **keys)
+            plan = plan_job(spec)
+            assert plan.at_most == ("at most" in plan.explain()) == (name in ("masked", "latest"))
+            assert run_job(spec, client=client).paths
+            report = job_report(load_job(spec))
+            planned = sum(w.bytes for w in plan.windows)
+            read[name] = report.read
+            assert 0 < report.read <= planned
+            assert report.read == planned or plan.at_most
+            assert f"{report.read / 1e6:.1f} MB in " in report_page(report)
+    assert 0.9 * of_files < read["all"] == read["latest and count"] <= of_files
+    assert read["latest"] < 0.6 * read["all"]
 
 
 def test_states_follow_the_job(scenes, tmp_path):

@@ -88,7 +88,15 @@ def test_signatures_are_nowhere(job_with_failures):
 def report_of(shape, seconds, failures, state="failed", found=()):
     times = {"begun": "2026-01-01T00:00:00.000+00:00", "ended": "2026-01-02T01:00:00.000+00:00"}
     workers = {"tcp://10.0.0.1:1": WorkerDone(len(seconds), sum(seconds.values()), len(failures))}
-    facts = {"timings": {"read": 1.0}, "retries": 0, "workers": workers, "failed_scenes": {}, "versions": {}}
+    facts = {
+        "timings": {"read": 1.0},
+        "read": 0,
+        "requests": 0,
+        "retries": 0,
+        "workers": workers,
+        "failed_scenes": {},
+        "versions": {},
+    }
     return Report("source: x\n", state, ("median.tif",), shape, seconds, frozenset(found), failures, **facts, **times)
 
 
