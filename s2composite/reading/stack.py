@@ -218,11 +218,7 @@ class Stack:
         return [files[i] for i in np.flatnonzero(touching)]
 
     def touching(self, window: Window, pad: int = 0) -> NDArray[np.intp]:
-        """Return the scenes that may have pixels in a window, and those that could not be opened.
-
-        The stack of these, ``stack.select(stack.touching(window))``, holds all there is in the window, and its window
-        takes memory for them alone.
-        """
+        """Return the scenes that may have pixels in a window, and those that could not be opened."""
         near = [t for t, _ in self._near(window, pad)]
         return np.union1d(np.array(near, np.intp), np.flatnonzero(~self._opened)).astype(np.intp)
 
