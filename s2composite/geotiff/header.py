@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,18 +41,7 @@ from s2composite.storage.gdal import through_gdal
 from s2composite.storage.http import Identity, Sign, read_identity
 from s2composite.storage.urls import check_read, gdal_limits
 
-__all__ = [
-    "Coding",
-    "Header",
-    "Level",
-    "Scaling",
-    "alpha_band",
-    "mask_of",
-    "nodata_in",
-    "read_header",
-    "read_headers",
-    "signing",
-]
+__all__ = ["Header", "Scaling", "alpha_band", "mask_of", "nodata_in", "read_header", "signing"]
 
 # what GDAL escapes in its metadata beside the three of all XML, and all of it twice
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
@@ -117,11 +105,6 @@ class Header:
         return self.levels[0].coding.photometric
 
     @property
-    def predictor(self) -> int:
-        """1 none, 2 horizontal differences, 3 floating point."""
-        return self.levels[0].coding.predictor
-
-    @property
     def interleave(self) -> Literal["pixel", "band"]:
         """Whether a tile holds all bands or one."""
         return self.levels[0].coding.interleave
@@ -142,17 +125,6 @@ class Header:
     def size(self) -> int:
         """Bytes of the file when its header was read."""
         return self.identity.size
-
-    @property
-    def etag(self) -> str | None:
-        """Entity tag when the header was read; None for local files."""
-        return self.identity.etag
-
-
-def read_headers(hrefs: Sequence[str], max_workers: int = 32) -> tuple[Header, ...]:
-    """Read many headers at once; see `read_header`."""
-    with ThreadPoolExecutor(max(1, min(max_workers, len(hrefs)))) as pool:
-        return tuple(pool.map(read_header, hrefs))
 
 
 def read_header(href: str, sign: Sign | None = None) -> Header:
@@ -365,15 +337,12 @@ def _scaling(xml: str, bands: int) -> tuple[Scaling | None, ...]:
         return ()
 
     def number(text: str | None, default: float) -> float:
-        try:
+        with suppress(ValueError):
             return default if text is None else float(text)
-        except ValueError:
-            return default
+        return default
 
-    return tuple(
-        scaling_of(number(scales.get(band), 1.0), number(offsets.get(band), 0.0), units.get(band))
-        for band in map(str, range(bands))
-    )
+    named = map(str, range(bands))
+    return tuple(scaling_of(number(scales.get(b), 1.0), number(offsets.get(b), 0.0), units.get(b)) for b in named)
 
 
 def scaling_of(scale: float, offset: float, unit: str | None) -> Scaling | None:

@@ -8,7 +8,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ import numpy as np
 from affine import Affine
 
 from s2composite.errors import ParameterError, ReadError, WriteError
-from s2composite.geotiff.header import Header, Scaling, mask_of, read_headers, signing
+from s2composite.geotiff.header import Header, Scaling, mask_of, signing
 from s2composite.geotiff.structure import Level, coding, pack, same_geobox, unpack
 from s2composite.storage.atomic import write_atomic
 from s2composite.storage.files import is_remote
 from s2composite.storage.http import Identity, Sign, read_identity
 from s2composite.storage.urls import check_read
 
-__all__ = ["load_index", "read_headers_cached", "save_index"]
+__all__ = ["load_index", "save_index"]
 
 _FORMAT = "s2composite index 4"
 
@@ -51,7 +51,6 @@ def _place(path: str | os.PathLike[str]) -> Path:
 def load_index(
     path: str | os.PathLike[str],
     hrefs: Sequence[str],
-    max_workers: int = 32,
     sign: Sign | None = None,
     *,
     check: bool = True,
@@ -63,20 +62,8 @@ def load_index(
         check_read(header.href)
     if not check:
         return {header.href: header for header in wanted}
-    with ThreadPoolExecutor(max(1, min(max_workers, len(wanted)))) as pool:
+    with ThreadPoolExecutor(max(1, min(32, len(wanted)))) as pool:
         return {h.href: h for h, same in zip(wanted, pool.map(_is_unchanged, wanted), strict=True) if same}
-
-
-def read_headers_cached(
-    hrefs: Sequence[str], path: str | os.PathLike[str], max_workers: int = 32
-) -> tuple[Header, ...]:
-    """Return the headers of files, from an index where they are unchanged; the others are read and added to it."""
-    headers = load_index(path, hrefs, max_workers)
-    missing = [href for href in dict.fromkeys(hrefs) if href not in headers]
-    if missing:
-        headers |= {header.href: header for header in read_headers(missing, max_workers)}
-        save_index(list((_load(_place(path)) | headers).values()), path)
-    return tuple(headers[href] for href in hrefs)
 
 
 def _load(path: Path) -> dict[str, Header]:
@@ -103,65 +90,55 @@ def _is_unchanged(header: Header) -> bool:
 
 
 def _to_plain(header: Header) -> dict[str, Any]:
-    mask = None
-    if header.mask is not None and header.mask.href == header.href:
-        # of a mask in the file itself only the levels are its own
-        mask = {"levels": [_level_to_plain(level) for level in header.mask.levels]}
-    elif header.mask is not None:
-        mask = _to_plain(header.mask)
-    return {
-        "href": header.href,
+    plain = {one.name: getattr(header, one.name) for one in fields(header) if one.name not in ("geobox", "sign")}
+    mask = header.mask
+    # of a mask in the file itself only the levels are its own
+    inside = mask is not None and mask.href == header.href
+    return plain | {
         "identity": asdict(header.identity),
         "transform": list(header.geobox.transform)[:6],
         "crs": str(header.geobox.crs) if header.geobox.crs else None,
         "dtype": header.dtype.str,
-        "nodata": header.nodata,
-        "band_nodata": header.band_nodata,
-        "descriptions": header.descriptions,
-        "levels": [_level_to_plain(level) for level in header.levels],
-        "mask": mask,
-        "mask_kind": header.mask_kind,
-        "alpha": header.alpha,
-        "bands": header.bands,
-        "undecodable": header.undecodable,
-        "framed": header.framed,
-        "scaling": [None if s is None else [s.scale, s.offset, s.unit] for s in header.scaling],
+        "levels": _levels_to_plain(header),
+        "mask": mask and ({"levels": _levels_to_plain(mask)} if inside else _to_plain(mask)),
+        "scaling": [scaling and astuple(scaling) for scaling in header.scaling],
     }
 
 
-def _level_to_plain(level: Level) -> list[Any]:
-    how = asdict(level.coding) | {"tables": b64encode(level.coding.tables).decode()}
-    packed = b64encode(pack(level.offsets, level.counts)).decode()
-    return [level.shape, level.block, level.tiled, how, packed]
+def _levels_to_plain(header: Header) -> list[Any]:
+    plain = []
+    for level in header.levels:
+        how = asdict(level.coding) | {"tables": b64encode(level.coding.tables).decode()}
+        packed = b64encode(pack(level.offsets, level.counts)).decode()
+        plain.append([level.shape, level.block, level.tiled, how, packed])
+    return plain
 
 
 def _from_plain(plain: Mapping[str, Any]) -> Header:
-    levels = tuple(_level_from_plain(level) for level in plain["levels"])
+    same: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in dict(plain).items()
+    }
+    transform, crs, mask = Affine(*same.pop("transform")), same.pop("crs"), plain["mask"]
+    levels = _levels_from_plain(plain)
     header = Header(
-        plain["href"],
-        Identity(**plain["identity"]),
-        same_geobox(levels[0].shape, Affine(*plain["transform"]), plain["crs"]),
-        plain["bands"],
-        np.dtype(plain["dtype"]),
-        plain["nodata"],
-        tuple(plain["descriptions"]),
-        levels,
-        band_nodata=tuple(plain["band_nodata"]),
-        undecodable=plain["undecodable"],
-        framed=plain["framed"],
-        mask_kind=plain["mask_kind"],
-        alpha=plain["alpha"],
-        scaling=tuple(None if s is None else Scaling(*s) for s in plain["scaling"]),
+        **same
+        | {
+            "identity": Identity(**plain["identity"]),
+            "geobox": same_geobox(levels[0].shape, transform, crs),
+            "dtype": np.dtype(plain["dtype"]),
+            "levels": levels,
+            "mask": None,
+            "scaling": tuple(scaling and Scaling(*scaling) for scaling in plain["scaling"]),
+        }
     )
-    mask = plain["mask"]
     if mask is None:
         return header
-    if "href" in mask:
-        return replace(header, mask=_from_plain(mask))
-    return replace(header, mask=mask_of(header, tuple(_level_from_plain(level) for level in mask["levels"])))
+    return replace(header, mask=_from_plain(mask) if "href" in mask else mask_of(header, _levels_from_plain(mask)))
 
 
-def _level_from_plain(plain: Sequence[Any]) -> Level:
-    shape, block, tiled, how, packed = plain
-    same = coding(**how | {"tables": b64decode(how["tables"])})
-    return unpack(tuple(shape), tuple(block), tiled, same, b64decode(packed))
+def _levels_from_plain(plain: Mapping[str, Any]) -> tuple[Level, ...]:
+    levels = []
+    for shape, block, tiled, how, packed in plain["levels"]:
+        same = coding(**how | {"tables": b64decode(how["tables"])})
+        levels.append(unpack(tuple(shape), tuple(block), tiled, same, b64decode(packed)))
+    return tuple(levels)

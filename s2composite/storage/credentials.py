@@ -27,8 +27,10 @@ def gcs_token() -> str | None:
         return "anon"
     if _gcs_credentials_file() is not None:
         return "google_default"
+    named = any(os.environ.get(name) for name in ("GCE_METADATA_HOST", "K_SERVICE", "CLOUD_RUN_JOB"))
+    on_google_cloud = named or _is_set("CPL_MACHINE_IS_GCE") or _machine("product_name").startswith("Google")
     # gcsfs would wait for the metadata server for seconds on machines that have none.
-    return None if _on_google_cloud() else "anon"
+    return None if on_google_cloud else "anon"
 
 
 def gcs_options() -> dict[str, Any]:
@@ -83,11 +85,6 @@ def _gcs_credentials_file() -> Path | None:
     return file if file.exists() else None
 
 
-def _on_google_cloud() -> bool:
-    named = any(os.environ.get(name) for name in ("GCE_METADATA_HOST", "K_SERVICE", "CLOUD_RUN_JOB"))
-    return named or _is_set("CPL_MACHINE_IS_GCE") or _machine("product_name").startswith("Google")
-
-
 # --- Amazon, and all that speak its protocol ------------------------------------------------------------------------
 
 
@@ -134,17 +131,14 @@ def _aws_credentials_exist(environment: tuple[tuple[str, str], ...]) -> bool:
 
     try:
         chain = Session().get_component("credential_provider")
-        if not _on_amazon(dict(environment)):
+        named = "AWS_EC2_METADATA_SERVICE_ENDPOINT" in dict(environment)
+        if not (named or _machine("sys_vendor").startswith("Amazon")):
             # Elsewhere the metadata server does not answer, which would take seconds to find out.
             chain.remove("iam-role")
         return chain.load_credentials() is not None
     except BotoCoreError:
         # There is something, but it is wrong (an unknown profile): s3fs will say so when it is used.
         return True
-
-
-def _on_amazon(environment: Mapping[str, str]) -> bool:
-    return "AWS_EC2_METADATA_SERVICE_ENDPOINT" in environment or _machine("sys_vendor").startswith("Amazon")
 
 
 def _machine(name: str) -> str:

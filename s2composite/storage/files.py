@@ -27,21 +27,9 @@ from s2composite.storage.credentials import (
 from s2composite.storage.urls import check_touch, guarded_client, limits, web_client
 
 __all__ = [
-    "absolute",
-    "archive_of",
-    "display",
-    "exists",
-    "filesystem",
-    "gdal_options",
-    "in_archive",
-    "is_remote",
-    "join",
-    "reason",
-    "redact",
-    "storage_errors",
-    "storage_options",
-    "without_queries",
-]
+    "absolute", "archive_of", "display", "exists", "filesystem", "gdal_options", "in_archive", "is_remote", "join",
+    "reason", "redact", "storage_errors", "storage_options", "without_queries",
+]  # fmt: skip
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SHORTENED = re.compile(r"^((?:gs|gcs|s3|s3a|https?):)/(?!/)")  # what pathlib makes of a URL
@@ -77,7 +65,10 @@ def absolute(href: str | os.PathLike[str]) -> str:
     if not isinstance(href, (str, os.PathLike)):
         raise ParameterError(f"{href!r} is no path; give text or a pathlib.Path")
     if isinstance(href, os.PathLike):
-        href = _with_slashes(os.fspath(href))
+        # pathlib leaves out slashes: of URLs, and of a root after /vsizip/
+        href = _SHORTENED.sub(r"\1//", os.fspath(href))
+        if (match := _ARCHIVED.match(href)) and not archive_of(os.path.abspath(href[match.end() :])):  # noqa: PTH100
+            href = f"{match[0]}/{href[match.end() :]}"
     if "\0" in href:
         raise SourceError(f"{href!r} holds a NUL character, which no name of a file has")
     href = _without_gdal(href)
@@ -123,21 +114,19 @@ def _without_gdal(href: str) -> str:
     """Return what a name of GDAL or rasterio stands for: a URL, a file in an archive, or else the name itself."""
     if match := _ARCHIVE_OF_RASTERIO.fullmatch(href):
         href = f"/vsi{match[1]}/{match[2]}/{match[3]}"
-    if match := _VSI.match(href):
-        rest = href[match.end() :]
-        return _virtual(href, match[1], rest if match[2] != "?" else dict(parse_qsl(rest)).get("url", ""))
-    if os.path.lexists(href):
+    if (match := _VSI.match(href)) is None:
+        if os.path.lexists(href):
+            return href
+        if _DATASET.match(href):
+            cure = "give the file itself if it is a raster, or write the dataset as a GeoTIFF with gdal_translate"
+            raise SourceError(f"{display(href)}: names a dataset within a file as GDAL does; {cure}")
+        if os.name != "nt" and _WINDOWS.match(href):
+            system = f"is a path of Windows, and this is {os.name}"
+            raise SourceError(f"{display(href)}: {system}; give the path it has here")
         return href
-    if _DATASET.match(href):
-        cure = "give the file itself if it is a raster, or write the dataset as a GeoTIFF with gdal_translate"
-        raise SourceError(f"{display(href)}: names a dataset within a file as GDAL does; {cure}")
-    if os.name != "nt" and _WINDOWS.match(href):
-        raise SourceError(f"{display(href)}: is a path of Windows, and this is {os.name}; give the path it has here")
-    return href
-
-
-def _virtual(href: str, kind: str, rest: str) -> str:
-    """Return what a name in one of GDAL's virtual file systems stands for."""
+    kind, rest = match[1], href[match.end() :]
+    if match[2] == "?":
+        rest = dict(parse_qsl(rest)).get("url", "")
     if kind in _STORES:
         return f"{_STORES[kind]}://{rest}"
     if kind in ("curl", "curl_streaming") and _SCHEME.match(url := _SHORTENED.sub(r"\1//", rest)):
@@ -151,14 +140,6 @@ def _virtual(href: str, kind: str, rest: str) -> str:
         raise SourceError(f"{display(href)}: an archive behind a URL or in another archive is not read here; {cure}")
     path = os.path.abspath(os.path.expanduser(inside))  # noqa: PTH100, PTH111 - not a file that there is
     return f"/vsi{kind}/{path}"
-
-
-def _with_slashes(path: str) -> str:
-    """Return a path of pathlib with the slashes that it leaves out: of URLs, and of a root after ``/vsizip/``."""
-    match = _ARCHIVED.match(path)
-    if match and not archive_of(os.path.abspath(path[match.end() :])):  # noqa: PTH100
-        return f"{match[0]}/{path[match.end() :]}"
-    return _SHORTENED.sub(r"\1//", path)
 
 
 def archive_of(href: str) -> str | None:
@@ -256,10 +237,9 @@ def storage_options(href: str) -> dict[str, Any]:
         return gcs_options()
     if scheme == "s3":
         return s3_options()
-    if scheme in ("http", "https") and limits() is not None:
-        return {"get_client": guarded_client}
-    # trust_env: proxies and ~/.netrc, as curl and GDAL use them.
-    return {"get_client": web_client, "client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
+    if scheme not in ("http", "https"):
+        return {}
+    return {"get_client": web_client if limits() is None else guarded_client}
 
 
 def gdal_options(href: str) -> dict[str, str]:
@@ -267,10 +247,8 @@ def gdal_options(href: str) -> dict[str, str]:
 
     GDAL finds credentials in the environment itself; the options say where, or that there are none.
     """
-    scheme = _scheme(href)
-    if scheme == "gs":
-        return gdal_gcs()
-    return gdal_s3() if scheme == "s3" else {}
+    options = {"gs": gdal_gcs, "s3": gdal_s3}.get(_scheme(href))
+    return options() if options else {}
 
 
 def reason(href: str, error: BaseException) -> str:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -35,24 +36,9 @@ from s2composite.storage.retry import TRANSIENT, AttemptError, Retry, retry_afte
 from s2composite.storage.urls import ReplyTimeout
 
 __all__ = [
-    "HEAD",
-    "REFUSED",
-    "ByteRange",
-    "Fetched",
-    "Fetching",
-    "Identity",
-    "RemoteObject",
-    "Reply",
-    "Sign",
-    "read_head",
-    "read_identity",
-    "read_range",
-    "remote_object",
-    "request",
-    "seconds_since_reply",
-    "sign_function",
-    "signed",
-]
+    "HEAD", "REFUSED", "ByteRange", "Fetched", "Fetching", "Identity", "RemoteObject", "Reply", "Sign", "read_head",
+    "read_identity", "read_range", "remote_object", "request", "seconds_since_reply", "sign_function", "signed",
+]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
 
@@ -401,22 +387,17 @@ def read_head(href: str, retry: Retry | None = None, sign: Sign | None = None) -
     if is_remote(href):
         reply = request(remote_object(href, sign), 0, HEAD, None, retry or Retry()).result()
         return reply.data, reply.identity
-    fd = _open(href)
-    try:
+    with _system_errors(href), Path(href).open("rb", buffering=0) as file:
         # the identity last: what is written meanwhile shows in it
-        return _pread(href, fd, 0, HEAD), _local_identity(os.fstat(fd))
-    finally:
-        os.close(fd)
+        return os.pread(file.fileno(), HEAD, 0), _local_identity(os.fstat(file.fileno()))
 
 
 def read_identity(href: str, sign: Sign | None = None) -> Identity:
     """Return the identity that a file or object has now."""
     if is_remote(href):
         return request(remote_object(href, sign), 0, 1, None, Retry()).result().identity
-    try:
+    with _system_errors(href):
         return _local_identity(Path((in_archive(href) and archive_of(href)) or href).stat())
-    except OSError as error:
-        raise _failure(href, error) from error
 
 
 def read_range(href: str, start: int, size: int, identity: Identity, sign: Sign | None = None) -> bytes:
@@ -528,7 +509,8 @@ def _local_ranges(numbered: Iterable[tuple[int, ByteRange]]) -> Iterator[tuple[i
 def _open_ahead(parts: Sequence[ByteRange]) -> int | ReadError:
     """Open a file, and have the kernel begin to read its parts."""
     try:
-        fd = _open(parts[0].href)
+        with _system_errors(parts[0].href):
+            fd = os.open(parts[0].href, os.O_RDONLY)
     except ReadError as error:
         return error
     if hasattr(os, "posix_fadvise"):
@@ -539,7 +521,8 @@ def _open_ahead(parts: Sequence[ByteRange]) -> int | ReadError:
 
 def _read_local(part: ByteRange, fd: int) -> Fetched:
     try:
-        data = _pread(part.href, fd, part.start, part.size)
+        with _system_errors(part.href):
+            data = os.pread(fd, part.size, part.start)
     except ReadError as error:
         return Fetched(b"", error)
     # after each part: a file may be written to while it is read
@@ -552,31 +535,18 @@ def _read_local(part: ByteRange, fd: int) -> Fetched:
     return Fetched(b"", ReadError(why, href=part.href, transient=False, retries=0))
 
 
-def _open(path: str) -> int:
+@contextmanager
+def _system_errors(path: str) -> Iterator[None]:
     try:
-        return os.open(path, os.O_RDONLY)
+        yield
     except OSError as error:
-        raise _failure(path, error) from error
-
-
-def _pread(path: str, fd: int, start: int, size: int) -> bytes:
-    try:
-        return os.pread(fd, size, start)
-    except OSError as error:
-        raise _failure(path, error) from error
-
-
-def _failure(path: str, error: OSError) -> ReadError:
-    permanent = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
-    return ReadError(f"{path}: {error.strerror or error}", href=path, transient=not permanent, retries=0)
+        permanent = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
+        why = f"{path}: {error.strerror or error}"
+        raise ReadError(why, href=path, transient=not permanent, retries=0) from error
 
 
 def _local_identity(stat: os.stat_result) -> Identity:
     # Devices without a number of a driver are networks, FUSE, overlays: what they call an inode may change by itself.
     inode = stat.st_ino if hasattr(os, "major") and os.major(stat.st_dev) else None
-    return Identity(stat.st_size, None, stat.st_mtime_ns, stat.st_ctime_ns, inode, _system(stat.st_dev))
-
-
-@lru_cache(64)
-def _system(device: int) -> str:
-    return f"{platform.node()} {device}"
+    system = f"{platform.node()} {stat.st_dev}"
+    return Identity(stat.st_size, None, stat.st_mtime_ns, stat.st_ctime_ns, inode, system)

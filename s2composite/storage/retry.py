@@ -14,16 +14,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 __all__ = [
-    "LOW_SPEED_LIMIT",
-    "LOW_SPEED_TIME",
-    "TRANSIENT",
-    "AttemptError",
-    "Retry",
-    "backoff",
-    "retry_after",
-    "retrying",
+    "LOW_SPEED_LIMIT", "LOW_SPEED_TIME", "TRANSIENT", "AttemptError", "Retry", "backoff", "retry_after", "retrying",
     "retrying_async",
-]
+]  # fmt: skip
 
 T = TypeVar("T")
 

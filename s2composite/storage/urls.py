@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import aiohttp
@@ -28,19 +28,9 @@ from yarl import URL
 from s2composite.errors import AccessError
 
 __all__ = [
-    "VARIABLE",
-    "Access",
-    "ReplyTimeout",
-    "check_read",
-    "check_touch",
-    "check_write",
-    "gdal_limits",
-    "guarded_client",
-    "is_link_local",
-    "is_open_address",
-    "limits",
-    "web_client",
-]
+    "VARIABLE", "Access", "ReplyTimeout", "check_read", "check_touch", "check_write", "gdal_limits", "guarded_client",
+    "is_link_local", "is_open_address", "limits", "web_client",
+]  # fmt: skip
 
 VARIABLE = "S2COMPOSITE_ACCESS"  # the environment variable that holds an `Access` as JSON
 
@@ -202,6 +192,9 @@ _STORES = {
 }
 
 
+_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
 def is_open_address(text: str, networks: tuple[str, ...] = ()) -> bool:
     """Return whether an address is a public one, or in one of the networks that are open.
 
@@ -210,12 +203,10 @@ def is_open_address(text: str, networks: tuple[str, ...] = ()) -> bool:
     >>> is_open_address("10.0.0.1", ("10.0.0.0/8",))
     True
     """
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
+    if (address := _address(text)) is None:
         return False
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or _embedded(address)
+        inner = _inside(address)
         if inner is not None and not is_open_address(str(inner), networks):
             return False
         if address.ipv4_mapped is not None:
@@ -234,21 +225,25 @@ def is_link_local(text: str) -> bool:
     >>> is_link_local("169.254.169.254"), is_link_local("::ffff:169.254.0.1"), is_link_local("10.0.0.1")
     (True, True, False)
     """
-    try:
-        address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
-    except ValueError:
+    if (address := _address(text)) is None:
         return False
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or _embedded(address)
-        if inner is not None and is_link_local(str(inner)):
-            return True
-    return address.is_link_local or address in _METADATA
+    inner = _inside(address) if isinstance(address, ipaddress.IPv6Address) else None
+    return (inner is not None and is_link_local(str(inner))) or address.is_link_local or address in _METADATA
 
 
-def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if any(address in network for network in _EMBEDDING) and int(address) > 0xFFFF:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return None
+def _address(text: str) -> _Address | None:
+    """Return an IP address, as URLs and resolvers write it; None for what is none."""
+    try:
+        return ipaddress.ip_address(text.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv6 address holds."""
+    last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    embedded = int(address) > 0xFFFF and any(address in network for network in _EMBEDDING)
+    return address.ipv4_mapped or address.sixtofour or (last if embedded else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,23 +265,28 @@ class ReplyTimeout:
         self.limit.reschedule(None)
 
 
-async def web_client(**options: Any) -> aiohttp.ClientSession:
+async def web_client(loop: asyncio.AbstractEventLoop | None = None) -> aiohttp.ClientSession:
     """Return an HTTP client for processes that nothing limits: fsspec's ``get_client``."""
-    return _client(_Resolver(), **options)
+    # trust_env: proxies and ~/.netrc, as curl and GDAL use them
+    return _client(loop, _Resolver(), trust_env=True)
 
 
-async def guarded_client(**options: Any) -> aiohttp.ClientSession:
+async def guarded_client(loop: asyncio.AbstractEventLoop | None = None) -> aiohttp.ClientSession:
     """Return an HTTP client that observes the limits of this process: fsspec's ``get_client``."""
     # Proxies would look up names themselves, and ~/.netrc is the operator's.
-    return _client(_GuardedResolver(), **{**options, "trust_env": False}, middlewares=(_check,))
+    return _client(loop, _GuardedResolver(), trust_env=False, middlewares=(_check,))
 
 
-def _client(resolver: AbstractResolver, **options: Any) -> aiohttp.ClientSession:
+def _client(
+    loop: asyncio.AbstractEventLoop | None, resolver: AbstractResolver, *, trust_env: bool, middlewares: Any = ()
+) -> aiohttp.ClientSession:
     steps = aiohttp.TraceConfig()
     steps.on_request_redirect.append(_check_redirect)
     steps.on_request_headers_sent.append(_wait_for_reply)
     connector = aiohttp.TCPConnector(resolver=resolver)
-    return aiohttp.ClientSession(**options, connector=connector, trace_configs=[steps])
+    return aiohttp.ClientSession(
+        loop=loop, connector=connector, trace_configs=[steps], trust_env=trust_env, middlewares=middlewares
+    )
 
 
 async def _check_redirect(_: aiohttp.ClientSession, context: Any, redirect: aiohttp.TraceRequestRedirectParams) -> None:
@@ -316,7 +316,9 @@ async def _check(request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.Cl
     href, host = str(request.url), request.url.raw_host or ""
     if not _is_store(access, href):
         access.may_read(href)
-        if _is_literal(host) and not (_is_named(access, href) or is_open_address(host, access.networks)):
+        # whether the operator has opened this host by name, not just all hosts of a scheme
+        named = any(_url_host(place) == _url_host(href) for place in access.read if "://" in place)
+        if _address(host) is not None and not (named or is_open_address(host, access.networks)):
             raise _private(host)
     return await handler(request)
 
@@ -363,19 +365,6 @@ def _private(host: str) -> AccessError:
     return AccessError(f"{host}: leads to an address that is not public; the operator can open its network")
 
 
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return False
-    return True
-
-
-def _is_named(access: Access, href: str) -> bool:
-    """Return whether the operator has opened this host by name, not just all hosts of a scheme."""
-    return any(_url_host(place) == _url_host(href) for place in access.read if "://" in place)
-
-
 def _is_store(access: Access, href: str) -> bool:
     """Return whether a URL is on an object store of which the operator has opened something.
 
@@ -391,7 +380,7 @@ def _is_store(access: Access, href: str) -> bool:
 
 def _url_host(href: str) -> tuple[str, int | None]:
     url = urlsplit(href)
-    return url.hostname or "", url.port or {"http": 80, "https": 443}.get(url.scheme)
+    return url.hostname or "", url.port or _PORTS.get(url.scheme)
 
 
 def _opened_stores(access: Access) -> set[str]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 
 from s2composite.errors import ReadError
-from s2composite.geotiff.header import read_header, read_headers
+from s2composite.geotiff.header import read_header
 from s2composite.reading.tiles import TileRequest, read_tiles, read_window
 from support.gdal_cli import needs_libjpeg_turbo, translated
 from support.rasters import series, write_tif
@@ -180,7 +180,7 @@ def test_jpeg_of_imagery_is_as_near_to_the_truth_as_that_of_gdal(quality, imager
 @pytest.mark.slow
 def test_slow_imagery_is_identical_to_gdal(imagery):
     paths = sorted(imagery.glob("*/*.tif"))
-    for header in read_headers([str(path) for path in paths]):
+    for header in map(read_header, map(str, paths)):
         for level in range(len(header.levels)):
             ours, theirs = read(header, level), gdal(header.href, level)
             if header.compression == "JPEG":
@@ -440,7 +440,7 @@ def test_rubbish_is_an_error_never_a_crash(junk, compress):
 
 
 def test_many_threads_at_once(tmp_path):
-    headers = read_headers(series(tmp_path, 8))
+    headers = tuple(map(read_header, series(tmp_path, 8)))
     truth = np.stack([gdal(header.href) for header in headers])
     wrong = []
 

@@ -12,7 +12,7 @@ import rasterio
 
 import s2composite as s2c
 from s2composite.errors import AccessError, ReadError, SceneError
-from s2composite.geotiff.header import read_header, read_headers
+from s2composite.geotiff.header import read_header
 from s2composite.reading.tiles import TileRequest, begin_window, read_tiles, read_window
 from s2composite.reading.warp import read_level
 from s2composite.storage import http as fetch
@@ -60,7 +60,7 @@ def test_a_remote_header_is_one_request_and_equals_the_local_one(scenes):
     assert (header.geobox, header.nodata, header.dtype) == (local.geobox, local.nodata, local.dtype)
     assert (header.levels[0].offsets == local.levels[0].offsets).all()
     assert header.size == local.size
-    assert header.etag
+    assert header.identity.etag
 
 
 @pytest.mark.parametrize("fault", ["503", "500", "429", "408", "reset", "short", "hang"])
@@ -164,7 +164,7 @@ def test_without_etag_a_change_shows_by_time(scenes):
         header = read_header(server.url("s0.tif"))
         os.utime(scenes / "s0.tif", (1, 1))
         result, _ = whole(header)
-    assert header.etag is None
+    assert header.identity.etag is None
     assert "has changed" in str(result.error)
 
 
@@ -178,7 +178,7 @@ def test_corrupted_on_the_way(scenes):
 def test_one_scene_that_fails_leaves_the_others_whole(scenes):
     names = [f"s{i}.tif" for i in range(6)]
     with fault_server(scenes, fault=lambda path, n: "404" if n and path == "s3.tif" else None) as server:
-        headers = read_headers([server.url(name) for name in names])
+        headers = [read_header(server.url(name)) for name in names]
         out = np.zeros((6, 3, SIZE, SIZE), np.uint8)
         window = (slice(0, SIZE), slice(0, SIZE))
         results = read_window([TileRequest(h, 0, window, (0, 1, 2), o) for h, o in zip(headers, out, strict=True)])
@@ -215,7 +215,7 @@ def test_waiting_for_many_scenes_takes_as_long_as_for_one(scenes):
     """A server that answers none of the files before it was asked for all of them."""
     together = threading.Barrier(18)
     with fault_server(scenes) as server:
-        headers = read_headers([server.url(f"s{i}.tif") for i in range(6)] * 3)
+        headers = [read_header(server.url(f"s{i}.tif")) for i in range(6)] * 3
         server.state.fault = lambda path, n: together.wait(60) and None
         out = np.empty((18, 3, SIZE, SIZE), np.uint8)
         window = (slice(0, SIZE), slice(0, SIZE))
@@ -229,7 +229,7 @@ def test_waiting_for_many_scenes_takes_as_long_as_for_one(scenes):
 def test_the_next_window_travels_while_this_one_is_decoded(scenes):
     window = (slice(0, SIZE), slice(0, SIZE))
     with fault_server(scenes) as server:
-        headers = read_headers([server.url(f"s{i}.tif") for i in range(6)])
+        headers = [read_header(server.url(f"s{i}.tif")) for i in range(6)]
         asked = len(server.state.requests)
         out = np.full((6, 3, SIZE, SIZE), 7, np.uint8)
         begun = [begin_window([TileRequest(h, 0, window, (0, 1, 2), o)]) for h, o in zip(headers, out, strict=True)]
@@ -256,7 +256,7 @@ def test_a_window_that_is_given_up_asks_for_nothing_more(scenes):
 def test_bytes_in_flight_are_bounded(scenes):
     budget = 100_000
     with fault_server(scenes, latency=0.02) as server:
-        headers = read_headers([server.url(f"s{i}.tif") for i in range(6)])
+        headers = [read_header(server.url(f"s{i}.tif")) for i in range(6)]
         ranges = [ByteRange(h.href, h.identity, k * 20_000, 20_000) for h in headers for k in range(5)]
         server.state.most_flying = 0
         got = dict(Fetching(ranges, QUICK, budget))
@@ -307,7 +307,7 @@ def test_local_files_are_closed_again(scenes):
     def descriptors():
         return len(list(folder.iterdir()))
 
-    headers = read_headers([str(scenes / f"s{i}.tif") for i in range(6)] * 20)
+    headers = [read_header(str(scenes / f"s{i}.tif")) for i in range(6)] * 20
     before = descriptors()
     for header in headers:
         whole(header)
@@ -331,7 +331,7 @@ def test_local_failures_are_results_too(tmp_path):
 
 def test_many_threads_read_at_once(scenes):
     with fault_server(scenes, fault=lambda path, n: "503" if n % 7 == 3 else None) as server:
-        headers = read_headers([server.url("s1.tif"), str(scenes / "s1.tif")])
+        headers = [read_header(server.url("s1.tif")), read_header(str(scenes / "s1.tif"))]
         expected, wrong = truth(scenes / "s1.tif"), []
 
         def work(header):
