@@ -6,7 +6,7 @@ import datetime as dt
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -128,8 +128,7 @@ def find_scenes(
     return tuple(grouped(selected, groupby))
 
 
-def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[Scene], list[str]]:
-    """Return the scenes in a source and its catalogues, and the rasters that its paths, globs and URLs stand for."""
+def _parts_of(source: SceneSource) -> list[Any]:
     if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source):
         source = [source]
     if not isinstance(source, Iterable) or isinstance(source, (bytes, io.IOBase)):
@@ -140,11 +139,17 @@ def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[
             raise ParameterError(f"{part!r} is not a source; give a path, directory, glob, URL or Scene")
     if not parts:
         raise SourceError("the source is an empty list; give at least one file, directory, glob, URL or Scene")
+    return parts
+
+
+def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[Scene], list[str]]:
+    """Return the scenes in a source and its catalogues, and the rasters that its paths, globs and URLs stand for."""
 
     def scenes_of(items: Sequence[Any]) -> list[Scene]:
         # searches overlap: an item that two of them find is one
         return list(dict.fromkeys(map(scene_of_item, with_alternate(items, alternate))))
 
+    parts = _parts_of(source)
     hrefs = [part if isinstance(part, Scene) else absolute(part) for part in parts if not is_stac(part)]
     of_items = scenes_of([item for part in parts if is_stac(part) for item in items_of(part)])
     scenes, files = list[Scene](), dict[str, None]()
@@ -163,7 +168,7 @@ def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[
 def items_of_source(source: SceneSource) -> list[Any]:
     """Return the STAC items in a source that holds nothing else, as dictionaries."""
     items: list[Any] = []
-    for part in [source] if isinstance(source, (str, os.PathLike, Scene)) or is_stac(source) else source:
+    for part in _parts_of(source):
         if is_stac(part):
             items += items_of(part)
             continue
@@ -291,32 +296,29 @@ def _scene_of_files(members: Sequence[tuple[ParsedName, str]]) -> Scene:
 
     baseline = first_known("baseline")
     sensor = sensor_of(first.scene_id) or sensor_of(display(href).rpartition("/")[2])
+    assets = []  # each once, by name, in its finest resolution
+    ordered = sorted(members, key=lambda member: (member[0].asset, member[0].resolution or 0))
+    for asset, group in groupby(ordered, key=lambda member: member[0].asset):
+        (name, finest), *others = group
+        for rival, other in others:
+            if rival.resolution == name.resolution or name.resolution is None:
+                raise SceneError(
+                    f"{display(finest)} and {display(other)} are both the asset {asset} of scene {name.scene_id}; "
+                    "leave one out, for example with a glob, or tell them apart with pattern= (group id)",
+                    scene=name.scene_id,
+                )
+        values = named_values(asset, baseline, sensor, name.scene_id)
+        assets.append(Asset(asset, finest, asset_bands(asset), values=values))
     return Scene(
         id=first.scene_id,
         time=first.time,
-        assets=tuple(_assets(members, baseline, sensor)),
+        assets=tuple(assets),
         granule=first_known("granule"),
         orbit=first_known("orbit"),
         baseline=baseline,
         platform=first_known("platform"),
         sensor=sensor,
     )
-
-
-def _assets(members: Sequence[tuple[ParsedName, str]], baseline: str | None, sensor: str | None) -> Iterator[Asset]:
-    """Yield each asset of a scene once, by name, in its finest resolution."""
-    ordered = sorted(members, key=lambda member: (member[0].asset, member[0].resolution or 0))
-    for asset, group in groupby(ordered, key=lambda member: member[0].asset):
-        (name, href), *others = group
-        for rival, other in others:
-            if rival.resolution == name.resolution or name.resolution is None:
-                raise SceneError(
-                    f"{display(href)} and {display(other)} are both the asset {asset} of scene {name.scene_id}; "
-                    "leave one out, for example with a glob, or tell them apart with pattern= (group id)",
-                    scene=name.scene_id,
-                )
-        values = named_values(asset, baseline, sensor, name.scene_id)
-        yield Asset(asset, href, asset_bands(asset), values=values)
 
 
 # --- products that were reprocessed, and scenes of a day --------------------------------------------------------------

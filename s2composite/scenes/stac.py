@@ -53,10 +53,20 @@ def items_of(source: Any) -> list[Mapping[str, Any]]:
 
     The object is one of pystac or pystac-client, a dictionary, or a search to be made as a dictionary with ``url``.
     """
-    if isinstance(source, Mapping):
-        if "url" in source:
-            return _items_of_search(source)
+    if isinstance(source, Mapping) and "url" not in source:
         return _not_empty(_features(source, "the dictionary"), "the dictionary")
+    if isinstance(source, Mapping):
+        unknown = [key for key in source if key not in (*_SEARCH, "intersects", "ids", "filter", "limit", "max_items")]
+        if unknown:
+            raise ParameterError(
+                f"the search has the unknown keys {', '.join(unknown)}; there are {', '.join(_SEARCH)}"
+            )
+        options = {key: value for key, value in source.items() if key != "url" and value is not None}
+        label = _label_of_search(source["url"], options)
+        if limits() is not None:
+            raise AccessError(f"{label}: searches follow links unasked, so none is made here; give item files")
+        client = needed("pystac_client", "stac")
+        return _items_found(lambda: client.Client.open(source["url"]).search(**options).items_as_dicts(), label)
     if hasattr(source, "items_as_dicts"):
         label = _label_of_search(getattr(source, "url", "its address"), getattr(source, "_parameters", {}))
         return _items_found(source.items_as_dicts, label)
@@ -153,18 +163,6 @@ def _resolved(href: str, base: str) -> str:
         scheme, _, rest = base.partition("://")
         return f"{scheme}://{urljoin(f'http://{rest}', href).removeprefix('http://')}"
     return os.path.normpath(os.path.join(os.path.dirname(absolute(base)), href))  # noqa: PTH118, PTH120 - text in, text out
-
-
-def _items_of_search(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    unknown = [key for key in search if key not in (*_SEARCH, "intersects", "ids", "filter", "limit", "max_items")]
-    if unknown:
-        raise ParameterError(f"the search has the unknown keys {', '.join(unknown)}; there are {', '.join(_SEARCH)}")
-    options = {key: value for key, value in search.items() if key != "url" and value is not None}
-    label = _label_of_search(search["url"], options)
-    if limits() is not None:
-        raise AccessError(f"{label}: searches follow links unasked, so none is made here; give item files")
-    client = needed("pystac_client", "stac")
-    return _items_found(lambda: client.Client.open(search["url"]).search(**options).items_as_dicts(), label)
 
 
 def _label_of_search(url: object, options: Mapping[str, Any]) -> str:
