@@ -19,19 +19,10 @@ from s2composite.errors import ParameterError
 from s2composite.pixels.kernels.discs import grow, squared_distances
 
 __all__ = [
-    "Step",
-    "apply_steps",
-    "closing",
-    "dilation",
-    "distance_squared",
-    "erosion",
-    "halo_of",
-    "opening",
-    "steps_of",
-]
+    "Step", "apply_steps", "closing", "dilation", "distance_squared", "erosion", "halo_of", "opening", "steps_of",
+]  # fmt: skip
 
-Step = tuple[str, int]
-"""Name of an operation, and the radius of its disc in pixels of the mask."""
+Step = tuple[str, int]  # name of an operation, and the radius of its disc in pixels of the mask
 
 MAX_RADIUS = 254
 
@@ -39,8 +30,6 @@ MAX_RADIUS = 254
 def dilation(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """Mark every pixel with a marked one at most `radius` pixels away.
 
-    Examples
-    --------
     >>> dilation(np.array([[[0, 0, 1, 0, 0, 0]]], bool), 2).astype(int).tolist()
     [[[1, 1, 1, 1, 1, 0]]]
     """
@@ -66,24 +55,26 @@ _OPERATIONS = {"closing": (closing, 2), "dilation": (dilation, 1), "erosion": (e
 
 
 def steps_of(cleanup: Iterable[Any] | None) -> tuple[Step, ...]:
-    """Return the steps of a cleanup, however it is written.
-
-    Parameters
-    ----------
-    cleanup
-        ``[("opening", 2), ("dilation", 5)]``, or ``[2, 5]``, which means the same, or nothing.
-
-    Raises
-    ------
-    ParameterError
-        An operation is unknown, or a radius is not a whole number from 0 to 254.
-    """
+    """Return the steps of a cleanup, checked: ``[("opening", 2), ("dilation", 5)]`` or ``[2, 5]``, or nothing."""
     given = list(cleanup or ())
     if given and all(isinstance(item, int | float) for item in given):
         if len(given) != 2:
             raise ParameterError(f"cleanup {given}: give two radii, of the opening and of the dilation")
         given = list(zip(("opening", "dilation"), given, strict=True))
-    return tuple(_step(item) for item in given)
+    steps = []
+    for item in given:
+        try:
+            name, radius = item
+            whole = int(radius)
+        except (TypeError, ValueError):
+            example = "give an operation and a radius, as in ('dilation', 5)"
+            raise ParameterError(f"cleanup step {item!r}: {example}") from None
+        if name not in _OPERATIONS:
+            raise ParameterError(f"unknown operation {name!r} in a cleanup; there are {', '.join(_OPERATIONS)}")
+        if whole != radius or not 0 <= whole <= MAX_RADIUS:
+            raise ParameterError(f"radius {radius} of {name} in a cleanup: give a whole number from 0 to {MAX_RADIUS}")
+        steps.append((name, whole))
+    return tuple(steps)
 
 
 def halo_of(steps: Sequence[Step]) -> int:
@@ -113,17 +104,3 @@ def _grown(marked: NDArray[np.bool_], wanted: int, radius: int) -> NDArray[np.bo
     out = np.empty(marked.shape, np.uint8)
     grow(np.ascontiguousarray(marked).view(np.uint8), wanted, reach, out)
     return out.view(np.bool_)
-
-
-def _step(item: Any) -> Step:
-    """Return one step, checked."""
-    try:
-        name, radius = item
-        whole = int(radius)
-    except (TypeError, ValueError):
-        raise ParameterError(f"cleanup step {item!r}: give an operation and a radius, as in ('dilation', 5)") from None
-    if name not in _OPERATIONS:
-        raise ParameterError(f"unknown operation {name!r} in a cleanup; there are {', '.join(_OPERATIONS)}")
-    if whole != radius or not 0 <= whole <= MAX_RADIUS:
-        raise ParameterError(f"radius {radius} of {name} in a cleanup: give a whole number from 0 to {MAX_RADIUS}")
-    return name, whole

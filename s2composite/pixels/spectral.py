@@ -13,9 +13,9 @@ from s2composite.pixels.statistics import put_rounded
 
 __all__ = ["geomedian", "medoid"]
 
+# A pixel has converged when Newton's step is below this share of the mean distance of its observations. The error that
+# is left is of the order of its square: 0.01 DN at the 99th percentile of real data.
 RELATIVE_EPS = 3e-4
-"""A pixel has converged when Newton's step is below this share of the mean distance of its observations. The error that
-is left is of the order of its square: 0.01 DN at the 99th percentile of real data."""
 
 SPREADS = ("median cosine distance from it", "median Euclidean distance from it", "median Bray-Curtis distance from it")
 LAYERS = {"mad": ("smad", "emad", "bcmad"), "dev": ("sdev", "edev", "bcdev")}

@@ -38,8 +38,8 @@ def median() -> Reducer:
     >>> import numpy as np, xarray as xr, s2composite as s2c
     >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
     >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
-    >>> s2c.composite(cube, "median")["composite"].item()
-    20
+    >>> [round(s2c.composite(cube, name)["composite"].item(), 3) for name in ("median", "mean", "min", "max", "std")]
+    [20, 20, 10, 30, 8.165]
     """
     return Reducer("median", run_percentiles, (Output("", "median"),), setting=((Fraction(1, 2),), "linear"))
 
@@ -81,58 +81,22 @@ def percentile(q: float | Sequence[float] = (10, 50, 90), *, method: str = "line
 
 
 def mean() -> Reducer:
-    """Return a reducer that takes the mean of each band.
-
-    Examples
-    --------
-    >>> import numpy as np, xarray as xr, s2composite as s2c
-    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
-    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
-    >>> s2c.composite(cube, "mean")["composite"].item()
-    20
-    """
+    """Return a reducer that takes the mean of each band."""
     return Reducer("mean", run_moments, (Output("", "mean"),), setting=MEAN)
 
 
 def standard_deviation() -> Reducer:
-    """Return a reducer that takes the standard deviation of each band (divisor `n`), float32, or float64 for float64.
-
-    Examples
-    --------
-    >>> import numpy as np, xarray as xr, s2composite as s2c
-    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
-    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
-    >>> round(s2c.composite(cube, "std")["composite"].item(), 3)
-    8.165
-    """
+    """Return a reducer that takes the standard deviation of each band (divisor `n`), float32 or float64."""
     return Reducer("std", run_moments, (Output("", "standard deviation", dtype="float"),), setting=STD)
 
 
 def minimum() -> Reducer:
-    """Return a reducer that takes the smallest value of each band.
-
-    Examples
-    --------
-    >>> import numpy as np, xarray as xr, s2composite as s2c
-    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
-    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
-    >>> s2c.composite(cube, "min")["composite"].item()
-    10
-    """
+    """Return a reducer that takes the smallest value of each band."""
     return Reducer("min", run_moments, (Output("", "minimum"),), setting=MIN)
 
 
 def maximum() -> Reducer:
-    """Return a reducer that takes the largest value of each band.
-
-    Examples
-    --------
-    >>> import numpy as np, xarray as xr, s2composite as s2c
-    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
-    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
-    >>> s2c.composite(cube, "max")["composite"].item()
-    30
-    """
+    """Return a reducer that takes the largest value of each band."""
     return Reducer("max", run_moments, (Output("", "maximum"),), setting=MAX)
 
 
@@ -200,8 +164,11 @@ def run_percentiles(call: ReducerCall) -> None:
     low, high = _order_statistics(call, ranks)
     known = call.count >= call.recipe.min_count
     for i, out in enumerate(call.results):
-        way = ways[i][call.count]
-        put_rounded(_between(low[i], high[i], way) if between else low[i], known, out)
+        values = low[i]
+        if between:  # at the fraction `way` from low to high
+            way, start, end = ways[i][call.count], low[i].astype(np.float64), high[i].astype(np.float64)
+            values = np.where(way < 0.5, start + (end - start) * way, end - (end - start) * (1 - way))
+        put_rounded(values, known, out)
 
 
 def run_moments(call: ReducerCall) -> None:
@@ -217,7 +184,12 @@ def run_trimmed(call: ReducerCall) -> None:
     """Run a reducer whose setting is the fraction to cut off at either end."""
     source, fraction, (out,) = call.source, call.reducer.setting, call.results
     least = call.recipe.min_count
-    ends, _ = order_tables((fraction, 1 - fraction), source.scenes.size, least, _trimmed_end)
+
+    def end(quantile: Fraction, n: int) -> Fraction:
+        """Return the rank of the first (`quantile` below one half) or last observation that is not cut off."""
+        return Fraction(int(quantile * n) if 2 * quantile < 1 else n - 1 - int((1 - quantile) * n))
+
+    ends, _ = order_tables((fraction, 1 - fraction), source.scenes.size, least, end)
     (low, high), _ = _order_statistics(call, ends)
     total, below, above = np.empty(out.shape), np.empty(out.shape, np.uint16), np.empty(out.shape, np.uint16)
     sums_between(source, low, high, block_width(source, 1), total, below, above)
@@ -226,11 +198,6 @@ def run_trimmed(call: ReducerCall) -> None:
         edges = low.astype(np.float64) * (below - cut) + high.astype(np.float64) * (above - cut)
         means = np.where(low < high, (total + edges) / (call.count - 2 * cut), low)
     put_rounded(means, call.count >= least, out)
-
-
-def _trimmed_end(quantile: Fraction, n: int) -> Fraction:
-    """Return the rank of the first (`quantile` below one half) or last observation that is not cut off."""
-    return Fraction(int(quantile * n) if 2 * quantile < 1 else n - 1 - int((1 - quantile) * n))
 
 
 def _order_statistics(call: ReducerCall, ranks: NDArray[np.int16]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -246,10 +213,3 @@ def _order_statistics(call: ReducerCall, ranks: NDArray[np.int16]) -> tuple[NDAr
         lowest = int(np.iinfo(dtype).min)
         order_statistics(source, lowest, ranks, block_width(source, 3), low, high, call.count)
     return low, high
-
-
-def _between(low: NDArray[Any], high: NDArray[Any], way: NDArray[np.float64]) -> NDArray[Any]:
-    """Return the value at the fraction `way` from `low` to `high`."""
-    start, end = low.astype(np.float64), high.astype(np.float64)
-    value: NDArray[Any] = np.where(way < 0.5, start + (end - start) * way, end - (end - start) * (1 - way))
-    return value

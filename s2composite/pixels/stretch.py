@@ -13,19 +13,9 @@ from numpy.typing import NDArray
 from s2composite.errors import ParameterError
 
 __all__ = [
-    "NO_DATA_COLOUR",
-    "Percentiles",
-    "Stretch",
-    "as_stretch",
-    "check_not_common",
-    "colour_bands",
-    "limits",
-    "limits_of_each",
-    "painted",
-    "plain_limits",
-    "rgba",
-    "stretched",
-]
+    "NO_DATA_COLOUR", "Percentiles", "Stretch", "as_stretch", "check_not_common", "colour_bands", "limits",
+    "limits_of_each", "painted", "plain_limits", "rgba", "stretched",
+]  # fmt: skip
 
 Stretch = tuple[float, float] | Sequence[tuple[float, float]] | str
 """How values become dark and bright.
@@ -42,40 +32,26 @@ _FORMS = (
     "all periods, '2-98% common'"
 )
 
+# What is seen in figures where there is no data: not white or black, which snow, clouds and shadows are
 NO_DATA_COLOUR = "#cccccc"
-"""What is seen in figures where there is no data: not white or black, which snow, clouds and shadows are."""
 
+# Names of bands that make a true-colour picture
 _COLOURS = (("red", "green", "blue"), ("b04", "b03", "b02"), ("r", "g", "b"))
-"""Names of bands that make a true-colour picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
     """A stretch between percentiles of the pixels."""
 
-    low: float = 2.0
-    """Percentile that is shown black."""
-
-    high: float = 98.0
-    """Percentile that is shown white."""
-
-    per_band: bool = False
-    """For each band separately: more contrast, but no longer true colours."""
-
-    common: bool = False
-    """Of all periods together, not of each."""
+    low: float = 2.0  # percentile that is shown black
+    high: float = 98.0  # percentile that is shown white
+    per_band: bool = False  # for each band separately: more contrast, but no longer true colours
+    common: bool = False  # of all periods together, not of each
 
 
 def as_stretch(stretch: Stretch) -> Percentiles | NDArray[np.float64]:
     """Return what a stretch says: percentiles, or values ``(b, 2)``, one row for all bands.
 
-    Raises
-    ------
-    ParameterError
-        It is not a stretch, or white is not above black.
-
-    Examples
-    --------
     >>> as_stretch("1-99% per band")
     Percentiles(low=1.0, high=99.0, per_band=True, common=False)
     >>> as_stretch((0, 3000))
@@ -118,19 +94,8 @@ def plain_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
 def limits(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | None = None) -> NDArray[np.float64]:
     """Return the values to show black and white, ``(b, 2)``, one row for all bands.
 
-    Parameters
-    ----------
-    values
-        ``(b, y, x)``.
-    valid
-        ``(y, x)``: where there is data.
-    stretch
-        None: pictures in 8 bits as they are, other values between their percentiles 2 and 98.
-
-    Raises
-    ------
-    ParameterError
-        The stretch is malformed, or is for another number of bands.
+    ``values (b, y, x)`` are valid at ``valid (y, x)``. Without a stretch, pictures in 8 bits are shown as they are,
+    other values between their percentiles 2 and 98.
     """
     if stretch is None and values.dtype == np.uint8:
         return np.array([plain_limits(values.dtype)])
@@ -147,22 +112,10 @@ def limits(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | No
 def limits_of_each(
     pictures: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]], stretch: Stretch | None = None
 ) -> list[NDArray[np.float64]]:
-    """Return the values to show black and white in each of several pictures, as `limits` does in one.
+    """Return the values to show black and white in each of several pictures of the same bands, as `limits` does in one.
 
-    Parameters
-    ----------
-    pictures
-        The values ``(b, y, x)`` of each, of the same bands, and where there is data, ``(y, x)``.
-    stretch
-        Percentiles are those of each picture, those that are ``common`` of all that have data together.
+    Percentiles are those of each picture, those that are ``common`` of all that have data together.
 
-    Raises
-    ------
-    ParameterError
-        As for `limits`.
-
-    Examples
-    --------
     >>> summer, winter = np.arange(101.0), np.arange(101.0) * 10
     >>> pictures = [(season.reshape(1, 1, -1), np.ones((1, 101), bool)) for season in (summer, winter)]
     >>> [ends.tolist() for ends in limits_of_each(pictures, "0-100%")]
@@ -180,20 +133,13 @@ def limits_of_each(
 
 def _for_bands(values: NDArray[np.float64], bands: int) -> NDArray[np.float64]:
     if len(values) not in (1, bands):
-        raise ParameterError(
-            f"stretch has {len(values)} pairs of values for {bands} band(s); give one, or one for each"
-        )
+        pairs = f"{len(values)} pairs of values for {bands} band(s)"
+        raise ParameterError(f"stretch has {pairs}; give one, or one for each")
     return values
 
 
 def stretched(values: NDArray[Any], ends: NDArray[np.float64], darkest: int = 0) -> NDArray[np.uint8]:
-    """Return pixels ``(b, y, x)`` between the values shown black and white ``(b, 2)`` as `darkest` to 255.
-
-    Raises
-    ------
-    ParameterError
-        `ends` are for another number of bands.
-    """
+    """Return pixels ``(b, y, x)`` between the values shown black and white ``(b, 2)`` as `darkest` to 255."""
     exact = np.result_type(values.dtype, np.float32)
     low, high = (end.astype(exact)[:, None, None] for end in _for_bands(ends, len(values)).T)
     span = np.where(high > low, high - low, exact.type(255))
@@ -202,13 +148,7 @@ def stretched(values: NDArray[Any], ends: NDArray[np.float64], darkest: int = 0)
 
 
 def rgba(values: NDArray[Any], valid: NDArray[np.bool_], stretch: Stretch | None = None) -> NDArray[np.uint8]:
-    """Return a picture as `painted` does, with the `limits` that a stretch gives.
-
-    Raises
-    ------
-    ParameterError
-        The stretch is malformed.
-    """
+    """Return a picture as `painted` does, with the `limits` that a stretch gives."""
     return painted(values, valid, limits(values, valid, stretch))
 
 

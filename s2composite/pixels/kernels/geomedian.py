@@ -22,14 +22,9 @@ from s2composite.pixels.kernels.tiles import Observations, count_valid, judge, p
 
 __all__ = ["geomedian", "medoid"]
 
-FIRST = 6
-"""Steps before those of Newton, which want to start near."""
-
-MANY = 16
-"""Observations from which a pixel may end by an extrapolated step: around few, sums of distances can be flat."""
-
-LANES = 32
-"""Pixels are squeezed together to multiples of this, so that every pixel goes through the same vector code."""
+FIRST = 6  # steps before those of Newton, which want to start near
+MANY = 16  # observations from which a pixel may end by an extrapolated step: around few, sums of distances can be flat
+LANES = 32  # pixels are squeezed together to multiples of this, so that every pixel goes through the same vector code
 
 
 @part
@@ -270,15 +265,15 @@ def solve(factors: Any, force: Any, m: int, step: Any) -> None:
                 to[i] -= row[i] * known[i]
 
 
+# Rows of what is remembered of each pixel: the sum of distances and the squared force where it was last, how near an
+# observation was that it was tried at in vain, whether its next place is taken without being compared, and how long its
+# step was, or how long it may be
 FAR, PULL, TRIED, SURE, REACH = range(5)
-"""Rows of what is remembered of each pixel: the sum of distances and the squared force where it was last, how near an
-observation was that it was tried at in vain, whether its next place is taken without being compared, and how long
-its step was, or how long it may be."""
 
 
+# What a pixel does next: nothing; back to where it was, and Weiszfeld's step from there; that from here; Newton's step;
+# to the nearest observation
 STAY, BACK, PLAIN, NEWTON, TRY = range(5)
-"""What a pixel does next: nothing; back to where it was, and Weiszfeld's step from there; that from here; Newton's
-step; to the nearest observation."""
 
 
 @part
@@ -445,12 +440,8 @@ def iterate(
     current, last, back = np.empty((bands, n), kind), np.empty((bands, n), kind), np.empty((bands, n), kind)
     force, step, apart = np.empty((bands, n), kind), np.zeros((bands, n), kind), np.empty((bands, n), kind)
     curved, weight = np.empty((bands * (bands + 1) // 2, n), kind), np.empty(n, kind)
-    sums, memory, scratch, which = (
-        np.empty((4, n), kind),
-        np.zeros((5, n), kind),
-        np.empty((3, n), kind),
-        np.zeros(n, np.int32),
-    )
+    sums, memory, scratch = np.empty((4, n), kind), np.zeros((5, n), kind), np.empty((3, n), kind)
+    which = np.zeros(n, np.int32)
     memory[TRIED], memory[REACH], memory[SURE] = np.inf, np.inf, 1
     free, scale, ways = np.zeros(n, kind), np.zeros(n, kind), np.zeros(n, np.int32)
     going, lanes, counts = np.ones(n, kind), np.arange(n), count.copy()
@@ -467,24 +458,9 @@ def iterate(
         elif bold:
             extrapolate(force, sums[1], current, last, back, m, scratch, step)
         left = decide(
-            numbers,
-            force,
-            sums,
-            which,
-            step,
-            counts,
-            m,
-            bold,
-            newton,
-            eps,
-            current,
-            memory,
-            going,
-            scratch,
-            free,
-            scale,
-            ways,
-        )
+            numbers, force, sums, which, step, counts, m, bold, newton, eps, current, memory, going, scratch, free,
+            scale, ways,
+        )  # fmt: skip
         move(numbers, force, step, which, m, free, scale, ways, weight, current, last, back)
         if left == 0:
             break
@@ -608,16 +584,9 @@ def middle_values(keys: Any, real: Any, digits: Any, counts: Any, ranks: Any) ->
 
 @kernel
 def geomedian(
-    obs: Observations,
-    eps: Any,
-    max_iterations: int,
-    bits: Any,
-    ranks: Any,
-    width: int,
-    out: Any,
-    scatter: Any,
+    obs: Observations, eps: Any, max_iterations: int, bits: Any, ranks: Any, width: int, out: Any, scatter: Any,
     count: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Find geometric medians and, if wanted, the median distances of the observations from them.
 
     Calculated in the type of ``eps (1,)``, float32 or float64; ``bits (0,)`` has that of an unsigned integer as wide. A

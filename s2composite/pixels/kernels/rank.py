@@ -27,17 +27,10 @@ __all__ = [
 class Key(NamedTuple):
     """What observations are ordered by: a weighted sum of their bands, or a normalised difference of two."""
 
-    weights: Any
-    """``(b,)``, type of the key: weight of each band in the sum."""
-
-    zero: Any
-    """The key of a sum of zero."""
-
-    invalid: Any
-    """The key of an observation that is not valid; nothing else has it."""
-
-    pair: Any
-    """``(2,)`` int64: the bands of the difference; empty for a sum."""
+    weights: Any  # ``(b,)``, type of the key: weight of each band in the sum
+    zero: Any  # the key of a sum of zero
+    invalid: Any  # the key of an observation that is not valid; nothing else has it
+    pair: Any  # ``(2,)`` int64: the bands of the difference; empty for a sum
 
 
 @part
@@ -175,16 +168,9 @@ def first_valid(obs: Observations, least_count: int, width: int, out: Any, count
 
 @kernel
 def best_scored(
-    obs: Observations,
-    of_scene: Any,
-    near: Any,
-    of_distance: Any,
-    least_count: int,
-    width: int,
-    out: Any,
-    count: Any,
+    obs: Observations, of_scene: Any, near: Any, of_distance: Any, least_count: int, width: int, out: Any, count: Any,
     chosen: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Pick the valid observation of the highest score, the first of equal ones; else as `first_valid`.
 
     The score is ``of_scene (t,)`` float32 plus ``of_distance`` float32 at the squared distance to the nearest bad pixel
@@ -237,17 +223,9 @@ def keep_best(values: Any, score: Any, scene: int, best: Any, count: Any, picked
 
 @kernel
 def median_of_pixel(
-    pixel: Any,
-    low: Any,
-    high: Any,
-    nodata: Any,
-    zero: Any,
-    keys: Any,
-    flip: int,
-    composite: Any,
-    count: Any,
+    pixel: Any, low: Any, high: Any, nodata: Any, zero: Any, keys: Any, flip: int, composite: Any, count: Any,
     source: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Find the observation of median luminance of one ``pixel (t, b)``; see `luminance_median`."""
     kind, integers = zero.dtype.type, keys.view(np.int64)
     n = 0

@@ -10,11 +10,9 @@ from s2composite.pixels.kernels.compile_cache import part
 
 __all__ = ["INVALID", "NO_RANK", "next_key", "pick", "select", "select_wide"]
 
-INVALID = 0xFFFF
-"""The key of an observation that is not valid, in 16 bits; in wide keys, too, all bits are set."""
+INVALID = 0xFFFF  # the key of an observation that is not valid, in 16 bits; in wide keys, too, all bits are set
 
-NO_RANK = 32767
-"""The rank of a pixel that is to get no observation: there are never as many."""
+NO_RANK = 32767  # the rank of a pixel that is to get no observation: there are never as many
 
 
 @part
@@ -76,12 +74,8 @@ def select_wide(wide: Any, rank: Any, key: Any, digits: Any) -> None:
     # observations of one place share most of theirs.
     kind, n = wide.dtype.type, key.size
     zero, one = kind(0), kind(1)
-    least, most, found, digit = (
-        np.full(n, ~zero),
-        np.zeros(n, wide.dtype),
-        np.zeros(n, wide.dtype),
-        np.empty(n, np.uint16),
-    )
+    least, most, found = np.full(n, ~zero), np.zeros(n, wide.dtype), np.zeros(n, wide.dtype)
+    digit = np.empty(n, np.uint16)
     for t in range(wide.shape[0]):
         row = wide[t]
         for i in range(n):

@@ -9,47 +9,26 @@ import numpy as np
 from s2composite.pixels.kernels.compile_cache import kernel, part
 
 __all__ = [
-    "Observations",
-    "count_valid",
-    "count_values",
-    "halve_by_means",
-    "judge",
-    "load",
-    "put_picked",
-    "split",
-    "validity",
-]
+    "Observations", "count_valid", "count_values", "halve_by_means", "judge", "load", "put_picked", "split", "validity",
+]  # fmt: skip
 
 
 class Observations(NamedTuple):
     """Flat memory of a stack of scenes, and how to find a value in it."""
 
+    # From the first pixel on, 1-D, of memory ``(scene, b, plane)``, or ``(scene, plane, b)`` if interleaved
     values: Any
-    """From the first pixel on, 1-D, of memory ``(scene, b, plane)``, or ``(scene, plane, b)`` if interleaved."""
-
     bands: int
-
     pixels: int
-
-    plane: int
-    """Pixels from a band or scene to the next in memory: more than `pixels` where these are a run of them."""
-
+    plane: int  # pixels from a band or scene to the next in memory: more than `pixels` where these are a run of them
     interleaved: bool
+    scenes: Any  # ``(t,)`` int64: the scenes to use, as indices into the stack, in the order that settles ties
 
-    scenes: Any
-    """``(t,)`` int64: the scenes to use, as indices into the stack, in the order that settles ties."""
-
+    # ``(scenes of the stack, plane)`` bool, 1-D from the first pixel on: what mask rules said; empty if nothing
     usable: Any
-    """``(scenes of the stack, plane)`` bool, 1-D from the first pixel on: what mask rules said; empty if nothing."""
-
-    low: Any
-    """``(b,)``, type of the values: smallest valid value of each band."""
-
-    high: Any
-    """``(b,)``: largest valid value of each band."""
-
-    dropped: Any
-    """``(k,)``: values in between that make an observation invalid too."""
+    low: Any  # ``(b,)``, type of the values: smallest valid value of each band
+    high: Any  # ``(b,)``: largest valid value of each band
+    dropped: Any  # ``(k,)``: values in between that make an observation invalid too
 
 
 @part
