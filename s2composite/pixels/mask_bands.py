@@ -20,38 +20,15 @@ from s2composite.pixels.masks import Limits, Nodata, Rule, Saturated, SwathEdge,
 from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
 
 __all__ = [
-    "FMASK_CLASSES",
-    "QA_BANDS",
-    "QA_BITS",
-    "QA_DEFAULTS",
-    "QA_MISSING",
-    "SCL",
-    "SCL_CLASSES",
-    "CloudProbability",
-    "Fmask",
-    "Group",
-    "MaskRule",
-    "QABits",
-    "Usable",
-    "resolve_rule",
-    "rule_names",
-    "upsample",
-]
+    "FMASK_CLASSES", "QA_BANDS", "QA_BITS", "QA_DEFAULTS", "QA_MISSING", "SCL", "SCL_CLASSES", "CloudProbability",
+    "Fmask", "Group", "MaskRule", "QABits", "Usable", "resolve_rule", "rule_names", "upsample",
+]  # fmt: skip
 
 SCL_CLASSES = {
-    "no data": 0,
-    "saturated or defective": 1,
-    "dark area pixels": 2,
-    "cloud shadows": 3,
-    "vegetation": 4,
-    "bare soils": 5,
-    "water": 6,
-    "unclassified": 7,
-    "cloud medium probability": 8,
-    "cloud high probability": 9,
-    "thin cirrus": 10,
-    "snow or ice": 11,
-}
+    "no data": 0, "saturated or defective": 1, "dark area pixels": 2, "cloud shadows": 3, "vegetation": 4,
+    "bare soils": 5, "water": 6, "unclassified": 7, "cloud medium probability": 8, "cloud high probability": 9,
+    "thin cirrus": 10, "snow or ice": 11,
+}  # fmt: skip
 """Classes of Sentinel-2's scene classification."""
 
 FMASK_CLASSES = {
@@ -62,56 +39,37 @@ FMASK_CLASSES = {
 
 QA_BITS: dict[str, dict[str, tuple[int, int]]] = {
     "landsat": {
-        "fill": (0x1, 0x1),
-        "dilated cloud": (0x2, 0x2),
-        "cirrus": (0x4, 0x4),
-        "cloud": (0x8, 0x8),
-        "cloud shadow": (0x10, 0x10),
-        "snow": (0x20, 0x20),
-        "clear": (0x40, 0x40),
-        "water": (0x80, 0x80),
-        "cloud medium": (0x300, 0x200),
-        "cloud high": (0x300, 0x300),
-        "cloud shadow high": (0xC00, 0xC00),
-        "snow high": (0x3000, 0x3000),
-        "cirrus high": (0xC000, 0xC000),
+        "fill": (0x1, 0x1), "dilated cloud": (0x2, 0x2), "cirrus": (0x4, 0x4), "cloud": (0x8, 0x8),
+        "cloud shadow": (0x10, 0x10), "snow": (0x20, 0x20), "clear": (0x40, 0x40), "water": (0x80, 0x80),
+        "cloud medium": (0x300, 0x200), "cloud high": (0x300, 0x300), "cloud shadow high": (0xC00, 0xC00),
+        "snow high": (0x3000, 0x3000), "cirrus high": (0xC000, 0xC000),
     },
     "hls": {
-        "cirrus": (0x1, 0x1),
-        "cloud": (0x2, 0x2),
-        "adjacent": (0x4, 0x4),
-        "cloud shadow": (0x8, 0x8),
-        "snow": (0x10, 0x10),
-        "water": (0x20, 0x20),
-        "aerosol high": (0xC0, 0xC0),
-        "fill": (0xFF, 0xFF),
+        "cirrus": (0x1, 0x1), "cloud": (0x2, 0x2), "adjacent": (0x4, 0x4), "cloud shadow": (0x8, 0x8),
+        "snow": (0x10, 0x10), "water": (0x20, 0x20), "aerosol high": (0xC0, 0xC0), "fill": (0xFF, 0xFF),
     },
     "qa60": {"opaque cloud": (0x400, 0x400), "cirrus": (0x800, 0x800)},
-}
+}  # fmt: skip
 """Flags of Landsat Collection 2, HLS' Fmask and Sentinel-2 QA60: the bits they look at, and what these must be."""
 
+# Flags that `QABits` drops where none are named
 QA_DEFAULTS = {
     "landsat": ("dilated cloud", "cirrus", "cloud", "cloud shadow"),
     "hls": ("cloud", "adjacent", "cloud shadow"),
     "qa60": ("opaque cloud", "cirrus"),
 }
-"""Flags that `QABits` drops where none are named."""
 
+# Flags of pixels that hold no observation: always dropped, never cleaned
 QA_MISSING = {"landsat": ("fill",), "hls": ("fill",), "qa60": ()}
-"""Flags of pixels that hold no observation: always dropped, never cleaned."""
 
-QA_BANDS = {"landsat": "QA_PIXEL", "hls": "Fmask", "qa60": "QA60"}
-"""Usual name of the mask band."""
+QA_BANDS = {"landsat": "QA_PIXEL", "hls": "Fmask", "qa60": "QA60"}  # usual name of the mask band
 
-
+# Steps for all classes together, or a mapping from a class, or a tuple of classes, to its own steps
 Cleanup = Iterable[Any] | Mapping[Any, Iterable[Any]] | None
-"""Steps for all classes together, or a mapping from a class, or a tuple of classes, to its own steps."""
 
-_LANDSAT_QA = re.compile(r"bqa|(.*_)?qa_?pixel|pixel_?qa|qa", re.IGNORECASE)
-"""Names of Landsat's quality bits."""
+_LANDSAT_QA = re.compile(r"bqa|(.*_)?qa_?pixel|pixel_?qa|qa", re.IGNORECASE)  # names of Landsat's quality bits
 
-_Code = TypeVar("_Code")
-"""What stands for a class in a mask band: its number, or for a flag its bits."""
+_Code = TypeVar("_Code")  # what stands for a class in a mask band: its number, or for a flag its bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,26 +167,21 @@ class MaskRule:
         return valid
 
     def _valid(self, block: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return the same as `valid`, for all scenes at once."""
         missing = np.zeros(block.shape, bool)
         if block.dtype.kind == "f":
             missing = ~(np.abs(block) < 2.0**31)  # NaN, too
             if all(group.above is None and group.below is None for group in self.groups):
-                block = self._whole_numbers(np.where(missing, 0, block))
+                numbers = np.where(missing, 0, block)
+                block = numbers.astype(np.int32)
+                if (block != numbers).any():
+                    raise ParameterError(
+                        f"the mask band {self.band!r} holds {numbers[block != numbers][0]:g}, which is no class: it "
+                        "was interpolated, so none of its classes is certain; resample mask bands by 'nearest'"
+                    )
         marked = missing.copy()
         for group in self.groups:
             marked |= group.bad(block, missing)
         return ~marked
-
-    def _whole_numbers(self, block: NDArray[Any]) -> NDArray[np.int32]:
-        """Return floats that an int32 can hold as integers."""
-        whole = block.astype(np.int32)
-        if (whole != block).any():
-            raise ParameterError(
-                f"the mask band {self.band!r} holds {block[whole != block][0]:g}, which is no class: it was "
-                "interpolated, so none of its classes is certain; resample mask bands by 'nearest'"
-            )
-        return whole
 
     def in_coding(self, coding: str | None) -> MaskRule:
         """Return the rule for a band of which the coding is known: ``"odc"``, ``"cfmask"``, ``"hls"``; None: it is not.
@@ -512,23 +465,10 @@ def Usable(band: str = "valid", *, minimum: float | None = None, cleanup: Cleanu
 def upsample(
     valid: NDArray[np.bool_], factor: int, shape: tuple[int, int], *, top: int = 0, left: int = 0
 ) -> NDArray[np.bool_]:
-    """Bring a mask to the finer grid of the data: each pixel becomes `factor` x `factor` of them.
+    """Bring a mask ``(t, y, x)`` to the finer grid of the data: each pixel becomes `factor` x `factor` of them.
 
-    Parameters
-    ----------
-    valid
-        ``(t, y, x)`` at the mask's resolution, its grid aligned with that of the data.
-    factor
-        Pixels of the data along one of the mask, a whole number.
-    shape
-        ``(y, x)`` of the result.
-    top, left
-        First row and column of the result, in pixels of the data from the corner of `valid`.
-
-    Raises
-    ------
-    ParameterError
-        `valid` does not cover the result.
+    ``shape (y, x)`` is that of the result, `top` and `left` its first row and column in pixels of the data from the
+    corner of `valid`, which covers it.
     """
     height, width = shape
     covered = top + height <= valid.shape[1] * factor and left + width <= valid.shape[2] * factor
@@ -543,7 +483,6 @@ def upsample(
 
 
 def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return where a block has one of `values`."""
     if block.dtype != np.uint8:
         return np.isin(block, values)
     table = np.zeros(256, bool)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,19 +19,9 @@ from numpy.typing import NDArray
 from s2composite.errors import BandError, ParameterError
 
 __all__ = [
-    "DEFAULT_RULES",
-    "Limits",
-    "Nodata",
-    "Rule",
-    "Saturated",
-    "SwathEdge",
-    "ValueRange",
-    "default_nodata",
-    "lets_through",
-    "limits_of",
-    "reach_of",
-    "rule_text",
-]
+    "DEFAULT_RULES", "Limits", "Nodata", "Rule", "Saturated", "SwathEdge", "ValueRange", "default_nodata",
+    "lets_through", "limits_of", "reach_of", "rule_text",
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -47,23 +37,12 @@ class Rule(Protocol):
 class Limits:
     """The rules on values, combined for one cube."""
 
-    low: NDArray[Any]
-    """``(b,)``, dtype of the cube: smallest valid value of each band."""
-
-    high: NDArray[Any]
-    """``(b,)``: largest valid value of each band."""
-
-    nodata: float
-    """The cube's nodata value."""
-
-    bands: tuple[str, ...] = ()
-    """Names of the bands; may be empty."""
-
-    dropped: tuple[float, ...] = field(default=())
-    """Values that make an observation invalid in any band."""
-
-    saturated: tuple[float, ...] = ()
-    """Values of saturated bands, where they are not the largest of an integer type."""
+    low: NDArray[Any]  # ``(b,)``, dtype of the cube: smallest valid value of each band
+    high: NDArray[Any]  # ``(b,)``: largest valid value of each band
+    nodata: float  # the cube's nodata value
+    bands: tuple[str, ...] = ()  # names of the bands; may be empty
+    dropped: tuple[float, ...] = ()  # values that make an observation invalid in any band
+    saturated: tuple[float, ...] = ()  # values of saturated bands, where they are not the largest of an integer type
 
     def drop(self, value: float) -> Limits:
         """Return limits that exclude `value` too."""
@@ -178,12 +157,16 @@ class ValueRange:
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` within this range."""
+        missing = sorted(set(self.bands or ()) - set(limits.bands))
+        if missing:
+            raise BandError(f"ValueRange asks for the bands {missing}; the cube has {list(limits.bands)}")
         low, high = limits.low.copy(), limits.high.copy()
-        for index in self._indices(limits):
+        named = [limits.bands.index(band) for band in self.bands or ()]
+        for index in range(low.size) if self.bands is None else named:
             if self.low is not None:
-                low[index] = max(low[index], _at_least(low.dtype, self.low))
+                low[index] = max(low[index], _nearest(low.dtype, self.low, math.ceil))
             if self.high is not None:
-                high[index] = min(high[index], _at_most(high.dtype, self.high))
+                high[index] = min(high[index], _nearest(high.dtype, self.high, math.floor))
         return replace(limits, low=low, high=high)
 
     def __post_init__(self) -> None:
@@ -197,15 +180,6 @@ class ValueRange:
             object.__setattr__(self, "bands", tuple(given))
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ParameterError(f"ValueRange from {self.low} to {self.high} is empty; swap the two")
-
-    def _indices(self, limits: Limits) -> list[int]:
-        """Return the indices of the bands to look at."""
-        missing = sorted(set(self.bands or ()) - set(limits.bands))
-        if missing:
-            raise BandError(f"ValueRange asks for the bands {missing}; the cube has {list(limits.bands)}")
-        if self.bands is None:
-            return list(range(limits.low.size))
-        return [limits.bands.index(band) for band in self.bands]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +223,7 @@ class SwathEdge:
         return Nodata(self.value).limits(limits)
 
 
-DEFAULT_RULES: tuple[Rule, ...] = (Nodata(), Saturated())
-"""Rules that apply where none are given."""
+DEFAULT_RULES: tuple[Rule, ...] = (Nodata(), Saturated())  # that apply where none are given
 
 
 def default_nodata(dtype: np.dtype[Any], nodata: float | None = None) -> float:
@@ -303,7 +276,17 @@ def limits_of(
     limits = Limits(low, high, default_nodata(dtype, nodata), tuple(names), saturated=saturated)
     for rule in rules:
         limits = rule.limits(limits)
-    return _narrowed(limits)
+    low, high = limits.low.copy(), limits.high.copy()
+    # The range is narrowed where dropped values lie at its ends, which saves a comparison for each; one that the type
+    # cannot hold drops nothing.
+    inside = sorted({dtype.type(value) for value in limits.dropped if _holds(dtype, value)})
+    if dtype.kind in "ui":
+        for value in inside:
+            low[low == value] += 1
+        for value in reversed(inside):
+            high[high == value] -= 1
+        inside = [value for value in inside if ((low <= value) & (value <= high)).any()]
+    return low, high, np.array(inside, dtype)
 
 
 def lets_through(
@@ -314,22 +297,7 @@ def lets_through(
     return bool(((low <= value) & (value <= high)).any()) and value not in dropped
 
 
-def _narrowed(limits: Limits) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Narrow the range where dropped values lie at its ends, which saves a comparison for each."""
-    low, high, dtype = limits.low.copy(), limits.high.copy(), limits.low.dtype
-    dropped = set(map(dtype.type, filter(lambda value: _holds(dtype, value), limits.dropped)))
-    inside = sorted(dropped)
-    if dtype.kind in "ui":
-        for value in inside:
-            low[low == value] += 1
-        for value in reversed(inside):
-            high[high == value] -= 1
-        inside = [value for value in inside if ((low <= value) & (value <= high)).any()]
-    return low, high, np.array(inside, dtype)
-
-
 def _holds(dtype: np.dtype[Any], value: float) -> bool:
-    """Return whether `dtype` can hold `value`; a value that it cannot hold drops nothing."""
     if not np.isfinite(value):
         return False
     if dtype.kind == "f":
@@ -337,20 +305,12 @@ def _holds(dtype: np.dtype[Any], value: float) -> bool:
     return float(value).is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
 
 
-def _at_least(dtype: np.dtype[Any], value: float) -> Any:
-    """Return the smallest number of `dtype` that is at least `value`, or the largest of `dtype`."""
+def _nearest(dtype: np.dtype[Any], value: float, whole: Callable[[float], int]) -> Any:
+    """Return the number of `dtype` that a limit is, made `whole` for integers."""
     if dtype.kind == "f":
         return dtype.type(value)
     ends = np.iinfo(dtype)
-    return dtype.type(min(max(math.ceil(value), ends.min), ends.max))
-
-
-def _at_most(dtype: np.dtype[Any], value: float) -> Any:
-    """Return the largest number of `dtype` that is at most `value`, or the smallest of `dtype`."""
-    if dtype.kind == "f":
-        return dtype.type(value)
-    ends = np.iinfo(dtype)
-    return dtype.type(min(max(math.floor(value), ends.min), ends.max))
+    return dtype.type(min(max(whole(value), ends.min), ends.max))
 
 
 def reach_of(rules: Sequence[Rule]) -> int:
