@@ -55,7 +55,7 @@ def codec_alone(headers):
         out = np.empty((*level.block, header.bands), header.dtype)
         for start, size in zip(level.offsets.tolist(), level.counts.tolist(), strict=True):
             tile = data[start : start + size]
-            if header.compression == "JPEG":
+            if header.coding.compression == "JPEG":
                 simplejpeg.decode_jpeg(level.coding.tables[:-2] + bytes(tile[2:]), "RGB", buffer=out)
             else:
                 imagecodecs.deflate_decode(tile, out=out.reshape(-1).view(np.uint8))

@@ -70,7 +70,7 @@ def _described(scene: Scene, asset: Asset) -> dict[str, Any]:
         "bands": header.bands,
         "size": list(grid.shape),
         "blocks": list(header.block),
-        "compression": header.compression,
+        "compression": header.coding.compression,
         "dtype": str(header.dtype),
         "valid by": header.valid_by or "—",
         "crs": str(grid.crs),

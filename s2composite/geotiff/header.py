@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import unescape
 
@@ -95,19 +95,9 @@ class Header:
         return self.levels[0].block
 
     @property
-    def compression(self) -> str:
-        """GDAL's word: ``"JPEG"``, ``"DEFLATE"``, ``"NONE"`` ..."""
-        return self.levels[0].coding.compression
-
-    @property
-    def photometric(self) -> str:
-        """TIFF's word: ``"RGB"``, ``"YCBCR"``, ``"MINISBLACK"`` ..."""
-        return self.levels[0].coding.photometric
-
-    @property
-    def interleave(self) -> Literal["pixel", "band"]:
-        """Whether a tile holds all bands or one."""
-        return self.levels[0].coding.interleave
+    def coding(self) -> Coding:
+        """How the tiles of the full resolution are encoded."""
+        return self.levels[0].coding
 
     @property
     def valid_by(self) -> str:
@@ -131,7 +121,7 @@ def read_header(href: str, sign: Sign | None = None) -> Header:
     """Read what a raster file is, in one request of 64 KiB for a remote COG.
 
     >>> header = read_header("T31TCJ_20230709T104629_TCI.tif")  # doctest: +SKIP
-    >>> header.compression, header.block, header.bands  # doctest: +SKIP
+    >>> header.coding.compression, header.block, header.bands  # doctest: +SKIP
     ('JPEG', (512, 512), 3)
     """
     check_read(href)

@@ -92,7 +92,7 @@ class Subwindow:
     def memory(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return memory for what is decoded, laid out as the file is."""
         bands, height, width = self.shape
-        if self.source.header.interleave == "pixel":
+        if self.source.header.coding.interleave == "pixel":
             return np.moveaxis(np.empty((height, width, bands), dtype), 2, 0)
         return np.empty((bands, height, width), dtype)
 

@@ -418,7 +418,7 @@ def _put(raw: NDArray[Any], sub: Subwindow, out: NDArray[Any], fill: float) -> N
     """Put decoded pixels where they go: repeated, picked, or as they are."""
     if sub.index is not None:
         bands = len(raw)
-        if bands > 1 and sub.source.header.interleave == "pixel":
+        if bands > 1 and sub.source.header.coding.interleave == "pixel":
             flat = np.moveaxis(raw, 0, 2).reshape(-1, bands)
             out[...] = np.moveaxis(flat[sub.index], 2, 0)
         else:

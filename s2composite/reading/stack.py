@@ -202,7 +202,7 @@ class Stack:
     @cached_property
     def _interleaved(self) -> bool:
         return len(self.bands) > 1 and all(
-            len(files) == 1 and files[0].header.interleave == "pixel" for files in self.sources if files
+            len(files) == 1 and files[0].header.coding.interleave == "pixel" for files in self.sources if files
         )
 
     @cached_property

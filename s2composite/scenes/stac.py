@@ -17,12 +17,12 @@ from pydantic_core import core_schema as cs
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from s2composite.errors import AccessError, ParameterError, S2CompositeError, SceneError, SourceError, needed
+from s2composite.errors import AccessError, ParameterError, SceneError, SourceError, needed
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene, Values, arc_around
 from s2composite.scenes.names import asset_bands, common_name, is_picture, same_band, sensor_of
 from s2composite.scenes.products import catalogue_values, is_mask_band
-from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors, without_queries
+from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
 from s2composite.storage.urls import limits
 
 __all__ = ["RASTER_SUFFIXES", "is_stac", "is_stac_file", "items_in", "items_of", "scene_of_item", "with_alternate"]
@@ -66,10 +66,11 @@ def items_of(source: Any) -> list[Mapping[str, Any]]:
         if limits() is not None:
             raise AccessError(f"{label}: searches follow links unasked, so none is made here; give item files")
         client = needed("pystac_client", "stac")
-        return _items_found(lambda: client.Client.open(source["url"]).search(**options).items_as_dicts(), label)
+        url = source["url"]
+        return _items_found(lambda: client.Client.open(url).search(**options).items_as_dicts(), label, url)
     if hasattr(source, "items_as_dicts"):
-        label = _label_of_search(getattr(source, "url", "its address"), getattr(source, "_parameters", {}))
-        return _items_found(source.items_as_dicts, label)
+        url = getattr(source, "url", "its address")
+        return _items_found(source.items_as_dicts, _label_of_search(url, getattr(source, "_parameters", {})), url)
     if hasattr(source, "get_items"):  # a Catalog or Collection of pystac
         items = list(source.get_items(recursive=True))
         return _not_empty([_from_pystac(item) for item in items], f"the collection {source.id}")
@@ -170,14 +171,9 @@ def _label_of_search(url: object, options: Mapping[str, Any]) -> str:
     return f"the search at {display(str(url))} for {asked or 'everything'}"
 
 
-def _items_found(search: Callable[[], Any], label: str) -> list[Mapping[str, Any]]:
-    try:
+def _items_found(search: Callable[[], Any], label: str, url: object) -> list[Mapping[str, Any]]:
+    with storage_errors(SourceError, f"{label} failed", str(url)):
         items = [_with_absolute_hrefs(item, None) for item in search()]
-    except S2CompositeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - pystac-client, requests and urllib3 share no class of errors
-        message = without_queries(str(error)).partition("\n")[0]
-        raise SourceError(f"{label} failed: {type(error).__name__}: {message}") from None
     return _not_empty(items, label)
 
 

@@ -37,10 +37,12 @@ def agrees_with_rasterio(path):
         assert (header.bands, header.dtype) == (dataset.count, np.dtype(dataset.dtypes[0]))
         assert header.nodata == dataset.nodata or (np.isnan(header.nodata) and np.isnan(dataset.nodata))
         assert header.descriptions == dataset.descriptions
-        assert header.interleave == ("band" if dataset.interleaving.name == "band" and header.bands > 1 else "pixel")
+        assert header.coding.interleave == (
+            "band" if dataset.interleaving.name == "band" and header.bands > 1 else "pixel"
+        )
         assert header.block == dataset.block_shapes[0]
         named = "NONE" if dataset.compression is None else dataset.compression.name.upper()
-        assert named.removeprefix("LERC_") in (header.compression, header.levels[0].coding.inner)
+        assert named.removeprefix("LERC_") in (header.coding.compression, header.coding.inner)
         assert len(header.levels) == 1 + len(dataset.overviews(1))
     return header
 

@@ -89,7 +89,7 @@ def test_jpeg_is_within_its_bound_of_gdal(case, tmp_path):
     header = read_header(path)
     for level in range(len(header.levels)):
         difference = np.abs(gdal(path, level).astype(int) - read(header, level))
-        subsampled = header.photometric == "YCBCR"
+        subsampled = header.coding.photometric == "YCBCR"
         assert difference.max() <= (LARGEST_DIFFERENCE if subsampled else 0)
         assert difference.mean() < 0.35
 
@@ -131,7 +131,9 @@ def test_imagery_in_jpeg_is_identical_to_gdal_with_libjpeg_turbo(imagery, tmp_pa
     lossless = sorted((imagery / "perito_moreno_rgb_west").glob("*.tif"))[::4]
     how = {"block": 256, "compress": "jpeg", "photometric": "ycbcr", "jpeg_quality": 75, "interleave": "pixel"}
     copies = [write_tif(tmp_path / path.name, gdal(path), **how) for path in lossless]
-    found = [path for path in sorted(map(str, imagery.glob("*/*.tif"))) if read_header(path).compression == "JPEG"]
+    found = [
+        path for path in sorted(map(str, imagery.glob("*/*.tif"))) if read_header(path).coding.compression == "JPEG"
+    ]
     assert found
     for path in found + copies:
         assert np.array_equal(read(read_header(path)).ravel(), translated(path, np.uint8))
@@ -143,7 +145,7 @@ def test_jpeg_of_every_subsampling_is_identical_to_libjpeg_turbo(subsampling, tm
     how = {"compression": "jpeg", "compressionargs": {"level": 90}, "photometric": "rgb"}  # stored as YCbCr
     path = make_with_tifffile(tmp_path / "x.tif", array, subsampling=subsampling, **how)
     header = read_header(path)
-    assert header.photometric == "YCBCR"
+    assert header.coding.photometric == "YCBCR"
     ours = read(header)
     assert identical(ours, np.ascontiguousarray(np.moveaxis(tifffile.imread(path), 2, 0)))
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
@@ -183,7 +185,7 @@ def test_slow_imagery_is_identical_to_gdal(imagery):
     for header in map(read_header, map(str, paths)):
         for level in range(len(header.levels)):
             ours, theirs = read(header, level), gdal(header.href, level)
-            if header.compression == "JPEG":
+            if header.coding.compression == "JPEG":
                 # one file, 4:2:0 at quality 90 with hard black edges, which is where two decoders differ most
                 difference = np.abs(ours.astype(int) - theirs)
                 assert difference.max() <= 13
