@@ -71,15 +71,16 @@ class AlignedMask:
         """Return the mask of some of the scenes."""
         return replace(self, stack=self.stack.select(positions))
 
-    def valid(self, region: Window) -> NDArray[np.bool_]:
+    def valid(self, region: Window, failed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
 
-        The mask is cleaned at its own resolution, with as many pixels around the region as matter to it. A scene whose
-        mask cannot be read is not valid.
+        The mask is cleaned at its own resolution, with as many pixels around the region as matter to it. Where a mask
+        cannot be read its scene is not valid, and marked in ``failed (t,)``.
         """
         factor = self.factor
         spans, (y, x) = self._own(region)
-        valid = _cleaned(self.rule, self.stack, (y, x))
+        valid, lost = _cleaned(self.rule, self.stack, (y, x))
+        failed |= lost
         shape = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
         top, left = spans[0].start - factor * y.start, spans[1].start - factor * x.start
         return upsample(valid, factor, shape, top=top, left=left)
@@ -125,18 +126,22 @@ class WarpedMask:
                 groups.append((tuple(new[at[i]] for i in kept), stack.select(kept)))
         return replace(self, groups=tuple(groups), n_scenes=len(positions))
 
-    def valid(self, region: Window) -> NDArray[np.bool_]:
+    def valid(self, region: Window, failed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
 
         The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so the result
-        does not depend on the region. Where a scene's mask does not reach, or cannot be read, the scene is not valid.
+        does not depend on the region. Where a scene's mask does not reach, or cannot be read, the scene is not valid;
+        what cannot be read is marked in ``failed (t,)``.
         """
         height, width = (s.stop - s.start for s in region)
         out = np.zeros((self.n_scenes, height, width), bool)
+        opened = [t for positions, _ in self.groups for t in positions]
+        failed[np.setdiff1d(np.arange(self.n_scenes), opened)] = True
         for positions, stack in self.groups:
             rows, columns = self._pixels(stack, region)
             for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
-                out[np.array(positions), y, x] = self._at(stack, rows[y, x], columns[y, x])
+                out[np.array(positions), y, x], lost = self._at(stack, rows[y, x], columns[y, x])
+                failed[np.array(positions)[lost]] = True
         return out
 
     def costs(self, region: Window) -> list[ReadCost]:
@@ -156,14 +161,16 @@ class WarpedMask:
             rows[part][inside], columns[part][inside] = row[inside], column[inside]
         return rows, columns
 
-    def _at(self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Evaluate the rule at the given rows and columns ``(y, x)`` of a band: ``(t, y, x)``."""
-        out = np.zeros((stack.shape[0], *rows.shape), bool)
+    def _at(
+        self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Evaluate the rule at rows and columns ``(y, x)`` of a band, as `_cleaned`."""
+        out, failed = np.zeros((stack.shape[0], *rows.shape), bool), np.zeros(stack.shape[0], bool)
         inside, own = _span(stack, rows, columns)
         if own is not None:
-            y, x = own
-            out[:, inside] = _cleaned(self.rule, stack, own)[:, rows[inside] - y.start, columns[inside] - x.start]
-        return out
+            valid, failed = _cleaned(self.rule, stack, own)
+            out[:, inside] = valid[:, rows[inside] - own[0].start, columns[inside] - own[1].start]
+        return out, failed
 
 
 def _span(stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Window | None]:
@@ -193,10 +200,11 @@ def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window
     return (y, x), (inner_y, inner_x)
 
 
-def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
-    """Evaluate a rule in a window of its band, at the resolution of the band: ``(t, y, x)``.
+def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Evaluate a rule in a window of its band, at the resolution of the band.
 
-    The pixels around the window that matter to the rule are read with it. What lies beyond the edge of a file changes
+    Returns which observations may be used, ``(t, y, x)``, and scenes of which a block cannot be read, ``(t,)``. The
+    pixels around the window that matter to the rule are read with it. What lies beyond the edge of a file changes
     nothing. A block of a file that cannot be read is not valid, nor is what the file does not cover, or leaves out by a
     mask of its own or a nodata value other than 0, which means something in most codings.
     """
@@ -216,10 +224,12 @@ def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> NDArray[np.bool_]:
         valid &= seen.covered
     if stack.fill:
         valid &= seen.pixels[:, 0] != stack.fill
-    valid[seen.status == FAILED] = False
+    failed = seen.status == FAILED
+    valid[failed] = False
     for failure in seen.failures:
         valid[(failure.scene, *within(region, failure.part))] = False
-    return valid[:, inner[0], inner[1]]
+        failed[failure.scene] = True
+    return valid[:, inner[0], inner[1]], failed
 
 
 def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> Iterator[tuple[slice, slice]]:
@@ -244,12 +254,18 @@ def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
     return tuple(_mask(stack.products.stack, rule) for rule in rules if isinstance(rule, MaskRule))
 
 
-def valid_by_masks(masks: Sequence[Mask], region: Window) -> NDArray[np.bool_] | None:
-    """Return which observations of a region pass all masks, ``(t, y, x)``; None if there are no masks."""
-    valid = None
+def valid_by_masks(masks: Sequence[Mask], region: Window, scenes: int) -> tuple[_Valid, NDArray[np.bool_]]:
+    """Return which observations of a region pass all masks, ``(t, y, x)``, None if there are no masks.
+
+    And of which of the `scenes` a mask cannot be read, ``(t,)``.
+    """
+    valid, failed = None, np.zeros(scenes, bool)
     for mask in masks:
-        valid = combine_masks(valid, mask.valid(region))
-    return valid
+        valid = combine_masks(valid, mask.valid(region, failed))
+    return valid, failed
+
+
+_Valid = NDArray[np.bool_] | None
 
 
 def combine_masks(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -422,7 +438,8 @@ def _read_products(
     all_pixels: bool,
 ) -> DayObservations:
     """Read a region of days of one product each: first their masks, then what these leave."""
-    valid = combine_masks(valid_by_masks(masks, region), valid)
+    by_masks, failed = valid_by_masks(masks, region, len(stack.scenes))
+    valid = combine_masks(by_masks, valid)
     wanted = valid
     if all_pixels:
         wanted = None
@@ -431,6 +448,7 @@ def _read_products(
     coverage = asks_for_coverage(stack, recipe)
     ((_, seen),) = stack.read_all([region], scratch, coverage=coverage, wanted=[wanted])
     record_read(seen.tally)
+    seen.status[failed & (seen.status == READ)] = FAILED
     valid = combine_masks(valid, seen.covered)
     if seen.failures:
         valid = np.ones(seen.pixels[:, 0].shape, bool) if valid is None else valid

@@ -115,7 +115,7 @@ def _count_window(
     masks: Sequence[Mask],
 ) -> NDArray[np.int64]:
     usable = None if mask is None else mask[:, 0]
-    valid = valid_by_masks(masks, window_at(spatial, block_id[1], block_id[2]))
+    valid, _ = valid_by_masks(masks, window_at(spatial, block_id[1], block_id[2]), len(pixels))
     return _count_block(pixels, combine_masks(usable, valid), recipe=recipe)
 
 

@@ -105,8 +105,10 @@ def _compose(
     if recipe.ends_early and days == len(stack.scenes):
         return _joined(window, _parts_by_score(stack, recipe, window, masks, positions, valid))
     if not recipe.halo and days == len(stack.scenes):
-        valid = combine_masks(valid_by_masks(masks, window), valid)
-        return _joined(window, _parts(stack, recipe, window, positions, valid))
+        by_masks, failed = valid_by_masks(masks, window, len(stack.scenes))
+        out = _joined(window, _parts(stack, recipe, window, positions, combine_masks(by_masks, valid)))
+        out[STATUS][failed & (out[STATUS][:, 0, 0] == READ)] = FAILED
+        return out
     # In one piece, with the pixels around it that matter to its edge.
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
@@ -188,6 +190,7 @@ class _ByScore:
     masks: Sequence[Mask]
     valid: NDArray[np.bool_] | None  # (t, y, x) of the region, as of `compose_window`
     scores: Scores
+    unmasked: NDArray[np.bool_]  # (t,): scenes whose masks cannot be read, as far as they have been
     masked: dict[int, NDArray[np.bool_] | None] = field(default_factory=dict)  # what masks leave of each batch
 
     def read(
@@ -209,8 +212,10 @@ class _ByScore:
                 continue
             few = stack.select(some.tolist())
             if number not in self.masked:
-                passing = valid_by_masks([mask.select(some.tolist()) for mask in self.masks], self.region)
+                passing, failed = valid_by_masks([m.select(some.tolist()) for m in self.masks], self.region, len(some))
                 self.masked[number] = combine_masks(passing, None if self.valid is None else self.valid[some])
+                self.unmasked[some] = failed
+            status[some[self.unmasked[some] & (status[some] == READ)]] = FAILED
             mine = dilation(mine, recipe.halo - edge)  # how far what is needed is from what is not valid counts, too
             if (passing := _cut(self.masked[number], self.region, around)) is not None:
                 mine &= passing
@@ -220,7 +225,7 @@ class _ByScore:
             record_read(seen.tally)
             if seen.covered is not None:
                 mine &= seen.covered
-            status[some] = seen.status
+            status[some[seen.status == FAILED]] = FAILED
             for failure in seen.failures:
                 mine[(failure.scene, *within(around, failure.part))] = False
                 status[some[failure.scene]] = FAILED
@@ -244,7 +249,8 @@ def _parts_by_score(
     place = np.arange(count) if positions is None else positions
     groups = np.stack([np.isin(place, period) for period in recipe.periods or (place,)])
     region, _ = with_halo(window, recipe.halo, shape)
-    source = _ByScore(stack, recipe, region, masks, valid, scores_of_scenes(recipe, place))
+    scores, unmasked = scores_of_scenes(recipe, place), np.zeros(count, bool)
+    source = _ByScore(stack, recipe, region, masks, valid, scores, unmasked)
     compose = _best_observations if recipe.max_count is None else _preferred_observations
     parts: list[_Composed] = []
     for piece in [window] if recipe.halo else stack.rectangles(window):

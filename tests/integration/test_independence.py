@@ -538,7 +538,9 @@ PICKS = {
     "grid", ["own", *(pytest.param(grid, marks=pytest.mark.slow) for grid in ("zoomed", "other CRS", "bilinear"))]
 )
 @pytest.mark.parametrize("name", PICKS)
-@pytest.mark.parametrize("period", [None, ["2023-06-01/2023-06-02", "2023-06-02/2023-06-04"]])
+@pytest.mark.parametrize(
+    "period", [None, pytest.param(["2023-06-01/2023-06-02", "2023-06-02/2023-06-04"], marks=pytest.mark.slow)]
+)
 def test_what_cannot_be_picked_need_not_be_read(period, name, grid, days, scenes_of, tmp_path):
     dtype, kind = KINDS[(len(name) + len(grid)) % len(KINDS)]
     scenes, (reducer, given) = overcast(scenes_of(dtype, kind, days), tmp_path), PICKS[name]

@@ -19,7 +19,7 @@ SECRET = "VERYSECRETSIGNATURE"
 
 def run_cli(*arguments):
     command = [sys.executable, "-c", "from s2composite.cli import main; main()", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def test_no_signature_is_told(ran):
     assert "_TCI.tif" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_error_is_a_line_too(tmp_path):
     (tmp_path / "job.yaml").write_text(f"source: {tmp_path}/nowhere\noutput: {tmp_path}/median.tif\n")
     done = run_cli("run", str(tmp_path / "job.yaml"), "--log", "json")

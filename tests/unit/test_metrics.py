@@ -71,6 +71,7 @@ def measured(client, scenes_dir, tmp_path_factory):
     return asked, len(refused), took, settled(client, "requests", len(asked) - len(refused))
 
 
+@pytest.mark.slow
 def test_columns_say_what_the_server_was_asked_for(measured):
     asked, refused, took, columns = measured
     assert refused == 9

@@ -58,6 +58,7 @@ def test_layers_dtypes_and_labels(reference):
     assert date.values[100, 100] == expected or (np.isnat(date.values[100, 100]) and picked < 0)
 
 
+@pytest.mark.slow
 @given(chunks=st.one_of(st.integers(30, 700), st.tuples(st.integers(60, 700), st.integers(60, 700))))
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -11,7 +11,7 @@ from s2composite.demo import make_scenes
 from s2composite.errors import BandError, ParameterError
 from s2composite.pixels.mask_bands import SCL
 from support.morphology import CLOUDS, expected_valid, peer
-from support.rasters import write_tif
+from support.rasters import ORIGIN, write_tif
 from support.stac_items import item_of
 
 
@@ -165,3 +165,35 @@ def test_items_say_the_coding_of_fmask(tmp_path, collections, name, classes, exp
         np.testing.assert_array_equal(count, len(collections) * np.isin(np.arange(6), expected))
         said = s2c.composite(cube, valid=["nodata", rule]).dataset.attrs["rules"]
         assert said.endswith(f"Fmask {'cfmask' if classes is CFMASK else 'odc'}(cloud, shadow)")
+
+
+@pytest.mark.parametrize("days", ["each", "fused"])
+@pytest.mark.parametrize("reducer", ["median", "latest"])
+def test_a_mask_that_cannot_be_read_is_named_and_costs_its_scene_the_block(days, reducer, tmp_path):
+    """A tile of one scene's classes is damaged; the mask is at twice the data's pixel size, in tiles of 64."""
+    rng = np.random.default_rng(3)
+    for t in range(3):
+        name = f"T31TCJ_2023060{1 if days == 'fused' else t + 1}T10{t}629"
+        write_tif(tmp_path / f"{name}_B04.tif", rng.integers(1, 200, (1, 256, 256)).astype("uint8"), block=64)
+        place = ORIGIN @ Affine.scale(2)
+        write_tif(tmp_path / f"{name}_SCL.tif", np.full((1, 128, 128), 4, "uint8"), transform=place, block=64)
+    damaged = sorted(tmp_path.glob("*_SCL.tif"))[1]
+    with rasterio.open(damaged) as dataset:
+        start = int(dataset.get_tag_item("BLOCK_OFFSET_1_0", "TIFF", bidx=1))
+        size = int(dataset.get_tag_item("BLOCK_SIZE_1_0", "TIFF", bidx=1))
+    data = bytearray(damaged.read_bytes())
+    data[start : start + size] = bytes(size)
+    damaged.write_bytes(data)
+    groups = {"groupby": "solar_day"} if days == "fused" else {}
+    cube = s2c.open_cube(tmp_path, bands=["B04"], on_error="skip", chunks=128, **groups)
+    comp = s2c.composite(cube, reducer, valid=[SCL()])
+    made = comp.dataset.compute()
+    expected = np.full((256, 256), 1 if days == "fused" else 3)
+    expected[:128, 128:] -= days == "each"  # one of the others has the day
+    np.testing.assert_array_equal(made["count"], expected)
+    if reducer == "median" or days == "fused":
+        failed = np.argwhere(made["read_status"].values == 2).tolist()
+        assert failed == [[0 if days == "fused" else 1, 0, 1]]
+    strict = s2c.open_cube(tmp_path, bands=["B04"], chunks=128, **groups)
+    with pytest.raises(s2c.S2CompositeError, match=rf"scene T31TCJ_.*{damaged.name}"):
+        s2c.composite(strict, "median", valid=[SCL()]).compute()

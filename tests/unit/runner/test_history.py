@@ -228,6 +228,7 @@ def test_a_report_takes_its_name_when_it_is_whole(scenes, tmp_path):
 # --- Runs that meet ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_gives_way_to_one_that_lives(scenes, client, undisturbed, tmp_path):
     spec = job(scenes, tmp_path)
     assert run_job(spec, client=client, windows="0").made == 1
@@ -294,6 +295,7 @@ product.name_files = half
 BEFORE_TIDYING = "product.StorePlace.tidy = lambda place: os._exit(9)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "harm", "named"),
     [(job, AFTER_ONE_FILE, ["median.tif"]), (store_job, BEFORE_TIDYING, ["median.zarr"])],

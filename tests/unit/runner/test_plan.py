@@ -207,7 +207,7 @@ def test_windows_by_area_are_those_that_it_meets(scenes, tmp_path):
 
 def cli(*arguments):
     command = [sys.executable, "-c", "from s2composite.cli import main; main()", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.slow

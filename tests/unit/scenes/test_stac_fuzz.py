@@ -58,7 +58,9 @@ def ours(make):
     return None
 
 
-@pytest.mark.parametrize("name", CATALOGUES)
+@pytest.mark.parametrize(
+    "name", [*CATALOGUES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in CATALOGUES[2:])]
+)
 def test_mutated_items_of_catalogues(name):
     rng = random.Random(name)
     whole = recorded(name)
@@ -69,6 +71,7 @@ def test_mutated_items_of_catalogues(name):
             ours(lambda item=item: find_scenes({"type": "FeatureCollection", "features": [whole, item]}))
 
 
+@pytest.mark.slow
 def test_mutated_items_are_opened_or_refused(tmp_path):
     rng = random.Random(1)
     files = {

@@ -521,6 +521,7 @@ def test_bodies_that_grow_when_they_are_unpacked(service):
             assert client.post("/median", content=bomb[:90_000], headers=headers).status_code == 415
 
 
+@pytest.mark.slow
 def test_documents_that_grow_when_they_are_read(open_service):
     """A thousand million laughs, depth, one number of many digits."""
     laughs = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -222,6 +222,7 @@ def test_the_same_bytes_for_any_chunks(tmp_path, reference, chunks):
         assert file.read() == want
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 300), st.integers(1, 300), st.integers(1, 130), st.integers(1, 130), st.sampled_from([64, 80, 128])
 )

@@ -140,7 +140,7 @@ def test_one_period_that_exists_stops_all_before_anything_is_computed(tmp_path):
     assert names(tmp_path) == ["m_2023-02.tif"]
 
 
-@pytest.mark.parametrize("pyramid", [False, True])
+@pytest.mark.parametrize("pyramid", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("chunks", [pytest.param(None, marks=pytest.mark.slow), 128])
 def test_zarr_has_the_axis_of_time_with_bounds(tmp_path, pyramid, chunks):
     dataset, arrays = periods_of_layers(shape=(700, 600), chunks=chunks)

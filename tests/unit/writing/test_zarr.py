@@ -150,6 +150,7 @@ def test_few_bands_are_read_together(tmp_path, bands):
     assert np.array_equal(array[:], values)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 90), st.integers(1, 90), st.booleans(), st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_any_shape_and_chunks(height, width, rows, columns, shards, pyramid):
@@ -163,7 +164,7 @@ def test_any_shape_and_chunks(height, width, rows, columns, shards, pyramid):
 # --- pyramids --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunks", [64, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 1500))])
+@pytest.mark.parametrize("chunks", [1500, *(pytest.param(n, marks=pytest.mark.slow) for n in (64, 100))])
 def test_pyramid_is_that_of_plain_python(tmp_path, chunks):
     dataset, values, count, source = three_layers((1300, 530), chunks)
     path = write_zarr(dataset, tmp_path / "out.zarr", chunk=64, pyramid=True)
