@@ -98,26 +98,21 @@ def explore(
         raise GridError("the composite has no coordinate system, so it has no place on a map; write_crs() it")
     projected_box(geobox, CRS("EPSG:3857"))  # a map ends at the antimeridian
     target = compute_output_geobox(geobox, "EPSG:3857")
-    pictures = [
-        _warped(painted(*panel, ends), geobox, target)
-        for panel, ends in zip(panels, limits_of_each(panels, stretch), strict=True)
-    ]
+    pictures = []
+    for panel, ends in zip(panels, limits_of_each(panels, stretch), strict=True):
+        warped = np.zeros((4, *target.shape), np.uint8)  # transparent outside the picture
+        reproject(
+            np.ascontiguousarray(np.moveaxis(painted(*panel, ends), 2, 0)),
+            warped,
+            src_transform=geobox.transform,
+            src_crs=str(geobox.crs),
+            dst_transform=target.transform,
+            dst_crs=str(target.crs),
+            resampling=Resampling.nearest,
+        )
+        pictures.append(np.ascontiguousarray(np.moveaxis(warped, 0, 2)))
     title = ", ".join(heading(dataset, layer, bands or ()).splitlines())
     return Map(_layout(pictures, target, period_titles(whole), title, basemap), title)
-
-
-def _warped(picture: NDArray[np.uint8], source: GeoBox, target: GeoBox) -> NDArray[np.uint8]:
-    out = np.zeros((4, *target.shape), np.uint8)  # transparent outside the picture
-    reproject(
-        np.ascontiguousarray(np.moveaxis(picture, 2, 0)),
-        out,
-        src_transform=source.transform,
-        src_crs=str(source.crs),
-        dst_transform=target.transform,
-        dst_crs=str(target.crs),
-        resampling=Resampling.nearest,
-    )
-    return np.ascontiguousarray(np.moveaxis(out, 0, 2))
 
 
 def _layout(

@@ -301,7 +301,9 @@ def _asset(
     band_values: tuple[Values, ...] = ()
     aliases: tuple[str, ...] = ()
     if len(bands) > 1:
-        names = _distinct_names(bands) or asset_bands(same_band(key)[0])
+        # by their common names if they are distinct, or else their names
+        listed = (tuple(str(band.get(word) or "") for band in bands) for word in ("common_name", "name"))
+        names = next((n for n in listed if all(n) and len(set(n)) == len(n)), ()) or asset_bands(same_band(key)[0])
         if len(names) in (0, len(bands)):
             # The red of a picture is no reflectance; bands without names go by that of the asset.
             own = [key] * len(bands) if is_picture(key) or not names else names
@@ -327,15 +329,6 @@ def _bands(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
             for band, fields in zip(merged, listed, strict=True):
                 band.update({str(k).removeprefix("eo:"): v for k, v in fields.items() if v is not None})
     return merged
-
-
-def _distinct_names(bands: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the common names of bands if they are distinct, or else their names; empty if neither are."""
-    for key in ("common_name", "name"):
-        names = [band.get(key) for band in bands]
-        if all(names) and len(set(names)) == len(names):
-            return tuple(map(str, names))
-    return ()
 
 
 def _grid(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> AssetGrid | None:

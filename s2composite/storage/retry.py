@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeVar
 
 __all__ = [
@@ -55,25 +55,21 @@ class Retry:
     least_rate: float = field(default_factory=lambda: _setting("GDAL_HTTP_LOW_SPEED_LIMIT", LOW_SPEED_LIMIT))
 
 
+@dataclass(eq=False)
 class AttemptError(Exception):
-    """One attempt failed; `attempts` counts those that were made when it is the last one."""
+    """One attempt failed."""
 
-    def __init__(
-        self,
-        why: str = "",
-        *,
-        transient: bool = True,
-        wait: float = 0.0,
-        refused: bool = False,
-        forbidden: bool = False,
-    ) -> None:
-        super().__init__(why)
-        self.transient = transient  # another attempt may succeed
-        self.wait = wait  # seconds that the server asks for
-        self.refused = refused  # by its status the signature may have expired
-        self.renewed = False  # the next attempt has a new signature, so there is nothing to wait for
-        self.forbidden = forbidden  # the place is not open to this process
-        self.attempts = 1
+    why: str = ""
+    _: KW_ONLY
+    transient: bool = True  # another attempt may succeed
+    wait: float = 0.0  # seconds that the server asks for
+    refused: bool = False  # by its status the signature may have expired
+    renewed: bool = False  # the next attempt has a new signature, so there is nothing to wait for
+    forbidden: bool = False  # the place is not open to this process
+    attempts: int = 1  # those that were made when it is the last one
+
+    def __str__(self) -> str:
+        return self.why
 
 
 def backoff(failed: int, first: float, longest: float) -> float:

@@ -115,30 +115,25 @@ def gdal_limits(href: str) -> dict[str, str]:
 
 
 def _check_place(href: str, places: Sequence[str], what: str) -> None:
-    strange = _strangeness(href)
-    if strange:
-        raise AccessError(f"{_shown(href)}: {strange}; give the plain path or URL")
-    inside = _inside_url if "://" in href else _inside_directory
+    scheme, is_url, rest = href.partition("://")
+    path = rest.partition("?")[0]
+    # what two readers might understand differently
+    strange = {
+        # GDAL reads such a path as a file in an archive or behind a URL.
+        "paths that begin with /vsi are not files": not is_url and href.lower().startswith(("/vsi", "//vsi")),
+        "a URL must not contain blanks, backslashes or control characters": is_url and _STRANGE.search(href),
+        "a URL with a user in it is not accepted": "@" in path.partition("/")[0],
+        "a URL with . or .. in its path is not accepted": {".", ".."} & set(path.split("/")[1:]),
+        "a URL with encoded dots or slashes, or with #, is not accepted": (
+            is_url and scheme in _PORTS and (_HIDDEN.search(path) or "#" in href)
+        ),
+    }
+    for why, holds in strange.items():
+        if holds:
+            raise AccessError(f"{_shown(href)}: {why}; give the plain path or URL")
+    inside = _inside_url if is_url else _inside_directory
     if not any(inside(href, place) for place in places):
         raise AccessError(f"{_shown(href)}: is not among the places that may be {what} here")
-
-
-def _strangeness(href: str) -> str:
-    """Return why two readers might understand a name differently; empty for plain names."""
-    if "://" not in href:
-        # GDAL reads such a path as a file in an archive or behind a URL.
-        return "paths that begin with /vsi are not files" if href.lower().startswith(("/vsi", "//vsi")) else ""
-    scheme, _, rest = href.partition("://")
-    path = rest.partition("?")[0]
-    if _STRANGE.search(href):
-        return "a URL must not contain blanks, backslashes or control characters"
-    if "@" in path.partition("/")[0]:
-        return "a URL with a user in it is not accepted"
-    if {".", ".."} & set(path.split("/")[1:]):
-        return "a URL with . or .. in its path is not accepted"
-    if scheme in _PORTS and (_HIDDEN.search(path) or "#" in href):
-        return "a URL with encoded dots or slashes, or with #, is not accepted"
-    return ""
 
 
 def _inside_directory(path: str, place: str) -> bool:
@@ -314,7 +309,11 @@ async def _check(request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.Cl
     """Check a request; aiohttp calls this for each one, also after redirects."""
     access = limits() or Access()
     href, host = str(request.url), request.url.raw_host or ""
-    if not _is_store(access, href):
+    # On a store of which the operator has opened something, which objects may be read was decided by their gs:// or
+    # s3:// name; the store itself sends them on to other hosts of its own.
+    name, domains = _url_host(href)[0], [_STORES[scheme][0] for scheme in _opened_stores(access)]
+    served = href.startswith("https://") and any(f".{name}".endswith(f".{domain}") for domain in domains)
+    if not served and _url_host(href) not in _own_endpoints(access):
         access.may_read(href)
         # whether the operator has opened this host by name, not just all hosts of a scheme
         named = any(_url_host(place) == _url_host(href) for place in access.read if "://" in place)
@@ -363,19 +362,6 @@ class _GuardedResolver(_Resolver):
 
 def _private(host: str) -> AccessError:
     return AccessError(f"{host}: leads to an address that is not public; the operator can open its network")
-
-
-def _is_store(access: Access, href: str) -> bool:
-    """Return whether a URL is on an object store of which the operator has opened something.
-
-    Which of its objects may be read was decided by their gs:// or s3:// name; the store itself sends them on to other
-    hosts of its own.
-    """
-    if _url_host(href) in _own_endpoints(access):
-        return True
-    host = _url_host(href)[0]
-    domains = [_STORES[scheme][0] for scheme in _opened_stores(access)]
-    return href.startswith("https://") and any(host == domain or host.endswith(f".{domain}") for domain in domains)
 
 
 def _url_host(href: str) -> tuple[str, int | None]:
