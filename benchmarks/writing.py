@@ -199,8 +199,7 @@ if __name__ == "__main__":
         encoding = sum(client.run(watched).values())
     spent = {name: sum(parts.values()) for name, parts in durations.items()}
     assembling = sum(s for name, s in spent.items() if name.startswith("assemble"))
-    # Windows that leave nothing for others to make overviews of are called `report-window` at once.
-    reading = sum(durations.get(name, {}).get("compute", 0) for name in ("write-window", "report-window")) - encoding
+    reading = durations["write-window"]["compute"] + durations.get("write-overview", {}).get("compute", 0) - encoding
     moved = sum(parts.get("transfer", 0) for parts in durations.values())
     # Whatever is neither reading nor reducing is writing: encoding, what goes on to the overviews, and fetching it.
     writing = sum(spent.values()) - assembling - reading

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Any
@@ -24,6 +24,7 @@ from distributed import get_worker
 from numpy.typing import NDArray
 
 import s2composite
+from s2composite.clusters.submit import ClusterCall
 from s2composite.cube.graph import Chunks
 from s2composite.cube.windows import STATUS, Work, compose_window, work_in
 from s2composite.errors import ParameterError, WriteError
@@ -32,13 +33,13 @@ from s2composite.metrics import counted_reads
 from s2composite.reading.reader import FAILED
 from s2composite.storage.files import exists
 from s2composite.writing.assemble import lay_out
-from s2composite.writing.cog import FilePlan, Preview, assemble, name_files, plan_files, preview_of, status_tags
+from s2composite.writing.cog import FilePlan, Preview, assembly_calls, name_files, plan_files, preview_of, status_tags
 from s2composite.writing.layers import RGBA, raster_layers
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import target_of
 from s2composite.writing.staging import IDENTITY, Parts, StorePlace, place_of
-from s2composite.writing.steps import overview_calls, raster_stages, recorded_windows
-from s2composite.writing.tiles import FilePart, Raster, Stage, encode_files, record_name, save_record
+from s2composite.writing.steps import overview_steps, raster_stages, recorded_windows
+from s2composite.writing.tiles import Raster, Stage, StagedFile, encode_files
 from s2composite.writing.zarr import (
     Regions,
     StoreOptions,
@@ -51,10 +52,6 @@ from s2composite.writing.zarr import (
 )
 
 __all__ = ["Product", "WindowDone", "WindowMaker", "make_window", "plan_product", "product_state", "require_free"]
-
-# Something to be done on a worker when all windows are there: a name without blanks, a function and its arguments. It
-# may be done twice.
-Step = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +101,7 @@ _WINDOWS = "windows"  # name of the part that holds the side of the windows, in 
 class CogWriter:
     """Keeps windows as parts of files, with a record of each; what follows the files is for each of them."""
 
-    files: tuple[FilePart, ...]  # with their final names and the place for parts, and the stage that the windows are
+    files: tuple[StagedFile, ...]  # with their final names and the place for parts
     layers: tuple[tuple[str, ...], ...]  # names
     previews: tuple[Preview | None, ...]  # how the file's picture is painted, where it is one
     periods: tuple[int | None, ...]  # that the file is about; None: there are none
@@ -118,9 +115,7 @@ class CogWriter:
                 own = [layers[name] if period is None else layers[name][period] for name in wanted]
                 yield own if preview is None else [preview.paint(own[0])]
 
-        results = encode_files(blocks(), self.files, position)
-        first = self.files[0]
-        save_record(first.raster.parts, record_name(first.stage, position), results, {STATUS: layers[STATUS]})
+        encode_files(self.files, blocks(), 0, position, {STATUS: layers[STATUS]})
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +123,6 @@ class CogOutput:
     """Cloud-optimised GeoTIFFs, from the place for their windows to their final names."""
 
     writer: CogWriter
-    stages: tuple[tuple[Stage, ...], ...]  # for each file what makes its levels
     dataset: xr.Dataset  # the lazy composite
     token: str  # hash of all that decides about their bytes
     # Different for each run: two that put the same files together at once do not take them from each other.
@@ -146,7 +140,7 @@ class CogOutput:
     @property
     def windows(self) -> Chunks:
         """Heights of the rows of windows, widths of their columns."""
-        return self.stages[0][0].chunks
+        return self.writer.files[0].stages[0].chunks
 
     @property
     def place(self) -> str:
@@ -170,14 +164,13 @@ class CogOutput:
 
     def done(self) -> frozenset[tuple[int, int]]:
         """Return the windows that are done, by asking the place."""
-        names, stage = self._parts.names(), self.stages[0][0]
-        return frozenset(at for at in stage.positions if record_name(stage, at) in names)
+        names, first = self._parts.names(), self.writer.files[0]
+        return frozenset(at for at in first.stages[0].positions if first.record(0, at) in names)
 
-    def steps(self) -> Iterator[list[Step]]:
+    def steps(self) -> Iterator[list[ClusterCall]]:
         """Yield what is to be done when all windows are there, batch by batch: levels of overviews, then the files."""
-        for number in range(1, max(map(len, self.stages))):
-            yield list(overview_calls(self.rasters, self.stages, number))
-        results, tables = recorded_windows(self.rasters, self.stages)
+        yield from overview_steps(self.writer.files)
+        results, tables = recorded_windows(self.writer.files)
         about_scenes: Mapping[str, str] = {}
         if STATUS in self.dataset:  # what was left out, where that is allowed
             starts = {
@@ -187,7 +180,7 @@ class CogOutput:
             about_scenes = status_tags(self.dataset.drop_vars(STATUS).assign_coords(starts), {STATUS: tables[STATUS]})
         rasters = [self._own(raster).with_tags(about_scenes) for raster in self.rasters]
         layouts = [lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)]
-        yield [(f"assemble-file-{layout.raster.token}", assemble, (layout,)) for layout in layouts]
+        yield assembly_calls(layouts)
 
     def take_names(self) -> None:
         """Let the output take its final names; it does no harm where it has them already."""
@@ -213,18 +206,17 @@ def _cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], toke
         replace(plan.raster, path=target, token=f"{token[:12]}-{i}", parts=parts)
         for i, (plan, target) in enumerate(zip(plans, targets, strict=True))
     ]
-    stages = tuple(raster_stages(raster, windows) for raster in rasters)
+    files = tuple(StagedFile(i, raster, raster_stages(raster, windows)) for i, raster in enumerate(rasters))
     layers = tuple(tuple(layer.name for layer in plan.layers) for plan in plans)
     previews = tuple(
         preview_of(plan.period.dataset, plan.raster.options.stretch) if RGBA in names else None
         for plan, names in zip(plans, layers, strict=True)
     )
-    files = tuple(FilePart(raster, own[0]) for raster, own in zip(rasters, stages, strict=True))
     periods: tuple[int | None, ...] = (None,) * len(plans)
     if "period" in dataset.coords:
         labels = dataset["period"].values
         periods = tuple(int(np.flatnonzero(labels == plan.period.dataset["period"].values)[0]) for plan in plans)
-    return CogOutput(CogWriter(files, layers, previews, periods), stages, dataset, token)
+    return CogOutput(CogWriter(files, layers, previews, periods), dataset, token)
 
 
 # --- Zarr -------------------------------------------------------------------------------------------------------------
@@ -302,7 +294,7 @@ class ZarrOutput:
         marks = self._place.done()
         return frozenset(at for at in self.writer.stage.positions if mark_of("", self.writer.stage, at) in marks)
 
-    def steps(self) -> Iterator[list[Step]]:
+    def steps(self) -> Iterator[list[ClusterCall]]:
         yield from ()
 
     def take_names(self) -> None:

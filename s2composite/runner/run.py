@@ -541,8 +541,8 @@ class ProductRun:
         # From here on final names may be taken: who is interrupted and goes on must know that they are this product's.
         self._note("assemble", files=list(product.files))
         for steps in output.steps():
-            for name, function, args in steps:
-                yield self._call(f"{name}-{product.token[:8]}", function, args)
+            for call in steps:
+                yield self._call(call.name, call.function, call.args)
             yield from self._barrier()
             if self.error is not None:
                 return

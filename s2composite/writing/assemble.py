@@ -37,7 +37,17 @@ from s2composite.geotiff.structure import (
 from s2composite.writing.encode import Statistics, decode_mask, merge
 from s2composite.writing.tiles import TILE, Raster, Stage, WindowIndex, pixel_checksum
 
-__all__ = ["FileLayout", "Run", "check_header", "check_run", "copy_parts", "geo_tags", "lay_out", "verify_file"]
+__all__ = [
+    "FileLayout",
+    "Run",
+    "check_header",
+    "check_run",
+    "copy_parts",
+    "geo_tags",
+    "in_order",
+    "lay_out",
+    "verify_file",
+]
 
 _GEO_CODES = (33550, 33922, 34264, 34735, 34736, 34737)
 _METADATA, _NODATA = 42112, 42113
@@ -260,7 +270,7 @@ def _merge_windows(
     return tuple(parts), levels, tuple(merge(tile[band] for tile in ordered) for band in range(len(raster.bands)))
 
 
-def _in_order(function: Callable[[In], Out], items: Iterable[In], threads: int = _AHEAD) -> Iterator[Out]:
+def in_order(function: Callable[[In], Out], items: Iterable[In], threads: int = _AHEAD) -> Iterator[Out]:
     """Yield `function` of each item in order; some are computed ahead, never all."""
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:
@@ -287,7 +297,7 @@ def copy_parts(
             check(run, data)
         return data
 
-    loaded = zip(layout.runs, _in_order(load, layout.runs), strict=True)
+    loaded = zip(layout.runs, in_order(load, layout.runs), strict=True)
     for run, data in chain([(None, layout.header)], loaded):
         out.write(data)
         if digest:
@@ -311,7 +321,7 @@ def verify_file(layout: FileLayout, path: str) -> None:
             start = int(layout.offsets[run.level][run.row, run.columns[0]])
             check_run(layout, run, os.pread(file.fileno(), run.size, start))
 
-        for _ in _in_order(check, layout.runs, threads=min(os.cpu_count() or 1, 8)):
+        for _ in in_order(check, layout.runs, threads=min(os.cpu_count() or 1, 8)):
             pass
     with rasterio.open(path) as source:
         _compare(layout.raster, source)

@@ -20,6 +20,7 @@ from dask.base import tokenize
 from distributed import Client
 from numpy.typing import NDArray
 
+from s2composite.clusters.submit import ClusterCall
 from s2composite.cube.georeference import geobox_of, north_up
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretch import (
@@ -55,13 +56,14 @@ from s2composite.writing.options import RasterOptions, check_resampling, checked
 from s2composite.writing.publish import assemble_file, assemble_object, is_http, put, take_name, target_of
 from s2composite.writing.staging import ASSEMBLED, Parts
 from s2composite.writing.steps import (
-    block_slices,
     current_client,
     graph_of,
+    overview_steps,
     progress_bar,
-    raster_tasks,
+    recorded_windows,
+    run_calls,
     run_graph,
-    run_on_worker,
+    window_tasks,
     workers_see,
 )
 from s2composite.writing.tiles import Raster, Stage, WindowIndex
@@ -71,7 +73,7 @@ __all__ = [
     "Preview",
     "Tables",
     "WrittenFile",
-    "assemble",
+    "assembly_calls",
     "name_files",
     "picture_layer",
     "plan_files",
@@ -255,21 +257,22 @@ def write_files(
         parts = Parts(root)
         stack.callback(parts.clear)
         parts.create()
-        parts = parts if workers_see(client, parts) else replace(parts, carried=True)
+        seen = workers_see(client, parts)
         rasters = [
             replace(plan.raster, path=target, token=f"{uuid.uuid4().hex[:12]}-{i}", parts=parts)
             for i, (plan, target) in enumerate(zip(plans, targets, strict=True))
         ]
-        results, computed = _encode(plans, rasters, lazy, client, progress=progress)
+        layers = [[layer.data for layer in plan.layers] for plan in plans]
+        results, computed = _encode(rasters, layers, lazy, client, carry=not seen, progress=progress)
         more = status_tags(dataset, computed)
         layouts = [lay_out(raster.with_tags(more), own) for raster, own in zip(rasters, results, strict=True)]
         objects = is_remote(targets[0]) and not is_http(targets[0])
         if objects:  # these have their names at once
             before_naming()
-        checksums = []
-        for layout in layouts:
-            call, label = partial(assemble, layout, digest=digest), layout.raster.label
-            checksums.append(call() if client is None or parts.carried else run_on_worker(client, call, label))
+        if client is None or not seen:  # not in a thread, which Ctrl-C would wait for
+            checksums = [assemble(layout, digest=digest) for layout in layouts]
+        else:
+            checksums = run_calls(assembly_calls(layouts, digest=digest), client)
         if not objects:
             before_naming()
         name_files([layout.raster for layout in layouts], overwrite=overwrite)
@@ -277,52 +280,53 @@ def write_files(
 
 
 def _encode(
-    plans: Sequence[FilePlan],
     rasters: Sequence[Raster],
+    layers: Sequence[Sequence[da.Array]],
     lazy: Mapping[str, da.Array],
     client: Client | None,
     *,
+    carry: bool,
     progress: bool,
 ) -> tuple[list[list[tuple[Stage, WindowIndex]]], Tables]:
-    """Compute all layers of all files in one pass; return what each window of each file wrote, and the tables."""
-    layers = [[layer.data for layer in plan.layers] for plan in plans]
-    encodings = {encoding.done.name: encoding for encoding in raster_tasks(rasters, layers, lazy)}
-    with_windows = {name for encoding in encodings.values() for name in encoding.tables}
-    tables = {name: np.empty(array.shape, array.dtype) for name, array in lazy.items()}
-    arrays: list[tuple[da.Array, str, Stage | None]] = []
-    for encoding in encodings.values():
-        labels = [rasters[file].label for file in encoding.files]
-        files = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more files" if len(labels) > 4 else "")
-        arrays.append((encoding.done, files, encoding.stages[0]))
-    alone: dict[str, str] = {}
-    for name, array in lazy.items():
-        if name not in with_windows:
-            # Under keys of its own: a failed write cancels them, and others may hold the original.
-            key = f"write-table-{name}-{uuid.uuid4().hex[:12]}"
-            alone[key] = name
-            arrays.append((array.map_blocks(np.asarray, dtype=array.dtype, name=key), name, None))
-    work = graph_of(arrays, whole=[encoding.encoded for encoding in encodings.values()])
-    results: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in rasters]
+    """Compute all layers of all files in one pass; return what each window of each file wrote, and the tables.
+
+    With `carry` the workers do not see where parts are stored: they hand them over, and overviews are made here.
+    """
+    files, work, alone = window_tasks(rasters, layers, lazy, carry=carry)
+    # Under keys of their own: a failed write cancels them, and others may hold the original.
+    keys = {f"write-table-{name}-{uuid.uuid4().hex[:12]}": name for name in alone}
+    work += [(alone[name].rechunk(-1).map_blocks(np.asarray, name=key), name, None) for key, name in keys.items()]
+    graph, tables = graph_of(work), dict[str, NDArray[Any]]()
+    total = len(graph.windows) + sum(len(list(stage.positions)) for file in files for stage in file.stages[1:])
     label = ", ".join(raster.label.rpartition("/")[2] for raster in rasters)
-    with progress_bar(f"write {label}", len(work.windows), shown=progress) as advance:
+    with progress_bar(f"write {label}", total, shown=progress) as advance:
 
         def receive(key: tuple[Any, ...], result: Any) -> None:
-            if key[0] in alone:
-                name = alone[key[0]]
-                tables[name][block_slices(lazy[name].chunks, key[1:])] = result
+            if key[0] in keys:
+                tables[keys[key[0]]] = result
             else:
-                (indices, blocks), done, (row, column) = result, encodings[key[0]], key[1:]
-                for file, stage, index in zip(done.files, done.stages, indices, strict=True):
-                    parts = rasters[file].parts
-                    if parts.carried:  # the worker has handed its part back
-                        parts.write(index.part, index.data)
-                    results[file].append((stage, replace(index, data=b"")))
-                for name, block in blocks.items():
-                    tables[name][..., row : row + 1, column : column + 1] = block
+                for name, data in result.items():
+                    rasters[0].parts.write(name, data)
             advance()
 
-        run_graph(work, client, receive)
-    return results, tables
+        run_graph(graph, client, receive)
+        for calls in overview_steps(files):
+            run_calls(calls, None if carry else client, advance)
+    results, noted = recorded_windows(files)
+    return results, {**tables, **noted}
+
+
+def assembly_calls(layouts: Sequence[FileLayout], *, digest: bool = False) -> list[ClusterCall]:
+    """Return the calls that put files together."""
+    return [
+        ClusterCall(
+            f"assemble-file-{layout.raster.token}",
+            partial(assemble, digest=digest),
+            (layout,),
+            f"assembling {layout.raster.label}",
+        )
+        for layout in layouts
+    ]
 
 
 def assemble(layout: FileLayout, *, digest: bool = False) -> str:

@@ -253,7 +253,6 @@ class Parts:
     """A directory, or a prefix of an object store, for the parts of files that are being written."""
 
     root: str  # absolute path or URL, different for each attempt to write
-    carried: bool = False  # whether workers do not see `root` and return their parts, which the client stores
     kept: bool = False  # whether parts stay until all are cleared, so that an interrupted write can resume from them
 
     @property

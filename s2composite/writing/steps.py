@@ -39,40 +39,37 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import Task as ProgressTask
 from rich.text import Text
 
+from s2composite.clusters.submit import ClusterCall
 from s2composite.errors import S2CompositeError, WriteError
+from s2composite.writing.assemble import in_order
 from s2composite.writing.staging import Parts
 from s2composite.writing.tiles import (
     Chunks,
-    FilePart,
     Raster,
     Stage,
+    StagedFile,
     WindowIndex,
-    WindowResult,
     encode_files,
-    encode_window,
     load_record,
-    record_name,
-    save_record,
+    recorded_index,
 )
 
 __all__ = [
-    "Encoding",
     "WriteGraph",
     "aligned_chunks",
     "array_windows",
-    "block_slices",
     "current_client",
     "fused",
     "graph_of",
-    "overview_calls",
+    "overview_steps",
     "plan_stages",
     "progress_bar",
     "raster_stages",
-    "raster_tasks",
     "recorded_windows",
+    "run_calls",
     "run_graph",
-    "run_on_worker",
     "window_size",
+    "window_tasks",
     "workers_see",
 ]
 
@@ -127,67 +124,7 @@ def raster_stages(raster: Raster, windows: Chunks) -> tuple[Stage, ...]:
     return plan_stages(windows, raster.block, raster.levels, len(raster.bands) * raster.dtype.itemsize)
 
 
-# --- stages from records: what a durable product does when all windows are there -------------------------------------
-
-
-def overview_calls(
-    rasters: Sequence[Raster], stages: Sequence[Sequence[Stage]], number: int
-) -> Iterator[tuple[str, Callable[..., None], tuple[Any, ...]]]:
-    """Yield name, function and arguments of calls that make the windows of a later stage; any may be called twice."""
-    for file, (raster, own) in enumerate(zip(rasters, stages, strict=True)):
-        if number < len(own):
-            below, stage = own[number - 1 : number + 1]
-            for row, column in stage.positions:
-                arguments = (raster, file, below, stage, (row, column))
-                yield f"make-overview-{file}-{number}-{row}-{column}", make_overview, arguments
-
-
-def make_overview(raster: Raster, file: int, below: Stage, stage: Stage, position: tuple[int, int]) -> None:
-    """Encode a window of a later stage from what the windows below it have left, and keep its record."""
-    window = stage.window(*position)
-    pixels = np.empty((len(raster.bands), *(axis.stop - axis.start for axis in window)), raster.dtype)
-    for at in below.positions:
-        top = below.window(*at, stage.first)
-        shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(window, top, strict=True)]
-        if all(axis.start < axis.stop for axis in shared):
-            kept = _recorded_result(raster.parts, file, below, at).top
-            assert kept is not None
-            pixels[:, *_relative(shared, window)] = kept[:, *_relative(shared, top)]
-    result = encode_window([pixels], raster, stage, position)
-    save_record(raster.parts, record_name(stage, position, file), [result])
-
-
-def _relative(part: Sequence[slice], whole: Sequence[slice]) -> list[slice]:
-    return [slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, whole, strict=True)]
-
-
-def _recorded_result(parts: Parts, file: int, stage: Stage, position: tuple[int, int]) -> WindowResult:
-    if stage.number == 0:
-        return load_record(parts, record_name(stage, position))[0][file]
-    return load_record(parts, record_name(stage, position, file))[0][0]
-
-
-def recorded_windows(
-    rasters: Sequence[Raster], stages: Sequence[Sequence[Stage]]
-) -> tuple[list[list[tuple[Stage, WindowIndex]]], dict[str, NDArray[Any]]]:
-    """Return what each window of each file has written, and the tables that came with the windows, from all records."""
-    parts, first = rasters[0].parts, stages[0][0]
-    results: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in rasters]
-    tables: dict[str, NDArray[Any]] = {}
-    for row, column in first.positions:
-        of_files, blocks = load_record(parts, record_name(first, (row, column)))
-        for own, result in zip(results, of_files, strict=True):
-            own.append((first, result.index))
-        for name, block in blocks.items():
-            shape = (*block.shape[:-2], len(first.chunks[0]), len(first.chunks[1]))
-            tables.setdefault(name, np.zeros(shape, block.dtype))[..., row, column] = block[..., 0, 0]
-    for file, (own, later) in enumerate(zip(results, stages, strict=True)):
-        for stage in later[1:]:
-            own += [(stage, _recorded_result(parts, file, stage, at).index) for at in stage.positions]
-    return results, tables
-
-
-# --- the graph: what makes one window becomes one task ---------------------------------------------------------------
+# --- windows: what makes one becomes one task of a graph --------------------------------------------------------------
 
 
 def array_windows(layer: da.Array, chunks: Chunks) -> da.Array:
@@ -196,48 +133,49 @@ def array_windows(layer: da.Array, chunks: Chunks) -> da.Array:
     return layer if layer.chunks == wanted else layer.rechunk(wanted)
 
 
-_Encoded = tuple[tuple[WindowResult, ...], dict[str, NDArray[Any]]]  # results of files, blocks of tables by name
-
-
-@dataclass(frozen=True, eq=False)
-class Encoding:
-    """Windows of one or several files, each made by one task."""
-
-    files: tuple[int, ...]  # which of the files
-    stages: tuple[Stage, ...]  # for each file; their windows are the same
-    tables: tuple[str, ...]  # names of small arrays that come with the windows
-    encoded: da.Array  # ``(y, x)``: for each window what the task made, which stays there
-    done: da.Array  # ``(y, x)``: for each window the indices of files and blocks of tables, all that reaches the client
-
-
-def raster_tasks(
-    rasters: Sequence[Raster], layers: Sequence[Sequence[da.Array]], tables: Mapping[str, da.Array]
-) -> list[Encoding]:
-    """Return the work of encoding files, lazily, from the layers ``(b, y, x)`` or ``(y, x)`` of each.
+def window_tasks(
+    rasters: Sequence[Raster],
+    layers: Sequence[Sequence[da.Array]],
+    tables: Mapping[str, da.Array],
+    *,
+    carry: bool = False,
+) -> tuple[tuple[StagedFile, ...], list[tuple[da.Array, str, Stage | None]], dict[str, da.Array]]:
+    """Return files in stages, and the work of encoding their windows from the layers, ``(b, y, x)`` or ``(y, x)``.
 
     One task makes a window of all files whose pixels have a common origin: it reads, reduces and encodes them, so that
-    a window is never the result of a task. Of `tables`, small arrays ``(..., window_y, window_x)`` by name, those with
-    one value per window that come from the same tasks as files are computed with them; the others are left out.
+    a window is never the result of a task. Its result is what `encode_files` carries. Of `tables`, small arrays
+    ``(..., window_y, window_x)`` by name, those with one value per window that come from the same tasks as files are
+    noted with them; the others are returned.
     """
-    left = dict(tables)
-    out = []
-    for windows, origin, files in _common_windows(rasters, layers):
-        ones = tuple((1,) * len(sizes) for sizes in windows)
+    left, files, work = dict(tables), list[StagedFile](), list[tuple[da.Array, str, Stage | None]]()
+    groups = _common_windows(rasters, layers)
+    for windows, origin, numbers in groups:
+        ones = (1,) * len(windows[0]), (1,) * len(windows[1])
         own = {n: t for n, t in left.items() if t.chunks[-2:] == ones and not origin.isdisjoint(t.dask.layers)}
         left = {name: table for name, table in left.items() if name not in own}
-        stages = [raster_stages(rasters[file], windows) for file in files]
-        data = [[array_windows(layer, windows) for layer in layers[file]] for file in files]
-        parts = [FilePart(rasters[file], first) for file, (first, *_) in zip(files, stages, strict=True)]
-        out.append(together := _encoding(files, parts, data, own))
-        for number, (file, (first, *later)) in enumerate(zip(files, stages, strict=True)):
-            encoded, raster, below = together.encoded, rasters[file], first
-            for stage in later:
-                # Of the first stage's results, which hold several files, the one of this file.
-                kept = _kept_pixels(encoded, number if below is first else 0, raster, below)
-                data = [[array_windows(kept, stage.chunks)]]
-                out.append(alone := _encoding([file], [FilePart(raster, stage)], data, {}))
-                encoded, below = alone.encoded, stage
-    return out
+        group = "all" if len(groups) == 1 else str(numbers[0])
+        some = tuple(StagedFile(n, rasters[n], raster_stages(rasters[n], windows), group) for n in numbers)
+        files += some
+        data = [array_windows(layer, windows) for n in numbers for layer in layers[n]]
+        data += [array_windows(table, ones) for table in own.values()]
+        token = some[0].raster.token
+        written = da.map_blocks(
+            _encode_blocks,
+            *data,
+            files=delayed(some, name=f"send-file-plan-{token}", pure=True, traverse=False),
+            layers=tuple(len(layers[n]) for n in numbers),
+            tables=tuple(own),
+            carry=carry,
+            drop_axis=list(range(max(array.ndim for array in data) - 2)),
+            chunks=windows,
+            dtype=object,
+            meta=np.empty((0, 0), object),
+            name=f"write-window-{token}-0",
+        )
+        labels = [file.raster.label for file in some]
+        shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more files" if len(labels) > 4 else "")
+        work.append((written, shown, some[0].stages[0]))
+    return tuple(sorted(files, key=lambda file: file.number)), work, left
 
 
 def _common_windows(
@@ -255,70 +193,79 @@ def _common_windows(
     return sorted(groups, key=lambda group: group[2])
 
 
-def _encoding(
-    files: Sequence[int],
-    parts: Sequence[FilePart],
-    data: Sequence[Sequence[da.Array]],
-    tables: Mapping[str, da.Array],
-) -> Encoding:
-    """Return the work of one stage: `data` are the layers of each file in chunks of the stage's windows."""
-    stage, none = parts[0].stage, np.empty((0, 0), object)
-    token = f"{parts[0].raster.token}-{stage.number}"
-    arrays = [layer for layers in data for layer in layers]
-    arrays += [array_windows(table, (table.chunks[-2], table.chunks[-1])) for table in tables.values()]
-    encoded = da.map_blocks(
-        _encode_blocks,
-        *arrays,
-        parts=delayed(tuple(parts), name=f"send-file-plan-{token}", pure=True, traverse=False),
-        layers=tuple(map(len, data)),
-        tables=tuple(tables),
-        drop_axis=list(range(max(array.ndim for array in arrays) - 2)),
-        chunks=stage.chunks,
-        dtype=object,
-        meta=none,
-        name=f"write-{'overview' if stage.number else 'window'}-{token}",
-    )
-    done = da.map_blocks(_report, encoded, dtype=object, meta=none, name=f"report-window-{token}")
-    return Encoding(tuple(files), tuple(part.stage for part in parts), tuple(tables), encoded, done)
-
-
 def _encode_blocks(
     *blocks: NDArray[Any],
-    parts: Sequence[FilePart],
+    files: Sequence[StagedFile],
     layers: Sequence[int],
     tables: Sequence[str],
+    carry: bool,
     block_id: tuple[int, int],
-) -> _Encoded:
+) -> dict[str, bytes]:
     """Encode a window: the blocks are those of so many layers for each file, then those of the tables."""
     rest = iter(blocks)
-    results = encode_files((list(islice(rest, n)) for n in layers), parts, block_id)
-    return results, dict(zip(tables, rest, strict=True))
+    own = [list(islice(rest, n)) for n in layers]
+    return encode_files(files, own, 0, block_id, dict(zip(tables, rest, strict=True)), carry=carry)
 
 
-def _report(encoded: _Encoded) -> tuple[tuple[WindowIndex, ...], dict[str, NDArray[Any]]]:
-    return tuple(result.index for result in encoded[0]), encoded[1]
+# --- overviews: calls that work from the records of the stage before -------------------------------------------------
 
 
-def _kept_pixels(encoded: da.Array, number: int, raster: Raster, stage: Stage) -> da.Array:
-    """Return the pixels that the windows of a stage keep for the next one."""
-    scale = 1 << (stage.last + 1 - stage.first)
-    rows, columns = (tuple(-(-n // scale) for n in sizes) for sizes in stage.chunks)
-    return da.map_blocks(
-        _top_pixels,
-        encoded,
-        number=number,
-        new_axis=[0],
-        chunks=((len(raster.bands),), rows, columns),
-        dtype=raster.dtype,
-        meta=np.empty((0, 0, 0), raster.dtype),
-        name=f"take-overview-{raster.token}-{stage.last + 1}",
-    )
+def overview_steps(files: Sequence[StagedFile]) -> Iterator[list[ClusterCall]]:
+    """Yield for each later stage the calls that make its windows; any may be made twice."""
+    for number in range(1, max(len(file.stages) for file in files)):
+        yield [
+            ClusterCall(
+                f"write-overview-{file.raster.token}-{number}-{row}-{column}",
+                make_overview,
+                (file, number, (row, column)),
+                f"{file.raster.label}, {file.stages[number].describe(row, column)}",
+            )
+            for file in files
+            if number < len(file.stages)
+            for row, column in file.stages[number].positions
+        ]
 
 
-def _top_pixels(encoded: _Encoded, number: int) -> NDArray[Any]:
-    top = encoded[0][number].top
-    assert top is not None
-    return top
+def make_overview(file: StagedFile, number: int, position: tuple[int, int]) -> None:
+    """Encode a window of a later stage from what the windows below it have left, and keep its record."""
+    raster, (below, stage) = file.raster, file.stages[number - 1 : number + 1]
+    window = stage.window(*position)
+    pixels = np.empty((len(raster.bands), *(axis.stop - axis.start for axis in window)), raster.dtype)
+    for at in below.positions:
+        top = below.window(*at, stage.first)
+        shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(window, top, strict=True)]
+        if all(axis.start < axis.stop for axis in shared):
+            kept = load_record(raster.parts, file.record(below.number, at))[f"top_{file.number}"]
+            pixels[:, *_relative(shared, window)] = kept[:, *_relative(shared, top)]
+    encode_files([file], [[pixels]], number, position)
+
+
+def _relative(part: Sequence[slice], whole: Sequence[slice]) -> list[slice]:
+    return [slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, whole, strict=True)]
+
+
+def recorded_windows(
+    files: Sequence[StagedFile],
+) -> tuple[list[list[tuple[Stage, WindowIndex]]], dict[str, NDArray[Any]]]:
+    """Return what each window of each file has written, and the tables that came with the windows, from all records."""
+    parts = files[0].raster.parts
+    records = {file.record(n, at): (n, at) for file in files for n, s in enumerate(file.stages) for at in s.positions}
+    results: list[list[tuple[Stage, WindowIndex]]] = [[] for _ in files]
+    tables: dict[str, NDArray[Any]] = {}
+    loaded = in_order(lambda name: load_record(parts, name), records)
+    for (number, (row, column)), record in zip(records.values(), loaded, strict=True):
+        of_files = [int(key.removeprefix("name_")) for key in record if key.startswith("name_")]
+        for file in of_files:
+            results[file].append((files[file].stages[number], recorded_index(record, file)))
+        for name in (key for key in record if key.startswith("table_")):
+            block, windows = record[name], files[of_files[0]].stages[0].chunks
+            shape = (*block.shape[:-2], len(windows[0]), len(windows[1]))
+            table = tables.setdefault(name.removeprefix("table_"), np.zeros(shape, block.dtype))
+            table[..., row, column] = block[..., 0, 0]
+    return results, tables
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
 
 
 _Graph = Mapping[Any, GraphNode]
@@ -333,15 +280,12 @@ class WriteGraph:
 
 
 def graph_of(
-    arrays: Sequence[tuple[da.Array, str, Stage | None]],
-    wanted: Callable[[Any], bool] = lambda _: True,
-    whole: Sequence[da.Array] = (),
+    arrays: Sequence[tuple[da.Array, str, Stage | None]], wanted: Callable[[Any], bool] = lambda _: True
 ) -> WriteGraph:
     """Return the work of computing the chunks of arrays, each with a label, and the stage whose windows they are.
 
     The graphs are optimized together, so that tasks which several arrays need are run once. What only one task needs
-    becomes part of it, also where it is a task of the intermediate arrays `whole`. `wanted` says whether the chunk with
-    a key is to be computed.
+    becomes part of it. `wanted` says whether the chunk with a key is to be computed.
     """
     windows = {
         key: f"{label}, {stage.describe(*key[1:]) if stage else f'block {key[1:]}'}"
@@ -350,15 +294,8 @@ def graph_of(
         if wanted(key)
     }
     graph = HighLevelGraph.merge(*(array.__dask_graph__() for array, _, _ in arrays))
-    heads = [key for array in whole for key in flatten(array.__dask_keys__())]
     optimized = da.Array.__dask_optimize__(graph, list(windows))
-    return WriteGraph(fused(optimized, [*heads, *windows], windows), windows)
-
-
-def block_slices(chunks: Sequence[Sequence[int]], position: Sequence[int]) -> tuple[slice, ...]:
-    """Return the part of an array that the chunk at a position is."""
-    starts = [sum(sizes[:i]) for sizes, i in zip(chunks, position, strict=True)]
-    return tuple(slice(start, start + sizes[i]) for start, sizes, i in zip(starts, chunks, position, strict=True))
+    return WriteGraph(fused(optimized, windows, windows), windows)
 
 
 def fused(graph: _Graph, heads: Iterable[Any], kept: Collection[Any]) -> _Graph:
@@ -521,18 +458,19 @@ def _failure(work: WriteGraph, error: BaseException, key: Any) -> WriteError:
     return WriteError(f"{where}: {type(error).__name__}: {error}", window=where)
 
 
-def run_on_worker(client: Client, function: Callable[[], Any], label: str) -> Any:
-    """Assemble a file on a worker; foreign errors, and a worker's death, become a WriteError."""
-    future = client.submit(function, pure=False, key=f"assemble-file-{label}-{uuid.uuid4().hex[:8]}")
-    try:
-        return future.result()
-    except S2CompositeError:
-        raise
-    except Exception as error:  # whatever the function raises
-        raise WriteError(f"assembling {label}: {type(error).__name__}: {error}") from error
-    finally:
-        with suppress(Exception):  # the client may be gone
-            client.cancel([future], force=True)
+def run_calls(
+    calls: Iterable[ClusterCall], client: Client | None, advance: Callable[[], None] = lambda: None
+) -> list[Any]:
+    """Make calls as `run_graph` runs tasks, and return their results; `about` says in messages what each makes."""
+    calls, results = list(calls), dict[str, Any]()
+
+    def receive(name: str, result: Any) -> None:
+        results[name] = result
+        advance()
+
+    graph = {call.name: Task(call.name, call.function, *call.args) for call in calls}
+    run_graph(WriteGraph(graph, {call.name: call.about for call in calls}), client, receive)
+    return [results[call.name] for call in calls]
 
 
 # --- how far it is ---------------------------------------------------------------------------------------------------

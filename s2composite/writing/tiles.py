@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
-import zipfile
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,17 +36,14 @@ from s2composite.writing.staging import Parts, window_errors
 __all__ = [
     "TILE",
     "Band",
-    "FilePart",
     "Raster",
     "Stage",
+    "StagedFile",
     "WindowIndex",
-    "WindowResult",
     "encode_files",
-    "encode_window",
     "load_record",
     "pixel_checksum",
-    "record_name",
-    "save_record",
+    "recorded_index",
 ]
 
 _OVERVIEW_LIMIT = 512  # pixels into which the smallest overview fits; validators want overviews beyond that
@@ -169,9 +167,26 @@ class Stage:
         return f"window y {y.start * scale}:{y.stop * scale}, x {x.start * scale}:{x.stop * scale}"
 
 
+@dataclass(frozen=True, eq=False)
+class StagedFile:
+    """A file, and the stages that make its levels."""
+
+    number: int  # among those that are written together
+    raster: Raster
+    stages: tuple[Stage, ...]
+    group: str = "all"  # the files whose windows are made by the same tasks, in the names of records
+
+    def record(self, number: int, position: tuple[int, int]) -> str:
+        """Return the name of the record of a window: one for all files of the group in the first stage, later its own.
+
+        A window that has one is done.
+        """
+        return f"{self.number if number else self.group}_{number}_{position[0]}_{position[1]}.done"
+
+
 @dataclass(frozen=True, slots=True)
 class WindowIndex:
-    """What a window has written; small, and all that ever reaches the client."""
+    """What a window has written to its part."""
 
     position: tuple[int, int]  # row and column of the window in its stage
     part: str  # name of its part
@@ -181,42 +196,48 @@ class WindowIndex:
 
     # for each tile of the full resolution, row by row, those of each band
     statistics: tuple[tuple[Statistics, ...], ...] = ()
-    data: bytes = b""  # the part itself, where workers do not see the place for parts
-
-
-@dataclass(frozen=True, slots=True)
-class WindowResult:
-    """Result of a window's task."""
-
-    index: WindowIndex
-    top: NDArray[Any] | None  # pixels ``(b, y, x)`` from which the next stage makes its levels
-
-
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """One file, and the stage of which a task makes a window."""
-
-    raster: Raster
-    stage: Stage
 
 
 def encode_files(
-    blocks: Iterable[Sequence[NDArray[Any]]], files: Sequence[FilePart], position: tuple[int, int]
-) -> tuple[WindowResult, ...]:
-    """Encode a window of several files, one after the other; `blocks` are the layers of each, see `encode_window`."""
-    return tuple(encode_window(own, file.raster, file.stage, position) for own, file in zip(blocks, files, strict=True))
+    files: Sequence[StagedFile],
+    blocks: Iterable[Sequence[NDArray[Any]]],
+    number: int,
+    position: tuple[int, int],
+    tables: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    carry: bool = False,
+) -> dict[str, bytes]:
+    """Encode a window of a stage, file by file, store their parts and, last of all, the record of the window.
 
-
-def encode_window(
-    blocks: Sequence[NDArray[Any]], raster: Raster, stage: Stage, position: tuple[int, int]
-) -> WindowResult:
-    """Encode a window and store its part.
-
-    `blocks` are the window of each layer, ``(b, y, x)`` or ``(y, x)``; for later stages the pixels of the stage before.
+    `blocks` are the window of each file's layers, ``(b, y, x)`` or ``(y, x)``; for later stages the pixels that the one
+    before has kept. `tables` are small arrays that are noted with it. With `carry` nothing is stored but returned, by
+    name: where workers do not see the place, the client stores it.
     """
-    size = sum(block.nbytes for block in blocks)
-    with window_errors(raster.label, stage.describe(*position), size), metered("encode"):
-        return _encode_levels(_as_bands(blocks, raster), raster, stage, position)
+    parts, carried, noted = files[0].raster.parts, dict[str, bytes](), dict[str, NDArray[Any]]()
+    for file, own in zip(files, blocks, strict=True):
+        n, raster, stage = file.number, file.raster, file.stages[number]
+        size = sum(block.nbytes for block in own)
+        with window_errors(raster.label, stage.describe(*position), size), metered("encode"):
+            index, data, top = encode_window(own, raster, stage, position)
+            if carry:
+                carried[index.part] = data
+            else:
+                with metered("store"):
+                    parts.write(index.part, data)
+                record_value("store", len(data), "bytes")
+        noted |= {f"name_{n}": np.array(index.part), f"position_{n}": np.array(position)}
+        noted |= {f"tiles_{n}_{level}": tiles for level, tiles in enumerate(index.tiles)}
+        if index.statistics:
+            # Integers up to 2**53 are exact in float64, and a tile has no more pixels than that.
+            noted[f"statistics_{n}"] = np.array(index.statistics, np.float64)
+        if top is not None:
+            noted[f"top_{n}"] = top
+    noted |= {f"table_{name}": table for name, table in (tables or {}).items()}
+    name, record = files[0].record(number, position), _packed(noted)
+    if carry:
+        return {**carried, name: record}
+    parts.write(name, record)
+    return {}
 
 
 def _as_bands(blocks: Sequence[NDArray[Any]], raster: Raster) -> NDArray[Any]:
@@ -234,9 +255,14 @@ def _as_bands(blocks: Sequence[NDArray[Any]], raster: Raster) -> NDArray[Any]:
     return out
 
 
-def _encode_levels(pixels: NDArray[Any], raster: Raster, stage: Stage, position: tuple[int, int]) -> WindowResult:
-    """Encode the tiles of all levels of a stage row by row; those at the edge are filled up."""
-    records: list[bytes] = []
+def encode_window(
+    blocks: Sequence[NDArray[Any]], raster: Raster, stage: Stage, position: tuple[int, int]
+) -> tuple[WindowIndex, bytes, NDArray[Any] | None]:
+    """Return the part of a window, and the pixels ``(b, y, x)`` from which the next stage makes its levels.
+
+    The part holds the tiles of all levels of the stage, row by row; those at the edge are filled up.
+    """
+    pixels, records = _as_bands(blocks, raster), list[bytes]()
     tiles, statistics, start, block = [], [], 0, raster.block
     for level in range(stage.first, stage.last + 1):
         if level > stage.first:
@@ -251,14 +277,9 @@ def _encode_levels(pixels: NDArray[Any], raster: Raster, stage: Stage, position:
             if level == 0:
                 statistics.append(tuple(tile_statistics(band, raster.nodata) for band in tile))
         tiles.append(index)
-    name, data = f"{raster.token}_{stage.number}_{position[0]}_{position[1]}.part", b"".join(records)
-    if not raster.parts.carried:
-        with metered("store"):
-            raster.parts.write(name, data)
-        record_value("store", len(data), "bytes")
-    carried = data if raster.parts.carried else b""
+    name = f"{raster.token}_{stage.number}_{position[0]}_{position[1]}.part"
     top = raster.halved(pixels) if stage.last + 1 < len(raster.levels) else None
-    return WindowResult(WindowIndex(position, name, tuple(tiles), tuple(statistics), carried), top)
+    return WindowIndex(position, name, tuple(tiles), tuple(statistics)), b"".join(records), top
 
 
 def _encode_tile(tile: NDArray[Any], raster: Raster, start: int) -> tuple[bytes, tuple[int, ...]]:
@@ -288,55 +309,38 @@ def pixel_checksum(pixels: NDArray[Any]) -> int:
     return zlib.crc32(np.ascontiguousarray(pixels).view(np.uint8).data)
 
 
-def record_name(stage: Stage, position: tuple[int, int], file: int | None = None) -> str:
-    """Return the name of the record of a window, in the first stage of all files together, later of one.
-
-    >>> record_name(Stage(0, 0, 1, ((512,), (512,))), (0, 3))
-    'all_0_0_3.done'
-    """
-    return f"{'all' if file is None else file}_{stage.number}_{position[0]}_{position[1]}.done"
-
-
-def save_record(
-    parts: Parts, name: str, results: Sequence[WindowResult], tables: Mapping[str, NDArray[Any]] | None = None
-) -> None:
-    """Keep what a window has written, one result for each file, and small arrays that came with it."""
-    arrays: dict[str, NDArray[Any]] = {f"table_{key}": table for key, table in (tables or {}).items()}
-    for number, result in enumerate(results):
-        index = result.index
-        arrays[f"name_{number}"] = np.array(index.part)
-        arrays[f"position_{number}"] = np.array(index.position)
-        arrays |= {f"tiles_{number}_{level}": tiles for level, tiles in enumerate(index.tiles)}
-        if index.statistics:
-            # Integers up to 2**53 are exact in float64, and a tile has no more pixels than that.
-            arrays[f"statistics_{number}"] = np.array(index.statistics, np.float64)
-        if result.top is not None:
-            arrays[f"top_{number}"] = result.top
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    parts.write(name, buffer.getvalue())
-
-
-def load_record(parts: Parts, name: str) -> tuple[list[WindowResult], dict[str, NDArray[Any]]]:
-    """Return what `save_record` has kept; raises a WriteError if it is gone or damaged."""
-    try:
-        with np.load(io.BytesIO(parts.read_whole(name)), allow_pickle=False) as record:
-            results: list[WindowResult] = []
-            while f"name_{len(results)}" in record:
-                results.append(_recorded_result(record, len(results)))
-            tables = {key.removeprefix("table_"): record[key] for key in record if key.startswith("table_")}
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        where = display(join(parts.root, name))
-        raise WriteError(f"{where}: the record of a window is damaged ({error}); remove it and resume") from error
-    return results, tables
-
-
-def _recorded_result(record: Any, number: int) -> WindowResult:
+def recorded_index(record: Mapping[str, NDArray[Any]], number: int) -> WindowIndex:
+    """Return what a window has written to its part of a file, from its record."""
     row, column = record[f"position_{number}"].tolist()
     tiles: list[NDArray[Any]] = []
-    while f"tiles_{number}_{len(tiles)}" in record:
-        tiles.append(record[f"tiles_{number}_{len(tiles)}"])
+    while (level := f"tiles_{number}_{len(tiles)}") in record:
+        tiles.append(record[level].view(TILE))
     rows = record[f"statistics_{number}"].tolist() if f"statistics_{number}" in record else []
     statistics = tuple(tuple(Statistics(int(b[0]), int(b[1]), *b[2:]) for b in bands) for bands in rows)
-    index = WindowIndex((row, column), str(record[f"name_{number}"]), tuple(tiles), statistics)
-    return WindowResult(index, record.get(f"top_{number}", None))
+    return WindowIndex((row, column), str(record[f"name_{number}"]), tuple(tiles), statistics)
+
+
+def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return arrays as bytes: their checksum, a line of JSON with the dtype and shape of each, and their values.
+
+    Not as NumPy's file: its headers are parsed as Python, which CPython 3.11 does not do reliably in several threads.
+    """
+    head = json.dumps({name: (array.dtype.str, array.shape) for name, array in arrays.items()}).encode()
+    body = b"".join([head, b"\n", *(array.tobytes() for array in arrays.values())])
+    return struct.pack("<I", zlib.crc32(body)) + body
+
+
+def load_record(parts: Parts, name: str) -> Mapping[str, NDArray[Any]]:
+    """Return what is noted of a window, as arrays; raises a WriteError if that is gone or damaged."""
+    data, where = parts.read_whole(name), display(join(parts.root, name))
+    if data.startswith(b"PK"):  # of a run before 0.1, which is gone on with
+        with np.load(io.BytesIO(data), allow_pickle=False) as record:
+            return dict(record)
+    if data[:4] != struct.pack("<I", zlib.crc32(memoryview(data)[4:])):
+        raise WriteError(f"{where}: the record of a window is damaged; remove it and resume")
+    start = data.index(b"\n", 4) + 1
+    arrays: dict[str, NDArray[Any]] = {}
+    for key, (dtype, shape) in json.loads(data[4:start]).items():
+        arrays[key] = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+        start += arrays[key].nbytes
+    return arrays

@@ -18,13 +18,14 @@ import zarr.codecs
 from affine import Affine
 from dask.array.core import normalize_chunks
 from dask.base import tokenize
-from dask.delayed import Delayed, delayed
+from dask.delayed import delayed
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
+from s2composite.clusters.submit import ClusterCall
 from s2composite.cube.georeference import geobox_of, georeferenced
 from s2composite.errors import ParameterError, WriteError
 from s2composite.metrics import metered
@@ -43,11 +44,11 @@ from s2composite.writing.steps import (
     WriteGraph,
     aligned_chunks,
     array_windows,
-    block_slices,
     current_client,
     graph_of,
     plan_stages,
     progress_bar,
+    run_calls,
     run_graph,
     window_size,
 )
@@ -123,10 +124,20 @@ def write_zarr(
         begin_store(plan, resume=resume)
         done = place.done()
         total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in plan.stages)
-        regions = delayed(plan.regions, name=f"send-store-plan-{plan.token}", pure=True, traverse=False)
         with progress_bar(f"write {place.label.rpartition('/')[2]}", total, shown=progress) as advance:
-            for stage in plan.stages:
-                run_graph(_stage_graph(plan, stage, regions, done), client, lambda *_: advance())
+            run_graph(_window_graph(plan, done), client, lambda *_: advance())
+            for stage in plan.stages[1:]:
+                calls = [
+                    ClusterCall(
+                        f"write-overview-{plan.token}-{stage.number}-{at[0]}-{at[1]}",
+                        write_window,
+                        (plan.regions, stage, at),
+                        f"{place.label}, {stage.describe(*at)}",
+                    )
+                    for at in stage.positions
+                    if mark_of("", stage, at) not in done
+                ]
+                run_calls(calls, client, advance)
         complete_store(plan)
     except BaseException:
         if session is not None:
@@ -478,32 +489,29 @@ def _store(array: Any, where: tuple[Any, ...], values: NDArray[Any]) -> None:
         raise WriteError(f"{array.path} reads back differently from what was written")
 
 
-# --- the graph: windows, then overviews ------------------------------------------------------------------------------
+# --- steps: windows, then overviews ----------------------------------------------------------------------------------
 
 
-def _stage_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozenset[str]) -> WriteGraph:
-    """Return the work of writing a stage, but for what is done.
-
-    The first stage is everything that comes from the dataset: layers, and other lazy variables; later ones are levels
-    made from those below.
-    """
-    label, token = plan.place.label, f"{plan.token}-{stage.number}"
-    data = [] if stage.number else [array_windows(layer.data, stage.chunks) for layer in plan.layers]
+def _window_graph(plan: StorePlan, done: frozenset[str]) -> WriteGraph:
+    """Return the work of writing what comes from the dataset, layers and other lazy variables, but for what is done."""
+    label, stage = plan.place.label, plan.stages[0]
+    regions = delayed(plan.regions, name=f"send-store-plan-{plan.token}", pure=True, traverse=False)
+    data = [array_windows(layer.data, stage.chunks) for layer in plan.layers]
     windows = da.map_blocks(
         _write_blocks,
         *data,
         regions=regions,
         stage=stage,
-        drop_axis=list(range(max((array.ndim for array in data), default=2) - 2)),
+        drop_axis=list(range(max(array.ndim for array in data) - 2)),
         chunks=stage.chunks,
         dtype=object,
         meta=np.empty((0, 0), object),
-        name=f"write-{'overview' if stage.number else 'window'}-{token}",
+        name=f"write-window-{plan.token}-0",
     )
     arrays: list[tuple[da.Array, str, Stage | None]] = [(windows, label, stage)]
     marks = {windows.name: ""}
     for name, array in plan.dataset.data_vars.items():
-        if not stage.number and name not in plan.regions.names and array.chunks:
+        if name not in plan.regions.names and array.chunks:
             table = da.map_blocks(
                 _write_table_block,
                 array.data,
@@ -512,7 +520,7 @@ def _stage_graph(plan: StorePlan, stage: Stage, regions: Delayed, done: frozense
                 chunked=array.data.chunks,
                 dtype=object,
                 meta=np.empty((0,) * array.ndim, object),
-                name=f"write-table-{name}-{token}",
+                name=f"write-table-{name}-{plan.token}-0",
             )
             arrays.append((table, f"{label}, {name}", None))
             marks[table.name] = str(name)
@@ -532,5 +540,6 @@ def _write_table_block(
 ) -> None:
     """Write a block of a variable that is not a picture."""
     mark = "-".join([variable, *map(str, block_id)])
+    where = tuple(slice(sum(sizes[:i]), sum(sizes[: i + 1])) for sizes, i in zip(chunked, block_id, strict=True))
     with _writing(regions, mark, f"{variable}, block {block_id}", block.nbytes):
-        _store(regions.array(0, variable), block_slices(chunked, block_id), block)
+        _store(regions.array(0, variable), where, block)

@@ -98,8 +98,8 @@ KINDS = {
     # what travels to each worker once
     *("send-headers", "send-recipe", "send-file-plan", "send-store-plan"),
     # windows, and the layers in them
-    *("composite-window", "take-composite", "take-count", "take-source", "write-window", "report-window"),
-    *("take-overview", "write-overview", "write-table-shares", "assemble-file"),
+    *("composite-window", "take-composite", "take-count", "take-source", "write-window"),
+    *("write-overview", "write-table-shares", "assemble-file"),
     # Dask's own: layers in other windows; it puts the chunks of a result together, and calls that so
     *("rechunk-merge", "rechunk-split", "getitem", "finalize-hlgfinalizecompute"),
 }
@@ -117,7 +117,7 @@ def test_every_kind_of_task_says_what_is_done(scenes_dir, tmp_path):
         comp.to_stac(tmp_path / "median.json", blocksize=128, overwrite=True)
         kinds = set(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_prefixes)))
     assert kinds <= KINDS, kinds - KINDS
-    assert {"composite-window", "write-window", "take-overview", "assemble-file"} <= kinds
+    assert {"composite-window", "write-window", "write-overview", "assemble-file"} <= kinds
 
 
 def test_seconds_in_gdal_are_told_apart(client, scenes_dir):
