@@ -83,11 +83,9 @@ def signed(sign: Sign | None, href: str, *, fresh: bool = False) -> str:
         known = _URLS.get(key)
     if known is not None and not fresh and now - known[0] < _KEPT:
         return known[1]
-    why = ""
     try:
         url: object = sign(href)
-        if not isinstance(url, str):
-            why = f"it returns {type(url).__name__}, not text"
+        why = "" if isinstance(url, str) else f"it returns {type(url).__name__}, not text"
     except Exception as error:  # noqa: BLE001 - a user's function raises what it likes
         why = without_queries(f"{type(error).__name__}: {error}")
     if why:

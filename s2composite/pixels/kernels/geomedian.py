@@ -683,6 +683,4 @@ def medoid(obs: Observations, kind: Any, least_count: int, width: int, out: Any,
                 better = (valid[t, i] != 0) & (total[i] < best[i])
                 index[i] = np.int16(t) if better else index[i]
                 best[i] = total[i] if better else best[i]
-        for i in range(width):
-            index[i] = index[i] if counts[i] >= least_count else -1
-        put_picked(obs, index, start, n, out, chosen)
+        put_picked(obs, index, counts, least_count, start, n, out, count, chosen)

@@ -91,9 +91,7 @@ def rank_by_small_key(
         count_keys(keys, key.invalid, ranks, counts, rank)
         select(keys, bits, rank, found)
         pick(keys, found, rank, index)
-        put_picked(obs, index, start, n, out, chosen)
-        for i in range(n):
-            count[start + i] = counts[i]
+        put_picked(obs, index, counts, 0, start, n, out, count, chosen)
 
 
 @part
@@ -138,9 +136,7 @@ def rank_by_key(
         count_keys(wide, invalid, ranks, counts, rank)
         select_wide(wide, rank, found, digits)
         pick(wide, found, rank, index)
-        put_picked(obs, index, start, n, out, chosen)
-        for i in range(n):
-            count[start + i] = counts[i]
+        put_picked(obs, index, counts, 0, start, n, out, count, chosen)
 
 
 @kernel
@@ -160,10 +156,7 @@ def first_valid(obs: Observations, least_count: int, width: int, out: Any, count
             for i in range(width):
                 index[i] = np.int16(t) if (valid[i] != 0) & (counts[i] == 0) else index[i]
                 counts[i] += np.uint16(valid[i])
-        for i in range(n):
-            count[start + i] = counts[i]
-            index[i] = index[i] if counts[i] >= least_count else -1
-        put_picked(obs, index, start, n, out, chosen)
+        put_picked(obs, index, counts, least_count, start, n, out, count, chosen)
 
 
 @kernel
@@ -196,10 +189,7 @@ def best_scored(
                 index[i] = np.int16(t) if better else index[i]
                 best[i] = score[i] if better else best[i]
                 counts[i] += np.uint16(valid[i])
-        for i in range(n):
-            count[start + i] = counts[i]
-            index[i] = index[i] if counts[i] >= least_count else -1
-        put_picked(obs, index, start, n, out, chosen)
+        put_picked(obs, index, counts, least_count, start, n, out, count, chosen)
 
 
 @kernel

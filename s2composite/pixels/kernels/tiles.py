@@ -102,13 +102,18 @@ def count_valid(valid: Any, n: int, counts: Any, out: Any) -> None:
 
 
 @part
-def put_picked(obs: Observations, index: Any, start: int, n: int, out: Any, chosen: Any) -> None:
-    """Write the picked observations: their values into ``out (b, pixels)``, their scenes into ``chosen (pixels,)``."""
+def put_picked(
+    obs: Observations, index: Any, counts: Any, least_count: int, start: int, n: int, out: Any, count: Any, chosen: Any
+) -> None:
+    """Write the picked observations of the `n` pixels of a block that have at least so many valid ones.
+
+    Their values go into ``out (b, pixels)``, their scenes into ``chosen (pixels,)``, ``counts`` into ``count``.
+    """
     size = obs.bands * obs.plane
     across, along = (obs.bands, 1) if obs.interleaved else (1, obs.plane)
     for i in range(start, start + n):
-        chosen[i] = -1
-        if index[i - start] >= 0:
+        count[i], chosen[i] = counts[i - start], -1
+        if index[i - start] >= 0 and counts[i - start] >= least_count:
             chosen[i] = obs.scenes[index[i - start]]
             at = obs.scenes[index[i - start]] * size + i * across
             for b in range(obs.bands):
