@@ -98,8 +98,8 @@ def distance_squared(marked: NDArray[np.bool_], radius: int) -> NDArray[np.uint1
 
 def _grown(marked: NDArray[np.bool_], wanted: int, radius: int) -> NDArray[np.bool_]:
     """Return the pixels within `radius` of one that is marked (`wanted` 1) or not (0)."""
-    if radius == 0:
-        return marked if wanted else ~marked
+    if radius == 0 or marked.all() or not marked.any():  # a window without clouds, or of nothing else
+        return marked.copy() if wanted else ~marked
     reach = np.array([math.isqrt(radius * radius - dx * dx) for dx in range(radius + 1)])
     out = np.empty(marked.shape, np.uint8)
     grow(np.ascontiguousarray(marked).view(np.uint8), wanted, reach, out)
