@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from s2composite.cube.screening import select_scenes, valid_share
     from s2composite.errors import S2CompositeError
     from s2composite.jobs.schema import load_job
+    from s2composite.pixels.function_mask import Mask
     from s2composite.pixels.mask_bands import SCL, CloudProbability, Fmask, QABits, Usable
     from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
@@ -44,6 +45,7 @@ _MODULES = {
     "CloudProbability": "pixels.mask_bands",
     "Composite": "cube.composite",
     "Fmask": "pixels.mask_bands",
+    "Mask": "pixels.function_mask",
     "Nodata": "pixels.masks",
     "QABits": "pixels.mask_bands",
     "S2CompositeError": "errors",
@@ -81,6 +83,7 @@ __all__ = [
     "CloudProbability",
     "Composite",
     "Fmask",
+    "Mask",
     "Nodata",
     "QABits",
     "S2CompositeError",

@@ -11,26 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from s2composite.cube.tile_masks import FunctionMask, GridMask
 from s2composite.errors import GridError, ParameterError, S2CompositeError
 from s2composite.metrics import record_read
+from s2composite.pixels.function_mask import Mask
 from s2composite.pixels.mask_bands import MaskRule, upsample
 from s2composite.pixels.masks import Rule, lets_through, reach_of
 from s2composite.pixels.morphology import dilation
 from s2composite.pixels.reducers import Recipe, usable_observations
-from s2composite.reading.bands import wanted_assets
-from s2composite.reading.grid import Window, within
+from s2composite.reading.bands import BandName, wanted_assets
+from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import ReadCost, subgrid
 from s2composite.reading.reader import FAILED, OUTSIDE, READ
 from s2composite.reading.sources import ReadOptions
-from s2composite.reading.stack import Products, Stack, open_stack
+from s2composite.reading.stack import Products, Stack, TargetGrid, open_stack
 from s2composite.reading.warp import source_pixels
 from s2composite.scenes.model import Scene
 from s2composite.scenes.products import named_values
 
 __all__ = [
     "AlignedMask",
+    "BesideRule",
     "DayObservations",
-    "Mask",
+    "OpenedMask",
     "WarpedMask",
     "asks_for_coverage",
     "coded",
@@ -39,7 +42,6 @@ __all__ = [
     "products_near",
     "read_days",
     "valid_by_masks",
-    "with_halo",
 ]
 
 _LARGEST_READ = 128 << 20
@@ -50,13 +52,68 @@ _OPENED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, eq=False)
-class AlignedMask:
-    """A rule on a mask band on the data's grid, or on one a whole number of times coarser."""
+class BandMask:
+    """A rule on a mask band, on the band's grid."""
 
     rule: MaskRule
 
     stack: Stack
-    """The band alone, on its own grid, the same scenes as the data."""
+    """The band alone."""
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return self.stack.token, repr(self.rule)
+
+    def select(self, positions: Sequence[int]) -> BandMask:
+        """Return the mask of some of the scenes."""
+        return replace(self, stack=self.stack.select(positions))
+
+    def cost(self, window: Window) -> ReadCost:
+        """Return what evaluating a window reads."""
+        return self.stack.cost(with_halo(window, self.rule.halo, self.stack.shape[2:])[0])
+
+    def memory(self) -> int:
+        """Return the bytes that evaluating it takes beside the mask itself."""
+        return 0
+
+    def valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Evaluate the rule in a window, at the resolution of the band.
+
+        Returns which observations may be used, ``(t, y, x)``, and scenes of which a block cannot be read, ``(t,)``. The
+        pixels around the window that matter to the rule are read with it. What lies beyond the edge of a file changes
+        nothing. A block of a file that cannot be read is not valid, nor is what the file does not cover, or leaves out
+        by a mask of its own or a nodata value other than 0, which means something in most codings.
+        """
+        rule, stack = self.rule, self.stack
+        region, inner = with_halo(window, rule.halo, stack.shape[2:])
+        ((_, seen),) = stack.read_all([region], coverage=True)
+        record_read(seen.tally)
+        valid = np.zeros(seen.pixels[:, 0].shape, bool)
+        for t, files in enumerate(stack.sources):  # each as far as its files reach, which is where its image ends
+            if files:
+                tops, bottoms, lefts, rights = zip(*(source.extent for source in files), strict=True)
+                reach = slice(min(tops), max(bottoms)), slice(min(lefts), max(rights))
+                y, x = (slice(max(r.start, s.start), min(r.stop, s.stop)) for r, s in zip(reach, region, strict=True))
+                if y.start < y.stop and x.start < x.stop:
+                    part = (t, *within(region, (y, x)))
+                    valid[part] = rule.valid(np.ascontiguousarray(seen.pixels[:, 0][part])[None])[0]
+        if seen.covered is not None:
+            valid &= seen.covered
+        if stack.fill:
+            valid &= seen.pixels[:, 0] != stack.fill
+        failed = seen.status == FAILED
+        valid[failed] = False
+        for failure in seen.failures:
+            valid[(failure.scene, *within(region, failure.part))] = False
+            failed[failure.scene] = True
+        return valid[:, inner[0], inner[1]], failed
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedMask:
+    """A mask on the data's grid, or on one a whole number of times coarser."""
+
+    mask: GridMask
+    """On its own grid, of the same scenes as the data."""
 
     factor: int
     """Pixels of the data along one of the mask."""
@@ -64,12 +121,16 @@ class AlignedMask:
     origin: tuple[int, int]
     """``(y, x)`` offset of the data's corner from the mask's, in pixels of the data."""
 
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return self.stack.token, repr(self.rule)
+    def __dask_tokenize__(self) -> object:
+        return self.mask.__dask_tokenize__()
 
     def select(self, positions: Sequence[int]) -> AlignedMask:
         """Return the mask of some of the scenes."""
-        return replace(self, stack=self.stack.select(positions))
+        return replace(self, mask=self.mask.select(positions))
+
+    def memory(self) -> int:
+        """Return the bytes that evaluating it takes beside the mask itself."""
+        return self.mask.memory()
 
     def valid(self, region: Window, failed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
@@ -79,7 +140,7 @@ class AlignedMask:
         """
         factor = self.factor
         spans, (y, x) = self._own(region)
-        valid, lost = _cleaned(self.rule, self.stack, (y, x))
+        valid, lost = self.mask.valid((y, x))
         failed |= lost
         shape = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
         top, left = spans[0].start - factor * y.start, spans[1].start - factor * x.start
@@ -88,7 +149,7 @@ class AlignedMask:
     def costs(self, region: Window) -> list[ReadCost]:
         """Return what evaluating it takes."""
         _, own = self._own(region)
-        return [self.stack.cost(with_halo(own, self.rule.halo, self.stack.shape[2:])[0])]
+        return [self.mask.cost(own)]
 
     def _own(self, region: Window) -> tuple[Window, Window]:
         """Return a region in pixels of the data from the mask's corner, and the pixels of the mask that it needs."""
@@ -99,12 +160,10 @@ class AlignedMask:
 
 @dataclass(frozen=True, eq=False)
 class WarpedMask:
-    """A rule on a mask band on other grids than the data's: each pixel of the data takes the nearest of the mask."""
+    """A mask on other grids than the data's: each pixel of the data takes the nearest of the mask."""
 
-    rule: MaskRule
-
-    groups: tuple[tuple[tuple[int, ...], Stack], ...]
-    """Scenes whose bands share a grid: their positions in the data's stack, and the band alone on that grid."""
+    groups: tuple[tuple[tuple[int, ...], GridMask], ...]
+    """Scenes whose masks share a grid: their positions in the data's stack, and the mask on that grid."""
 
     geobox: GeoBox
     """Grid of the data."""
@@ -114,17 +173,21 @@ class WarpedMask:
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         grid = (tuple(self.geobox.shape), tuple(self.geobox.transform), str(self.geobox.crs))
-        return tuple((at, stack.token) for at, stack in self.groups), repr(self.rule), grid, self.n_scenes
+        return tuple((at, mask.__dask_tokenize__()) for at, mask in self.groups), grid, self.n_scenes
 
     def select(self, positions: Sequence[int]) -> WarpedMask:
         """Return the mask of some of the scenes."""
         new = {int(old): i for i, old in enumerate(positions)}
         groups = []
-        for at, stack in self.groups:
+        for at, mask in self.groups:
             kept = [i for i, old in enumerate(at) if old in new]
             if kept:
-                groups.append((tuple(new[at[i]] for i in kept), stack.select(kept)))
+                groups.append((tuple(new[at[i]] for i in kept), mask.select(kept)))
         return replace(self, groups=tuple(groups), n_scenes=len(positions))
+
+    def memory(self) -> int:
+        """Return the bytes that evaluating it takes beside the mask itself."""
+        return max((mask.memory() for _, mask in self.groups), default=0)
 
     def valid(self, region: Window, failed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
@@ -137,21 +200,21 @@ class WarpedMask:
         out = np.zeros((self.n_scenes, height, width), bool)
         opened = [t for positions, _ in self.groups for t in positions]
         failed[np.setdiff1d(np.arange(self.n_scenes), opened)] = True
-        for positions, stack in self.groups:
-            rows, columns = self._pixels(stack, region)
+        for positions, mask in self.groups:
+            rows, columns = self._pixels(mask.stack, region)
             for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
-                out[np.array(positions), y, x], lost = self._at(stack, rows[y, x], columns[y, x])
+                lost = _put(mask, rows[y, x], columns[y, x], out[:, y, x], positions)
                 failed[np.array(positions)[lost]] = True
         return out
 
     def costs(self, region: Window) -> list[ReadCost]:
         """Return what evaluating it takes."""
         costs = []
-        for positions, stack in self.groups:
-            rows, columns = self._pixels(stack, region)
+        for positions, mask in self.groups:
+            rows, columns = self._pixels(mask.stack, region)
             for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
-                if (own := _span(stack, rows[y, x], columns[y, x])[1]) is not None:
-                    costs.append(stack.cost(with_halo(own, self.rule.halo, stack.shape[2:])[0]))
+                if (own := _span(mask.stack, rows[y, x], columns[y, x])[1]) is not None:
+                    costs.append(mask.cost(own))
         return costs
 
     def _pixels(self, stack: Stack, region: Window) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -161,16 +224,28 @@ class WarpedMask:
             rows[part][inside], columns[part][inside] = row[inside], column[inside]
         return rows, columns
 
-    def _at(
-        self, stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Evaluate the rule at rows and columns ``(y, x)`` of a band, as `_cleaned`."""
-        out, failed = np.zeros((stack.shape[0], *rows.shape), bool), np.zeros(stack.shape[0], bool)
-        inside, own = _span(stack, rows, columns)
-        if own is not None:
-            valid, failed = _cleaned(self.rule, stack, own)
-            out[:, inside] = valid[:, rows[inside] - own[0].start, columns[inside] - own[1].start]
-        return out, failed
+
+def _put(
+    mask: GridMask,
+    rows: NDArray[np.intp],
+    columns: NDArray[np.intp],
+    out: NDArray[np.bool_],
+    positions: Sequence[int],
+) -> NDArray[np.bool_]:
+    """Put a mask at rows and columns ``(y, x)`` of its grid into scenes of ``out (t, y, x)``; return which failed."""
+    inside, own = _span(mask.stack, rows, columns)
+    if own is None:
+        return np.zeros(len(positions), bool)
+    valid, failed = mask.valid(own)
+    row, column = rows - own[0].start, columns - own[1].start
+    if inside.all() and (row == row[:, :1]).all() and (column == column[:1]).all():
+        # Neither turned nor in another CRS: columns of its few rows, then whole rows, which are copied as they are.
+        for t, one in zip(positions, valid, strict=True):
+            out[t] = one[:, column[0]][row[:, 0]]
+    else:
+        for t, one in zip(positions, valid, strict=True):
+            out[t][inside] = one[row[inside], column[inside]]
+    return failed
 
 
 def _span(stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Window | None]:
@@ -182,54 +257,8 @@ def _span(stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tu
     return inside, (y, x)
 
 
-Mask = AlignedMask | WarpedMask
-"""A rule on a mask band, ready to be evaluated for a region of the data."""
-
-
-def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window, Window]:
-    """Return a window with `halo` pixels around it, where a raster of that shape has any, and the window inside that.
-
-    >>> with_halo((slice(0, 4), slice(4, 8)), 2, (10, 9))
-    ((slice(0, 6, None), slice(2, 9, None)), (slice(0, 4, None), slice(2, 6, None)))
-    """
-    y, x = (
-        slice(min(max(s.start - halo, 0), s.start), max(min(s.stop + halo, n), s.stop))
-        for s, n in zip(window, shape, strict=True)
-    )
-    inner_y, inner_x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, (y, x), strict=True))
-    return (y, x), (inner_y, inner_x)
-
-
-def _cleaned(rule: MaskRule, stack: Stack, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Evaluate a rule in a window of its band, at the resolution of the band.
-
-    Returns which observations may be used, ``(t, y, x)``, and scenes of which a block cannot be read, ``(t,)``. The
-    pixels around the window that matter to the rule are read with it. What lies beyond the edge of a file changes
-    nothing. A block of a file that cannot be read is not valid, nor is what the file does not cover, or leaves out by a
-    mask of its own or a nodata value other than 0, which means something in most codings.
-    """
-    region, inner = with_halo(window, rule.halo, stack.shape[2:])
-    ((_, seen),) = stack.read_all([region], coverage=True)
-    record_read(seen.tally)
-    valid = np.zeros(seen.pixels[:, 0].shape, bool)
-    for t, files in enumerate(stack.sources):  # each as far as its files reach, which is where its image ends
-        if files:
-            tops, bottoms, lefts, rights = zip(*(source.extent for source in files), strict=True)
-            reach = slice(min(tops), max(bottoms)), slice(min(lefts), max(rights))
-            y, x = (slice(max(r.start, s.start), min(r.stop, s.stop)) for r, s in zip(reach, region, strict=True))
-            if y.start < y.stop and x.start < x.stop:
-                part = (t, *within(region, (y, x)))
-                valid[part] = rule.valid(np.ascontiguousarray(seen.pixels[:, 0][part])[None])[0]
-    if seen.covered is not None:
-        valid &= seen.covered
-    if stack.fill:
-        valid &= seen.pixels[:, 0] != stack.fill
-    failed = seen.status == FAILED
-    valid[failed] = False
-    for failure in seen.failures:
-        valid[(failure.scene, *within(region, failure.part))] = False
-        failed[failure.scene] = True
-    return valid[:, inner[0], inner[1]], failed
+OpenedMask = AlignedMask | WarpedMask
+"""A rule that looks beside the data, ready to be evaluated for a region of them."""
 
 
 def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> Iterator[tuple[slice, slice]]:
@@ -249,12 +278,13 @@ def _quarters(rows: NDArray[np.intp], columns: NDArray[np.intp], limit: int) -> 
         todo += [(a, b) for a in halves[0] for b in halves[1]]
 
 
-def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[Mask, ...]:
-    """Open the mask bands that rules need, one mask for each product of a stack."""
-    return tuple(_mask(stack.products.stack, rule) for rule in rules if isinstance(rule, MaskRule))
+def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[OpenedMask, ...]:
+    """Open what rules look at beside the data, one mask for each product of a stack."""
+    products = stack.products.stack
+    return tuple(_opened(products, rule) for rule in rules if isinstance(rule, BesideRule))
 
 
-def valid_by_masks(masks: Sequence[Mask], region: Window, scenes: int) -> tuple[_Valid, NDArray[np.bool_]]:
+def valid_by_masks(masks: Sequence[OpenedMask], region: Window, scenes: int) -> tuple[_Valid, NDArray[np.bool_]]:
     """Return which observations of a region pass all masks, ``(t, y, x)``, None if there are no masks.
 
     And of which of the `scenes` a mask cannot be read, ``(t,)``.
@@ -293,42 +323,74 @@ def coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
     return rule.in_coding(next(iter(codings), None))
 
 
-def _mask(stack: Stack, rule: MaskRule) -> Mask:
-    rule = coded(rule, stack.scenes)
-    # Its numbers are classes, flags or percent, whatever becomes of those of the data.
-    options = replace(stack.options, harmonise=False, reflectance=False, classes=True)
+BesideRule = MaskRule | Mask
+"""Rules that look at more than the values of an observation: they need the scenes' files."""
+
+
+def _opened(stack: Stack, rule: BesideRule) -> OpenedMask:
+    """Open what a rule looks at, for the scenes of a stack of single products."""
+    if isinstance(rule, MaskRule):
+        rule = coded(rule, stack.scenes)
+        # Its numbers are classes, flags or percent, whatever becomes of those of the data.
+        options = replace(stack.options, harmonise=False, reflectance=False, classes=True)
+        groups = _opened_together(stack, [rule.band], TargetGrid(), options, parts=True)
+        masks: list[tuple[tuple[int, ...], GridMask]] = [(at, BandMask(rule, band)) for at, band in groups]
+    else:
+        options = replace(stack.options, resampling="nearest")
+        bands = stack.bands if rule.bands is None else rule.bands
+        groups = _opened_together(stack, bands, TargetGrid(resolution=rule.resolution), options, parts=False)
+        masks = [(at, FunctionMask(rule, band, tuple(range(len(at))))) for at, band in groups]
+    if len(masks) == 1 and len(masks[0][0]) == len(stack.scenes):
+        mask = masks[0][1]
+        # Does each pixel of the mask cover a whole number of the data's?
+        grid = mask.stack.geobox
+        to_mask = ~grid.transform @ stack.geobox.transform
+        factor = round(1 / to_mask.a)
+        x, y = to_mask.c * factor, to_mask.f * factor
+        same = grid.crs == stack.geobox.crs and to_mask.b == to_mask.d == 0
+        whole = max(abs(to_mask.a * factor - 1), abs(to_mask.e * factor - 1)) * max(stack.geobox.shape) < 1e-3
+        if factor >= 1 and same and whole and max(abs(x - round(x)), abs(y - round(y))) <= 1e-3:
+            return AlignedMask(mask, factor, (round(y), round(x)))
+    return WarpedMask(tuple(masks), stack.geobox, len(stack.scenes))
+
+
+_Groups = tuple[tuple[tuple[int, ...], Stack], ...]
+
+
+def _opened_together(
+    stack: Stack, bands: Sequence[BandName], target: TargetGrid, options: ReadOptions, *, parts: bool
+) -> _Groups:
+    """Return bands of the scenes of a stack, of those on one grid together, with the scenes' positions.
+
+    With `parts`, grids that are parts of one count as one.
+    """
     try:
-        band = open_stack(stack.scenes, [rule.band], options=options)
+        band = open_stack(stack.scenes, bands, target, options)
     except GridError:
-        band = None
+        return _opened_alone(stack, bands, target, options)
+    finest = {min((s.header.geobox for s in files), key=_pixel_size) for files in band.sources if files}
     # On a grid made for files on several, they would be resampled before they are cleaned.
-    if band is None or any(source.offset is None for files in band.sources for source in files):
-        return WarpedMask(rule, _opened_alone(stack, rule.band, options), stack.geobox, len(stack.scenes))
+    if any(s.offset is None for files in band.sources for s in files) if parts else len(finest) > 1:
+        return _opened_alone(stack, bands, target, options)
     # In the order of the data, which may not be that of time within a day.
     position = {scene.id: t for t, scene in enumerate(band.scenes)}
     order = [position[scene.id] for scene in stack.scenes]
-    if order != sorted(order):
-        band = band.select(order)
-    # Does each pixel of the mask cover a whole number of the data's?
-    to_mask = ~band.geobox.transform @ stack.geobox.transform
-    factor = round(1 / to_mask.a)
-    x, y = to_mask.c * factor, to_mask.f * factor
-    same = band.geobox.crs == stack.geobox.crs and to_mask.b == to_mask.d == 0
-    whole = max(abs(to_mask.a * factor - 1), abs(to_mask.e * factor - 1)) * max(stack.geobox.shape) < 1e-3
-    if factor < 1 or not (same and whole) or max(abs(x - round(x)), abs(y - round(y))) > 1e-3:
-        return WarpedMask(rule, ((tuple(range(len(stack.scenes))), band),), stack.geobox, len(stack.scenes))
-    return AlignedMask(rule, band, factor, (round(y), round(x)))
+    return ((tuple(range(len(order))), band if order == sorted(order) else band.select(order)),)
 
 
-def _opened_alone(stack: Stack, band: str, options: ReadOptions) -> tuple[tuple[tuple[int, ...], Stack], ...]:
-    """Return the band of each scene, opened alone and then merged where grids are the same, with the scenes' positions.
+def _pixel_size(geobox: GeoBox) -> float:
+    return abs(float(geobox.resolution.x))
+
+
+def _opened_alone(stack: Stack, bands: Sequence[BandName], target: TargetGrid, options: ReadOptions) -> _Groups:
+    """Return bands of each scene, opened alone and then merged where grids are the same, with the scenes' positions.
 
     Unreadable ones are left out if they are to be skipped.
     """
 
     def opened(t: int) -> Stack | None:
         try:
-            return open_stack([stack.scenes[t]], [band], options=options)
+            return open_stack([stack.scenes[t]], bands, target, options)
         except S2CompositeError:
             if stack.options.on_error == "raise":
                 raise
@@ -377,7 +439,7 @@ def read_days(
     products: Products,
     recipe: Recipe,
     region: Window,
-    masks: Sequence[Mask],
+    masks: Sequence[OpenedMask],
     scratch: NDArray[Any] | None = None,
     valid: NDArray[np.bool_] | None = None,
     *,
@@ -431,7 +493,7 @@ def _read_products(
     stack: Stack,
     recipe: Recipe,
     region: Window,
-    masks: Sequence[Mask],
+    masks: Sequence[OpenedMask],
     scratch: NDArray[Any] | None,
     valid: NDArray[np.bool_] | None,
     *,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.coerce import ValidArray, ValidRules, rules_of, saturated_of, usable_cube
 from s2composite.cube.graph import Chunks
-from s2composite.cube.masking import Mask, asks_for_coverage, combine_masks, masks_of, read_days, valid_by_masks
+from s2composite.cube.masking import OpenedMask, asks_for_coverage, combine_masks, masks_of, read_days, valid_by_masks
 from s2composite.cube.open import stack_of, window_at
 from s2composite.cube.result import coarser
 from s2composite.errors import ParameterError
@@ -112,7 +112,7 @@ def _count_window(
     recipe: Recipe,
     spatial: Chunks,
     block_id: tuple[int, ...],
-    masks: Sequence[Mask],
+    masks: Sequence[OpenedMask],
 ) -> NDArray[np.int64]:
     usable = None if mask is None else mask[:, 0]
     valid, _ = valid_by_masks(masks, window_at(spatial, block_id[1], block_id[2]), len(pixels))
@@ -125,7 +125,7 @@ def _count_days(
     recipe: Recipe,
     spatial: Chunks,
     block_id: tuple[int, ...],
-    masks: Sequence[Mask],
+    masks: Sequence[OpenedMask],
     stack: Stack,
 ) -> NDArray[np.int64]:
     window = window_at(spatial, block_id[1], block_id[2])

@@ -17,20 +17,19 @@ from numpy.typing import NDArray
 
 from s2composite.cube.graph import Chunks, handle_in, take_layer
 from s2composite.cube.masking import (
-    Mask,
+    BesideRule,
+    OpenedMask,
     asks_for_coverage,
     combine_masks,
     masks_of,
     products_near,
     read_days,
     valid_by_masks,
-    with_halo,
 )
 from s2composite.cube.open import thread_memory, window_at
 from s2composite.errors import ParameterError
 from s2composite.metrics import metered, record_read
 from s2composite.pixels.kernels.rank import keep_best
-from s2composite.pixels.mask_bands import MaskRule
 from s2composite.pixels.masks import reach_of
 from s2composite.pixels.morphology import dilation
 from s2composite.pixels.recipe import Scores
@@ -43,7 +42,7 @@ from s2composite.pixels.reducers import (
     scores_of_scenes,
     usable_observations,
 )
-from s2composite.reading.grid import Window, within
+from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import Piece, TileSelection
 from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow
 from s2composite.reading.stack import Products, Stack
@@ -58,7 +57,7 @@ def compose_window(
     stack: Stack,
     recipe: Recipe,
     window: Window,
-    masks: Sequence[Mask] = (),
+    masks: Sequence[OpenedMask] = (),
     valid: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Read and reduce a window of a stack: the pure function that every way of running calls.
@@ -96,7 +95,7 @@ def _compose(
     products: Products,
     recipe: Recipe,
     window: Window,
-    masks: Sequence[Mask],
+    masks: Sequence[OpenedMask],
     valid: NDArray[np.bool_] | None,
     positions: NDArray[np.intp] | None,
 ) -> dict[str, NDArray[Any]]:
@@ -187,7 +186,7 @@ class _ByScore:
     stack: Stack
     recipe: Recipe
     region: Window  # the window with what matters around it
-    masks: Sequence[Mask]
+    masks: Sequence[OpenedMask]
     valid: NDArray[np.bool_] | None  # (t, y, x) of the region, as of `compose_window`
     scores: Scores
     unmasked: NDArray[np.bool_]  # (t,): scenes whose masks cannot be read, as far as they have been
@@ -236,7 +235,7 @@ def _parts_by_score(
     stack: Stack,
     recipe: Recipe,
     window: Window,
-    masks: Sequence[Mask],
+    masks: Sequence[OpenedMask],
     positions: NDArray[np.intp] | None,
     valid: NDArray[np.bool_] | None,
 ) -> list[_Composed]:
@@ -418,7 +417,7 @@ class Work:
     recipe: Recipe
     spatial: Chunks
 
-    masks: tuple[Mask, ...]
+    masks: tuple[OpenedMask, ...]
     """The mask bands that the recipe's rules need."""
 
     arrays: bool = False
@@ -518,11 +517,12 @@ def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | d
 
 
 def _refuse_masks(recipe: Recipe) -> None:
-    bands = [rule.band for rule in recipe.rules if isinstance(rule, MaskRule)]
-    if bands:
+    beside = [str(rule) for rule in recipe.rules if isinstance(rule, BesideRule)]
+    if beside:
         raise ParameterError(
-            f"rules on mask bands ({', '.join(bands)}) need that band, either in the cube or Dataset itself, or beside "
-            "the data of a cube from open_cube() whose values are unchanged; or pass a boolean DataArray (time, y, x)"
+            f"{', '.join(beside)} need the scenes' files: rules on mask bands need that band, either in the cube or "
+            "Dataset itself, or beside the data of a cube from open_cube() whose values are unchanged, and Mask such a "
+            "cube; or pass a boolean DataArray (time, y, x)"
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
+from s2composite.pixels.function_mask import Mask
 from s2composite.pixels.masks import Limits, Nodata, Rule, Saturated, SwathEdge, ValueRange, check_number
 from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
 
@@ -543,6 +544,7 @@ def _label(name: str, classes: Iterable[Any], cleanup: Cleanup) -> str:
 _RULES: dict[str, Callable[..., Rule]] = {
     "cloud_probability": CloudProbability,
     "fmask": Fmask,
+    "mask": Mask,
     "nodata": Nodata,
     "qa_bits": QABits,
     "saturated": Saturated,
@@ -553,9 +555,9 @@ _RULES: dict[str, Callable[..., Rule]] = {
 }
 
 
-def rule_names() -> tuple[str, ...]:
-    """Return the names of rules."""
-    return tuple(_RULES)
+def rule_names(*, imports: bool = True) -> tuple[str, ...]:
+    """Return the names of rules; without `imports` only of those that import nothing that a parameter names."""
+    return tuple(name for name in _RULES if imports or name != "mask")
 
 
 def resolve_rule(name: str, **params: Any) -> Rule:

@@ -39,6 +39,7 @@ __all__ = [
     "resolution_of",
     "target_geobox",
     "turned_to",
+    "with_halo",
     "within",
     "zoomed_offset",
 ]
@@ -50,6 +51,20 @@ def within(window: Window, part: Window) -> Window:
     """Return where a part of a window lies in it."""
     y, x = (slice(p.start - w.start, p.stop - w.start) for w, p in zip(window, part, strict=True))
     return y, x
+
+
+def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window, Window]:
+    """Return a window with `halo` pixels around it, where a raster of that shape has any, and the window inside that.
+
+    >>> with_halo((slice(0, 4), slice(4, 8)), 2, (10, 9))
+    ((slice(0, 6, None), slice(2, 9, None)), (slice(0, 4, None), slice(2, 6, None)))
+    """
+    y, x = (
+        slice(min(max(s.start - halo, 0), s.start), max(min(s.stop + halo, n), s.stop))
+        for s, n in zip(window, shape, strict=True)
+    )
+    inner_y, inner_x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, (y, x), strict=True))
+    return (y, x), (inner_y, inner_x)
 
 
 _SHOWN = 5  # differing scenes that a message names before it says how many more there are

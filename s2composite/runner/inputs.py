@@ -350,7 +350,7 @@ def task_memory(work: Work, window: Window) -> int:
     overlapping = len(np.unique(stack.products.scene[near])) < scenes
     whole = bool(work.masks) or halo > 0 or overlapping
     largest = (stack.size if whole else stack.largest)((y, x)) * stack.dtype.itemsize * scenes // stack.shape[0]
-    masks = len(work.masks) * scenes * height * width * 2
+    masks = len(work.masks) * scenes * height * width * 2 + max((mask.memory() for mask in work.masks), default=0)
     layers = work.recipe.layers(stack.dtype, stack.shape[0])
     result = sum(layer.dtype.itemsize * (stack.shape[1] if "band" in layer.dims else 1) for layer in layers)
     index = 0 if stack.snaps else _INDEX * height * width

@@ -186,8 +186,8 @@ def _check_values(values: Mapping[str, Any]) -> None:
         if key in Job.model_fields:
             raise ProblemError(403, f"{key}: is the operator's to set, not a caller's", f"/{key}")
         raise ProblemError(422, f"unknown key {str(key)[:100]!r}; there are {', '.join(ALLOWED_KEYS)}", "")
-    # Reducers and rules by their names alone: a path would be imported.
-    for key, known in (("reducer", reducer_names()), ("valid", rule_names())):
+    # Reducers and rules by their names alone, and none with the path of a function: a path would be imported.
+    for key, known in (("reducer", reducer_names()), ("valid", rule_names(imports=False))):
         for name in _names(values.get(key)):
             if name not in known:
                 detail = f"{key}: {str(name)[:100]!r} is unknown; there are {', '.join(known)}"

@@ -53,5 +53,17 @@ def test_the_geometric_median_of_scenes_of_ones_own(tmp_path):
     assert (tmp_path / "geomedian.json").exists()
 
 
+@pytest.mark.slow
+def test_a_mask_by_a_function_leaves_fewer_bright_pixels(tmp_path):
+    assert run("mask_function.py", tmp_path).strip().endswith("clear.tif")
+    bright = []
+    for name in ("default.tif", "clear.tif"):
+        with rasterio.open(tmp_path / name) as made:
+            pixels = made.read()
+        assert (pixels > 0).any(0).mean() > 0.95
+        bright.append((pixels.min(0) > 100).mean())
+    assert bright[1] < 0.6 * bright[0]
+
+
 def test_the_job_file_is_a_job():
     assert load_job(EXAMPLES / "t31tcj.yaml").source == "gs://tb-be-bigdata/t31tcj/"

@@ -18,12 +18,12 @@ LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 MOST_PARAMETERS = {"open_cube": 24, "write_stac": 21, "to_stac": 21}  # what users call shows what it takes
 
 
-MODULES, SMALL = 102, 7
-LINES, CODE = 35_500, 23_600
-PARAMETERS, PUBLIC = 20, 29
+MODULES, SMALL = 104, 7
+LINES, CODE = 35_900, 23_850
+PARAMETERS, PUBLIC = 20, 30
 CLASS_LINES = 310  # of `Stack`
 USED_ONCE = 0.45  # of the private functions
-BROAD = 22  # `except Exception`: borders to the code of others and of users
+BROAD = 23  # `except Exception`: borders to the code of others and of users
 
 
 def is_docstring(node):

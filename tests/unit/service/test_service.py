@@ -317,6 +317,7 @@ def test_jobs_that_are_not_there(service):
         ({"reducer": "os:system"}, 422, "/reducer"),
         ({"reducer": [{"subprocess.run": {"args": "id"}}]}, 422, "/reducer"),
         ({"valid": ["os.system"]}, 422, "/valid"),
+        ({"valid": [{"mask": {"function": "os:system"}}]}, 422, "/valid"),
         ({"cluster": "tcp://10.0.0.1:8786"}, 403, "/cluster"),
         ({"performance_report": "/tmp/a.html"}, 403, "/performance_report"),
         ({"area": "/etc/passwd"}, 403, "/area"),

@@ -1,0 +1,185 @@
+"""Masks by a function of pixels: any cloud detection that says true or false, or a class, for each pixel of a scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import ParameterError, imported
+from s2composite.pixels.masks import Limits
+from s2composite.pixels.morphology import Step, steps_of
+
+__all__ = ["Mask", "MaskFunction", "positive_resolution"]
+
+MaskFunction = Callable[[NDArray[Any]], NDArray[Any]]
+"""What makes a mask: takes ``(band, y, x)`` of one scene, returns ``(y, x)``, bool (True: may be used) or classes."""
+
+_MOST_AROUND = 4096
+"""Pixels around a tile that a function may ask for."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Drop observations by a function of the pixels of their scene: a cloud detection of your own or of a library.
+
+    The function is called with tiles of one scene at a time, of 1024 x 1024 pixels of the scene's own grid and those of
+    `surroundings`, less at the edges of the scene. So what it finds does not depend on windows, chunks or workers.
+
+    Parameters
+    ----------
+    function
+        Takes an array ``(band, y, x)``, in numbers as the cube has them (nodata where nothing was observed), and
+        returns an array ``(y, x)`` of bool, True where an observation may be used, or of integers, which are classes.
+        Or its import path, ``"package.module:name"``, as in jobs. Where there are workers it has to be importable
+        there, or one that can be pickled.
+    bands
+        Names (or numbers) of the bands that it takes, in this order. They are read beside the data; the cube does not
+        need to have them. Default: the cube's bands.
+    resolution
+        Size of the pixels that it takes, in units of the scenes' CRS; from overviews where files have that one, else
+        the nearest pixels. Default: that of the finest of the bands.
+    surroundings
+        Pixels around a tile that it needs to see: of a network, as many as its receptive field reaches.
+    classes
+        The classes to drop, where it returns classes.
+    cleanup
+        Steps on the mask of what is dropped, as for `SCL`: ``[("opening", 2), ("dilation", 5)]``; in pixels of
+        `resolution`.
+
+    Raises
+    ------
+    ParameterError
+        A parameter makes no sense, or there is nothing to import at the path.
+
+    Examples
+    --------
+    >>> import numpy as np, s2composite as s2c
+    >>> from s2composite.demo import make_scenes
+    >>> def not_white(pixels):
+    ...     return pixels.min(axis=0) < 190
+    >>> cube = s2c.open_cube(make_scenes("doctest_scenes", scenes=3, size=256))
+    >>> comp = s2c.composite(cube, valid=[s2c.Nodata(), s2c.Mask(not_white, resolution=20)]).compute()
+    >>> int(comp["count"].max()) <= 3
+    True
+    """
+
+    function: MaskFunction
+    """Takes ``(band, y, x)``, returns ``(y, x)``."""
+
+    bands: tuple[str | int, ...] | None = None
+    """Bands that it takes; None: those of the cube."""
+
+    resolution: float | None = None
+    """Size of the pixels that it takes; None: that of the finest band."""
+
+    surroundings: int = 0
+    """Pixels around a tile that it sees."""
+
+    classes: tuple[int, ...] | None = None
+    """Classes to drop; None: it returns bool."""
+
+    cleanup: tuple[Step, ...] = ()
+    """Steps on the mask of what is dropped."""
+
+    def __post_init__(self) -> None:
+        given: Any = self
+        object.__setattr__(self, "function", _function(given.function))
+        bands = (given.bands,) if isinstance(given.bands, (str, int)) else given.bands
+        if bands is not None:
+            listed = tuple(bands) if isinstance(bands, Iterable) else ()
+            if not listed or not all(isinstance(band, (str, int)) and not isinstance(band, bool) for band in listed):
+                raise ParameterError(f"the bands of Mask are {given.bands!r}; give their names in a list")
+            object.__setattr__(self, "bands", listed)
+        object.__setattr__(self, "resolution", positive_resolution("Mask", given.resolution))
+        around = given.surroundings
+        if not isinstance(around, (int, np.integer)) or isinstance(around, bool) or not 0 <= around <= _MOST_AROUND:
+            raise ParameterError(f"the surroundings of Mask are {around!r}; give 0 to {_MOST_AROUND} pixels")
+        classes = (given.classes,) if isinstance(given.classes, (int, np.integer)) else given.classes
+        if classes is not None:
+            listed = tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
+            whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in listed)
+            if not listed or not whole:
+                raise ParameterError(f"the classes of Mask are {given.classes!r}; give the numbers of those to drop")
+            object.__setattr__(self, "classes", tuple(map(int, listed)))
+        if isinstance(given.cleanup, Mapping):
+            raise ParameterError("the classes of Mask are cleaned together; give cleanup= as one list of steps")
+        object.__setattr__(self, "cleanup", steps_of(given.cleanup))
+
+    @property
+    def name(self) -> str:
+        """The function's name, with that of its module."""
+        named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+        return f"{named.__module__}.{named.__qualname__}"
+
+    def limits(self, limits: Limits) -> Limits:
+        """Return `limits` unchanged: the function looks at pixels together, not at single values."""
+        return limits
+
+    def valid(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which observations are valid before any cleanup, ``(y, x)`` of ``pixels (band, y, x)`` of one scene.
+
+        Raises
+        ------
+        ParameterError
+            The function returns something else than bool or classes of the same ``(y, x)``.
+        """
+        found: Any = self.function(pixels)
+        marks = np.asarray(found)
+        what = f"the function {self.name} of Mask returned"
+        if marks.shape != pixels.shape[1:]:
+            raise ParameterError(
+                f"{what} {type(found).__name__} of shape {marks.shape} for pixels (band, y, x) {pixels.shape}; return "
+                f"an array (y, x), {pixels.shape[1:]}"
+            )
+        if marks.dtype == np.bool_ and self.classes is None:
+            bad = ~marks
+        elif marks.dtype.kind in "ui" and self.classes is not None:
+            bad = np.isin(marks, self.classes)
+        elif marks.dtype.kind in "ui":
+            raise ParameterError(f"{what} classes ({marks.dtype}); say which to drop with classes=")
+        elif marks.dtype == np.bool_:
+            raise ParameterError(f"{what} bool, which has no classes; leave classes= out")
+        else:
+            raise ParameterError(
+                f"{what} {marks.dtype}; return bool, True where an observation may be used (of a probability: p < 0.4) "
+                "or integers as classes"
+            )
+        return np.asarray(~bad)
+
+    def __str__(self) -> str:
+        names = ("bands", "resolution", "surroundings", "classes", "cleanup")
+        given = [f"{name}={value!r}" for name in names if (value := getattr(self, name)) not in (None, 0, ())]
+        return f"Mask({', '.join([self.name, *given])})"
+
+
+def positive_resolution(rule: str, resolution: Any) -> float | None:
+    """Return the pixel size that a rule looks at, checked."""
+    if resolution is None:
+        return None
+    number = isinstance(resolution, (int, float, np.number)) and not isinstance(resolution, bool)
+    if not number or not 0 < resolution < np.inf:
+        raise ParameterError(
+            f"the resolution of {rule} is {resolution!r}; give the side of a pixel in units of the CRS"
+        )
+    return float(resolution)
+
+
+def _function(given: Any) -> MaskFunction:
+    """Return a function, or the one at an import path."""
+    function = given
+    if isinstance(given, str):
+        try:
+            function = imported(given)
+        except (ImportError, AttributeError, ValueError, TypeError) as problem:
+            raise ParameterError(f"the function {given!r} of Mask cannot be loaded: {problem}") from problem
+    if not callable(function):
+        raise ParameterError(
+            f"the function of Mask is {given!r}; give one that takes an array (band, y, x), or its path, "
+            "'package.module:name'"
+        )
+    made: MaskFunction = function
+    return made
