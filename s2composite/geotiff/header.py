@@ -111,11 +111,6 @@ class Header:
         declared = self.band_nodata[band] if self.band_nodata else self.nodata
         return declared if declared is None or self.dtype.kind == "f" else float(int(declared))
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file when its header was read."""
-        return self.identity.size
-
 
 def read_header(href: str, sign: Sign | None = None) -> Header:
     """Read what a raster file is, in one request of 64 KiB for a remote COG.
@@ -286,18 +281,17 @@ def _check_sizes(header: Header) -> None:
     least, ratio = (16 << 20, 1 << 10) if header.undecodable else (64 << 20, 1 << 15)
     for level in (*header.levels, *(header.mask.levels if header.mask else ())):
         # an offset and a count are compared one after the other: their sum may begin again at 0
-        end = np.uint64(header.size - frame)
+        end = np.uint64(header.identity.size - frame)
         beyond = (level.offsets > end) | (level.counts > end - level.offsets)
         before = (level.offsets < frame) & (level.counts > 0)
         if beyond.any() or before.any():
             offset, count = (int(numbers[np.argmax(beyond | before)]) for numbers in (level.offsets, level.counts))
             place = f"{count} bytes from byte {offset}"
-            raise broken(header.href, f"it has {header.size} bytes, and a tile of {place}")
+            raise broken(header.href, f"it has {header.identity.size} bytes, and a tile of {place}")
         stored = level.counts.any() or not len(level.counts)
-        if stored and level.block_bytes > max(least, ratio * header.size):
-            raise broken(
-                header.href, f"it has {header.size} bytes, and a tile or strip of {level.block_bytes} when decoded"
-            )
+        if stored and level.block_bytes > max(least, ratio * header.identity.size):
+            claim = f"a tile or strip of {level.block_bytes} when decoded"
+            raise broken(header.href, f"it has {header.identity.size} bytes, and {claim}")
 
 
 def nodata_in(value: float, dtype: np.dtype[Any]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from urllib.parse import unquote
@@ -273,7 +274,14 @@ def _only_time(text: str, label: str) -> dt.datetime:
     Sensing starts before it ends and before the file is made, so the earliest time of the day is the one meant.
     """
     candidates = [match.groups() for form in (_DIGITAL_DATE, _DASHED_DATE) for match in form.finditer(text)]
-    times = [time for fields in candidates if (time := _time_of_fields(fields)) is not None]
+    times = []
+    for fields in candidates:  # year, month, day and perhaps hour, minute, second as digits
+        year, month, day, *clock = (int(field) for field in fields if field)
+        hour, minute, second = (*clock, 0, 0, 0)[:3]
+        with suppress(ValueError):  # there is no such day
+            date = dt.datetime(year, month, day, tzinfo=dt.UTC)
+            is_clock = hour < 24 and minute < 60 and second < 60
+            times.append(date.replace(hour=hour, minute=minute, second=second) if is_clock else date)
     days = sorted({time.date() for time in times})
     if not candidates:
         raise SceneError(f"{label}: its name holds no date; {_CURES}", href=label)
@@ -284,18 +292,6 @@ def _only_time(text: str, label: str) -> dt.datetime:
         listed = " and ".join(map(str, days))
         raise SceneError(f"{label}: its name holds several dates ({listed}), so it is ambiguous; {_CURES}", href=label)
     return min((time for time in times if time.time() != dt.time.min), default=times[0])
-
-
-def _time_of_fields(fields: tuple[str | None, ...]) -> dt.datetime | None:
-    """Return the time of year, month, day and perhaps hour, minute, second as digits; None if there is no such day."""
-    year, month, day, *clock = (int(field) for field in fields if field)
-    hour, minute, second = (*clock, 0, 0, 0)[:3]
-    try:
-        date = dt.datetime(year, month, day, tzinfo=dt.UTC)
-    except ValueError:
-        return None
-    is_clock = hour < 24 and minute < 60 and second < 60
-    return date.replace(hour=hour, minute=minute, second=second) if is_clock else date
 
 
 @lru_cache(maxsize=16)

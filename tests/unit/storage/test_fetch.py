@@ -59,7 +59,7 @@ def test_a_remote_header_is_one_request_and_equals_the_local_one(scenes):
     local = read_header(str(scenes / "s0.tif"))
     assert (header.geobox, header.nodata, header.dtype) == (local.geobox, local.nodata, local.dtype)
     assert (header.levels[0].offsets == local.levels[0].offsets).all()
-    assert header.size == local.size
+    assert header.identity.size == local.identity.size
     assert header.identity.etag
 
 
@@ -115,7 +115,7 @@ def test_a_small_file_may_come_whole(tmp_path):
     path = write_tif(tmp_path / "small.tif", np.ones((64, 64), np.uint8))
     with fault_server(tmp_path, fault=lambda path, n: "no-ranges") as server:
         header = read_header(server.url("small.tif"))
-    assert header.size == Path(path).stat().st_size
+    assert header.identity.size == Path(path).stat().st_size
 
 
 @pytest.mark.parametrize(("fault", "says"), [("404", "does not exist"), ("403", "denied")])
@@ -269,7 +269,7 @@ def test_bytes_in_flight_are_bounded(scenes):
 def test_a_range_larger_than_the_budget_still_comes(scenes):
     with fault_server(scenes) as server:
         header = read_header(server.url("s0.tif"))
-        ((_, fetched),) = Fetching([ByteRange(header.href, header.identity, 0, header.size)], QUICK, 10)
+        ((_, fetched),) = Fetching([ByteRange(header.href, header.identity, 0, header.identity.size)], QUICK, 10)
     assert fetched.data == (scenes / "s0.tif").read_bytes()
 
 
