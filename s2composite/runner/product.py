@@ -312,18 +312,15 @@ def _zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> Zarr
     if begun is not None and begun["token"] != token:
         begun = None
     windows = _windows_of(work, _OPTIONS.chunk, None if begun is None else int(begun["side"]))  # which are its shards
-    # The dataset as it will be, in the chunks of the windows, with nothing in it.
-    ones: Chunks = (tuple(1 for _ in windows[0]), tuple(1 for _ in windows[1]))
-    chunks = dict.fromkeys(raster_layers(dataset), windows) | {STATUS: ones}
-    template = {}
-    for name, array in dataset.data_vars.items():
-        spatial = chunks[str(name)]
-        shape = (*array.shape[:-2], *map(sum, spatial))
-        data = da.zeros(shape, dtype=array.dtype, chunks=(*((n,) for n in array.shape[:-2]), *spatial))
-        template[name] = xr.Variable(array.dims, data, array.attrs, array.encoding)  # which says that attrs are true
-    empty = xr.Dataset(template, dataset.coords, dataset.attrs)
+    # The dataset as it will be, of which nothing is computed here.
+    chunks = {"y": windows[0], "x": windows[1]}
+    dataset = dataset.assign({name: dataset[name].variable.chunk(chunks) for name in raster_layers(dataset)})
+    if STATUS in dataset:  # a value for each of these windows
+        ones = (1,) * len(windows[0]), (1,) * len(windows[1])
+        table = da.zeros((*dataset[STATUS].shape[:1], *map(len, ones)), dtype=np.uint8, chunks=(-1, *ones))
+        dataset = dataset.assign({STATUS: (dataset[STATUS].dims, table, dataset[STATUS].attrs)})
     identity = f"{token}-{max(windows[0][0], windows[1][0])}"
-    store = plan_store(empty, place, _OPTIONS, windows=windows, token=identity)
+    store = plan_store(dataset, place, _OPTIONS, windows=windows, token=identity)
     return ZarrOutput(ZarrWriter(store.regions, store.stages[0], STATUS in dataset), store)
 
 

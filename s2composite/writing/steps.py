@@ -13,6 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,7 +58,6 @@ from s2composite.writing.tiles import (
 __all__ = [
     "WriteGraph",
     "aligned_chunks",
-    "array_windows",
     "current_client",
     "fused",
     "graph_of",
@@ -68,6 +68,8 @@ __all__ = [
     "recorded_windows",
     "run_calls",
     "run_graph",
+    "tables_with",
+    "window_array",
     "window_size",
     "window_tasks",
     "workers_see",
@@ -127,10 +129,43 @@ def raster_stages(raster: Raster, windows: Chunks) -> tuple[Stage, ...]:
 # --- windows: what makes one becomes one task of a graph --------------------------------------------------------------
 
 
-def array_windows(layer: da.Array, chunks: Chunks) -> da.Array:
-    """Return a layer in chunks of windows, with all its bands."""
-    wanted = (*((n,) for n in layer.shape[:-2]), *chunks)
-    return layer if layer.chunks == wanted else layer.rechunk(wanted)
+def window_array(
+    function: Callable[..., Any],
+    name: str,
+    windows: Chunks,
+    layers: Sequence[da.Array],
+    tables: Mapping[str, da.Array],
+    **more: Any,
+) -> da.Array:
+    """Return an array ``(y, x)`` whose tasks call a function with a window of each layer and each table.
+
+    It also takes the names of the tables (see `tables_with`), the window's `block_id` and what `more` says.
+    """
+    ones = (1,) * len(windows[0]), (1,) * len(windows[1])
+    data = []
+    for layer, spatial in [*((layer, windows) for layer in layers), *((table, ones) for table in tables.values())]:
+        chunks = (*((n,) for n in layer.shape[:-2]), *spatial)
+        data.append(layer if layer.chunks == chunks else layer.rechunk(chunks))
+    return da.map_blocks(
+        function,
+        *data,
+        tables=tuple(tables),
+        drop_axis=list(range(max(array.ndim for array in data) - 2)),
+        chunks=windows,
+        dtype=object,
+        meta=np.empty((0, 0), object),
+        name=name,
+        **more,
+    )
+
+
+def tables_with(windows: Chunks, origin: AbstractSet[str], tables: Mapping[str, da.Array]) -> dict[str, da.Array]:
+    """Return the tables ``(..., window_y, window_x)`` with one value per window that come from some layers of a graph.
+
+    They are computed by the tasks that make the windows: else these would be tasks of their own, as others need them.
+    """
+    ones = (1,) * len(windows[0]), (1,) * len(windows[1])
+    return {n: t for n, t in tables.items() if t.chunks[-2:] == ones and not origin.isdisjoint(t.dask.layers)}
 
 
 def window_tasks(
@@ -150,27 +185,21 @@ def window_tasks(
     left, files, work = dict(tables), list[StagedFile](), list[tuple[da.Array, str, Stage | None]]()
     groups = _common_windows(rasters, layers)
     for windows, origin, numbers in groups:
-        ones = (1,) * len(windows[0]), (1,) * len(windows[1])
-        own = {n: t for n, t in left.items() if t.chunks[-2:] == ones and not origin.isdisjoint(t.dask.layers)}
+        own = tables_with(windows, origin, left)
         left = {name: table for name, table in left.items() if name not in own}
         group = "all" if len(groups) == 1 else str(numbers[0])
         some = tuple(StagedFile(n, rasters[n], raster_stages(rasters[n], windows), group) for n in numbers)
         files += some
-        data = [array_windows(layer, windows) for n in numbers for layer in layers[n]]
-        data += [array_windows(table, ones) for table in own.values()]
         token = some[0].raster.token
-        written = da.map_blocks(
+        written = window_array(
             _encode_blocks,
-            *data,
+            f"write-window-{token}-0",
+            windows,
+            [layer for n in numbers for layer in layers[n]],
+            own,
             files=delayed(some, name=f"send-file-plan-{token}", pure=True, traverse=False),
-            layers=tuple(len(layers[n]) for n in numbers),
-            tables=tuple(own),
+            counts=tuple(len(layers[n]) for n in numbers),
             carry=carry,
-            drop_axis=list(range(max(array.ndim for array in data) - 2)),
-            chunks=windows,
-            dtype=object,
-            meta=np.empty((0, 0), object),
-            name=f"write-window-{token}-0",
         )
         labels = [file.raster.label for file in some]
         shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more files" if len(labels) > 4 else "")
@@ -196,14 +225,14 @@ def _common_windows(
 def _encode_blocks(
     *blocks: NDArray[Any],
     files: Sequence[StagedFile],
-    layers: Sequence[int],
+    counts: Sequence[int],
     tables: Sequence[str],
     carry: bool,
     block_id: tuple[int, int],
 ) -> dict[str, bytes]:
     """Encode a window: the blocks are those of so many layers for each file, then those of the tables."""
     rest = iter(blocks)
-    own = [list(islice(rest, n)) for n in layers]
+    own = [list(islice(rest, n)) for n in counts]
     return encode_files(files, own, 0, block_id, dict(zip(tables, rest, strict=True)), carry=carry)
 
 

@@ -43,13 +43,14 @@ from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, place_of, wi
 from s2composite.writing.steps import (
     WriteGraph,
     aligned_chunks,
-    array_windows,
     current_client,
     graph_of,
     plan_stages,
     progress_bar,
     run_calls,
     run_graph,
+    tables_with,
+    window_array,
     window_size,
 )
 from s2composite.writing.tiles import Chunks, Stage
@@ -211,7 +212,10 @@ def plan_store(
     metadata = {key: value.to_bytes() for key, value in keys.items()}
     # Pixels in memory are hashed, lazy ones have the hash of how they are made as their name.
     data = [dataset[layer.name].data for layer in layers]
-    return replace(plan, metadata=metadata, token=token or tokenize(data, sorted(metadata.items()), stages))
+    format_of_marks = 2  # what is marked as done: a window with the tables that come with it
+    return replace(
+        plan, metadata=metadata, token=token or tokenize(data, sorted(metadata.items()), stages, format_of_marks)
+    )
 
 
 def begin_store(plan: StorePlan, *, resume: bool) -> None:
@@ -494,41 +498,37 @@ def _store(array: Any, where: tuple[Any, ...], values: NDArray[Any]) -> None:
 
 def _window_graph(plan: StorePlan, done: frozenset[str]) -> WriteGraph:
     """Return the work of writing what comes from the dataset, layers and other lazy variables, but for what is done."""
-    label, stage = plan.place.label, plan.stages[0]
-    regions = delayed(plan.regions, name=f"send-store-plan-{plan.token}", pure=True, traverse=False)
-    data = [array_windows(layer.data, stage.chunks) for layer in plan.layers]
-    windows = da.map_blocks(
-        _write_blocks,
-        *data,
-        regions=regions,
-        stage=stage,
-        drop_axis=list(range(max(array.ndim for array in data) - 2)),
-        chunks=stage.chunks,
-        dtype=object,
-        meta=np.empty((0, 0), object),
-        name=f"write-window-{plan.token}-0",
-    )
+    label, stage, token = plan.place.label, plan.stages[0], plan.token
+    regions = delayed(plan.regions, name=f"send-store-plan-{token}", pure=True, traverse=False)
+    layers = [layer.data for layer in plan.layers]
+    variables = plan.dataset.data_vars.items()
+    tables = {str(n): array.data for n, array in variables if n not in plan.regions.names and array.chunks}
+    own = tables_with(stage.chunks, {name for layer in layers for name in layer.dask.layers}, tables)
+    name = f"write-window-{token}-0"
+    windows = window_array(_write_blocks, name, stage.chunks, layers, own, regions=regions, stage=stage)
     arrays: list[tuple[da.Array, str, Stage | None]] = [(windows, label, stage)]
     marks = {windows.name: ""}
-    for name, array in plan.dataset.data_vars.items():
-        if name not in plan.regions.names and array.chunks:
-            table = da.map_blocks(
-                _write_table_block,
-                array.data,
-                regions=regions,
-                variable=str(name),
-                chunked=array.data.chunks,
-                dtype=object,
-                meta=np.empty((0,) * array.ndim, object),
-                name=f"write-table-{name}-{plan.token}-0",
-            )
-            arrays.append((table, f"{label}, {name}", None))
-            marks[table.name] = str(name)
+    for variable in tables.keys() - own.keys():
+        table = da.map_blocks(
+            _write_table_block,
+            tables[variable],
+            regions=regions,
+            variable=variable,
+            chunked=tables[variable].chunks,
+            dtype=object,
+            meta=np.empty((0,) * tables[variable].ndim, object),
+            name=f"write-table-{variable}-{token}-0",
+        )
+        arrays.append((table, f"{label}, {variable}", None))
+        marks[table.name] = variable
     return graph_of(arrays, lambda key: mark_of(marks[key[0]], stage, key[1:]) not in done)
 
 
-def _write_blocks(*blocks: NDArray[Any], regions: Regions, stage: Stage, block_id: tuple[int, int]) -> None:
-    write_window(regions, stage, block_id, blocks)
+def _write_blocks(
+    *blocks: NDArray[Any], regions: Regions, stage: Stage, tables: Sequence[str], block_id: tuple[int, int]
+) -> None:
+    n = len(regions.names)
+    write_window(regions, stage, block_id, blocks[:n], dict(zip(tables, blocks[n:], strict=True)))
 
 
 def _write_table_block(

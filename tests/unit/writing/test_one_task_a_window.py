@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 import s2composite as s2c
 from s2composite.writing.cog import write_raster
+from s2composite.writing.layers import STATUS
 from s2composite.writing.steps import fused
+from s2composite.writing.zarr import write_zarr
 from support.writing_helpers import assert_same_files, composed_windows, dataset_of, pixels
 
 SIDE = 256
@@ -95,6 +97,20 @@ def test_no_task_gives_a_windows_pixels_away(tmp_path, scenes, job, on_error):
     assert max(writing.values()) < bands * SIDE**2 / 2
     written(tmp_path / "computed", comp.compute(), **JOBS[job][1])
     assert_same_files(tmp_path / "lazy", tmp_path / "computed")
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_no_task_gives_a_windows_pixels_away_that_goes_into_a_store(tmp_path, scenes, on_error):
+    comp = composed(scenes, "all layers", on_error=on_error)
+    with Results() as results, composed_windows() as windows:
+        write_zarr(comp.dataset, tmp_path / "m.zarr", chunk=128, pyramid=True)
+    assert len(windows) == WINDOWS
+    assert not [key for key in results.sizes if "composite-window" in str(key)]
+    assert sum("write-window" in str(key) for key in results.sizes) == WINDOWS
+    with xr.open_zarr(tmp_path / "m.zarr", group="0") as opened:
+        assert np.array_equal(opened["composite"].values, comp["composite"].compute().values)
+        assert (STATUS in opened) == (on_error == "skip")
+        assert STATUS not in opened or np.array_equal(opened[STATUS].values, comp.dataset[STATUS].compute().values)
 
 
 def test_on_a_cluster_workers_send_each_other_no_windows(tmp_path, scenes, client_of_test):
