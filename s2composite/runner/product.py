@@ -48,7 +48,6 @@ from s2composite.writing.zarr import (
     complete_store,
     mark_of,
     plan_store,
-    write_window,
 )
 
 __all__ = ["Product", "WindowDone", "WindowMaker", "make_window", "plan_product", "product_state", "require_free"]
@@ -59,7 +58,7 @@ class WindowMaker:
     """All that workers need to make windows: it travels once to each."""
 
     work: Work
-    writer: CogWriter | ZarrWriter
+    writer: CogWriter | Regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,25 +227,14 @@ _IDENTITY = re.compile(r"(?P<token>[0-9a-f]{64})-(?P<side>\d+)")
 
 
 @dataclass(frozen=True, eq=False)
-class ZarrWriter:
-    """Keeps windows as shards."""
-
-    regions: Regions
-    stage: Stage  # the windows
-    status: bool  # the store has a table of what was read
-
-    def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
-        """Write a window of all layers, then its mark."""
-        extras = {STATUS: layers[STATUS]} if self.status else {}
-        write_window(self.regions, self.stage, position, [layers[name] for name in self.regions.names], extras)
-
-
-@dataclass(frozen=True, eq=False)
 class ZarrOutput:
     """A Zarr store; its members are those of `CogOutput`."""
 
-    writer: ZarrWriter
     store: StorePlan
+
+    @property
+    def writer(self) -> Regions:
+        return self.store.regions
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -263,12 +251,12 @@ class ZarrOutput:
 
     @property
     def _place(self) -> StorePlace:
-        return self.writer.regions.place
+        return self.writer.place
 
     @property
     def _named(self) -> bool:
         """Whether the store was just about complete when a run was interrupted."""
-        return self._place.named(self.writer.regions.token.encode())
+        return self._place.named(self.writer.token.encode())
 
     def existing(self) -> tuple[str, ...]:
         return self.files if self._place.occupied() else ()
@@ -281,7 +269,7 @@ class ZarrOutput:
         if self._named:
             return
         identity = self._place.get(IDENTITY)
-        own = identity == self.writer.regions.token.encode()
+        own = identity == self.writer.token.encode()
         # What another job has left here and is not at work on is of no use any more.
         left = None if own or identity is None else _IDENTITY.fullmatch(identity.decode())
         if left is not None and left["token"] in busy:
@@ -321,7 +309,7 @@ def _zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> Zarr
         dataset = dataset.assign({STATUS: (dataset[STATUS].dims, table, dataset[STATUS].attrs)})
     identity = f"{token}-{max(windows[0][0], windows[1][0])}"
     store = plan_store(dataset, place, _OPTIONS, windows=windows, token=identity)
-    return ZarrOutput(ZarrWriter(store.regions, store.stages[0], STATUS in dataset), store)
+    return ZarrOutput(store)
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate, islice
-from typing import Any, NoReturn
+from typing import Any
 
 import dask
 import dask.array as da
@@ -439,9 +439,7 @@ def _run_on_cluster(work: WriteGraph, client: Client, receive: Callable[[Any, An
                 # The worker that held the result has died since; the scheduler computes it again.
                 completed.add(future)
                 continue
-            if future.status != "finished":
-                _raise_failure(future, work, client)
-            receive(future.key, future.result())
+            receive(future.key, _result_of(future, work))
             future.release()
     except BaseException:
         with suppress(Exception):  # the client may be gone, and then that is the error that matters
@@ -458,21 +456,16 @@ def _run_on_cluster(work: WriteGraph, client: Client, receive: Callable[[Any, An
         raise
 
 
-def _raise_failure(future: Any, work: WriteGraph, client: Client) -> NoReturn:
-    """Raise why a task gave no result."""
+def _result_of(future: Any, work: WriteGraph) -> Any:
+    """Return the result of a task, or raise why there is none."""
+    if future.status == "finished":
+        return future.result()
     # The failure of another window may be seen first; this task is then lost with the worker that held it.
     died = RuntimeError(f"the task was {future.status}: the worker that ran it died")
     error = future.exception() if future.status == "error" else died
     if isinstance(error, S2CompositeError):
         raise error
-    key = future.key
-
-    def blamed(dask_scheduler: Any) -> Any:
-        return dask_scheduler.tasks[key].exception_blame.key
-
-    with suppress(Exception):  # the scheduler may have forgotten it
-        key = client.run_on_scheduler(blamed)
-    raise _failure(work, error, key) from error
+    raise _failure(work, error, future.key) from error
 
 
 def _failure(work: WriteGraph, error: BaseException, key: Any) -> WriteError:

@@ -172,7 +172,10 @@ class StorePlan:
     def regions(self) -> Regions:
         """What tasks need."""
         names, methods, nodata = zip(*((layer.name, layer.method, layer.nodata) for layer in self.layers), strict=True)
-        return Regions(self.place, names, methods, nodata, self.options.pyramid, self.token)
+        variables = self.dataset.data_vars.items()
+        tables = tuple(str(name) for name, array in variables if name not in names and array.chunks)
+        pyramid = self.options.pyramid
+        return Regions(self.place, names, methods, nodata, tables, self.stages[0], pyramid, self.token)
 
     def grid(self, level: int) -> GeoBox | None:
         """Return the pixel grid of a level: pixels of 2 ** level from the same origin."""
@@ -426,8 +429,14 @@ class Regions:
     names: tuple[str, ...]  # layers in the order of a task's blocks
     methods: tuple[str, ...]  # how each layer's overviews are made
     nodata: tuple[float | None, ...]  # of each layer
+    tables: tuple[str, ...]  # other variables that are computed
+    stage: Stage  # the windows
     pyramid: bool
     token: str  # hash of what is written
+
+    def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
+        """Write a window of all layers, and the values of tables that come with it."""
+        write_window(self, self.stage, position, {name: layers[name] for name in (*self.names, *self.tables)})
 
     def array(self, level: int, name: str) -> Any:
         """Return an array of a level, opened for writing."""
@@ -443,24 +452,25 @@ def write_window(
     regions: Regions,
     stage: Stage,
     position: tuple[int, int],
-    blocks: Sequence[NDArray[Any]] = (),
-    extras: Mapping[str, NDArray[Any]] | None = None,
+    values: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Write a window of all layers ``(..., y, x)``, in all levels of the stage.
+    """Write a window in all levels of the stage, and mark it as done.
 
-    Without `blocks` the levels are made from the one below them, which is in the store. `extras` are the values of
-    other variables for this window by name, ``(..., 1, 1)``.
+    `values` are, by name, those of all layers ``(..., y, x)``, and of tables for this window ``(..., 1, 1)``. Without
+    them the levels are made from the one below them, which is in the store.
     """
-    size = sum(block.nbytes for block in blocks)
+    values = values or {}
+    size = sum(block.nbytes for block in values.values())
     with _writing(regions, mark_of("", stage, position), stage.describe(*position), size):
-        for name, values in (extras or {}).items():
-            _store(regions.array(0, name), (..., *(slice(n, n + 1) for n in position)), values)
-        pixels = list(blocks)
-        if not pixels:
+        for name in values.keys() - set(regions.names):
+            _store(regions.array(0, name), (..., *(slice(n, n + 1) for n in position)), values[name])
+        if values:
+            pixels = [values[name] for name in regions.names]
+        else:
             below = tuple(slice(2 * axis.start, 2 * axis.stop) for axis in stage.window(*position))
             pixels = [regions.array(stage.first - 1, name)[(..., *below)] for name in regions.names]
         for level in range(stage.first, stage.last + 1):
-            if level > stage.first or not blocks:
+            if level > stage.first or not values:
                 pixels = _halved(pixels, regions)
             for name, layer in zip(regions.names, pixels, strict=True):
                 _store(regions.array(level, name), (..., *stage.window(*position, level)), layer)
@@ -501,8 +511,7 @@ def _window_graph(plan: StorePlan, done: frozenset[str]) -> WriteGraph:
     label, stage, token = plan.place.label, plan.stages[0], plan.token
     regions = delayed(plan.regions, name=f"send-store-plan-{token}", pure=True, traverse=False)
     layers = [layer.data for layer in plan.layers]
-    variables = plan.dataset.data_vars.items()
-    tables = {str(n): array.data for n, array in variables if n not in plan.regions.names and array.chunks}
+    tables = {name: plan.dataset[name].data for name in plan.regions.tables}
     own = tables_with(stage.chunks, {name for layer in layers for name in layer.dask.layers}, tables)
     name = f"write-window-{token}-0"
     windows = window_array(_write_blocks, name, stage.chunks, layers, own, regions=regions, stage=stage)
@@ -527,8 +536,7 @@ def _window_graph(plan: StorePlan, done: frozenset[str]) -> WriteGraph:
 def _write_blocks(
     *blocks: NDArray[Any], regions: Regions, stage: Stage, tables: Sequence[str], block_id: tuple[int, int]
 ) -> None:
-    n = len(regions.names)
-    write_window(regions, stage, block_id, blocks[:n], dict(zip(tables, blocks[n:], strict=True)))
+    write_window(regions, stage, block_id, dict(zip((*regions.names, *tables), blocks, strict=True)))
 
 
 def _write_table_block(
