@@ -26,7 +26,7 @@ import simplejpeg
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
-from s2composite.geotiff.header import read_headers
+from s2composite.geotiff.header import read_header
 from s2composite.reading.tiles import TileRequest, read_window
 
 THREADS = 2
@@ -106,7 +106,7 @@ def measure(compress, args, directory):
     """Print one compression's figures."""
     make_scenes(directory, scenes=args.scenes, size=args.size, compress=compress, distinct=args.distinct)
     start = time.perf_counter()
-    headers = read_headers([str(p) for p in sorted(Path(directory).glob("*.tif"))])
+    headers = tuple(read_header(str(path)) for path in sorted(Path(directory).glob("*.tif")))
     opening = time.perf_counter() - start
     alone, read = codec_alone(headers), ours(headers)
     gigabytes = len(headers) * args.size**2 * 3 / 1e9

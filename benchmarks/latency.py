@@ -24,7 +24,7 @@ from decode import windows
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
-from s2composite.geotiff.header import read_headers
+from s2composite.geotiff.header import read_header
 from s2composite.reading.tiles import TileRequest, begin_window
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -78,7 +78,8 @@ def measure(directory, latency, args):
     with throttled(directory, latency=latency, bandwidth=args.bandwidth * 1e6) as url:
         names = sorted(path.name for path in Path(directory).glob("*.tif"))
         start = time.perf_counter()
-        headers = read_headers([f"{url}/{name}" for name in names])
+        with ThreadPoolExecutor(32) as pool:
+            headers = tuple(pool.map(read_header, [f"{url}/{name}" for name in names]))
         opening, before = time.perf_counter() - start, stats(url)
         seconds = read_all(headers, args.size, args.window, args.threads)
         after = stats(url)
