@@ -1,11 +1,11 @@
-"""Which number of an array says "no data", and whether its attributes still speak of its numbers.
+"""Find the nodata value of an array, and whether its attributes still describe its values.
 
-xarray keeps attributes through arithmetic, comparisons, `where` and `astype`, so that ``attrs["nodata"]`` stays with
-arrays in which that number is data: an NDVI of 0, a difference of 0, False. What xarray drops there is `encoding`, so
-attributes are believed where the encoding is that of a file or of a loader. Where it is gone, the layers of a Dask
-graph say what became of the nodata value. Of arrays in memory, or held by workers, there is no graph: floats say "no
-data" with NaN, unsigned integers with 0, and a time series that holds none of these is refused, since nobody can tell
-whether its numbers were calculated from nodata. What cannot be told is not guessed.
+xarray keeps attributes through arithmetic, comparisons, `where` and `astype`: ``attrs["nodata"]`` stays on arrays in
+which that number is data (an NDVI of 0, a difference of 0, False). xarray drops `encoding` in these operations, so
+attributes are trusted while the array has the encoding of a file or loader. Without it, the layers of the Dask graph
+show how the nodata value changed. Arrays in memory or on workers have no graph. There, NaN is nodata in floats and 0
+in unsigned integers. A time series with neither raises an error, because its values may have been calculated from
+nodata. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["MissingValue", "missing_value_of", "stacked", "with_nodata"]
 LOG = logging.getLogger(__name__)
 
 _DECLARATIONS = ("_FillValue", "nodata", "missing_value", "fill_value")
-"""Attributes that declare the nodata value, as rioxarray reads them: `rio.write_nodata` wins over what was there."""
+"""Attributes that declare the nodata value, in rioxarray's order: `rio.write_nodata` overrides earlier ones."""
 
 _INHERITED = ({"engine"}, {"overviews", "grid_mapping"}, {"AREA_OR_POINT"})
-"""Attributes of cubes from `open_cube`, of layers of composites, and of arrays that rioxarray opened. All of these have
-an encoding: an array without one was derived from them."""
+"""Attributes of cubes from `open_cube`, layers of composites and arrays that rioxarray opened. All of these have an
+encoding, so an array that has the attributes but no encoding was derived from them."""
 
 _STORED = ("dtype", "rasterio_dtype", "source", "_FillValue", "missing_value")
 """Encoding of arrays that xarray's backends or rioxarray opened."""
@@ -40,31 +40,31 @@ _STORED = ("dtype", "rasterio_dtype", "source", "_FillValue", "missing_value")
 
 @dataclass(frozen=True, slots=True)
 class MissingValue:
-    """Which number of an array says that a pixel has no value. NaN always says so."""
+    """The nodata value of an array. NaN always means nodata."""
 
     nodata: float | None
-    """The number; NaN: no other than NaN; None: none is declared."""
+    """The number; NaN: only NaN is nodata; None: none is declared."""
 
     derived: bool = False
-    """Whether the array was calculated from others, so that its scale and offset are not true either."""
+    """Whether the array was calculated from others, so that its scale and offset do not apply either."""
 
     flags: bool = False
-    """Whether the numbers are 0 and 1 of a comparison, so that 0 is not the default it is for other integers."""
+    """Whether the values are the result of a comparison; then 0 is not the default nodata value."""
 
     cast: float | None = None
-    """A number that still says so in floats whose products are to have NaN; see `with_nan`."""
+    """A nodata number kept from integers in floats; outputs get NaN instead (see `with_nan`)."""
 
     unknown: str = ""
-    """Why it cannot be told which number it is, and what to do; empty if it can."""
+    """Why the nodata value cannot be determined, and what to do; empty if it can."""
 
     def known(self) -> MissingValue:
-        """Return this value, or raise a ParameterError if it cannot be told."""
+        """Return this value, or raise a ParameterError if it cannot be determined."""
         if self.unknown:
             raise ParameterError(self.unknown)
         return self
 
     def for_rules(self, rules: Sequence[Rule], dtype: np.dtype[Any]) -> float | None:
-        """Return the nodata value for a recipe with these rules, which may name the value themselves."""
+        """Return the nodata value for a recipe; the rules may set it themselves."""
         if not self.unknown and not (self.flags and dtype.kind in "iu"):
             return self.nodata
         named = [rule.value for rule in rules if isinstance(rule, Nodata | SwathEdge)]
@@ -72,19 +72,19 @@ class MissingValue:
             raise ParameterError(self.unknown)
         if dtype.kind == "f":
             return math.nan
-        # A number that calculations end at least often, for pixels without a result.
+        # A number that calculations rarely produce, for pixels without a result.
         ends = np.iinfo(dtype)
         return next((float(value) for value in named if value is not None), float(ends.min or ends.max))
 
     def with_nan(self, array: xr.DataArray) -> xr.DataArray:
-        """Return floats with NaN in place of the number that they kept from the integers they were."""
+        """Return floats with NaN in place of the nodata number kept from integers."""
         return array if self.cast is None else array.where(array != self.cast)
 
 
 def missing_value_of(array: xr.DataArray) -> MissingValue:
-    """Return which number of an array says "no data", from all that it shows of its origin.
+    """Return the nodata value of an array, from its attributes, encoding and graph.
 
-    Floats that were calculated have NaN for no data and nothing else. In integers that were calculated nobody knows.
+    In calculated floats only NaN is nodata. In calculated integers the nodata value is unknown.
     """
     attrs, encoding = array.attrs, array.encoding
     stated = _declared(attrs, array)
@@ -93,8 +93,8 @@ def missing_value_of(array: xr.DataArray) -> MissingValue:
     origin = _origin(array)
     if origin != "stored":
         if "_FillValue" in attrs and ("nodata" in attrs or not _inherits(attrs)):
-            # The user said it, as `rio.write_nodata` does: arrays of ours and of odc-stac have nodata alone, those of
-            # rioxarray other attributes beside _FillValue.
+            # The user set it, as `rio.write_nodata` does: our arrays and those of odc-stac have only `nodata`, those
+            # of rioxarray have other attributes next to _FillValue.
             return MissingValue(stated, derived=True)
         return _of_derived(array, stated, origin)
     encoded = _declared({"nodata": encoding.get("nodata")}, array)
@@ -105,13 +105,13 @@ def missing_value_of(array: xr.DataArray) -> MissingValue:
     value = encoded if stated is None else stated
     if "nodata" not in encoding or value is None or array.dtype.kind != "f":
         return MissingValue(value)
-    # xarray pads integers with NaN in `reindex` and `shift`, and keeps what they mean.
+    # xarray pads integers with NaN in `reindex` and `shift`, and the other values keep their meaning.
     was_integer = np.dtype(encoding.get("native", array.dtype)).kind in "iu"
     return MissingValue(math.nan, cast=None if math.isnan(value) else value) if was_integer else MissingValue(value)
 
 
 def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> MissingValue:
-    """Return the nodata value of an array that has lost its encoding, or never had one."""
+    """Return the nodata value of an array without an encoding."""
     floats, attrs = array.dtype.kind == "f", array.attrs
     if origin == "flags":
         return MissingValue(math.nan if floats else None, derived=True, flags=True)
@@ -140,14 +140,14 @@ def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> Mi
 
 
 def _of_held(array: xr.DataArray, nodata: float, stated: float | None) -> MissingValue:
-    """Return the nodata value of an array in memory, or held by workers, that was derived from one which declared it.
+    """Return the nodata value of an array in memory or on workers, derived from an array that declared one.
 
-    Scaling, masking and clipping leave 0 what it is in unsigned integers.
+    In unsigned integers, 0 stays 0 through scaling, masking and clipping.
     """
     floats, series = array.dtype.kind == "f", array.sizes.get("time", 1) > 1
     if floats and bool(array.isnull().any()):
         return MissingValue(math.nan, derived=True)
-    # Nothing but 0 is an area without any observation, rather than a comparison that is true nowhere.
+    # If all values are 0, assume an area without observations, not a comparison that is False everywhere.
     if bool(array.isin((0, 1)).all()) and bool((array == 1).any()):
         return MissingValue(math.nan if floats else None, derived=True, flags=True)
     if not floats:
@@ -157,9 +157,9 @@ def _of_held(array: xr.DataArray, nodata: float, stated: float | None) -> Missin
 
 
 def _as_data(array: xr.DataArray, nodata: float) -> MissingValue:
-    """Return the nodata value of floats among whose numbers are those that were calculated from nodata.
+    """Return the nodata value of floats that may contain values calculated from nodata.
 
-    Maps are often differences, of which 0 is data: that is said. Series are refused.
+    Maps are often differences, where 0 is data: this is logged. A time series raises an error.
     """
     series = array.sizes.get("time", 1) > 1
     if not series:
@@ -173,7 +173,7 @@ def _as_data(array: xr.DataArray, nodata: float) -> MissingValue:
 
 
 def _declared(attrs: Mapping[Any, Any], array: xr.DataArray) -> float | None:
-    """Return the nodata value among attributes, None if there is none; a ParameterError if it is not a number."""
+    """Return the nodata value in attributes, or None; raise a ParameterError if it is not a number."""
     for name in _DECLARATIONS:
         value = attrs.get(name)
         if value is None:
@@ -200,23 +200,23 @@ def _origin(array: xr.DataArray) -> Origin:
         declared = str(array.encoding.get("layer", ""))
         of_graph = origin_of_layer(array.data.name, array.data.dask, opened=_is_raw(array), declared=declared)
     if _is_encoded(array):
-        # Assignments in place keep the encoding.
+        # In-place assignments keep the encoding.
         return of_graph if of_graph in ("computed", "flags") else "stored"
     return "cast" if of_graph == "stored" else of_graph
 
 
 def _is_raw(array: xr.DataArray) -> bool:
-    """Return whether what xarray opened are the numbers of a raster or composite, not what was derived and written."""
+    """Return whether xarray opened an original raster or composite, not a derived array that was written."""
     return not {"grid_mapping", "AREA_OR_POINT"}.isdisjoint(array.attrs) and not _from_integers(array)
 
 
 def _from_integers(array: xr.DataArray) -> bool:
-    """Return whether floats were made from a cube of integers: the nodata value that they still have is one."""
+    """Return whether floats were made from a cube of integers: their nodata value is still an integer."""
     return array.dtype.kind == "f" and isinstance(array.attrs.get("nodata"), int | np.integer)
 
 
 def _is_encoded(array: xr.DataArray) -> bool:
-    """Return whether an array has the encoding that it was opened with."""
+    """Return whether an array still has the encoding it was opened with."""
     attrs, encoding = array.attrs, array.encoding
     if "nodata" in encoding:
         return True
@@ -224,17 +224,17 @@ def _is_encoded(array: xr.DataArray) -> bool:
         return "rasterio_dtype" in encoding
     located = "grid_mapping" in encoding or "grid_mapping" in attrs
     if encoding.keys().isdisjoint(_STORED):
-        # write_crs of a derived array leaves this, too; raw ones of ours have more.
+        # write_crs leaves this on derived arrays, too; our raw arrays have more.
         return "grid_mapping" in encoding and attrs.keys().isdisjoint(("engine", "overviews"))
     if "engine" in attrs:
-        # A cube that was written and opened again: what is derived from one has lost the grid mapping, or is not raw.
+        # A cube that was written and reopened: arrays derived from one have lost the grid mapping, or are not raw.
         return located and not _from_integers(array)
     filled = "_FillValue" in encoding and array.dtype.kind == "f" and "nodata" in attrs
     return located or not filled
 
 
 def _unknown(array: xr.DataArray, stated: float | None) -> str:
-    """Return why nobody can tell the nodata value of an array, and what to do."""
+    """Return why the nodata value of an array cannot be determined, and what to do."""
     number = 0.0 if stated is None else stated
     return (
         f"{_called(array)} ({array.dtype}) was derived from one whose nodata value was {number:g}; which of its "
@@ -249,10 +249,10 @@ def _called(array: xr.DataArray) -> str:
 
 
 def with_nodata(array: xr.DataArray, nodata: float | None) -> xr.DataArray:
-    """Return an array that declares its nodata value, in a way that does not outlive arithmetic.
+    """Return an array that declares its nodata value in a way that arithmetic removes.
 
-    `encoding` is what xarray drops when values change; it does not write keys that it does not know into files, but the
-    grid mapping, by which the array is known again when it is opened.
+    xarray drops `encoding` when values change. Of the encoding it writes only the grid mapping to files, which
+    identifies the array when it is reopened.
     """
     shown = int(nodata) if nodata is not None and array.dtype.kind in "iu" and nodata == int(nodata) else nodata
     out = array if nodata is None else array.assign_attrs(nodata=shown)
@@ -263,22 +263,22 @@ def with_nodata(array: xr.DataArray, nodata: float | None) -> xr.DataArray:
     if "spatial_ref" in array.coords and "grid_mapping" not in array.attrs:
         out.encoding["grid_mapping"] = "spatial_ref"
         if "coordinates" not in array.attrs:
-            # xarray leaves the grid mapping out of the coordinates that it lists, and would open it as a variable
+            # xarray does not list the grid mapping among the coordinates, and would open it as a variable
             names = sorted(str(name) for name in array.coords if name not in array.dims and " " not in str(name))
             out.encoding["coordinates"] = " ".join(names)
     return out
 
 
 def stacked(dataset: xr.Dataset) -> xr.DataArray:
-    """Return the variables of a Dataset as the bands of one array, with a nodata value that is true for all of them.
+    """Return the variables of a Dataset as the bands of one array, with one nodata value for all of them.
 
-    Integers with different ones become floats with NaN.
+    Integers with different nodata values become floats with NaN.
     """
     variables = {str(name): array for name, array in dataset.data_vars.items()}
     missing = {name: missing_value_of(array) for name, array in variables.items()}
     first = next(iter(variables.values()))
     if any(one.unknown for one in missing.values()):
-        # Rules that name a value need no other; without them, this array cannot be told either.
+        # Rules that set a value need no other; without them, the value of this array is unknown, too.
         return dataset.to_dataarray("band").assign_attrs(first.attrs)
     clean = {name: missing[name].with_nan(array) for name, array in variables.items()}
     values = {str(one.nodata): one.nodata for one in missing.values()}

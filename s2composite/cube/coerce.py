@@ -48,7 +48,7 @@ _SPELLINGS = {
     "x": ("longitude", "lon", "easting", "projection_x_coordinate"),
 }
 _PLAIN = {spelling: plain for plain, others in _SPELLINGS.items() for spelling in (plain, *others)}
-"""What the dimensions of a cube are called here, by what other libraries call them, in lower case."""
+"""Names of a cube's dimensions here, by the lower-case names that other libraries use."""
 
 _GRID_MAPPING = {"crs_wkt", "spatial_ref", "grid_mapping_name"}
 """Attributes of a variable that describes the coordinate system."""
@@ -70,7 +70,7 @@ def as_cube(cube: Any) -> xr.DataArray:
     if empty:
         raise ParameterError(f"the cube has no {' and no '.join(empty)}; nothing to composite")
     array = array.transpose(*_DIMS)
-    if "scene" in array.coords and not array["scene"].ndim:  # `isel(time=0)` took its dimension
+    if "scene" in array.coords and not array["scene"].ndim:  # `isel(time=0)` removed its dimension
         scenes = np.atleast_1d(array["scene"].values)
         array = array.assign_coords(scene=("time", scenes)) if array.sizes["time"] == 1 else array.drop_vars("scene")
     missing = {dim: np.arange(array.sizes[dim]) for dim in ("time", "band") if dim not in array.coords}
@@ -81,18 +81,18 @@ _Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
 
 
 def with_plain_dims(data: _Data) -> _Data:
-    """Return an array or Dataset whose dimensions are called time, band, y and x, where it is clear which those are."""
+    """Return an array or Dataset with dimensions renamed to time, band, y and x where they are unambiguous."""
     plain = {dim: _PLAIN.get(str(dim).lower()) for dim in data.dims}
-    times = Counter(plain.values())  # where two dimensions could be meant, both are left alone
+    times = Counter(plain.values())  # if two dimensions match a name, neither is renamed
     renamed = {dim: name for dim, name in plain.items() if name and times[name] == 1 and dim != name}
-    # A coordinate that is no dimension may have that name already.
+    # A non-dimension coordinate may already have that name.
     return data.drop_vars(list(renamed.values()), errors="ignore").rename(renamed)
 
 
 def _bands_of(dataset: xr.Dataset) -> xr.DataArray:
-    """Return the variables of a Dataset as bands; those without y and x, such as bounds of times, are none."""
+    """Return the variables of a Dataset as bands, without those that have no y and x, such as time bounds."""
     systems = [name for name, array in dataset.data_vars.items() if _GRID_MAPPING & set(array.attrs)]
-    # GDAL writes the coordinate system as a variable, which concatenation over time may have repeated.
+    # GDAL writes the CRS as a variable; concatenation over time may have repeated it.
     located = dataset.drop_vars(systems).assign_coords(
         {name: xr.Variable((), 0, dataset[name].attrs) for name in systems}
     )
@@ -135,11 +135,11 @@ OneRule: TypeAlias = Rule | xr.DataArray | str | Mapping[str, Mapping[str, Any] 
 """A rule; by its name, ``"scl"``, or with parameters ``{"scl": {"closing": 3}}``, as in jobs; or a boolean array."""
 
 ValidRules: TypeAlias = OneRule | Sequence[OneRule]
-"""What `composite` takes as ``valid``: rules, and boolean arrays of the user's own."""
+"""What `composite` takes as ``valid``: rules and the user's own boolean arrays."""
 
 
 def rules_of(valid: ValidRules | None) -> tuple[Rule | xr.DataArray, ...]:
-    """Return what was given as ``valid`` as a tuple of rules and arrays; the default rules for None."""
+    """Return ``valid`` as a tuple of rules and arrays; None means the default rules."""
     if valid is None:
         return DEFAULT_RULES
     several = isinstance(valid, Iterable) and not isinstance(valid, (str, bytes, Mapping, xr.DataArray, xr.Dataset))
@@ -165,7 +165,7 @@ def usable_cube(
     """Separate a cube from its masks.
 
     Rules on mask bands that the cube or Dataset contains are evaluated, and those bands removed from it. A cube from
-    `open_cube` is left as it is: its mask bands are read beside the data, at their own resolution.
+    `open_cube` is not changed: its mask bands are read separately, at their own resolution.
 
     Returns the cube ``(time, band, y, x)``; the rules that are still to be evaluated; ``(time, y, x)`` masks and
     evaluated rules combined, None if there are none; and `valid` in its order, each rule on Fmask in the coding of its
@@ -200,7 +200,7 @@ def usable_cube(
 
 
 def _coded_by_band(rule: MaskRule, band: xr.DataArray) -> MaskRule:
-    """Return a rule on Fmask in the coding that the name of the band, or Open Data Cube's list of its classes, says."""
+    """Return an Fmask rule in the coding given by the band's name or by Open Data Cube's list of its classes."""
     if not rule.codings:
         return rule
     flags = band.attrs.get("flags_definition")
@@ -215,9 +215,9 @@ def _coded_by_band(rule: MaskRule, band: xr.DataArray) -> MaskRule:
 
 
 def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
-    """Return a cube without its mask bands, and those ``(time, y, x)`` by the names that rules have for them."""
+    """Return a cube without its mask bands, and the mask bands ``(time, y, x)`` by the names used in rules."""
     if isinstance(cube, xr.Dataset):
-        # Before they are stacked: mask bands are often of another type.
+        # Before bands are stacked: mask bands often have another dtype.
         names = _names_in(wanted, list(map(str, cube.data_vars)))
         bands = {band: as_cube(cube[name])[:, 0].assign_attrs(cube[name].attrs) for band, name in names.items()}
         rest: Any = cube.drop_vars(names.values())
@@ -236,13 +236,13 @@ def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, 
 
 
 def _names_in(wanted: Collection[str], names: Sequence[Any]) -> dict[str, Any]:
-    """Return what mask bands are called where they are: ``scl``, as catalogues have it, is the band ``SCL``."""
+    """Map names of mask bands to the cube's names: ``scl``, as in catalogues, is the band ``SCL``."""
     alike = {band: [name for name in names if same_band(str(name))[0] == same_band(band)[0]] for band in wanted}
     return {band: band if band in names else found[0] for band, found in alike.items() if found}
 
 
 def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
-    """Evaluate a rule on its band ``(t, y, x)``; each chunk sees the pixels around it that matter."""
+    """Evaluate a rule on its band ``(t, y, x)``; each chunk gets the surrounding pixels that affect it."""
     if not isinstance(band, da.Array):
         return rule.valid(np.asarray(band))
     halo = {1: rule.halo, 2: rule.halo}
@@ -264,7 +264,7 @@ def _evaluated_block(block: NDArray[Any], rule: MaskRule) -> NDArray[np.bool_]:
 def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] | None) -> ValidArray:
     """Return a mask as ``(time, y, x)`` of the cube; one without time applies to all scenes.
 
-    `shift` is that of the coordinates of the cube as it was given, with which a mask made from it agrees.
+    `shift` is the shift of the original cube's coordinates; a mask made from that cube has the same coordinates.
     """
     name = mask.name or "the mask"
     if mask.dtype != np.bool_:
@@ -297,7 +297,7 @@ def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] 
 
 
 def _is_reversed(mask: xr.DataArray, cube: xr.DataArray, dim: str) -> bool:
-    """Return whether an axis runs the other way: rows from south to north, where the cube's begin in the north."""
+    """Return whether an axis runs opposite to the cube's, such as rows from south to north."""
     if dim not in cube.coords or mask.sizes[dim] < 2 or cube.sizes[dim] < 2:
         return False
     first, last = mask[dim].values[[0, -1]]
@@ -305,7 +305,7 @@ def _is_reversed(mask: xr.DataArray, cube: xr.DataArray, dim: str) -> bool:
 
 
 def _check_axis(dim: str, name: object, mask: xr.DataArray, cube: xr.DataArray) -> None:
-    """Raise if a mask's axis is not the cube's: sizes have to agree, and labels where both have them."""
+    """Raise unless a mask's axis is the cube's: sizes must match, and labels if both have them."""
     same = mask.sizes[dim] == cube.sizes[dim]
     if same and dim in mask.coords and dim in cube.coords:
         ours, theirs = cube[dim].values, mask[dim].values

@@ -1,4 +1,4 @@
-"""`composite`: a cube reduced over time; `Composite`: what can be done with the result."""
+"""`composite` reduces a cube over time; `Composite` wraps the result and its methods."""
 
 from __future__ import annotations
 
@@ -66,32 +66,32 @@ def composite(
         observations of a pixel by R + G + B (ties in scene order) and takes the one at index ``n // 2``; all bands come
         from that one observation.
     valid
-        Rules that say which observations may be used, or their names as in jobs, ``["nodata", "scl", {"value_range":
+        Rules that select the observations to use, or their names as in jobs, ``["nodata", "scl", {"value_range":
         {"low": 1}}]``; ``()`` uses all. Default: `Nodata` and `Saturated`, which drop
-        observations with any band empty or saturated. Boolean DataArrays ``(time, y, x)`` or ``(y, x)`` on the cube's
-        grid, True where an observation may be used, can stand among them. Rules on mask bands (`SCL` ...) read that
-        band beside the data of a cube from `open_cube`; in other cubes they use the cube's own band, which is then left
-        out of the composite.
+        observations with any band empty or saturated. The list may contain boolean DataArrays ``(time, y, x)`` or
+        ``(y, x)`` on the cube's grid, True where an observation may be used. For a cube from `open_cube`, rules on mask
+        bands (`SCL` ...) read that band from the scenes; in other cubes they use the cube's own band, which is then
+        left out of the composite.
     period
         Make one composite per period, from a single read of the scenes: ``"month"``, ``"season"``, ``"10D"``,
         ``"2023-06-01/2023-08-31"``, ``"rolling-3months"``, a list ...; see `s2composite.scenes.dates.find_periods`.
     keep_empty
-        Keep periods without scenes, which have no value anywhere; False drops them.
+        Keep periods without scenes, filled with nodata; False drops them.
     day
         How the day of a scene is counted: ``"utc"``, or ``"solar"`` for mean solar time at the centre of the cube.
     min_count
-        Pixels with fewer valid observations get no value.
+        Pixels with fewer valid observations become nodata.
     max_count
-        Of each pixel (and period) use only so many valid observations, the first in the order of `prefer`. Scenes are
-        read in that order, and in each block of the files only until every pixel has enough: how much that
-        saves depends on how often clouds hide the last pixel of a block. ``count`` is what was used. Reducers that pick
-        by time or score read no further than they need by themselves, unless ``count`` is computed, too.
+        Use at most this many valid observations of each pixel (and period), the first in the order of `prefer`. Scenes
+        are read in that order, in each block of the files only until every pixel has enough, so the saving depends on
+        how often clouds hide the last pixel of a block. ``count`` is the number used. Reducers that pick by time or
+        score stop reading early in any case, unless ``count`` is computed, too.
     prefer
-        Which observations come first: ``"latest"``, ``"earliest"``, those nearest to a date (``"2023-07-15"``), or of
-        the smallest values of a coordinate of the scenes (``"cloud_cover"``). Default: the order of a reducer that
+        Which observations come first: ``"latest"``, ``"earliest"``, those nearest to a date (``"2023-07-15"``), or
+        those with the smallest value of a scene coordinate (``"cloud_cover"``). Default: the reducer's own order if it
         picks by time, else ``"latest"``.
     **params
-        Parameters of the reducer, if there is one and it is given by name.
+        Parameters of the reducer, if a single one is given by name.
 
     Returns
     -------
@@ -105,12 +105,12 @@ def composite(
     ------
     ParameterError
         The reducer, a parameter or the period is unknown, the cube has other dimensions, its chunks cannot be merged
-        over time, a mask is not on its grid, or integers were calculated from others with a nodata value.
+        over time, a mask is not on its grid, or integers were calculated from others that have a nodata value.
 
     Notes
     -----
-    The nodata value is that of the cube's attributes as long as its values are those that were read. What was
-    calculated from them (an index, a reflectance) has NaN where nothing was observed, and everything else is data.
+    The nodata value is taken from the cube's attributes while its values are unchanged since they were read. In values
+    calculated from them (an index, a reflectance) only NaN is nodata.
 
     Examples
     --------
@@ -159,10 +159,10 @@ def composite(
 
 @dataclass(frozen=True, eq=False)
 class Composite:
-    """A composite: an immutable wrapper around a Dataset that can write and draw itself. Lazy until it is computed.
+    """A composite: an immutable wrapper around a Dataset, with methods to write and plot it. Lazy until it is computed.
 
     Each layer is an xarray.DataArray, ``comp["count"]`` or ``comp.count``; ``comp.sel`` and ``comp.isel`` select as in
-    xarray; everything else that xarray, rioxarray and odc-geo do is at the dataset and the layers:
+    xarray. Use the dataset and the layers for everything else in xarray, rioxarray and odc-geo:
     ``comp.dataset.rio``, ``comp["composite"].odc``.
 
     Examples
@@ -178,17 +178,17 @@ class Composite:
     """Layers ``composite`` ``(band, y, x)``, ``count`` and ``source`` ``(y, x)``, with the scenes along ``scene``."""
 
     def __getitem__(self, layer: str) -> xr.DataArray:
-        """Return a layer by name; a ParameterError lists the layers there are."""
+        """Return a layer by name; for an unknown name a ParameterError lists the layers."""
         if not isinstance(layer, str) or layer not in self.dataset.data_vars:
             raise ParameterError(
                 f"the composite has no layer {layer!r}; it has {', '.join(map(str, self.dataset.data_vars))}"
             )
         return self.dataset[layer]
 
-    if not TYPE_CHECKING:  # where a type checker should find fault with a mistyped name
+    if not TYPE_CHECKING:  # so that type checkers report mistyped names
 
         def __getattr__(self, name: str) -> xr.DataArray:
-            if name == "dataset" or name.startswith("_"):  # "dataset": of a copy that is being made
+            if name == "dataset" or name.startswith("_"):  # "dataset": while a copy is being made
                 raise AttributeError(f"'Composite' object has no attribute {name!r}")
             if name in self.dataset.data_vars:
                 return self.dataset[name]
@@ -294,7 +294,7 @@ class Composite:
         Returns
         -------
         Composite
-            Still lazy if the composite is; to write it reads no scene outside of the part.
+            Still lazy if the composite is; writing it reads only scenes within the part.
 
         Raises
         ------
@@ -345,14 +345,14 @@ class Composite:
     def preview(self, size: int = 1024) -> Composite:
         """Return a small composite in memory, in seconds: computed from the overviews of the files.
 
-        It is an estimate: pixels of overviews are means of pixels, clouds among them. Where the composite no longer
-        stands for whole files (in memory, cropped, one period taken out, masks given as arrays), every n-th pixel is
-        computed instead.
+        It is an estimate: pixels of overviews are means of pixels, including clouds. If the composite does not cover
+        whole files (in memory, cropped, one period selected, masks given as arrays), every n-th pixel is computed
+        instead.
 
         Parameters
         ----------
         size
-            Most pixels along the longer side.
+            Maximum pixels along the longer side.
 
         Returns
         -------
@@ -374,7 +374,7 @@ class Composite:
         Parameters
         ----------
         label
-            One of the coordinate ``period``, such as ``"2023-06"``.
+            A value of the coordinate ``period``, such as ``"2023-06"``.
 
         Returns
         -------
@@ -384,7 +384,7 @@ class Composite:
         Raises
         ------
         ParameterError
-            There is no such period; lists those there are.
+            There is no such period; the message lists the valid ones.
 
         Examples
         --------
@@ -417,7 +417,7 @@ class Composite:
         Raises
         ------
         ParameterError
-            There is no such layer: the reducer does not pick observations.
+            There is no such layer, because the reducer does not pick observations.
 
         Examples
         --------
@@ -470,7 +470,7 @@ class Composite:
             its first three bands.
         separate : bool, optional
             One file per layer: ``median.tif``, ``median_count.tif``. False: one file with all layers as bands, in the
-            smallest dtype and with a nodata value that suit them all. Default: separate.
+            smallest dtype and with a nodata value that fit all layers. Default: separate.
         overwrite : bool, default False
             Replace existing files.
         compress : {"deflate", "zstd", "lzw", "webp", "jpeg", "none"}
@@ -484,8 +484,7 @@ class Composite:
         blocksize : int, default 512
             Side of a tile in pixels, a multiple of 16 from 64 to 8192.
         overview_resampling : {"average", "nearest", "mode"}, optional
-            How overviews are made. Default: as suits each layer, means of valid pixels, and nearest for indices of
-            scenes.
+            How overviews are made. Default: means of valid pixels; nearest for indices of scenes.
         mask : bool, optional
             Mark missing pixels in a mask of one bit instead of by a nodata value. Default: for jpeg and lossy webp
             only.
@@ -496,8 +495,8 @@ class Composite:
         overrides : mapping from str to mapping, optional
             Other encoding options for some layers: ``{"rgba": {"compress": "jpeg", "jpeg_quality": 90}}``.
         tags : mapping from str, optional
-            Further tags for the files, which record scenes, rules, reducer and version in any case; and, if unreadable
-            scenes are skipped, which were missing in which windows (``READ_STATUS``).
+            Further tags for the files. Files always record scenes, rules, reducer and version and, if unreadable scenes
+            are skipped, which were missing in which windows (``READ_STATUS``).
         progress : bool, default True
             Show how far the call is, in terminals and notebooks.
 
@@ -556,8 +555,8 @@ class Composite:
 
         Runs on the current Dask client, otherwise in threads. Each window writes its own shards and reads them back;
         the store gets its final name (a directory) or its root metadata (an object store) last, so it is complete or
-        absent. If unreadable scenes are skipped, the variable ``read_status`` has a table of them and the root
-        attribute of that name a summary.
+        absent. If unreadable scenes are skipped, the variable ``read_status`` lists them and the root attribute of the
+        same name summarises them.
 
         Parameters
         ----------
@@ -567,7 +566,7 @@ class Composite:
         overwrite : bool, default False
             Replace an existing store.
         resume : bool, default False
-            Continue an interrupted call with the same data; if this call is interrupted, keep what is done.
+            Continue an interrupted call with the same data; if this call is interrupted, keep the finished windows.
         chunk : int, default 256
             Side of the chunks inside a shard, in pixels.
         level : int, default 3
@@ -576,7 +575,7 @@ class Composite:
             One object per window, with an index of its chunks. False: one object per chunk, which GDAL before 3.13
             needs.
         pyramid : bool, default False
-            Also write overviews, as GeoZarr's multiscales: group ``0`` is the full resolution, ``1`` half of it, and so
+            Also write overviews, as GeoZarr multiscales: group ``0`` has the full resolution, ``1`` half of it, and so
             on.
         progress : bool, default True
             Show how far the call is, in terminals and notebooks.
@@ -639,11 +638,11 @@ class Composite:
         tags: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> tuple[str, ...]:
-        """Write layers as cloud-optimised GeoTIFF, a thumbnail, and last of all a STAC 1.1 item that describes them.
+        """Write layers as cloud-optimised GeoTIFF, a thumbnail, and last a STAC 1.1 item that describes them.
 
-        ``median.json`` has the files ``median.tif``, ``median_count.tif`` ... and ``median_thumbnail.png`` beside it.
-        If the item exists, all of them do, complete and verified; an item to be replaced is removed before its files
-        are.
+        The files ``median.tif``, ``median_count.tif`` ... and ``median_thumbnail.png`` are next to ``median.json``.
+        If the item exists, all its files are complete and verified: an item that is replaced is removed before its
+        files.
 
         Parameters
         ----------
@@ -654,11 +653,11 @@ class Composite:
         separate, overwrite : bool, optional
             As for `to_raster`.
         thumbnail : {"png", "webp"}, optional
-            Kind of the thumbnail; None: there is none.
+            Kind of the thumbnail; None: no thumbnail.
         size : int, default 512
-            Pixels into which the thumbnail fits, 16 to 4096.
+            Maximum width and height of the thumbnail in pixels, 16 to 4096.
         stretch : str or pair of float or sequence of pairs, optional
-            Values shown black and white in the thumbnail, such a pair for each band, or percentiles: ``"1-99%"``,
+            Values shown black and white in the thumbnail, a pair for each band, or percentiles: ``"1-99%"``,
             ``"1-99% per band"``. Default: uint8 unchanged, anything else between percentiles 2 and 98.
         derived_from : mapping from str to str, optional
             Address of each scene's own STAC item, by the name of the scene, for links.
@@ -735,13 +734,13 @@ class Composite:
         path : str or os.PathLike
             Local path or URL that ends in ``.png`` or ``.webp``.
         size : int, default 512
-            Pixels into which the picture fits, 16 to 4096.
+            Maximum width and height of the picture in pixels, 16 to 4096.
         stretch : str or pair of float or sequence of pairs, optional
-            Values shown black and white, such a pair for each band, or percentiles of the picture: ``"1-99%"``,
+            Values shown black and white, a pair for each band, or percentiles of the picture: ``"1-99%"``,
             ``"1-99% per band"``; ``"common"`` and ``"1-99% common"``: of the pictures of all periods together. Default:
             uint8 unchanged, anything else between percentiles 2 and 98 of each picture.
         layer : str, optional
-            Layer to show; default: the composite. Its bands red, green and blue are shown, or else the first three.
+            Layer to show; default: the composite. Shows its bands red, green and blue, or else the first three.
         overwrite : bool, default False
             Replace an existing file.
 
@@ -777,20 +776,20 @@ class Composite:
     ) -> Map:
         """Show the composite on a map to zoom and pan, with a slider for its periods.
 
-        A lazy composite is computed; ``comp.preview().explore()`` takes seconds. A page holds 12 million pixels at
-        most, so that the more periods there are, the coarser they are.
+        A lazy composite is computed; ``comp.preview().explore()`` takes seconds. A page holds at most 12 million
+        pixels, so more periods are shown at a coarser resolution.
 
         Parameters
         ----------
         layer : str, default "composite"
-            Which variable.
+            Layer to show.
         bands : sequence of str, optional
             Three names for red, green and blue, or one. Default: those named red, green, blue or B04, B03, B02, else
             the first three.
         stretch : str or pair of float or sequence of pairs, optional
-            The values shown black and white, such a pair for each band, or percentiles: ``"1-99%"``,
-            ``"1-99% per band"``. Percentiles, and so the default, are those of each period; ``"common"`` and
-            ``"1-99% common"`` are those of all periods together, so that their brightness can be compared.
+            Values shown black and white, a pair for each band, or percentiles: ``"1-99%"``, ``"1-99% per band"``.
+            Percentiles, including the default, are computed for each period; with ``"common"`` and ``"1-99% common"``
+            for all periods together, so that brightness can be compared.
         basemap : str, optional
             Name of a background as Bokeh's ``add_tile`` takes it; None: no background. Default:
             ``"OpenStreetMap Mapnik"``.
@@ -798,14 +797,14 @@ class Composite:
         Returns
         -------
         Map
-            ``.save("map.html")``, or the last line of a notebook's cell.
+            Call ``.save("map.html")``, or put it on the last line of a notebook cell.
 
         Raises
         ------
         ParameterError
             No such layer, band or background, or no pixel has data.
         GridError
-            The composite has no coordinate system, or lies where web maps end: over the antimeridian or a pole.
+            The composite has no CRS, or crosses the antimeridian or a pole, which web maps cannot show.
 
         Examples
         --------
@@ -821,7 +820,7 @@ class Composite:
 
         return explore(self.dataset, layer=layer, bands=bands, stretch=stretch, basemap=basemap)
 
-    @cached_property  # which notebooks look into for help, as they do not into a property
+    @cached_property  # notebooks show help for it, unlike for a property
     def plot(self) -> Plots:
         """Pictures: ``comp.plot()``, ``comp.plot.count()``, ``comp.plot.date()``, ``comp.plot.periods()`` ..."""
         from s2composite.analysis.plot import Plots  # noqa: PLC0415

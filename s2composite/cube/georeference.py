@@ -1,4 +1,4 @@
-"""Where the pixels of an array lie. Its coordinates say so; attributes only what coordinates cannot."""
+"""Find the grid of an array's pixels: from its coordinates, and from attributes only what coordinates lack."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _STACKSTAC = ("spec", "crs", "transform", "resolution", "resolution_xy")
 """Attributes in which stackstac describes the grid that an array had when it was made."""
 
 _TOLERANCE = 0.01
-"""Pixels by which coordinates may differ from those of a grid."""
+"""Tolerance in pixels when coordinates are compared with a grid."""
 
 
 def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
-    """Return the grid of an array's pixels, None if nothing says where they are.
+    """Return the grid of an array's pixels, or None if it has no georeference.
 
-    One-dimensional coordinates decide. What attributes say of an earlier grid (``GeoTransform``, stackstac's
-    ``transform``) is used where it agrees with them: for the width of a single pixel, and for all digits.
+    One-dimensional coordinates decide. Attributes that describe an earlier grid (``GeoTransform``, stackstac's
+    ``transform``) are used if they agree with the coordinates: for the size of a single pixel, and for full precision.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
     slack = [float(np.spacing(np.abs(values).max())) if values.dtype.kind == "f" else 0 for values in labels]
     transform = _transform(array, dims, (y, x), slack, recorded)
     if transform is None and crs is None:
-        return None  # a single pixel that has a position, but nothing that says how large it is
+        return None  # a single pixel with a position but no known size
     if transform is None:
         raise ParameterError(
             f"{_name(array)} has a single pixel along {' and '.join(d for d in dims if array.sizes[d] == 1)}, and "
@@ -81,9 +81,9 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
 def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
     """Return an array with the centres of its pixels as coordinates, and a ``spatial_ref`` that agrees with them.
 
-    The coordinates of stackstac are by default corners of pixels, where everything else expects centres. What
-    attributes and ``GeoTransform`` say of an earlier grid is replaced. An array whose coordinates are no regular grid,
-    or without a CRS, is returned as it is.
+    stackstac's coordinates are by default corners of pixels; everything else expects centres. Attributes and a
+    ``GeoTransform`` that describe an earlier grid are replaced. An array without a CRS, or whose coordinates are not
+    a regular grid, is returned unchanged.
     """
     array = _picture(data)
     dims = None if array is None else _spatial_dims(array)
@@ -96,14 +96,14 @@ def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
     except ParameterError:
         geobox = None
     if geobox is None or geobox.crs is None or not geobox.axis_aligned:
-        return data  # the coordinates of a rotated grid are pixels of the one that GeoTransform describes
+        return data  # coordinates of a rotated grid are pixels of the grid that GeoTransform describes
     mapping = _grid_mapping(array)
     current = mapping == "spatial_ref" and _geotransform(array) == geobox.transform
     if current and shift == (0.0, 0.0) and _stackstac_grid(array) is None:
         return data
     coords = xr_coords(geobox, dims=dims)
     if shift == (0.0, 0.0) and all(dim in array.coords for dim in dims):
-        coords = {"spatial_ref": coords["spatial_ref"]}  # those that the caller selects and aligns by
+        coords = {"spatial_ref": coords["spatial_ref"]}  # keep the coordinates that the caller selects and aligns by
     if isinstance(mapping, str) and mapping != "spatial_ref":
         data = data.drop_vars(mapping)
     return _without_earlier_grid(data.assign_coords(coords))
@@ -112,7 +112,7 @@ def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
 def north_up(data: _ArrayOrDataset) -> _ArrayOrDataset:
     """Return an array with its rows from north to south and its columns from west to east.
 
-    Without a CRS rows and columns are those of a picture, and stay as they are.
+    Without a CRS, rows and columns are those of a picture and are not changed.
     """
     array = _picture(data)
     dims = None if array is None else _spatial_dims(array)
@@ -125,7 +125,7 @@ def north_up(data: _ArrayOrDataset) -> _ArrayOrDataset:
 
 
 def _rises(array: xr.DataArray, dim: str) -> bool | None:
-    """Return whether a coordinate rises, None if it does neither."""
+    """Return whether a coordinate increases; None if it neither increases nor decreases."""
     if dim not in array.coords or array.sizes[dim] < 2:
         return None
     first, last = array[dim].values[[0, -1]]
@@ -133,12 +133,12 @@ def _rises(array: xr.DataArray, dim: str) -> bool | None:
 
 
 def label_shift(array: xr.DataArray) -> tuple[float, float] | None:
-    """Return what is added to an array's coordinates ``(x, y)`` for the centres of its pixels.
+    """Return the shift that turns an array's coordinates ``(x, y)`` into the centres of its pixels.
 
-    None: nothing says, so they are centres, as everywhere else. Coordinates of stackstac are the upper left corners of
-    the pixels that it made, unless it was asked for ``xy_coords="center"``; all that is derived from them (every second
-    one, means of two, interpolated ones) is off by half of such a pixel. It is a ParameterError if the array is
-    stackstac's, but no longer says whether its coordinates are corners.
+    None: unknown, so they are taken as centres. stackstac's coordinates are the upper left corners of its pixels,
+    except with ``xy_coords="center"``; coordinates derived from them (every second one, means of two, interpolated
+    ones) are off by half an original pixel. Raises a ParameterError for a stackstac array that has lost the attributes
+    that tell whether its coordinates are corners.
     """
     dims = _spatial_dims(array)
     if dims is None or any(dim not in array.coords for dim in dims):
@@ -162,16 +162,16 @@ def _is_reprojected(array: xr.DataArray, crs: CRS | None) -> bool:
 
 
 def _on_corners(array: xr.DataArray, dims: Sequence[str], transform: Affine) -> tuple[bool | None, bool | None]:
-    """Return whether the coordinates x and y are corners of pixels of a grid, not centres; None: they could be both."""
+    """Return whether the coordinates x and y are corners of a grid's pixels, not centres; None: ambiguous."""
     y, x = (np.asarray(array[dim].values, np.float64) for dim in dims)
     return _are_corners(x, transform.c, transform.a), _are_corners(y, transform.f, transform.e)
 
 
 def _are_corners(labels: NDArray[np.float64], origin: float, step: float) -> bool | None:
-    """Return whether labels are edges of the pixels that begin at `origin`, not centres; None: they could be both.
+    """Return whether labels are edges of the pixels that begin at `origin`, not centres; None: ambiguous.
 
-    Every third of the centres is a centre, and so is the mean of three of them. The mean of two corners is a centre,
-    the mean of two centres is an edge.
+    Every third centre is a centre, and the mean of three centres is one. The mean of two corners is a centre, the
+    mean of two centres is an edge.
     """
     times = abs((labels[-1] - labels[0]) / (len(labels) - 1) / step) if len(labels) > 1 else 1.0
     place = (labels[0] - origin) / step % 1
@@ -183,7 +183,7 @@ def _are_corners(labels: NDArray[np.float64], origin: float, step: float) -> boo
 
 
 def _warn_of_corners(array: xr.DataArray, dims: Sequence[str]) -> None:
-    """Log that coordinates were taken for corners where they could be centres."""
+    """Log that ambiguous coordinates were taken as corners."""
     made = _stackstac_grid(array)
     if made is None or any(dim not in array.coords for dim in dims) or _is_reprojected(array, made[1]):
         return
@@ -198,7 +198,7 @@ def _warn_of_corners(array: xr.DataArray, dims: Sequence[str]) -> None:
 
 
 def _stackstac_grid(array: xr.DataArray) -> tuple[Affine, CRS | None] | None:
-    """Return the grid on which stackstac made an array, None if it is not from there, or no longer says so."""
+    """Return the grid on which stackstac made an array; None for other arrays or without its attributes."""
     attrs = array.attrs
     if not ("spec" in attrs or ("transform" in attrs and ("epsg" in array.coords or "resolution" in attrs))):
         return None
@@ -217,7 +217,7 @@ def _stackstac_grid(array: xr.DataArray) -> tuple[Affine, CRS | None] | None:
 
 
 def _shift_of_snapped(array: xr.DataArray, dims: Sequence[str]) -> tuple[float, float] | None:
-    """Return the shift of a stackstac array that lost its attributes: corners are multiples of the pixel size there."""
+    """Return the shift of a stackstac array without its attributes: corners are multiples of the pixel size."""
     if not _is_stackstac_code(array):
         return None
     shifts = []
@@ -255,7 +255,7 @@ def _spatial_dims(array: xr.DataArray) -> tuple[str, str] | None:
 
 def _grid_mapping(array: xr.DataArray) -> Hashable | None:
     """Return the name of the coordinate that holds the CRS."""
-    coords = array.coords.variables  # `coords` alone makes an array of each, which takes long
+    coords = array.coords.variables  # `coords` would make an array of each, which is slow
     named = (array.encoding.get("grid_mapping"), array.attrs.get("grid_mapping"), "spatial_ref")
     others = (name for name, coord in coords.items() if coord.ndim == 0)
     return next((name for name in chain(named, others) if name in coords and _wkt(coords[name].attrs)), None)
@@ -272,7 +272,7 @@ def _wkt(attrs: Mapping[Any, Any]) -> str:
 
 
 def crs_of(array: xr.DataArray) -> CRS | None:
-    """Return the CRS of an array, None if it has none; a ParameterError if PROJ does not know it."""
+    """Return the CRS of an array, or None; raise a ParameterError if PROJ does not know it."""
     mapping = _grid_mapping(array)
     if mapping is not None:
         return _parsed(_wkt(array.coords.variables[mapping].attrs))
@@ -294,7 +294,7 @@ def _parsed(text: Any) -> CRS:
 
 
 def _geotransform(array: xr.DataArray) -> Affine | None:
-    """Return the ``GeoTransform`` that GDAL, rioxarray and odc-geo write beside the CRS."""
+    """Return the ``GeoTransform`` that GDAL, rioxarray and odc-geo write next to the CRS."""
     coord = array.coords.variables.get("spatial_ref" if (name := _grid_mapping(array)) is None else name)
     text = "" if coord is None else coord.attrs.get("GeoTransform", "")
     numbers = str(text).split() if not isinstance(text, (list, tuple, np.ndarray)) else list(text)
@@ -305,7 +305,7 @@ def _geotransform(array: xr.DataArray) -> Affine | None:
 
 
 def _recorded_transforms(array: xr.DataArray) -> list[Affine]:
-    """Return the transforms in the attributes, of grids that the array has or had."""
+    """Return the transforms in the attributes: of the current grid or of an earlier one."""
     found = (_geotransform(array), _six(array.attrs.get("transform")))
     return [transform for transform in found if transform is not None]
 
@@ -320,7 +320,7 @@ def _six(transform: Any) -> Affine | None:
 def _without_coordinates(
     array: xr.DataArray, shape: tuple[int, int], crs: CRS | None, recorded: Sequence[Affine]
 ) -> GeoBox | None:
-    """Return the grid of an array without coordinates: that of stackstac, if it has as many pixels."""
+    """Return the grid of an array without coordinates: stackstac's, if the shapes match."""
     made = _stackstac_grid(array)
     sizes = re.search(r"bounds=\(([^)]*)\)", str(array.attrs.get("spec", "")))
     if made is not None and sizes:
@@ -342,12 +342,12 @@ def _transform(
     slack: Sequence[float],
     recorded: Sequence[Affine],
 ) -> Affine | None:
-    """Return the transform of a grid with these centres of pixels; None if it has a single pixel of unknown size."""
+    """Return the transform of a grid with these pixel centres; None for a single pixel of unknown size."""
     turned = next((t for t in recorded if t.b or t.d), None)
     (y0, dy), (x0, dx) = (
         _axis(array, dim, values, more) for dim, values, more in zip(dims, centres, slack, strict=True)
     )
-    if turned is not None:  # the coordinates of a rotated grid are pixels of it
+    if turned is not None:  # coordinates of a rotated grid are in pixels
         dx, dy = (1.0 if math.isnan(step) else step for step in (dx, dy))
         return turned @ Affine(dx, 0, x0 - dx / 2, 0, dy, y0 - dy / 2)
     for known in recorded:
@@ -360,7 +360,7 @@ def _transform(
 
 
 def _axis(array: xr.DataArray, dim: str, values: NDArray[np.float64], slack: float) -> tuple[float, float]:
-    """Return the first centre of an axis and its step, NaN of a single pixel."""
+    """Return the first centre of an axis and its step; the step of a single pixel is NaN."""
     if len(values) == 1 and np.isfinite(values[0]):
         return float(values[0]), math.nan
     step = float(values[-1] - values[0]) / (len(values) - 1)
@@ -384,7 +384,7 @@ def _moved(
     centres: tuple[NDArray[np.float64], NDArray[np.float64]],
     slack: Sequence[float],
 ) -> Affine | None:
-    """Return a known transform moved by whole pixels to where the coordinates are; None if they are others."""
+    """Return a known transform, moved by whole pixels to the coordinates; None if none of them fits."""
     if not known.a or not known.e:
         return None
     places = []
@@ -401,7 +401,7 @@ def _moved(
 
 
 def _without_earlier_grid(data: _ArrayOrDataset) -> _ArrayOrDataset:
-    """Return data without what attributes say of an earlier grid: ``spatial_ref`` says it now."""
+    """Return data without attributes that describe an earlier grid; ``spatial_ref`` replaces them."""
     data = data.copy(deep=False)
     for array in (data,) if isinstance(data, xr.DataArray) else data.data_vars.values():
         if _stackstac_grid(array) is not None:

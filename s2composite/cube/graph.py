@@ -1,7 +1,7 @@
-"""What the graph of a Dask array says of its numbers: which scenes they are read from, and what was done to them since.
+"""Inspect the graph of a Dask array: which scenes its values are read from, and which operations changed them.
 
-A node that holds a `StackHandle`, or the function `take_layer`, says what is read. What was done to it is told by the
-names that Dask gives the layers of its own functions.
+A node that holds a `StackHandle`, or the function `take_layer`, identifies the source. The names that Dask gives to
+the layers of its functions identify the operations.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StackHandle:
-    """What the tasks of a cube read: one node of its graph, which travels once to each worker."""
+    """What the tasks of a cube read: one node of its graph, which is sent once to each worker."""
 
     stack: Stack
     windows: Chunks
@@ -50,7 +50,7 @@ _Handle = TypeVar("_Handle")
 
 
 def handle_in(layer: Any, kind: type[_Handle]) -> _Handle | None:
-    """Return the value of a type that a layer of a graph hands to the tasks of others; None if it has none."""
+    """Return the value of a type that a graph layer passes to the tasks of others, or None."""
     if not isinstance(layer, MaterializedLayer) or len(layer) != 1:
         return None
     (node,) = layer.values()
@@ -59,19 +59,19 @@ def handle_in(layer: Any, kind: type[_Handle]) -> _Handle | None:
 
 
 def take_layer(results: dict[str, NDArray[Any]], layer: str) -> NDArray[Any]:
-    """Return one layer of a window's results; a layer of a graph that calls this is one of a composite."""
+    """Return one layer of a window's results; a graph layer that calls this belongs to a composite."""
     return results[layer]
 
 
 def taken_layer(name: str, graph: HighLevelGraph) -> str | None:
-    """Return which layer of a composite a layer of a graph is, None if it is none."""
+    """Return which layer of a composite a graph layer is, or None."""
     layer = graph.layers.get(name)
     taken = isinstance(layer, Blockwise) and getattr(layer.task, "func", None) is take_layer
     return str(layer.task.kwargs["layer"]) if taken else None
 
 
 Origin = Literal["stored", "cast", "computed", "flags", "unknown"]
-"""Numbers as they were declared; the same in another type, or masked; calculated; comparisons; nobody knows."""
+"""Values as declared; cast or masked; calculated; results of comparisons; unknown."""
 
 _COMPARED = re.compile(
     r"(eq|ne|lt|le|gt|ge|and_|or_|xor|inv|invert|any|all|is\w+|not\w+|logical_\w+|bitwise_\w+)(-|_\d)"
@@ -93,10 +93,10 @@ _CALCULATED = _OF_EACH_PIXEL | {
 
 
 def origin_of_layer(name: str, graph: HighLevelGraph, *, opened: bool, declared: str = "") -> Origin:
-    """Return whether the layers of a graph up to `name` only move what was read, or calculate.
+    """Return whether the layers of a graph up to `name` only move the values that were read, or calculate.
 
-    `opened` says whether arrays that xarray opened are raw, and not what was derived from one and written; `declared`
-    is a layer whose nodata value is known.
+    `opened`: whether arrays that xarray opened are raw, not derived and then written. `declared` is a layer with a
+    known nodata value.
     """
     todo, seen, kinds = [name], {name}, set()
     while todo:
@@ -121,19 +121,19 @@ def origin_of_layer(name: str, graph: HighLevelGraph, *, opened: bool, declared:
 
 
 def reads_pixels(graph: HighLevelGraph) -> bool:
-    """Return whether a graph reads what `open_cube` or another library opened, or makes a composite."""
+    """Return whether a graph reads data opened by `open_cube` or another library, or makes a composite."""
     return any(name.startswith("open-") or _OPENED.match(name) or _is_read(name, graph) for name in graph.layers)
 
 
 def _is_read(name: str, graph: HighLevelGraph) -> bool:
-    """Return whether a layer holds what odc-stac or `open_cube` read, or is one of a composite."""
+    """Return whether a layer holds data read by odc-stac or `open_cube`, or belongs to a composite."""
     if f"open-{name}" in graph.layers or taken_layer(name, graph) is not None:
         return True
     return any(handle_in(graph.layers.get(below), StackHandle) for below in graph.dependencies.get(name, ()))
 
 
 def _function(layer: str) -> str:
-    """Return what Dask calls the function of a layer.
+    """Return Dask's name for the function of a layer.
 
     >>> _function("add-0123abcd"), _function("sqrt_0-0123abcd")
     ('add', 'sqrt')
@@ -145,11 +145,11 @@ _TYPES = tuple(map(np.dtype, ("uint8", "int8", "uint16", "int16", "float32")))
 
 
 def nodata_after(data: da.Array, nodata: float, *, raw: bool) -> tuple[float, bool] | None:
-    """Return which number a nodata value has become in a lazy array, and whether no other value can have become it.
+    """Return the number that a nodata value maps to in a lazy array, and whether no other value maps to it.
 
-    None: more than what was read went into the pixels. `raw` says whether what xarray opened is as it was written
-    first. The same is done with all values of the type that was read, which only a stack says: of other arrays all
-    possible types have to agree. Where several bands or scenes were combined, other values can always become the same.
+    None: the pixels were combined with other data. `raw`: whether arrays that xarray opened are as first written. The
+    operations are applied to all values of the source dtype. Only a stack records this dtype; for other arrays, all
+    possible dtypes must agree. If several bands or scenes were combined, other values may always map to it.
     """
     graph = data.dask
     handles = [handle_in(layer, StackHandle) for layer in graph.layers.values()]
@@ -164,7 +164,7 @@ def nodata_after(data: da.Array, nodata: float, *, raw: bool) -> tuple[float, bo
             with np.errstate(all="ignore"):
                 results = _calculated((data.name,), graph, values, starts)
         except (OverflowError, TypeError):
-            continue  # what is done cannot be done with this type
+            continue  # the operations do not support this dtype
         if any(origin_of_layer(path[-1], graph, opened=True) != "stored" for path in starts):
             return None
         known = raw or all(origin_of_layer(path[-1], graph, opened=False) == "stored" for path in starts)
@@ -180,9 +180,9 @@ def nodata_after(data: da.Array, nodata: float, *, raw: bool) -> tuple[float, bo
 def _calculated(
     path: tuple[str, ...], graph: HighLevelGraph, values: NDArray[Any], starts: dict[tuple[str, ...], NDArray[Any]]
 ) -> NDArray[Any]:
-    """Do with `values` what the layers of a graph do with each pixel; fill in where they start.
+    """Apply to `values` what the layers of a graph do to each pixel, from the layers where they start.
 
-    `path` is a layer after the selections that were made of it: other bands of the same layer are other values.
+    `path` is a layer and the selections made from it: other bands of the same layer have other values.
     """
     name = path[-1]
     layer, below = graph.layers[name], graph.dependencies.get(name, set())

@@ -63,7 +63,7 @@ _STACKSTAC_NEEDS = "stackstac needs pandas < 3; loader='odc' and open_cube's own
 
 
 def _load_with(loader: str, source: Any, alternate: str | None, options: dict[str, Any]) -> xr.DataArray:
-    """Load STAC items with another library; options that are None are left to it."""
+    """Load STAC items with another library; options that are None get its defaults."""
     check_choice("loader", loader, ("s2composite", *LOADERS))
     if any(isinstance(band, int) for band in options["bands"] or ()):
         raise ParameterError(f"loader={loader!r} takes bands by name; numbers are for scenes that are one file each")
@@ -124,9 +124,9 @@ def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray
     for item in plain:
         for properties in (item["properties"], *item["assets"].values()):
             code = str(properties.get("proj:code") or "")
-            if code.startswith("EPSG:"):  # stackstac knows the older property alone
+            if code.startswith("EPSG:"):  # stackstac reads only the older property
                 properties.setdefault("proj:epsg", int(code.removeprefix("EPSG:")))
-        if sign is not None:  # stackstac cannot sign later, so what it makes expires with the signatures
+        if sign is not None:  # stackstac cannot sign later, so its array expires with the signatures
             for asset in item["assets"].values():
                 asset["href"] = sign(asset["href"])
     cube: xr.DataArray = stackstac.stack(
@@ -143,20 +143,20 @@ LOADERS: Mapping[str, Callable[[Sequence[Any], Mapping[str, Any]], xr.DataArray]
     "odc": _odc,
     "stackstac": _stackstac,
 }
-"""Libraries by the name of the loader."""
+"""Functions that load items, by the name of the loader."""
 
 _TASK_SHARE = 0.25
 """Share of a thread's memory that a window's observations may take: the rest is for the next window's compressed
-tiles, the results that wait to be written, and the process itself."""
+tiles, results waiting to be written, and the process itself."""
 
 _LARGEST_TASK = 768 << 20
-"""Bytes of a window's observations beyond which a larger window gains nothing: 216 RGB scenes of 1024 x 1024."""
+"""Bytes of a window's observations above which larger windows are not faster: 216 RGB scenes of 1024 x 1024."""
 
 _WINDOWS_A_THREAD = 2
-"""Windows per thread into which a small area is cut, so that no thread waits for the last one."""
+"""Windows per thread into which a small area is cut, so that no thread is idle during the last window."""
 
 _SMALLEST_SHARE = 512
-"""Least side in pixels of windows that are made smaller to share the work; smaller ones would decode tiles twice."""
+"""Minimum side in pixels of windows that are reduced to share the work; smaller ones would decode tiles twice."""
 
 
 def open_cube(
@@ -195,80 +195,80 @@ def open_cube(
         items, an ItemCollection, their files, or a search. See `find_scenes`.
     bands
         Bands, by the names of any catalogue (``"red"``, ``"B04"``), or whole assets (``"TCI"``), in the order wanted;
-        or, of scenes that are one file each, numbers of its bands from 1, as in rasterio and GDAL. One or several.
-        Names such as ``"B05"`` mean bands of the scenes' own sensor. Default: the only asset of the scenes without its
+        or, for scenes that are one file each, band numbers from 1, as in rasterio and GDAL. One or several.
+        Names such as ``"B05"`` mean bands of the scenes' own sensor. Default: the only asset of the scenes apart from
         mask bands (SCL, QA ...), or their true-colour picture.
     bbox
-        Crop to west, south, east, north in degrees, to a geometry's bounds in degrees (shapely, GeoJSON), or to those
-        of what names its own CRS: a BoundingBox or Geometry of odc-geo, a frame of geopandas.
+        Crop to west, south, east, north in degrees, to a geometry's bounds in degrees (shapely, GeoJSON), or to the
+        bounds of an object with its own CRS: a BoundingBox or Geometry of odc-geo, a GeoDataFrame.
     crs, geobox, resolution, like, anchor
-        Another grid than the scenes' own. `crs` is an EPSG code, text, or an object of pyproj, rasterio or odc-geo;
+        A grid other than the scenes' own. `crs` is an EPSG code, text, or an object of pyproj, rasterio or odc-geo;
         `resolution` a number or ``(10, -10)``. `like` is an array, a GeoBox, or the path of a raster. Granules of one
-        UTM zone share a grid without any of these. A resolution that an overview has is read from it; any other is
-        resampled from the next finer one. `anchor` says where the pixels of a new grid lie: ``"edge"``, ``"center"``,
-        ``"floating"``, or two fractions of a pixel.
+        UTM zone share a grid without any of these. If an overview has the resolution it is read; otherwise the next
+        finer one is resampled. `anchor` aligns the pixels of a new grid: ``"edge"``, ``"center"``, ``"floating"``, or
+        two fractions of a pixel.
     resampling
         GDAL's name of the method, or rasterio's ``Resampling``, for files that are not on the target grid; or one for
-        each band, ``{"red": "cubic", "*": "bilinear"}``. Bands of classes are resampled by nearest unless they are
-        named. Where the method is nearest and a file's pixels are a whole number of the grid's, they are repeated.
+        each band, ``{"red": "cubic", "*": "bilinear"}``. Bands of classes use nearest unless they are named. With
+        nearest, pixels of a file that are a whole multiple of the grid's are repeated.
     datetime
         ``"2023"``, ``"2023-06"``, ``"2023-06-01/2023-08-31"``, ``"2023-06-01/.."``.
     groupby
-        ``"solar_day"`` or ``"utc_day"`` makes one scene of the products of a day: each pixel comes from the first
-        product, by time and id, that is valid there, bands and masks together; see `find_scenes`. None: every product
-        is a scene of its own.
+        ``"solar_day"`` or ``"utc_day"`` merges the products of a day into one scene: each pixel, bands and masks
+        together, comes from the first product, by time and id, that is valid there; see `find_scenes`. None: every
+        product is a separate scene.
     duplicates
-        ``"newest"``: reprocessed products replace the older ones; ``"keep"``: all are used.
+        ``"newest"``: reprocessed products replace older ones; ``"keep"``: all are used.
     harmonise
-        True: subtract the offset that processing baseline 04.00 introduced, as each product declares it, never by
-        date; the coordinate ``offset`` says what was added. Values that would fall to nodata or below become the
-        smallest valid one, saturated ones stay. False: numbers as in the files. A mapping says what is to be added to
-        the numbers of some scenes, by their ids, ``{"SCENE": -1000}``.
+        True: subtract the offset that processing baseline 04.00 introduced, as declared by each product, never by
+        date; the coordinate ``offset`` records the number added. Values that would fall to nodata or below become the
+        smallest valid value; saturated values do not change. False: values as in the files. A mapping gives the number
+        to add to the values of some scenes, by id, ``{"SCENE": -1000}``.
     reflectance
-        Physical values, float32 with NaN for no data, instead of the numbers in the files: by the scale and offset of
-        the catalogue, the file's tags, or the sensor. Integers whose scale nothing says are refused, and so is
-        ``harmonise=False`` where products have the offset, which is no part of a reflectance.
+        Physical values, float32 with NaN for no data, instead of the values in the files, with the scale and offset of
+        the catalogue, the file's tags, or the sensor. Raises an error for integers of unknown scale, and for
+        ``harmonise=False`` if products have the baseline offset, which is not part of a reflectance.
     sign
         A function that returns a URL with a signature, such as ``planetary_computer.sign``, or its import path as text.
-        It is called in the tasks, just before reading, and once more when a server refuses.
+        It is called in the tasks, just before reading, and again if a server refuses access.
     headers
-        ``"read"``: every header is read now. ``"lazy"``: one of each kind is, and the tasks check that the others are
-        what the catalogue promises. ``"auto"``: lazy from 256 files on, if the catalogue gives the grids.
+        ``"read"``: read every header now. ``"lazy"``: read one of each kind; the tasks check that the others match the
+        catalogue. ``"auto"``: lazy from 256 files on, if the catalogue gives the grids.
     chunks
         Window size in pixels: ``"auto"`` or None derives it from the memory of a worker thread; a number, ``(y, x)`` or
         ``{"y": 512, "x": 512}`` larger than the internal blocks of the files is rounded up to whole blocks; -1 is the
-        whole axis. A window always holds all times and bands.
+        whole axis. A window always contains all times and bands.
     on_error
         ``"raise"``, or ``"skip"``: a scene that cannot be read counts as not observed.
     engine
         ``"auto"``, ``"tiles"`` (decode tiles directly) or ``"gdal"``.
     pattern, times
-        How to find the dates of scenes with unusual names; see `find_scenes`.
+        How to get the dates of scenes with unusual names; see `find_scenes`.
     index
-        A file that keeps the headers, beside the data or in a cache, so that the next call reads those of new and
-        changed files only. With ``headers="lazy"`` files in the index are not checked for changes, and of the others
-        one of each kind is read and kept; reading a file that has changed is an error, and ``headers="read"`` brings
-        the index up to date.
+        A file that stores the headers, next to the data or in a cache, so that the next call reads only those of new
+        and changed files. With ``headers="lazy"`` files in the index are not checked for changes, and one of each kind
+        of the others is read and stored. Reading a file that has changed is then an error; ``headers="read"`` updates
+        the index.
     alternate
-        Which of the locations that a catalogue gives for a file is read, such as ``"https"``; see `find_scenes`.
+        Which of a file's locations in the catalogue to read, such as ``"https"``; see `find_scenes`.
     loader
-        ``"odc"`` or ``"stackstac"``: have that library load the STAC items, and return its array in the form of ours.
-        Numbers are then as in the files, not harmonised. stackstac needs pandas < 3.
+        ``"odc"`` or ``"stackstac"``: load the STAC items with that library, and return its array in our layout. Values
+        are then as in the files, not harmonised. stackstac needs pandas < 3.
 
     Returns
     -------
     xarray.DataArray
-        ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``offset`` (what was added to
-        harmonise baselines, NaN where that is not known) and ``spatial_ref``, and with ``granule``, ``orbit``,
-        ``baseline`` and ``cloud_cover`` (percent) if the name or the metadata of any scene says them. Attributes say
-        what the numbers mean: ``units``, or ``scale``, ``offset`` and ``scaled_units`` of the physical values
-        (``scaling`` or ``band_units`` where bands differ); and what reads the files, ``engine``, and why,
-        ``engine_reason``. One task per spatial chunk reads all scenes and bands.
+        ``(time, band, y, x)`` in the dtype of the files, with the coordinates ``scene``, ``offset`` (the number added
+        to harmonise baselines, NaN if unknown) and ``spatial_ref``, and with ``granule``, ``orbit``, ``baseline`` and
+        ``cloud_cover`` (percent) if the name or metadata of any scene has them. Attributes describe the values:
+        ``units``, or ``scale``, ``offset`` and ``scaled_units`` of the physical values (``scaling`` or ``band_units``
+        where bands differ); and the reader, ``engine``, with its reason, ``engine_reason``. One task per spatial chunk
+        reads all scenes and bands.
 
     Raises
     ------
     SourceError, SceneError, GridError, BandError, ParameterError
-        Say what is wrong and what to do.
+        The message says what is wrong and what to do.
 
     Examples
     --------
@@ -340,7 +340,7 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
         meta=np.empty((0, 0, 0, 0), stack.dtype),
         name=f"read-window-{token}",
     )
-    # numbers and texts only: what netCDF and Zarr can keep
+    # numbers and strings only: netCDF and Zarr can store these
     attrs: dict[str, Any] = {**_engines(stack), **numbers_attrs(stack)}
     sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
     if len(sensors) == 1 and None not in sensors:
@@ -372,9 +372,9 @@ def _read_block(*, read: StackHandle, block_id: tuple[int, ...]) -> NDArray[Any]
 
 
 def numbers_attrs(stack: Stack) -> dict[str, Any]:
-    """Return what a user has to know of the numbers: units, or how they become physical values.
+    """Return attributes that describe the values: units, or scale and offset to physical values.
 
-    The names are not those of CF (``scale_factor``), which xarray would apply when it opens what was written.
+    The names are not those of CF (``scale_factor``), because xarray would apply these when it opens a written file.
     """
     attrs: dict[str, Any] = {"saturated": list(stack.saturated)} if stack.saturated else {}
     numbers = stack.numbers
@@ -406,8 +406,8 @@ def window_at(spatial: Chunks, row: int, column: int) -> Window:
 def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
     """Return the stack and windows behind a cube from `open_cube`, None for any other array.
 
-    A cube of which times or an area were selected still has a stack, with the same selection. A cube whose values or
-    coordinates were changed in any way has none.
+    After a selection of times or an area, a cube still has a stack, with the same selection. A cube with changed values
+    or coordinates has none.
     """
     if not isinstance(cube.data, da.Array):
         return None
@@ -444,10 +444,10 @@ def _is_run(positions: Sequence[int]) -> bool:
 
 
 def _selection(handle: StackHandle, data: da.Array, sent: str, read: str) -> list[list[int]]:
-    """Return which positions along each axis were selected from what the layer `read` reads.
+    """Return the positions along each axis that were selected from what the layer `read` reads.
 
-    Coordinates do not say that: they can be assigned. So the selections in the graph are made of positions instead of
-    pixels, along one row of blocks for each axis.
+    Coordinates are not reliable for this: they can be reassigned. So the selections in the graph are applied to
+    positions instead of pixels, along one row of blocks for each axis.
     """
     sizes = ((len(handle.stack.scenes),), (len(handle.stack.bands),), *handle.windows)
     if data.name == read:
@@ -477,7 +477,7 @@ def _coords(stack: Stack) -> dict[str, Any]:
     coords["time"] = ("time", np.array([s.time.replace(tzinfo=None) for s in scenes], "datetime64[ns]"))
     coords["band"] = ("band", list(stack.bands))
     coords["scene"] = ("time", np.array([s.id for s in scenes], dtype=str))
-    # what no scene says is left out
+    # left out if no scene has it
     if any(s.granule for s in scenes):
         coords["granule"] = ("time", np.array([s.granule or "" for s in scenes], dtype=str))
     if any(s.orbit for s in scenes):
@@ -512,7 +512,7 @@ def _edges(n: int, size: int, origin: int) -> tuple[int, ...]:
 
 
 def chunk_sides(chunks: Any) -> tuple[int | None, int | None]:
-    """Return the height and width of windows that were asked for: -1: the whole axis, None: what suits the memory.
+    """Return the requested height and width of windows: -1: the whole axis, None: chosen by memory.
 
     >>> chunk_sides({"x": 512, "y": -1}), chunk_sides("auto")
     ((-1, 512), (None, None))
@@ -539,11 +539,11 @@ _AXES = {"latitude": "y", "lat": "y", "longitude": "x", "lon": "x"}
 
 
 def _chunk_sizes(stack: Stack, chunks: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the size of the windows ``(y, x)`` and where the geobox's origin lies in one."""
+    """Return the size of the windows ``(y, x)`` and the position of the geobox's origin in a window."""
     sides, origin, auto = chunk_sides(chunks), stack.block_origin, (0, 0)
     if None in sides:
         auto = auto_size(stack, thread_memory())
-        # Smaller ones, of whole blocks or tiles of a warp, where each thread would not have some.
+        # Smaller windows, of whole blocks or tiles of a warp, if there would be too few for all threads.
         blocks = stack.block if stack.snaps else (WARP_TILE, WARP_TILE)
         threads = thread_count()
         wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
@@ -561,9 +561,9 @@ def _chunk_sizes(stack: Stack, chunks: Any) -> tuple[tuple[int, int], tuple[int,
 
 
 def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
-    """Return the largest window of whole blocks, near to square, whose observations fit into a share of the memory."""
+    """Return the largest nearly square window of whole blocks whose observations fit into a share of the memory."""
     _, bands, height, width = stack.shape
-    # A window holds only the scenes that touch it, which are few of a country's.
+    # A window holds only the scenes that touch it: few of a country's.
     limit = min(_LARGEST_TASK, int(memory * _TASK_SHARE)) // (stack.depth * bands * stack.dtype.itemsize)
     y, x = stack.block
     while y * x > limit and max(y, x) > 64:
@@ -576,13 +576,13 @@ def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
 
 
 def thread_count() -> int:
-    """Return how many tasks run at once: threads of the current client's workers, else cores of this machine."""
+    """Return the number of concurrent tasks: threads of the current client's workers, else cores of this machine."""
     workers = _current_workers()
     return int(CPU_COUNT) if workers is None else max(1, sum(int(worker["nthreads"]) for worker in workers))
 
 
 def thread_memory() -> int:
-    """Return the bytes that one worker thread has: of the current client's smallest worker, else of this machine."""
+    """Return the bytes per worker thread: of the current client's smallest worker, else of this machine."""
     shares = [w["memory_limit"] // w["nthreads"] for w in _current_workers() or () if w["memory_limit"]]
     return min(shares) if shares else int(MEMORY_LIMIT) // (os.cpu_count() or 1)
 

@@ -24,17 +24,17 @@ from s2composite.reading.stack import Stack, TargetGrid, open_stack
 __all__ = ["Composed", "coarse_cube", "coarser", "layers_dataset", "located", "small_dataset"]
 
 _COARSEST = 16
-"""Largest default factor by which the resolution is coarser than the cube's: 1/256 of the pixels."""
+"""Maximum default factor by which the resolution is coarser than the cube's: 1/256 of the pixels."""
 
 _ENOUGH = 256
-"""Pixels a side that are looked at by default, if the cube has them: a share of fewer is a guess."""
+"""Minimum pixels a side by default, if the cube has them: with fewer, shares are unreliable."""
 
 
 def coarser(cube: xr.DataArray, resolution: float | None = None) -> xr.DataArray:
     """Return a cube from files at a coarser resolution; any other cube unchanged.
 
-    `resolution` is the side of a pixel in units of the CRS; None: up to 16 times that of the cube, a power of two, as
-    overviews are, that leaves 256 pixels a side.
+    `resolution` is the side of a pixel in units of the CRS; None: up to 16 times that of the cube, by a power of two
+    like overviews, with at least 256 pixels a side.
     """
     found = stack_of(cube)
     if found is None:
@@ -58,7 +58,7 @@ def coarse_cube(stack: Stack, resolution: float) -> xr.DataArray:
     cube = to_cube(open_stack(stack.scenes, stack.bands, grid, stack.options))
     if stack.geobox.transform.b or stack.geobox.transform.d:
         return cube
-    # The last row or column is left out where most of it lies outside of the whole grid, and nothing was observed.
+    # Drop the last row or column if most of it lies outside the grid, where nothing was observed.
     west, south, east, north = stack.geobox.boundingbox.bbox
     inside = {
         "x": np.flatnonzero((cube["x"].values > west) & (cube["x"].values < east)),
@@ -68,11 +68,11 @@ def coarse_cube(stack: Stack, resolution: float) -> xr.DataArray:
 
 
 _WINDOWS = ("window_y", "window_x")
-"""Dimensions of what is recorded per window; a selection of every n-th pixel has no windows."""
+"""Dimensions of per-window records; a selection of every n-th pixel has no windows."""
 
 
 class Composed(Protocol):
-    """A `Composite`, for modules that it imports itself when its methods are called."""
+    """A `Composite`, for modules that `Composite` itself imports when its methods are called."""
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -92,10 +92,10 @@ def layers_dataset(
     times = array["time"].values
     scenes = array["scene"].values if "scene" in array.coords else times.astype(str)
     coords |= {"scene": ("scene", scenes), "scene_time": ("scene", times)}
-    numbers = numbers_attrs(found[0]) if found else {}  # xarray keeps attributes of numbers that were changed since
+    numbers = numbers_attrs(found[0]) if found else {}  # xarray keeps attributes even after values were changed
     variables: dict[str, Any] = {}
     for layer in layers:
-        # What the numbers of the cube mean holds for layers of such numbers.
+        # Units and scale of the cube apply to layers of the same values.
         scaling = {name: numbers.get(name) for name in ("scale", "offset", "scaled_units") if layer.scaled}
         attrs = {
             "long_name": layer.long_name,
@@ -116,7 +116,7 @@ def layers_dataset(
 
 
 def located(dataset: xr.Dataset) -> xr.Dataset:
-    """Record where the windows of ``read_status`` begin: in memory there are no chunks left to tell."""
+    """Record where the windows of ``read_status`` begin, since arrays in memory have no chunks."""
     if STATUS not in dataset or not dataset[STATUS].chunks:
         return dataset
     starts = {
@@ -127,7 +127,7 @@ def located(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def without_window_table(dataset: xr.Dataset, part: xr.Dataset) -> xr.Dataset:
-    """Return a part of a dataset without ``read_status`` where the part has other windows."""
+    """Return a part of a dataset, without ``read_status`` if the part has other windows."""
     cut = any(part.sizes.get(dim) != dataset.sizes[dim] for dim in ("y", "x") if dim in dataset.dims)
     return part.drop_dims(_WINDOWS, errors="ignore") if cut else part
 
@@ -148,7 +148,7 @@ def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
 
 
 def _whole_work(dataset: xr.Dataset) -> Work | None:
-    """Return the work behind a lazy composite if the composite is the whole result of it, else None."""
+    """Return the work behind a lazy composite if the composite is its whole result, else None."""
     work = work_in(dataset)
     if work is None or work.arrays or "band" not in dataset.coords:
         return None

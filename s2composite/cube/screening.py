@@ -1,4 +1,4 @@
-"""How much of the area each scene shows, and leaving out scenes that show too little."""
+"""Share of the area that is valid in each scene, and selection of scenes by it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LOG = logging.getLogger(__name__)
 
 
 def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None) -> xr.Dataset:
-    """Return which share of the area each scene covers, and for which share its observations are valid.
+    """Return the share of the area that each scene covers, and the share with valid observations.
 
     Parameters
     ----------
     cube
-        ``(time, band, y, x)``, as for `composite`. An estimate from overviews is much faster than the full resolution:
+        ``(time, band, y, x)``, as for `composite`. An estimate from overviews is much faster than full resolution:
         ``open_cube(source, resolution=160)``.
     valid
         Rules and masks, as for `composite`.
@@ -84,8 +84,8 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
     count: Callable[..., NDArray[np.int64]] = _count_window
     arrays, more = [data, *given], {}
     if stack is not None and (stack.products.stack is not stack or asks_for_coverage(stack, recipe)):
-        # Which product of a day wins depends on the rules, and what files cover the cube does not say: so products are
-        # read, and not the cube.
+        # Which product of a day is used depends on the rules, and the cube does not record what files cover: so read
+        # the products, not the cube.
         everywhere = da.ones((data.shape[0], 1, *data.shape[2:]), dtype=bool, chunks=(-1, 1, *spatial))
         count, arrays, more = _count_days, given or [everywhere], {"stack": stack}
     parts = da.map_blocks(
@@ -129,7 +129,7 @@ def _count_days(
     stack: Stack,
 ) -> NDArray[np.int64]:
     window = window_at(spatial, block_id[1], block_id[2])
-    seen = read_days(stack.products, recipe, window, masks, all_pixels=True)  # for what is observed, valid or not
+    seen = read_days(stack.products, recipe, window, masks, all_pixels=True)  # observed pixels, valid or not
     return _count_block(seen.pixels, combine_masks(mask[:, 0], seen.valid), recipe=recipe)
 
 
@@ -155,15 +155,15 @@ def select_scenes(
     cube
         ``(time, band, y, x)``, from `open_cube` or any other source.
     min_valid
-        Leave out scenes whose valid observations cover less than this share of the area, 0 to 1. Reads pixels, now.
+        Leave out scenes whose valid observations cover less than this share of the area, 0 to 1. Reads pixels now.
     max_cloud_cover
-        Leave out scenes whose metadata report more clouds, in percent; scenes without that entry stay.
+        Leave out scenes whose metadata report more cloud cover, in percent; scenes without that entry are kept.
     valid
         Rules for `min_valid`, as for `composite`.
     resolution
         Pixel size, in units of the CRS, at which the files of a cube from `open_cube` are read for `min_valid`.
-        Default: up to 16 times that of the cube, but at least 256 pixels a side, from overviews where there are some.
-        Other cubes are read as they are.
+        Default: up to 16 times that of the cube, but at least 256 pixels a side, from overviews if the files have any.
+        Other cubes are read at their own resolution.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The pure function that reads and reduces one window, and the graph layer that runs it on all of them."""
+"""The pure function that reads and reduces one window, and the graph layer that runs it on all windows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from s2composite.reading.stack import Products, Stack
 __all__ = ["STATUS", "Work", "compose_window", "layer_arrays", "source_shares", "work_in"]
 
 STATUS = "read_status"
-"""Name of the layer that says, for each scene and window, whether it was read."""
+"""Name of the layer that records for each scene and window whether it was read."""
 
 
 def compose_window(
@@ -60,7 +60,7 @@ def compose_window(
     masks: Sequence[OpenedMask] = (),
     valid: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Read and reduce a window of a stack: the pure function that every way of running calls.
+    """Read and reduce a window of a stack: the pure function that all execution paths call.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def compose_window(
     masks
         Mask bands that the recipe's rules need, from `masks_of`; for the stack's products.
     valid
-        ``(t, y, x)``: False where an observation must not be used, in the window with ``recipe.halo`` pixels around it
+        ``(t, y, x)``: False where an observation must not be used, in the window plus ``recipe.halo`` pixels around it
         where the stack has them.
 
     Returns
@@ -80,8 +80,8 @@ def compose_window(
     near = products_near(stack, window, recipe.halo)
     if stack.products.stack is stack and len(near) == len(stack.scenes):
         return _compose(stack.products, recipe, window, masks, valid, None)
-    # Few of a country's scenes touch a window: only these cost memory and time. `products_near` keeps at least one, so
-    # that there is something to reduce.
+    # Few of a country's scenes touch a window, and only these cost memory and time. `products_near` returns at least
+    # one, so that there is always something to reduce.
     some = np.unique(stack.products.scene[near])
     mine = None if valid is None else valid[some]
     few = Products(stack.products.stack.select(near.tolist()), np.searchsorted(some, stack.products.scene[near]))
@@ -99,7 +99,7 @@ def _compose(
     valid: NDArray[np.bool_] | None,
     positions: NDArray[np.intp] | None,
 ) -> dict[str, NDArray[Any]]:
-    """Compose a window from the recipe's scenes, or from those at `positions` among them."""
+    """Compose a window from the recipe's scenes, or from the scenes at `positions`."""
     stack, days = products.stack, int(products.scene[-1]) + 1
     if recipe.ends_early and days == len(stack.scenes):
         return _joined(window, _parts_by_score(stack, recipe, window, masks, positions, valid))
@@ -108,7 +108,7 @@ def _compose(
         out = _joined(window, _parts(stack, recipe, window, positions, combine_masks(by_masks, valid)))
         out[STATUS][failed & (out[STATUS][:, 0, 0] == READ)] = FAILED
         return out
-    # In one piece, with the pixels around it that matter to its edge.
+    # In one piece, with the surrounding pixels that affect its edge.
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
         seen = read_days(products, recipe, region, masks, scratch, valid)
@@ -130,8 +130,8 @@ def _parts(
 ) -> list[_Composed]:
     """Compose the pieces of a window one after the other; a scene is left out of the blocks in which it fails.
 
-    That it is these and no others, whatever they were read with, makes the result the same for any windows. Tiles in
-    which nothing is ``valid (t, y, x)`` are not read.
+    It is left out of exactly these blocks, whatever else was read with them, so the result does not depend on the
+    windows. Tiles in which nothing is ``valid (t, y, x)`` are not read.
     """
     parts: list[_Composed] = []
     failed: list[TileSelection] = []
@@ -154,8 +154,8 @@ def _parts(
                     lost = [failure.scene for failure in seen.failures if failure.part == block]
                     part = seen.cut(within(piece, block))
                     parts.append((block, _reduced(recipe, part, positions, _cut(valid, window, block), lost)))
-    # A selection holds pixels of several blocks, and a block those of several selections, which have been composed with
-    # all scenes: the scenes that failed are looked at again, and the blocks that a failure touches composed anew.
+    # A selection holds pixels of several blocks, and a block pixels of several selections, already composed with all
+    # scenes: so find the blocks that the failed scenes touch, and compose these again.
     some = stack.select(sorted(failing))
     touched = np.zeros(tuple(s.stop - s.start for s in window), bool)
     for selection in failed:
@@ -176,29 +176,29 @@ def _parts(
 
 
 _SCENES_AT_ONCE, _REMOTE_SCENES_AT_ONCE = 2, 8
-"""Scenes that are read at once where not all may be needed: more where so many answers are waited for together."""
+"""Scenes read at once if not all may be needed: more over a network, where requests wait together."""
 
 
 @dataclass(frozen=True, eq=False)
 class _ByScore:
-    """Reads the pieces of a window, of each piece the scenes of the highest scores first, and no more than it takes."""
+    """Reads the pieces of a window: for each, the scenes with the highest scores first, and only as many as needed."""
 
     stack: Stack
     recipe: Recipe
-    region: Window  # the window with what matters around it
+    region: Window  # the window with the halo around it
     masks: Sequence[OpenedMask]
-    valid: NDArray[np.bool_] | None  # (t, y, x) of the region, as of `compose_window`
+    valid: NDArray[np.bool_] | None  # (t, y, x) of the region, as in `compose_window`
     scores: Scores
-    unmasked: NDArray[np.bool_]  # (t,): scenes whose masks cannot be read, as far as they have been
-    masked: dict[int, NDArray[np.bool_] | None] = field(default_factory=dict)  # what masks leave of each batch
+    unmasked: NDArray[np.bool_]  # (t,): scenes whose masks could not be read so far
+    masked: dict[int, NDArray[np.bool_] | None] = field(default_factory=dict)  # valid by masks, for each batch
 
     def read(
         self, around: Window, status: NDArray[np.uint8], needed: Callable[[NDArray[np.intp]], NDArray[np.bool_]]
     ) -> Iterator[tuple[NDArray[np.intp], NDArray[Any], NDArray[np.bool_]]]:
         """Yield scenes, their pixels ``(t, b, y, x)``, and which of these are valid by masks and were read.
 
-        ``needed(scenes)`` returns where any of them matter, ``(t, y, x)``, when it comes to them: tiles in which none
-        does are not read. `status` is set to what became of the scenes.
+        ``needed(scenes)`` is called before each batch and returns where the scenes can still matter, ``(t, y, x)``;
+        other tiles are not read. `status` is updated with the read status of the scenes.
         """
         stack, recipe = self.stack, self.recipe
         coverage, edge = asks_for_coverage(stack, recipe), reach_of(recipe.rules)
@@ -215,7 +215,7 @@ class _ByScore:
                 self.masked[number] = combine_masks(passing, None if self.valid is None else self.valid[some])
                 self.unmasked[some] = failed
             status[some[self.unmasked[some] & (status[some] == READ)]] = FAILED
-            mine = dilation(mine, recipe.halo - edge)  # how far what is needed is from what is not valid counts, too
+            mine = dilation(mine, recipe.halo - edge)  # distances to invalid pixels count, too
             if (passing := _cut(self.masked[number], self.region, around)) is not None:
                 mine &= passing
             if not mine.any():
@@ -239,10 +239,10 @@ def _parts_by_score(
     positions: NDArray[np.intp] | None,
     valid: NDArray[np.bool_] | None,
 ) -> list[_Composed]:
-    """Compose the pieces of a window, and read no further in each than it takes; what is not read has not failed.
+    """Compose the pieces of a window, reading only as many scenes as needed; scenes not read do not count as failed.
 
-    A tile is not read once nothing that is left can change its pixels: they have ``recipe.max_count`` observations, or
-    one whose score no scene that is left can reach.
+    A tile is not read if no remaining scene can change its pixels: they have ``recipe.max_count`` observations, or one
+    with a score that no remaining scene can reach.
     """
     count, shape = len(stack.scenes), (stack.shape[2], stack.shape[3])
     place = np.arange(count) if positions is None else positions
@@ -295,13 +295,13 @@ def _best_observations(
     place: NDArray[np.intp],
     status: NDArray[np.uint8],
 ) -> dict[str, NDArray[Any]]:
-    """Pick the observation of the highest score of each pixel and period, the first of equal ones.
+    """Pick the observation with the highest score for each pixel and period, the first of equal ones.
 
-    That is what the recipe's reducer does where it is given all observations.
+    The recipe's reducer gives the same result from all observations.
     """
     stack, recipe, scores = source.stack, source.recipe, source.scores
     size = tuple(s.stop - s.start for s in around)
-    highest = scores.of_scene + scores.of_distance.max(initial=0)  # that any observation of a scene can have
+    highest = scores.of_scene + scores.of_distance.max(initial=0)  # upper bound for each scene
     best = np.full((len(groups), *size), -np.inf, np.float32)
     chosen, counts = np.full((len(groups), *size), -1, np.int16), np.zeros((len(groups), *size), np.uint16)
     picked = np.full((len(groups), len(stack.bands), *size), recipe.fill(stack.dtype), stack.dtype)
@@ -325,7 +325,7 @@ def _best_observations(
 
 
 def _cut(valid: NDArray[np.bool_] | None, window: Window, piece: Piece) -> NDArray[np.bool_] | None:
-    """Return what is valid in a piece of a window: ``(t, y, x)`` as its pixels."""
+    """Return which pixels are valid in a piece of a window: ``(t, y, x)``."""
     if valid is None:
         return None
     if not isinstance(piece, TileSelection):
@@ -343,7 +343,7 @@ def _reduced(
     valid: NDArray[np.bool_] | None,
     lost: Sequence[int] = (),
 ) -> dict[str, NDArray[Any]]:
-    """Reduce what was read of all scenes but those that are lost."""
+    """Reduce the observations of all scenes except those that are lost."""
     status = seen.status.copy()
     status[list(lost)] = FAILED
     usable = combine_masks(valid, seen.covered)
@@ -396,7 +396,7 @@ def layer_arrays(
         return dict(reduce_block(cube.data, recipe, valid=None if valid is None else np.asarray(valid)))
     packed = _from_stack(*found, recipe, valid) if found else _from_array(cube, recipe, valid)
     quick, uncounted = packed, replace(recipe, counted=False)
-    if found and uncounted.ends_early and not recipe.ends_early:  # all but ``count`` can do with fewer scenes
+    if found and uncounted.ends_early and not recipe.ends_early:  # all layers but ``count`` need fewer scenes
         quick = _from_stack(*found, uncounted, valid)
     sizes = {"band": cube.sizes["band"], "time": len(recipe.periods or ())}
     out = {}
@@ -411,7 +411,7 @@ def layer_arrays(
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What all tasks of a composite from files need; it travels once to each worker."""
+    """What all tasks of a composite from files need; sent once to each worker."""
 
     stack: Stack
     recipe: Recipe
@@ -510,8 +510,8 @@ def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | d
         meta=np.empty((0, 0), object),
         name=f"composite-window-{tokenize(data.name, recipe, [mask.name for mask in masks])}",
     )
-    # Dask starts fusing at whichever key comes first, and from one of several outputs it does not reach the read: a
-    # window of all dates would become a task result. From a single output it does, so fuse before the outputs branch.
+    # Dask starts fusing at whichever key comes first. From one of several outputs it does not reach the read, and a
+    # window of all dates would become a task result; from a single output it does. So fuse before the outputs branch.
     (fused,) = dask.optimize(packed)
     return fused
 
@@ -541,7 +541,7 @@ def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], wind
 
 
 def source_shares(source: NDArray[np.int16] | da.Array, n_scenes: int) -> NDArray[np.float64] | da.Array:
-    """Return the share of pixels that comes from each scene: ``(..., n_scenes)`` of a source layer ``(..., y, x)``."""
+    """Return the share of pixels from each scene: ``(..., n_scenes)`` for a source layer ``(..., y, x)``."""
     if not isinstance(source, da.Array):
         return _block_shares(source, n_scenes)
     size = source.shape[-2] * source.shape[-1]
@@ -565,7 +565,7 @@ def _block_shares(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float6
 
 
 def _block_weights(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float64]:
-    """Return the number of pixels from each scene, with axes of one for y and x."""
+    """Return the number of pixels from each scene, with y and x axes of length one."""
     shares = _block_shares(source, n_scenes) * (source.shape[-2] * source.shape[-1])
     weights: NDArray[np.float64] = np.round(shares)[..., None, None, :]
     return weights
