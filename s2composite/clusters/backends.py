@@ -1,4 +1,4 @@
-"""The backends that Dask workers come from: for each its options and what starts it; one table of them all."""
+"""Backends that start Dask workers: the options and the start function of each, and one table of all backends."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class BackendOptions(Strict):
     credentials: Credentials = ()
     """Names of environment variables that workers get with their values here, such as ``AWS_SECRET_ACCESS_KEY``."""
     timeout: Seconds = 60
-    """Seconds to wait for the scheduler, and for the workers that are there from the beginning."""
+    """Seconds to wait for the scheduler and the initial workers."""
 
     @property
     def awaited(self) -> int:
@@ -92,14 +92,14 @@ class BackendOptions(Strict):
 
 
 class ElasticOptions(BackendOptions):
-    """A cluster with a number of workers, either fixed or following the work between two bounds."""
+    """A cluster with a fixed number of workers, or one that scales with the work between two bounds."""
 
     workers: WholeOrNone = None
     """Number of workers."""
     minimum: Annotated[int | None, Field(ge=0), Expected("a whole number from 0")] = None
-    """Fewest workers, when there is nothing to do; with `maximum`, instead of `workers`."""
+    """Minimum workers, when there is no work; with `maximum`, instead of `workers`."""
     maximum: WholeOrNone = None
-    """Most workers, when there is much to do; with `minimum` (default 0), instead of `workers`."""
+    """Maximum workers, under full load; with `minimum` (default 0), instead of `workers`."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -113,17 +113,17 @@ class ElasticOptions(BackendOptions):
 
     @property
     def bounds(self) -> tuple[int, int] | None:
-        """Fewest and most workers of a cluster that follows the work; None: a fixed number."""
+        """Minimum and maximum workers of a cluster that scales with the work; None: a fixed number."""
         return None if self.maximum is None else (self.minimum or 0, self.maximum)
 
     @property
     def initial_workers(self) -> int:
-        """Workers to begin with."""
+        """Initial number of workers."""
         return (self.workers or 0) if self.bounds is None else self.bounds[0]
 
 
 class HostedOptions(ElasticOptions):
-    """A cluster on machines that cost money or are shared, so that its size must be given."""
+    """A cluster on machines that cost money or are shared, so its size must be given."""
 
     timeout: Seconds = 600
     """Seconds to wait for the scheduler, and for the first worker."""
@@ -136,12 +136,12 @@ class HostedOptions(ElasticOptions):
 
     @property
     def awaited(self) -> int:
-        """One worker is enough to begin with; none if the cluster may be empty without work."""
+        """One worker is enough to start; none if the cluster may be empty without work."""
         return min(1, self.initial_workers)
 
 
 class ClusterClient(Client):  # type: ignore[misc] # distributed has no types
-    """A Client that closes the cluster started for it, and knows which environment its workers were given."""
+    """A Client that closes the cluster started for it, and records the environment its workers were given."""
 
     # Called after the client has closed; None: the cluster outlives the client, or the client itself closes it.
     close_cluster: Callable[[], Any] | None = None
@@ -158,7 +158,7 @@ class ClusterClient(Client):  # type: ignore[misc] # distributed has no types
 
 
 def _client_of(cluster: Any, timeout: float) -> ClusterClient:
-    """Return the client that owns a cluster that has just been started; if it fails, the cluster is closed."""
+    """Return a client that owns a newly started cluster; on failure the cluster is closed."""
     with ExitStack() as undo:
         undo.callback(cluster.close)
         client = ClusterClient(cluster, timeout=timeout)
@@ -168,37 +168,36 @@ def _client_of(cluster: Any, timeout: float) -> ClusterClient:
 
 
 def _thread_counts(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the thread counts with which a worker starts: those asked for, those set here, or 1.
+    """Return the thread-count variables for starting a worker: as in the options, as set here, or 1.
 
-    Dask's own threads use the cores, and libraries read these variables when they are imported: later is too late. The
-    rest of the environment travels over Dask's connections (`s2composite.clusters.connect`), so that no command line,
-    pod or job script has secrets in it.
+    Dask's own threads use the cores. Libraries read these variables on import, so they must be set at start. The rest
+    of the environment is sent over Dask's connections (`s2composite.clusters.connect`), so that no command line, pod or
+    job script contains secrets.
     """
     names = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {name: environment.get(name, os.environ.get(name, "1")) for name in names}
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
-    """Return the arguments that are not None: what is not asked for is left to the backend."""
+    """Return the arguments that are not None; the backend chooses the others."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _run_async(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine in a thread: that of a notebook is already running an event loop."""
+    """Run a coroutine in a new thread: a notebook's thread already runs an event loop."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
 
 
 # --- local ------------------------------------------------------------------------------------------------------------
 
-# Share of the machine's memory that local workers get together; the rest is for this process and the system.
+# Share of the machine's memory for all local workers; the rest is for this process and the system.
 MEMORY_SHARE = 0.9
 
-# Runs in each local worker at its start. The error of a task is raised where its result is requested; the copy that
-# each worker would print hides the one line that matters among tracebacks. While the cluster closes, a heartbeat may
-# fail or a task be cancelled. A terminal sends Ctrl-C to workers, too, which would show their tracebacks; whoever
-# started them stops them. And a worker exits without tearing down what Numba compiled, which took 1.7 to 4.2 s on a
-# busy machine (0.1 s without): after 4 s Dask kills the worker with a warning.
+# Runs in each local worker at its start. A task's error is raised where its result is requested, so workers do not
+# print it again. While the cluster closes, heartbeats may fail and tasks be cancelled. A terminal also sends Ctrl-C to
+# workers, which would print tracebacks; the parent process stops them instead. A worker exits without freeing compiled
+# Numba code, which took 1.7 to 4.2 s on a busy machine (0.1 s without): after 4 s Dask kills the worker with a warning.
 _WORKER_PRELOAD = """
 import atexit, logging, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -225,7 +224,7 @@ class LocalOptions(ElasticOptions):
     type: Annotated[Literal["local"], _TYPE] = "local"
 
     workers: WholeOrNone = None
-    """Processes; None: one for each core, or as many as `threads` leaves cores for."""
+    """Processes; None: one for each core, or the cores divided by `threads`."""
     threads: WholeOrNone = None
     """Threads of each worker; None: the cores divided by `workers`."""
     memory: MemoryOfWorkerOrNone = None
@@ -242,7 +241,7 @@ def local_shape(options: LocalOptions, cores: int = CPU_COUNT) -> tuple[int, int
 
 def _start_local(options: LocalOptions) -> ClusterClient:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)  # this is a worker that imports a script without `if __name__ == "__main__":`; its parent says so
+        sys.exit(1)  # a worker importing a script without `if __name__ == "__main__":`; the parent reports this
     logging.getLogger("distributed.nanny").addFilter(_is_not_about_killed_worker)
     workers, threads = local_shape(options)
     dashboard = options.dashboard
@@ -251,7 +250,7 @@ def _start_local(options: LocalOptions) -> ClusterClient:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))
-        except OSError:  # Dask would also take another port, but warn and leak
+        except OSError:  # Dask would also use another port, but with a warning and a leaked socket
             dashboard = f"{host}:0"
     try:
         with warnings.catch_warnings():
@@ -346,7 +345,7 @@ def _join_scheduler(options: AddressOptions) -> ClusterClient:
 
 
 class SshOptions(BackendOptions):
-    """Workers on machines that are reached with SSH, one scheduler beside them.
+    """Workers and one scheduler on machines reached over SSH.
 
     Examples
     --------
@@ -357,11 +356,11 @@ class SshOptions(BackendOptions):
     type: Annotated[Literal["ssh"], _TYPE] = "ssh"
 
     hosts: Annotated[SomeTexts, Expected("a list of machines, such as [node1, node2]")]
-    """Machines that work: names or IP addresses."""
+    """Machines of the workers: names or IP addresses."""
     scheduler: Text | None = None
     """Machine of the scheduler; None: the first of `hosts`."""
     user: Text | None = None
-    """Name to log in with; None: the one in use here."""
+    """User to log in as; None: the current user."""
     key: FilePath | None = None
     """File of the private key; None: those of ``~/.ssh`` and of a running agent."""
     port: Annotated[int, Field(ge=1, le=65535), Expected("a port number")] = 22
@@ -369,9 +368,9 @@ class SshOptions(BackendOptions):
     known_hosts: FilePath | None = None
     """File with the machines' host keys; None: ``~/.ssh/known_hosts``."""
     check_host_keys: Annotated[bool, Expected("true or false")] = True
-    """Whether a machine must prove by its host key that it is the one that is known."""
+    """Whether to verify the machines' host keys."""
     python: Text | None = None
-    """Python there, with s2composite installed; None: the path that Python has here."""
+    """Path of Python on the machines, with s2composite installed; None: the same path as here."""
     workers: Whole = 1
     """Worker processes on each machine."""
     threads: WholeOrNone = None
@@ -381,11 +380,11 @@ class SshOptions(BackendOptions):
     dashboard: Dashboard = ":8787"
     """Where the scheduler serves the Dask dashboard; another port is found if that one is taken."""
     timeout: Seconds = 60
-    """Seconds that logging in may take, and that workers and scheduler wait for each other."""
+    """Seconds for logging in, and for workers and scheduler to connect."""
 
     @property
     def awaited(self) -> int:
-        """All workers: the machines are there."""
+        """All workers: the machines are already running."""
         return len(self.hosts) * self.workers
 
 
@@ -400,14 +399,14 @@ def ssh_arguments(options: SshOptions) -> dict[str, Any]:
         known_hosts=options.known_hosts,
     )
     if not options.check_host_keys:
-        connection["known_hosts"] = None  # asyncssh's way to say that any key will do
+        connection["known_hosts"] = None  # asyncssh then accepts any key
     return {
         "hosts": [options.scheduler or options.hosts[0], *options.hosts],
         "connect_options": connection,
         "worker_options": _given(
             n_workers=options.workers,
             death_timeout=options.timeout,
-            env=_thread_counts(options.environment),  # on the command line there
+            env=_thread_counts(options.environment),  # on the remote command line
             nthreads=options.threads,
             memory_limit=options.memory,
         ),
@@ -442,7 +441,7 @@ class GatewayOptions(HostedOptions):
     auth: Annotated[
         Literal["basic", "kerberos", "jupyterhub"] | None, Expected("one of basic, kerberos, jupyterhub")
     ] = None
-    """How to log in; None: as Dask's configuration says, or else ``basic`` without a password."""
+    """How to log in; None: as in Dask's configuration, else ``basic`` without a password."""
     user: Text | None = None
     """For ``basic``: the user to log in as; None: the current user."""
     password: Variable | None = None
@@ -511,7 +510,7 @@ def _gateway_cluster(gateway: Any, options: GatewayOptions) -> Any:
         return gateway.connect(options.cluster, shutdown_on_close=False)
     offered = list(gateway.cluster_options())
     for name in options.options:
-        if name not in offered:  # for some of them the gateway would start its default cluster
+        if name not in offered:  # some gateways would ignore it and start their default cluster
             raise JobError(
                 f"options: the gateway at {options.address} offers no {name!r}; "
                 f"it offers {', '.join(offered) or 'none'}",
@@ -521,7 +520,7 @@ def _gateway_cluster(gateway: Any, options: GatewayOptions) -> Any:
 
 
 def _do_not_close_again(gateway: Any) -> None:
-    """Keep a gateway's client from closing itself again in __del__, which fails since its loop has ended."""
+    """Keep a gateway's client from closing itself again in __del__, which fails because its loop has ended."""
     vars(gateway).pop("_loop_runner", None)
 
 
@@ -547,15 +546,15 @@ class KubernetesOptions(HostedOptions):
     ] = "s2composite"
     """Name of the DaskCluster resource, which must not exist yet."""
     namespace: Text | None = None
-    """Namespace of the resource; None: the one in use."""
+    """Namespace of the resource; None: the current one."""
     threads: Whole = 1
-    """Threads of each worker, and cores that its pod asks for."""
+    """Threads of each worker, and cores requested for its pod."""
     memory: MemoryOfWorker = "4GB"
     """Memory of each worker: its pod's request and limit."""
     secret: Text | None = None
     """Name of a Secret whose keys become environment variables of the workers."""
     service_account: Text | None = None
-    """Service account of the pods, such as one that may read a bucket."""
+    """Service account of the pods, such as one with read access to a bucket."""
     node_selector: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
     """Labels of the nodes that the pods may run on."""
     idle_timeout: Annotated[int, Field(ge=0), Expected("a whole number of seconds; 0: never")] = 1200
@@ -618,10 +617,10 @@ def _start_kubernetes(options: KubernetesOptions) -> ClusterClient:
         )
 
     def delete_remains() -> None:
-        # Now and not when this process ends; no other place lists a cluster that did not start.
+        # Close it now, not when this process ends; a cluster that did not start is listed nowhere else.
         for remains in list(KubeCluster._instances):  # noqa: SLF001
             if remains.name == options.name:
-                with suppress(Exception):  # the real error is being raised
+                with suppress(Exception):  # the original error is being raised
                     remains.close(timeout=10)
                 remains.status = Status.closed
 
@@ -656,7 +655,7 @@ class CoiledOptions(HostedOptions):
     type: Annotated[Literal["coiled"], _TYPE] = "coiled"
 
     name: Text | None = None
-    """Name of the cluster; None: Coiled makes one up."""
+    """Name of the cluster; None: Coiled generates one."""
     workspace: Text | None = None
     """Workspace to use; None: the default one."""
     region: Text | None = None
@@ -674,7 +673,7 @@ class CoiledOptions(HostedOptions):
     spot_policy: Annotated[
         Literal["on-demand", "spot", "spot_with_fallback"], Expected("one of on-demand, spot, spot_with_fallback")
     ] = "on-demand"
-    """Whether workers are spot instances, which cost less but may be taken away."""
+    """Whether workers are spot instances, which cost less but may be interrupted."""
     idle_timeout: Annotated[Text, Expected("a duration such as '20 minutes'")] = "20 minutes"
     """Time without work after which the cluster is shut down."""
     container: Text | None = None
@@ -702,7 +701,7 @@ class CoiledOptions(HostedOptions):
 
 
 def coiled_arguments(options: CoiledOptions) -> dict[str, Any]:
-    """Return the arguments of ``coiled.Cluster``; what is left to Coiled is left out."""
+    """Return the arguments of ``coiled.Cluster``, without those that Coiled chooses."""
     passed = {
         "name", "workspace", "region", "scheduler_vm_types", "spot_policy", "idle_timeout", "container", "software",
     }  # fmt: skip
@@ -733,7 +732,7 @@ def _start_coiled(options: CoiledOptions) -> ClusterClient:
 
 
 class SlurmOptions(HostedOptions):
-    """A cluster of a computing centre, of which each worker is a job in Slurm's queue.
+    """A cluster on an HPC system, where each worker is a Slurm job.
 
     Examples
     --------
@@ -746,27 +745,27 @@ class SlurmOptions(HostedOptions):
     queue: Text | None = None
     """Partition to submit to; None: the centre's default."""
     account: Text | None = None
-    """Account that is charged; None: the user's default."""
+    """Account to charge; None: the user's default."""
     walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$"), Expected("a time such as '02:00:00'")] = (
         "01:00:00"
     )
-    """Longest time that a worker runs."""
+    """Time limit of each worker's job."""
     threads: Whole = 1
-    """Threads of each worker, and cores that its job asks for."""
+    """Threads of each worker, and cores requested for its job."""
     memory: MemoryOfWorker = "4GB"
     """Memory of each worker's job."""
     directives: Texts = ()
-    """More lines for ``#SBATCH``, such as ``--constraint=cascadelake``."""
+    """Additional ``#SBATCH`` options, such as ``--constraint=cascadelake``."""
     prologue: Texts = ()
-    """Lines of shell that run before the worker, such as ``module load python``."""
+    """Shell commands to run before the worker, such as ``module load python``."""
     interface: Text | None = None
     """Network interface that all nodes share, such as ``ib0``."""
     python: Text | None = None
-    """Python on the nodes, with s2composite installed; None: the path that Python has here."""
+    """Path of Python on the nodes, with s2composite installed; None: the same path as here."""
     log_directory: FilePath | None = None
-    """Where the jobs' output goes; None: where Slurm puts it."""
+    """Directory of the jobs' output; None: Slurm's default."""
     local_directory: FilePath | None = None
-    """Where workers put what does not fit into memory, a disk of the node."""
+    """Directory on a local disk of the node to which workers spill data that does not fit into memory."""
     dashboard: Dashboard = ":8787"
     """Where to serve the Dask dashboard; another port is found if that one is taken."""
 
@@ -774,7 +773,7 @@ class SlurmOptions(HostedOptions):
 def slurm_arguments(options: SlurmOptions) -> dict[str, Any]:
     """Return the arguments of dask-jobqueue's SLURMCluster."""
     passed = {"queue", "account", "walltime", "memory", "interface", "python", "log_directory", "local_directory"}
-    # In a file that others may read: thread counts, and nothing else of the environment.
+    # Other users may be able to read the job script: only thread counts go in it, not the rest of the environment.
     exports = [f"export {name}={shlex.quote(value)}" for name, value in _thread_counts(options.environment).items()]
     return _given(
         **options.model_dump(include=passed),
@@ -801,14 +800,14 @@ def _start_slurm(options: SlurmOptions) -> ClusterClient:
 
 @dataclass(frozen=True, slots=True)
 class ClusterBackend:
-    """How clusters of one kind are started."""
+    """How to start clusters of one kind."""
 
     start: Callable[[Any], ClusterClient]  # starts or joins a cluster; closing the client stops what was started
-    package: str | None = None  # what it needs, of the extra with the backend's name; its errors become a ClusterError
-    purpose: str = ""  # what needs the package, for the error that it is missing
-    advice: str = ""  # what to check where a cluster does not start, for the error; {options} are its options
-    adapts: bool = False  # whether `start` also sets the bounds of a cluster that follows the work
-    log: str | None = None  # logger whose last lines tell why a cluster does not start
+    package: str | None = None  # required, from the extra with the backend's name; its errors become a ClusterError
+    purpose: str = ""  # what needs the package, for the error if it is missing
+    advice: str = ""  # what to check if a cluster does not start, for the error; {options} are its options
+    adapts: bool = False  # whether `start` also sets the bounds of a cluster that scales with the work
+    log: str | None = None  # logger whose last lines explain why a cluster does not start
 
 
 # All backends, by the `type` of their options.
@@ -852,21 +851,21 @@ BACKENDS = {
 
 
 def start_cluster(options: BackendOptions) -> ClusterClient:
-    """Start or join a cluster, with the errors of `connect`; closing the client stops what was started."""
+    """Start or join a cluster, with the errors of `connect`; closing the client stops a cluster that was started."""
     backend = BACKENDS[options.type]
     if backend.package is None:
         return backend.start(options)
     interrupt = signal.getsignal(signal.SIGINT)
     needed(backend.package, options.type, backend.purpose)
     if threading.current_thread() is threading.main_thread():
-        # Once dask-jobqueue is imported, Ctrl-C ends the process without a word, a notebook's kernel too.
+        # Importing dask-jobqueue makes Ctrl-C end the process silently, including a notebook's kernel.
         signal.signal(signal.SIGINT, interrupt)
     with nullcontext(()) if backend.log is None else _last_lines(backend.log) as last:
         try:
             return backend.start(options)
         except S2CompositeError:
             raise
-        except Exception as error:  # what starts clusters raises errors of its own kinds
+        except Exception as error:  # each backend raises its own exceptions
             why = "; ".join([f"{type(error).__name__}: {error}".removesuffix(": "), *last])
             advice = backend.advice.format(options=options)
             raise ClusterError(f"the {options.type} cluster did not start ({why}); {advice}") from error
@@ -874,7 +873,7 @@ def start_cluster(options: BackendOptions) -> ClusterClient:
 
 @contextmanager
 def _last_lines(name: str) -> Iterator[Sequence[str]]:
-    """Yield the last lines that a logger was given, which are not logged."""
+    """Yield a logger's last lines, which are collected instead of logged."""
     last: deque[str] = deque(maxlen=8)
 
     def keep(record: logging.LogRecord) -> bool:

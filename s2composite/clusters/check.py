@@ -1,4 +1,4 @@
-"""check_cluster(): what every worker of a cluster has and can reach."""
+"""check_cluster(): check the installation and access to storage of every worker in a cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from s2composite.errors import ParameterError, S2CompositeError, WriteError
 from s2composite.metrics import running_workers
 from s2composite.storage.files import absolute, display, filesystem, join, storage_errors
 
-# Workers import this module: a package that is broken there must be a finding, and not keep them from that (PLC0415).
+# Workers import this module: a broken package there must be reported, not prevent the import (PLC0415).
 # ruff: noqa: PLC0415
 
 __all__ = ["PACKAGES", "ClusterCheck", "Findings", "WorkerCheck", "check_cluster"]
@@ -32,46 +32,46 @@ PACKAGES = (
     "fsspec", "gcsfs", "s3fs",
 )  # fmt: skip
 
-_ATTEMPTS = 3  # how often workers are asked, if some leave meanwhile
+_ATTEMPTS = 3  # checks made if workers leave during the check
 
 _CONTENT = b"s2composite check\n"  # of the object that a worker writes
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What one worker found."""
+    """Results of the checks that a worker runs."""
 
     version: str  # of s2composite there
     gdal: str  # version of the GDAL in rasterio
-    numba_threads: int  # that a parallel kernel would start in each task
+    numba_threads: int  # started by a parallel kernel in each task
     environment: tuple[str, ...]  # variables that do not have the value that was shipped
-    source: str | None  # why the source cannot be read; None: it can, or was not asked for
-    target: str | None  # why the target cannot be written to; None: it can, or was not asked for
+    source: str | None  # why the source cannot be read; None: it can, or was not checked
+    target: str | None  # why the target cannot be written to; None: it can, or was not checked
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCheck:
-    """What a check found out about one worker."""
+    """Result of a check for one worker."""
 
     address: str
     """Address of the worker, ``"tcp://10.0.0.7:40123"``."""
     host: str
     """Address of its machine."""
     threads: int
-    """Number of tasks that it runs at a time."""
+    """Number of tasks that it runs concurrently."""
     memory: int | None
     """Memory limit in bytes; None: no limit."""
     versions: Mapping[str, str | None]
     """Version of Python and of each of `PACKAGES`; None: not installed. Empty if it did not answer."""
     findings: Findings | None
-    """What it found itself; None: it could not be checked."""
+    """Results of the checks on the worker; None: it could not be checked."""
     problems: tuple[str, ...]
-    """What is wrong with it."""
+    """Problems of this worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterCheck:
-    """What a check found out about a cluster.
+    """Result of a check for a cluster.
 
     Examples
     --------
@@ -88,7 +88,7 @@ class ClusterCheck:
     workers: tuple[WorkerCheck, ...]
     """All workers."""
     general: tuple[str, ...]
-    """Problems that are not those of a single worker."""
+    """Problems that do not belong to a single worker."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -104,17 +104,17 @@ class ClusterCheck:
 def check_cluster(
     client: Client, *, source: Any = None, target: str | None = None, timeout: float = 60.0
 ) -> ClusterCheck:
-    """Check every worker of a cluster: versions, memory, threads, environment, and what it can reach.
+    """Check every worker of a cluster: versions, memory, threads, environment, and access to source and target.
 
     Parameters
     ----------
     client
-        Client of the cluster. One from `connect` also knows which environment the workers must have.
+        Client of the cluster. For a client from `connect`, the workers' environment is also checked.
     source
-        Scenes as for `find_scenes`: they are listed from here, and every worker reads the header of the first one.
+        Scenes as for `find_scenes`: they are listed in this process; every worker reads the header of the first one.
     target
-        Where outputs go, a directory, prefix or file name: every worker writes a small object there, which is read
-        from here and then deleted by the worker.
+        A directory, prefix or file name for outputs: every worker writes a small object there, which this process
+        reads and the worker then deletes.
     timeout
         Seconds to wait for the answers of all workers.
 
@@ -155,7 +155,7 @@ def check_cluster(
 
 
 def _directory(target: str) -> str:
-    """Return the directory or prefix that outputs named `target` go to."""
+    """Return the directory or prefix of outputs named `target`."""
     place = absolute(target)
     if place.startswith(("http://", "https://")):
         raise ParameterError(
@@ -169,7 +169,7 @@ def _directory(target: str) -> str:
 def _check_now(
     client: Client, directory: str | None, href: str | None, source_problems: Sequence[str], timeout: float
 ) -> ClusterCheck:
-    """Check the workers that are running now; if there are none, ask for one: clusters may scale with the work."""
+    """Check the workers that are running; if there are none, wait for one: clusters may scale with the work."""
     if not running_workers(client):
         with suppress(TimeoutError):
             wait(client.submit(int, key=f"await-worker-{uuid4().hex}"), timeout=timeout)
@@ -179,7 +179,7 @@ def _check_now(
     probes = {address: partial(_probe_worker, shipped, href, urls.get(address)) for address in workers}
     answers = _ask(client, probes, timeout)
 
-    # What a worker has written is read from here, before the worker deletes it.
+    # This process reads what a worker has written, before the worker deletes it.
     storage: dict[str, list[str]] = {address: [] for address in workers}
     for address, url in urls.items():
         answer = answers[address]
@@ -194,7 +194,7 @@ def _check_now(
     here = {**_versions_in(get_versions(packages=PACKAGES)), "s2composite": s2composite.__version__}
     scheduler = _versions_in(client.sync(client.scheduler.versions, packages=list(PACKAGES)))
     replies: dict[str, Any] = {}
-    if answering:  # a request of Dask's own, which does not need s2composite there
+    if answering:  # one of Dask's own requests, which does not need s2composite on the workers
         question = {"op": "versions", "packages": list(PACKAGES)}
         replies = client.sync(client.scheduler.broadcast, msg=question, workers=answering, on_error="ignore")
     checks = []
@@ -209,7 +209,7 @@ def _check_now(
         checks.append(
             WorkerCheck(address, worker["host"], worker["nthreads"], memory, versions, findings, tuple(problems))
         )
-    # A scheduler neither reads nor computes.
+    # The scheduler reads and computes nothing.
     differences = _differences(here, scheduler, ("python", "dask", "distributed"))
     general = [*source_problems, *(f"scheduler: {text}" for text in differences)]
     general += [] if workers else [f"no worker started within {timeout:g} s; see the logs of the cluster"]
@@ -219,8 +219,8 @@ def _check_now(
 def _ask(client: Client, questions: Mapping[str, Callable[..., Any]], timeout: float) -> dict[str, Any]:
     """Return each worker's answer: a result, an exception, or None if it did not answer in time.
 
-    Questions do not run as tasks: a worker without s2composite could not unpack one, and Dask ends a worker for that.
-    To a function sent by `Client.run` it answers with the error instead.
+    This uses `Client.run`, not tasks: a worker without s2composite could not unpickle a task, and Dask would stop the
+    worker; `Client.run` returns the error instead.
     """
 
     async def ask(address: str, question: Callable[..., Any]) -> Any:
@@ -229,7 +229,7 @@ def _ask(client: Client, questions: Mapping[str, Callable[..., Any]], timeout: f
             return (await asyncio.wait_for(answer, timeout)).get(address)
         except TimeoutError:
             return None
-        except Exception as error:  # noqa: BLE001 - what a worker cannot unpack is raised here, and is its answer
+        except Exception as error:  # noqa: BLE001 - unpickling errors on a worker are raised here, as its answer
             return error
 
     async def ask_all() -> list[Any]:
@@ -239,7 +239,7 @@ def _ask(client: Client, questions: Mapping[str, Callable[..., Any]], timeout: f
 
 
 def _versions_in(answer: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the versions of Python and of `PACKAGES` in an answer of Dask's."""
+    """Return the versions of Python and of `PACKAGES` in Dask's answer."""
     packages = answer["packages"]
     return {
         "python": ".".join(answer["host"]["python"].split(".")[:3]),
@@ -248,7 +248,7 @@ def _versions_in(answer: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _differences(here: Mapping[str, str | None], there: Mapping[str, str | None], names: Sequence[str]) -> list[str]:
-    """Return a sentence for each version that differs from the one here; Python's third number does not matter.
+    """Return a message for each version that differs from the one here; Python's patch version is ignored.
 
     >>> _differences({"python": "3.11.7", "numpy": "2.1"}, {"python": "3.11.9", "numpy": None}, ("python", "numpy"))
     ['numpy is not installed there, 2.1 here']
@@ -292,15 +292,15 @@ async def _probe_worker(shipped: Sequence[str], source: str | None, target: str 
 def _probe(
     shipped: Sequence[str], plugin: ShippedEnvironment | None, source: str | None, target: str | None
 ) -> Findings:
-    """Return what this worker finds: versions, its environment, whether a header can be read and an object written."""
+    """Check this worker: versions, environment, whether a header can be read and an object written."""
     import numba
     import rasterio
-    from rasterio._env import get_gdal_config  # rasterio's public getenv() knows only what it has set itself
+    from rasterio._env import get_gdal_config  # rasterio's public getenv() returns only options set by rasterio
 
     from s2composite.geotiff.header import read_header
 
     wrong = set(shipped)
-    if plugin is not None:  # variables that differ, or that came too late for the library that they configure
+    if plugin is not None:  # variables that differ, or were set too late for the library that reads them
         wrong = {name for name, value in plugin.values.items() if os.environ.get(name) != value}
         wrong |= set(shipped) - plugin.values.keys()
         threads = os.environ.get("NUMBA_NUM_THREADS", "")
@@ -322,7 +322,7 @@ def _probe(
 
 
 def _read_object(url: str) -> str | None:
-    """Return why the object that was written cannot be read, or None."""
+    """Return why the written object cannot be read, or None."""
     content, problem = _on_storage(url, "read", lambda fs, path: fs.cat_file(path))
     if problem is None and content != _CONTENT:
         return f"{display(url)} does not hold what was written to it"
@@ -330,7 +330,7 @@ def _read_object(url: str) -> str | None:
 
 
 async def _remove_object(url: str) -> str | None:
-    """Delete the object, if it was written; return why that fails, or None."""
+    """Delete the object if it was written; return why that failed, or None."""
 
     def remove(fs: Any, path: str) -> None:
         if fs.exists(path):
@@ -340,7 +340,7 @@ async def _remove_object(url: str) -> str | None:
 
 
 def _on_storage(url: str, verb: str, operation: Callable[[Any, str], Any]) -> tuple[Any, str | None]:
-    """Return what an operation on the filesystem of `url` gives, and the problem if it fails."""
+    """Return the result of an operation on the filesystem of `url`, and the problem if it fails."""
     try:
         with storage_errors(WriteError, f"{display(url)} cannot be {verb}", url):
             fs, path = filesystem(url)

@@ -1,4 +1,4 @@
-"""connect(): start or join the Dask workers that computations run on, by options in Python, in YAML, of a command."""
+"""connect(): start or join a Dask cluster, with options from Python, YAML or the command line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _is_file(config: Any) -> bool:
 
 
 def _expanded(config: Any) -> Any:
-    """Return the mapping that a short name of a cluster stands for; anything else unchanged."""
+    """Return the mapping for a cluster's short name; anything else unchanged."""
     if isinstance(config, str) and config.startswith(SCHEMES):
         return {"type": "address", "address": config}
     if isinstance(config, str) and config == "local":
@@ -50,7 +50,7 @@ def _expanded(config: Any) -> Any:
 
 
 def _with_type(config: Any) -> Any:
-    """Return options of any form as what pydantic chooses a class by: a mapping with a ``type``, or checked options."""
+    """Return options in a form from which pydantic can choose a class: a mapping with ``type``, or checked options."""
     config = read_cluster(config) if _is_file(config) else _expanded(config)
     if not isinstance(config, Mapping | Strict):
         raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors only
@@ -82,15 +82,15 @@ def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
     Parameters
     ----------
     config
-        ``"local"``, the address of a scheduler, a mapping, the path of a YAML file that holds one, or options. The
-        file may also be a cluster.yaml of Ray (as used by eo-grow); what cannot be mapped is logged.
+        ``"local"``, the address of a scheduler, a mapping, the path of a YAML file with one, or options. The file may
+        also be Ray's cluster.yaml (as used by eo-grow); keys that cannot be mapped are logged.
     **settings
         Options that override those of `config`.
 
     Raises
     ------
     JobError
-        Names the file, the line, the key and what is expected there.
+        The message names the file, the line, the key and the expected value.
     """
     document = Document("connect()", {}, {})
     if not _is_file(config):
@@ -109,9 +109,9 @@ def read_cluster(config: Any, **settings: Any) -> ClusterOptions:
 
 
 class ShippedEnvironment(WorkerPlugin):  # type: ignore[misc] # distributed has no types
-    """Sets environment variables in every worker, also in those that come later.
+    """Sets environment variables in every worker, including workers that start later.
 
-    It travels over Dask's own connections, so that no command line, pod, job script or graph has secrets in it.
+    They are sent over Dask's own connections, so that no command line, pod, job script or graph contains secrets.
     """
 
     name = "s2composite-environment"
@@ -136,36 +136,36 @@ def connect(
     dashboard: str | None = None,
     announce: bool = True,
 ) -> Client:
-    """Start or join a Dask cluster and make it the one that computations run on.
+    """Start or join a Dask cluster and make it the default for computations.
 
     Parameters
     ----------
     config
         ``"local"``: worker processes on this machine; ``"tcp://host:port"`` or ``"tls://..."``: a running scheduler; a
-        mapping with a ``type``, ``{"type": "local", "workers": 2}``; or the path of a YAML file that holds one. Types
-        are ``local``, ``address``, ``ssh``, ``gateway``, ``kubernetes``, ``coiled`` and ``slurm``, each with a file in
-        ``examples/clusters``. A cluster.yaml of Ray is mapped to ``ssh`` or ``coiled``.
+        mapping with a ``type``, ``{"type": "local", "workers": 2}``; or the path of a YAML file with one. Types are
+        ``local``, ``address``, ``ssh``, ``gateway``, ``kubernetes``, ``coiled`` and ``slurm``, each with a file in
+        ``examples/clusters``. Ray's cluster.yaml is mapped to ``ssh`` or ``coiled``.
     workers, threads, memory, dashboard
         Override those of `config`, for types that have them. Local: number of processes (None: one per core), threads
         of each (None: the cores divided by `workers`), memory limit of each (None: nine tenths of the machine's memory
         divided by `workers`), address of the dashboard (another port if ``":8787"`` is taken).
     announce
-        Print one line with the workers and the link of the dashboard, to the terminal or notebook.
+        Print one line with the workers and the dashboard's link, to the terminal or notebook.
 
     Returns
     -------
     distributed.Client
-        A context manager. Closing it stops what was started; workers of a running scheduler are left alone, and keep
-        the environment variables that they were given.
+        A context manager. Closing it stops a cluster that was started. Workers of a scheduler that was already running
+        continue, and keep the environment variables that they were given.
 
     Raises
     ------
     JobError
-        An option is unknown or invalid; lists the valid ones.
+        An option is unknown or invalid; the message lists the valid ones.
     ClusterError
         The scheduler does not answer, or workers do not start or do not accept their environment.
     MissingDependencyError
-        The kind of cluster needs an optional package; says which extra installs it.
+        The kind of cluster needs an optional package; the message names the extra that installs it.
 
     Examples
     --------
@@ -175,7 +175,7 @@ def connect(
     """
     settings = {"workers": workers, "threads": threads, "memory": memory, "dashboard": dashboard}
     options = read_cluster(config, **{key: value for key, value in settings.items() if value is not None})
-    for name in options.credentials:  # before anything starts that costs money
+    for name in options.credentials:  # before starting anything that costs money
         if name not in os.environ:
             raise JobError(
                 f"credentials: the environment variable {name} is not set here, so workers cannot get it; "
@@ -201,7 +201,7 @@ def connect(
         if environment:
             _register(client, ShippedEnvironment(environment), "its environment")
             client.shipped = tuple(environment)
-        if options.joined is None:  # on someone else's scheduler they would stay
+        if options.joined is None:  # on a shared scheduler they would remain
             show_meters(client)
             forward_logs(client)
         if isinstance(options, ElasticOptions) and options.bounds is not None and not BACKENDS[options.type].adapts:
@@ -215,16 +215,16 @@ def connect(
 
 
 def _is_not_about_cancelled_call(record: logging.LogRecord) -> bool:
-    """Filter out the message that Dask could not cancel a call to the scheduler that had not begun."""
+    """Filter out the message that Dask could not cancel a scheduler call that had not started."""
     return "sync.<locals>.cancel" not in record.getMessage()
 
 
 def _register(client: Client, plugin: WorkerPlugin, what: str) -> None:
-    """Register a plugin with all workers, now and later."""
+    """Register a plugin with all current and future workers."""
     try:
         client.register_plugin(plugin)
-    except Exception as error:  # whatever importing the plugin raises in a worker arrives here
-        with suppress(Exception):  # or workers that come later could not start; those that lack it raise again
+    except Exception as error:  # errors while importing the plugin in a worker are raised here
+        with suppress(Exception):  # otherwise later workers could not start; workers that lack it raise again
             client.unregister_worker_plugin(plugin.name)
         raise ClusterError(
             f"a worker did not accept {what} ({type(error).__name__}: {error}); install the same s2composite in its "
@@ -233,7 +233,7 @@ def _register(client: Client, plugin: WorkerPlugin, what: str) -> None:
 
 
 def show_meters(client: Client) -> None:
-    """Show on the dashboard what each worker has read; without s2composite on the workers, only warn."""
+    """Show the reads of each worker on the dashboard; without s2composite on the workers, only warn."""
     try:
         _register(client, WorkerMeters(), "what meters it")
     except ClusterError as error:

@@ -1,7 +1,7 @@
-"""Ray's cluster.yaml, as eo-grow uses it, read as our own options.
+"""Convert Ray's cluster.yaml, as used by eo-grow, to our own options.
 
-Provider ``local`` (existing machines) becomes ``ssh``, ``aws`` becomes ``coiled``. What has no counterpart is listed
-with the reason, and nothing is guessed: https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html
+Provider ``local`` (existing machines) becomes ``ssh``, ``aws`` becomes ``coiled``. Keys without a counterpart are
+listed with the reason: https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from s2composite.errors import JobError
 
 __all__ = ["RayCluster", "Unmapped", "is_ray", "read_ray_cluster"]
 
-# Keys of which some content is mapped; the rest of it is listed key by key.
+# Keys that are mapped in part; their unmapped keys are listed one by one.
 _PARTLY_MAPPED = ("provider", "auth", "docker", "available_node_types")
 
 _COMMANDS = "no commands are run on the machines; install s2composite there, or take an image that has it"
@@ -44,7 +44,7 @@ _REASONS = {  # why a key has no counterpart, by the first word of its path
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
-    """A key that has no counterpart, ``"auth.ssh_proxy_command"``, its line from 1, and what to do instead."""
+    """A key without a counterpart, ``"auth.ssh_proxy_command"``, its line from 1, and what to do instead."""
 
     key: str
     line: int | None
@@ -53,14 +53,14 @@ class Unmapped:
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    """Ray's cluster.yaml: a document of our own options, and what could not be mapped, in the order of the file."""
+    """Ray's cluster.yaml as a document of our own options, and the keys not mapped, in the order of the file."""
 
     document: Document
     unmapped: tuple[Unmapped, ...]
 
 
 def is_ray(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is a cluster.yaml of Ray, which has a ``provider``; False for one that cannot be read."""
+    """Return whether a file is Ray's cluster.yaml, which has a ``provider``; False if it cannot be read."""
     try:
         return re.search(r"^provider\s*:", Path(path).read_text("utf-8"), re.MULTILINE) is not None
     except (OSError, UnicodeDecodeError):
@@ -68,12 +68,12 @@ def is_ray(path: str | os.PathLike[str]) -> bool:
 
 
 def read_ray_cluster(path: str | os.PathLike[str]) -> RayCluster:
-    r"""Return Ray's cluster.yaml as our own options, and what could not be mapped.
+    r"""Return Ray's cluster.yaml as our own options, and the keys that could not be mapped.
 
     Parameters
     ----------
     path
-        Path of the file; ``${NAME}`` in it is for shells on the machines and left alone.
+        Path of the file; ``${NAME}`` in it is meant for shells on the machines and not replaced.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def read_ray_cluster(path: str | os.PathLike[str]) -> RayCluster:
     mapped: set[Keys] = {("provider", "type")}
     values: dict[str, Any] = {}
     places: dict[Keys, Place] = {}
-    options: Iterable[tuple[str, Keys, Any]]  # of ours the name, where Ray's file has it, the value
+    options: Iterable[tuple[str, Keys, Any]]  # our name, the keys in Ray's file, the value
     if provider == "local":
         values["type"], head = "ssh", _get(ray, "provider", "head_ip")
         options = [
@@ -135,7 +135,7 @@ def _get(ray: Document, *keys: str | int) -> Any:
 
 
 def _coiled_options(ray: Document) -> Iterator[tuple[str, Keys, Any]]:
-    """Yield options of ``coiled``: the name, where Ray's file has it, the value; the last of a name counts."""
+    """Yield options of ``coiled``: name, keys in Ray's file, value; the last value of a name is used."""
     yield "name", ("cluster_name",), _get(ray, "cluster_name")
     yield "region", ("provider", "region"), _get(ray, "provider", "region")
     minutes = _get(ray, "idle_timeout_minutes")

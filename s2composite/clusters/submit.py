@@ -1,7 +1,7 @@
 """Calls on a cluster: a bounded number in flight, retries, unresponsive workers, Ctrl-C.
 
-The scheduler never holds more than the calls in flight: a million of them wait here, as a generator. A call that fails
-in a way that may pass is made again after a pause, on another worker; so is one whose worker does not answer in time.
+The scheduler holds only the calls in flight; the others wait here in a generator. A call that fails with a transient
+error, or whose worker does not answer in time, is retried after a pause on another worker.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ __all__ = ["ClusterCall", "Outcome", "Policy", "UnresponsiveWorkers", "fetch_res
 
 LOG = logging.getLogger(__name__)
 
-_FETCH_TIMEOUT = 10.0  # seconds in which the results of calls that have ended are fetched; they are small
+_FETCH_TIMEOUT = 10.0  # seconds to fetch the results of ended calls; they are small
 
-# Seconds without a heartbeat after which a worker that does not end its calls counts as frozen, however short these are
-# to be: compiling a kernel can hold one up for 10, and a machine that has too much to do for as long.
+# Minimum seconds without a heartbeat after which a worker that does not end its calls counts as frozen, however short
+# the timeout: compiling a kernel, or an overloaded machine, can block a worker for 10.
 _HEARTBEAT_TIMEOUT = 30.0
 
-_CHECK_EVERY = 0.5  # seconds after which workers are counted again, and calls that take too long are looked for
-_PAUSED_AFTER = 30.0  # seconds without the end of any call after which it is checked whether all workers are paused
-_LONGEST_PAUSE = 60.0  # seconds at most before a call is made again
+_CHECK_EVERY = 0.5  # seconds between counting workers and looking for calls that take too long
+_PAUSED_AFTER = 30.0  # seconds without any call ending before checking whether all workers are paused
+_LONGEST_PAUSE = 60.0  # maximum seconds before a retry
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often calls are made."""
+    """How calls are retried."""
 
-    attempts: int = 3  # times a call is made before it counts as failed
-    pause: float = 1.0  # seconds before the second attempt; before each further one twice as long, give or take a half
-    timeout: float = 1800.0  # seconds from handing a call to the cluster after which its worker counts as stuck
-    look_ahead: int = 2  # calls for each thread of the cluster that the scheduler knows of at a time
+    attempts: int = 3  # attempts before a call counts as failed
+    pause: float = 1.0  # seconds before the second attempt; doubled for each further one, with jitter of a half
+    timeout: float = 1800.0  # seconds after submitting a call after which its worker counts as stuck
+    look_ahead: int = 2  # calls submitted at a time for each thread of the cluster
 
 
 @dataclass(frozen=True, eq=False)
 class ClusterCall:
-    """One call: a module-level function, and arguments of which futures are resolved on the worker."""
+    """One call: a module-level function and its arguments; futures among these are resolved on the worker."""
 
     name: str  # shown on the dashboard; different for each call of a run
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    about: Any = None  # whatever the caller wants to know it by; it stays here
+    about: Any = None  # the caller's own identifier; not sent to the worker
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,37 +68,37 @@ class Outcome:
 
     call: ClusterCall
     attempt: int  # from 1
-    seconds: float  # from handing it to the cluster to its end
+    seconds: float  # from submission to its end
     result: Any = None
     error: BaseException | None = None
-    final: bool = True  # False: it will be made again
+    final: bool = True  # False: it will be retried
     worker: str | None = None  # address of the worker that failed, if known
 
 
 def run_bounded(client: Client, calls: Iterator[ClusterCall | None], policy: Policy) -> Generator[Outcome, None, None]:
-    """Make calls on a cluster and yield how each attempt ended, in the order in which they end.
+    """Run calls on a cluster and yield the outcome of each attempt, in the order in which they end.
 
     Parameters
     ----------
     calls
-        Asked for more whenever fewer calls are in flight than may be. None: there is none now, but what ends may lead
-        to further ones. It is over when there is none and none is under way.
+        Read whenever more calls may be submitted. None: no call now, but an ended call may lead to further ones. The
+        run ends when there is no further call and none is in flight.
 
     Raises
     ------
     KeyboardInterrupt
-        Somebody has pressed Ctrl-C, even if Python dropped the exception.
+        Ctrl-C was pressed, even if Python dropped the exception.
     ClusterError
-        The scheduler is gone. What has been yielded is true; the rest has not happened or will be done again.
+        The scheduler is lost. Outcomes already yielded are valid; other calls were not made, or will be repeated.
     """
     loop = _CallLoop(client, calls, policy)
     try:
         with _interrupts() as require_none:
             yield from loop.outcomes(require_none)
-    except (OSError, CancelledError) as error:  # what Dask's connections raise, and futures whose scheduler has gone
+    except (OSError, CancelledError) as error:  # from Dask's connections, and from futures after the scheduler is lost
         raise _scheduler_gone(client) from error
     finally:
-        with suppress(Exception):  # the scheduler may be gone
+        with suppress(Exception):  # the scheduler may be lost
             client.cancel(list(loop.in_flight), force=True)
 
 
@@ -112,7 +112,7 @@ class _CallLoop:
     def __init__(self, client: Client, calls: Iterator[ClusterCall | None], policy: Policy) -> None:
         self._client, self._calls, self._policy = client, calls, policy
         self.in_flight: dict[Future, _InFlight] = {}
-        # When it is due, a number that orders equal times, the call, which attempt it will be, the worker to avoid.
+        # Due time, a number that orders equal times, the call, the number of the attempt, the worker to avoid.
         self._retries: list[tuple[float, int, ClusterCall, int, str | None]] = []
         self._numbers = itertools.count()
         self._ended: SimpleQueue[Future] = SimpleQueue()
@@ -135,9 +135,9 @@ class _CallLoop:
                 yield outcome
 
     def _check_workers(self) -> list[Outcome]:
-        """Once in a while count the cluster's threads, and give up calls whose worker does not answer.
+        """Periodically count the cluster's threads, and give up calls whose worker does not answer.
 
-        A worker may still finish such a call, which does no harm.
+        A worker may still finish such a call, which is harmless.
         """
         now, client, policy = time.monotonic(), self._client, self._policy
         if now - self._checked < _CHECK_EVERY:
@@ -175,11 +175,11 @@ class _CallLoop:
         return outcomes
 
     def _submit(self) -> None:
-        """Hand calls to the cluster, as many as may be in flight: first those that are due again, then new ones."""
+        """Submit as many calls as may be in flight: first retries that are due, then new calls."""
         client, most = self._client, self._policy.look_ahead * self._threads
         free = most - len(self.in_flight)
         if free < max(1, most // 4):
-            # Each time costs the client and the scheduler a millisecond, whatever is handed over.
+            # Each submission costs the client and the scheduler a millisecond, whatever its size.
             return
         submitted: list[tuple[Future, ClusterCall, int]] = []
         while len(submitted) < free and self._retries and self._retries[0][0] <= time.monotonic():
@@ -200,7 +200,7 @@ class _CallLoop:
             future.add_done_callback(self._ended.put)
 
     def _collect(self) -> list[Outcome]:
-        """Wait a little for calls to end, and return how they did."""
+        """Wait briefly for calls to end, and return their outcomes."""
         if not self.in_flight:
             wait = self._retries[0][0] - time.monotonic() if self._retries else 0.0
             time.sleep(min(max(wait, 0.0), _CHECK_EVERY))
@@ -218,7 +218,7 @@ class _CallLoop:
         outcomes = []
         for future, (call, number, since) in attempts.items():
             if future.status == "cancelled" or self._client.status != "running":
-                # Nobody cancels these but a client that has lost its scheduler.
+                # Futures are cancelled only by a client that has lost its scheduler.
                 raise _scheduler_gone(self._client)
             seconds = time.monotonic() - since
             if future in results:
@@ -226,10 +226,10 @@ class _CallLoop:
             else:
                 error = lost[future] if future in lost else future.exception()
                 final = number >= self._policy.attempts
-                if isinstance(error, S2CompositeError):  # which says whether it may pass; others may have any cause
+                if isinstance(error, S2CompositeError):  # records whether it is transient; others may have any cause
                     final = final or not getattr(error, "transient", isinstance(error, WriteError))
                 worker = getattr(error, "worker", None) or getattr(getattr(error, "last_worker", None), "address", None)
-                if isinstance(error, KilledWorker):  # which Dask reports as a task that was tried several times
+                if isinstance(error, KilledWorker):  # Dask reports it as a task that was tried several times
                     error = S2CompositeError(
                         "the workers that tried this died, most likely for want of memory; take smaller chunks, fewer "
                         "threads, or more memory for each worker"
@@ -259,16 +259,16 @@ def _scheduler_gone(client: Client) -> ClusterError:
 
 
 def fetch_results(client: Client, futures: Collection[Future]) -> tuple[dict[Future, Any], dict[Future, Exception]]:
-    """Return the results of calls that have ended without an error, and why some are not to be had.
+    """Return the results of calls that ended without an error, and an error for each that cannot be fetched.
 
-    They are fetched together. Where that fails, because a worker holds one and is frozen or gone, or one cannot be
-    unpickled, each is fetched by itself, so that the others are not lost with it. An error says as `worker` where the
-    result was, if that is known.
+    They are fetched together. If that fails, because a worker that holds one is frozen or lost, or one cannot be
+    unpickled, each is fetched separately, so that the others are not lost. The error's `worker` is the address of the
+    worker that held the result, if known.
 
     Raises
     ------
     OSError, CancelledError
-        The scheduler is gone.
+        The scheduler is lost.
     """
     finished = [future for future in futures if future.status == "finished"]
     lost: dict[Future, Exception] = {future: _lost(future, None) for future in futures if future not in finished}
@@ -298,21 +298,21 @@ def fetch_results(client: Client, futures: Collection[Future]) -> tuple[dict[Fut
 
 
 def _gather(client: Client, futures: Collection[Future]) -> tuple[list[Any], Exception | None]:
-    """Return the results of all of some calls, or why these are not to be had."""
+    """Return the results of several calls together, or the error if these cannot be fetched."""
 
     async def gather() -> Any:
         return await client.gather(list(futures), asynchronous=True)
 
     try:
         return client.sync(gather, callback_timeout=_FETCH_TIMEOUT), None
-    except Exception as error:  # noqa: BLE001 - whatever unpickling one raises
+    except Exception as error:  # noqa: BLE001 - unpickling may raise anything
         return [], error
 
 
 def _lost(future: Future, worker: str | None) -> S2CompositeError:
     if worker is None:
-        return S2CompositeError(f"{future.key}: the worker that had made it is gone with the result", transient=True)
-    message = f"worker {worker} has made it but does not hand over the result; it is frozen or cannot be reached"
+        return S2CompositeError(f"{future.key}: the worker that held the result was lost", transient=True)
+    message = f"worker {worker} holds the result but does not send it; it is frozen or cannot be reached"
     return S2CompositeError(f"{future.key}: {message}", transient=True, worker=worker)
 
 
@@ -320,37 +320,37 @@ def _lost(future: Future, worker: str | None) -> S2CompositeError:
 
 
 class UnresponsiveWorkers:
-    """Workers that did not answer: watched until they are heard of again, or silent so long that they are frozen."""
+    """Workers that did not answer: watched until a heartbeat arrives, or until they count as frozen."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._since: dict[str, float] = {}
 
     def add(self, workers: Iterable[str | None]) -> None:
-        """Watch these workers from now on; None: it is not known which one."""
+        """Start watching these workers; None: the worker is unknown."""
         now = time.monotonic()
         self._since |= {worker: self._since.get(worker, now) for worker in workers if worker is not None}
 
     def restart_frozen(self) -> None:
-        """Have the scheduler restart those that are frozen."""
+        """Have the scheduler restart frozen workers."""
         if not self._since:
             return
         now = time.monotonic()
         seconds = {worker: now - since for worker, since in self._since.items()}
         try:
             left = self._client.run_on_scheduler(_restart_frozen, seconds, _HEARTBEAT_TIMEOUT)
-        except Exception as error:  # noqa: BLE001 - a scheduler may forbid it; it does so itself in time
+        except Exception as error:  # noqa: BLE001 - a scheduler may forbid it; it will restart them itself later
             LOG.warning("workers that are silent could not be restarted: %s", error)
             left = []
         self._since = {worker: self._since[worker] for worker in left}
 
 
 async def _restart_frozen(seconds: Mapping[str, float], limit: float, dask_scheduler: Any) -> list[str]:
-    """Run on the scheduler: restart workers that it has not heard of for longer than `limit`, or do without them.
+    """Run on the scheduler: restart or remove workers without a heartbeat for longer than `limit`.
 
-    It does so itself, but only after `distributed.scheduler.worker-ttl`, five minutes, in which it gives a frozen
-    worker more work and has others wait for what it holds. Returned are those to look at again: not heard of since
-    they have been watched, for so many seconds each.
+    The scheduler does this itself, but only after `distributed.scheduler.worker-ttl`, five minutes. Until then it gives
+    a frozen worker more work, and other workers wait for its results. `seconds` is how long each has been watched.
+    Returns the workers to check again: those without a heartbeat since watching began.
     """
     now = time.time()
     silent = {
@@ -370,9 +370,9 @@ async def _restart_frozen(seconds: Mapping[str, float], limit: float, dask_sched
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], None]]:
-    """Note interrupts, beside the handler there is, in the main thread; yield what raises KeyboardInterrupt after one.
+    """Record interrupts in the main thread, next to the existing handler; yield a function that then raises them.
 
-    Python drops what a handler raises while a destructor runs.
+    Python drops exceptions that a handler raises while a destructor runs.
     """
     noted: list[int] = []
     before = signal.getsignal(signal.SIGINT)
@@ -395,6 +395,6 @@ def _interrupts() -> Iterator[Callable[[], None]]:
     try:
         yield require_none
     finally:
-        # A generator that is given up may be closed by any thread.
+        # An abandoned generator may be closed by any thread.
         if watching and in_main_thread() and signal.getsignal(signal.SIGINT) == note:
             signal.signal(signal.SIGINT, before)

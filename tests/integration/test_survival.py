@@ -184,7 +184,7 @@ def test_a_frozen_worker_is_left_behind_and_does_no_harm_when_it_wakes(undisturb
         before = digests(tmp_path)
         told = [event for event in events(tmp_path / output) if event["event"] == "retry"]
         # It was at a call, or held the result of one; another worker may have been too slow as well.
-        known = "no answer in 8 s from worker|has made it but does not hand over the result"
+        known = "no answer in 8 s from worker|holds the result but does not send it"
         assert [event["error"] for event in told if not re.search(known, event["error"])] == []
         assert frozen in {event["worker"] for event in told}
     finally:

@@ -172,7 +172,7 @@ def test_a_worker_that_freezes_with_a_result_in_its_hands_costs_no_other(tmp_pat
             thawed(tmp_path)
     assert sorted(o.result for o in outcomes if o.error is None) == [0, 0, 2, 4, 6]
     lost = next(o for o in outcomes if o.error is not None and o.call.name.startswith("cling"))
-    told = rf"cling-\S+: worker {lost.worker} has made it but does not hand over the result; it is frozen or .*"
+    told = rf"cling-\S+: worker {lost.worker} holds the result but does not send it; it is frozen or .*"
     assert re.fullmatch(told, str(lost.error))
     assert not lost.final
 
