@@ -1,1 +1,1 @@
-"""Pixels in: the only floor that opens rasters. No Dask, no xarray."""
+"""Reading pixels: the only layer that opens rasters. No Dask, no xarray."""

@@ -1,4 +1,4 @@
-"""Which file and which band of it serves each band of the stack, and how its numbers become those of the stack."""
+"""Choose the file and file band for each band of the stack, and convert file values to stack values."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ BandName: TypeAlias = str | int
 
 @dataclass(frozen=True, slots=True)
 class BandSource:
-    """What one file gives to the bands of a stack."""
+    """The bands of a stack that one file provides."""
 
     asset: Asset  # the file
-    file_bands: tuple[int, ...]  # its bands that are read, counted from 0
-    row: int  # where the first of them goes on the stack's band axis; the others follow it
-    values: tuple[Values, ...]  # what the numbers of each of them mean
+    file_bands: tuple[int, ...]  # its bands to read, counted from 0
+    row: int  # position of the first on the stack's band axis; the others follow it
+    values: tuple[Values, ...]  # scale, offset and unit of each
 
 
 def chosen_bands(bands: Any) -> tuple[BandName, ...] | None:
-    """Return the bands that were asked for: of one name or number, or of any collection of these; None for None."""
+    """Return the requested bands, given as one name or number or a collection of these; None for None."""
     if bands is None:
         return None
     several = isinstance(bands, Iterable) and not isinstance(bands, (str, bytes))
@@ -64,10 +64,10 @@ def chosen_bands(bands: Any) -> tuple[BandName, ...] | None:
 
 
 def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> tuple[tuple[Asset, ...], ...]:
-    """Return, for each scene, the assets whose headers have to be read to serve `bands`.
+    """Return, for each scene, the assets whose headers are needed for `bands`.
 
-    Without `bands` that is the only asset of a scene, or its true-colour picture; where other observations lie beside
-    it, the log says so.
+    Without `bands` this is the only asset of a scene, or its true-colour picture; this choice is logged if there are
+    other observations.
     """
     if bands is not None:
         return tuple(_assets_for(scene, bands) for scene in scenes)
@@ -88,7 +88,7 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> 
     names = sorted({asset.name for scene in scenes for asset in scene.assets if not is_picture(asset.name)})
     others = [name for name in names if not is_mask_band(name)]
     if pictured and others:
-        # a reader of the picture's numbers may have meant the reflectances
+        # the user may have meant the reflectances
         shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
         picture = chosen[0][0].name
         LOG.warning(
@@ -99,14 +99,14 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> 
     return tuple(chosen)
 
 
-_SHOWN = 12  # names that a message lists
+_SHOWN = 12  # maximum names listed in a message
 
 
 def _assets_for(scene: Scene, bands: Sequence[BandName]) -> tuple[Asset, ...]:
     found = [_find(band, _declared(scene.assets), scene) for band in bands]
     named = {asset.name for entries in found for asset, _, _ in entries}
     if not all(found):
-        # A file that does not say its bands by its name may still say them in its header.
+        # A file whose name does not give its bands may give them in its header.
         named |= {asset.name for asset in scene.assets if not asset.bands}
     return tuple(asset for asset in scene.assets if asset.name in named)
 
@@ -122,7 +122,7 @@ def _declared(assets: Sequence[Asset]) -> list[_Entry]:
 
 
 def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
-    """Return the names of a file's bands: as declared, as the file describes them, or as its photometry implies."""
+    """Return the names of a file's bands: as declared, from its descriptions, or from its photometric tag."""
     alpha = alpha_of(asset, header)
     data = [band for band in range(header.bands) if band != alpha]
     declared = asset.bands or asset.band_values
@@ -148,7 +148,7 @@ def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
 
 
 def alpha_of(asset: Asset, header: Header) -> int | None:
-    """Return the band that is an alpha band, unless a name was given to it that is none; None if there is none."""
+    """Return the alpha band, unless it was given the name of another band; None if there is none."""
     if header.alpha is not None and len(asset.bands) == header.bands and asset.bands[header.alpha] != "alpha":
         return None
     return header.alpha
@@ -157,15 +157,15 @@ def alpha_of(asset: Asset, header: Header) -> int | None:
 def parts_of(
     scene: Scene, assets: Sequence[Asset], headers: Mapping[str, Header], bands: Sequence[BandName] | None
 ) -> tuple[tuple[str, ...], tuple[BandSource, ...]]:
-    """Return the names of the bands a scene gives, and the parts of files that give them."""
+    """Return the names of the bands that a scene provides, and the parts of files that provide them."""
     entries = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
     data = [entry for entry in entries if entry[1] != alpha_of(entry[0], headers[entry[0].href])]
     values_of = {(asset.href, i): _values(asset, i, name, headers[asset.href], scene) for asset, i, name in entries}
     if bands:
-        # an alpha band is no data, unless it is asked for
+        # an alpha band is not data unless requested
         chosen = [e for one in bands for e in _find(one, data, scene) or _must_find(one, entries, scene)]
     else:
-        # mask bands that lie among bands of observations are no reflectances
+        # mask bands among bands of observations are not reflectances
         chosen = [entry for entry in data if not is_mask_band(entry[2])] or data
     parts: list[BandSource] = []
     for row, (asset, i, _) in enumerate(chosen):
@@ -182,7 +182,7 @@ def parts_of(
 
 
 def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Values:
-    """Return what the numbers of a band mean: by the catalogue, else by the file's tags, else by its name."""
+    """Return scale, offset and unit of a band: from the catalogue, else the file's tags, else its name."""
     values, alpha = asset.values, alpha_of(asset, header)
     if 0 < len(asset.band_values) < header.bands:
         data = [band for band in range(header.bands) if band != alpha]
@@ -191,7 +191,7 @@ def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Va
         values = asset.band_values[i]
     described = not asset.bands and name == header.descriptions[i]
     if described and (is_mask_band(name) or (values.assumed and header.dtype.itemsize > 1)):
-        # the file itself says what its bands are
+        # the file itself names its bands
         named = named_values(name, scene.baseline, scene.sensor, scene.id)
         values = replace(named, nodata=values.nodata, shift=named.shift if values.shift is None else values.shift)
     if values.nodata is not None:
@@ -220,9 +220,9 @@ def _must_find(wanted: BandName, entries: Sequence[_Entry], scene: Scene) -> lis
 
 
 def _find(wanted: BandName, entries: Sequence[_Entry], scene: Scene) -> list[_Entry]:
-    """Return the band, or all bands of the asset, that `wanted` means: the first of these ways that finds something.
+    """Return the band, or all bands of the asset, named by `wanted`; the first lookup that matches is used.
 
-    The bands of a picture come last: it has a red of 8 bits, which is not what "red" means where there is another.
+    Bands of a picture come last: its 8-bit red is not meant by "red" if there is another red.
     """
     if isinstance(wanted, int):
         alone = len({asset.name for asset, _, _ in entries}) == 1
@@ -242,7 +242,7 @@ def _find(wanted: BandName, entries: Sequence[_Entry], scene: Scene) -> list[_En
     for fits in ways:
         found = found or [(asset, i, name) for asset, i, name in entries if fits(asset, name)]
     if len({asset.name for asset, _, _ in found}) > 1:
-        # the first of several assets that hold the same band: in the order of preference that scenes have
+        # the first of several assets that hold the same band, in the scenes' order of preference
         codes = dict.fromkeys(same_band(asset.name, sensor)[0] for asset, _, _ in found if asset.bands)
         if len(codes) > 1:
             names = ", ".join(dict.fromkeys(asset.name for asset, _, _ in found))
@@ -254,30 +254,30 @@ def _find(wanted: BandName, entries: Sequence[_Entry], scene: Scene) -> list[_En
         found = [entry for entry in found if entry[0] is found[0][0]]
     if len(found) > 1:
         return found
-    # a band has the name it was asked for by, which catalogues that call it differently then share
+    # a band is named as requested, so that catalogues with different names give the same name
     return [(asset, i, wanted if asset.bands or name == asset.name else name) for asset, i, name in found]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What is done to the numbers of a file: ``(number + shift) * scale + offset``."""
+    """Conversion of a file's values: ``(number + shift) * scale + offset``."""
 
-    # added to numbers that are not nodata, which then stay within their type and different from nodata
+    # added to values that are not nodata; results stay within the type and different from nodata
     shift: float = 0.0
-    scale: float = 1.0  # only where the stack has floating-point numbers
-    offset: float = 0.0  # only where the stack has floating-point numbers
-    # the file's number of saturated pixels, the largest of its type, where the stack has floating-point numbers
+    scale: float = 1.0  # only for floating-point stacks
+    offset: float = 0.0  # only for floating-point stacks
+    # the file's value of saturated pixels, the largest of its type, for floating-point stacks
     saturated: float | None = None
-    classes: bool = False  # whether the numbers are classes or flags: none of them may become another
+    classes: bool = False  # whether the values are classes or flags, which must not change
 
     @property
     def changes(self) -> bool:
-        """Whether any number becomes another."""
+        """Whether any value changes."""
         return (self.shift, self.scale, self.offset) != (0.0, 1.0, 0.0)
 
     @property
     def saturated_value(self) -> float:
-        """What a saturated number becomes: nothing is added to it, so that it is the same in all scenes."""
+        """The converted value of saturated pixels: they are not shifted, so it is the same in all scenes."""
         assert self.saturated is not None
         return float(np.float32(self.saturated * self.scale + self.offset))
 
@@ -292,13 +292,12 @@ def convert(
     fill: float,
     valid: NDArray[np.bool_] | None = None,
 ) -> None:
-    """Convert numbers in place: this is where the validity of a file's pixels becomes the stack's fill value.
+    """Convert values in place, and set pixels that are not valid in the file to the stack's fill value.
 
-    A valid number that the shift would bring to nodata or below becomes the least valid one: dark water stays observed.
-    A saturated number, the largest of the file's type, is not shifted, so that rules still know it, and none becomes
-    saturated.
-    A valid number that the stack takes for no data, because the file says otherwise what is valid, becomes the one
-    next to it, as GDAL's warper does it; a class does not.
+    A valid value that the shift would move to nodata or below becomes the smallest valid value: dark water stays valid.
+    A saturated value, the largest of the file's type, is not shifted, so that rules still recognise it; no other value
+    becomes saturated. A valid value equal to the stack's nodata value, in a file that declares validity in another way,
+    is changed to the adjacent value, as GDAL's warper does; classes are not changed.
 
     >>> numbers = np.array([0, 400, 1000, 1001, 9000], np.uint16)
     >>> convert(numbers, Conversion(shift=-1000.0), 0, 0)
@@ -328,7 +327,7 @@ def convert(
     elif how.shift:
         _shift(numbers, int(how.shift), fill if missing is None else missing, observed)
     if (nodata is not None or valid is not None) and not how.classes:
-        # a valid number that is `fill` becomes the one below it, above it where it is the lowest
+        # a valid value equal to `fill` becomes the next lower value, or the next higher if it is the lowest
         if dtype.kind == "f":
             nearest = np.nextafter(dtype.type(fill), dtype.type(-np.inf))
         else:

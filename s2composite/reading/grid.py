@@ -1,4 +1,4 @@
-"""Grid: the geobox that all scenes share, or the one that was asked for."""
+"""Grid: the geobox that all scenes share, or the requested one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Window: TypeAlias = tuple[slice, slice]  # (y, x) slices of a geobox, start and 
 
 
 def within(window: Window, part: Window) -> Window:
-    """Return where a part of a window lies in it."""
+    """Return the position of a part of a window within the window."""
     y, x = (slice(p.start - w.start, p.stop - w.start) for w, p in zip(window, part, strict=True))
     return y, x
 
@@ -67,10 +67,10 @@ def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window
     return (y, x), (inner_y, inner_x)
 
 
-_SHOWN = 5  # differing scenes that a message names before it says how many more there are
+_SHOWN = 5  # differing scenes that a message names; the others are counted
 
 
-# What has to be equal for scenes to be stacked without warping, and where they are warped
+# Properties that must be equal to stack scenes without warping, and with warping
 _ON_ONE_GRID = ("size", "crs", "origin", "resolution", "dtype", "bands", "nodata")
 _ON_PARTS_OF_ONE = ("crs", "resolution", "nodata", "dtype", "bands")
 _WARPED = ("dtype", "bands")
@@ -92,11 +92,11 @@ def _properties(headers: Sequence[Header]) -> dict[str, str]:
 def native_geoboxes(
     headers: Mapping[str, Sequence[Header]], places: Mapping[str, str | None], *, grid: bool
 ) -> tuple[GeoBox, ...]:
-    """Check that scenes can be stacked and return the distinct grids they have, of a scene's files the finest.
+    """Check that scenes can be stacked and return their distinct grids: for each scene, the grid of its finest file.
 
-    `headers` are those of each scene's files, by scene id; `places` the granule of each scene: scenes of one granule
-    must be on one grid, those of several on parts of one; `grid` tells whether size, CRS, origin and resolution must
-    agree too: not so when the caller names a target grid.
+    `headers`: of each scene's files, by scene id. `places`: the granule of each scene; scenes of one granule must have
+    the same grid, scenes of several must have parts of one grid. `grid`: whether size, CRS, origin and resolution must
+    agree, too; not needed if the caller names a target grid.
     """
     properties = {scene: _properties(hs) for scene, hs in headers.items()}
     if grid:
@@ -111,7 +111,7 @@ def native_geoboxes(
 
 
 def _check_alike(properties: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> None:
-    """Raise a GridError that says what differs in the scenes that are not as most are."""
+    """Raise a GridError that lists how scenes differ from the majority."""
     key = {scene: tuple(mine[name] for name in names) for scene, mine in properties.items()}
     usual = Counter(key.values()).most_common(1)[0][0]
     odd = [scene for scene in key if key[scene] != usual]
@@ -139,10 +139,10 @@ def target_geobox(
     geobox: GeoBox | None = None,
     anchor: Anchor = None,
 ) -> GeoBox:
-    """Return the grid that was asked for, or the scenes' own: that of all of them together.
+    """Return the requested grid, or the union of the scenes' own grids.
 
-    A `resolution` that is an overview's, within 1 %, gives that overview's own grid, so that it is read as it is:
-    an overview of an odd-sized raster is stretched a little (10980 pixels at 1/16 are 687 of 159.8 m, not 160).
+    A `resolution` within 1 % of an overview's gives that overview's own grid, so that it is read without resampling:
+    an overview of an odd-sized raster is slightly stretched (10980 pixels at 1/16 are 687 of 159.8 m, not 160).
     """
     if geobox is not None:
         if crs is not None or resolution is not None or anchor is not None:
@@ -167,11 +167,11 @@ def target_geobox(
     return _sane(_grid_around(natives, crs, resolution, "edge" if anchor is None else anchor), natives, resolution)
 
 
-Anchor: TypeAlias = str | tuple[float, float] | None  # where the pixels of a new grid lie
+Anchor: TypeAlias = str | tuple[float, float] | None  # alignment of a new grid's pixels
 
 
 def crs_of(crs: Any) -> CRS:
-    """Return a coordinate system: of text, an EPSG code, or an object of pyproj, rasterio or odc-geo."""
+    """Return a CRS from text, an EPSG code, or an object of pyproj, rasterio or odc-geo."""
     try:
         return CRS(int(crs) if isinstance(crs, np.integer) else crs)
     except Exception as error:
@@ -179,7 +179,7 @@ def crs_of(crs: Any) -> CRS:
 
 
 def _union(geoboxes: Sequence[GeoBox]) -> GeoBox | None:
-    """Return the grid that all are parts of; None if they are not."""
+    """Return the grid of which all are parts; None if there is none."""
     first = geoboxes[0]
     offsets = [aligned_offset(first, other) for other in geoboxes]
     if any(offset is None for offset in offsets):
@@ -203,14 +203,14 @@ def _to_crs(native: GeoBox, crs: CRS, resolution: float | None) -> GeoBox:
 
 
 def _wraps(native: GeoBox) -> bool:
-    """Return whether a grid crosses the antimeridian or holds a pole: its outline in another CRS may be torn."""
+    """Return whether a grid crosses the antimeridian or contains a pole; its outline in another CRS may be split."""
     shape = footprint(native).geom
     west, _, east, _ = shape.bounds
     return len(_parts(shape)) > 1 or east - west > 180
 
 
 def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
-    """Return a grid in another CRS whose pixels are about as large, of all or some of the area."""
+    """Return a grid in another CRS with pixels of about the same size, for all or part of the area."""
     if _wraps(native):
         places = ((native.shape.y * n // 4, native.shape.x * n // 4) for n in (1, 3))
         patches = [native[row : row + 2, column : column + 2] for row, column in places]
@@ -222,7 +222,7 @@ def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
 
 
 def _around(natives: Sequence[GeoBox], crs: CRS) -> BoundingBox:
-    """Return the box around grids; in degrees it goes on beyond 180 where they cross the antimeridian."""
+    """Return the box around grids; in degrees it extends beyond 180 if they cross the antimeridian."""
     if not crs.geographic:
         return bbox_union([projected_box(native, crs) for native in natives])
     parts = [part.bounds for native in natives for part in _parts(footprint(native).to_crs(crs).geom)]
@@ -244,7 +244,7 @@ def projected_box(native: GeoBox, crs: CRS) -> BoundingBox:
     return span
 
 
-_TORN = 20  # times that a grid may be longer in another CRS before the CRS is taken to be cut there
+_TORN = 20  # factor by which a grid may be longer in another CRS; above it, the CRS is assumed to be cut there
 
 
 def _parts(shape: Any) -> Sequence[Any]:
@@ -279,7 +279,7 @@ def _check_size(native: GeoBox, crs: CRS, resolution: float, span: BoundingBox |
 
 
 def _sane(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> GeoBox:
-    """Return a grid, unless its pixels are so much finer than the data's that other units were meant."""
+    """Return a grid; raise if its pixels are so much finer than the data's that other units were probably meant."""
     if resolution is None:
         return grid
     own = natives[0] if natives[0].crs == grid.crs else as_fine(natives[0], grid.crs)
@@ -293,7 +293,7 @@ def _sane(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> 
     return grid
 
 
-_FINEST = 100  # times that pixels may be finer than the data's before it is taken for an error
+_FINEST = 100  # factor by which pixels may be finer than the data's; above it, an error is raised
 
 
 def _unit(crs: CRS | None) -> str:
@@ -319,7 +319,7 @@ def _coarser(native: GeoBox, natives: Sequence[GeoBox], headers: Sequence[Header
 
 
 def level_geobox(full: GeoBox, shape: tuple[int, int]) -> GeoBox:
-    """Return the grid of a level of ``(y, x)`` pixels: the full resolution's extent, cut into that level's pixels."""
+    """Return the grid of a level of ``(y, x)`` pixels: the full resolution's extent, divided into these pixels."""
     if full.shape == shape:
         return full
     scale = Affine.scale(full.shape.x / shape[1], full.shape.y / shape[0])
@@ -327,7 +327,7 @@ def level_geobox(full: GeoBox, shape: tuple[int, int]) -> GeoBox:
 
 
 def resolution_of(resolution: Any) -> float:
-    """Return a pixel size: of a number, text, or a pair as odc-geo, datacube, rasterio and stackstac write it.
+    """Return a pixel size from a number, text, or a pair as in odc-geo, datacube, rasterio and stackstac.
 
     >>> resolution_of((10, -10)), resolution_of("20")
     (10.0, 20.0)
@@ -348,7 +348,7 @@ def resolution_of(resolution: Any) -> float:
 
 
 def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
-    """Cut a geobox down to the pixels that a bounding box touches; see `bbox_of` for what may name one."""
+    """Crop a geobox to the pixels that a bounding box touches; see `bbox_of` for its types."""
     if bbox is None:
         return geobox
     region = bbox_of(bbox)
@@ -372,7 +372,7 @@ def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
 
 
 def _windows_in(geobox: GeoBox, region: BoundingBox) -> Iterator[Window]:
-    """Yield the pixels that a box touches, which may be none; in degrees it may lie a turn further to the east."""
+    """Yield the pixels that a box touches, possibly none; in degrees it may be shifted by 360."""
     if geobox.crs is None and region.crs is not None:
         raise GridError(
             f"the scenes have no coordinate system, so a bbox in {region.crs} has no place on them; crop by pixels "
@@ -382,7 +382,7 @@ def _windows_in(geobox: GeoBox, region: BoundingBox) -> Iterator[Window]:
         raise ParameterError("bbox is a BoundingBox without a CRS; give it one")
     shape = box(*region.bbox, region.crs)
     if region.crs != geobox.crs:
-        # densified, or the straight edge of a large box in degrees cuts off a sliver of a projected grid
+        # densified: otherwise the straight edge of a large box in degrees cuts off part of a projected grid
         shape = shape.segmented(max(region.span_x, region.span_y) / 512).to_crs(geobox.crs)
     if geobox.crs is None:
         columns, rows = zip(*(~geobox.transform @ point for point in shape.geom.exterior.coords), strict=True)
@@ -398,7 +398,7 @@ def _windows_in(geobox: GeoBox, region: BoundingBox) -> Iterator[Window]:
 
 
 def _on_either_side(region: BoundingBox) -> list[BoundingBox]:
-    """Return a box in degrees as two where it goes on beyond the antimeridian."""
+    """Split a box in degrees into two if it extends beyond the antimeridian."""
     if region.crs is None or not region.crs.geographic or not region.left < 180 < region.right or region.span_x >= 360:
         return [region]
     return [
@@ -438,7 +438,7 @@ def _corners(bbox: Any) -> tuple[float, float, float, float]:
         else:
             values = bbox.bounds if hasattr(bbox, "geom_type") else [] if isinstance(bbox, (str, bytes)) else bbox
         corners = tuple(float(value) for value in values)
-    except Exception as error:  # shapely and GeoJSON that is none have errors of many kinds
+    except Exception as error:  # shapely and invalid GeoJSON raise errors of many kinds
         raise ParameterError(
             f"bbox is {repr(bbox)[:100]}; it takes west, south, east, north in degrees, or a geometry"
         ) from error
@@ -461,16 +461,16 @@ def centre_longitude(geobox: GeoBox) -> float:
 
 
 def turned_to(longitude: Any, geobox: GeoBox) -> NDArray[np.float64]:
-    """Return longitudes less than half a turn from the middle of a grid in degrees, which may go on beyond 180."""
+    """Return longitudes within 180 degrees of the middle of a grid in degrees, which may extend beyond 180."""
     away = np.asarray(longitude) - (geobox.boundingbox.left + geobox.boundingbox.span_x / 2)
-    with np.errstate(invalid="ignore"):  # infinity, where a projection is not defined
+    with np.errstate(invalid="ignore"):  # infinity where a projection is undefined
         return np.asarray(np.where(np.abs(away) <= 180, longitude, longitude - 360 * np.round(away / 360)), np.float64)
 
 
 def footprint(geobox: GeoBox) -> Geometry:
     """Return the outline of a grid with a CRS in degrees, cut at the antimeridian and closed over the poles.
 
-    In degrees an outline around a pole is a line from one antimeridian to the other: the pole is a line, too.
+    In degrees, an outline around a pole is a line from one antimeridian to the other, and so is the pole.
     """
     pixels = geobox.boundary(65)
     x, y = geobox.transform @ (pixels[:, 0], pixels[:, 1])
@@ -480,7 +480,7 @@ def footprint(geobox: GeoBox) -> Geometry:
     if len(ring) and (ring[0] != ring[-1]).any():
         ring = np.concatenate([ring, ring[:1]])
     at_pole = np.flatnonzero((np.abs(ring[:, 1]) > _POLE) & (not geobox.crs.geographic))
-    if at_pole.size:  # a point in a projection, whose longitude says nothing
+    if at_pole.size:  # a single point in a projection, with an arbitrary longitude
         ring = np.roll(ring[:-1], -int(at_pole[0]) - 1, axis=0)
         pole, ring = math.copysign(90, ring[-1, 1]), ring[np.abs(ring[:, 1]) <= _POLE]
     ring[:, 0] = np.unwrap(ring[:, 0], period=360)
@@ -492,7 +492,7 @@ def footprint(geobox: GeoBox) -> Geometry:
     return Geometry(_within_degrees(Polygon(ring)), "EPSG:4326")
 
 
-_POLE = 90 - 1e-7  # degrees of latitude from which a point is the pole
+_POLE = 90 - 1e-7  # degrees of latitude above which a point counts as the pole
 
 
 def _within_degrees(shape: Polygon) -> Any:
@@ -504,7 +504,7 @@ def _within_degrees(shape: Polygon) -> Any:
 
 
 def aligned_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
-    """Return where `target`'s origin lies in `source`'s pixels ``(y, x)`` if both are the same grid, else None.
+    """Return the position of `target`'s origin in `source`'s pixels ``(y, x)`` if both are the same grid, else None.
 
     Same grid: equal CRS, equal pixel size, origins a whole number of pixels apart (to a thousandth of a pixel over the
     whole of `target`).

@@ -1,4 +1,4 @@
-"""The headers of many files: read at once, or lazily where their catalogue already says enough."""
+"""Read the headers of many files: concurrently, or lazily if their catalogue has enough metadata."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from s2composite.storage.http import Identity, Sign
 
 __all__ = ["is_lazy", "lazy_header", "open_headers", "read_lazy"]
 
-_UNSEEN = Identity(-1)  # of a file that was not opened
+_UNSEEN = Identity(-1)  # of a file that has not been opened
 
-_READS, _READS_IN_A_TASK = 32, 16  # headers read at once: remote ones wait for the network, local ones take 0.3 ms each
-_LAZY_FROM = 256  # files from which their headers are left to the tasks, if their catalogue gives their grids
-_MOST_KEPT = 4096  # headers that a process keeps: about 40 MB for scenes of 10980 x 10980
+_READS, _READS_IN_A_TASK = 32, 16  # concurrent header reads: remote ones wait for the network, local ones take 0.3 ms
+_LAZY_FROM = 256  # number of files from which tasks read the headers, if the catalogue gives the grids
+_MOST_KEPT = 4096  # headers cached by a process: about 40 MB for scenes of 10980 x 10980
 
 _KEPT: dict[str, Header] = {}
 _LOCK = Lock()
 
 
 def lazy_header(asset: Asset, like: Header, sign: Sign | None) -> Header:
-    """Return the header that an asset should have: its catalogue's grid, the rest as of a file of the same kind."""
+    """Return the expected header of an asset: the grid from its catalogue, the rest from a file of the same kind."""
     assert asset.grid is not None
     return replace(like, href=asset.href, identity=_UNSEEN, geobox=_geobox(asset.grid), mask=None, sign=sign)
 
@@ -46,14 +46,14 @@ def _geobox(grid: AssetGrid) -> GeoBox:
 
 
 def is_lazy(header: Header) -> bool:
-    """Return whether the file was not opened yet."""
+    """Return whether the file has not been opened yet."""
     return header.identity is _UNSEEN or header.identity == _UNSEEN
 
 
 def read_lazy(headers: Sequence[Header]) -> Mapping[str, Header | ReadError]:
-    """Return the real headers of lazy ones, by href; an error where the file cannot be opened or is another.
+    """Return the real headers for lazy ones, by href; an error if a file cannot be opened or differs.
 
-    A process reads each once.
+    Each process reads a header once.
     """
     with _LOCK:
         real: dict[str, Header | ReadError] = {h.href: _KEPT[h.href] for h in headers if h.href in _KEPT}
@@ -79,11 +79,11 @@ def read_lazy(headers: Sequence[Header]) -> Mapping[str, Header | ReadError]:
 
 
 def _checked(lazy: Header, real: Header | ReadError) -> Header | ReadError:
-    """Return the real header, or an error where it is not as the lazy one was taken to be."""
+    """Return the real header, or an error if it differs from the lazy one."""
     if isinstance(real, ReadError):
         return real
     mine, other = lazy.geobox, real.geobox
-    # grids may differ by rounding: catalogues write CRS and numbers in their own way
+    # grids may differ by rounding: catalogues format CRS and numbers in different ways
     same = mine.shape == other.shape and mine.crs == other.crs and mine.transform.almost_equals(other.transform, 1e-6)
     alike = {
         "grid": mine == other or same,
@@ -107,14 +107,14 @@ def open_headers(
     options: ReadOptions,
     index: str | os.PathLike[str] | None,
 ) -> tuple[dict[str, Header], dict[str, S2CompositeError]]:
-    """Return headers of the `wanted` assets by href, read or lazy, and errors where they are to be skipped.
+    """Return headers of the `wanted` assets by href, read or lazy, and the errors if these are to be skipped.
 
-    Those in `index`, a file that keeps headers, are not read again: if headers are left to the tasks, those in it are
-    taken as they are, and a read notices a file that changed since; else each is checked now.
+    Headers in the file `index` are not read again. With lazy headers they are used without a check, and reading a file
+    that has changed raises an error; otherwise each is checked now.
     """
     if not _is_lazy(wanted, options, index):
         return _read_headers(wanted, options, index)
-    # by kind: asset, size and type decide the rest of a header, and the tasks check it
+    # by kind: asset, size and type determine the rest of a header; the tasks check it
     kinds: dict[tuple[Any, ...], list[Asset]] = {}
     for product, assets in zip(products, wanted, strict=True):
         for asset in assets:
@@ -124,7 +124,7 @@ def open_headers(
     known = {} if index is None else load_index(index, hrefs, sign=options.sign, check=False)
     unknown = [members for members in kinds.values() if not any(asset.href in known for asset in members)]
     samples, broken = _read_headers([members[:1] for members in unknown], options, None)
-    # where the first file of a kind cannot be opened, all others of it are read
+    # if the first file of a kind cannot be opened, read all others of that kind
     failed = [members for members in unknown if members[0].href in broken]
     more, lost = _read_headers(failed, options, None) if failed else ({}, {})
     read = known | samples | more
@@ -153,7 +153,7 @@ def _is_lazy(wanted: Sequence[Sequence[Asset]], options: ReadOptions, index: str
 def _read_headers(
     wanted: Sequence[Sequence[Asset]], options: ReadOptions, index: str | os.PathLike[str] | None
 ) -> tuple[dict[str, Header], dict[str, S2CompositeError]]:
-    """Return headers, and errors where they are to be skipped, by href."""
+    """Return headers, and errors if these are to be skipped, by href."""
     hrefs = list(dict.fromkeys(asset.href for assets in wanted for asset in assets))
     known = {} if index is None else load_index(index, hrefs, sign=options.sign)
 

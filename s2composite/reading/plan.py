@@ -1,7 +1,7 @@
-"""Which part of each file a window takes, where it goes, and what it costs. No pixels are read here.
+"""Plan the read of a window: the part of each file, its place in the window, and its cost. Reads no pixels.
 
-A window on another grid lies askew over the files' tiles. Read whole, it holds all its observations at once, and takes
-more memory the larger it is. Cut along the tiles, it is read a few tiles at a time, each decoded once.
+A window on another grid is not aligned with the files' tiles. Read as a whole, it holds all its observations at once,
+and its memory grows with its size. Cut along the tiles, it is read a few tiles at a time, each decoded once.
 """
 
 from __future__ import annotations
@@ -46,41 +46,41 @@ class Subwindow:
     """A source, and the part of the window that it covers."""
 
     scene: int  # position of the scene
-    # turn among the files of a scene that may cover the same pixels; those of turn 0 are the first to write
+    # order among the files of a scene that may cover the same pixels; those with 0 are written first
     member: int
     source: FileSource  # the file
-    window: Window  # what is decoded, in pixels of the source's level; in pixels of the geobox where GDAL warps
-    place: Window  # where it goes, in pixels of the window
-    # the part of the decoded pixels, each repeated, that is wanted; None: they are not repeated
+    window: Window  # decoded area in pixels of the source's level, or in pixels of the geobox if GDAL warps
+    place: Window  # destination, in pixels of the window
+    # the part of the decoded pixels, each repeated, that is used; None: they are not repeated
     inner: Window | None = None
-    # which of the decoded pixels each of `place` takes, -1 for none; None: they are as they are
+    # index of the decoded pixel for each pixel of `place`, -1 for none; None: copied one to one
     index: NDArray[np.int32] | None = None
 
     @property
     def warped(self) -> bool:
-        """Whether GDAL puts it on the target grid, and heeds the file's mask and alpha band itself."""
+        """Whether GDAL warps it to the target grid, and applies the file's mask and alpha band itself."""
         return self.source.offset is None and self.source.resampling != "nearest"
 
     @property
     def masked(self) -> bool:
-        """Whether a mask is read beside it."""
+        """Whether a mask is read with it."""
         return bool(self.source.header.mask_kind) and not self.warped
 
     @property
     def bands(self) -> tuple[int, ...]:
-        """Bands of the file that are decoded: those of the stack, then the alpha band."""
+        """Bands of the file to decode: those of the stack, then the alpha band."""
         alpha = self.source.alpha
         return self.source.part.file_bands + (() if alpha is None or self.warped else (alpha,))
 
     @property
     def direct(self) -> bool:
-        """Whether it is decoded where it goes."""
+        """Whether it is decoded in place."""
         alone = self.bands == self.source.part.file_bands
         return self.inner is None and self.index is None and self.member == 0 and alone
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """``(bands, y, x)`` of what is decoded."""
+        """``(bands, y, x)`` of the decoded pixels."""
         y, x = self.window
         return len(self.bands), y.stop - y.start, x.stop - x.start
 
@@ -90,7 +90,7 @@ class Subwindow:
         return slice(part.row, part.row + len(part.file_bands))
 
     def memory(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return memory for what is decoded, laid out as the file is."""
+        """Return memory for the decoded pixels, in the file's layout."""
         bands, height, width = self.shape
         if self.source.header.coding.interleave == "pixel":
             return np.moveaxis(np.empty((height, width, bands), dtype), 2, 0)
@@ -99,16 +99,16 @@ class Subwindow:
 
 @dataclass(frozen=True, slots=True)
 class ReadGrid:
-    """The grid that is read onto."""
+    """The target grid."""
 
-    # pixel grid from which the stack's was cut: transforms of parts differ in their last digits, which rounding can
-    # show, so all parts are described as parts of the same grid
+    # pixel grid from which the stack's was cut: transforms of parts differ in their last digits, which can change
+    # rounding, so all parts are described as parts of the same grid
     whole: GeoBox
     shift: tuple[int, int]  # (y, x) of the stack's first pixel in it
     fill: float  # value of pixels that no file covers
 
     def in_whole(self, window: Window) -> Window:
-        """Return a window of the stack as one of the whole grid, which it may leave."""
+        """Return a window of the stack in pixels of the whole grid; it may extend beyond that grid."""
         y, x = (slice(s.start + n, s.stop + n) for s, n in zip(window, self.shift, strict=True))
         return y, x
 
@@ -119,17 +119,17 @@ class ReadGrid:
 
 @dataclass(frozen=True, slots=True)
 class ReadCost:
-    """What reading a window takes, as the tile index tells it: nothing is read to find out."""
+    """Cost of reading a window, computed from the tile index without reading anything."""
 
     scenes: tuple[int, ...]  # positions of the scenes that are read
-    requests: int  # byte ranges asked for
-    bytes: int  # their size together
-    decoded: int  # bytes of pixels that are decoded
-    gdal: int  # files that GDAL reads, of which neither requests nor bytes are known
+    requests: int  # byte ranges to fetch
+    bytes: int  # their total size
+    decoded: int  # bytes of decoded pixels
+    gdal: int  # files read by GDAL, with unknown requests and bytes
 
 
 def cost_of_window(sources: Sequence[tuple[int, FileSource]], target: ReadGrid, window: Window) -> ReadCost:
-    """Return what reading a window of files takes; see `begin`."""
+    """Return the cost of reading a window of files; see `begin`."""
     subwindows = [sub for t, source in sources if (sub := subwindow_of(t, source, window, target)) is not None]
     known = [sub for sub in subwindows if sub.source.engine == "tiles" and not is_lazy(sub.source.header)]
     zeros = [np.broadcast_to(sub.source.header.dtype.type(0), sub.shape) for sub in known]
@@ -150,7 +150,7 @@ def cost_of_window(sources: Sequence[tuple[int, FileSource]], target: ReadGrid, 
 def opened_sources(
     sources: Sequence[tuple[int, FileSource]],
 ) -> tuple[list[tuple[int, FileSource]], tuple[tuple[int, ReadError], ...]]:
-    """Open the files that were not opened yet; return the sources that can be read, and why the others cannot."""
+    """Open files that were not opened yet; return the readable sources, and errors for the others."""
     headers = read_lazy([source.header for _, source in sources if is_lazy(source.header)])
     readable: list[tuple[int, FileSource]] = []
     lost: list[tuple[int, ReadError]] = []
@@ -178,7 +178,7 @@ def in_turn(subwindows: Sequence[Subwindow]) -> tuple[Subwindow, ...]:
 
 
 def subwindow_of(t: int, source: FileSource, window: Window, target: ReadGrid) -> Subwindow | None:
-    """Return what a source gives to a window, None if they do not touch."""
+    """Return the subwindow of a source in a window, or None if they do not intersect."""
     met = touched(source, window)
     if met is None:
         return None
@@ -199,7 +199,7 @@ def subwindow_of(t: int, source: FileSource, window: Window, target: ReadGrid) -
 
 
 def touched(source: FileSource, window: Window) -> tuple[Window, Window] | None:
-    """Return the part of a window that a source may reach, in pixels of the target and of the window; None: no part."""
+    """Return the part of a window that a source may cover, in pixels of the target and of the window, or None."""
     spans, place = [], []
     for s, (first, last) in zip(window, (source.extent[:2], source.extent[2:]), strict=True):
         start, stop = max(s.start, first), min(s.stop, last)
@@ -213,9 +213,9 @@ def touched(source: FileSource, window: Window) -> tuple[Window, Window] | None:
 def requests_of(
     sub: Subwindow, out: NDArray[Any], mask: NDArray[Any] | None, wanted: NDArray[np.bool_] | None = None
 ) -> list[TileRequest]:
-    """Return the tiles to decode into `out`, and those of the file's mask into `mask`, if that is asked for.
+    """Return the tiles to decode into `out`, and the tiles of the file's mask to decode into `mask`, if given.
 
-    `wanted` tells for each pixel of ``sub.place`` whether anybody needs it; None: all are needed.
+    `wanted` marks the pixels of ``sub.place`` that are needed; None: all are.
     """
     header, level, window = sub.source.header, sub.source.level, sub.window
     requests = [TileRequest(header, level, window, sub.bands, out)]
@@ -228,7 +228,7 @@ def requests_of(
 
 
 def _needed_tiles(sub: Subwindow, block: tuple[int, int], wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which of the tiles of size `block` that a subwindow touches hold a pixel that is wanted."""
+    """Return which tiles of size `block` touched by a subwindow contain a needed pixel."""
     first = [s.start // n for s, n in zip(sub.window, block, strict=True)]
     if sub.index is not None:
         taken = sub.index[wanted]
@@ -247,43 +247,43 @@ def _needed_tiles(sub: Subwindow, block: tuple[int, int], wanted: NDArray[np.boo
 
 
 def subgrid(geobox: GeoBox, window: Window) -> GeoBox:
-    """Return the grid of a window, which may leave that of `geobox`."""
+    """Return the grid of a window, which may extend beyond `geobox`."""
     y, x = window
     return geobox.translate_pix(x.start, y.start).crop((y.stop - y.start, x.stop - x.start))
 
 
-_SIDE = 512  # pixels that the tiles of a selection have at least along each side: small tiles are put together
+_SIDE = 512  # minimum side of a selection's tiles in pixels: small tiles are grouped
 
-_MARGIN = 1.1  # how much more pixels of the target may lie in a tile than the ratio of their sizes says
+_MARGIN = 1.1  # factor by which a tile may contain more target pixels than the ratio of their sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileSelection:
-    """Some pixels of a window: those that the same tiles of all files give."""
+    """The pixels of a window that come from the same tiles of all files."""
 
     window: Window  # the window, (y, x) slices of the target
-    pixels: NDArray[np.int32]  # (n,): which they are, in the flattened window
-    # what they are taken from, (y, x) in pixels of the files' level; None: they lie outside of the files
+    pixels: NDArray[np.int32]  # (n,): their positions in the flattened window
+    # the part read, (y, x) in pixels of the files' level; None: they are outside the files
     tiles: Window | None
-    index: NDArray[np.int32]  # (1, n): which of those, flattened, each takes; empty where they lie outside
+    index: NDArray[np.int32]  # (1, n): position of each in the flattened part; empty if they are outside
 
     def subwindow(self, t: int, source: FileSource) -> Subwindow | None:
-        """Return what a source of scene `t` gives to it, None if nothing."""
+        """Return the subwindow of a source of scene `t`, or None."""
         if self.tiles is None:
             return None
         return Subwindow(t, 0, source, self.tiles, (slice(0, 1), slice(0, len(self.pixels))), index=self.index)
 
 
-Piece: TypeAlias = Window | TileSelection  # what is read at once: a rectangle, or pixels that the same tiles give
+Piece: TypeAlias = Window | TileSelection  # unit of reading: a rectangle, or pixels from the same tiles
 
 
 def tile_selections(sources: Sequence[FileSource], target: ReadGrid, window: Window) -> tuple[TileSelection, ...]:
-    """Cut a window along the tiles of its files, all opened; empty where the files do not have the same tiles."""
+    """Cut a window along the tiles of its (opened) files; empty if the files do not have the same tiles."""
     cells = _cells(sources)
     if cells is None:
         return ()
     shape = tuple(s.stop - s.start for s in window)
-    # by cell: pixels of the window, and which of the cell's pixels each takes
+    # by cell: pixels of the window, and the cell's pixel for each
     parts: dict[int, list[tuple[NDArray[np.int32], NDArray[np.int32]]]] = {}
     taken = np.zeros(shape, bool)
     if (met := touched(sources[0], window)) is not None:
@@ -298,7 +298,7 @@ def tile_selections(sources: Sequence[FileSource], target: ReadGrid, window: Win
     for cell in sorted(parts):
         y, x = cells.window(cell)
         pixels, index = (np.concatenate(arrays) for arrays in zip(*parts.pop(cell), strict=True))
-        # no more of the cell than they need
+        # only the part of the cell that they need
         row, column = np.divmod(index, x.stop - x.start)
         (top, bottom), (left, end) = ((int(a.min()), int(a.max()) + 1) for a in (row, column))
         tiles = slice(y.start + top, y.start + bottom), slice(x.start + left, x.start + end)
@@ -312,7 +312,7 @@ def tile_selections(sources: Sequence[FileSource], target: ReadGrid, window: Win
 
 
 def largest_selection(sources: Sequence[FileSource], target: GeoBox) -> int | None:
-    """Return how many pixels a selection has at most, None where windows cannot be cut so; nothing is opened."""
+    """Return the maximum pixels of a selection, None if windows cannot be cut along tiles; opens nothing."""
     cells = _cells(sources)
     if cells is None:
         return None
@@ -322,9 +322,9 @@ def largest_selection(sources: Sequence[FileSource], target: GeoBox) -> int | No
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
-    """Whole tiles of a file, put together to cells."""
+    """Whole tiles of a file, grouped into cells."""
 
-    grid: GeoBox  # of the level that is read
+    grid: GeoBox  # of the level to read
     shape: tuple[int, int]  # (y, x) pixels of a cell
 
     @property
@@ -334,7 +334,7 @@ class _Cells:
 
     @property
     def columns(self) -> int:
-        """Cells side by side."""
+        """Number of cells in a row."""
         return -(-int(self.grid.shape.x) // self.shape[1])
 
     def window(self, cell: int) -> Window:
@@ -350,7 +350,7 @@ class _Cells:
         column: NDArray[np.int32],
         parts: dict[int, list[tuple[NDArray[np.int32], NDArray[np.int32]]]],
     ) -> None:
-        """Add pixels of the target, which lie in `row` and `column` of the file, to the parts of their cells."""
+        """Add target pixels at `row` and `column` of the file to the parts of their cells."""
         cell = row // self.shape[0] * self.columns + column // self.shape[1]
         order = np.argsort(cell, kind="stable")
         cells, starts = np.unique(cell[order], return_index=True)
@@ -361,7 +361,7 @@ class _Cells:
 
 
 def _cells(sources: Sequence[FileSource]) -> _Cells | None:
-    """Return the cells that files have in common, None where there is no such thing."""
+    """Return the cells that files have in common, or None."""
     if not sources or any(source.offset is not None or source.engine != "tiles" for source in sources):
         return None
     first = sources[0]

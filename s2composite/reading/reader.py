@@ -1,4 +1,4 @@
-"""One window of many files read into one array ``(t, b, y, x)``, in memory that the next window uses again."""
+"""Read a window of many files into one array ``(t, b, y, x)``, in memory that is reused for the next window."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ __all__ = [
     "held",
 ]
 
-_IDLE_SECONDS = 2.0  # how long memory that nobody uses is kept
+_IDLE_SECONDS = 2.0  # how long unused memory is kept
 
 _LOCK = threading.Lock()
 _FREE: list[NDArray[np.uint8]] = []
-_BACK: list[threading.Timer] = []  # the timer that gives the memory back, if one runs
+_BACK: list[threading.Timer] = []  # the timer that frees the memory, if running
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def borrow(size: int, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
         if fits:
             memory = _FREE.pop(min(fits, key=lambda i: _FREE[i].nbytes))
         elif _FREE:
-            _FREE.pop()  # too small for windows of now: let it go instead of keeping both
+            _FREE.pop()  # too small for current windows: free it instead of keeping both
     if memory is None:
         memory = np.empty(nbytes, np.uint8)
     try:
@@ -80,7 +80,7 @@ def borrow(size: int, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
 
 
 def held() -> int:
-    """Return the bytes that are kept at the moment and used by nobody."""
+    """Return the bytes currently kept but unused."""
     with _LOCK:
         return sum(memory.nbytes for memory in _FREE)
 
@@ -97,22 +97,22 @@ def _release() -> None:
 
 READ, OUTSIDE, FAILED = 0, 1, 2  # values of `WindowObservations.status`
 
-# bytes of pixels that are decoded beside the window before they are put into it: more of them where that many are
-# fetched at once, so that none has to wait for an answer
+# bytes of pixels that are decoded outside the window before they are copied into it: more for remote files, so that
+# enough requests are in flight
 _ASIDE, _REMOTE_ASIDE = 2 << 20, 16 << 20
 
-_REMOTE_READS = 8  # remote files read at once through GDAL: latency is what is waited for, not the processor
+_REMOTE_READS = 8  # remote files read concurrently through GDAL: reads wait for the network, not the CPU
 
 
 @dataclass(frozen=True, slots=True)
 class ReadTally:
-    """What reading a window has taken."""
+    """Cost of reading a window."""
 
-    requests: int  # byte ranges asked for; those of GDAL are not known
-    bytes: int  # their size together
-    retries: int  # reads that were repeated after a transient failure
-    decode: float  # seconds of decoding tiles, without waiting for them
-    gdal: float  # seconds in GDAL, waiting included
+    requests: int  # byte ranges fetched; GDAL's are not known
+    bytes: int  # their total size
+    retries: int  # reads repeated after a transient failure
+    decode: float  # seconds of decoding tiles, without waiting for bytes
+    gdal: float  # seconds in GDAL, including waiting
 
 
 class ReadFailure(NamedTuple):
@@ -125,10 +125,10 @@ class ReadFailure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WindowObservations:
-    """What a window of a stack holds."""
+    """The observations of a window of a stack."""
 
     pixels: NDArray[Any]  # (t, b, y, x), native dtype; may be a view of pixel-interleaved memory (t, y, x, b)
-    # (t, y, x): where files have all bands, and no mask or alpha band says that there are no data; None: nobody asked
+    # (t, y, x): where files have all bands and no mask or alpha band marks nodata; None: not requested
     covered: NDArray[np.bool_] | None
     # (t,): 0 read, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)
     status: NDArray[np.uint8]
@@ -136,7 +136,7 @@ class WindowObservations:
     tally: ReadTally
 
     def cut(self, place: Window) -> WindowObservations:
-        """Return a copy of a part, laid out in memory as the whole."""
+        """Return a copy of a part, in the same memory layout."""
         pixels = self.pixels[(..., *place)].copy(order="K")
         covered = None if self.covered is None else self.covered[(..., *place)].copy()
         return replace(self, pixels=pixels, covered=covered)
@@ -144,23 +144,23 @@ class WindowObservations:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
-    """What a file gives to a window, and memory for it."""
+    """The part of a file read for a window, and memory for it."""
 
     sub: Subwindow
-    out: NDArray[Any]  # (band, y, x): its bands, and its alpha band after them
-    # (1, y, x): the file's mask, or where GDAL warped anything to; 0 where there is nothing. (band, y, x) where GDAL
-    # reads the mask of each. None: not read.
+    out: NDArray[Any]  # (band, y, x): its bands, then its alpha band
+    # (1, y, x): the file's mask, or the pixels that GDAL warped; 0 where there is no data. (band, y, x) if GDAL reads
+    # the mask of each band. None: not read.
     mask: NDArray[np.uint8] | None
-    # (y, x) of `sub.place`: which pixels are needed. Tiles that hold none are not decoded, nor is anything read through
-    # GDAL where none is. None: all are needed.
+    # (y, x) of `sub.place`: which pixels are needed. Tiles without any are not decoded, and GDAL reads nothing if there
+    # are none. None: all are needed.
     wanted: NDArray[np.bool_] | None
-    requests: list[TileRequest]  # the tiles to decode; none for what GDAL reads
+    requests: list[TileRequest]  # the tiles to decode; empty if GDAL reads it
 
     @classmethod
     def into(cls, sub: Subwindow, out: NDArray[Any], *, coverage: bool, wanted: NDArray[np.bool_] | None) -> _Reading:
         """Return the reading into `out`.
 
-        `coverage` tells whether anybody asks which pixels it covers, ``wanted (t, y, x)`` which pixels of the window.
+        `coverage`: whether covered pixels are recorded. ``wanted (t, y, x)``: which pixels of the window are needed.
         """
         masked = sub.masked or (coverage and sub.warped)
         masks = len(sub.bands) if sub.masked and sub.source.engine == "gdal" else 1
@@ -170,11 +170,11 @@ class _Reading:
 
     @property
     def through_gdal(self) -> bool:
-        """Whether GDAL reads it; what nobody needs is not read."""
+        """Whether GDAL reads it; False if no pixel is needed."""
         return self.sub.source.engine == "gdal" and (self.wanted is None or bool(self.wanted.any()))
 
     def valid(self) -> NDArray[np.bool_] | None:
-        """Return which pixels neither mask nor alpha band leaves out: ``(1, y, x)`` or ``(band, y, x)``."""
+        """Return the pixels that are valid by mask and alpha band: ``(1, y, x)`` or ``(band, y, x)``."""
         bands = len(self.sub.source.part.file_bands)
         valid = None if self.mask is None else self.mask[:bands] != 0
         if len(self.sub.bands) == bands:
@@ -183,7 +183,7 @@ class _Reading:
         return opaque if valid is None else valid & opaque
 
     def convert(self, fill: float) -> NDArray[Any]:
-        """Return the bands of the stack, converted to its numbers in place."""
+        """Return the bands of the stack, converted to stack values in place."""
         source = self.sub.source
         numbers = self.out[: len(source.part.file_bands)]
         if source.engine == "gdal" and not self.through_gdal:
@@ -198,35 +198,35 @@ class _Reading:
 
 
 def _warp_fill(source: FileSource, fill: float) -> float:
-    """Return what GDAL writes where it warps nothing to: the stack's fill value, if the file's type can hold it."""
+    """Return the value that GDAL writes to pixels without data: the stack's fill value, if it fits the file's type."""
     dtype = source.header.dtype
     if dtype.kind == "f" or (np.isfinite(fill) and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max):
         return fill
     return 0.0 if source.nodata is None else source.nodata
 
 
-_Outcome = tuple[Subwindow, TileResult]  # what GDAL asked for counts as nothing asked for
+_Outcome = tuple[Subwindow, TileResult]  # requests by GDAL are not counted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingRead:
-    """A window whose bytes are on their way."""
+    """A window whose bytes are being fetched."""
 
     window: Window  # that of a tile selection, if it is one
     target: ReadGrid
-    # (t, b, y, x); written by `finish`, not before: one memory serves a window while the next is fetched
+    # (t, b, y, x); written only by `finish`: the next window is fetched while this memory is still in use
     pixels: NDArray[Any]
-    status: NDArray[np.uint8]  # (t,): as of `WindowObservations`, if nothing fails
-    subwindows: tuple[Subwindow, ...]  # of which anything is needed, in order of scenes
-    direct: tuple[_Reading, ...]  # those that are decoded where they go
-    tiles: PendingTiles  # of these
-    lost: tuple[tuple[int, ReadError], ...]  # scenes of which a file cannot be opened
-    coverage: NDArray[np.uint16] | None  # (t, y, x): how many bands a pixel has; None: nobody asks
+    status: NDArray[np.uint8]  # (t,): as in `WindowObservations`, if nothing fails
+    subwindows: tuple[Subwindow, ...]  # those with needed pixels, in order of scenes
+    direct: tuple[_Reading, ...]  # those that are decoded in place
+    tiles: PendingTiles  # of `direct`
+    lost: tuple[tuple[int, ReadError], ...]  # scenes with a file that cannot be opened
+    coverage: NDArray[np.uint16] | None  # (t, y, x): number of bands a pixel has; None: not requested
     wanted: NDArray[np.bool_] | None  # (t, y, x): which pixels are needed; None: all
-    needed: NDArray[np.bool_]  # (t,): scenes of which any are
+    needed: NDArray[np.bool_]  # (t,): scenes with needed pixels
 
     def finish(self) -> WindowObservations:
-        """Decode the window. A file that fails does not stop the others: the caller decides what a failure means."""
+        """Decode the window. If a file fails, the others are still read; the caller handles the failures."""
         fill, status = self.target.fill, self.status.copy()
         filled = np.zeros(len(status), np.int64)
         for sub in self.subwindows:
@@ -255,14 +255,14 @@ class PendingRead:
         )
 
     def close(self) -> None:
-        """Give the window up."""
+        """Cancel the window."""
         self.tiles.close()
 
     def _out(self, sub: Subwindow) -> NDArray[Any]:
         return self.pixels[(sub.scene, sub.rows(), *sub.place)]
 
     def _decode_beside(self, subwindows: Sequence[Subwindow]) -> list[_Outcome]:
-        """Decode files beside the window, and put them into it: some at a time, the bytes of the next on their way."""
+        """Decode files outside the window and copy them into it, some at a time, while the next are fetched."""
         outcomes: list[_Outcome] = []
         pending: deque[tuple[list[_Reading], PendingTiles]] = deque()
         coverage, dtype = self.coverage is not None, self.pixels.dtype
@@ -294,7 +294,7 @@ class PendingRead:
                 layer = np.full(self.pixels.shape[1:], fill, self.pixels.dtype)
                 for sub in unit:
                     _put(raw[id(sub)], sub, layer[(sub.rows(), *sub.place)], fill)
-                # a later member's observations where there is none yet, or one that lacks a band it has
+                # use a later member where there is no observation yet, or one that lacks a band this member has
                 pixels = self.pixels[first.scene]
                 missing, lacking = _is(pixels, fill), _is(layer, fill)
                 np.copyto(pixels, layer, where=missing.all(0) | (missing.any(0) & ~lacking.any(0)))
@@ -303,7 +303,7 @@ class PendingRead:
         return outcomes
 
     def _cover(self, reading: _Reading) -> None:
-        """Count the bands that a file gives to each pixel; of several members, those of the first."""
+        """Count the bands that a file provides for each pixel; with several members, those of the first."""
         sub = reading.sub
         if self.coverage is None or sub.member:
             return
@@ -327,11 +327,11 @@ def begin(
     coverage: bool,
     wanted: NDArray[np.bool_] | None = None,
 ) -> PendingRead:
-    """Ask for the bytes of a window of all scenes.
+    """Request the bytes of a window of all scenes.
 
     `sources` are the files that may touch the window, each with the position of its scene, in order of scenes and
-    members; `pixels` is ``(t, b, y, x)``, uninitialised; `coverage` tells whether it matters which pixels files cover;
-    ``wanted (t, y, x)`` which pixels are needed (None: all). Others may hold anything, as scenes of which none is.
+    members. `pixels` is ``(t, b, y, x)``, uninitialised. `coverage`: whether to record which pixels files cover.
+    ``wanted (t, y, x)``: which pixels are needed (None: all); other pixels, and scenes without any, are undefined.
     """
     readable, lost = opened_sources(sources)
     parts = (
@@ -383,7 +383,7 @@ def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -
             retries = list(pool.map(read, others))
     else:
         retries = [read(reading) for reading in others]
-    # they share the time in which several of them are read
+    # files read concurrently share the elapsed time
     each = (perf_counter() - begun) / max(len(others), 1)
     return outcomes + [
         (reading.sub, TileResult(error, n, 0, 0, each)) for reading, (n, error) in zip(others, retries, strict=True)
@@ -391,7 +391,7 @@ def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -
 
 
 def _units(subwindows: Sequence[Subwindow]) -> list[list[Subwindow]]:
-    """Group by scene and member, those that write first before those that fill what is left."""
+    """Group by scene and member: the first to write before those that fill remaining pixels."""
     units: dict[tuple[int, int], list[Subwindow]] = {}
     for sub in subwindows:
         units.setdefault((sub.member, sub.scene), []).append(sub)
@@ -399,7 +399,7 @@ def _units(subwindows: Sequence[Subwindow]) -> list[list[Subwindow]]:
 
 
 def _batches(subwindows: Sequence[Subwindow], dtype: np.dtype[Any]) -> Iterator[list[Subwindow]]:
-    """Yield units together, as many at once as there is memory for."""
+    """Yield units in batches that fit into memory."""
     limit = _REMOTE_ASIDE if any(is_remote(sub.source.header.href) for sub in subwindows) else _ASIDE
     batch: list[Subwindow] = []
     size = 0
@@ -415,7 +415,7 @@ def _batches(subwindows: Sequence[Subwindow], dtype: np.dtype[Any]) -> Iterator[
 
 
 def _put(raw: NDArray[Any], sub: Subwindow, out: NDArray[Any], fill: float) -> None:
-    """Put decoded pixels where they go: repeated, picked, or as they are."""
+    """Copy decoded pixels to their destination: repeated, picked by index, or one to one."""
     if sub.index is not None:
         bands = len(raw)
         if bands > 1 and sub.source.header.coding.interleave == "pixel":
@@ -435,13 +435,13 @@ def _put(raw: NDArray[Any], sub: Subwindow, out: NDArray[Any], fill: float) -> N
 
 
 def _is(numbers: NDArray[Any], fill: float) -> NDArray[np.bool_]:
-    """Return where numbers are the fill value, which may be NaN."""
+    """Return where values equal the fill value, which may be NaN."""
     same: NDArray[np.bool_] = np.isnan(numbers) if np.isnan(fill) else numbers == fill
     return same
 
 
 def _read_gdal(reading: _Reading, target: ReadGrid) -> int:
-    """Read what a file gives through GDAL; return the retries that were needed."""
+    """Read a file's part through GDAL; return the number of retries."""
     sub, source = reading.sub, reading.sub.source
     header, level = source.header, source.level
     if not sub.warped:

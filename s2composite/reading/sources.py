@@ -1,4 +1,4 @@
-"""Which files give the bands of which scene, how each is read onto the target grid, and the unit of their numbers."""
+"""The files of each scene's bands, how each is read onto the target grid, and the units of their values."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ __all__ = [
     "with_named_shifts",
 ]
 
-# first and last row, first and last column of the target that a file may reach, the last ones excluded
+# first and last row, first and last column of the target that a file may cover; the last are exclusive
 Extent: TypeAlias = tuple[int, int, int, int]
 
 _MARGIN = 2  # pixels by which a warped file may reach beyond its transformed outline
@@ -66,21 +66,21 @@ _EVERYWHERE = (-(1 << 40), 1 << 40, -(1 << 40), 1 << 40)
 class ReadOptions:
     """How to read."""
 
-    # "tiles": decode tiles directly, refuse what that cannot do; "gdal": all through GDAL; "auto": tiles where possible
+    # "tiles": decode tiles directly, or raise an error; "gdal": all through GDAL; "auto": tiles where possible
     engine: str = "auto"
     # "raise" a `ReadError`, or "skip": a scene that fails counts as not observed there, and is listed
     on_error: str = "raise"
     # GDAL's name of the method for files that are not on the target grid; or by band, "*" for all others. Bands of
-    # classes are always nearest, unless named.
+    # classes use nearest unless named.
     resampling: str | Mapping[str, str] = "nearest"
-    # whether the offset of processing baseline 04.00 is taken off; or what to add, by id of scenes that do not say
+    # whether to subtract the offset of processing baseline 04.00; or the number to add, by id, to scenes without it
     harmonise: bool | Mapping[str, float] = True
-    reflectance: bool = False  # whether numbers become physical values, float32 with NaN for no data
+    reflectance: bool = False  # whether values become physical, float32 with NaN for nodata
     # "read": all when the stack is opened; "lazy": one of each kind, the others in the tasks that need them; "auto":
     # lazy for many files whose grid the catalogue gives
     headers: str = "auto"
     sign: Sign | None = field(default=None, repr=False)  # signs URLs just before they are read
-    # whether the bands are read as a mask: classes, flags or percent, none of which may become another
+    # whether the bands are read as a mask: classes, flags or percent, which must not change
     classes: bool = False
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class ReadOptions:
         object.__setattr__(self, "resampling", resampling_names(self.resampling))
 
     def method(self, band: str, sensor: str | None, *, classes: bool) -> str:
-        """Return the resampling method of a band of a sensor, which may be named as any catalogue does."""
+        """Return the resampling method of a sensor's band, which may have any catalogue's name."""
         if isinstance(self.resampling, str):
             return "nearest" if classes else self.resampling
         same = same_band(band, sensor)
@@ -115,24 +115,24 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """One file of one scene, and how it is read."""
+    """One file of one scene, and how to read it."""
 
     header: Header  # what the file is
-    part: BandSource  # which of its bands go where
-    level: int  # level that is read (0: full resolution, then overviews)
+    part: BandSource  # its bands and their places in the stack
+    level: int  # level to read (0: full resolution, then overviews)
     # (y, x) of the target's origin in that level's pixels, each repeated `factor` times; None: not on the target grid,
-    # so it is warped
+    # to be warped
     offset: tuple[int, int] | None
     engine: Literal["tiles", "gdal"]  # what reads it
-    why: str  # why that engine
-    extent: Extent = _EVERYWHERE  # where it may reach, in pixels of the target
+    why: str  # reason for that engine
+    extent: Extent = _EVERYWHERE  # pixels of the target that it may cover
     factor: int = 1  # pixels of the target along one of the file
-    resampling: str = "nearest"  # method, where it is warped
-    conversion: Conversion = AS_THEY_ARE  # what is done to its numbers
-    # what it has where there is no data; None: nothing declared, or a mask says where there is
+    resampling: str = "nearest"  # method for warping
+    conversion: Conversion = AS_THEY_ARE  # conversion of its values
+    # its nodata value; None: not declared, or validity is given by a mask
     nodata: float | None = None
     alpha: int | None = None  # its alpha band, counted from 0; None: it has none
-    member: int = 0  # position of its scene among those that were fused; where several have a pixel, the first wins
+    member: int = 0  # position of its scene among those that were fused; the first with a pixel is used
 
 
 def choose_source(
@@ -194,10 +194,10 @@ def choose_source(
 
 
 def nodata_of_file(header: Header, part: BandSource) -> float | None:
-    """Return the number that a file has where there is no data.
+    """Return the nodata value of a file.
 
-    A mask decides alone, as in GDAL; else the file's own tag does, or its catalogue. Floats that declare nothing have
-    NaN there.
+    If there is a mask, only the mask counts, as in GDAL; otherwise the file's own tag, or its catalogue. For floats
+    without a declared value it is NaN.
     """
     if header.mask_kind:
         return None
@@ -210,7 +210,7 @@ def nodata_of_file(header: Header, part: BandSource) -> float | None:
 def _placed(
     source_key: GridKey, shapes: tuple[tuple[int, int], ...], target_key: GridKey, nearest: bool
 ) -> tuple[int, tuple[int, int] | None, int, Extent]:
-    """Return the level to read, the offset or None, the factor and the extent; scenes share a few grids."""
+    """Return the level to read, the offset or None, the factor and the extent (cached, as scenes share few grids)."""
     source, target = same_geobox(*source_key), same_geobox(*target_key)
     for level, shape in enumerate(shapes):
         offset = (0, 0) if level == 0 and source == target else aligned_offset(level_geobox(source, shape), target)
@@ -254,15 +254,15 @@ def _reach(source: GeoBox, target: GeoBox) -> Extent:
     return top, bottom, left, right
 
 
-# share of its size by which an outline of four times 128 points may miss that of a file: of a circle, 0.0003
+# error of an outline of four times 128 points, as a share of the file's size: for a circle, 0.0003
 _CURVED = 1e-3
 
 
-_WIDE = 60  # degrees of longitude from which the outline of a file on another projection may be anything
+_WIDE = 60  # degrees of longitude above which the outline of a file in another projection is unreliable
 
 
 def _holds_pole(source: GeoBox) -> bool:
-    """Return whether a pole lies in a grid, so that its outline in degrees says nothing of where it reaches."""
+    """Return whether a grid contains a pole, so that its outline in degrees does not give its extent."""
     for latitude in (-90, 90):
         x, y = CRS("EPSG:4326").transformer_to_crs(source.crs)(0, latitude)
         column, row = ~source.transform @ (x, y)
@@ -275,14 +275,14 @@ LOG = logging.getLogger(__name__)
 
 
 def check_named_scenes(scenes: Sequence[Scene], options: ReadOptions) -> None:
-    """Raise a ParameterError that lists the scenes there are, if ``harmonise`` names others."""
+    """Raise a ParameterError that lists the scenes, if ``harmonise`` names others."""
     if isinstance(options.harmonise, Mapping):
         known = dict.fromkeys(product.id for scene in scenes for product in scene.parts)
         _refuse("harmonise", "scene", [name for name in options.harmonise if name not in known], known)
 
 
 def check_named_bands(scenes: Sequence[Scene], bands: Sequence[str], options: ReadOptions) -> None:
-    """Raise a ParameterError that lists the bands there are, if ``resampling`` names others."""
+    """Raise a ParameterError that lists the bands, if ``resampling`` names others."""
     if not isinstance(options.resampling, Mapping):
         return
     products = [product for scene in scenes for product in scene.parts]
@@ -304,15 +304,15 @@ def _refuse(option: str, what: str, wrong: Sequence[str], known: Mapping[str, No
         )
 
 
-_SHOWN = 20  # names that a message lists
+_SHOWN = 20  # maximum names listed in a message
 
 
 def with_named_shifts(
     products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]], options: ReadOptions
 ) -> list[tuple[BandSource, ...]]:
-    """Return parts of files with what the caller says is to be added to the numbers of their products, by id.
+    """Return parts of files with the shifts that the caller gives for their products, by id.
 
-    It is added to reflectances, or to all numbers of unknown meaning where a product has no reflectances.
+    A shift is added to reflectances, or to all values of unknown meaning if a product has no reflectances.
     """
     named = options.harmonise
     if not isinstance(named, Mapping):
@@ -335,7 +335,7 @@ def _with_shift(parts: Sequence[BandSource], shift: float) -> tuple[BandSource, 
 
 
 def conversion_of(values: Values, dtype: np.dtype[Any], options: ReadOptions) -> Conversion:
-    """Return what is done to the numbers of a band."""
+    """Return the conversion of a band's values."""
     shift = 0.0 if options.harmonise is False or values.shift is None else values.shift
     if not options.reflectance or values.classes or values.scale is None:
         return Conversion(shift, classes=values.classes or options.classes)
@@ -350,7 +350,7 @@ def check_alike(
     names: Sequence[str],
     options: ReadOptions,
 ) -> None:
-    """Raise if numbers of different meaning would come together in a band, or physical values are not known."""
+    """Raise if a band would mix values of different meaning, or physical values are unknown."""
     _check_levels(products)
     if options.reflectance:
         _check_scaled(products, parts, headers, names)
@@ -366,7 +366,7 @@ def check_alike(
 def _bands(
     products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]]
 ) -> Iterator[tuple[Scene, BandSource, int, Values]]:
-    """Yield each band of each product: where it goes, and what its numbers mean."""
+    """Yield each band of each product: its place, and the meaning of its values."""
     for product, mine in zip(products, parts, strict=True):
         for part in mine:
             for i, values in enumerate(part.values):
@@ -393,7 +393,7 @@ def _check_scaled(
 
 
 def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]]) -> None:
-    """Raise if numbers have an offset that is known: with it left in they would be no reflectances."""
+    """Raise if values have a known offset: unless it is subtracted, they are not reflectances."""
     shifts = {product.id: values.shift for product, _, _, values in _bands(products, parts) if values.shift}
     if shifts:
         scene, shift = next(iter(shifts.items()))
@@ -405,7 +405,7 @@ def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[BandS
 
 
 def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]], *, reflectance: bool) -> None:
-    """Raise if some products say which offset the reflectances of a band have, and others do not."""
+    """Raise if some products declare the offset of a band's reflectances, and others do not."""
     known: set[int] = set()
     unknown: dict[int, list[str]] = {}
     for product, _, row, values in _bands(products, parts):
@@ -432,7 +432,7 @@ def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[BandSource, 
 
 
 def _check_levels(products: Sequence[Scene]) -> None:
-    """Raise if some products are of the top of the atmosphere and others of the surface: the same names and units."""
+    """Raise if products mix top-of-atmosphere and surface reflectance, which have the same names and units."""
     levels = {level: product for product in reversed(products) if (level := level_of(product)) is not None}
     if len(levels) > 1:
         (_, one), (_, other) = sorted(levels.items())
@@ -444,7 +444,7 @@ def _check_levels(products: Sequence[Scene]) -> None:
 
 
 def _check_units(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]]) -> None:
-    """Raise if the same band has other units in some products, as in collections of several satellites."""
+    """Raise if the units of a band differ between products, as in collections of several satellites."""
     first: dict[int, tuple[str, float | None, float]] = {}
     for product, part, row, values in _bands(products, parts):
         unit = (values.scale, values.offset)
@@ -459,7 +459,7 @@ def _check_units(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ..
 
 
 def shift_of(files: Sequence[FileSource]) -> float:
-    """Return what is added to the numbers of a scene: NaN where that is not known, or not the same in all files."""
+    """Return the shift added to the values of a scene: NaN if unknown or not the same in all files."""
     known = {s.conversion.shift for s in files if any(values.scale is not None for values in s.part.values)}
     unknown = any(values.shift is None for source in files for values in source.part.values)
     if unknown or len(known) > 1:
@@ -468,9 +468,9 @@ def shift_of(files: Sequence[FileSource]) -> float:
 
 
 def numbers_of(sources: Sequence[Sequence[FileSource]], bands: int) -> tuple[Values | None, ...]:
-    """Return what the numbers of each band of a stack mean, after they were converted; None if that is not known.
+    """Return scale, offset and unit of each band of a stack after conversion; None if unknown.
 
-    Nor is it where scenes differ: then it would not be true of a composite.
+    None, too, if scenes differ, since no single answer would hold for a composite.
     """
     by_row: list[set[Values | None]] = [set() for _ in range(bands)]
     for source in (source for files in sources for source in files):
@@ -490,7 +490,7 @@ def _converted(values: Values, how: Conversion) -> Values | None:
 
 
 def saturated_of(sources: Sequence[Sequence[FileSource]]) -> tuple[float, ...]:
-    """Return the physical values, as float32, of what is saturated in the files of a stack."""
+    """Return the physical values, as float32, of saturated pixels in the files of a stack."""
     conversions = {source.conversion for files in sources for source in files}
     return tuple(sorted({how.saturated_value for how in conversions if how.saturated is not None}))
 
@@ -498,7 +498,7 @@ def saturated_of(sources: Sequence[Sequence[FileSource]]) -> tuple[float, ...]:
 def assets_of(
     products: Sequence[Scene], bands: Sequence[BandName] | None, options: ReadOptions
 ) -> list[tuple[Asset, ...]]:
-    """Return the assets of each product; none for one that lacks a band and is skipped."""
+    """Return the assets of each product; none for a product that lacks a band and is skipped."""
     if bands is None or options.on_error == "raise":
         every = list(wanted_assets(products, bands))
         for product, assets in zip(products, every, strict=True):
@@ -528,7 +528,7 @@ def sources_of(
     geobox: GeoBox,
     options: ReadOptions,
 ) -> tuple[tuple[FileSource, ...], ...]:
-    """Return the files of each scene; none where one of its products cannot be used."""
+    """Return the files of each scene; none if one of its products cannot be used."""
     sources: list[tuple[FileSource, ...]] = []
     products = iter(parts)
     for scene in scenes:
@@ -551,7 +551,7 @@ def sources_of(
 def _split(
     part: BandSource, header: Header, names: tuple[str, ...], sensor: str | None, options: ReadOptions
 ) -> list[tuple[BandSource, str, Conversion]]:
-    """Split a part where its bands are resampled or converted in different ways, or have another nodata value."""
+    """Split a part if its bands differ in resampling, conversion or nodata value."""
     split: list[tuple[BandSource, str, Conversion]] = []
     rows = range(part.row, part.row + len(part.file_bands))
     for row, band, values in zip(rows, part.file_bands, part.values, strict=True):
@@ -575,7 +575,7 @@ def layout_of(
     usable: Sequence[bool],
     options: ReadOptions,
 ) -> tuple[tuple[str, ...], tuple[tuple[BandSource, ...], ...]]:
-    """Return the names of the bands, and the parts of files that give them, of each product; none where not usable."""
+    """Return the names of the bands, and the parts of files for each product; none if it is not usable."""
     first: tuple[tuple[str, ...], str | None] | None = None
     parts: list[tuple[BandSource, ...]] = []
     lacking: list[BandError] = []
@@ -607,7 +607,7 @@ def layout_of(
 
 
 def _check_same(scene: Scene, found: tuple[str, ...], names: tuple[str, ...], sensor: str | None) -> None:
-    """Raise if a scene has other bands than the scenes before it, or means others by their names."""
+    """Raise if a scene's bands, or the meaning of their names, differ from the scenes before it."""
     if found != names:
         raise BandError(
             f"scene {scene.id} has bands {', '.join(found)}, the scenes before it {', '.join(names)}; "

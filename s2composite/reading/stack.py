@@ -1,4 +1,4 @@
-"""Stack: scenes x bands on a geobox, unread."""
+"""Stack: scenes x bands on a geobox, not yet read."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ __all__ = ["Products", "Stack", "TargetGrid", "open_stack"]
 
 @dataclass(frozen=True, slots=True)
 class TargetGrid:
-    """The pixel grid that is asked for; all None: the scenes' own."""
+    """The requested pixel grid; all None: the scenes' own."""
 
     geobox: GeoBox | None = None  # exactly this grid
-    crs: Any = None  # anything that names a coordinate system
+    crs: Any = None  # any form of a CRS
     resolution: float | None = None  # pixel size in units of the CRS; see `resolution_of`
     bbox: Any = None  # crop to this; see `bbox_of`
-    anchor: Anchor = None  # where the pixels of a new grid lie; None: as the scenes' own
+    anchor: Anchor = None  # alignment of a new grid's pixels; None: as in the scenes
 
     def __post_init__(self) -> None:
         if self.geobox is not None and not isinstance(self.geobox, GeoBox):
@@ -80,16 +80,16 @@ class TargetGrid:
 
     @property
     def named(self) -> bool:
-        """Whether scenes that are not on one grid may be warped to this."""
+        """Whether scenes on different grids may be warped to this."""
         return self.geobox is not None or self.crs is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """The products that a stack's scenes were fused of."""
+    """The products that were fused into a stack's scenes."""
 
-    stack: Stack  # each product a scene of its own, those of a scene together, the one that wins first
-    scene: NDArray[np.intp]  # (p,), ascending: position of the scene that each is part of
+    stack: Stack  # each product as a separate scene, grouped by scene, the preferred product first
+    scene: NDArray[np.intp]  # (p,), ascending: position of each product's scene
 
 
 _OWN_GRID = TargetGrid()
@@ -98,27 +98,27 @@ _DEFAULTS = ReadOptions()
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Scenes x bands on a geobox, unread."""
+    """Scenes x bands on a geobox, not yet read."""
 
     scenes: tuple[Scene, ...]  # in order of time
     # the files of each scene; empty for a scene that could not be opened and is skipped
     sources: tuple[tuple[FileSource, ...], ...]
     bands: tuple[str, ...]  # names of the bands
     geobox: GeoBox  # pixel grid
-    dtype: np.dtype[Any]  # of the pixels, as the files have it
-    nodata: float | None  # what the files declare as no data
+    dtype: np.dtype[Any]  # of the pixels in the files
+    nodata: float | None  # nodata value declared by the files
     options: ReadOptions  # how to read
-    whole: GeoBox | None = None  # grid that `geobox` was cut from; None: it is whole
+    whole: GeoBox | None = None  # grid from which `geobox` was cut; None: it was not cut
 
     @cached_property
     def products(self) -> Products:
-        """Its products, each a scene of its own; the stack itself where nothing was fused."""
+        """Its products as separate scenes; the stack itself if nothing was fused."""
         if not any(scene.members for scene in self.scenes):
             return Products(self, np.arange(len(self.scenes)))
         apart = [
             (t, product, tuple(source for source in files if source.member == member))
             for t, (scene, files) in enumerate(zip(self.scenes, self.sources, strict=True))
-            # a scene that cannot be opened is one that fails, however many products it has
+            # a scene that cannot be opened counts as one failure, however many products it has
             for member, product in enumerate(scene.parts if files else scene.parts[:1])
         ]
         days, scenes, sources = zip(*apart, strict=True)
@@ -126,7 +126,7 @@ class Stack:
 
     @property
     def fill(self) -> float:
-        """Value of pixels that no file covers: nodata, or 0 (NaN for floats) where none is declared."""
+        """Value of pixels that no file covers: nodata, or 0 (NaN for floats) if none is declared."""
         if self.nodata is not None:
             return self.nodata
         return float("nan") if self.dtype.kind == "f" else 0
@@ -159,7 +159,7 @@ class Stack:
 
     @cached_property
     def remote(self) -> bool:
-        """Whether any file is not on this machine, so that reading waits for answers."""
+        """Whether any file is remote, so that reading waits for the network."""
         return any(is_remote(source.header.href) for source in self._all())
 
     @cached_property
@@ -171,7 +171,7 @@ class Stack:
 
     @cached_property
     def token(self) -> str:
-        """Hash of all that decides the pixels: stacks of the same unchanged files have the same token."""
+        """Hash of everything that determines the pixels: stacks of the same unchanged files have the same token."""
         digest = hashlib.sha256()
         for scene, files in zip(self.scenes, self.sources, strict=True):
             digest.update(repr((scene.id, scene.time)).encode())
@@ -224,7 +224,7 @@ class Stack:
 
     @cached_property
     def depth(self) -> int:
-        """Most scenes that may have pixels in one place: those of a country seldom overlap."""
+        """Maximum number of scenes with pixels in one place: those of a country seldom overlap."""
         height, width = self.geobox.shape.y, self.geobox.shape.x
         rows, columns = max(1, min(64, height)), max(1, min(64, width))
         counts = np.zeros((rows, columns), np.int64)
@@ -244,17 +244,17 @@ class Stack:
         return max(1, int(counts.max()) + int((~self._opened).sum()))
 
     def shifts(self) -> NDArray[np.float64]:
-        """Return what was added to the numbers of each scene to harmonise baselines: NaN where that is not known."""
+        """Return the number added to the values of each scene to harmonise baselines: NaN if unknown."""
         return np.array([shift_of(files) for files in self.sources], np.float64)
 
     @cached_property
     def numbers(self) -> tuple[Values | None, ...]:
-        """What the numbers of each band mean; None where that is not known, or not the same in all scenes."""
+        """Scale, offset and unit of each band; None if unknown, or not the same in all scenes."""
         return numbers_of(self.sources, len(self.bands))
 
     @cached_property
     def saturated(self) -> tuple[float, ...]:
-        """Values of saturated pixels, where they are not the largest of the stack's type."""
+        """Values of saturated pixels, if they are not the largest of the stack's type."""
         return saturated_of(self.sources)
 
     def select(self, positions: Sequence[int]) -> Stack:
@@ -279,18 +279,18 @@ class Stack:
         return replace(self, geobox=geobox, sources=sources, whole=self.whole or self.geobox)
 
     def pieces(self, window: Window) -> tuple[Piece, ...]:
-        """Cut a window into the pieces that are best read one after the other.
+        """Cut a window into pieces to read one after the other.
 
-        Tiles of local files are decoded one position at a time, in place. Remote ones go a row of tiles at a time,
-        because tiles of a row lie together and are fetched together. Of files on another grid that have the same tiles,
-        it is the pixels that these give. What GDAL reads is opened once for a window.
+        Local files are decoded in place, one tile position at a time. Remote files are read a row of tiles at a time,
+        because the tiles of a row are adjacent and fetched together. For files on another grid with the same tiles, a
+        piece holds the pixels from a group of these tiles. Files read by GDAL are opened once for a window.
         """
         found, _ = opened_sources(self._near(window))
         selections = tile_selections([source for _, source in found], self._target, window)
         return selections or self.rectangles(window)
 
     def rectangles(self, window: Window) -> tuple[Window, ...]:
-        """Cut a window as `pieces`, but into rectangles only; nothing is opened."""
+        """Cut a window like `pieces`, but only into rectangles; opens nothing."""
         if any(source.engine == "gdal" or source.offset is None for source in self._all()):
             return (window,)
         if self.remote:
@@ -303,13 +303,13 @@ class Stack:
         return tuple((row, column) for row in rows for column in columns)
 
     def largest(self, window: Window) -> int:
-        """Return how many values one of the pieces of a window holds at most; nothing is opened."""
+        """Return the maximum number of values in a piece of a window; opens nothing."""
         largest = max(map(self.size, self.rectangles(window)))
         pixels = largest_selection([source for _, source in self._near(window)], self.geobox)
         return largest if pixels is None else min(largest, pixels * self.shape[0] * self.shape[1])
 
     def size(self, piece: Piece) -> int:
-        """Return how many values a window or a piece of one holds."""
+        """Return the number of values in a window or piece."""
         times, bands = self.shape[:2]
         if isinstance(piece, TileSelection):
             return times * bands * len(piece.pixels)
@@ -317,7 +317,7 @@ class Stack:
         return times * bands * int(y.stop - y.start) * int(x.stop - x.start)
 
     def cost(self, window: Window) -> ReadCost:
-        """Return what reading a window takes, without reading anything."""
+        """Return the cost of reading a window, without reading anything."""
         return cost_of_window(self._near(window), self._target, window)
 
     def read(self, window: Window) -> WindowObservations:
@@ -333,10 +333,10 @@ class Stack:
         coverage: bool = False,
         wanted: Sequence[NDArray[np.bool_] | None] = (),
     ) -> Generator[tuple[Piece, WindowObservations]]:
-        """Read windows, or pieces, one after the other, the bytes of each on their way while the one before is used.
+        """Read windows, or pieces, one after the other; each is fetched while the one before it is processed.
 
-        ``wanted (t, y, x)`` says for each piece which pixels anybody needs; None: all. Tiles that hold none of them are
-        neither fetched nor decoded, and cannot fail.
+        ``wanted (t, y, x)`` gives for each piece the pixels that are needed; None: all. Tiles without any are neither
+        fetched nor decoded, and cannot fail.
         """
 
         def begun() -> Iterator[tuple[Piece, NDArray[np.bool_] | None, PendingRead]]:
@@ -380,7 +380,7 @@ class Stack:
     def _failures_by_block(
         self, window: Window, seen: WindowObservations, wanted: NDArray[np.bool_] | None
     ) -> WindowObservations:
-        """Read the scenes that failed in a window again, each alone and block by block: what can be read is kept."""
+        """Read the scenes that failed in a window again, each alone and block by block, to keep the readable blocks."""
         failures: list[ReadFailure] = []
         for t in {failure.scene for failure in seen.failures}:
             alone, states = self.select([t]), set[int]()
@@ -393,7 +393,7 @@ class Stack:
                     seen.covered[(t, *place)] = part.covered[0]
                 failures += [ReadFailure(t, block, failure.error) for failure in part.failures]
                 states.add(int(part.status[0]))
-            # whether it lies in the window at all; the failures say where it cannot be used
+            # whether it intersects the window at all; the failures record where it cannot be used
             seen.status[t] = next(state for state in (READ, OUTSIDE, FAILED) if state in states)
         return replace(seen, failures=tuple(failures))
 
@@ -401,14 +401,14 @@ class Stack:
         times, bands = self.shape[:2]
         size = times * bands * height * width
         flat = np.empty(size, self.dtype) if scratch is None else scratch[:size]
-        # where decoders hand out all bands of a pixel together, the window is best kept that way
+        # if decoders return all bands of a pixel together, keep the window in that layout
         if self._interleaved:
             return np.moveaxis(flat.reshape(times, height, width, bands), 3, 1)
         return flat.reshape(times, bands, height, width)
 
 
 def _cut(span: slice, block: int, origin: int) -> list[slice]:
-    """Cut a slice at the borders of blocks, the first of which starts `origin` pixels before 0.
+    """Cut a slice at the borders of blocks; the first block starts `origin` pixels before 0.
 
     >>> _cut(slice(100, 1100), 512, 0)
     [slice(100, 512, None), slice(512, 1024, None), slice(1024, 1100, None)]
@@ -438,7 +438,7 @@ def open_stack(
     names, found = layout_of(products, wanted, headers, bands, usable, options)
     parts = with_named_shifts(products, found, options)
     used = {s.id: [headers[p.asset.href] for p in ps] for s, ps in zip(products, parts, strict=True) if ps}
-    # what a catalogue places without naming a granule may lie anywhere
+    # scenes located by a catalogue without a granule may be anywhere
     places = {p.id: p.granule or (p.id if p.bbox is not None else None) for p in products}
     natives = native_geoboxes(used, places, grid=not target.named)
     first, first_parts = next((used[s.id], ps) for s, ps in zip(products, parts, strict=True) if ps)

@@ -1,4 +1,4 @@
-"""Tiles: windows of many files by byte range, decoded straight into the array that the kernels read."""
+"""Tiles: windows of many files, read by byte range and decoded directly into the array that the kernels read."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from s2composite.storage.retry import Retry
 
 __all__ = ["PendingTiles", "TileRequest", "TileResult", "begin_window", "cost_of", "read_tiles", "read_window"]
 
-# bytes between two tiles that are rather read than skipped: a request costs more than the time they take
+# gap in bytes between two tiles that is read rather than skipped: another request would take longer
 _GAP = 1 << 16
 
-# bytes of one request at most (unless one tile is larger), so that requests can be made side by side
+# maximum bytes of one request (unless one tile is larger), so that requests can run concurrently
 _LONGEST = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileRequest:
-    """A window of one file, and where its pixels go."""
+    """A window of one file, and the destination of its pixels."""
 
     header: Header  # the file, or the mask of one (header.mask)
     level: int  # 0: full resolution, then the overviews
@@ -37,19 +37,19 @@ class TileRequest:
     bands: tuple[int, ...]  # bands of the file, counted from 0
     # (bands, y, x). Fastest as a view of (y, x, band) memory of the header's dtype, as tiles are stored.
     out: NDArray[Any]
-    # (rows, columns) of the tiles that the window touches: which are decoded, the others are nodata; None: all
+    # (rows, columns) of the tiles that the window touches: which to decode, the others are nodata; None: all
     needed: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TileResult:
-    """How a request ended."""
+    """The outcome of a request."""
 
-    # why it failed (href, transient, retries), and then `out` is filled with nodata; None: it did not
+    # why it failed (href, transient, retries); then `out` is filled with nodata; None: success
     error: ReadError | None
-    retries: int  # reads that were repeated
-    requests: int  # byte ranges that were asked for
-    bytes: int  # in them
+    retries: int  # repeated reads
+    requests: int  # byte ranges requested
+    bytes: int  # their total size
     seconds: float  # of decoding, without waiting for bytes
 
 
@@ -83,25 +83,25 @@ def read_tiles(
 
 
 def read_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) -> tuple[TileResult, ...]:
-    """Read windows of many files, decoding in the calling thread while the next bytes are on their way.
+    """Read windows of many files, decoding in the calling thread while the next bytes are fetched.
 
     Safe to call from many threads at once. Holds compressed bytes of at most an eighth of the pixels (at least 8 MiB,
-    at most 64 MiB) and one decoded tile beside `out`.
+    at most 64 MiB) and one decoded tile in addition to `out`.
     """
     return begin_window(requests, retry=retry).finish()
 
 
 def cost_of(request: TileRequest) -> tuple[int, int]:
-    """Return how many reads a request makes, and of how many bytes, without making any."""
+    """Return the number of reads of a request and their bytes, without reading."""
     runs = list(_plan(0, request))
     return len(runs), sum(run.stop - run.start for run in runs)
 
 
 def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) -> PendingTiles:
-    """Ask for the bytes of windows of remote files, and return at once; see `read_window`.
+    """Request the bytes of windows of remote files, and return immediately; see `read_window`.
 
-    So the bytes of the next window travel while this one is decoded. `out` is not touched before it is finished, so the
-    next window may have the same memory as this one.
+    This lets the next window be fetched while this one is decoded. `out` is written only when the window is finished,
+    so consecutive windows may share memory.
     """
     runs = [run for i, request in enumerate(requests) for run in _plan(i, request)]
     ranges = []
@@ -114,7 +114,7 @@ def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None)
 
 @dataclass(slots=True)
 class _Tally:
-    """What a request has taken so far."""
+    """Cost of a request so far."""
 
     error: ReadError | None = None
     retries: int = 0
@@ -125,7 +125,7 @@ class _Tally:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingTiles:
-    """Windows whose bytes are on their way."""
+    """Windows whose bytes are being fetched."""
 
     requests: Sequence[TileRequest]
     runs: Sequence[_TileRun]
@@ -133,7 +133,7 @@ class PendingTiles:
     fetching: Fetching
 
     def finish(self) -> tuple[TileResult, ...]:
-        """Decode the windows as their bytes arrive; see `read_window`. Once only."""
+        """Decode the windows as their bytes arrive; see `read_window`. Call it once."""
         tallies = [_Tally() for _ in self.requests]
         for request in self.requests:
             if request.needed is not None or not _level(request).counts.all():
@@ -164,12 +164,12 @@ class PendingTiles:
         return tuple(TileResult(t.error, t.retries, t.requests, t.bytes, t.seconds) for t in tallies)
 
     def close(self) -> None:
-        """Give up the windows without decoding them."""
+        """Cancel the windows without decoding them."""
         self.fetching.close()
 
 
 def _fill(request: TileRequest) -> float:
-    """Return what its bands have where nothing is stored: they share a nodata value."""
+    """Return the value of pixels that are not stored: the nodata value that its bands share."""
     return request.header.nodata_of(request.bands[0]) or 0
 
 
@@ -177,7 +177,7 @@ def _fill(request: TileRequest) -> float:
 
 
 def _plan(position: int, request: TileRequest) -> Iterator[_TileRun]:
-    """Yield the tiles of a request, in file order, by those that are best fetched together."""
+    """Yield the tiles of a request, in file order, grouped by those to fetch together."""
     frame = FRAME if request.header.framed else 0
     tiles = sorted((tile for tile in _tiles(request) if tile.size), key=lambda tile: tile.start)
     first = 0
@@ -216,7 +216,7 @@ def _level(request: TileRequest) -> Level:
 
 
 def _places(request: TileRequest, tile: _Tile) -> list[tuple[slice, tuple[slice, slice], tuple[slice, slice]]]:
-    """Return bands of `out`, pixels of the tile and pixels of `out` that belong together."""
+    """Return the bands of `out`, the pixels of the tile and the matching pixels of `out`."""
     source, target = [], []
     for s, block, first in zip(request.window, _level(request).block, (tile.row, tile.column), strict=True):
         start = first * block

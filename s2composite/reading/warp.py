@@ -1,4 +1,4 @@
-"""Warp: pixels of another grid, and reads through GDAL of whatever the tile engine cannot read."""
+"""Warp: pixels of another grid, and reads through GDAL of files that the tile engine cannot read."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ __all__ = [
 
 Info = TypeVar("Info")
 
-# pixels by which GDAL may err where it interpolates between transformed points. With its own 0.125 a fifth of a
-# bilinear window's pixels depend on where the window begins, and 2 to 4 % of a nearest one's.
+# GDAL's maximum error in pixels when it interpolates between transformed points. With its default of 0.125, a fifth of
+# a bilinear window's pixels depend on where the window begins, and 2 to 4 % of a nearest one's.
 _TOLERANCE = 1e-7
 
-# pixels a side of what GDAL warps at once. The tiles lie where the target grid says, whatever window is asked for:
-# where an interpolated value ends in .5, as it often does between grids of one CRS, the last digits of a coordinate
-# decide how it is rounded, and these depend on where GDAL begins. Windows that cut tiles warp them more than once.
+# side in pixels of the tiles that GDAL warps. They are aligned to the target grid, whatever the window: if an
+# interpolated value ends in .5, as is common between grids of one CRS, its rounding depends on the last digits of a
+# coordinate, and these depend on where GDAL begins. Windows that cut tiles warp them more than once.
 WARP_TILE = 256
 
-_POINTS = 1 << 16  # points that are transformed at once
+_POINTS = 1 << 16  # points transformed at a time
 
 
-# what gdalwarp -r calls methods that rasterio calls otherwise
+# names of methods in gdalwarp -r that differ from rasterio's
 _GDAL_SPELLINGS = {"near": "nearest", "cubicspline": "cubic_spline"}
 
 
 def resampling_method(method: str | Resampling) -> Resampling:
-    """Return the resampling method of a name as rasterio or GDAL writes it, in either case."""
+    """Return the resampling method for rasterio's or GDAL's name, in upper or lower case."""
     name = method.strip().lower() if isinstance(method, str) else getattr(method, "name", None)
     found = Resampling.__members__.get(_GDAL_SPELLINGS.get(str(name), str(name)))
     if found not in SUPPORTED_RESAMPLING:
@@ -65,14 +65,14 @@ def resampling_method(method: str | Resampling) -> Resampling:
 
 
 def resampling_names(given: Any) -> str | dict[str, str]:
-    """Return the name of the resampling method, or of that of each band, in rasterio's spelling."""
+    """Return rasterio's name of the resampling method, or of each band's method."""
     if isinstance(given, Mapping):
         return {str(band): resampling_method(method).name for band, method in given.items()}
     return "nearest" if given is None else resampling_method(given).name
 
 
 def read_info(href: str, look: Callable[[rasterio.DatasetReader], Info]) -> Info:
-    """Return what `look` finds in an open raster; its errors are let through."""
+    """Return the result of `look` for an open raster; its errors are passed on."""
     found: list[Info] = []
 
     def read(url: str) -> None:
@@ -116,11 +116,11 @@ def read_warped(
     alpha: bool,
     out: NDArray[Any],
 ) -> int:
-    """Read a window of a raster warped to a geobox into `out`; pixels without any valid one get `fill`, and no others.
+    """Read a window of a raster warped to a geobox into `out`; only pixels without valid source pixels get `fill`.
 
-    The same pixels for any cut of a grid into windows: they are warped in tiles of the grid, every pixel is transformed
-    by itself, and the resampling kernel has the width that the two resolutions give, not one that GDAL estimates from
-    the part that is read. A mask or an alpha band of the file says which of its pixels are valid.
+    The pixels do not depend on how a grid is cut into windows: the raster is warped in tiles of the grid, every pixel
+    is transformed individually, and the width of the resampling kernel follows from the two resolutions, not from
+    GDAL's estimate for the part that is read. A mask or alpha band of the file marks its valid pixels.
     """
     scale = kernel_scale(header.geobox, header.levels[level].shape, geobox)
     tile = np.empty((len(bands), WARP_TILE, WARP_TILE), out.dtype)
@@ -136,7 +136,7 @@ def read_warped(
 
 
 def _through(header: Header, level: int, read: Callable[[rasterio.DatasetReader], None]) -> int:
-    """Read a level of a raster through GDAL, with the mask beside it if that is what it has."""
+    """Read a level of a raster through GDAL, with its mask if it has one."""
 
     def opened(url: str) -> None:
         with _open_level(url, header.levels[level].shape, gdal_limits(header.href)) as dataset:
@@ -146,7 +146,7 @@ def _through(header: Header, level: int, read: Callable[[rasterio.DatasetReader]
 
 
 def _plain(dataset: rasterio.DatasetReader) -> rasterio.DatasetReader:
-    """Open a raster as one whose bands are bands of data: GDAL's warper takes its alpha band for weights."""
+    """Open a raster with all bands as data bands: GDAL's warper would use an alpha band as weights."""
     with MemoryFile(ext=".vrt") as file:
         copy(dataset, file.name, driver="VRT")
         text = file.read().decode()
@@ -160,7 +160,7 @@ def _warped_tiles(
     resampling: str,
     options: Mapping[str, Any],
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], WarpedVRT]]:
-    """Yield the tiles of a grid that a window touches, warped: what each gives to the window, and from where in it."""
+    """Yield the warped tiles of a grid that a window touches: pixels, their place in the window, and in the tile."""
     starts = (range(s.start // WARP_TILE * WARP_TILE, s.stop, WARP_TILE) for s in window)
     for corner in product(*starts):
         to, at = zip(*map(_overlap, window, corner), strict=True)
@@ -173,14 +173,14 @@ def _warped_tiles(
             height=WARP_TILE,
             resampling=resampling_method(resampling),
             tolerance=_TOLERANCE,
-            UNIFIED_SRC_NODATA="PARTIAL",  # as gdalwarp does; rasterio takes nodata in some of the bands for numbers
+            UNIFIED_SRC_NODATA="PARTIAL",  # as in gdalwarp; by default rasterio treats nodata in some bands as values
             **options,
         ) as warped:
             yield to, at, warped
 
 
 def _overlap(span: slice, start: int) -> tuple[slice, slice]:
-    """Return what a tile that begins at `start` gives to a span, in pixels of the span and of the tile."""
+    """Return the part of a span covered by a tile that begins at `start`, in pixels of the span and of the tile."""
     first, last = max(span.start, start), min(span.stop, start + WARP_TILE)
     return slice(first - span.start, last - span.start), slice(first - start, last - start)
 
@@ -188,7 +188,7 @@ def _overlap(span: slice, start: int) -> tuple[slice, slice]:
 def warped_coverage(
     header: Header, level: int, geobox: GeoBox, window: tuple[slice, slice], resampling: str
 ) -> NDArray[np.bool_]:
-    """Return which pixels of a window a raster covers when GDAL warps it, whatever its own hold: ``(y, x)``."""
+    """Return which pixels of a window a raster covers when GDAL warps it, whatever its values: ``(y, x)``."""
     y, x = window
     return _coverage(header.geobox, header.levels[level].shape, geobox, (y.start, y.stop, x.start, x.stop), resampling)
 
@@ -197,7 +197,7 @@ def warped_coverage(
 def _coverage(
     source: GeoBox, shape: tuple[int, int], geobox: GeoBox, bounds: tuple[int, int, int, int], resampling: str
 ) -> NDArray[np.bool_]:
-    """Return the same of a raster of that grid and shape, which is warped without any pixels; scenes share a few."""
+    """Return the same for a raster of that grid and shape, warped without pixels (cached: scenes share few grids)."""
     place = level_geobox(source, shape)
     vrt = ET.Element("VRTDataset", rasterXSize=str(shape[1]), rasterYSize=str(shape[0]))
     ET.SubElement(vrt, "SRS").text = str(place.crs.to_wkt())
@@ -215,28 +215,28 @@ def _coverage(
 
 @lru_cache(256)
 def _beyond_180(source: GeoBox) -> dict[str, str]:
-    """Return GDAL's option for a file with the degrees from 0 to 360: half of it would be taken for empty."""
+    """Return GDAL's option for a file with degrees from 0 to 360, half of which would otherwise be empty."""
     west, _, east, _ = source.boundingbox.bbox
     if source.crs is None or not source.crs.geographic or (west >= -180.001 and east <= 180.001):
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # PROJ.4 text says less than WKT; it is of degrees only
+        warnings.simplefilter("ignore", UserWarning)  # PROJ.4 text has less than WKT, but only degrees matter here
         text = source.crs.proj.to_proj4()
     return {"src_crs": f"{text.replace('+type=crs', '')} +lon_wrap={(west + east) / 2:.10g}"}
 
 
 def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict[str, str]:
-    """Return GDAL's options that give the resampling kernel its width: pixels of the target in one of the source."""
+    """Return GDAL's options for the width of the resampling kernel: pixels of the target in one of the source."""
     ratio = pixel_ratio(source, target.crs, abs(target.resolution.x), abs(target.resolution.y))
     pairs = zip(ratio, shape, source.shape, strict=True)
-    # 1 % is what projections differ by: the kernel is only widened where pixels of the target are really larger
+    # projections differ by up to 1 %: widen the kernel only if pixels of the target are clearly larger
     y, x = (1.0 if scale > 0.99 else scale for scale in (r * full / n for r, n, full in pairs))
     return {"XSCALE": f"{x:.9g}", "YSCALE": f"{y:.9g}"}
 
 
 @lru_cache(4096)
 def pixel_ratio(source: GeoBox, crs: Any, width: float, height: float) -> tuple[float, float]:
-    """Return how many pixels of `width` and `height` in `crs` there are along one of the source's ``(y, x)``."""
+    """Return the number of pixels of `width` and `height` in `crs` along one of the source's ``(y, x)``."""
     if source.crs == crs:
         return abs(source.resolution.y) / height, abs(source.resolution.x) / width
     whole = as_fine(source, crs)
@@ -245,9 +245,9 @@ def pixel_ratio(source: GeoBox, crs: Any, width: float, height: float) -> tuple[
 
 @lru_cache(4)
 def nearest_pixels(source: GeoBox, target: GeoBox) -> tuple[tuple[slice, slice], NDArray[np.int32]] | None:
-    """Return which pixels of a source the centres of a target's pixels lie in.
+    """Return the pixels of a source that contain the centres of a target's pixels.
 
-    The last answers are kept: the scenes of a window share a few grids, and so they share one index of each.
+    The last results are cached: the scenes of a window share few grids.
     """
     shape = (target.shape.y, target.shape.x)
     row, column, inside = np.empty(shape, np.int32), np.empty(shape, np.int32), np.zeros(shape, bool)
@@ -265,10 +265,10 @@ def nearest_pixels(source: GeoBox, target: GeoBox) -> tuple[tuple[slice, slice],
 def source_pixels(
     source: GeoBox, target: GeoBox
 ) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]]:
-    """Yield rows of a target, the row and the column of the source that each centre lies in, and whether it has any.
+    """Yield rows of a target, the source's row and column for each centre, and whether the centre is in the source.
 
-    Some rows at a time: their coordinates take ten times the memory of what is made of them. Row and column mean
-    nothing where a centre lies outside of the source.
+    Some rows at a time: their coordinates take ten times the memory of the result. Row and column are undefined for
+    centres outside the source.
     """
     to_source, transform = ~source.transform, target.transform
     height, width = target.shape.y, target.shape.x
@@ -280,7 +280,7 @@ def source_pixels(
         y = transform.d * columns[None, :] + transform.e * rows[:, None] + transform.f
         if source.crs != target.crs:
             x, y = _transformer(str(target.crs), str(source.crs)).transform(x, y)
-            if source.crs.geographic:  # a file may have the degrees from 0 to 360
+            if source.crs.geographic:  # a file may have degrees from 0 to 360
                 x = turned_to(x, source)
         with np.errstate(invalid="ignore"):
             column = np.floor(to_source.a * x + to_source.b * y + to_source.c + 1e-10)
@@ -296,7 +296,7 @@ def _transformer(source: str, target: str) -> Transformer:
 
 
 def _read_bands(dataset: Any, bands: tuple[int, ...], window: RasterioWindow, out: NDArray[Any]) -> None:
-    """Read into `out`; rasterio reads bands together only if they have one type."""
+    """Read into `out`; rasterio reads bands together only if they have the same type."""
     if len({dataset.dtypes[band] for band in bands}) == 1:
         out[...] = dataset.read([band + 1 for band in bands], window=window)
     else:
@@ -305,7 +305,7 @@ def _read_bands(dataset: Any, bands: tuple[int, ...], window: RasterioWindow, ou
 
 
 def _open_level(url: str, shape: tuple[int, int], limits: Mapping[str, Any]) -> Any:
-    """Open the full resolution or overview of `shape`: GDAL numbers overviews as they lie in the file, in any order."""
+    """Open the full resolution or overview of `shape`: GDAL numbers overviews in file order, which may be any."""
     dataset = rasterio.open(url, **limits)
     for number in range(len(dataset.overviews(1))):
         if dataset.shape == shape:
