@@ -58,15 +58,15 @@ class BandError(S2CompositeError):
 
 
 class AccessError(S2CompositeError):
-    """A place is not open to this process for reading or writing; see `s2composite.storage.urls`."""
+    """A location may not be read or written by this process; see `s2composite.storage.urls`."""
 
 
 class ReadError(S2CompositeError):
-    """Pixels could not be read; carries ``scene``, ``href``, ``window`` and ``transient``, and names the cause."""
+    """Pixels could not be read; has ``scene``, ``href``, ``window`` and ``transient``, and names the cause."""
 
 
 class ParameterError(S2CompositeError):
-    """An argument has an invalid value; the message says which are valid."""
+    """An argument has an invalid value; the message lists the valid values."""
 
 
 class WriteError(S2CompositeError):
@@ -74,7 +74,7 @@ class WriteError(S2CompositeError):
 
 
 class TilesError(S2CompositeError):
-    """Tiles do not make a whole; carries ``missing``, ``overlapping`` or ``unlike``, tuples of names."""
+    """Tiles do not form a complete mosaic; has ``missing``, ``overlapping`` or ``unlike``, tuples of names."""
 
 
 class JobError(S2CompositeError):
@@ -86,15 +86,15 @@ class ClusterError(S2CompositeError):
 
 
 class ServiceError(S2CompositeError):
-    """A service, or the topic that leads to it, cannot be reached."""
+    """A service, or the topic that pushes to it, cannot be reached."""
 
 
 class MissingDependencyError(S2CompositeError):
-    """An optional package is needed; the message says which extra to install."""
+    """An optional package is needed; the message names the extra to install."""
 
 
 def plural(n: int, word: str) -> str:
-    """Return a number of things.
+    """Return a number with its noun.
 
     >>> plural(1, "window"), plural(2, "window")
     ('1 window', '2 windows')
@@ -103,7 +103,7 @@ def plural(n: int, word: str) -> str:
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes as people say it.
+    """Return a number of bytes in readable units.
 
     >>> size_text(8_400_000), size_text(78_000_000_000), size_text(2.5e12)
     ('8.4 MB', '78.0 GB', '2.5 TB')
@@ -113,21 +113,21 @@ def size_text(size: float) -> str:
 
 
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
-    """Raise a ParameterError that lists them unless an argument is one of its choices; it may be of any type."""
+    """Raise a ParameterError unless an argument, of any type, is one of its choices; the message lists these."""
     if not isinstance(value, str | None) or value not in choices:
         raise ParameterError(f"{name} is {value!r}; it is one of {', '.join(map(repr, choices))}")
 
 
 def imported(path: str) -> Any:
-    """Return what lies at ``"package.module:name"`` or ``"package.module.name"``; None where `path` is neither."""
+    """Return the object at ``"package.module:name"`` or ``"package.module.name"``; None if `path` is neither."""
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     return getattr(import_module(module), name) if module and name else None
 
 
 def needed(module: str, extra: str, purpose: str = "this", limits: str = "") -> Any:
-    """Import an optional module, or raise a MissingDependencyError that says which extra of s2composite brings it.
+    """Import an optional module, or raise a MissingDependencyError that names the extra of s2composite to install.
 
-    `purpose` is what needs it, in the plural or "this"; `limits` what else has to be known to install it.
+    `purpose` names what needs it, in the plural or "this"; `limits` are further conditions for installing it.
     """
     try:
         return import_module(module)

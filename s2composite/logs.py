@@ -1,4 +1,4 @@
-"""One line of log for each event, for people (``key=value``) or for programs (JSON), without secrets of URLs.
+"""Logging: one line for each event, as ``key=value`` text or JSON, without secrets in URLs.
 
 The library logs to `logging` under ``s2composite``; records may carry ``extra={"facts": {...}}``.
 """
@@ -18,7 +18,7 @@ from s2composite.storage.files import redact
 
 __all__ = ["LogFormat", "LogFormatter", "forward_logs", "log_to_stderr"]
 
-LogFormat = Literal["text", "json"]  # how a line is written: ``key=value`` pairs, or a JSON object
+LogFormat = Literal["text", "json"]  # format of a line: ``key=value`` pairs, or a JSON object
 _PLAIN = re.compile(r"[^\s\"=]+")  # values that need no quotes in a line of text
 
 
@@ -42,7 +42,7 @@ class LogFormatter(logging.Formatter):
         at = dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds")
         pairs = {"at": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
         pairs |= getattr(record, "facts", {})
-        worker = getattr(record, "worker", None)  # Dask names it in what workers log
+        worker = getattr(record, "worker", None)  # set by Dask in workers' records
         pairs |= {"worker": worker} if worker else {}
         pairs |= {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
         if self._form == "json":
@@ -55,7 +55,7 @@ class LogFormatter(logging.Formatter):
 
 
 class _StderrHandler(logging.StreamHandler[IO[str]]):
-    """Writes to what stderr is at the moment: while there is a progress bar, lines appear above it."""
+    """Writes to the current stderr, so that lines appear above a progress bar."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -67,7 +67,7 @@ class _StderrHandler(logging.StreamHandler[IO[str]]):
 
 
 def log_to_stderr(form: LogFormat) -> None:
-    """Write a line to stderr for everything that the library logs from INFO up, instead of what was written before."""
+    """Write the library's log records from INFO up to stderr, replacing earlier handlers."""
     handler = _StderrHandler()
     handler.setFormatter(LogFormatter(form))
     logger = logging.getLogger("s2composite")
@@ -77,6 +77,6 @@ def log_to_stderr(form: LogFormat) -> None:
 
 
 def forward_logs(client: Client) -> None:
-    """Let what workers log arrive at the loggers here, if anybody listens to these."""
+    """Forward workers' log records to the loggers here, if these have handlers."""
     if logging.getLogger("s2composite").hasHandlers():
         client.forward_logging("s2composite")

@@ -1,8 +1,7 @@
-"""Metrics: what tasks report to Dask about themselves, for its dashboard, and which workers there are.
+"""Metrics that tasks report to Dask for its dashboard, and the list of workers.
 
-Decoding, kernels and encoding appear for each kind of task on the page "Fine Performance Metrics", beside what Dask
-itself measures; `WorkerMeters` puts the totals of each worker on the page "Workers". Outside a worker it has no
-effect.
+Decoding, kernels and encoding appear for each kind of task on the page "Fine Performance Metrics", next to Dask's own
+metrics; `WorkerMeters` adds the totals of each worker to the page "Workers". Outside a worker, metrics have no effect.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _COLUMNS = {
     "encode s": ("encode", "seconds", 1),
     "stored MB": ("store", "bytes", 1e6),
 }
-"""For each column of the table of workers: label and unit of the metric that is summed, and the divisor."""
+"""For each column of the table of workers: label and unit of the summed metric, and the divisor."""
 
 
 def metered(label: str) -> AbstractContextManager[Any]:
@@ -53,7 +52,7 @@ def record_value(label: str, value: float, unit: str) -> None:
 
 
 def record_read(tally: ReadTally) -> None:
-    """Report what reading a window took."""
+    """Report the cost of reading a window."""
     record_value("read", tally.bytes, "bytes")
     record_value("read", tally.requests, "count")
     record_value("retry", tally.retries, "count")
@@ -75,7 +74,7 @@ def counted_reads() -> Iterator[Mapping[str, float]]:
 
 
 class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no types
-    """Adds to the dashboard's table of workers what each has read and stored, and where its time went.
+    """Adds to the dashboard's table of workers the bytes that each has read and stored, and how its time was spent.
 
     `connect` registers it on clusters that it starts; for others call ``client.register_plugin(WorkerMeters())``.
 
@@ -96,7 +95,7 @@ class WorkerMeters(WorkerPlugin):  # type: ignore[misc] # distributed has no typ
             worker.metrics[column] = partial(_total, measure)
 
     def teardown(self, worker: Any) -> None:
-        """Take the columns away."""
+        """Remove the columns."""
         for column in _COLUMNS:
             worker.metrics.pop(column, None)
 
@@ -109,10 +108,10 @@ def _total(measure: tuple[str, str, float], worker: Any) -> float:
 
 
 def running_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
-    """Return what the scheduler knows of each worker, by address; nothing through an asynchronous client.
+    """Return the scheduler's information about each worker, by address; empty for an asynchronous client.
 
-    Asked of the scheduler, for `Client.scheduler_info` now and then returns no workers: every two seconds the client
-    fetches a summary without them into the same attribute, and it may be that one that a call returns.
+    This asks the scheduler, because `Client.scheduler_info` sometimes returns no workers: every two seconds the client
+    stores a summary without workers in the same attribute, which a call may return.
     """
     if client.asynchronous:
         return {}

@@ -1,4 +1,4 @@
-"""An area cut into the cells of a grid, each of which becomes a product of its own."""
+"""Cut an area into the cells of a grid; each cell becomes a separate product."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 _GRANULE = 109_800  # side of a Sentinel-2 granule in metres
 _SQUARE = 100_000  # side of a square of the Military Grid Reference System in metres
-_SAFE = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")  # names that stay within their directory, and are seen there
+_SAFE = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")  # names that stay within their directory and are not hidden
 _COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
 _ROWS = "ABCDEFGHJKLMNPQRSTUV"
 _BANDS = "CDEFGHJKLMNPQRSTUVWX"
@@ -55,7 +55,7 @@ class Cell:
 
 
 class OdcOptions(Strict):
-    """A grid of equal tiles, as Open Data Cube has them.
+    """A grid of equal tiles, as in Open Data Cube.
 
     Examples
     --------
@@ -96,7 +96,7 @@ class UtmOptions(Strict):
     """Pixel size in metres."""
 
     buffer: Annotated[float, Field(ge=0)] = 0
-    """Metres by which each square is larger on every side."""
+    """Metres by which each square is extended on every side."""
 
 
 class MgrsOptions(Strict):
@@ -116,7 +116,7 @@ class MgrsOptions(Strict):
 
 
 class CellsOptions(Strict):
-    """The polygons of a GeoJSON file: each one's bounding box, in a CRS of your choice.
+    """The bounding boxes of the polygons in a GeoJSON file, in a CRS of your choice.
 
     Examples
     --------
@@ -137,14 +137,14 @@ class CellsOptions(Strict):
     """Property that names a polygon."""
 
     crs: Text = "utm"
-    """Coordinate system of the pixels; ``"utm"``: that of the UTM zone the polygon's centre lies in."""
+    """Coordinate system of the pixels; ``"utm"``: the UTM zone of the polygon's centre."""
 
     resolution: Positive = 10
     """Pixel size in units of the CRS."""
 
 
 def _written_out(value: Any) -> Any:
-    """Return the mapping that odc-stats' ``"crs;resolution;shape"`` or a bare ``"mgrs"`` stands for."""
+    """Return the mapping for odc-stats' ``"crs;resolution;shape"`` or a bare ``"mgrs"``."""
     if value == "mgrs":
         return {"type": "mgrs"}
     if isinstance(value, str) and value.count(";") == 2:
@@ -161,7 +161,7 @@ GridOptions = Annotated[Annotated[Grid, Field(discriminator="type")], BeforeVali
 
 
 def cells_of(grid: Grid, area: Geometry | None) -> tuple[Cell, ...]:
-    """Return the cells of a grid that a polygon touches, in order of their names; only a file of cells needs none."""
+    """Return the cells of a grid that a polygon touches, ordered by name; a file of cells needs no polygon."""
     if isinstance(grid, CellsOptions):
         cells = [cell for cell in _polygons(grid) if area is None or touches(cell.geobox, area)]
     elif area is None:
@@ -178,7 +178,7 @@ def cells_of(grid: Grid, area: Geometry | None) -> tuple[Cell, ...]:
 
 
 def read_area(path: str) -> Geometry:
-    """Return what the polygons of a GeoJSON file cover together."""
+    """Return the union of the polygons in a GeoJSON file."""
     return reduce(operator.or_, (shape for shape, _ in _features(path)))
 
 
@@ -260,7 +260,7 @@ def _in_zones(grid: UtmOptions | MgrsOptions, area: Geometry) -> Iterator[Cell]:
 
 
 def _granule(resolution: float, zone: int, square: Geometry, column: int, row: int) -> Cell:
-    """Return a granule of Sentinel-2: a square of the grid reference system, widened to whole 60 m pixels."""
+    """Return a granule of Sentinel-2: a square of the grid reference system, extended to whole 60 m pixels."""
     left, top = floor(column * _SQUARE / 60) * 60, ceil((row + 1) * _SQUARE / 60) * 60
     side = round(_GRANULE / resolution)
     geobox = GeoBox.from_bbox((left, top - _GRANULE, left + _GRANULE, top), square.crs, shape=(side, side))

@@ -1,7 +1,7 @@
-"""Spans: a job made again for each month, day or year from one date to another. Pure: dates and texts.
+"""Spans: a job repeated for each month, day or year from one date to another. Pure functions of dates and texts.
 
-``{{pointInTime}}`` in a text stands for the first day of the unit, as far as the unit needs it (``201806`` of a
-month); ``{{pointInTime:%Y-%m}}`` is written as `datetime.date.strftime` does.
+``{{pointInTime}}`` in a text is replaced by the first day of the unit, with the precision of the unit (``201806`` for a
+month); ``{{pointInTime:%Y-%m}}`` is formatted with `datetime.date.strftime`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SpanOptions", "Unit", "has_template", "spans_of", "with_span_keys", 
 
 Unit = Literal["day", "week", "month", "quarter", "season", "year"]
 
-# How a unit's first day is written unless the template says otherwise.
+# Default format of a unit's first day.
 _FORMATS: Mapping[Unit, str] = {
     "day": "%Y%m%d",
     "week": "%Y%m%d",
@@ -31,7 +31,7 @@ _FORMATS: Mapping[Unit, str] = {
     "season": "%Y%m",
     "year": "%Y",
 }
-# The unit that a date is of: ``2012``, ``2012-01``, ``2012-01-15``.
+# The unit of a date: ``2012``, ``2012-01``, ``2012-01-15``.
 _UNITS_BY_LENGTH: Mapping[int, Unit] = {4: "year", 7: "month", 10: "day"}
 
 _NAME = "pointInTime"
@@ -43,7 +43,7 @@ _KEYS = {"spanStart": "start", "spanEnd": "end", "spanUnit": "unit"}
 
 
 def _iso(value: Any) -> Any:
-    """Return a date as ISO 8601 writes it: ``201201`` and the number 201201 are ``2012-01``."""
+    """Return a date in ISO 8601: ``201201`` and the number 201201 are ``2012-01``."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     match = _COMPACT.fullmatch(text.strip()) if isinstance(text, str) else None
     return text if match is None else "-".join(part for part in match.groups() if part)
@@ -65,7 +65,7 @@ PointInTime = Annotated[
 
 
 class SpanOptions(Strict):
-    """From when to when a job is made, and how often.
+    """Start, end and unit of a repeated job.
 
     Examples
     --------
@@ -77,11 +77,11 @@ class SpanOptions(Strict):
     """First year, month or day: ``2012-01``, ``201201``, ``2012``, ``2012-01-15``."""
 
     end: PointInTime | None = None
-    """Last year, month or day, included; None: the last unit that is over."""
+    """Last year, month or day, inclusive; None: the last unit that has ended."""
 
     unit: Annotated[Unit | None, Expected("day, week, month, quarter, season or year")] = None
-    """``day``, ``week`` (from Monday), ``month``, ``quarter``, ``season`` (from December), ``year``; None: what `start`
-    is."""
+    """``day``, ``week`` (from Monday), ``month``, ``quarter``, ``season`` (from December), ``year``; None: the unit of
+    `start`."""
 
     @model_validator(mode="after")
     def _in_order(self) -> SpanOptions:
@@ -104,10 +104,10 @@ def _last(text: str) -> dt.date:
 
 
 def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None = None) -> tuple[Period, ...]:
-    """Return the units of a span in their order; a ParameterError says that none of it is over.
+    """Return the units of a span in order; raise a ParameterError if none has ended.
 
-    `since` is ``"last"``: the one unit that was over last, wherever the span begins or ends; or a date: those from the
-    unit that holds it on. `today`, by default that of UTC, is the day that "over" is about.
+    `since` is ``"last"``: only the most recent unit that has ended, whatever the span's start and end; or a date: the
+    units from the one that contains it. `today` (default: in UTC) decides which units have ended.
 
     >>> [one.label for one in spans_of(SpanOptions(start="201711", end="201802"))]
     ['2017-11', '2017-12', '2018-01', '2018-02']
@@ -144,7 +144,7 @@ def _last_over(unit: Unit, over: dt.date) -> Period:
 
 
 def has_template(text: str) -> bool:
-    """Return whether a text holds a template; a ValueError says that it is none that is known."""
+    """Return whether a text contains a template; raise a ValueError for an unknown one."""
     templates = list(_TEMPLATE.finditer(text))
     for match in templates:
         if match["name"] != _NAME:
@@ -154,7 +154,7 @@ def has_template(text: str) -> bool:
 
 
 def written_out(text: str, period: Period, unit: Unit) -> str:
-    """Return a text with the date in place of its templates; a JobError says that a format is none.
+    """Return a text with its templates replaced by the date; raise a JobError for an invalid format.
 
     >>> january = spans_of(SpanOptions(start="201201", end="201201"))[0]
     >>> written_out("v10/{{pointInTime}}/{{pointInTime:%d.%m.%Y}}.tif", january, "month")
@@ -171,7 +171,7 @@ def written_out(text: str, period: Period, unit: Unit) -> str:
 
 
 def with_span_keys(document: Document) -> Document:
-    """Return a document in which Cumulus' ``spanStart``, ``spanEnd`` and ``spanUnit`` are the mapping ``span``."""
+    """Return a document with Cumulus' ``spanStart``, ``spanEnd`` and ``spanUnit`` as the mapping ``span``."""
     given = {key: document.values[key] for key in _KEYS if key in document.values}
     if not given:
         return document

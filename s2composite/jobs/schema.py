@@ -1,4 +1,4 @@
-"""The model of a job: what a composite is made from, how, where it goes, and what it runs on."""
+"""The model of a job: the input, processing and output of a composite, and the cluster it runs on."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ from s2composite.writing.options import RasterOptions
 
 __all__ = ["CELL", "Job", "job_schema", "job_template", "load_job", "require_selectors"]
 
-CELL = "{cell}"  # where an output's name has this, the cell's is put
+CELL = "{cell}"  # replaced by the cell's name in an output's name
 
 
 def _accepted(check: Callable[[Any], object], *, converted: bool = False) -> AfterValidator:
-    """Return a validator: a value is what a function of the library takes; if `converted`, what it makes of it."""
+    """Return a validator that calls a function of the library; if `converted`, its result replaces the value."""
 
     def accepted(value: Any) -> Any:
         try:
             result = check(value)
-        except (S2CompositeError, TypeError, ValueError) as error:  # the last two: a parameter of a type it cannot have
+        except (S2CompositeError, TypeError, ValueError) as error:  # the last two: a parameter of a wrong type
             raise ValueError(str(error)) from error
         return result if converted else value
 
@@ -85,7 +85,7 @@ def _scenes(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _named(what: str) -> Callable[[Any], Any]:
-    """Return what brings ``name`` and ``{name: {parameter: value}}`` into one form."""
+    """Return a function that converts ``name`` and ``{name: {parameter: value}}`` to one form."""
 
     def named(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -99,7 +99,7 @@ def _named(what: str) -> Callable[[Any], Any]:
 
 
 def _resolved(resolve: Callable[..., Any], named: str | dict[str, dict[str, Any]]) -> Any:
-    """Return the reducer or rule of a name with its parameters."""
+    """Return the reducer or rule with a name and parameters."""
     name, parameters = (named, {}) if isinstance(named, str) else next(iter(named.items()))
     return resolve(name, **parameters)
 
@@ -161,7 +161,7 @@ Periods = Annotated[
 
 
 class PolicyOptions(Strict):
-    """How often a window is tried, how long it may take, and how few scenes are too few.
+    """Retries and time limit of a window, and the minimum number of scenes.
 
     Examples
     --------
@@ -170,19 +170,19 @@ class PolicyOptions(Strict):
     """
 
     attempts: Annotated[Count, WHOLE] = 3
-    """Times a window is tried before it counts as failed; errors that cannot pass are not tried again."""
+    """Attempts before a window counts as failed; errors that are not transient are not retried."""
 
     pause: Annotated[Positive, Expected("a number of seconds")] = 1.0
-    """Seconds before the second attempt, twice as long before each further one."""
+    """Seconds before the second attempt, doubled for each further one."""
 
     timeout: Annotated[Positive, Expected("a number of seconds")] = 1800.0
-    """Seconds after which a window's worker counts as stuck, and another one makes the window."""
+    """Seconds after which a window's worker counts as stuck, and the window is retried on another one."""
 
     min_scenes: Annotated[Count, WHOLE] = 1
-    """Scenes that a product takes at least: a job that has fewer is refused, a cell of a grid is left out."""
+    """Minimum scenes of a product: a job with fewer is an error, a cell of a grid with fewer is left out."""
 
     look_ahead: Annotated[Count, WHOLE] = 2
-    """Windows for each thread that the scheduler knows of at a time."""
+    """Windows submitted to the scheduler at a time, for each thread."""
 
     def as_policy(self) -> Policy:
         """Return the policy."""
@@ -190,10 +190,10 @@ class PolicyOptions(Strict):
 
 
 class Job(Strict):
-    """One composite: where its scenes are, how they are reduced, where the result goes, what it runs on.
+    """One composite: its scenes, reducer and output, and the cluster it runs on.
 
-    Only `source` and `output` are required. Relative paths are relative to the directory the job is run from, as on a
-    command line, and not to the job file; ``~`` is the home directory.
+    Only `source` and `output` are required. Relative paths are relative to the current directory, not to the job file;
+    ``~`` is the home directory.
 
     Examples
     --------
@@ -214,51 +214,52 @@ class Job(Strict):
     """Scenes: a path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, or a list of those."""
 
     output: Annotated[FilePath, AfterValidator(_output), Expected("a path that ends in .tif or .zarr")]
-    """Where the composite goes: a path that ends in ``.tif`` or ``.zarr``."""
+    """Path of the composite, ending in ``.tif`` or ``.zarr``."""
 
     reducer: Annotated[
         NamedReducer | Annotated[tuple[NamedReducer, ...], Field(strict=False, min_length=1)],
         Expected("the name of a reducer, or {name: {parameter: value}}, or a list of those"),
         AsList,
     ] = "luminance_median"
-    """How observations become one: ``luminance_median``, with parameters ``{name: {parameter: value}}``, or a list of
-    reducers that are made in one pass."""
+    """How observations are reduced: ``luminance_median``, with parameters ``{name: {parameter: value}}``, or a list of
+    reducers that are computed in one pass."""
 
     valid: Annotated[
         Annotated[tuple[NamedRule, ...], Field(strict=False)] | None,
         Expected("a list of rules, such as [nodata, {scl: {classes: [thin cirrus]}}]"),
         AsList,
     ] = None
-    """Rules that say which observations may be used: ``nodata``, ``saturated``, ``scl``, ``fmask``, ``qa_bits``,
+    """Rules that select the observations to use: ``nodata``, ``saturated``, ``scl``, ``fmask``, ``qa_bits``,
     ``cloud_probability``, ``usable``, ``value_range``, ``swath_edge``, with parameters ``{name: {parameter: value}}``;
     None: nodata and saturated; ``[]``: all."""
 
     min_count: Annotated[Count, WHOLE] = 1
-    """A pixel with fewer valid observations gets no value."""
+    """A pixel with fewer valid observations becomes nodata."""
 
     max_count: Annotated[Annotated[Count, WHOLE] | None, Expected("a whole number such as 10")] = None
-    """Of each pixel use only so many valid observations, the first in the order of `prefer`, and read no further."""
+    """Use at most this many valid observations of each pixel, the first in the order of `prefer`; then stop reading."""
 
     prefer: Annotated[Text | None, Expected("latest, earliest, a date, or a coordinate such as cloud_cover")] = None
-    """Which observations `max_count` takes: ``latest``, ``earliest``, those nearest to a date, or of the smallest
-    values of a coordinate (``cloud_cover``); None: the order of a reducer that picks by time, else ``latest``."""
+    """Which observations `max_count` uses first: ``latest``, ``earliest``, those nearest to a date, or those with the
+    smallest value of a coordinate (``cloud_cover``); None: the order of a reducer that picks by time, else
+    ``latest``."""
 
     period: Annotated[Periods, Expected("a period such as month, 10D, 2023-06, or a list")] = None
     """A composite for each ``month``, ``season``, ``10D``, ``2023-06-01/2023-08-31``, or a list of those; see
-    `s2composite.scenes.dates.find_periods`. The output's name gets the period's, or has ``{period}`` for it."""
+    `s2composite.scenes.dates.find_periods`. The period is appended to the output's name, or replaces ``{period}``."""
 
     keep_empty: Annotated[bool, Expected("true or false")] = True
-    """Whether periods without a scene are written, without a value anywhere."""
+    """Whether to write periods without a scene, filled with nodata."""
 
     day: Annotated[Literal["utc", "solar"], Expected("utc or solar")] = "utc"
-    """What a scene's day is: of UTC, or of mean solar time at the centre of the cube."""
+    """How a scene's day is counted: in UTC, or in mean solar time at the centre of the cube."""
 
     span: Annotated[SpanOptions | None, Expected("a mapping such as {start: 2012-01, end: 2018-05, unit: month}")] = (
         None
     )
     """Make a product for each ``day``, ``week``, ``month``, ``quarter``, ``season`` or ``year`` from one date to
-    another, both included: ``{start: 2012-01, end: 2018-05, unit: month}``. `output`, and `source` where it differs,
-    have ``{{pointInTime}}`` for the date (``201201``), or ``{{pointInTime:%Y-%m}}``."""
+    another, inclusive: ``{start: 2012-01, end: 2018-05, unit: month}``. In `output`, and in `source` if it differs,
+    write ``{{pointInTime}}`` for the date (``201201``), or ``{{pointInTime:%Y-%m}}``."""
 
     datetime: Annotated[Date | None, Expected("dates such as 2023-06 or 2023-06-01/2023-08-31")] = None
     """Scenes to use: ``2023``, ``2023-06``, ``2023-06-01/2023-08-31``, ``2023-06-01/..``; None: all."""
@@ -273,33 +274,33 @@ class Job(Strict):
         Expected("a list of dates such as 2023-06-15T10:46:29Z, one for each file"),
         AsList,
     ] = None
-    """Time of each file, in the order of the files, for names that do not give it."""
+    """Time of each file, in the order of the files, if names do not contain it."""
 
     groupby: Annotated[Literal["solar_day", "utc_day"] | None, Expected("solar_day or utc_day")] = None
-    """Make one scene of the products of a day, ``solar_day`` or ``utc_day``; None: every product is a scene."""
+    """Merge the products of a day into one scene, ``solar_day`` or ``utc_day``; None: every product is a scene."""
 
     duplicates: Annotated[Literal["newest", "keep"], Expected("newest or keep")] = "newest"
-    """Whether reprocessed products replace the older ones (``newest``), or all are used (``keep``)."""
+    """Whether reprocessed products replace older ones (``newest``), or all are used (``keep``)."""
 
     alternate: Annotated[Text | None, Expected("the name of an alternate, such as https")] = None
-    """Which of the locations that a catalogue gives for a file is read, such as ``https``; None: its own."""
+    """Which of a file's locations in the catalogue to read, such as ``https``; None: the main one."""
 
     sign: Annotated[ImportPath | None, Expected("the path of a function, such as planetary_computer.sign")] = None
     """Function that signs URLs just before they are read, by its import path: ``planetary_computer.sign``."""
 
     headers: Annotated[Literal["auto", "read", "lazy"], Expected("auto, read or lazy")] = "auto"
-    """When headers are read: ``read``, all at first; ``lazy``, by the windows; ``auto``: lazy for many files."""
+    """When headers are read: ``read``, all at the start; ``lazy``, by the windows; ``auto``: lazy for many files."""
 
     index: FilePath | None = None
-    """File that keeps the headers for the next time; see `open_cube`."""
+    """File that stores the headers for later runs; see `open_cube`."""
 
     harmonise: Annotated[
         bool | dict[Text, Finite], Expected("true, false, or a mapping from scene ids to numbers to add")
     ] = True
-    """Whether the offset of processing baseline 04.00 is taken off, or what to add to scenes that do not say."""
+    """Whether to subtract the offset of processing baseline 04.00, or the number to add for scenes without metadata."""
 
     reflectance: Annotated[bool, Expected("true or false")] = False
-    """Physical values, float32 with NaN for no data, instead of the numbers in the files."""
+    """Physical values, float32 with NaN for nodata, instead of the values in the files."""
 
     bands: Annotated[
         BandNames | None, Expected("a list of names or numbers, such as [red, green, blue] or [1, 2]"), AsList
@@ -314,14 +315,14 @@ class Job(Strict):
     """Coordinate system of `bbox`."""
 
     area: FilePath | None = None
-    """GeoJSON file of polygons: with `grid`, the cells that they touch are made."""
+    """GeoJSON file of polygons: with `grid`, only cells that they touch are made."""
 
     grid: Annotated[
         GridOptions | None, Expected("mgrs, 'crs;resolution;shape', or a mapping such as {type: utm, size: 20000}")
     ] = None
-    """Cut an area into cells, each a product of its own: ``mgrs`` (granules of Sentinel-2), ``"EPSG:3035;10;10000"``
+    """Cut an area into cells, each a separate product: ``mgrs`` (granules of Sentinel-2), ``"EPSG:3035;10;10000"``
     (Open Data Cube's crs;resolution;shape), ``{type: utm, size: 20000, buffer: 100}``, or polygons of a file,
-    ``{type: cells, file: cells.geojson, name: id}``. The output's name has ``{cell}`` for the cell's."""
+    ``{type: cells, file: cells.geojson, name: id}``. ``{cell}`` in the output's name is replaced by the cell's."""
 
     crs: Annotated[Text | int | None, Expected("a coordinate system such as EPSG:32631")] = None
     """Coordinate system of the output; None: the scenes' own."""
@@ -330,14 +331,14 @@ class Job(Strict):
     """Pixel size of the output in units of its CRS; None: the scenes' own."""
 
     like: FilePath | None = None
-    """Raster whose grid the output gets, instead of `crs`, `resolution` and `anchor`."""
+    """Raster whose grid is used for the output, instead of `crs`, `resolution` and `anchor`."""
 
     anchor: Annotated[
         Literal["edge", "center", "floating"] | Annotated[tuple[Finite, Finite], Field(strict=False)] | None,
         Expected("edge, center, floating, or two fractions of a pixel"),
         AsList,
     ] = None
-    """Where the pixels of a new grid lie; None: as those of the scenes."""
+    """Alignment of a new grid's pixels; None: as in the scenes."""
 
     resampling: Annotated[
         Text | dict[Text, Text],
@@ -350,16 +351,16 @@ class Job(Strict):
     chunks: Annotated[Literal["auto"] | Count | Pair, Expected("'auto', a number of pixels, or [y, x]"), AsList] = (
         "auto"
     )
-    """Window size in pixels: a side, ``[y, x]``, or ``auto``, which follows from the memory of a worker thread."""
+    """Window size in pixels: a side, ``[y, x]``, or ``auto``: derived from the memory of a worker thread."""
 
     engine: Annotated[Literal["auto", "tiles", "gdal"], Expected("one of auto, tiles, gdal")] = "auto"
     """What reads the files: ``tiles`` (decoded directly), ``gdal``, or ``auto``: tiles where possible."""
 
     on_error: Annotated[Literal["raise", "skip"], Expected("raise or skip")] = "raise"
-    """What an unreadable scene does: its windows fail (the others go on), or it counts as not observed there."""
+    """Effect of an unreadable scene: its windows fail (others continue), or it counts as not observed there."""
 
     layers: Annotated[Names | None, Expected("a list of layers, such as [composite, count, source]"), AsList] = None
-    """Layers to write beside a ``.tif`` output; None: as `Composite.to_raster` does. A Zarr store holds all layers."""
+    """Layers to write to ``.tif`` files; None: as in `Composite.to_raster`. A Zarr store holds all layers."""
 
     raster: Annotated[
         Annotated[dict[str, Any], AfterValidator(_raster_options)] | None, Expected("options such as {compress: zstd}")
@@ -367,13 +368,13 @@ class Job(Strict):
     """How ``.tif`` files are encoded: ``{compress: zstd, blocksize: 256}``, see `RasterOptions`; None: deflate."""
 
     overwrite: Annotated[bool, Expected("true or false")] = False
-    """Whether an output that exists is replaced."""
+    """Whether to replace an existing output."""
 
     policy: PolicyOptions = PolicyOptions()
-    """What to do about windows that fail or take too long: ``{attempts: 3, timeout: 1800}``."""
+    """Handling of windows that fail or take too long: ``{attempts: 3, timeout: 1800}``."""
 
     cluster: ClusterOptions = LocalOptions()
-    """What it runs on: ``local``, a scheduler's address, a ``.yaml`` file, or ``{type: local, workers: 2}``."""
+    """The cluster: ``local``, a scheduler's address, a ``.yaml`` file, or ``{type: local, workers: 2}``."""
 
     performance_report: Annotated[FilePath | None, Expected("a path that ends in .html")] = None
     """Where to write Dask's performance report (HTML); None: none."""
@@ -413,7 +414,7 @@ class Job(Strict):
 
     @property
     def format(self) -> str:
-        """``"tif"`` or ``"zarr"``, by the output's name."""
+        """``"tif"`` or ``"zarr"``, from the output's name."""
         return Path(self.output).suffix.lower().removeprefix(".")
 
     @property
@@ -424,11 +425,11 @@ class Job(Strict):
 
     @property
     def rules(self) -> tuple[Rule, ...] | None:
-        """The rules of validity; None: those that are the default."""
+        """The rules of validity; None: the default rules."""
         return None if self.valid is None else tuple(_resolved(resolve_rule, named) for named in self.valid)
 
     def to_yaml(self) -> str:
-        """Return the job as the text of a job file; what has its default value is left out."""
+        """Return the job as the text of a job file, without keys that have their default value."""
         values = self.model_dump(exclude_defaults=True)
         if "cluster" in values:
             values["cluster"] = {"type": self.cluster.type, **values["cluster"]}
@@ -436,7 +437,7 @@ class Job(Strict):
 
 
 def job_schema() -> dict[str, Any]:
-    """Return the JSON Schema of job files: of `Job`, and of the variables that a file may set."""
+    """Return the JSON Schema of job files: `Job`, and the variables that a file may set."""
     schema = Job.model_json_schema()
     meaning = "Values for ``${NAME}`` in this file; those of the environment are there anyway."
     variables = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
@@ -451,7 +452,7 @@ def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Se
     job
         Path of a YAML file; YAML text (recognised by a newline or ``": "``); a mapping; or a Job. In files and text
         ``${NAME}`` is a variable from the key ``variables`` of the file, or else from the environment;
-        ``${NAME:-default}`` has a default, and ``$${NAME}`` stands for the text itself.
+        ``${NAME:-default}`` has a default, and ``$${NAME}`` is the literal text ``${NAME}``.
     settings
         ``"key=value"`` each, which override the file; keys may be dotted, values are YAML: ``"cluster.workers=4"``,
         ``"variables.year=2024"``.
@@ -464,7 +465,7 @@ def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Se
     Raises
     ------
     JobError
-        Something is missing, unknown or invalid; names the file, line and key, and what is expected there.
+        A key is missing, unknown or invalid; the message names the file, line, key and the expected value.
 
     Examples
     --------
@@ -485,7 +486,7 @@ def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Se
 def require_selectors(
     job: Job, *, since: str | None = None, windows: Any = None, cells: str | None = None, prefix: str = ""
 ) -> None:
-    """Refuse what selects among products or windows that a job does not have; `prefix` is that of the names."""
+    """Raise if a selection does not apply to the job's products or windows; `prefix` is for names in messages."""
     choose = f"{prefix}%s and {prefix}area choose among its %s"
     if job.span is None and since is not None:
         raise JobError(f"{prefix}since chooses from a span, and the job has none; leave it out", key="span")
