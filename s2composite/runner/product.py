@@ -34,7 +34,7 @@ from s2composite.reading.reader import FAILED
 from s2composite.storage.files import exists
 from s2composite.writing.assemble import lay_out
 from s2composite.writing.cog import FilePlan, Preview, assembly_calls, name_files, plan_files, preview_of, status_tags
-from s2composite.writing.layers import RGBA, raster_layers
+from s2composite.writing.layers import RGBA
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import target_of
 from s2composite.writing.staging import IDENTITY, Parts, StorePlace, place_of
@@ -170,14 +170,8 @@ class CogOutput:
         """Yield what is to be done when all windows are there, batch by batch: levels of overviews, then the files."""
         yield from overview_steps(self.writer.files)
         results, tables = recorded_windows(self.writer.files)
-        about_scenes: Mapping[str, str] = {}
-        if STATUS in self.dataset:  # what was left out, where that is allowed
-            starts = {
-                f"window_{axis}": (f"window_{axis}", np.cumsum([0, *sizes[:-1]]))
-                for axis, sizes in zip(("y", "x"), self.windows, strict=True)
-            }
-            about_scenes = status_tags(self.dataset.drop_vars(STATUS).assign_coords(starts), {STATUS: tables[STATUS]})
-        rasters = [self._own(raster).with_tags(about_scenes) for raster in self.rasters]
+        left_out = status_tags(self.dataset, tables, self.windows)
+        rasters = [self._own(raster).with_tags(left_out) for raster in self.rasters]
         layouts = [lay_out(raster, own) for raster, own in zip(rasters, results, strict=True)]
         yield assembly_calls(layouts)
 
@@ -199,7 +193,7 @@ def _cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], toke
     # Beside the first file: the workers write there anyway, and no other disk is needed.
     parts = Parts(f"{targets[0]}.{token[:12]}.parts", kept=True)
     # Windows of any size give the same bytes, but not in one place for parts.
-    begun = int(parts.read_whole(_WINDOWS)) if _WINDOWS in parts.names() else None
+    begun = int(parts.read(_WINDOWS)) if _WINDOWS in parts.names() else None
     windows = _windows_of(work, lcm(*(plan.raster.block for plan in plans)), begun)
     rasters = [
         replace(plan.raster, path=target, token=f"{token[:12]}-{i}", parts=parts)
@@ -300,9 +294,6 @@ def _zarr_output(work: Work, dataset: xr.Dataset, path: str, token: str) -> Zarr
     if begun is not None and begun["token"] != token:
         begun = None
     windows = _windows_of(work, _OPTIONS.chunk, None if begun is None else int(begun["side"]))  # which are its shards
-    # The dataset as it will be, of which nothing is computed here.
-    chunks = {"y": windows[0], "x": windows[1]}
-    dataset = dataset.assign({name: dataset[name].variable.chunk(chunks) for name in raster_layers(dataset)})
     if STATUS in dataset:  # a value for each of these windows
         ones = (1,) * len(windows[0]), (1,) * len(windows[1])
         table = da.zeros((*dataset[STATUS].shape[:1], *map(len, ones)), dtype=np.uint8, chunks=(-1, *ones))

@@ -66,7 +66,7 @@ from s2composite.writing.steps import (
     window_tasks,
     workers_see,
 )
-from s2composite.writing.tiles import Raster, Stage, WindowIndex
+from s2composite.writing.tiles import Chunks, Raster, Stage, WindowIndex
 
 __all__ = [
     "FilePlan",
@@ -217,11 +217,11 @@ def _plan_file(
     return FilePlan(path, layers, raster, period)
 
 
-def status_tags(dataset: xr.Dataset, tables: Tables) -> dict[str, str]:
-    """Return the tag that says what could not be read, where that is known."""
-    if STATUS not in tables:
+def status_tags(dataset: xr.Dataset, tables: Tables, windows: Chunks | None = None) -> dict[str, str]:
+    """Return the tag that says what could not be read, where something may be left out; see `status_summary`."""
+    if STATUS not in dataset:
         return {}
-    return {STATUS.upper(): json.dumps(status_summary(dataset, tables[STATUS]), separators=(",", ":"))}
+    return {STATUS.upper(): json.dumps(status_summary(dataset, tables[STATUS], windows), separators=(",", ":"))}
 
 
 # --- how it is written: windows and overviews, then files ------------------------------------------------------------

@@ -21,7 +21,7 @@ from s2composite.cube.windows import STATUS
 from s2composite.errors import ParameterError
 from s2composite.reading.reader import FAILED
 from s2composite.writing.options import OVERVIEWS
-from s2composite.writing.tiles import Band
+from s2composite.writing.tiles import Band, Chunks
 
 __all__ = [
     "RGBA",
@@ -269,14 +269,18 @@ def metadata_of(period: DatasetPeriod, more: Mapping[str, Any] | None) -> tuple[
 _LISTED = 400  # windows that are listed individually: tags hold a few kB
 
 
-def status_summary(dataset: xr.Dataset, table: NDArray[np.uint8]) -> dict[str, Any]:
+def status_summary(dataset: xr.Dataset, table: NDArray[np.uint8], windows: Chunks | None = None) -> dict[str, Any]:
     """Return what failed in a table ``(scene, window_y, window_x)`` of 0 read, 1 outside, 2 failed, in JSON's types.
 
     ``scenes`` and ``windows`` (rows, columns): their numbers; ``failed``: the windows that each scene is missing from,
     as pixels ``[top, bottom, left, right]`` or, if the dataset does not know these, as ``[row, column]`` of windows;
     ``unit``: which of the two; ``failed_windows``: their number; ``not_listed``: how many are left out of the list.
+    `windows` are heights and widths of those in the table; None: as the dataset says.
     """
-    rows, columns = (_window_edges(dataset, axis, n) for axis, n in zip(("y", "x"), table.shape[1:], strict=True))
+    if windows is None:
+        rows, columns = (_window_edges(dataset, axis, n) for axis, n in zip(("y", "x"), table.shape[1:], strict=True))
+    else:
+        rows, columns = ([0, *accumulate(sizes)] for sizes in windows)
     places = np.argwhere(table == FAILED).tolist()
     failed: dict[str, list[list[int]]] = {}
     for scene, row, column in places[:_LISTED]:

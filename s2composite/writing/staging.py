@@ -293,24 +293,18 @@ class Parts:
         # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
         _write(join(self.root, name), data + b"." if self.remote else data)
 
-    def read(self, name: str, start: int, size: int) -> bytes:
-        """Return bytes of a part."""
-        data = self._get(name, start, start + size)
-        if len(data) != size:
-            raise WriteError(f"{display(join(self.root, name))}: {len(data)} of {size} bytes at {start} are there")
-        return data
-
-    def read_whole(self, name: str) -> bytes:
-        """Return a part."""
-        data = self._get(name)
-        return data[:-1] if self.remote else data  # without the byte that `_put` adds
-
-    def _get(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """Return bytes of a part, by default all."""
         href = join(self.root, name)
         try:
-            return _read(href, start, stop)
+            data = _read(href, start, None if size is None else start + size)
         except OSError as error:
             raise WriteError(f"{display(href)}: {reason(self.root, error)}") from error
+        if size is None:
+            return data[:-1] if self.remote else data  # without the byte that `_put` adds
+        if len(data) != size:
+            raise WriteError(f"{display(href)}: {len(data)} of {size} bytes at {start} are there")
+        return data
 
     def names(self) -> frozenset[str]:
         """Return the names of the parts that are there; none where the place does not exist."""

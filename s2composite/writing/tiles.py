@@ -6,6 +6,7 @@ import io
 import json
 import math
 import struct
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -236,7 +237,8 @@ def encode_files(
     name, record = files[0].record(number, position), _packed(noted)
     if carry:
         return {**carried, name: record}
-    parts.write(name, record)
+    with window_errors(files[0].raster.label, files[0].stages[number].describe(*position), len(record)):
+        parts.write(name, record)
     return {}
 
 
@@ -320,11 +322,12 @@ def recorded_index(record: Mapping[str, NDArray[Any]], number: int) -> WindowInd
     return WindowIndex((row, column), str(record[f"name_{number}"]), tuple(tiles), statistics)
 
 
-def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Return arrays as bytes: their checksum, a line of JSON with the dtype and shape of each, and their values.
+# NumPy's own files have headers in Python, which CPython 3.11 sometimes fails to parse in several threads at once.
+_ONE_THREAD = threading.Lock()
 
-    Not as NumPy's file: its headers are parsed as Python, which CPython 3.11 does not do reliably in several threads.
-    """
+
+def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return arrays as bytes: their checksum, a line of JSON with the dtype and shape of each, and their values."""
     head = json.dumps({name: (array.dtype.str, array.shape) for name, array in arrays.items()}).encode()
     body = b"".join([head, b"\n", *(array.tobytes() for array in arrays.values())])
     return struct.pack("<I", zlib.crc32(body)) + body
@@ -332,9 +335,9 @@ def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def load_record(parts: Parts, name: str) -> Mapping[str, NDArray[Any]]:
     """Return what is noted of a window, as arrays; raises a WriteError if that is gone or damaged."""
-    data, where = parts.read_whole(name), display(join(parts.root, name))
+    data, where = parts.read(name), display(join(parts.root, name))
     if data.startswith(b"PK"):  # of a run before 0.1, which is gone on with
-        with np.load(io.BytesIO(data), allow_pickle=False) as record:
+        with _ONE_THREAD, np.load(io.BytesIO(data), allow_pickle=False) as record:
             return dict(record)
     if data[:4] != struct.pack("<I", zlib.crc32(memoryview(data)[4:])):
         raise WriteError(f"{where}: the record of a window is damaged; remove it and resume")

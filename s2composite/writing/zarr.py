@@ -167,6 +167,7 @@ class StorePlan:
     place: StorePlace
     token: str  # hash of what is written
     metadata: Mapping[str, bytes]  # all keys but those of pixels
+    windows: Chunks | None  # of the table of what was read; None: the dataset says
 
     @cached_property
     def regions(self) -> Regions:
@@ -194,22 +195,24 @@ def plan_store(
 ) -> StorePlan:
     """Plan a store; nothing is computed or written.
 
-    `windows` are heights and widths, but for the last ones equal and whole chunks; None: those of the layers' chunks,
-    where they suit, else others. `token` is a hash of what is written; None: of the layers' data.
+    `windows` are heights and widths, but for the last ones equal and whole chunks, and also those of the table of what
+    was read; None: those of the layers' chunks, where they suit, else others. `token` is a hash of what is written;
+    None: of the layers' data.
     """
     layers = tuple(layer_of(dataset, name) for name in chosen_layers(dataset, "all"))
     chunk, data = options.chunk, layers[0].data
     shape = (int(data.shape[-2]), int(data.shape[-1]))
     levels = level_shapes(shape, max(chunk, 512)) if options.pyramid else (shape,)
     pixel_bytes = sum(layer.data.dtype.itemsize * int(np.prod(layer.data.shape[:-2])) for layer in layers)
-    if not windows:
+    given = windows
+    if windows is None:
         windows = aligned_chunks(data.chunks[-2:], chunk, pixel_bytes)
         # Shards are of one size, whole inner chunks.
         if not all(len({*sizes[:-1]}) <= 1 and sizes[-1] <= sizes[0] for sizes in windows):
             windows = normalize_chunks(window_size(chunk, pixel_bytes), shape)
     stages = plan_stages(windows, chunk, levels, pixel_bytes)
     geobox = geobox_of(dataset[layers[0].name])
-    plan = StorePlan(dataset, layers, geobox, levels, stages, options, place, token or "", {})
+    plan = StorePlan(dataset, layers, geobox, levels, stages, options, place, token or "", {}, given)
     keys: dict[str, Any] = {}
     _write_metadata(plan, MemoryStore(keys))  # now, since it refuses attributes that Zarr cannot hold
     metadata = {key: value.to_bytes() for key, value in keys.items()}
@@ -249,7 +252,7 @@ def complete_store(plan: StorePlan) -> None:
     if STATUS in dataset:
         # From the store, since a resumed write has added to it.
         table = np.asarray(plan.regions.array(0, STATUS)[:])
-        more = {STATUS: status_summary(dataset, table)}
+        more = {STATUS: status_summary(dataset, table, plan.windows)}
     if place.store is None:
         root = json.loads(plan.metadata[ROOT])
         root["attributes"].update(more)

@@ -46,7 +46,7 @@ def test_what_is_carried_is_what_would_be_stored(files):
     carried = encode_files(files, [[values], [values]], 0, (0, 0), {"status": TABLE}, carry=True)
     encode_files(files, [[values], [values]], 0, (0, 0), {"status": TABLE})
     assert list(carried)[-1] == files[0].record(0, (0, 0))
-    assert carried == {name: parts.read_whole(name) for name in carried}
+    assert carried == {name: parts.read(name) for name in carried}
 
 
 def test_a_record_that_is_damaged_is_named(files, tmp_path):
