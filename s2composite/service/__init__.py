@@ -1,1 +1,1 @@
-"""Windows and jobs over HTTP: one service, and the client that sends it the windows of a job."""
+"""Windows and jobs over HTTP: the service, and the client that sends it the windows of a job."""

@@ -1,4 +1,4 @@
-"""The service as an ASGI application, its endpoints, and the server that runs it on an address."""
+"""The service as an ASGI application, its endpoints, and the server that runs it."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ __all__ = ["create_app", "serve"]
 
 LOG = logging.getLogger(__name__)
 
-_GRACE = 10  # seconds that requests have to end when the service is stopped
-_POLL = 0.5  # seconds between two looks at a log that is followed
-_MAX_OFFSET = 2**31 - 1  # databases take no number of 64 bits and more
+_GRACE = 10  # seconds for requests to end when the service is stopped
+_POLL = 0.5  # seconds between reads of a log that is followed
+_MAX_OFFSET = 2**31 - 1  # databases reject numbers of 64 bits and more
 
 
 class Backend:
-    """What is behind the endpoints."""
+    """The state shared by the endpoints."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -60,7 +60,7 @@ class Backend:
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        """Run from the first request to the last."""
+        """Run from before the first request until after the last."""
         self.windows.start()
         await self.runner.start()
         try:
@@ -78,7 +78,7 @@ class Backend:
         return row
 
 
-# --- what OpenAPI says of requests and refusals ---------------------------------------------------------------------
+# --- OpenAPI descriptions of requests and errors --------------------------------------------------------------------
 
 _TEXT = {"type": "string"}
 _ERRORS = {"type": "array", "items": {"type": "object", "properties": {"pointer": _TEXT, "detail": _TEXT}}}
@@ -139,7 +139,7 @@ async def _backend(request: Request) -> Any:
 
 Service = Annotated[Backend, Depends(_backend)]
 
-# Name of one of several products of a job, as its summary lists them; None: the first.
+# Name of one of a job's products, as listed in its summary; None: the first.
 Product = Annotated[str | None, Query(max_length=200)]
 
 
@@ -154,14 +154,14 @@ Product = Annotated[str | None, Query(max_length=200)]
     },
 )
 async def median(service: Service, request: Request) -> Response:
-    """Make one window and write it. The same request again finds it made."""
+    """Compute one window and write it. A repeated request finds the existing file."""
     delivery = parse_delivery(await request.body())
     try:
         await service.windows.make(delivery.request(service.settings.limits.datasets))
     except ProblemError as problem:
         if delivery.message is None or problem.transient:
             return problem.response()
-        # A refusal would be sent again, five times: it is acknowledged and kept instead.
+        # Pub/Sub would deliver a rejected message again, five times: acknowledge it and store it instead.
         LOG.warning("dead letter %s: %s", ascii(delivery.message), redact(problem.detail))
         letter = (delivery.message, problem.as_dict(), delivery.payload)
         await asyncio.to_thread(service.store.add_dead_letter, *letter)
@@ -171,7 +171,7 @@ async def median(service: Service, request: Request) -> Response:
 
 @_router.get("/dead-letters", tags=["windows"], responses=_problems(401))
 def dead_letters(service: Service, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
-    """List pushed messages that can never succeed, the newest first."""
+    """List pushed messages that can never succeed, newest first."""
     return service.store.dead_letters(limit)
 
 
@@ -183,7 +183,7 @@ def dead_letters(service: Service, limit: Annotated[int, Query(ge=1, le=1000)] =
     responses=_problems(400, 401, 403, 413, 415, 422, 429),
 )
 async def post_job(service: Service, request: Request, response: Response) -> dict[str, Any]:
-    """Take a job into the queue: the keys of a job file, `output` a plain name; its id is the answer."""
+    """Add a job to the queue: the keys of a job file, with a plain name as `output`; returns its id."""
     if service.settings.storage is None:
         raise ProblemError(403, "this service takes no jobs: it has no storage for results")
     body, number = await request.body(), str(uuid.uuid4())
@@ -202,19 +202,19 @@ def jobs(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET)] = 0,
 ) -> list[dict[str, Any]]:
-    """List jobs, the newest first."""
+    """List jobs, newest first."""
     return [service.views.summary(row) for row in service.store.jobs(limit, offset)]
 
 
 @_router.get("/jobs/{number}", tags=["jobs"], responses=_problems(401, 404))
 def job(service: Service, number: str) -> dict[str, Any]:
-    """Tell the state of a job, how far it is, and which windows failed."""
+    """Return the state of a job, its progress, and its failed windows."""
     return service.views.summary(service.row(number))
 
 
 @_router.delete("/jobs/{number}", status_code=202, tags=["jobs"], responses=_problems(401, 404, 409))
 async def cancel(service: Service, number: str) -> dict[str, Any]:
-    """Cancel a job: it stops at once; what is done stays, and a retry goes on from there."""
+    """Cancel a job: it stops at once; finished windows are kept, and a retry resumes from there."""
     row = await asyncio.to_thread(service.row, number)
     if not await asyncio.to_thread(service.store.transition, number, ("queued", "running"), "cancelled"):
         raise ProblemError(409, f"the job is {row.state}: there is nothing to cancel")
@@ -224,7 +224,7 @@ async def cancel(service: Service, number: str) -> dict[str, Any]:
 
 @_router.post("/jobs/{number}/retry", status_code=202, tags=["jobs"], responses=_problems(401, 404, 409, 429))
 async def retry(service: Service, number: str) -> dict[str, Any]:
-    """Put a job that failed or was cancelled back into the queue; windows that are done are not made again."""
+    """Put a job that failed or was cancelled back into the queue; finished windows are not computed again."""
     row = await asyncio.to_thread(service.row, number)
     again = ("failed", "cancelled")
     if not await asyncio.to_thread(service.store.transition, number, again, "queued", error=None, ended=None):
@@ -235,7 +235,7 @@ async def retry(service: Service, number: str) -> dict[str, Any]:
 
 @_router.get("/jobs/{number}/log", tags=["jobs"], response_class=PlainTextResponse, responses=_problems(401, 404))
 def log(service: Service, number: str, *, follow: bool = False) -> Response:
-    """Return the log; with `follow` it is sent line by line until the job has ended."""
+    """Return the log; with `follow`, line by line until the job has ended."""
     service.row(number)
     path = service.runner.log_path(number)
     if not follow:
@@ -243,7 +243,7 @@ def log(service: Service, number: str, *, follow: bool = False) -> Response:
 
     async def lines() -> AsyncIterator[bytes]:
         sent = 0
-        while True:  # until the job has ended and all of it was sent
+        while True:  # until the job has ended and the whole log was sent
             ended = (await asyncio.to_thread(service.row, number)).state in ENDED
             data = await asyncio.to_thread(_read_from, path, sent)
             sent += len(data)
@@ -257,7 +257,7 @@ def log(service: Service, number: str, *, follow: bool = False) -> Response:
 
 
 def _read_from(path: Path, start: int) -> bytes:
-    """Return what a file has from a byte on; nothing where it does not exist yet."""
+    """Return a file's content from a byte on; empty if it does not exist yet."""
     try:
         with path.open("rb") as file:
             file.seek(start)
@@ -268,7 +268,7 @@ def _read_from(path: Path, start: int) -> bytes:
 
 @_router.get("/jobs/{number}/report", tags=["jobs"], response_class=HTMLResponse, responses=_problems(401, 404))
 def report(service: Service, number: str, request: Request, product: Product = None) -> Response:
-    """Return the report as a page, or as JSON to whoever accepts nothing else."""
+    """Return the report as a page, or as JSON if the client accepts only that."""
     content = service.views.report(service.row(number), product)
     if request.headers.get("accept", "").startswith("application/json"):
         return Response(redact(content.to_json()), media_type="application/json")
@@ -288,7 +288,7 @@ def look(service: Service, number: str, product: Product = None) -> Response:
 
 @_router.get("/", response_class=HTMLResponse, tags=["pages"], responses=_problems(401))
 def page(service: Service) -> str:
-    """Show jobs, how far they are, and what came out."""
+    """Show jobs, their progress and their results."""
     store = service.store
     jobs = [service.views.summary(row) for row in store.jobs(50)]
     return jobs_page(jobs, store.job_count(), service.windows.waiting, store.dead_letter_count())
@@ -296,7 +296,7 @@ def page(service: Service) -> str:
 
 @_router.get("/health", tags=["pages"], responses=_problems(503))
 async def health(service: Service) -> dict[str, Any]:
-    """Tell that the service is ready; 503 while its kernels are compiled."""
+    """Return whether the service is ready; 503 while its kernels are compiled."""
     windows = service.windows
     if not windows.ready:
         raise ProblemError(503, "the kernels are being compiled", retry_after=2)
@@ -308,7 +308,7 @@ async def health(service: Service) -> dict[str, Any]:
 
 
 def create_app(settings: Settings, token: str | None = None) -> FastAPI:
-    """Return the service as an ASGI application; without a `token` whoever reaches the address may call."""
+    """Return the service as an ASGI application; without a `token`, anybody who can reach the address may call it."""
     backend = Backend(settings)
     app = FastAPI(
         title="s2composite",
@@ -316,7 +316,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         summary="Windows and jobs of cloud-free composites.",
         description="Refusals are problem details (RFC 9457) that name the field.",
         lifespan=backend.running,
-        docs_url=None,  # its scripts come from elsewhere
+        docs_url=None,  # it loads scripts from other hosts
         redoc_url=None,
     )
     app.state.backend = backend
@@ -353,7 +353,7 @@ def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), *
     """Run the service until it is stopped."""
 
     class RedactingFormatter(logging.Formatter):
-        # Lines without anything that is secret, errors of other libraries included; none that a caller made up.
+        # Log lines, including errors of other libraries, contain no secrets, and callers cannot forge lines.
         def format(self, record: logging.LogRecord) -> str:
             return printable(redact(super().format(record)))
 
@@ -365,7 +365,7 @@ def serve(config: str | os.PathLike[str] | None, settings: Sequence[str] = (), *
     # HTTP clients log whole URLs.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     app = create_app(checked, token)
-    # Its own access log would have the query of each URL.
+    # uvicorn's access log would contain the query of each URL.
     uvicorn.run(
         app,
         http=protocol_with_deadline(checked.limits.arrival),

@@ -1,4 +1,4 @@
-"""The client of the service: the windows of a job are sent, over HTTP or Pub/Sub, tried again, and put together."""
+"""The client of the service: sends the windows of a job over HTTP or Pub/Sub, retries, and assembles the output."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from s2composite.writing.steps import progress_bar
 
 __all__ = ["DispatchResult", "dispatch", "post_windows", "publish_windows"]
 
-SIDE = 1024  # side of a window in pixels, unless the job says another
-_POLL = 2.0  # seconds between two looks at which tiles have been written
-_BATCH = 100  # messages published at once: with 216 scenes in each they take 2 of the 10 MB that Pub/Sub takes
+SIDE = 1024  # default side of a window in pixels
+_POLL = 2.0  # seconds between listings of the tiles written
+_BATCH = 100  # messages published at once: with 216 scenes in each, 2 MB of Pub/Sub's limit of 10 MB
 
-# Keys of a job that mean something here; the service makes the masked luminance median of RGB scenes, nothing else.
+# Keys of a job that are supported here; the service computes only the masked luminance median of RGB scenes.
 _KEYS = frozenset({
     "source", "output", "pattern", "times", "datetime", "duplicates", "alternate", "chunks", "raster", "overwrite",
     "policy", "cluster",
 })  # fmt: skip
 
-# How a window that failed is tried again, unless told otherwise; `timeout` is that of an answer.
+# Default retries of a failed window; `timeout` applies to each response.
 RETRY = Retry(attempts=8, first_wait=1.0, longest_wait=60.0, timeout=600.0)
 
 
@@ -53,10 +53,10 @@ RETRY = Retry(attempts=8, first_wait=1.0, longest_wait=60.0, timeout=600.0)
 class DispatchResult:
     """The outcome of a job that was sent to a service."""
 
-    path: str | None  # the file; None where windows failed
+    path: str | None  # the file; None if windows failed
     tiles: str  # the directory of the tiles
     windows: int
-    attempts: int  # requests that were needed
+    attempts: int  # number of requests
     seconds: float
     failed: tuple[Failure, ...] = ()
 
@@ -64,24 +64,24 @@ class DispatchResult:
 @dataclass(frozen=True, slots=True)
 class _Window:
     position: tuple[int, int]  # row and column of windows
-    payload: Mapping[str, Any]  # what is posted: window, destination, datasets
+    payload: Mapping[str, Any]  # to post: window, destination, datasets
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One attempt to have a window made, when it has ended."""
+    """The outcome of one attempt to compute a window."""
 
     window: _Window
     number: int  # from 1
     seconds: float
-    error: str | None = None  # None: the window is made
+    error: str | None = None  # None: the window was computed
     final: bool = True  # whether no further attempt follows
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    windows: tuple[_Window, ...]  # column by column, as the course's dispatcher sends them
-    folder: str  # of the tiles: one for these scenes and windows alone, so that no other's are taken for them
+    windows: tuple[_Window, ...]  # column by column, like the original dispatcher
+    folder: str  # of the tiles: specific to these scenes and windows, so that other tiles are not mistaken for these
     shape: tuple[int, int]  # rows and columns of the whole, in pixels
     grid: list[int]  # rows and columns of windows
     token: str  # hash of scenes and windows
@@ -97,38 +97,39 @@ def dispatch(
     retry: Retry = RETRY,
     silence: float = 900.0,
 ) -> DispatchResult:
-    """Send all windows of a job to a service, wait for them, and put them together.
+    """Send all windows of a job to a service, wait for them, and assemble the output.
 
-    What is interrupted is gone on with by calling it again: the service finds the windows that it has made.
+    Call it again to resume an interrupted run: the service finds the windows that already exist.
 
     Parameters
     ----------
     job
-        As for `run`; its scenes and its output must be where the service may read and write. Windows are of
-        `chunks`, or of 1024 pixels.
+        As for `run`; the service must be allowed to read its scenes and write its output. Windows have `chunks`
+        pixels a side, or 1024.
     url
-        Of a service's endpoint, ``https://host/median``.
+        URL of a service's endpoint, ``https://host/median``.
     topic
-        Instead of that a Pub/Sub topic, ``projects/PROJECT/topics/TOPIC``, whose subscription pushes to a service.
+        Instead of `url`, a Pub/Sub topic, ``projects/PROJECT/topics/TOPIC``, with a subscription that pushes to a
+        service.
     token
-        What the service wants to see.
+        The service's token.
     concurrency
-        Windows at a time.
+        Number of concurrent windows.
     retry
-        How often they are tried, and with which pauses, unless the service asks for longer ones.
+        Attempts and pauses, unless the service asks for longer pauses.
     silence
-        With a topic: seconds without a new tile after which the rest counts as failed.
+        With a topic: seconds without a new tile after which the remaining windows count as failed.
 
     Raises
     ------
     JobError
-        The job asks for what a service's window is not.
+        The job has options that the service does not support.
     ServiceError
         Neither or both of `url` and `topic` are given, or the topic cannot be published to.
     TilesError
         Tiles are missing, or do not fit together.
     S2CompositeError
-        One of its kinds for what is wrong with scenes or output.
+        Another subclass, for errors of scenes or output.
 
     Examples
     --------
@@ -160,7 +161,7 @@ def dispatch(
                     entry = {"token": plan.token, "window": window, "attempt": attempt.number, "seconds": seconds}
                     entry |= {"worker": display(url or topic or "")}
                     if attempt.error is None:
-                        # What a window's time was spent on is known where it was made.
+                        # Only the service knows how a window's time was spent.
                         ledger.add("done", **entry, read=seconds, encode=0.0)
                     else:
                         kind = "failed" if attempt.final else "retry"
@@ -217,7 +218,7 @@ def _plan_windows(job: Job, output: str) -> _Plan:
 
 
 def _wait_for_tiles(plan: _Plan, silence: float, record: Callable[[_Attempt], None]) -> None:
-    """Wait until all tiles have been written, or none has come for a while; record each."""
+    """Wait until all tiles have been written, or none has appeared for a while; record each."""
     start = last = time.monotonic()
     missing = {str(window.payload["destination"]).rpartition("/")[2]: window for window in plan.windows}
     while missing:
@@ -252,7 +253,7 @@ async def post_windows(
     retry: Retry,
     record: Callable[[_Attempt], None],
 ) -> None:
-    """Post windows to a service, a bounded number at a time; `record` is called with the end of each attempt."""
+    """Post windows to a service, a bounded number at a time; call `record` with the outcome of each attempt."""
     waiting = iter(windows)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
@@ -292,7 +293,7 @@ async def _post_window(
         if error is not None:
             raise AttemptError(error, transient=transient, wait=wait)
 
-    with suppress(AttemptError):  # the last one is recorded, as the others are
+    with suppress(AttemptError):  # already recorded
         await retrying_async(attempt, retry, url)
 
 

@@ -1,4 +1,4 @@
-"""Jobs: a document of a caller's is checked and becomes a job of the service's; each runs in a process of its own."""
+"""Jobs: check a caller's document, turn it into a job of the service, and run each job in its own process."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ LOG = logging.getLogger(__name__)
 
 
 def accept_job(body: bytes, media: str, number: str, settings: Settings) -> str:
-    """Return the job that a body of JSON or YAML asks for, checked, as the text that is kept of it."""
+    """Return the checked job in a JSON or YAML body, as the text to store."""
     return job_text(_checked_job(_parse_document(body, media), number, settings))
 
 
 def job_text(job: Job) -> str:
-    """Return a job as the text that is kept of it."""
+    """Return a job as the text to store."""
     return json.dumps(job.model_dump(mode="json"))
 
 
 # --- from the body of a request to a document -----------------------------------------------------------------------
 
 _MAX_DEPTH = 20
-_MAX_YAML = 1 << 16  # bytes of a job in YAML: PyYAML takes 2 s for them, and a minute for the 2 MB of a whole body
+_MAX_YAML = 1 << 16  # bytes of a job in YAML: PyYAML takes 2 s for these, and a minute for the 2 MB of a whole body
 _MAX_NUMBER = 10**15
 
 _OPENING = (
@@ -71,7 +71,7 @@ _CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndTo
 
 
 def _parse_document(body: bytes, media: str) -> Document:
-    """Return the document in a body. Variables of the environment are not filled in: they are ours."""
+    """Return the document in a body. Environment variables are not substituted: they are the service's."""
     if media == "application/json":
         content = parse_json(body)
         if not isinstance(content, Mapping):
@@ -91,8 +91,8 @@ def _parse_yaml(body: bytes) -> Document:
         raise ProblemError(413, detail, "")
     try:
         text = body.decode()
-        # What costs far more than its length is refused before it is parsed: a few aliases can stand for gigabytes, and
-        # the time that PyYAML takes grows with the square of the depth: 80 s for 20 000 brackets.
+        # Reject expensive documents before parsing: a few aliases can expand to gigabytes, and PyYAML's time grows with
+        # the square of the depth: 80 s for 20 000 brackets.
         depth = 0
         for token in yaml.scan(text):
             if isinstance(token, yaml.AliasToken):
@@ -107,12 +107,12 @@ def _parse_yaml(body: bytes) -> Document:
         raise ProblemError(400, f"the job is not YAML: {' '.join(str(error).split())}", "") from None
     except JobError as error:
         raise ProblemError(400, str(error), _pointer(error)) from None
-    except ValueError as error:  # PyYAML's own conversions: dates that are none, for one
+    except ValueError as error:  # from PyYAML's conversions, such as invalid dates
         raise ProblemError(400, f"the job is not YAML: {error}", "") from None
 
 
 def _depth(value: Any, depth: int = 0) -> int:
-    """Return how deep a value is nested; numbers that no key takes are refused."""
+    """Return the depth of a nested value; raise for numbers that are too long for any key."""
     if isinstance(value, int) and abs(value) > _MAX_NUMBER:
         raise ProblemError(422, "the job has a number of more than 15 digits", "")
     if depth > _MAX_DEPTH:
@@ -128,7 +128,7 @@ def _pointer(error: JobError) -> str:
 
 # --- from a document to a job that may run here ---------------------------------------------------------------------
 
-# Keys of a job that a stranger may set. The others are the operator's, or name files here.
+# Keys of a job that callers may set. The others belong to the operator, or name local files.
 ALLOWED_KEYS = (
     "source", "output", "reducer", "valid", "min_count", "max_count", "prefer", "period", "keep_empty", "day",
     "datetime", "pattern", "times", "groupby", "duplicates", "alternate", "headers", "harmonise", "reflectance",
@@ -136,13 +136,13 @@ ALLOWED_KEYS = (
     "layers", "raster", "policy",
 )  # fmt: skip
 
-_CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")  # names of coordinate systems: PROJ's longer forms name files
+_CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")  # codes of a CRS: PROJ's longer forms can name files
 
 _NAME = re.compile(r"(?!\.)(?:[\w.-]|\{(?:cell|period)\}|\{\{pointInTime\}\}){1,100}\.(?:tif|zarr)", re.ASCII)
 
 
 def _checked_job(document: Document, number: str, settings: Settings) -> Job:
-    """Return the job that a document asks for, as it is run here: its results below its own directory."""
+    """Return the job of a document as it is run here, with its results in its own directory."""
     with problems_at("/span"):
         document = with_span_keys(document)
     values = document.values
@@ -161,7 +161,7 @@ def _checked_job(document: Document, number: str, settings: Settings) -> Job:
     except JobError as error:
         raise problem_from_error(error, _pointer(error)) from None
     _check_product_count(job, settings.limits.products)
-    # Where it reads is checked for each unit of a span by itself.
+    # Check the source of each unit of a span separately.
     if job.span is None:
         _check_sources(job, settings)
     else:
@@ -169,7 +169,7 @@ def _checked_job(document: Document, number: str, settings: Settings) -> Job:
             units = span_jobs(job)
         for unit in units:
             _check_sources(unit.job, settings)
-        # The span ends when it was sent: its products are the same whenever it is looked at, or tried again.
+        # Fix the span's end at submission, so that a later view or retry has the same products.
         period = units[-1].period
         assert period is not None
         last = period.end - dt.timedelta(days=1)
@@ -179,14 +179,14 @@ def _checked_job(document: Document, number: str, settings: Settings) -> Job:
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
-    """Refuse keys that are not a caller's to set, and names that would import or open something."""
+    """Reject keys that callers may not set, and names that would import or open something."""
     for key in values:
         if key in ALLOWED_KEYS:
             continue
         if key in Job.model_fields:
             raise ProblemError(403, f"{key}: is the operator's to set, not a caller's", f"/{key}")
         raise ProblemError(422, f"unknown key {str(key)[:100]!r}; there are {', '.join(ALLOWED_KEYS)}", "")
-    # Reducers and rules by their names alone, and none with the path of a function: a path would be imported.
+    # Reducers and rules only by registered name, without paths of functions: a path would be imported.
     for key, known in (("reducer", reducer_names()), ("valid", rule_names(imports=False))):
         for name in _names(values.get(key)):
             if name not in known:
@@ -215,21 +215,21 @@ def _check_sources(job: Job, settings: Settings) -> None:
         with problems_at("/source" if isinstance(job.source, str) else f"/source/{number}"):
             href = absolute(source)
             if "://" not in href or "*" in href:
-                # What comes before the first part with a wildcard; what that matches is looked at when it is opened.
+                # The part before the first wildcard; matching paths are checked when they are opened.
                 href = re.split(r"/[^/]*[*?\[]", href, maxsplit=1)[0]
             settings.access.may_read(href)
 
 
-# --- how many products a job asks for, estimated before any is listed: a grid of a metre would have no end -----------
+# --- the number of products of a job, estimated before any is listed: a grid of one metre would never end -----------
 
-# Days that a unit of a span has at least.
+# Minimum days in a unit of a span.
 _DAYS = {"day": 1, "week": 7, "month": 28, "quarter": 90, "season": 90, "year": 365}
 _DEGREE = 111_320.0  # metres of a degree of latitude
 _GRANULE = 100_000.0  # metres from one granule of Sentinel-2 to the next
 
 
 def _check_product_count(job: Job, most: int) -> None:
-    """Refuse a job with more products than `most`: units of its span times cells of its grid."""
+    """Reject a job with more products than `most`: units of its span times cells of its grid."""
     units = 1.0
     if (span := job.span) is not None:
         first, last = date_range(span.start).first, None if span.end is None else date_range(span.end).last
@@ -271,10 +271,10 @@ def _cell_count(job: Job, grid: GridOptions) -> float:
 
 # --- running them ---------------------------------------------------------------------------------------------------
 
-LOG_NAME = "job_log.txt"  # the log of a job, beside its results when it has ended
-_GRACE = 5.0  # seconds that a cancelled job has to close its cluster before it is killed
-_POLL = 2.0  # seconds after which the queue is looked at without notice of a new job
-_STAMP = re.compile(r"^[\d-]+ [\d:,]+ [A-Z]+ ")  # when and how bad, before what a line of a job's log says
+LOG_NAME = "job_log.txt"  # the log of a job, copied next to its results when it has ended
+_GRACE = 5.0  # seconds for a cancelled job to close its cluster before it is killed
+_POLL = 2.0  # seconds after which the queue is read even without notice of a new job
+_STAMP = re.compile(r"^[\d-]+ [\d:,]+ [A-Z]+ ")  # time and level, before the message of a line in a job's log
 _MAX_LINE = 1 << 16  # bytes of a line of a log
 
 
@@ -282,11 +282,11 @@ _MAX_LINE = 1 << 16  # bytes of a line of a log
 class _JobProcess:
     """The process that runs a job."""
 
-    process: asyncio.subprocess.Process  # leader of a group: the workers of its cluster are in it
+    process: asyncio.subprocess.Process  # leader of a process group that contains the workers of its cluster
     ended: asyncio.Event  # set when all of it has ended
 
     async def end(self) -> None:
-        """End it, by force if it takes longer."""
+        """End it; kill it if it takes longer."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
         with suppress(TimeoutError):
@@ -296,14 +296,14 @@ class _JobProcess:
 
 
 class _JobLog:
-    """A job's log of at most `limit` bytes: what earlier attempts wrote stays, and all of them share the limit."""
+    """A job's log of at most `limit` bytes, shared by all attempts; lines of earlier attempts are kept."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self._path = path
         self._left = limit - (path.stat().st_size if path.exists() else 0)
 
     def add(self, text: str) -> None:
-        """Add a line, as long as there is room."""
+        """Add a line if there is space left."""
         data = f"{text}\n".encode()
         if self._left <= 0:
             return
@@ -313,13 +313,13 @@ class _JobLog:
         try:
             with self._path.open("ab") as file:
                 file.write(data)
-        except OSError:  # a full disk of logs ends no job, whose results may be elsewhere
+        except OSError:  # a full log disk must not end a job; its results may be on another disk
             LOG.exception("%s cannot be written", self._path)
             self._left = 0
 
 
 class JobRunner:
-    """Takes jobs from the queue from `start` to `close`, a few at a time; each has a process that can be ended."""
+    """Runs jobs from the queue between `start` and `close`, a few at a time, each in a process that can be ended."""
 
     def __init__(self, settings: Settings, store: JobStore) -> None:
         self._settings, self._store = settings, store
@@ -328,14 +328,14 @@ class JobRunner:
         self._slots: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Take up the queue, first of all what was running when the service ended: its ledger knows how far it was."""
+        """Start on the queue, first with jobs that were running when the service ended; they resume from the ledger."""
         again = await asyncio.to_thread(self._store.requeue)
         if again:
             LOG.info("%d jobs go on where they were interrupted", again)
         self._slots = [asyncio.create_task(self._work()) for _ in range(self._settings.limits.running)]
 
     async def close(self) -> None:
-        """End all jobs; they go on when the service starts again."""
+        """End all jobs; they resume when the service starts again."""
         for slot in self._slots:
             slot.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
@@ -346,7 +346,7 @@ class JobRunner:
             await running.end()
 
     def log_path(self, number: str) -> Path:
-        """Return where the log of a job is while it runs."""
+        """Return the path of a job's log while it runs."""
         return Path(self._settings.state) / "logs" / f"{number}.txt"
 
     async def _work(self) -> None:
@@ -356,21 +356,21 @@ class JobRunner:
             row = None
             try:
                 row = await asyncio.to_thread(self._store.claim)
-            except SQLAlchemyError as error:  # the database does not answer, which may pass
-                LOG.error("the queue cannot be read: %s", str(error).partition("\n")[0])  # noqa: TRY400 - told every time
+            except SQLAlchemyError as error:  # the database does not answer; this may be temporary
+                LOG.error("the queue cannot be read: %s", str(error).partition("\n")[0])  # noqa: TRY400 - logged every time
             if row is None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.notified.wait(), _POLL)
                 continue
             try:
                 state, reason = await self._run(row)
-            except Exception:  # whatever happens to one job, the next one has its turn
+            except Exception:  # an error in one job must not stop the next
                 LOG.exception("job %s", row.id)
                 state, reason = "failed", "the service could not run it; see its log"
             await self._finish(row, state, reason)
 
     async def _finish(self, row: JobRow, state: str, error: str | None) -> None:
-        """Note the end of a job, as soon as the database takes it."""
+        """Record the end of a job, retrying until the database accepts it."""
         while True:
             try:
                 await asyncio.to_thread(self._store.finish, row, state, error)
@@ -381,10 +381,10 @@ class JobRunner:
                 return
 
     async def _run(self, row: JobRow) -> tuple[str, str | None]:
-        """Run a job; return the state in which it ended, and why it failed."""
+        """Run a job; return its final state, and the error if it failed."""
         storage = self._settings.storage
         assert storage is not None
-        if (before := self._running.get(row.id)) is not None:  # cancelled and put back while its process ends
+        if (before := self._running.get(row.id)) is not None:  # cancelled and requeued while its process is ending
             await before.ended.wait()
         if "://" not in storage:
             await asyncio.to_thread(Path(storage, row.id).mkdir, parents=True, exist_ok=True)
@@ -408,7 +408,7 @@ class JobRunner:
         return ("complete" if code == 0 else "failed"), error
 
     async def _start_process(self, row: JobRow, storage: str) -> asyncio.subprocess.Process:
-        # It may read and write its own results, and nothing of others.
+        # It may read and write only its own results.
         own = join(storage, row.id)
         access = Access((*self._settings.read, own), (own,), self._settings.networks)
         process = await asyncio.create_subprocess_exec(
@@ -429,13 +429,13 @@ class JobRunner:
         return process
 
     async def _copy_log(self, number: str, process: asyncio.subprocess.Process) -> str:
-        """Copy what a job prints to its log, without secrets; return what its last line says."""
+        """Copy a job's output to its log, without secrets; return the message of its last line."""
         assert process.stdout is not None
         last, log = "", _JobLog(self.log_path(number), self._settings.limits.log)
         while True:
             try:
                 line = await process.stdout.readline()
-            except ValueError:  # a line longer than anybody reads
+            except ValueError:  # a line that is too long
                 continue
             if not line:
                 return _STAMP.sub("", last)
@@ -444,11 +444,11 @@ class JobRunner:
             last = text or last
 
     def _keep_log(self, number: str, target: str) -> None:
-        """Put the log beside the results."""
+        """Copy the log next to the results."""
         try:
             with storage_errors(WriteError, f"job {number}: its log cannot be kept", target):
                 text = self.log_path(number).read_bytes()
                 fs, path = filesystem(target)
                 fs.pipe_file(path, text)
-        except S2CompositeError as error:  # the job is done, whether its log can be put there or not
+        except S2CompositeError as error:  # the job is done even if its log cannot be copied
             LOG.error("%s", error)  # noqa: TRY400 - the message says it all

@@ -1,6 +1,6 @@
 """The process that runs one job: ``python -m s2composite.service.process``, the job on stdin.
 
-It ends with whoever started it: the pipe that the job came through stays open, and its end is the signal.
+It ends with its parent: stdin stays open after the job was read, and its end-of-file is the signal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> int:
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    job = load_job(order["job"])  # a mapping, so that nothing of this environment is filled in
+    job = load_job(order["job"])  # a mapping, so that no environment variables are substituted
     LOG.info("job %s: %s", order["id"], order["which"])
     for line in job.to_yaml().splitlines():
         LOG.info("  %s", line)
@@ -50,12 +50,12 @@ def main() -> int:
 
 
 def _log_result(result: ProductResult) -> None:
-    """Log what was made of a product, and write its report."""
+    """Log the result of a product, and write its report."""
     of = "" if result.name is None else f"{result.name}: "
     if result.left_out:
         LOG.info("%stoo few scenes touch it, so it is left out", of)
         return
-    if result.scenes:  # else nothing was begun
+    if result.scenes:  # otherwise nothing was started
         write_report(result.product.job)
         counts = (result.scenes, result.made, result.windows, result.seconds)
         LOG.info("%s%d scenes, %d windows made of %d, in %.1f s", of, *counts)

@@ -1,4 +1,4 @@
-"""The queue of jobs, and the messages that could never succeed, in a database, so that they survive the service."""
+"""The queue of jobs, and the dead letters (messages that can never succeed), kept in a database across restarts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from s2composite.storage.files import redact
 
 __all__ = ["ENDED", "JobRow", "JobStore"]
 
-# States in which nothing more happens by itself; the others are ``"queued"`` and ``"running"``.
+# Final states; the others are ``"queued"`` and ``"running"``.
 ENDED = ("complete", "failed", "cancelled")
 
-_MAX_DEAD_LETTERS = 10_000  # dead letters that are kept; the oldest go first
-_MAX_PAYLOAD = 1 << 18  # characters that are kept of what a dead letter held; 1500 scenes fit
-_LOCK = 0x5332434F  # number of PostgreSQL's lock of whoever takes jobs
+_MAX_DEAD_LETTERS = 10_000  # dead letters to keep; the oldest are removed first
+_MAX_PAYLOAD = 1 << 18  # characters to keep of a dead letter's payload; enough for 1500 scenes
+_LOCK = 0x5332434F  # number of the PostgreSQL lock held by the service that runs jobs
 
 _META = sa.MetaData()
 
@@ -54,16 +54,16 @@ _DEAD = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A job as it is kept. Times are ISO 8601, UTC."""
+    """A stored job. Times are ISO 8601, UTC."""
 
     id: str  # UUID
     state: str  # "queued", "running", "complete", "failed" or "cancelled"
     document: str  # the job, as JSON
     created: str
-    started: str | None  # when it was begun the last time
+    started: str | None  # start of the last attempt
     ended: str | None
-    attempts: int  # how often it was begun
-    which: str  # which windows its next run makes, see `run`
+    attempts: int  # number of attempts
+    which: str  # windows that its next run computes, see `run`
     error: str | None  # why it failed
 
 
@@ -73,7 +73,7 @@ class JobStore:
     def __init__(self, url: str) -> None:
         self._lock = ExitStack()
         try:
-            # What its errors would show of a job is the caller's.
+            # Errors would show data of a job, which belongs to the caller.
             self._engine = sa.create_engine(url, hide_parameters=True)
             if self._engine.dialect.name == "sqlite":
                 sa.event.listen(self._engine, "connect", _prepare_sqlite)
@@ -83,20 +83,20 @@ class JobStore:
             raise ParameterError(f"database {name}: cannot be opened: {message}") from error
 
     def lock(self) -> None:
-        """Be the only service that takes jobs from here, until `close` or the end of the process.
+        """Reserve the jobs of this database for this service, until `close` or the end of the process.
 
-        Two would each take what the other runs for interrupted, and run it a second time into the same files.
+        Of two services, each would treat the other's running jobs as interrupted, and run them again to the same files.
         """
         kind, name = self._engine.dialect.name, self._engine.url.database
         locked = True
         if kind == "sqlite" and name and name != ":memory:":
-            file = self._lock.enter_context(Path(f"{name}.lock").open("w"))  # noqa: SIM115 - that is what closes it
+            file = self._lock.enter_context(Path(f"{name}.lock").open("w"))  # noqa: SIM115 - the exit stack closes it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 locked = False
         elif kind == "postgresql":
-            # The lock is the connection's: it is kept.
+            # The lock belongs to the connection, so keep it open.
             options = {"isolation_level": "AUTOCOMMIT"}
             connection = self._lock.enter_context(self._engine.connect().execution_options(**options))
             locked = bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar_one())
@@ -123,23 +123,23 @@ class JobStore:
             return True
 
     def get(self, number: str) -> JobRow | None:
-        """Return a job, None if there is none of that id."""
+        """Return the job with an id, or None."""
         with self._engine.connect() as connection:
             row = connection.execute(_JOBS.select().where(_JOBS.c.id == number)).one_or_none()
         return None if row is None else JobRow(*row)
 
     def job_count(self) -> int:
-        """Return how many jobs there are."""
+        """Return the number of jobs."""
         return self._count(_JOBS)
 
     def jobs(self, limit: int, offset: int = 0) -> tuple[JobRow, ...]:
-        """Return jobs, the newest first."""
+        """Return jobs, newest first."""
         newest = _JOBS.select().order_by(_JOBS.c.created.desc(), _JOBS.c.id).limit(limit).offset(offset)
         with self._engine.connect() as connection:
             return tuple(JobRow(*row) for row in connection.execute(newest))
 
     def claim(self) -> JobRow | None:
-        """Take the job that has waited longest, which then is running; None if none waits."""
+        """Take the job that has waited longest and mark it as running; None if none is waiting."""
         oldest = _JOBS.select().where(_JOBS.c.state == "queued").order_by(_JOBS.c.created, _JOBS.c.id).limit(1)
         with self._engine.begin() as connection:
             row = connection.execute(oldest).one_or_none()
@@ -148,30 +148,30 @@ class JobStore:
             mine = (_JOBS.c.id == row.id) & (_JOBS.c.state == "queued")
             values = {"state": "running", "started": _now(), "ended": None, "error": None}
             taken = connection.execute(_JOBS.update().where(mine).values(**values, attempts=row.attempts + 1))
-            if taken.rowcount == 0:  # cancelled in between
+            if taken.rowcount == 0:  # cancelled in the meantime
                 return None
         return self.get(row.id)
 
     def transition(self, number: str, before: tuple[str, ...], state: str, **values: Any) -> bool:
-        """Bring a job from one of some states into another; return whether it was in one of those."""
+        """Move a job from one of several states to another; return whether it was in one of them."""
         values |= {"ended": _now()} if state in ENDED else {}
         mine = (_JOBS.c.id == number) & _JOBS.c.state.in_(before)
         with self._engine.begin() as connection:
             return connection.execute(_JOBS.update().where(mine).values(state=state, **values)).rowcount > 0
 
     def is_current(self, row: JobRow) -> bool:
-        """Return whether a job still is what `claim` gave: neither cancelled since, nor begun again."""
+        """Return whether a job is unchanged since `claim`: neither cancelled nor started again."""
         now = self.get(row.id)
         return now is not None and (now.state, now.attempts) == ("running", row.attempts)
 
     def finish(self, row: JobRow, state: str, error: str | None) -> None:
-        """Note the end of what `claim` gave, unless it was cancelled or begun again since."""
+        """Record the end of a claimed job, unless it was cancelled or started again since."""
         mine = (_JOBS.c.id == row.id) & (_JOBS.c.state == "running") & (_JOBS.c.attempts == row.attempts)
         with self._engine.begin() as connection:
             connection.execute(_JOBS.update().where(mine).values(state=state, error=error, ended=_now()))
 
     def requeue(self) -> int:
-        """Put jobs that were running when the service ended back into the queue; return how many."""
+        """Requeue jobs that were running when the service ended; return their number."""
         running = _JOBS.update().where(_JOBS.c.state == "running").values(state="queued")
         with self._engine.begin() as connection:
             return connection.execute(running).rowcount
@@ -179,7 +179,7 @@ class JobStore:
     # --- dead letters -----------------------------------------------------------------------------------------------
 
     def add_dead_letter(self, message: str, problem: Mapping[str, Any], payload: Any) -> None:
-        """Keep a message that can never succeed; of too many the oldest go."""
+        """Store a message that can never succeed; remove the oldest above the limit."""
         text = redact(json.dumps(payload))[:_MAX_PAYLOAD]
         row = {"at": _now(), "message": message, "problem": json.dumps(problem), "payload": text}
         with self._engine.begin() as connection:
@@ -189,13 +189,13 @@ class JobStore:
             connection.execute(_DEAD.delete().where(_DEAD.c.id <= newest - _MAX_DEAD_LETTERS))
 
     def dead_letter_count(self) -> int:
-        """Return how many dead letters are kept."""
+        """Return the number of dead letters."""
         return self._count(_DEAD)
 
     def dead_letters(self, limit: int) -> list[dict[str, Any]]:
-        """Return dead letters, the newest first: when, Pub/Sub's id, the problem as RFC 9457 has it, what it held.
+        """Return dead letters, newest first: time, Pub/Sub's id, problem details (RFC 9457), and payload.
 
-        What it held is without signatures of URLs, and of what is too long to be a window's the beginning.
+        Signatures of URLs are removed from the payload, and a payload too long for a window is truncated.
         """
         columns = (_DEAD.c.at, _DEAD.c.message, _DEAD.c.problem, _DEAD.c.payload)
         newest = sa.select(*columns).order_by(_DEAD.c.id.desc()).limit(limit)
@@ -208,7 +208,7 @@ class JobStore:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    """Let readers and a writer not wait for each other, and what is written be on the disk."""
+    """Configure SQLite so that readers and a writer do not block each other, and writes are durable."""
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}")
 

@@ -1,4 +1,4 @@
-"""What protects the service: errors as callers get them, who may call, and what every request must pass first."""
+"""Security of the service: error responses, authentication, and the checks of every request."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def printable(text: str) -> str:
-    r"""Return a text for a log: without what steers a terminal, its second and further lines indented.
+    r"""Return a text for a log: control characters replaced, and all lines after the first indented.
 
-    So nothing that a caller has named looks like a line of the log's own.
+    So text from a caller cannot look like a separate line of the log.
 
     >>> print(printable("no such file: a\n2026-01-01 INFO all is well"))
     no such file: a
@@ -55,22 +55,22 @@ def printable(text: str) -> str:
     return "\n    ".join(_CONTROL.sub("?", line) for line in lines)
 
 
-# --- errors as callers get them: problem details (RFC 9457) ---------------------------------------------------------
+# --- error responses: problem details (RFC 9457) --------------------------------------------------------------------
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_DETAIL = 2000  # characters of a detail
 
 
 class ProblemError(Exception):
-    """One thing that is wrong with a request, or with the service; `detail` says what, and what to do."""
+    """An error of a request or of the service; `detail` says what is wrong and what to do."""
 
     def __init__(
         self,
         status: int,
         detail: str,
         pointer: str | None = None,  # JSON pointer (RFC 6901) of the field: /datasets/3
-        retry_after: int | None = None,  # seconds after which it may be different; None: it will not by itself
-        errors: Sequence[Mapping[str, str]] = (),  # all that is wrong with fields, where that is more than the one
+        retry_after: int | None = None,  # seconds after which a retry may succeed; None: it will not
+        errors: Sequence[Mapping[str, str]] = (),  # all errors of fields, if there are several
     ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.pointer, self.retry_after = status, detail, pointer, retry_after
@@ -85,7 +85,7 @@ class ProblemError(Exception):
         return self.status >= 500 or self.status == HTTPStatus.TOO_MANY_REQUESTS
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return it as a JSON object."""
         detail = redact(self.detail)[:_MAX_DETAIL]
         members: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(self.status).phrase}
         members |= {"status": self.status, "detail": detail}
@@ -96,18 +96,18 @@ class ProblemError(Exception):
         return members
 
     def response(self, status: int | None = None) -> Response:
-        """Return the answer, with another status than its own where the sender would misunderstand that."""
+        """Return the response, optionally with another status for senders that would misinterpret its own."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         answer = Response(json.dumps(self.as_dict()), status or self.status, headers, MEDIA_TYPE)
         if self.status == HTTPStatus.UNAUTHORIZED:
-            # A header each: Chromium reads the first scheme of a line alone, and would not ask for the password.
+            # One header for each scheme: Chromium reads only the first of a line, and would not ask for the password.
             for scheme in ("Basic", "Bearer"):
                 answer.headers.append("WWW-Authenticate", f'{scheme} realm="s2composite"')
         return answer
 
 
 def validation_problem(error: ValidationError, known: str) -> ProblemError:
-    """Return the problem of a payload that is not what its model says; `known` names the fields there are."""
+    """Return the problem of a payload that does not match its model; `known` names the valid fields."""
     problems = []
     for details in error.errors(include_url=False, include_input=False)[:20]:
         pointer = "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')[:100]}" for key in details["loc"])
@@ -123,7 +123,7 @@ def validation_problem(error: ValidationError, known: str) -> ProblemError:
 
 
 def problem_from_error(error: S2CompositeError, pointer: str | None = None) -> ProblemError:
-    """Return the problem that an error of the library is to a caller; `pointer` is the field that it is about."""
+    """Return an error of the library as a problem for the caller; `pointer` is the field it concerns."""
     if isinstance(error, AccessError) or (isinstance(error, WriteError) and _is_refused_for_good(error)):
         return ProblemError(HTTPStatus.FORBIDDEN, str(error), pointer)
     if isinstance(error, WriteError) or (isinstance(error, ReadError) and error.__dict__.get("transient")):
@@ -141,7 +141,7 @@ def problems_at(pointer: str) -> Iterator[None]:
 
 
 def _is_refused_for_good(error: BaseException) -> bool:
-    """Return whether a store or disk refused for lack of rights, of the bucket, or of the directory."""
+    """Return whether a store or disk refused access, or the bucket or directory is missing."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
@@ -154,7 +154,7 @@ def _is_refused_for_good(error: BaseException) -> bool:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return what a body of JSON holds."""
+    """Return the value of a JSON body."""
 
     def refuse_constant(name: str) -> Any:
         raise ValueError(f"{name} is not a number in JSON")
@@ -176,7 +176,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def check_text(content: Any) -> None:
-    r"""Refuse half a character (``\ud800``), which JSON and YAML can name and nothing can write."""
+    r"""Reject lone surrogates (``\ud800``), which JSON and YAML can express but nothing can encode."""
     try:
         json.dumps(content, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -186,14 +186,14 @@ def check_text(content: Any) -> None:
 # --- who may call ---------------------------------------------------------------------------------------------------
 
 _KEYS_FRESH = 3600.0  # seconds after which the signer's public keys are fetched again: they change every few days
-_KEYS_AGAIN = 30.0  # seconds before they are asked for again where they could not be fetched
+_KEYS_AGAIN = 30.0  # seconds before a retry if they could not be fetched
 _ISSUERS = ("https://accounts.google.com", "accounts.google.com")
 
 
 def has_token(header: str, token: str, *, read_only: bool) -> bool:
-    """Return whether an ``Authorization`` header shows the token, as a bearer or as a password.
+    """Return whether an ``Authorization`` header has the token, as a bearer or as a password.
 
-    A browser adds a password that it knows to whatever any page makes it send, so a password is only taken for
+    A browser adds a stored password to requests that any page makes it send, so a password is accepted only for
     requests that change nothing (`read_only`).
 
     >>> has_token("Bearer 0123456789abcdef", "0123456789abcdef", read_only=False)
@@ -212,9 +212,9 @@ def has_token(header: str, token: str, *, read_only: bool) -> bool:
 
 
 class PushKeys:
-    """The public keys of whoever signs Pub/Sub's tokens, fetched when they are needed and kept for an hour.
+    """The public keys of the signer of Pub/Sub's tokens, fetched when needed and cached for an hour.
 
-    Where they cannot be fetched the old ones are kept, and nobody asks for a while: any stranger can cause a fetch.
+    If they cannot be fetched, the old keys are kept, and the next attempt waits: anybody can cause a fetch.
     """
 
     def __init__(self, url: str) -> None:
@@ -224,7 +224,7 @@ class PushKeys:
         self._lock = Lock()
 
     def get(self) -> Mapping[str, str]:
-        """Return certificates by their id; none before they could be fetched."""
+        """Return certificates by id; empty until they have been fetched."""
         with self._lock:
             if time.monotonic() >= self._next_fetch:
                 try:
@@ -243,19 +243,19 @@ def has_push_token(header: str, push: PushOptions, keys: PushKeys) -> bool:
         return False
     try:
         claims = jwt.decode(value, certs=keys.get(), audience=push.audience)  # type: ignore[no-untyped-call]
-    except (GoogleAuthError, ValueError, LookupError, TypeError, AttributeError):  # the last ones: JSON of other shapes
+    except (GoogleAuthError, ValueError, LookupError, TypeError, AttributeError):  # the last ones: unexpected JSON
         return False
     verified = claims.get("iss") in _ISSUERS and claims.get("email_verified") is True
     return verified and hmac.compare_digest(str(claims.get("email", "")).encode(), push.email.encode())
 
 
-# --- what every request passes --------------------------------------------------------------------------------------
+# --- checks of every request ----------------------------------------------------------------------------------------
 
-_NO_TOKEN_NEEDED = ("/health",)  # paths whose answers are no secret
+_NO_TOKEN_NEEDED = ("/health",)  # paths with public responses
 
 _JSON = ("application/json",)
 _DOCUMENTS = ("application/json", "application/yaml", "application/x-yaml", "text/yaml")
-# What a body may be. A page elsewhere can make a browser send forms and text, but not these.
+# Accepted media types. Another web page can make a browser send forms and text, but not these.
 _MEDIA = {"/median": _JSON, "/jobs": _DOCUMENTS}
 
 _HEADERS = (
@@ -265,16 +265,16 @@ _HEADERS = (
     (b"cache-control", b"no-store"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-# Pages bring their styles and small pictures along; nothing else runs or loads.
+# Pages contain their styles and small pictures; nothing else may run or load.
 _POLICY = (
     b"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'none'; frame-ancestors 'none'"
 )
 
 
 class SecurityMiddleware:
-    """ASGI middleware: host, token, media type and size of a request, in this order; logs it and its time.
+    """ASGI middleware: checks host, token, media type and size of a request, in this order; logs it and its time.
 
-    Without a token, whoever reaches the address may call.
+    Without a token, anybody who can reach the address may call.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, token: str | None) -> None:
@@ -282,7 +282,7 @@ class SecurityMiddleware:
         self._keys = None if settings.push is None else PushKeys(settings.push.certificates)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let it through."""
+        """Respond to a request with an error, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -309,15 +309,15 @@ class SecurityMiddleware:
             else:
                 await self._app(scope, receive, answer)
         finally:
-            # The path alone: a query may hold what is secret.
+            # Only the path: a query may contain secrets.
             took = (time.perf_counter() - start) * 1e3
             LOG.info("%s %s %d %.0f ms", scope["method"], ascii(scope["path"])[1:-1][:200], status, took)
 
     def _check_origin(self, headers: dict[str, str]) -> None:
-        """Refuse what a page elsewhere makes a browser send."""
+        """Reject requests that another web page makes a browser send."""
         host = headers.get("host", "")
         if self._token is None:
-            # The page's own name may lead to this machine (DNS rebinding).
+            # The page's host name may resolve to this machine (DNS rebinding).
             name = _split_url(f"//{host}").hostname or ""
             if name not in ("127.0.0.1", "localhost", "::1", *self._settings.names):
                 detail = f"host {host[:100]!r} is not served here; add it to names, or protect it with a token"
@@ -327,7 +327,7 @@ class SecurityMiddleware:
             raise ProblemError(403, "requests that a page elsewhere sends are not answered")
 
     async def _check_caller(self, scope: Scope, headers: dict[str, str]) -> None:
-        """Refuse a caller without the token, or that of the account that pushes."""
+        """Reject a caller with neither the token nor that of the account that pushes."""
         if self._token is None or scope["path"] in _NO_TOKEN_NEEDED:
             return
         header, push, keys = headers.get("authorization", ""), self._settings.push, self._keys
@@ -342,7 +342,7 @@ class SecurityMiddleware:
             raise ProblemError(401, "a token is needed: Authorization: Bearer TOKEN")
 
     async def _read_body(self, receive: Receive) -> bytes:
-        """Return the whole body, as long as it is small and comes in time."""
+        """Return the whole body, if it is small enough and arrives in time."""
         limit, seconds, parts, size = self._settings.limits.body, self._settings.limits.arrival, [], 0
         try:
             async with asyncio.timeout(seconds):
@@ -366,9 +366,9 @@ def _check_query(scope: Scope) -> None:
 
 
 def _check_body_headers(path: str, headers: dict[str, str], limit: int) -> None:
-    """Refuse a body by what its headers say, before it is read."""
+    """Reject a body by its headers, before it is read."""
     length = headers.get("content-length", "0")
-    # as many digits as 2**63 has: int() refuses thousands of them
+    # at most as many digits as 2**63: int() rejects thousands of them
     if not re.fullmatch(r"[0-9]{1,19}", length) or int(length) > limit:
         raise _too_large(limit)
     if headers.get("content-encoding", "identity") != "identity":
@@ -385,7 +385,7 @@ def _too_large(limit: int) -> ProblemError:
 
 
 def _split_url(url: str) -> SplitResult:
-    """Return the parts of a URL; empty ones where it is none."""
+    """Return the parts of a URL; empty parts if it is invalid."""
     try:
         return urlsplit(url)
     except ValueError:
@@ -393,7 +393,7 @@ def _split_url(url: str) -> SplitResult:
 
 
 def _receive_again(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body that was read already."""
+    """Return a `receive` that returns a body that was already read."""
     given = False
 
     async def replay() -> Message:
@@ -410,14 +410,14 @@ def _receive_again(body: bytes, receive: Receive) -> Receive:
 
 
 def protocol_with_deadline(seconds: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol, with a limit to the time in which a request must have begun to be worked on.
+    """Return uvicorn's protocol with a limit on the time until a request is being processed.
 
-    uvicorn waits for ever for the end of a header, and for the rest of a body that it has answered already. A thousand
-    such connections cost their owner nothing, and nobody else would be answered.
+    uvicorn waits indefinitely for the end of a header, and for the rest of a body that it has already responded to. A
+    thousand such connections are cheap for an attacker and would block all other callers.
     """
 
     class DeadlineProtocol(H11Protocol):
-        """HTTP/1.1; closes connections of which nothing is being worked on for too long."""
+        """HTTP/1.1; closes connections without a request in process for too long."""
 
         _timer: asyncio.TimerHandle | None = None
 
@@ -434,7 +434,7 @@ def protocol_with_deadline(seconds: float) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def _update_timer(self) -> None:
-            """Stop the timer while a request is worked on; else start it unless it runs."""
+            """Stop the timer while a request is in process; otherwise start it unless it is running."""
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop_timer()
             elif self._timer is None:

@@ -1,4 +1,4 @@
-"""Settings: what the service may touch, how much it takes on, where it keeps its state. Closed unless opened."""
+"""Settings of the service: allowed locations, limits and state. Everything is denied unless allowed."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from s2composite.storage.urls import Access
 
 __all__ = ["TOKEN", "PushOptions", "ServiceLimits", "Settings", "load_settings", "take_token"]
 
-# Environment variable of the token that callers must show.
+# Environment variable with the token that callers must send.
 TOKEN = "S2COMPOSITE_TOKEN"  # noqa: S105 - the name of the variable
 
-_SHORTEST = 16  # characters of a token: fewer can be guessed
+_SHORTEST = 16  # minimum characters of a token: shorter ones can be guessed
 
 
 def _place(text: str) -> str:
@@ -57,7 +57,7 @@ Networks = Annotated[
 
 
 class ServiceLimits(Strict):
-    """How much one caller, and all together, may ask for."""
+    """Limits for one caller and for all together."""
 
     body: Count = 2 << 20
     """Bytes of a request."""
@@ -66,73 +66,73 @@ class ServiceLimits(Strict):
     pixels: Count = 2048 * 2048
     """Pixels of a window."""
     observations: Count = 4 << 30
-    """Bytes of pixels that a window's scenes have together."""
+    """Total bytes of pixels of a window's scenes."""
     waiting: Count = 256
-    """Windows that wait for a worker; further ones are sent away with 429."""
+    """Windows that wait for a worker; further ones get 429."""
     seconds: Positive = 540.0
-    """Time for a window; below the deadline of the queue that sends it, Pub/Sub's being 600."""
+    """Seconds for a window; less than the deadline of the queue that sends it (600 for Pub/Sub)."""
     arrival: Positive = 30.0
-    """Seconds in which a request's header must have arrived, and then its body."""
+    """Seconds for a request's header to arrive, and again for its body."""
     connections: Count = 1024
-    """Open connections; further ones are answered with 503."""
+    """Open connections; further ones get 503."""
     jobs: Count = 100
-    """Jobs that wait; further ones are sent away with 429."""
+    """Jobs that wait; further ones get 429."""
     products: Count = 1000
     """Products of a job: cells of its grid times units of its span."""
     running: Count = 1
-    """Jobs that run at a time."""
+    """Jobs that run concurrently."""
     job_seconds: Positive = 86400.0
-    """Time for a job."""
+    """Seconds for a job."""
     log: Count = 16 << 20
-    """Bytes of a job's log that are kept."""
+    """Bytes to keep of a job's log."""
 
 
 class PushOptions(Strict):
-    """Who may push: Pub/Sub signs what it sends with the identity of a service account."""
+    """Authentication of pushes: Pub/Sub signs them with the identity of a service account."""
 
     audience: Text
-    """Audience of the token, as the subscription names it."""
+    """Audience of the token, as set in the subscription."""
     email: Text
     """The service account."""
     certificates: Text = "https://www.googleapis.com/oauth2/v1/certs"
-    """Where the public keys of the signer are."""
+    """URL of the signer's public keys."""
 
 
 class Settings(Strict):
-    """Everything about a service but its token, which comes from the environment.
+    """All settings of a service except its token, which comes from the environment.
 
     >>> Settings(read=("gs://bucket/scenes/",), write=("gs://bucket/results/",)).access.read
     ('gs://bucket/scenes/',)
     """
 
     host: Text = "127.0.0.1"
-    """Address to listen on; any but loopback needs a token."""
+    """Address to listen on; any address except loopback needs a token."""
     port: Annotated[int, Field(ge=0, le=65535), Expected("a port, 0 to 65535")] = 8080
     """Port; 0: a free one."""
     names: Annotated[tuple[Text, ...], Field(strict=False)] = ()
-    """Names of this host by which it may be called, beside loopback; with a token any."""
+    """Host names accepted in requests in addition to loopback; with a token, any name is."""
     read: Places = ()
-    """Where scenes may be read: directories, and URLs up to any ``/``."""
+    """Where scenes may be read: directories, and URL prefixes up to any ``/``."""
     write: Places = ()
     """Where windows may be written: directories, ``gs://``, ``s3://``."""
     networks: Networks = ()
-    """Networks that may be read from although they are not public."""
+    """Private networks that may be read from."""
     storage: Place | None = None
-    """Where the results of jobs go, each below its id; None: no jobs are taken."""
+    """Where to write the results of jobs, each in a directory named by its id; None: jobs are not accepted."""
     state: FilePath = "s2composite-service"
-    """Directory of the database, unless `database` names another, and of the logs of jobs."""
+    """Directory of the database, unless `database` is set, and of the logs of jobs."""
     database: Text | None = None
-    """SQLAlchemy URL; None: SQLite in `state`. One service that takes jobs to a database."""
+    """SQLAlchemy URL; None: SQLite in `state`. Only one service per database may run jobs."""
     workers: Count = 2
-    """Processes that make windows, one at a time each."""
+    """Processes that compute windows, one window at a time each."""
     warm: bool = True
-    """Whether the workers compile their kernels before the first window instead of with it."""
+    """Whether workers compile their kernels before the first window instead of during it."""
     cluster: ClusterOptions = LocalOptions(workers=1, dashboard="127.0.0.1:0")
-    """What jobs run on."""
+    """The cluster for jobs."""
     push: PushOptions | None = None
     """Accept Pub/Sub's own tokens at ``/median``."""
     limits: ServiceLimits = ServiceLimits()
-    """How much is taken on."""
+    """Limits for callers."""
 
     @model_validator(mode="after")
     def _opened(self) -> Settings:
@@ -142,24 +142,24 @@ class Settings(Strict):
 
     @property
     def access(self) -> Access:
-        """What windows may read and write."""
+        """Where windows may read and write."""
         return Access(self.read, self.write, self.networks)
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can call."""
+        """Whether only this machine can call the service."""
         return self.host in ("localhost", "127.0.0.1", "::1")
 
     @property
     def database_url(self) -> str:
-        """Where the state of jobs is kept."""
+        """Where to store the state of jobs."""
         return self.database or f"sqlite:///{Path(self.state).absolute() / 'service.db'}"
 
 
 def load_settings(
     source: str | os.PathLike[str] | Mapping[str, Any] | None, settings: Sequence[str] = (), **more: Any
 ) -> Settings:
-    """Return settings from a YAML file or a mapping, with ``key=value`` pairs and values put in."""
+    """Return settings from a YAML file or a mapping, overridden by ``key=value`` pairs and values."""
     document = Document("service", {}, {}) if source is None else read_document(source, "service")
     for setting in settings:
         document = with_setting(document, setting)
@@ -168,7 +168,7 @@ def load_settings(
 
 
 def take_token(settings: Settings) -> str | None:
-    """Take the token out of the environment, so that no process started here inherits it; None: there is none."""
+    """Remove the token from the environment, so that no child process inherits it, and return it; None: not set."""
     token = os.environ.pop(TOKEN, "").strip() or None
     if token is None and not settings.loopback:
         raise ParameterError(

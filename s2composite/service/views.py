@@ -1,4 +1,4 @@
-"""What callers see of jobs: state and progress as JSON and as a page, reports, quicklooks."""
+"""Views of jobs for callers: state and progress as JSON and as a page, reports, quicklooks."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ __all__ = ["Views", "jobs_page"]
 
 T = TypeVar("T")
 
-_MAX_FAILURES = 100  # failed windows that are listed; all are in the report
+_MAX_FAILURES = 100  # failed windows to list; the report has all
 
 _SIDE = 512  # pixels of a quicklook
 
 
 @dataclass(frozen=True, slots=True)
 class _JobProduct:
-    name: str | None  # of its cell and its unit of a span; None: it is the only one
+    name: str | None  # of its cell and its unit of a span; None: the job has a single product
     job: Job
     progress: Progress
 
 
 class Views:
-    """What callers see of jobs. What cannot change any more is read once: ledgers may be far away.
+    """Views of jobs. Data that cannot change any more is read once, because reading ledgers may be slow.
 
-    A page with fifty jobs asks for all of them every five seconds.
+    A page with fifty jobs requests all of them every five seconds.
     """
 
     def __init__(self) -> None:
         self._states, self._pictures = _Cache(5000), _Cache(100)
 
     def summary(self, row: JobRow) -> dict[str, Any]:
-        """Return a job as callers see it: its state, how far its ledgers are, what failed."""
+        """Return a job's summary: its state, its progress by its ledgers, its failures."""
         products = self._products(row)
         windows, done = (sum(getattr(product.progress, key) for product in products) for key in ("windows", "done"))
         share, files = 0.0, list[str]()
@@ -83,14 +83,14 @@ class Views:
         return summary if single else summary | {"products": listed}
 
     def report(self, row: JobRow, product: str | None) -> Report:
-        """Return the report of a job, or of one of its products."""
+        """Return the report of a job or of one of its products."""
         report = job_report(self._product(row, product).job)
         if report is None:
             raise ProblemError(404, "nothing has been done of this job yet, so there is no report")
         return report
 
     def quicklook(self, row: JobRow, product: str | None = None) -> bytes:
-        """Return a PNG of a job's first file, or of that of one of its products, of the pixels of its overviews."""
+        """Return a PNG of the first file of a job or of one of its products, from its overviews."""
         one = self._product(row, product)
         complete, files = "complete" in (row.state, one.progress.state), one.progress.files
         if not complete or not (files or one.job.format == "zarr"):
@@ -103,7 +103,7 @@ class Views:
         return picture
 
     def _product(self, row: JobRow, name: str | None) -> _JobProduct:
-        """Return a product of a job by its name; without one the first that is complete, or the first."""
+        """Return a product of a job by name; by default the first complete one, else the first."""
         products = self._products(row)
         if name is not None:
             chosen = [product for product in products if product.name == name]
@@ -128,13 +128,13 @@ class Views:
         return self._states.put(key, progress) if progress.state == "complete" else progress
 
     def _once(self, row: JobRow, what: str, read: Callable[[], T]) -> T:
-        """Return what stays the same until the job is begun again."""
+        """Return the data that does not change until the job is started again."""
         key = (row.id, row.state, row.ended, row.attempts, what)
         return self._states.get(key) or self._states.put(key, read())
 
 
 class _Cache:
-    """The values that were used last, at most `most`; safe to use from several threads."""
+    """A thread-safe cache of the `most` most recently used values."""
 
     def __init__(self, most: int) -> None:
         self._most, self._values, self._lock = most, OrderedDict[Any, Any](), Lock()
@@ -175,9 +175,9 @@ def _zarr_pixels(path: str) -> tuple[Any, Any]:
     return pixels, valid_everywhere(pixels, nodata)
 
 
-# --- the page of jobs: HTML without a script or anything from elsewhere ----------------------------------------------
+# --- the page of jobs: HTML without scripts or external resources ----------------------------------------------------
 
-_SHORT = 160  # characters of an error that are shown at once; the rest unfolds
+_SHORT = 160  # characters of an error to show; the rest unfolds
 
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 <!doctype html>
@@ -263,5 +263,5 @@ not begun
 
 
 def jobs_page(jobs: Sequence[dict[str, Any]], total: int, windows: int, letters: int) -> str:
-    """Return the page of jobs, which loads itself again while any of them runs."""
+    """Return the page of jobs, which reloads itself while any of them runs."""
     return _PAGE.render(jobs=jobs, total=total, windows=windows, letters=letters, short=_SHORT)

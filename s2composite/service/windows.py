@@ -1,7 +1,7 @@
-"""Single windows: requested bare or pushed by Pub/Sub, made by a bounded number of processes, the same bytes each time.
+"""Single windows: requested directly or pushed by Pub/Sub, computed by a bounded number of processes, reproducibly.
 
-What a request means is what the course's worker made of it: scenes in the order they are listed, an observation dropped
-where any band is 0 or 255, of the others the triplet at ``n // 2`` in order of R + G + B, 0 where there is none.
+The result is that of the original worker: scenes in the order listed; observations with 0 or 255 in any band are
+dropped; of the others, sorted by R + G + B, the triplet at ``n // 2``; 0 if there is none.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ Href = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1
 
 
 class WindowRequest(Strict):
-    """One window: the median of some scenes there, and where it goes."""
+    """One window: its area, its scenes and its destination."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -94,9 +94,9 @@ class WindowRequest(Strict):
     window: Annotated[tuple[Whole, Whole, Side, Side], Field(strict=False)]
     """First column, first row, width and height, in pixels of the scenes."""
     destination: Href
-    """The cloud-optimised GeoTIFF that is written: ``gs://``, ``s3://`` or a path, ending in ``.tif``."""
+    """The cloud-optimised GeoTIFF to write: ``gs://``, ``s3://`` or a path, ending in ``.tif``."""
     datasets: Annotated[tuple[Href, ...], Field(strict=False, min_length=1)]
-    """RGB scenes on one grid; of equal luminances the one listed first wins."""
+    """RGB scenes on one grid; of equal luminances, the one listed first is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +104,12 @@ class Delivery:
     """What came in."""
 
     payload: Any  # not checked yet
-    # Pub/Sub's id of the message, which reads any refusal as "try again"; None where the payload came bare.
+    # Pub/Sub's id of the message; Pub/Sub retries after any error status. None for a direct request.
     message: str | None = None
-    problem: ProblemError | None = None  # why a pushed message holds no payload: it would not the next time either
+    problem: ProblemError | None = None  # why a pushed message has no payload; retrying cannot help
 
     def request(self, datasets: int) -> WindowRequest:
-        """Return the window that is asked for, of at most some `datasets`."""
+        """Return the requested window; raise if it has more than `datasets` scenes."""
         if self.problem is not None:
             raise self.problem
         if not isinstance(self.payload, Mapping):
@@ -124,7 +124,7 @@ class Delivery:
 
 
 def parse_delivery(body: bytes) -> Delivery:
-    """Return what a body holds, a payload or Pub/Sub's envelope around one."""
+    """Return the content of a body: a payload, or Pub/Sub's envelope around one."""
     content = parse_json(body)
     if not isinstance(content, Mapping) or "message" not in content:
         return Delivery(content)
@@ -145,19 +145,19 @@ def parse_delivery(body: bytes) -> Delivery:
 
 # --- one window -----------------------------------------------------------------------------------------------------
 
-# Tag of the file that says of which window of which scenes it is: the same request again finds it made.
+# Tag that identifies the window and scenes of a file, so that a repeated request finds it.
 TAG = "S2COMPOSITE_WINDOW"
 
 BANDS = ("red", "green", "blue")
 
 _RECIPE = Recipe((resolve_reducer("luminance_median"),), bands=BANDS, nodata=0)
 
-# GDAL is not let near scenes that a stranger names: it opens what files name inside them.
+# GDAL is not used on scenes that a caller names: it opens other files that a file refers to.
 _OPTIONS = ReadOptions(engine="tiles", harmonise=False, headers="read")
 
-_MAX_STACKS = 4  # that a worker keeps: all windows of a job have the same scenes, whose headers then are read once
-_STACK_FRESH = 300.0  # seconds: scenes that are replaced are noticed then, or when their pixels are read
-_MAX_TILE = 128 << 20  # bytes of an encoded tile, which is fetched whole; decoded ones are limited by what reads them
+_MAX_STACKS = 4  # cached by a worker: all windows of a job have the same scenes, whose headers are then read once
+_STACK_FRESH = 300.0  # seconds: replaced scenes are noticed after this, or when their pixels are read
+_MAX_TILE = 128 << 20  # bytes of an encoded tile, which is fetched whole; the reader limits decoded ones
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _stacks: OrderedDict[tuple[str, ...], tuple[float, Stack]] = OrderedDict()
@@ -165,7 +165,7 @@ _stacks_lock = Lock()
 
 
 def make_window(request: WindowRequest) -> bool:
-    """Make the window that a request asks for, unless it exists, made of the same; return whether it does.
+    """Compute and write the requested window, unless the same one exists; return whether it existed.
 
     >>> from s2composite.demo import make_scenes
     >>> files = make_scenes("doctest_scenes", scenes=3, size=256)
@@ -190,7 +190,7 @@ def make_window(request: WindowRequest) -> bool:
         except ReadError as error:
             if error.__dict__.get("transient"):
                 raise
-            # A scene may have been replaced since its header was read.
+            # The scene may have been replaced since its header was read.
             with _stacks_lock:
                 _stacks.pop(scenes, None)
             return _write_window(request.window, destination, scenes)
@@ -199,23 +199,23 @@ def make_window(request: WindowRequest) -> bool:
 
 
 def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tuple[str, ...]) -> bool:
-    """Write a window of ``(x, y, width, height)``; return whether it existed already."""
+    """Write a window of ``(x, y, width, height)``; return whether it already existed."""
     stack = _cached_stack(datasets)
     x, y, width, height = box
     rows, columns = stack.shape[2:]
     if x + width > columns or y + height > rows:
         detail = f"window out of bounds: {list(box)} of scenes with {columns} x {rows} pixels"
         raise ProblemError(422, detail, "/window")
-    # The token is of all that decides the bytes.
+    # The token covers everything that determines the bytes.
     token = hashlib.sha256(json.dumps([s2composite.__version__, stack.token, list(box)]).encode()).hexdigest()
     try:
-        # A file under its final name is whole.
+        # A file under its final name is complete.
         if token.encode() in read_head(destination)[0]:
             return True
     except ReadError as error:
         if error.__dict__.get("transient"):
             raise problem_from_error(error, "/destination") from error
-        # It does not exist, or must not be read by us, which writing it will tell.
+        # It does not exist, or this process may not read it; writing it will raise the error.
     window = (slice(y, y + height), slice(x, x + width))
     pixels = compose_window(stack, _RECIPE, window)["composite"]
     with problems_at("/destination"):
@@ -231,7 +231,7 @@ def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tu
 
 
 def _cached_stack(datasets: tuple[str, ...]) -> Stack:
-    """Return the stack of scenes in the order they are listed; the last ones are kept."""
+    """Return the stack of scenes in the order listed; the last stacks are cached."""
     with _stacks_lock:
         cached = _stacks.get(datasets)
         if cached is not None and time.monotonic() - cached[0] < _STACK_FRESH:
@@ -239,7 +239,7 @@ def _cached_stack(datasets: tuple[str, ...]) -> Stack:
             return cached[1]
     scenes = []
     for number, href in enumerate(datasets):
-        # The place in the order of time is that in the list; names need not tell a date.
+        # The list gives the order of time; names need not contain a date.
         name = href.partition("?")[0].rpartition("/")[2].rpartition(".")[0]
         time_in_order = _EPOCH + dt.timedelta(seconds=number)
         scenes.append(Scene(f"{number:05d}:{name}", time_in_order, (Asset("data", href),)))
@@ -262,7 +262,7 @@ def _cached_stack(datasets: tuple[str, ...]) -> Stack:
 
 
 def _scene_problem(error: S2CompositeError, datasets: Sequence[str]) -> ProblemError:
-    """Return the problem of an error about a scene, whose number its name begins with."""
+    """Return the problem for an error about a scene; the scene's name begins with its number."""
     if why := error.__dict__.get("why"):
         detail = f"needs GDAL ({why}), which opens no scene of a window: write it as a TIFF on the grid of the others"
         error = GridError(f"{error.__dict__['href']}: {detail}, or send a job", href=error.__dict__["href"])
@@ -276,14 +276,14 @@ def _scene_problem(error: S2CompositeError, datasets: Sequence[str]) -> ProblemE
 
 # --- the processes --------------------------------------------------------------------------------------------------
 
-_MAX_TASKS = 2000  # after which a process makes room for a fresh one, so that nothing that a library leaks adds up
+_MAX_TASKS = 2000  # after which a process is replaced, so that memory leaks of libraries do not add up
 
 
 class WindowPool:
-    """Makes windows from `start` to `close`, a bounded number at a time, the same window never twice at once.
+    """Computes windows between `start` and `close`, a bounded number at a time, never the same one twice at once.
 
-    By processes and not threads: a window that takes too long, or that a native library crashes over, is ended without
-    the service, and what runs there has its own limits (`s2composite.storage.urls`). Handing a window over costs
+    It uses processes, not threads: a window that takes too long, or crashes in a native library, is ended without
+    affecting the service, and each process has its own limits (`s2composite.storage.urls`). Submitting a window costs
     0.1 ms.
     """
 
@@ -297,8 +297,8 @@ class WindowPool:
 
     def start(self) -> None:
         """Start the processes, and have each compile its kernels."""
-        # The libraries are imported once, by a process without threads, of which all others are copies: one that was
-        # ended is replaced in no time.
+        # The libraries are imported once, in a process without threads from which all others are forked: a process that
+        # was ended is replaced at once.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._pool = ProcessPool(
@@ -308,7 +308,7 @@ class WindowPool:
             initargs=[self._settings.access.to_json(), self._settings.warm],
             context=context,
         )
-        self._first = self._pool.schedule(int)  # runs when a process has begun
+        self._first = self._pool.schedule(int)  # runs when a process has started
 
     @property
     def ready(self) -> bool:
@@ -316,18 +316,18 @@ class WindowPool:
         return self._first is not None and self._first.done()
 
     def close(self) -> None:
-        """End the processes: what is not finished is not written, and whoever asked for it asks again."""
+        """End the processes: unfinished windows are not written, and their callers must retry."""
         if self._pool is not None:
             self._pool.stop()  # type: ignore[no-untyped-call] # pebble's
             self._pool.join()
 
     @property
     def waiting(self) -> int:
-        """Windows that are being made or wait."""
+        """Number of windows in progress or waiting."""
         return len(self._running)
 
     async def make(self, request: WindowRequest) -> None:
-        """Make a window; whoever asks for one that is being made gets that."""
+        """Compute a window; a request for a window in progress waits for that one."""
         limits = self._settings.limits
         pixels = request.window[2] * request.window[3]
         if pixels > limits.pixels:
@@ -347,10 +347,10 @@ class WindowPool:
             def forget(done: asyncio.Task[None]) -> None:
                 del self._running[request]
                 if not done.cancelled():
-                    done.exception()  # whoever waited has it; nobody may be left who does
+                    done.exception()  # callers that waited got it; there may be none left
 
             task.add_done_callback(forget)
-        # A caller who hangs up does not stop the window: it asks again and then finds it made.
+        # A caller that disconnects does not stop the window: a retry then finds the file.
         await asyncio.shield(task)
 
     async def _make(self, request: WindowRequest) -> None:
@@ -373,20 +373,20 @@ class WindowPool:
 
 
 def _make_in_worker(request: WindowRequest) -> bool | ProblemError:
-    """Make a window in a worker; what fails comes back as a value, because not every exception can travel."""
+    """Compute a window in a worker; return errors as values, because not every exception can be pickled."""
     try:
         return make_window(request)
     except ProblemError as error:
         return error
     except S2CompositeError as error:
         return problem_from_error(error)
-    except Exception as error:  # noqa: BLE001 - a worker lives on, whatever a library raises
+    except Exception as error:  # noqa: BLE001 - the worker must survive any error of a library
         LOG.error("%s", redact(traceback.format_exc()))  # noqa: TRY400 - the traceback without secrets
         return ProblemError(500, f"the window could not be made: {type(error).__name__}; the service's log says more")
 
 
 def _initialize_worker(access: str, warm: bool) -> None:
-    """Compile the kernels, which takes seconds, with a window of generated pixels; then limit the process."""
+    """Compile the kernels, which takes seconds, with a window of generated pixels; then restrict the process."""
     if warm:
         with tempfile.TemporaryDirectory() as folder:
             files = [str(Path(folder, f"{i}.tif")) for i in range(2)]
