@@ -26,36 +26,36 @@ __all__ = [
     "without_variables",
 ]  # fmt: skip
 
-Keys = tuple[str | int, ...]  # where a value sits: ``("cluster", "workers")``, ``("bbox", 2)``
+Keys = tuple[str | int, ...]  # path of a value: ``("cluster", "workers")``, ``("bbox", 2)``
 
-VARIABLES = "variables"  # the key under which a file sets variables of its own
+VARIABLES = "variables"  # the key under which a file defines its own variables
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # of a variable
 # Names of environment variables whose values are secrets.
 SECRET = re.compile(r"SECRET|TOKEN|PASSW|PASSPHRASE|CONNECTION_STRING|ACCESS_KEY$|ACCOUNT_KEY|API_KEY|(^|_)SAS($|_)")
 
-# ``${NAME}``, ``${NAME:-default}``; ``$${NAME}`` stands for the text ``${NAME}``.
+# ``${NAME}``, ``${NAME:-default}``; ``$${NAME}`` is the literal text ``${NAME}``.
 _VARIABLE = re.compile(r"\$(\$?)\{([^{}\n]*)\}")
-# What the signs of a variable become before YAML sees them, which would take the braces for a mapping.
+# Placeholders for the characters of a variable while YAML is parsed, which would read the braces as a mapping.
 _MARKS = str.maketrans("${}", "\ue000\ue001\ue002")
 _MARKED = re.compile("\ue000(\ue000?)\ue001([^\ue000-\ue002]*)\ue002")  # a variable with those marks
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value was written."""
+    """Where a value was defined."""
 
     where: str  # ``"job.yaml, line 4"``, or the command line's ``"-s chunks=1"``
     line: int | None  # in the file, from 1; None where there is no file
-    # The text that stands there, where an environment variable was filled in: errors quote this, not the secret.
+    # The original text, if an environment variable was substituted: errors quote this, not the secret.
     written: str | None = None
 
 
 def parse_yaml(text: str, name: str, given: Mapping[str, str] | None = None) -> tuple[Any, dict[Keys, Place]]:
     """Return the plain values of YAML `text`, and the place of each key and list element.
 
-    `name` is what errors call the text, `given` are values of its variables that win over those under its key
-    ``variables``. A JobError says that it is not YAML, has a key twice, or a variable that is not set.
+    `name` names the text in errors. `given` are values of variables that override those under its key ``variables``.
+    Raises a JobError for invalid YAML, a duplicate key, or a variable that is not set.
     """
     try:
         loader = _Loader(_VARIABLE.sub(_marked, text))
@@ -73,7 +73,7 @@ def _as_written(text: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that leaves dates as they are written: ``2023-06-01`` is text for whoever asked for a date."""
+    """SafeLoader that keeps dates as text: ``2023-06-01``."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -84,7 +84,7 @@ _Loader.yaml_implicit_resolvers = {
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """One pass over a tree of YAML nodes, which collects values and places."""
+    """One pass over a tree of YAML nodes that collects values and places."""
 
     loader: _Loader
     name: str
@@ -92,7 +92,7 @@ class _Walk:
     variables: Mapping[str, str]
 
     def value(self, node: yaml.Node, keys: Keys) -> Any:
-        """Return the plain value of `node`, which sits at `keys`."""
+        """Return the plain value of `node`, whose path is `keys`."""
         self.places.setdefault(keys, self._place(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
@@ -116,7 +116,7 @@ class _Walk:
                 message = f"{place.where}: key '{path}' is given twice (first on line {seen[key].line}); keep one"
                 raise JobError(message, key=path, line=place.line)
             seen[key] = place
-        self.loader.flatten_mapping(node)  # '<<' brings in an anchored mapping; own keys come last and win
+        self.loader.flatten_mapping(node)  # '<<' merges an anchored mapping; own keys come last and override it
         values = {}
         for key_node, value_node in node.value:
             here = (*keys, key_node.value)
@@ -137,15 +137,15 @@ class _Walk:
     def _constructed(self, node: yaml.Node) -> Any:
         try:
             return self.loader.construct_object(node)
-        # such as '!!int abc', '!!bool abc', '!!timestamp abc': each of PyYAML's constructors fails in its own way
+        # such as '!!int abc', '!!bool abc', '!!timestamp abc': PyYAML's constructors raise different exceptions
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
 def _own_variables(root: yaml.Node | None, name: str, given: Mapping[str, str]) -> Mapping[str, str]:
-    """Take the variables of a file out of its top level, and return them, those that are given in their place.
+    """Remove the variables of a file from its top level and return them, overridden by the given ones.
 
-    A value may have variables of the environment in it.
+    Values may contain environment variables.
     """
     found: dict[str, str] = {}
     own = []
@@ -201,13 +201,13 @@ def _syntax_error(name: str, error: yaml.YAMLError) -> JobError:
 
 
 def shown(value: Any) -> str:
-    """Return `value` short enough for one line of a message."""
+    """Return `value` shortened to fit one line of a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def dotted(keys: Keys) -> str:
-    """Return keys as messages and the command line write them."""
+    """Return keys as written in messages and on the command line."""
     return ".".join(str(key) for key in keys)
 
 
@@ -222,14 +222,14 @@ class Strict(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a field takes, in words, for its error message: ``Annotated[int, Expected("a number of pixels")]``."""
+    """Description of a field's valid values for its error: ``Annotated[int, Expected("a number of pixels")]``."""
 
     text: str  # completes the sentence "expected ..."
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A mapping and where each of its values came from."""
+    """A mapping and the origin of each of its values."""
 
     name: str  # the file, or ``"job"``
     values: dict[str, Any]  # plain Python: dict, list, str, int, float, bool, None
@@ -248,8 +248,8 @@ def read_document(
 ) -> Document:
     """Return a document from a file, from text, or from a mapping.
 
-    A string that holds a newline or ``": "`` is text, any other string a path. `kind` names it where there is no file,
-    `given` are values for variables that the file sets itself.
+    A string with a newline or ``": "`` is text, any other string a path. `kind` names the document if there is no file;
+    `given` overrides variables that the file defines.
     """
     if isinstance(source, Mapping):
         return Document(kind, dict(source), {})
@@ -273,7 +273,7 @@ def read_document(
 
 
 def parse_text(text: str, name: str, given: Mapping[str, str] | None = None) -> Document:
-    """Return the document in YAML `text`, with ``${VARIABLES}`` filled in: its own, or those of the environment."""
+    """Return the document in YAML `text`, with ``${VARIABLES}`` substituted: its own, or environment variables."""
     values, places = parse_yaml(text, name, given)
     line = places[()].line if places else 1
     if values is None:
@@ -289,12 +289,12 @@ def _marked(match: re.Match[str]) -> str:
 
 
 def without_variables(text: str) -> str:
-    """Return YAML text in which nothing is taken for a variable: ``$${NAME}`` for ``${NAME}``."""
+    """Return YAML text with variables escaped: ``$${NAME}`` for ``${NAME}``."""
     return _VARIABLE.sub(r"$\g<0>", text)
 
 
 def variables_in(settings: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the variables that settings of the command line give (``variables.year=2023``), and the other settings."""
+    """Split command-line settings into variables (``variables.year=2023``) and other settings."""
     begins = f"{VARIABLES}."
     pairs = [s.removeprefix(begins).partition("=") for s in settings if s.startswith(begins) and "=" in s]
     others = [s for s in settings if not (s.startswith(begins) and "=" in s)]
@@ -302,7 +302,7 @@ def variables_in(settings: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def with_setting(document: Document, setting: str) -> Document:
-    """Return `document` with one ``key=value`` of the command line put in; the key may be dotted, the value is YAML."""
+    """Return `document` with a ``key=value`` from the command line; the key may be dotted, the value is YAML."""
     key, equals, text = setting.partition("=")
     if not equals or not all(key.split(".")):
         raise JobError(f"-s {setting}: expected key=value, for example -s chunks=1024", key=key, line=None)
@@ -323,12 +323,12 @@ def with_setting(document: Document, setting: str) -> Document:
 
 
 def validated(model: type[ModelT], document: Document) -> ModelT:
-    """Return `document` as a `model`; a JobError names the first mistake in full and the keys of the others."""
+    """Return `document` as a `model`; a JobError describes the first mistake and names the keys of the others."""
     try:
         return model.model_validate(document.values)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
-    problems = []  # of each whether it is a value, its line, place, key and message; unknown keys come first
+    problems = []  # for each: whether it is a value, its line, place, key and message; unknown keys come first
     for details in mistakes:
         keys, owner, field = _located(model, details, document.values)
         key, place = dotted(keys), document.place(keys)
@@ -344,9 +344,9 @@ def validated(model: type[ModelT], document: Document) -> ModelT:
 def _located(
     model: type[BaseModel], details: ErrorDetails, values: Any
 ) -> tuple[Keys, type[BaseModel], FieldInfo | None]:
-    """Return the keys that pydantic's location stands for, the model they end in, and the field of that model.
+    """Return the keys for pydantic's location, the model they end in, and the field of that model.
 
-    Pydantic puts the names of union members between the keys; they are taken out.
+    Pydantic adds the names of union members between the keys; these are removed.
     """
     keys: list[str | int] = []
     choices: list[type[BaseModel]] = []
@@ -357,12 +357,12 @@ def _located(
         if chosen:
             model, choices = chosen[0], []
             continue
-        if len(choices) == 1 and part in choices[0].model_fields:  # the only one has no name of its own
+        if len(choices) == 1 and part in choices[0].model_fields:  # a single choice has no name in the location
             model = choices[0]
         field = model.model_fields.get(str(part), field)
         choices = [] if field is None else list(_models(field.annotation))
         with suppress(KeyError, IndexError, TypeError):
-            values = values[part]  # a part that is no key of the values is left out
+            values = values[part]  # parts that are not keys of the values are skipped
             keys.append(part)
     return (*keys, str(details["loc"][-1])) if _is_missing_key(details) else tuple(keys), model, field
 
@@ -404,7 +404,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _home(path: str) -> str:
-    """Return a path with ``~`` written out, a URL as it is."""
+    """Return a path with ``~`` expanded, a URL unchanged."""
     return path if "://" in path else os.path.expanduser(path)  # noqa: PTH111 - Path drops a trailing slash
 
 
@@ -431,7 +431,7 @@ def _memory(text: str) -> str:
 
 
 def _number(value: Any) -> Any:
-    """Return ``"1e-4"`` as a number: one in YAML 1.2, and text in YAML 1.1, where it would need a point."""
+    """Return ``"1e-4"`` as a number: it is one in YAML 1.2, but text in YAML 1.1, which needs a decimal point."""
     is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
     return float(value) if is_number else value
 
@@ -446,14 +446,14 @@ WHOLE = Expected("a whole number from 1")
 
 
 def _environment_text(value: Any) -> Any:
-    """Return a number as the text that a process's environment holds; YAML's ``yes`` was taken for a truth value."""
+    """Return a number as text for an environment variable; raise for YAML's ``yes``, which was read as a boolean."""
     if isinstance(value, bool):
         raise ValueError("is read as true or false; put the value in quotes, such as 'YES'")  # noqa: TRY004 - pydantic
     return str(value) if isinstance(value, int | float) else value
 
 
 def _no_secrets(environment: dict[str, str]) -> dict[str, str]:
-    """Refuse names whose values are secrets: options are printed, logged and kept beside results."""
+    """Raise for names whose values are secrets: options are printed, logged and stored next to results."""
     for name in environment:
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of an environment variable")

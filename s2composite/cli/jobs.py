@@ -1,5 +1,5 @@
 # ruff: noqa: PLC0415 - a command imports what it needs, so that `--help` is quick
-"""Commands on jobs, and the options that they share: plan, run, resume, retry, report, init, schema."""
+"""Commands for jobs, and their shared options: plan, run, resume, retry, report, init, schema."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = [
     "schema", "status",
 ]  # fmt: skip
 
-SOME_FAILED = 1  # exit code for a job of which windows failed
-BAD_INPUT = 2  # exit code for an error that the message explains; that of a wrong option, too
+SOME_FAILED = 1  # exit code for a job with failed windows
+BAD_INPUT = 2  # exit code for an error of the library, and for a wrong option
 
 
 def on_stderr() -> Console:
-    """Return the terminal of what is not a result."""
+    """Return a console on stderr, for output that is not a result."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def plain(text: str) -> str:
-    """Return a text on one line, with nothing in it that rich takes for markup."""
+    """Return a text on one line, with rich markup escaped."""
     return str(escape(" ".join(text.split())))
 
 
@@ -89,7 +89,7 @@ def plan(
     area: Area = None,
     since: Since = None,
 ) -> None:
-    """Show what a job will read, hold in memory and write; nothing is read but headers.
+    """Show what a job will read, hold in memory and write; reads only headers.
 
     Exit code 1: some months of a span cannot be made.
     """
@@ -131,7 +131,7 @@ def status(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show how far a job is, from its ledger; nothing is computed."""
+    """Show the progress of a job from its ledger; computes nothing."""
     from s2composite.jobs.schema import load_job
     from s2composite.runner.inputs import expand
     from s2composite.runner.report import job_progress
@@ -148,7 +148,7 @@ def status(
 
 
 def report(job: JobFile, setting: Settings = None) -> None:
-    """Write report.json and report.html beside the ledger: windows by state and time, failures by cause, versions."""
+    """Write report.json and report.html to the ledger: windows by state and time, failures by cause, versions."""
     from s2composite.jobs.schema import load_job
     from s2composite.runner.inputs import expand
     from s2composite.runner.report import write_report
@@ -192,7 +192,7 @@ def run(
     since: Since = None,
     log: Log = None,
 ) -> None:
-    """Run a job file: find its scenes, composite them, write the result. Resumes what was interrupted.
+    """Run a job file: find its scenes, composite them, write the result. Resumes an interrupted run.
 
     Exit code 0: complete; 1: some windows or some months of a span failed, the others are kept; 2: the job, its input
     or its output is wrong.
@@ -204,7 +204,7 @@ def run(
 
 
 def resume(job: JobFile, setting: Settings = None, *, since: Since = None, log: Log = None) -> None:
-    """Resume an interrupted job: make the windows that have neither been made nor failed."""
+    """Resume an interrupted job: compute the windows that have not been attempted yet."""
     _run(job, setting or (), log, since=since, which="untried")
 
 
@@ -218,7 +218,7 @@ def retry(
     since: Since = None,
     log: Log = None,
 ) -> None:
-    """Make failed windows again."""
+    """Compute failed windows again."""
     _run(job, setting or (), log, since=since, which="failed", error=error)
 
 
@@ -262,7 +262,7 @@ def _run(
 
 
 def _show_product(job: Job, result: ProductResult) -> None:
-    """Print what was made, write the report, and say what failed."""
+    """Print the results, write the report, and list failures."""
     if result.left_out:
         typer.echo(f"{result.name}: {left_out(job)}")
         return
@@ -283,18 +283,18 @@ def _show_product(job: Job, result: ProductResult) -> None:
 
     try:
         write_report(result.product.job)
-    except WriteError as error:  # what was made is there all the same
+    except WriteError as error:  # the outputs exist in any case
         LOG.warning("%s", error)
         on_stderr().print(f"the report cannot be written: {plain(str(error))}")
     if job.span is not None:
         for problem in result.problems():
             on_stderr().print(f"[bold red]failed:[/] {plain(problem)}")
-    elif not result.paths and not LOG.handlers:  # else the log has said it
+    elif not result.paths and not LOG.handlers:  # otherwise the log has it
         _explain(result.failed, result.error)
 
 
 def left_out(job: Job) -> str:
-    """Return why a cell is left out."""
+    """Return why a cell was left out."""
     least = job.policy.min_scenes
     return "no scene touches it" if least == 1 else f"fewer than {least} scenes touch it (policy.min_scenes)"
 

@@ -52,7 +52,7 @@ def check(
     target: Annotated[str | None, typer.Option(help="Where every worker writes and deletes a small object.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for the answers of all workers.")] = 60,
 ) -> None:
-    """Start or join a cluster and report what every worker has and can reach; exit code 2 if something is wrong."""
+    """Start or join a cluster and check what every worker has and can reach; exit code 2 if there are problems."""
     from s2composite.clusters.check import check_cluster
     from s2composite.clusters.connect import connect
 
@@ -64,7 +64,7 @@ def check(
     for worker in result.workers:
         memory = "no limit" if worker.memory is None else f"{worker.memory / 1e9:.1f} GB"
         versions = (worker.versions.get(name) or "-" for name in columns[3:-1])
-        answers = [Text("?", "bold red")] * (len(asked) + 2)  # what it could not find out
+        answers = [Text("?", "bold red")] * (len(asked) + 2)  # not checked
         if (findings := worker.findings) is not None:
             good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
             answers = [Text(findings.gdal), *(Text("ok") if fine else Text("problem", "bold red") for fine in good)]
@@ -89,7 +89,7 @@ def zonal(
     name: Annotated[str | None, typer.Option(help="Column that names the zones; default: they are numbered.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
 ) -> None:
-    """Measure a raster over polygons, with the share of each pixel that a polygon covers."""
+    """Compute statistics of a raster over polygons, weighting pixels by the share that a polygon covers."""
     from s2composite.analysis.zonal import write_zonal_stats, zonal_stats
     from s2composite.writing.publish import target_of
 
@@ -98,7 +98,7 @@ def zonal(
     typer.echo(f"{plural(len(rows), 'row')}: {write_zonal_stats(rows, table, overwrite=overwrite)}")
 
 
-# What the demonstration writes, and what each file shows.
+# Outputs of the demo, and what each file shows.
 MADE = {
     "picture": "one cloudy scene, the composite beside it, and how often each pixel was seen",
     "composite": "the composite, a cloud-optimised GeoTIFF: open it in QGIS",
@@ -117,7 +117,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another seed gives other land and weather.")] = 0,
     compress: Annotated[str, typer.Option(help="Compression of the scenes: jpeg or deflate.")] = "jpeg",
 ) -> None:
-    """Make a season of scenes and composite them: no network, no account, under a minute."""
+    """Generate a season of scenes and composite them: no network, no account, under a minute."""
     from s2composite.demo import run_demo
 
     start = perf_counter()
@@ -131,7 +131,7 @@ def demo(
 
 
 def _near(path: str) -> str:
-    """Return a path as one would type it from here."""
+    """Return a path relative to the current directory if it is below it."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
@@ -148,7 +148,7 @@ def serve(
     write: Annotated[list[str] | None, typer.Option(help="A place that may be written. Repeatable.")] = None,
     storage: Annotated[str | None, typer.Option(help="Where results of jobs go.")] = None,
 ) -> None:
-    """Serve windows and jobs over HTTP. Nothing may be read or written but what the settings open."""
+    """Serve windows and jobs over HTTP. Only locations in the settings may be read or written."""
     with _needs_extra("serve"):
         from s2composite.service.app import serve as run
     run(config, setting or (), host=host, port=port, read=read, write=write, storage=storage)
@@ -166,7 +166,7 @@ def dispatch(
     attempts: Annotated[int, typer.Option(min=1, help="Attempts for each window.")] = 8,
     silence: Annotated[float, typer.Option(min=1, help="With a topic: seconds without a new tile.")] = 900,
 ) -> None:
-    """Have a service make the windows of a job, and put them together. S2COMPOSITE_TOKEN is shown to the service.
+    """Have a service compute the windows of a job, and assemble the output. S2COMPOSITE_TOKEN is sent to the service.
 
     Exit code 0: complete; 1: some windows failed, the others are kept; 2: the job, its input or its output is wrong.
     """
@@ -196,7 +196,7 @@ def dispatch(
 
 @contextmanager
 def _needs_extra(command: str) -> Iterator[None]:
-    """Name the extra that a command needs where it is not installed."""
+    """Name the extra that a command needs if it is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -208,7 +208,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 def main() -> None:
     """Run the command line; an error of the library is one line on stderr and exit code 2."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not one whom nobody can interrupt
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if Ctrl-C is ignored
         signal.signal(signal.SIGINT, _interrupted)
     try:
         app()
@@ -221,13 +221,13 @@ def main() -> None:
 
 
 def _interrupted(signum: int, frame: FrameType | None) -> None:
-    """Stop in good order; who presses Ctrl-C again does not want to wait until workers have stopped, too."""
+    """Stop cleanly at the first Ctrl-C; at the second, do not wait for the workers."""
     signal.signal(signal.SIGINT, _stop_at_once)
     signal.default_int_handler(signum, frame)
 
 
 def _stop_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler of signals
-    # Local workers end with their parent, and whatever is written takes its name when it is whole.
+    # Local workers end with their parent, and outputs get their final names only when complete.
     os._exit(128 + signum)
 
 

@@ -1,4 +1,4 @@
-"""Scenes: what a source holds, with the odd ones marked."""
+"""List the scenes of a source, and mark those that differ."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rich.text import Text
 from s2composite.errors import S2CompositeError, plural
 from s2composite.scenes.model import Asset, Scene
 
-# Commands import what they need when they run (PLC0415): the libraries behind them take two seconds, --help must not.
+# Commands import what they need when they run (PLC0415): importing the libraries takes two seconds, --help must not.
 # ruff: noqa: PLC0415
 
 __all__ = ["scenes"]
 
-# Columns of the table of scenes, and facts in which all scenes of a stack should agree.
+# Columns of the table of scenes; the second are properties that all scenes of a stack should share.
 SHOWN = ("time", "granule", "id", "asset", "size", "bands", "blocks", "compression", "dtype", "valid by")
 COMPARED = ("granule", "bands", "size", "blocks", "compression", "dtype", "valid by", "crs", "grid")
 
@@ -47,7 +47,7 @@ def scenes(
 
 
 def _described(scene: Scene, asset: Asset) -> dict[str, Any]:
-    """Return what names and header of one file say; of one that cannot be read, why."""
+    """Return the metadata from the name and header of one file, or why it cannot be read."""
     from s2composite.geotiff.header import read_header
     from s2composite.storage.files import display
 
@@ -109,7 +109,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], scenes: int) -> None:
             cells.append(Text(text, "bold red" if column in row["odd"] else ""))
         table.add_row(*cells, Text(row.get("error") or ", ".join(row["odd"]), "bold red"))
     odd = sum(bool(row["odd"]) for row in rows)
-    # Where the output is not a terminal its lines are as long as they need to be: grep wants whole names.
+    # If the output is not a terminal, lines are not wrapped, so that grep finds whole names.
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
     console.print(table)
     console.print(f"{plural(scenes, 'scene')}, {plural(len(rows), 'file')}, {odd or 'none'} unlike the majority")
