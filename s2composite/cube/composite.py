@@ -26,7 +26,7 @@ from s2composite.cube.coerce import (
     with_time_axis,
 )
 from s2composite.cube.result import layers_dataset, located, small_dataset, without_window_table
-from s2composite.cube.windows import source_shares
+from s2composite.cube.windows import counted_together, source_shares
 from s2composite.errors import ParameterError, check_choice
 from s2composite.pixels.masks import rule_text
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
@@ -234,7 +234,7 @@ class Composite:
         Composite
             With NumPy arrays.
         """
-        return Composite(located(self.dataset).compute(**kwargs))
+        return Composite(located(counted_together(self.dataset)).compute(**kwargs))
 
     def persist(self, **kwargs: Any) -> Composite:
         """Return the composite held in the memory of the workers.
@@ -249,7 +249,12 @@ class Composite:
         Composite
             Still with Dask arrays.
         """
-        return Composite(self.dataset.persist(**kwargs))
+        return Composite(counted_together(self.dataset).persist(**kwargs))
+
+    def _for_layers(self, layers: str | Sequence[str] | None) -> xr.Dataset:
+        """Return the dataset to write some layers of, from a single reading."""
+        counted = layers == "all" or "count" in ([layers] if isinstance(layers, str) else layers or ())
+        return counted_together(self.dataset) if counted else self.dataset
 
     def sel(self, indexers: Mapping[Any, Any] | None = None, **kwargs: Any) -> Composite:
         """Return a part of the composite, selected by labels.
@@ -521,7 +526,7 @@ class Composite:
         from s2composite.writing.cog import write_raster  # noqa: PLC0415 - imported by its callers only: see ARCHITECTURE.md
 
         return write_raster(
-            self.dataset,
+            self._for_layers(layers),
             path,
             layers=layers,
             separate=separate,
@@ -603,7 +608,7 @@ class Composite:
         from s2composite.writing.zarr import write_zarr  # noqa: PLC0415
 
         return write_zarr(
-            self.dataset,
+            counted_together(self.dataset),
             store,
             overwrite=overwrite,
             resume=resume,
@@ -693,7 +698,7 @@ class Composite:
         from s2composite.writing.stac import write_stac  # noqa: PLC0415
 
         return write_stac(
-            self.dataset,
+            self._for_layers(layers),
             path,
             layers=layers,
             separate=separate,

@@ -15,7 +15,7 @@ from dask.base import tokenize
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from s2composite.cube.graph import Chunks, handle_in, take_layer
+from s2composite.cube.graph import Chunks, handle_in, take_layer, taken_layer
 from s2composite.cube.masking import (
     BesideRule,
     OpenedMask,
@@ -47,7 +47,7 @@ from s2composite.reading.plan import Piece, TileSelection
 from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow
 from s2composite.reading.stack import Products, Stack
 
-__all__ = ["STATUS", "Work", "compose_window", "layer_arrays", "source_shares", "work_in"]
+__all__ = ["STATUS", "Work", "compose_window", "counted_together", "layer_arrays", "source_shares", "work_in"]
 
 STATUS = "read_status"
 """Name of the layer that records for each scene and window whether it was read."""
@@ -538,6 +538,26 @@ def _output(packed: da.Array, name: str, dtype: Any, head: tuple[int, ...], wind
         dtype=dtype,
         meta=np.empty((0,) * (len(head) + 2), dtype),
     )
+
+
+def counted_together(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a composite whose layers are all taken from the windows of its count: what computes that has them all."""
+    count = dataset.get("count")
+    if count is None or not isinstance(count.data, da.Array):
+        return dataset
+    graph, name = count.data.dask, count.data.name
+    if taken_layer(name, graph) != "count":
+        return dataset
+    (source,) = graph.dependencies[name]
+    packed = da.Array(graph, source, count.data.chunks[-2:], dtype=object, meta=np.empty((0, 0), object))
+    made = {}
+    for layer, array in ((str(layer), array) for layer, array in dataset.data_vars.items()):
+        data = array.data
+        if not isinstance(data, da.Array):
+            continue
+        if taken_layer(data.name, data.dask) == layer and data.dask.dependencies[data.name] != {source}:
+            made[layer] = array.copy(data=_output(packed, layer, data.dtype, data.shape[:-2], data.chunks[-2:]))
+    return dataset.assign(made)
 
 
 def source_shares(source: NDArray[np.int16] | da.Array, n_scenes: int) -> NDArray[np.float64] | da.Array:

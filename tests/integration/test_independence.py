@@ -586,6 +586,34 @@ def test_the_latest_and_the_best_pixel_of_many_scenes_take_few_of_them(tmp_path)
             assert comp["count"].values[-1, -1] == 23
 
 
+def test_what_is_computed_with_its_count_is_read_once(tmp_path):
+    for day in range(1, 7):
+        pixels = np.full((1, 64, 96), day, "uint8")
+        write_tif(tmp_path / f"T31TCJ_202306{day:02}T104629_X.tif", pixels, block=32, nodata=0)
+    comp = s2c.composite(s2c.open_cube(tmp_path, on_error="skip"), "latest")
+    out = tmp_path / "out"
+    out.mkdir()
+    ways = {
+        "compute": (comp.compute, 36),
+        "persist": (comp.persist, 36),
+        "to_zarr": (lambda: comp.to_zarr(out / "a.zarr"), 36),
+        "to_raster": (lambda: comp.to_raster(out / "a.tif"), 12),
+        "to_raster with count": (lambda: comp.to_raster(out / "b.tif", layers=["composite", "count"]), 36),
+        "to_stac": (lambda: comp.to_stac(out / "c.json", thumbnail=None), 36),
+        "part": (lambda: comp.isel(y=slice(0, 5)).compute(), 48),  # as any arrays
+    }
+    for name, (way, tiles) in ways.items():
+        with dask.config.set(scheduler="synchronous"), counted_tiles() as decoded:
+            way()
+        assert decoded["tiles"] == tiles, name
+    made, whole = comp.compute(), s2c.composite(s2c.open_cube(tmp_path).compute(), "latest")
+    assert_same(made, whole, ("composite", "source", "count"))
+    assert made["composite"].attrs == comp["composite"].attrs
+    assert made["read_status"].shape == comp["read_status"].shape
+    with rasterio.open(out / "a.tif") as one, rasterio.open(out / "b.tif") as other:
+        np.testing.assert_array_equal(one.read(), other.read())
+
+
 def test_what_is_preferred_is_known_or_refused(scenes_of):
     cube = opened(scenes_of("uint8", "mask"), "own")
     for given, says in (
