@@ -253,7 +253,7 @@ class Composite:
 
     def _for_layers(self, layers: str | Sequence[str] | None) -> xr.Dataset:
         """Return the dataset to write some layers of, from a single reading."""
-        counted = layers == "all" or "count" in ([layers] if isinstance(layers, str) else layers or ())
+        counted = layers == "all" or (isinstance(layers, Iterable) and "count" in layers)
         return counted_together(self.dataset) if counted else self.dataset
 
     def sel(self, indexers: Mapping[Any, Any] | None = None, **kwargs: Any) -> Composite:
