@@ -195,12 +195,9 @@ class Sun(NamedTuple):
 
 def overpasses(n: int, year: int) -> tuple[Overpass, ...]:
     """Return `n` overpasses, evenly picked: of April to September if they suffice, of the year, of several years."""
-    candidates = _overpasses_between(date(year, 4, 1), date(year, 9, 30))
-    if len(candidates) < n:
-        candidates = _overpasses_between(date(year, 1, 1), date(year, 12, 31))
+    candidates, last = _overpasses_between(date(year, 4, 1), date(year, 9, 30)), year
     while len(candidates) < n:
-        year += 1
-        candidates += _overpasses_between(date(year, 1, 1), date(year, 12, 31))
+        candidates, last = _overpasses_between(date(year, 1, 1), date(last, 12, 31)), last + 1
     return tuple(candidates[(2 * i + 1) * len(candidates) // (2 * n)] for i in range(n))
 
 

@@ -15,45 +15,29 @@ from s2composite.pixels.masks import Nodata, Rule, Saturated, default_nodata, re
 
 __all__ = ["DTYPES", "MAX_SCENES", "Layer", "Output", "Recipe", "Reducer", "Scores", "block_width"]
 
-DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
-"""Types of pixels that can be reduced."""
+DTYPES = ("uint8", "uint16", "int16", "float32", "float64")  # types of pixels that can be reduced
 
-MAX_SCENES = 32767
-"""``source`` is an int16."""
+MAX_SCENES = 32767  # ``source`` is an int16
 
 # About half of it, what is gone through again and again, stays in an L2 cache. Smaller blocks are read in pieces too
 # short for the processor to fetch ahead: luminance medians of uint8 870, 1270, 1400 M obs/s with 1/4, 1/2, all of it.
-BLOCK_BYTES = 5 << 18
-"""Memory of the observations of a block and of what is calculated from them."""
+BLOCK_BYTES = 5 << 18  # memory of the observations of a block and of what is calculated from them
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One array of a composite: what `reduce_block` returns and what is written to one file."""
 
-    name: str
-    """Name of the variable: ``"composite"``, ``"count"``, ``"source"`` ..."""
+    name: str  # name of the variable: ``"composite"``, ``"count"``, ``"source"`` ...
+    dims: tuple[str, ...]  # ``("band", "y", "x")`` or ``("y", "x")``; with periods ``"time"`` comes first
+    dtype: np.dtype[Any]  # type of its values
+    nodata: float | None  # value of pixels without a result; None: every pixel has one
+    long_name: str  # what it is, in words
+    units: str | None  # unit of its values; None: that of the cube
+    overviews: Literal["average", "nearest", "mode"]  # resampling of its overviews
 
-    dims: tuple[str, ...]
-    """``("band", "y", "x")`` or ``("y", "x")``; with periods ``"time"`` comes first."""
-
-    dtype: np.dtype[Any]
-    """Type of its values."""
-
-    nodata: float | None
-    """Value of pixels without a result; None: every pixel has one."""
-
-    long_name: str
-    """What it is, in words."""
-
-    units: str | None
-    """Unit of its values; None: that of the cube."""
-
-    overviews: Literal["average", "nearest", "mode"]
-    """Resampling of its overviews."""
-
+    # Whether its values are numbers like the cube's, so that the cube's scale and offset hold for them
     scaled: bool = False
-    """Whether its values are numbers like the cube's, so that the cube's scale and offset hold for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +72,11 @@ class Output:
 class Scores(NamedTuple):
     """Scores of observations that do not depend on their values."""
 
-    of_scene: NDArray[np.float32]
-    """``(t,)``"""
+    of_scene: NDArray[np.float32]  # ``(t,)``
 
+    # ``(n,)``: what is added for each squared distance to the nearest invalid observation of the scene, none negative;
+    # empty if it does not matter
     of_distance: NDArray[np.float32]
-    """``(n,)``: what is added for each squared distance to the nearest invalid observation of the scene, none negative;
-    empty if it does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,38 +125,29 @@ class Reducer:
 class Recipe:
     """All that determines the result of a block of observations, apart from the observations."""
 
-    reducers: tuple[Reducer, ...]
-    """What to make of them, all in one pass."""
+    reducers: tuple[Reducer, ...]  # what to make of them, all in one pass
+    rules: tuple[Rule, ...] = (Nodata(), Saturated())  # which of them may be used
 
-    rules: tuple[Rule, ...] = (Nodata(), Saturated())
-    """Which of them may be used."""
-
+    # Names of the cube's bands, in order; may be empty where no reducer asks for a band by name
     bands: tuple[str, ...] = ()
-    """Names of the cube's bands, in order; may be empty where no reducer asks for a band by name."""
 
+    # The cube's nodata value and the fill of results of its type; None: 0 for integers, NaN for floats
     nodata: float | None = None
-    """The cube's nodata value and the fill of results of its type; None: 0 for integers, NaN for floats."""
+    saturated: tuple[float, ...] = ()  # values of saturated bands in a cube of floating-point numbers
+    min_count: int = 1  # pixels with fewer valid observations get no result (``count`` still says how many there were)
 
-    saturated: tuple[float, ...] = ()
-    """Values of saturated bands in a cube of floating-point numbers."""
-
-    min_count: int = 1
-    """Pixels with fewer valid observations get no result (``count`` still says how many there were)."""
-
+    # Of each pixel only so many valid observations are used, in the order of `preference`; None: all
     max_count: int | None = None
-    """Of each pixel only so many valid observations are used, in the order of `preference`; None: all."""
+    preference: tuple[int, ...] = ()  # indices of all scenes, the best first; needed with `max_count`
 
-    preference: tuple[int, ...] = ()
-    """Indices of all scenes, the best first; needed with `max_count`."""
-
+    # Time of each scene in days since 1970-01-01T00:00 UTC; only reducers that know dates need it
     days: tuple[float, ...] | None = None
-    """Time of each scene in days since 1970-01-01T00:00 UTC; only reducers that know dates need it."""
 
+    # Indices of the scenes of each period, all made from one read; None: all scenes make one result
     periods: tuple[tuple[int, ...], ...] | None = None
-    """Indices of the scenes of each period, all made from one read; None: all scenes make one result."""
 
+    # Whether ``count`` is wanted. Without it, scenes that cannot change what is picked need not be read.
     counted: bool = True
-    """Whether ``count`` is wanted. Without it, scenes that cannot change what is picked need not be read."""
 
     def layers(self, dtype: np.dtype[Any], n_times: int) -> tuple[Layer, ...]:
         """Return the layers that `reduce_block` makes from `n_times` scenes of type `dtype`, in order.
@@ -276,25 +250,14 @@ class ReducerCall:
     """One call of a reducer: a run of pixels, and where the results go."""
 
     reducer: Reducer
-    """The reducer."""
-
-    recipe: Recipe
-    """The recipe it is part of."""
-
+    recipe: Recipe  # the recipe it is part of
     source: Observations
-    """The observations."""
+    results: tuple[NDArray[Any], ...]  # an array for each output, ``(b, n)`` or ``(n,)``, filled with its nodata value
+    count: NDArray[np.uint16]  # ``(n,)``: number of valid observations, to be filled in
 
-    results: tuple[NDArray[Any], ...]
-    """An array for each output, ``(b, n)`` or ``(n,)``, filled with its nodata value."""
-
-    count: NDArray[np.uint16]
-    """``(n,)``: number of valid observations, to be filled in."""
-
+    # Squared distance to the nearest invalid observation, if the reducer needs it; as `Observations.usable`
     near: NDArray[np.uint16]
-    """Squared distance to the nearest invalid observation, if the reducer needs it; as `Observations.usable`."""
-
-    positions: NDArray[np.int64]
-    """``(t,)``: which scene of the recipe's each one of `source` is."""
+    positions: NDArray[np.int64]  # ``(t,)``: which scene of the recipe's each one of `source` is
 
     def scenes(self) -> NDArray[np.int64]:
         """Return which of the recipe's scenes take part, in the order of the source."""

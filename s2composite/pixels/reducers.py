@@ -22,22 +22,10 @@ from s2composite.pixels.recipe import MAX_SCENES, Layer, Output, Recipe, Reducer
 from s2composite.pixels.statistics import put_rounded
 
 __all__ = [
-    "ENTRY_POINTS",
-    "Layer",
-    "Output",
-    "Recipe",
-    "Reducer",
-    "kernel_reducer",
-    "observation_scores",
-    "reduce_block",
-    "reducer_names",
-    "register_reducer",
-    "resolve_reducer",
-    "scene_shares",
-    "scores_of_scenes",
-    "usable_observations",
+    "ENTRY_POINTS", "Layer", "Output", "Recipe", "Reducer", "kernel_reducer", "observation_scores", "reduce_block",
+    "reducer_names", "register_reducer", "resolve_reducer", "scene_shares", "scores_of_scenes", "usable_observations",
     "valid_observations",
-]
+]  # fmt: skip
 
 
 def kernel_reducer(
@@ -112,8 +100,7 @@ def _driver(function: Callable[..., None]) -> Callable[..., None]:
     return drive
 
 
-ENTRY_POINTS = "s2composite.reducers"
-"""Group of entry points in which other packages offer reducers."""
+ENTRY_POINTS = "s2composite.reducers"  # group of entry points in which other packages offer reducers
 
 Maker = Callable[..., Reducer]
 
@@ -217,12 +204,19 @@ def resolve_reducer(reducer: str | Reducer, **params: Any) -> Reducer:
     if maker is None:
         maker = next((point.load() for point in entry_points(group=ENTRY_POINTS, name=reducer)), None)
     if maker is None:
-        maker = _from_path(reducer)
+        try:
+            maker = imported(reducer)
+        except (ImportError, AttributeError, ValueError, TypeError) as problem:
+            raise ParameterError(f"reducer {reducer!r} cannot be loaded: {problem}") from problem
+    if maker is None:
+        raise ParameterError(
+            f"unknown reducer {reducer!r}; there are {', '.join(reducer_names())}, or give the path of your own, "
+            "as in 'package.module:name'"
+        )
     return _made(maker, reducer, params)
 
 
 def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
-    """Return the reducer that `maker` is or makes."""
     if isinstance(maker, Reducer):
         if params:
             raise ParameterError(f"reducer {name!r} already has its parameters; leave out {sorted(params)}")
@@ -245,25 +239,10 @@ def _made(maker: Any, name: str, params: dict[str, Any]) -> Reducer:
     return made
 
 
-def _from_path(path: str) -> Any:
-    """Return what lies at ``package.module:name`` or ``package.module.name``."""
-    try:
-        found = imported(path)
-    except (ImportError, AttributeError, ValueError, TypeError) as problem:
-        raise ParameterError(f"reducer {path!r} cannot be loaded: {problem}") from problem
-    if found is None:
-        raise ParameterError(
-            f"unknown reducer {path!r}; there are {', '.join(reducer_names())}, or give the path of your own, "
-            "as in 'package.module:name'"
-        )
-    return found
+SLAB_BYTES = 16 << 20  # memory for the copy of a piece of a window whose layout no kernel reads
 
-
-SLAB_BYTES = 16 << 20
-"""Memory for the copy of a piece of a window whose layout no kernel reads."""
-
+# Pixels that are reduced at once: what reducers calculate on the way, some of it in float64, stays within a few MB
 _RUN = 1 << 15
-"""Pixels that are reduced at once: what reducers calculate on the way, some of it in float64, stays within a few MB."""
 
 _NO_MASK = np.empty((0, 0, 0), bool)
 _EMPTY_NEAR = np.empty((0, 0, 0), np.uint16)
@@ -371,17 +350,10 @@ def preferred_observations(
 def valid_observations(
     pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_]:
-    """Return which observations pass the rules on values of a recipe, and `valid`, a mask as in `reduce_block`.
+    """Return which observations, ``(t, y, x)``, pass the rules on values of a recipe, and `valid` as in `reduce_block`.
 
     Rules that look around an observation (`SwathEdge`) look at the observation alone here.
 
-    Returns
-    -------
-    valid
-        ``(t, y, x)`` bool.
-
-    Examples
-    --------
     >>> pixels = np.array([[[[0, 7, 255]], [[9, 9, 9]]]], np.uint8)
     >>> valid_observations(pixels, Recipe(()))
     array([[[False,  True, False]]])
@@ -398,20 +370,8 @@ def valid_observations(
 def usable_observations(
     pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_]:
-    """Return which observations pass all rules on values, also those that look around them, and `valid`.
+    """Do as `valid_observations` with all rules on values, also those that look around, with ``recipe.halo`` pixels.
 
-    Parameters
-    ----------
-    pixels, recipe, valid
-        As for `reduce_block`, with ``recipe.halo`` pixels around the area.
-
-    Returns
-    -------
-    usable
-        ``(t, y, x)`` bool.
-
-    Examples
-    --------
     >>> from s2composite.pixels.masks import SwathEdge
     >>> pixels = np.array([[[[0, 7, 9, 9]]]], np.uint8)
     >>> usable_observations(pixels, Recipe((), (SwathEdge(1),)))
@@ -505,7 +465,6 @@ def _without_edges(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool
 
 
 def _chosen(scenes: ArrayLike | None, n_times: int) -> NDArray[np.int64]:
-    """Return the indices of the scenes that take part."""
     if scenes is None:
         return np.arange(n_times)
     chosen = np.atleast_1d(np.asarray(scenes))

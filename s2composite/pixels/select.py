@@ -18,19 +18,11 @@ from s2composite.pixels.kernels.selection import INVALID, NO_RANK
 from s2composite.pixels.recipe import Output, Reducer, ReducerCall, Scores, block_width
 
 __all__ = [
-    "SOURCE",
-    "RankKey",
-    "best_available_pixel",
-    "closest_to",
-    "earliest",
-    "latest",
-    "luminance_median",
-    "max_ndvi",
-    "quality_mosaic",
-    "rank",
-    "ranks_at",
-]
+    "SOURCE", "RankKey", "best_available_pixel", "closest_to", "earliest", "latest", "luminance_median", "max_ndvi",
+    "quality_mosaic", "rank", "ranks_at",
+]  # fmt: skip
 
+# The layer that says which scene was picked
 SOURCE = Output(
     "source",
     "index of the scene",
@@ -41,24 +33,16 @@ SOURCE = Output(
     overviews="nearest",
     scenes=True,
 )
-"""The layer that says which scene was picked."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankKey:
     """What observations are ordered by, and which one is taken."""
 
-    bands: tuple[str, ...] = ()
-    """Bands to add up, or the two of a normalised difference; empty: all bands of the cube."""
-
-    weights: tuple[float, ...] = ()
-    """Weight of each band in the sum; empty: 1."""
-
-    difference: bool = False
-    """Whether it is the normalised difference of the two bands and not their sum."""
-
-    quantile: float = 0.5
-    """Which observation in that order is taken, 0 (first) to 1 (last)."""
+    bands: tuple[str, ...] = ()  # bands to add up, or the two of a normalised difference; empty: all bands of the cube
+    weights: tuple[float, ...] = ()  # weight of each band in the sum; empty: 1
+    difference: bool = False  # whether it is the normalised difference of the two bands and not their sum
+    quantile: float = 0.5  # which observation in that order is taken, 0 (first) to 1 (last)
 
 
 def luminance_median() -> Reducer:
@@ -184,24 +168,14 @@ def latest() -> Reducer:
     >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
     >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
     >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
-    >>> s2c.composite(cube, "latest")["composite"].item()
-    20
+    >>> [s2c.composite(cube, name)["composite"].item() for name in ("latest", "earliest")]
+    [20, 30]
     """
     return _by_time("latest", "latest observation", math.inf)
 
 
 def earliest() -> Reducer:
-    """Return a reducer that takes the earliest valid observation; at equal times the first in scene order.
-
-    Examples
-    --------
-    >>> import numpy as np, xarray as xr, s2composite as s2c
-    >>> values = np.array([30, 10, 20], "uint8").reshape(3, 1, 1, 1)
-    >>> times = np.array(["2023-06-01", "2023-07-01", "2023-08-01"], "datetime64[ns]")
-    >>> cube = xr.DataArray(values, dims=("time", "band", "y", "x"), coords={"time": times})
-    >>> s2c.composite(cube, "earliest")["composite"].item()
-    30
-    """
+    """Return a reducer that takes the earliest valid observation; at equal times the first in scene order."""
     return _by_time("earliest", "earliest observation", -math.inf)
 
 
@@ -268,15 +242,8 @@ def run_by_time(call: ReducerCall) -> None:
 
 def _by_time(name: str, what: str, setting: float, params: tuple[tuple[str, object], ...] = ()) -> Reducer:
     """Return a reducer that picks by time."""
-    return Reducer(
-        name,
-        run_by_time,
-        (Output("", what), SOURCE),
-        params=params,
-        setting=setting,
-        needs_days=True,
-        score=scores_by_time,
-    )
+    outputs = (Output("", what), SOURCE)
+    return Reducer(name, run_by_time, outputs, params=params, setting=setting, needs_days=True, score=scores_by_time)
 
 
 def ranks_at(quantile: float, n_times: int, min_count: int) -> NDArray[np.int16]:
