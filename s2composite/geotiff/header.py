@@ -419,7 +419,12 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
             shapes.append(coarser.shape)
     (rows, columns), empty = dataset.block_shapes[0], np.empty(0, np.uint64)
     nodata = tuple(None if one is None else nodata_in(one, dtype) for one in dataset.nodatavals)
-    masked = any(map(_is_masked, dataset.mask_flag_enums))
+    # neither a number nor an alpha band says what is valid in a band; no flags: it has a mask of its own
+    masked = any(
+        not {MaskFlags.all_valid, MaskFlags.alpha} & set(flags)
+        and (MaskFlags.nodata not in flags or MaskFlags.per_dataset in flags)
+        for flags in dataset.mask_flag_enums
+    )
     blocks = [(min(rows, height), min(columns, width)) for height, width in shapes]
     return Header(
         href,
@@ -439,10 +444,3 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
         scaling=tuple(map(scaling_of, dataset.scales, dataset.offsets, dataset.units)),
         undecodable=f"{dataset.driver} is no TIFF",
     )
-
-
-def _is_masked(flags: Sequence[MaskFlags]) -> bool:
-    """Return whether neither a number nor an alpha band says what is valid in a band; no flags: a mask of its own."""
-    if MaskFlags.all_valid in flags or MaskFlags.alpha in flags:
-        return False
-    return MaskFlags.nodata not in flags or MaskFlags.per_dataset in flags

@@ -358,27 +358,23 @@ def level_of(directory: Directory, order: str) -> Level:
 
 def _coding_of(d: Directory, order: str) -> Coding:
     compression = _COMPRESSIONS.get(d.number(259, 1), f"compression {d.number(259, 1)}")
-    bits = d.number(258, 1)
-    lerc = d.numbers(50674)
+    kind, bits, lerc = d.number(339, 1), d.number(258, 1), d.numbers(50674)
+    # the type of a sample; of odd ones the next larger, in which GDAL returns them
+    size = next((size for size in (8, 16, 32, 64) if bits <= size), 64)
+    dtype = f"{order}{'f' if kind == 3 else 'i' if kind == 2 else 'u'}{max(size, 32 if kind == 3 else 8) // 8}"
+    if kind in (5, 6):  # complex integers, too, are complex floats in NumPy
+        dtype = f"{order}c{8 if bits <= 64 and (kind, bits) != (5, 64) else 16}"
     return coding(
         compression=compression,
         predictor=d.number(317, 1) if compression in _PREDICTED else 1,
         photometric=_PHOTOMETRICS.get(d.number(262), "OTHER"),
         interleave="band" if d.number(284, 1) == 2 and d.number(277, 1) > 1 else "pixel",
         samples=d.number(277, 1),
-        dtype=_dtype(d.number(339, 1), bits, order),
+        dtype=dtype,
         bits=bits,
         tables=bytes(d.values.get(347, b"")),
         inner=_LERC_CODECS.get(lerc[1], "?") if len(lerc) > 1 else "",
     )
-
-
-def _dtype(kind: int, bits: int, order: str) -> str:
-    """Return the dtype of a sample; for odd ones the next larger, in which GDAL returns them."""
-    if kind in (5, 6):  # complex integers, too, are complex floats in NumPy
-        return f"{order}c{8 if bits <= 64 and (kind, bits) != (5, 64) else 16}"
-    size = next((size for size in (8, 16, 32, 64) if bits <= size), 64)
-    return f"{order}{'f' if kind == 3 else 'i' if kind == 2 else 'u'}{max(size, 32 if kind == 3 else 8) // 8}"
 
 
 @lru_cache(1024)
