@@ -76,7 +76,6 @@ class Nodata:
     """
 
     value: float | None = None
-    """The nodata value; None: that of the cube."""
 
     def __post_init__(self) -> None:
         check_number("the value of Nodata", self.value)
@@ -106,7 +105,6 @@ class Saturated:
     """
 
     value: float | None = None
-    """The value of a saturated band; None: what the largest number of the files' integer type became."""
 
     def __post_init__(self) -> None:
         check_number("the value of Saturated", self.value)
@@ -147,13 +145,8 @@ class ValueRange:
     """
 
     low: float | None = None
-    """Smallest valid value; None: no limit."""
-
     high: float | None = None
-    """Largest valid value; None: no limit."""
-
     bands: tuple[str, ...] | None = None
-    """Names of the bands to look at; None: all."""
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` within this range."""
@@ -208,10 +201,7 @@ class SwathEdge:
     """
 
     pixels: int = 8
-    """Distance to the nearest nodata pixel up to which observations are dropped."""
-
     value: float | None = None
-    """The nodata value; None: that of the cube."""
 
     def __post_init__(self) -> None:
         check_number("the value of SwathEdge", self.value)
