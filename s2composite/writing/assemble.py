@@ -37,17 +37,7 @@ from s2composite.geotiff.structure import (
 from s2composite.writing.encode import Statistics, decode_mask, merge
 from s2composite.writing.tiles import TILE, Raster, Stage, WindowIndex, pixel_checksum
 
-__all__ = [
-    "FileLayout",
-    "Run",
-    "check_header",
-    "check_run",
-    "copy_parts",
-    "geo_tags",
-    "in_order",
-    "lay_out",
-    "verify_file",
-]
+__all__ = ["FileLayout", "check_header", "check_run", "copy_parts", "geo_tags", "in_order", "lay_out", "verify_file"]
 
 _GEO_CODES = (33550, 33922, 34264, 34735, 34736, 34737)
 _METADATA, _NODATA = 42112, 42113

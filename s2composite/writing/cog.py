@@ -296,8 +296,8 @@ def _encode(
     # Under keys of their own: a failed write cancels them, and others may hold the original.
     keys = {f"write-table-{name}-{uuid.uuid4().hex[:12]}": name for name in alone}
     work += [(alone[name].rechunk(-1).map_blocks(np.asarray, name=key), name, None) for key, name in keys.items()]
-    graph, tables = graph_of(work), dict[str, NDArray[Any]]()
-    total = len(graph.windows) + sum(len(list(stage.positions)) for file in files for stage in file.stages[1:])
+    (graph, windows), tables = graph_of(work), dict[str, NDArray[Any]]()
+    total = len(windows) + sum(len(list(stage.positions)) for file in files for stage in file.stages[1:])
     label = ", ".join(raster.label.rpartition("/")[2] for raster in rasters)
     with progress_bar(f"write {label}", total, shown=progress) as advance:
 
@@ -309,7 +309,7 @@ def _encode(
                     rasters[0].parts.write(name, data)
             advance()
 
-        run_graph(graph, client, receive)
+        run_graph(graph, windows, client, receive)
         for calls in overview_steps(files):
             run_calls(calls, None if carry else client, advance)
     results, noted = recorded_windows(files)
@@ -318,15 +318,9 @@ def _encode(
 
 def assembly_calls(layouts: Sequence[FileLayout], *, digest: bool = False) -> list[ClusterCall]:
     """Return the calls that put files together."""
-    return [
-        ClusterCall(
-            f"assemble-file-{layout.raster.token}",
-            partial(assemble, digest=digest),
-            (layout,),
-            f"assembling {layout.raster.label}",
-        )
-        for layout in layouts
-    ]
+    call = partial(assemble, digest=digest)
+    named = [(layout, layout.raster.token, layout.raster.label) for layout in layouts]
+    return [ClusterCall(f"assemble-file-{token}", call, (one,), f"assembling {label}") for one, token, label in named]
 
 
 def assemble(layout: FileLayout, *, digest: bool = False) -> str:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate, islice
 from typing import Any
@@ -56,11 +55,12 @@ from s2composite.writing.tiles import (
 )
 
 __all__ = [
-    "WriteGraph",
+    "Graph",
     "aligned_chunks",
     "current_client",
     "fused",
     "graph_of",
+    "overview_calls",
     "overview_steps",
     "plan_stages",
     "progress_bar",
@@ -239,19 +239,28 @@ def _encode_blocks(
 # --- overviews: calls that work from the records of the stage before -------------------------------------------------
 
 
+def overview_calls(
+    stage: Stage, label: str, token: str, function: Callable[..., None], *arguments: Any
+) -> list[ClusterCall]:
+    """Return the calls of a function that make the windows of a later stage; the last argument is the position."""
+    return [
+        ClusterCall(
+            f"write-overview-{token}-{stage.number}-{row}-{column}",
+            function,
+            (*arguments, (row, column)),
+            f"{label}, {stage.describe(row, column)}",
+        )
+        for row, column in stage.positions
+    ]
+
+
 def overview_steps(files: Sequence[StagedFile]) -> Iterator[list[ClusterCall]]:
     """Yield for each later stage the calls that make its windows; any may be made twice."""
     for number in range(1, max(len(file.stages) for file in files)):
         yield [
-            ClusterCall(
-                f"write-overview-{file.raster.token}-{number}-{row}-{column}",
-                make_overview,
-                (file, number, (row, column)),
-                f"{file.raster.label}, {file.stages[number].describe(row, column)}",
-            )
-            for file in files
-            if number < len(file.stages)
-            for row, column in file.stages[number].positions
+            call
+            for raster, file in ((file.raster, file) for file in files if number < len(file.stages))
+            for call in overview_calls(file.stages[number], raster.label, raster.token, make_overview, file, number)
         ]
 
 
@@ -297,24 +306,17 @@ def recorded_windows(
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
-_Graph = Mapping[Any, GraphNode]
-
-
-@dataclass(frozen=True, eq=False)
-class WriteGraph:
-    """Tasks whose results are wanted, and what they depend on."""
-
-    graph: _Graph
-    windows: Mapping[Any, str]  # what each wanted task computes, by its key, for messages
+Graph = Mapping[Any, GraphNode]
 
 
 def graph_of(
     arrays: Sequence[tuple[da.Array, str, Stage | None]], wanted: Callable[[Any], bool] = lambda _: True
-) -> WriteGraph:
+) -> tuple[Graph, dict[Any, str]]:
     """Return the work of computing the chunks of arrays, each with a label, and the stage whose windows they are.
 
     The graphs are optimized together, so that tasks which several arrays need are run once. What only one task needs
-    becomes part of it. `wanted` says whether the chunk with a key is to be computed.
+    becomes part of it. `wanted` says whether the chunk with a key is to be computed. Returned, too, are the keys of the
+    wanted tasks, each with what it computes, for messages.
     """
     windows = {
         key: f"{label}, {stage.describe(*key[1:]) if stage else f'block {key[1:]}'}"
@@ -324,10 +326,10 @@ def graph_of(
     }
     graph = HighLevelGraph.merge(*(array.__dask_graph__() for array, _, _ in arrays))
     optimized = da.Array.__dask_optimize__(graph, list(windows))
-    return WriteGraph(fused(optimized, windows, windows), windows)
+    return fused(optimized, windows, windows), windows
 
 
-def fused(graph: _Graph, heads: Iterable[Any], kept: Collection[Any]) -> _Graph:
+def fused(graph: Graph, heads: Iterable[Any], kept: Collection[Any]) -> Graph:
     """Return a graph in which the tasks `heads` contain the tasks that only they need, if these come from one task.
 
     Many tasks that meet in one (the partial sums of a mean) stay separate: they can run in parallel, and together might
@@ -357,7 +359,7 @@ def fused(graph: _Graph, heads: Iterable[Any], kept: Collection[Any]) -> _Graph:
     return out
 
 
-def _branches(graph: _Graph, keys: set[Any]) -> list[set[Any]]:
+def _branches(graph: Graph, keys: set[Any]) -> list[set[Any]]:
     """Return for each connected part of some tasks what follows from its last common source on, with that."""
     branches: list[set[Any]] = []
     for key in keys:
@@ -396,30 +398,29 @@ def workers_see(client: Client | None, parts: Parts) -> bool:
     return bool(client.submit(parts.visible, key=f"check-directory-{uuid.uuid4().hex}").result())
 
 
-def run_graph(work: WriteGraph, client: Client | None, receive: Callable[[Any, Any], None]) -> None:
-    """Run tasks and hand each result to `receive` with the task's key; foreign errors become WriteErrors of windows."""
-    if not work.windows:
+def run_graph(
+    graph: Graph, windows: Mapping[Any, str], client: Client | None, receive: Callable[[Any, Any], None]
+) -> None:
+    """Run the tasks of `graph_of` and hand each result to `receive` with its key; foreign errors become WriteErrors."""
+    if not windows:
         return
-    if client is None:
-        _run_here(work, receive)
-    else:
-        _run_on_cluster(work, client, receive)
+    if client is not None:
+        _run_on_cluster(graph, windows, client, receive)
+        return
 
-
-def _run_here(work: WriteGraph, receive: Callable[[Any, Any], None]) -> None:
     def finished(key: Any, result: Any, *_: Any) -> None:
-        if key in work.windows:
+        if key in windows:
             receive(key, result)
 
     chosen = get_scheduler()
     try:
         with Callback(posttask=finished):
             if chosen not in (None, threaded.get) and not isinstance(getattr(chosen, "__self__", None), Client):
-                chosen(work.graph, list(work.windows))
+                chosen(graph, list(windows))
                 return
             # A pool of its own, so that when a task fails all others have ended before the clean-up.
             with ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT) as pool:
-                threaded.get(work.graph, list(work.windows), pool=dask.config.get("pool", None) or pool)
+                threaded.get(graph, list(windows), pool=dask.config.get("pool", None) or pool)
     except S2CompositeError:
         raise
     except Exception as error:  # whatever a task raises
@@ -427,11 +428,13 @@ def _run_here(work: WriteGraph, receive: Callable[[Any, Any], None]) -> None:
         frames = [
             frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "execute_task"
         ]
-        raise _failure(work, error, frames[0].f_locals.get("key") if frames else None) from error
+        raise _failure(graph, windows, error, frames[0].f_locals.get("key") if frames else None) from error
 
 
-def _run_on_cluster(work: WriteGraph, client: Client, receive: Callable[[Any, Any], None]) -> None:
-    futures = client.get(work.graph, list(work.windows), sync=False)
+def _run_on_cluster(
+    graph: Graph, windows: Mapping[Any, str], client: Client, receive: Callable[[Any, Any], None]
+) -> None:
+    futures = client.get(graph, list(windows), sync=False)
     try:
         completed = as_completed(futures, raise_errors=False)
         for future in completed:
@@ -439,13 +442,13 @@ def _run_on_cluster(work: WriteGraph, client: Client, receive: Callable[[Any, An
                 # The worker that held the result has died since; the scheduler computes it again.
                 completed.add(future)
                 continue
-            receive(future.key, _result_of(future, work))
+            receive(future.key, _result_of(future, windows))
             future.release()
     except BaseException:
         with suppress(Exception):  # the client may be gone, and then that is the error that matters
             client.cancel(futures, force=True)
             # Cancelling does not stop a task that is running.
-            keys = {key for key in work.graph if "write" in str(key)}
+            keys = {key for key in graph if "write" in str(key)}
 
             def at_work(dask_worker: Any) -> bool:
                 return any(task.key in keys for task in dask_worker.state.all_running_tasks)
@@ -456,7 +459,7 @@ def _run_on_cluster(work: WriteGraph, client: Client, receive: Callable[[Any, An
         raise
 
 
-def _result_of(future: Any, work: WriteGraph) -> Any:
+def _result_of(future: Any, windows: Mapping[Any, str]) -> Any:
     """Return the result of a task, or raise why there is none."""
     if future.status == "finished":
         return future.result()
@@ -465,18 +468,17 @@ def _result_of(future: Any, work: WriteGraph) -> Any:
     error = future.exception() if future.status == "error" else died
     if isinstance(error, S2CompositeError):
         raise error
-    raise _failure(work, error, future.key) from error
+    raise _failure({}, windows, error, future.key) from error
 
 
-def _failure(work: WriteGraph, error: BaseException, key: Any) -> WriteError:
+def _failure(graph: Graph, windows: Mapping[Any, str], error: BaseException, key: Any) -> WriteError:
     """Return a WriteError for a foreign error in the task with a key; it names the nearest windows that need it."""
-    users = reverse_dict({key: node.dependencies for key, node in work.graph.items()})
-    windows: list[str] = []
-    reached = {key}
-    while reached and not windows:
-        windows = sorted(work.windows[k] for k in reached if k in work.windows)
+    users = reverse_dict({key: node.dependencies for key, node in graph.items()})
+    reached, named = {key}, list[str]()
+    while reached and not named:
+        named = sorted(windows[k] for k in reached if k in windows)
         reached = {user for k in reached for user in users.get(k, ())}
-    where = " or ".join(windows[:4]) or "a window"
+    where = " or ".join(named[:4]) or "a window"
     return WriteError(f"{where}: {type(error).__name__}: {error}", window=where)
 
 
@@ -491,7 +493,7 @@ def run_calls(
         advance()
 
     graph = {call.name: Task(call.name, call.function, *call.args) for call in calls}
-    run_graph(WriteGraph(graph, {call.name: call.about for call in calls}), client, receive)
+    run_graph(graph, {call.name: call.about for call in calls}, client, receive)
     return [results[call.name] for call in calls]
 
 

@@ -25,7 +25,6 @@ from odc.geo.xr import xr_coords
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
-from s2composite.clusters.submit import ClusterCall
 from s2composite.cube.georeference import geobox_of, georeferenced
 from s2composite.errors import ParameterError, WriteError
 from s2composite.metrics import metered
@@ -41,10 +40,11 @@ from s2composite.writing.layers import (
 )
 from s2composite.writing.staging import IDENTITY, ROOT, StorePlace, place_of, window_errors
 from s2composite.writing.steps import (
-    WriteGraph,
+    Graph,
     aligned_chunks,
     current_client,
     graph_of,
+    overview_calls,
     plan_stages,
     progress_bar,
     run_calls,
@@ -126,19 +126,19 @@ def write_zarr(
         done = place.done()
         total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in plan.stages)
         with progress_bar(f"write {place.label.rpartition('/')[2]}", total, shown=progress) as advance:
-            run_graph(_window_graph(plan, done), client, lambda *_: advance())
+            graph, windows, tables = _window_graph(plan, done)
+
+            def receive(key: tuple[Any, ...], block: Any) -> None:
+                if key[0] in tables:
+                    _write_table_block(plan, tables[key[0]], key[1:], block)
+                else:
+                    advance()
+
+            run_graph(graph, windows, client, receive)
             for stage in plan.stages[1:]:
-                calls = [
-                    ClusterCall(
-                        f"write-overview-{plan.token}-{stage.number}-{at[0]}-{at[1]}",
-                        write_window,
-                        (plan.regions, stage, at),
-                        f"{place.label}, {stage.describe(*at)}",
-                    )
-                    for at in stage.positions
-                    if mark_of("", stage, at) not in done
-                ]
-                run_calls(calls, client, advance)
+                calls = overview_calls(stage, place.label, plan.token, write_window, plan.regions, stage)
+                left = [call for call in calls if mark_of("", stage, call.args[-1]) not in done]
+                run_calls(left, client, advance)
         complete_store(plan)
     except BaseException:
         if session is not None:
@@ -509,8 +509,11 @@ def _store(array: Any, where: tuple[Any, ...], values: NDArray[Any]) -> None:
 # --- steps: windows, then overviews ----------------------------------------------------------------------------------
 
 
-def _window_graph(plan: StorePlan, done: frozenset[str]) -> WriteGraph:
-    """Return the work of writing what comes from the dataset, layers and other lazy variables, but for what is done."""
+def _window_graph(plan: StorePlan, done: frozenset[str]) -> tuple[Graph, dict[Any, str], dict[str, str]]:
+    """Return the work of writing what comes from the dataset, layers and other lazy variables, but for what is done.
+
+    As `graph_of`; and, by the name of their tasks, those variables whose blocks are results of tasks of their own.
+    """
     label, stage, token = plan.place.label, plan.stages[0], plan.token
     regions = delayed(plan.regions, name=f"send-store-plan-{token}", pure=True, traverse=False)
     layers = [layer.data for layer in plan.layers]
@@ -518,22 +521,12 @@ def _window_graph(plan: StorePlan, done: frozenset[str]) -> WriteGraph:
     own = tables_with(stage.chunks, {name for layer in layers for name in layer.dask.layers}, tables)
     name = f"write-window-{token}-0"
     windows = window_array(_write_blocks, name, stage.chunks, layers, own, regions=regions, stage=stage)
+    alone = {f"write-table-{variable}-{token}-0": variable for variable in tables.keys() - own.keys()}
     arrays: list[tuple[da.Array, str, Stage | None]] = [(windows, label, stage)]
-    marks = {windows.name: ""}
-    for variable in tables.keys() - own.keys():
-        table = da.map_blocks(
-            _write_table_block,
-            tables[variable],
-            regions=regions,
-            variable=variable,
-            chunked=tables[variable].chunks,
-            dtype=object,
-            meta=np.empty((0,) * tables[variable].ndim, object),
-            name=f"write-table-{variable}-{token}-0",
-        )
-        arrays.append((table, f"{label}, {variable}", None))
-        marks[table.name] = variable
-    return graph_of(arrays, lambda key: mark_of(marks[key[0]], stage, key[1:]) not in done)
+    for name, variable in alone.items():
+        arrays.append((tables[variable].map_blocks(np.asarray, name=name), f"{label}, {variable}", None))
+    graph, wanted = graph_of(arrays, lambda key: mark_of(alone.get(key[0], ""), stage, key[1:]) not in done)
+    return graph, wanted, alone
 
 
 def _write_blocks(
@@ -542,15 +535,10 @@ def _write_blocks(
     write_window(regions, stage, block_id, dict(zip((*regions.names, *tables), blocks, strict=True)))
 
 
-def _write_table_block(
-    block: NDArray[Any],
-    regions: Regions,
-    variable: str,
-    chunked: tuple[tuple[int, ...], ...],
-    block_id: tuple[int, ...],
-) -> None:
+def _write_table_block(plan: StorePlan, variable: str, position: tuple[int, ...], block: NDArray[Any]) -> None:
     """Write a block of a variable that is not a picture."""
-    mark = "-".join([variable, *map(str, block_id)])
-    where = tuple(slice(sum(sizes[:i]), sum(sizes[: i + 1])) for sizes, i in zip(chunked, block_id, strict=True))
-    with _writing(regions, mark, f"{variable}, block {block_id}", block.nbytes):
-        _store(regions.array(0, variable), where, block)
+    chunks = plan.dataset[variable].data.chunks
+    where = tuple(slice(sum(sizes[:i]), sum(sizes[: i + 1])) for sizes, i in zip(chunks, position, strict=True))
+    mark = mark_of(variable, plan.stages[0], position)
+    with _writing(plan.regions, mark, f"{variable}, block {position}", block.nbytes):
+        _store(plan.regions.array(0, variable), where, block)
