@@ -70,8 +70,8 @@ Since = Annotated[
     str | None,
     typer.Option(
         metavar="DATE",
-        help="For a job with a span: 'last' makes only the month (day, year ...) that has just ended; 2018-03 that "
-        "month and all later ones.",
+        help="For a job with a span: 'last' computes only the last complete month (day, year ...); 2018-03 that month "
+        "and all later ones.",
     ),
 ]
 
@@ -91,7 +91,7 @@ def plan(
 ) -> None:
     """Show what a job will read, hold in memory and write; reads only headers.
 
-    Exit code 1: some months of a span cannot be made.
+    Exit code 1: some months of a span cannot be computed.
     """
     from s2composite.jobs.schema import load_job, require_selectors
     from s2composite.runner.plan import estimate, write_csv, write_geojson

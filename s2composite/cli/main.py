@@ -48,7 +48,7 @@ def check(
         str, typer.Argument(metavar="CLUSTER.YAML", help="A cluster's file, 'local', or a scheduler's address.")
     ],
     *,
-    source: Annotated[str | None, typer.Option(help="Scenes of which every worker reads a header.")] = None,
+    source: Annotated[str | None, typer.Option(help="Scenes; every worker reads a header of one.")] = None,
     target: Annotated[str | None, typer.Option(help="Where every worker writes and deletes a small object.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for the answers of all workers.")] = 60,
 ) -> None:
@@ -114,7 +114,7 @@ def demo(
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 24,
     size: Annotated[int, typer.Option(min=1, max=10980, help="Rows and columns; 10980 is a whole granule.")] = 1024,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
-    seed: Annotated[int, typer.Option(help="Another seed gives other land and weather.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the generated land and weather.")] = 0,
     compress: Annotated[str, typer.Option(help="Compression of the scenes: jpeg or deflate.")] = "jpeg",
 ) -> None:
     """Generate a season of scenes and composite them: no network, no account, under a minute."""
@@ -160,9 +160,9 @@ def dispatch(
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Overrides a key. Repeatable.")
     ] = None,
     *,
-    url: Annotated[str | None, typer.Option(help="Of a service: http://host:8080/median.")] = None,
-    topic: Annotated[str | None, typer.Option(help="Or of Pub/Sub: projects/PROJECT/topics/TOPIC.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Windows at a time.")] = 16,
+    url: Annotated[str | None, typer.Option(help="URL of a service: http://host:8080/median.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Or a Pub/Sub topic: projects/PROJECT/topics/TOPIC.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Concurrent windows.")] = 16,
     attempts: Annotated[int, typer.Option(min=1, help="Attempts for each window.")] = 8,
     silence: Annotated[float, typer.Option(min=1, help="With a topic: seconds without a new tile.")] = 900,
 ) -> None:
@@ -244,7 +244,7 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    """Cloud-free composites of satellite time series: many acquisitions in, one clean picture out."""
+    """Cloud-free composites of satellite time series."""
 
 
 for command in (demo, run, plan, resume, retry, status, report, init, schema, zonal, scenes, check, serve, dispatch):

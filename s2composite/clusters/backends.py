@@ -268,7 +268,7 @@ def _start_local(options: LocalOptions) -> ClusterClient:
             )
     except (RuntimeError, OSError) as error:
         raise ClusterError(
-            f"the local workers did not start ({error}); in a script, connect() goes below "
+            f"the local workers did not start ({error}); in a script, call connect() below "
             "`if __name__ == '__main__':`, because each worker imports the script"
         ) from error
     # The scheduler, which runs here, diagnoses garbage collections, and a Ctrl-C during one would be lost.

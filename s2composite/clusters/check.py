@@ -269,7 +269,7 @@ def _differences(here: Mapping[str, str | None], there: Mapping[str, str | None]
 def _problems_in(answer: Any) -> list[str]:
     """Return the problems in a worker's answer."""
     if answer is None:
-        return ["it did not answer in time: it is busy, frozen, or gone"]
+        return ["it did not answer in time: it is busy, frozen or lost"]
     if not isinstance(answer, Findings):
         return [
             f"it could not be checked ({type(answer).__name__}: {answer}); install the same s2composite there as here"

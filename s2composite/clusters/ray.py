@@ -22,13 +22,13 @@ __all__ = ["RayCluster", "Unmapped", "is_ray", "read_ray_cluster"]
 _PARTLY_MAPPED = ("provider", "auth", "docker", "available_node_types")
 
 _COMMANDS = "no commands are run on the machines; install s2composite there, or take an image that has it"
-_FILES = "no files are copied to the machines; put them on storage that all of them reach"
+_FILES = "no files are copied to the machines; put them on storage that all of them can reach"
 _REASONS = {  # why a key has no counterpart, by the first word of its path
     "max_workers": "all machines named are used",
     "min_workers": "all machines named are used",
     "cluster_name": "a cluster over SSH has no name",
     "idle_timeout_minutes": "the workers stop when the client is closed",
-    "upscaling_speed": "Dask asks for workers by the work that waits",
+    "upscaling_speed": "Dask scales with the waiting work",
     "docker": "an image for Ray has no s2composite; name one that has it as 'container', or install it in 'python'",
     "head_start_ray_commands": "Dask starts its own processes",
     "worker_start_ray_commands": "Dask starts its own processes",

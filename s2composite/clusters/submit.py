@@ -169,7 +169,7 @@ class _CallLoop:
                 self._paused_logged = True
                 LOG.warning(
                     "all %d workers are paused: they use more of their memory than distributed.worker.memory.pause "
-                    "allows; give them more memory, or take smaller chunks",
+                    "allows; give them more memory, or use smaller chunks",
                     len(workers),
                 )
         return outcomes
@@ -231,7 +231,7 @@ class _CallLoop:
                 worker = getattr(error, "worker", None) or getattr(getattr(error, "last_worker", None), "address", None)
                 if isinstance(error, KilledWorker):  # Dask reports it as a task that was tried several times
                     error = S2CompositeError(
-                        "the workers that tried this died, most likely for want of memory; take smaller chunks, fewer "
+                        "the workers that tried this died, most likely out of memory; use smaller chunks, fewer "
                         "threads, or more memory for each worker"
                     )
                 outcomes.append(Outcome(call, number, seconds, error=error, final=final, worker=worker))
@@ -249,8 +249,8 @@ def _on_worker(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 def _scheduler_gone(client: Client) -> ClusterError:
     return ClusterError(
-        f"the scheduler is gone ({client.scheduler.address if client.scheduler else 'closed'}); what is done stays "
-        "done: start the cluster again and resume the job",
+        f"the scheduler was lost ({client.scheduler.address if client.scheduler else 'closed'}); finished windows are "
+        "kept: start the cluster again and resume the job",
         resumable=True,
     )
 
@@ -340,7 +340,7 @@ class UnresponsiveWorkers:
         try:
             left = self._client.run_on_scheduler(_restart_frozen, seconds, _HEARTBEAT_TIMEOUT)
         except Exception as error:  # noqa: BLE001 - a scheduler may forbid it; it will restart them itself later
-            LOG.warning("workers that are silent could not be restarted: %s", error)
+            LOG.warning("unresponsive workers could not be restarted: %s", error)
             left = []
         self._since = {worker: self._since[worker] for worker in left}
 
@@ -358,7 +358,7 @@ async def _restart_frozen(seconds: Mapping[str, float], limit: float, dask_sched
     }
     frozen = [worker for worker, since in silent.items() if since > limit]
     if frozen:
-        LOG.warning("not heard of for %.0f s, restarting: %s", limit, ", ".join(frozen))
+        LOG.warning("no heartbeat for %.0f s, restarting: %s", limit, ", ".join(frozen))
         about = {"timeout": 10, "wait_for_workers": False, "stimulus_id": f"s2composite-silent-{now}"}
         with suppress(TimeoutError):
             await dask_scheduler.restart_workers(frozen, **about)

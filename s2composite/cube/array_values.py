@@ -164,8 +164,8 @@ def _as_data(array: xr.DataArray, nodata: float) -> MissingValue:
     series = array.sizes.get("time", 1) > 1
     if not series:
         LOG.warning(
-            "%s was derived from an array whose nodata value was %g, which counts as data now: no NaN takes its place; "
-            "put NaN there before calculating if it is not",
+            "%s was derived from an array with nodata value %g and has no NaN, so every value counts as data; if it "
+            "had nodata pixels, set them to NaN before calculating",
             _called(array),
             nodata,
         )
@@ -237,10 +237,10 @@ def _unknown(array: xr.DataArray, stated: float | None) -> str:
     """Return why the nodata value of an array cannot be determined, and what to do."""
     number = 0.0 if stated is None else stated
     return (
-        f"{_called(array)} ({array.dtype}) was derived from one whose nodata value was {number:g}; which of its "
-        f"numbers mean no data cannot be told. Put NaN there first, cube.where(cube != {number:g}), "
-        "or say which: .drop_attrs(deep=False).assign_attrs(_FillValue=...), without assign_attrs() if all numbers are "
-        "data, as where nothing was missing; composite() also takes it as a rule: valid=[Nodata(...)], or ()"
+        f"{_called(array)} ({array.dtype}) was derived from one with nodata value {number:g}; its own nodata value "
+        f"cannot be determined. Set nodata to NaN before calculating, cube.where(cube != {number:g}), or declare it: "
+        ".drop_attrs(deep=False).assign_attrs(_FillValue=...), without assign_attrs() if all values are data; "
+        "composite() also accepts it as a rule: valid=[Nodata(...)], or ()"
     )
 
 

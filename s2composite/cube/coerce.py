@@ -100,7 +100,7 @@ def _bands_of(dataset: xr.Dataset) -> xr.DataArray:
     names = ", ".join(map(str, pictures.data_vars))
     if not names:
         raise ParameterError(
-            f"no variable of the Dataset has y and x; there are {', '.join(map(str, dataset.data_vars)) or 'none'}"
+            f"no variable of the Dataset has y and x; it has {', '.join(map(str, dataset.data_vars)) or 'none'}"
         )
     if any("band" in array.dims for array in pictures.data_vars.values()):
         if len(pictures.data_vars) > 1:
@@ -109,7 +109,7 @@ def _bands_of(dataset: xr.Dataset) -> xr.DataArray:
     timeless = [str(name) for name, array in pictures.data_vars.items() if "time" not in array.dims]
     if timeless and len(timeless) < len(pictures.data_vars):
         raise ParameterError(
-            f"{', '.join(timeless)} of the Dataset has no time and so is no band of scenes; drop_vars() leaves it out"
+            f"{', '.join(timeless)} of the Dataset has no time, so it is no band of scenes; remove it with drop_vars()"
         )
     return stacked(pictures)
 
@@ -150,7 +150,7 @@ def rules_of(valid: ValidRules | None) -> tuple[Rule | xr.DataArray, ...]:
         elif isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
             if len(given) != 1 or not isinstance(next(iter(given.values())), Mapping | None):
                 raise ParameterError(
-                    f"valid holds {dict(given)!r}; a rule with parameters is {{name: {{parameter: value}}}}"
+                    f"valid contains {dict(given)!r}; a rule with parameters is {{name: {{parameter: value}}}}"
                 )
             ((name, parameters),) = given.items()
             rules.append(resolve_rule(name, **(parameters or {})))
@@ -174,7 +174,7 @@ def usable_cube(
     for one in valid:
         if not isinstance(one, Rule | xr.DataArray):
             raise ParameterError(
-                f"valid holds {repr(one)[:100]}; it takes rules (Nodata(), SCL() ..., or their names) and boolean "
+                f"valid contains {repr(one)[:100]}; it takes rules (Nodata(), SCL() ..., or their names) and boolean "
                 "DataArrays (time, y, x)"
             )
     array, bands = _apart(cube, {one.band for one in valid if isinstance(one, MaskRule)})
@@ -230,7 +230,7 @@ def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, 
         left = rest.sizes["band"]
     if names and not left:
         raise ParameterError(
-            f"the cube has no band besides the mask band {next(iter(names.values()))!r}; there is nothing to composite"
+            f"the cube has only the mask band {next(iter(names.values()))!r}; there is no band to composite"
         )
     return (as_cube(rest) if isinstance(rest, xr.Dataset) else rest), bands
 

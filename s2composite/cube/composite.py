@@ -131,7 +131,7 @@ def composite(
     array = missing.with_nan(array)
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
     if prefer is not None and max_count is None:
-        raise ParameterError(f"prefer={prefer!r} says which observations max_count takes; give max_count, too")
+        raise ParameterError(f"prefer={prefer!r} orders the observations for max_count; give max_count, too")
     reducers = _reducers(reducer, params)
     recipe = Recipe(
         reducers=reducers,
@@ -193,7 +193,7 @@ class Composite:
             if name in self.dataset.data_vars:
                 return self.dataset[name]
             if hasattr(self.dataset, name):
-                hint = f"its dataset has, and so may each layer: .dataset.{name}, ['composite'].{name}"
+                hint = f"use its dataset or a layer: .dataset.{name}, ['composite'].{name}"
             else:
                 hint = f"its layers are {', '.join(map(str, self.dataset.data_vars))}"
             raise AttributeError(f"a Composite has no attribute {name!r}; {hint}")
@@ -402,7 +402,7 @@ class Composite:
         """
         labels = self.dataset["period"].values.tolist() if "period" in self.dataset.coords else []
         if label not in labels:
-            raise ParameterError(f"there is no period {label!r}; there are {', '.join(labels) or 'none'}")
+            raise ParameterError(f"there is no period {label!r}; the periods are {', '.join(labels) or 'none'}")
         return Composite(self.dataset.isel(time=labels.index(label)))
 
     def shares(self, layer: str = "source") -> xr.DataArray:
@@ -850,11 +850,11 @@ def _preference(array: xr.DataArray, prefer: str | None, reducers: Sequence[Redu
             numbers = [n for n, c in array.coords.items() if c.dims == ("time",) and c.dtype.kind in "iuf"]
             raise ParameterError(
                 f"prefer is {prefer!r}; it is 'latest', 'earliest', a date such as '2023-07-15', or a coordinate of "
-                f"the scenes ({', '.join(map(str, numbers)) or 'this cube has none of numbers'})"
+                f"the scenes ({', '.join(map(str, numbers)) or 'this cube has no numeric one'})"
             ) from None
     days = days_of(array)
     if days is None:
-        raise ParameterError("max_count needs the times of the scenes, or prefer= a coordinate of numbers")
+        raise ParameterError("max_count needs the times of the scenes, or prefer= with a numeric coordinate")
     return tuple(order_by_time(np.array(days), target).tolist())
 
 

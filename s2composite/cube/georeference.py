@@ -55,7 +55,7 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
         return None
     if any(coord.attrs.get("gcps") for coord in array.coords.variables.values() if coord.ndim == 0):
         raise ParameterError(
-            f"{_name(array)} is located by ground control points, so its pixels are on no grid; warp it first, with "
+            f"{_name(array)} is located by ground control points, so its pixels are not on a grid; warp it first, with "
             "gdalwarp or rio.reproject"
         )
     crs, recorded = crs_of(array), _recorded_transforms(array)
@@ -72,8 +72,8 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
     if transform is None:
         raise ParameterError(
             f"{_name(array)} has a single pixel along {' and '.join(d for d in dims if array.sizes[d] == 1)}, and "
-            "nothing that agrees with its coordinates says how large it is; select more pixels, or write its transform "
-            "(rio.write_transform)"
+            "no attribute that agrees with its coordinates gives the pixel size; select more pixels, or write its "
+            "transform (rio.write_transform)"
         )
     return GeoBox(shape, transform, crs)
 
@@ -189,8 +189,8 @@ def _warn_of_corners(array: xr.DataArray, dims: Sequence[str]) -> None:
         return
     if None in _on_corners(array, dims, made[0]):
         LOG.warning(
-            "%s: its coordinates are taken as stackstac's default, corners of pixels of %g that it made; if it was "
-            "asked for xy_coords='center', remove the attributes %s and write_crs() it",
+            "%s: its coordinates are taken as corners of pixels of size %g, stackstac's default; if it was made with "
+            "xy_coords='center', remove the attributes %s and call write_crs()",
             _name(array),
             abs(made[0].a),
             ", ".join(name for name in _STACKSTAC if name in array.attrs),
@@ -231,9 +231,9 @@ def _shift_of_snapped(array: xr.DataArray, dims: Sequence[str]) -> tuple[float, 
             shifts.append(0.0)
         else:
             raise ParameterError(
-                f"{_name(array)} is from stackstac (it has the coordinate epsg) and lost the attributes that say "
+                f"{_name(array)} is from stackstac (it has the coordinate epsg) but lost the attributes that tell "
                 "whether its coordinates are corners or centres of pixels; keep them (keep_attrs=True), or make the "
-                "coordinates centres, drop epsg, and write_crs() it"
+                "coordinates centres, drop epsg, and call write_crs()"
             )
     return shifts[0], shifts[1]
 
@@ -330,8 +330,9 @@ def _without_coordinates(
     if not recorded or crs is None:
         return None
     raise ParameterError(
-        f"{_name(array)} has no y and x coordinates; its attributes say where it was, but not whether it has been cut "
-        "since. Open it with coordinates (parse_coordinates=True, xy_coords='center'), or warp a rotated one first"
+        f"{_name(array)} has no y and x coordinates; its attributes give its original location, but not whether it was "
+        "cropped since. Open it with coordinates (parse_coordinates=True, xy_coords='center'), or warp a rotated one "
+        "first"
     )
 
 

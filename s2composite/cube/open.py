@@ -77,7 +77,7 @@ def _load_with(loader: str, source: Any, alternate: str | None, options: dict[st
         if isinstance(error, S2CompositeError):
             raise
         message = str(error).partition("\n")[0]
-        cure = "give crs= and resolution=, geobox= or like= where the items do not say their grid"
+        cure = "give crs= and resolution=, geobox= or like= if the items do not declare their grid"
         raise SourceError(f"{loader} cannot load the {len(items)} items: {message}; {cure}") from error
 
 
@@ -282,14 +282,14 @@ def open_cube(
     chosen, sides = chosen_bands(bands), chunk_sides(chunks)
     if like is not None:
         if geobox is not None or crs is not None or resolution is not None or anchor is not None:
-            raise ParameterError("like= already says the grid; leave out geobox=, crs=, resolution= and anchor=")
+            raise ParameterError("like= already sets the grid; leave out geobox=, crs=, resolution= and anchor=")
         geobox = _geobox_of(like)
     target = TargetGrid(geobox, crs, resolution, bbox, anchor)
     options = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign_function(sign))
     if not isinstance(loader, str) or loader != "s2composite":
         if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
             raise ParameterError(
-                f"loader={loader!r} leaves reading to another library, which does not take reflectance=, harmonise=, "
+                f"loader={loader!r} reads with another library, which does not support reflectance=, harmonise=, "
                 "datetime= or on_error=; leave these out"
             )
         grid = {"bbox": target.bbox, "crs": target.crs, "geobox": geobox, "resolution": target.resolution}

@@ -186,7 +186,7 @@ def select_scenes(
     limits: tuple[tuple[Any, float], ...] = ((min_valid, 1), (max_cloud_cover, 100))
     if not all(isinstance(limit, Real) and 0 <= float(limit) <= most for limit, most in limits):
         raise ParameterError(
-            f"min_valid={min_valid!r} and max_cloud_cover={max_cloud_cover!r}: give a share from 0 to 1 and percent"
+            f"min_valid={min_valid!r}, max_cloud_cover={max_cloud_cover!r}: give a share from 0 to 1, and a percentage"
         )
     keep = np.ones(cube.sizes["time"], bool)
     if max_cloud_cover < 100:
@@ -200,7 +200,7 @@ def select_scenes(
         keep[kept] = shares["valid"].compute().values >= min_valid
     names = np.atleast_1d(cube["scene" if "scene" in cube.coords else "time"].values)
     if not keep.any():
-        raise ParameterError(f"none of the {len(keep)} scenes is good enough; allow a smaller share or more clouds")
+        raise ParameterError(f"none of the {len(keep)} scenes passes the limits; allow a smaller share or more clouds")
     if not keep.all():
         LOG.info("left out %d of %d scenes: %s", (~keep).sum(), len(keep), ", ".join(map(str, names[~keep])))
     return cube.isel(time=np.flatnonzero(keep))

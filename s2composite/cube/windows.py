@@ -495,8 +495,8 @@ def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | d
         data = data.rechunk({0: -1, 1: -1})
     if recipe.halo and data.npartitions > 1:
         raise ParameterError(
-            f"{recipe.reducers[0].name} and its rules look {recipe.halo} pixels around each pixel, but this cube is "
-            "cut into chunks; open the scenes with open_cube(), which reads them, or compute the cube first"
+            f"{recipe.reducers[0].name} and its rules need {recipe.halo} pixels around each pixel, but this cube is "
+            "chunked in y and x; open the scenes with open_cube(), which reads these pixels, or compute the cube first"
         )
     # A mask gets a band axis of length one, so that its chunks match those of the data.
     masks = [] if valid is None else [_chunked(valid, data.chunks[2:])[:, None]]
@@ -521,7 +521,7 @@ def _refuse_masks(recipe: Recipe) -> None:
     if beside:
         raise ParameterError(
             f"{', '.join(beside)} need the scenes' files: rules on mask bands need that band, either in the cube or "
-            "Dataset itself, or beside the data of a cube from open_cube() whose values are unchanged, and Mask such a "
+            "Dataset itself, or in the scenes of a cube from open_cube() with unchanged values, and Mask needs such a "
             "cube; or pass a boolean DataArray (time, y, x)"
         )
 

@@ -165,7 +165,7 @@ def cells_of(grid: Grid, area: Geometry | None) -> tuple[Cell, ...]:
     if isinstance(grid, CellsOptions):
         cells = [cell for cell in _polygons(grid) if area is None or touches(cell.geobox, area)]
     elif area is None:
-        raise JobError(f"grid {grid.type} has no end: give an area, as a GeoJSON file or as bbox", key="area")
+        raise JobError(f"grid {grid.type} is unbounded: give an area, as a GeoJSON file or as bbox", key="area")
     elif isinstance(grid, OdcOptions):
         tiles = GridSpec(grid.crs, (grid.shape, grid.shape), grid.resolution)
         geoboxes = tiles.tiles_from_geopolygon(area.to_crs(grid.crs))
@@ -211,7 +211,7 @@ def _polygons(grid: CellsOptions) -> Iterator[Cell]:
         elif name in seen:
             problem = f"two polygons are named {name!r}, and would be one product"
         elif not _SAFE.fullmatch(name):
-            problem = f"a polygon is named {name!r}, which is no part of a file's name; name them otherwise"
+            problem = f"a polygon is named {name!r}, which is not valid in a file's name; rename it"
         if problem is not None:
             raise JobError(f"{grid.file}: {problem}", key="grid.name")
         seen.add(name)
@@ -273,5 +273,5 @@ def _granule(resolution: float, zone: int, square: Geometry, column: int, row: i
 def touches(geobox: GeoBox, area: Geometry) -> bool:
     """Return whether pixels of a grid and an area in degrees overlap."""
     if geobox.crs is None:
-        raise GridError("the scenes have no coordinate system, so an area has no place on them; name windows instead")
+        raise GridError("the scenes have no CRS, so windows cannot be selected by an area; name windows instead")
     return _overlap(footprint(geobox), area)

@@ -389,12 +389,12 @@ class Job(Strict):
     @model_validator(mode="after")
     def _cells_need_names(self) -> Job:
         if self.grid is None and (self.area is not None or CELL in self.output):
-            raise ValueError("area and {cell} in the output are about the cells of a grid; name a grid")
+            raise ValueError("area and {cell} in the output need a grid; give a grid")
         if self.grid is not None and CELL not in self.output:
             raise ValueError("a grid makes a product for each cell: put {cell} into the output's name")
         if self.grid is not None and any(v is not None for v in (self.crs, self.resolution, self.anchor, self.like)):
             raise ValueError(
-                "a grid says crs, resolution and anchor itself; leave out crs, resolution, anchor and like"
+                "a grid sets crs, resolution and anchor itself; leave out crs, resolution, anchor and like"
             )
         return self
 
@@ -409,7 +409,7 @@ class Job(Strict):
         if self.span is not None and "output" not in templates:
             raise ValueError("a span makes a product for each date: put {{pointInTime}} into the output's name")
         if self.span is not None and self.datetime is not None:
-            raise ValueError("a span says which dates; leave datetime out")
+            raise ValueError("a span sets the dates; leave datetime out")
         return self
 
     @property
@@ -487,9 +487,9 @@ def require_selectors(
     job: Job, *, since: str | None = None, windows: Any = None, cells: str | None = None, prefix: str = ""
 ) -> None:
     """Raise if a selection does not apply to the job's products or windows; `prefix` is for names in messages."""
-    choose = f"{prefix}%s and {prefix}area choose among its %s"
+    choose = f"{prefix}%s and {prefix}area select from its %s"
     if job.span is None and since is not None:
-        raise JobError(f"{prefix}since chooses from a span, and the job has none; leave it out", key="span")
+        raise JobError(f"{prefix}since selects from a span, and the job has none; leave it out", key="span")
     if job.grid is None and cells is not None:
         raise JobError(f"{prefix}cells: the job has no grid; {choose % ('windows', 'windows')}", key="grid")
     if job.grid is not None and windows is not None:

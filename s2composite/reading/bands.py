@@ -56,7 +56,7 @@ def chosen_bands(bands: Any) -> tuple[BandName, ...] | None:
         number = isinstance(band, int) and not isinstance(band, bool) and band > 0
         if not (number or (isinstance(band, str) and band.strip())):
             raise ParameterError(
-                f"bands holds {band!r}; it takes names such as 'red', 'B04' or 'TCI', and numbers of bands from 1"
+                f"bands contains {band!r}; it takes names such as 'red', 'B04' or 'TCI', and numbers of bands from 1"
             )
     if not chosen or len(set(chosen)) < len(chosen):
         raise ParameterError(f"bands is {list(chosen)!r}; name at least one, and each once")
@@ -92,8 +92,8 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> 
         shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
         picture = chosen[0][0].name
         LOG.warning(
-            "bands= is not given, so %s is opened, a picture of 8 bits, and not %s beside it; choose with bands=, for "
-            "example bands=[%r], or bands=[%r] for the picture without this line",
+            "bands= is not given, so the 8-bit picture %s is opened, not %s; choose with bands=, for example "
+            "bands=[%r], or bands=[%r] for the picture without this message",
             picture, shown, others[0], picture,
         )  # fmt: skip
     return tuple(chosen)
@@ -129,8 +129,8 @@ def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
     if declared and len(declared) not in (header.bands, len(data)):
         listed = f": {', '.join(asset.bands)}" if asset.bands else ""
         raise SceneError(
-            f"{asset.href} has {header.bands} band(s), but a {asset.name} has {len(declared)}{listed}; remove the "
-            "file, or name its bands with Asset(bands=...)",
+            f"{asset.href} has {header.bands} band(s), but {asset.name} should have {len(declared)}{listed}; remove "
+            "the file, or name its bands with Asset(bands=...)",
             href=asset.href,
         )
     names = asset.bands
@@ -210,7 +210,7 @@ def _must_find(wanted: BandName, entries: Sequence[_Entry], scene: Scene) -> lis
         names |= dict.fromkeys(name for _, _, name in entries)
         cure = "where other scenes have it, on_error='skip' leaves this one out"
         if isinstance(wanted, int):
-            cure = "numbers count the bands of a scene's only file, from 1; name bands where there are several files"
+            cure = "numbers count the bands of a scene's only file, from 1; use names if there are several files"
         raise BandError(
             f"scene {scene.id} has no band {wanted!r}; it has {', '.join(names)}; {cure}",
             scene=scene.id,

@@ -123,7 +123,7 @@ def _check_alike(properties: Mapping[str, Mapping[str, str]], names: Sequence[st
         lines.append(f"  {scene}: {', '.join(unlike)}")
     if len(odd) > _SHOWN:
         lines.append(f"  and {len(odd) - _SHOWN} more")
-    cure = "leave them out, or name a target grid with geobox=, or crs= and resolution=, to have them warped to it"
+    cure = "leave them out, or give a target grid with geobox=, or crs= and resolution=, to warp them to it"
     if all("dtype" in line or "bands" in line for line in lines):
         cure = "leave them out, or choose bands= that all scenes have in the same dtype"
     message = f"{len(odd)} of {len(key)} scenes differ from the others:\n" + "\n".join(lines) + f"\n{cure}"
@@ -146,12 +146,12 @@ def target_geobox(
     """
     if geobox is not None:
         if crs is not None or resolution is not None or anchor is not None:
-            raise ParameterError("geobox= already says crs, resolution and anchor; give one or the other")
+            raise ParameterError("geobox= already sets crs, resolution and anchor; give one or the other")
         return geobox
     if any(native.crs is None for native in natives) and (crs is not None or anchor is not None):
         raise GridError(
-            "the scenes have no coordinate system, so there is no way to another grid: leave out crs= and anchor=, or "
-            "write the CRS into the files (gdal_edit.py -a_srs EPSG:32631 file.tif)"
+            "the scenes have no CRS, so they cannot be warped to another grid: leave out crs= and anchor=, or write "
+            "the CRS into the files (gdal_edit.py -a_srs EPSG:32631 file.tif)"
         )
     crs = natives[0].crs if crs is None else crs_of(crs)
     same = all(native.crs == crs for native in natives)
@@ -218,7 +218,9 @@ def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
     try:
         return native.to_crs(crs, resolution=method)
     except (np.linalg.LinAlgError, ValueError, AssertionError) as error:
-        raise GridError(f"the scenes in {native.crs} lie where {crs} is not defined; choose another CRS") from error
+        raise GridError(
+            f"{crs} is not defined at the location of the scenes in {native.crs}; choose another CRS"
+        ) from error
 
 
 def _around(natives: Sequence[GeoBox], crs: CRS) -> BoundingBox:
@@ -238,8 +240,8 @@ def projected_box(native: GeoBox, crs: CRS) -> BoundingBox:
         size = as_fine(native, crs).resolution.map(abs)
         if not max(span.span_x / size.x, span.span_y / size.y) < _TORN * sum(native.shape):
             raise GridError(
-                f"the scenes cross the antimeridian or a pole, where {crs} is cut; choose one that goes on there, such "
-                "as EPSG:3832 around 180 degrees, EPSG:3413 or EPSG:3031 around a pole"
+                f"the scenes cross the antimeridian or a pole, where {crs} is cut; choose a CRS that is continuous "
+                "there, such as EPSG:3832 around 180 degrees, EPSG:3413 or EPSG:3031 around a pole"
             )
     return span
 
@@ -263,9 +265,7 @@ def _grid_around(
         at = anchor if isinstance(anchor, str) else xy_(*anchor)
         return GeoBox.from_bbox(span, crs, resolution=resolution, anchor=at)
     except (KeyError, ValueError, TypeError, AssertionError) as error:
-        raise ParameterError(
-            f"anchor {anchor!r} makes no grid ({error}); there are 'edge', 'center', 'floating'"
-        ) from error
+        raise ParameterError(f"anchor {anchor!r} is invalid ({error}); give 'edge', 'center', 'floating'") from error
 
 
 def _check_size(native: GeoBox, crs: CRS, resolution: float, span: BoundingBox | None = None) -> None:
@@ -366,7 +366,7 @@ def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
     if len(windows) > 1 and columns.stop - columns.start > 2 * sum(x.stop - x.start for _, x in windows):
         raise GridError(
             f"bbox {tuple(round(v, 6) for v in region.bbox)} crosses the antimeridian, where this grid in "
-            f"{geobox.crs} ends; crop each side, or choose a grid that goes on, such as crs='EPSG:3832'"
+            f"{geobox.crs} ends; crop each side, or choose a grid that continues there, such as crs='EPSG:3832'"
         )
     return geobox[rows, columns]
 
@@ -375,8 +375,8 @@ def _windows_in(geobox: GeoBox, region: BoundingBox) -> Iterator[Window]:
     """Yield the pixels that a box touches, possibly none; in degrees it may be shifted by 360."""
     if geobox.crs is None and region.crs is not None:
         raise GridError(
-            f"the scenes have no coordinate system, so a bbox in {region.crs} has no place on them; crop by pixels "
-            "with cube.isel(), or write the CRS into the files (gdal_edit.py -a_srs EPSG:32631 file.tif)"
+            f"the scenes have no CRS, so they cannot be cropped to a bbox in {region.crs}; crop by pixels with "
+            "cube.isel(), or write the CRS into the files (gdal_edit.py -a_srs EPSG:32631 file.tif)"
         )
     if geobox.crs is not None and region.crs is None:
         raise ParameterError("bbox is a BoundingBox without a CRS; give it one")

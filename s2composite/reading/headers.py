@@ -97,7 +97,7 @@ def _checked(lazy: Header, real: Header | ReadError) -> Header | ReadError:
     if not unlike:
         return replace(real, sign=lazy.sign)
     href = display(lazy.href)
-    why = f"{href}: its {' and '.join(unlike)} differ from what its catalogue and the other files promise"
+    why = f"{href}: its {' and '.join(unlike)} differ from its catalogue or the other files"
     return ReadError(f"{why}; open the scenes with headers='read'", href=href, transient=False, retries=0)
 
 

@@ -147,11 +147,10 @@ def choose_source(
 ) -> FileSource:
     """Decide how a file is read onto a grid."""
     if (header.geobox.crs is None) != (geobox.crs is None):
-        lacks, has = ("file", "grid that is asked for") if header.geobox.crs is None else ("grid asked for", "file")
+        lacks, has = ("file", "requested grid") if header.geobox.crs is None else ("requested grid", "file")
         raise GridError(
-            f"{header.href}: the {lacks} has no coordinate system and the {has} has one, so there is no way from one "
-            "to the other; write the CRS into the file (gdal_edit.py -a_srs EPSG:32631 file.tif), or ask for another "
-            "grid",
+            f"{header.href}: the {lacks} has no CRS and the {has} has one, so the file cannot be warped to the grid; "
+            "write the CRS into the file (gdal_edit.py -a_srs EPSG:32631 file.tif), or request another grid",
             href=header.href,
         )
     nearest = resampling == "nearest"
@@ -300,7 +299,7 @@ def _refuse(option: str, what: str, wrong: Sequence[str], known: Mapping[str, No
         shown, asked = [str(name) for name in known], ", ".join(repr(str(name)) for name in wrong[:_SHOWN])
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         raise ParameterError(
-            f"{option}= names {what}s that are not there: {asked}; there are {', '.join(shown[:_SHOWN])}{more}"
+            f"{option}= names unknown {what}s: {asked}; the {what}s are {', '.join(shown[:_SHOWN])}{more}"
         )
 
 
@@ -383,10 +382,10 @@ def _check_scaled(
         header = headers[part.asset.href]
         if values.scale is None and not values.classes and not is_mask_band(names[row]) and header.dtype.kind != "f":
             raise SceneError(
-                f"scene {product.id}: reflectance=True, but nothing says the scale of band {names[row]!r} in "
-                f"{display(part.asset.href)}: neither its catalogue nor tags of the file (gdal_edit.py -scale), and by "
-                "its name it is no band of a known sensor; leave reflectance=True out, or where the numbers are those "
-                f"of Sentinel-2 say what to add with harmonise={{{product.id!r}: -1000}} (0: nothing)",
+                f"scene {product.id}: reflectance=True, but the scale of band {names[row]!r} in "
+                f"{display(part.asset.href)} is unknown: it is neither in its catalogue nor in tags of the file "
+                "(gdal_edit.py -scale), and its name is not a band of a known sensor; omit reflectance=True, or "
+                f"for Sentinel-2 give the number to add with harmonise={{{product.id!r}: -1000}} (0: nothing)",
                 scene=product.id,
                 href=part.asset.href,
             )
@@ -398,9 +397,9 @@ def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[BandS
     if shifts:
         scene, shift = next(iter(shifts.items()))
         raise ParameterError(
-            f"reflectance=True with harmonise=False: the numbers of {len(shifts)} of {len(products)} scenes ({scene} "
-            f"...) have the offset of processing baseline 04.00, {-shift:g}, and with it they are no reflectances; "
-            "leave out harmonise=False, or to have the numbers as in the files, reflectance=True"
+            f"reflectance=True with harmonise=False: the values of {len(shifts)} of {len(products)} scenes ({scene} "
+            f"...) have the offset of processing baseline 04.00, {-shift:g}, and with it they are not reflectances; "
+            "leave out harmonise=False or, for the values as in the files, reflectance=True"
         )
 
 
@@ -417,16 +416,16 @@ def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[BandSource, 
     if mixed:
         shown = ", ".join(mixed[:3]) + (f" and {len(mixed) - 3} more" if len(mixed) > 3 else "")
         raise SceneError(
-            f"{len(mixed)} of {len(products)} scenes do not say whether their numbers have the offset of processing "
-            f"baseline 04.00, and others do: {shown}; say what to add with harmonise={{{mixed[0]!r}: -1000}} (0: "
-            "nothing), leave them out, or take all numbers as they are with harmonise=False",
+            f"{len(mixed)} of {len(products)} scenes do not declare whether their values have the offset of processing "
+            f"baseline 04.00, and others do: {shown}; give the number to add with harmonise={{{mixed[0]!r}: -1000}} "
+            "(0: nothing), leave them out, or use all values unchanged with harmonise=False",
             scene=mixed[0],
         )
     doubtful = list(dict.fromkeys(product for row in unknown.values() for product in row))
     if doubtful and reflectance:
         LOG.warning(
-            "reflectance=True: nothing says whether the numbers of %d scenes have the offset of processing baseline "
-            "04.00 (%s ...); nothing is taken off, harmonise={%r: -1000} does",
+            "reflectance=True: it is unknown whether the values of %d scenes have the offset of processing baseline "
+            "04.00 (%s ...); nothing is subtracted; to subtract it, give harmonise={%r: -1000}",
             len(doubtful), doubtful[0], doubtful[0],
         )  # fmt: skip
 
@@ -437,8 +436,8 @@ def _check_levels(products: Sequence[Scene]) -> None:
     if len(levels) > 1:
         (_, one), (_, other) = sorted(levels.items())
         raise SceneError(
-            f"scene {one.id} ({one.collection}) is of level 1, scene {other.id} ({other.collection}) of level 2: what "
-            "the satellite saw and what the surface reflects do not mix; open one collection at a time",
+            f"scene {one.id} ({one.collection}) is of level 1, scene {other.id} ({other.collection}) of level 2: "
+            "top-of-atmosphere and surface reflectance cannot be mixed; open one collection at a time",
             scene=one.id,
         )
 
@@ -451,8 +450,8 @@ def _check_units(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ..
         known = first.setdefault(row, (product.id, *unit))
         if unit != known[1:] and None not in (unit[0], known[1]):
             raise SceneError(
-                f"scene {product.id} ({product.collection}) has numbers of {unit[0]} with offset {unit[1]} in "
-                f"{part.asset.name}, scene {known[0]} of {known[1]} with offset {known[2]}; open them with "
+                f"scene {product.id} ({product.collection}) has scale {unit[0]} and offset {unit[1]} in "
+                f"{part.asset.name}, scene {known[0]} scale {known[1]} and offset {known[2]}; open them with "
                 "reflectance=True, or one collection at a time",
                 scene=product.id,
             )
@@ -594,8 +593,8 @@ def layout_of(
                 left = [name for i, name, alpha in named if name not in mine and i != alpha]
                 if left:
                     LOG.warning(
-                        "mask bands are no observations and left out: %s; rules such as SCL() find them, bands= asks "
-                        "for them",
+                        "mask bands are not observations and are left out: %s; rules such as SCL() find them, "
+                        "bands= requests them",
                         ", ".join(left),
                     )
             first = first or (mine, scene.sensor)

@@ -373,7 +373,7 @@ class Stack:
         details = {**error.__dict__, "scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)}
         raise ReadError(
             f"scene {scene.id}, window y {y.start}:{y.stop} x {x.start}:{x.stop}: {error}; try again, leave the scene "
-            "out, or go on without it with on_error='skip'",
+            "out, or continue without it with on_error='skip'",
             **details,
         )
 

@@ -156,7 +156,7 @@ class PendingTiles:
                 tally.seconds += perf_counter() - arrived
         for i in missing:
             tally, href = tallies[self.runs[i].request], display(self.ranges[i].href)
-            why = f"{href}: reading it was given up"
+            why = f"{href}: reading it was cancelled"
             tally.error = tally.error or ReadError(why, href=href, transient=True, retries=tally.retries)
         for request, tally in zip(self.requests, tallies, strict=True):
             if tally.error is not None:

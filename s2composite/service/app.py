@@ -85,9 +85,9 @@ _ERRORS = {"type": "array", "items": {"type": "object", "properties": {"pointer"
 _PROBLEM = {"type": _TEXT, "title": _TEXT, "status": {"type": "integer"}, "detail": _TEXT, "errors": _ERRORS}
 
 _PROBLEMS = {
-    400: "not readable", 401: "no token", 403: "not open to callers", 404: "there is no such thing",
-    409: "its state does not allow it", 413: "too large", 415: "wrong media type", 422: "a field is wrong",
-    429: "too much is waiting", 503: "may succeed later", 504: "took too long",
+    400: "not readable", 401: "no token", 403: "not allowed", 404: "not found",
+    409: "not possible in this state", 413: "too large", 415: "wrong media type", 422: "a field is wrong",
+    429: "too many requests are waiting", 503: "may succeed later", 504: "took too long",
 }  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def dead_letters(service: Service, limit: Annotated[int, Query(ge=1, le=1000)] =
 async def post_job(service: Service, request: Request, response: Response) -> dict[str, Any]:
     """Add a job to the queue: the keys of a job file, with a plain name as `output`; returns its id."""
     if service.settings.storage is None:
-        raise ProblemError(403, "this service takes no jobs: it has no storage for results")
+        raise ProblemError(403, "this service does not accept jobs: it has no storage for results")
     body, number = await request.body(), str(uuid.uuid4())
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     text = await asyncio.to_thread(accept_job, body, media, number, service.settings)
@@ -228,7 +228,7 @@ async def retry(service: Service, number: str) -> dict[str, Any]:
     row = await asyncio.to_thread(service.row, number)
     again = ("failed", "cancelled")
     if not await asyncio.to_thread(service.store.transition, number, again, "queued", error=None, ended=None):
-        raise ProblemError(409, f"the job is {row.state}: only failed and cancelled ones are tried again")
+        raise ProblemError(409, f"the job is {row.state}: only failed and cancelled jobs can be retried")
     service.runner.notified.set()
     return {"id": number, "state": "queued"}
 
@@ -344,7 +344,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
     async def unexpected(_: Request, error: Exception) -> Response:
         number = uuid.uuid4().hex[:8]
         LOG.error("unexpected error %s", number, exc_info=error)
-        return ProblemError(500, f"an error of the service; its log has it as {number}").response()
+        return ProblemError(500, f"an error of the service; see {number} in its log").response()
 
     return app
 

@@ -141,7 +141,7 @@ def dispatch(
         raise ServiceError("give the url of a service, or a topic that is pushed to one")
     for key, field in Job.model_fields.items():
         if key not in _KEYS and getattr(job, key) != field.get_default():
-            message = "a service makes luminance medians of RGB scenes on their own grid; leave it out, or run the job"
+            message = "a service makes only luminance medians of RGB scenes on their grid; omit it, or run the job"
             raise JobError(f"{key}: {message}", key=key, line=None)
     if job.format != "tif":
         raise JobError("output: tiles are put together as a GeoTIFF; its name ends in .tif", key="output", line=None)
@@ -194,7 +194,7 @@ def _plan_windows(job: Job, output: str) -> _Plan:
         assets = scene.assets if len(scene.assets) == 1 else [a for a in scene.assets if a.name == "TCI"]
         if len(assets) != 1:
             names = ", ".join(asset.name for asset in scene.assets)
-            message = f"source: scene {scene.id} has {names}; one RGB file a scene is taken"
+            message = f"source: scene {scene.id} has {names}; the service takes one RGB file per scene"
             raise JobError(message, key="source", line=None)
         datasets.append(absolute(assets[0].href))
     height, width = (int(n) for n in read_header(datasets[0]).geobox.shape)
@@ -234,7 +234,9 @@ def _wait_for_tiles(plan: _Plan, silence: float, record: Callable[[_Attempt], No
             record(_Attempt(missing.pop(name), 1, time.monotonic() - start))
         last = time.monotonic() if arrived else last
         if time.monotonic() - last > silence:
-            message = f"no tile has come for {silence:g} s; see the service's dead letters and the dead-letter topic"
+            message = (
+                f"no tile has appeared for {silence:g} s; see the service's dead letters and the dead-letter topic"
+            )
             for window in missing.values():
                 record(_Attempt(window, 1, time.monotonic() - start, message))
             return

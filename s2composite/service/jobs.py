@@ -184,7 +184,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
         if key in ALLOWED_KEYS:
             continue
         if key in Job.model_fields:
-            raise ProblemError(403, f"{key}: is the operator's to set, not a caller's", f"/{key}")
+            raise ProblemError(403, f"{key}: only the operator may set it", f"/{key}")
         raise ProblemError(422, f"unknown key {str(key)[:100]!r}; there are {', '.join(ALLOWED_KEYS)}", "")
     # Reducers and rules only by registered name, without paths of functions: a path would be imported.
     for key, known in (("reducer", reducer_names()), ("valid", rule_names(imports=False))):
@@ -247,9 +247,9 @@ def _check_product_count(job: Job, most: int) -> None:
 
 def _cell_count(job: Job, grid: GridOptions) -> float:
     if isinstance(grid, CellsOptions):
-        raise ProblemError(403, "grid.file: is the operator's to set, not a caller's", "/grid/file")
+        raise ProblemError(403, "grid.file: only the operator may set it", "/grid/file")
     if job.bbox is None:
-        detail = "bbox: a grid has no end; say which area it is about, [west, south, east, north]"
+        detail = "bbox: a grid is unbounded; give an area, [west, south, east, north]"
         raise ProblemError(422, detail, "/bbox")
     try:
         crs = grid.crs if isinstance(grid, OdcOptions) else "EPSG:4326"
@@ -309,7 +309,7 @@ class _JobLog:
             return
         self._left -= len(data)
         if self._left <= 0:
-            data = b"the rest is not kept: the log is as long as the service lets it be\n"
+            data = b"the rest was dropped: the log has reached its limit\n"
         try:
             with self._path.open("ab") as file:
                 file.write(data)
@@ -331,7 +331,7 @@ class JobRunner:
         """Start on the queue, first with jobs that were running when the service ended; they resume from the ledger."""
         again = await asyncio.to_thread(self._store.requeue)
         if again:
-            LOG.info("%d jobs go on where they were interrupted", again)
+            LOG.info("%d interrupted jobs resume", again)
         self._slots = [asyncio.create_task(self._work()) for _ in range(self._settings.limits.running)]
 
     async def close(self) -> None:
@@ -375,7 +375,7 @@ class JobRunner:
             try:
                 await asyncio.to_thread(self._store.finish, row, state, error)
             except SQLAlchemyError as problem:
-                LOG.error("job %s is %s, which cannot be noted: %s", row.id, state, str(problem).partition("\n")[0])  # noqa: TRY400 - as above
+                LOG.error("job %s is %s, but not recorded: %s", row.id, state, str(problem).partition("\n")[0])  # noqa: TRY400 - as above
                 await asyncio.sleep(_POLL)
             else:
                 return
@@ -399,7 +399,7 @@ class JobRunner:
                 code = await running.process.wait()
             error = None if code == 0 else last if code > 0 else f"its process was ended by signal {-code}"
         except TimeoutError:
-            code, error = 1, f"it took longer than {self._settings.limits.job_seconds:g} s; retry goes on from there"
+            code, error = 1, f"it took longer than {self._settings.limits.job_seconds:g} s; retry resumes from there"
         finally:
             await asyncio.shield(running.end())
             del self._running[row.id]

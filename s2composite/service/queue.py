@@ -102,7 +102,7 @@ class JobStore:
             locked = bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar_one())
         if not locked:
             raise ParameterError(
-                f"database {name}: another service takes jobs from it; end that one, or name another database"
+                f"database {name}: another service runs jobs from it; stop that one, or name another database"
             )
 
     def close(self) -> None:

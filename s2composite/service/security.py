@@ -112,7 +112,7 @@ def validation_problem(error: ValidationError, known: str) -> ProblemError:
     for details in error.errors(include_url=False, include_input=False)[:20]:
         pointer = "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')[:100]}" for key in details["loc"])
         if details["type"] == "extra_forbidden":
-            detail = f"unknown field; there are {known}"
+            detail = f"unknown field; the fields are {known}"
         elif details["type"] == "missing":
             detail = "is missing"
         else:
@@ -180,7 +180,7 @@ def check_text(content: Any) -> None:
     try:
         json.dumps(content, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
-        raise ProblemError(400, "the body has half a surrogate pair, which is no text", "") from None
+        raise ProblemError(400, "the body has half a surrogate pair, which is not text", "") from None
 
 
 # --- who may call ---------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class PushKeys:
                     self._keys = dict(httpx.get(self._url, timeout=10).raise_for_status().json())
                     self._next_fetch = time.monotonic() + _KEYS_FRESH
                 except (httpx.HTTPError, ValueError, TypeError) as error:
-                    LOG.warning("the keys of who pushes cannot be fetched: %s", type(error).__name__)
+                    LOG.warning("the public keys for pushes cannot be fetched: %s", type(error).__name__)
                     self._next_fetch = time.monotonic() + _KEYS_AGAIN
             return self._keys
 
@@ -324,7 +324,7 @@ class SecurityMiddleware:
                 raise ProblemError(421, detail)
         origin = headers.get("origin")
         if origin is not None and _split_url(origin).netloc != host:
-            raise ProblemError(403, "requests that a page elsewhere sends are not answered")
+            raise ProblemError(403, "requests sent by other web pages are not allowed")
 
     async def _check_caller(self, scope: Scope, headers: dict[str, str]) -> None:
         """Reject a caller with neither the token nor that of the account that pushes."""
@@ -362,7 +362,7 @@ class SecurityMiddleware:
 
 def _check_query(scope: Scope) -> None:
     if not scope["query_string"].isascii():
-        raise ProblemError(400, "the query of the URL has bytes that are no ASCII; write them as %XX")
+        raise ProblemError(400, "the query of the URL has bytes that are not ASCII; write them as %XX")
 
 
 def _check_body_headers(path: str, headers: dict[str, str], limit: int) -> None:
@@ -372,7 +372,7 @@ def _check_body_headers(path: str, headers: dict[str, str], limit: int) -> None:
     if not re.fullmatch(r"[0-9]{1,19}", length) or int(length) > limit:
         raise _too_large(limit)
     if headers.get("content-encoding", "identity") != "identity":
-        raise ProblemError(415, "a compressed body is not accepted: what it becomes is not known beforehand")
+        raise ProblemError(415, "a compressed body is not accepted: its decompressed size is unknown")
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     accepted = _MEDIA.get(path)
     if accepted is not None and media not in accepted:

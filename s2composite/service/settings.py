@@ -43,7 +43,7 @@ def _place(text: str) -> str:
     if scheme not in ("gs", "s3", "http", "https"):
         raise ValueError(f"expected a directory, gs://, s3://, http:// or https://, got {text!r}")
     if "@" in rest.partition("/")[0] or "?" in rest:
-        raise ValueError("a place has no user and no query")
+        raise ValueError("a location must not have a user or a query")
     return text
 
 
@@ -137,7 +137,7 @@ class Settings(Strict):
     @model_validator(mode="after")
     def _opened(self) -> Settings:
         if not self.read or not (self.write or self.storage):
-            raise ValueError("nothing is open: name what may be read, and what may be written or a storage for jobs")
+            raise ValueError("nothing is allowed: set 'read', and 'write' or a 'storage' for jobs")
         return self
 
     @property
@@ -176,5 +176,5 @@ def take_token(settings: Settings) -> str | None:
             "127.0.0.1"
         )
     if token is not None and len(token) < _SHORTEST:
-        raise ParameterError(f"{TOKEN} has fewer than {_SHORTEST} characters; take 'openssl rand -hex 32'")
+        raise ParameterError(f"{TOKEN} has fewer than {_SHORTEST} characters; use 'openssl rand -hex 32'")
     return token

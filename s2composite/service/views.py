@@ -86,7 +86,7 @@ class Views:
         """Return the report of a job or of one of its products."""
         report = job_report(self._product(row, product).job)
         if report is None:
-            raise ProblemError(404, "nothing has been done of this job yet, so there is no report")
+            raise ProblemError(404, "this job has not started yet, so there is no report")
         return report
 
     def quicklook(self, row: JobRow, product: str | None = None) -> bytes:
@@ -110,7 +110,7 @@ class Views:
         else:
             chosen = sorted(products, key=lambda product: product.progress.state != "complete")[:1]
         if not chosen:
-            raise ProblemError(404, "there is no such product of the job; its facts list them", "/product")
+            raise ProblemError(404, "the job has no such product; its summary lists the products", "/product")
         return chosen[0]
 
     def _products(self, row: JobRow) -> tuple[_JobProduct, ...]:

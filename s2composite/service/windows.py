@@ -116,7 +116,7 @@ class Delivery:
             raise ProblemError(422, "the payload is not an object with window, destination and datasets", "")
         listed = self.payload.get("datasets")
         if isinstance(listed, list) and len(listed) > datasets:
-            raise ProblemError(422, f"{len(listed)} datasets; at most {datasets} are taken", "/datasets")
+            raise ProblemError(422, f"{len(listed)} datasets; at most {datasets} are allowed", "/datasets")
         try:
             return WindowRequest.model_validate(self.payload)
         except ValidationError as error:
@@ -331,7 +331,7 @@ class WindowPool:
         limits = self._settings.limits
         pixels = request.window[2] * request.window[3]
         if pixels > limits.pixels:
-            raise ProblemError(422, f"{pixels} pixels; at most {limits.pixels} are made at once", "/window")
+            raise ProblemError(422, f"{pixels} pixels; at most {limits.pixels} are allowed", "/window")
         size = pixels * 3 * len(request.datasets)
         if size > limits.observations:
             detail = f"{size} bytes of observations; at most {limits.observations}: ask for a smaller window"
@@ -363,8 +363,8 @@ class WindowPool:
             detail = f"the window took longer than {limit:g} s; ask for a smaller one"
             raise ProblemError(504, detail) from None
         except ProcessExpired as error:
-            LOG.error("a process ended while it made a window: exit code %s", error.exitcode)  # noqa: TRY400 - no frames worth showing
-            detail = "the process that made the window has ended; try again"
+            LOG.error("a process ended while it computed a window: exit code %s", error.exitcode)  # noqa: TRY400 - no frames worth showing
+            detail = "the process that computed the window has ended; try again"
             raise ProblemError(503, detail, retry_after=1) from None
         if isinstance(outcome, ProblemError):
             raise outcome
@@ -382,7 +382,7 @@ def _make_in_worker(request: WindowRequest) -> bool | ProblemError:
         return problem_from_error(error)
     except Exception as error:  # noqa: BLE001 - the worker must survive any error of a library
         LOG.error("%s", redact(traceback.format_exc()))  # noqa: TRY400 - the traceback without secrets
-        return ProblemError(500, f"the window could not be made: {type(error).__name__}; the service's log says more")
+        return ProblemError(500, f"the window could not be computed: {type(error).__name__}; see the service's log")
 
 
 def _initialize_worker(access: str, warm: bool) -> None:

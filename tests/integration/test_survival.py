@@ -238,7 +238,7 @@ def test_a_worker_that_runs_out_of_memory_costs_its_call_and_no_other(tmp_path):
     assert sorted(o.result for o in outcomes if o.error is None) == [0, 1, 2, 4]
     (failed,) = [o for o in outcomes if o.final and o.error is not None]
     assert failed.call.about == 3
-    assert "died, most likely for want of memory; take smaller chunks" in str(failed.error)
+    assert "died, most likely out of memory; use smaller chunks" in str(failed.error)
 
 
 def little_is_left(dask_worker):

@@ -106,7 +106,7 @@ def test_each_worker_that_is_not_well_is_told(zoo, shared, scenes_dir):
     (problem,) = checks["lacking"].problems
     assert "could not be checked" in problem
     assert "install the same s2composite" in problem
-    assert checks["frozen"].problems == ("it did not answer in time: it is busy, frozen, or gone",)
+    assert checks["frozen"].problems == ("it did not answer in time: it is busy, frozen or lost",)
     if "apart" in processes:
         (problem,) = checks["apart"].problems
         assert "is the directory a shared one?" in problem

@@ -200,7 +200,7 @@ if __name__ == "__main__":
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     done = script(tmp_path, "import s2composite\ns2composite.connect(workers=2, memory='200MB', dashboard=':0')\n")
     assert done.returncode == 1
-    assert "connect() goes below `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
+    assert "call connect() below `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
 
 
 WRONG = [

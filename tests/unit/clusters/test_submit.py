@@ -148,7 +148,7 @@ def test_a_scheduler_that_forbids_to_restart_workers_ends_nothing(tmp_path, capl
         thawed(tmp_path)
     assert [o.result for o in outcomes if o.error is None] == [0]
     assert "no answer in 3 s" in str(outcomes[0].error)
-    assert "workers that are silent could not be restarted: The 'run_function' handler has been" in caplog.text
+    assert "unresponsive workers could not be restarted: The 'run_function' handler has been" in caplog.text
 
 
 class Clinging:
@@ -238,7 +238,7 @@ def silent_for(client, worker):
 def test_a_scheduler_that_is_gone_is_said(tmp_path):
     client = s2c.connect("local", workers=1, threads=1, memory="1GB", dashboard=":0", announce=False)
     client.close()
-    with pytest.raises(ClusterError, match="scheduler is gone"):
+    with pytest.raises(ClusterError, match="scheduler was lost"):
         list(run_bounded(client, calls("double", double), QUICK))
 
 

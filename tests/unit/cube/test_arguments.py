@@ -113,7 +113,7 @@ def test_bands_of_a_generator_and_of_a_file_without_names(folder, tmp_path):
     ("bands", "error", "words"),
     [
         ([4], BandError, "no band 4; it has .*B04, B03, B08; numbers count"),
-        ([0], ParameterError, "holds 0; it takes names .* from 1"),
+        ([0], ParameterError, "contains 0; it takes names .* from 1"),
         (["B04", "B04"], ParameterError, "name at least one, and each once"),
         (["B04", 1], BandError, "name each band once"),
         ([], ParameterError, "name at least one"),

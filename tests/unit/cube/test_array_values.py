@@ -183,7 +183,7 @@ def test_scaled_cubes_are_known_lazy_and_refused_in_memory(files, change):
     cube = s2c.open_cube(files)
     same(change(cube), change(truth()).transpose("time", "band", "y", "x"))
     for held in (change(cube.compute()), change(cube).compute(), change(cube).persist()):
-        with pytest.raises(ParameterError, match=r"cannot be told.*cube\.where\(cube != 0\)"):
+        with pytest.raises(ParameterError, match=r"cannot be determined.*cube\.where\(cube != 0\)"):
             s2c.composite(held, "median")
         said = held.drop_attrs(deep=False)
         assert (s2c.composite(said, "median").compute()["count"] == SCENES).all()
@@ -199,7 +199,7 @@ def test_scaled_cubes_are_known_lazy_and_refused_in_memory(files, change):
     ],
 )
 def test_series_in_which_nodata_became_data_are_refused(files, change):
-    with pytest.raises(ParameterError, match="cannot be told"):
+    with pytest.raises(ParameterError, match="cannot be determined"):
         s2c.composite(change(s2c.open_cube(files)), "median")
 
 
@@ -255,11 +255,9 @@ def test_integers_that_were_shifted_do_not_count_nodata(files, change, nodata):
 )
 def test_what_cannot_be_told_is_refused_unless_a_rule_tells(files, change):
     made = change(s2c.open_cube(files))
-    with pytest.raises(
-        ParameterError, match=r"was derived from one whose nodata value was 0; .*cube\.where\(cube != 0\)"
-    ):
+    with pytest.raises(ParameterError, match=r"was derived from one with nodata value 0; .*cube\.where\(cube != 0\)"):
         s2c.composite(made, "median")
-    with pytest.raises(ParameterError, match="cannot be told"):
+    with pytest.raises(ParameterError, match="cannot be determined"):
         s2c.valid_share(made)
     everything = s2c.composite(made, "median", valid=()).compute()
     np.testing.assert_array_equal(everything["composite"].values, made.median("time").values.astype(made.dtype))
@@ -327,7 +325,7 @@ def test_zeros_that_count_are_said(files, caplog, compute):
     comp = s2c.composite(s2c.open_cube(files), "median")
     layer = (comp.compute() if compute else comp)["composite"].astype("float32")
     s2c.zonal_stats(layer[1] - layer[0], zones(0), ["mean"])
-    assert "nodata value was 0, which counts as data now" in caplog.text
+    assert "nodata value 0 and has no NaN, so every value counts as data" in caplog.text
 
 
 def test_pictures_show_what_is_data(files):
@@ -363,7 +361,7 @@ def test_raw_arrays_of_rioxarray(tmp_path, chunks, nodata):
     np.testing.assert_array_equal(comp["count"].values[:, 0], np.repeat([0, SCENES], [3, 9]))
     shifted = raw - np.int16(1000)
     if chunks is None:
-        with pytest.raises(ParameterError, match="cannot be told"):
+        with pytest.raises(ParameterError, match="cannot be determined"):
             s2c.composite(shifted, "median")
     else:
         comp = s2c.composite(shifted, "median").compute()
@@ -397,7 +395,7 @@ def test_odc_stac(items, chunks):
     shifted = loaded.astype("int16") - np.int16(1000)
     if chunks is None:
         for changed in (shifted, loaded / 10000, loaded["red"] / 10000, loaded["red"].astype("int16") - np.int16(1000)):
-            with pytest.raises(ParameterError, match="cannot be told"):
+            with pytest.raises(ParameterError, match="cannot be determined"):
                 s2c.composite(changed, "median")
     else:
         comp = s2c.composite(shifted, "median").compute()
@@ -463,7 +461,7 @@ def test_usual_names_and_helper_variables(change):
     [
         (lambda d: d.assign(dem=(("y", "x"), np.zeros((SIDE, SIDE)))), "dem of the Dataset has no time.*drop_vars"),
         (lambda d: d.expand_dims("band"), r"several variables of the Dataset have bands \(red, nir\)"),
-        (lambda d: d[["red"]].isel(x=0, drop=True), "no variable of the Dataset has y and x; there are red"),
+        (lambda d: d[["red"]].isel(x=0, drop=True), "no variable of the Dataset has y and x; it has red"),
         (lambda d: d.isel(time=0).to_dataarray("band"), r"give it one with \.expand_dims\('time'\)"),
         (lambda d: d.rename(x="column"), "no variable"),
         (lambda d: d.isel(y=slice(0, 0)), "the cube has no rows"),
@@ -500,7 +498,7 @@ def test_a_cube_that_was_written_and_opened_again(files, tmp_path):
     comp = s2c.composite(xr.open_zarr(tmp_path / "cube.zarr")["cube"], "median").compute()
     for layer in ("composite", "count"):
         np.testing.assert_array_equal(comp[layer].values, expected[layer].values)
-    with pytest.raises(ParameterError, match="cannot be told"):
+    with pytest.raises(ParameterError, match="cannot be determined"):
         s2c.composite(xr.open_dataset(tmp_path / "cast.nc")["cube"], "median")
 
 
@@ -515,7 +513,7 @@ def test_a_difference_of_a_cube_that_was_written_and_opened_again(name, files, t
         difference.rename("cube").to_zarr(tmp_path / name)
     for chunks in (None, {}):
         opened = xr.open_dataset(tmp_path / name, chunks=chunks)["cube"]
-        with pytest.raises(ParameterError, match="cannot be told"):
+        with pytest.raises(ParameterError, match="cannot be determined"):
             s2c.composite(opened, "median")
         comp = s2c.composite(opened, "median", valid=()).compute()
         np.testing.assert_array_equal(comp["count"], SCENES)

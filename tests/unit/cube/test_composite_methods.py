@@ -163,8 +163,8 @@ def test_what_is_recorded_for_each_window_is_left_out_where_windows_are_cut(comp
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("rio", r"no attribute 'rio'; its dataset has, and so may each layer: \.dataset\.rio, \['composite'\]\.rio"),
-        ("mean", r"no attribute 'mean'; its dataset has.*\.dataset\.mean"),
+        ("rio", r"no attribute 'rio'; use its dataset or a layer: \.dataset\.rio, \['composite'\]\.rio"),
+        ("mean", r"no attribute 'mean'; use its dataset.*\.dataset\.mean"),
         ("to_geotiff", "no attribute 'to_geotiff'; its layers are composite, source, count"),
         ("_private", "'Composite' object has no attribute '_private'"),
     ],

@@ -140,8 +140,8 @@ def test_a_picture_that_is_taken_beside_reflectances_is_told(tmp_path, caplog):
     assert s2c.open_cube(tmp_path).dtype == np.uint8
     (told,) = caplog.messages
     assert told == (
-        "bands= is not given, so TCI is opened, a picture of 8 bits, and not B04 beside it; choose with bands=, for "
-        "example bands=['B04'], or bands=['TCI'] for the picture without this line"
+        "bands= is not given, so the 8-bit picture TCI is opened, not B04; choose with bands=, for example "
+        "bands=['B04'], or bands=['TCI'] for the picture without this message"
     )
     caplog.clear()
     s2c.open_cube(tmp_path, bands=["TCI"])

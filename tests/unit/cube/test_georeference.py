@@ -120,7 +120,7 @@ def test_a_file_lies_where_the_coordinates_say(name, made, tmp_path):
 def test_coordinates_that_could_be_corners_or_centres_are_named(caplog):
     with caplog.at_level("WARNING"):
         cube = georeferenced(from_stackstac().isel(EVERY_SECOND))
-    assert "corners of pixels of 10" in caplog.text
+    assert "corners of pixels of size 10" in caplog.text
     assert not {"spec", "transform"} & set(cube.attrs)
     caplog.clear()
     assert georeferenced(cube) is cube
@@ -579,7 +579,7 @@ def test_what_needs_a_crs_says_so(bare, call):
 
 
 def test_a_grid_without_a_crs_for_files_that_have_one(folder, bare):
-    with pytest.raises(GridError, match="the grid asked for has no coordinate system"):
+    with pytest.raises(GridError, match="the requested grid has no CRS"):
         s2c.open_cube(folder, geobox=GeoBox((9, 9), UTM, None))
     with pytest.raises(ParameterError, match="without a georeference"):
         s2c.open_cube(folder, like=s2c.open_cube(bare))

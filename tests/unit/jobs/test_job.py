@@ -100,7 +100,7 @@ MISTAKES = [
     (GOOD + "resampling: {red: smooth}\n", 3, "resampling", ["'smooth' is unknown"]),
     (GOOD + "sign: planetary_computer\n", 3, "sign", ["the path of a function", "planetary_computer.sign"]),
     (GOOD + "sign: os.system('x')\n", 3, "sign", ["the path of a function"]),
-    ("source: a\noutput: 'a{cell}.tif'\ngrid: mgrs\nlike: a.tif\n", None, None, ["a grid says crs"]),
+    ("source: a\noutput: 'a{cell}.tif'\ngrid: mgrs\nlike: a.tif\n", None, None, ["a grid sets crs"]),
     (GOOD + "resolution: -10\n", 3, "resolution", ["above 0"]),
     (GOOD + "resolution: '20'\n", 3, "resolution", ["a number", "'20'"]),
     (GOOD + "engine: fast\n", 3, "engine", ["one of auto, tiles, gdal", "'fast'"]),

@@ -89,7 +89,7 @@ def test_polygons_of_a_file(tmp_path):
         cells_of(CellsOptions(type="cells", file=str(file), name="nom"), None)
     for names, words in (
         (["a", "b", "a"], "two polygons are named 'a'"),
-        (["a", "../b", "c"], "named '../b', which is no part"),
+        (["a", "../b", "c"], "named '../b', which is not valid"),
         (["a", "", "c"], "named ''"),
     ):
         for feature, name in zip(features, names, strict=True):
@@ -176,8 +176,8 @@ def test_windows_of_the_next_cell_are_made_while_one_is_finished(tmp_path):
     ("keys", "words"),
     [
         ({"grid": "mgrs"}, "put {cell}"),
-        ({"area": "a.geojson"}, "name a grid"),
-        ({"output": "{cell}.tif"}, "name a grid"),
+        ({"area": "a.geojson"}, "give a grid"),
+        ({"output": "{cell}.tif"}, "give a grid"),
         ({"output": "{cell}.tif", "grid": "mgrs", "crs": "EPSG:3035"}, "leave out crs"),
         ({"output": "{cell}.tif", "grid": "EPSG:3035;ten;1"}, "crs;resolution;shape"),
         ({"output": "{cell}.tif", "grid": {"type": "hex"}}, "unknown type 'hex'"),

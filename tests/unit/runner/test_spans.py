@@ -249,7 +249,7 @@ def test_since_needs_a_span(tmp_path):
     (tmp_path / "job.yaml").write_text("source: x\noutput: a.tif")
     found = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--since", "last"])
     assert isinstance(found.exception, JobError)
-    assert "--since chooses from a span" in str(found.exception)
+    assert "--since selects from a span" in str(found.exception)
 
 
 def test_run_and_plan_take_a_job_of_months_and_cells(months, client, tmp_path):
@@ -302,7 +302,7 @@ def test_an_area_that_one_month_lacks_stops_no_other(months, client, tmp_path):
 
 
 def test_what_selects_is_about_what_there_is():
-    with pytest.raises(JobError, match="since chooses from a span"):
+    with pytest.raises(JobError, match="since selects from a span"):
         s2c.run("source: x\noutput: a.tif", since="last")
     with pytest.raises(JobError, match="cells: the job has no grid"):
         s2c.plan(BASE + SPAN, cells="31TCJ")

@@ -476,8 +476,8 @@ def test_without_the_extra_the_message_names_it(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "nothing is open"),
-        ({"read": ["/data"]}, "nothing is open"),
+        ({}, "nothing is allowed"),
+        ({"read": ["/data"]}, "nothing is allowed"),
         ({"read": ["ftp://x"], "write": ["/tmp"]}, "read"),
         ({"read": ["s3://k:s@x"], "write": ["/tmp"]}, "no user"),
         ({"read": ["/data"], "write": ["/tmp"], "prot": 1}, "did you mean 'port'"),

@@ -318,5 +318,5 @@ def test_a_database_that_goes_and_comes_back(service, root, files):
 
 def test_two_services_do_not_take_the_same_jobs(service, root):
     settings = {key: service.settings[key] for key in ("read", "write", "storage", "state")}
-    with pytest.raises(AssertionError, match="another service takes jobs"), served(root / "second", **settings):
+    with pytest.raises(AssertionError, match="another service runs jobs"), served(root / "second", **settings):
         pass

@@ -120,7 +120,7 @@ def test_a_run_that_is_over_ends_no_other(store):
 def test_one_service_takes_jobs(store, url):
     other = JobStore(url)
     store.lock()
-    with pytest.raises(ParameterError, match="another service takes jobs"):
+    with pytest.raises(ParameterError, match="another service runs jobs"):
         other.lock()
     other.close()
     store.close()
