@@ -1,6 +1,6 @@
-"""A season of generated scenes to one cloud-free picture: no network, no account.
+"""Composite a season of generated scenes into one cloud-free picture: no network, no account.
 
-Run it anywhere: ``python first_composite.py``. It leaves ``scenes/`` and ``median.tif``.
+Run it anywhere: ``python first_composite.py``. It writes ``scenes/`` and ``median.tif``.
 """
 
 import s2composite as s2c

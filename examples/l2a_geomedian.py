@@ -1,4 +1,4 @@
-"""A summer's geometric median of Sentinel-2 L2A surface reflectance, clouds taken out by the scene classification.
+"""A summer's geometric median of Sentinel-2 L2A surface reflectance, with clouds masked by the scene classification.
 
 pip install 's2composite[stac]'
 python examples/l2a_geomedian.py                    # a search of Earth Search, over the network
@@ -19,8 +19,8 @@ BANDS = ["red", "green", "blue", "nir"]
 
 
 def main(source):
-    # The offset of baseline 04.00 is taken off where a product has it. Of a search, granules and halves of a pass are
-    # put together: a day counts once, and its clear product wins over the cloudy one.
+    # The offset of baseline 04.00 is subtracted from products that have it. For a search, granules and halves of a pass
+    # are merged by day: a day counts once, with its clear product rather than a cloudy one.
     how = {"bbox": SEARCH["bbox"], "groupby": "solar_day"} if source is SEARCH else {}
     cube = s2c.open_cube(source, bands=BANDS, **how)
     print(cube)
