@@ -13,13 +13,13 @@
 # %% [markdown]
 # # A first composite
 #
-# Two satellites look at Toulouse every two or three days, and there is nearly always a cloud in the picture. Over a season,
-# though, almost every place is seen clearly a few times. A *composite* takes, for each pixel, one good observation out of
-# the season, and puts them together to a picture without clouds.
+# Two satellites image Toulouse every two or three days, and nearly every scene has clouds. Over a season, though, almost
+# every place is seen clearly a few times. A *composite* selects one good observation of the season for each pixel, and
+# combines them into an image without clouds.
 #
-# We look at a scene, look at one pixel through the season, let the library do the same for all pixels, look at the result,
-# and write it. The scenes are made up (nothing is downloaded), with the names, the grid and the format of real ones; the
-# last section has the line that changes for the real ones.
+# We plot a scene, follow one pixel through the season, let the library do the same for all pixels, plot the result, and
+# write it. The scenes are generated (nothing is downloaded), with the names, grid and format of real ones; the last
+# section has the line that changes for real scenes.
 
 # %% tags=["parameters"]
 DIRECTORY = "first_composite"  # where scenes and results go
@@ -41,8 +41,8 @@ files = make_scenes(directory / "scenes", scenes=SCENES, size=SIZE, seed=1)
 [Path(file).name for file in files[:3]]
 
 # %% [markdown]
-# A name tells which granule of the worldwide grid it is (`31TCJ`), when it was sensed, and what is in the file: `TCI`, the
-# true-colour image. `find_scenes` reads names, nothing else, and takes a directory, a pattern, a list, or a bucket.
+# A name contains the granule of the worldwide grid (`31TCJ`), the sensing time, and the content of the file: `TCI`, the
+# true-colour image. `find_scenes` reads only names, and takes a directory, a pattern, a list, or a bucket.
 
 # %%
 scenes = s2c.find_scenes(directory / "scenes")
@@ -50,11 +50,11 @@ print(len(scenes), "scenes from", scenes[0].time.date(), "to", scenes[-1].time.d
 scenes[0]
 
 # %% [markdown]
-# ## Look at one scene
+# ## One scene
 #
-# The files are *cloud-optimised GeoTIFFs*: the pixels lie in square tiles, and smaller copies of the picture, the
-# *overviews*, lie beside them. Whoever wants a thumbnail reads an overview, and whoever wants a corner reads a few tiles,
-# from a disk as from the other side of the world. Here is a thumbnail of each scene.
+# The files are *cloud-optimised GeoTIFFs*: they store the pixels in square tiles, and smaller copies of the image, the
+# *overviews*. A thumbnail needs only an overview, and a corner of the image only a few tiles, whether the file is on disk
+# or remote. Here is a thumbnail of each scene.
 
 # %%
 columns = 8
@@ -68,8 +68,8 @@ for ax in axes.flat:
     ax.set_axis_off()
 
 # %% [markdown]
-# Clouds, their shadows, and black where the satellite's path did not cover the area. At full resolution, 200 pixels or
-# 2 km of one scene, and what GDAL says about its file:
+# We see clouds, their shadows, and black where the satellite's swath did not cover the area. At full resolution, 200
+# pixels or 2 km of one scene, and GDAL's description of its file:
 
 # %%
 with rasterio.open(files[SCENES // 2]) as dataset:
@@ -82,8 +82,8 @@ plt.axis("off");
 # %% [markdown]
 # ## All scenes as one cube
 #
-# `open_cube` reads the headers of all files, checks that they fit together, and gives an array of `time`, `band`, `y` and
-# `x`. It is lazy: no pixel has been read yet.
+# `open_cube` reads the headers of all files, checks that they fit together, and returns an array with `time`, `band`, `y`
+# and `x`. It is lazy: no pixel has been read yet.
 
 # %%
 cube = s2c.open_cube(directory / "scenes")
@@ -92,11 +92,11 @@ cube
 # %% [markdown]
 # ## One pixel through the season
 #
-# An observation that has a 0 in any band is *nodata*: the satellite did not look there. One that has a 255 in any band is
-# *saturated*, which is nearly always the top of a cloud. Both are left out. The others are ordered by their luminance, red +
-# green + blue, and the one in the middle is taken: clouds are brighter than the land, shadows darker, and in the middle is
-# the land. This is the median, but of whole observations: red, green and blue stay together, from one day. Three medians,
-# one for each band, could mix three days to a colour that was never there.
+# An observation with a 0 in any band is *nodata*: the satellite did not observe the pixel. One with a 255 in any band is
+# *saturated*, which is nearly always the top of a cloud. Both are dropped. The others are sorted by their luminance, red +
+# green + blue, and the median is used: clouds are brighter than the land, shadows darker. This is a median of whole
+# observations: red, green and blue come from one day. Three medians, one for each band, could mix three days into a colour
+# that never occurred.
 
 # %%
 y, x = SIZE // 2, SIZE // 2
@@ -118,18 +118,17 @@ print("taken:", pixel.values[chosen], "from", str(pixel.time.values[chosen])[:10
 # %% [markdown]
 # ## Every pixel
 #
-# `composite` does this for all pixels. It is lazy, too: it says what will come out. Beside the composite itself there are
-# the *count* of usable observations of each pixel, and the *source*, the scene that each pixel was taken from.
+# `composite` does this for all pixels. It is lazy, too: it describes the result. In addition to the composite itself there
+# are the *count* of valid observations of each pixel, and the *source*, the scene that each pixel comes from.
 
 # %%
 comp = s2c.composite(cube)
 comp
 
 # %% [markdown]
-# Now the work. `connect` starts worker processes, one for each core; its line has the link of a page where you can watch
-# them. Each worker takes a *window*, some hundred pixels on a side, of all scenes, reads it, reduces it, and keeps only the
-# result. So the size of the season does not matter, and neither does the number of workers: the result is the same, bit by
-# bit.
+# Now we compute it. `connect` starts worker processes, one for each core, and prints the link of the dashboard that shows
+# them. Each worker reads a *window*, some hundred pixels on a side, of all scenes, reduces it, and keeps only the result.
+# So memory does not grow with the number of scenes, and the result is the same, bit by bit, for any number of workers.
 
 # %%
 client = s2c.connect("local")
@@ -137,15 +136,15 @@ done = comp.compute()
 done
 
 # %% [markdown]
-# ## Look
+# ## The result
 #
-# A cloudy scene, the composite, and from how many observations each of its pixels could choose:
+# A cloudy scene, the composite, and the number of valid observations of each pixel:
 
 # %%
 done.plot.before_after(cube);
 
 # %% [markdown]
-# Our one pixel is in there, and is what we found by hand:
+# The pixel that we computed by hand has the same value:
 
 # %%
 assert (done["composite"][:, y, x].values == pixel.values[chosen]).all()
@@ -153,8 +152,8 @@ assert int(done["count"][y, x]) == valid.sum()
 assert int(done["source"][y, x]) == chosen
 
 # %% [markdown]
-# Where does the picture come from? Here is the date of each pixel, and how much each scene has given. Each pixel has its own
-# median, so that neighbours come from different dates; where few scenes look, large parts come from one.
+# Which scenes does the composite use? Here is the date of each pixel, and the share of each scene. Each pixel has its own
+# median, so neighbours come from different dates; where there are few scenes, large areas come from one.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
@@ -164,9 +163,9 @@ done.plot.timeline(ax=axes[1]);
 # %% [markdown]
 # ## Write
 #
-# From the lazy composite the workers write the file piece by piece, so that it can be larger than the memory. It is a
-# cloud-optimised GeoTIFF itself, without loss, and takes its name only when it is complete. `layers` asks for the count and
-# the source as well.
+# The workers write the file from the lazy composite window by window, so it can be larger than the memory. It is a
+# lossless cloud-optimised GeoTIFF, and gets its final name only when it is complete. `layers` adds the count and the
+# source.
 
 # %%
 paths = comp.to_raster(str(directory / "median.tif"), layers=("composite", "count", "source"), overwrite=True)
@@ -174,7 +173,7 @@ for path in paths:
     print(f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB")
 
 # %% [markdown]
-# Read back, it has the pixels we saw, in their place on Earth, and says how it was made:
+# Read back, it has the same pixels, a georeference, and tags that describe how it was made:
 
 # %%
 with rasterio.open(paths[0]) as dataset:
@@ -200,7 +199,7 @@ store
 client.close()
 
 # %% [markdown]
-# ## The real thing
+# ## Real scenes
 #
 # One year of real scenes over Toulouse, 216 files and 22 GB, is in a public bucket. The line that changes:
 #
@@ -208,8 +207,8 @@ client.close()
 # cube = s2c.open_cube("gs://tb-be-bigdata/t31tcj/")
 # ```
 #
-# To try it on the city first, give `open_cube` an area, `bbox=(1.40, 43.57, 1.48, 43.63)`. For a job that runs without you,
-# the same as a file of two lines:
+# To try it on the city first, give `open_cube` an area, `bbox=(1.40, 43.57, 1.48, 43.63)`. For an unattended job, the same
+# as a file of two lines:
 
 # %%
 job = s2c.load_job(

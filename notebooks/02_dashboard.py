@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # The dashboard: what the workers do, and what to change
+# # The dashboard: what the workers do, and what to tune
 #
-# When a computation takes long there are two questions: is it working, and could it work faster? Dask answers both on a page
-# of its own, the *dashboard*. This notebook says what is to be seen there while a season is composited, and then changes the
-# two things that matter, the size of the windows and the number of workers, to see what they do.
+# When a computation takes long there are two questions: is it working, and could it be faster? Dask's *dashboard* answers
+# both. This notebook explains what it shows while a season is composited, and then varies the two parameters that matter,
+# the size of the windows and the number of workers.
 
 # %% tags=["parameters"]
 DIRECTORY = "dashboard"  # where scenes go
@@ -37,22 +37,22 @@ files = make_scenes(Path(DIRECTORY) / "scenes", scenes=SCENES, size=SIZE, distin
 client = s2c.connect("local", workers=WORKERS, threads=1, memory="2GB", dashboard=":0")
 
 # %% [markdown]
-# The line above has a link. Open it in a second window and keep it there. While 216 scenes of 4096 x 4096 pixels are
-# composited it looks like this:
+# The line above has a link. Open it in a second window. While 216 scenes of 4096 x 4096 pixels are composited it looks like
+# this:
 #
 # ![The status page of the dashboard](../docs/pages/assets/dashboard_status.png)
 #
 # - **Task stream**, the large one: a row for each thread of each worker, a bar for each task, time to the right. Colour is
-#   work, white is waiting, red is data that travels from one worker to another. This one is as it should be: hardly any
-#   white, and red only at the very beginning, when the list of scenes is handed to a worker.
-# - **Bytes stored per worker**: memory. Dark is what Dask holds, light is what it does not know about. The axis ends at the
+#   work, white is waiting, red is data transfer between workers. This one is good: hardly any white, and red only at the
+#   beginning, when the list of scenes is sent to a worker.
+# - **Bytes stored per worker**: memory. Dark is managed by Dask, light is other memory of the process. The axis ends at the
 #   worker's limit; a bar that turns orange is near it, and a worker that reaches it is restarted.
 # - **Progress**: tasks that are done, in memory, waiting.
 #
 # ## What is a task?
 #
-# The unit of work is a *window*: some hundred pixels on a side, of **all** scenes. One task reads it, masks it, takes the
-# median, and forgets the observations; only the result leaves the task. So there are few tasks, and they are large.
+# The unit of work is a *window*: some hundred pixels on a side, of **all** scenes. One task reads it, masks it, computes the
+# median, and frees the observations; only the result leaves the task. So there are few tasks, and they are large.
 
 # %%
 cube = s2c.open_cube(files)
@@ -62,13 +62,13 @@ print(f"{SCENES} scenes, windows of {cube.data.chunksize[2]} x {cube.data.chunks
 print(f"observations of a window: {np.prod(cube.data.chunksize) / 1e6:.0f} MB, tasks in all: {len(comp.dataset.__dask_graph__())}")
 
 # %% [markdown]
-# The size of the windows was chosen for us: as large as a quarter of the memory of one thread allows, in whole tiles of the
-# files. It is why neither the number of scenes nor the size of the area can fill the memory of a worker.
+# The size of the windows was chosen automatically: as large as a quarter of the memory of one thread allows, in whole tiles
+# of the files. So neither the number of scenes nor the size of the area can fill the memory of a worker.
 #
-# ## Our own task stream
+# ## Plotting the task stream
 #
-# What the dashboard draws can be had as data. We composite with windows of 512 pixels, so that there are a few, and draw the
-# stream ourselves. The very first tasks take longer: they compile, once for each worker.
+# The data behind the dashboard are available in Python. We composite with windows of 512 pixels, to have several, and plot
+# the stream ourselves. The first tasks take longer: they compile kernels, once for each worker.
 
 
 # %%
@@ -104,15 +104,15 @@ draw_stream(again, f"and again: {again_seconds:.1f} s")
 # %% [markdown]
 # ## Windows that are too small
 #
-# Smaller windows look harmless: more tasks, better spread. Look at the dashboard with windows of 64 pixels, and it seems
-# content, green without gaps:
+# Smaller windows look harmless: more tasks, better distributed. With windows of 64 pixels, the dashboard looks fine, green
+# without gaps:
 #
 # ![Windows of 512 pixels](../docs/pages/assets/dashboard_stream_good.png)
 # ![Windows of 64 pixels](../docs/pages/assets/dashboard_stream_small.png)
 #
 # But the first of these took 3 seconds and the second 37, for the same square of 1024 pixels. The files' tiles have 512
-# pixels, and a tile can only be decoded as a whole: each was decoded 64 times. *Busy is not the same as useful*; look at
-# the axis, too.
+# pixels, and a tile can only be decoded as a whole: each was decoded 64 times. Busy workers are not always efficient: check
+# the time axis, too.
 
 # %%
 sizes = [128, 256, 512]
@@ -124,15 +124,15 @@ plt.ylabel("seconds")
 plt.title("the same composite");
 
 # %% [markdown]
-# Leave `chunks` at `"auto"`, then, unless you know better: the result is the same to the byte with any of them.
+# So leave `chunks` at `"auto"` unless you have a reason to change it: the result is the same to the byte with any value.
 #
-# At the other end, one window for each worker is too few: when one of them takes longer, the others wait. A handful for each
-# thread is enough.
+# At the other extreme, one window for each worker is too few: when one takes longer, the others wait. A few for each thread
+# are enough.
 #
 # ## More workers
 #
-# Decoding is nearly all of the work, and it is done in parallel without a word between the workers. So the speed grows with
-# the cores, as long as there are windows for them and the disk or the network can follow.
+# Decoding is nearly all of the work, and it runs in parallel without communication between the workers. So the speed grows
+# with the cores, as long as there are enough windows and the disk or network is fast enough.
 
 # %%
 client.close()
@@ -145,27 +145,27 @@ for workers, took in times.items():
     print(f"{workers} worker(s): {took:.2f} s, {SCENES * SIZE * SIZE * 3 / took / 1e6:.0f} MB of pixels a second")
 
 # %% [markdown]
-# (Where other programs use the same cores, as in tests, the second line may disappoint.)
+# (If other programs use the same cores, as in tests, the second line may show less speed-up.)
 #
-# Processes or threads? What is slow here runs without Python's global lock, so threads work as well as processes, and share
-# what is in memory. Reading from a bucket is different: a thread waits most of its time for the answer, so give a worker
-# **more threads than it has cores**, 2 to 4 times as many.
+# Processes or threads? The slow parts run without Python's global lock, so threads work as well as processes, and share
+# memory. Reading from a bucket is different: a thread mostly waits for responses, so give a worker **more threads than it
+# has cores**, 2 to 4 times as many.
 #
-# ## What do I see, what do I do?
+# ## Symptoms and remedies
 #
 # | on the dashboard | means | do |
 # |---|---|---|
-# | green, no gaps, memory blue | all is well | get a coffee |
+# | green, no gaps, memory blue | all is well | nothing |
 # | white between the bars, CPU low | workers wait for the network | more `threads` for each worker |
 # | white at the end, one long bar | too few windows | more windows: smaller `chunks`, not below the files' tiles |
-# | much red | data travels: masks or arrays in other chunks than the cube | give them the cube's chunks |
+# | much red | data is transferred: masks or arrays have other chunks than the cube | give them the cube's chunks |
 # | orange memory, restarts | a window does not fit | `chunks="auto"`, fewer threads or more memory |
-# | grey, nothing moves | a worker is gone, or the scheduler is lost | the job goes on by itself, or: run it again |
+# | grey, nothing moves | a worker or the scheduler is lost | the job continues by itself; otherwise run it again |
 #
-# ## Keep it
+# ## Saving the dashboard
 #
-# A link is gone with its cluster. `performance_report` writes the whole dashboard of a computation into one file, to be
-# looked at later or sent to somebody; a job has the key `performance_report` for it.
+# The link ends with its cluster. `performance_report` writes the whole dashboard of a computation into one file, to view
+# or share later; a job has the key `performance_report` for it.
 
 # %%
 with s2c.connect("local", workers=WORKERS, threads=1, memory="2GB", dashboard=":0", announce=False):

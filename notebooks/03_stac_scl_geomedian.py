@@ -11,14 +11,13 @@
 # ---
 
 # %% [markdown]
-# # A catalogue, clouds by classes, and the geometric median
+# # A catalogue, cloud masks from classes, and the geometric median
 #
-# The [first notebook](01_first_composite.py) made a picture of true-colour files in a directory. Scientists mostly have
-# something else: *surface reflectance*, a file for each band, found in a STAC catalogue, with a *scene classification* that
-# says where the clouds are. From these we make the composite that national products are made of, the geometric median, and
-# look at what it knows about each place beside its colour.
+# The [first notebook](01_first_composite.py) composited true-colour files in a directory. Scientists mostly use *surface
+# reflectance*, a file for each band, from a STAC catalogue, with a *scene classification* that marks the clouds. From these
+# we compute the composite used for national products, the geometric median, and look at its measures of variation.
 #
-# Everything is made up here, the catalogue too, so nothing is downloaded; the last section has the lines that change.
+# All scenes and the catalogue are generated, so nothing is downloaded; the last section has the lines that change.
 
 # %% tags=["parameters"]
 DIRECTORY = "stac_scl_geomedian"  # where scenes and results go
@@ -40,7 +39,7 @@ items = make_items(directory / "l2a", directory / "items")
 print(len(items), "items, the first:", Path(items[0]).name)
 
 # %% [markdown]
-# ## What a catalogue knows
+# ## STAC items
 #
 # A STAC item is a small JSON document about one acquisition: when, where, which files, on which grid, how cloudy. A cube can
 # be opened from items without looking into a single file. Bands have the catalogue's names, or common ones.
@@ -50,9 +49,9 @@ cube = s2c.open_cube(directory / "items", bands=["blue", "green", "red", "nir"])
 cube
 
 # %% [markdown]
-# The coordinate `offset` deserves a look before any science. Since 2022 the numbers of Sentinel-2's reflectance carry 1000
-# on top, but not in every archive, and not by date. `open_cube` takes it off where the product or the catalogue says that it
-# is there, and notes what it has done: 0 means that there was nothing to do.
+# Check the coordinate `offset` before any analysis. Since 2022 the values of Sentinel-2 reflectance have an offset of 1000,
+# but not in every archive, and not by date. `open_cube` subtracts it if the product or the catalogue declares it, and
+# records the number added: 0 means that there was no offset.
 
 # %%
 print("offsets:", np.unique(cube["offset"]), "| baselines:", np.unique(cube["baseline"]))
@@ -60,7 +59,7 @@ print("offsets:", np.unique(cube["offset"]), "| baselines:", np.unique(cube["bas
 # %% [markdown]
 # ## Clouds by classes
 #
-# Each scene comes with a classification, `SCL`, in pixels of 20 m. Let us see one beside the picture it belongs to.
+# Each scene comes with a classification, `SCL`, in pixels of 20 m. We plot one next to its image.
 
 # %%
 classes = s2c.open_cube(directory / "items", bands=["SCL"]).sel(band="SCL")
@@ -84,9 +83,9 @@ for ax in axes:
     ax.set_axis_off()
 
 # %% [markdown]
-# A classification is not perfect: there are speckles that are no clouds, and the edge of a real cloud reaches farther than
-# the class says. So masks are *cleaned*: opened, which removes what is smaller than a disc, then dilated, which lets the
-# rest grow. This is what Digital Earth Australia and Africa do, with these very radii.
+# A classification is not perfect: there are speckles that are not clouds, and a real cloud extends beyond its class. So
+# masks are *cleaned*: an opening removes objects smaller than a disc, then a dilation grows the rest. Digital Earth
+# Australia and Africa do the same, with the same radii.
 
 # %%
 plain = s2c.SCL()
@@ -102,7 +101,7 @@ for ax, rule, title in zip(axes, [plain, cleaned], ["classes as they are", "clea
 # %% [markdown]
 # ## How many observations are left?
 #
-# Before a composite is made it is worth knowing from how much. `valid_share` tells it for each scene, `count` for each pixel.
+# Before computing a composite, check how many observations it has: `valid_share` for each scene, `count` for each pixel.
 
 # %%
 rules = [s2c.Nodata(), cleaned]
@@ -117,11 +116,10 @@ plt.legend();
 # %% [markdown]
 # ## The geometric median
 #
-# The median of one band is the value in the middle. Four bands have no middle: taken one by one, their medians can come from
-# four different days and mix to a spectrum that no plant has. The *geometric median* takes an observation for what it is, a
-# point in a space of four dimensions, and looks for the point whose distances to all observations add up to the least. It
-# keeps the ratios of the bands, which indices are made of, and up to half of the observations may be clouds that the mask has
-# missed before it gives way.
+# The median of one band is the value in the middle. For four bands, the separate medians can come from four different days
+# and mix into a spectrum that no plant has. The *geometric median* treats an observation as a point in a space of four
+# dimensions, and finds the point with the smallest sum of distances to all observations. It preserves the ratios of the
+# bands, which indices use, and it is robust as long as less than half of the observations are clouds that the mask missed.
 
 # %%
 comp = s2c.composite(cube, "geomedian", valid=rules).compute()
@@ -139,12 +137,12 @@ for ax in axes:
     ax.set(xlabel="", ylabel="", xticks=[], yticks=[])
 
 # %% [markdown]
-# ## What varies
+# ## Variation
 #
-# Three more layers came along, for nothing: how far the observations of a pixel lie from its geometric median. `smad` is the
+# The reducer also returns three layers with the deviation of a pixel's observations from its geometric median. `smad` is the
 # typical angle between spectra, large where the *kind* of surface changes (a field that is ploughed); `emad` the typical
-# distance, large where *brightness* changes; `bcmad` is a relative one. They have no direction in time, but they tell what is
-# stable from what is not, and classifications are better with them.
+# distance, large where *brightness* changes; `bcmad` is a relative distance. They have no direction in time, but distinguish
+# stable surfaces from changing ones, which improves classifications.
 
 # %%
 ndvi = (comp["composite"].sel(band="nir") - 1.0 * comp["composite"].sel(band="red")) / (
@@ -168,8 +166,8 @@ for ax, layer, title, cmap in zip(
 #
 # ## Does the mask matter?
 #
-# Let us be sceptical, and make the same without the classification. A geometric median forgives some clouds, not all: where
-# few observations were clear, the picture without a mask is brighter than it should be.
+# To check, we compute the same without the classification. A geometric median tolerates some clouds, not all: where few
+# observations were clear, the image without a mask is too bright.
 
 # %%
 careless = s2c.composite(cube, "geomedian", valid=s2c.Nodata(), deviations=False).compute()
@@ -185,10 +183,10 @@ for ax in axes:
 print(f"median of the difference: {float(difference.median()):.0f}, reflectance x 10000")
 
 # %% [markdown]
-# ## Keep it
+# ## Writing a STAC item
 #
-# A result of a catalogue belongs into one. `to_stac` writes the files, a thumbnail, and last of all an item that says what
-# they are made of; where the item is, the files are complete.
+# `to_stac` writes the files, a thumbnail, and last an item that describes how they were made; if the item exists, the
+# files are complete.
 
 # %%
 (item,) = comp.to_stac(str(directory / "geomedian.json"), layers="all", overwrite=True, progress=False)
@@ -196,9 +194,9 @@ for path in sorted(directory.glob("geomedian*")):
     print(f"{path.name:32} {path.stat().st_size / 1e6:6.2f} MB")
 
 # %% [markdown]
-# ## The real thing
+# ## Real scenes
 #
-# With `pip install 's2composite[stac]'` a search takes the place of the items:
+# With `pip install 's2composite[stac]'` a search replaces the items:
 #
 # ```python
 # search = {
@@ -210,4 +208,4 @@ for path in sorted(directory.glob("geomedian*")):
 # cube = s2c.open_cube(search, bands=["blue", "green", "red", "nir"], bbox=search["bbox"])
 # ```
 #
-# The rest stays as it is. `examples/l2a_geomedian.py` is that, as a script.
+# The rest does not change. `examples/l2a_geomedian.py` is a script that does this.

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Months and zones
 #
-# A composite of a year is a beautiful picture, and says nothing about *when*. Often the question is about time and places:
-# how did these fields develop, which of them were mown, what is different this July? The answer takes two steps: a composite
-# for each month, and figures of each month over polygons. Both are one line.
+# A composite of a year has no information about *when*. Often the question is about time and places: how did these fields
+# develop, which of them were mown, what is different this July? The answer takes two steps: a composite for each month, and
+# statistics of each month over polygons. Both are one line.
 
 # %% tags=["parameters"]
 DIRECTORY = "months_and_zones"  # where scenes and results go
@@ -51,8 +51,8 @@ months
 months.plot.periods(stretch=(0, 2800), columns=3);
 
 # %% [markdown]
-# The fields change their colours, the woods less, the river not at all. Where a month is grey nothing was seen clearly; how
-# often each place was seen is worth a look before anything is concluded from a month.
+# The fields change their colours, the woods less, the river not at all. Where a month is grey there was no clear
+# observation. Check the number of observations before you draw conclusions from a month.
 
 # %%
 months.plot.periods(layer="count", columns=3);
@@ -60,9 +60,8 @@ months.plot.periods(layer="count", columns=3);
 # %% [markdown]
 # ## Zones
 #
-# Zones are polygons in any file or coordinate system that geopandas reads. Ours are drawn by hand, in degrees: one on the
-# river, one in a wood, some in fields. A zone needs no care for pixels: a pixel that it covers by a third counts a
-# third.
+# Zones are polygons in any file or CRS that geopandas reads. Ours are drawn by hand, in degrees: one on the river, one in a
+# wood, some in fields. Zones need not be aligned to pixels: a pixel that a zone covers by a third counts a third.
 
 # %%
 geobox = cube.odc.geobox
@@ -93,18 +92,18 @@ for _, zone in there.iterrows():
 ax.set_title("July, and the zones");
 
 # %% [markdown]
-# ## Figures
+# ## Statistics
 #
-# `zonal_stats` takes a composite, with its months if it has some, and gives a tidy table: a row for each zone, month and
-# band. If the composite is lazy it is made chunk by chunk on the workers while it is measured, and never as a whole.
+# `zonal_stats` takes a composite, with its months if it has any, and returns a tidy table: a row for each zone, month and
+# band. A lazy composite is computed chunk by chunk on the workers together with its statistics, never as a whole.
 
 # %%
 table = s2c.zonal_stats(months, directory / "zones.geojson", ["mean", "stdev", "p10", "p90", "count"], name="name")
 table.head(8)
 
 # %% [markdown]
-# Any array with a place on Earth can be measured. Vegetation shows best in an index, so let us take NDVI, whose values are
-# high where plants are green.
+# Any array with a georeference can be used. Vegetation is clearest in an index, so we use NDVI, which is high where plants
+# are green.
 
 # %%
 red, nir = (months["composite"].sel(band=band, drop=True).astype("float32") for band in ("B04", "B08"))
@@ -123,20 +122,21 @@ plt.ylabel("NDVI: mean, and 10 to 90 % of the pixels")
 plt.legend(loc="upper left", bbox_to_anchor=(1, 1));
 
 # %% [markdown]
-# The wood is green all summer and the river never; each field has a calendar of its own. A is a crop of the winter: green in
-# April, ripe in June, bare from July on. B grows when A is gone, C later still, and D is meadow. The band around a line says
-# whether a zone is one thing or several: a narrow one is one field.
+# The wood is green all summer and the river never; each field has its own calendar. A is a winter crop: green in April,
+# ripe in June, bare from July on. B grows after A, C later still, and D is meadow. The band around a line shows whether a
+# zone is homogeneous: a narrow one is a single field.
 #
-# A month whose `count` is much smaller than the zone's area was seen in part only, and should be drawn with care, or not:
+# If the `count` of a month is much smaller than the zone's area, the zone was only partly observed; interpret it with care
+# or leave it out:
 
 # %%
 counts = development.pivot(index="zone", columns="period", values="count")
 counts.div(counts.max(axis=1), axis=0).round(2)
 
 # %% [markdown]
-# ## Keep it
+# ## Saving the table
 #
-# As CSV, with the columns that readers of `tif_stats` know, or as Parquet:
+# As CSV, with the column names of `tif_stats`, or as Parquet:
 
 # %%
 path = s2c.write_zonal_stats(table, directory / "zones.csv", overwrite=True)
@@ -145,9 +145,9 @@ print("".join(Path(path).read_text().splitlines(keepends=True)[:4]))
 # %% [markdown]
 # ## Month after month
 #
-# What is done once will be done again, next month. A *span* in a job file is the job once for each month from a first to a
-# last; `{{pointInTime}}` is the month in names and sources. Months are made and gone on with one by one, and
-# `s2composite run job.yaml --since last` makes the one that has just ended.
+# To repeat this every month, a *span* in a job file runs the job once for each month from a first to a last;
+# `{{pointInTime}}` is the month in names and sources. Each month is computed and resumed separately, and
+# `s2composite run job.yaml --since last` computes the last complete month.
 
 # %%
 job = s2c.load_job(f"""

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Scaling out: plan, run, resume, clusters
 #
-# A composite of one granule is a coffee break. A country is a night, and in a night things happen: a machine goes away, a
-# token expires, a file turns out to be broken, somebody closes a laptop. This notebook runs a job as one does in such a
-# night: it asks first what the job will take, starts it, **interrupts it for real**, goes on, and reads in the ledger what
-# happened. The job is small enough for two minutes; nothing else about it is different.
+# A composite of one granule takes minutes. A country takes a night, and in that time a machine may fail, a token may
+# expire, a file may be damaged, or somebody may close a laptop. This notebook runs a job as you would for such an area: it
+# plans the job, starts it, **really interrupts it**, resumes it, and reads in the ledger what happened. Only its size is
+# different: it takes two minutes.
 
 # %% tags=["parameters"]
 DIRECTORY = "scaling_out"  # where scenes and results go
@@ -45,8 +45,8 @@ files = make_scenes(directory / "scenes", scenes=SCENES, size=SIZE, seed=2)
 # %% [markdown]
 # ## A job is a file
 #
-# Two keys are needed, `source` and `output`. The others have defaults; here we ask for the layers beside the picture, for
-# two workers, and for windows much smaller than one would, to have something to interrupt.
+# Two keys are needed, `source` and `output`. The others have defaults; here we set additional layers, two workers, and
+# windows much smaller than usual, so that there is something to interrupt.
 
 # %%
 job_file = directory / "job.yaml"
@@ -61,7 +61,7 @@ cluster: {{type: local, workers: 2, threads: 1, memory: 1GB, dashboard: ":0"}}
 job = s2c.load_job(job_file)
 
 # %% [markdown]
-# A key that is misspelt does not cost a night, it costs a second:
+# A misspelt key is reported within a second:
 
 # %%
 try:
@@ -72,17 +72,17 @@ except s2c.S2CompositeError as error:
 # %% [markdown]
 # ## Plan
 #
-# Headers are read, nothing else, and the plan says what will be read, held in memory and written, on these workers. Is the
-# memory enough? Will it end before the morning? Better asked now.
+# Only headers are read. The plan shows what will be read, held in memory and written on these workers: whether the memory is
+# sufficient, and how long it will take.
 
 # %%
 plan = s2c.plan(job)
 print(plan.explain())
 
 # %% [markdown]
-# Each window has a row of its own: how many scenes touch it, how many bytes will be read for it. The large squares are the
-# files' own tiles of 512 pixels. A window that is smaller than a tile has to read all of it, which is why one would leave
-# `chunks` alone. Within the larger squares, what compresses badly costs more, and where the satellite looked less often less.
+# Each window has a row: how many scenes touch it, how many bytes will be read for it. The large squares are the files' tiles
+# of 512 pixels. A window that is smaller than a tile has to read all of it, so `chunks` is best left at its default. Within
+# the larger squares, areas that compress badly cost more, and areas with fewer scenes cost less.
 
 # %%
 rows, columns = (max(w.window[axis] for w in plan.windows) + 1 for axis in (0, 1))
@@ -93,10 +93,10 @@ plt.colorbar(label="MB to read")
 plt.title(f"{len(plan.windows)} windows");
 
 # %% [markdown]
-# ## Run, and pull the plug
+# ## Run and interrupt
 #
-# The job runs in a process of its own, as it would on a server: `s2composite run job.yaml`. We watch its ledger, and when a
-# third of the windows are made we kill it, and its workers with it, as a power cut would.
+# The job runs in a separate process, as it would on a server: `s2composite run job.yaml`. We watch its ledger, and when a
+# third of the windows are done we kill it and its workers, as a power failure would.
 
 # %%
 command = [sys.executable, "-c", "from s2composite.cli import main; main()"]
@@ -118,18 +118,18 @@ running.wait()
 print(f"killed after {windows_done()} of {len(plan.windows)} windows;", "median.tif is there:", (directory / "median.tif").exists())
 
 # %% [markdown]
-# There is no `median.tif`. A file takes its name when it is complete and was verified, not before; what is done lies beside
-# it, window by window. `status` reads the ledger:
+# There is no `median.tif`. A file gets its final name only when it is complete and verified; the finished windows are stored
+# next to it. `status` reads the ledger:
 
 # %%
 print(subprocess.run([*command, "status", str(job_file)], capture_output=True, text=True, check=True).stdout)
 
 # %% [markdown]
-# ## Go on
+# ## Resume
 #
-# The same command again. It knows from the ledger, and from the finished windows themselves, what is left to do. It would
-# know in a week, on another machine, on another cluster, as long as scenes and parameters are the same; if they are not, it
-# says so instead of mixing two results.
+# We run the same command again. It finds the remaining windows from the ledger and from the finished windows. This also
+# works in a week, on another machine or another cluster, as long as scenes and parameters are the same; otherwise it reports
+# an error instead of mixing two results.
 
 # %%
 before = windows_done()
@@ -138,8 +138,8 @@ print(f"{result.windows} windows, {result.made} of them made now, {result.window
 assert result.made <= result.windows - before
 
 # %% [markdown]
-# And the result? The same, to the byte, as if nothing had happened. We make it once more, without a break and without
-# jobs, and compare the files.
+# The result is the same, to the byte, as without the interruption. We compute it once more, without interruption and
+# without jobs, and compare the files.
 
 # %%
 with s2c.connect("local", workers=2, threads=1, dashboard=":0"):
@@ -160,10 +160,10 @@ for ax in axes:
     ax.set_axis_off()
 
 # %% [markdown]
-# ## What happened?
+# ## The ledger
 #
-# The ledger has a line for each event, and is only ever added to. As a table it answers questions: which windows were slow,
-# who made them, what was tried again. Here is the night as a picture: the first run, the gap, the second.
+# The ledger is append-only, with a line for each event. As a table it shows which windows were slow, which worker computed
+# them, and what was retried. Here is the timeline: the first run, the gap, the second run.
 
 # %%
 from s2composite.runner.ledger import ledger_table
@@ -181,8 +181,8 @@ plt.ylabel("windows done")
 plt.legend();
 
 # %% [markdown]
-# `s2composite report` makes a page of it, `report.html`, to be sent to whoever asks how it went: a map of the windows, the
-# failures by cause, versions, the job itself.
+# `s2composite report` writes it as a page, `report.html`: a map of the windows, the failures by cause, versions, the job
+# itself.
 
 # %%
 from s2composite.runner.report import job_report
@@ -193,11 +193,11 @@ print(report.state, "|", report.retries, "retries |", "slowest window", slowest,
 print("seconds of all workers:", json.dumps(dict(report.timings)))
 
 # %% [markdown]
-# ## A scene that is broken
+# ## A damaged scene
 #
-# Not all that fails is a power cut. We break one file, as a download that stopped half-way does, in a job of its own. By
-# default a scene that cannot be read stops the work, with its name; a composite with a hole that nobody knows of is worse
-# than none. `on_error: skip` goes on without it, and says so in the output.
+# Not every failure is a power failure. In a separate job, we truncate one file, like an incomplete download. By default a
+# scene that cannot be read stops the job with an error that names it, because a composite with an unnoticed gap is worse
+# than none. `on_error: skip` continues without it, and records this in the output.
 
 # %%
 broken = directory / "broken"
@@ -219,8 +219,8 @@ except s2c.S2CompositeError as error:
 # %% [markdown]
 # ## More machines
 #
-# Only one key of the job changes, `cluster`. The file may be one of `examples/clusters`: machines over SSH, a Dask gateway,
-# Kubernetes, Coiled, Slurm; eo-grow's `cluster.yaml` for Ray is read, too.
+# Only one key of the job changes, `cluster`. It can name a file such as those in `examples/clusters`: machines over SSH, a
+# Dask gateway, Kubernetes, Coiled, Slurm; eo-grow's `cluster.yaml` for Ray is read, too.
 #
 # ```yaml
 # cluster:
@@ -231,8 +231,8 @@ except s2c.S2CompositeError as error:
 #   memory: 16GB
 # ```
 #
-# Before a long job, ask every worker what it has and what it can reach; versions that differ and credentials that did not
-# arrive are found in seconds:
+# Before a long job, check what every worker has and can reach; this finds different versions and missing credentials in
+# seconds:
 
 # %%
 with s2c.connect("local", workers=2, dashboard=":0") as client:
@@ -242,7 +242,7 @@ print("ok:", check.ok, "|", [f"{worker.threads} thread, {worker.memory / 1e9:.1f
 # %% [markdown]
 # ## More area
 #
-# `grid` cuts an area into cells, each a product with its own ledger, and `{cell}` in the output is its name:
+# `grid` cuts an area into cells, each a product with its own ledger; `{cell}` in the output is replaced by its name:
 #
 # ```yaml
 # source: gs://my-bucket/france/items.parquet        # a STAC search, kept as stac-geoparquet
@@ -251,4 +251,4 @@ print("ok:", check.ok, "|", [f"{worker.threads} thread, {worker.memory / 1e9:.1f
 # grid: mgrs
 # ```
 #
-# The rest of the night is the same: `plan`, `run`, and in the morning `status`.
+# The rest is the same: `plan`, `run`, `status`.

@@ -43,7 +43,7 @@ def _place(text: str) -> str:
     if scheme not in ("gs", "s3", "http", "https"):
         raise ValueError(f"expected a directory, gs://, s3://, http:// or https://, got {text!r}")
     if "@" in rest.partition("/")[0] or "?" in rest:
-        raise ValueError("a location must not have a user or a query")
+        raise ValueError("a location has no user and no query")
     return text
 
 
