@@ -144,7 +144,7 @@ def test_scenes_of_several_sources(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["nowhere", "nowhere/*.tif"])
-def test_scenes_of_nothing(tmp_path, source):
+def test_scenes_without_any_scene(tmp_path, source):
     refused(shell("scenes", tmp_path / source), "nowhere")
 
 
@@ -154,7 +154,7 @@ def test_scenes_without_a_date(tmp_path):
     refused(shell("scenes", tmp_path), "holiday.tif", "date")
 
 
-def test_majority_is_of_the_same_asset():
+def test_scenes_are_compared_by_asset():
     rows = [{"asset": asset, "size": size} for asset, size in [("B02", [10, 10]), ("SCL", [5, 5]), ("SCL", [5, 5])]]
     assert [row["odd"] for row in _flagged(rows)] == [[], [], []]
 
@@ -323,7 +323,7 @@ def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
 # --- demo -----------------------------------------------------------------------------------------------------------
 
 
-def test_demo_leaves_what_it_says(tmp_path):
+def test_demo_writes_the_listed_files(tmp_path):
     done = shell("demo", "--directory", "out", "--scenes", 5, "--size", 256, "--workers", 1, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     named = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
@@ -336,7 +336,7 @@ def test_demo_leaves_what_it_says(tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_refuses_what_makes_no_sense(tmp_path):
+def test_demo_rejects_invalid_options(tmp_path):
     refused(shell("demo", "--scenes", 2, "--size", 64, "--compress", "zip", cwd=tmp_path), "zip", "jpeg")
     (tmp_path / "taken").write_text("a file")
     refused(shell("demo", "--scenes", 2, "--size", 64, "--directory", "taken", cwd=tmp_path), "taken")

@@ -41,7 +41,7 @@ FULL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [POD, FULL], ids=["least", "most"])
-def test_the_manifest_is_one_the_operator_takes(check_manifest, options):
+def test_manifest_matches_the_operators_schema(check_manifest, options):
     made = kubernetes_manifest(read_cluster(options))
     assert yaml.safe_load(yaml.safe_dump(made)) == made
     check_manifest(made)
@@ -50,7 +50,7 @@ def test_the_manifest_is_one_the_operator_takes(check_manifest, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spoiled", ["spec.worker.replicas", "spec.worker.spec.containers", "spec.scheduler.service"])
-def test_a_wrong_manifest_would_be_noticed(check_manifest, spoiled):
+def test_schema_rejects_an_invalid_manifest(check_manifest, spoiled):
     made = copy.deepcopy(kubernetes_manifest(read_cluster(POD)))
     *levels, last = spoiled.split(".")
     level = made
@@ -61,7 +61,7 @@ def test_a_wrong_manifest_would_be_noticed(check_manifest, spoiled):
         check_manifest(made)
 
 
-def test_the_manifest_says_what_was_asked_for():
+def test_manifest_has_the_options():
     spec = kubernetes_manifest(read_cluster(FULL))["spec"]
     assert (spec["worker"]["replicas"], spec["idleTimeout"]) == (3, 60)
     pod = spec["worker"]["spec"]
@@ -74,7 +74,7 @@ def test_the_manifest_says_what_was_asked_for():
 
 
 @pytest.mark.slow
-def test_without_a_kubernetes_that_is_told(monkeypatch, tmp_path):
+def test_missing_kubernetes_is_reported(monkeypatch, tmp_path):
     pytest.importorskip("dask_kubernetes", reason="dask-kubernetes is not installed")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -145,7 +145,7 @@ def api(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_manifest_is_what_kubernetes_is_asked_for(api):
+def test_kubernetes_gets_the_manifest(api):
     with pytest.raises(ClusterError, match=r"the kubernetes cluster did not start .*(422|quota)"):
         connect({**FULL, "timeout": 5})
     (path, posted), *_ = api.posted  # refused, it is asked for again
@@ -156,14 +156,14 @@ def test_the_manifest_is_what_kubernetes_is_asked_for(api):
 
 
 @pytest.mark.slow
-def test_a_cluster_of_somebody_else_is_not_taken(api, monkeypatch):
+def test_kubernetes_cluster_name_already_in_use_is_an_error(api, monkeypatch):
     monkeypatch.setattr(Api, "taken", ("night",))
     with pytest.raises(ClusterError, match="Kubernetes already has a DaskCluster 'night'"):
         connect({**FULL, "timeout": 5})
     assert not api.posted
 
 
-def test_coiled_is_asked_for_exactly_this():
+def test_coiled_gets_exactly_these_arguments():
     options = {
         **SHIPPED, "type": "coiled", "name": "night", "workspace": "eo", "region": "europe-west1", "minimum": 2,
         "maximum": 40, "vm_types": ["c5.large"], "scheduler_vm_types": ["m5.large"], "disk_size": 40,
@@ -196,14 +196,14 @@ MORE = {"threads": 4, "memory": "16GiB", "package_sync_only": ["s2composite"], "
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, *({key: value} for key, value in MORE.items())], ids=["least", *MORE])
-def test_coiled_knows_all_arguments(options):
+def test_coiled_accepts_all_arguments(options):
     coiled = pytest.importorskip("coiled", reason="coiled is not installed")
     arguments = coiled_arguments(read_cluster({"type": "coiled", "workers": 1, **options}))
     inspect.signature(coiled.Cluster.__init__).bind(None, **arguments)
 
 
 @pytest.mark.slow
-def test_without_an_account_at_coiled_that_is_told(monkeypatch):
+def test_missing_coiled_account_is_reported(monkeypatch):
     pytest.importorskip("coiled", reason="coiled is not installed")
     import dask
 
@@ -239,7 +239,7 @@ assert signal.getsignal(signal.SIGINT) is before, signal.getsignal(signal.SIGINT
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("jobqueue")
-def test_ctrl_c_stays_what_it_was_after_dask_jobqueue_is_imported(tmp_path):
+def test_importing_dask_jobqueue_does_not_change_ctrl_c(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", INTERRUPT_AFTER_SLURM],
         env={**os.environ, "PATH": str(tmp_path)},
@@ -258,7 +258,7 @@ SLURM = {
 
 
 @pytest.mark.slow
-def test_the_job_script_says_what_was_asked_for(jobqueue, tmp_path):
+def test_slurm_job_script_has_the_options(jobqueue, tmp_path):
     options = read_cluster({**SLURM, "log_directory": str(tmp_path), "local_directory": "/scratch"})
     arguments = slurm_arguments(options)
     del arguments["scheduler_options"]
@@ -316,7 +316,7 @@ def test_jobs_of_a_queue_become_workers(queue, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("jobqueue")
-def test_without_slurm_that_is_told(monkeypatch, tmp_path):
+def test_missing_slurm_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="sbatch was not found"):
         connect({"type": "slurm", "workers": 1, "dashboard": ":0"}, announce=False)

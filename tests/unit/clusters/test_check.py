@@ -86,7 +86,7 @@ def by_name(client, found):
 
 
 @pytest.mark.slow
-def test_each_worker_that_is_not_well_is_told(zoo, shared, scenes_dir):
+def test_check_reports_each_unhealthy_worker(zoo, shared, scenes_dir):
     address, processes = zoo
     os.kill(processes["frozen"].pid, signal.SIGSTOP)
     try:
@@ -114,7 +114,7 @@ def test_each_worker_that_is_not_well_is_told(zoo, shared, scenes_dir):
     assert any(checks["odd"].address in problem and "numba" in problem for problem in found.problems)
 
 
-def test_a_worker_without_s2composite_takes_no_environment(zoo):
+def test_worker_without_s2composite_rejects_the_environment(zoo):
     with pytest.raises(ClusterError, match=r"did not accept its environment .*install the same s2composite"):
         connect({"address": zoo[0], "environment": {"GDAL_HTTP_MAX_RETRY": "7"}}, announce=False)
 
@@ -134,7 +134,7 @@ def mend():
     os.environ["ANSWER"] = "42"
 
 
-def test_what_cannot_be_reached_is_told(local, tmp_path, scenes_dir):
+def test_check_reports_unreachable_storage(local, tmp_path, scenes_dir):
     (tmp_path / "S2A_31TCJ_20230101_0_TCI.tif").write_bytes(b"II*\0")
     found = check_cluster(local, source=tmp_path, target=str(tmp_path / "nowhere" / "median.zarr"))
     problems = " ".join(found.workers[0].problems)
@@ -147,7 +147,7 @@ def test_what_cannot_be_reached_is_told(local, tmp_path, scenes_dir):
         check_cluster(local, target="https://example.org/a?signature=secret")
 
 
-def test_an_environment_that_changed_is_told(local):
+def test_changed_environment_is_reported(local):
     assert check_cluster(local).ok
     local.run(spoil)
     try:
@@ -156,7 +156,7 @@ def test_an_environment_that_changed_is_told(local):
         local.run(mend)
 
 
-def test_a_worker_that_was_killed_comes_back_with_its_environment(local):
+def test_restarted_worker_has_its_environment(local):
     (pid,) = local.run(os.getpid).values()
     os.kill(pid, signal.SIGKILL)
     for _ in range(1200):
@@ -187,7 +187,7 @@ def test_object_storage_as_the_workers_reach_it(local, scenes_dir, tmp_path):
 
 
 @pytest.mark.slow  # on a loaded machine the worker that came is retired before it has answered
-def test_workers_are_called_where_they_come_with_the_work():
+def test_check_starts_a_worker_on_scaling_clusters():
     with connect({"type": "local", "minimum": 0, "maximum": 1, "dashboard": ":0"}, announce=False) as client:
         assert not running_workers(client)
         found = check_cluster(client, timeout=200)

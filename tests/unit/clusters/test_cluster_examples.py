@@ -30,7 +30,7 @@ def test_an_example_is_valid(path):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_what_an_example_has_in_comments_is_valid_too(path):
+def test_commented_options_in_examples_are_valid(path):
     """Each commented key replaces those it excludes."""
     lines = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
     values = read_cluster(path).model_dump(exclude_unset=True)

@@ -44,13 +44,13 @@ def test_workers_are_processes_with_one_thread_for_numba(local):
     assert limits == {700_000_000}
 
 
-def test_computations_run_there(local):
+def test_computations_run_on_the_cluster(local):
     assert default_client() is local
     pids = da.map_blocks(lambda block: block + os.getpid(), da.zeros(8, chunks=1, dtype=int), dtype=int).compute()
     assert set(pids) <= {pid for pid, *_ in local.run(where).values()}
 
 
-def test_an_error_of_ours_arrives_with_its_facts(local):
+def test_library_errors_keep_their_attributes(local):
     with pytest.raises(ReadError, match="tile 3 is truncated") as caught:
         local.submit(fail).result()
     assert (caught.value.scene, caught.value.transient) == ("A", False)
@@ -172,7 +172,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_closing_does_not_wait_for_tasks_nor_say_so(tmp_path):
+def test_closing_does_not_wait_for_tasks_and_logs_nothing(tmp_path):
     done = script(
         tmp_path,
         """
@@ -197,7 +197,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_script_without_a_guard_is_told_so(tmp_path):
+def test_script_without_main_guard_gets_an_explanation(tmp_path):
     done = script(tmp_path, "import s2composite\ns2composite.connect(workers=2, memory='200MB', dashboard=':0')\n")
     assert done.returncode == 1
     assert "call connect() below `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]

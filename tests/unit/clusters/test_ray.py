@@ -135,7 +135,7 @@ def written(path, text, filled=True):
     return path
 
 
-def test_machines_that_are_there_become_ssh(tmp_path, caplog):
+def test_ray_provider_local_becomes_ssh(tmp_path, caplog):
     path = written(tmp_path / "cluster.yaml", LOCAL)
     with caplog.at_level(logging.WARNING):
         options = read_cluster(path)
@@ -155,7 +155,7 @@ def test_machines_that_are_there_become_ssh(tmp_path, caplog):
     assert "aws_secret_access_key" not in caplog.text
 
 
-def test_a_cloud_becomes_coiled(tmp_path):
+def test_ray_provider_aws_becomes_coiled(tmp_path):
     path = written(tmp_path / "cluster.yaml", AWS)
     assert read_cluster(path) == CoiledOptions(
         name="gem-example-cluster", region="eu-central-1", idle_timeout="5 minutes", minimum=0, maximum=10,
@@ -189,12 +189,12 @@ def test_other_providers_are_refused(tmp_path):
         read_cluster(path)
 
 
-def test_a_mistake_is_told_with_the_line_of_the_file(tmp_path):
+def test_config_error_names_the_line(tmp_path):
     path = written(tmp_path / "cluster.yaml", AWS.replace("VolumeSize: 40", "VolumeSize: big"))
     with pytest.raises(JobError, match=r"line 35: cluster.disk_size: expected a whole number of GiB, got 'big'"):
         read_cluster(path)
 
 
-def test_ours_are_not_taken_for_rays(tmp_path):
+def test_own_cluster_files_are_not_mistaken_for_rays(tmp_path):
     assert not is_ray(written(tmp_path / "cluster.yaml", "type: local\nworkers: 2\n"))
     assert not is_ray(tmp_path / "nowhere.yaml")

@@ -64,7 +64,7 @@ def calls(name, function, *args, n=8):
     return (ClusterCall(f"{name}-{i}-{time.time_ns()}", function, (*args, i), i) for i in range(n))
 
 
-def test_slow_are_made_and_few_at_a_time(client):
+def test_all_calls_run_with_a_bounded_number_in_flight(client):
     asked = itertools.count()
 
     def watched():
@@ -79,7 +79,7 @@ def test_slow_are_made_and_few_at_a_time(client):
     assert sorted(seen) == [2 * n for n in range(200)]
 
 
-def test_what_may_pass_is_tried_again_elsewhere(client, tmp_path):
+def test_transient_errors_are_retried_on_another_worker(client, tmp_path):
     def again(n):
         return ClusterCall(f"again-{n}", flaky_twice, (str(tmp_path), n), n)
 
@@ -96,7 +96,7 @@ def flaky_twice(directory, n):
     return flaky(directory, n, 2, transient=True)
 
 
-def test_what_will_not_pass_is_given_up_at_once(client, tmp_path):
+def test_permanent_errors_are_not_retried(client, tmp_path):
     (outcome,) = run_bounded(client, iter([ClusterCall("hopeless", hopeless, (str(tmp_path),))]), QUICK)
     assert outcome.final
     assert outcome.attempt == 1
@@ -115,7 +115,7 @@ def bug():
     return 1 / 0
 
 
-def test_a_dying_worker_costs_one_call(client, tmp_path):
+def test_dead_worker_loses_only_its_call(client, tmp_path):
     outcomes = list(run_bounded(client, calls("die", die, str(tmp_path), n=4), QUICK))
     assert sorted(o.result for o in outcomes if o.error is None) == [0, 1, 2, 3]
 
@@ -127,7 +127,7 @@ def thawed(directory):
             os.kill(int(marker.read_text()), signal.SIGCONT)
 
 
-def test_a_frozen_worker_is_left_behind(tmp_path):
+def test_frozen_worker_is_no_longer_used(tmp_path):
     with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
         try:
             quick = Policy(attempts=50, pause=0.05, timeout=3)
@@ -138,7 +138,7 @@ def test_a_frozen_worker_is_left_behind(tmp_path):
         assert re.fullmatch(r"freeze: no answer in 3 s from worker tcp://\S+; it is frozen, .*", str(outcomes[0].error))
 
 
-def test_a_scheduler_that_forbids_to_restart_workers_ends_nothing(tmp_path, caplog):
+def test_scheduler_that_forbids_restarts_does_not_stop_the_run(tmp_path, caplog):
     blocked = {"DASK_DISTRIBUTED__SCHEDULER__BLOCKED_HANDLERS": '["run_function"]'}
     with farm_in(tmp_path, **blocked) as (address, *_), Client(address) as client:
         quick = Policy(attempts=50, pause=0.05, timeout=3)
@@ -162,7 +162,7 @@ class Clinging:
         return (int, (self.n,))
 
 
-def test_a_worker_that_freezes_with_a_result_in_its_hands_costs_no_other(tmp_path, monkeypatch):
+def test_worker_frozen_with_a_result_loses_no_other_result(tmp_path, monkeypatch):
     monkeypatch.setattr("s2composite.clusters.submit._FETCH_TIMEOUT", 2.0)
     mixed = itertools.chain(calls("double", double, n=4), calls("cling", Clinging, str(tmp_path), n=1))
     with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
@@ -184,7 +184,7 @@ class Unreadable:
         return (bug, ())
 
 
-def test_workers_that_are_all_paused_are_told(monkeypatch, caplog):
+def test_paused_workers_are_logged(monkeypatch, caplog):
     monkeypatch.setattr("s2composite.clusters.submit._PAUSED_AFTER", 0.0)
     # Workers in threads of this process: the memory of the process is far beyond their limit, so they are paused.
     with (
@@ -210,7 +210,7 @@ def test_a_result_that_cannot_be_unpickled_costs_no_other(client):
     assert all(isinstance(o.error, ZeroDivisionError) and o.worker for o in failed)
 
 
-def test_suspects_are_restarted_if_they_stay_silent_and_only_then(monkeypatch):
+def test_only_workers_that_stay_silent_are_restarted(monkeypatch):
     with s2c.connect("local", workers=2, threads=1, memory="1GB", dashboard=":0", announce=False) as client:
         pids = client.run(os.getpid)
         frozen, well = sorted(pids)
@@ -235,7 +235,7 @@ def silent_for(client, worker):
     return time.time() - running_workers(client)[worker]["last_seen"]
 
 
-def test_a_scheduler_that_is_gone_is_said(tmp_path):
+def test_lost_scheduler_raises_cluster_error(tmp_path):
     client = s2c.connect("local", workers=1, threads=1, memory="1GB", dashboard=":0", announce=False)
     client.close()
     with pytest.raises(ClusterError, match="scheduler was lost"):
@@ -251,7 +251,7 @@ class Pressed:
             pass  # between two steps the handler is called
 
 
-def test_an_interrupt_that_python_drops_is_heeded(client, monkeypatch):
+def test_interrupt_dropped_by_python_still_stops_the_run(client, monkeypatch):
     dropped, before = [], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "unraisablehook", lambda args: dropped.append(args.exc_type))
     outcomes = run_bounded(client, calls("interrupted", double, n=1000), QUICK)
@@ -264,7 +264,7 @@ def test_an_interrupt_that_python_drops_is_heeded(client, monkeypatch):
     assert len(list(run_bounded(client, calls("after", double), QUICK))) == 8
 
 
-def test_an_interrupt_that_python_tells_is_told_once(client):
+def test_interrupt_is_raised_once(client):
     outcomes = run_bounded(client, calls("told", double, n=1000), QUICK)
     next(outcomes)
     with pytest.raises(KeyboardInterrupt):

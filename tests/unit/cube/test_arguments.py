@@ -119,7 +119,7 @@ def test_bands_of_a_generator_and_of_a_file_without_names(folder, tmp_path):
         ([], ParameterError, "name at least one"),
     ],
 )
-def test_bands_that_there_are_not(folder, bands, error, words):
+def test_unknown_bands(folder, bands, error, words):
     with pytest.raises(error, match=words):
         s2c.open_cube(folder, bands=bands)
 
@@ -149,7 +149,7 @@ def test_resolutions(folder, resolution):
         ("ten", "must be positive, a number"),
     ],
 )
-def test_resolutions_that_are_none(folder, resolution, words):
+def test_invalid_resolutions(folder, resolution, words):
     with pytest.raises(ParameterError, match=words):
         s2c.open_cube(folder, resolution=resolution)
 
@@ -174,7 +174,7 @@ def test_resampling_methods(folder, resampling, name):
 
 
 @pytest.mark.parametrize("resampling", [Resampling.gauss, "gauss", "smooth", 1, {"B04": "smooth"}, ["nearest"]])
-def test_resampling_methods_that_are_none(folder, resampling):
+def test_invalid_resampling_methods(folder, resampling):
     with pytest.raises(ParameterError, match="is unknown; there are nearest, bilinear"):
         s2c.open_cube(folder, resampling=resampling)
 
@@ -238,7 +238,7 @@ def test_a_projected_frame_names_its_own_crs(folder, cube):
         (("1", "44", "2", "north"), "in degrees, or a geometry"),
     ],
 )
-def test_bounding_boxes_that_are_none(folder, bbox, words):
+def test_invalid_bounding_boxes(folder, bbox, words):
     with pytest.raises(ParameterError, match=words):
         s2c.open_cube(folder, bbox=bbox)
 
@@ -300,7 +300,7 @@ def test_one_window_of_a_crop_that_does_not_begin_with_a_block(folder, cube):
         ("128MiB", "positive number"),
     ],
 )
-def test_chunks_that_are_none(folder, chunks, words):
+def test_invalid_chunks(folder, chunks, words):
     with pytest.raises(ParameterError, match=words):
         s2c.open_cube(folder, chunks=chunks)
 
@@ -333,7 +333,7 @@ NONE = [pd.NaT, np.datetime64("NaT", "ns"), slice("2023", "2024", 2), [], ["1", 
 
 
 @pytest.mark.parametrize("datetime", NONE)
-def test_dates_that_are_none(folder, datetime):
+def test_invalid_dates(folder, datetime):
     with pytest.raises(ParameterError, match="is not a date or an interval"):
         s2c.open_cube(folder, datetime=datetime)
 
@@ -357,7 +357,7 @@ def test_sources(folder):
 @pytest.mark.parametrize(
     "source", ["open", "reader", io.BytesIO(b"x"), pystac.Asset("a.tif"), pd.Series([1]), dt.date(2023, 1, 1)]
 )
-def test_sources_that_are_none(folder, source):
+def test_invalid_sources(folder, source):
     first = min(folder.iterdir())
     if isinstance(source, str) and source == "reader":
         with rasterio.open(first) as dataset, pytest.raises(ParameterError, match="source"):
@@ -382,7 +382,7 @@ def test_sources_that_are_none(folder, source):
         ([], "give at least one"),
     ],
 )
-def test_reducers_that_are_none(cube, reducer, words):
+def test_invalid_reducers(cube, reducer, words):
     with pytest.raises(ParameterError, match=words):
         s2c.composite(cube, reducer)
 
@@ -422,7 +422,7 @@ def test_a_mask_rule_by_name_looks_at_its_band(cube):
         (np.ones((3, 200, 136), bool), "takes rules"),
     ],
 )
-def test_rules_that_are_none(cube, valid, words):
+def test_invalid_rules(cube, valid, words):
     with pytest.raises(ParameterError, match=words):
         s2c.composite(cube, valid=valid)
 
@@ -458,7 +458,7 @@ def test_periods_of_pandas_begin_where_its_own_do(spec):
 @pytest.mark.parametrize(
     "spec", ["SMS", "h", "W", "B", "2QS", pd.offsets.Week(weekday=0), dt.timedelta(hours=3), pd.NaT]
 )
-def test_periods_of_pandas_that_are_not_here(spec):
+def test_unsupported_pandas_periods(spec):
     with pytest.raises(ParameterError, match="is not understood"):
         find_periods(spec, FIRST, LAST)
 
@@ -471,19 +471,19 @@ COMPOSING = [name for name in inspect.signature(s2c.composite).parameters if nam
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("name", OPENING)
-def test_open_cube_takes_or_refuses(folder, there, name, odd):
+def test_open_cube_accepts_or_rejects_arguments(folder, there, name, odd):
     outcome(lambda: s2c.open_cube(folder, **{name: ODD[odd]}))
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_sources_and_cubes_are_taken_or_refused(there, odd):
+def test_sources_and_cubes_are_accepted_or_rejected(there, odd):
     assert isinstance(outcome(lambda: s2c.find_scenes(ODD[odd])), S2CompositeError)
     assert isinstance(outcome(lambda: s2c.composite(ODD[odd])), S2CompositeError)
 
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("name", COMPOSING)
-def test_composite_takes_or_refuses(cube, name, odd):
+def test_composite_accepts_or_rejects_arguments(cube, name, odd):
     outcome(lambda: s2c.composite(cube, **{name: ODD[odd]}).compute())
 
 
@@ -492,14 +492,14 @@ PARAMETERS = [(name, one) for name, make in registry._REGISTRY.items() for one i
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("reducer", "parameter"), PARAMETERS)
-def test_parameters_of_reducers_are_taken_or_refused(cube, reducer, parameter):
+def test_reducer_parameters_are_accepted_or_rejected(cube, reducer, parameter):
     small = cube.isel(y=slice(0, 8), x=slice(0, 8)).compute()
     for odd in [*ODD.values(), "0.5", [1, "x"], np.array([10.0, 90.0]), 200, -5]:
         outcome(lambda odd=odd: s2c.composite(small, reducer, **{parameter: odd}).compute())
 
 
 @pytest.mark.parametrize("rule", _RULES)
-def test_parameters_of_rules_are_taken_or_refused(rule):
+def test_rule_parameters_are_accepted_or_rejected(rule):
     for parameter in inspect.signature(_RULES[rule]).parameters:
         for odd in [*ODD.values(), "0.5", [1, "x"], 200, -5]:
             outcome(lambda parameter=parameter, odd=odd: resolve_rule(rule, **{parameter: odd}))
@@ -526,7 +526,7 @@ def parameters(function, *left_out):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_outputs_are_written_or_refused(small, there, odd):
+def test_output_options_are_accepted_or_rejected(small, there, odd):
     outcome(lambda: small.to_raster(ODD[odd]))
     outcome(lambda: small.to_zarr(ODD[odd]))
     for name in parameters(write_raster, "dataset", "path"):
@@ -536,7 +536,7 @@ def test_outputs_are_written_or_refused(small, there, odd):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_zones_are_measured_or_refused(small, zones, odd):
+def test_zone_arguments_are_accepted_or_rejected(small, zones, odd):
     assert isinstance(outcome(lambda: s2c.zonal_stats(ODD[odd], zones)), S2CompositeError)
     assert isinstance(outcome(lambda: s2c.zonal_stats(small, ODD[odd])), S2CompositeError)
     for name in parameters(s2c.zonal_stats, "data", "zones"):
@@ -544,7 +544,7 @@ def test_zones_are_measured_or_refused(small, zones, odd):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_clusters_and_jobs_are_taken_or_refused(there, odd):
+def test_clusters_and_jobs_are_accepted_or_rejected(there, odd):
     outcome(lambda: read_cluster(ODD[odd]))
     assert isinstance(outcome(lambda: s2c.load_job(ODD[odd])), S2CompositeError)
     for name in ("workers", "threads", "memory", "dashboard"):
@@ -552,7 +552,7 @@ def test_clusters_and_jobs_are_taken_or_refused(there, odd):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_looks_are_taken_or_refused(cube, small, odd):
+def test_arguments_of_previews_and_shares_are_accepted_or_rejected(cube, small, odd):
     value = ODD[odd]
     for call in (small.preview, small.period, small.shares, small.__getitem__):
         outcome(lambda call=call: call(value))
@@ -561,7 +561,7 @@ def test_looks_are_taken_or_refused(cube, small, odd):
         outcome(lambda name=name: s2c.select_scenes(cube, **{"min_valid": 0.1, name: value}))
 
 
-def test_the_command_line_says_it_in_one_line(folder, there, monkeypatch, capsys):
+def test_command_line_error_is_one_line(folder, there, monkeypatch, capsys):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the command changes what Ctrl-C does in its process
     job = f"source: {folder}\noutput: a.tif\n"
     for line in ("resolution: many", "groupby: day", "bands: [9]", "crs: EPSG:1", "like: missing.tif"):

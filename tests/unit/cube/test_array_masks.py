@@ -37,7 +37,7 @@ def held(cube, how):
 
 @pytest.mark.parametrize("how", ["files", "memory", "lazy"])
 @pytest.mark.parametrize("mask_chunks", [None, {"time": 2, "y": 100, "x": 333}])
-def test_a_mask_forbids_what_nodata_would(cube, usable, how, mask_chunks):
+def test_mask_array_equals_the_nodata_rule(cube, usable, how, mask_chunks):
     mask = usable if mask_chunks is None else usable.chunk(mask_chunks)
     expected = s2c.composite(cube.compute().where(usable, np.uint8(0)))
     comp = s2c.composite(held(cube, how), valid=[s2c.Nodata(), s2c.Saturated(), mask.transpose("x", "time", "y")])
@@ -93,7 +93,7 @@ def scl_like(shape, seed=8):
 
 @pytest.mark.parametrize("how", ["memory", "lazy"])
 @pytest.mark.parametrize("kind", ["dataset", "dataarray", "float"])
-def test_a_mask_band_of_the_cube_itself_is_taken_out_and_obeyed(how, kind):
+def test_mask_band_in_the_cube_is_applied_and_removed(how, kind):
     rng = np.random.default_rng(5)
     values = rng.integers(1, 4000, (5, 2, 90, 70), np.uint16)
     scl = scl_like((5, 90, 70))
@@ -116,7 +116,7 @@ def test_a_mask_band_of_the_cube_itself_is_taken_out_and_obeyed(how, kind):
     assert "SCL" in comp.dataset.attrs["rules"]
 
 
-def test_a_cube_of_nothing_but_its_mask_is_refused():
+def test_cube_with_only_a_mask_band_is_an_error():
     scl = xr.DataArray(scl_like((3, 8, 8)), dims=("time", "y", "x"), name="SCL")
     with pytest.raises(ParameterError, match="only the mask band"):
         s2c.composite(scl, valid=SCL())

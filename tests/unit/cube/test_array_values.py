@@ -131,7 +131,7 @@ def test_reflectance_that_was_harmonised_by_hand(files, compute):
         lambda c: c.reindex(time=pd.date_range("2023-05-31", periods=4) + pd.Timedelta("10:56:19")),
     ],
 )
-def test_what_became_of_nodata_in_a_lazy_cube_is_known(files, change):
+def test_nodata_is_tracked_through_the_graph_of_a_lazy_cube(files, change):
     """Scenes that were not seen are still known where each pixel was calculated from itself, or masked."""
     cube = s2c.open_cube(files)
     observed = (cube.compute() != 0).reindex(time=change(cube).time, fill_value=False)
@@ -198,7 +198,7 @@ def test_scaled_cubes_are_known_lazy_and_refused_in_memory(files, change):
         lambda c: c.compute() + np.uint16(5),
     ],
 )
-def test_series_in_which_nodata_became_data_are_refused(files, change):
+def test_series_calculated_from_nodata_are_an_error(files, change):
     with pytest.raises(ParameterError, match="cannot be determined"):
         s2c.composite(change(s2c.open_cube(files)), "median")
 
@@ -224,7 +224,7 @@ def test_layers_that_were_scaled_or_masked(files, change, scale):
 
 @pytest.mark.parametrize("reduce", ["max", "min"])
 @pytest.mark.parametrize("compute", [False, True])
-def test_extremes_of_a_cube(files, reduce, compute):
+def test_minimum_and_maximum_of_a_cube(files, reduce, compute):
     cube = s2c.open_cube(files)
     made = getattr(cube.compute() if compute else cube, reduce)("time")
     row = s2c.zonal_stats(made, zones(0), ["mean", "count"], name="id").to_dict("records")[0]
@@ -236,7 +236,7 @@ def test_extremes_of_a_cube(files, reduce, compute):
     ("change", "nodata"),
     [(lambda c: c.astype("int16") - np.int16(1000), -1000), (lambda c: c + np.uint16(7), 7), (lambda c: c, 0)],
 )
-def test_integers_that_were_shifted_do_not_count_nodata(files, change, nodata):
+def test_shifted_integers_do_not_count_nodata(files, change, nodata):
     comp = s2c.composite(change(s2c.open_cube(files)), "median").compute()
     assert comp["composite"].attrs["nodata"] == nodata
     assert (comp["composite"].values[:, GONE] == nodata).all()
@@ -253,7 +253,7 @@ def test_integers_that_were_shifted_do_not_count_nodata(files, change, nodata):
         lambda c: c.astype("float32").persist(),
     ],
 )
-def test_what_cannot_be_told_is_refused_unless_a_rule_tells(files, change):
+def test_unknown_nodata_is_an_error_unless_a_rule_sets_it(files, change):
     made = change(s2c.open_cube(files))
     with pytest.raises(ParameterError, match=r"was derived from one with nodata value 0; .*cube\.where\(cube != 0\)"):
         s2c.composite(made, "median")
@@ -268,7 +268,7 @@ def test_what_cannot_be_told_is_refused_unless_a_rule_tells(files, change):
     assert s2c.composite(said, "median").dataset["composite"].attrs["nodata"] == -3
 
 
-def test_flags_have_no_nodata(files):
+def test_results_of_comparisons_have_no_nodata(files):
     comp = s2c.composite(s2c.open_cube(files), "median")
     bright = comp["composite"].sel(band=comp["composite"]["band"][1]) > 2000
     for one in (
@@ -321,7 +321,7 @@ def test_layers_of_composites_keep_their_meaning(files, tmp_path):
 
 
 @pytest.mark.parametrize("compute", [False, True])
-def test_zeros_that_count_are_said(files, caplog, compute):
+def test_zeros_that_count_as_data_are_logged(files, caplog, compute):
     comp = s2c.composite(s2c.open_cube(files), "median")
     layer = (comp.compute() if compute else comp)["composite"].astype("float32")
     s2c.zonal_stats(layer[1] - layer[0], zones(0), ["mean"])
@@ -476,7 +476,7 @@ def test_what_is_not_understood_is_refused(change, words):
         s2c.composite(change(dataset()), "median")
 
 
-def test_one_scene_put_back_on_an_axis_of_time(files):
+def test_single_scene_with_restored_time_axis(files):
     cube = s2c.open_cube(files)
     one = cube.isel(time=1).expand_dims("time")
     expected = s2c.composite(cube.isel(time=[1]), "median").compute()
@@ -520,7 +520,7 @@ def test_a_difference_of_a_cube_that_was_written_and_opened_again(name, files, t
         np.testing.assert_array_equal(comp["composite"], difference.median("time"))
 
 
-def test_what_rioxarray_writes_is_believed(files):
+def test_nodata_set_with_rioxarray_is_used(files):
     made = s2c.open_cube(files).compute().astype("int16") - np.int16(1000)
     comp = s2c.composite(made.rio.write_nodata(-1000), "median").compute()
     np.testing.assert_array_equal(comp["count"].values[:, 0], np.repeat([0, SCENES], [3, 9]))
@@ -534,7 +534,7 @@ def test_arrays_without_any_declaration(dtype):
     assert comp["composite"].item() == (0 if dtype == "float32" else 7)
 
 
-def test_arrays_made_by_hand_say_what_they_say():
+def test_handmade_arrays_with_declared_nodata():
     values = np.array([-9999, 7, 9], "float32").reshape(3, 1, 1, 1)
     for nodata in (-9999, np.float32(-9999), "-9999"):
         array = xr.DataArray(values, dims=("time", "band", "y", "x"), attrs={"nodata": nodata})

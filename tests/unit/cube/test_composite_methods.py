@@ -153,7 +153,7 @@ def test_selections_are_composites(comp, tmp_path):
     assert rasterio.open(path).shape == (16, 16)
 
 
-def test_what_is_recorded_for_each_window_is_left_out_where_windows_are_cut(comp):
+def test_read_status_is_dropped_from_partial_windows(comp):
     table = xr.DataArray(np.zeros((2, 2, 2), "uint8"), dims=("scene", "window_y", "window_x"))
     skipping = s2c.Composite(comp.dataset.assign(read_status=table))
     assert "read_status" in skipping.isel(time=0).sel(band="red").dataset
@@ -169,7 +169,7 @@ def test_what_is_recorded_for_each_window_is_left_out_where_windows_are_cut(comp
         ("_private", "'Composite' object has no attribute '_private'"),
     ],
 )
-def test_a_mistyped_attribute_says_where_it_is(comp, name, words):
+def test_mistyped_attribute_error_points_to_the_dataset(comp, name, words):
     with pytest.raises(AttributeError, match=words):
         getattr(comp, name)
     with pytest.raises(s2c.S2CompositeError, match=f"no layer '{name}'; it has composite, source, count"):

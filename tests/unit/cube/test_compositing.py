@@ -37,7 +37,7 @@ def same(a, b):
         np.testing.assert_array_equal(a[layer].values, b[layer].values)
 
 
-def test_it_is_what_the_definition_says(cube, reference):
+def test_composite_equals_the_definition(cube, reference):
     part = {"y": slice(40, 110), "x": slice(300, 380)}
     expected = plain_luminance_median(cube.isel(part).values)
     for layer in LAYERS:
@@ -96,7 +96,7 @@ def test_selected_times_and_areas_read_only_those(cube, reference):
     same(s2c.composite(one_band).compute(), s2c.composite(one_band.compute()))
 
 
-def test_values_that_were_touched_are_not_read_again_from_the_files(cube):
+def test_changed_values_are_not_read_again_from_the_files(cube):
     masked = cube.where(cube.time > cube.time[3], np.uint8(0))
     comp = s2c.composite(masked).compute()
     assert int(comp["source"].min()) >= -1
@@ -209,7 +209,7 @@ def test_repr_says_what_it_is(cube, reference):
     assert "None" not in repr(reference) + repr(reference.dataset)
 
 
-def test_attributes_are_texts_and_numbers_and_say_nothing_twice(cube):
+def test_attributes_are_strings_and_numbers_without_duplicates(cube):
     attrs = s2c.composite(cube).dataset.attrs
     assert {name: value for name, value in attrs.items() if name != "software"} == {
         "reducer": "luminance_median",

@@ -58,7 +58,7 @@ def test_a_cube_is_lazy_labelled_and_georeferenced(folder):
     assert cube.attrs["nodata"] == 0
 
 
-def test_coordinates_that_no_scene_says_are_left_out(folder):
+def test_coordinates_without_values_are_left_out(folder):
     assert not {"orbit", "baseline"} & set(s2c.open_cube(folder).coords), "names of true-colour pictures have neither"
     scenes = s2c.find_scenes(folder)
     some = [replace(scenes[0], orbit=51, baseline="05.09"), *scenes[1:]]
@@ -134,7 +134,7 @@ def test_bands_are_chosen_in_the_order_asked_for(folder, expected):
     np.testing.assert_array_equal(s2c.open_cube(folder, bands=["TCI"]).values, expected)
 
 
-def test_a_picture_that_is_taken_beside_reflectances_is_told(tmp_path, caplog):
+def test_choice_of_the_true_colour_picture_is_logged(tmp_path, caplog):
     for name, bands, dtype in (("TCI", 3, np.uint8), ("B04", 1, np.uint16), ("SCL", 1, np.uint8)):
         write_tif(tmp_path / f"T31TCJ_20230601T104629_{name}.tif", np.full((bands, 80, 80), 7, dtype))
     assert s2c.open_cube(tmp_path).dtype == np.uint8
@@ -222,7 +222,7 @@ def test_cubes_in_different_windows_are_computed_together(folder, expected):
             np.testing.assert_array_equal(pixels, expected)
 
 
-def test_an_index_spares_the_headers_of_unchanged_files(tmp_path, monkeypatch):
+def test_index_avoids_reading_headers_of_unchanged_files(tmp_path, monkeypatch):
     paths, index = series(tmp_path, scenes=3), tmp_path / "index.bin"
     first = s2c.open_cube(paths, index=index)
     pixels = first.values
@@ -256,7 +256,7 @@ def test_the_same_files_have_the_same_keys(folder):
 # What is refused, and how it is said
 
 
-def test_the_odd_one_out_is_named_with_what_differs(tmp_path):
+def test_error_names_the_differing_scene_and_property(tmp_path):
     series(tmp_path, scenes=4)
     write_tif(tmp_path / "T31TCJ_20230701T104629_TCI.tif", encoded(0, 3, 100, 136))
     write_tif(tmp_path / "T31TCJ_20230706T104629_TCI.tif", encoded(0), crs="EPSG:32632")

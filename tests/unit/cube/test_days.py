@@ -125,7 +125,7 @@ def test_masks_on_grids_of_their_own(tmp_path):
     check(cube, tmp_path)
 
 
-def test_a_product_that_cannot_be_read_is_told_and_neither_it_nor_its_mask_cost_another(tmp_path):
+def test_unreadable_product_is_reported_and_affects_no_other(tmp_path):
     products(tmp_path, 5)
     (tmp_path / "T31TDJ_20230702T104621_SCL.tif").write_bytes(b"not a TIFF")
     cube = s2c.open_cube(tmp_path, bands=["TCI"], groupby="solar_day", on_error="skip")
@@ -147,7 +147,7 @@ def test_a_product_that_cannot_be_read_is_told_and_neither_it_nor_its_mask_cost_
     np.testing.assert_array_equal(comp["count"], usable.sum(0), err_msg="the others of its day are there")
 
 
-def test_the_edge_of_a_swath_gives_way_to_the_next_product(tmp_path):
+def test_next_product_fills_the_swath_edge(tmp_path):
     """Colours that JPEG left beside the swath are values like any other: only the rule knows that they are none."""
     one, two = np.full((3, 40, 40), 9, np.uint8), np.full((3, 40, 40), 100, np.uint8)
     one[:, :, :20] = 0

@@ -64,7 +64,7 @@ def observed(directory):
 
 @pytest.mark.parametrize("chunks", [130, 512, (64, 520)])
 @pytest.mark.parametrize("side", [128, 1024])
-def test_windows_and_tiles_never_show(season, chunks, side, monkeypatch):
+def test_result_does_not_depend_on_windows_or_tiles(season, chunks, side, monkeypatch):
     """Tiles of another size give the same where the function sees as much around them as it looks at."""
     monkeypatch.setattr(tile_masks.FunctionMask, "SIDE", side)
     steps = (("opening", 1), ("dilation", 2))
@@ -80,7 +80,7 @@ def test_windows_and_tiles_never_show(season, chunks, side, monkeypatch):
     assert 0 < expected.mean() < observed(season).sum(axis=0).mean()
 
 
-def test_overviews_are_what_a_coarser_resolution_sees(season):
+def test_coarser_resolution_reads_overviews(season):
     with rasterio.open(min(season.glob("*_TCI.tif"))) as dataset:
         factor = dataset.overviews(1)[0]
     valid = np.stack([dull(pixels) for pixels in files(season, level=0)]).repeat(factor, 1).repeat(factor, 2)
@@ -190,7 +190,7 @@ def job_of(season, tmp_path, monkeypatch):
     return {"source": str(season), "bands": ["TCI"], "valid": ["nodata", rule], **output}
 
 
-def test_shares_and_plans_know_it(season, tmp_path, monkeypatch):
+def test_valid_share_and_plan_include_mask_functions(season, tmp_path, monkeypatch):
     cube = s2c.open_cube(season, bands=["TCI"])
     valid = np.stack([dull(pixels) for pixels in files(season)]) & observed(season)
     shares = s2c.valid_share(cube, [s2c.Nodata(), s2c.Mask(dull)])["valid"].compute()
@@ -210,7 +210,7 @@ def test_jobs_find_the_function_by_its_path(season, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_workers_make_the_same(season, client_of_test):
+def test_workers_give_the_same_result(season, client_of_test):
     limit = 140
     cube = s2c.open_cube(season, bands=["TCI"], chunks=200)
     rule = s2c.Mask(lambda pixels: pixels.max(axis=0) < limit, surroundings=4, cleanup=[("dilation", 2)])

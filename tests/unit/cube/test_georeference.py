@@ -117,7 +117,7 @@ def test_a_file_lies_where_the_coordinates_say(name, made, tmp_path):
     np.testing.assert_allclose(pixels, north.values, rtol=1e-6)
 
 
-def test_coordinates_that_could_be_corners_or_centres_are_named(caplog):
+def test_ambiguous_stackstac_coordinates_are_logged(caplog):
     with caplog.at_level("WARNING"):
         cube = georeferenced(from_stackstac().isel(EVERY_SECOND))
     assert "corners of pixels of size 10" in caplog.text
@@ -248,7 +248,7 @@ def test_single_precision_coordinates(tmp_path):
     ],
 )
 @pytest.mark.parametrize("made", [from_odc, lambda: georeferenced(from_stackstac())], ids=["odc", "stackstac"])
-def test_what_no_one_can_know_is_an_error(change, words, made, tmp_path):
+def test_writing_with_an_unknown_location_is_an_error(change, words, made, tmp_path):
     comp = s2c.composite(change(made()), "median", valid=())
     assert comp["composite"].shape[0] == 1, "pixels without a place can be composited"
     for write in (comp.to_raster, comp.to_zarr):
@@ -292,7 +292,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_cube_from_files_is_what_its_labels_and_values_say(folder, name, tmp_path):
+def test_cube_with_changed_labels_or_values_is_not_read_from_files(folder, name, tmp_path):
     """Reading the files again, as is done for whole cubes, must not undo what was done to labels or values."""
     cube = CHANGES[name](s2c.open_cube(folder, chunks=64))
     lazy, loaded = s2c.composite(cube, "latest"), s2c.composite(cube.compute(), "latest")
@@ -310,7 +310,7 @@ def test_a_cube_from_files_is_what_its_labels_and_values_say(folder, name, tmp_p
 
 
 @pytest.mark.parametrize("layer_order", ["as it is", "south first", "every second", "means"])
-def test_a_composite_that_was_changed_is_written_where_it_lies(folder, layer_order, tmp_path):
+def test_changed_composite_is_written_at_its_location(folder, layer_order, tmp_path):
     from s2composite.writing.cog import write_raster
     from s2composite.writing.zarr import write_zarr
 
@@ -360,7 +360,7 @@ def masks_of(array):
 @pytest.mark.parametrize(
     "made", [from_odc, from_stackstac, lambda: from_stackstac("center")], ids=["odc", "corners", "centres"]
 )
-def test_masks_are_laid_where_they_lie(made, name):
+def test_masks_are_aligned_by_coordinates(made, name):
     array = made()
     mask = masks_of(array)[name]
     expected = array.where(
@@ -384,13 +384,13 @@ def test_a_mask_of_another_library_on_the_same_grid():
         (lambda m: m.drop_vars("spatial_ref").rio.write_crs("EPSG:32632"), "is in EPSG:32632, the cube in EPSG:32631"),
     ],
 )
-def test_a_mask_that_lies_elsewhere_is_refused(change, words):
+def test_mask_at_another_location_is_an_error(change, words):
     with pytest.raises(ParameterError, match=words):
         s2c.composite(from_odc(), "median", valid=[change(from_odc().isel(band=0, drop=True) > 1100)])
 
 
 @pytest.mark.parametrize("name", ["a part", "every second", "means of 2 x 2", "moved", "write_crs", "one column"])
-def test_like_is_where_the_array_is(name, tmp_path):
+def test_like_uses_the_location_of_the_array(name, tmp_path):
     path = write_tif(
         tmp_path / "S2A_31TCJ_20230601T105619_x.tif", values()[0].astype("uint16"), transform=UTM, nodata=0
     )
@@ -460,7 +460,7 @@ def located_by_coefficients(path):
     ("make", "words"),
     [(located_by_points, "control points.*gdalwarp -tps"), (located_by_coefficients, "RPCs.*gdalwarp -rpc")],
 )
-def test_files_that_are_on_no_grid_are_refused_with_the_cure(make, words, engine, tmp_path):
+def test_files_without_a_grid_raise_an_error_with_advice(make, words, engine, tmp_path):
     path = tmp_path / "S1A_31TCJ_20230601T105619_x.tif"
     make(path)
     with pytest.raises(SceneError, match=words):
@@ -474,7 +474,7 @@ def test_files_that_are_on_no_grid_are_refused_with_the_cure(make, words, engine
 
 
 @needs_gdal
-def test_the_cure_works(tmp_path):
+def test_advice_to_warp_files_with_control_points_works(tmp_path):
     path, warped = tmp_path / "x.tif", tmp_path / "S1A_31TCJ_20230601T105619_x.tif"
     located_by_points(path)
     subprocess.run(["gdalwarp", "-q", "-tps", "-t_srs", "EPSG:32631", str(path), str(warped)], check=True)
@@ -544,7 +544,7 @@ def bare(tmp_path):
     return str(tmp_path / "bare")
 
 
-def test_what_works_without_a_crs(bare, tmp_path):
+def test_operations_without_a_crs(bare, tmp_path):
     cube = s2c.open_cube(bare)
     comp = s2c.composite(cube)
     assert comp.preview(50)["composite"].shape == (3, 50, 34)
@@ -573,7 +573,7 @@ def test_what_works_without_a_crs(bare, tmp_path):
     ],
     ids=["bbox", "crs", "anchor", "geobox", "like", "solar", "explore", "area"],
 )
-def test_what_needs_a_crs_says_so(bare, call):
+def test_operations_that_need_a_crs_raise_an_error(bare, call):
     with pytest.raises(s2c.S2CompositeError, match=r"no coordinate system|no CRS"):
         call(bare, s2c.open_cube(bare))
 

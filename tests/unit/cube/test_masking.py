@@ -35,7 +35,7 @@ def test_a_mask_at_20_m_over_10_m_equals_scipy_on_the_whole(season):
 
 
 @pytest.mark.parametrize("chunks", [100, 170, 512, (64, 600)])
-def test_borders_of_chunks_never_show(season, chunks):
+def test_result_does_not_depend_on_chunk_borders(season, chunks):
     rule = SCL(CLOUDS, cleanup=[("opening", 2), ("dilation", 3)])
     whole = s2c.composite(s2c.open_cube(season, bands=["TCI"], chunks=600), valid=[s2c.Nodata(), rule]).compute()
     cut = s2c.composite(s2c.open_cube(season, bands=["TCI"], chunks=chunks), valid=[s2c.Nodata(), rule]).compute()
@@ -49,7 +49,7 @@ def test_borders_of_chunks_never_show(season, chunks):
 
 
 @pytest.mark.parametrize("chunks", [200, 600])
-def test_what_lies_outside_of_the_mask_band_does_not_grow_into_it(season, chunks):
+def test_area_outside_the_mask_band_does_not_grow_into_it(season, chunks):
     """The class of no data among those that are cleaned: scipy, too, takes what is outside for good."""
     rule = SCL(("no data", "cloud high probability"), cleanup=[("dilation", 4)])
     comp = s2c.composite(s2c.open_cube(season, bands=["TCI"], chunks=chunks), valid=rule).compute()
@@ -62,7 +62,7 @@ def test_what_lies_outside_of_the_mask_band_does_not_grow_into_it(season, chunks
     assert int(comp["count"][0].max()) > 0
 
 
-def test_what_cannot_be_masked_is_refused(season):
+def test_masks_without_their_band_are_an_error(season):
     cube = s2c.open_cube(season, bands=["TCI"])
     with pytest.raises(ParameterError, match="open_cube"):
         s2c.composite(cube.compute(), valid=SCL())
@@ -83,7 +83,7 @@ def nearest(directory, cube, opening=2, dilation=3):
 
 
 @pytest.mark.parametrize("grid", [{"crs": "EPSG:3035", "resolution": 10}, {"resolution": 40}, {"resolution": 160}])
-def test_a_mask_on_another_grid_is_cleaned_where_it_is_and_taken_pixel_by_pixel(season, grid, monkeypatch):
+def test_mask_on_another_grid_is_cleaned_on_its_own_grid_and_sampled(season, grid, monkeypatch):
     rule = SCL(CLOUDS, cleanup=[("opening", 2), ("dilation", 3)])
     cube = s2c.open_cube(season, bands=["TCI"], **grid)
     comp = s2c.composite(cube, valid=[s2c.Nodata(), rule]).compute()

@@ -38,7 +38,7 @@ def spans(spec, first=FIRST, last=LAST):
         ({"growing": "2023-04/2023-09", "2023--P0D": "2023"}, ["growing", "2023--P0D"]),
     ],
 )
-def test_what_people_call_a_period(spec, titles):
+def test_readable_names_of_periods(spec, titles):
     assert [period_title(period.label) for period in find_periods(spec, FIRST, LAST)] == titles
 
 
@@ -75,7 +75,7 @@ def test_what_people_call_a_period(spec, titles):
         ({"growing": ("2023-04", "2023-09")}, 1, ("growing", "2023-04-01", "2023-10-01")),
     ],
 )
-def test_what_a_specification_means(spec, count, begins):
+def test_period_specifications(spec, count, begins):
     found = spans(spec)
     assert len(found) == count
     assert found[0] == begins
@@ -143,12 +143,12 @@ def test_odc_labels():
         (None, "not understood"),
     ],
 )
-def test_what_is_no_period_says_what_is(spec, words):
+def test_invalid_period_error_lists_valid_periods(spec, words):
     with pytest.raises(ParameterError, match=words):
         find_periods(spec, FIRST, LAST)
 
 
-def test_one_notion_of_a_day():
+def test_day_of_a_time_in_utc_and_solar_time():
     late = dt.datetime(2023, 6, 30, 23, 50, tzinfo=dt.UTC)
     assert day_of(late) == dt.date(2023, 6, 30)
     assert day_of(late, "solar", 150.0) == dt.date(2023, 7, 1)
@@ -220,7 +220,7 @@ def test_every_kind_of_reducer_takes_periods_and_empty_ones(cube, reducer):
         np.testing.assert_array_equal(comp[name][1], np.full(layer.shape, nodata, layer.dtype))
 
 
-def test_the_time_axis_says_what_it_means(cube):
+def test_time_axis_has_bounds_and_attributes(cube):
     comp = s2c.composite(cube, period="month")
     time = comp.dataset["time"]
     assert time.attrs["bounds"] == "time_bounds"

@@ -53,7 +53,7 @@ def test_shares_obey_mask_bands_and_masks(season, chunks):
     np.testing.assert_allclose(shares["valid"], usable.mean((1, 2)))
 
 
-def test_scenes_that_show_too_little_are_left_out_and_named(season, caplog):
+def test_scenes_below_min_valid_are_left_out_and_logged(season, caplog):
     cube = s2c.open_cube(season, bands=["TCI"])
     rule = SCL(CLOUDS)
     shares = s2c.valid_share(s2c.open_cube(season, bands=["TCI"], resolution=160), [s2c.Nodata(), rule])["valid"].values
@@ -104,7 +104,7 @@ def test_limits_that_make_no_sense(season, limits, words):
 
 
 @pytest.mark.parametrize("resolution", [None, 160, 120, 30])
-def test_a_coarse_look_counts_no_pixels_outside_of_the_area(tmp_path, resolution):
+def test_coarse_shares_exclude_pixels_outside_the_area(tmp_path, resolution):
     for day in (1, 2):
         write_tif(tmp_path / f"T31TCJ_2023070{day}T104629_TCI.tif", np.full((3, 100, 100), day, "uint8"), block=128)
     cube = s2c.open_cube(tmp_path)
@@ -115,11 +115,11 @@ def test_a_coarse_look_counts_no_pixels_outside_of_the_area(tmp_path, resolution
 
 
 @pytest.mark.parametrize(("size", "times"), [(100, 1), (511, 1), (600, 2), (1024, 4), (10980, 16)])
-def test_small_areas_are_looked_at_closely(size, times):
+def test_small_areas_use_a_finer_resolution(size, times):
     assert _times_coarser(size) == times
 
 
-def test_what_no_file_covers_is_not_valid_whatever_the_rules_are(tmp_path):
+def test_uncovered_pixels_are_never_valid(tmp_path):
     """Granules that overlap in part: a share of the area can be counted from their outlines."""
     for t, left in enumerate((0, 30, 400)):
         array = np.full((60, 60), 9, "uint8")

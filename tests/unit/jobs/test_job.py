@@ -193,7 +193,7 @@ def test_path_text_and_mapping_are_one_model(tmp_path):
     assert load_job(jobs[0]) == jobs[0]
 
 
-def test_mapping_has_no_lines_but_the_same_words():
+def test_errors_of_mappings_have_no_line_numbers():
     with pytest.raises(JobError, match=r"^job: unknown key 'cluster.worker'; did you mean 'workers'\?$") as caught:
         load_job({"source": "a", "output": "a.tif", "cluster": {"type": "local", "worker": 2}})
     assert caught.value.line is None
@@ -236,7 +236,7 @@ def test_a_wrong_value_from_the_environment_is_not_shown(monkeypatch):
     assert "'${S2C_SECRET}'" in str(caught.value)
 
 
-def test_home_is_written_out():
+def test_home_directory_is_expanded():
     job = load_job("source: ~/scenes/\noutput: ~/median.tif\n")
     assert job.source == f"{Path.home()}/scenes/"
     assert job.output == f"{Path.home()}/median.tif"
@@ -298,7 +298,7 @@ def test_a_setting_replaces_what_the_file_has_wrong():
         load_job(GOOD + "bbox:\n- 1\n- 2\n- 3\n- 4\n", ["bbox=[1, 2]"])
 
 
-def test_cluster_of_its_own_file(tmp_path):
+def test_cluster_from_a_separate_file(tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text("# two\ntype: local\nworkers: 2\n")
     assert load_job(GOOD + f"cluster: {file}\n").cluster == LocalOptions(workers=2)
@@ -390,7 +390,7 @@ VALUES = st.recursive(
 @example("cluster", {"type": []})
 @example("cluster", {"type": {"a": 1}})
 @example("reducer", {"": None})
-def test_any_value_is_taken_or_named(key, value):
+def test_any_value_is_accepted_or_named_in_the_error(key, value):
     job = outcome({"source": "a", "output": "a.tif", key: value})
     if isinstance(job, JobError):
         assert job.key.split(".")[0] == key
@@ -425,7 +425,7 @@ chunks: ${size:-512}
 """
 
 
-def test_a_file_sets_variables_of_its_own(monkeypatch):
+def test_file_defines_variables(monkeypatch):
     monkeypatch.setenv("year", "1999")
     job = load_job(WITH_VARIABLES)
     assert (job.source, job.output, job.datetime, job.chunks) == ("here/scenes", "median_2023.tif", "2023", 512)
@@ -484,7 +484,7 @@ def test_a_job_has_every_key_that_a_function_has(function):
             assert Job.model_fields[name].default == parameter.default, name
 
 
-def test_every_key_is_a_callers_or_the_operators():
+def test_every_key_is_assigned_to_callers_or_the_operator():
     operators = {"area", "cluster", "engine", "index", "like", "overwrite", "performance_report", "sign"}
     assert set(ALLOWED_KEYS) | operators == Job.model_fields.keys()
     assert not set(ALLOWED_KEYS) & operators
@@ -554,7 +554,7 @@ def test_numbers_with_an_exponent_are_numbers():
     assert load_job(job.to_yaml()) == job
 
 
-def test_a_job_file_from_before_these_keys_means_the_same():
+def test_older_job_files_keep_their_meaning():
     job = load_job(GOOD)
     assert job.to_yaml() == GOOD
     assert (job.groupby, job.duplicates, job.harmonise, job.reflectance) == (None, "newest", True, False)

@@ -256,7 +256,7 @@ def test_any_affine_grid_picks_the_pixels_that_gdal_does(place, angle, scale, x,
     ["nearest", "bilinear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cubic", "average"))],
 )
 @pytest.mark.parametrize("resolution", [10, 35])
-def test_chunks_never_show_in_warped_pixels(place, resampling, resolution):
+def test_warped_pixels_do_not_depend_on_chunks(place, resampling, resolution):
     _, assets = place
     options = {"crs": "EPSG:3035", "resolution": resolution, "resampling": resampling}
     whole = s2c.open_cube(assets["B04"], chunks=4000, **options).values
@@ -420,7 +420,7 @@ def test_anchors(place, anchor, rest):
         ({"resampling": {"*": "smooth"}}, ParameterError, "bilinear"),
     ],
 )
-def test_grids_that_were_not_meant(place, options, error, words):
+def test_implausible_grids_are_an_error(place, options, error, words):
     _, assets = place
     with pytest.raises(error, match=words):
         s2c.open_cube(assets["B04"], **options)
@@ -480,7 +480,7 @@ def tiled(tmp_path_factory):
     side=st.sampled_from([1, 64, 100, 1000]), chunks=st.sampled_from([50, 170, 400]),
     reducer=st.sampled_from(["median", "luminance_median", "std"]),
 )  # fmt: skip
-def test_patches_never_show(tiled, monkeypatch, angle, scale, shift, side, chunks, reducer):
+def test_composite_does_not_depend_on_tile_selections(tiled, monkeypatch, angle, scale, shift, side, chunks, reducer):
     """The same composite as of the pixels of the whole grid, read in one piece, for tiles and windows of any size."""
     monkeypatch.setattr("s2composite.reading.plan._SIDE", side)
     own = s2c.open_cube(tiled).odc.geobox

@@ -55,7 +55,7 @@ def test_a_cube_is_harmonised_and_says_so(season):
     np.testing.assert_array_equal(comp["composite"][0], land)
 
 
-def test_reflectances_with_the_offset_left_in_are_refused(season):
+def test_reflectance_without_harmonise_is_an_error(season):
     items, _ = season
     said = r"harmonise=False: the values of 1 of 3 scenes \(S2A_31TCJ_20230606 \.\.\.\) have the offset .*, 1000, "
     with pytest.raises(ParameterError, match=said):
@@ -108,7 +108,7 @@ def without_baseline(items, *days):
     return items
 
 
-def test_mixed_and_unknown_is_refused_with_the_way_out(season):
+def test_mixed_known_and_unknown_offsets_are_an_error(season):
     items, land = season
     without_baseline(items, "11")
     with pytest.raises(
@@ -123,7 +123,7 @@ def test_mixed_and_unknown_is_refused_with_the_way_out(season):
     s2c.open_cube(items, bands=["red"], harmonise=False)
 
 
-def test_where_nothing_is_known_nothing_is_done(season):
+def test_unknown_offsets_are_not_subtracted(season):
     items, land = season
     cube = s2c.open_cube(without_baseline(items, *DAYS), bands=["red"])
     assert np.isnan(cube.offset.values).all()

@@ -113,7 +113,7 @@ def test_lazy_headers_give_the_same_pixels(tmp_path):
         ({"transform": ORIGIN @ Affine.translation(1, 0)}, "its grid differ"),
     ],
 )
-def test_what_a_catalogue_promised_is_checked(tmp_path, change, words):
+def test_lazy_headers_are_checked_against_the_catalogue(tmp_path, change, words):
     items = promised(tmp_path, change)
     with pytest.raises(ReadError, match=rf"scene S2A_31TCJ_20230103.*2\.tif: {words}.*headers='read'"):
         s2c.open_cube(items, bands=["red"], headers="lazy").compute()
@@ -142,7 +142,7 @@ def test_an_undecodable_file_among_promised_ones_is_read_by_gdal(tmp_path):
     np.testing.assert_array_equal(lazy, s2c.open_cube(items, bands=["red"], headers="read").values)
 
 
-def test_lazy_headers_and_an_index(tmp_path, monkeypatch):
+def test_lazy_headers_with_an_index(tmp_path, monkeypatch):
     items, index = promised(tmp_path / "data"), tmp_path / "index"
     asked = []
     monkeypatch.setattr(opening, "read_header", lambda href, sign: asked.append(href) or read_header(href, sign))
@@ -164,7 +164,7 @@ def test_lazy_headers_and_an_index(tmp_path, monkeypatch):
         s2c.open_cube(items, bands=["red"], headers="lazy", index=index).compute()
 
 
-def test_an_index_opens_nothing_that_is_closed(tmp_path, monkeypatch):
+def test_index_does_not_bypass_access_limits(tmp_path, monkeypatch):
     items, index = promised(tmp_path / "data"), tmp_path / "index"
     s2c.open_cube(items, bands=["red"], headers="read", index=index)
     monkeypatch.setenv("S2COMPOSITE_ACCESS", Access(read=(str(tmp_path / "other"),)).to_json())

@@ -32,7 +32,7 @@ def test_memory_is_used_again_and_given_back(monkeypatch):
     until(lambda: scratch.held() == 0)
 
 
-def test_two_borrowers_never_share():
+def test_borrowed_memory_is_never_shared():
     with scratch.borrow(100, np.dtype("uint8")) as a, scratch.borrow(100, np.dtype("uint8")) as b:
         assert not np.shares_memory(a, b)
 

@@ -38,7 +38,7 @@ def test_transient_faults_change_nothing(scenes_dir, local):
         same(s2c.composite(s2c.open_cube(urls, chunks=512)).compute(), local)
 
 
-def test_a_scene_that_goes_away_is_named_or_skipped(scenes_dir, local):
+def test_scene_deleted_during_the_run_is_named_or_skipped(scenes_dir, local):
     paths = sorted(scenes_dir.glob("*.tif"))
     gone = set()
 

@@ -225,7 +225,7 @@ def test_any_window_of_any_bands_into_any_memory(files, data):
     assert (out == expected).all()
 
 
-def test_a_window_that_is_a_tile_is_decoded_where_it_lies(tmp_path, monkeypatch):
+def test_window_of_one_tile_is_decoded_in_place(tmp_path, monkeypatch):
     from s2composite.reading import tiles
 
     case = next(c for c in JPEG if c.name == "jpeg-ycbcr")

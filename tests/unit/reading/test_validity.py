@@ -139,7 +139,7 @@ def test_warped_pixels_are_those_of_valid_ones_only(kind, resampling, tmp_path):
         np.testing.assert_array_equal(count, (cube.values[0] != fill).any(0))
 
 
-def test_files_that_say_it_in_different_ways_make_one_cube(tmp_path):
+def test_files_with_different_validity_declarations_make_one_cube(tmp_path):
     paths = [write(tmp_path / f"T31TCJ_2023060{i + 1}T104629_X.tif", kind, i) for i, kind in enumerate(KINDS)]
     cube = s2c.open_cube(paths, geobox=GeoBox((SIZE, SIZE), ORIGIN, "EPSG:32631"))
     assert "gdal" not in cube.attrs["engine"]
@@ -149,7 +149,7 @@ def test_files_that_say_it_in_different_ways_make_one_cube(tmp_path):
     np.testing.assert_array_equal(count, np.sum(valid, axis=0))
 
 
-def test_an_alpha_band_is_no_colour_and_not_saturated(tmp_path):
+def test_alpha_band_is_not_data_and_not_saturated(tmp_path):
     path = write(tmp_path / "T31TCJ_20230601T104629_TCI.tif", "alpha")
     with_name = s2c.open_cube(path, bands=["TCI"])
     assert with_name["band"].values.tolist() == ["red", "green", "blue"]
@@ -175,7 +175,7 @@ def test_the_fourth_of_four_bands_is_alpha_unless_it_has_another_name(tmp_path):
 
 
 @pytest.mark.parametrize("resampling", ["bilinear", "cubic", "average"])
-def test_a_fourth_band_that_is_data_weights_nothing_where_gdal_warps(resampling, tmp_path):
+def test_fourth_data_band_is_not_used_as_weights_by_gdal(resampling, tmp_path):
     """GDAL's warper takes it for an alpha band, that of a file whose bands it calls otherwise is the oracle."""
     array = pixels(0, 4)
     plain = write_tif(tmp_path / "T31TCJ_20230601T104629_X.tif", array, alpha="unspecified")
@@ -369,7 +369,7 @@ def by_band(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["nodata", "aux.xml", "masks", "NODATA_VALUES"])
-def test_bands_that_say_it_each_for_itself(kind, tmp_path):
+def test_bands_with_their_own_masks(kind, tmp_path):
     path = by_band(tmp_path, kind)
     with rasterio.open(path) as dataset:
         array, valid = dataset.read(), dataset.read_masks() > 0
@@ -531,7 +531,7 @@ def test_a_class_does_not_become_its_neighbour(nodata, tmp_path):
     np.testing.assert_array_equal(cube.values[0, 0], np.where(usable, flags, cube.attrs["nodata"]))
 
 
-def test_what_a_mask_band_does_not_cover_is_not_usable(tmp_path):
+def test_pixels_outside_the_mask_band_are_not_valid(tmp_path):
     data = write_tif(tmp_path / "data.tif", np.full((64, 96), 7, "uint16"))
     qa = write_tif(tmp_path / "qa.tif", np.zeros((64, 64), "uint16"))
     cube = s2c.open_cube([scene(B04=data, QA60=qa)], bands=["B04"])

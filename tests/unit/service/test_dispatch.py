@@ -55,7 +55,7 @@ def check(job, path):
         assert np.array_equal(made.read(), seed_median(files, (0, 0, 136, 200)))
 
 
-def test_windows_are_sent_tried_again_and_put_together(service, job):
+def test_dispatch_sends_retries_and_assembles_windows(service, job):
     done = dispatch(job, url=f"{service.url}/median", token=service.token, **QUICK)
     check(job, done.path)
     assert (done.windows, done.failed) == (15, ())
@@ -89,7 +89,7 @@ def test_the_command_line(service, job, tmp_path, monkeypatch):
     assert "401: a token is needed" in done.stderr
 
 
-def test_what_is_refused_is_told_and_nothing_is_written(service, job, root):
+def test_dispatch_reports_rejected_windows_and_writes_nothing(service, job, root):
     elsewhere = job | {"output": str(root / "median.tif")}
     done = dispatch(elsewhere, url=f"{service.url}/median", token=service.token, **QUICK)
     assert done.path is None
@@ -100,7 +100,7 @@ def test_what_is_refused_is_told_and_nothing_is_written(service, job, root):
     assert job_progress(load_job(elsewhere)).state == "failed"
 
 
-def test_a_service_that_is_not_there(job):
+def test_unreachable_service(job):
     retry = Retry(attempts=2, first_wait=0.01, timeout=5)
     done = dispatch(job, url="http://127.0.0.1:9/median", concurrency=4, retry=retry)
     assert (done.path, len(done.failed), done.attempts) == (None, 15, 30)
@@ -144,7 +144,7 @@ def test_through_a_queue_to_a_service_that_refuses(service, job, root, monkeypat
     assert json.loads(letters[0]["payload"])["destination"].startswith(job["output"].removesuffix(".tif"))
 
 
-def test_a_topic_that_is_none(job, monkeypatch):
+def test_invalid_topic(job, monkeypatch):
     with queue("http://127.0.0.1:9/") as topic:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
         with pytest.raises(ServiceError, match="status 404"):
@@ -178,13 +178,13 @@ def test_a_tile_that_somebody_removed_is_named(service, job, monkeypatch):
         ({"output": "a.zarr"}, "output"),
     ],
 )
-def test_jobs_that_a_window_is_not(job, change, key):
+def test_dispatch_rejects_jobs_that_the_service_does_not_support(job, change, key):
     with pytest.raises(JobError) as refused:
         dispatch(job | change, url="http://127.0.0.1:9/median")
     assert refused.value.key == key
 
 
-def test_one_way_at_a_time(job):
+def test_url_and_topic_exclude_each_other(job):
     for ways in ({}, {"url": "http://x", "topic": "projects/p/topics/t"}):
         with pytest.raises(ServiceError, match="url of a service, or a topic"):
             dispatch(job, **ways)

@@ -55,7 +55,7 @@ def payload(places, scenes, name, window=(0, 0, 64, 48), **more):
 
 
 @pytest.mark.parametrize("wrap", [lambda p: p, pushed], ids=["bare", "pushed"])
-def test_a_window_is_the_seeds(service, places, tmp_path, wrap):
+def test_window_equals_the_original_worker(service, places, tmp_path, wrap):
     rng = np.random.default_rng(3)
     folder = places / "scenes" / f"seed_{wrap is pushed}"
     folder.mkdir()
@@ -74,7 +74,7 @@ def test_a_window_is_the_seeds(service, places, tmp_path, wrap):
     assert cog_validate(request["destination"], strict=True, quiet=True)[0]
 
 
-def test_the_same_again_is_not_made_again(service, places, scenes):
+def test_repeated_request_finds_the_window(service, places, scenes):
     request = payload(places, scenes, "again.tif")
     assert service.post("/median", request).status_code == 204
     before = Path(request["destination"]).stat()
@@ -167,7 +167,7 @@ def test_bad_input_names_the_field(service, places, scenes):
         (b'{"window": ' + b"9" * 10_000 + b"}", "digits"),
     ],
 )
-def test_bodies_that_are_no_json(service, body, words):
+def test_bodies_with_invalid_json(service, body, words):
     with service.client() as client:
         answer = client.post("/median", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
@@ -189,12 +189,12 @@ def test_what_can_never_succeed_is_acknowledged_and_kept(service, content, point
     assert service.post("/median", content).status_code == 422, "a caller who is not Pub/Sub is told"
 
 
-def test_base64_that_is_none_is_kept_too(service):
+def test_invalid_base64_becomes_a_dead_letter(service):
     answer = service.post("/median", {"message": {"data": "%%%", "messageId": "b"}})
     assert (answer.status_code, answer.json()["status"]) == (200, 422)
 
 
-def test_what_may_pass_is_sent_again(places, tmp_path):
+def test_dispatch_retries_transient_errors(places, tmp_path):
     """A server that is down for a while: 503 and Retry-After, bare or pushed; nothing is buried."""
     folder = tmp_path / "served"
     folder.mkdir()
@@ -290,7 +290,7 @@ def test_a_quicklook_of_a_zarr_store(scenes, tmp_path):
     assert np.array_equal(picture[valid][:, :3], want[:, valid].T)
 
 
-def test_jobs_that_are_not_there(service):
+def test_unknown_jobs(service):
     with service.client() as client:
         for answer in (
             client.get("/jobs/nowhere"),
@@ -347,7 +347,7 @@ def test_jobs_that_are_not_there(service):
         ),
     ],
 )
-def test_a_job_that_is_not_taken(service, places, change, status, pointer):
+def test_rejected_jobs(service, places, change, status, pointer):
     answer = service.post("/jobs", job(places) | change)
     assert answer.status_code == status, answer.text
     assert answer.json().get("errors", [{}])[0].get("pointer") == pointer
@@ -363,14 +363,14 @@ def test_a_job_that_is_not_taken(service, places, change, status, pointer):
         ("source: " + "[" * 60 + "]" * 60, "deep"),
     ],
 )
-def test_yaml_that_is_not_taken(service, body, words):
+def test_rejected_yaml(service, body, words):
     with service.client() as client:
         answer = client.post("/jobs", content=body, headers={"content-type": "application/yaml"})
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["detail"]
 
 
-def test_a_broken_job_says_why_and_is_tried_again(service, places, scenes):
+def test_failed_job_has_its_error_and_can_be_retried(service, places, scenes):
     folder = places / "scenes" / "broken"
     folder.mkdir()
     files = [Path(file) for file in series(folder, scenes=3)]
@@ -439,7 +439,7 @@ def _command(process):
         return []
 
 
-def test_a_queue_of_jobs_has_an_end(service, places, scenes):
+def test_queue_of_jobs_is_limited(service, places, scenes):
     answers = [service.post("/jobs", job(places)) for _ in range(8)]
     taken = [answer.json()["id"] for answer in answers if answer.status_code == 202]
     assert {a.status_code for a in answers} == {202, 429}

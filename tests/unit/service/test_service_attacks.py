@@ -123,7 +123,7 @@ def test_a_long_text_in_a_dead_letter_stops_nobody(service, request_of):
     assert len(letter["payload"]) == 1 << 18, "the beginning is kept"
 
 
-def test_nobody_writes_lines_into_the_log(service, request_of):
+def test_callers_cannot_forge_log_lines(service, request_of):
     forged = "x\n2026-01-01 00:00:00,000 INFO all is well\x1b[2J"
     assert service.post("/median", pushed(request_of | {forged: 1}, forged)).status_code == 200
     assert service.post("/jobs", {forged: 1}).status_code == 422
@@ -135,7 +135,7 @@ def test_nobody_writes_lines_into_the_log(service, request_of):
     assert not [line for line in lines if not (LINE.match(line) or line.startswith("s2composite"))], log
 
 
-def test_headers_that_are_no_urls(service, request_of):
+def test_headers_with_invalid_urls(service, request_of):
     with service.client() as client:
         assert client.post("/median", json=request_of, headers={"origin": "http://["}).status_code == 403
         assert client.get("/", headers={"host": "["}).status_code == 421
@@ -152,7 +152,7 @@ def test_headers_that_are_no_urls(service, request_of):
         b'{"source": "\xed\xa0\x80"}',
     ],
 )
-def test_half_characters(service, path, body):
+def test_lone_surrogates_are_rejected(service, path, body):
     with service.client() as client:
         answer = client.post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400, answer.text
@@ -201,7 +201,7 @@ def rest_of(connection):
     ],
     ids=["nothing", "header", "body", "refused body"],
 )
-def test_who_sends_nothing_more_is_hung_up_on(service, sent, status):
+def test_idle_connections_are_closed(service, sent, status):
     url = urlsplit(service.url)
     with socket.create_connection((url.hostname, url.port)) as connection:
         connection.sendall(sent)
@@ -285,7 +285,7 @@ def test_small_files_that_cost_much(service, root, request_of):
 # --- jobs -----------------------------------------------------------------------------------------------------------
 
 
-def test_cancelled_and_put_back_at_once(service, root, files):
+def test_job_retried_while_its_process_is_ending(service, root, files):
     """While its process still ends, another slot is free: it neither runs twice, nor is the second run taken to be over."""
     job = {"source": files, "output": "m.tif", "chunks": 64, "raster": {"blocksize": 64}}
     number = service.post("/jobs", job).json()["id"]
@@ -300,7 +300,7 @@ def test_cancelled_and_put_back_at_once(service, root, files):
     assert (facts["state"], facts["attempts"]) == ("complete", 4), service.get(f"/jobs/{number}/log").text
 
 
-def test_a_database_that_goes_and_comes_back(service, root, files):
+def test_queue_continues_after_a_database_outage(service, root, files):
     """Requests are sent away for a while; the queue goes on by itself."""
     with sqlite3.connect(root / "run" / "state" / "service.db") as database:
         database.execute("ALTER TABLE jobs RENAME TO away")

@@ -84,11 +84,11 @@ BASIC = [b":" + TOKEN.encode(), b"\xff\xfe", "me:²".encode(), b":\xf0", b"\0" *
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_credentials_of_odd_bytes_are_none(app, auth, method):
+def test_credentials_with_invalid_bytes_are_rejected(app, auth, method):
     assert ask(app, method, "/jobs", auth=auth)[0] == 401
 
 
-def test_a_password_is_taken_for_looking(app):
+def test_password_is_accepted_for_reading(app):
     assert ask(app, auth=b"Basic " + base64.b64encode(BASIC[0]))[0] == 200
 
 
@@ -98,7 +98,7 @@ NUMBERS += ["0.5", "²", "٣", "\uff11", "1_0", "0x10", " 1", "+1", "", "\0", "t
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("name", ["/jobs?limit=", "/jobs?offset=", "/dead-letters?limit=", "/jobs?limit=5&offset="])
-def test_numbers_that_no_database_takes_are_refused(app, name, number):
+def test_numbers_too_large_for_a_database_are_rejected(app, name, number):
     path, _, query = name.partition("?")
     status, body = ask(app, "GET", path, f"{query}{quote(number)}".encode())
     assert status in (200, 422), body
@@ -107,7 +107,7 @@ def test_numbers_that_no_database_takes_are_refused(app, name, number):
 
 @pytest.mark.parametrize("length", ["²", "9" * 5000, "-1", "1e3", "", " ", "nan", "\xff"])
 @pytest.mark.parametrize("path", ["/median", "/jobs"])
-def test_lengths_that_are_none_are_refused(app, path, length):
+def test_invalid_content_lengths_are_rejected(app, path, length):
     assert 400 <= ask(app, "POST", path, body=b"{}", content_length=length.encode("latin-1"))[0] < 500
 
 
@@ -370,7 +370,7 @@ REQUESTS = [a_window, a_pushed_window, a_job, a_job_in_yaml, a_broken_body, a_lo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_is_sent_is_taken_or_refused(app, places, seed):
+def test_any_request_is_accepted_or_rejected(app, places, seed):
     rng, taken = random.Random(seed), set()
 
     async def all_of_them():

@@ -12,7 +12,7 @@ TOKEN = "correct-horse-battery-staple"
 
 
 @needs_browser
-def test_a_browser_shows_jobs_and_loads_nothing_from_elsewhere(tmp_path):
+def test_jobs_page_loads_no_external_resources(tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -122,7 +122,7 @@ def refused(answer, pointer, *statuses):
 # --- where scenes may come from -------------------------------------------------------------------------------------
 
 
-def test_what_is_open_works(ask, web, root):
+def test_allowed_locations_work(ask, web, root):
     assert ask().status_code == 204
     names = [web.url(path.name) for path in sorted((root / "web").glob("*.tif"))]
     assert ask(datasets=names, destination=str(root / "out" / "b.tif")).status_code == 204
@@ -317,7 +317,7 @@ def test_a_link_at_the_destination_is_not_written_through(ask, root):
 
 
 @pytest.mark.parametrize("number", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%00", "' OR '1'='1", "a" * 5000])
-def test_ids_that_are_none(service, number):
+def test_invalid_job_ids(service, number):
     for path in (f"/jobs/{number}", f"/jobs/{number}/log", f"/jobs/{number}/report", f"/jobs/{number}/quicklook.png"):
         assert service.get(path).status_code in (404, 405)
 
@@ -360,7 +360,7 @@ def test_without_the_token_nothing_is_answered(service):
         assert client.get("/health").status_code == 200
 
 
-def test_a_browser_may_look_and_not_touch(service):
+def test_browser_password_allows_only_reading(service):
     """A browser sends a password that it knows with whatever any page makes it send."""
     password = httpx.BasicAuth("any", TOKEN)
     with httpx.Client(base_url=service.url, auth=password) as client:
@@ -702,5 +702,5 @@ def test_every_row_of_the_page_is_a_test():
     there |= functions_of("service/test_service_attacks.py")
     assert len(rows) > 25
     assert named <= there | functions_of("storage/test_urls.py")
-    untold = there - named - {"test_what_is_open_works", "test_every_row_of_the_page_is_a_test"}
+    untold = there - named - {"test_allowed_locations_work", "test_every_row_of_the_page_is_a_test"}
     assert not untold, "what was tried and is not in the table"

@@ -55,7 +55,7 @@ def store(url):
     store.close()
 
 
-def test_a_job_goes_its_way(store, url):
+def test_job_states_in_the_store(store, url):
     assert store.add("a-1", '{"source": "x"}', 10)
     assert store.get("a-1").state == "queued"
     assert store.get("nobody") is None
@@ -75,11 +75,11 @@ def test_a_job_goes_its_way(store, url):
     again.close()
 
 
-def test_a_queue_has_an_end(store):
+def test_waiting_jobs_are_limited(store):
     assert [store.add(f"b-{i}", "{}", 3) for i in range(5)] == [True] * 3 + [False] * 2
 
 
-def test_a_job_is_taken_once(store):
+def test_job_is_claimed_once(store):
     """By many at a time, while others are added and cancelled."""
     names = [f"c-{i:03d}" for i in range(60)]
 
@@ -100,7 +100,7 @@ def test_a_job_is_taken_once(store):
     assert sorted(taken) == names
 
 
-def test_a_run_that_is_over_ends_no_other(store):
+def test_outdated_run_does_not_change_a_new_one(store):
     """Cancelled and put back while its process ended: what the first run says then is about nothing."""
     store.add("e-1", "{}", 100)
     first = store.claim()
@@ -129,7 +129,7 @@ def test_one_service_takes_jobs(store, url):
     third.close()
 
 
-def test_the_newest_comes_first(store):
+def test_jobs_are_listed_newest_first(store):
     for name in ("d-1", "d-2", "d-3"):
         store.add(name, "{}", 100)
         store.claim()
