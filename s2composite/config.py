@@ -403,7 +403,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-def _home(path: str) -> str:
+def _expanded_path(path: str) -> str:
     """Return a path with ``~`` expanded, a URL unchanged."""
     return path if "://" in path else os.path.expanduser(path)  # noqa: PTH111 - Path drops a trailing slash
 
@@ -412,7 +412,7 @@ def _text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _some(value: str) -> str:
+def _non_empty(value: str) -> str:
     if not value.strip():
         raise ValueError("is empty; give it a value or leave the key out")
     return value
@@ -436,8 +436,8 @@ def _number(value: Any) -> Any:
     return float(value) if is_number else value
 
 
-Text = Annotated[str, BeforeValidator(_text), AfterValidator(_some)]
-FilePath = Annotated[Text, AfterValidator(_home)]
+Text = Annotated[str, BeforeValidator(_text), AfterValidator(_non_empty)]
+FilePath = Annotated[Text, AfterValidator(_expanded_path)]
 Memory = Annotated[str, AfterValidator(_memory)]
 Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]

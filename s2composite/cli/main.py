@@ -126,11 +126,11 @@ def demo(
         f"{plural(scenes, 'scene')} of {size} x {size} pixels made and composited in {perf_counter() - start:.0f} s\n"
     )
     for what, meaning in MADE.items():
-        typer.echo(f"  {_near(made[what]):<32}  {meaning}")
-    typer.echo(f"\nNext: s2composite scenes {_near(made['scenes'])}")
+        typer.echo(f"  {_relative(made[what]):<32}  {meaning}")
+    typer.echo(f"\nNext: s2composite scenes {_relative(made['scenes'])}")
 
 
-def _near(path: str) -> str:
+def _relative(path: str) -> str:
     """Return a path relative to the current directory if it is below it."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

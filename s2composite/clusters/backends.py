@@ -457,7 +457,7 @@ class GatewayOptions(HostedOptions):
         return self.cluster
 
     @model_validator(mode="after")
-    def _chosen_once(self) -> Self:
+    def _cluster_or_options(self) -> Self:
         if self.cluster is not None and self.options:
             raise ValueError("'options' are for a new cluster, and 'cluster' joins a running one; leave one out")
         return self
@@ -686,7 +686,7 @@ class CoiledOptions(HostedOptions):
     """These packages are not copied from the environment here."""
 
     @model_validator(mode="after")
-    def _one_software(self) -> Self:
+    def _one_environment(self) -> Self:
         given = {
             "container": self.container,
             "software": self.software,

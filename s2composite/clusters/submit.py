@@ -96,7 +96,7 @@ def run_bounded(client: Client, calls: Iterator[ClusterCall | None], policy: Pol
         with _interrupts() as require_none:
             yield from loop.outcomes(require_none)
     except (OSError, CancelledError) as error:  # from Dask's connections, and from futures after the scheduler is lost
-        raise _scheduler_gone(client) from error
+        raise _scheduler_lost(client) from error
     finally:
         with suppress(Exception):  # the scheduler may be lost
             client.cancel(list(loop.in_flight), force=True)
@@ -143,7 +143,7 @@ class _CallLoop:
         if now - self._checked < _CHECK_EVERY:
             return []
         if client.status != "running":
-            raise _scheduler_gone(client)
+            raise _scheduler_lost(client)
         self._checked = now
         self._threads = max(sum(client.nthreads().values()), 1)
         outcomes = []
@@ -219,7 +219,7 @@ class _CallLoop:
         for future, (call, number, since) in attempts.items():
             if future.status == "cancelled" or self._client.status != "running":
                 # Futures are cancelled only by a client that has lost its scheduler.
-                raise _scheduler_gone(self._client)
+                raise _scheduler_lost(self._client)
             seconds = time.monotonic() - since
             if future in results:
                 outcomes.append(Outcome(call, number, seconds, result=results[future]))
@@ -247,7 +247,7 @@ def _on_worker(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         raise
 
 
-def _scheduler_gone(client: Client) -> ClusterError:
+def _scheduler_lost(client: Client) -> ClusterError:
     return ClusterError(
         f"the scheduler was lost ({client.scheduler.address if client.scheduler else 'closed'}); finished windows are "
         "kept: start the cluster again and resume the job",

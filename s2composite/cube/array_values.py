@@ -96,7 +96,7 @@ def missing_value_of(array: xr.DataArray) -> MissingValue:
             # The user set it, as `rio.write_nodata` does: our arrays and those of odc-stac have only `nodata`, those
             # of rioxarray have other attributes next to _FillValue.
             return MissingValue(stated, derived=True)
-        return _of_derived(array, stated, origin)
+        return _nodata_of_derived(array, stated, origin)
     encoded = _declared({"nodata": encoding.get("nodata")}, array)
     if encoded is None:
         encoded = _declared({name: encoding.get(name) for name in ("_FillValue", "missing_value")}, array)
@@ -110,7 +110,7 @@ def missing_value_of(array: xr.DataArray) -> MissingValue:
     return MissingValue(math.nan, cast=None if math.isnan(value) else value) if was_integer else MissingValue(value)
 
 
-def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> MissingValue:
+def _nodata_of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> MissingValue:
     """Return the nodata value of an array without an encoding."""
     floats, attrs = array.dtype.kind == "f", array.attrs
     if origin == "flags":
@@ -128,7 +128,7 @@ def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> Mi
     else:
         became = None if array.chunks is None else nodata_after(array.data, nodata, raw=_is_raw(array))
     if became is None and inherits and not reads:
-        return _of_held(array, nodata, stated)
+        return _nodata_in_memory(array, nodata, stated)
     if became is not None and floats:
         value, unique = became
         cast = None if math.isnan(value) else value
@@ -139,7 +139,7 @@ def _of_derived(array: xr.DataArray, stated: float | None, origin: Origin) -> Mi
     return MissingValue(math.nan if floats and derived else stated, derived, unknown=unknown)
 
 
-def _of_held(array: xr.DataArray, nodata: float, stated: float | None) -> MissingValue:
+def _nodata_in_memory(array: xr.DataArray, nodata: float, stated: float | None) -> MissingValue:
     """Return the nodata value of an array in memory or on workers, derived from an array that declared one.
 
     In unsigned integers, 0 stays 0 through scaling, masking and clipping.
@@ -166,7 +166,7 @@ def _as_data(array: xr.DataArray, nodata: float) -> MissingValue:
         LOG.warning(
             "%s was derived from an array with nodata value %g and has no NaN, so every value counts as data; if it "
             "had nodata pixels, set them to NaN before calculating",
-            _called(array),
+            _array_name(array),
             nodata,
         )
     return MissingValue(math.nan, derived=True, unknown=_unknown(array, nodata) if series else "")
@@ -184,7 +184,7 @@ def _declared(attrs: Mapping[Any, Any], array: xr.DataArray) -> float | None:
             numbers = {}
         if len(numbers) != 1:
             raise ParameterError(
-                f"{_called(array)} declares {name}={value!r}; give one number, with assign_attrs({name}=...)"
+                f"{_array_name(array)} declares {name}={value!r}; give one number, with assign_attrs({name}=...)"
             )
         return next(iter(numbers.values()))
     return None
@@ -237,14 +237,14 @@ def _unknown(array: xr.DataArray, stated: float | None) -> str:
     """Return why the nodata value of an array cannot be determined, and what to do."""
     number = 0.0 if stated is None else stated
     return (
-        f"{_called(array)} ({array.dtype}) was derived from one with nodata value {number:g}; its own nodata value "
+        f"{_array_name(array)} ({array.dtype}) was derived from one with nodata value {number:g}; its own nodata value "
         f"cannot be determined. Set nodata to NaN before calculating, cube.where(cube != {number:g}), or declare it: "
         ".drop_attrs(deep=False).assign_attrs(_FillValue=...), without assign_attrs() if all values are data; "
         "composite() also accepts it as a rule: valid=[Nodata(...)], or ()"
     )
 
 
-def _called(array: xr.DataArray) -> str:
+def _array_name(array: xr.DataArray) -> str:
     return "the array" if array.name is None else f"the array {str(array.name)!r}"
 
 

@@ -177,7 +177,7 @@ def usable_cube(
                 f"valid contains {repr(one)[:100]}; it takes rules (Nodata(), SCL() ..., or their names) and boolean "
                 "DataArrays (time, y, x)"
             )
-    array, bands = _apart(cube, {one.band for one in valid if isinstance(one, MaskRule)})
+    array, bands = _split_masks(cube, {one.band for one in valid if isinstance(one, MaskRule)})
     stack = stack_of(array)
     applied: list[Rule | xr.DataArray] = []
     left: list[Rule] = []
@@ -214,7 +214,7 @@ def _coded_by_band(rule: MaskRule, band: xr.DataArray) -> MaskRule:
     return rule.in_coding(fmask_coding_of(listed) or named_values(name, None).coding)
 
 
-def _apart(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
+def _split_masks(cube: Any, wanted: Collection[str]) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
     """Return a cube without its mask bands, and the mask bands ``(time, y, x)`` by the names used in rules."""
     if isinstance(cube, xr.Dataset):
         # Before bands are stacked: mask bands often have another dtype.

@@ -205,7 +205,7 @@ def _stackstac_grid(array: xr.DataArray) -> tuple[Affine, CRS | None] | None:
     spec = str(attrs.get("spec", ""))
     code = re.search(r"epsg=(\d+)", spec)
     crs = CRS(f"EPSG:{code[1]}") if code else _parsed(attrs["crs"]) if "crs" in attrs else None
-    transform = _six(attrs.get("transform"))
+    transform = _affine(attrs.get("transform"))
     if transform is None:
         bounds, steps = (re.search(rf"{name}=\(([^)]*)\)", spec) for name in ("bounds", "resolutions_xy"))
         if not bounds or not steps:
@@ -306,11 +306,11 @@ def _geotransform(array: xr.DataArray) -> Affine | None:
 
 def _recorded_transforms(array: xr.DataArray) -> list[Affine]:
     """Return the transforms in the attributes: of the current grid or of an earlier one."""
-    found = (_geotransform(array), _six(array.attrs.get("transform")))
+    found = (_geotransform(array), _affine(array.attrs.get("transform")))
     return [transform for transform in found if transform is not None]
 
 
-def _six(transform: Any) -> Affine | None:
+def _affine(transform: Any) -> Affine | None:
     try:
         return Affine(*(float(v) for v in tuple(transform)[:6]))
     except (TypeError, ValueError):

@@ -116,14 +116,14 @@ def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None 
     """
     over = (today or dt.datetime.now(dt.UTC).date()) - dt.timedelta(days=1)
     if since == "last":
-        return (_last_over(span.step, over),)
+        return (_last_complete(span.step, over),)
     first = _first(span.start)
     if since is not None:
         try:
             first = _first(_whole_days(_iso(since)))
         except ValueError as error:
             raise ParameterError(f"since {since!r}: {error}; or 'last'") from error
-    last = _last_over(span.step, over).end - dt.timedelta(days=1) if span.end is None else _last(span.end)
+    last = _last_complete(span.step, over).end - dt.timedelta(days=1) if span.end is None else _last(span.end)
     if last < first:
         raise ParameterError(f"nothing to make: no {span.step} from {first} on is over before {last}")
     return _units(span.step, first, last)
@@ -134,7 +134,7 @@ def _units(unit: Unit, first: dt.date, last: dt.date) -> tuple[Period, ...]:
     return find_periods(f"R/{monday}/P1W" if unit == "week" else unit, first, last)
 
 
-def _last_over(unit: Unit, over: dt.date) -> Period:
+def _last_complete(unit: Unit, over: dt.date) -> Period:
     """Return the last unit whose last day is not after a day."""
     current = _units(unit, over, over)[0]
     if current.end <= over + dt.timedelta(days=1):

@@ -161,10 +161,12 @@ def target_geobox(
         if grid is None and native is not None and resolution is not None:
             grid = _coarser(native, natives, headers, resolution)
         if grid is not None:
-            return _sane(grid, natives, resolution)
+            return _check_resolution(grid, natives, resolution)
     if len(natives) == 1 and anchor is None:
-        return _sane(_to_crs(natives[0], crs, resolution), natives, resolution)
-    return _sane(_grid_around(natives, crs, resolution, "edge" if anchor is None else anchor), natives, resolution)
+        return _check_resolution(_to_crs(natives[0], crs, resolution), natives, resolution)
+    return _check_resolution(
+        _grid_around(natives, crs, resolution, "edge" if anchor is None else anchor), natives, resolution
+    )
 
 
 Anchor: TypeAlias = str | tuple[float, float] | None  # alignment of a new grid's pixels
@@ -194,15 +196,15 @@ def _union(geoboxes: Sequence[GeoBox]) -> GeoBox | None:
 def _to_crs(native: GeoBox, crs: CRS, resolution: float | None) -> GeoBox:
     if resolution is not None:
         _check_size(native, crs, resolution)
-    if crs.geographic and _wraps(native):
+    if crs.geographic and _crosses_antimeridian_or_pole(native):
         fine = resolution or abs(as_fine(native, crs, "auto").resolution.x)
-        return GeoBox.from_bbox(_around([native], crs), crs, resolution=fine, tight=True)
-    if _wraps(native):
+        return GeoBox.from_bbox(_box_around([native], crs), crs, resolution=fine, tight=True)
+    if _crosses_antimeridian_or_pole(native):
         projected_box(native, crs)
     return native.to_crs(crs, resolution="auto" if resolution is None else resolution)
 
 
-def _wraps(native: GeoBox) -> bool:
+def _crosses_antimeridian_or_pole(native: GeoBox) -> bool:
     """Return whether a grid crosses the antimeridian or contains a pole; its outline in another CRS may be split."""
     shape = footprint(native).geom
     west, _, east, _ = shape.bounds
@@ -211,10 +213,10 @@ def _wraps(native: GeoBox) -> bool:
 
 def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
     """Return a grid in another CRS with pixels of about the same size, for all or part of the area."""
-    if _wraps(native):
+    if _crosses_antimeridian_or_pole(native):
         places = ((native.shape.y * n // 4, native.shape.x * n // 4) for n in (1, 3))
         patches = [native[row : row + 2, column : column + 2] for row, column in places]
-        native = next((patch for patch in patches if not _wraps(patch)), native)
+        native = next((patch for patch in patches if not _crosses_antimeridian_or_pole(patch)), native)
     try:
         return native.to_crs(crs, resolution=method)
     except (np.linalg.LinAlgError, ValueError, AssertionError) as error:
@@ -223,7 +225,7 @@ def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
         ) from error
 
 
-def _around(natives: Sequence[GeoBox], crs: CRS) -> BoundingBox:
+def _box_around(natives: Sequence[GeoBox], crs: CRS) -> BoundingBox:
     """Return the box around grids; in degrees it extends beyond 180 if they cross the antimeridian."""
     if not crs.geographic:
         return bbox_union([projected_box(native, crs) for native in natives])
@@ -236,7 +238,7 @@ def _around(natives: Sequence[GeoBox], crs: CRS) -> BoundingBox:
 def projected_box(native: GeoBox, crs: CRS) -> BoundingBox:
     """Return the box around a grid in a projection."""
     span = native.extent.to_crs(crs).boundingbox
-    if _wraps(native):
+    if _crosses_antimeridian_or_pole(native):
         size = as_fine(native, crs).resolution.map(abs)
         if not max(span.span_x / size.x, span.span_y / size.y) < _TORN * sum(native.shape):
             raise GridError(
@@ -257,7 +259,7 @@ def _grid_around(
     natives: Sequence[GeoBox], crs: CRS, resolution: float | None, anchor: str | tuple[float, float]
 ) -> GeoBox:
     """Return a new grid around all scenes."""
-    span = _around(natives, crs)
+    span = _box_around(natives, crs)
     if resolution is None:
         resolution = min(abs(_to_crs(native, crs, None).resolution.x) for native in natives)
     _check_size(natives[0], crs, resolution, span)
@@ -270,7 +272,7 @@ def _grid_around(
 
 def _check_size(native: GeoBox, crs: CRS, resolution: float, span: BoundingBox | None = None) -> None:
     """Raise if one pixel would be larger than the data."""
-    span = _around([native], crs) if span is None else span
+    span = _box_around([native], crs) if span is None else span
     if resolution > max(span.span_x, span.span_y):
         raise GridError(
             f"resolution {resolution:.10g} is larger than the whole data ({max(span.span_x, span.span_y):.6g} in the "
@@ -278,7 +280,7 @@ def _check_size(native: GeoBox, crs: CRS, resolution: float, span: BoundingBox |
         )
 
 
-def _sane(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> GeoBox:
+def _check_resolution(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> GeoBox:
     """Return a grid; raise if its pixels are so much finer than the data's that other units were probably meant."""
     if resolution is None:
         return grid
@@ -352,10 +354,10 @@ def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
     if bbox is None:
         return geobox
     region = bbox_of(bbox)
-    found = [window for part in _on_either_side(region) for window in _windows_in(geobox, part)]
+    found = [window for part in _split_at_antimeridian(region) for window in _windows_in(geobox, part)]
     windows = [(y, x) for y, x in found if y.stop > y.start and x.stop > x.start]
     if not windows:
-        here = geobox.extent.boundingbox if region.crs is None else _around([geobox], region.crs)
+        here = geobox.extent.boundingbox if region.crs is None else _box_around([geobox], region.crs)
         raise GridError(
             f"bbox {tuple(round(v, 6) for v in region.bbox)} does not touch the scenes, which cover "
             f"{tuple(round(v, 6) for v in here.bbox)} in {region.crs}"
@@ -397,7 +399,7 @@ def _windows_in(geobox: GeoBox, region: BoundingBox) -> Iterator[Window]:
         yield geobox.overlap_roi(geobox.enclosing(moved))
 
 
-def _on_either_side(region: BoundingBox) -> list[BoundingBox]:
+def _split_at_antimeridian(region: BoundingBox) -> list[BoundingBox]:
     """Split a box in degrees into two if it extends beyond the antimeridian."""
     if region.crs is None or not region.crs.geographic or not region.left < 180 < region.right or region.span_x >= 360:
         return [region]

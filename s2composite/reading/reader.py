@@ -237,8 +237,8 @@ class PendingRead:
         outcomes = _read(self.direct, self.tiles, self.target)
         for reading in self.direct:
             reading.convert(fill)
-            self._cover(reading)
-        outcomes += self._decode_beside([sub for sub in self.subwindows if not sub.direct])
+            self._count_coverage(reading)
+        outcomes += self._decode_buffered([sub for sub in self.subwindows if not sub.direct])
         errors = dict(self.lost) | {sub.scene: result.error for sub, result in outcomes if result.error is not None}
         for failed in errors:
             status[failed] = FAILED
@@ -261,7 +261,7 @@ class PendingRead:
     def _out(self, sub: Subwindow) -> NDArray[Any]:
         return self.pixels[(sub.scene, sub.rows(), *sub.place)]
 
-    def _decode_beside(self, subwindows: Sequence[Subwindow]) -> list[_Outcome]:
+    def _decode_buffered(self, subwindows: Sequence[Subwindow]) -> list[_Outcome]:
         """Decode files outside the window and copy them into it, some at a time, while the next are fetched."""
         outcomes: list[_Outcome] = []
         pending: deque[tuple[list[_Reading], PendingTiles]] = deque()
@@ -296,13 +296,13 @@ class PendingRead:
                     _put(raw[id(sub)], sub, layer[(sub.rows(), *sub.place)], fill)
                 # use a later member where there is no observation yet, or one that lacks a band this member has
                 pixels = self.pixels[first.scene]
-                missing, lacking = _is(pixels, fill), _is(layer, fill)
+                missing, lacking = _equals(pixels, fill), _equals(layer, fill)
                 np.copyto(pixels, layer, where=missing.all(0) | (missing.any(0) & ~lacking.any(0)))
         for reading in readings:
-            self._cover(reading)
+            self._count_coverage(reading)
         return outcomes
 
-    def _cover(self, reading: _Reading) -> None:
+    def _count_coverage(self, reading: _Reading) -> None:
         """Count the bands that a file provides for each pixel; with several members, those of the first."""
         sub = reading.sub
         if self.coverage is None or sub.member:
@@ -434,7 +434,7 @@ def _put(raw: NDArray[Any], sub: Subwindow, out: NDArray[Any], fill: float) -> N
         out[...] = raw
 
 
-def _is(numbers: NDArray[Any], fill: float) -> NDArray[np.bool_]:
+def _equals(numbers: NDArray[Any], fill: float) -> NDArray[np.bool_]:
     """Return where values equal the fill value, which may be NaN."""
     same: NDArray[np.bool_] = np.isnan(numbers) if np.isnan(fill) else numbers == fill
     return same
@@ -464,5 +464,5 @@ def _read_gdal(reading: _Reading, target: ReadGrid) -> int:
     if reading.mask is not None and by_number:
         reading.mask[0] = warped_coverage(header, level, target.whole, window, source.resampling)
     elif reading.mask is not None:
-        reading.mask[0] = (~_is(reading.out, fill)).any(axis=0)
+        reading.mask[0] = (~_equals(reading.out, fill)).any(axis=0)
     return retries

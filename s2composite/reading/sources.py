@@ -221,7 +221,7 @@ def _placed(
         offset, factor = zoomed
         (height, width), top, left = shapes[0], -offset[0], -offset[1]
         return 0, offset, factor, (top, top + height * factor, left, left + width * factor)
-    return _coarse_enough(source, shapes, target), None, 1, _reach(source, target)
+    return _coarse_enough(source, shapes, target), None, 1, _target_extent(source, target)
 
 
 def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: GeoBox) -> int:
@@ -232,7 +232,7 @@ def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: 
     return max(fine, default=0)
 
 
-def _reach(source: GeoBox, target: GeoBox) -> Extent:
+def _target_extent(source: GeoBox, target: GeoBox) -> Extent:
     """Return the target's pixels in the box around a file's outline."""
     pixels = source.boundary(129)
     x, y = source.transform @ (pixels[:, 0], pixels[:, 1])

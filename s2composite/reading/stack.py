@@ -194,7 +194,7 @@ class Stack:
         return (source for files in self.sources for source in files)
 
     @cached_property
-    def _reach(self) -> tuple[list[tuple[int, FileSource]], NDArray[np.int64]]:
+    def _extents(self) -> tuple[list[tuple[int, FileSource]], NDArray[np.int64]]:
         """All files with the positions of their scenes, and their extents ``(files, 4)``."""
         files = [(t, source) for t, sources in enumerate(self.sources) for source in sources]
         return files, np.array([source.extent for _, source in files], np.int64).reshape(-1, 4)
@@ -209,9 +209,9 @@ class Stack:
     def _opened(self) -> NDArray[np.bool_]:
         return np.array([bool(files) for files in self.sources], bool)
 
-    def _near(self, window: Window, pad: int = 0) -> list[tuple[int, FileSource]]:
+    def _files_near(self, window: Window, pad: int = 0) -> list[tuple[int, FileSource]]:
         """Return the files that may touch a window."""
-        files, extents = self._reach
+        files, extents = self._extents
         y, x = window
         touching = (extents[:, 0] < y.stop + pad) & (extents[:, 1] > y.start - pad)
         touching &= (extents[:, 2] < x.stop + pad) & (extents[:, 3] > x.start - pad)
@@ -219,7 +219,7 @@ class Stack:
 
     def touching(self, window: Window, pad: int = 0) -> NDArray[np.intp]:
         """Return the scenes that may have pixels in a window, and those that could not be opened."""
-        near = [t for t, _ in self._near(window, pad)]
+        near = [t for t, _ in self._files_near(window, pad)]
         return np.union1d(np.array(near, np.intp), np.flatnonzero(~self._opened)).astype(np.intp)
 
     @cached_property
@@ -228,7 +228,7 @@ class Stack:
         height, width = self.geobox.shape.y, self.geobox.shape.x
         rows, columns = max(1, min(64, height)), max(1, min(64, width))
         counts = np.zeros((rows, columns), np.int64)
-        files, extents = self._reach
+        files, extents = self._extents
         of_scene: dict[int, list[int]] = {}
         for i, (t, _) in enumerate(files):
             of_scene.setdefault(t, []).append(i)
@@ -285,7 +285,7 @@ class Stack:
         because the tiles of a row are adjacent and fetched together. For files on another grid with the same tiles, a
         piece holds the pixels from a group of these tiles. Files read by GDAL are opened once for a window.
         """
-        found, _ = opened_sources(self._near(window))
+        found, _ = opened_sources(self._files_near(window))
         selections = tile_selections([source for _, source in found], self._target, window)
         return selections or self.rectangles(window)
 
@@ -305,7 +305,7 @@ class Stack:
     def largest(self, window: Window) -> int:
         """Return the maximum number of values in a piece of a window; opens nothing."""
         largest = max(map(self.size, self.rectangles(window)))
-        pixels = largest_selection([source for _, source in self._near(window)], self.geobox)
+        pixels = largest_selection([source for _, source in self._files_near(window)], self.geobox)
         return largest if pixels is None else min(largest, pixels * self.shape[0] * self.shape[1])
 
     def size(self, piece: Piece) -> int:
@@ -318,7 +318,7 @@ class Stack:
 
     def cost(self, window: Window) -> ReadCost:
         """Return the cost of reading a window, without reading anything."""
-        return cost_of_window(self._near(window), self._target, window)
+        return cost_of_window(self._files_near(window), self._target, window)
 
     def read(self, window: Window) -> WindowObservations:
         """Read a window of all scenes and bands."""
@@ -342,10 +342,10 @@ class Stack:
         def begun() -> Iterator[tuple[Piece, NDArray[np.bool_] | None, PendingRead]]:
             for piece, need in itertools.zip_longest(pieces, wanted):
                 if isinstance(piece, TileSelection):
-                    near, pixels = self._near(piece.window), self._allocate(1, len(piece.pixels), scratch)
+                    near, pixels = self._files_near(piece.window), self._allocate(1, len(piece.pixels), scratch)
                 else:
                     y, x = piece
-                    near, pixels = self._near(piece), self._allocate(y.stop - y.start, x.stop - x.start, scratch)
+                    near, pixels = self._files_near(piece), self._allocate(y.stop - y.start, x.stop - x.start, scratch)
                 asked = begin(near, self._opened, self._target, piece, pixels, coverage=coverage, wanted=need)
                 yield piece, need, asked
 

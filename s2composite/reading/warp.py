@@ -100,7 +100,7 @@ def read_level(
         if mask is not None:
             mask[...] = dataset.read_masks([band + 1 for band in bands], window=part)
 
-    return _through(header, level, read)
+    return _read_raster(header, level, read)
 
 
 def read_warped(
@@ -124,7 +124,7 @@ def read_warped(
     """
     scale = kernel_scale(header.geobox, header.levels[level].shape, geobox)
     tile = np.empty((len(bands), WARP_TILE, WARP_TILE), out.dtype)
-    options = {"src_nodata": nodata, "nodata": fill, **_beyond_180(header.geobox), **scale}
+    options = {"src_nodata": nodata, "nodata": fill, **_wrap_option(header.geobox), **scale}
 
     def read(dataset: rasterio.DatasetReader) -> None:
         with nullcontext(dataset) if alpha or ColorInterp.alpha not in dataset.colorinterp else _plain(dataset) as bare:
@@ -132,10 +132,10 @@ def read_warped(
                 _read_bands(warped, bands, RasterioWindow(0, 0, WARP_TILE, WARP_TILE), tile)
                 out[(slice(None), *to)] = tile[(slice(None), *at)]
 
-    return _through(header, level, read)
+    return _read_raster(header, level, read)
 
 
-def _through(header: Header, level: int, read: Callable[[rasterio.DatasetReader], None]) -> int:
+def _read_raster(header: Header, level: int, read: Callable[[rasterio.DatasetReader], None]) -> int:
     """Read a level of a raster through GDAL, with its mask if it has one."""
 
     def opened(url: str) -> None:
@@ -204,7 +204,7 @@ def _coverage(
     ET.SubElement(vrt, "GeoTransform").text = ",".join(map(repr, place.transform.to_gdal()))
     ET.SubElement(vrt, "VRTRasterBand", dataType="Byte", band="1")
     window = slice(bounds[0], bounds[1]), slice(bounds[2], bounds[3])
-    options = {"add_alpha": True, **_beyond_180(source), **kernel_scale(source, shape, geobox)}
+    options = {"add_alpha": True, **_wrap_option(source), **kernel_scale(source, shape, geobox)}
     covered = np.zeros((bounds[1] - bounds[0], bounds[3] - bounds[2]), bool)
     with rasterio.open(ET.tostring(vrt, encoding="unicode")) as dataset:
         for to, at, warped in _warped_tiles(dataset, geobox, window, resampling, options):
@@ -214,7 +214,7 @@ def _coverage(
 
 
 @lru_cache(256)
-def _beyond_180(source: GeoBox) -> dict[str, str]:
+def _wrap_option(source: GeoBox) -> dict[str, str]:
     """Return GDAL's option for a file with degrees from 0 to 360, half of which would otherwise be empty."""
     west, _, east, _ = source.boundingbox.bbox
     if source.crs is None or not source.crs.geographic or (west >= -180.001 and east <= 180.001):

@@ -124,7 +124,7 @@ def validation_problem(error: ValidationError, known: str) -> ProblemError:
 
 def problem_from_error(error: S2CompositeError, pointer: str | None = None) -> ProblemError:
     """Return an error of the library as a problem for the caller; `pointer` is the field it concerns."""
-    if isinstance(error, AccessError) or (isinstance(error, WriteError) and _is_refused_for_good(error)):
+    if isinstance(error, AccessError) or (isinstance(error, WriteError) and _is_permanent(error)):
         return ProblemError(HTTPStatus.FORBIDDEN, str(error), pointer)
     if isinstance(error, WriteError) or (isinstance(error, ReadError) and error.__dict__.get("transient")):
         return ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), pointer, retry_after=10)
@@ -140,7 +140,7 @@ def problems_at(pointer: str) -> Iterator[None]:
         raise problem_from_error(error, pointer) from error
 
 
-def _is_refused_for_good(error: BaseException) -> bool:
+def _is_permanent(error: BaseException) -> bool:
     """Return whether a store or disk refused access, or the bucket or directory is missing."""
     cause: BaseException | None = error
     while cause is not None:
