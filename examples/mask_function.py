@@ -1,6 +1,6 @@
-"""Clouds found by a function of your own, in scenes that come without a mask: no network, no account.
+"""Detect clouds with your own function, in scenes without a mask: no network, no account.
 
-Run it anywhere: ``python mask_function.py``. It leaves ``scenes/``, ``default.tif`` and ``clear.tif``. Libraries are
+Run it anywhere: ``python mask_function.py``. It writes ``scenes/``, ``default.tif`` and ``clear.tif``. Libraries are
 used the same way: the guide to masks shows OmniCloudMask and s2cloudless.
 """
 
@@ -11,7 +11,7 @@ from s2composite.demo import make_scenes
 
 
 def clear(pixels):
-    """Return where a scene's ``(band, y, x)`` red, green and blue are no cloud: white and bright, and what is near."""
+    """Return where a scene ``(band, y, x)`` of red, green and blue is clear: clouds are bright and white."""
     red, green, blue = pixels.astype(np.float32)
     grey = (red + green + blue) / 3
     return (grey < 110) | (np.abs(red - blue) > 0.35 * grey)

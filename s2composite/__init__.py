@@ -1,6 +1,6 @@
 """Temporal composites of satellite time series on Dask and xarray.
 
-`open_cube` makes a lazy cube of scenes, `composite` reduces it over time, the `Composite` writes and draws itself.
+`open_cube` makes a lazy cube of scenes, `composite` reduces it over time, `Composite` has methods to write and plot.
 ARCHITECTURE.md in the repository has the map of the package.
 """
 
@@ -112,7 +112,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when first asked for: `import s2composite` takes milliseconds, and needs no optional package.
+    # Loaded on first use: `import s2composite` takes milliseconds, and needs no optional package.
     if name == "plot":
         return importlib.import_module("s2composite.analysis.plot")
     if name not in _MODULES:

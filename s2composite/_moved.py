@@ -1,4 +1,4 @@
-"""Old names of modules, for one release: importing one gives the module that has its contents now, and warns."""
+"""Old names of modules, for one release: importing one returns the module with its contents, and warns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOVED = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds the modules of `MOVED`, and puts what they have become in their place."""
+    """Finds the modules in `MOVED`, and returns their replacements."""
 
     def find_spec(
         self,
@@ -47,5 +47,5 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let old names be imported."""
+    """Allow imports by old names."""
     sys.meta_path.append(_Finder())

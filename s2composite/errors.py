@@ -1,7 +1,7 @@
 """The errors of the library: one base class, so that ``except S2CompositeError`` catches everything that is not a bug.
 
 Every message names the thing (scene, band, window, key, path) and says what to do. The same details
-are attributes, which survive the way from a Dask worker: an exception is pickled as its message and its ``__dict__``.
+are attributes, which survive pickling from a Dask worker: an exception is pickled as its message and its ``__dict__``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = [
 
 
 class S2CompositeError(Exception):
-    """Base class of every error that the library raises on purpose.
+    """Base class of every error that the library raises intentionally.
 
     Parameters
     ----------
@@ -42,11 +42,11 @@ class S2CompositeError(Exception):
 
 
 class SourceError(S2CompositeError):
-    """A source gives no scenes: nothing matches, or it cannot be listed."""
+    """A source has no scenes: nothing matches, or it cannot be listed."""
 
 
 class SceneError(S2CompositeError):
-    """A scene cannot be used: its name has no date, its file is not a TIFF or truncated, it is unlike the others."""
+    """A scene cannot be used: no date in its name, not a TIFF, a truncated file, or it differs from the others."""
 
 
 class GridError(S2CompositeError):
@@ -54,7 +54,7 @@ class GridError(S2CompositeError):
 
 
 class BandError(S2CompositeError):
-    """A band that was asked for, or is needed, does not exist."""
+    """A requested or required band does not exist."""
 
 
 class AccessError(S2CompositeError):
@@ -78,7 +78,7 @@ class TilesError(S2CompositeError):
 
 
 class JobError(S2CompositeError):
-    """A job file is wrong; carries ``key`` and ``line``."""
+    """A job file is wrong; has ``key`` and ``line``."""
 
 
 class ClusterError(S2CompositeError):

@@ -1,7 +1,7 @@
-"""Masks made from pixels, in fixed tiles of the scenes' own grids.
+"""Masks computed from pixels, in fixed tiles of the scenes' own grids.
 
-What a tile gives depends on the files alone, so windows, chunks and workers never show. It is kept, as bits, for the
-other windows that lie in it.
+The result of a tile depends only on the files, not on windows, chunks or workers. It is cached, as bits, for the other
+windows within the tile.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ LOG = logging.getLogger(__name__)
 
 
 class GridMask(Protocol):
-    """A mask of some scenes on a grid of its own."""
+    """A mask of some scenes on its own grid."""
 
     @property
     def stack(self) -> Stack:
-        """The bands that it looks at, on its grid."""
+        """The bands that it uses, on its grid."""
 
     def select(self, positions: Sequence[int]) -> Any:
         """Return the mask of some of the scenes."""
@@ -46,7 +46,7 @@ class GridMask(Protocol):
         """Return which observations of a window of its grid may be used, ``(t, y, x)``, and which scenes failed."""
 
     def cost(self, window: Window) -> ReadCost:
-        """Return what evaluating a window reads."""
+        """Return the cost of reading for a window."""
 
     def memory(self) -> int:
         """Return the bytes that evaluating it takes beside the mask itself."""
@@ -55,7 +55,7 @@ class GridMask(Protocol):
 
 
 _AT_ONCE = 8
-"""Scenes of which a tile is read at once, the bytes of one on their way while another is decoded."""
+"""Scenes read at once for a tile: one is fetched while another is decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +65,17 @@ class FunctionMask:
     rule: Mask
 
     stack: Stack
-    """The bands that it takes, of all scenes on one grid."""
+    """The bands that it takes, for all scenes on one grid."""
 
     scenes: tuple[int, ...]
-    """Those of the stack's scenes that are asked for."""
+    """The requested scenes of the stack."""
 
     SIDE = 1024
-    """Of the tiles that the function sees: with 64 pixels around them they are 27 % larger."""
+    """Side of the tiles that the function gets: with 64 pixels around them they are 27 % larger."""
 
     @cached_property
     def token(self) -> str:
-        """Hash of all that decides what a tile gives."""
+        """Hash of everything that determines the result of a tile."""
         return str(tokenize(self.rule.function, str(self.rule), self.stack.token))
 
     def __dask_tokenize__(self) -> object:
@@ -93,7 +93,7 @@ class FunctionMask:
         return _AT_ONCE * tile * self.stack.dtype.itemsize + 2 * 4 * tile + _KEPT_BYTES
 
     def cost(self, window: Window) -> ReadCost:
-        """Return what evaluating a window reads: its share of the tiles."""
+        """Return the cost of reading for a window: its share of the tiles."""
         around = halo_of(self.rule.cleanup) + self.rule.surroundings
         return self.stack.select(self.scenes).cost(with_halo(window, around, self.stack.shape[2:])[0])
 
@@ -124,7 +124,7 @@ class FunctionMask:
                 yield k, planes[(slice(None), *inner)], i in failed
 
     def _called(self, scene: str, region: Window, pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
-        """Return what the function says of a tile of a scene; None where it fails and scenes may be left out."""
+        """Return the function's result for a tile of a scene; None if it fails and scenes may be skipped."""
         y, x = region
         window = (y.start, y.stop, x.start, x.stop)
         size = f"{self.stack.geobox.resolution.x:.10g}"
@@ -136,24 +136,24 @@ class FunctionMask:
         except Exception as error:
             said = f"{where}: the function {self.rule.name} of Mask raised {type(error).__name__}: {error}"
             if self.stack.options.on_error == "raise":
-                cure = "leave the scene out, or go on without it there with on_error='skip'"
+                cure = "leave the scene out, or continue without it there with on_error='skip'"
                 raise SceneError(f"{said}; {cure}", scene=scene, window=window) from error
             LOG.warning("%s; it is not used there", said)
             return None
 
 
 _Evaluated = tuple[int, NDArray[np.bool_], bool]
-"""A scene's position, its planes of a tile, and whether something of it could not be made."""
+"""A scene's position, its planes of a tile, and whether a part of it failed."""
 
 _KEPT_BYTES = 64 << 20
-"""Tiles that a process keeps, as bits: of 216 scenes 4096 x 4096 pixels of 10 m take 14 MB at 80 m."""
+"""Bytes of tiles cached by a process, as bits: 4096 x 4096 pixels of 10 m for 216 scenes take 14 MB at 80 m."""
 
 _LOCK = Lock()
 
 
 @dataclass(eq=False)
 class _TileBits:
-    """What is known of a tile: by position of the scene, planes of bits."""
+    """The cached results of a tile: planes of bits by position of the scene."""
 
     lock: Lock = field(default_factory=Lock)
     planes: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
@@ -177,8 +177,8 @@ def tile_planes(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return planes of bits of a region of a stack's grid, ``(plane, t, y, x)``, and scenes that failed, ``(t,)``.
 
-    They are put together from tiles. `evaluate` makes those that are not kept, at least for the scenes that it is asked
-    for: one thread does, the others that need them wait.
+    They are assembled from tiles. `evaluate` computes tiles that are not cached, at least for the requested scenes: one
+    thread does so, while others that need the tile wait.
     """
     out: NDArray[np.bool_] | None = None
     failed = np.zeros(len(scenes), bool)
@@ -208,7 +208,7 @@ def tile_planes(
 
 
 def _forget() -> None:
-    """Let the tiles go that were used longest ago, until the others fit."""
+    """Remove the least recently used tiles until the others fit."""
     with _LOCK:
         size = sum(tile.bytes() for tile in _TILES.values())
         while size > _KEPT_BYTES and len(_TILES) > 1:

@@ -144,7 +144,7 @@ def dispatch(
             message = "a service makes only luminance medians of RGB scenes on their grid; omit it, or run the job"
             raise JobError(f"{key}: {message}", key=key, line=None)
     if job.format != "tif":
-        raise JobError("output: tiles are put together as a GeoTIFF; its name ends in .tif", key="output", line=None)
+        raise JobError("output: tiles are assembled into a GeoTIFF; its name must end in .tif", key="output", line=None)
     output = target_of(job.output, overwrite=job.overwrite)
     plan = _plan_windows(job, output)
     attempts, failed, path = 0, list[Failure](), None
