@@ -1,4 +1,4 @@
-"""The command line as a shell sees it: real processes, exit codes, stdout and stderr."""
+"""The command line in real processes: exit codes, stdout and stderr."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def shell(*arguments, cwd=None, timeout=120):
 
 
 def refused(done, *says):
-    """Assert that a command ended as one that was used wrongly: code 2, one line on stderr, no traceback."""
+    """Assert that a command ended with a usage error: code 2, one line on stderr, no traceback."""
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
@@ -78,7 +78,7 @@ def test_wrong_usage_is_code_2(arguments):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Four scenes alike, and five that differ in one thing each."""
+    """Four equal scenes, and five that differ in one property each."""
     series(tmp_path, 4)
     odd = {
         "size": {"array": encoded(1, height=100)},
@@ -184,7 +184,7 @@ def test_run_without_the_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def season(tmp_path_factory):
-    """Five lossless scenes, and their composite by NumPy: per pixel a stable sort by luminance, the middle taken."""
+    """Five lossless scenes, and their composite by NumPy: for each pixel the median of a stable sort by luminance."""
     directory = tmp_path_factory.mktemp("season")
     series(directory, 5)
     stack = np.stack([encoded(t) for t in range(5)])

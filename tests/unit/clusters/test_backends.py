@@ -1,4 +1,4 @@
-"""Kubernetes, Coiled, Slurm: what is sent to them. Nothing here has met a real one, except that Slurm's jobs really run."""
+"""Kubernetes, Coiled, Slurm: the requests sent to them. No real service is used, except that Slurm's jobs really run."""
 
 import copy
 import http.server
@@ -86,7 +86,7 @@ CLUSTERS_PATH = "/apis/kubernetes.dask.org/v1/namespaces/eo/daskclusters"
 
 
 class Api(http.server.BaseHTTPRequestHandler):
-    """As much of Kubernetes' interface as it takes to ask for a DaskCluster: some names are taken, none may be made."""
+    """The part of the Kubernetes API that creates a DaskCluster: some names exist, and creation always fails."""
 
     taken = ()
     posted: ClassVar = []
@@ -125,7 +125,7 @@ class Api(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api(tmp_path, monkeypatch):
-    """An interface of Kubernetes, and the kubeconfig that leads to it."""
+    """A Kubernetes API, and a kubeconfig for it."""
     pytest.importorskip("dask_kubernetes", reason="dask-kubernetes is not installed")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -216,7 +216,7 @@ def test_missing_coiled_account_is_reported(monkeypatch):
 
 @pytest.fixture
 def jobqueue():
-    """dask-jobqueue, whose import changes what Ctrl-C does, without that."""
+    """dask-jobqueue without its change of Ctrl-C on import."""
     before = signal.getsignal(signal.SIGINT)
     module = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     signal.signal(signal.SIGINT, before)
@@ -286,7 +286,7 @@ echo "Submitted batch job $!"
 
 @pytest.fixture
 def queue(tmp_path, monkeypatch):
-    """Commands of Slurm's names that run jobs here; returns the file with the jobs' process groups."""
+    """Stand-ins for Slurm's commands that run jobs here; returns the file with the jobs' process groups."""
     for name, text in {"sbatch": QUEUE, "scancel": '#!/bin/sh\nkill -TERM -- "-$1"\n'}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""check_cluster(): real workers that are well, and real ones that are not."""
+"""check_cluster(): with real healthy and unhealthy workers."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ LACKING = f"import sys; sys.modules['s2composite'] = None; {DASK}"
 
 
 def mounts():
-    """Return whether a process can have a directory of its own here."""
+    """Return whether a process can have a private mount of a directory here."""
     command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
     return (
         shutil.which("unshare") is not None
@@ -35,13 +35,13 @@ def mounts():
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A directory that all workers but one see the same in."""
+    """A directory that all workers but one share."""
     return tmp_path_factory.mktemp("shared")
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory, shared):
-    """A scheduler with a worker that is well and workers that are not; yields its address and their processes."""
+    """A scheduler with one healthy and several unhealthy workers; yields its address and their processes."""
     directory = tmp_path_factory.mktemp("zoo")
     odd = directory / "odd" / "numba-0.1.dist-info"
     odd.mkdir(parents=True)

@@ -110,7 +110,7 @@ def test_dashboard_moves_when_its_port_is_taken():
 
 
 def test_dashboard_moves_when_its_port_is_taken_meanwhile(monkeypatch):
-    """As by another program that starts a cluster in the same second: not a word but the link, which is right."""
+    """As if another program started a cluster at the same time: only the correct link is printed."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
@@ -249,7 +249,7 @@ def test_something_else_listens_at_the_address():
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """A self-signed certificate that serves as authority, server and client."""
+    """A self-signed certificate for authority, server and client."""
     x509 = pytest.importorskip("cryptography.x509")
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -270,7 +270,7 @@ def certificates(tmp_path_factory):
 
 @pytest.fixture(params=["tcp", "tls"])
 def scheduler(request, tmp_path):
-    """A scheduler and a worker of their own, started by Dask's own commands."""
+    """A separate scheduler and worker, started with Dask's commands."""
     files = request.getfixturevalue("certificates") if request.param == "tls" else {}
     tls = [f for k, v in files.items() for f in (f"--tls-{k}{'-file' if k == 'ca' else ''}", v)]
     with socket.socket() as probe:

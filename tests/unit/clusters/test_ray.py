@@ -1,4 +1,4 @@
-"""Ray's cluster.yaml, as eo-grow's examples have it, read as options of ours."""
+"""Ray's cluster.yaml, as in eo-grow's examples, converted to our options."""
 
 import logging
 

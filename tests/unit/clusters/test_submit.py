@@ -1,4 +1,4 @@
-"""Bounded calls: never more in flight than asked for, tried again where that helps, elsewhere, and given up in the end."""
+"""Bounded calls: a limited number in flight, retries on other workers, and failure after the last attempt."""
 
 import itertools
 import os
@@ -35,7 +35,7 @@ def double(n):
 
 
 def flaky(directory, n, times, transient):
-    """Fail `times` times, then return who succeeded."""
+    """Fail `times` times, then return the worker that succeeded."""
     tried = Path(directory, f"{n}")
     tried.mkdir(exist_ok=True)
     (tried / f"{time.time_ns()}-{get_worker().address.rsplit(':', 1)[1]}").touch()
@@ -121,7 +121,7 @@ def test_dead_worker_loses_only_its_call(client, tmp_path):
 
 
 def thawed(directory):
-    """Let those go on that froze themselves, and have not been replaced for it."""
+    """Resume workers that froze themselves and were not restarted."""
     for marker in directory.glob("frozen-*"):
         with suppress(ProcessLookupError):
             os.kill(int(marker.read_text()), signal.SIGCONT)
@@ -152,7 +152,7 @@ def test_scheduler_that_forbids_restarts_does_not_stop_the_run(tmp_path, caplog)
 
 
 class Clinging:
-    """A result with which its worker freezes when it is to hand it over, the first time."""
+    """A result whose worker freezes when it first sends it."""
 
     def __init__(self, directory, n):
         self.frozen, self.n = (directory, n), n
@@ -178,7 +178,7 @@ def test_worker_frozen_with_a_result_loses_no_other_result(tmp_path, monkeypatch
 
 
 class Unreadable:
-    """A result that cannot be unpickled where it is wanted."""
+    """A result that cannot be unpickled by the client."""
 
     def __reduce__(self):
         return (bug, ())
@@ -243,7 +243,7 @@ def test_lost_scheduler_raises_cluster_error(tmp_path):
 
 
 class Pressed:
-    """Ctrl-C at a moment at which Python can only drop what it raises: in a destructor."""
+    """Ctrl-C in a destructor, where Python drops exceptions."""
 
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)

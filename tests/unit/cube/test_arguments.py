@@ -1,4 +1,4 @@
-"""Arguments as users of stackstac, odc-stac, rasterio, rioxarray and pandas write them: understood, or an error of ours."""
+"""Arguments in the style of stackstac, odc-stac, rasterio, rioxarray and pandas: accepted, or an error of ours."""
 
 import datetime as dt
 import inspect
@@ -44,7 +44,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three scenes, one file of three named bands each."""
+    """Three scenes, each one file with three named bands."""
     directory = tmp_path_factory.mktemp("scenes")
     for t in range(3):
         path = write_tif(directory / f"S2A_31TCJ_202306{1 + 10 * t:02d}T105619_x.tif", encoded(t), nodata=0)
@@ -60,13 +60,13 @@ def cube(folder):
 
 @pytest.fixture
 def there(tmp_path, monkeypatch):
-    """A directory in which odd names of files may come into being."""
+    """A directory in which files with odd names may be created."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def outcome(call):
-    """Return what a call gives, or its error if that is one of ours."""
+    """Return the result of a call, or its error if it is one of ours."""
     try:
         return call()
     except S2CompositeError as error:

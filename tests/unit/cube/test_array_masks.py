@@ -1,4 +1,4 @@
-"""Masks of one's own and mask bands inside a cube: the same as setting what they forbid to nodata."""
+"""Mask arrays and mask bands inside a cube: equal to setting masked pixels to nodata."""
 
 import dask.array as da
 import numpy as np

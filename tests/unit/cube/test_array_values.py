@@ -1,4 +1,4 @@
-"""What the numbers of arrays mean: of ours, of other libraries, and of what xarray makes of them.
+"""The nodata value of our arrays, of those of other libraries, and of arrays derived with xarray.
 
 Expected values are xarray's own of arrays that hold NaN where nothing was observed.
 """
@@ -81,7 +81,7 @@ def zones(top, bottom=SIDE):
 
 
 def same(found, expected):
-    """A composite has the median that xarray has, and counts what xarray does not skip."""
+    """A composite has xarray's median, and counts the values that xarray does not skip."""
     comp = s2c.composite(found, "median").compute()
     np.testing.assert_allclose(comp["composite"].values, expected.median("time").values, rtol=1e-6)
     np.testing.assert_array_equal(comp["count"].values, np.isfinite(expected).all("band").sum("time").values)
@@ -132,7 +132,7 @@ def test_reflectance_that_was_harmonised_by_hand(files, compute):
     ],
 )
 def test_nodata_is_tracked_through_the_graph_of_a_lazy_cube(files, change):
-    """Scenes that were not seen are still known where each pixel was calculated from itself, or masked."""
+    """Missing observations are still known if each pixel was calculated from itself, or masked."""
     cube = s2c.open_cube(files)
     observed = (cube.compute() != 0).reindex(time=change(cube).time, fill_value=False)
     same(change(cube), change(cube).compute().astype("float64").where(observed))
@@ -179,7 +179,7 @@ def test_masked_cubes_mean_the_same_lazy_in_memory_and_persisted(files, change, 
     ],
 )
 def test_scaled_cubes_are_known_lazy_and_refused_in_memory(files, change):
-    """Nobody can tell in memory whether its zeros were calculated from nodata, unless NaN says so."""
+    """In memory, zeros may have been calculated from nodata, unless there is NaN."""
     cube = s2c.open_cube(files)
     same(change(cube), change(truth()).transpose("time", "band", "y", "x"))
     for held in (change(cube.compute()), change(cube).compute(), change(cube).persist()):

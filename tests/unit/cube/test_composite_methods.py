@@ -1,4 +1,4 @@
-"""The methods of a composite take what the functions take that they call: options, defaults, and words about them."""
+"""The methods of a composite have the options, defaults and descriptions of the functions that they call."""
 
 import copy
 import inspect

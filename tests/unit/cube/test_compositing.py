@@ -316,7 +316,7 @@ def test_arrays_as_stackstac_makes_them_are_not_half_a_pixel_off(corner):
 
 @pytest.fixture(scope="module")
 def scattered(tmp_path_factory):
-    """Twelve scenes of 128 x 128 on a grid of 400 x 400, none of which covers it; and that grid."""
+    """Twelve scenes of 128 x 128 on a grid of 400 x 400, none of which covers the grid; and that grid."""
     from affine import Affine
     from odc.geo.geobox import GeoBox
 

@@ -1,4 +1,4 @@
-"""Opening: what open_cube returns, lazily, and what it refuses."""
+"""open_cube: its lazy result and its errors."""
 
 import os
 import pickle
@@ -347,7 +347,7 @@ def test_bad_arguments_say_what_is_valid(folder, options, error, words):
 
 
 def test_a_small_area_has_windows_for_every_thread(tmp_path):
-    """One window of all of it would leave the other threads waiting; whole blocks still, so no tile is decoded twice."""
+    """A single window would leave the other threads idle; windows of whole blocks, so no tile is decoded twice."""
     for day in (4, 9):
         write_tif(tmp_path / f"T31TCJ_2023070{day}T104629_TCI.tif", encoded(day, 3, 1100, 1500), block=256, nodata=0)
     cube = s2c.open_cube(tmp_path)

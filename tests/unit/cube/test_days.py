@@ -1,4 +1,4 @@
-"""Days: where products overlap, an observation and what its masks say come from the same product, the first valid one."""
+"""Days: where products overlap, an observation and its masks come from the same product, the first valid one."""
 
 import itertools
 
@@ -24,7 +24,7 @@ RULES = [s2c.Nodata(), s2c.Saturated(), RULE]
 
 
 def products(folder, seed, *, days=2, overlap=3, mask_scale=2, lefts=(0, 18, 6)):
-    """Products of some days that overlap, each with holes, saturated pixels and clouds of its own."""
+    """Overlapping products of some days, each with its own holes, saturated pixels and clouds."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(seed)
     for day, i in itertools.product(range(days), range(overlap)):
@@ -117,7 +117,7 @@ def test_a_probability_of_zero_is_clear_and_not_missing(tmp_path):
 
 
 def test_masks_on_grids_of_their_own(tmp_path):
-    """Masks whose coarse pixels do not lie on those of the other products are warped one by one."""
+    """Masks whose coarse pixels are not aligned with those of other products are warped separately."""
     products(tmp_path, 4, lefts=(0, 19, 5))
     cube = s2c.open_cube(tmp_path, bands=["TCI"], groupby="solar_day", chunks=33)
     (mask,) = masks_of(stack_of(cube)[0], [RULE])
@@ -148,7 +148,7 @@ def test_unreadable_product_is_reported_and_affects_no_other(tmp_path):
 
 
 def test_next_product_fills_the_swath_edge(tmp_path):
-    """Colours that JPEG left beside the swath are values like any other: only the rule knows that they are none."""
+    """Colours left by JPEG outside the swath look like valid values: only the rule detects them."""
     one, two = np.full((3, 40, 40), 9, np.uint8), np.full((3, 40, 40), 100, np.uint8)
     one[:, :, :20] = 0
     one[:, :, 22:] = 200

@@ -1,4 +1,4 @@
-"""Masks by a function: the same for any windows and workers, from overviews, cleaned, and named where they fail."""
+"""Masks by a function: the same for any windows and workers, from overviews, cleaned, and errors that name the scene."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def dull(pixels, limit=150):
 
 
 def brighter_than_around(pixels):
-    """Sees three pixels around each."""
+    """Uses three pixels around each pixel."""
     grey = np.pad(pixels.sum(axis=0, dtype=np.int32), 3, mode="edge")
     around = sum(np.roll(grey, (dy, dx), (0, 1)) for dy in range(-3, 4) for dx in range(-3, 4))[3:-3, 3:-3]
     return (pixels.sum(axis=0) * 49 < around * 1.1).astype(np.uint8) + 7
@@ -65,7 +65,7 @@ def observed(directory):
 @pytest.mark.parametrize("chunks", [130, 512, (64, 520)])
 @pytest.mark.parametrize("side", [128, 1024])
 def test_result_does_not_depend_on_windows_or_tiles(season, chunks, side, monkeypatch):
-    """Tiles of another size give the same where the function sees as much around them as it looks at."""
+    """Tiles of another size give the same result if their surroundings are as large as the function needs."""
     monkeypatch.setattr(tile_masks.FunctionMask, "SIDE", side)
     steps = (("opening", 1), ("dilation", 2))
     rule = s2c.Mask(brighter_than_around, surroundings=3, classes=[7], cleanup=steps)

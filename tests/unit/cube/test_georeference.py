@@ -1,4 +1,4 @@
-"""Where a pixel lies: arrays by their coordinates, files by their geotransform, grids at the antimeridian and the poles."""
+"""Georeference: arrays by their coordinates, files by their geotransform, grids at the antimeridian and the poles."""
 
 import datetime as dt
 import subprocess
@@ -44,7 +44,7 @@ TIMES = pd.date_range("2023-06-01", periods=3)
 
 
 def values(bands=1):
-    """Return pixels of which no two are alike, so that a shifted or turned raster cannot look right."""
+    """Return pixels that are all different, so that a shifted or flipped raster is detected."""
     y, x = np.mgrid[:SIZE, :SIZE]
     return np.stack([np.stack([1000 * (b + 1) + y * SIZE + x + t for b in range(bands)]) for t in range(3)]).astype(
         "float32"
@@ -52,7 +52,7 @@ def values(bands=1):
 
 
 def from_stackstac(xy_coords="topleft"):
-    """Return an array as stackstac 0.5 labels it."""
+    """Return an array with coordinates as from stackstac 0.5."""
     half = 5.0 if xy_coords == "center" else 0.0
     coords = {
         "time": TIMES, "band": ["red"], "epsg": 32631,
@@ -64,7 +64,7 @@ def from_stackstac(xy_coords="topleft"):
 
 
 def from_odc():
-    """Return an array with centres, CRS and GeoTransform, as of odc-stac and rioxarray."""
+    """Return an array with centres, CRS and GeoTransform, as from odc-stac and rioxarray."""
     grid = xr_coords(GeoBox((SIZE, SIZE), UTM, "EPSG:32631"), dims=("y", "x"))
     return xr.DataArray(values(), {"time": TIMES, "band": ["red"], **grid}, ("time", "band", "y", "x"), "cube")
 
@@ -183,7 +183,7 @@ def test_clipped_and_padded_corners_stay_corners():
 
 
 def test_a_stale_geotransform_is_replaced():
-    """rioxarray reads the GeoTransform, odc-geo the coordinates: after a composite both say the same."""
+    """rioxarray reads the GeoTransform, odc-geo the coordinates: after a composite both agree."""
     for change in ("a part", "every second", "means of 2 x 2", "moved"):
         comp = s2c.composite(DERIVED[change][0](from_odc()), "median", valid=())
         assert (
@@ -293,7 +293,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_cube_with_changed_labels_or_values_is_not_read_from_files(folder, name, tmp_path):
-    """Reading the files again, as is done for whole cubes, must not undo what was done to labels or values."""
+    """Reading the files again, as for whole cubes, must not undo changes of labels or values."""
     cube = CHANGES[name](s2c.open_cube(folder, chunks=64))
     lazy, loaded = s2c.composite(cube, "latest"), s2c.composite(cube.compute(), "latest")
     np.testing.assert_array_equal(lazy["composite"].values, loaded["composite"].values)
@@ -724,7 +724,7 @@ def test_boxes_of_items_over_the_antimeridian(geometry, box, expected, tmp_path)
 
 @pytest.fixture
 def granules(tmp_path):
-    """Files of zone 60 and zone 1 beside each other, the first of which crosses the antimeridian, and one over the pole."""
+    """Adjacent files of zone 60 and zone 1, the first crossing the antimeridian, and one over the pole."""
     found, pixels = {}, encoded(0, bands=1, height=160, width=160)
     for name, crs, (lon, lat) in (
         ("60KXG", 32760, (180, -18)),

@@ -50,7 +50,7 @@ def test_result_does_not_depend_on_chunk_borders(season, chunks):
 
 @pytest.mark.parametrize("chunks", [200, 600])
 def test_area_outside_the_mask_band_does_not_grow_into_it(season, chunks):
-    """The class of no data among those that are cleaned: scipy, too, takes what is outside for good."""
+    """The nodata class is cleaned, too: like scipy, everything outside counts as valid."""
     rule = SCL(("no data", "cloud high probability"), cleanup=[("dilation", 4)])
     comp = s2c.composite(s2c.open_cube(season, bands=["TCI"], chunks=chunks), valid=rule).compute()
     expected = []
@@ -71,7 +71,7 @@ def test_masks_without_their_band_are_an_error(season):
 
 
 def nearest(directory, cube, opening=2, dilation=3):
-    """Whole masks at 20 m, cleaned by scipy, each pixel of the cube looked up one by one."""
+    """Whole masks at 20 m, cleaned by scipy, looked up for each pixel of the cube."""
     valid = expected_valid(directory, opening, dilation)[:, ::2, ::2]
     with rasterio.open(min(directory.glob("*_SCL.tif"))) as dataset:
         inverse, crs = ~dataset.transform, dataset.crs
@@ -96,7 +96,7 @@ def test_mask_on_another_grid_is_cleaned_on_its_own_grid_and_sampled(season, gri
 
 
 def test_masks_of_scenes_on_different_grids(season, tmp_path):
-    """One scene's mask is on a grid of its own: the same mask, cut and moved."""
+    """One scene's mask is on a different grid: the same mask, cropped and moved."""
     for path in season.glob("*.tif"):
         (tmp_path / path.name).symlink_to(path)
     odd = min(tmp_path.glob("*_SCL.tif"))
@@ -119,7 +119,7 @@ def test_masks_of_scenes_on_different_grids(season, tmp_path):
 
 
 def fmask_items(directory, collections, name, classes):
-    """An item for each collection, of a band and its Fmask; the pixels have 0 to 5."""
+    """An item for each collection, with a band and its Fmask; pixel values 0 to 5."""
     items = []
     for t, collection in enumerate(collections):
         band = write_tif(directory / f"red{t}.tif", np.full((1, 1, 6), 500, np.uint16))
@@ -154,7 +154,7 @@ ODC = {"nodata": 0, "clear": 1, "cloud": 2, "cloud_shadow": 3, "snow": 4, "water
     ],
 )
 def test_items_say_the_coding_of_fmask(tmp_path, collections, name, classes, expected):
-    """Before any pixel is read, and not by what pixels hold."""
+    """Before any pixel is read, independent of pixel values."""
     cube = s2c.open_cube(fmask_items(tmp_path, collections, name, classes), bands=["red"])
     if isinstance(expected, str):
         with pytest.raises(ParameterError, match=expected):

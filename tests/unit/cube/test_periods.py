@@ -1,4 +1,4 @@
-"""Periods: what specifications mean, which scenes they hold, and that each equals a composite of its scenes alone."""
+"""Periods: specifications, their scenes, and that each equals a composite of its scenes alone."""
 
 import datetime as dt
 

@@ -1,4 +1,4 @@
-"""Screening: shares counted one pixel at a time, and which scenes stay."""
+"""Screening: shares compared with a count of pixels, and which scenes are kept."""
 
 import copy
 import json
@@ -120,7 +120,7 @@ def test_small_areas_use_a_finer_resolution(size, times):
 
 
 def test_uncovered_pixels_are_never_valid(tmp_path):
-    """Granules that overlap in part: a share of the area can be counted from their outlines."""
+    """Granules that overlap in part: the expected share follows from their outlines."""
     for t, left in enumerate((0, 30, 400)):
         array = np.full((60, 60), 9, "uint8")
         array[:, :6] = 0

@@ -1,4 +1,4 @@
-"""Job files: what they may hold, and that every mistake is named with its file, line, key and cure."""
+"""Job files: valid content, and errors that name the file, line, key and remedy."""
 
 import inspect
 import re

@@ -72,7 +72,7 @@ def test_three_crs_over_one_place_agree_with_gdal(exeter, resampling):
 
 
 def test_there_is_no_shift_between_zones(exeter):
-    """The land is where it was: a date in UTM lies best on those in a LAEA without any shift."""
+    """The land does not move: a date in UTM matches those in a LAEA best without any shift."""
     pattern = r"exe_(?P<date>\d{4}-\d\d-\d\d)"
     cube = s2c.open_cube(
         list(map(str, exeter)), pattern=pattern, bands=["B08", "SCL"], crs="EPSG:32630", resolution=20,
@@ -120,7 +120,7 @@ def test_odc_stac_has_the_same_pixels(exeter):
 
 
 def to_next_pixel(path, geobox):
-    """How far from the edge of a pixel of the file, in its pixels, the centre of each pixel of a grid lies: ``(y, x)``."""
+    """Distance of each pixel centre of a grid from the edge of the file's pixel, in the file's pixels: ``(y, x)``."""
     rows, columns = np.mgrid[: geobox.shape.y, : geobox.shape.x] + 0.5
     x, y = geobox.transform @ (columns, rows)
     with rasterio.open(path) as src:
@@ -133,7 +133,7 @@ def to_next_pixel(path, geobox):
 @pytest.mark.parametrize("shift", [0, 3.3, -7.9])
 @pytest.mark.parametrize("resolution", [20, 10, 27])
 def test_odc_stac_has_every_pixel_in_the_scenes_own_crs(imagery, shift, resolution):
-    """Without a projection between the grids GDAL has nothing to approximate, and all pixels are the same."""
+    """Without a projection between the grids, GDAL does not approximate, and all pixels are the same."""
     odc_stac = pytest.importorskip("odc.stac")
     import pystac
 
@@ -191,7 +191,7 @@ def test_granules_next_to_the_antimeridian_make_one_picture(imagery):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A 10 m, a 20 m and a 60 m band, and the next granule, of one land whose values are places."""
+    """A 10 m, a 20 m and a 60 m band, and the next granule, with values that encode the position."""
     folder = tmp_path_factory.mktemp("place")
     assets = {}
     for name, size in (("B04", 10), ("B05", 20), ("B09", 60)):
@@ -347,7 +347,7 @@ def test_halves_of_a_pass_fuse_and_the_first_valid_pixel_wins(tmp_path):
 
 @pytest.mark.slow
 def test_several_zones_in_one_cube(tmp_path):
-    """A plane through three zones: each file holds its pixels' longitude, so a seam or a shift would show."""
+    """A plane through three zones: each file has its pixels' longitude, so a seam or shift would be detected."""
     from pyproj import Transformer
 
     for zone, west in ((31, 5.85), (32, 6.0)):
@@ -481,7 +481,7 @@ def tiled(tmp_path_factory):
     reducer=st.sampled_from(["median", "luminance_median", "std"]),
 )  # fmt: skip
 def test_composite_does_not_depend_on_tile_selections(tiled, monkeypatch, angle, scale, shift, side, chunks, reducer):
-    """The same composite as of the pixels of the whole grid, read in one piece, for tiles and windows of any size."""
+    """The composite equals that of the whole grid read in one piece, for tiles and windows of any size."""
     monkeypatch.setattr("s2composite.reading.plan._SIDE", side)
     own = s2c.open_cube(tiled).odc.geobox
     turn = Affine.translation(150, 150) @ Affine.rotation(angle) @ Affine.scale(scale) @ Affine.translation(*shift)

@@ -1,4 +1,4 @@
-"""Numbers: baselines brought together by what products say, reflectances, and what is refused."""
+"""Values: baselines harmonised by product metadata, reflectances, and errors."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ DAYS = ("01", "06", "11")
 
 @pytest.fixture
 def season(tmp_path):
-    """Three scenes of the same land, before, after and again before baseline 04.00, as files have them."""
+    """Three scenes of the same land, before, after and again before baseline 04.00, with values as in files."""
     land = np.random.default_rng(1).integers(200, 9000, (96, 96)).astype(np.uint16)
     land[:10] = 0
     made = []

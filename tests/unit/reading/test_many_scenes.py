@@ -1,4 +1,4 @@
-"""A catalogue of a country: opened in seconds, headers left to the tasks, which check what they were promised."""
+"""A catalogue of a country: opened in seconds, with headers read and checked by the tasks."""
 
 import pickle
 from time import process_time
@@ -21,7 +21,7 @@ LETTERS = "ABCDEFGHJK"
 
 
 def country(sample, granules=(10, 10), dates=100):
-    """Return items of a country; only those of the first date of a granule could be read."""
+    """Return items of a country; only files of the first date of each granule exist."""
     items = []
     for row in range(granules[0]):
         for column in range(granules[1]):

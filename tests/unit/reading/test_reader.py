@@ -1,4 +1,4 @@
-"""Memory that windows use again, and give back."""
+"""Memory that windows reuse and free."""
 
 import threading
 
@@ -11,7 +11,7 @@ from support.job_helpers import until
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch):
-    """Memory is kept for as long as a test takes, and nothing is there at its start."""
+    """Memory is kept for the duration of a test, which starts with none."""
     monkeypatch.setattr(scratch, "_IDLE_SECONDS", 3600)
     scratch._cancel()
     scratch._release()

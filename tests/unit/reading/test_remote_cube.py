@@ -1,4 +1,4 @@
-"""The whole path over the network: the same bytes as from the disk, from three kinds of server, with faults and without."""
+"""The whole path over the network: the same bytes as from disk, from three kinds of servers, with and without faults."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tiles: what GDAL reads, byte for byte, from every kind of file, in every shape of window; and damage is never a picture."""
+"""Tiles: identical to GDAL for all kinds of files and windows; damage always raises an error."""
 
 import struct
 import threading
@@ -276,7 +276,7 @@ def test_a_file_of_nothing_but_sparse_tiles_needs_no_bytes(tmp_path):
 
 
 def damaged(path, tmp_path, header, change):
-    """Write a copy whose first tile is changed by `change`, and return its header: all in it is as it was."""
+    """Write a copy whose first tile is changed by `change`, and return its unchanged header."""
     content = bytearray(Path(path).read_bytes())
     start, size = int(header.levels[0].offsets[0]), int(header.levels[0].counts[0])
     content[start : start + size] = change(content[start : start + size])

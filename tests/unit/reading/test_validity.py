@@ -27,7 +27,7 @@ KINDS = ("nodata", "nodata 255", "internal", "msk", "alpha", "mask and nodata")
 
 
 def holes(scene):
-    """(y, x): a rim, single pixels and a block that are not valid."""
+    """(y, x): an edge, single pixels and a block are not valid."""
     rng = np.random.default_rng(scene)
     valid = rng.random((SIZE, SIZE)) > 0.2
     valid[:, : 10 + scene] = False
@@ -45,7 +45,7 @@ def pixels(scene, bands=3, dtype="uint8"):
 
 
 def write(path, kind, scene=0, dtype="uint8", **options):
-    """Write a scene whose validity is said in one of the ways."""
+    """Write a scene whose validity is declared in one of the ways."""
     array, valid = pixels(scene, dtype=dtype), holes(scene)
     overviews = options.pop("overviews", ())
     nodata = {"nodata": 0, "nodata 255": 255, "mask and nodata": 255}.get(kind)
@@ -162,7 +162,7 @@ def test_alpha_band_is_not_data_and_not_saturated(tmp_path):
 
 
 def test_the_fourth_of_four_bands_is_alpha_unless_it_has_another_name(tmp_path):
-    """GDAL writes and reads it as one, whatever it is, if four bands of 8 bits are written without a word."""
+    """GDAL writes and reads it as alpha, whatever it is, if four bands of 8 bits are written without options."""
     path = write_tif(tmp_path / "T31TCJ_20230601T104629_X.tif", pixels(0, 4))
     with rasterio.open(path) as dataset:
         assert dataset.colorinterp[3] == ColorInterp.alpha
@@ -176,7 +176,7 @@ def test_the_fourth_of_four_bands_is_alpha_unless_it_has_another_name(tmp_path):
 
 @pytest.mark.parametrize("resampling", ["bilinear", "cubic", "average"])
 def test_fourth_data_band_is_not_used_as_weights_by_gdal(resampling, tmp_path):
-    """GDAL's warper takes it for an alpha band, that of a file whose bands it calls otherwise is the oracle."""
+    """GDAL's warper treats it as alpha; the oracle is a file whose bands have another interpretation."""
     array = pixels(0, 4)
     plain = write_tif(tmp_path / "T31TCJ_20230601T104629_X.tif", array, alpha="unspecified")
     called = write_tif(tmp_path / "T31TCJ_20230602T104629_X.tif", array)
@@ -192,7 +192,7 @@ def test_fourth_data_band_is_not_used_as_weights_by_gdal(resampling, tmp_path):
 
 
 def vrt_of(path, array, nodata, dtype):
-    """Write bands as files of their own, and a VRT of them whose bands have these nodata values."""
+    """Write each band to a file, and a VRT of these whose bands have these nodata values."""
     bands = []
     for b, (band, value) in enumerate(zip(array, nodata, strict=True), 1):
         source = write_tif(path.with_name(f"{path.stem}_{b}.tif"), band)
@@ -435,7 +435,7 @@ def test_an_index_notices_a_mask_file_that_came_or_changed(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS[:-1])
 def test_zonal_statistics_of_a_path_are_those_of_exactextract(kind, tmp_path):
-    """Where a file has a mask and a nodata value, exactextract heeds both, GDAL and this package the mask."""
+    """If a file has a mask and a nodata value, exactextract uses both, GDAL and this package only the mask."""
     path = write(tmp_path / "x.tif", kind)
     west, north = ORIGIN.c, ORIGIN.f
     zones = gpd.GeoDataFrame(
@@ -499,7 +499,7 @@ def scene(**paths):
 
 
 def test_a_mask_band_has_a_mask_of_its_own(tmp_path):
-    """What the file of a mask band leaves out is not usable: 0 means clear in QA60, and 255 nothing in a classification."""
+    """Nodata in a mask band's file is not valid: 0 means clear in QA60, and 255 is undefined in a classification."""
     data, usable = np.full((SIZE, SIZE), 7, "uint16"), holes(0)
     data = write_tif(tmp_path / "data.tif", data)
     qa = write_tif(tmp_path / "qa.tif", np.zeros((SIZE, SIZE), "uint16"))
@@ -517,7 +517,7 @@ def test_a_mask_band_has_a_mask_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("nodata", [None, 0, 255])
 def test_a_class_does_not_become_its_neighbour(nodata, tmp_path):
-    """Numbers next to nodata stand for a valid one that is nodata: not where they are classes or flags."""
+    """A valid value equal to nodata becomes the adjacent value, except for classes and flags."""
     usable, flags = holes(0), np.random.default_rng(0).integers(0, 2, (SIZE, SIZE)).astype("uint8")
     data = write_tif(tmp_path / "data.tif", np.full((SIZE, SIZE), 7, "uint16"))
     names = [write_tif(tmp_path / f"{name}.tif", flags, nodata=nodata) for name in ("QA", "T31TCJ_20230601T104629_SCL")]

@@ -1,4 +1,4 @@
-"""Jobs whose windows a service makes: over HTTP and through a queue, with everything that goes wrong on the way."""
+"""Jobs whose windows a service computes: over HTTP and through a queue, with failures."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(root):
-    """It takes one window and lets one wait: whoever sends more has to try again."""
+    """It computes one window and queues one: further requests must be retried."""
     settings = {"read": [str(root / "scenes")], "write": [str(root / "out")], "limits": {"waiting": 2}}
     with served(root / "run", token="0123456789abcdef", **settings) as service:
         yield service
@@ -108,7 +108,7 @@ def test_unreachable_service(job):
 
 
 def test_through_a_queue_that_delivers_twice(service, job, monkeypatch):
-    """And too fast: what is sent away comes again."""
+    """Requests come too fast: rejected ones are retried."""
     before = service.get("/health").json()["windows"]
     with queue(f"{service.url}/median", token=service.token, pushers=6, twice=lambda number: number % 3 == 0) as topic:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", topic.host)
@@ -152,7 +152,7 @@ def test_invalid_topic(job, monkeypatch):
 
 
 def test_a_tile_that_somebody_removed_is_named(service, job, monkeypatch):
-    """Between the last answer and putting together: completeness is looked at, not believed."""
+    """A tile vanishes between the last response and assembly: completeness is checked."""
     import s2composite.service.dispatch as module
 
     post = module.post_windows

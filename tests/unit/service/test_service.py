@@ -1,4 +1,4 @@
-"""The service over HTTP: windows as the seed's worker makes them, jobs that outlive it, bad input named by its field."""
+"""The service over HTTP: windows as by the original worker, persistent jobs, errors that name the field."""
 
 import base64
 import json
@@ -195,7 +195,7 @@ def test_invalid_base64_becomes_a_dead_letter(service):
 
 
 def test_dispatch_retries_transient_errors(places, tmp_path):
-    """A server that is down for a while: 503 and Retry-After, bare or pushed; nothing is buried."""
+    """A server that is down for a while: 503 and Retry-After, direct or pushed; no dead letter."""
     folder = tmp_path / "served"
     folder.mkdir()
     files = series(folder, scenes=2)
@@ -387,7 +387,7 @@ def test_failed_job_has_its_error_and_can_be_retried(service, places, scenes):
 
 @pytest.mark.timeout(900)
 def test_jobs_outlive_the_service_and_can_be_cancelled(tmp_path):
-    """Killed in the middle of a job, it goes on from its ledger; a cancelled one ends with all its processes."""
+    """After a kill, the job resumes from its ledger; a cancelled job ends with all its processes."""
     folder = tmp_path / "served"
     folder.mkdir()
     # The lower two of four rows of windows lie in the later half of the files: until then they cannot be made.
@@ -428,7 +428,7 @@ def test_jobs_outlive_the_service_and_can_be_cancelled(tmp_path):
 
 
 def noted(output, event):
-    """Return the windows of which the ledger tells something, in order of time."""
+    """Return the windows in the ledger, in order of time."""
     return [tuple(e["window"]) for e in read_ledger(str(output)) if e["event"] == event]
 
 

@@ -1,4 +1,4 @@
-"""What was tried against the service that is about its own endurance: long texts, slow callers, races, lost databases."""
+"""Attacks on the availability of the service: long texts, slow callers, races, lost databases."""
 
 import base64
 import gzip
@@ -40,7 +40,7 @@ def files(root):
 
 @pytest.fixture(scope="module")
 def endless():
-    """A server that answers each range with bytes without end, of which it says how many there are, or nothing."""
+    """A server that answers each range with endless bytes, with or without a Content-Length."""
     sent = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -95,7 +95,7 @@ def request_of(root, files):
     "text", ["a" * 10**6, "a://" * 250_000, "a://" + "b" * 10**6, "bearer " * 140_000, "?" * 10**6]
 )
 def test_scrubbing_takes_time_in_proportion(text):
-    """It would take hours if it looked at the rest of the text from each of its letters."""
+    """It would take hours if it searched the rest of the text from each letter."""
     assert redact(text) == text
 
 
@@ -177,7 +177,7 @@ def test_yaml_that_costs_more_than_its_length(service, body, status, words):
 
 
 def rest_of(connection):
-    """Return what comes until the other side closes."""
+    """Return the bytes received until the other side closes."""
     connection.settimeout(120)
     got = b""
     try:
@@ -211,7 +211,7 @@ def test_idle_connections_are_closed(service, sent, status):
 
 @pytest.mark.parametrize("answer", [None, "503", "no json", "[1]"])
 def test_a_signer_that_does_not_answer_is_asked_once(tmp_path, answer):
-    """Whoever shows anything that looks like a token causes a look: not one for each."""
+    """Anything that looks like a token needs the signer's keys, but not one fetch for each request."""
     (tmp_path / "keys").write_text(answer or "")
     with fault_server(tmp_path, fault=lambda path, n: answer if answer == "503" else None) as server:
         keys = PushKeys(server.url("keys"))
@@ -246,7 +246,7 @@ def test_a_scene_that_grows_when_it_is_unpacked(tmp_path):
 
 
 def patched(path, tag, value):
-    """Put a value into a tag of a TIFF of one tile of 64 pixels, behind the back of whoever wrote it."""
+    """Overwrite the value of a tag in a TIFF with one tile of 64 pixels."""
     data = bytearray(path.read_bytes())
     at = data.index(tag.to_bytes(2, "little"), data.index(b"\x00\x01\x03\x00\x01\x00"))
     size = {3: 2, 4: 4}[data[at + 2]]
@@ -259,7 +259,7 @@ def one_tile(path):
 
 
 def test_small_files_that_cost_much(service, root, request_of):
-    """A tile that is a gigabyte when decoded, one that is before, and a header that is."""
+    """A tile of a gigabyte when decoded, one when encoded, and a header of a gigabyte."""
     decoded, fetched, header = (root / "scenes" / f"{name}.tif" for name in ("decoded", "fetched", "header"))
     one_tile(decoded)
     patched(decoded, 322, 16384)
@@ -286,7 +286,7 @@ def test_small_files_that_cost_much(service, root, request_of):
 
 
 def test_job_retried_while_its_process_is_ending(service, root, files):
-    """While its process still ends, another slot is free: it neither runs twice, nor is the second run taken to be over."""
+    """Its process is still ending and another slot is free: it does not run twice, and the second run is not ended early."""
     job = {"source": files, "output": "m.tif", "chunks": 64, "raster": {"blocksize": 64}}
     number = service.post("/jobs", job).json()["id"]
     for attempt in range(1, 4):
@@ -301,7 +301,7 @@ def test_job_retried_while_its_process_is_ending(service, root, files):
 
 
 def test_queue_continues_after_a_database_outage(service, root, files):
-    """Requests are sent away for a while; the queue goes on by itself."""
+    """Requests get 503 for a while; the queue continues by itself."""
     with sqlite3.connect(root / "run" / "state" / "service.db") as database:
         database.execute("ALTER TABLE jobs RENAME TO away")
         database.commit()

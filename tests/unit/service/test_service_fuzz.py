@@ -1,4 +1,4 @@
-"""Nothing that a caller sends is an error of the service: whatever it is, it is taken or refused with a status of 4xx."""
+"""No request causes an error of the service: each is accepted or rejected with a 4xx status."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ def places(tmp_path_factory):
 
 @pytest.fixture
 def app(places, tmp_path, monkeypatch):
-    """Everything but what makes windows and runs jobs, which have begun nothing here."""
+    """Everything except computing windows and running jobs."""
 
     async def made(_, request):
         assert request.destination
@@ -223,7 +223,7 @@ def places_in(value, path=()):
 
 
 def changed(rng, document):
-    """Return a document with one to three of its values replaced, left out, or put where they do not belong."""
+    """Return a document with one to three of its values replaced, removed or moved."""
     document = copy.deepcopy(document)
     for _ in range(rng.randint(1, 3)):
         paths = [path for path in places_in(document) if path]

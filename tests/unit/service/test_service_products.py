@@ -1,4 +1,4 @@
-"""Jobs that make many products, over HTTP: cells of a grid, months of a span; the same as from Python."""
+"""Jobs with many products over HTTP: cells of a grid, months of a span; the same as from Python."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_cells_over_http_are_those_of_python(service, places, scenes):
 
 
 def test_months_over_http(service, places, scenes):
-    """One month has no scene: the job fails and says which; the others are there, and a retry makes them no more."""
+    """One month has no scene: the job fails and names it; the others exist, and a retry does not compute them again."""
     job = {"source": str(places / "scenes"), "output": "m_{{pointInTime}}.tif"}
     job["span"] = {"start": "2023-05", "end": "2023-06"}
     number = service.post("/jobs", job).json()["id"]

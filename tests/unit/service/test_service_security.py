@@ -1,4 +1,4 @@
-"""What was tried against the service; the page `docs/pages/guides/security.md` has a row for each of these."""
+"""Attacks on the service; the page `docs/pages/guides/security.md` has a row for each."""
 
 import base64
 import gzip
@@ -55,7 +55,7 @@ def web(root, files):
 
 @pytest.fixture(scope="module")
 def signer():
-    """A key pair as Google signs tokens with, and a server of its certificate."""
+    """A key pair like Google's for signing tokens, and a server for its certificate."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -86,7 +86,7 @@ def signer():
 
 @pytest.fixture(scope="module")
 def service(root, web, signer):
-    """With a token, on all addresses; everything on plain HTTP is open, so that only the address stands in the way."""
+    """With a token, on all addresses; all plain HTTP is allowed, so that only the address is checked."""
     settings = {
         "host": "0.0.0.0",
         "read": [str(root / "scenes"), web.url(""), "http://", "https://", "s3://open/"],
@@ -103,7 +103,7 @@ def service(root, web, signer):
 
 @pytest.fixture
 def ask(service, root, files):
-    """Ask for a window with something changed."""
+    """Request a window with changed fields."""
 
     def ask(**change):
         good = {"window": [0, 0, 8, 8], "destination": str(root / "out" / "a.tif"), "datasets": files}
@@ -144,7 +144,7 @@ def test_allowed_locations_work(ask, web, root):
     ],
 )
 def test_loopback_in_all_spellings(ask, root, host):
-    """A server that answers there is not reached: it counts its visitors."""
+    """A server at that address gets no request; it counts them."""
     with fault_server(root / "secret") as inner:
         port = urlsplit(inner.url("")).port
         name = next((root / "secret").glob("*.tif")).name
@@ -184,7 +184,7 @@ def test_a_redirect_to_a_private_address(ask, root):
 
 @pytest.mark.slow
 def test_a_redirect_from_an_open_address(root, files, tmp_path):
-    """The operator has named one server, and that one sends the service to another."""
+    """The operator allows one server, which redirects to another."""
     with fault_server(root / "secret") as inner:
         name = next((root / "secret").glob("*.tif")).name
         with redirecting(inner.url(name)) as outer:
@@ -243,7 +243,7 @@ def test_names_that_lead_elsewhere(ask, root, files, dataset):
 
 @pytest.mark.parametrize("name", ["", "/vsicurl/", "/vsicurl_streaming/"])
 def test_addresses_that_are_not_public_are_not_asked(ask, files, name):
-    """GDAL's name of a URL is that URL: here the operator has opened http, but no private network."""
+    """GDAL's virtual path counts as its URL: here the operator allows http, but no private network."""
     refused(ask(datasets=[*files, f"{name}http://127.0.0.1/a.tif"]), "/datasets", 403, 422)
 
 
@@ -269,7 +269,7 @@ def test_files_that_name_other_files(ask, root, files):
 
 
 def test_a_picture_that_claims_to_be_enormous(ask, root):
-    """Its header says 10 gigapixels in one strip: refused, and the worker is still the same."""
+    """Its header declares 10 gigapixels in one strip: rejected, and the worker survives."""
     path = root / "scenes" / "huge.tif"
     write_tif(path, encoded(1, height=64, width=64), interleave="pixel")
     data = bytearray(path.read_bytes())
@@ -361,7 +361,7 @@ def test_without_the_token_nothing_is_answered(service):
 
 
 def test_browser_password_allows_only_reading(service):
-    """A browser sends a password that it knows with whatever any page makes it send."""
+    """A browser adds a stored password to requests made by any page."""
     password = httpx.BasicAuth("any", TOKEN)
     with httpx.Client(base_url=service.url, auth=password) as client:
         assert client.get("/jobs").status_code == 200
@@ -410,7 +410,7 @@ def open_service(root, files, tmp_path_factory):
 
 @pytest.mark.slow
 def test_pages_elsewhere_cannot_use_it(open_service, root, files):
-    """Neither by a form, nor by a script, nor by a name of theirs that leads to this machine."""
+    """Not by a form, a script, or a host name that resolves to this machine."""
     body = json.dumps({"window": [0, 0, 8, 8], "destination": str(root / "out" / "csrf.tif"), "datasets": files})
     json_type = {"content-type": "application/json"}
     with httpx.Client(base_url=open_service.url) as client:
@@ -564,7 +564,7 @@ def test_more_windows_than_may_wait(root, files, tmp_path):
 
 @pytest.mark.slow
 def test_a_window_that_takes_too_long_is_ended(root, tmp_path):
-    """Its server sends nothing; the worker is ended, and the next window has a worker."""
+    """Its server sends nothing; the worker is ended, and the next window gets a new one."""
     folder = tmp_path / "web"
     folder.mkdir()
     names = [Path(file).name for file in series(folder, scenes=2)]
@@ -585,7 +585,7 @@ def test_a_window_that_takes_too_long_is_ended(root, tmp_path):
 
 @pytest.mark.slow
 def test_signatures_and_passwords_are_nowhere(service, root, web):
-    """In no answer, no log, no dead letter, no report: whatever goes wrong with a signed URL."""
+    """Not in responses, logs, dead letters or reports, whatever error a signed URL causes."""
     name = next((root / "web").glob("*.tif")).name
     texts = []
     for dataset in (

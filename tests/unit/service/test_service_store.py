@@ -1,4 +1,4 @@
-"""Where jobs are kept: the same on SQLite and on PostgreSQL, whoever takes from it at the same time."""
+"""The store of jobs: the same on SQLite and PostgreSQL, also with concurrent access."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ INITDB = shutil.which("initdb") or next((str(b / "initdb") for b in BINARIES), N
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory):
-    """A PostgreSQL server of its own."""
+    """A separate PostgreSQL server."""
     if INITDB is None:
         pytest.skip("no PostgreSQL here; install postgresql")
     pytest.importorskip("psycopg")
@@ -80,7 +80,7 @@ def test_waiting_jobs_are_limited(store):
 
 
 def test_job_is_claimed_once(store):
-    """By many at a time, while others are added and cancelled."""
+    """With many concurrent claims, while others are added and cancelled."""
     names = [f"c-{i:03d}" for i in range(60)]
 
     def take(_):
@@ -101,7 +101,7 @@ def test_job_is_claimed_once(store):
 
 
 def test_outdated_run_does_not_change_a_new_one(store):
-    """Cancelled and put back while its process ended: what the first run says then is about nothing."""
+    """A job is cancelled and requeued while its process ends: the outcome of the first run is ignored."""
     store.add("e-1", "{}", 100)
     first = store.claim()
     assert store.is_current(first)
