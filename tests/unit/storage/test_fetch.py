@@ -250,7 +250,7 @@ def test_a_window_that_is_given_up_asks_for_nothing_more(scenes):
         begun.close()
         (result,) = begun.finish()
     assert result.requests == 0
-    assert "given up" in str(result.error)
+    assert "cancelled" in str(result.error)
 
 
 def test_bytes_in_flight_are_bounded(scenes):
