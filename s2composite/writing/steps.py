@@ -1,4 +1,4 @@
-"""The graph that encodes rasters and their overviews, its run on the current Dask client or in threads, and its stages.
+"""Writing in steps: windows as tasks of a graph, overviews and files as calls; their run on a cluster or in threads.
 
 Dask fuses chains only. The layers of a composite branch off one task and meet again where they are written; in between,
 a scheduler may send every pixel to another worker, and it does. So what only one window needs becomes part of the task
