@@ -29,7 +29,7 @@ from s2composite.reading.plan import (
     subwindow_of,
 )
 from s2composite.reading.sources import FileSource
-from s2composite.reading.tiles import PendingTiles, TileRequest, TileResult, begin_window
+from s2composite.reading.tiles import KeptTiles, PendingTiles, TileRequest, TileResult, begin_window
 from s2composite.reading.warp import read_level, read_warped, warped_coverage
 from s2composite.storage.files import is_remote
 
@@ -157,7 +157,15 @@ class _Reading:
     requests: list[TileRequest]  # the tiles to decode; empty if GDAL reads it
 
     @classmethod
-    def into(cls, sub: Subwindow, out: NDArray[Any], *, coverage: bool, wanted: NDArray[np.bool_] | None) -> _Reading:
+    def into(
+        cls,
+        sub: Subwindow,
+        out: NDArray[Any],
+        *,
+        coverage: bool,
+        wanted: NDArray[np.bool_] | None,
+        kept: KeptTiles | None = None,
+    ) -> _Reading:
         """Return the reading into `out`.
 
         `coverage`: whether covered pixels are recorded. ``wanted (t, y, x)``: which pixels of the window are needed.
@@ -166,7 +174,10 @@ class _Reading:
         masks = len(sub.bands) if sub.masked and sub.source.engine == "gdal" else 1
         mask = np.empty((masks, *sub.shape[1:]), np.uint8) if masked else None
         need = None if wanted is None else wanted[(sub.scene, *sub.place)]
-        return cls(sub, out, mask, need, requests_of(sub, out, mask, need) if sub.source.engine == "tiles" else [])
+        requests = requests_of(sub, out, mask, need) if sub.source.engine == "tiles" else []
+        if sub.source.factor > 1:  # other pieces of the window need other parts of these tiles
+            requests = [replace(request, kept=kept) for request in requests]
+        return cls(sub, out, mask, need, requests)
 
     @property
     def through_gdal(self) -> bool:
@@ -224,6 +235,7 @@ class PendingRead:
     coverage: NDArray[np.uint16] | None  # (t, y, x): number of bands a pixel has; None: not requested
     wanted: NDArray[np.bool_] | None  # (t, y, x): which pixels are needed; None: all
     needed: NDArray[np.bool_]  # (t,): scenes with needed pixels
+    kept: KeptTiles | None  # tiles that other pieces of the window need, too
 
     def finish(self) -> WindowObservations:
         """Decode the window. If a file fails, the others are still read; the caller handles the failures."""
@@ -269,7 +281,8 @@ class PendingRead:
         try:
             for batch in _batches(subwindows, dtype):
                 readings = [
-                    _Reading.into(sub, sub.memory(dtype), coverage=coverage, wanted=self.wanted) for sub in batch
+                    _Reading.into(sub, sub.memory(dtype), coverage=coverage, wanted=self.wanted, kept=self.kept)
+                    for sub in batch
                 ]
                 pending.append((readings, _begin_tiles(readings)))
                 if len(pending) > 1:
@@ -326,6 +339,7 @@ def begin(
     *,
     coverage: bool,
     wanted: NDArray[np.bool_] | None = None,
+    kept: KeptTiles | None = None,
 ) -> PendingRead:
     """Request the bytes of a window of all scenes.
 
@@ -351,7 +365,7 @@ def begin(
     counts = np.zeros((len(pixels), *pixels.shape[2:]), np.uint16) if coverage else None
     window = piece.window if isinstance(piece, TileSelection) else piece
     tiles = _begin_tiles(direct)
-    return PendingRead(window, target, pixels, status, subwindows, direct, tiles, lost, counts, wanted, needed)
+    return PendingRead(window, target, pixels, status, subwindows, direct, tiles, lost, counts, wanted, needed, kept)
 
 
 def _begin_tiles(readings: Sequence[_Reading]) -> PendingTiles:

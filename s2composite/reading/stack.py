@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,7 @@ from s2composite.reading.sources import (
     sources_of,
     with_named_shifts,
 )
+from s2composite.reading.tiles import KeptTiles
 from s2composite.scenes.model import Scene, Values
 from s2composite.storage.files import is_remote
 
@@ -338,15 +340,17 @@ class Stack:
         ``wanted (t, y, x)`` gives for each piece the pixels that are needed; None: all. Tiles without any are neither
         fetched nor decoded, and cannot fail.
         """
+        kept = KeptTiles() if len(pieces) > 1 else None
 
         def begun() -> Iterator[tuple[Piece, NDArray[np.bool_] | None, PendingRead]]:
             for piece, need in itertools.zip_longest(pieces, wanted):
                 if isinstance(piece, TileSelection):
-                    near, pixels = self._files_near(piece.window), self._allocate(1, len(piece.pixels), scratch)
+                    near, pixels = self._files_near(piece.window), self._allocate([1, len(piece.pixels)], scratch)
                 else:
-                    y, x = piece
-                    near, pixels = self._files_near(piece), self._allocate(y.stop - y.start, x.stop - x.start, scratch)
-                asked = begin(near, self._opened, self._target, piece, pixels, coverage=coverage, wanted=need)
+                    near, pixels = self._files_near(piece), self._allocate([s.stop - s.start for s in piece], scratch)
+                asked = begin(
+                    near, self._opened, self._target, piece, pixels, coverage=coverage, wanted=need, kept=kept
+                )
                 yield piece, need, asked
 
         ahead = begun()
@@ -397,14 +401,14 @@ class Stack:
             seen.status[t] = next(state for state in (READ, OUTSIDE, FAILED) if state in states)
         return replace(seen, failures=tuple(failures))
 
-    def _allocate(self, height: int, width: int, scratch: NDArray[Any] | None) -> NDArray[Any]:
+    def _allocate(self, shape: Sequence[int], scratch: NDArray[Any] | None) -> NDArray[Any]:
         times, bands = self.shape[:2]
-        size = times * bands * height * width
+        size = times * bands * math.prod(shape)
         flat = np.empty(size, self.dtype) if scratch is None else scratch[:size]
         # if decoders return all bands of a pixel together, keep the window in that layout
         if self._interleaved:
-            return np.moveaxis(flat.reshape(times, height, width, bands), 3, 1)
-        return flat.reshape(times, bands, height, width)
+            return np.moveaxis(flat.reshape(times, *shape, bands), 3, 1)
+        return flat.reshape(times, bands, *shape)
 
 
 def _cut(span: slice, block: int, origin: int) -> list[slice]:

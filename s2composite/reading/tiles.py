@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -18,13 +18,36 @@ from s2composite.storage.files import display
 from s2composite.storage.http import ByteRange, Fetching
 from s2composite.storage.retry import Retry
 
-__all__ = ["PendingTiles", "TileRequest", "TileResult", "begin_window", "cost_of", "read_tiles", "read_window"]
+__all__ = [
+    "KeptTiles",
+    "PendingTiles",
+    "TileRequest",
+    "TileResult",
+    "begin_window",
+    "cost_of",
+    "read_tiles",
+    "read_window",
+]
 
 # gap in bytes between two tiles that is read rather than skipped: another request would take longer
 _GAP = 1 << 16
 
 # maximum bytes of one request (unless one tile is larger), so that requests can run concurrently
 _LONGEST = 8 << 20
+
+
+@dataclass(slots=True, eq=False)
+class KeptTiles:
+    """Decoded tiles of which one piece of a window after the other needs a part, as long as there is room."""
+
+    room: int = 256 << 20  # bytes: 146 dates of two bands at 20 m beside tiles of 10 m take 153 MB
+    tiles: dict[tuple[str, int], NDArray[Any]] = field(default_factory=dict)  # by file and first byte
+
+    def keep(self, key: tuple[str, int], tile: NDArray[Any]) -> None:
+        """Keep a copy of a tile, if there is room."""
+        if tile.nbytes <= self.room:
+            self.tiles[key] = tile.copy()
+            self.room -= tile.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +62,7 @@ class TileRequest:
     out: NDArray[Any]
     # (rows, columns) of the tiles that the window touches: which to decode, the others are nodata; None: all
     needed: NDArray[np.bool_] | None = None
+    kept: KeptTiles | None = None  # where tiles are looked up and kept; None: nobody needs more of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +291,12 @@ def _decode(request: TileRequest, tile: _Tile, data: memoryview, scratch: NDArra
         if target.shape == scratch.shape and target.dtype == scratch.dtype and target.flags.c_contiguous:
             decode_tile(level.coding, data, rows, target)
             return
-    decode_tile(level.coding, data, rows, scratch)
+    kept, key = request.kept, (request.header.href, tile.start)
+    whole = None if kept is None else kept.tiles.get(key)
+    if whole is None:
+        whole = scratch
+        decode_tile(level.coding, data, rows, whole)
+        if kept is not None:
+            kept.keep(key, whole)
     for target, at in places:
-        target[...] = scratch[at][..., chosen]
+        target[...] = whole[at][..., chosen]

@@ -446,6 +446,27 @@ def test_a_file_that_cannot_be_read_where_it_is_not_needed_has_not_failed(scenes
         s2c.composite(cube, valid=s2c.Nodata()).compute()
 
 
+def test_a_tile_of_a_coarser_band_is_decoded_once_for_all_pieces_of_a_window(tmp_path):
+    rng = np.random.default_rng(0)
+    for day in range(1, 4):
+        stem = f"T31TCJ_202306{day:02}T104629"
+        write_tif(tmp_path / f"{stem}_B04.tif", rng.integers(1, 200, (1, 128, 128)).astype("uint16"), block=32)
+        place = ORIGIN @ Affine.scale(2)
+        write_tif(
+            tmp_path / f"{stem}_B11.tif", rng.integers(1, 200, (1, 64, 64)).astype("uint16"), block=32, transform=place
+        )
+    cube = s2c.open_cube(tmp_path, bands=["B04", "B11"], resolution=10, chunks=128)
+    with dask.config.set(scheduler="synchronous"), counted_tiles() as decoded:
+        made = s2c.composite(cube, "median").compute()
+    assert decoded["tiles"] == 3 * (16 + 4)
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler="synchronous"), counted_tiles() as decoded:
+        patch.setattr(s2composite.reading.tiles.KeptTiles, "keep", lambda *_: None)  # no room for any
+        assert_same(s2c.composite(cube, "median").compute(), made, ("composite", "count"))
+        assert decoded["tiles"] == 3 * (16 + 16)
+    small = s2c.open_cube(tmp_path, bands=["B04", "B11"], resolution=10, chunks=32)
+    assert_same(s2c.composite(small, "median").compute(), made, ("composite", "count"))
+
+
 # --- a few observations of each pixel are enough: no more are read ----------------------------------------------------
 
 
