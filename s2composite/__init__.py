@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from s2composite.pixels.mask_bands import SCL, CloudProbability, Fmask, QABits, Usable
     from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
     from s2composite.pixels.reducers import register_reducer, resolve_reducer
+    from s2composite.pixels.temporal_mask import TemporalMask
     from s2composite.runner.plan import plan
     from s2composite.runner.plan import plan_cells as plan_cells
     from s2composite.runner.plan import plan_job as plan_job
@@ -53,6 +54,7 @@ _MODULES = {
     "Saturated": "pixels.masks",
     "Scene": "scenes.model",
     "SwathEdge": "pixels.masks",
+    "TemporalMask": "pixels.temporal_mask",
     "Usable": "pixels.mask_bands",
     "ValueRange": "pixels.masks",
     "check_cluster": "clusters.check",
@@ -90,6 +92,7 @@ __all__ = [
     "Saturated",
     "Scene",
     "SwathEdge",
+    "TemporalMask",
     "Usable",
     "ValueRange",
     "check_cluster",

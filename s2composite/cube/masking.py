@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from s2composite.cube.tile_masks import FunctionMask, GridMask
-from s2composite.errors import GridError, ParameterError, S2CompositeError
+from s2composite.cube.tile_masks import FunctionMask, GridMask, SeriesMask
+from s2composite.errors import BandError, GridError, ParameterError, S2CompositeError
 from s2composite.metrics import record_read
 from s2composite.pixels.function_mask import Mask
 from s2composite.pixels.mask_bands import MaskRule, upsample
 from s2composite.pixels.masks import Rule, lets_through, reach_of
 from s2composite.pixels.morphology import dilation
 from s2composite.pixels.reducers import Recipe, usable_observations
+from s2composite.pixels.temporal_mask import TemporalMask
 from s2composite.reading.bands import BandName, wanted_assets
 from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import ReadCost, subgrid
@@ -27,6 +28,7 @@ from s2composite.reading.sources import ReadOptions
 from s2composite.reading.stack import Products, Stack, TargetGrid, open_stack
 from s2composite.reading.warp import source_pixels
 from s2composite.scenes.model import Scene
+from s2composite.scenes.names import common_name
 from s2composite.scenes.products import named_values
 
 __all__ = [
@@ -323,7 +325,7 @@ def coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
     return rule.in_coding(next(iter(codings), None))
 
 
-BesideRule = MaskRule | Mask
+BesideRule = MaskRule | Mask | TemporalMask
 """Rules that look at more than the values of an observation: they need the scenes' files."""
 
 
@@ -337,9 +339,15 @@ def _opened(stack: Stack, rule: BesideRule) -> OpenedMask:
         masks: list[tuple[tuple[int, ...], GridMask]] = [(at, BandMask(rule, band)) for at, band in groups]
     else:
         options = replace(stack.options, resampling="nearest")
-        bands = stack.bands if rule.bands is None else rule.bands
+        series = isinstance(rule, TemporalMask)
+        bands = rule.bands or (colours_of(stack) if series else stack.bands)
         groups = _opened_together(stack, bands, TargetGrid(resolution=rule.resolution), options, parts=False)
-        masks = [(at, FunctionMask(rule, band, tuple(range(len(at))))) for at, band in groups]
+        if isinstance(rule, TemporalMask):
+            if rule.resolution is None:
+                groups = tuple(found for at, band in groups for found in _compared(stack, at, band, options))
+            masks = [(at, SeriesMask.of(rule, band)) for at, band in groups]
+        else:
+            masks = [(at, FunctionMask.of(rule, band)) for at, band in groups]
     if len(masks) == 1 and len(masks[0][0]) == len(stack.scenes):
         mask = masks[0][1]
         # Does each pixel of the mask cover a whole number of the data's?
@@ -352,6 +360,37 @@ def _opened(stack: Stack, rule: BesideRule) -> OpenedMask:
         if factor >= 1 and same and whole and max(abs(x - round(x)), abs(y - round(y))) <= 1e-3:
             return AlignedMask(mask, factor, (round(y), round(x)))
     return WarpedMask(tuple(masks), stack.geobox, len(stack.scenes))
+
+
+_COMPARED = 80.0
+"""Metres of the pixels in which scenes are compared: larger than most of what moves, smaller than most clouds."""
+
+
+def _compared(stack: Stack, at: tuple[int, ...], band: Stack, options: ReadOptions) -> _Groups:
+    """Return bands of scenes on one grid at the power of two of their pixels that is nearest to 80 m."""
+    own = abs(float(band.geobox.resolution.x))
+    metre = 1 / 111_320 if band.geobox.crs is not None and band.geobox.crs.geographic else 1.0
+    coarser = 1 << max(round(np.log2(_COMPARED * metre / own)), 0)
+    coarser = min(coarser, *band.geobox.shape)
+    if coarser == 1:
+        return ((at, band),)
+    some = stack if len(at) == len(stack.scenes) else stack.select(at)
+    found = _opened_together(some, band.bands, TargetGrid(resolution=own * coarser), options, parts=False)
+    return tuple((tuple(at[i] for i in mine), coarse) for mine, coarse in found)
+
+
+def colours_of(stack: Stack) -> tuple[str, ...]:
+    """Return the names of red, green and blue among the bands of a stack; of other bands if it has up to three."""
+    sensor = next((part.sensor for scene in stack.scenes for part in scene.parts), None)
+    named = {common_name(band, sensor): band for band in reversed(stack.bands)}
+    colours = tuple(named[name] for name in ("red", "green", "blue") if name in named)
+    if len(colours) == 3:
+        return colours
+    if len(stack.bands) <= 3:
+        return stack.bands
+    raise BandError(
+        f"TemporalMask looks at red, green and blue, and the cube has the bands {list(stack.bands)}; give it bands="
+    )
 
 
 _Groups = tuple[tuple[tuple[int, ...], Stack], ...]

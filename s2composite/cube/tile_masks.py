@@ -10,7 +10,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from threading import Lock
 from typing import Any, Protocol
 
@@ -19,15 +18,16 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError, SceneError
-from s2composite.metrics import record_read
+from s2composite.metrics import metered, record_read
 from s2composite.pixels.function_mask import Mask
-from s2composite.pixels.morphology import apply_steps, halo_of
+from s2composite.pixels.morphology import apply_steps, dilation, halo_of
+from s2composite.pixels.temporal_mask import WHITE, TemporalMask, unlike
 from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED
 from s2composite.reading.stack import Stack
 
-__all__ = ["FunctionMask", "GridMask"]
+__all__ = ["FunctionMask", "GridMask", "SeriesMask"]
 
 LOG = logging.getLogger(__name__)
 
@@ -70,13 +70,17 @@ class FunctionMask:
     scenes: tuple[int, ...]
     """The requested scenes of the stack."""
 
+    token: str
+    """Hash of everything that determines the result of a tile."""
+
     SIDE = 1024
     """Side of the tiles that the function gets: with 64 pixels around them they are 27 % larger."""
 
-    @cached_property
-    def token(self) -> str:
-        """Hash of everything that determines the result of a tile."""
-        return str(tokenize(self.rule.function, str(self.rule), self.stack.token))
+    @classmethod
+    def of(cls, rule: Mask, stack: Stack) -> FunctionMask:
+        """Return the mask of all scenes of a stack."""
+        token = str(tokenize(rule.function, str(rule), stack.token))
+        return cls(rule, stack, tuple(range(len(stack.scenes))), token)
 
     def __dask_tokenize__(self) -> object:
         return self.token, self.scenes
@@ -140,6 +144,137 @@ class FunctionMask:
                 raise SceneError(f"{said}; {cure}", scene=scene, window=window) from error
             LOG.warning("%s; it is not used there", said)
             return None
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesMask:
+    """Clouds and shadows found in the series itself, ready to be evaluated for a window of the scenes' own grid."""
+
+    rule: TemporalMask
+
+    stack: Stack
+    """The bands that are compared, of all scenes on one grid, at the resolution for that."""
+
+    scenes: tuple[int, ...]
+    """Those of the stack's scenes that are asked for."""
+
+    token: str
+    """Hash of all that decides what a tile gives."""
+
+    white: tuple[tuple[float, float], ...]
+    """Of each band what is added to its numbers, and the number of white after that."""
+
+    SIDE = 512
+    """Of the tiles that are evaluated at once: those of overviews, so that each is decoded once."""
+
+    @classmethod
+    def of(cls, rule: TemporalMask, stack: Stack) -> SeriesMask:
+        """Return the mask of all scenes of a stack."""
+        token = str(tokenize(str(rule), stack.token))
+        return cls(rule, stack, tuple(range(len(stack.scenes))), token, _whites(rule, stack))
+
+    def __dask_tokenize__(self) -> object:
+        return self.token, self.scenes
+
+    def select(self, positions: Sequence[int]) -> SeriesMask:
+        """Return the mask of some of the scenes; they are still compared with all."""
+        return replace(self, scenes=tuple(self.scenes[t] for t in positions))
+
+    def memory(self) -> int:
+        """Return the bytes that evaluating it takes beside the mask itself."""
+        pixels = min(self.SIDE, self.stack.shape[2]) * min(self.SIDE, self.stack.shape[3])
+        # two values, where there are observations and what is bad, twice; some scenes' pixels and a copy in floats
+        values = 2 * (1 if self.stack.dtype == np.uint8 else 2) + 2 * 3
+        read = min(_AT_ONCE, len(self.stack.scenes)) * self.stack.shape[1] * (self.stack.dtype.itemsize + 4)
+        return pixels * (len(self.stack.scenes) * values + read) + _KEPT_BYTES
+
+    def cost(self, window: Window) -> ReadCost:
+        """Return what evaluating a window reads: its share of the tiles, of all scenes."""
+        return self.stack.cost(window)
+
+    def valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which observations of a window may be used, ``(t, y, x)``, and which scenes failed."""
+        region, inner = with_halo(window, self.rule.grow, self.stack.shape[2:])
+        every = range(len(self.stack.scenes))
+        (bad, seen, lost), failed = tile_planes(self.token, region, self.SIDE, self.stack, every, self._evaluate)
+        bad = dilation(bad, self.rule.grow)[(slice(None), *inner)]
+        seen, lost = seen[(slice(None), *inner)], lost[(slice(None), *inner)]
+        few = (seen & ~bad).sum(axis=0) < self.rule.min_left
+        asked = list(self.scenes)
+        return (~bad[asked] | few) & ~lost[asked], failed[asked] & lost[asked].any(axis=(1, 2))
+
+    def _evaluate(self, tile: Window, _scenes: Sequence[int]) -> Iterator[_Evaluated]:
+        """Yield all scenes with what is bad in a tile, seen and lost, ``(3, y, x)``, and whether any of it failed."""
+        times, bands = self.stack.shape[:2]
+        y, x = tile
+        shape = (times, y.stop - y.start, x.stop - x.start)
+        least, grey = np.zeros((2, *shape), np.uint8 if self.stack.dtype == np.uint8 else np.uint16)
+        seen, lost, failed = np.zeros(shape, bool), np.zeros(shape, bool), set[int]()
+        for start in range(0, times, _AT_ONCE):  # all of them, whichever are asked for
+            stop = min(start + _AT_ONCE, times)
+            ((_, found),) = self.stack.select(range(start, stop)).read_all([tile], coverage=True)
+            record_read(found.tally)
+            here = seen[start:stop]
+            here[...] = found.covered
+            # each band by itself: of interleaved pixels every further step would take several times as long
+            bands_apart = [np.ascontiguousarray(found.pixels[:, b]) for b in range(bands)]
+            for band in bands_apart:
+                here &= ~np.isnan(band) if np.isnan(self.stack.fill) else band != self.stack.fill
+            for failure in found.failures:
+                here[(failure.scene, *within(tile, failure.part))] = False
+                lost[(start + failure.scene, *within(tile, failure.part))] = True
+            lost[start:stop][found.status == FAILED] = True
+            failed |= {start + int(i) for i in np.flatnonzero(found.status == FAILED)}
+            failed |= {start + failure.scene for failure in found.failures}
+            values = [_as_bits(b, *white, least.dtype) for b, white in zip(bands_apart, self.white, strict=True)]
+            least[start:stop], total = values[0], values[0].astype(np.uint16)
+            for value in values[1:]:
+                np.minimum(least[start:stop], value, out=least[start:stop])
+                total += value
+            grey[start:stop] = total // np.uint16(bands)
+        days = [scene.time.timestamp() / 86400 for scene in self.stack.scenes]
+        with metered("kernel"):
+            flat = [array.reshape(times, -1) for array in (least, grey, seen)]
+            bad = unlike(flat[0], flat[1], flat[2], days, self.rule).reshape(shape)
+        for k in range(times):
+            yield k, np.stack([bad[k], seen[k], lost[k]]), k in failed
+
+
+def _as_bits(pixels: NDArray[Any], add: float, white: float, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return numbers in 255ths of white, 1 at least, in 8 or 10 bits."""
+    if pixels.dtype == dtype == np.uint8 and (add, white) == (0.0, 255.0):
+        return pixels
+    scaled = np.nan_to_num((pixels.astype(np.float32) + np.float32(add)) * np.float32(255 / white), nan=0.0)
+    bits: NDArray[Any] = np.rint(np.clip(scaled, 1, 255 if dtype == np.uint8 else 1023)).astype(dtype)
+    return bits
+
+
+def _whites(rule: TemporalMask, stack: Stack) -> tuple[tuple[float, float], ...]:
+    """Return of each band what is added to its numbers, and what is white then."""
+    whites = []
+    for row, (band, numbers) in enumerate(zip(stack.bands, stack.numbers, strict=True)):
+        # the offset may not be known; differences do not need it
+        scale, offset = (_scale_of(stack, row), 0.0) if numbers is None else (numbers.scale, numbers.offset)
+        if rule.white is not None:
+            whites.append((0.0, float(rule.white)))
+        elif stack.dtype == np.uint8:
+            whites.append((0.0, 255.0))
+        elif scale and (numbers is None or numbers.unit == "1"):
+            whites.append((offset / scale, WHITE / scale))
+        else:
+            raise ParameterError(
+                f"TemporalMask compares reflectances, and nothing says what the numbers of band {band!r} "
+                f"({stack.dtype}) mean; say which is a reflectance of {WHITE} with white="
+            )
+    return tuple(whites)
+
+
+def _scale_of(stack: Stack, row: int) -> float | None:
+    """Return the reflectance of one count of a band, None where it is not known or differs."""
+    parts = (source.part for files in stack.sources for source in files)
+    found = (values for part in parts for i, values in enumerate(part.values, part.row) if i == row)
+    scales = {values.scale if values.unit == "1" else None for values in found}
+    return scales.pop() if len(scales) == 1 else None
 
 
 _Evaluated = tuple[int, NDArray[np.bool_], bool]

@@ -44,7 +44,7 @@ from s2composite.pixels.reducers import (
 )
 from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import Piece, TileSelection
-from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow, holds_any
 from s2composite.reading.stack import Products, Stack
 
 __all__ = ["STATUS", "Work", "compose_window", "counted_together", "layer_arrays", "source_shares", "work_in"]
@@ -349,7 +349,7 @@ def _reduced(
     usable = combine_masks(valid, seen.covered)
     taking_part = status == READ
     if valid is not None:
-        taking_part &= valid.any(axis=(1, 2))
+        taking_part &= holds_any(valid)
     with metered("kernel"):
         scenes = np.flatnonzero(taking_part)
         layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, positions=positions)
@@ -521,8 +521,8 @@ def _refuse_masks(recipe: Recipe) -> None:
     if beside:
         raise ParameterError(
             f"{', '.join(beside)} need the scenes' files: rules on mask bands need that band, either in the cube or "
-            "Dataset itself, or in the scenes of a cube from open_cube() with unchanged values, and Mask needs such a "
-            "cube; or pass a boolean DataArray (time, y, x)"
+            "Dataset itself, or in the scenes of a cube from open_cube() with unchanged values, and Mask and "
+            "TemporalMask need such a cube; or pass a boolean DataArray (time, y, x)"
         )
 
 

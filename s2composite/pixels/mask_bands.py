@@ -19,6 +19,7 @@ from s2composite.errors import ParameterError
 from s2composite.pixels.function_mask import Mask
 from s2composite.pixels.masks import Limits, Nodata, Rule, Saturated, SwathEdge, ValueRange, check_number
 from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
+from s2composite.pixels.temporal_mask import TemporalMask
 
 __all__ = [
     "FMASK_CLASSES", "QA_BANDS", "QA_BITS", "QA_DEFAULTS", "QA_MISSING", "SCL", "SCL_CLASSES", "CloudProbability",
@@ -480,7 +481,8 @@ def upsample(
         )
     rows = (np.arange(height) + top) // factor
     columns = (np.arange(width) + left) // factor
-    return np.take(np.take(valid, rows, axis=1), columns, axis=2)
+    # columns of the few rows first: whole rows are then copied as they are
+    return np.take(np.take(valid, columns, axis=2), rows, axis=1)
 
 
 def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -550,6 +552,7 @@ _RULES: dict[str, Callable[..., Rule]] = {
     "saturated": Saturated,
     "scl": SCL,
     "swath_edge": SwathEdge,
+    "temporal_mask": TemporalMask,
     "usable": Usable,
     "value_range": ValueRange,
 }

@@ -44,6 +44,7 @@ __all__ = [
     "begin",
     "borrow",
     "held",
+    "holds_any",
 ]
 
 _IDLE_SECONDS = 2.0  # how long unused memory is kept
@@ -355,7 +356,7 @@ def begin(
     subwindows = in_turn([sub for sub in parts if sub is not None])
     status = np.where(opened, np.uint8(OUTSIDE), np.uint8(FAILED)).astype(np.uint8)
     status[[sub.scene for sub in subwindows]] = READ
-    needed = np.ones(len(pixels), bool) if wanted is None else np.asarray(wanted.any(axis=(1, 2)))
+    needed = np.ones(len(pixels), bool) if wanted is None else holds_any(wanted)
     subwindows = tuple(sub for sub in subwindows if needed[sub.scene])
     direct = tuple(
         _Reading.into(sub, pixels[(sub.scene, sub.rows(), *sub.place)], coverage=coverage, wanted=wanted)
@@ -366,6 +367,14 @@ def begin(
     window = piece.window if isinstance(piece, TileSelection) else piece
     tiles = _begin_tiles(direct)
     return PendingRead(window, target, pixels, status, subwindows, direct, tiles, lost, counts, wanted, needed, kept)
+
+
+def holds_any(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which planes of ``(t, y, x)`` hold a marked pixel: most do in one of a few, which are looked at first."""
+    found: NDArray[np.bool_] = np.asarray(marked[:, ::32, ::32].any(axis=(1, 2)))
+    rest = np.flatnonzero(~found)
+    found[rest] = [marked[t].any() for t in rest]
+    return found
 
 
 def _begin_tiles(readings: Sequence[_Reading]) -> PendingTiles:

@@ -18,9 +18,9 @@ LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 MOST_PARAMETERS = {"open_cube": 24, "write_stac": 21, "to_stac": 21}  # what users call shows what it takes
 
 
-MODULES, SMALL = 104, 7
-LINES, CODE = 35_900, 23_850
-PARAMETERS, PUBLIC = 20, 30
+MODULES, SMALL = 106, 7
+LINES, CODE = 36_500, 24_250
+PARAMETERS, PUBLIC = 20, 31
 CLASS_LINES = 310  # of `Stack`
 USED_ONCE = 0.45  # of the private functions
 BROAD = 23  # `except Exception`: borders to the code of others and of users

@@ -1,0 +1,184 @@
+"""Clouds and shadows found in a time series itself: observations that are unlike those of the weeks around them."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2composite.errors import ParameterError
+from s2composite.pixels.function_mask import positive_resolution
+from s2composite.pixels.kernels.temporal import mark_unlike
+from s2composite.pixels.masks import Limits
+from s2composite.pixels.morphology import MAX_RADIUS
+
+__all__ = ["WHITE", "TemporalMask", "unlike"]
+
+WHITE = 0.3558
+"""Reflectance that true colours show as 255, as in ESA's products."""
+
+_BINS = 3
+"""Parts of `days` that scenes are put into: what is compared with a scene is 3 of them before its own, and 3 after."""
+
+_NEAR = 0.4
+"""Share of `days` before and after a scene in which three others like it show that it is the ground's."""
+
+_QUANTILES = (0.2, 0.4)
+"""Of what is compared with: first among all observations, of which most may be clouds, then among those left."""
+
+_FIRST = 1.4
+"""How much brighter than the limit a cloud is in the first pass, whose reference is darker."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalMask:
+    """Drop clouds, haze and shadows found by comparing each scene with those of the weeks before and after it.
+
+    For true colours, too, that come without any mask. Scenes are compared at about 80 m, read from overviews. An
+    observation is a cloud if the smallest of its bands is brighter than in the weeks before and also than in the weeks
+    after, and a shadow if their mean is darker than both; so a harvest, or snow that comes and stays, is like one of
+    them. What three other scenes of these days show alike is ground, too, such as snow that lies for two weeks. What is
+    found is grown.
+
+    Parameters
+    ----------
+    brighter
+        By how much the smallest band of a cloud is brighter, as a reflectance; of true colours 0.03 are 21 of 255.
+    darker
+        By which share a shadow is darker.
+    days
+        How many days before, and after, a scene is compared with; in steps of a third of it.
+    grow
+        Radius in pixels of `resolution` by which clouds and shadows are grown.
+    min_left
+        A pixel that would be left with fewer observations, of all scenes, keeps them all.
+    resolution
+        Size of the pixels that are compared, in units of the scenes' CRS. Default: that of the files' overview nearest
+        to 80 m.
+    bands
+        Names (or numbers) of one to three bands, such as red, green and blue. Default: the cube's bands of these names,
+        or all of a cube of up to three.
+    white
+        The number of a reflectance of 0.3558. Default: 255 of 8 bits, else what catalogue or files say of their scale.
+
+    Raises
+    ------
+    ParameterError
+        A parameter makes no sense.
+
+    Notes
+    -----
+    A cloud is what makes blue brighter than before, by a reflectance of 0.03: that is the multi-temporal test of MAJA
+    [1]_, in which the reference is the latest clear scene, as for data that arrive one by one. Here both sides are
+    known: the reference of each is a low quantile, first of all observations, then of those that the first pass leaves.
+    Instead of blue it is the smallest band that is compared: over vegetation and water that is blue or red, over ice,
+    where clouds are not brighter in blue, it is red or near infrared.
+
+    References
+    ----------
+    .. [1] O. Hagolle, M. Huc, D. Villa Pascual, G. Dedieu (2010): A multi-temporal method for cloud detection, applied
+       to FORMOSAT-2, VENuS, LANDSAT and SENTINEL-2 images. Remote Sensing of Environment 114, 1747-1755.
+
+    Examples
+    --------
+    >>> import s2composite as s2c
+    >>> from s2composite.demo import make_scenes
+    >>> cube = s2c.open_cube(make_scenes("doctest_series", scenes=8, size=256))
+    >>> comp = s2c.composite(cube, valid=["nodata", "saturated", s2c.TemporalMask()]).compute()
+    >>> int(comp["count"].max()) <= 8
+    True
+    """
+
+    brighter: float = 0.03
+    """By how much a cloud's smallest band is brighter, as a reflectance."""
+
+    darker: float = 0.2
+    """By which share a shadow is darker."""
+
+    days: float = 45
+    """Days before and after that a scene is compared with."""
+
+    grow: int = 2
+    """Radius by which what is found is grown."""
+
+    min_left: int = 2
+    """Observations that must be left of a pixel, or all of it are used."""
+
+    resolution: float | None = None
+    """Size of the pixels that are compared; None: that of the overview nearest to 80 m."""
+
+    bands: tuple[str | int, ...] | None = None
+    """One to three bands; None: red, green and blue of the cube."""
+
+    white: float | None = None
+    """The number of a reflectance of 0.3558; None: 255, or as the source says."""
+
+    def __post_init__(self) -> None:
+        for name, most, what in (("brighter", 1, "a reflectance"), ("darker", 1, "a share"), ("days", 1e5, "days")):
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < most:
+                raise ParameterError(f"{name} of TemporalMask is {value!r}; give {what} above 0 and below {most:g}")
+        for name, most in (("grow", MAX_RADIUS), ("min_left", 32767)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
+                raise ParameterError(f"{name} of TemporalMask is {value!r}; give a whole number, 0 to {most}")
+        object.__setattr__(self, "resolution", positive_resolution("TemporalMask", self.resolution))
+        given: Any = self.bands
+        if given is not None:
+            bands = (given,) if isinstance(given, (str, int)) else given
+            listed = tuple(bands) if isinstance(bands, Iterable) else ()
+            named = all(isinstance(band, (str, int)) and not isinstance(band, bool) for band in listed)
+            if not 1 <= len(listed) <= 3 or not named:
+                raise ParameterError(f"bands of TemporalMask are {given!r}; give one to three, as red, green and blue")
+            object.__setattr__(self, "bands", listed)
+        white: Any = self.white
+        number = isinstance(white, numbers.Real) and not isinstance(white, bool)
+        if white is not None and not (number and 0 < float(white) < np.inf):
+            raise ParameterError(f"white of TemporalMask is {white!r}; give the number of a reflectance of {WHITE}")
+
+    def limits(self, limits: Limits) -> Limits:
+        """Return `limits` unchanged: this rule looks at the series, not at single values."""
+        return limits
+
+    def __str__(self) -> str:
+        fields = {name: field.default for name, field in type(self).__dataclass_fields__.items()}
+        given = [f"{name}={getattr(self, name)!r}" for name, usual in fields.items() if getattr(self, name) != usual]
+        return f"TemporalMask({', '.join(given)})"
+
+
+def unlike(
+    least: NDArray[Any], grey: NDArray[Any], seen: NDArray[np.bool_], days: Sequence[float], rule: TemporalMask
+) -> NDArray[np.bool_]:
+    """Return which observations are unlike those before and after them: ``(t, n)``, not grown.
+
+    Parameters
+    ----------
+    least, grey
+        ``(t, n)``, smallest band and mean, in 255ths of `WHITE`: uint8, or uint16 of 10 bits. Scenes in order of time.
+    seen
+        ``(t, n)``: where there is an observation.
+    days
+        Time of each scene in days.
+    rule
+        Its limits.
+    """
+    step = rule.days / _BINS
+    bins = np.floor(np.asarray(days, np.float64) / step).astype(np.int64)
+    starts = np.unique(np.concatenate([bins - _BINS, bins + 1]))
+    first, last = np.searchsorted(bins, starts), np.searchsorted(bins, starts + _BINS)
+    spans = first, last, np.searchsorted(starts, bins - _BINS), np.searchsorted(starts, bins + 1)
+    times = np.asarray(days, np.float64)
+    near = np.searchsorted(times, times - _NEAR * rule.days), np.searchsorted(times, times + _NEAR * rule.days, "right")
+    bright = rule.brighter / WHITE * 255
+    limits = np.array(
+        [[round(_FIRST * bright), round(256 * (1 - rule.darker))], [round(bright), round(256 * (1 - rule.darker))]]
+    )
+    eight = least.dtype == np.uint8
+    bad = np.empty(least.shape, np.uint8)
+    settings = (8, 250) if eight else (10, 1024)
+    mark_unlike(least, grey, seen.view(np.uint8), spans, near, settings, limits, np.array(_QUANTILES), bad)
+    return bad.view(np.bool_)

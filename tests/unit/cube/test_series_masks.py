@@ -1,0 +1,202 @@
+"""Clouds and shadows from the series: the same for any windows, counted against the truth of generated years."""
+
+import os
+
+import dask
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.enums import Resampling
+
+import s2composite as s2c
+from s2composite.cube import tile_masks
+from s2composite.cube.masking import masks_of
+from s2composite.cube.open import stack_of
+from s2composite.demo import make_scenes
+from s2composite.errors import BandError, ParameterError
+from s2composite.pixels.morphology import dilation
+from s2composite.pixels.temporal_mask import TemporalMask, unlike
+from s2composite.runner.plan import plan
+
+SIZE = 640
+RULE = TemporalMask(resolution=40, grow=1)
+
+
+@pytest.fixture(scope="module")
+def season(tmp_path_factory):
+    """Scenes that have an overview of 20 m, and one of 40 m."""
+    directory = tmp_path_factory.mktemp("season")
+    make_scenes(str(directory), scenes=12, size=SIZE, seed=3, compress="deflate")
+    with rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=64):
+        for path in directory.glob("*_TCI.tif"):
+            with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+                dataset.build_overviews([2, 4], Resampling.average)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """Each test evaluates its tiles itself."""
+    tile_masks._TILES.clear()
+
+
+def expected(directory, rule=RULE, keep=None):
+    """Which observations may be used by the rule alone: whole overviews, each pixel four of the data's along a side."""
+    paths = sorted(directory.glob("*_TCI.tif"))
+    paths = paths if keep is None else [paths[t] for t in keep]
+    values, days = [], []
+    for path in paths:
+        with rasterio.open(path, overview_level=1) as dataset:
+            values.append(dataset.read())
+        days.append(
+            np.datetime64(s2c.find_scenes(str(path))[0].time.replace(tzinfo=None)).astype("M8[s]").astype(float)
+        )
+    values = np.stack(values)
+    seen = (values > 0).all(axis=1)
+    flat = [a.reshape(len(values), -1) for a in (values.min(1), values.sum(1, dtype=np.uint16) // 3, seen)]
+    bad = unlike(flat[0], flat[1].astype(np.uint8), flat[2], np.array(days) / 86400, rule).reshape(seen.shape)
+    bad = dilation(bad, rule.grow)
+    few = (seen & ~bad).sum(axis=0) < rule.min_left
+    return (~bad | few).repeat(4, 1).repeat(4, 2)
+
+
+def observed(directory):
+    pixels = []
+    for path in sorted(directory.glob("*_TCI.tif")):
+        with rasterio.open(path) as dataset:
+            pixels.append(dataset.read())
+    return (np.stack(pixels) > 0).all(axis=1)
+
+
+def counts(cube, *rules, **how):
+    return s2c.composite(cube, valid=[s2c.Nodata(), *rules], **how).compute()["count"].values
+
+
+@pytest.mark.parametrize(("chunks", "side"), [(100, 512), (512, 64), ((64, 640), 96)])
+def test_windows_tiles_areas_and_threads_never_show(season, chunks, side, monkeypatch):
+    monkeypatch.setattr(tile_masks.SeriesMask, "SIDE", side)
+    cube = s2c.open_cube(season, chunks=chunks)
+    wanted = (expected(season) & observed(season)).sum(axis=0)
+    with dask.config.set(scheduler="threads"):
+        np.testing.assert_array_equal(counts(cube, RULE), wanted)
+        part = {"y": slice(101, 307), "x": slice(33, 500)}
+        np.testing.assert_array_equal(counts(cube.isel(part), RULE), wanted[tuple(part.values())])
+    assert wanted.sum() < 0.9 * observed(season).sum()
+    monthly = s2c.composite(cube, valid=[s2c.Nodata(), RULE], period="month").compute()
+    assert int(monthly["count"].sum()) == wanted.sum()
+
+
+def test_some_of_the_scenes_are_a_series_of_their_own(season):
+    cube = s2c.open_cube(season).isel(time=[0, 2, 3, 7, 8, 11])
+    wanted = (expected(season, keep=[0, 2, 3, 7, 8, 11]) & observed(season)[[0, 2, 3, 7, 8, 11]]).sum(axis=0)
+    np.testing.assert_array_equal(counts(cube, RULE), wanted)
+
+
+def test_a_pixel_that_would_keep_too_few_keeps_all(season):
+    cube = s2c.open_cube(season)
+    every = TemporalMask(resolution=40, min_left=12)
+    np.testing.assert_array_equal(counts(cube, every), observed(season).sum(axis=0))
+    none = TemporalMask(resolution=40, grow=3, min_left=0)
+    np.testing.assert_array_equal(counts(cube, none), (expected(season, none) & observed(season)).sum(axis=0))
+
+
+def test_other_grids_resolutions_and_rules_beside_it(season):
+    cube = s2c.open_cube(season)
+    (mask,) = masks_of(stack_of(cube)[0], [TemporalMask()])
+    assert mask.mask.stack.geobox.resolution.x == 80  # of 10 m, whether files have that or not
+    moved = s2c.open_cube(season, crs="EPSG:3035", resolution=10, chunks=100)
+    some, every = counts(moved, RULE), counts(moved)
+    assert 0.4 < some.sum() / every.sum() < 0.95
+    np.testing.assert_array_equal(counts(s2c.open_cube(season, crs="EPSG:3035", resolution=10, chunks=640), RULE), some)
+    both = counts(cube, RULE, s2c.Mask(lambda pixels: pixels[0] < 120), s2c.SwathEdge(2))
+    assert (both <= counts(cube, RULE)).all()
+
+
+def test_numbers_have_to_mean_something(tmp_path):
+    assets = ("B02", "B03", "B04", "B08", "TCI")
+    make_scenes(str(tmp_path), scenes=10, size=256, seed=1, assets=assets, compress="deflate")
+    bands = ["B04", "B03", "B02"]
+    raw, more = s2c.open_cube(tmp_path, bands=bands), s2c.open_cube(tmp_path, bands=["B08", *bands])
+    same = counts(raw, TemporalMask())
+    np.testing.assert_array_equal(counts(s2c.open_cube(tmp_path, bands=bands, reflectance=True), TemporalMask()), same)
+    np.testing.assert_array_equal(counts(more, TemporalMask()), counts(more, TemporalMask(white=3558, bands=bands)))
+    pictures = counts(s2c.open_cube(tmp_path, bands=["TCI"]), TemporalMask())
+    assert abs(pictures.astype(int) - same).mean() < 0.5  # but for rounding and what is brighter than white
+    with pytest.raises(BandError, match="X"):
+        s2c.composite(raw, valid=TemporalMask(bands=["X"]))
+
+
+def test_numbers_of_unknown_meaning_and_too_many_bands_are_refused(tmp_path):
+    place = {"transform": Affine(10, 0, 3e5, 0, -10, 4.9e6), "crs": "EPSG:32631", "nodata": 0}
+    for day in (1, 6):
+        with rasterio.open(
+            tmp_path / f"x_202306{day:02}.tif",
+            "w",
+            driver="GTiff",
+            width=64,
+            height=64,
+            count=4,
+            dtype="uint16",
+            **place,
+        ) as dataset:
+            dataset.write(np.full((4, 64, 64), 900, "uint16"))
+    cube = s2c.open_cube(tmp_path)
+    with pytest.raises(BandError, match="looks at red, green and blue"):
+        s2c.composite(cube, valid=TemporalMask())
+    with pytest.raises(ParameterError, match=r"say which is a reflectance of 0\.3558 with white="):
+        s2c.composite(cube, valid=TemporalMask(bands=[1, 2, 3]))
+    assert counts(cube, TemporalMask(bands=[1, 2, 3], white=3558)).min() == 2
+
+
+def test_a_file_that_is_damaged_costs_its_scene_and_no_other(season, tmp_path):
+    for path in season.glob("*.tif"):
+        os.link(path, tmp_path / path.name)
+    broken = sorted(tmp_path.glob("*.tif"))[5]
+    data = broken.read_bytes()
+    broken.unlink()
+    with rasterio.open(sorted(season.glob("*.tif"))[5], overview_level=1):
+        broken.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    cube = s2c.open_cube(tmp_path, on_error="skip")
+    comp = s2c.composite(cube, valid=[s2c.Nodata(), RULE]).compute()
+    rest = [t for t in range(12) if t != 5]
+    others = counts(s2c.open_cube(season).isel(time=rest), RULE)
+    assert (comp["read_status"].values[5] == 2).any()
+    assert abs(comp["count"].values.astype(int) - others).mean() < 1
+    with pytest.raises(s2c.S2CompositeError, match=s2c.find_scenes(str(broken))[0].id):
+        counts(s2c.open_cube(tmp_path), RULE)
+
+
+def test_jobs_plans_and_shares_know_it(season, tmp_path):
+    job = {"source": str(season), "output": str(tmp_path / "a.tif"), "valid": ["nodata"]}
+    plain = plan(job).task_memory
+    job["valid"].append({"temporal_mask": {"resolution": 40, "grow": 1}})
+    assert plan(job).task_memory > plain + tile_masks._KEPT_BYTES
+    cube = s2c.open_cube(season)
+    shares = s2c.valid_share(cube, [s2c.Nodata(), RULE])["valid"].compute()
+    np.testing.assert_allclose(shares, (expected(season) & observed(season)).mean(axis=(1, 2)))
+
+
+def picked(cube, truth, valid):
+    """Share of the composite's pixels that are of a cloud, haze or shadow; and of those that have no value."""
+    source = s2c.composite(cube, valid=valid).compute()["source"].values
+    of = np.take_along_axis(truth, source[None].clip(0), axis=0)[0]
+    return (np.isin(of, (3, 8, 9, 10)) & (source >= 0)).mean(), (source < 0).mean()
+
+
+@pytest.mark.parametrize(
+    ("scenes", "size"),
+    [(24, 384), pytest.param(72, 1024, marks=pytest.mark.slow), pytest.param(216, 768, marks=pytest.mark.slow)],
+)
+def test_a_quarter_of_clouds_haze_and_shadows_is_left_in_composites_of_generated_years(scenes, size, tmp_path):
+    make_scenes(str(tmp_path), scenes=scenes, size=size, assets=("TCI", "SCL"))
+    truth = []
+    for path in sorted(tmp_path.glob("*_SCL.tif")):
+        with rasterio.open(path) as dataset:
+            truth.append(dataset.read(1).repeat(2, 0).repeat(2, 1))
+    cube = s2c.open_cube(tmp_path, bands=["TCI"])
+    before, _ = picked(cube, np.stack(truth), None)
+    after, empty = picked(cube, np.stack(truth), ["nodata", "saturated", TemporalMask()])
+    assert before > 0.03
+    assert after < before / 4
+    assert empty < 0.001
