@@ -160,6 +160,11 @@ class Stack:
         return any(source.offset is not None for source in self._all())
 
     @cached_property
+    def mixed(self) -> bool:
+        """Whether any file has larger pixels than the grid, so that pieces of a window share its tiles."""
+        return any(source.factor > 1 for source in self._all())
+
+    @cached_property
     def remote(self) -> bool:
         """Whether any file is remote, so that reading waits for the network."""
         return any(is_remote(source.header.href) for source in self._all())

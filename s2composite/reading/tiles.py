@@ -19,6 +19,7 @@ from s2composite.storage.http import ByteRange, Fetching
 from s2composite.storage.retry import Retry
 
 __all__ = [
+    "KEPT_BYTES",
     "KeptTiles",
     "PendingTiles",
     "TileRequest",
@@ -36,11 +37,15 @@ _GAP = 1 << 16
 _LONGEST = 8 << 20
 
 
+# 146 dates of two bands at 20 m, read in pieces of a tile at 10 m, take 153 MB
+KEPT_BYTES = 256 << 20
+
+
 @dataclass(slots=True, eq=False)
 class KeptTiles:
     """Decoded tiles of which one piece of a window after the other needs a part, as long as there is room."""
 
-    room: int = 256 << 20  # bytes: 146 dates of two bands at 20 m beside tiles of 10 m take 153 MB
+    room: int = KEPT_BYTES
     tiles: dict[tuple[str, int], NDArray[Any]] = field(default_factory=dict)  # by file and first byte
 
     def keep(self, key: tuple[str, int], tile: NDArray[Any]) -> None:

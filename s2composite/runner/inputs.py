@@ -33,6 +33,7 @@ from s2composite.jobs.schedule import has_template, spans_of, written_out
 from s2composite.jobs.schema import CELL, Job, load_job
 from s2composite.metrics import running_workers
 from s2composite.reading.grid import Window
+from s2composite.reading.tiles import KEPT_BYTES
 from s2composite.scenes.dates import Period
 from s2composite.scenes.find import find_scenes
 from s2composite.scenes.model import Scene
@@ -341,7 +342,7 @@ def workers_of(cluster: Any) -> Workers:
 
 
 def task_memory(work: Work, window: Window) -> int:
-    """Return the bytes that making a window takes: the observations of its largest piece, masks, index and result."""
+    """Return the bytes that a window takes: observations of its largest piece, kept tiles, masks, index and result."""
     stack, (y, x) = work.stack, window
     halo = work.recipe.halo
     height, width = y.stop - y.start + 2 * halo, x.stop - x.start + 2 * halo
@@ -350,12 +351,13 @@ def task_memory(work: Work, window: Window) -> int:
     overlapping = len(np.unique(stack.products.scene[near])) < scenes
     whole = bool(work.masks) or halo > 0 or overlapping
     largest = (stack.size if whole else stack.largest)((y, x)) * stack.dtype.itemsize * scenes // stack.shape[0]
+    kept = min(KEPT_BYTES, stack.size((y, x)) * stack.dtype.itemsize // 4) if stack.mixed else 0
     masks = len(work.masks) * scenes * height * width * 2 + max((mask.memory() for mask in work.masks), default=0)
     layers = work.recipe.layers(stack.dtype, stack.shape[0])
     result = sum(layer.dtype.itemsize * (stack.shape[1] if "band" in layer.dims else 1) for layer in layers)
     index = 0 if stack.snaps else _INDEX * height * width
     results = 3 * result * max(len(work.recipe.periods or ()), 1) * height * width
-    return int(_OVERHEAD * largest + masks + index + results)
+    return int(_OVERHEAD * largest + kept + masks + index + results)
 
 
 def fitting_side(work: Work, workers: Workers, block: int) -> int:

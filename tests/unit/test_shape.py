@@ -21,7 +21,7 @@ MOST_PARAMETERS = {"open_cube": 24, "write_stac": 21, "to_stac": 21}  # what use
 MODULES, SMALL = 106, 7
 LINES, CODE = 36_500, 24_250
 PARAMETERS, PUBLIC = 20, 31
-CLASS_LINES = 310  # of `Stack`
+CLASS_LINES = 315  # of `Stack`
 USED_ONCE = 0.45  # of the private functions
 BROAD = 23  # `except Exception`: borders to the code of others and of users
 
