@@ -42,51 +42,52 @@ def write_references(values: Any, use: Any, first: Any, last: Any, bits: int, qu
 
 
 @part
-def count_alike(values: Any, others: Any, use: Any, t: int, first: int, last: int, most: int, number: Any) -> None:
-    """Count the other scenes from `first` to `last` whose two values are like those of scene `t`: within 1/16, or 8."""
-    n = number.size
-    number[:] = 0
-    mine, mine_too = values[t], others[t]
-    for s in range(first, last):
-        if s != t:
-            one, two, used = values[s], others[s], use[s]
-            for i in range(n):
-                a, b = np.int32(mine[i]), np.int32(mine_too[i])
-                near = max(np.int32(8), a >> 4)
-                alike = (abs(np.int32(one[i]) - a) <= near) & (abs(np.int32(two[i]) - b) <= near)
-                number[i] += np.int16(alike & (used[i] != 0) & (a < most))
+def find_alike(least: Any, grey: Any, seen: Any, near: Any, most: int, alike: Any) -> None:
+    """Find the observations with three others in scenes that are near whose values are like theirs: to 1/16, or 8."""
+    times, n = least.shape
+    number, margin = np.empty(n, np.int16), np.empty(n, np.int16)
+    for t in range(times):
+        mine, mine_too, out = least[t], grey[t], alike[t]
+        for i in range(n):
+            number[i] = 0
+            margin[i] = max(np.int16(8), np.int16(mine[i] >> 4))
+        for s in range(near[0][t], near[1][t]):
+            if s != t:
+                one, two, here = least[s], grey[s], seen[s]
+                for i in range(n):
+                    a, b = (
+                        np.int16(np.int16(one[i]) - np.int16(mine[i])),
+                        np.int16(np.int16(two[i]) - np.int16(mine_too[i])),
+                    )
+                    far = (a > margin[i]) | (a < -margin[i]) | (b > margin[i]) | (b < -margin[i])
+                    number[i] += np.int16((not far) & (here[i] != 0))
+        for i in range(n):
+            out[i] = (number[i] >= 3) & (mine[i] < most)
 
 
 @part
 def mark_run(
-    least: Any, grey: Any, seen: Any, use: Any, spans: Any, near: Any, settings: Any, limits: Any, refs: Any, bad: Any
+    least: Any, grey: Any, seen: Any, use: Any, alike: Any, spans: Any, settings: Any, limits: Any, refs: Any, bad: Any
 ) -> None:
     """Mark what is brighter than both references of its scene, or darker than both, and not like three others."""
     first, last, before, after = spans
-    bits, most, quantile = settings
+    bits, quantile = settings
     brighter, darker = limits
     times, n = least.shape
     leasts, greys = refs
     write_references(least, use, first, last, bits, quantile, leasts)
     write_references(grey, use, first, last, bits, quantile, greys)
-    alike = np.empty(n, np.int16)
     none = np.int32(INVALID)
     for t in range(times):
         b0, b1, g0, g1 = leasts[before[t]], leasts[after[t]], greys[before[t]], greys[after[t]]
-        b, g, here, out = least[t], grey[t], seen[t], bad[t]
-        marked = 0
+        b, g, here, same, out = least[t], grey[t], seen[t], alike[t], bad[t]
         for i in range(n):
             x0, x1 = np.int32(b0[i]), np.int32(b1[i])
             top = max(-1 if x0 == none else x0, -1 if x1 == none else x1)
             low = min(np.int32(g0[i]), np.int32(g1[i]))  # none is larger than any
             bright = (top >= 0) & (np.int32(b[i]) > top + brighter)
             dark = (low < none) & (np.int32(g[i]) * 256 < low * darker)
-            out[i] = (bright | dark) & (here[i] != 0)
-            marked += out[i]
-        if marked:
-            count_alike(least, grey, seen, t, near[0][t], near[1][t], most, alike)
-            for i in range(n):
-                out[i] = out[i] & (alike[i] < 3)
+            out[i] = (bright | dark) & (here[i] != 0) & (same[i] == 0)
 
 
 @kernel
@@ -124,11 +125,13 @@ def mark_unlike(
         b, g, s = least[:, start:stop].copy(), grey[:, start:stop].copy(), seen[:, start:stop].copy()
         u, marked = use[:, :size].copy(), np.zeros((times, size), np.uint8)
         own = (refs[0][:, :size].copy(), refs[1][:, :size].copy())
+        alike = np.empty((times, size), np.uint8)
+        find_alike(b, g, s, near, settings[1], alike)
         for passed in range(2):
             for t in range(times):
                 for i in range(size):
                     u[t, i] = s[t, i] & (1 - marked[t, i])
-            setting = (settings[0], settings[1], quantiles[passed])
+            setting = (settings[0], quantiles[passed])
             limit = (limits[passed, 0], limits[passed, 1])
-            mark_run(b, g, s, u, spans, near, setting, limit, own, marked)
+            mark_run(b, g, s, u, alike, spans, setting, limit, own, marked)
         bad[:, start:stop] = marked
