@@ -57,8 +57,8 @@ class TemporalMask:
     min_left
         A pixel that would be left with fewer observations, of all scenes, keeps them all.
     resolution
-        Size of the pixels that are compared, in units of the scenes' CRS. Default: that of the files' overview nearest
-        to 80 m.
+        Size of the pixels that are compared, in units of the scenes' CRS; from overviews if files have that one. Default:
+        the scenes' own, doubled as often as comes nearest to 80 m.
     bands
         Names (or numbers) of one to three bands, such as red, green and blue. Default: the cube's bands of these names,
         or all of a cube of up to three.
@@ -109,7 +109,7 @@ class TemporalMask:
     """Observations that must be left of a pixel, or all of it are used."""
 
     resolution: float | None = None
-    """Size of the pixels that are compared; None: that of the overview nearest to 80 m."""
+    """Size of the pixels that are compared; None: about 80 m."""
 
     bands: tuple[str | int, ...] | None = None
     """One to three bands; None: red, green and blue of the cube."""
