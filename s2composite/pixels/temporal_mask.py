@@ -57,8 +57,8 @@ class TemporalMask:
     min_left
         A pixel that would be left with fewer observations, of all scenes, keeps them all.
     resolution
-        Size of the pixels that are compared, in units of the scenes' CRS; from overviews if files have that one. Default:
-        the scenes' own, doubled as often as comes nearest to 80 m.
+        Size of the pixels that are compared, in units of the scenes' CRS; from overviews if files have that one.
+        Default: the scenes' own, doubled as often as comes nearest to 80 m.
     bands
         Names (or numbers) of one to three bands, such as red, green and blue. Default: the cube's bands of these names,
         or all of a cube of up to three.
