@@ -253,7 +253,8 @@ class Composite:
 
     def _for_layers(self, layers: str | Sequence[str] | None) -> xr.Dataset:
         """Return the dataset to write some layers of, from a single reading."""
-        counted = layers == "all" or (isinstance(layers, Iterable) and "count" in layers)
+        names = layers if isinstance(layers, (list, tuple)) else (layers,)
+        counted = any(isinstance(name, str) and name in ("all", "count") for name in names)
         return counted_together(self.dataset) if counted else self.dataset
 
     def sel(self, indexers: Mapping[Any, Any] | None = None, **kwargs: Any) -> Composite:

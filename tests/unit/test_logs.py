@@ -47,6 +47,7 @@ def test_every_line_is_json_and_the_events_are_those_of_the_ledger(ran):
     assert any(line["message"].startswith("connected") for line in lines)
 
 
+@pytest.mark.slow
 def test_what_workers_log_arrives_with_their_address(ran):
     lines = [json.loads(line) for line in ran[0].stderr.splitlines()]
     refused = [line for line in lines if line["logger"] == "s2composite.storage.http" and "worker" in line]
@@ -56,6 +57,7 @@ def test_what_workers_log_arrives_with_their_address(ran):
     assert all(line["level"] == "warning" for line in refused)
 
 
+@pytest.mark.slow
 def test_no_signature_is_told(ran):
     done, _ = ran
     assert SECRET not in done.stderr

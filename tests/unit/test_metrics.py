@@ -83,6 +83,7 @@ def test_columns_say_what_the_server_was_asked_for(measured):
     assert columns["GDAL s"] == 0
 
 
+@pytest.mark.slow
 def test_kinds_of_tasks_have_words_for_names_and_their_seconds_add_up(client, measured):
     found = told(client)
     kinds = {kind for kind, _, _ in found}

@@ -210,6 +210,7 @@ def job_file(directory, season, **keys):
     return file
 
 
+@pytest.mark.slow
 def test_run_writes_the_composite(tmp_path, season):
     job_file(tmp_path, season)
     (tmp_path / "median.tif").write_text("precious")
@@ -323,6 +324,7 @@ def test_interrupt_is_code_130_and_leaves_no_file(tmp_path):
 # --- demo -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_demo_writes_the_listed_files(tmp_path):
     done = shell("demo", "--directory", "out", "--scenes", 5, "--size", 256, "--workers", 1, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

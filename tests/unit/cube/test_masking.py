@@ -82,7 +82,14 @@ def nearest(directory, cube, opening=2, dilation=3):
     return valid[:, rows.clip(0, valid.shape[1] - 1), columns.clip(0, valid.shape[2] - 1)] & inside
 
 
-@pytest.mark.parametrize("grid", [{"crs": "EPSG:3035", "resolution": 10}, {"resolution": 40}, {"resolution": 160}])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        pytest.param({"crs": "EPSG:3035", "resolution": 10}, marks=pytest.mark.slow),
+        {"resolution": 40},
+        {"resolution": 160},
+    ],
+)
 def test_mask_on_another_grid_is_cleaned_on_its_own_grid_and_sampled(season, grid, monkeypatch):
     rule = SCL(CLOUDS, cleanup=[("opening", 2), ("dilation", 3)])
     cube = s2c.open_cube(season, bands=["TCI"], **grid)

@@ -101,6 +101,7 @@ def test_a_pixel_that_would_keep_too_few_keeps_all(season):
     np.testing.assert_array_equal(counts(cube, none), (expected(season, none) & observed(season)).sum(axis=0))
 
 
+@pytest.mark.slow
 def test_other_grids_resolutions_and_rules_beside_it(season):
     cube = s2c.open_cube(season)
     (mask,) = masks_of(stack_of(cube)[0], [TemporalMask()])

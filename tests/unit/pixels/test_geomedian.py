@@ -32,15 +32,15 @@ def points_at(pixels, y, x):
     return points[np.isfinite(points).all(axis=1)]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @settings(max_examples=30, deadline=None)
 @given(
     times=st.integers(1, 30),
     bands=st.integers(1, 7),
     seed=st.integers(0, 1000),
     missing=st.sampled_from([0.0, 0.5, 0.9]),
-    dtype=st.sampled_from([np.float32, np.float64]),
 )
-def test_geomedians_and_deviations_are_the_definition(times, bands, seed, missing, dtype):
+def test_geomedians_and_deviations_are_the_definition(dtype, times, bands, seed, missing):
     pixels = season(times, bands, 2, 3, seed, missing).astype(dtype)
     result = reduce_block(pixels, recipe(eps=1e-7, max_iterations=20000))
     for y, x in np.ndindex(2, 3):

@@ -73,6 +73,7 @@ def test_an_invalid_scene_changes_nothing(pixels, name, data):
         np.testing.assert_array_equal(with_it[layer], moved)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pixels=stacks(), name=st.sampled_from(sorted(EVERY)), times=st.integers(1, 20))
 def test_equal_observations_return_themselves(pixels, name, times):
@@ -86,6 +87,7 @@ def test_equal_observations_return_themselves(pixels, name, times):
         assert dropped or np.array_equal(result, pixels[0], equal_nan=pixels.dtype.kind == "f")
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(pixels=stacks(), name=st.sampled_from(sorted(EVERY)), start=st.integers(0, 69), n=st.integers(1, 70))
 def test_neighbours_change_nothing(pixels, name, start, n):

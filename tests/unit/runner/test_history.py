@@ -261,6 +261,7 @@ def test_a_process_of_the_same_number_is_another_one(tmp_path):
     assert read_ledger(output) == ()
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_are_both_complete(scenes, client, undisturbed, tmp_path):
     """Of one process here, as of two machines: neither knows of the other, and one takes the parts away first."""
     spec = job(scenes, tmp_path, policy={"attempts": 1})

@@ -154,6 +154,7 @@ def test_the_size_of_windows_follows_from_the_memory_of_the_workers(scenes, tmp_
     assert len(small.windows) <= len(plan.windows)
 
 
+@pytest.mark.slow
 def test_a_plan_and_its_run_mean_the_same_windows(scenes, tmp_path):
     spec = job(scenes, tmp_path, chunks="auto", engine="gdal", raster={"blocksize": 64})
     spec["cluster"] = {"type": "local", "workers": 1, "threads": 4, "memory": "450MB", "dashboard": ":0"}
@@ -238,6 +239,7 @@ def test_too_few_scenes_are_refused_before_anything_is_read(scenes, tmp_path):
     assert plan_job({**spec, "policy": {"min_scenes": 4}}).windows
 
 
+@pytest.mark.slow
 def test_cells_by_name_area_and_number_of_scenes(scenes, tmp_path):
     spec = {
         "source": str(scenes),

@@ -152,6 +152,7 @@ def test_loopback_in_all_spellings(ask, root, host):
         assert not inner.state.requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host",
     [

@@ -236,7 +236,7 @@ def test_a_redirect_elsewhere_is_followed(tmp_path):
     with fault_server(tmp_path) as server:
         moved = reply("302 Found", Location=server.url("a.tif"), Content_Length="0", body=b"")
         with answering(moved) as url:
-            assert read_header(url).size == (tmp_path / "a.tif").stat().st_size
+            assert read_header(url).identity.size == (tmp_path / "a.tif").stat().st_size
 
 
 def test_a_name_with_a_link_local_address_is_not_followed(monkeypatch):
