@@ -46,6 +46,7 @@ from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import Piece, TileSelection
 from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow, holds_any
 from s2composite.reading.stack import Products, Stack
+from s2composite.reading.tiles import KeptTiles
 
 __all__ = ["STATUS", "Work", "compose_window", "counted_together", "layer_arrays", "source_shares", "work_in"]
 
@@ -191,6 +192,7 @@ class _ByScore:
     scores: Scores
     unmasked: NDArray[np.bool_]  # (t,): scenes whose masks could not be read so far
     masked: dict[int, NDArray[np.bool_] | None] = field(default_factory=dict)  # valid by masks, for each batch
+    kept: KeptTiles = field(default_factory=KeptTiles)  # tiles that several pieces need
 
     def read(
         self, around: Window, status: NDArray[np.uint8], needed: Callable[[NDArray[np.intp]], NDArray[np.bool_]]
@@ -220,7 +222,8 @@ class _ByScore:
                 mine &= passing
             if not mine.any():
                 continue
-            ((_, seen),) = few.read_all([around], coverage=coverage, wanted=[dilation(mine, edge)])
+            wanted = [dilation(mine, edge)]
+            ((_, seen),) = few.read_all([around], coverage=coverage, wanted=wanted, kept=self.kept)
             record_read(seen.tally)
             if seen.covered is not None:
                 mine &= seen.covered

@@ -339,13 +339,14 @@ class Stack:
         *,
         coverage: bool = False,
         wanted: Sequence[NDArray[np.bool_] | None] = (),
+        kept: KeptTiles | None = None,
     ) -> Generator[tuple[Piece, WindowObservations]]:
         """Read windows, or pieces, one after the other; each is fetched while the one before it is processed.
 
         ``wanted (t, y, x)`` gives for each piece the pixels that are needed; None: all. Tiles without any are neither
-        fetched nor decoded, and cannot fail.
+        fetched nor decoded, and cannot fail. `kept` has the tiles that pieces share which are read by several calls.
         """
-        kept = KeptTiles() if len(pieces) > 1 else None
+        kept = KeptTiles() if kept is None and len(pieces) > 1 else kept
 
         def begun() -> Iterator[tuple[Piece, NDArray[np.bool_] | None, PendingRead]]:
             for piece, need in itertools.zip_longest(pieces, wanted):

@@ -21,7 +21,7 @@ MOST_PARAMETERS = {"open_cube": 24, "write_stac": 21, "to_stac": 21}  # what use
 MODULES, SMALL = 105, 7
 LINES, CODE = 35_850, 23_900
 PARAMETERS, PUBLIC = 20, 31
-CLASS_LINES = 315  # of `Stack`
+CLASS_LINES = 316  # of `Stack`
 USED_ONCE = 0.425  # of the private functions
 BROAD = 22  # `except Exception`: borders to the code of others and of users
 
