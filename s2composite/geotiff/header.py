@@ -100,6 +100,11 @@ class Header:
         return self.levels[0].coding
 
     @property
+    def photometric(self) -> str:
+        """TIFF's word: ``"RGB"``, ``"YCBCR"``, ``"MINISBLACK"`` ..."""
+        return self.coding.photometric
+
+    @property
     def valid_by(self) -> str:
         """What says which pixels are valid: ``"nodata 0"``, ``"internal mask"``, ``".msk"``, ``"alpha"``; or empty."""
         tags = [f"{one:g}" for one in self.band_nodata or (self.nodata,) if one is not None]

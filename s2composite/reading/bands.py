@@ -140,7 +140,7 @@ def band_names(asset: Asset, header: Header) -> tuple[str, ...]:
             names = described
         elif len(data) == 1:
             names = (asset.name,)
-        elif header.coding.photometric in ("RGB", "YCBCR") and len(data) in (3, 4):
+        elif header.photometric in ("RGB", "YCBCR") and len(data) in (3, 4):
             names = ("red", "green", "blue", "alpha")[: len(data)]
         else:
             names = tuple(f"band_{band + 1}" for band in data)
