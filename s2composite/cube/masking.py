@@ -134,19 +134,22 @@ class AlignedMask:
         """Return the bytes that evaluating it takes beside the mask itself."""
         return self.mask.memory()
 
-    def valid(self, region: Window, failed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
+    def valid(
+        self, region: Window, parts: Sequence[Window], failed: NDArray[np.bool_]
+    ) -> Iterator[NDArray[np.bool_]]:
+        """Yield which observations of each part of a region may be used: ``(t, y, x)``, at the data's resolution.
 
         The mask is cleaned at its own resolution, with as many pixels around the region as matter to it. Where a mask
         cannot be read its scene is not valid, and marked in ``failed (t,)``.
         """
-        factor = self.factor
-        spans, (y, x) = self._own(region)
+        _, (y, x) = self._own(region)
         valid, lost = self.mask.valid((y, x))
         failed |= lost
-        shape = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
-        top, left = spans[0].start - factor * y.start, spans[1].start - factor * x.start
-        return upsample(valid, factor, shape, top=top, left=left)
+        for part in parts:
+            rows, columns = self._own(part)[0]
+            shape = (rows.stop - rows.start, columns.stop - columns.start)
+            top, left = rows.start - self.factor * y.start, columns.start - self.factor * x.start
+            yield upsample(valid, self.factor, shape, top=top, left=left)
 
     def costs(self, region: Window) -> list[ReadCost]:
         """Return what evaluating it takes."""
@@ -191,8 +194,10 @@ class WarpedMask:
         """Return the bytes that evaluating it takes beside the mask itself."""
         return max((mask.memory() for _, mask in self.groups), default=0)
 
-    def valid(self, region: Window, failed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return which observations of a region may be used: ``(t, y, x)``, at the data's resolution.
+    def valid(
+        self, region: Window, parts: Sequence[Window], failed: NDArray[np.bool_]
+    ) -> Iterator[NDArray[np.bool_]]:
+        """Yield which observations of each part of a region may be used: ``(t, y, x)``, at the data's resolution.
 
         The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so the result
         does not depend on the region. Where a scene's mask does not reach, or cannot be read, the scene is not valid;
@@ -207,7 +212,8 @@ class WarpedMask:
             for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
                 lost = _put(mask, rows[y, x], columns[y, x], out[:, y, x], positions)
                 failed[np.array(positions)[lost]] = True
-        return out
+        for part in parts:
+            yield out[(slice(None), *within(region, part))]
 
     def costs(self, region: Window) -> list[ReadCost]:
         """Return what evaluating it takes."""
@@ -286,14 +292,18 @@ def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[OpenedMask, ...]:
     return tuple(_opened(products, rule) for rule in rules if isinstance(rule, BesideRule))
 
 
-def valid_by_masks(masks: Sequence[OpenedMask], region: Window, scenes: int) -> tuple[_Valid, NDArray[np.bool_]]:
-    """Return which observations of a region pass all masks, ``(t, y, x)``, None if there are no masks.
+def valid_by_masks(
+    masks: Sequence[OpenedMask], region: Window, parts: Sequence[Window], scenes: int
+) -> tuple[list[_Valid], NDArray[np.bool_]]:
+    """Return which observations of each part of a region pass all masks, ``(t, y, x)``, None if there are no masks.
 
-    And of which of the `scenes` a mask cannot be read, ``(t,)``.
+    And of which of the `scenes` a mask cannot be read in the region, ``(t,)``.
     """
-    valid, failed = None, np.zeros(scenes, bool)
+    valid: list[_Valid] = [None] * len(parts)
+    failed = np.zeros(scenes, bool)
     for mask in masks:
-        valid = combine_masks(valid, mask.valid(region, failed))
+        for i, passing in enumerate(mask.valid(region, parts, failed)):
+            valid[i] = combine_masks(valid[i], passing)
     return valid, failed
 
 
@@ -539,7 +549,7 @@ def _read_products(
     all_pixels: bool,
 ) -> DayObservations:
     """Read a region of days of one product each: first their masks, then what these leave."""
-    by_masks, failed = valid_by_masks(masks, region, len(stack.scenes))
+    (by_masks,), failed = valid_by_masks(masks, region, [region], len(stack.scenes))
     valid = combine_masks(by_masks, valid)
     wanted = valid
     if all_pixels:

@@ -115,7 +115,8 @@ def _count_window(
     masks: Sequence[OpenedMask],
 ) -> NDArray[np.int64]:
     usable = None if mask is None else mask[:, 0]
-    valid, _ = valid_by_masks(masks, window_at(spatial, block_id[1], block_id[2]), len(pixels))
+    window = window_at(spatial, block_id[1], block_id[2])
+    (valid,), _ = valid_by_masks(masks, window, [window], len(pixels))
     return _count_block(pixels, combine_masks(usable, valid), recipe=recipe)
 
 

@@ -105,10 +105,7 @@ def _compose(
     if recipe.ends_early and days == len(stack.scenes):
         return _joined(window, _parts_by_score(stack, recipe, window, masks, positions, valid))
     if not recipe.halo and days == len(stack.scenes):
-        by_masks, failed = valid_by_masks(masks, window, len(stack.scenes))
-        out = _joined(window, _parts(stack, recipe, window, positions, combine_masks(by_masks, valid)))
-        out[STATUS][failed & (out[STATUS][:, 0, 0] == READ)] = FAILED
-        return out
+        return _joined(window, _parts(stack, recipe, window, masks, positions, valid))
     # In one piece, with the surrounding pixels that affect its edge.
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
@@ -126,24 +123,25 @@ def _parts(
     stack: Stack,
     recipe: Recipe,
     window: Window,
+    masks: Sequence[OpenedMask],
     positions: NDArray[np.intp] | None,
     valid: NDArray[np.bool_] | None,
 ) -> list[_Composed]:
     """Compose the pieces of a window one after the other; a scene is left out of the blocks in which it fails.
 
     It is left out of exactly these blocks, whatever else was read with them, so the result does not depend on the
-    windows. Tiles in which nothing is ``valid (t, y, x)`` are not read.
+    windows. Tiles in which nothing is valid are not read.
     """
     parts: list[_Composed] = []
     failed: list[TileSelection] = []
     failing: set[int] = set()
     pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
-    usable = [_cut(valid, window, piece) for piece in pieces]
+    by_masks, unmasked = _passing(masks, window, pieces, len(stack.scenes), valid)
     with (
         borrow(max(map(stack.size, pieces)), stack.dtype) as scratch,
-        closing(stack.read_all(pieces, scratch, coverage=coverage, wanted=usable)) as observed,
+        closing(stack.read_all(pieces, scratch, coverage=coverage, wanted=by_masks)) as observed,
     ):
-        for (piece, seen), mine in zip(observed, usable, strict=True):
+        for (piece, seen), mine in zip(observed, by_masks, strict=True):
             record_read(seen.tally)
             if not seen.failures:
                 parts.append((piece, _reduced(recipe, seen, positions, mine)))
@@ -154,7 +152,7 @@ def _parts(
                 for block in stack.blocks(piece):
                     lost = [failure.scene for failure in seen.failures if failure.part == block]
                     part = seen.cut(within(piece, block))
-                    parts.append((block, _reduced(recipe, part, positions, _cut(valid, window, block), lost)))
+                    parts.append((block, _reduced(recipe, part, positions, _cut(mine, piece, block), lost)))
     # A selection holds pixels of several blocks, and a block pixels of several selections, already composed with all
     # scenes: so find the blocks that the failed scenes touch, and compose these again.
     some = stack.select(sorted(failing))
@@ -163,17 +161,41 @@ def _parts(
         touched.reshape(-1)[selection.pixels] = True
     for block in stack.blocks(window) if failed else ():
         if touched[within(window, block)].any():
-            mine = None if valid is None else valid[sorted(failing)]
             pieces = some.pieces(block)
-            found = some.read_all(pieces, wanted=[_cut(mine, window, piece) for piece in pieces])
+            these = [mask.select(sorted(failing)) for mask in masks]
+            mine = None if valid is None else valid[sorted(failing)]
+            wanted, _ = _passing(these, block, pieces, len(failing), _cut(mine, window, block))
+            found = some.read_all(pieces, wanted=wanted)
             lost = sorted({sorted(failing)[failure.scene] for _, seen in found for failure in seen.failures})
             pieces = stack.pieces(block)
-            usable = [_cut(valid, window, piece) for piece in pieces]
-            observed = stack.read_all(pieces, coverage=coverage, wanted=usable)
-            for (piece, seen), mine in zip(observed, usable, strict=True):
+            by_masks, _ = _passing(masks, block, pieces, len(stack.scenes), _cut(valid, window, block))
+            observed = stack.read_all(pieces, coverage=coverage, wanted=by_masks)
+            for (piece, seen), passing in zip(observed, by_masks, strict=True):
                 record_read(seen.tally)
-                parts.append((piece, _reduced(recipe, seen, positions, mine, lost)))
+                parts.append((piece, _reduced(recipe, seen, positions, passing, lost)))
+    for _, layers in parts:
+        layers[STATUS][unmasked & (layers[STATUS][:, 0, 0] == READ)] = FAILED
     return parts
+
+
+def _passing(
+    masks: Sequence[OpenedMask],
+    window: Window,
+    pieces: Sequence[Piece],
+    scenes: int,
+    valid: NDArray[np.bool_] | None,
+) -> tuple[list[NDArray[np.bool_] | None], NDArray[np.bool_]]:
+    """Return which observations of each piece of a window pass masks and are ``valid (t, y, x)`` in the window.
+
+    And of which of the `scenes` a mask cannot be read.
+    """
+    rectangles = [piece for piece in pieces if not isinstance(piece, TileSelection)]
+    if len(rectangles) == len(pieces):  # arrays of their own, which kernels need not copy as they would parts of one
+        passing, failed = valid_by_masks(masks, window, rectangles, scenes)
+    else:
+        (whole,), failed = valid_by_masks(masks, window, [window], scenes)
+        passing = [_cut(whole, window, piece) for piece in pieces]
+    return [combine_masks(p, _cut(valid, window, piece)) for p, piece in zip(passing, pieces, strict=True)], failed
 
 
 _SCENES_AT_ONCE, _REMOTE_SCENES_AT_ONCE = 2, 8
@@ -213,7 +235,8 @@ class _ByScore:
                 continue
             few = stack.select(some.tolist())
             if number not in self.masked:
-                passing, failed = valid_by_masks([m.select(some.tolist()) for m in self.masks], self.region, len(some))
+                chosen = [mask.select(some.tolist()) for mask in self.masks]
+                (passing,), failed = valid_by_masks(chosen, self.region, [self.region], len(some))
                 self.masked[number] = combine_masks(passing, None if self.valid is None else self.valid[some])
                 self.unmasked[some] = failed
             status[some[self.unmasked[some] & (status[some] == READ)]] = FAILED
