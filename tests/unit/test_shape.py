@@ -18,8 +18,8 @@ LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 MOST_PARAMETERS = {"open_cube": 24, "write_stac": 21, "to_stac": 21}  # what users call shows what it takes
 
 
-MODULES, SMALL = 105, 7
-LINES, CODE = 35_850, 23_900
+MODULES, SMALL = 107, 7
+LINES, CODE = 36_700, 24_500
 PARAMETERS, PUBLIC = 20, 31
 CLASS_LINES = 316  # of `Stack`
 USED_ONCE = 0.425  # of the private functions
