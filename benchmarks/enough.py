@@ -7,8 +7,11 @@ python benchmarks/enough.py --scenes 48 --size 1024
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import dask
 from reducers import in_turns
@@ -29,6 +32,21 @@ WAYS = {
 """What is computed of which composite; a count needs every observation."""
 
 
+def make(directory, name):
+    layer, way = WAYS[name]
+    cube = s2c.open_cube(directory, bands=["TCI"])
+    with dask.config.set(scheduler="threads", num_workers=2):
+        return s2c.composite(cube, valid=RULES, **way)[layer].compute()
+
+
+def peak(directory, name):
+    """Return the highest resident memory of a new process, in bytes."""
+    make(directory, name)
+    # not that of getrusage, which counts what the parent had when it forked
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=73)
@@ -42,21 +60,19 @@ def main():
         decoded["bytes"] += sum(len(part) for part in tile if isinstance(part, (bytes, memoryview)))
         decode(*tile)
 
-    with tempfile.TemporaryDirectory() as directory, dask.config.set(scheduler="threads", num_workers=2):
+    with tempfile.TemporaryDirectory() as directory:
         # all different: where few skies repeat, a pixel that is cloudy in all of them is never clear
         make_scenes(directory, scenes=args.scenes, size=args.size, compress="deflate", assets=("TCI", "SCL"))
-        cube = s2c.open_cube(directory, bands=["TCI"])
-        ways = {
-            name: lambda layer=layer, way=way: s2c.composite(cube, valid=RULES, **way)[layer].compute()
-            for name, (layer, way) in WAYS.items()
-        }
-        best = in_turns(ways, args.rounds)
+        best = in_turns({name: lambda name=name: make(directory, name) for name in WAYS}, args.rounds)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
+            memory = dict(zip(WAYS, processes.map(peak, [directory] * len(WAYS), WAYS), strict=True))
         s2composite.reading.tiles.decode_tile = counted
-        for name, way in ways.items():
+        for name in WAYS:
             decoded.clear()
-            way()
-            size = decoded["bytes"] / 1e6
-            print(f"{name:35} {best[name]:6.2f} s, {decoded['tiles']:6} tiles decoded, {size:8.1f} MB")
+            make(directory, name)
+            said = f"{best[name]:6.2f} s, {decoded['tiles']:6} tiles decoded, {decoded['bytes'] / 1e6:8.1f} MB"
+            print(f"{name:35} {said}, {memory[name] / 2**20:6.0f} MiB at most in memory")
 
 
 if __name__ == "__main__":
