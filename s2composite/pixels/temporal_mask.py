@@ -33,6 +33,9 @@ _QUANTILES = (0.2, 0.4)
 _FIRST = 1.4
 """How much brighter than the limit a cloud is in the first pass, whose reference is darker."""
 
+_LEAST_DARK = 0.02
+"""By how much the mean of the bands is darker in a shadow, at least, as a reflectance: dark forests vary by a fifth."""
+
 
 @dataclass(frozen=True, slots=True)
 class TemporalMask:
@@ -49,7 +52,7 @@ class TemporalMask:
     brighter
         By how much the smallest band of a cloud is brighter, as a reflectance; of true colours 0.03 are 21 of 255.
     darker
-        By which share a shadow is darker.
+        By which share a shadow is darker. It is also darker by a reflectance of 0.02 at least.
     days
         How many days before, and after, a scene is compared with; in steps of a third of it.
     grow
@@ -173,10 +176,8 @@ def unlike(
     spans = first, last, np.searchsorted(starts, bins - _BINS), np.searchsorted(starts, bins + 1)
     times = np.asarray(days, np.float64)
     near = np.searchsorted(times, times - _NEAR * rule.days), np.searchsorted(times, times + _NEAR * rule.days, "right")
-    bright = rule.brighter / WHITE * 255
-    limits = np.array(
-        [[round(_FIRST * bright), round(256 * (1 - rule.darker))], [round(bright), round(256 * (1 - rule.darker))]]
-    )
+    bright, dark = rule.brighter / WHITE * 255, (round(256 * (1 - rule.darker)), round(_LEAST_DARK / WHITE * 255))
+    limits = np.array([[round(_FIRST * bright), *dark], [round(bright), *dark]])
     eight = least.dtype == np.uint8
     bad = np.empty(least.shape, np.uint8)
     settings = (8, 250) if eight else (10, 1024)

@@ -72,7 +72,7 @@ def mark_run(
     """Mark what is brighter than both references of its scene, or darker than both, and not like three others."""
     first, last, before, after = spans
     bits, quantile = settings
-    brighter, darker = limits
+    brighter, darker, least_dark = limits
     times, n = least.shape
     leasts, greys = refs
     write_references(least, use, first, last, bits, quantile, leasts)
@@ -86,7 +86,7 @@ def mark_run(
             top = max(-1 if x0 == none else x0, -1 if x1 == none else x1)
             low = min(np.int32(g0[i]), np.int32(g1[i]))  # none is larger than any
             bright = (top >= 0) & (np.int32(b[i]) > top + brighter)
-            dark = (low < none) & (np.int32(g[i]) * 256 < low * darker)
+            dark = (low < none) & (np.int32(g[i]) * 256 < low * darker) & (low - np.int32(g[i]) >= least_dark)
             out[i] = (bright | dark) & (here[i] != 0) & (same[i] == 0)
 
 
@@ -109,8 +109,8 @@ def mark_unlike(
     settings
         Bits of the values, and the value from which none is like another (of 8 bits, white).
     limits
-        ``(2, 2)``: in each of two passes, by how much the least may be brighter than its reference, and how many 256ths
-        of its reference grey must have.
+        ``(2, 3)``: in each of two passes, by how much the least may be brighter than its reference, how many 256ths of
+        its reference grey must have, and by how much a shadow's is below it.
     quantiles
         ``(2,)``: the references' quantile in each pass; in the second among what the first leaves.
     bad
@@ -132,6 +132,6 @@ def mark_unlike(
                 for i in range(size):
                     u[t, i] = s[t, i] & (1 - marked[t, i])
             setting = (settings[0], quantiles[passed])
-            limit = (limits[passed, 0], limits[passed, 1])
+            limit = (limits[passed, 0], limits[passed, 1], limits[passed, 2])
             mark_run(b, g, s, u, alike, spans, setting, limit, own, marked)
         bad[:, start:stop] = marked

@@ -35,7 +35,7 @@ def expected(least, grey, seen, days, rule):
         for t in range(len(days)):
             lows, means = references(least, t), references(grey, t)
             marked = bool(lows) and least[t] > max(lows) + limit
-            marked |= bool(means) and grey[t] * 256 < min(means) * share
+            marked |= bool(means) and grey[t] * 256 < min(means) * share and min(means) - grey[t] >= 14
             near = max(8, least[t] // 16)
             alike = sum(
                 s != t
@@ -86,7 +86,7 @@ def test_pixels_do_not_depend_on_those_beside_them():
 
 
 def season(ground, clouds=0.4, shadows=0.1, seed=0, brightest=254):
-    """Return a season of the ground ``(t,)`` under clouds and shadows for 400 pixels; and which are clear."""
+    """Return a season of the ground ``(t,)`` under clouds and shadows for 400 pixels; and which are cloudy, in shadow."""
     rng = np.random.default_rng(seed)
     shape = (len(ground), 400)
     value = np.asarray(ground, float)[:, None] * (1 + 0.03 * rng.standard_normal(shape))
@@ -94,7 +94,7 @@ def season(ground, clouds=0.4, shadows=0.1, seed=0, brightest=254):
     value = np.where(sky < clouds, value + (0.3 + 0.7 * rng.random(shape)) * np.maximum(brightest - value, 60), value)
     value = np.where(sky > 1 - shadows, value * (0.35 + 0.2 * rng.random(shape)), value)
     dtype = np.uint8 if brightest < 256 else np.uint16
-    return np.clip(np.rint(value), 1, brightest).astype(dtype), (sky >= clouds) & (sky <= 1 - shadows)
+    return np.clip(np.rint(value), 1, brightest).astype(dtype), sky < clouds, sky > 1 - shadows
 
 
 def between(days, *pairs):
@@ -118,7 +118,8 @@ GROUND = {
 @pytest.mark.parametrize("name", GROUND)
 def test_ground_stays_and_clouds_go(name):
     ground, brightest = GROUND[name]
-    values, clear = season(np.repeat(ground, 2), brightest=brightest)
+    values, cloudy, shaded = season(np.repeat(ground, 2), brightest=brightest)
+    clear = ~cloudy & ~shaded
     days = np.repeat(DAYS, 2) + np.tile([0, 2.0], len(DAYS))
     found = unlike(values, values, np.ones(values.shape, bool), days, TemporalMask())
     assert found[clear].mean() < 0.04, "clear observations are lost"
@@ -127,7 +128,15 @@ def test_ground_stays_and_clouds_go(name):
         during = clear[2 * start : 2 * start + 8]
         assert found[2 * start : 2 * start + 8][during].mean() < 0.35
     if name not in ("bright sand", "ice") and "snow" not in name:  # what is as bright as clouds hides them
-        assert found[~clear].mean() > 0.8
+        assert found[cloudy].mean() > 0.8
+        shaded &= np.repeat(ground > 30, 2)[:, None]  # a shadow on dark ground is darker by less than 0.02
+        assert not shaded.any() or found[shaded].mean() > 0.6
+
+
+def test_ground_that_is_dark_anyway_is_not_taken_for_a_shadow():
+    rng = np.random.default_rng(1)
+    forest = rng.uniform(14, 26, (len(DAYS), 400)).astype(np.uint8)  # reflectances of 0.02 to 0.036, as in real series
+    assert not unlike(forest, forest, np.ones(forest.shape, bool), DAYS, TemporalMask(darker=0.1)).any()
 
 
 def test_a_series_without_anything_to_compare_with_is_left_as_it_is():
