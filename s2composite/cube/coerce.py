@@ -168,8 +168,8 @@ def usable_cube(
     `open_cube` is not changed: its mask bands are read separately, at their own resolution.
 
     Returns the cube ``(time, band, y, x)``; the rules that are still to be evaluated; ``(time, y, x)`` masks and
-    evaluated rules combined, None if there are none; and `valid` in its order, each rule on Fmask in the coding of its
-    band.
+    evaluated rules combined, None if there are none; and `valid` in its order, with masks as ``(time, y, x)`` of the
+    cube and rules on Fmask in the coding of their band.
     """
     for one in valid:
         if not isinstance(one, Rule | xr.DataArray):
@@ -186,8 +186,8 @@ def usable_cube(
     shift = label_shift(given) if isinstance(given, xr.DataArray) else None
     for one in valid:
         if isinstance(one, xr.DataArray):
-            applied.append(one)
             masks.append(_aligned(one, array, shift))
+            applied.append(xr.DataArray(masks[-1], dims=("time", "y", "x"), name=one.name))
         elif isinstance(one, MaskRule) and one.band in bands:
             band = bands[one.band]
             applied.append(rule := _coded_by_band(one, band))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -25,10 +25,12 @@ from s2composite.cube.coerce import (
     usable_cube,
     with_time_axis,
 )
+from s2composite.cube.open import stack_of
 from s2composite.cube.result import layers_dataset, located, small_dataset, without_window_table
+from s2composite.cube.screening import dropped_shares
 from s2composite.cube.windows import counted_together, source_shares
 from s2composite.errors import ParameterError, check_choice
-from s2composite.pixels.masks import rule_text
+from s2composite.pixels.masks import Rule, rule_text
 from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
 from s2composite.pixels.select import day_number, order_by_time, run_by_time
 from s2composite.pixels.stretch import Stretch
@@ -154,7 +156,9 @@ def composite(
         for rule in applied
     ]
     dataset.attrs["rules"] = ", ".join(texts) or "none"
-    return Composite(dataset if groups is None else with_time_axis(dataset, groups, day))
+    dataset = dataset if groups is None else with_time_axis(dataset, groups, day)
+    made_of = None if stack_of(array) is None else (array, dict(zip(_short_names(texts), applied, strict=True)))
+    return Composite(dataset, made_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +180,9 @@ class Composite:
 
     dataset: xr.Dataset
     """Layers ``composite`` ``(band, y, x)``, ``count`` and ``source`` ``(y, x)``, with the scenes along ``scene``."""
+
+    _made_of: tuple[xr.DataArray, Mapping[str, Rule | xr.DataArray]] | None = field(default=None, repr=False)
+    """The cube, if it is from files, and the rules by short names."""
 
     def __getitem__(self, layer: str) -> xr.DataArray:
         """Return a layer by name; for an unknown name a ParameterError lists the layers."""
@@ -234,7 +241,7 @@ class Composite:
         Composite
             With NumPy arrays.
         """
-        return Composite(located(counted_together(self.dataset)).compute(**kwargs))
+        return replace(self, dataset=located(counted_together(self.dataset)).compute(**kwargs))
 
     def persist(self, **kwargs: Any) -> Composite:
         """Return the composite held in the memory of the workers.
@@ -249,7 +256,7 @@ class Composite:
         Composite
             Still with Dask arrays.
         """
-        return Composite(counted_together(self.dataset).persist(**kwargs))
+        return replace(self, dataset=counted_together(self.dataset).persist(**kwargs))
 
     def _for_layers(self, layers: str | Sequence[str] | None) -> xr.Dataset:
         """Return the dataset to write some layers of, from a single reading."""
@@ -285,7 +292,7 @@ class Composite:
         >>> s2c.composite(cube, "max").sel(band=["red", "blue"])["composite"].sizes["band"]
         2
         """
-        return Composite(without_window_table(self.dataset, self.dataset.sel(indexers, **kwargs)))
+        return replace(self, dataset=without_window_table(self.dataset, self.dataset.sel(indexers, **kwargs)))
 
     def isel(self, indexers: Mapping[Any, Any] | None = None, **kwargs: Any) -> Composite:
         """Return a part of the composite, selected by positions.
@@ -314,7 +321,7 @@ class Composite:
         >>> s2c.composite(cube).isel(y=slice(0, 16), x=slice(8, 24)).count.shape
         (16, 16)
         """
-        return Composite(without_window_table(self.dataset, self.dataset.isel(indexers, **kwargs)))
+        return replace(self, dataset=without_window_table(self.dataset, self.dataset.isel(indexers, **kwargs)))
 
     def date(self) -> xr.DataArray:
         """Return the time of the observation that each pixel comes from.
@@ -347,6 +354,55 @@ class Composite:
             look_up_date, self["source"], dask="parallelized", output_dtypes=[times.dtype]
         )
         return date.rename("date").drop_attrs().assign_attrs(long_name="time of the observation")
+
+    def dropped(self, resolution: float | None = None) -> xr.DataArray:
+        """Return the share of each scene's observed pixels that each rule drops; reads the scenes again, now.
+
+        Each rule is evaluated alone; ``"all"`` is what any of them drops. If the products of a day are fused, a rule
+        drops a pixel of the day if it drops those of all its products. A selected part of the composite has the shares
+        of that part, for all scenes.
+
+        Parameters
+        ----------
+        resolution
+            Pixel size at which files are read, in units of the CRS: that of the cube gives exact shares. Default: up to
+            16 times that of the cube, but at least 256 pixels a side, from overviews if the files have any. Mask bands
+            are read at their own resolution in any case; with masks given as arrays, it is always that of the cube.
+
+        Returns
+        -------
+        xarray.DataArray
+            ``(time, rule)`` float64, 0 to 1, with the coordinates of the scenes; NaN where a scene has no pixel. The
+            rules in their order have the names in which `Composite` lists them, without what is in parentheses unless
+            two were the same.
+
+        Raises
+        ------
+        ParameterError
+            The composite was not made of a cube from `open_cube` with unchanged values, or `resolution` is given
+            together with masks that are arrays.
+
+        Examples
+        --------
+        >>> import s2composite as s2c
+        >>> from s2composite.demo import make_scenes
+        >>> cube = s2c.open_cube(make_scenes("doctest_dropped", scenes=4, size=256))
+        >>> dropped = s2c.composite(cube, valid=["nodata", {"value_range": {"high": 200}}]).dropped()
+        >>> dropped["rule"].values.tolist(), dropped.sizes["time"]
+        (['nodata 0', 'values to 200', 'all'], 4)
+        """
+        if self._made_of is None:
+            raise ParameterError(
+                "dropped() reads the scenes again, so it needs a composite of a cube from open_cube() with unchanged "
+                "values; for any cube, s2composite.valid_share(cube, rule) is the share that a rule leaves"
+            )
+        cube, rules = self._made_of
+        spans = {}
+        for dim in ("y", "x"):
+            kept = np.flatnonzero(np.isin(cube[dim].values, self.dataset[dim].values))
+            spans[dim] = slice(int(kept[0]), int(kept[-1]) + 1)
+        part = {name: rule.isel(spans) if isinstance(rule, xr.DataArray) else rule for name, rule in rules.items()}
+        return dropped_shares(cube.isel(spans), part, resolution)
 
     def preview(self, size: int = 1024) -> Composite:
         """Return a small composite in memory, in seconds: computed from the overviews of the files.
@@ -404,7 +460,7 @@ class Composite:
         labels = self.dataset["period"].values.tolist() if "period" in self.dataset.coords else []
         if label not in labels:
             raise ParameterError(f"there is no period {label!r}; the periods are {', '.join(labels) or 'none'}")
-        return Composite(self.dataset.isel(time=labels.index(label)))
+        return replace(self, dataset=self.dataset.isel(time=labels.index(label)))
 
     def shares(self, layer: str = "source") -> xr.DataArray:
         """Return the share of pixels that each scene contributed.
@@ -832,6 +888,13 @@ class Composite:
         from s2composite.analysis.plot import Plots  # noqa: PLC0415
 
         return Plots(self.dataset)
+
+
+def _short_names(rules: Sequence[str]) -> list[str]:
+    """Return a name for each rule: what comes before a parenthesis, or all of it where that is not unique."""
+    starts = [text.partition("(")[0].strip() for text in rules]
+    names = [start if starts.count(start) == 1 else text for start, text in zip(starts, rules, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
 
 
 def _preference(array: xr.DataArray, prefer: str | None, reducers: Sequence[Reducer]) -> tuple[int, ...]:

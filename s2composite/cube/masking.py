@@ -134,9 +134,7 @@ class AlignedMask:
         """Return the bytes that evaluating it takes beside the mask itself."""
         return self.mask.memory()
 
-    def valid(
-        self, region: Window, parts: Sequence[Window], failed: NDArray[np.bool_]
-    ) -> Iterator[NDArray[np.bool_]]:
+    def valid(self, region: Window, parts: Sequence[Window], failed: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
         """Yield which observations of each part of a region may be used: ``(t, y, x)``, at the data's resolution.
 
         The mask is cleaned at its own resolution, with as many pixels around the region as matter to it. Where a mask
@@ -194,9 +192,7 @@ class WarpedMask:
         """Return the bytes that evaluating it takes beside the mask itself."""
         return max((mask.memory() for _, mask in self.groups), default=0)
 
-    def valid(
-        self, region: Window, parts: Sequence[Window], failed: NDArray[np.bool_]
-    ) -> Iterator[NDArray[np.bool_]]:
+    def valid(self, region: Window, parts: Sequence[Window], failed: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
         """Yield which observations of each part of a region may be used: ``(t, y, x)``, at the data's resolution.
 
         The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so the result

@@ -1,9 +1,10 @@
-"""Share of the area that is valid in each scene, and selection of scenes by it."""
+"""Share of the area that is valid in each scene, what each rule drops of it, and selection of scenes by it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -19,13 +20,14 @@ from s2composite.cube.graph import Chunks
 from s2composite.cube.masking import OpenedMask, asks_for_coverage, combine_masks, masks_of, read_days, valid_by_masks
 from s2composite.cube.open import stack_of, window_at
 from s2composite.cube.result import coarser
+from s2composite.cube.windows import refuse_masks
 from s2composite.errors import ParameterError
-from s2composite.pixels.masks import Nodata, Rule
-from s2composite.pixels.reducers import Recipe, valid_observations
-from s2composite.reading.grid import resolution_of
+from s2composite.pixels.masks import Nodata, Rule, SwathEdge
+from s2composite.pixels.reducers import Recipe, usable_observations, valid_observations
+from s2composite.reading.grid import Window, resolution_of, with_halo
 from s2composite.reading.stack import Stack
 
-__all__ = ["select_scenes", "valid_share"]
+__all__ = ["dropped_shares", "select_scenes", "valid_share"]
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None
     -------
     xarray.Dataset
         ``observed`` ``(time,)``, the share of pixels that are not nodata, and ``valid`` ``(time,)``, the share that
-        pass the rules; float64, 0 to 1, lazy if the cube is. `SwathEdge` counts as `Nodata`.
+        pass the rules; float64, 0 to 1, lazy if the cube is. For lazy cubes from other sources than `open_cube`,
+        `SwathEdge` counts as `Nodata`.
 
     Raises
     ------
@@ -74,18 +77,20 @@ def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None
 
 def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
     """Return the numbers of observed and of valid pixels: ``(t, 2)``."""
+    source = stack_of(cube)
+    if source is None:
+        refuse_masks(recipe)
     if not isinstance(cube.data, da.Array):
         return _count_block(cube.data, mask, recipe=recipe)[:, 0, 0]
     data = cube.data.rechunk({0: -1, 1: -1})
     spatial = data.chunks[2:]
     given = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *spatial))[:, None]]
-    source = stack_of(cube)
     stack = source[0] if source else None
     count: Callable[..., NDArray[np.int64]] = _count_window
     arrays, more = [data, *given], {}
-    if stack is not None and (stack.products.stack is not stack or asks_for_coverage(stack, recipe)):
-        # Which product of a day is used depends on the rules, and the cube does not record what files cover: so read
-        # the products, not the cube.
+    if stack is not None and (stack.products.stack is not stack or asks_for_coverage(stack, recipe) or recipe.halo):
+        # Which product of a day is used depends on the rules, and the cube does not record what files cover, nor has it
+        # the pixels around a window: so read the products, not the cube.
         everywhere = da.ones((data.shape[0], 1, *data.shape[2:]), dtype=bool, chunks=(-1, 1, *spatial))
         count, arrays, more = _count_days, given or [everywhere], {"stack": stack}
     parts = da.map_blocks(
@@ -130,15 +135,53 @@ def _count_days(
     stack: Stack,
 ) -> NDArray[np.int64]:
     window = window_at(spatial, block_id[1], block_id[2])
-    seen = read_days(stack.products, recipe, window, masks, all_pixels=True)  # observed pixels, valid or not
-    return _count_block(seen.pixels, combine_masks(mask[:, 0], seen.valid), recipe=recipe)
+    region, inner = with_halo(window, recipe.halo, stack.shape[2:])
+    seen = read_days(stack.products, recipe, region, masks, all_pixels=True)  # observed pixels, valid or not
+    usable = np.zeros(seen.pixels[:, 0].shape, bool)
+    usable[(slice(None), *inner)] = mask[:, 0]
+    return _count_block(seen.pixels, combine_masks(usable, seen.valid), inner, recipe=recipe)
 
 
-def _count_block(pixels: NDArray[Any], usable: NDArray[np.bool_] | None, *, recipe: Recipe) -> NDArray[np.int64]:
-    """Return the numbers of observed and of valid pixels of a block: ``(t, 1, 1, 2)``."""
+def _count_block(
+    pixels: NDArray[Any],
+    usable: NDArray[np.bool_] | None,
+    inner: Window = (slice(None), slice(None)),
+    *,
+    recipe: Recipe,
+) -> NDArray[np.int64]:
+    """Return the numbers of observed and of valid pixels in the inner part of a block: ``(t, 1, 1, 2)``."""
     observed = valid_observations(pixels, Recipe((), (Nodata(),), recipe.bands, recipe.nodata))
-    valid = valid_observations(pixels, recipe, usable)
-    return np.stack([observed.sum((1, 2)), valid.sum((1, 2))], axis=-1)[:, None, None]
+    valid = usable_observations(pixels, recipe, usable)
+    counts = [which[(slice(None), *inner)].sum((1, 2)) for which in (observed, valid)]
+    return np.stack(counts, axis=-1)[:, None, None]
+
+
+def dropped_shares(
+    cube: xr.DataArray, rules: Mapping[str, Rule | xr.DataArray], resolution: float | None
+) -> xr.DataArray:
+    """Return the share of each scene's observed pixels that each rule drops: see `Composite.dropped`.
+
+    `cube` is from files; the keys of `rules` name them in the result.
+    """
+    given = any(isinstance(rule, xr.DataArray) for rule in rules.values())
+    if given and resolution is not None:
+        raise ParameterError(
+            f"resolution={resolution!r}: masks given as arrays are on the cube's own grid; leave it out"
+        )
+    look = cube if given else coarser(cube, None if resolution is None else resolution_of(resolution))
+    fine, coarse = (found[0].geobox.resolution.x for found in map(stack_of, (cube, look)) if found)
+    used = {
+        name: replace(rule, pixels=max(1, round(rule.pixels * fine / coarse))) if isinstance(rule, SwathEdge) else rule
+        for name, rule in rules.items()
+    }
+    parts = []
+    for some in (*([rule] for rule in used.values()), list(used.values())):
+        # With Nodata in each, so that they all count the same pixels, whichever product of a day is used.
+        shares = valid_share(look, [Nodata(), *some])
+        parts.append(1 - shares["valid"] / shares["observed"].where(shares["observed"] > 0))
+    names = xr.Variable("rule", np.array([*used, "all"], dtype=str))
+    dropped = xr.concat(parts, names).transpose("time", "rule").rename("dropped")
+    return dropped.assign_attrs(units="1", long_name="share of the scene's observed pixels").compute()
 
 
 def select_scenes(

@@ -48,7 +48,16 @@ from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations
 from s2composite.reading.stack import Products, Stack
 from s2composite.reading.tiles import KeptTiles
 
-__all__ = ["STATUS", "Work", "compose_window", "counted_together", "layer_arrays", "source_shares", "work_in"]
+__all__ = [
+    "STATUS",
+    "Work",
+    "compose_window",
+    "counted_together",
+    "layer_arrays",
+    "refuse_masks",
+    "source_shares",
+    "work_in",
+]
 
 STATUS = "read_status"
 """Name of the layer that records for each scene and window whether it was read."""
@@ -418,7 +427,7 @@ def layer_arrays(
     ``(time, y, x)``, is False where an observation must not be used.
     """
     if not isinstance(cube.data, da.Array):
-        _refuse_masks(recipe)
+        refuse_masks(recipe)
         return dict(reduce_block(cube.data, recipe, valid=None if valid is None else np.asarray(valid)))
     packed = _from_stack(*found, recipe, valid) if found else _from_array(cube, recipe, valid)
     quick, uncounted = packed, replace(recipe, counted=False)
@@ -508,7 +517,7 @@ def _chunked(valid: NDArray[np.bool_] | da.Array, spatial: Chunks) -> da.Array:
 
 
 def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | da.Array | None) -> da.Array:
-    _refuse_masks(recipe)
+    refuse_masks(recipe)
     data = cube.data
     if not len(data.chunks[0]) == len(data.chunks[1]) == 1:
         size = data.shape[0] * data.shape[1] * max(data.chunks[2]) * max(data.chunks[3]) * data.dtype.itemsize
@@ -542,7 +551,8 @@ def _from_array(cube: xr.DataArray, recipe: Recipe, valid: NDArray[np.bool_] | d
     return fused
 
 
-def _refuse_masks(recipe: Recipe) -> None:
+def refuse_masks(recipe: Recipe) -> None:
+    """Raise a ParameterError if rules need the scenes' files, for cubes that do not have them."""
     beside = [str(rule) for rule in recipe.rules if isinstance(rule, BesideRule)]
     if beside:
         raise ParameterError(

@@ -44,7 +44,9 @@ def products(folder, seed, *, days=2, overlap=3, mask_scale=2, lefts=(0, 18, 6))
     return folder
 
 
-def day_by_day(folder, rule=RULE, mask="SCL", bad=lambda scl: scl == 9, empty=lambda scl: scl == 0, grow=1):
+def day_by_day(
+    folder, rule=RULE, mask="SCL", bad=lambda scl: scl == 9, empty=lambda scl: scl == 0, grow=1, saturated=255
+):
     """Each product's values and validity on the union grid, one pixel of one product after the other."""
     files = sorted(folder.glob("*_TCI.tif"), key=lambda path: (path.name[7:22], path.name))
     with rasterio.open(files[0]) as dataset:
@@ -68,7 +70,7 @@ def day_by_day(folder, rule=RULE, mask="SCL", bad=lambda scl: scl == 9, empty=la
             clear = np.kron(~cloud, np.ones((factor, factor), bool))
             for y, x in np.ndindex(HEIGHT, WIDTH):
                 value = values[:, y, x]
-                good = clear[y, x] and (value > 0).all() and (value < 255).all()
+                good = clear[y, x] and (value > 0).all() and (value < saturated).all()
                 if good and not usable[day, y, left + x]:
                     usable[day, y, left + x] = True
                     pixels[day, :, y, left + x] = value
@@ -95,6 +97,26 @@ def test_data_and_mask_are_of_one_product(tmp_path, chunks):
     _, usable = check(cube, tmp_path)
     shares = s2c.valid_share(cube, RULES)["valid"].values
     np.testing.assert_allclose(shares, usable.mean((1, 2)))
+
+
+@pytest.mark.parametrize("chunks", [17, 512])
+def test_a_rule_drops_of_a_day_what_it_leaves_of_no_product(tmp_path, chunks):
+    """Each rule alone: the oracle composes days by pixel and product with that rule and nodata only."""
+    products(tmp_path, 1)
+    cube = s2c.open_cube(tmp_path, bands=["TCI"], groupby="solar_day", chunks=chunks)
+    dropped = s2c.composite(cube, valid=RULES).dropped()
+    clear = {"bad": lambda scl: scl > 99, "empty": lambda scl: scl > 99}
+    _, left = day_by_day(tmp_path, saturated=256, **clear)
+    wanted = {
+        "nodata 0": left,
+        "saturated 255": day_by_day(tmp_path, **clear)[1],
+        "SCL": day_by_day(tmp_path, saturated=256)[1],
+        "all": day_by_day(tmp_path)[1],
+    }
+    assert dropped["rule"].values.tolist() == list(wanted)
+    for name, usable in wanted.items():
+        np.testing.assert_allclose(dropped.sel(rule=name), 1 - usable.sum((1, 2)) / left.sum((1, 2)), atol=1e-12)
+    assert dropped.values[:, 1:].min() > 0
 
 
 @given(seed=st.integers(0, 10**6), overlap=st.integers(1, 3), scale=st.sampled_from([1, 2, 6]), grow=st.integers(0, 2))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+import scipy.ndimage as ndi
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -136,3 +138,115 @@ def test_uncovered_pixels_are_never_valid(tmp_path):
         assert kept.sizes["time"] == 2
     shares = s2c.valid_share(s2c.open_cube(tmp_path, geobox=area, chunks=50, groupby="utc_day"), ())
     assert shares["valid"].values.tolist() == [0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("rule", [SCL(), s2c.TemporalMask(), s2c.Mask(len)])
+@pytest.mark.parametrize("chunks", [None, {"y": 100}])
+def test_rules_that_need_files_are_refused_where_there_are_none(season, rule, chunks):
+    cube = s2c.open_cube(season, bands=["TCI"]).compute()
+    with pytest.raises(ParameterError, match="need the scenes' files"):
+        s2c.valid_share(cube if chunks is None else cube.chunk(chunks), [s2c.Nodata(), rule])
+
+
+@pytest.mark.parametrize("held", ["files", "memory"])
+def test_shares_leave_out_edges_of_the_swath(season, held):
+    cube = s2c.open_cube(season, bands=["TCI"], chunks=170)
+    wanted = ~near_nodata(cube.values, 5)
+    shares = s2c.valid_share(cube if held == "files" else cube.compute(), s2c.SwathEdge(5)).compute()
+    np.testing.assert_allclose(shares["valid"], wanted.mean((1, 2)))
+    assert (shares["valid"] < shares["observed"]).any()
+
+
+def near_nodata(pixels, reach):
+    """Where nodata in any band is within a distance, by the distance transform of SciPy."""
+    seen = (pixels > 0).all(1)
+    return np.stack([ndi.distance_transform_edt(one) <= reach if not one.all() else ~one for one in seen])
+
+
+def reddish(pixels):
+    return pixels[0] <= pixels[2]
+
+
+def bluish(pixels):
+    return pixels[0] < pixels[2]
+
+
+@pytest.mark.parametrize("how", ["lazy", "computed", "monthly", "part", "period"])
+def test_what_each_rule_drops_is_counted_among_observed_pixels(season, how):
+    """Rules of every kind, against whole images read by rasterio and counted with NumPy."""
+    cube = s2c.open_cube(season, bands=["TCI"], chunks=170)
+    pixels = np.stack([rasterio.open(path).read() for path in sorted(season.glob("*_TCI.tif"))])
+    rows = xr.DataArray(np.arange(600)[:, None] + np.zeros(600) < 250, dims=("y", "x"), name="rows")
+    days = xr.DataArray(np.arange(6 * 600 * 600).reshape(6, 600, 600) % 7 > 0, dims=("time", "y", "x"))
+    scl, edge = SCL(CLOUDS, cleanup=[("opening", 2), ("dilation", 3)]), s2c.SwathEdge(5)
+    high = s2c.ValueRange(high=200)
+    rules = [s2c.Nodata(), s2c.Saturated(), high, edge, scl, rows, s2c.Mask(reddish, surroundings=0), days]
+    usable = {
+        "nodata 0": pixels.min(1) > 0,
+        "saturated 255": pixels.max(1) < 255,
+        "values to 200": pixels.max(1) <= 200,
+        "5 pixels around nodata 0": ~near_nodata(pixels, 5),
+        "SCL": expected_valid(season),
+        "mask rows": np.broadcast_to(rows.values, days.shape),
+        "Mask": pixels[:, 0] <= pixels[:, 2],
+        "mask without a name": days.values,
+    }
+    usable["all"] = np.logical_and.reduce(list(usable.values()))
+    comp = s2c.composite(cube, valid=rules, period="month" if how in ("monthly", "period") else None)
+    where = (slice(None), slice(None), slice(None))
+    if how == "computed":
+        comp = comp.compute()
+    elif how == "period":
+        comp = comp.period("2023-06")
+    elif how == "part":
+        comp, where = comp.isel(y=slice(100, 420), x=slice(31, 500, 2)), (slice(None), slice(100, 420), slice(31, 500))
+    dropped = comp.dropped()
+    assert dropped["rule"].values.tolist() == list(usable)
+    assert dropped["scene"].values.tolist() == cube["scene"].values.tolist()
+    observed = (pixels.min(1) > 0)[where]
+    for name, one in usable.items():
+        wanted = (~one[where] & observed).sum((1, 2)) / observed.sum((1, 2))
+        np.testing.assert_allclose(dropped.sel(rule=name), wanted, err_msg=name)
+        assert name == "nodata 0" or wanted.max() > 0, name
+
+
+def test_what_is_dropped_can_be_estimated_from_overviews(season):
+    rules = [s2c.Nodata(), s2c.ValueRange(high=150), s2c.SwathEdge(8), s2c.TemporalMask()]
+    comp = s2c.composite(s2c.open_cube(season, bands=["TCI"]), valid=rules)
+    exact, guess = comp.dropped(10), comp.dropped()
+    assert (comp.dropped(20) == guess).all()  # 256 pixels a side, at least
+    assert (exact != guess).any()
+    np.testing.assert_allclose(guess, exact, atol=0.03)
+    with pytest.raises(ParameterError, match="resolution"):
+        comp.dropped(-1)
+
+
+def test_same_rules_and_scenes_without_pixels(tmp_path):
+    write_tif(tmp_path / "T31TCJ_20230701T104629_TCI.tif", np.zeros((3, 64, 64), "uint8"), block=64, nodata=0)
+    write_tif(tmp_path / "T31TCJ_20230702T104629_TCI.tif", np.full((3, 64, 64), 9, "uint8"), block=64, nodata=0)
+    cube = s2c.open_cube(tmp_path)
+    every = xr.DataArray(np.ones((64, 64), bool), dims=("y", "x"))
+    rules = [s2c.Mask(reddish), s2c.Mask(bluish), every, every & False, s2c.Nodata(9), s2c.Nodata(9)]
+    dropped = s2c.composite(cube, valid=rules).dropped()
+    names = dropped["rule"].values.tolist()
+    assert names[0].endswith("reddish)")
+    assert names[1].endswith("bluish)")
+    assert names[2:] == ["mask without a name 3", "mask without a name 4", "nodata 9 5", "nodata 9 6", "all"]
+    assert np.isnan(dropped[0]).all()
+    assert dropped[1].values.tolist() == [0, 1, 0, 1, 1, 1, 1]
+    assert s2c.composite(cube, valid=()).dropped()["rule"].values.tolist() == ["all"]
+    with pytest.raises(ParameterError, match="own grid"):
+        s2c.composite(cube, valid=every).dropped(20)
+
+
+@pytest.mark.parametrize("held", ["memory", "chunks", "computed with"])
+def test_dropped_needs_scenes(season, held):
+    cube = s2c.open_cube(season, bands=["TCI"])
+    if held == "computed with":
+        cube = cube.where(cube > 0)
+    else:
+        cube = cube.compute() if held == "memory" else cube.compute().chunk(y=300)
+    with pytest.raises(ParameterError, match=r"valid_share\(cube, rule\)"):
+        s2c.composite(cube).dropped()
+    with pytest.raises(ParameterError, match="open_cube"):
+        s2c.Composite(s2c.composite(cube).dataset).dropped()
