@@ -25,11 +25,15 @@ import s2composite.reading.stack
 import s2composite.reading.tiles
 from s2composite.pixels.select import best_available_pixel
 from support.morphology import peer
+from support.oracles import unlike_of_pixel
 from support.rasters import ORIGIN, write_tif
 
 SIZE = 90
 PLACES = ((0, 0), (0, 40), (36, 20), (500, 500))
 """Where the granules begin, in pixels (down, right): they overlap in part, and the last lies outside of the area."""
+
+SERIES = tuple(range(0, 80, 10))
+"""Days of eight scenes, in two of the places in turn: enough to compare each with those before and after."""
 
 KINDS = (
     ("uint8", "nodata 0"), ("uint8", "nodata 255"), ("uint8", "alpha"), ("uint8", "mask"), ("uint8", "nothing"),
@@ -60,6 +64,7 @@ RULES = {
     "SCL": (s2c.Nodata(), s2c.SCL(cleanup=[("opening", 1), ("dilation", 2)])),
     "SCL alone": s2c.SCL(cleanup=[("closing", 2)]),
     "own mask": s2c.Usable("OWN"),
+    "temporal mask": (s2c.Nodata(), s2c.TemporalMask(resolution=10, grow=1, min_left=1, white=255)),
     "array": (),
     "array and default": (s2c.Nodata(), s2c.Saturated()),
 }
@@ -79,7 +84,7 @@ def declared(kind):
     return float(kind.split()[-1]) if "nodata" in kind else None
 
 
-def write_scene(folder, t, dtype, kind, day):
+def write_scene(folder, t, dtype, kind, day, place):
     """Write a granule of three bands, its classes at 20 m and a mask of its own at 10 m; return the scene."""
     rng = np.random.default_rng([t, *map(ord, dtype + kind)])
     array = rng.integers(0, 201, (3, SIZE, SIZE)).astype(dtype)
@@ -93,7 +98,7 @@ def write_scene(folder, t, dtype, kind, day):
         array[t % 3, rng.random((SIZE, SIZE)) < 0.02] = declared(kind)  # in one of the bands only
     elif kind == "alpha":
         array = np.concatenate([array, np.where(valid, np.iinfo(dtype).max, 0)[None].astype(dtype)])
-    down, right = PLACES[t]
+    down, right = place
     place = ORIGIN @ Affine.translation(right, down)
     options = {"photometric": "rgb", "nodata": declared(kind), "transform": place, "block": 32}
     options |= {"alpha": "yes"} if kind == "alpha" else {}
@@ -107,7 +112,7 @@ def write_scene(folder, t, dtype, kind, day):
     own = (rng.random((SIZE, SIZE)) > 0.3).astype("uint8")
     paths["OWN"] = write_tif(folder / f"{t}_OWN.tif", own, transform=place)
     assets = tuple(s2c.Asset(name, path) for name, path in paths.items())
-    time = dt.datetime(2023, 6, 1 + day, 10, t, tzinfo=dt.UTC)
+    time = dt.datetime(2023, 6, 1, 10, t, tzinfo=dt.UTC) + dt.timedelta(days=day)
     return s2c.Scene(f"T31TCJ_{t}", time, assets, granule="31TCJ")
 
 
@@ -119,7 +124,11 @@ def scenes_of(tmp_path_factory):
     def scenes(dtype, kind, days=(0, 1, 2, 3)):
         if (dtype, kind, days) not in made:
             folder = tmp_path_factory.mktemp("scenes")
-            made[dtype, kind, days] = [write_scene(folder, t, dtype, kind, day) for t, day in enumerate(days)]
+            places = PLACES if len(days) <= len(PLACES) else itertools.cycle(PLACES[:2])
+            made[dtype, kind, days] = [
+                write_scene(folder, t, dtype, kind, day, place)
+                for t, (day, place) in enumerate(zip(days, places, strict=False))
+            ]
         return made[dtype, kind, days]
 
     return scenes
@@ -189,7 +198,7 @@ def passes(name, pixels, covered, fill, scenes, geobox, mask):
         return everything & ~missing & ~peer(missing, [("dilation", 1)])
     if name == "own mask" or name.startswith("SCL"):
         return everything & np.stack([usable(name, scene, geobox) for scene in scenes]) & ~(missing & (name == "SCL"))
-    return everything & {"everything": True, "nodata": ~missing, "array": mask}[name]
+    return everything & {"everything": True, "nodata": ~missing, "array": mask, "temporal mask": ~missing & mask}[name]
 
 
 def usable(name, scene, geobox):
@@ -202,6 +211,29 @@ def usable(name, scene, geobox):
     valid = ~peer(bad[None], steps)[0] & (band != 0)
     row, column, inside = taken(path, geobox)
     return valid[row, column] & inside
+
+
+def like_the_weeks_around(scenes, geobox, kind, fill):
+    """Return what `TemporalMask` leaves of scenes that lie in two places in turn, each place by itself."""
+    (_, rule), left = RULES["temporal mask"], np.zeros((len(scenes), *geobox.shape), bool)
+    for place in (0, 1):
+        mine = scenes[place::2]
+        with rasterio.open(path_of(mine[0], "X")) as dataset:
+            own = GeoBox(dataset.shape, dataset.transform, str(dataset.crs))
+        found = [nearest(path_of(scene, "X"), own, kind, fill) for scene in mine]
+        pixels, covered = (np.stack(arrays) for arrays in zip(*found, strict=True))
+        seen = covered & ~(np.isnan(pixels) if np.isnan(fill) else pixels == fill).any(1)
+        bits = pixels if pixels.dtype == "uint8" else np.nan_to_num(pixels).clip(1, 1023).astype("uint16")
+        least, grey = bits.min(1), bits.sum(1, dtype=int) // 3
+        days = [scene.time.timestamp() / 86400 for scene in mine]
+        bad = np.zeros(seen.shape, bool)
+        for y, x in np.ndindex(SIZE, SIZE):
+            bad[:, y, x] = unlike_of_pixel(least[:, y, x], grey[:, y, x], seen[:, y, x], days, rule)
+        bad = peer(bad, [("dilation", rule.grow)])
+        valid = ~bad | ((seen & ~bad).sum(0) < rule.min_left)
+        row, column, inside = taken(path_of(mine[0], "X"), geobox)
+        left[place::2] = valid[:, row, column] & inside
+    return left
 
 
 def opened(scenes, grid, **options):
@@ -250,7 +282,7 @@ def assert_same(found, other, layers, part=...):
 
 def check(scenes_of, tmp_path, dtype, kind, grid, name):
     """Compare a composite with the oracle, and with those of other chunks, engines and crops."""
-    scenes = scenes_of(dtype, kind)
+    scenes = scenes_of(dtype, kind, SERIES) if name == "temporal mask" else scenes_of(dtype, kind)
     geobox, method = grid_of(grid)
     cube = opened(scenes, grid, chunks=64)
     fill = cube.attrs.get("nodata", np.nan if dtype == "float32" else 0)
@@ -263,7 +295,8 @@ def check(scenes_of, tmp_path, dtype, kind, grid, name):
     ]
     pixels, covered = (np.stack(arrays) for arrays in zip(*found, strict=True))
     mask = mask_for(cube)
-    passed = passes(name, pixels, covered, fill, scenes, geobox, mask.values)
+    kept = like_the_weeks_around(scenes, geobox, kind, fill) if name == "temporal mask" else mask.values
+    passed = passes(name, pixels, covered, fill, scenes, geobox, kept)
     with dask.config.set(scheduler="threads"):
         first = composed(cube, name, mask, "mean").compute()
         check_values(first, pixels, passed, fill, exact=method == "nearest")
@@ -291,6 +324,14 @@ EVERY = [(*kind, grid, name) for i, (kind, grid, name) in enumerate(itertools.pr
 @pytest.mark.parametrize(("dtype", "kind", "grid", "name"), EVERY[::131])
 def test_a_composite_is_that_of_rasterio_and_numpy(dtype, kind, grid, name, scenes_of, tmp_path):
     check(scenes_of, tmp_path, dtype, kind, grid, name)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "grid"),
+    [("uint8", "mask", "own"), pytest.param("int16", "nodata -1", "other CRS", marks=pytest.mark.slow)],
+)
+def test_a_series_is_that_of_a_place(dtype, kind, grid, scenes_of, tmp_path):
+    check(scenes_of, tmp_path, dtype, kind, grid, "temporal mask")
 
 
 @pytest.mark.slow
@@ -331,7 +372,12 @@ def test_workers_make_the_same_bytes(scenes_of, client_of_test):
     names = ("everything", "SCL alone", "swath edge", "own mask", "array", "default")
     kinds = itertools.islice(KINDS, 0, None, 2)
     cases = [(*kind, grid, name) for kind, grid, name in zip(kinds, itertools.cycle(GRIDS), names, strict=False)]
-    cubes = [opened(scenes_of(dtype, kind), grid, chunks=70) for dtype, kind, grid, _ in cases]
+    cases += [("uint8", "nodata 0", grid, "temporal mask") for grid in ("own", "other CRS")]
+    days = {"temporal mask": SERIES}
+    cubes = [
+        opened(scenes_of(dtype, kind, days.get(name, (0, 1, 2, 3))), grid, chunks=70)
+        for dtype, kind, grid, name in cases
+    ]
     made = [
         composed(cube, name, mask_for(cube), "luminance_median") for cube, (*_, name) in zip(cubes, cases, strict=True)
     ]

@@ -131,3 +131,41 @@ def plain_luminance_median(pixels):
                 source[y, x] = sorted(seen)[len(seen) // 2][1]
                 out[:, y, x] = pixels[source[y, x], :, y, x]
     return {"composite": out, "count": count, "source": source}
+
+
+def unlike_of_pixel(least, grey, seen, days, rule):
+    """Which observations of one pixel `TemporalMask` takes for clouds and shadows, one after the other."""
+    bins = [int(np.floor(day / (rule.days / 3))) for day in days]
+    white = 250 if least.dtype == np.uint8 else 1024
+    least, grey = ([int(value) for value in values] for values in (least, grey))
+    bright = rule.brighter / 0.3558 * 255
+    share = round(256 * (1 - rule.darker))
+    bad = [False] * len(days)
+    for quantile, limit in ((0.2, round(1.4 * bright)), (0.4, round(bright))):
+        use = [here and not marked for here, marked in zip(seen, bad, strict=True)]
+
+        def references(values, t, use=use, quantile=quantile):
+            found = []
+            for low, high in ((bins[t] - 3, bins[t] - 1), (bins[t] + 1, bins[t] + 3)):
+                chosen = sorted(v for v, u, b in zip(values, use, bins, strict=True) if u and low <= b <= high)
+                if chosen:
+                    found.append(chosen[int(quantile * (len(chosen) - 1) + 0.5)])
+            return found
+
+        now = []
+        for t in range(len(days)):
+            lows, means = references(least, t), references(grey, t)
+            marked = bool(lows) and least[t] > max(lows) + limit
+            marked |= bool(means) and grey[t] * 256 < min(means) * share and min(means) - grey[t] >= 14
+            near = max(8, least[t] // 16)
+            alike = sum(
+                s != t
+                and seen[s]
+                and days[t] - 0.4 * rule.days <= days[s] <= days[t] + 0.4 * rule.days
+                and abs(least[s] - least[t]) <= near
+                and abs(grey[s] - grey[t]) <= near
+                for s in range(len(days))
+            )
+            now.append(seen[t] and marked and (alike < 3 or least[t] >= white))
+        bad = now
+    return bad

@@ -1,11 +1,14 @@
 """Clouds and shadows from the series: the same for any windows, counted against the truth of generated years."""
 
 import os
+import subprocess
+import sys
 
 import dask
 import numpy as np
 import pytest
 import rasterio
+import yaml
 from affine import Affine
 from rasterio.enums import Resampling
 
@@ -18,6 +21,7 @@ from s2composite.errors import BandError, ParameterError
 from s2composite.pixels.morphology import dilation
 from s2composite.pixels.temporal_mask import TemporalMask, unlike
 from s2composite.runner.plan import plan
+from support.services import served
 
 SIZE = 640
 RULE = TemporalMask(resolution=40, grow=1)
@@ -176,6 +180,48 @@ def test_jobs_plans_and_shares_know_it(season, tmp_path):
     cube = s2c.open_cube(season)
     shares = s2c.valid_share(cube, [s2c.Nodata(), RULE])["valid"].compute()
     np.testing.assert_allclose(shares, (expected(season) & observed(season)).mean(axis=(1, 2)))
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_bytes(season, client_of_test):
+    """Two processes with tiles of their own, and one thread here."""
+    comp = s2c.composite(s2c.open_cube(season, chunks=100), valid=[s2c.Nodata(), RULE])
+    there = comp.compute()
+    with dask.config.set(scheduler="synchronous"):
+        here = comp.compute()
+    for layer in ("composite", "count", "source"):
+        assert there[layer].values.tobytes() == here[layer].values.tobytes()
+    np.testing.assert_array_equal(there["count"].values, (expected(season) & observed(season)).sum(axis=0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["command", "service"])
+def test_a_job_makes_the_same_files(season, tmp_path, way):
+    job = {
+        "source": str(season),
+        "output": "median.tif",
+        "layers": ["composite", "count"],
+        "chunks": 128,
+        "valid": ["nodata", {"temporal_mask": {"resolution": 40, "grow": 1}}],
+    }
+    if way == "command":
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job | {"cluster": {"workers": 2}}))
+        command = [sys.executable, "-c", "from s2composite.cli import main; main()", "run", "job.yaml"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path
+    else:
+        (tmp_path / "store").mkdir()
+        with served(tmp_path / "run", read=[str(season)], storage=str(tmp_path / "store")) as service:
+            number = service.post("/jobs", job).json()["id"]
+            facts = service.job(number, "complete", "failed")
+            assert facts["state"] == "complete", service.get(f"/jobs/{number}/log").text
+        folder = tmp_path / "store" / number
+    here = s2c.composite(s2c.open_cube(season), valid=[s2c.Nodata(), RULE]).compute()
+    for name, layer in (("median.tif", "composite"), ("median_count.tif", "count")):
+        with rasterio.open(folder / name) as dataset:
+            np.testing.assert_array_equal(dataset.read(), here[layer].values.reshape(dataset.count, SIZE, SIZE))
+    np.testing.assert_array_equal(here["count"].values, (expected(season) & observed(season)).sum(axis=0))
 
 
 def picked(cube, truth, valid):
