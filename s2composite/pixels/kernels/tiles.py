@@ -129,8 +129,10 @@ def validity(obs: Observations, width: int, out: Any) -> None:
             n = min(width, obs.pixels - start)
             split(obs, obs.scenes[t], start, n, rows)
             judge(obs, obs.scenes[t], start, n, rows, valid)
-            for i in range(n):
-                out[t * obs.pixels + start + i] = valid[i]
+            begin = t * obs.pixels + start
+            mine = out[begin : begin + n]
+            for i in range(n):  # into a slice: LLVM does not vectorise an index that is a sum
+                mine[i] = valid[i]
 
 
 @kernel
