@@ -21,7 +21,7 @@ from s2composite.errors import ParameterError, SceneError
 from s2composite.metrics import metered, record_read
 from s2composite.pixels.function_mask import Mask
 from s2composite.pixels.morphology import apply_steps, dilation, halo_of
-from s2composite.pixels.temporal_mask import WHITE, TemporalMask, unlike
+from s2composite.pixels.temporal_mask import WHITE, TemporalMask, alone, unlike
 from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED
@@ -171,6 +171,13 @@ class SeriesMask:
     def of(cls, rule: TemporalMask, stack: Stack) -> SeriesMask:
         """Return the mask of all scenes of a stack."""
         token = str(tokenize(str(rule), stack.token))
+        if (lonely := alone(_days(stack), rule)).any():
+            ids = [scene.id for scene, one in zip(stack.scenes, lonely, strict=True) if one]
+            LOG.warning(
+                "%s compares scenes with those of %g days before and after, in steps of a third of that, and there are "
+                "none for %d of %d (%s ...): all of their observations are kept; for a shorter series give fewer days=",
+                rule, rule.days, len(ids), len(stack.scenes), ids[0],
+            )  # fmt: skip
         return cls(rule, stack, tuple(range(len(stack.scenes))), token, _whites(rule, stack))
 
     def __dask_tokenize__(self) -> object:
@@ -232,12 +239,15 @@ class SeriesMask:
                 np.minimum(least[start:stop], value, out=least[start:stop])
                 total += value
             grey[start:stop] = total // np.uint16(bands)
-        days = [scene.time.timestamp() / 86400 for scene in self.stack.scenes]
         with metered("kernel"):
             flat = [array.reshape(times, -1) for array in (least, grey, seen)]
-            bad = unlike(flat[0], flat[1], flat[2], days, self.rule).reshape(shape)
+            bad = unlike(flat[0], flat[1], flat[2], _days(self.stack), self.rule).reshape(shape)
         for k in range(times):
             yield k, np.stack([bad[k], seen[k], lost[k]]), k in failed
+
+
+def _days(stack: Stack) -> list[float]:
+    return [scene.time.timestamp() / 86400 for scene in stack.scenes]
 
 
 def _as_bits(pixels: NDArray[Any], add: float, white: float, dtype: np.dtype[Any]) -> NDArray[Any]:

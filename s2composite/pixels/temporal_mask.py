@@ -16,7 +16,7 @@ from s2composite.pixels.kernels.temporal import mark_unlike
 from s2composite.pixels.masks import Limits
 from s2composite.pixels.morphology import MAX_RADIUS
 
-__all__ = ["WHITE", "TemporalMask", "unlike"]
+__all__ = ["WHITE", "TemporalMask", "alone", "unlike"]
 
 WHITE = 0.3558
 """Reflectance that true colours show as 255, as in ESA's products."""
@@ -169,11 +169,7 @@ def unlike(
     rule
         Its limits.
     """
-    step = rule.days / _BINS
-    bins = np.floor(np.asarray(days, np.float64) / step).astype(np.int64)
-    starts = np.unique(np.concatenate([bins - _BINS, bins + 1]))
-    first, last = np.searchsorted(bins, starts), np.searchsorted(bins, starts + _BINS)
-    spans = first, last, np.searchsorted(starts, bins - _BINS), np.searchsorted(starts, bins + 1)
+    spans = _spans(days, rule)
     times = np.asarray(days, np.float64)
     near = np.searchsorted(times, times - _NEAR * rule.days), np.searchsorted(times, times + _NEAR * rule.days, "right")
     bright, dark = rule.brighter / WHITE * 255, (round(256 * (1 - rule.darker)), round(_LEAST_DARK / WHITE * 255))
@@ -183,3 +179,19 @@ def unlike(
     settings = (8, 250) if eight else (10, 1024)
     mark_unlike(least, grey, seen.view(np.uint8), spans, near, settings, limits, np.array(_QUANTILES), bad)
     return bad.view(np.bool_)
+
+
+def alone(days: Sequence[float], rule: TemporalMask) -> NDArray[np.bool_]:
+    """Return which scenes of a series, ``(t,)``, have none before or after that they are compared with."""
+    first, last, before, after = _spans(days, rule)
+    lonely: NDArray[np.bool_] = (last <= first)[before] & (last <= first)[after]
+    return lonely
+
+
+def _spans(days: Sequence[float], rule: TemporalMask) -> tuple[NDArray[np.int64], ...]:
+    """Return the first and last scene of each span of time, and which spans lie before and after each scene."""
+    step = rule.days / _BINS
+    bins = np.floor(np.asarray(days, np.float64) / step).astype(np.int64)
+    starts = np.unique(np.concatenate([bins - _BINS, bins + 1]))
+    first, last = np.searchsorted(bins, starts), np.searchsorted(bins, starts + _BINS)
+    return first, last, np.searchsorted(starts, bins - _BINS), np.searchsorted(starts, bins + 1)

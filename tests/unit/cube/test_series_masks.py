@@ -247,3 +247,15 @@ def test_a_quarter_of_clouds_haze_and_shadows_is_left_in_composites_of_generated
     assert before > 0.03
     assert after < before / 4
     assert empty < 0.001
+
+
+def test_scenes_that_are_compared_with_none_are_named(season, caplog):
+    cube = s2c.open_cube(season)
+    s2c.composite(cube, valid=[RULE])
+    assert not caplog.messages, "each of the twelve is compared with others"
+    s2c.composite(cube.isel(time=slice(0, 2)), valid=[TemporalMask(days=300)])
+    (said,) = caplog.messages
+    assert "none for 2 of 2" in said and str(cube["scene"].values[0]) in said and "days=" in said
+    caplog.clear()
+    s2c.composite(cube.isel(time=[0, 11]), valid=[TemporalMask(days=3)])
+    assert "none for 2 of 2" in caplog.messages[0]
