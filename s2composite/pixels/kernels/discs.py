@@ -72,10 +72,15 @@ def squared_distances(marked: Any, radius: int, out: Any) -> None:
         column_distances(marked[t], 1, most, down)
         for y in range(height):
             row, near, middle = out[t, y], down[y], padded[radius : radius + width]
-            for x in range(middle.size):
-                middle[x] = np.int32(near[x]) * np.int32(near[x])
-            row[:] = radius * radius
-            for dx in range(-radius, radius + 1):
-                at, aside = padded[radius + dx : radius + dx + width], np.int32(dx * dx)
+            lowest, longest, dx = most, radius * radius, 0
+            for x in range(row.size):
+                middle[x], row[x] = np.int32(near[x]) * np.int32(near[x]), radius * radius
+                lowest = min(lowest, np.int32(near[x]))
+            while lowest <= radius and dx * dx < longest:  # outwards, until nothing farther aside could be nearer
+                left, right = padded[radius - dx : radius - dx + width], padded[radius + dx : radius + dx + width]
+                aside, longest = np.int32(dx * dx), np.int32(0)
                 for x in range(row.size):
-                    row[x] = min(np.int32(row[x]), at[x] + aside)
+                    distance = min(np.int32(row[x]), left[x] + aside, right[x] + aside)
+                    row[x] = distance
+                    longest = max(longest, distance)
+                dx += 1
