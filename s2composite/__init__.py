@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from s2composite.cube.screening import select_scenes, valid_share
     from s2composite.errors import S2CompositeError
     from s2composite.jobs.schema import load_job
+    from s2composite.pixels.cloud_net import CloudNet
     from s2composite.pixels.function_mask import Mask
     from s2composite.pixels.mask_bands import SCL, CloudProbability, Fmask, QABits, Usable
     from s2composite.pixels.masks import Nodata, Saturated, SwathEdge, ValueRange
@@ -43,6 +44,7 @@ _moved.install()
 
 _MODULES = {
     "Asset": "scenes.model",
+    "CloudNet": "pixels.cloud_net",
     "CloudProbability": "pixels.mask_bands",
     "Composite": "cube.composite",
     "Fmask": "pixels.mask_bands",
@@ -82,6 +84,7 @@ _MODULES = {
 __all__ = [
     "SCL",
     "Asset",
+    "CloudNet",
     "CloudProbability",
     "Composite",
     "Fmask",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,19 +15,21 @@ from odc.geo.geobox import GeoBox
 from s2composite.cube.tile_masks import FunctionMask, GridMask, SeriesMask
 from s2composite.errors import BandError, GridError, ParameterError, S2CompositeError
 from s2composite.metrics import record_read
+from s2composite.pixels.cloud_net import NETWORK_BANDS, CloudNet
 from s2composite.pixels.function_mask import Mask
 from s2composite.pixels.mask_bands import MaskRule, upsample
 from s2composite.pixels.masks import Rule, lets_through, reach_of
 from s2composite.pixels.morphology import dilation
 from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.pixels.temporal_mask import TemporalMask
-from s2composite.reading.bands import BandName, wanted_assets
+from s2composite.reading.bands import BandName, declares, wanted_assets
 from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import ReadCost, subgrid
 from s2composite.reading.reader import FAILED, OUTSIDE, READ
-from s2composite.reading.sources import ReadOptions
+from s2composite.reading.sources import ReadOptions, target_extent
 from s2composite.reading.stack import Products, Stack, TargetGrid, open_stack
 from s2composite.reading.warp import source_pixels
+from s2composite.scenes.find import product_level
 from s2composite.scenes.model import Scene
 from s2composite.scenes.names import common_name
 from s2composite.scenes.products import named_values
@@ -331,7 +334,7 @@ def coded(rule: MaskRule, scenes: Sequence[Scene]) -> MaskRule:
     return rule.in_coding(next(iter(codings), None))
 
 
-BesideRule = MaskRule | Mask | TemporalMask
+BesideRule = MaskRule | Mask | CloudNet | TemporalMask
 """Rules that look at more than the values of an observation: they need the scenes' files."""
 
 
@@ -343,17 +346,29 @@ def _opened(stack: Stack, rule: BesideRule) -> OpenedMask:
         options = replace(stack.options, harmonise=False, reflectance=False, classes=True)
         groups = _opened_together(stack, [rule.band], TargetGrid(), options, parts=True)
         masks: list[tuple[tuple[int, ...], GridMask]] = [(at, BandMask(rule, band)) for at, band in groups]
+    elif isinstance(rule, TemporalMask):
+        options = replace(stack.options, resampling="nearest")
+        bands = rule.bands or colours_of(stack)
+        groups = _opened_together(stack, bands, TargetGrid(resolution=rule.resolution), options, parts=False)
+        if rule.resolution is None:
+            groups = tuple(found for at, band in groups for found in _coarser(stack, at, band, options, _compared))
+        masks = [(at, SeriesMask.of(rule, band)) for at, band in groups]
     else:
         options = replace(stack.options, resampling="nearest")
-        series = isinstance(rule, TemporalMask)
-        bands = rule.bands or (colours_of(stack) if series else stack.bands)
-        groups = _opened_together(stack, bands, TargetGrid(resolution=rule.resolution), options, parts=False)
-        if isinstance(rule, TemporalMask):
-            if rule.resolution is None:
-                groups = tuple(found for at, band in groups for found in _compared(stack, at, band, options))
-            masks = [(at, SeriesMask.of(rule, band)) for at, band in groups]
-        else:
-            masks = [(at, FunctionMask.of(rule, band)) for at, band in groups]
+        bands = rule.bands or stack.bands
+        if isinstance(rule, CloudNet):
+            rule = _with_network(rule, stack)
+            bands = rule.bands or ()
+            options = replace(options, reflectance=True, harmonise=options.harmonise or True)
+        try:
+            groups = _opened_together(stack, bands, TargetGrid(resolution=rule.resolution), options, parts=False)
+        except BandError as error:
+            if not isinstance(rule, CloudNet):
+                raise
+            raise BandError(f"CloudNet looks at {', '.join(map(str, bands))}: {error}; or give it bands=") from error
+        if isinstance(rule, CloudNet) and rule.resolution is None:
+            groups = tuple(found for at, band in groups for found in _coarser(stack, at, band, options, _looked_at))
+        masks = [(at, FunctionMask.of(rule, band, _needed(stack.geobox, band))) for at, band in groups]
     if len(masks) == 1 and len(masks[0][0]) == len(stack.scenes):
         mask = masks[0][1]
         # Does each pixel of the mask cover a whole number of the data's?
@@ -368,21 +383,61 @@ def _opened(stack: Stack, rule: BesideRule) -> OpenedMask:
     return WarpedMask(tuple(masks), stack.geobox, len(stack.scenes))
 
 
-_COMPARED = 80.0
-"""Metres of the pixels in which scenes are compared: larger than most of what moves, smaller than most clouds."""
+def _compared(metres: float) -> int:
+    """Return how many pixels of that size make one in which scenes are compared: a power of two, nearest to 80 m.
+
+    That is larger than most of what moves, and smaller than most clouds.
+    """
+    return 1 << max(round(math.log2(80 / metres)), 0)
 
 
-def _compared(stack: Stack, at: tuple[int, ...], band: Stack, options: ReadOptions) -> _Groups:
-    """Return bands of scenes on one grid at the power of two of their pixels that is nearest to 80 m."""
+def _looked_at(metres: float) -> int:
+    """Return how many pixels of that size make one that is nearest to 30 m, for which networks were made."""
+    return max(round(30 / metres), 1)
+
+
+def _coarser(
+    stack: Stack, at: tuple[int, ...], band: Stack, options: ReadOptions, pixels: Callable[[float], int]
+) -> _Groups:
+    """Return bands of scenes on one grid at a number of their pixels that depends on their size in metres."""
     own = abs(float(band.geobox.resolution.x))
-    metre = 1 / 111_320 if band.geobox.crs is not None and band.geobox.crs.geographic else 1.0
-    coarser = 1 << max(round(np.log2(_COMPARED * metre / own)), 0)
-    coarser = min(coarser, *band.geobox.shape)
+    degrees = band.geobox.crs is not None and band.geobox.crs.geographic
+    coarser = min(pixels(own * 111_320 if degrees else own), *band.geobox.shape)
     if coarser == 1:
         return ((at, band),)
     some = stack if len(at) == len(stack.scenes) else stack.select(at)
     found = _opened_together(some, band.bands, TargetGrid(resolution=own * coarser), options, parts=False)
     return tuple((tuple(at[i] for i in mine), coarse) for mine, coarse in found)
+
+
+def _needed(geobox: GeoBox, mask: Stack) -> Window:
+    """Return the window of a mask's grid that data on another grid look at, about."""
+    top, bottom, left, right = target_extent(geobox, mask.geobox)
+    spans = ((top, bottom, mask.shape[2]), (left, right, mask.shape[3]))
+    y, x = (slice(min(max(first, 0), n - 1), max(min(last, n), 1)) for first, last, n in spans)
+    return y, x
+
+
+def _with_network(rule: CloudNet, stack: Stack) -> CloudNet:
+    """Return a rule with the bands and the level that products have, where it does not name them."""
+    bands, level = rule.bands, rule.level
+    parts = [part for scene in stack.scenes for part in scene.parts]
+    if bands is None:
+        infrared = NETWORK_BANDS[4:]
+        own = {common_name(band, part.sensor) for part in parts[:1] for band in stack.bands}
+        six = own.issuperset(infrared) or all(declares(part, infrared) for part in parts)
+        bands = NETWORK_BANDS if six else NETWORK_BANDS[:4]
+    if level is None:
+        found = {product_level(part): part.id for part in parts}
+        if len(found) > 1 or None in found:
+            said = ", ".join(f"{one} of level {level or 'unknown'}" for level, one in found.items())
+            raise ParameterError(
+                f"CloudNet has networks for top-of-atmosphere and for surface reflectance, and scenes are {said}; say "
+                "which they are, level='l1c' or level='l2a', or open them apart"
+            )
+        (number,) = found
+        level = {"1": "l1c", "2": "l2a"}[str(number)]
+    return replace(rule, bands=bands, level=level)
 
 
 def colours_of(stack: Stack) -> tuple[str, ...]:

@@ -10,16 +10,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from threading import Lock
+from functools import partial
+from itertools import product
+from threading import Condition, Lock
 from typing import Any, Protocol
 
+import imagecodecs
 import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from s2composite.errors import ParameterError, SceneError
+from s2composite.errors import ParameterError, S2CompositeError, SceneError
 from s2composite.metrics import metered, record_read
-from s2composite.pixels.function_mask import Mask
+from s2composite.pixels.cloud_net import CloudNet
+from s2composite.pixels.function_mask import UNSEEN, Mask
 from s2composite.pixels.morphology import apply_steps, dilation, halo_of
 from s2composite.pixels.temporal_mask import WHITE, TemporalMask, alone, unlike
 from s2composite.reading.grid import Window, with_halo, within
@@ -60,9 +64,9 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, eq=False)
 class FunctionMask:
-    """A function of pixels, ready to be evaluated for a window of the scenes' own grid."""
+    """A function of pixels, or a network, ready to be evaluated for a window of the scenes' own grid."""
 
-    rule: Mask
+    rule: Mask | CloudNet
 
     stack: Stack
     """The bands that it takes, for all scenes on one grid."""
@@ -70,20 +74,23 @@ class FunctionMask:
     scenes: tuple[int, ...]
     """The requested scenes of the stack."""
 
+    tiles: Tiling
+    """How the grid is cut into the tiles that are evaluated."""
+
     token: str
     """Hash of everything that determines the result of a tile."""
 
-    SIDE = 1024
-    """Side of the tiles that the function gets: with 64 pixels around them they are 27 % larger."""
-
     @classmethod
-    def of(cls, rule: Mask, stack: Stack) -> FunctionMask:
-        """Return the mask of all scenes of a stack."""
-        token = str(tokenize(rule.function, str(rule), stack.token))
-        return cls(rule, stack, tuple(range(len(stack.scenes))), token)
+    def of(cls, rule: Mask | CloudNet, stack: Stack, area: Window) -> FunctionMask:
+        """Return the mask of all scenes of a stack, of which an area of its grid is going to be needed."""
+        tiles = Tiling((0, 0), (rule.side, rule.side))
+        if rule.step is not None:
+            tiles = Tiling.around(with_halo(area, halo_of(rule.cleanup), stack.shape[2:])[0], rule.step, rule.side)
+        token = str(tokenize(rule.key, rule.dropped, tiles, stack.token))
+        return cls(rule, stack, tuple(range(len(stack.scenes))), tiles, token)
 
     def __dask_tokenize__(self) -> object:
-        return self.token, self.scenes
+        return self.token, str(self.rule), self.scenes
 
     def select(self, positions: Sequence[int]) -> FunctionMask:
         """Return the mask of some of the scenes."""
@@ -91,10 +98,9 @@ class FunctionMask:
 
     def memory(self) -> int:
         """Return the bytes that evaluating it takes beside the mask itself."""
-        y, x = (min(self.SIDE + 2 * self.rule.surroundings, n) for n in self.stack.shape[2:])
-        tile = self.stack.shape[1] * y * x
-        # the function's own: a copy of a scene's tile in floats, and as much again
-        return _AT_ONCE * tile * self.stack.dtype.itemsize + 2 * 4 * tile + _KEPT_BYTES
+        sides = zip(self.tiles.sides, self.stack.shape[2:], strict=True)
+        y, x = (min(side, n) + 2 * self.rule.surroundings for side, n in sides)
+        return self.rule.memory(self.stack.shape[1] * y * x, self.stack.dtype.itemsize) + _KEPT_BYTES
 
     def cost(self, window: Window) -> ReadCost:
         """Return the cost of reading for a window: its share of the tiles."""
@@ -104,46 +110,96 @@ class FunctionMask:
     def valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which observations of a window may be used, ``(t, y, x)``, and which scenes failed."""
         region, inner = with_halo(window, halo_of(self.rule.cleanup), self.stack.shape[2:])
-        (bad, lost), failed = tile_planes(self.token, region, self.SIDE, self.stack, self.scenes, self._evaluate)
+        (bad, lost), failed = tile_planes(
+            self.token, region, self.tiles, self.stack, self.scenes, self._evaluate, self.rule.at_once
+        )
         valid = ~(apply_steps(bad, self.rule.cleanup) | lost)
         return valid[(slice(None), *inner)], failed & lost[(slice(None), *inner)].any(axis=(1, 2))
 
     def _evaluate(self, tile: Window, scenes: Sequence[int]) -> Iterator[_Evaluated]:
         """Yield scenes with what is bad in a tile and what is lost, ``(2, y, x)``, and whether any of it failed."""
-        region, inner = with_halo(tile, self.rule.surroundings, self.stack.shape[2:])
-        for some in (scenes[i : i + _AT_ONCE] for i in range(0, len(scenes), _AT_ONCE)):
-            ((_, seen),) = self.stack.select(some).read_all([region], coverage=True)
-            record_read(seen.tally)
-            assert seen.covered is not None
-            failed = {failure.scene for failure in seen.failures} | set(np.flatnonzero(seen.status == FAILED).tolist())
-            for failure in seen.failures:
-                seen.covered[(failure.scene, *within(region, failure.part))] = False
-            for i, k in enumerate(some):
-                planes = np.zeros((2, *seen.covered.shape[1:]), bool)
-                planes[1] = ~seen.covered[i]
-                if seen.covered[i].any():
-                    valid = self._called(self.stack.scenes[k].id, region, seen.pixels[i])
-                    planes[0 if valid is not None else 1] |= True if valid is None else ~valid
-                    failed |= {i} if valid is None else set()
-                yield k, planes[(slice(None), *inner)], i in failed
+        rule = self.rule
+        region, inner = with_halo(tile, rule.surroundings, self.stack.shape[2:])
+        ((_, seen),) = self.stack.select(scenes).read_all([region], coverage=True)
+        record_read(seen.tally)
+        assert seen.covered is not None
+        failed = {failure.scene for failure in seen.failures} | set(np.flatnonzero(seen.status == FAILED).tolist())
+        for failure in seen.failures:
+            seen.covered[(failure.scene, *within(region, failure.part))] = False
+        dropped = np.isin(np.arange(UNSEEN), rule.dropped)
+        for i, k in enumerate(scenes):
+            marks = np.full([s.stop - s.start for s in tile], UNSEEN, np.uint8)
+            if seen.covered[i].any():
+                marks, whole = self._marked(self.stack.scenes[k].id, region, inner, seen.pixels[i])
+                failed |= set() if whole else {i}
+                marks[~seen.covered[(i, *inner)]] |= UNSEEN
+            yield k, np.stack([dropped[marks & ~np.uint8(UNSEEN)], marks >= UNSEEN]), i in failed
 
-    def _called(self, scene: str, region: Window, pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
-        """Return the function's result for a tile of a scene; None if it fails and scenes may be skipped."""
+    def _marked(
+        self, scene: str, region: Window, inner: Window, pixels: NDArray[Any]
+    ) -> tuple[NDArray[np.uint8], bool]:
+        """Return marks of a tile, which lies at `inner` of its region, and whether they could be computed.
+
+        If not, and scenes may be skipped, it is as if nothing were observed.
+        """
         y, x = region
         window = (y.start, y.stop, x.start, x.stop)
         size = f"{self.stack.geobox.resolution.x:.10g}"
         where = f"scene {scene}, window y {y.start}:{y.stop} x {x.start}:{x.stop} of pixels of {size}"
+        if self.rule.mirrored:
+            pixels, inner = _mirrored(pixels, inner, self.rule.surroundings)
         try:
-            return self.rule.valid(np.ascontiguousarray(pixels))
+            return self.rule.marks(np.ascontiguousarray(pixels), inner), True
         except ParameterError as error:
             raise ParameterError(f"{where}: {error}", scene=scene, window=window) from error
+        except S2CompositeError:
+            raise
         except Exception as error:
-            said = f"{where}: the function {self.rule.name} of Mask raised {type(error).__name__}: {error}"
+            said = f"{where}: {self.rule.what} raised {type(error).__name__}: {error}"
             if self.stack.options.on_error == "raise":
                 cure = "leave the scene out, or continue without it there with on_error='skip'"
                 raise SceneError(f"{said}; {cure}", scene=scene, window=window) from error
             LOG.warning("%s; it is not used there", said)
-            return None
+            return np.full([s.stop - s.start for s in inner], UNSEEN, np.uint8), False
+
+
+def _mirrored(pixels: NDArray[Any], inner: Window, around: int) -> tuple[NDArray[Any], Window]:
+    """Return pixels ``(b, y, x)`` with `around` pixels on each side of a window within, mirrored where the scene ends.
+
+    And the window in these.
+    """
+    sizes = pixels.shape[1:]
+    lacking = [(around - s.start, around - (n - s.stop)) for s, n in zip(inner, sizes, strict=True)]
+    y, x = (slice(around, around + s.stop - s.start) for s in inner)
+    return np.pad(pixels, [(0, 0), *lacking], "symmetric") if any(map(any, lacking)) else pixels, (y, x)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A grid cut into tiles, of which any corner lies at `origin`."""
+
+    origin: tuple[int, int]
+    """``(y, x)``."""
+
+    sides: tuple[int, int]
+    """Of a tile, ``(y, x)``."""
+
+    @classmethod
+    def around(cls, area: Window, step: int, most: int) -> Tiling:
+        """Return tiles that fit an area: they begin at multiples of `step`, and have a side of at most `most`."""
+        first = [s.start // step for s in area]
+        steps = [max(-(-s.stop // step) - one, 1) for s, one in zip(area, first, strict=True)]
+        sides = [step * -(-n // -(-n * step // most)) for n in steps]
+        return cls((first[0] * step, first[1] * step), (sides[0], sides[1]))
+
+    def within(self, region: Window, shape: Sequence[int]) -> Iterator[tuple[tuple[int, int], Window]]:
+        """Yield the tiles of a grid of some shape that touch a region, each with its number."""
+        every = []
+        for s, origin, side, n in zip(region, self.origin, self.sides, shape, strict=True):
+            numbers = range((s.start - origin) // side, -((origin - s.stop) // side))
+            every.append([(i, slice(max(origin + i * side, 0), min(origin + (i + 1) * side, n))) for i in numbers])
+        for (row, y), (column, x) in product(*every):
+            yield (row, column), (y, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,15 +354,39 @@ _LOCK = Lock()
 
 @dataclass(eq=False)
 class _TileBits:
-    """The cached results of a tile: planes of bits by position of the scene."""
+    """The cached results of a tile: compressed planes of bits by position of the scene."""
 
-    lock: Lock = field(default_factory=Lock)
-    planes: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    changed: Condition = field(default_factory=Condition)
+    planes: dict[int, bytes] = field(default_factory=dict)
+    claimed: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
 
     def bytes(self) -> int:
         """Return its size."""
-        return sum(planes.nbytes for planes in list(self.planes.values()))
+        return sum(map(len, list(self.planes.values())))
+
+    def fill(
+        self, scenes: Sequence[int], at_once: int | None, evaluate: Callable[[Sequence[int]], Iterator[_Evaluated]]
+    ) -> None:
+        """Have the scenes that are not cached evaluated, each by the thread that comes to it first."""
+        while True:
+            with self.changed:
+                missing = [k for k in scenes if k not in self.planes]
+                mine = [k for k in missing if k not in self.claimed][:at_once]
+                if not missing:
+                    return
+                if not mine:
+                    self.changed.wait()
+                    continue
+                self.claimed.update(mine)
+            try:
+                for k, made, lost in evaluate(mine):
+                    self.failed |= {k} if lost else set()
+                    self.planes[k] = bytes(imagecodecs.zstd_encode(np.packbits(made, axis=-1).tobytes(), 1))
+            finally:
+                with self.changed:
+                    self.claimed.difference_update(mine)
+                    self.changed.notify_all()
 
 
 _TILES: OrderedDict[Hashable, _TileBits] = OrderedDict()
@@ -315,38 +395,38 @@ _TILES: OrderedDict[Hashable, _TileBits] = OrderedDict()
 def tile_planes(
     token: str,
     region: Window,
-    side: int,
+    tiles: int | Tiling,
     stack: Stack,
     scenes: Sequence[int],
     evaluate: Callable[[Window, Sequence[int]], Iterator[_Evaluated]],
+    at_once: int | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return planes of bits of a region of a stack's grid, ``(plane, t, y, x)``, and scenes that failed, ``(t,)``.
 
-    They are assembled from tiles. `evaluate` computes tiles that are not cached, at least for the requested scenes: one
-    thread does so, while others that need the tile wait.
+    They are assembled from tiles, or square ones of that side. `evaluate` computes tiles that are not cached, at least
+    for the scenes that it is given, `at_once` at most; a thread evaluates those that no other has begun, and waits for
+    the others.
     """
+    tiling = Tiling((0, 0), (tiles, tiles)) if isinstance(tiles, int) else tiles
     out: NDArray[np.bool_] | None = None
     failed = np.zeros(len(scenes), bool)
-    rows, columns = (range(s.start // side, -(-s.stop // side)) for s in region)
-    for row, column in ((row, column) for row in rows for column in columns):
-        y, x = (slice(i * side, min((i + 1) * side, n)) for i, n in zip((row, column), stack.shape[2:], strict=True))
+    for number, (y, x) in tiling.within(region, stack.shape[2:]):
         with _LOCK:
-            tile = _TILES.setdefault((token, row, column), _TileBits())
-            _TILES.move_to_end((token, row, column))
-        with tile.lock:
-            missing = [k for k in scenes if k not in tile.planes]
-            if missing:
-                for k, made, lost in evaluate((y, x), missing):
-                    tile.planes[k] = np.packbits(made, axis=-1)
-                    tile.failed |= {k} if lost else set()
-            bits = np.stack([tile.planes[k] for k in scenes], axis=1)
-            failed |= [k in tile.failed for k in scenes]
-        if out is None:
-            out = np.empty((*bits.shape[:2], *(s.stop - s.start for s in region)), bool)
+            tile = _TILES.setdefault((token, *number), _TileBits())
+            _TILES.move_to_end((token, *number))
+        tile.fill(scenes, at_once, partial(evaluate, (y, x)))
+        failed |= [k in tile.failed for k in scenes]
         met = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip((y, x), region, strict=True))
-        part, place = (within(outer, (met[0], met[1])) for outer in ((y, x), region))
-        found = np.unpackbits(bits[:, :, part[0]], axis=-1, count=x.stop - x.start).view(bool)
-        out[(..., *place)] = found[..., part[1]]
+        (rows, columns), place = (within(outer, (met[0], met[1])) for outer in ((y, x), region))
+        height, width = y.stop - y.start, -(-(x.stop - x.start) // 8)
+        first, shift = columns.start // 8, columns.start % 8
+        for i, k in enumerate(scenes):
+            flat = np.frombuffer(imagecodecs.zstd_decode(tile.planes[k]), np.uint8)
+            bits = flat.reshape(-1, height, width)[:, rows, first : -(-columns.stop // 8)]
+            if out is None:
+                out = np.empty((len(bits), len(scenes), *(s.stop - s.start for s in region)), bool)
+            found = np.unpackbits(bits, axis=-1).view(bool)
+            out[(slice(None), i, *place)] = found[..., shift : shift + columns.stop - columns.start]
     _forget()
     assert out is not None
     return out, failed

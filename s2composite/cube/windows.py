@@ -557,8 +557,8 @@ def refuse_masks(recipe: Recipe) -> None:
     if beside:
         raise ParameterError(
             f"{', '.join(beside)} need the scenes' files: rules on mask bands need that band, either in the cube or "
-            "Dataset itself, or in the scenes of a cube from open_cube() with unchanged values, and Mask and "
-            "TemporalMask need such a cube; or pass a boolean DataArray (time, y, x)"
+            "Dataset itself, or in the scenes of a cube from open_cube() with unchanged values, and Mask, CloudNet "
+            "and TemporalMask need such a cube; or pass a boolean DataArray (time, y, x)"
         )
 
 

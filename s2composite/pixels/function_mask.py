@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,13 @@ from s2composite.errors import ParameterError, imported
 from s2composite.pixels.masks import Limits
 from s2composite.pixels.morphology import Step, steps_of
 
-__all__ = ["Mask", "MaskFunction", "positive_resolution"]
+__all__ = ["UNSEEN", "Mask", "MaskFunction", "band_list", "positive_resolution"]
 
 MaskFunction = Callable[[NDArray[Any]], NDArray[Any]]
 """What makes a mask: takes ``(band, y, x)`` of one scene, returns ``(y, x)``, bool (True: may be used) or classes."""
+
+UNSEEN = 0x80
+"""Bit of a pixel's mark that says that nothing was observed there."""
 
 _MOST_AROUND = 4096
 """Pixels around a tile that a function may ask for."""
@@ -85,15 +88,16 @@ class Mask:
     cleanup: tuple[Step, ...] = ()
     """Steps on the mask of what is dropped."""
 
+    side: ClassVar[int] = 1024  # of tiles: with 64 pixels around them they are 27 % larger
+    step: ClassVar[int | None] = None  # tiles are those of the scene
+    at_once: ClassVar[int] = 8  # scenes read at once for a tile: one is fetched while another is decoded
+    mirrored: ClassVar[bool] = False
+    dropped: ClassVar[tuple[int, ...]] = (1,)
+
     def __post_init__(self) -> None:
         given: Any = self
         object.__setattr__(self, "function", _function(given.function))
-        bands = (given.bands,) if isinstance(given.bands, (str, int)) else given.bands
-        if bands is not None:
-            listed = tuple(bands) if isinstance(bands, Iterable) else ()
-            if not listed or not all(isinstance(band, (str, int)) and not isinstance(band, bool) for band in listed):
-                raise ParameterError(f"the bands of Mask are {given.bands!r}; give their names in a list")
-            object.__setattr__(self, "bands", listed)
+        object.__setattr__(self, "bands", band_list("Mask", given.bands))
         object.__setattr__(self, "resolution", positive_resolution("Mask", given.resolution))
         around = given.surroundings
         if not isinstance(around, (int, np.integer)) or isinstance(around, bool) or not 0 <= around <= _MOST_AROUND:
@@ -115,9 +119,27 @@ class Mask:
         named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
         return f"{named.__module__}.{named.__qualname__}"
 
+    @property
+    def what(self) -> str:
+        """What computes it, for messages."""
+        return f"the function {self.name} of Mask"
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What decides its marks."""
+        return self.function, str(self)
+
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` unchanged: the function looks at pixels together, not at single values."""
         return limits
+
+    def memory(self, tile: int, itemsize: int) -> int:
+        """Return the bytes that tiles of so many values take; the function's own: a copy in floats, and another."""
+        return self.at_once * tile * itemsize + 2 * 4 * tile
+
+    def marks(self, pixels: NDArray[Any], inner: tuple[slice, slice]) -> NDArray[np.uint8]:
+        """Return 1 where the tile at `inner` of ``pixels (band, y, x)`` must not be used, else 0."""
+        return (~self.valid(pixels)[inner]).view(np.uint8)
 
     def valid(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which observations are valid before any cleanup, ``(y, x)`` of ``pixels (band, y, x)`` of one scene.
@@ -129,7 +151,7 @@ class Mask:
         """
         found: Any = self.function(pixels)
         marks = np.asarray(found)
-        what = f"the function {self.name} of Mask returned"
+        what = f"{self.what} returned"
         if marks.shape != pixels.shape[1:]:
             raise ParameterError(
                 f"{what} {type(found).__name__} of shape {marks.shape} for pixels (band, y, x) {pixels.shape}; return "
@@ -154,6 +176,17 @@ class Mask:
         names = ("bands", "resolution", "surroundings", "classes", "cleanup")
         given = [f"{name}={value!r}" for name in names if (value := getattr(self, name)) not in (None, 0, ())]
         return f"Mask({', '.join([self.name, *given])})"
+
+
+def band_list(rule: str, bands: Any) -> tuple[str | int, ...] | None:
+    """Return the bands that a rule looks at, checked."""
+    if bands is None:
+        return None
+    several = isinstance(bands, Iterable) and not isinstance(bands, str)
+    listed = tuple(bands) if several else (bands,)
+    if not listed or not all(isinstance(band, (str, int)) and not isinstance(band, bool) for band in listed):
+        raise ParameterError(f"the bands of {rule} are {bands!r}; give their names in a list")
+    return listed
 
 
 def positive_resolution(rule: str, resolution: Any) -> float | None:

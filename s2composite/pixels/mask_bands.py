@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
+from s2composite.pixels.cloud_net import CloudNet
 from s2composite.pixels.function_mask import Mask
 from s2composite.pixels.masks import Limits, Nodata, Rule, Saturated, SwathEdge, ValueRange, check_number
 from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
@@ -544,6 +545,7 @@ def _label(name: str, classes: Iterable[Any], cleanup: Cleanup) -> str:
 
 
 _RULES: dict[str, Callable[..., Rule]] = {
+    "cloud_net": CloudNet,
     "cloud_probability": CloudProbability,
     "fmask": Fmask,
     "mask": Mask,

@@ -26,6 +26,7 @@ __all__ = [
     "check_bands",
     "chosen_bands",
     "convert",
+    "declares",
     "parts_of",
     "wanted_assets",
 ]
@@ -115,6 +116,11 @@ def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[BandName]
     """Raise a BandError if the names that assets declare are not all of `bands`."""
     for band in bands:
         _must_find(band, _declared(assets), scene)
+
+
+def declares(scene: Scene, bands: Sequence[BandName]) -> bool:
+    """Return whether the names of a scene's assets, without their headers, tell of all of `bands`."""
+    return all(_find(band, _declared(scene.assets), scene) for band in bands)
 
 
 def _declared(assets: Sequence[Asset]) -> list[_Entry]:

@@ -51,6 +51,7 @@ __all__ = [
     "saturated_of",
     "shift_of",
     "sources_of",
+    "target_extent",
     "with_named_shifts",
 ]
 
@@ -221,7 +222,7 @@ def _placed(
         offset, factor = zoomed
         (height, width), top, left = shapes[0], -offset[0], -offset[1]
         return 0, offset, factor, (top, top + height * factor, left, left + width * factor)
-    return _coarse_enough(source, shapes, target), None, 1, _target_extent(source, target)
+    return _coarse_enough(source, shapes, target), None, 1, target_extent(source, target)
 
 
 def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: GeoBox) -> int:
@@ -232,7 +233,7 @@ def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: 
     return max(fine, default=0)
 
 
-def _target_extent(source: GeoBox, target: GeoBox) -> Extent:
+def target_extent(source: GeoBox, target: GeoBox) -> Extent:
     """Return the target's pixels in the box around a file's outline."""
     pixels = source.boundary(129)
     x, y = source.transform @ (pixels[:, 0], pixels[:, 1])
@@ -382,10 +383,10 @@ def _check_scaled(
         header = headers[part.asset.href]
         if values.scale is None and not values.classes and not is_mask_band(names[row]) and header.dtype.kind != "f":
             raise SceneError(
-                f"scene {product.id}: reflectance=True, but the scale of band {names[row]!r} in "
-                f"{display(part.asset.href)} is unknown: it is neither in its catalogue nor in tags of the file "
-                "(gdal_edit.py -scale), and its name is not a band of a known sensor; omit reflectance=True, or "
-                f"for Sentinel-2 give the number to add with harmonise={{{product.id!r}: -1000}} (0: nothing)",
+                f"scene {product.id}: no reflectances (reflectance=True, CloudNet): the scale of band {names[row]!r} "
+                f"in {display(part.asset.href)} is unknown, as neither its catalogue nor tags of the file give it, and "
+                "its name is not a band of a known sensor; write it into the file (gdal_edit.py -scale), do without, "
+                f"or for Sentinel-2 give the number to add with harmonise={{{product.id!r}: -1000}} (0: nothing)",
                 scene=product.id,
                 href=part.asset.href,
             )

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from s2composite.errors import ParameterError, SceneError, SourceError, check_choice
 from s2composite.scenes.dates import Moment, date_range, solar_day, utc_day, utc_time
 from s2composite.scenes.model import Asset, Scene, arc_around
-from s2composite.scenes.names import ParsedName, asset_bands, parse_name, sensor_of
+from s2composite.scenes.names import ParsedName, asset_bands, parse_name, same_band, sensor_of
 from s2composite.scenes.products import named_values
 from s2composite.scenes.stac import (
     RASTER_SUFFIXES,
@@ -30,7 +30,7 @@ from s2composite.storage.files import absolute, display, filesystem, in_archive,
 
 __all__ = [
     "DUPLICATES", "GROUPINGS", "SceneSource", "find_scenes", "grouped", "items_of_source", "level_of", "longitude",
-    "newest",
+    "newest", "product_level",
 ]  # fmt: skip
 
 DUPLICATES = ("newest", "keep")
@@ -326,6 +326,8 @@ def _scene_of_files(members: Sequence[tuple[ParsedName, str]]) -> Scene:
 _SAME_PLACE = 0.01  # degrees by which the boxes of two products with the same pixels may differ
 _SAME_PASS = dt.timedelta(minutes=2)  # within which products of a satellite and granule belong to the same pass
 _LEVEL = re.compile(r"(?:[-_]|\d)l([12])[a-z]{0,2}(?:[-_]|$)", re.IGNORECASE)
+_MSI_LEVEL = re.compile(r"MSIL([12])[A-Z]_")
+_SURFACE_ONLY = ("ga-s2", "hls-l30", "hls-s30", "maja", "sen2like")
 
 
 def newest(scenes: Sequence[Scene]) -> list[Scene]:
@@ -363,6 +365,23 @@ def level_of(scene: Scene) -> str | None:
     """Return the processing level that the collection of a scene names, ``"1"`` or ``"2"``; None if it names none."""
     match = _LEVEL.search(scene.collection or "")
     return match[1] if match else None
+
+
+def product_level(scene: Scene) -> str | None:
+    """Return the processing level of a scene, ``"1"`` or ``"2"``, that any of its names says; None if none does.
+
+    Those are its collection, its own and those of files, its sensor where this has one level only, and bands that only
+    one level has.
+    """
+    named = [(_LEVEL, scene.collection or ""), (_LEVEL, scene.id)]
+    named += [(_MSI_LEVEL, text) for text in (scene.id, *(asset.href for asset in scene.assets))]
+    match = next((match for form, text in named if (match := form.search(text))), None)
+    if match is not None:
+        return match[1]
+    bands = {same_band(asset.name, scene.sensor)[0] for asset in scene.assets}
+    if scene.sensor in _SURFACE_ONLY or bands & {"SCL", "AOT", "WVP"}:
+        return "2"
+    return "1" if scene.sensor in (None, "sentinel-2") and "B10" in bands else None
 
 
 def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:

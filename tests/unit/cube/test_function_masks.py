@@ -66,7 +66,7 @@ def observed(directory):
 @pytest.mark.parametrize("side", [128, 1024])
 def test_result_does_not_depend_on_windows_or_tiles(season, chunks, side, monkeypatch):
     """Tiles of another size give the same result if their surroundings are as large as the function needs."""
-    monkeypatch.setattr(tile_masks.FunctionMask, "SIDE", side)
+    monkeypatch.setattr(s2c.Mask, "side", side)
     steps = (("opening", 1), ("dilation", 2))
     rule = s2c.Mask(brighter_than_around, surroundings=3, classes=[7], cleanup=steps)
     valid = ~apply_steps(np.stack([brighter_than_around(p) == 7 for p in files(season)]), steps)
@@ -130,7 +130,7 @@ def test_what_it_leaves_nothing_of_is_not_read_and_tiles_are_evaluated_once(seas
     assert len(seen) == 5  # scenes, of one tile each
     # in less memory than tiles take they are evaluated again, with the same result
     monkeypatch.setattr(tile_masks, "_KEPT_BYTES", 1)
-    monkeypatch.setattr(tile_masks.FunctionMask, "SIDE", 128)
+    monkeypatch.setattr(s2c.Mask, "side", 128)
     expected = counts(s2c.open_cube(season, bands=["TCI"], chunks=520), s2c.Mask(dull))
     np.testing.assert_array_equal(counts(cube, s2c.Mask(dull)), expected)
     assert len(tile_masks._TILES) == 1
