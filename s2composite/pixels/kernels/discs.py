@@ -72,7 +72,9 @@ def squared_distances(marked: Any, radius: int, out: Any) -> None:
         column_distances(marked[t], 1, most, down)
         for y in range(height):
             row, near, middle = out[t, y], down[y], padded[radius : radius + width]
-            lowest, longest, dx = most, radius * radius, 0
+            lowest: Any = most
+            longest: Any = radius * radius
+            dx = 0
             for x in range(row.size):
                 middle[x], row[x] = np.int32(near[x]) * np.int32(near[x]), radius * radius
                 lowest = min(lowest, np.int32(near[x]))
