@@ -7,11 +7,12 @@ windows within the tile.
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from threading import Condition, Lock
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
 
+from s2composite.cube.mask_cache import TileFile
 from s2composite.errors import ParameterError, S2CompositeError, SceneError
 from s2composite.metrics import metered, record_read
 from s2composite.pixels.cloud_net import CloudNet
@@ -30,6 +32,7 @@ from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED
 from s2composite.reading.stack import Stack
+from s2composite.storage.files import absolute
 
 __all__ = ["FunctionMask", "GridMask", "SeriesMask"]
 
@@ -80,14 +83,20 @@ class FunctionMask:
     token: str
     """Hash of everything that determines the result of a tile."""
 
+    decides: str
+    """The same, but for scenes, area and classes."""
+
     @classmethod
     def of(cls, rule: Mask | CloudNet, stack: Stack, area: Window) -> FunctionMask:
         """Return the mask of all scenes of a stack, of which an area of its grid is going to be needed."""
         tiles = Tiling((0, 0), (rule.side, rule.side))
-        if rule.step is not None:
+        if rule.cache is not None:  # of any area
+            rule = replace(rule, cache=absolute(rule.cache))
+        elif rule.step is not None:
             tiles = Tiling.around(with_halo(area, halo_of(rule.cleanup), stack.shape[2:])[0], rule.step, rule.side)
-        token = str(tokenize(rule.key, rule.dropped, tiles, stack.token))
-        return cls(rule, stack, tuple(range(len(stack.scenes))), tiles, token)
+        decides = str(tokenize(rule.key))
+        token = str(tokenize(decides, rule.dropped, tiles, stack.token))
+        return cls(rule, stack, tuple(range(len(stack.scenes))), tiles, token, decides)
 
     def __dask_tokenize__(self) -> object:
         return self.token, str(self.rule), self.scenes
@@ -111,29 +120,48 @@ class FunctionMask:
         """Return which observations of a window may be used, ``(t, y, x)``, and which scenes failed."""
         region, inner = with_halo(window, halo_of(self.rule.cleanup), self.stack.shape[2:])
         (bad, lost), failed = tile_planes(
-            self.token, region, self.tiles, self.stack, self.scenes, self._evaluate, self.rule.at_once
-        )
+            self.token, region, self.tiles, self.stack, self.scenes, self._evaluate, self.rule.at_once,
+            shared=self.rule.cache is not None,
+        )  # fmt: skip
         valid = ~(apply_steps(bad, self.rule.cleanup) | lost)
         return valid[(slice(None), *inner)], failed & lost[(slice(None), *inner)].any(axis=(1, 2))
 
     def _evaluate(self, tile: Window, scenes: Sequence[int]) -> Iterator[_Evaluated]:
         """Yield scenes with what is bad in a tile and what is lost, ``(2, y, x)``, and whether any of it failed."""
-        rule = self.rule
-        region, inner = with_halo(tile, rule.surroundings, self.stack.shape[2:])
+        dropped, files = np.isin(np.arange(UNSEEN), self.rule.dropped), dict[int, TileFile]()
+        if self.rule.cache is not None:
+            files = {k: self._file(self.rule.cache, tile, k) for k in scenes}
+        kept = {k: marks for k, file in files.items() if (marks := file.read()) is not None}
+        computed = self._computed(tile, [k for k in scenes if k not in kept])
+        for k, marks, whole in chain(((k, marks, True) for k, marks in kept.items()), computed):
+            if k in files and k not in kept and whole:
+                files[k].write(marks, self.stack.geobox[tile])
+            yield k, np.stack([dropped[marks & ~np.uint8(UNSEEN)], marks >= UNSEEN]), not whole
+
+    def _file(self, folder: str, tile: Window, k: int) -> TileFile:
+        """Return the file of a scene's tile in a cache."""
+        alone = self.stack.select([k])
+        # what becomes of scenes that fail does not matter to the others
+        files = replace(alone, options=replace(alone.options, on_error="raise")).token
+        return TileFile.of(folder, self.stack.scenes[k].id, tile, f"{self.decides} {files}")
+
+    def _computed(self, tile: Window, scenes: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8], bool]]:
+        """Yield scenes with the marks of a tile, and whether all of it could be read and computed."""
+        if not scenes:
+            return
+        region, inner = with_halo(tile, self.rule.surroundings, self.stack.shape[2:])
         ((_, seen),) = self.stack.select(scenes).read_all([region], coverage=True)
         record_read(seen.tally)
         assert seen.covered is not None
         failed = {failure.scene for failure in seen.failures} | set(np.flatnonzero(seen.status == FAILED).tolist())
         for failure in seen.failures:
             seen.covered[(failure.scene, *within(region, failure.part))] = False
-        dropped = np.isin(np.arange(UNSEEN), rule.dropped)
         for i, k in enumerate(scenes):
-            marks = np.full([s.stop - s.start for s in tile], UNSEEN, np.uint8)
+            marks, whole = np.full([s.stop - s.start for s in tile], UNSEEN, np.uint8), True
             if seen.covered[i].any():
                 marks, whole = self._marked(self.stack.scenes[k].id, region, inner, seen.pixels[i])
-                failed |= set() if whole else {i}
                 marks[~seen.covered[(i, *inner)]] |= UNSEEN
-            yield k, np.stack([dropped[marks & ~np.uint8(UNSEEN)], marks >= UNSEEN]), i in failed
+            yield k, marks, whole and i not in failed
 
     def _marked(
         self, scene: str, region: Window, inner: Window, pixels: NDArray[Any]
@@ -400,21 +428,25 @@ def tile_planes(
     scenes: Sequence[int],
     evaluate: Callable[[Window, Sequence[int]], Iterator[_Evaluated]],
     at_once: int | None = None,
+    *,
+    shared: bool = False,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return planes of bits of a region of a stack's grid, ``(plane, t, y, x)``, and scenes that failed, ``(t,)``.
 
     They are assembled from tiles, or square ones of that side. `evaluate` computes tiles that are not cached, at least
     for the scenes that it is given, `at_once` at most; a thread evaluates those that no other has begun, and waits for
-    the others.
+    the others. `shared`: results are shared with other processes, so each begins with another scene.
     """
     tiling = Tiling((0, 0), (tiles, tiles)) if isinstance(tiles, int) else tiles
     out: NDArray[np.bool_] | None = None
     failed = np.zeros(len(scenes), bool)
+    first = int(len(scenes) * (os.getpid() * 0.618 % 1)) if shared else 0
+    order = [*scenes[first:], *scenes[:first]]
     for number, (y, x) in tiling.within(region, stack.shape[2:]):
         with _LOCK:
             tile = _TILES.setdefault((token, *number), _TileBits())
             _TILES.move_to_end((token, *number))
-        tile.fill(scenes, at_once, partial(evaluate, (y, x)))
+        tile.fill(order, at_once, partial(evaluate, (y, x)))
         failed |= [k in tile.failed for k in scenes]
         met = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip((y, x), region, strict=True))
         (rows, columns), place = (within(outer, (met[0], met[1])) for outer in ((y, x), region))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import MissingDependencyError, ParameterError, check_choice, needed
-from s2composite.pixels.function_mask import UNSEEN, band_list, positive_resolution
+from s2composite.pixels.function_mask import UNSEEN, band_list, cache_folder, positive_resolution
 from s2composite.pixels.masks import Limits
 from s2composite.pixels.morphology import Step, steps_of
 
@@ -61,6 +61,10 @@ class CloudNet:
     cleanup
         Steps on the mask of what is dropped, as for `SCL`, in pixels of `resolution`. Default: it is grown by 4 pixels,
         as by the package.
+    cache
+        A directory, or the URL of one, that keeps the classes, one file for each scene and tile of 1836 x 1836 pixels,
+        so that other runs, jobs, areas and processes need not compute them. They are named after the scene and a hash
+        of the network, `resolution`, `bands`, `level` and the scene's files.
 
     Raises
     ------
@@ -101,6 +105,9 @@ class CloudNet:
     cleanup: tuple[Step, ...] = (("dilation", 4),)
     """Steps on the mask of what is dropped."""
 
+    cache: str | None = None
+    """Directory that keeps classes."""
+
     side: ClassVar[int] = 9 * _STEP  # 109.8 km of Sentinel-2 are one of these at 60 m, and two at 30 m
     step: ClassVar[int] = _STEP
     surroundings: ClassVar[int] = _SIZE
@@ -125,6 +132,7 @@ class CloudNet:
         check_choice("level of CloudNet", level, ("l1c", "l2a", None))
         object.__setattr__(self, "level", level)
         object.__setattr__(self, "cleanup", steps_of(given.cleanup))
+        object.__setattr__(self, "cache", cache_folder("CloudNet", given.cache))
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -176,7 +184,7 @@ class CloudNet:
         return marks
 
     def __str__(self) -> str:
-        fields = {name: field.default for name, field in type(self).__dataclass_fields__.items()}
+        fields = {name: field.default for name, field in type(self).__dataclass_fields__.items() if name != "cache"}
         given = [f"{name}={getattr(self, name)!r}" for name, usual in fields.items() if getattr(self, name) != usual]
         return f"CloudNet({', '.join(given)})"
 

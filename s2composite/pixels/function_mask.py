@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +16,7 @@ from s2composite.errors import ParameterError, imported
 from s2composite.pixels.masks import Limits
 from s2composite.pixels.morphology import Step, steps_of
 
-__all__ = ["UNSEEN", "Mask", "MaskFunction", "band_list", "positive_resolution"]
+__all__ = ["UNSEEN", "Mask", "MaskFunction", "band_list", "cache_folder", "positive_resolution"]
 
 MaskFunction = Callable[[NDArray[Any]], NDArray[Any]]
 """What makes a mask: takes ``(band, y, x)`` of one scene, returns ``(y, x)``, bool (True: may be used) or classes."""
@@ -52,6 +55,11 @@ class Mask:
     cleanup
         Steps on the mask of what is dropped, as for `SCL`: ``[("opening", 2), ("dilation", 5)]``; in pixels of
         `resolution`.
+    cache
+        A directory, or the URL of one, that keeps what the function returned, one file for each scene and tile, so that
+        other runs, jobs and processes need not call it. Files are named after the scene and a hash of the function, its
+        module's source, these parameters and the scene's files. Of what the function calls elsewhere, or loads, nothing
+        is known: give another directory where that changes.
 
     Raises
     ------
@@ -88,6 +96,9 @@ class Mask:
     cleanup: tuple[Step, ...] = ()
     """Steps on the mask of what is dropped."""
 
+    cache: str | None = None
+    """Directory that keeps what was computed."""
+
     side: ClassVar[int] = 1024  # of tiles: with 64 pixels around them they are 27 % larger
     step: ClassVar[int | None] = None  # tiles are those of the scene
     at_once: ClassVar[int] = 8  # scenes read at once for a tile: one is fetched while another is decoded
@@ -112,6 +123,7 @@ class Mask:
         if isinstance(given.cleanup, Mapping):
             raise ParameterError("the classes of Mask are cleaned together; give cleanup= as one list of steps")
         object.__setattr__(self, "cleanup", steps_of(given.cleanup))
+        object.__setattr__(self, "cache", cache_folder("Mask", given.cache))
 
     @property
     def name(self) -> str:
@@ -127,7 +139,12 @@ class Mask:
     @property
     def key(self) -> tuple[object, ...]:
         """What decides its marks."""
-        return self.function, str(self)
+        function: Any = getattr(self.function, "func", self.function)
+        try:
+            source = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_bytes()
+        except (TypeError, OSError, ValueError):  # a builtin, an object, or typed in
+            source = b""
+        return self.function, str(self), source
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` unchanged: the function looks at pixels together, not at single values."""
@@ -187,6 +204,15 @@ def band_list(rule: str, bands: Any) -> tuple[str | int, ...] | None:
     if not listed or not all(isinstance(band, (str, int)) and not isinstance(band, bool) for band in listed):
         raise ParameterError(f"the bands of {rule} are {bands!r}; give their names in a list")
     return listed
+
+
+def cache_folder(rule: str, cache: Any) -> str | None:
+    """Return the directory that keeps what a rule computed, checked."""
+    if cache is None:
+        return None
+    if not isinstance(cache, (str, os.PathLike)) or not os.fspath(cache):
+        raise ParameterError(f"the cache of {rule} is {cache!r}; give a directory, or the URL of one")
+    return os.fspath(cache)
 
 
 def positive_resolution(rule: str, resolution: Any) -> float | None:

@@ -192,6 +192,10 @@ def _check_values(values: Mapping[str, Any]) -> None:
             if name not in known:
                 detail = f"{key}: {str(name)[:100]!r} is unknown; there are {', '.join(known)}"
                 raise ProblemError(422, detail, f"/{key}")
+    for rule in valid if isinstance(valid := values.get("valid"), list) else [valid]:
+        options = rule.values() if isinstance(rule, Mapping) else ()
+        if any(isinstance(one, Mapping) and "cache" in one for one in options):
+            raise ProblemError(403, "valid: only the operator may set the cache of a rule", "/valid")
     grid = values.get("grid")
     written = grid.partition(";")[0].strip() if isinstance(grid, str) and ";" in grid else None
     grid_crs = grid.get("crs") if isinstance(grid, Mapping) else written

@@ -326,6 +326,95 @@ def test_the_rule_is_parameters_alone():
     assert named == rule
 
 
+@pytest.fixture
+def counted(bright, monkeypatch):
+    """How often a tile was evaluated."""
+    called, marks = [], CloudNet.marks
+    monkeypatch.setattr(CloudNet, "marks", lambda self, *args: (called.append(self), marks(self, *args))[1])
+    return called
+
+
+def count_of(cube, rule):
+    tile_masks._TILES.clear()  # as in another process
+    return s2c.composite(cube, valid=rule).compute(scheduler="sync")["count"].values
+
+
+def test_a_cache_serves_other_runs_areas_and_classes(season, tmp_path, counted):
+    cube, folder = opened(season, chunks=128), tmp_path / "cache"
+    expected = count_of(cube, CloudNet(level="l2a"))
+    del counted[:]
+    rule = CloudNet(level="l2a", cache=folder)
+    assert "cache" not in str(rule)
+    np.testing.assert_array_equal(count_of(cube, rule), expected)
+    assert len(counted) == 2
+    assert len(list(folder.iterdir())) == 2
+    np.testing.assert_array_equal(count_of(cube, rule), expected)
+    part = cube.isel(y=slice(40, 99), x=slice(3, 200), time=[1])
+    other = {"classes": "cloud", "cleanup": (), "level": "l2a"}
+    np.testing.assert_array_equal(
+        count_of(part, CloudNet(cache=str(folder), **other)), count_of(part, CloudNet(**other))
+    )
+    assert len(counted) == 3  # of the rule without a cache
+    # of other numbers it does not know anything
+    count_of(cube, CloudNet(level="l1c", cache=folder))
+    assert len(counted) == 5
+    with rasterio.open(min(folder.iterdir())) as file:
+        assert file.transform == from_origin(3e5, 49e5, 30, 30)
+        assert set(np.unique(file.read(1))) == {0, 1, 128}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other", "text"])
+def test_damaged_files_of_a_cache_are_computed_again(season, tmp_path, counted, caplog, damage):
+    cube, rule = opened(season), CloudNet(level="l2a", cache=tmp_path)
+    expected = count_of(cube, rule)
+    first, second = sorted(tmp_path.iterdir())
+    if damage == "cut":
+        first.write_bytes(first.read_bytes()[:-200])
+    elif damage == "flipped":
+        with rasterio.open(first, "r+") as file:
+            file.write(1 - np.minimum(file.read(1), 1), 1)
+    elif damage == "other":
+        first.write_bytes(second.read_bytes())
+    else:
+        first.write_text("no TIFF")
+    del counted[:]
+    np.testing.assert_array_equal(count_of(cube, rule), expected)
+    assert len(counted) == 1
+    assert f"{first}: not used, the tile is computed again" in caplog.text
+    np.testing.assert_array_equal(count_of(cube, rule), expected)
+    assert len(counted) == 1
+
+
+def test_other_files_of_a_scene_and_places_that_cannot_be_written(tmp_path, counted, caplog):
+    source, folder = tmp_path / "scenes", tmp_path / "cache"
+    source.mkdir()
+    make(source, (64, 64), 1)
+    rule = CloudNet(level="l2a", cache=folder)
+    count_of(opened(source), rule)
+    make(source, (64, 64), 1, seed=2)
+    fresh = count_of(opened(source), rule)
+    np.testing.assert_array_equal(fresh, count_of(opened(source), CloudNet(level="l2a")))
+    assert len(counted) == 3
+    assert len(list(folder.iterdir())) == 2
+    taken = next(source.iterdir())
+    np.testing.assert_array_equal(count_of(opened(source), CloudNet(level="l2a", cache=taken)), fresh)
+    assert "this tile is not kept" in caplog.text
+    for wrong in ("", 7):
+        with pytest.raises(ParameterError, match="the cache of CloudNet"):
+            CloudNet(cache=wrong)
+
+
+def test_scenes_that_fail_are_not_kept(tmp_path, counted):
+    source, folder = tmp_path / "scenes", tmp_path / "cache"
+    source.mkdir()
+    make(source, (300, 300), 2)
+    broken = min(source.glob("*_B12.tif"))
+    broken.write_bytes(broken.read_bytes()[:20000])
+    rule = CloudNet(level="l2a", cache=folder, cleanup=())
+    count_of(opened(source, on_error="skip"), rule)
+    assert [path.name[:15] for path in folder.iterdir()] == ["T31TCJ_20230702"]
+
+
 # --- slow: real data, larger scenes, workers --------------------------------------------------------------------------
 
 
@@ -351,11 +440,17 @@ def test_real_scenes_have_the_classes_of_the_package(imagery, csmask):
 
 @pytest.mark.slow
 def test_workers_give_the_same_result(tmp_path, csmask, client_of_test):
-    make(tmp_path, (520, 400), 2)
+    source, folder = tmp_path / "scenes", tmp_path / "cache"
+    source.mkdir()
+    make(source, (520, 400), 2)
     rule = CloudNet(level="l2a")
-    there = s2c.composite(opened(tmp_path, chunks=256), valid=rule).compute()
+    there = s2c.composite(opened(source, chunks=256), valid=rule).compute()
+    kept = CloudNet(level="l2a", cache=folder)
+    again = s2c.composite(opened(source, chunks=256), valid=kept).compute()
+    assert again["count"].values.tobytes() == there["count"].values.tobytes()
+    assert len(list(folder.iterdir())) == 2
     with dask.config.set(scheduler="threads"):
         for chunks in (512, 520):
-            here = s2c.composite(opened(tmp_path, chunks=chunks), valid=rule).compute()
+            here = s2c.composite(opened(source, chunks=chunks), valid=rule).compute()
             for name in ("composite", "count"):
                 assert here[name].values.tobytes() == there[name].values.tobytes()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from functools import partial
 
 import dask
@@ -171,6 +172,29 @@ def test_a_function_that_fails_on_a_scene_stops_or_leaves_it_out(season):
     np.testing.assert_array_equal(
         counts(skipping, s2c.Mask(fails)), counts(cube.isel(time=slice(1, None)), s2c.Mask(dull))
     )
+
+
+def test_a_cache_of_a_function_is_for_its_source_and_parameters(season, tmp_path, monkeypatch):
+    module, folder = tmp_path / "cached_masks.py", tmp_path / "cache"
+    text = "calls = []\n\ndef dull(pixels):\n    calls.append(0)\n    return pixels.max(axis=0) < 150\n"
+    module.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    cube = s2c.open_cube(season, bands=["TCI"])
+
+    def found(**how):
+        tile_masks._TILES.clear()
+        rule = s2c.Mask("cached_masks:dull", cache=folder, **how)
+        assert "cache=" not in str(rule)
+        return counts(cube, rule), sys.modules["cached_masks"].calls
+
+    expected = counts(cube, s2c.Mask(dull))
+    for _ in range(2):
+        made, calls = found()
+        np.testing.assert_array_equal(made, expected)
+        assert len(calls) == 5
+    assert len(found(resolution=20)[1]) == 10
+    module.write_text(text.replace("150", "100"))
+    assert len(found()[1]) == 15
 
 
 def test_cubes_that_are_not_files_are_refused(season):

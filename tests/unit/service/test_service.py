@@ -318,6 +318,7 @@ def test_unknown_jobs(service):
         ({"reducer": [{"subprocess.run": {"args": "id"}}]}, 422, "/reducer"),
         ({"valid": ["os.system"]}, 422, "/valid"),
         ({"valid": [{"mask": {"function": "os:system"}}]}, 422, "/valid"),
+        ({"valid": ["nodata", {"cloud_net": {"cache": "/tmp/masks"}}]}, 403, "/valid"),
         ({"cluster": "tcp://10.0.0.1:8786"}, 403, "/cluster"),
         ({"performance_report": "/tmp/a.html"}, 403, "/performance_report"),
         ({"area": "/etc/passwd"}, 403, "/area"),
