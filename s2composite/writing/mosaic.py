@@ -122,7 +122,28 @@ def reconstruct(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         headers = list(pool.map(_read_tile_header, hrefs))
     _check_alike(headers)
-    dataset = north_up(_dataset(_lay_tiles(headers, shape)))
+    mosaic = _lay_tiles(headers, shape)
+    # The whole is lazy: one task for each cell reads its part of a tile.
+    first = mosaic.tiles[0]
+    chunks = tuple(tuple(b - a for a, b in pairwise(axis)) for axis in mosaic.edges)
+    shared = delayed(mosaic, name=f"send-tile-list-{tokenize(mosaic.tiles)}", pure=True, traverse=False)
+    data = da.map_blocks(
+        _read_cell,
+        mosaic=shared,
+        chunks=((first.bands,), *chunks),
+        dtype=first.dtype,
+        meta=np.empty((0, 0, 0), first.dtype),
+        name=f"read-tiles-{tokenize(mosaic.tiles, mosaic.edges)}",
+    )
+    names = [name or f"band_{i + 1}" for i, name in enumerate(first.names)]
+    coords: dict[Any, Any] = {"band": names if len(set(names)) == len(names) else list(range(1, len(names) + 1))}
+    if mosaic.transform is not None:
+        geobox = GeoBox((mosaic.edges[0][-1], mosaic.edges[1][-1]), mosaic.transform, first.crs)
+        coords |= dict(xr_coords(geobox, dims=("y", "x")))
+    attrs = {"overviews": "average"} | ({} if first.nodata is None else {"nodata": first.nodata})
+    dataset = north_up(
+        xr.Dataset({"composite": (("band", "y", "x"), data, attrs)}, coords, {"tiles": str(len(mosaic.tiles))})
+    )
     options = RasterOptions(compress, level, predictor, blocksize, overview_resampling, mask, bigtiff, jpeg_quality)
     plans = plan_files(dataset, path, "composite", options, tags=tags)
     (written,), _ = write_files(dataset, plans, overwrite=overwrite, progress=progress)
@@ -237,9 +258,25 @@ def _lay_tiles(tiles: Sequence[Tile], shape: tuple[int, int] | None) -> Mosaic:
             pair = (display(tiles[int(taken[0])].href), display(tiles[number].href))
             raise TilesError(f"{pair[0]} and {pair[1]} overlap", overlapping=pair)
         owners[cells] = number
-    if (owners < 0).any():
-        raise _missing(tiles, spans, edges, owners)
-    return Mosaic(tuple(tiles), tuple(places), (edges[0], edges[1]), owners, transform)
+    if not (owners < 0).any():
+        return Mosaic(tuple(tiles), tuple(places), (edges[0], edges[1]), owners, transform)
+    # What is missing is listed by name if the tiles have names.
+    named = all(tile.position for tile in tiles)
+    steps = [Counter(span[axis][1] - span[axis][0] for span in spans).most_common(1)[0][0] for axis in (0, 1)]
+    missing: dict[str, None] = {}
+    for row, column in np.argwhere(owners < 0):
+        y, x = edges[0][row : row + 2], edges[1][column : column + 2]
+        if not named:
+            missing[f"y {y[0]}:{y[1]}, x {x[0]}:{x[1]}"] = None
+            continue
+        # A gap of several tiles is one cell if nothing begins or ends inside it.
+        for top in range(y[0] // steps[0] * steps[0], y[1], steps[0]):
+            for left in range(x[0] // steps[1] * steps[1], x[1], steps[1]):
+                missing[f"tile_{left}_{top}.tif"] = None
+    listed = ", ".join(list(missing)[:_LISTED]) + (f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED))
+    raise TilesError(
+        f"{len(missing)} tile(s) are missing besides the {len(tiles)} found: {listed}", missing=tuple(missing)
+    )
 
 
 def _places(tiles: Sequence[Tile]) -> tuple[list[tuple[int, int]], Affine | None]:
@@ -270,51 +307,7 @@ def _places(tiles: Sequence[Tile]) -> tuple[list[tuple[int, int]], Affine | None
     return places, base @ Affine.translation(-int(origin[1]), -int(origin[0]))
 
 
-def _missing(
-    tiles: Sequence[Tile], spans: Sequence[Any], edges: Sequence[tuple[int, ...]], owners: NDArray[np.intp]
-) -> TilesError:
-    """Return the error that lists what is missing, by name if the tiles have names."""
-    named = all(tile.position for tile in tiles)
-    steps = [Counter(span[axis][1] - span[axis][0] for span in spans).most_common(1)[0][0] for axis in (0, 1)]
-    missing: dict[str, None] = {}
-    for row, column in np.argwhere(owners < 0):
-        y, x = edges[0][row : row + 2], edges[1][column : column + 2]
-        if not named:
-            missing[f"y {y[0]}:{y[1]}, x {x[0]}:{x[1]}"] = None
-            continue
-        # A gap of several tiles is one cell if nothing begins or ends inside it.
-        for top in range(y[0] // steps[0] * steps[0], y[1], steps[0]):
-            for left in range(x[0] // steps[1] * steps[1], x[1], steps[1]):
-                missing[f"tile_{left}_{top}.tif"] = None
-    listed = ", ".join(list(missing)[:_LISTED]) + (f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED))
-    return TilesError(
-        f"{len(missing)} tile(s) are missing besides the {len(tiles)} found: {listed}", missing=tuple(missing)
-    )
-
-
 # --- pixels -----------------------------------------------------------------------------------------------------------
-
-
-def _dataset(mosaic: Mosaic) -> xr.Dataset:
-    """Return the whole, lazily: one task per cell reads its part of a tile."""
-    first = mosaic.tiles[0]
-    chunks = tuple(tuple(b - a for a, b in pairwise(axis)) for axis in mosaic.edges)
-    shared = delayed(mosaic, name=f"send-tile-list-{tokenize(mosaic.tiles)}", pure=True, traverse=False)
-    data = da.map_blocks(
-        _read_cell,
-        mosaic=shared,
-        chunks=((first.bands,), *chunks),
-        dtype=first.dtype,
-        meta=np.empty((0, 0, 0), first.dtype),
-        name=f"read-tiles-{tokenize(mosaic.tiles, mosaic.edges)}",
-    )
-    names = [name or f"band_{i + 1}" for i, name in enumerate(first.names)]
-    coords: dict[Any, Any] = {"band": names if len(set(names)) == len(names) else list(range(1, len(names) + 1))}
-    if mosaic.transform is not None:
-        geobox = GeoBox((mosaic.edges[0][-1], mosaic.edges[1][-1]), mosaic.transform, first.crs)
-        coords |= dict(xr_coords(geobox, dims=("y", "x")))
-    attrs = {"overviews": "average"} | ({} if first.nodata is None else {"nodata": first.nodata})
-    return xr.Dataset({"composite": (("band", "y", "x"), data, attrs)}, coords, {"tiles": str(len(mosaic.tiles))})
 
 
 def _read_cell(mosaic: Mosaic, block_id: tuple[int, int, int]) -> NDArray[Any]:

@@ -193,7 +193,34 @@ def _write_item_thumbnail(
     layers = [(file, layer.name) for file in files for layer in file.plan.layers if layer.data.ndim == 3]
     # Prefer the composite; a preview is already stretched.
     file, layer = min(layers, key=lambda candidate: (candidate[1] != "composite", candidate[1] == "rgba"))
-    data = _thumbnail_of_file(file, layer, kind, size, None if layer == "rgba" else stretch)
+    # Its pixels are read from the overviews of the file that has just been written.
+    raster = file.plan.raster
+    bands = [i for i, band in enumerate(raster.bands) if band.layer == layer]
+    chosen = [bands[i] + 1 for i in colour_bands([raster.bands[i].name.removeprefix(f"{layer}_") for i in bands])]
+    shape = raster.levels[min(_halvings(raster.shape, size), len(raster.levels) - 1)]
+    try:
+        with ExitStack() as stack:
+            opened: Any = file.path
+            if is_remote(opened):
+                fs, inside = filesystem(opened)
+                opened = stack.enter_context(fs.open(inside, "rb"))
+            source = stack.enter_context(rasterio.open(opened))
+            # In the shape of an overview GDAL reads just that.
+            pixels = source.read(chosen, out_shape=(len(chosen), *shape))
+            valid = (source.read_masks(chosen, out_shape=(len(chosen), *shape)) > 0).all(axis=0)
+    except (OSError, rasterio.errors.RasterioError) as error:
+        raise WriteError(
+            f"{file.layout.raster.label}: its overviews cannot be read for a thumbnail: {error}"
+        ) from error
+    if raster.nodata is not None:
+        pixels[:, ~valid] = raster.nodata  # lossy files have something else there
+    more = _halvings(shape, size)
+    picture = rgba(
+        _halved(pixels, more, raster.nodata),
+        _halved(valid[None].view(np.uint8), more, 0)[0] > 0,
+        None if layer == "rgba" else stretch,
+    )
+    data = _encoded(picture, kind)
     put_small(data, item.thumbnail, overwrite=overwrite)
     asset = {
         "href": f"./{item.thumbnail.rpartition('/')[2]}",
@@ -321,33 +348,6 @@ def _halved(pixels: NDArray[Any], times: int, nodata: float | None) -> NDArray[A
     return pixels
 
 
-def _thumbnail_of_file(written: WrittenFile, layer: str, kind: str, size: int, stretch: Stretch | None) -> bytes:
-    """Return a thumbnail of a layer in a file that has just been written, from its overviews."""
-    raster = written.plan.raster
-    bands = [i for i, band in enumerate(raster.bands) if band.layer == layer]
-    chosen = [bands[i] + 1 for i in colour_bands([raster.bands[i].name.removeprefix(f"{layer}_") for i in bands])]
-    shape = raster.levels[min(_halvings(raster.shape, size), len(raster.levels) - 1)]
-    try:
-        with ExitStack() as stack:
-            file: Any = written.path
-            if is_remote(file):
-                fs, inside = filesystem(file)
-                file = stack.enter_context(fs.open(inside, "rb"))
-            source = stack.enter_context(rasterio.open(file))
-            # In the shape of an overview GDAL reads just that.
-            pixels = source.read(chosen, out_shape=(len(chosen), *shape))
-            valid = (source.read_masks(chosen, out_shape=(len(chosen), *shape)) > 0).all(axis=0)
-    except (OSError, rasterio.errors.RasterioError) as error:
-        raise WriteError(
-            f"{written.layout.raster.label}: its overviews cannot be read for a thumbnail: {error}"
-        ) from error
-    if raster.nodata is not None:
-        pixels[:, ~valid] = raster.nodata  # lossy files have something else there
-    more = _halvings(shape, size)
-    picture = rgba(_halved(pixels, more, raster.nodata), _halved(valid[None].view(np.uint8), more, 0)[0] > 0, stretch)
-    return _encoded(picture, kind)
-
-
 def _encoded(picture: NDArray[np.uint8], kind: str) -> bytes:
     if kind == "png":
         return bytes(imagecodecs.png_encode(picture))
@@ -416,18 +416,24 @@ def _build_item(
     """Return the item of a period with its files beside it, without links; `properties` override those made here."""
     rasters = [file.plan.raster for file in files]
     start, end = _time_range(period)
+    geobox = rasters[0].geobox
+    projection: dict[str, Any] = {"proj:shape": [int(n) for n in rasters[0].shape]}
+    if geobox is not None:
+        projection |= {"proj:transform": _six(geobox), "proj:bbox": [float(v) for v in geobox.boundingbox.bbox]}
+        if geobox.crs is not None:
+            projection |= {"proj:code": None} | crs_fields(geobox.crs)
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": [],
         "id": _item_id(dataset, period, rasters),
-        **_place(rasters[0].geobox),
+        **_place(geobox),
         "properties": {
             "datetime": None,
             "start_datetime": start,
             "end_datetime": end,
             "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            **_projection(rasters[0]),
+            **projection,
             **provenance,
             **properties,
         },
@@ -462,17 +468,6 @@ def _place(geobox: GeoBox | None) -> dict[str, Any]:
 
 def _rounded(value: Any) -> Any:
     return round(value, 7) if isinstance(value, float) else [_rounded(part) for part in value]
-
-
-def _projection(raster: Raster) -> dict[str, Any]:
-    geobox = raster.geobox
-    fields: dict[str, Any] = {"proj:shape": [int(n) for n in raster.shape]}
-    if geobox is None:
-        return fields
-    fields |= {"proj:transform": _six(geobox), "proj:bbox": [float(v) for v in geobox.boundingbox.bbox]}
-    if geobox.crs is None:
-        return fields
-    return fields | {"proj:code": None} | crs_fields(geobox.crs)
 
 
 def _asset_key(raster: Raster) -> str:

@@ -129,8 +129,13 @@ def write_zarr(
             graph, windows, tables = _window_graph(plan, done)
 
             def receive(key: tuple[Any, ...], block: Any) -> None:
-                if key[0] in tables:
-                    _write_table_block(plan, tables[key[0]], key[1:], block)
+                if key[0] in tables:  # a block of a variable that is not a picture
+                    variable, position = tables[key[0]], key[1:]
+                    spans = zip(plan.dataset[variable].data.chunks, position, strict=True)
+                    where = tuple(slice(sum(sizes[:i]), sum(sizes[: i + 1])) for sizes, i in spans)
+                    mark = mark_of(variable, plan.stages[0], position)
+                    with _writing(plan.regions, mark, f"{variable}, block {position}", block.nbytes):
+                        _store(plan.regions.array(0, variable), where, block)
                 else:
                     advance()
 
@@ -378,7 +383,15 @@ def _root_attributes(plan: StorePlan) -> dict[str, Any]:
             attrs |= crs_fields(geobox.crs)
     if plan.options.pyramid:
         used.append("multiscales")
-        attrs["multiscales"] = _multiscales(plan)
+        layout: list[dict[str, Any]] = []
+        for level, shape in enumerate(plan.levels):
+            entry: dict[str, Any] = {"asset": str(level), "spatial:shape": list(shape)}
+            if (grid := plan.grid(level)) is not None:
+                entry["spatial:transform"] = list(tuple(grid.transform)[:6])
+            if level:
+                entry |= {"derived_from": str(level - 1), "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}}
+            layout.append(entry)
+        attrs["multiscales"] = {"layout": layout, "resampling_method": plan.layers[0].method}
     if used:
         attrs["zarr_conventions"] = [
             {
@@ -407,18 +420,6 @@ def _plain(attrs: Mapping[Hashable, Any]) -> dict[str, Any]:
             ) from error
         out[str(name)] = plain
     return out
-
-
-def _multiscales(plan: StorePlan) -> dict[str, Any]:
-    layout: list[dict[str, Any]] = []
-    for level, shape in enumerate(plan.levels):
-        entry: dict[str, Any] = {"asset": str(level), "spatial:shape": list(shape)}
-        if (grid := plan.grid(level)) is not None:
-            entry["spatial:transform"] = list(tuple(grid.transform)[:6])
-        if level:
-            entry |= {"derived_from": str(level - 1), "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}}
-        layout.append(entry)
-    return {"layout": layout, "resampling_method": plan.layers[0].method}
 
 
 # --- windows, in tasks -----------------------------------------------------------------------------------------------
@@ -533,12 +534,3 @@ def _write_blocks(
     *blocks: NDArray[Any], regions: Regions, stage: Stage, tables: Sequence[str], block_id: tuple[int, int]
 ) -> None:
     write_window(regions, stage, block_id, dict(zip((*regions.names, *tables), blocks, strict=True)))
-
-
-def _write_table_block(plan: StorePlan, variable: str, position: tuple[int, ...], block: NDArray[Any]) -> None:
-    """Write a block of a variable that is not a picture."""
-    chunks = plan.dataset[variable].data.chunks
-    where = tuple(slice(sum(sizes[:i]), sum(sizes[: i + 1])) for sizes, i in zip(chunks, position, strict=True))
-    mark = mark_of(variable, plan.stages[0], position)
-    with _writing(plan.regions, mark, f"{variable}, block {position}", block.nbytes):
-        _store(plan.regions.array(0, variable), where, block)
