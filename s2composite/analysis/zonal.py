@@ -305,7 +305,16 @@ class _Zone:
 def _read_zones(zones: Any, name: str | None, crs: Any) -> tuple[list[Any], NDArray[np.object_]]:
     """Return the names of zones, and their polygons in a raster's coordinate system, checked."""
     frame = _zone_frame(zones)
-    names = _zone_names(frame, name)
+    if name is not None and not (isinstance(name, Hashable) and name in frame.columns):
+        columns = ", ".join(str(column) for column in frame.columns if column != frame.geometry.name)
+        raise ParameterError(f"the zones have no column {name!r}; they have {columns or 'none'}")
+    column = frame.index.to_series() if name is None else frame[name]
+    if column.isna().any():
+        row = int(np.flatnonzero(column.isna())[0])
+        raise ParameterError(f"the zone in row {row} has no {name or 'index'}; choose another column, or leave it out")
+    if duplicates := column[column.duplicated()].tolist():
+        raise ParameterError(f"two zones are called {duplicates[0]!r}; choose another column, or dissolve() them")
+    names: list[Any] = column.tolist()
     for zone, shape in zip(names, frame.geometry, strict=True):
         if shape is None or shape.is_empty:
             raise ParameterError(f"zone {zone!r} has no geometry; leave it out")
@@ -351,21 +360,6 @@ def _zone_frame(zones: Any) -> gpd.GeoDataFrame:
     if zones.empty:
         raise ParameterError(f"{source}: it holds no zones")
     return zones if isinstance(zones, gpd.GeoDataFrame) else gpd.GeoDataFrame(geometry=zones)
-
-
-def _zone_names(frame: gpd.GeoDataFrame, name: str | None) -> list[Any]:
-    if name is not None and not (isinstance(name, Hashable) and name in frame.columns):
-        columns = ", ".join(str(column) for column in frame.columns if column != frame.geometry.name)
-        raise ParameterError(f"the zones have no column {name!r}; they have {columns or 'none'}")
-    column = frame.index.to_series() if name is None else frame[name]
-    if column.isna().any():
-        row = int(np.flatnonzero(column.isna())[0])
-        raise ParameterError(f"the zone in row {row} has no {name or 'index'}; choose another column, or leave it out")
-    duplicates = column[column.duplicated()].tolist()
-    if duplicates:
-        raise ParameterError(f"two zones are called {duplicates[0]!r}; choose another column, or dissolve() them")
-    names: list[Any] = column.tolist()
-    return names
 
 
 def _place_zones(shapes: NDArray[np.object_], geobox: GeoBox) -> list[_Zone]:

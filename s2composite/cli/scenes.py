@@ -43,7 +43,25 @@ def scenes(
     files = [(scene, asset) for scene in found for asset in scene.assets]
     with ThreadPoolExecutor(32) as pool:
         rows = _flagged(list(pool.map(lambda file: _described(*file), files)))
-    typer.echo(json.dumps(rows, indent=2)) if as_json else _print_table(rows, len(found))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    several = len({row["asset"] for row in rows}) > 1
+    columns = [column for column in SHOWN if several or column != "asset"]
+    table = Table(*columns, "differs in", box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        cells = []
+        for column in columns:
+            value = "" if row.get(column) is None else row[column]
+            text = " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+            cells.append(Text(text, "bold red" if column in row["odd"] else ""))
+        table.add_row(*cells, Text(row.get("error") or ", ".join(row["odd"]), "bold red"))
+    odd = sum(bool(row["odd"]) for row in rows)
+    # If the output is not a terminal, lines are not wrapped, so that grep finds whole names.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    console.print(table)
+    counts = f"{plural(len(found), 'scene')}, {plural(len(rows), 'file')}"
+    console.print(f"{counts}, {odd or 'none'} unlike the majority")
 
 
 def _described(scene: Scene, asset: Asset) -> dict[str, Any]:
@@ -95,21 +113,3 @@ def _flagged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return column in row and str(row[column]) != usual[row["asset"], column].most_common(1)[0][0]
 
     return [{**row, "odd": ["error"] if "error" in row else [c for c in COMPARED if differs(row, c)]} for row in rows]
-
-
-def _print_table(rows: Sequence[Mapping[str, Any]], scenes: int) -> None:
-    several = len({row["asset"] for row in rows}) > 1
-    columns = [column for column in SHOWN if several or column != "asset"]
-    table = Table(*columns, "differs in", box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        cells = []
-        for column in columns:
-            value = "" if row.get(column) is None else row[column]
-            text = " x ".join(map(str, value)) if isinstance(value, list) else str(value)
-            cells.append(Text(text, "bold red" if column in row["odd"] else ""))
-        table.add_row(*cells, Text(row.get("error") or ", ".join(row["odd"]), "bold red"))
-    odd = sum(bool(row["odd"]) for row in rows)
-    # If the output is not a terminal, lines are not wrapped, so that grep finds whole names.
-    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
-    console.print(table)
-    console.print(f"{plural(scenes, 'scene')}, {plural(len(rows), 'file')}, {odd or 'none'} unlike the majority")

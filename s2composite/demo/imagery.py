@@ -222,16 +222,6 @@ def sun_position(overpass: Overpass) -> Sun:
     return Sun(math.asin(sin_h), math.atan2(east, north) % (2 * math.pi))
 
 
-def _observed(box: Box, overpass: Overpass, band: int, size: int) -> NDArray[np.bool_]:
-    """Return where a scene of ``size x size`` pixels sees the ground."""
-    share, side = _SWATH_EDGES[overpass.orbit]
-    # No overpass repeats the last exactly, and each band has its own detectors, some pixels off the others'.
-    jitter = _derive_key(overpass.time.toordinal(), overpass.orbit) % 41 - 20
-    rows, columns = box.grid()
-    edge = share * size + jitter * size / 10980 * 3 + 2 * band - _TILT * rows
-    return (columns - edge) * side >= 0
-
-
 # Seasons: what the land looks like on a day of the year.
 
 VARIANTS = 16  # ways a cover can look: four delays of the season by four tones of the ground
@@ -584,9 +574,15 @@ def render(
     sky = render_sky(box, weather)
     slant = 0.6 / math.tan(weather.sun.elevation) / 256
     relief = land.texture * np.float32(1 / 256) + land.slope * np.float32(slant) + np.float32(1)
+    # Where the swath ends: no overpass repeats the last exactly.
+    share, side = _SWATH_EDGES[overpass.orbit]
+    jitter = _derive_key(overpass.time.toordinal(), overpass.orbit) % 41 - 20
+    rows, columns = box.grid()
     light, observed = {}, {}
     for i, band in enumerate(BANDS):
-        observed[band] = _observed(box, overpass, i, size)
+        # Each band has its own detectors, some pixels off the others'.
+        edge = share * size + jitter * size / 10980 * 3 + 2 * i - _TILT * rows
+        observed[band] = (columns - edge) * side >= 0
         if band not in assets and ("TCI" not in assets or band == "B08"):
             continue
         value = (reflectances(overpass.day)[:, i] * weather.light).take(land.cover)

@@ -18,8 +18,7 @@ from affine import Affine
 from s2composite.errors import ParameterError, ReadError, WriteError
 from s2composite.geotiff.header import Header, Scaling, mask_of, signing
 from s2composite.geotiff.structure import Level, coding, pack, same_geobox, unpack
-from s2composite.storage.atomic import write_atomic
-from s2composite.storage.files import is_remote
+from s2composite.storage.files import is_remote, write_atomic
 from s2composite.storage.http import Identity, Sign, read_identity
 from s2composite.storage.urls import check_read
 

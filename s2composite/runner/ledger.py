@@ -343,13 +343,13 @@ def rival_in(events: Iterable[Event], token: str) -> Event | None:
     return None
 
 
-def busy_tokens(events: Iterable[Event], now: dt.datetime | None = None) -> frozenset[str]:
+def busy_tokens(events: Iterable[Event]) -> frozenset[str]:
     """Return the tokens of the products that runs are at work on, as far as a ledger can tell.
 
     A run is at work until it says that it has ended, its process is gone, or, where that is on another machine, it has
     been silent for longer than a window may take.
     """
-    now = now or dt.datetime.now(dt.UTC)
+    now = dt.datetime.now(dt.UTC)
     tokens: set[str] = set()
     for run in _by_run(events):
         lives = _lives(run)

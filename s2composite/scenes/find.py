@@ -113,7 +113,20 @@ def find_scenes(
     wanted = None if datetime is None else date_range(datetime)
     check_choice("duplicates", duplicates, DUPLICATES)
     scenes, files = _scenes_and_files(source, alternate)
-    ordered = sorted(scenes + _scenes_of_files(files, pattern, times), key=lambda scene: (scene.time, scene.id))
+    if times is not None and (isinstance(times, (str, bytes)) or not isinstance(times, Iterable)):
+        raise ParameterError(f"times is {times!r}; it is a list of dates, one for each file")
+    known = [None] * len(files) if times is None else [utc_time(time) for time in times]
+    if len(known) != len(files):
+        raise ParameterError(
+            f"times has {len(known)} entries for {len(files)} files; give one for each, in their order"
+        )
+    # Files whose names differ only in the asset make one scene.
+    files_of_scenes: dict[str, list[tuple[ParsedName, str]]] = {}
+    for href, time in zip(files, known, strict=True):
+        parsed = parse_name(href, pattern, time=time)
+        files_of_scenes.setdefault(parsed.scene_id, []).append((parsed, href))
+    scenes += map(_scene_of_files, files_of_scenes.values())
+    ordered = sorted(scenes, key=lambda scene: (scene.time, scene.id))
     seen: set[str] = set()
     for scene in ordered:
         if scene.id in seen:
@@ -265,20 +278,6 @@ def _is_glob(source: str) -> bool:
 
 
 # --- the scenes of files --------------------------------------------------------------------------------------------
-
-
-def _scenes_of_files(files: Sequence[str], pattern: str | None, times: Sequence[dt.date | str] | None) -> list[Scene]:
-    """Return the scenes that files make: those whose names differ only in the asset are one."""
-    if times is not None and (isinstance(times, (str, bytes)) or not isinstance(times, Iterable)):
-        raise ParameterError(f"times is {times!r}; it is a list of dates, one for each file")
-    known = [None] * len(files) if times is None else [utc_time(time) for time in times]
-    if len(known) != len(files):
-        raise ParameterError(
-            f"times has {len(known)} entries for {len(files)} files; give one for each, in their order"
-        )
-    parsed = [(parse_name(href, pattern, time=time), href) for href, time in zip(files, known, strict=True)]
-    parsed.sort(key=lambda member: member[0].scene_id)
-    return [_scene_of_files(list(members)) for _, members in groupby(parsed, key=lambda member: member[0].scene_id)]
 
 
 def _scene_of_files(members: Sequence[tuple[ParsedName, str]]) -> Scene:

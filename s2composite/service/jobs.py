@@ -50,7 +50,18 @@ LOG = logging.getLogger(__name__)
 
 def accept_job(body: bytes, media: str, number: str, settings: Settings) -> str:
     """Return the checked job in a JSON or YAML body, as the text to store."""
-    return job_text(_checked_job(_parse_document(body, media), number, settings))
+    # Environment variables are not substituted: they are the service's.
+    if media == "application/json":
+        content = parse_json(body)
+        if not isinstance(content, Mapping):
+            raise ProblemError(400, "a job is an object with keys such as source and output", "")
+        document = Document("job", dict(content), {})
+    else:
+        document = _parse_yaml(body)
+    if _depth(document.values) > _MAX_DEPTH:
+        raise ProblemError(400, "the job is nested too deeply", "")
+    check_text(document.values)
+    return job_text(_checked_job(document, number, settings))
 
 
 def job_text(job: Job) -> str:
@@ -68,21 +79,6 @@ _OPENING = (
     yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken,
 )  # fmt: skip
 _CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
-
-
-def _parse_document(body: bytes, media: str) -> Document:
-    """Return the document in a body. Environment variables are not substituted: they are the service's."""
-    if media == "application/json":
-        content = parse_json(body)
-        if not isinstance(content, Mapping):
-            raise ProblemError(400, "a job is an object with keys such as source and output", "")
-        document = Document("job", dict(content), {})
-    else:
-        document = _parse_yaml(body)
-    if _depth(document.values) > _MAX_DEPTH:
-        raise ProblemError(400, "the job is nested too deeply", "")
-    check_text(document.values)
-    return document
 
 
 def _parse_yaml(body: bytes) -> Document:

@@ -1,10 +1,12 @@
-"""How a local path or a gs://, s3:// or https:// URL is reached, and how messages may show it."""
+"""How a local path or a gs://, s3:// or https:// URL is reached, how messages show it, how a local file is replaced."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +30,8 @@ from s2composite.storage.urls import check_touch, guarded_client, limits, web_cl
 
 __all__ = [
     "absolute", "archive_of", "display", "exists", "filesystem", "gdal_options", "in_archive", "is_remote", "join",
-    "reason", "redact", "storage_errors", "storage_options", "without_queries",
+    "reason", "redact", "replace_directory", "replacing", "storage_errors", "storage_options", "without_queries",
+    "write_atomic",
 ]  # fmt: skip
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -311,3 +314,39 @@ def _status(error: BaseException | None) -> int | None:
     coded = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
     status = getattr(error, "status", None) or getattr(error, "code", None) or coded
     return int(str(status)) if str(status).isdecimal() else _status(error.__cause__)
+
+
+# --- local files and directories take their final name only when they are complete -----------------------------------
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside `path`; the file written there takes its name at the end, or is removed."""
+    final = Path(path)
+    # of its own for each attempt: a task that runs twice must not replace a whole file with half of one
+    unfinished = final.with_name(f".{final.stem}.{uuid.uuid4().hex[:8]}{final.suffix}")
+    try:
+        yield unfinished
+        unfinished.replace(final)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
+def replace_directory(complete: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a directory that is complete the name `target`; what has that name is removed, or stays if that fails."""
+    complete, target, old = Path(complete), Path(target), Path(f"{complete}.old")
+    if target.exists():
+        target.replace(old)
+    try:
+        complete.replace(target)
+    except OSError:
+        if old.exists():
+            old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 from s2composite.errors import ParameterError, SourceError, WriteError
-from s2composite.storage.atomic import replacing
-from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
+from s2composite.storage.files import absolute, display, filesystem, is_remote, replacing, storage_errors
 from s2composite.storage.urls import check_write
 from s2composite.writing.assemble import FileLayout, check_header, check_run, copy_parts, verify_file
 from s2composite.writing.staging import disk_errors
@@ -86,18 +85,20 @@ def assemble_object(layout: FileLayout, *, digest: bool = False) -> str:
     target = layout.raster.path
     fs, path = filesystem(target)
     block = max(_UPLOAD_BLOCK, -(-layout.size // _MOST_BLOCKS >> 18) + 1 << 18)
-    with _upload_errors(target):
+    with _upload_errors(target), ExitStack() as undo:
         out = fs.open(path, "wb", autocommit=False, block_size=block)
-        try:
-            checksum = copy_parts(layout, out, lambda run, data: check_run(layout, run, data), digest=digest)
-            out.close()
-            layout.raster.parts.require()
-            out.commit()
-        except BaseException:
+
+        def give_up() -> None:
             out.closed = True  # closing it would complete an incomplete file
             with suppress(Exception):  # an error while giving up would hide the one that made us
                 out.discard()
-            raise
+
+        undo.callback(give_up)
+        checksum = copy_parts(layout, out, lambda run, data: check_run(layout, run, data), digest=digest)
+        out.close()
+        layout.raster.parts.require()
+        out.commit()
+        undo.pop_all()
         fs.invalidate_cache()
         size = fs.info(path)["size"]
         if size != layout.size:

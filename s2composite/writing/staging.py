@@ -16,8 +16,17 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
-from s2composite.storage.atomic import replace_directory, write_atomic
-from s2composite.storage.files import absolute, display, filesystem, is_remote, join, reason, storage_errors
+from s2composite.storage.files import (
+    absolute,
+    display,
+    filesystem,
+    is_remote,
+    join,
+    reason,
+    replace_directory,
+    storage_errors,
+    write_atomic,
+)
 from s2composite.storage.urls import check_write
 
 __all__ = ["ASSEMBLED", "IDENTITY", "ROOT", "Parts", "StorePlace", "disk_errors", "place_of", "window_errors"]

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from itertools import accumulate, islice
 from typing import Any
@@ -435,16 +435,8 @@ def _run_on_cluster(
     graph: Graph, windows: Mapping[Any, str], client: Client, receive: Callable[[Any, Any], None]
 ) -> None:
     futures = client.get(graph, list(windows), sync=False)
-    try:
-        completed = as_completed(futures, raise_errors=False)
-        for future in completed:
-            if future.status in ("lost", "pending"):
-                # The worker that held the result has died since; the scheduler computes it again.
-                completed.add(future)
-                continue
-            receive(future.key, _result_of(future, windows))
-            future.release()
-    except BaseException:
+
+    def give_up() -> None:
         with suppress(Exception):  # the client may be gone, and then that is the error that matters
             client.cancel(futures, force=True)
             # Cancelling does not stop a task that is running.
@@ -456,19 +448,25 @@ def _run_on_cluster(
             deadline = time.monotonic() + _PATIENCE
             while time.monotonic() < deadline and any(client.run(at_work, on_error="ignore").values()):
                 time.sleep(0.05)
-        raise
 
-
-def _result_of(future: Any, windows: Mapping[Any, str]) -> Any:
-    """Return the result of a task, or raise why there is none."""
-    if future.status == "finished":
-        return future.result()
-    # The failure of another window may be seen first; this task is then lost with the worker that held it.
-    died = RuntimeError(f"the task was {future.status}: the worker that ran it died")
-    error = future.exception() if future.status == "error" else died
-    if isinstance(error, S2CompositeError):
-        raise error
-    raise _failure({}, windows, error, future.key) from error
+    with ExitStack() as undo:
+        undo.callback(give_up)
+        completed = as_completed(futures, raise_errors=False)
+        for future in completed:
+            if future.status in ("lost", "pending"):
+                # The worker that held the result has died since; the scheduler computes it again.
+                completed.add(future)
+                continue
+            if future.status != "finished":
+                # The failure of another window may be seen first; this task is then lost with the worker that held it.
+                died = RuntimeError(f"the task was {future.status}: the worker that ran it died")
+                error = future.exception() if future.status == "error" else died
+                if isinstance(error, S2CompositeError):
+                    raise error
+                raise _failure({}, windows, error, future.key) from error
+            receive(future.key, future.result())
+            future.release()
+        undo.pop_all()
 
 
 def _failure(graph: Graph, windows: Mapping[Any, str], error: BaseException, key: Any) -> WriteError:

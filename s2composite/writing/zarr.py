@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -121,7 +121,11 @@ def write_zarr(
     client = current_client() if any(layer.lazy for layer in plan.layers) else None
     if client is not None and place.store is not None:
         raise ParameterError("workers cannot write into a store object of this process; pass a path or URL")
-    try:
+    with ExitStack() as undo:
+        if not resume:
+            undo.callback(place.clear)
+        if session is not None:
+            undo.callback(session.discard_changes)
         begin_store(plan, resume=resume)
         done = place.done()
         total = sum(len(stage.chunks[0]) * len(stage.chunks[1]) for stage in plan.stages)
@@ -145,12 +149,7 @@ def write_zarr(
                 left = [call for call in calls if mark_of("", stage, call.args[-1]) not in done]
                 run_calls(left, client, advance)
         complete_store(plan)
-    except BaseException:
-        if session is not None:
-            session.discard_changes()
-        if not resume:
-            place.clear()
-        raise
+        undo.pop_all()
     if session is not None:
         session.commit(f"s2composite: {dataset.attrs.get('reducer', 'composite')}")
     return place.label

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from s2composite.errors import AccessError, WriteError
-from s2composite.storage.atomic import replace_directory, replacing, write_atomic
-from s2composite.storage.files import redact, storage_errors
+from s2composite.storage.files import redact, replace_directory, replacing, storage_errors, write_atomic
 from s2composite.storage.retry import AttemptError, Retry, backoff, retry_after, retrying, retrying_async
 
 QUICK = Retry(attempts=3, first_wait=0.0)
