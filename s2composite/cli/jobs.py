@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from s2composite.jobs.schema import Job
     from s2composite.runner.inputs import Which
     from s2composite.runner.plan import ProductPlan
-    from s2composite.runner.run import Failure, ProductResult
+    from s2composite.runner.run import ProductResult
 
 LOG = logging.getLogger("s2composite")
 
@@ -290,24 +290,22 @@ def _show_product(job: Job, result: ProductResult) -> None:
         for problem in result.problems():
             on_stderr().print(f"[bold red]failed:[/] {plain(problem)}")
     elif not result.paths and not LOG.handlers:  # otherwise the log has it
-        _explain(result.failed, result.error)
+        console, kept = on_stderr(), "what is done is kept"
+        for failure in result.failed[:10]:
+            console.print(f"[bold red]failed:[/] window {failure.window}: {plain(failure.error)}")
+        if result.error is not None:
+            console.print(f"[bold red]failed:[/] {plain(result.error)}")
+        if result.failed:
+            console.print(
+                f"{plural(len(result.failed), 'window')} failed; {kept}: s2composite retry makes the failed ones again"
+            )
+        elif result.error is None:
+            console.print(f"some windows are not made yet; {kept}: s2composite run makes the rest")
+        else:
+            console.print(f"{kept}: s2composite run goes on with it")
 
 
 def left_out(job: Job) -> str:
     """Return why a cell was left out."""
     least = job.policy.min_scenes
     return "no scene touches it" if least == 1 else f"fewer than {least} scenes touch it (policy.min_scenes)"
-
-
-def _explain(failed: Sequence[Failure], error: str | None) -> None:
-    console, kept = on_stderr(), "what is done is kept"
-    for failure in failed[:10]:
-        console.print(f"[bold red]failed:[/] window {failure.window}: {plain(failure.error)}")
-    if error is not None:
-        console.print(f"[bold red]failed:[/] {plain(error)}")
-    if failed:
-        console.print(f"{plural(len(failed), 'window')} failed; {kept}: s2composite retry makes the failed ones again")
-    elif error is None:
-        console.print(f"some windows are not made yet; {kept}: s2composite run makes the rest")
-    else:
-        console.print(f"{kept}: s2composite run goes on with it")

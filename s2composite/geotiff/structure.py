@@ -349,14 +349,6 @@ def level_of(directory: Directory, order: str) -> Level:
         raise ValueError(f"planar configuration {d.number(284, 1)}")
     empty = np.empty(0, np.uint64)
     offsets, counts = (np.asarray(d.values.get(tag, empty)) for tag in ((324, 325) if tiled else (273, 279)))
-    level = Level(shape, block, tiled, _coding_of(d, order), offsets, counts)
-    tiles = level.grid[0] * level.grid[1] * level.coding.planes
-    if len(offsets) < tiles and level.coding.compression != "OLD-JPEG":  # which may have its own way to say where it is
-        raise ValueError(f"{len(offsets)} tiles or strips, where its size needs {tiles}")
-    return level if len(offsets) == len(counts) == tiles else replace(level, offsets=empty, counts=empty)
-
-
-def _coding_of(d: Directory, order: str) -> Coding:
     compression = _COMPRESSIONS.get(d.number(259, 1), f"compression {d.number(259, 1)}")
     kind, bits, lerc = d.number(339, 1), d.number(258, 1), d.numbers(50674)
     # the type of a sample; of odd ones the next larger, in which GDAL returns them
@@ -364,7 +356,7 @@ def _coding_of(d: Directory, order: str) -> Coding:
     dtype = f"{order}{'f' if kind == 3 else 'i' if kind == 2 else 'u'}{max(size, 32 if kind == 3 else 8) // 8}"
     if kind in (5, 6):  # complex integers, too, are complex floats in NumPy
         dtype = f"{order}c{8 if bits <= 64 and (kind, bits) != (5, 64) else 16}"
-    return coding(
+    how = coding(
         compression=compression,
         predictor=d.number(317, 1) if compression in _PREDICTED else 1,
         photometric=_PHOTOMETRICS.get(d.number(262), "OTHER"),
@@ -375,6 +367,11 @@ def _coding_of(d: Directory, order: str) -> Coding:
         tables=bytes(d.values.get(347, b"")),
         inner=_LERC_CODECS.get(lerc[1], "?") if len(lerc) > 1 else "",
     )
+    level = Level(shape, block, tiled, how, offsets, counts)
+    tiles = level.grid[0] * level.grid[1] * level.coding.planes
+    if len(offsets) < tiles and level.coding.compression != "OLD-JPEG":  # which may have its own way to say where it is
+        raise ValueError(f"{len(offsets)} tiles or strips, where its size needs {tiles}")
+    return level if len(offsets) == len(counts) == tiles else replace(level, offsets=empty, counts=empty)
 
 
 @lru_cache(1024)

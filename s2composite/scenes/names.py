@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -320,7 +319,19 @@ def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None
             href=label,
         )
     groups = {name: text for name, text in match.groupdict().items() if text}
-    sensed = time or _time_of_groups(groups, label)
+    sensed = time
+    if sensed is None:
+        date = groups.get("date") or "-".join(groups.get(key, "") for key in ("year", "month", "day"))
+        clock = groups.get("time") or ":".join(groups.get(key, "00") for key in ("hour", "minute", "second"))
+        # the digits alone, so that 2023-7-9 is 20230709
+        day, moment = ("".join(part.zfill(2) for part in re.split(r"\D+", text) if part) for text in (date, clock))
+        form = {7: "%Y%j", 8: "%Y%m%d"}.get(len(day), "not a date")
+        try:
+            sensed = dt.datetime.strptime(f"{day}T{moment[:6].ljust(6, '0')}+0000", f"{form}T%H%M%S%z")
+        except ValueError:
+            text = f"{date} {clock}".rstrip(":0 ")
+            message = f"{label}: the pattern finds {text!r} in its name, which is not a date; {_CURES}"
+            raise SceneError(message, href=label) from None
     granule = groups["granule"].upper().removeprefix("T") if "granule" in groups else _only(_LONE_GRANULE, last)
     rest, asset, _ = _split_asset(_EXTENSION.sub("", last))
     if "asset" in groups:  # all files of a scene share what is left of the name without it
@@ -338,20 +349,6 @@ def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None
         baseline=_dotted_baseline(groups["baseline"]) if "baseline" in groups else None,
         platform=groups.get("platform"),
     )
-
-
-def _time_of_groups(groups: Mapping[str, str], label: str) -> dt.datetime:
-    date = groups.get("date") or "-".join(groups.get(key, "") for key in ("year", "month", "day"))
-    clock = groups.get("time") or ":".join(groups.get(key, "00") for key in ("hour", "minute", "second"))
-    # the digits alone, so that 2023-7-9 is 20230709
-    day, moment = ("".join(part.zfill(2) for part in re.split(r"\D+", text) if part) for text in (date, clock))
-    form = {7: "%Y%j", 8: "%Y%m%d"}.get(len(day), "not a date")
-    try:
-        return dt.datetime.strptime(f"{day}T{moment[:6].ljust(6, '0')}+0000", f"{form}T%H%M%S%z")
-    except ValueError:
-        text = f"{date} {clock}".rstrip(":0 ")
-        message = f"{label}: the pattern finds {text!r} in its name, which is not a date; {_CURES}"
-        raise SceneError(message, href=label) from None
 
 
 def _dotted_baseline(text: str) -> str:
