@@ -476,6 +476,8 @@ def load_job(job: str | os.PathLike[str] | Mapping[str, Any] | Job, settings: Se
         ...
     s2composite.errors.JobError: job, line 3: unknown key 'reducr'; did you mean 'reducer'?
     """
+    if isinstance(job, Job) and not settings:
+        return job
     given, others = variables_in(settings)
     document = read_document(job.model_dump() if isinstance(job, Job) else job, given=given)
     for setting in others:

@@ -178,7 +178,7 @@ def require_kind(
     job: Job | str | os.PathLike[str] | Mapping[str, Any], verb: str, *, span: bool = False, grid: bool = False
 ) -> Job:
     """Return a job of the kind that an old name of `run` or `plan` takes."""
-    job = job if isinstance(job, Job) else load_job(job)
+    job = load_job(job)
     if job.span is not None and not span:
         raise JobError(f"the job has a span, so it makes many products: {verb}_spans() {verb}s it", key="span")
     if job.span is None and span:

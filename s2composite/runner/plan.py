@@ -279,7 +279,7 @@ def plan(
     >>> [(one.product.name, len(one.plan.scenes)) for one in plan(job).products]
     [('2023', 3)]
     """
-    job = job if isinstance(job, Job) else load_job(job)
+    job = load_job(job)
     require_selectors(job, since=since, windows=windows, cells=cells)
     within = read_area(area) if isinstance(area, str) else area
     products = expand(job, since=since, today=today, cells=cells, area=within, strict=False)

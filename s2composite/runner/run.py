@@ -254,7 +254,7 @@ def run(
     [('2023-07', True), ('2023-08', True)]
     """
     start = time.perf_counter()
-    job = job if isinstance(job, Job) else load_job(job)
+    job = load_job(job)
     require_selectors(job, since=since, windows=windows, cells=cells)
     within = read_area(area) if isinstance(area, str) else area
     products = expand(job, since=since, today=today, cells=cells, area=within, strict=False)

@@ -136,7 +136,7 @@ def dispatch(
     >>> dispatch("job.yaml", url="https://median-xyz.a.run.app/median", token="...")  # doctest: +SKIP
     """
     start = time.perf_counter()
-    job = job if isinstance(job, Job) else load_job(job)
+    job = load_job(job)
     if (url is None) == (topic is None):
         raise ServiceError("give the url of a service, or a topic that is pushed to one")
     for key, field in Job.model_fields.items():

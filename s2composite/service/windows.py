@@ -17,13 +17,12 @@ import os
 import tempfile
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WindowTimeout
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Annotated, Any
 
 import numpy as np
@@ -160,9 +159,6 @@ _STACK_FRESH = 300.0  # seconds: replaced scenes are noticed after this, or when
 _MAX_TILE = 128 << 20  # bytes of an encoded tile, which is fetched whole; the reader limits decoded ones
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
-_stacks: OrderedDict[tuple[str, ...], tuple[float, Stack]] = OrderedDict()
-_stacks_lock = Lock()
-
 
 def make_window(request: WindowRequest) -> bool:
     """Compute and write the requested window, unless the same one exists; return whether it existed.
@@ -191,8 +187,7 @@ def make_window(request: WindowRequest) -> bool:
             if error.__dict__.get("transient"):
                 raise
             # The scene may have been replaced since its header was read.
-            with _stacks_lock:
-                _stacks.pop(scenes, None)
+            _stack_of.cache_clear()
             return _write_window(request.window, destination, scenes)
     except (ReadError, SceneError, GridError, BandError, SourceError, AccessError) as error:
         raise _scene_problem(error, scenes) from error
@@ -200,7 +195,7 @@ def make_window(request: WindowRequest) -> bool:
 
 def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tuple[str, ...]) -> bool:
     """Write a window of ``(x, y, width, height)``; return whether it already existed."""
-    stack = _cached_stack(datasets)
+    stack = _stack_of(datasets, int(time.monotonic() // _STACK_FRESH))
     x, y, width, height = box
     rows, columns = stack.shape[2:]
     if x + width > columns or y + height > rows:
@@ -230,13 +225,9 @@ def _write_window(box: tuple[int, int, int, int], destination: str, datasets: tu
     return False
 
 
-def _cached_stack(datasets: tuple[str, ...]) -> Stack:
-    """Return the stack of scenes in the order listed; the last stacks are cached."""
-    with _stacks_lock:
-        cached = _stacks.get(datasets)
-        if cached is not None and time.monotonic() - cached[0] < _STACK_FRESH:
-            _stacks.move_to_end(datasets)
-            return cached[1]
+@lru_cache(_MAX_STACKS)
+def _stack_of(datasets: tuple[str, ...], period: int) -> Stack:  # noqa: ARG001 - a new period is a new look at headers
+    """Return the stack of scenes in the order listed, opened once in a `period`."""
     scenes = []
     for number, href in enumerate(datasets):
         # The list gives the order of time; names need not contain a date.
@@ -254,10 +245,6 @@ def _cached_stack(datasets: tuple[str, ...]) -> Stack:
             if largest > _MAX_TILE:
                 detail = f"a tile has {largest} bytes; at most {_MAX_TILE} are fetched at once"
                 raise ProblemError(422, detail, f"/datasets/{number}")
-    with _stacks_lock:
-        _stacks[datasets] = (time.monotonic(), stack)
-        while len(_stacks) > _MAX_STACKS:
-            _stacks.popitem(last=False)
     return stack
 
 

@@ -8,11 +8,10 @@ import urllib.request
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
-from s2composite.errors import ParameterError, SourceError, WriteError
-from s2composite.storage.files import absolute, display, filesystem, is_remote, replacing, storage_errors
-from s2composite.storage.urls import check_write
+from s2composite.errors import WriteError
+from s2composite.storage.files import display, filesystem, is_remote, replacing, storage_errors
 from s2composite.writing.assemble import FileLayout, check_header, check_run, copy_parts, verify_file
-from s2composite.writing.staging import disk_errors
+from s2composite.writing.staging import disk_errors, writable
 
 __all__ = ["assemble_file", "assemble_object", "is_http", "put", "put_small", "remove", "take_name", "target_of"]
 
@@ -22,11 +21,7 @@ _MOST_BLOCKS = 9_000  # S3 takes 10 000 parts at most
 
 def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> str:
     """Return the absolute path or URL of an output, after all checks that can be made beforehand."""
-    try:
-        target = absolute(path)
-    except SourceError as error:
-        raise ParameterError(str(error)) from error
-    check_write(target)
+    target = writable(path)
     if is_remote(target):
         # A URL that is signed for a PUT answers nothing else.
         if not overwrite and not is_http(target):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ from s2composite.storage.files import (
 )
 from s2composite.storage.urls import check_write
 
-__all__ = ["ASSEMBLED", "IDENTITY", "ROOT", "Parts", "StorePlace", "disk_errors", "place_of", "window_errors"]
+__all__ = [
+    "ASSEMBLED", "IDENTITY", "ROOT", "Parts", "StorePlace", "disk_errors", "place_of", "window_errors", "writable",
+]  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -218,6 +221,16 @@ class StorePlace:
             yield
 
 
+def writable(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path or URL of an output; an AccessError says that this process must not write there."""
+    try:
+        target = absolute(path)
+    except SourceError as error:
+        raise ParameterError(str(error)) from error
+    check_write(target)
+    return target
+
+
 def place_of(target: Any, *, overwrite: bool) -> StorePlace:
     """Return where a store is written, after all checks that can be made beforehand."""
     if isinstance(target, Store):
@@ -226,11 +239,7 @@ def place_of(target: Any, *, overwrite: bool) -> StorePlace:
                 zarr.open_group(target, mode="r")
                 raise WriteError(f"{target}: holds a hierarchy already; pass overwrite=True to replace it")
         return StorePlace(str(target), "", target)
-    try:
-        path = absolute(target)
-    except SourceError as error:
-        raise ParameterError(str(error)) from error
-    check_write(path)
+    path = writable(target)
     if path.startswith(("http://", "https://")):
         raise ParameterError(
             f"{display(path)}: a Zarr store cannot be written over HTTP; use gs://, s3:// or a local path"
