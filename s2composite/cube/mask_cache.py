@@ -17,8 +17,7 @@ from rasterio.io import MemoryFile
 
 from s2composite.errors import ReadError, WriteError
 from s2composite.reading.grid import Window
-from s2composite.storage.atomic import write_atomic
-from s2composite.storage.files import absolute, display, filesystem, is_remote, join, storage_errors
+from s2composite.storage.files import absolute, display, filesystem, is_remote, join, storage_errors, write_atomic
 from s2composite.storage.urls import check_read, check_write
 
 __all__ = ["TileFile"]
