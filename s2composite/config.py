@@ -63,7 +63,14 @@ def parse_yaml(text: str, name: str, given: Mapping[str, str] | None = None) -> 
         walk = _Walk(loader, name, {}, _own_variables(node, name, given or {}))
         return (None if node is None else walk.value(node, ())), walk.places
     except yaml.YAMLError as error:
-        raise _syntax_error(name, error) from error
+        problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+        start = getattr(error, "context_mark", None)
+        mark = getattr(error, "problem_mark", None) or start
+        if start is not None and getattr(error, "context", None):
+            problem += f", {error.context} that starts on line {start.line + 1}"  # type: ignore[attr-defined] # a MarkedYAMLError
+        where = name if mark is None else f"{name}, line {mark.line + 1}, column {mark.column + 1}"
+        line = None if mark is None else mark.line + 1
+        raise JobError(f"{where}: not valid YAML: {problem}", key=None, line=line) from error
     except RecursionError:
         raise JobError(f"{name}: nested too deeply, or it refers to itself; write the values out") from None
 
@@ -188,16 +195,6 @@ def _filled_in(text: str, place: Place, key: str, variables: Mapping[str, str]) 
         return value
 
     return _MARKED.sub(replacement, text)
-
-
-def _syntax_error(name: str, error: yaml.YAMLError) -> JobError:
-    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
-    start = getattr(error, "context_mark", None)
-    mark = getattr(error, "problem_mark", None) or start
-    if start is not None and getattr(error, "context", None):
-        problem += f", {error.context} that starts on line {start.line + 1}"  # type: ignore[attr-defined] # a MarkedYAMLError
-    where = name if mark is None else f"{name}, line {mark.line + 1}, column {mark.column + 1}"
-    return JobError(f"{where}: not valid YAML: {problem}", key=None, line=None if mark is None else mark.line + 1)
 
 
 def shown(value: Any) -> str:
