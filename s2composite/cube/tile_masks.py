@@ -114,7 +114,9 @@ class FunctionMask:
     def cost(self, window: Window) -> ReadCost:
         """Return the cost of reading for a window: its share of the tiles."""
         around = halo_of(self.rule.cleanup) + self.rule.surroundings
-        return self.stack.select(self.scenes).cost(with_halo(window, around, self.stack.shape[2:])[0])
+        cost = self.stack.select(self.scenes).cost(with_halo(window, around, self.stack.shape[2:])[0])
+        pixels = (window[0].stop - window[0].start) * (window[1].stop - window[1].start)
+        return replace(cost, seconds=len(cost.scenes) * self.rule.seconds(pixels))
 
     def valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which observations of a window may be used, ``(t, y, x)``, and which scenes failed."""

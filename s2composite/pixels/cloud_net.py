@@ -31,6 +31,9 @@ _SIZE = 256
 _OVERLAP = 51  # int(0.2 * 256), as in ukis-csmask
 _STEP = 204  # int(256 - 0.2 * 256)
 
+_TILE_SECONDS = 0.11
+"""Seconds of a tile, by the same benchmark."""
+
 _SESSION_BYTES = 350 << 20
 """Bytes of a loaded network (200 MiB) and of what a call of it takes: `python benchmarks/cloud_net.py` shows them."""
 
@@ -151,6 +154,10 @@ class CloudNet:
     def memory(self, tile: int, itemsize: int) -> int:
         """Return the bytes that a tile of so many values takes: as read, with what is mirrored; and the network."""
         return 2 * tile * itemsize + _SESSION_BYTES
+
+    def seconds(self, pixels: int) -> float:
+        """Return how long a thread computes for so many pixels of a scene, as measured on one machine."""
+        return _TILE_SECONDS * pixels / _STEP**2
 
     def marks(self, pixels: NDArray[Any], inner: tuple[slice, slice]) -> NDArray[np.uint8]:
         """Return classes of the tile at `inner` of ``pixels (band, y, x)``: 0 neither, 1 cloud, 2 shadow.

@@ -154,6 +154,10 @@ class Mask:
         """Return the bytes that tiles of so many values take; the function's own: a copy in floats, and another."""
         return self.at_once * tile * itemsize + 2 * 4 * tile
 
+    def seconds(self, pixels: int) -> float:
+        """Return how long a thread computes for so many pixels of a scene, 0 if that is not known."""
+        return 0.0 * pixels
+
     def marks(self, pixels: NDArray[Any], inner: tuple[slice, slice]) -> NDArray[np.uint8]:
         """Return 1 where the tile at `inner` of ``pixels (band, y, x)`` must not be used, else 0."""
         return (~self.valid(pixels)[inner]).view(np.uint8)

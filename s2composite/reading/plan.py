@@ -126,6 +126,7 @@ class ReadCost:
     bytes: int  # their total size
     decoded: int  # bytes of decoded pixels
     gdal: int  # files read by GDAL, with unknown requests and bytes
+    seconds: float = 0.0  # that a thread computes beside reading, where that is known
 
 
 def cost_of_window(sources: Sequence[tuple[int, FileSource]], target: ReadGrid, window: Window) -> ReadCost:

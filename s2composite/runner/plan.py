@@ -74,6 +74,8 @@ class WindowPlan:
     """Files that GDAL reads, of which requests and bytes are not known."""
     state: str
     """``"new"``, ``"done"`` or ``"failed"``."""
+    seconds: float = 0.0
+    """What a thread computes for masks beside reading, where that is known (`CloudNet`)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,7 +114,7 @@ class Plan:
     def minutes(self) -> float:
         """An estimate of the time on these workers, if reading is not bound by the network."""
         todo = [w for w in self.windows if w.state != "done"]
-        seconds = sum(w.decoded / (_GDAL_DECODED if w.gdal else _DECODED) for w in todo)
+        seconds = sum(w.decoded / (_GDAL_DECODED if w.gdal else _DECODED) + w.seconds for w in todo)
         return seconds / 60 / max(self.workers * self.threads, 1)
 
     def __repr__(self) -> str:
@@ -338,7 +340,8 @@ def _planned(
                 sum(one.decoded for one in costs),
                 sum(one.gdal for one in costs),
             )
-            windows.append(WindowPlan(i, window, pixels, cost.scenes, len(days), *read, states[window]))
+            seconds = sum(one.seconds for one in costs)
+            windows.append(WindowPlan(i, window, pixels, cost.scenes, len(days), *read, states[window], seconds))
     task = max(task_memory(product.work, product.stage.window(*w.window)) for w in windows)
     if check:
         require_fit(product.work, task, workers, output_block(job))

@@ -326,6 +326,20 @@ def test_the_rule_is_parameters_alone():
     assert named == rule
 
 
+def job_of(source, folder):
+    rule = {"cloud_net": {"level": "l2a", "cleanup": [["dilation", 2]], "cache": str(folder / "cache")}}
+    output = {"output": str(folder / "a.tif"), "layers": ["composite", "count"]}
+    return {"source": str(source), "bands": list(CODED[:4]), "valid": ["nodata", rule], **output}
+
+
+def test_plans_have_the_memory_and_the_seconds_of_the_network(season, tmp_path, bright):
+    job = job_of(season, tmp_path)
+    plain, made = s2c.plan({**job, "valid": ["nodata"]}), s2c.plan(job)
+    assert made.task_memory > plain.task_memory + 300e6
+    # two scenes of 300 x 260 pixels
+    assert 0.3 < (made.minutes - plain.minutes) * 60 * made.workers * made.threads < 0.6
+
+
 @pytest.fixture
 def counted(bright, monkeypatch):
     """How often a tile was evaluated."""
@@ -454,3 +468,13 @@ def test_workers_give_the_same_result(tmp_path, csmask, client_of_test):
             here = s2c.composite(opened(source, chunks=chunks), valid=rule).compute()
             for name in ("composite", "count"):
                 assert here[name].values.tobytes() == there[name].values.tobytes()
+
+
+@pytest.mark.slow
+def test_a_job_by_name_is_the_composite(season, tmp_path, csmask, client_of_test):
+    s2c.run(job_of(season, tmp_path), client=client_of_test)
+    with rasterio.open(tmp_path / "a_count.tif") as file, dask.config.set(scheduler="threads"):
+        rule = CloudNet(level="l2a", cleanup=[("dilation", 2)])
+        counts = s2c.composite(opened(season), valid=["nodata", rule]).compute()["count"].values
+        np.testing.assert_array_equal(file.read(1), counts)
+    assert len(list((tmp_path / "cache").iterdir())) == 2

@@ -1,0 +1,92 @@
+"""What `CloudNet` costs: beside bare ONNX Runtime on the same tiles, a year of scenes in a composite, and memory.
+
+    python benchmarks/cloud_net.py [--scenes 2] [--size 10980] [--resolution 60] [--of 146] [--directory bench_cloud_net]
+
+Scenes are generated reflectances of blue, green, red and near infrared at 10 m (the network of four bands; that of six
+takes as long). First one thread evaluates the mask of the first scene, and bare ONNX Runtime as many tiles of 256 x 256;
+then the median of red, green, blue and near infrared is written with two threads, with and without the mask. The time of
+`--of` scenes is that of `--scenes`, multiplied: each scene takes the same.
+"""
+
+import argparse
+import resource
+import time
+
+import dask
+import numpy as np
+
+import s2composite as s2c
+from s2composite.cube import tile_masks
+from s2composite.cube.masking import masks_of
+from s2composite.cube.open import stack_of
+from s2composite.demo import make_scenes
+from s2composite.pixels.cloud_net import Network, network
+
+BANDS = ["B04", "B03", "B02", "B08"]
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def timed(call):
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def against_bare_runtime(cube, rule):
+    """Print the seconds of a scene's mask, and of the network alone on as many tiles, in turns in one run."""
+    stack, _ = stack_of(cube.isel(time=[0]))
+    (mask,) = masks_of(stack, [rule])
+    region = tuple(slice(0, n) for n in stack.shape[2:])
+    net, seen, probabilities = network(4, "l2a"), [], Network.probabilities
+    name = net.session.get_inputs()[0].name
+
+    def counted(self, patch):
+        seen.append(patch[None].copy())
+        return probabilities(self, patch)
+
+    def ours():
+        tile_masks._TILES.clear()
+        list(mask.valid(region, [region], np.zeros(1, bool)))
+
+    Network.probabilities = counted
+    ours()
+    Network.probabilities = probabilities
+    turns = [(timed(ours), timed(lambda: [net.session.run(None, {name: patch}) for patch in seen])) for _ in range(2)]
+    own, bare = (min(times) for times in zip(*turns, strict=True))
+    print(f"one thread, {len(seen)} tiles: {own:.2f} s a scene, ONNX Runtime alone {bare:.2f} s: {own / bare:.3f} x")
+    print(f"  {1000 * bare / len(seen):.0f} ms a tile; peak memory {peak():.2f} GiB")
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    for name, usual in (("scenes", 2), ("size", 10980), ("resolution", 60), ("of", 146)):
+        arguments.add_argument(f"--{name}", type=int, default=usual)
+    arguments.add_argument("--directory", default="bench_cloud_net")
+    given = arguments.parse_args()
+    home = f"{given.directory}/{given.scenes}_{given.size}"
+    try:
+        cube = s2c.open_cube(home, bands=BANDS)
+    except s2c.S2CompositeError:
+        make_scenes(home, scenes=given.scenes, size=given.size, assets=BANDS, compress="deflate")
+        cube = s2c.open_cube(home, bands=BANDS)
+    rule = s2c.CloudNet(level="l2a", resolution=given.resolution)
+    with dask.config.set(scheduler="sync"):
+        against_bare_runtime(cube, rule)
+    seconds = {}
+    with dask.config.set(scheduler="threads", num_workers=2):
+        for name, rules in (("no mask", ["nodata"]), ("CloudNet", ["nodata", rule])):
+            tile_masks._TILES.clear()
+            comp = s2c.composite(cube, "median", valid=rules)
+            seconds[name] = timed(lambda comp=comp, name=name: comp.to_raster(f"{home}_{name[:2]}.tif", overwrite=True))
+            print(f"median of {given.scenes} scenes of {given.size}², two threads, {name}: {seconds[name]:.1f} s")
+    each = (seconds["CloudNet"] - seconds["no mask"]) / given.scenes
+    print(
+        f"the mask: {each:.2f} s a scene, {each * given.of / 60:.1f} minutes for {given.of} of them; peak memory {peak():.2f} GiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
