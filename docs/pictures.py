@@ -44,6 +44,17 @@ def main() -> None:
         months = s2c.composite(cube, valid=clear, period="month").compute()
         keep("periods.png", months.plot.periods(columns=3))
         keep("dates.png", months.period("2023-07").plot.date())
+    with TemporaryDirectory() as directory:
+        make_scenes(directory, scenes=24, size=1024)
+        figure, axes = plt.subplots(1, 2, figsize=(9, 4.8))
+        for ax, (title, more) in zip(
+            axes, (("default rules", []), ("with TemporalMask()", ["temporal_mask"])), strict=True
+        ):
+            comp = s2c.composite(s2c.open_cube(directory), valid=["nodata", "saturated", *more])
+            comp.compute().isel(y=slice(500, 1000), x=slice(500, 1000)).plot(ax=ax)
+            ax.set_title(title)
+            ax.set_axis_off()
+        keep("temporal_mask.png", figure)
 
 
 if __name__ == "__main__":

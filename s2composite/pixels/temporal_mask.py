@@ -50,15 +50,16 @@ class TemporalMask:
     Parameters
     ----------
     brighter
-        By how much the smallest band of a cloud is brighter, as a reflectance; of true colours 0.03 are 21 of 255.
+        By how much the smallest band of a cloud is brighter, as a reflectance; of true colours 0.02 are 14 of 255.
     darker
         By which share a shadow is darker. It is also darker by a reflectance of 0.02 at least.
     days
         How many days before, and after, a scene is compared with; in steps of a third of it.
     grow
-        Radius in pixels of `resolution` by which clouds and shadows are grown.
+        Radius in pixels of `resolution` by which clouds and shadows are grown; spots of a few pixels are not.
     min_left
-        A pixel that would be left with fewer observations, of all scenes, keeps them all.
+        A pixel that would be left with fewer observations, of all scenes, keeps them all. Those of a single period do
+        not count: a month in which a pixel is never clear has no value there, as with other masks.
     resolution
         Size of the pixels that are compared, in units of the scenes' CRS; from overviews if files have that one.
         Default: the scenes' own, doubled as often as comes nearest to 80 m.
@@ -77,7 +78,8 @@ class TemporalMask:
     -----
     A cloud is what makes blue brighter than before, by a reflectance of 0.03: that is the multi-temporal test of MAJA
     [1]_, in which the reference is the latest clear scene, as for data that arrive one by one. Here both sides are
-    known: the reference of each is a low quantile, first of all observations, then of those that the first pass leaves.
+    known, so 0.02 is enough: the reference of each is a low quantile, first of all observations, then of those that the
+    first pass leaves. In the first and last weeks of a series there is one side only.
     Instead of blue it is the smallest band that is compared: over vegetation and water that is blue or red, over ice,
     where clouds are not brighter in blue, it is red or near infrared.
 
@@ -96,20 +98,20 @@ class TemporalMask:
     True
     """
 
-    brighter: float = 0.03
+    brighter: float = 0.02
     """By how much a cloud's smallest band is brighter, as a reflectance."""
 
-    darker: float = 0.2
+    darker: float = 0.15
     """By which share a shadow is darker."""
 
     days: float = 45
     """Days before and after that a scene is compared with."""
 
-    grow: int = 2
+    grow: int = 4
     """Radius by which what is found is grown."""
 
     min_left: int = 2
-    """Observations that must be left of a pixel, or all of it are used."""
+    """Observations of all scenes that must be left of a pixel, or all of it are used."""
 
     resolution: float | None = None
     """Size of the pixels that are compared; None: about 80 m."""

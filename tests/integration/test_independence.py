@@ -229,7 +229,7 @@ def like_the_weeks_around(scenes, geobox, kind, fill):
         bad = np.zeros(seen.shape, bool)
         for y, x in np.ndindex(SIZE, SIZE):
             bad[:, y, x] = unlike_of_pixel(least[:, y, x], grey[:, y, x], seen[:, y, x], days, rule)
-        bad = peer(bad, [("dilation", rule.grow)])
+        bad |= peer(bad, [("opening", 1), ("dilation", rule.grow)])
         valid = ~bad | ((seen & ~bad).sum(0) < rule.min_left)
         row, column, inside = taken(path_of(mine[0], "X"), geobox)
         left[place::2] = valid[:, row, column] & inside

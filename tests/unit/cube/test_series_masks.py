@@ -18,9 +18,9 @@ from s2composite.cube.masking import masks_of
 from s2composite.cube.open import stack_of
 from s2composite.demo import make_scenes
 from s2composite.errors import BandError, ParameterError
-from s2composite.pixels.morphology import dilation
 from s2composite.pixels.temporal_mask import TemporalMask, unlike
 from s2composite.runner.plan import plan
+from support.morphology import peer
 from support.services import served
 
 SIZE = 640
@@ -60,7 +60,7 @@ def expected(directory, rule=RULE, keep=None):
     seen = (values > 0).all(axis=1)
     flat = [a.reshape(len(values), -1) for a in (values.min(1), values.sum(1, dtype=np.uint16) // 3, seen)]
     bad = unlike(flat[0], flat[1].astype(np.uint8), flat[2], np.array(days) / 86400, rule).reshape(seen.shape)
-    bad = dilation(bad, rule.grow)
+    bad |= peer(bad, [("opening", 1), ("dilation", rule.grow)])
     few = (seen & ~bad).sum(axis=0) < rule.min_left
     return (~bad | few).repeat(4, 1).repeat(4, 2)
 
