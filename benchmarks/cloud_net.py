@@ -44,8 +44,9 @@ def against_bare_runtime(cube, rule):
     name = net.session.get_inputs()[0].name
 
     def counted(self, patch):
-        seen.append(patch[None].copy())
-        return probabilities(self, patch)
+        found = probabilities(self, patch)
+        seen.append(patch[None].copy())  # as it is scaled for the network
+        return found
 
     def ours():
         tile_masks._TILES.clear()

@@ -65,5 +65,14 @@ def test_a_mask_by_a_function_leaves_fewer_bright_pixels(tmp_path):
     assert bright[1] < 0.6 * bright[0]
 
 
+@pytest.mark.slow
+def test_a_network_masks_clouds_and_its_classes_are_kept(tmp_path):
+    pytest.importorskip("ukis_csmask", reason="needs s2composite[clouds]")
+    assert run("cloud_masks.py", tmp_path).strip().endswith("cloud_net.tif")
+    with rasterio.open(tmp_path / "cloud_net.tif") as made:
+        assert (made.read() > 0).any(0).mean() > 0.5
+    assert len(list((tmp_path / "masks").glob("*.tif"))) == 8
+
+
 def test_the_job_file_is_a_job():
     assert load_job(EXAMPLES / "t31tcj.yaml").source == "gs://tb-be-bigdata/t31tcj/"
