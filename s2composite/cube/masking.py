@@ -465,17 +465,14 @@ def _opened_together(
     With `parts`, grids that are parts of one count as one.
     """
     try:
-        band = open_stack(stack.scenes, bands, target, options)
+        band = stack.reopened(bands, target, options)
     except GridError:
         return _opened_alone(stack, bands, target, options)
     finest = {min((s.header.geobox for s in files), key=_pixel_size) for files in band.sources if files}
     # On a grid made for files on several, they would be resampled before they are cleaned.
     if any(s.offset is None for files in band.sources for s in files) if parts else len(finest) > 1:
         return _opened_alone(stack, bands, target, options)
-    # In the order of the data, which may not be that of time within a day.
-    position = {scene.id: t for t, scene in enumerate(band.scenes)}
-    order = [position[scene.id] for scene in stack.scenes]
-    return ((tuple(range(len(order))), band if order == sorted(order) else band.select(order)),)
+    return ((tuple(range(len(stack.scenes))), band),)
 
 
 def _pixel_size(geobox: GeoBox) -> float:

@@ -19,7 +19,7 @@ from s2composite.cube.open import numbers_attrs, stack_of, to_cube
 from s2composite.cube.windows import STATUS, Work, layer_arrays, work_in
 from s2composite.errors import ParameterError
 from s2composite.pixels.reducers import Layer, Recipe
-from s2composite.reading.stack import Stack, TargetGrid, open_stack
+from s2composite.reading.stack import Stack, TargetGrid
 
 __all__ = ["Composed", "coarse_cube", "coarser", "layers_dataset", "located", "small_dataset"]
 
@@ -55,7 +55,7 @@ def coarse_cube(stack: Stack, resolution: float) -> xr.DataArray:
         grid = TargetGrid(resolution=resolution, bbox=stack.geobox.boundingbox)
     else:
         grid = TargetGrid(geobox=stack.geobox.zoom_to(resolution=resolution))
-    cube = to_cube(open_stack(stack.scenes, stack.bands, grid, stack.options))
+    cube = to_cube(stack.reopened(stack.bands, grid, stack.options))
     if stack.geobox.transform.b or stack.geobox.transform.d:
         return cube
     # Drop the last row or column if most of it lies outside the grid, where nothing was observed.

@@ -269,6 +269,13 @@ class Stack:
         scenes = tuple(self.scenes[t] for t in positions)
         return replace(self, scenes=scenes, sources=tuple(self.sources[t] for t in positions))
 
+    def reopened(self, bands: Sequence[BandName], target: TargetGrid, options: ReadOptions) -> Stack:
+        """Open bands of the same scenes on another grid, in the same order, which may not be that of time."""
+        other = open_stack(self.scenes, bands, target, options)
+        position = {scene.id: t for t, scene in enumerate(other.scenes)}
+        order = [position[scene.id] for scene in self.scenes]
+        return other if order == sorted(order) else other.select(order)
+
     def crop(self, geobox: GeoBox) -> Stack:
         """Return the stack on a part of its grid."""
         delta = aligned_offset(self.geobox, geobox)

@@ -73,6 +73,22 @@ def test_scenes_below_min_valid_are_left_out_and_logged(season, caplog):
     assert s2c.select_scenes(cube.compute(), min_valid=0.01).sizes["time"] <= 6
 
 
+def test_scenes_in_any_order_are_each_judged_by_their_own_pixels(season):
+    cube = s2c.open_cube(season, bands=["TCI"])
+    order = [4, 0, 5, 2]
+    limit = float(np.sort(s2c.valid_share(coarser(cube))["valid"].values[order])[1:3].mean())
+    chosen = s2c.select_scenes(cube.isel(time=order), min_valid=limit)
+    assert chosen["scene"].values.tolist() == [
+        name for name in cube["scene"].values[order] if name in s2c.select_scenes(cube, min_valid=limit)["scene"].values
+    ]
+    assert chosen.sizes["time"] == 2
+    for reducer, given in (("latest", {}), ("mean", {"period": "5D"}), ("mean", {"max_count": 1, "prefer": "earliest"})):
+        comp = s2c.composite(cube.isel(time=order), reducer, **given)
+        ordered = s2c.composite(cube.isel(time=sorted(order)), reducer, **given)
+        np.testing.assert_array_equal(comp.preview(100)["composite"], ordered.preview(100)["composite"])
+    assert comp.dropped()["scene"].values.tolist() == cube["scene"].values[order].tolist()
+
+
 def test_cloud_cover_is_a_fact_of_the_metadata(season):
     cube = s2c.open_cube(season, bands=["TCI"])
     with pytest.raises(ParameterError, match="STAC"):
