@@ -105,12 +105,10 @@ class BandMask:
             valid &= seen.covered
         if stack.fill:
             valid &= seen.pixels[:, 0] != stack.fill
-        failed = seen.status == FAILED
-        valid[failed] = False
-        for failure in seen.failures:
-            valid[(failure.scene, *within(region, failure.part))] = False
-            failed[failure.scene] = True
-        return valid[:, inner[0], inner[1]], failed
+        valid[seen.status == FAILED] = False
+        if seen.lost is not None:
+            valid &= ~seen.lost
+        return valid[:, inner[0], inner[1]], seen.failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -608,12 +606,8 @@ def _read_products(
     ((_, seen),) = stack.read_all([region], scratch, coverage=coverage, wanted=[wanted])
     record_read(seen.tally)
     seen.status[failed & (seen.status == READ)] = FAILED
-    valid = combine_masks(valid, seen.covered)
-    if seen.failures:
-        valid = np.ones(seen.pixels[:, 0].shape, bool) if valid is None else valid
-        for failure in seen.failures:
-            valid[(failure.scene, *within(region, failure.part))] = False
-            seen.status[failure.scene] = FAILED
+    valid = combine_masks(combine_masks(valid, seen.covered), None if seen.lost is None else ~seen.lost)
+    seen.status[seen.failed] = FAILED
     return DayObservations(seen.pixels, valid, seen.status)
 
 

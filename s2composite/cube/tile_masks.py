@@ -155,9 +155,9 @@ class FunctionMask:
         ((_, seen),) = self.stack.select(scenes).read_all([region], coverage=True)
         record_read(seen.tally)
         assert seen.covered is not None
-        failed = {failure.scene for failure in seen.failures} | set(np.flatnonzero(seen.status == FAILED).tolist())
-        for failure in seen.failures:
-            seen.covered[(failure.scene, *within(region, failure.part))] = False
+        failed = set(np.flatnonzero(seen.failed).tolist())
+        if seen.lost is not None:
+            seen.covered[seen.lost] = False
         for i, k in enumerate(scenes):
             marks, whole = np.full([s.stop - s.start for s in tile], UNSEEN, np.uint8), True
             if seen.covered[i].any():
@@ -318,12 +318,11 @@ class SeriesMask:
             bands_apart = [np.ascontiguousarray(found.pixels[:, b]) for b in range(bands)]
             for band in bands_apart:
                 here &= ~np.isnan(band) if np.isnan(self.stack.fill) else band != self.stack.fill
-            for failure in found.failures:
-                here[(failure.scene, *within(tile, failure.part))] = False
-                lost[(start + failure.scene, *within(tile, failure.part))] = True
+            if found.lost is not None:
+                here &= ~found.lost
+                lost[start:stop] = found.lost
             lost[start:stop][found.status == FAILED] = True
-            failed |= {start + int(i) for i in np.flatnonzero(found.status == FAILED)}
-            failed |= {start + failure.scene for failure in found.failures}
+            failed |= {start + int(i) for i in np.flatnonzero(found.failed)}
             values = [_as_bits(b, *white, least.dtype) for b, white in zip(bands_apart, self.white, strict=True)]
             least[start:stop], total = values[0], values[0].astype(np.uint16)
             for value in values[1:]:

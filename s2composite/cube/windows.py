@@ -44,7 +44,7 @@ from s2composite.pixels.reducers import (
 )
 from s2composite.reading.grid import Window, with_halo, within
 from s2composite.reading.plan import Piece, TileSelection
-from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations, borrow, holds_any
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, borrow, holds_any
 from s2composite.reading.stack import Products, Stack
 from s2composite.reading.tiles import KeptTiles
 
@@ -136,75 +136,34 @@ def _parts(
     positions: NDArray[np.intp] | None,
     valid: NDArray[np.bool_] | None,
 ) -> list[_Composed]:
-    """Compose the pieces of a window one after the other; a scene is left out of the blocks in which it fails.
+    """Compose the pieces of a window one after the other.
 
-    It is left out of exactly these blocks, whatever else was read with them, so the result does not depend on the
-    windows. Tiles in which nothing is valid are not read.
+    Tiles in which nothing is valid are not read. A scene is left out of the tiles in which it fails, whatever else was
+    read with them, so the result does not depend on the windows.
     """
     parts: list[_Composed] = []
-    failed: list[TileSelection] = []
-    failing: set[int] = set()
     pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
-    by_masks, unmasked = _passing(masks, window, pieces, len(stack.scenes), valid)
+    rectangles = [piece for piece in pieces if not isinstance(piece, TileSelection)]
+    if len(rectangles) == len(pieces):  # arrays of their own, which kernels need not copy as they would parts of one
+        passing, unmasked = valid_by_masks(masks, window, rectangles, len(stack.scenes))
+    else:
+        (whole,), unmasked = valid_by_masks(masks, window, [window], len(stack.scenes))
+        passing = [_cut(whole, window, piece) for piece in pieces]
+    by_masks = [combine_masks(p, _cut(valid, window, piece)) for p, piece in zip(passing, pieces, strict=True)]
     with (
         borrow(max(map(stack.size, pieces)), stack.dtype) as scratch,
         closing(stack.read_all(pieces, scratch, coverage=coverage, wanted=by_masks)) as observed,
     ):
         for (piece, seen), mine in zip(observed, by_masks, strict=True):
             record_read(seen.tally)
-            if not seen.failures:
-                parts.append((piece, _reduced(recipe, seen, positions, mine)))
-            elif isinstance(piece, TileSelection):
-                failed.append(piece)
-                failing |= {failure.scene for failure in seen.failures}
-            else:
-                for block in stack.blocks(piece):
-                    lost = [failure.scene for failure in seen.failures if failure.part == block]
-                    part = seen.cut(within(piece, block))
-                    parts.append((block, _reduced(recipe, part, positions, _cut(mine, piece, block), lost)))
-    # A selection holds pixels of several blocks, and a block pixels of several selections, already composed with all
-    # scenes: so find the blocks that the failed scenes touch, and compose these again.
-    some = stack.select(sorted(failing))
-    touched = np.zeros(tuple(s.stop - s.start for s in window), bool)
-    for selection in failed:
-        touched.reshape(-1)[selection.pixels] = True
-    for block in stack.blocks(window) if failed else ():
-        if touched[within(window, block)].any():
-            pieces = some.pieces(block)
-            these = [mask.select(sorted(failing)) for mask in masks]
-            mine = None if valid is None else valid[sorted(failing)]
-            wanted, _ = _passing(these, block, pieces, len(failing), _cut(mine, window, block))
-            found = some.read_all(pieces, wanted=wanted)
-            lost = sorted({sorted(failing)[failure.scene] for _, seen in found for failure in seen.failures})
-            pieces = stack.pieces(block)
-            by_masks, _ = _passing(masks, block, pieces, len(stack.scenes), _cut(valid, window, block))
-            observed = stack.read_all(pieces, coverage=coverage, wanted=by_masks)
-            for (piece, seen), passing in zip(observed, by_masks, strict=True):
-                record_read(seen.tally)
-                parts.append((piece, _reduced(recipe, seen, positions, passing, lost)))
-    for _, layers in parts:
-        layers[STATUS][unmasked & (layers[STATUS][:, 0, 0] == READ)] = FAILED
+            usable = combine_masks(combine_masks(mine, seen.covered), None if seen.lost is None else ~seen.lost)
+            taking_part = (seen.status == READ) & (True if mine is None else holds_any(mine))
+            with metered("kernel"):
+                scenes = np.flatnonzero(taking_part)
+                layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, positions=positions)
+            status = np.where(seen.failed | (unmasked & (seen.status == READ)), np.uint8(FAILED), seen.status)
+            parts.append((piece, {**layers, STATUS: status[:, None, None]}))
     return parts
-
-
-def _passing(
-    masks: Sequence[OpenedMask],
-    window: Window,
-    pieces: Sequence[Piece],
-    scenes: int,
-    valid: NDArray[np.bool_] | None,
-) -> tuple[list[NDArray[np.bool_] | None], NDArray[np.bool_]]:
-    """Return which observations of each piece of a window pass masks and are ``valid (t, y, x)`` in the window.
-
-    And of which of the `scenes` a mask cannot be read.
-    """
-    rectangles = [piece for piece in pieces if not isinstance(piece, TileSelection)]
-    if len(rectangles) == len(pieces):  # arrays of their own, which kernels need not copy as they would parts of one
-        passing, failed = valid_by_masks(masks, window, rectangles, scenes)
-    else:
-        (whole,), failed = valid_by_masks(masks, window, [window], scenes)
-        passing = [_cut(whole, window, piece) for piece in pieces]
-    return [combine_masks(p, _cut(valid, window, piece)) for p, piece in zip(passing, pieces, strict=True)], failed
 
 
 _SCENES_AT_ONCE, _REMOTE_SCENES_AT_ONCE = 2, 8
@@ -259,10 +218,9 @@ class _ByScore:
             record_read(seen.tally)
             if seen.covered is not None:
                 mine &= seen.covered
-            status[some[seen.status == FAILED]] = FAILED
-            for failure in seen.failures:
-                mine[(failure.scene, *within(around, failure.part))] = False
-                status[some[failure.scene]] = FAILED
+            if seen.lost is not None:
+                mine &= ~seen.lost
+            status[some[seen.failed]] = FAILED
             yield some, seen.pixels, mine
 
 
@@ -369,26 +327,6 @@ def _cut(valid: NDArray[np.bool_] | None, window: Window, piece: Piece) -> NDArr
     row, column = np.divmod(piece.pixels, np.int32(width))
     y, x = within(window, piece.window)
     return valid[:, row + y.start, column + x.start][:, None]
-
-
-def _reduced(
-    recipe: Recipe,
-    seen: WindowObservations,
-    positions: NDArray[np.intp] | None,
-    valid: NDArray[np.bool_] | None,
-    lost: Sequence[int] = (),
-) -> dict[str, NDArray[Any]]:
-    """Reduce the observations of all scenes except those that are lost."""
-    status = seen.status.copy()
-    status[list(lost)] = FAILED
-    usable = combine_masks(valid, seen.covered)
-    taking_part = status == READ
-    if valid is not None:
-        taking_part &= holds_any(valid)
-    with metered("kernel"):
-        scenes = np.flatnonzero(taking_part)
-        layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, positions=positions)
-    return {**layers, STATUS: status[:, None, None]}
 
 
 _Composed = tuple[Piece, dict[str, NDArray[Any]]]

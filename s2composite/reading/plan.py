@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 
 from s2composite.errors import ReadError
 from s2composite.geotiff.header import Header
-from s2composite.reading.grid import Window, level_geobox
+from s2composite.reading.grid import Window, level_geobox, within
 from s2composite.reading.headers import is_lazy, read_lazy
 from s2composite.reading.sources import FileSource, nodata_of_file
 from s2composite.reading.tiles import TileRequest, cost_of
@@ -29,15 +29,19 @@ __all__ = [
     "ReadGrid",
     "Subwindow",
     "TileSelection",
+    "along_tiles",
     "cost_of_window",
+    "cut",
     "in_turn",
     "largest_selection",
     "opened_sources",
     "requests_of",
+    "shape_of",
     "subgrid",
     "subwindow_of",
     "tile_selections",
     "touched",
+    "window_of",
 ]
 
 
@@ -277,13 +281,36 @@ class TileSelection:
             return None
         return Subwindow(t, 0, source, self.tiles, (slice(0, 1), slice(0, len(self.pixels))), index=self.index)
 
+    def among(self, pixels: NDArray[np.int32]) -> TileSelection:
+        """Return the part of it that is among some pixels of the window."""
+        mine = np.isin(self.pixels, pixels)
+        index = self.index if self.tiles is None else self.index[:, mine]
+        return replace(self, pixels=self.pixels[mine], index=index)
+
 
 Piece: TypeAlias = Window | TileSelection  # unit of reading: a rectangle, or pixels from the same tiles
 
 
-def tile_selections(sources: Sequence[FileSource], target: ReadGrid, window: Window) -> tuple[TileSelection, ...]:
-    """Cut a window along the tiles of its (opened) files; empty if the files do not have the same tiles."""
-    cells = _cells(sources)
+def window_of(piece: Piece) -> Window:
+    """Return the window that a piece is, or is a part of."""
+    return piece.window if isinstance(piece, TileSelection) else piece
+
+
+def shape_of(piece: Piece) -> tuple[int, int]:
+    """Return the rows and columns of a piece; a selection is one row."""
+    if isinstance(piece, TileSelection):
+        return 1, len(piece.pixels)
+    return int(piece[0].stop - piece[0].start), int(piece[1].stop - piece[1].start)
+
+
+def tile_selections(
+    sources: Sequence[FileSource], target: ReadGrid, window: Window, side: int | None = None
+) -> tuple[TileSelection, ...]:
+    """Cut a window along the tiles of its (opened) files; empty if the files do not have the same tiles.
+
+    `side` is the least side of a selection's tiles in pixels, 1 for each tile by itself.
+    """
+    cells = _cells(sources, side or _SIDE)
     if cells is None:
         return ()
     shape = tuple(s.stop - s.start for s in window)
@@ -315,9 +342,54 @@ def tile_selections(sources: Sequence[FileSource], target: ReadGrid, window: Win
     return tuple(selections)
 
 
+def along_tiles(
+    sources: Sequence[FileSource], target: ReadGrid, piece: Piece, blocks: Sequence[Window]
+) -> tuple[tuple[Piece, tuple[Any, Any]], ...]:
+    """Cut a piece along the tiles of all (opened) files; return the parts and ``(y, x)`` of their pixels in it.
+
+    If GDAL warps files, or those on another grid have different tiles, return `blocks` of the target.
+    """
+    window = window_of(piece)
+    selections = tile_selections(sources, target, window, side=1)
+    if isinstance(piece, TileSelection):
+        order = np.argsort(piece.pixels)
+        found = [selection.among(piece.pixels) for selection in selections]
+        places = [order[np.searchsorted(piece.pixels, part.pixels, sorter=order)] for part in found]
+        parts = [(part, (np.zeros_like(at), at)) for part, at in zip(found, places, strict=True) if at.size]
+        return tuple(parts) or ((piece, (slice(None), slice(None))),)
+    if selections:
+        width = window[1].stop - window[1].start
+        return tuple((part, np.divmod(part.pixels, width)) for part in selections)
+    if sources and all(source.offset is not None for source in sources):
+        levels = [
+            (source, header.levels[source.level].block)
+            for source in sources
+            for header in (source.header, source.header.mask)
+            if header is not None
+        ]
+        spans = []
+        for axis, span in enumerate(window):
+            cuts = [cut(span, block[axis] * s.factor, s.offset[axis]) for s, block in levels if s.offset is not None]
+            starts = sorted({one.start for some in cuts for one in some})
+            spans.append([slice(a, b) for a, b in pairwise([*starts, span.stop])])
+        blocks = [(y, x) for y in spans[0] for x in spans[1]]
+    return tuple((block, within(window, block)) for block in blocks)
+
+
+def cut(span: slice, block: int, origin: int) -> list[slice]:
+    """Cut a slice at the borders of blocks; the first block starts `origin` pixels before 0.
+
+    >>> cut(slice(100, 1100), 512, 0)
+    [slice(100, 512, None), slice(512, 1024, None), slice(1024, 1100, None)]
+    """
+    first = span.start + block - (span.start + origin) % block
+    borders = [span.start, *range(first, span.stop, block), span.stop]
+    return [slice(a, b) for a, b in pairwise(borders)]
+
+
 def largest_selection(sources: Sequence[FileSource], target: GeoBox) -> int | None:
     """Return the maximum pixels of a selection, None if windows cannot be cut along tiles; opens nothing."""
-    cells = _cells(sources)
+    cells = _cells(sources, _SIDE)
     if cells is None:
         return None
     y, x = pixel_ratio(cells.grid, target.crs, abs(target.resolution.x), abs(target.resolution.y))
@@ -364,8 +436,8 @@ class _Cells:
             parts.setdefault(number, []).append((pixels[some], index))
 
 
-def _cells(sources: Sequence[FileSource]) -> _Cells | None:
-    """Return the cells that files have in common, or None."""
+def _cells(sources: Sequence[FileSource], side: int) -> _Cells | None:
+    """Return the cells that files have in common, of whole tiles and at least `side` pixels a side, or None."""
     if not sources or any(source.offset is not None or source.engine != "tiles" for source in sources):
         return None
     first = sources[0]
@@ -374,5 +446,5 @@ def _cells(sources: Sequence[FileSource]) -> _Cells | None:
         other = source.header.levels[source.level]
         if (source.header.geobox, other.shape, other.block) != (first.header.geobox, level.shape, level.block):
             return None
-    height, width = (min(-(-_SIDE // block) * block, n) for block, n in zip(level.block, level.shape, strict=True))
+    height, width = (min(-(-side // block) * block, n) for block, n in zip(level.block, level.shape, strict=True))
     return _Cells(level_geobox(first.header.geobox, level.shape), (height, width))

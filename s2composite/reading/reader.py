@@ -27,6 +27,7 @@ from s2composite.reading.plan import (
     opened_sources,
     requests_of,
     subwindow_of,
+    window_of,
 )
 from s2composite.reading.sources import FileSource
 from s2composite.reading.tiles import KeptTiles, PendingTiles, TileRequest, TileResult, begin_window
@@ -117,10 +118,9 @@ class ReadTally:
 
 
 class ReadFailure(NamedTuple):
-    """A part of a window in which a scene could not be read."""
+    """A scene that could not be read in a window, or in a part of it."""
 
     scene: int  # position of the scene
-    part: Window  # of the stack's grid
     error: ReadError
 
 
@@ -131,16 +131,24 @@ class WindowObservations:
     pixels: NDArray[Any]  # (t, b, y, x), native dtype; may be a view of pixel-interleaved memory (t, y, x, b)
     # (t, y, x): where files have all bands and no mask or alpha band marks nodata; None: not requested
     covered: NDArray[np.bool_] | None
-    # (t,): 0 read, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)
+    # (t,): 0 read, at least in part, 1 the scene lies outside the window, 2 reading failed (pixels are the fill value)
     status: NDArray[np.uint8]
-    failures: tuple[ReadFailure, ...]  # the first of each scene in each part that failed
+    failures: tuple[ReadFailure, ...]  # the first of each scene
     tally: ReadTally
+    lost: NDArray[np.bool_] | None = None  # (t, y, x): pixels of tiles that cannot be read; None: there are none
 
-    def cut(self, place: Window) -> WindowObservations:
-        """Return a copy of a part, in the same memory layout."""
-        pixels = self.pixels[(..., *place)].copy(order="K")
-        covered = None if self.covered is None else self.covered[(..., *place)].copy()
-        return replace(self, pixels=pixels, covered=covered)
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        """Which scenes could not be read, or not all of them: ``(t,)``."""
+        failed: NDArray[np.bool_] = self.status == FAILED
+        return failed if self.lost is None else failed | self.lost.any(axis=(1, 2))
+
+    def put(self, t: int, place: tuple[Any, Any], part: WindowObservations) -> None:
+        """Replace the pixels of scene `t` at ``place (y, x)`` by those of a part read of that scene alone."""
+        here = self.pixels[t][(slice(None), *place)]
+        self.pixels[t][(slice(None), *place)] = part.pixels[0].reshape(here.shape)
+        if self.covered is not None and part.covered is not None:
+            self.covered[t][place] = part.covered[0].reshape(here.shape[1:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -257,7 +265,7 @@ class PendingRead:
             status[failed] = FAILED
             self.pixels[failed] = fill
         covered = None if self.coverage is None else self.coverage == self.pixels.shape[1]
-        failures = tuple(ReadFailure(t, self.window, errors[t]) for t in sorted(errors))
+        failures = tuple(ReadFailure(t, errors[t]) for t in sorted(errors))
         results = [result for _, result in outcomes]
         seconds = {"tiles": 0.0, "gdal": 0.0}
         for sub, result in outcomes:
@@ -364,7 +372,7 @@ def begin(
         if sub.direct
     )
     counts = np.zeros((len(pixels), *pixels.shape[2:]), np.uint16) if coverage else None
-    window = piece.window if isinstance(piece, TileSelection) else piece
+    window = window_of(piece)
     tiles = _begin_tiles(direct)
     return PendingRead(window, target, pixels, status, subwindows, direct, tiles, lost, counts, wanted, needed, kept)
 

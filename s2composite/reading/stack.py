@@ -27,20 +27,22 @@ from s2composite.reading.grid import (
     native_geoboxes,
     resolution_of,
     target_geobox,
-    within,
 )
 from s2composite.reading.headers import open_headers
 from s2composite.reading.plan import (
     Piece,
     ReadCost,
     ReadGrid,
-    TileSelection,
+    along_tiles,
     cost_of_window,
+    cut,
     largest_selection,
     opened_sources,
+    shape_of,
     tile_selections,
+    window_of,
 )
-from s2composite.reading.reader import FAILED, OUTSIDE, READ, PendingRead, ReadFailure, WindowObservations, begin
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, PendingRead, WindowObservations, begin
 from s2composite.reading.sources import (
     FileSource,
     ReadOptions,
@@ -308,12 +310,12 @@ class Stack:
         if any(source.engine == "gdal" or source.offset is None for source in self._all()):
             return (window,)
         if self.remote:
-            return tuple((row, window[1]) for row in _cut(window[0], self.block[0], self.block_origin[0]))
+            return tuple((row, window[1]) for row in cut(window[0], self.block[0], self.block_origin[0]))
         return self.blocks(window)
 
     def blocks(self, window: Window) -> tuple[Window, ...]:
         """Cut a window at the borders of the files' blocks."""
-        rows, columns = map(_cut, window, self.block, self.block_origin)
+        rows, columns = map(cut, window, self.block, self.block_origin)
         return tuple((row, column) for row in rows for column in columns)
 
     def largest(self, window: Window) -> int:
@@ -325,10 +327,7 @@ class Stack:
     def size(self, piece: Piece) -> int:
         """Return the number of values in a window or piece."""
         times, bands = self.shape[:2]
-        if isinstance(piece, TileSelection):
-            return times * bands * len(piece.pixels)
-        y, x = piece
-        return times * bands * int(y.stop - y.start) * int(x.stop - x.start)
+        return times * bands * math.prod(shape_of(piece))
 
     def cost(self, window: Window) -> ReadCost:
         """Return the cost of reading a window, without reading anything."""
@@ -354,13 +353,17 @@ class Stack:
         fetched nor decoded, and cannot fail. `kept` has the tiles that pieces share which are read by several calls.
         """
         kept = KeptTiles() if kept is None and len(pieces) > 1 else kept
+        times, bands = self.shape[:2]
 
         def begun() -> Iterator[tuple[Piece, NDArray[np.bool_] | None, PendingRead]]:
             for piece, need in itertools.zip_longest(pieces, wanted):
-                if isinstance(piece, TileSelection):
-                    near, pixels = self._files_near(piece.window), self._allocate([1, len(piece.pixels)], scratch)
+                near, (rows, columns) = self._files_near(window_of(piece)), shape_of(piece)
+                flat = np.empty(self.size(piece), self.dtype) if scratch is None else scratch[: self.size(piece)]
+                # if decoders return all bands of a pixel together, keep the window in that layout
+                if self._interleaved:
+                    pixels = np.moveaxis(flat.reshape(times, rows, columns, bands), 3, 1)
                 else:
-                    near, pixels = self._files_near(piece), self._allocate([s.stop - s.start for s in piece], scratch)
+                    pixels = flat.reshape(times, bands, rows, columns)
                 asked = begin(
                     near, self._opened, self._target, piece, pixels, coverage=coverage, wanted=need, kept=kept
                 )
@@ -372,20 +375,17 @@ class Stack:
             while following is not None:
                 (piece, need, pending), following = following, None
                 following = next(ahead, None)
-                seen = self._finish(pending, piece.window if isinstance(piece, TileSelection) else piece)
-                if seen.failures and not isinstance(piece, TileSelection) and len(self.blocks(piece)) > 1:
-                    seen = self._failures_by_block(piece, seen, need)
-                yield piece, seen
+                seen = self._finish(pending)
+                yield piece, self._without_lost_tiles(piece, seen, need) if seen.failures else seen
         finally:
             if following is not None:
                 following[2].close()
 
-    def _finish(self, pending: PendingRead, window: Window) -> WindowObservations:
+    def _finish(self, pending: PendingRead) -> WindowObservations:
         seen = pending.finish()
         if not seen.failures or self.options.on_error != "raise":
             return seen
-        t, _, error = seen.failures[0]
-        y, x = window
+        (t, error), (y, x) = seen.failures[0], pending.window
         scene = self.scenes[t]
         details = {**error.__dict__, "scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)}
         raise ReadError(
@@ -394,45 +394,26 @@ class Stack:
             **details,
         )
 
-    def _failures_by_block(
-        self, window: Window, seen: WindowObservations, wanted: NDArray[np.bool_] | None
+    def _without_lost_tiles(
+        self, piece: Piece, seen: WindowObservations, wanted: NDArray[np.bool_] | None
     ) -> WindowObservations:
-        """Read the scenes that failed in a window again, each alone and block by block, to keep the readable blocks."""
-        failures: list[ReadFailure] = []
-        for t in {failure.scene for failure in seen.failures}:
+        """Read the scenes that failed in a piece again, each alone and tile by tile: only unreadable tiles are lost."""
+        window = window_of(piece)
+        lost = np.zeros((len(self.scenes), *seen.pixels.shape[2:]), bool)
+        for t, _ in seen.failures:
             alone, states = self.select([t]), set[int]()
-            for block in self.blocks(window):
-                place = within(window, block)
-                need = [] if wanted is None else [wanted[(slice(t, t + 1), *place)]]
-                ((_, part),) = alone.read_all([block], coverage=seen.covered is not None, wanted=need)
-                seen.pixels[(t, slice(None), *place)] = part.pixels[0]
-                if seen.covered is not None and part.covered is not None:
-                    seen.covered[(t, *place)] = part.covered[0]
-                failures += [ReadFailure(t, block, failure.error) for failure in part.failures]
-                states.add(int(part.status[0]))
-            # whether it intersects the window at all; the failures record where it cannot be used
-            seen.status[t] = next(state for state in (READ, OUTSIDE, FAILED) if state in states)
-        return replace(seen, failures=tuple(failures))
-
-    def _allocate(self, shape: Sequence[int], scratch: NDArray[Any] | None) -> NDArray[Any]:
-        times, bands = self.shape[:2]
-        size = times * bands * math.prod(shape)
-        flat = np.empty(size, self.dtype) if scratch is None else scratch[:size]
-        # if decoders return all bands of a pixel together, keep the window in that layout
-        if self._interleaved:
-            return np.moveaxis(flat.reshape(times, *shape, bands), 3, 1)
-        return flat.reshape(times, bands, *shape)
-
-
-def _cut(span: slice, block: int, origin: int) -> list[slice]:
-    """Cut a slice at the borders of blocks; the first block starts `origin` pixels before 0.
-
-    >>> _cut(slice(100, 1100), 512, 0)
-    [slice(100, 512, None), slice(512, 1024, None), slice(1024, 1100, None)]
-    """
-    first = span.start + block - (span.start + origin) % block
-    borders = [span.start, *range(first, span.stop, block), span.stop]
-    return [slice(a, b) for a, b in itertools.pairwise(borders)]
+            found, _ = opened_sources([one for one in self._files_near(window) if one[0] == t])
+            parts = along_tiles([source for _, source in found], self._target, piece, self.blocks(window))
+            lost[t] = len(parts) == 1
+            for part, place in parts if len(parts) > 1 else ():
+                need = [] if wanted is None else [np.atleast_2d(wanted[t][place])[None]]
+                ((_, again),) = alone.read_all([part], coverage=seen.covered is not None, wanted=need)
+                seen.put(t, place, again)
+                lost[t][place] = again.lost is not None
+                states.add(int(again.status[0]))
+            # whether it intersects the window at all; `lost` records where it cannot be used
+            seen.status[t] = next((state for state in (READ, OUTSIDE) if state in states), FAILED)
+        return replace(seen, lost=lost)
 
 
 def open_stack(

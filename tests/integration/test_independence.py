@@ -198,7 +198,10 @@ def passes(name, pixels, covered, fill, scenes, geobox, mask):
         return everything & ~missing & ~peer(missing, [("dilation", 1)])
     if name == "own mask" or name.startswith("SCL"):
         return everything & np.stack([usable(name, scene, geobox) for scene in scenes]) & ~(missing & (name == "SCL"))
-    return everything & {"everything": True, "nodata": ~missing, "array": mask, "temporal mask": ~missing & mask}[name]
+    given = True if mask is None else mask
+    return (
+        everything & {"everything": True, "nodata": ~missing, "array": given, "temporal mask": ~missing & given}[name]
+    )
 
 
 def usable(name, scene, geobox):

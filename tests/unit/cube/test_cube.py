@@ -315,6 +315,38 @@ def test_a_file_damaged_in_its_pixels_raises_and_can_be_skipped(tmp_path):
         np.testing.assert_array_equal(again["count"], comp["count"])
 
 
+@pytest.mark.parametrize("options", [{}, {"crs": "EPSG:3035", "resolution": 13}], ids=["own grid", "other CRS"])
+@pytest.mark.parametrize(("block", "shift"), [(16, 0), (64, 20)])
+def test_a_damaged_tile_costs_its_own_pixels_and_no_others(block, shift, options, tmp_path):
+    """Whatever the windows are, and the tiles of the other scenes."""
+    for t, (side, down) in enumerate([(64, 0), (block, shift), (64, 0)]):
+        pixels = encoded(t, 1, 100, 90) % 200 + 1
+        pixels[:, :side, :side] = 255 if t == 1 else 7
+        path = tmp_path / f"T31TC{'K' if down else 'J'}_2023060{t + 1}T104629_B04.tif"
+        write_tif(path, pixels, block=side, transform=ORIGIN @ Affine.translation(down, down))
+    opened = {"bands": ["B04"], "on_error": "skip", **options}
+    whole = s2c.open_cube(tmp_path, **opened).compute()
+    readable = (whole.isel(band=0, drop=True) != 255).compute()
+    assert 0 < (~readable).sum() < readable[0].size / 2
+    (damaged,) = tmp_path.glob("*20230602*")
+    with rasterio.open(damaged) as dataset:
+        start, size = (int(dataset.get_tag_item(f"BLOCK_{what}_0_0", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:start] + bytes(size) + content[start + size :])
+    limited, best = {"max_count": 2}, {"distance": 5}
+    for reducer, params in (("mean", {}), ("mean", limited), ("latest", {}), ("best_available_pixel", best)):
+        expected = s2c.composite(whole, reducer, valid=[s2c.Nodata(), readable], **params)
+        for chunks in (30, 1000):
+            comp = s2c.composite(
+                s2c.open_cube(tmp_path, **opened, chunks=chunks), reducer, valid=s2c.Nodata(), **params
+            )
+            np.testing.assert_array_equal(comp["composite"], expected["composite"])
+            np.testing.assert_array_equal(comp["count"], expected["count"])
+            failed = (comp["read_status"] == 2).any(("window_y", "window_x"))
+            assert not failed.values[[0, 2]].any()
+            assert failed.values[1] or reducer == "latest" or params
+
+
 def test_a_scene_that_cannot_be_opened_can_be_skipped(tmp_path):
     series(tmp_path, scenes=3)
     (tmp_path / "T31TCJ_20230602T104629_TCI.tif").write_bytes(b"junk")

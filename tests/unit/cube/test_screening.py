@@ -82,7 +82,11 @@ def test_scenes_in_any_order_are_each_judged_by_their_own_pixels(season):
         name for name in cube["scene"].values[order] if name in s2c.select_scenes(cube, min_valid=limit)["scene"].values
     ]
     assert chosen.sizes["time"] == 2
-    for reducer, given in (("latest", {}), ("mean", {"period": "5D"}), ("mean", {"max_count": 1, "prefer": "earliest"})):
+    for reducer, given in (
+        ("latest", {}),
+        ("mean", {"period": "5D"}),
+        ("mean", {"max_count": 1, "prefer": "earliest"}),
+    ):
         comp = s2c.composite(cube.isel(time=order), reducer, **given)
         ordered = s2c.composite(cube.isel(time=sorted(order)), reducer, **given)
         np.testing.assert_array_equal(comp.preview(100)["composite"], ordered.preview(100)["composite"])
