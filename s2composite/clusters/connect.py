@@ -30,6 +30,7 @@ from s2composite.config import Document, Strict, read_document, validated
 from s2composite.errors import ClusterError, JobError, plural
 from s2composite.logs import forward_logs
 from s2composite.metrics import WorkerMeters, running_workers
+from s2composite.storage.limits import VARIABLE, limits_text
 
 __all__ = ["ClusterOptions", "ShippedEnvironment", "connect", "read_cluster", "show_meters"]
 
@@ -134,6 +135,7 @@ def connect(
     threads: int | None = None,
     memory: str | None = None,
     dashboard: str | None = None,
+    limits: Any = None,
     announce: bool = True,
 ) -> Client:
     """Start or join a Dask cluster and make it the default for computations.
@@ -149,6 +151,9 @@ def connect(
         Override those of `config`, for types that have them. Local: number of processes (None: one per core), threads
         of each (None: the cores divided by `workers`), memory limit of each (None: nine tenths of the machine's memory
         divided by `workers`), address of the dashboard (another port if ``":8787"`` is taken).
+    limits
+        What hosts allow, kept by all workers and this process together; see `open_cube`, whose ``limits=`` take the
+        place of these. They become the value of ``S2COMPOSITE_LIMITS`` here and in the workers.
     announce
         Print one line with the workers and the dashboard's link, to the terminal or notebook.
 
@@ -162,6 +167,8 @@ def connect(
     ------
     JobError
         An option is unknown or invalid; the message lists the valid ones.
+    ParameterError
+        A limit is unknown or invalid.
     ClusterError
         The scheduler does not answer, or workers do not start or do not accept their environment.
     MissingDependencyError
@@ -184,6 +191,8 @@ def connect(
                 variable=name,
             )
     environment = {**options.environment, **{name: os.environ[name] for name in options.credentials}}
+    if limits is not None:
+        environment[VARIABLE] = os.environ[VARIABLE] = limits_text(limits)
     logging.getLogger("tornado.application").addFilter(_is_not_about_cancelled_call)
     client = start_cluster(options)
     with ExitStack() as undo:

@@ -23,6 +23,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio.enums import Resampling
 
+import s2composite.scheduler_desk  # noqa: F401 - what is read in a cluster counts in its scheduler
 from s2composite.cube.array_values import stacked, with_nodata
 from s2composite.cube.georeference import geobox_of
 from s2composite.cube.graph import Chunks, StackHandle, handle_in
@@ -46,6 +47,7 @@ from s2composite.scenes.find import find_scenes, items_of_source
 from s2composite.scenes.stac import with_alternate
 from s2composite.storage.files import absolute
 from s2composite.storage.http import Sign, sign_function
+from s2composite.storage.limits import resolve_limits
 
 __all__ = [
     "LOADERS",
@@ -176,6 +178,7 @@ def open_cube(
     harmonise: bool | Mapping[str, float] = True,
     reflectance: bool = False,
     sign: Sign | str | None = None,
+    limits: Any = None,
     headers: str = "auto",
     chunks: Any = "auto",
     on_error: str = "raise",
@@ -231,6 +234,13 @@ def open_cube(
     sign
         A function that returns a URL with a signature, such as ``planetary_computer.sign``, or its import path as text.
         It is called in the tasks, just before reading, and again if a server refuses access.
+    limits
+        What hosts allow, so that they refuse nothing: a preset, ``"cdse"``, ``"planetary-computer"`` or
+        ``"earth-search"``, a list of these, or numbers by preset or host,
+        ``{"data.example.com": {"connections": 4, "requests": 2000, "bytes": "20MB"}}``: connections at once, requests a
+        minute (or ``"100/second"``), bytes a second. All threads of a process and all workers of a Dask cluster keep
+        them together. They take the place of those of the same name given to `connect` or in the environment variable
+        ``S2COMPOSITE_LIMITS``, for all that the process reads from then on.
     headers
         ``"read"``: read every header now. ``"lazy"``: read one of each kind; the tasks check that the others match the
         catalogue. ``"auto"``: lazy from 256 files on, if the catalogue gives the grids.
@@ -285,12 +295,14 @@ def open_cube(
             raise ParameterError("like= already sets the grid; leave out geobox=, crs=, resolution= and anchor=")
         geobox = _geobox_of(like)
     target = TargetGrid(geobox, crs, resolution, bbox, anchor)
-    options = ReadOptions(engine, on_error, resampling, harmonise, reflectance, headers, sign_function(sign))
+    options = ReadOptions(
+        engine, on_error, resampling, harmonise, reflectance, headers, sign_function(sign), resolve_limits(limits)
+    )
     if not isinstance(loader, str) or loader != "s2composite":
-        if reflectance or harmonise is not True or datetime is not None or on_error != "raise":
+        if reflectance or harmonise is not True or datetime is not None or on_error != "raise" or limits is not None:
             raise ParameterError(
                 f"loader={loader!r} reads with another library, which does not support reflectance=, harmonise=, "
-                "datetime= or on_error=; leave these out"
+                "datetime=, limits= or on_error=; leave these out"
             )
         grid = {"bbox": target.bbox, "crs": target.crs, "geobox": geobox, "resolution": target.resolution}
         how = {"resampling": options.resampling, "groupby": groupby, "sign": options.sign}

@@ -44,7 +44,7 @@ from s2composite.config import (
     with_setting,
     without_variables,
 )
-from s2composite.errors import JobError, S2CompositeError
+from s2composite.errors import JobError, ParameterError, S2CompositeError
 from s2composite.jobs.grid import GridOptions
 from s2composite.jobs.schedule import SpanOptions, has_template, with_span_keys
 from s2composite.pixels.mask_bands import resolve_rule
@@ -52,6 +52,7 @@ from s2composite.pixels.masks import Rule
 from s2composite.pixels.reducers import Reducer, resolve_reducer
 from s2composite.reading.warp import resampling_names
 from s2composite.scenes.dates import date_range, find_periods
+from s2composite.storage.limits import resolve_limits
 from s2composite.writing.options import RasterOptions
 
 __all__ = ["CELL", "Job", "job_schema", "job_template", "load_job", "require_selectors"]
@@ -137,6 +138,14 @@ def _import_path(path: str) -> str:
     if not re.fullmatch(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*[.:][^\W\d]\w*", path):
         raise ValueError(f"expected the path of a function, such as planetary_computer.sign, got {path!r}")
     return path
+
+
+def _limits(given: Any) -> Any:
+    try:
+        resolve_limits(given)
+    except ParameterError as error:
+        raise ValueError(str(error).removeprefix("limits: ")) from error
+    return given
 
 
 Date = Annotated[Text, BeforeValidator(_year), _accepted(date_range)]
@@ -287,6 +296,13 @@ class Job(Strict):
 
     sign: Annotated[ImportPath | None, Expected("the path of a function, such as planetary_computer.sign")] = None
     """Function that signs URLs just before they are read, by its import path: ``planetary_computer.sign``."""
+
+    limits: Annotated[
+        Any, AfterValidator(_limits), Expected("a preset such as cdse, a list of those, or numbers by host")
+    ] = None
+    """What hosts allow, kept by all workers together: a preset, ``cdse``, ``planetary-computer`` or ``earth-search``, a
+    list of those, or numbers by preset or host, ``{data.example.com: {connections: 4, requests: 2000, bytes: 20MB}}``
+    (requests a minute, or ``100/second``; bytes a second); None: what `connect` or ``S2COMPOSITE_LIMITS`` say."""
 
     headers: Annotated[Literal["auto", "read", "lazy"], Expected("auto, read or lazy")] = "auto"
     """When headers are read: ``read``, all at the start; ``lazy``, by the windows; ``auto``: lazy for many files."""

@@ -34,6 +34,7 @@ from s2composite.scenes.names import same_band
 from s2composite.scenes.products import is_mask_band
 from s2composite.storage.files import display
 from s2composite.storage.http import Sign
+from s2composite.storage.limits import Limit
 
 __all__ = [
     "Extent",
@@ -81,6 +82,8 @@ class ReadOptions:
     # lazy for many files whose grid the catalogue gives
     headers: str = "auto"
     sign: Sign | None = field(default=None, repr=False)  # signs URLs just before they are read
+    # what hosts allow, in place of what holds otherwise; it changes no pixel
+    limits: tuple[Limit, ...] = field(default=(), repr=False, compare=False)
     # whether the bands are read as a mask: classes, flags or percent, which must not change
     classes: bool = False
 

@@ -58,6 +58,7 @@ from s2composite.reading.sources import (
 from s2composite.reading.tiles import KeptTiles
 from s2composite.scenes.model import Scene, Values
 from s2composite.storage.files import is_remote
+from s2composite.storage.limits import declare
 
 __all__ = ["Products", "Stack", "TargetGrid", "open_stack"]
 
@@ -301,6 +302,7 @@ class Stack:
         because the tiles of a row are adjacent and fetched together. For files on another grid with the same tiles, a
         piece holds the pixels from a group of these tiles. Files read by GDAL are opened once for a window.
         """
+        declare(self.options.limits)
         found, _ = opened_sources(self._files_near(window))
         selections = tile_selections([source for _, source in found], self._target, window)
         return selections or self.rectangles(window)
@@ -352,6 +354,7 @@ class Stack:
         ``wanted (t, y, x)`` gives for each piece the pixels that are needed; None: all. Tiles without any are neither
         fetched nor decoded, and cannot fail. `kept` has the tiles that pieces share which are read by several calls.
         """
+        declare(self.options.limits)
         kept = KeptTiles() if kept is None and len(pieces) > 1 else kept
         times, bands = self.shape[:2]
 
@@ -428,6 +431,7 @@ def open_stack(
         raise SourceError("there are no scenes to open; find_scenes(source) shows what a source holds")
     scenes = sorted(scenes, key=lambda scene: (scene.time, scene.id))
     products = [product for scene in scenes for product in scene.parts]
+    declare(options.limits)
     wanted = assets_of(products, bands, options)
     headers, broken = open_headers(products, wanted, options, index)
     usable = [bool(assets) and not any(a.href in broken for a in assets) for assets in wanted]

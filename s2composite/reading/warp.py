@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -100,7 +101,7 @@ def read_level(
         if mask is not None:
             mask[...] = dataset.read_masks([band + 1 for band in bands], window=part)
 
-    return _read_raster(header, level, read)
+    return _read_raster(header, level, read, out)
 
 
 def read_warped(
@@ -132,17 +133,27 @@ def read_warped(
                 _read_bands(warped, bands, RasterioWindow(0, 0, WARP_TILE, WARP_TILE), tile)
                 out[(slice(None), *to)] = tile[(slice(None), *at)]
 
-    return _read_raster(header, level, read)
+    return _read_raster(header, level, read, out)
 
 
-def _read_raster(header: Header, level: int, read: Callable[[rasterio.DatasetReader], None]) -> int:
+def _read_raster(header: Header, level: int, read: Callable[[rasterio.DatasetReader], None], out: NDArray[Any]) -> int:
     """Read a level of a raster through GDAL, with its mask if it has one."""
 
     def opened(url: str) -> None:
         with _open_level(url, header.levels[level].shape, gdal_limits(header.href)) as dataset:
             read(dataset)
 
-    return through_gdal(opened, header.href, header.sign, header.identity, files_beside=header.mask_kind == ".msk")
+    # an estimate for limits: two requests to open it, one for each block
+    blocks = math.prod(n // side + 1 for n, side in zip(out.shape[-2:], header.levels[level].block, strict=True))
+    return through_gdal(
+        opened,
+        header.href,
+        header.sign,
+        header.identity,
+        files_beside=header.mask_kind == ".msk",
+        requests=2 + blocks,
+        size=out.nbytes,
+    )
 
 
 def _plain(dataset: rasterio.DatasetReader) -> rasterio.DatasetReader:

@@ -38,6 +38,7 @@ from s2composite.runner.inputs import (
 from s2composite.runner.ledger import failures_in, read_turns
 from s2composite.runner.product import plan_product, product_state
 from s2composite.scenes.dates import day_of
+from s2composite.storage.limits import Limit, limit_shares
 from s2composite.writing.publish import put_small, target_of
 
 __all__ = [
@@ -109,13 +110,29 @@ class Plan:
     """The unit of a span that it is about, ``"2012-01"``; None: the job has none."""
     at_most: bool = False
     """Whether less may be read: tiles under clouds of a mask, and scenes that do not matter any more, are not."""
+    limits: tuple[tuple[Limit, float], ...] = ()
+    """The limits of hosts that the files are on, and the share of the files that each holds for."""
 
     @property
     def minutes(self) -> float:
-        """An estimate of the time on these workers, if reading is not bound by the network."""
-        todo = [w for w in self.windows if w.state != "done"]
+        """An estimate of the time on these workers, if reading is not bound by the network but by limits of hosts."""
+        todo = self._todo()
         seconds = sum(w.decoded / (_GDAL_DECODED if w.gdal else _DECODED) + w.seconds for w in todo)
-        return seconds / 60 / max(self.workers * self.threads, 1)
+        return max(seconds / 60 / max(self.workers * self.threads, 1), self.limited[0])
+
+    @property
+    def limited(self) -> tuple[float, Limit | None]:
+        """Minutes that the reads take at least under the limits of hosts, and the limit that says so.
+
+        What GDAL reads is not in it.
+        """
+        todo = self._todo()
+        requests, size = sum(w.requests for w in todo), sum(w.bytes for w in todo)
+        times = [(limit.seconds(share * requests, share * size) / 60, limit) for limit, share in self.limits]
+        return max(times, key=lambda one: one[0], default=(0.0, None))
+
+    def _todo(self) -> list[WindowPlan]:
+        return [w for w in self.windows if w.state != "done"]
 
     def __repr__(self) -> str:
         return self.explain()
@@ -134,7 +151,7 @@ class Plan:
 
     def explain(self) -> str:
         """Return the plan in a few lines."""
-        states = self._states()
+        states, (least, limit) = self._states(), self.limited
         top = self.windows[0].pixels
         days = {w.days for w in self.windows}
         read = size_text(sum(w.bytes for w in self.windows))
@@ -153,6 +170,7 @@ class Plan:
             f"reads     {self._most(read)}{f', and {unknown} windows of files through GDAL' if unknown else ''}",
             f"decodes   {self._most(size_text(sum(w.decoded for w in self.windows)))} of pixels",
             f"memory    {_gib(self.task_memory)} a task, {memory}",
+            f"limits    these reads take {estimate(least)} at least by {limit}" if least else "",
             f"time      {estimate(self.minutes)} on {threads}, network permitting",
         ]
         return "\n".join(line for line in lines if line)
@@ -359,6 +377,7 @@ def _planned(
         workers.threads,
         None if source.period is None else source.period.label,
         bool(product.work.masks) or product.work.recipe.ends_early,
+        limit_shares(source.header.href for files in stack.sources for source in files),
     )
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import rasterio
+from fsspec.asyn import get_loop
 from rasterio.errors import RasterioError
 
 from s2composite.errors import ReadError
 from s2composite.storage.files import display, gdal_options, is_remote, without_queries
 from s2composite.storage.http import REFUSED, Identity, Sign, read_identity, seconds_since_reply, signed
+from s2composite.storage.limits import gdal_permit
 from s2composite.storage.retry import LOW_SPEED_LIMIT, LOW_SPEED_TIME, AttemptError, Retry, retrying
 
 __all__ = ["through_gdal"]
@@ -55,11 +57,14 @@ def through_gdal(
     identity: Identity | None = None,
     *,
     files_beside: bool = False,
+    requests: int = 2,
+    size: int = 0,
 ) -> int:
     """Run `read`, which opens what it is given with rasterio, until it succeeds; return the retries that were needed.
 
     A file that must still have `identity` and has changed is a ReadError, too. `files_beside` says whether those beside
-    a local file count (``.aux.xml``).
+    a local file count (``.aux.xml``). `requests` and `size`, in bytes, are an estimate of what it asks a server for, by
+    which the host's limits are kept: GDAL does not say.
     """
     remote = is_remote(href)
     # GDAL follows wherever a server sends it: a place that is not open is an AccessError here
@@ -80,8 +85,13 @@ def through_gdal(
         uncached = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsigs/:/vsis3/"} if again or changed else {}
         again = True
         try:
-            with rasterio.Env(**options, **uncached):
-                read(signed(sign, href))
+            with gdal_permit(href, size, requests, get_loop()) if remote else nullcontext() as lease:
+                closing = {}
+                if lease is not None and lease.has_connection:  # else GDAL keeps connections open between reads
+                    own = os.environ.get("GDAL_HTTP_HEADERS", "")
+                    closing = {"GDAL_HTTP_HEADERS": f"{own},Connection: close".removeprefix(",")}
+                with rasterio.Env(**options, **uncached, **closing):
+                    read(signed(sign, href))
         except (RasterioError, OSError) as error:
             # GDAL's own words may hold the whole URL, and a signature with it.
             message = without_queries(str(error))

@@ -32,6 +32,7 @@ from yarl import URL
 
 from s2composite.errors import AccessError, ParameterError, ReadError, S2CompositeError, imported
 from s2composite.storage.files import archive_of, display, filesystem, in_archive, is_remote, reason, without_queries
+from s2composite.storage.limits import Lease, permit
 from s2composite.storage.retry import TRANSIENT, AttemptError, Retry, retry_after, retrying_async
 from s2composite.storage.urls import ReplyTimeout
 
@@ -209,7 +210,8 @@ async def _request(
     async def attempt() -> tuple[bytes, Identity]:
         nonlocal target
         try:
-            data, state = await _get_range(web, target, start, size, retry)
+            async with permit(target.href, size) as lease:
+                data, state = await _get_range(web, target, start, size, retry, lease)
             _check(data, start, size, state, identity)
         except AttemptError as error:
             failure = error
@@ -257,7 +259,9 @@ def _check(data: bytes, start: int, size: int, state: Identity, identity: Identi
         raise AttemptError(f"the server sent {len(data)} bytes of an object that has {state.size}")
 
 
-async def _get_range(web: Any, target: RemoteObject, start: int, size: int, retry: Retry) -> tuple[bytes, Identity]:
+async def _get_range(
+    web: Any, target: RemoteObject, start: int, size: int, retry: Retry, lease: Lease | None
+) -> tuple[bytes, Identity]:
     """Make one request; whatever goes wrong is an `AttemptError`, for somebody waits for this in another thread."""
     headers = {**target.headers, "Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
     limits = aiohttp.ClientTimeout(total=None, sock_connect=retry.timeout, sock_read=retry.timeout)
@@ -267,6 +271,8 @@ async def _get_range(web: Any, target: RemoteObject, start: int, size: int, retr
         # a signature is over the URL as it is written: it must not be written anew
         url = URL(target.url, encoded="%" in target.url)
         session = await web.set_session()
+        if lease is not None and lease.has_connection:
+            session = await lease.keep(partial(web.get_client, loop=web.loop, **web.client_kwargs))
         # the time of a single byte alone (sock_read) lets headers and bodies take for ever that come byte by byte
         async with asyncio.timeout(None) as limit:
             reply = ReplyTimeout(limit, retry.timeout)

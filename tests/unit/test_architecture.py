@@ -19,7 +19,7 @@ LAYERS = [
     ["config", "pixels", "storage"],
     ["geotiff", "logs", "scenes"],
     ["reading"],
-    ["metrics"],
+    ["metrics", "scheduler_desk"],
     ["clusters", "cube"],
     ["writing"],
     ["analysis", "jobs"],

@@ -15,13 +15,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
-MOST_PARAMETERS = {"open_cube": 24, "write_stac": 21, "to_stac": 21}  # what users call shows what it takes
+MOST_PARAMETERS = {"open_cube": 25, "write_stac": 21, "to_stac": 21}  # what users call shows what it takes
 
 
-MODULES, SMALL = 107, 5
-LINES, CODE = 36_700, 24_500
+MODULES, SMALL = 108, 5
+LINES, CODE = 37_500, 25_000
 PARAMETERS, PUBLIC = 20, 32
-CLASS_LINES = 316  # of `Stack`
+CLASS_LINES = 318  # of `Stack`
 USED_ONCE = 0.405  # of the private functions
 BROAD = 18  # `except Exception`: borders to the code of others and of users
 

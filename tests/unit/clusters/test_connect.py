@@ -17,8 +17,9 @@ from distributed.system import MEMORY_LIMIT
 from s2composite.clusters import backends
 from s2composite.clusters.backends import BACKENDS, ClusterClient, LocalOptions, local_shape
 from s2composite.clusters.connect import ClusterOptions, connect
-from s2composite.errors import ClusterError, JobError, ReadError
+from s2composite.errors import ClusterError, JobError, ParameterError, ReadError
 from s2composite.metrics import running_workers
+from s2composite.storage.limits import limit_for
 
 
 @pytest.fixture(scope="module")
@@ -308,3 +309,17 @@ def test_a_scheduler_that_runs_already_outlives_its_clients(scheduler):
 def test_tls_without_certificates_is_refused(certificates):
     with pytest.raises(ClusterError, match="certificates"):
         connect("tls://127.0.0.1:1")
+
+
+def test_limits_hold_here_and_in_the_workers(monkeypatch):
+    """They come before those of the environment, host by host."""
+    monkeypatch.setenv("S2COMPOSITE_LIMITS", "{cdse: {connections: 3}, a.org: {connections: 5}}")
+    with pytest.raises(ParameterError, match=r"^limits: 'cdsee' .* did you mean 'cdse'"):
+        connect(workers=1, limits="cdsee", announce=False)
+    options = {"workers": 1, "threads": 1, "memory": "700MB", "dashboard": ":0", "announce": False}
+    with connect(**options, limits={"cdse": {"requests": 7}}) as client:
+        told = client.run(lambda: os.environ["S2COMPOSITE_LIMITS"])
+        assert set(told.values()) == {os.environ["S2COMPOSITE_LIMITS"]}
+    cdse = limit_for("https://eodata.dataspace.copernicus.eu/a.jp2")
+    other = limit_for("https://a.org/a.tif")
+    assert (cdse.rates.connections, cdse.rates.requests, other.rates.connections) == (4, 7, 5)

@@ -485,7 +485,7 @@ def test_a_job_has_every_key_that_a_function_has(function):
 
 
 def test_every_key_is_assigned_to_callers_or_the_operator():
-    operators = {"area", "cluster", "engine", "index", "like", "overwrite", "performance_report", "sign"}
+    operators = {"area", "cluster", "engine", "index", "like", "limits", "overwrite", "performance_report", "sign"}
     assert set(ALLOWED_KEYS) | operators == Job.model_fields.keys()
     assert not set(ALLOWED_KEYS) & operators
 
@@ -558,3 +558,18 @@ def test_older_job_files_keep_their_meaning():
     job = load_job(GOOD)
     assert job.to_yaml() == GOOD
     assert (job.groupby, job.duplicates, job.harmonise, job.reflectance) == (None, "newest", True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("limits: cdsee\n", 3, "limits: 'cdsee' is neither a preset nor a host .*did you mean 'cdse'"),
+        ("limits:\n  cdse: {connections: -4}\n", 3, "limits: cdse: connections: expected a whole number .*got -4"),
+        ("limits: {a.org: {conections: 4}}\n", 3, "limits: a.org: conections: unknown key; did you mean connections"),
+    ],
+)
+def test_mistakes_in_limits_are_named(text, line, says):
+    with pytest.raises(JobError, match=f"line {line}: {says}"):
+        load_job("source: s\noutput: a.tif\n" + text)
+    limited = load_job("source: s\noutput: a.tif\nlimits: {a.org: {requests: 10/second, bytes: 20MB}}")
+    assert load_job(limited.to_yaml()) == limited

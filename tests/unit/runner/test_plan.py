@@ -21,6 +21,7 @@ from s2composite.runner.ledger import read_ledger
 from s2composite.runner.plan import plan_cells, plan_job, write_csv, write_geojson
 from s2composite.runner.report import job_report, report_page
 from s2composite.runner.run import run_cells, run_job
+from s2composite.storage import limits
 from support.http_faults import fault_server
 
 
@@ -33,6 +34,25 @@ def scenes(tmp_path_factory):
 
 def job(scenes, tmp_path, **keys):
     return {"source": str(scenes), "output": str(tmp_path / "median.tif"), "chunks": 512, **keys}
+
+
+def test_a_plan_says_how_long_limits_make_a_job(scenes, tmp_path, monkeypatch):
+    """By hand: the requests beyond those of the first second, and all bytes; of a job half of whose files are local, half."""
+    monkeypatch.setattr(limits, "_declared", ())
+    with fault_server(scenes) as server:
+        files = sorted(scenes.glob("*.tif"))
+        urls = [server.url(path.name) for path in files]
+        given = {"127.0.0.1": {"connections": 2, "requests": "10/second"}}
+        free = plan_job(job(scenes, tmp_path) | {"source": urls})
+        assert (free.limited, "limits" in free.explain()) == ((0.0, None), False)
+        plan = plan_job(job(scenes, tmp_path) | {"source": urls, "limits": given})
+        requests, size = sum(w.requests for w in plan.windows), sum(w.bytes for w in plan.windows)
+        assert plan.minutes == plan.limited[0] == pytest.approx((requests / 10 - 1) / 60)
+        line = r"limits +these reads take under a minute at least by 127.0.0.1: 2 connections, 10 requests a second\n"
+        assert re.search(line, plan.explain())
+        halves = [*map(str, files[:2]), *urls[2:]]
+        half = plan_job(job(scenes, tmp_path) | {"source": halves, "limits": {"127.0.0.1": {"bytes": 100e6}}})
+        assert half.limited[0] == pytest.approx(size / 2 / 100e6 / 60)
 
 
 def test_a_plan_counts_what_the_server_is_asked_for(scenes, tmp_path):

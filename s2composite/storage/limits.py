@@ -1,0 +1,428 @@
+"""Limits of hosts: connections at once, requests a minute and bytes a second, kept by all that read together.
+
+Each read asks for its turn with `permit` (`gdal_permit` for GDAL). The threads of a process share the limits, and so do
+the workers and clients of a Dask cluster, whose scheduler then does the counting; see `s2composite.storage.leases`.
+Which limits hold is said by the environment (``S2COMPOSITE_LIMITS``) and, host by host before that, by `declare`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+import yaml
+
+from s2composite.errors import ParameterError, plural
+from s2composite.storage.leases import Desk, Grant, Rates, Want
+
+__all__ = [
+    "PRESETS", "VARIABLE", "Lease", "LeaseSource", "Limit", "declare", "gdal_permit", "lease_from", "limit_for",
+    "limit_shares", "limits_text", "permit", "resolve_limits",
+]  # fmt: skip
+
+LOG = logging.getLogger(__name__)
+
+VARIABLE = "S2COMPOSITE_LIMITS"  # the environment variable with limits as in a job: cdse, [cdse, earth-search], {...}
+
+# --- What is asked for ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What is allowed on some hosts together."""
+
+    name: str  # a preset's, or the host's
+    hosts: tuple[str, ...]  # these, and all hosts of these domains
+    rates: Rates
+
+    def __str__(self) -> str:
+        rates, texts = self.rates, []
+        if rates.connections is not None:
+            texts.append(plural(rates.connections, "connection"))
+        if rates.requests is not None:
+            unit = {60.0: "minute", 1.0: "second"}[rates.period]
+            texts.append(f"{plural(rates.requests, 'request')} a {unit}")
+        if rates.bytes is not None:
+            texts.append(f"{rates.bytes / 1e6:g} MB a second")
+        return f"{self.name}: {', '.join(texts) or 'no limit'}"
+
+    def seconds(self, requests: float, size: float) -> float:
+        """Return how long so many requests and bytes take at least."""
+        rates = self.rates
+        waiting = 0.0 if rates.requests is None else max(0.0, requests / rates.requests - 1) * rates.period
+        return max(waiting, 0.0 if rates.bytes is None else size / rates.bytes)
+
+
+Limits: TypeAlias = Mapping[str, Mapping[str, Any]]  # numbers by name; those of a preset may be left out
+
+PRESETS: Mapping[str, Limit] = {
+    limit.name: limit
+    for limit in (
+        # Quotas of a registered user of the Copernicus Data Space Ecosystem for its S3 interface:
+        # https://documentation.dataspace.copernicus.eu/Quotas.html
+        Limit("cdse", ("eodata.dataspace.copernicus.eu",), Rates(connections=4, requests=2000)),
+        # Microsoft publishes no limit for its readers. Azure takes 20,000 requests a second for an account, which all
+        # its readers share; the part of it is our choice.
+        Limit(
+            "planetary-computer",
+            ("blob.core.windows.net", "planetarycomputer.microsoft.com"),
+            Rates(requests=1000, period=1.0),
+        ),
+        # Amazon takes at least 5,500 GET requests a second for a prefix of a bucket, of all readers together:
+        # https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html
+        # The part of it is our choice.
+        Limit(
+            "earth-search",
+            tuple(
+                f"{bucket}.{server}"
+                for bucket in ("sentinel-cogs", "e84-earth-search-sentinel-data")
+                for server in ("s3.us-west-2.amazonaws.com", "s3.amazonaws.com")
+            ),
+            Rates(requests=1000, period=1.0),
+        ),
+    )
+}
+
+_KEYS = ("connections", "requests", "bytes")
+_RATE = re.compile(r"\s*(\d+)\s*/\s*(minute|second)\s*")
+_UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)B")
+_HOST = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)+)")
+
+
+def _numbers(name: str, given: Any) -> dict[str, Any]:
+    """Return the fields of `Rates` in the numbers given for a host."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ParameterError(f"limits: {name}: expected numbers such as {{connections: 4}}, got {given!r}")
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        where = f"limits: {name}: {key}"
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, 1)
+            raise ParameterError(f"{where}: unknown key; {f'did you mean {near[0]}?' if near else ', '.join(_KEYS)}")
+        rate = _RATE.fullmatch(value) if isinstance(value, str) else None
+        number = value
+        if key == "requests" and rate is not None:
+            number, found["period"] = int(rate[1]), {"minute": 60.0, "second": 1.0}[rate[2]]
+        elif key == "requests":
+            found["period"] = 60.0
+        elif key == "bytes" and isinstance(value, str):
+            size = _BYTES.fullmatch(value)
+            number = 0.0 if size is None else float(size[1]) * _UNITS[size[2]]
+        whole = isinstance(number, int) or (key == "bytes" and isinstance(number, float) and math.isfinite(number))
+        if value is not None and (not whole or isinstance(number, bool) or number <= 0):
+            form = {
+                "connections": "a whole number from 1",
+                "requests": "a whole number from 1 a minute, or '100/second'",
+                "bytes": "bytes a second above 0, such as 20MB",
+            }
+            raise ParameterError(f"{where}: expected {form[key]}, got {value!r}")
+        found[key] = number
+    return found
+
+
+def _as_mapping(given: Any) -> Limits:
+    """Return limits by name, from a preset's name, a list of those, or a mapping."""
+    if isinstance(given, str):
+        return {given: {}}
+    if isinstance(given, Mapping):
+        return {str(name): {} if numbers is None else numbers for name, numbers in given.items()}
+    if isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given):
+        return {name: {} for name in given}
+    raise ParameterError(
+        f"limits: expected a preset ({', '.join(PRESETS)}), a list of these, or numbers by host, "
+        f"{{data.example.com: {{connections: 4, requests: 2000, bytes: 20MB}}}}; got {given!r}"
+    )
+
+
+def resolve_limits(given: Any) -> tuple[Limit, ...]:
+    """Return the limits that a preset's name, a list of those, or a mapping of presets and hosts stands for.
+
+    >>> [str(limit) for limit in resolve_limits({"cdse": {"connections": 2}, "example.com": {"bytes": "20MB"}})]
+    ['cdse: 2 connections, 2000 requests a minute', 'example.com: 20 MB a second']
+    """
+    found = []
+    for name, numbers in ({} if given is None else _as_mapping(given)).items():
+        own, preset = _numbers(name, numbers), PRESETS.get(name)
+        if preset is None and not _HOST.fullmatch(name):
+            near = difflib.get_close_matches(name, PRESETS, 1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PRESETS)}"
+            raise ParameterError(f"limits: {name!r} is neither a preset nor a host such as data.example.com; {meant}")
+        if preset is None and not own:
+            raise ParameterError(f"limits: {name}: has no numbers; give {', '.join(_KEYS[:-1])} or {_KEYS[-1]}")
+        if preset is None:
+            found.append(Limit(name, (name,), Rates(**own)))
+        else:
+            kept = {key: getattr(preset.rates, key) for key in (*_KEYS, "period")}
+            found.append(Limit(name, preset.hosts, Rates(**{**kept, **own})))
+    return tuple(found)
+
+
+def limits_text(given: Any) -> str:
+    """Return the value of the environment variable in which `given` comes before what is in the variable now."""
+    resolve_limits(given)
+    text = os.environ.get(VARIABLE)
+    return json.dumps({**({} if text is None else _as_mapping(_parsed(text))), **_as_mapping(given)})
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{VARIABLE} is not valid YAML: {text!r}") from error
+
+
+# --- What holds in this process --------------------------------------------------------------------------------------
+
+_declared: tuple[Limit, ...] = ()
+
+
+def declare(limits: tuple[Limit, ...]) -> None:
+    """Let limits hold for all reads of this process from now on, in place of those of the same name."""
+    global _declared  # noqa: PLW0603 - what a host allows is one thing for a process
+    if limits and not set(limits) <= set(_declared):
+        names = {limit.name for limit in limits}
+        _declared = (*(limit for limit in _declared if limit.name not in names), *limits)
+
+
+def limit_for(href: str) -> Limit | None:
+    """Return the limit that holds for a URL; None: there is none.
+
+    An object on ``s3://bucket/`` is on the host ``bucket.s3.amazonaws.com`` or on that of ``AWS_ENDPOINT_URL``, one on
+    ``gs://`` on ``storage.googleapis.com``.
+    """
+    text = os.environ.get(VARIABLE)
+    if text is None and not _declared:
+        return None
+    if href.startswith("s3://"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        href = endpoint or f"https://{href[5:].partition('/')[0]}.s3.amazonaws.com"
+    elif href.startswith("gs://"):
+        href = "https://storage.googleapis.com"
+    return _limit_of(urlsplit(href).hostname or "", text, _declared)
+
+
+def limit_shares(hrefs: Iterable[str]) -> tuple[tuple[Limit, float], ...]:
+    """Return the limits that hold for some URLs, each with the share of the URLs."""
+    found = Counter(map(limit_for, hrefs))
+    return tuple((limit, n / found.total()) for limit, n in found.items() if limit is not None)
+
+
+@lru_cache(1024)
+def _limit_of(host: str, text: str | None, declared: tuple[Limit, ...]) -> Limit | None:
+    names = {limit.name for limit in declared}
+    others = () if text is None else (one for one in resolve_limits(_parsed(text)) if one.name not in names)
+    covering = [
+        (len(domain), limit)
+        for limit in (*others, *declared)
+        for domain in limit.hosts
+        if f".{host}".endswith(f".{domain}")
+    ]
+    return max(covering, key=lambda one: one[0], default=(0, None))[1]
+
+
+# --- Turns ----------------------------------------------------------------------------------------------------------
+
+_LONGEST = 1.0  # seconds after which a connection is given back, also where more requests were granted
+
+_MOST_WANTS = 64  # reads that a process asks for at a time
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """Requests that this process may make now."""
+
+    source: LeaseSource
+    grant: Grant
+    rates: Rates
+    began: float = field(default_factory=time.monotonic)
+    requests: int = 0  # made so far
+    bytes: int = 0
+    running: int = 0
+    kept: Any = None
+
+    @property
+    def has_connection(self) -> bool:
+        """Whether it is for one connection, which ends with it."""
+        return self.rates.connections is not None
+
+    async def keep(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        """Return what `make` makes for this lease, once; it is closed with the lease."""
+        if self.kept is None:
+            self.kept = await make()
+        return self.kept
+
+    def takes(self, want: Want) -> bool:
+        """Return whether it has room for a read."""
+        if self.has_connection and (self.running or (self.requests and time.monotonic() - self.began > _LONGEST)):
+            return False
+        enough = self.requests + self.rates.countable(want[0]) <= self.grant.requests
+        return enough and (self.rates.bytes is None or self.bytes + want[1] <= self.grant.bytes)
+
+
+@dataclass(eq=False, slots=True)
+class _Gate:
+    """Reads of this process that wait for their turn on the hosts of a limit; in one event loop."""
+
+    limit: Limit
+    waiting: deque[tuple[Want, asyncio.Future[Lease]]] = field(default_factory=deque)
+    asking: asyncio.Task[None] | None = None
+    ending: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def turn(self, want: Want) -> Lease:
+        """Wait for the turn of a read."""
+        turn: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self.waiting.append((want, turn))
+        if self.asking is None:
+            self.ask()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:  # its turn had come before
+                self.end(turn.result())
+            raise
+
+    def ask(self) -> None:
+        """Begin to ask for leases."""
+        self.asking = asyncio.create_task(self._ask())
+        self.asking.add_done_callback(self._asked)
+
+    async def _ask(self) -> None:
+        """Ask for leases as long as reads wait."""
+        while self._drop_cancelled():
+            wants = [want for want, _ in islice(self.waiting, _MOST_WANTS)]
+            source = _find_shared() or _OWN.setdefault(asyncio.get_running_loop(), _OwnDesk())
+            grant = await source.lease(self.limit, wants)
+            if isinstance(grant, Grant):
+                self._begin(Lease(source, grant, self.limit.rates))
+            elif self._drop_cancelled():
+                LOG.warning("limits: %s; this process keeps the limits of %s by itself", grant, self.limit)
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        """Tell those who wait of what went wrong."""
+        self.asking = None
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        while error is not None and self._drop_cancelled():
+            self.waiting.popleft()[1].set_exception(error)
+        if self._drop_cancelled():  # they came after the last one had begun
+            self.ask()
+
+    def _drop_cancelled(self) -> bool:
+        while self.waiting and self.waiting[0][1].done():
+            self.waiting.popleft()
+        return bool(self.waiting)
+
+    def _begin(self, lease: Lease) -> None:
+        """Begin the reads that a lease has room for; give it back if there are none and none run."""
+        while self._drop_cancelled() and lease.takes(self.waiting[0][0]):
+            (requests, size), turn = self.waiting.popleft()
+            lease.requests += lease.rates.countable(requests)
+            lease.bytes += size
+            lease.running += 1
+            turn.set_result(lease)
+        if not lease.running:
+            task = asyncio.create_task(self._give_back(lease))
+            self.ending.add(task)
+            task.add_done_callback(self.ending.discard)
+
+    def end(self, lease: Lease) -> None:
+        """End a read."""
+        lease.running -= 1
+        self._begin(lease)
+
+    @staticmethod
+    async def _give_back(lease: Lease) -> None:
+        try:
+            if lease.kept is not None:
+                await lease.kept.close()
+        finally:
+            await lease.source.settle(lease.grant.number, lease.requests, lease.bytes)
+
+
+_GATES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Limit, _Gate]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def permit(href: str, size: int, requests: int = 1) -> AsyncIterator[Lease | None]:
+    """Wait until so many requests of `size` bytes in all may be made of the host of a URL; None: it has no limit."""
+    limit = limit_for(href)
+    if limit is None:
+        yield None
+        return
+    gate = _GATES.setdefault(asyncio.get_running_loop(), {}).setdefault(limit, _Gate(limit))
+    lease = await gate.turn((requests, size))
+    try:
+        yield lease
+    finally:
+        gate.end(lease)
+
+
+@contextmanager
+def gdal_permit(href: str, size: int, requests: int, loop: asyncio.AbstractEventLoop) -> Iterator[Lease | None]:
+    """Wait as `permit` does, in a thread other than that of `loop`, in which it is asked for."""
+    if limit_for(href) is None:
+        yield None
+        return
+    waiting = permit(href, size, requests)
+    turn = asyncio.run_coroutine_threadsafe(waiting.__aenter__(), loop)
+    try:
+        lease = turn.result()
+    finally:
+        turn.cancel()  # of one that was interrupted; what has come stays
+    try:
+        yield lease
+    finally:
+        asyncio.run_coroutine_threadsafe(waiting.__aexit__(None, None, None), loop).result()
+
+
+# --- Where it is counted ----------------------------------------------------------------------------------------------
+
+
+class LeaseSource(Protocol):
+    """What counts for this process, asked in one event loop."""
+
+    async def lease(self, limit: Limit, wants: list[Want]) -> Grant | str:
+        """Wait for a lease; or return why it does not count any more: then it is not found again."""
+
+    async def settle(self, number: int, requests: int, size: int) -> None:
+        """End a lease of which so many requests and bytes were used."""
+
+
+class _OwnDesk:
+    """The desk of this process alone."""
+
+    def __init__(self) -> None:
+        self._desk = Desk()
+
+    async def lease(self, limit: Limit, wants: list[Want]) -> Grant | str:
+        return await self._desk.lease("", limit.name, limit.rates, wants) or ""
+
+    async def settle(self, number: int, requests: int, size: int) -> None:
+        self._desk.settle(number, requests, size)
+
+
+_OWN: WeakKeyDictionary[asyncio.AbstractEventLoop, _OwnDesk] = WeakKeyDictionary()
+_find_shared: Callable[[], LeaseSource | None] = lambda: None  # noqa: E731
+
+
+def lease_from(find: Callable[[], LeaseSource | None]) -> None:
+    """Ask what `find` returns for leases before this process counts by itself; it is called in the event loop."""
+    global _find_shared  # noqa: PLW0603 - layers above this one know of clusters
+    _find_shared = find
