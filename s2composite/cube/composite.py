@@ -26,7 +26,7 @@ from s2composite.cube.coerce import (
     with_time_axis,
 )
 from s2composite.cube.open import stack_of
-from s2composite.cube.result import layers_dataset, located, small_dataset, without_window_table
+from s2composite.cube.result import layers_dataset, located, part_of, small_dataset
 from s2composite.cube.screening import dropped_shares
 from s2composite.cube.windows import counted_together, source_shares
 from s2composite.errors import ParameterError, check_choice
@@ -283,6 +283,8 @@ class Composite:
         ------
         KeyError
             There is no such label or dimension.
+        ParameterError
+            Scenes are selected: the composite is made of all.
 
         Examples
         --------
@@ -292,7 +294,7 @@ class Composite:
         >>> s2c.composite(cube, "max").sel(band=["red", "blue"])["composite"].sizes["band"]
         2
         """
-        return replace(self, dataset=without_window_table(self.dataset, self.dataset.sel(indexers, **kwargs)))
+        return replace(self, dataset=part_of(self.dataset, self.dataset.sel(indexers, **kwargs)))
 
     def isel(self, indexers: Mapping[Any, Any] | None = None, **kwargs: Any) -> Composite:
         """Return a part of the composite, selected by positions.
@@ -313,6 +315,8 @@ class Composite:
         ------
         ValueError
             There is no such dimension.
+        ParameterError
+            Scenes are selected: the composite is made of all.
 
         Examples
         --------
@@ -321,7 +325,7 @@ class Composite:
         >>> s2c.composite(cube).isel(y=slice(0, 16), x=slice(8, 24)).count.shape
         (16, 16)
         """
-        return replace(self, dataset=without_window_table(self.dataset, self.dataset.isel(indexers, **kwargs)))
+        return replace(self, dataset=part_of(self.dataset, self.dataset.isel(indexers, **kwargs)))
 
     def date(self) -> xr.DataArray:
         """Return the time of the observation that each pixel comes from.

@@ -126,8 +126,13 @@ def located(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_coords(starts)
 
 
-def without_window_table(dataset: xr.Dataset, part: xr.Dataset) -> xr.Dataset:
-    """Return a part of a dataset, without ``read_status`` if the part has other windows."""
+def part_of(dataset: xr.Dataset, part: xr.Dataset) -> xr.Dataset:
+    """Return a part of a composite's dataset, without ``read_status`` if the part has other windows."""
+    if part.sizes.get("scene") != dataset.sizes.get("scene"):
+        raise ParameterError(
+            "a composite is made of all its scenes, and `source` numbers them; select scenes of the cube, with "
+            "cube.isel(time=...), and composite these"
+        )
     cut = any(part.sizes.get(dim) != dataset.sizes[dim] for dim in ("y", "x") if dim in dataset.dims)
     return part.drop_dims(_WINDOWS, errors="ignore") if cut else part
 

@@ -17,6 +17,8 @@ from odc.geo.xr import xr_coords
 import s2composite as s2c
 from s2composite.analysis.explore import explore
 from s2composite.analysis.plot import Plots, before_after, periods, plot_composite, plot_count, plot_date, timeline
+from s2composite.demo import make_scenes
+from s2composite.errors import ParameterError
 from s2composite.writing.cog import write_raster
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.stac import write_stac, write_thumbnail
@@ -151,6 +153,13 @@ def test_selections_are_composites(comp, tmp_path):
     assert comp.sel({"x": comp.dataset["x"][:2]}).count.shape == (2, 64, 2)
     (path,) = part.to_raster(tmp_path / "part.tif", progress=False)
     assert rasterio.open(path).shape == (16, 16)
+
+
+def test_scenes_of_a_composite_cannot_be_selected(tmp_path):
+    comp = s2c.composite(s2c.open_cube(make_scenes(str(tmp_path), scenes=3, size=64)))
+    for select in (lambda: comp.isel(scene=[1, 2]), lambda: comp.isel(scene=0)):
+        with pytest.raises(ParameterError, match=r"select scenes of the cube, with cube.isel\(time="):
+            select()
 
 
 def test_read_status_is_dropped_from_partial_windows(comp):
