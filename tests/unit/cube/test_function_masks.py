@@ -63,8 +63,13 @@ def observed(directory):
     return np.stack([(pixels > 0).all(axis=0) for pixels in files(directory)])
 
 
-@pytest.mark.parametrize("chunks", [130, 512, (64, 520)])
-@pytest.mark.parametrize("side", [128, 1024])
+@pytest.mark.parametrize(
+    ("side", "chunks"),
+    [
+        (128, 130), (1024, 512), (1024, (64, 520)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(128, 512), (128, (64, 520)), (1024, 130)]),
+    ],
+)  # fmt: skip
 def test_result_does_not_depend_on_windows_or_tiles(season, chunks, side, monkeypatch):
     """Tiles of another size give the same result if their surroundings are as large as the function needs."""
     monkeypatch.setattr(s2c.Mask, "side", side)

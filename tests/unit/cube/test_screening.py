@@ -191,7 +191,9 @@ def bluish(pixels):
     return pixels[0] < pixels[2]
 
 
-@pytest.mark.parametrize("how", ["lazy", "computed", "monthly", "part", "period"])
+@pytest.mark.parametrize(
+    "how", ["lazy", "part", *(pytest.param(how, marks=pytest.mark.slow) for how in ("computed", "monthly", "period"))]
+)
 def test_what_each_rule_drops_is_counted_among_observed_pixels(season, how):
     """Rules of every kind, against whole images read by rasterio and counted with NumPy."""
     cube = s2c.open_cube(season, bands=["TCI"], chunks=170)

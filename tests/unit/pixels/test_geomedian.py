@@ -100,7 +100,7 @@ def test_a_perturbed_geomedian_is_no_better():
             assert oracles.total_distance(points, aside) >= here * (1 - 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, pytest.param(np.int16, marks=pytest.mark.slow)])
 def test_integers_are_rounded(dtype):
     rng = np.random.default_rng(2)
     pixels = rng.integers(1, 200, (11, 3, 2, 40)).astype(dtype)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -275,6 +276,7 @@ def test_threads_of_a_process_keep_the_limits():
     assert seen["most_open"] <= 3
 
 
+@pytest.mark.slow
 def test_without_limits_the_same_server_refuses():
     """The server of these tests can tell: what the test above does is refused without limits."""
     with counting_server(connections=3, requests=100, period=1.0, latency=0.002) as server:
@@ -286,9 +288,10 @@ def test_without_limits_the_same_server_refuses():
 def test_bytes_are_counted_too():
     with counting_server() as server:
         declare(resolve_limits({HOST: {"bytes": "1MB"}}))
+        begun = time.monotonic()
         assert fetched(f"{server.url}/a", 30, 100_000) == 0
         # 3 MB at 1 MB/s, of which the last second's may come at once
-        assert server.stats()["seconds"] >= 2
+        assert time.monotonic() - begun >= 2
 
 
 def test_what_is_given_up_gives_back_its_turn():
@@ -302,6 +305,7 @@ def test_what_is_given_up_gives_back_its_turn():
         assert server.stats()["refused"] == 0
 
 
+@pytest.mark.slow
 def test_what_fails_gives_back_its_turn(tmp_path):
     declare(resolve_limits({HOST: {"connections": 1}}))
     with counting_server(tmp_path, requests=0) as server:
@@ -386,6 +390,7 @@ def limited_workers(client_of_test, monkeypatch):
     client_of_test.run(lambda: os.environ.pop(limits.VARIABLE, None) and None)
 
 
+@pytest.mark.slow
 def test_workers_and_the_client_keep_the_limits_together(limited_workers):
     with counting_server(connections=2, requests=100, period=1.0, latency=0.002) as server:
         client = limited_workers(f"{{{HOST}: {{connections: 2, requests: 100/second}}}}")
