@@ -125,7 +125,7 @@ def scenes(
 
 def _described(scene: Scene, asset: Asset) -> dict[str, Any]:
     """Return the metadata from the name and header of one file, or why it cannot be read."""
-    from s2composite.geotiff.header import read_header
+    from s2composite.reading.headers import header_of
     from s2composite.storage.files import display
 
     named = {
@@ -138,7 +138,7 @@ def _described(scene: Scene, asset: Asset) -> dict[str, Any]:
         "href": display(asset.href),  # a signed URL without its signature
     }
     try:
-        header = read_header(asset.href)
+        header = header_of(asset.href)
     except S2CompositeError as error:
         return {**named, "error": str(error)}
     grid = header.geobox

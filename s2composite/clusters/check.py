@@ -297,7 +297,7 @@ def _probe(
     import rasterio
     from rasterio._env import get_gdal_config  # rasterio's public getenv() returns only options set by rasterio
 
-    from s2composite.geotiff.header import read_header
+    from s2composite.reading.headers import header_of
 
     wrong = set(shipped)
     if plugin is not None:  # variables that differ, or were set too late for the library that reads them
@@ -310,7 +310,7 @@ def _probe(
     source_problem = None
     if source is not None:
         try:
-            read_header(source)
+            header_of(source)
         except S2CompositeError as error:
             source_problem = str(error)
     target_problem = None

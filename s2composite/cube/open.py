@@ -36,10 +36,10 @@ from s2composite.errors import (
     check_choice,
     needed,
 )
-from s2composite.geotiff.header import read_header
 from s2composite.metrics import record_read, running_workers
 from s2composite.reading.bands import BandName, chosen_bands
 from s2composite.reading.grid import Anchor, Window, aligned_offset
+from s2composite.reading.headers import header_of
 from s2composite.reading.sources import ReadOptions, check_named_bands, check_named_scenes
 from s2composite.reading.stack import Stack, TargetGrid, open_stack
 from s2composite.reading.warp import WARP_TILE
@@ -327,7 +327,7 @@ def _geobox_of(like: Any) -> GeoBox:
     if isinstance(like, GeoBox):
         return like
     if isinstance(like, (str, os.PathLike)):
-        return read_header(absolute(like)).geobox
+        return header_of(absolute(like)).geobox
     data = getattr(like, "dataset", like)
     geobox = geobox_of(data) if isinstance(data, (xr.DataArray, xr.Dataset)) else None
     if geobox is None or geobox.crs is None:

@@ -23,9 +23,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from s2composite.geotiff.structure import Coding
+from s2composite.geotiff.structure import BloscBlocks, Coding
 
-__all__ = ["CorruptTileError", "decode_tile"]
+__all__ = ["CorruptTileError", "decode_blosc_rows", "decode_tile"]
 
 
 class CorruptTileError(ValueError):
@@ -33,12 +33,16 @@ class CorruptTileError(ValueError):
 
 
 _LOSSLESS: Mapping[str, Callable[..., Any]] = {
+    "BLOSC": imagecodecs.blosc_decode,
     "DEFLATE": imagecodecs.deflate_decode,  # libdeflate: verifies the checksum at the end
+    "GZIP": imagecodecs.gzip_decode,
     "LZMA": imagecodecs.lzma_decode,
     "LZW": imagecodecs.lzw_decode,
     "PACKBITS": imagecodecs.packbits_decode,
     "ZSTD": imagecodecs.zstd_decode,
 }
+
+_BLOSC_MEMCPY = 0x2  # flag of a chunk whose bytes are stored as they are
 
 _SEGMENT = struct.Struct(">HH")
 _START_OF_SCAN = 0xFFDA
@@ -75,6 +79,35 @@ def decode_tile(coding: Coding, data: bytes | memoryview, rows: int, out: NDArra
         first = out[0, 0, 0]
         same = out[:rows].tobytes() == first.tobytes() * out[:rows].size  # by their bits: NaN is NaN
         _SAME[key] = first if same else None
+
+
+def decode_blosc_rows(blocks: BloscBlocks, data: memoryview, first: int, start: int, out: NDArray[Any]) -> None:
+    """Decode ``out.nbytes`` bytes from `start` of a decoded Blosc chunk, of which only the blocks' bytes are there.
+
+    `data` begins at byte `first` of the chunk. The blocks become a chunk of their own, with a header that says so.
+    """
+    if blocks.head[2] & _BLOSC_MEMCPY:
+        at = int(blocks.starts[0]) + start - first
+        raw: Any = np.frombuffer(data[at : at + out.nbytes], np.uint8)
+    else:
+        some = blocks.holding(start, start + out.nbytes)
+        starts, stops = (ends[some] - first for ends in (blocks.starts, blocks.stops))
+        sizes = stops - starts
+        head = 16 + 4 * len(sizes)
+        size = min(some.stop * blocks.block, blocks.size) - some.start * blocks.block
+        places = (head + np.cumsum(sizes) - sizes).astype("<i4").tobytes()
+        parts = (data[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True))
+        chunk = b"".join(
+            (blocks.head, struct.pack("<III", size, blocks.block, head + int(sizes.sum())), places, *parts)
+        )
+        try:
+            decoded = imagecodecs.blosc_decode(chunk, numthreads=1, out=np.empty(size, np.uint8))
+        except RuntimeError as error:
+            raise CorruptTileError(f"BLOSC: {error}") from error
+        raw = decoded[start - some.start * blocks.block :][: out.nbytes]
+    if len(raw) < out.nbytes:
+        raise CorruptTileError(f"BLOSC: it holds {len(raw)} bytes instead of {out.nbytes}")
+    out.reshape(-1).view(np.uint8)[:] = raw
 
 
 def _decode(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[Any]) -> None:

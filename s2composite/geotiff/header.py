@@ -100,6 +100,11 @@ class Header:
         return self.levels[0].coding
 
     @property
+    def in_zarr(self) -> bool:
+        """Whether it is an array of a Zarr store."""
+        return self.levels[0].objects is not None
+
+    @property
     def photometric(self) -> str:
         """TIFF's word: ``"RGB"``, ``"YCBCR"``, ``"MINISBLACK"`` ..."""
         return self.coding.photometric

@@ -30,10 +30,11 @@ _FORMAT = "s2composite index 4"
 def save_index(headers: Sequence[Header], path: str | os.PathLike[str]) -> None:
     """Write headers to a file, which is complete when it takes its name.
 
-    Text (JSON, compressed), not a pickle: reading it cannot run anything. About 1.5 KB a scene of 10980 x 10980.
+    Text (JSON, compressed), not a pickle: reading it cannot run anything. About 1.5 KB a scene of 10980 x 10980. Arrays
+    of Zarr stores are not kept, since they are in many objects, each of which would have to be looked at.
     """
     path = _place(path)
-    content = {"format": _FORMAT, "headers": [_to_plain(header) for header in headers]}
+    content = {"format": _FORMAT, "headers": [_to_plain(header) for header in headers if not header.in_zarr]}
     try:
         write_atomic(path, zlib.compress(json.dumps(content).encode()))
     except (OSError, ValueError) as error:  # the latter: NUL in the name

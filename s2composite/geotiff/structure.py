@@ -28,7 +28,7 @@ from s2composite.storage.files import display
 from s2composite.storage.http import Identity, Sign, read_head, read_range
 
 __all__ = [
-    "CLASSIC_LIMIT", "FRAME", "GEO_TAGS", "RECORD_OVERHEAD", "RPC", "TIEPOINT", "Coding", "Directory", "GridKey",
+    "CLASSIC_LIMIT", "FRAME", "GEO_TAGS", "RECORD_OVERHEAD", "BloscBlocks", "Objects", "RPC", "TIEPOINT", "Coding", "Directory", "GridKey",
     "Level", "RawTag", "Tag", "Tiff", "TileDirectory", "broken", "build_header", "coding", "crs_from_wkt",
     "geobox_from_tags", "grid_key", "level_of", "open_tiff", "pack", "same_geobox", "tile_record", "unpack",
     "why_undecodable",
@@ -291,6 +291,35 @@ class Coding:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Objects:
+    """The objects of a Zarr store that hold the tiles of an array: its shards, or its chunks."""
+
+    hrefs: tuple[str, ...]
+    identities: tuple[Identity | None, ...]  # None: not opened yet; one that is not there is the fill value
+    of_tile: NDArray[np.uint32] = field(repr=False)  # (rows * columns,): which object holds it
+    # of each object whose tiles are rows of a Blosc chunk: what tells where its blocks are; empty: a tile is decoded whole
+    blosc: tuple[BloscBlocks | None, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BloscBlocks:
+    """Where the blocks of a Blosc chunk are: each is compressed by itself."""
+
+    head: bytes  # the first four of a chunk's bytes: versions, flags, size of a number
+    size: int  # bytes of the chunk when decoded
+    block: int  # bytes of a block when decoded; the last may have fewer
+    starts: NDArray[np.int64] = field(repr=False)  # (blocks,): first byte of each in the object
+    stops: NDArray[np.int64] = field(repr=False)  # (blocks,): byte after the last
+
+    def holding(self, first: int, last: int) -> slice:
+        """Return the blocks that hold the decoded bytes from `first` to before `last`."""
+        blocks = slice(first // self.block, -(-last // self.block))
+        # c-blosc decodes a shorter block only behind a whole one
+        short = blocks.start == len(self.starts) - 1 and self.size % self.block
+        return slice(max(blocks.start - 1, 0), blocks.stop) if short else blocks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Level:
     """One resolution of a raster and where its tiles are."""
 
@@ -302,6 +331,7 @@ class Level:
     offsets: NDArray[np.uint64] = field(repr=False)
     # (planes * rows * columns,) bytes of each tile; 0: sparse, all nodata
     counts: NDArray[np.uint64] = field(repr=False)
+    objects: Objects | None = field(default=None, repr=False)  # where tiles are; None: in the header's own file
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -314,7 +344,8 @@ class Level:
         return self.block[0] * self.block[1] * self.coding.samples_per_tile * np.dtype(self.coding.dtype).itemsize
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return unpack, (self.shape, self.block, self.tiled, self.coding, pack(self.offsets, self.counts))
+        packed = pack(self.offsets, self.counts)
+        return unpack, (self.shape, self.block, self.tiled, self.coding, packed, self.objects)
 
 
 def pack(offsets: NDArray[np.uint64], counts: NDArray[np.uint64]) -> bytes:
@@ -323,12 +354,19 @@ def pack(offsets: NDArray[np.uint64], counts: NDArray[np.uint64]) -> bytes:
     return zlib.compress(np.stack([gaps, counts]).view(np.uint8).reshape(-1, 8).T.tobytes(), 6)
 
 
-def unpack(shape: tuple[int, int], block: tuple[int, int], tiled: bool, coding: Coding, packed: bytes) -> Level:
+def unpack(
+    shape: tuple[int, int],
+    block: tuple[int, int],
+    tiled: bool,
+    coding: Coding,
+    packed: bytes,
+    objects: Objects | None = None,
+) -> Level:
     """Return the level whose index was packed."""
     shuffled = np.frombuffer(zlib.decompress(packed), np.uint8)
     columns = np.ascontiguousarray(shuffled.reshape(8, shuffled.size // 8).T)
     gaps, counts = columns.view(np.uint64).reshape(2, shuffled.size // 16)
-    return Level(shape, block, tiled, coding, np.cumsum(gaps) + _before(counts), counts)
+    return Level(shape, block, tiled, coding, np.cumsum(gaps) + _before(counts), counts, objects)
 
 
 def _before(counts: NDArray[np.uint64]) -> NDArray[np.uint64]:

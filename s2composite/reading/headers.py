@@ -17,12 +17,13 @@ from s2composite.errors import ParameterError, ReadError, S2CompositeError, Scen
 from s2composite.geotiff.header import Header, read_header
 from s2composite.geotiff.index import load_index, save_index
 from s2composite.geotiff.structure import same_geobox
+from s2composite.geotiff.zarr_array import read_array_header, split_store
 from s2composite.reading.sources import ReadOptions
 from s2composite.scenes.model import Asset, AssetGrid, Scene
 from s2composite.storage.files import display
 from s2composite.storage.http import Identity, Sign
 
-__all__ = ["is_lazy", "lazy_header", "open_headers", "read_lazy"]
+__all__ = ["header_of", "is_lazy", "lazy_header", "open_headers", "read_lazy"]
 
 _UNSEEN = Identity(-1)  # of a file that has not been opened
 
@@ -32,6 +33,11 @@ _MOST_KEPT = 4096  # headers cached by a process: about 40 MB for scenes of 1098
 
 _KEPT: dict[str, Header] = {}
 _LOCK = Lock()
+
+
+def header_of(href: str, sign: Sign | None = None) -> Header:
+    """Return what a raster file, or an array of a Zarr store, is."""
+    return read_header(href, sign) if split_store(href) is None else read_array_header(href, sign)
 
 
 def lazy_header(asset: Asset, like: Header, sign: Sign | None) -> Header:
@@ -61,7 +67,7 @@ def read_lazy(headers: Sequence[Header]) -> Mapping[str, Header | ReadError]:
 
     def read(header: Header) -> Header | ReadError:
         try:
-            return read_header(header.href, header.sign)
+            return header_of(header.href, header.sign)
         except ReadError as error:
             return error
         except S2CompositeError as error:
@@ -159,7 +165,7 @@ def _read_headers(
 
     def read(href: str) -> Header | S2CompositeError:
         try:
-            return known.get(href) or read_header(href, options.sign)
+            return known.get(href) or header_of(href, options.sign)
         except (SceneError, ReadError) as error:
             if options.on_error == "raise":
                 raise

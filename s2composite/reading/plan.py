@@ -167,8 +167,8 @@ def opened_sources(
             readable.append((t, source))
         else:
             opened = replace(source, header=header, nodata=nodata_of_file(header, source.part))
-            if header.undecodable and source.engine != "gdal":
-                opened = replace(opened, engine="gdal", why=header.undecodable)
+            if header.undecodable and source.engine == "tiles":
+                opened = replace(opened, engine="zarr" if header.in_zarr else "gdal", why=header.undecodable)
             readable.append((t, opened))
     return readable, tuple(lost)
 

@@ -180,7 +180,7 @@ class _Reading:
         `coverage`: whether covered pixels are recorded. ``wanted (t, y, x)``: which pixels of the window are needed.
         """
         masked = sub.masked or (coverage and sub.warped)
-        masks = len(sub.bands) if sub.masked and sub.source.engine == "gdal" else 1
+        masks = len(sub.bands) if sub.masked and sub.source.engine != "tiles" else 1
         mask = np.empty((masks, *sub.shape[1:]), np.uint8) if masked else None
         need = None if wanted is None else wanted[(sub.scene, *sub.place)]
         requests = requests_of(sub, out, mask, need) if sub.source.engine == "tiles" else []
@@ -189,9 +189,9 @@ class _Reading:
         return cls(sub, out, mask, need, requests)
 
     @property
-    def through_gdal(self) -> bool:
-        """Whether GDAL reads it; False if no pixel is needed."""
-        return self.sub.source.engine == "gdal" and (self.wanted is None or bool(self.wanted.any()))
+    def whole(self) -> bool:
+        """Whether GDAL or zarr reads it; False if no pixel is needed."""
+        return self.sub.source.engine != "tiles" and (self.wanted is None or bool(self.wanted.any()))
 
     def valid(self) -> NDArray[np.bool_] | None:
         """Return the pixels that are valid by mask and alpha band: ``(1, y, x)`` or ``(band, y, x)``."""
@@ -206,7 +206,7 @@ class _Reading:
         """Return the bands of the stack, converted to stack values in place."""
         source = self.sub.source
         numbers = self.out[: len(source.part.file_bands)]
-        if source.engine == "gdal" and not self.through_gdal:
+        if source.engine != "tiles" and not self.whole:
             numbers[...] = fill
             if self.mask is not None:
                 self.mask[...] = 0
@@ -269,7 +269,7 @@ class PendingRead:
         results = [result for _, result in outcomes]
         seconds = {"tiles": 0.0, "gdal": 0.0}
         for sub, result in outcomes:
-            seconds[sub.source.engine] += result.seconds
+            seconds["tiles" if sub.source.engine == "tiles" else "gdal"] += result.seconds
         sums = (sum(r.requests for r in results), sum(r.bytes for r in results), sum(r.retries for r in results))
         return WindowObservations(
             self.pixels, covered, status, failures, ReadTally(*sums, seconds["tiles"], seconds["gdal"])
@@ -400,7 +400,7 @@ def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -
             error = next((result.error for result in mine if result.error is not None), None)
             sums = (sum(r.retries for r in mine), sum(r.requests for r in mine), sum(r.bytes for r in mine))
             outcomes.append((reading.sub, TileResult(error, *sums, sum(r.seconds for r in mine))))
-    others = [reading for reading in readings if reading.through_gdal]
+    others = [reading for reading in readings if reading.whole]
 
     def read(reading: _Reading) -> tuple[int, ReadError | None]:
         try:

@@ -127,7 +127,7 @@ class FileSource:
     # (y, x) of the target's origin in that level's pixels, each repeated `factor` times; None: not on the target grid,
     # to be warped
     offset: tuple[int, int] | None
-    engine: Literal["tiles", "gdal"]  # what reads it
+    engine: Literal["tiles", "gdal", "zarr"]  # what reads it
     why: str  # reason for that engine
     extent: Extent = _EVERYWHERE  # pixels of the target that it may cover
     factor: int = 1  # pixels of the target along one of the file
@@ -162,8 +162,8 @@ def choose_source(
         grid_key(header.geobox), tuple(v.shape for v in header.levels), grid_key(geobox), nearest
     )
     if header.undecodable:
-        why = header.undecodable if offset is not None else "not on the target grid, warped"
-    elif options.engine == "gdal":
+        why = header.undecodable if offset is not None or nearest else "not on the target grid, warped"
+    elif options.engine == "gdal" and not (header.in_zarr and (nearest or offset is not None)):
         why = "asked for"
     elif offset is None and not nearest:
         why = f"not on the target grid, warped ({resampling})"
@@ -179,12 +179,13 @@ def choose_source(
     if not why:
         on_grid = "on the target grid" if factor == 1 else "on the target grid, pixels repeated"
         reason = "nearest pixels of another grid" if offset is None else on_grid
+    other: Literal["gdal", "zarr"] = "zarr" if header.in_zarr and (nearest or offset is not None) else "gdal"
     return FileSource(
         header,
         part,
         level,
         offset,
-        "gdal" if why else "tiles",
+        other if why else "tiles",
         reason,
         extent,
         factor,

@@ -309,7 +309,7 @@ class Stack:
 
     def rectangles(self, window: Window) -> tuple[Window, ...]:
         """Cut a window like `pieces`, but only into rectangles; opens nothing."""
-        if any(source.engine == "gdal" or source.offset is None for source in self._all()):
+        if any(source.engine != "tiles" or source.offset is None for source in self._all()):
             return (window,)
         if self.remote:
             return tuple((row, window[1]) for row in cut(window[0], self.block[0], self.block_origin[0]))

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ReadError
-from s2composite.geotiff.codecs import CorruptTileError, decode_tile
+from s2composite.geotiff.codecs import CorruptTileError, decode_blosc_rows, decode_tile
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.structure import FRAME, Level
 from s2composite.storage.files import display
-from s2composite.storage.http import ByteRange, Fetching
+from s2composite.storage.http import ByteRange, Fetching, Identity
 from s2composite.storage.retry import Retry
 
 __all__ = [
@@ -46,7 +46,7 @@ class KeptTiles:
     """Decoded tiles of which one piece of a window after the other needs a part, as long as there is room."""
 
     room: int = KEPT_BYTES
-    tiles: dict[tuple[str, int], NDArray[Any]] = field(default_factory=dict)  # by file and first byte
+    tiles: dict[tuple[str, int], NDArray[Any]] = field(default_factory=dict)  # by file or object, and first byte
 
     def keep(self, key: tuple[str, int], tile: NDArray[Any]) -> None:
         """Keep a copy of a tile, if there is room."""
@@ -88,7 +88,8 @@ class _Tile(NamedTuple):
     plane: int  # band of the file if each band has its own tiles, else 0
     row: int  # of tiles
     column: int  # of tiles
-    start: int  # first byte in the file
+    source: int  # which of the level's objects holds it; 0 if it has none
+    start: int  # first byte in the file or object
     size: int  # bytes; 0: it is not stored, or not needed
 
 
@@ -96,7 +97,7 @@ class _TileRun(NamedTuple):
     """Neighbouring tiles of one request, fetched together."""
 
     request: int  # position of the request
-    tiles: tuple[_Tile, ...]  # by first byte
+    tiles: tuple[_Tile, ...]  # by first byte, of one file or object
     start: int  # first byte to fetch
     stop: int  # byte after the last
 
@@ -135,8 +136,9 @@ def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None)
     runs = [run for i, request in enumerate(requests) for run in _plan(i, request)]
     ranges = []
     for run in runs:
-        header = requests[run.request].header
-        ranges.append(ByteRange(header.href, header.identity, run.start, run.stop - run.start, header.sign))
+        request = requests[run.request]
+        href, identity = _file_of(request, run.tiles[0])
+        ranges.append(ByteRange(href, identity, run.start, run.stop - run.start, request.header.sign))
     budget = min(max(sum(r.out.nbytes for r in requests) // 8, 8 << 20), 64 << 20)
     return PendingTiles(requests, runs, ranges, Fetching(ranges, retry, budget))
 
@@ -168,13 +170,16 @@ class PendingTiles:
             if request.needed is not None or not _level(request).counts.all():
                 for tile in _tiles(request):
                     if not tile.size:  # not stored, or not needed
-                        for band, _, place in _places(request, tile):
-                            request.out[(band, *place)] = _fill(request)
+                        _fill_tile(request, tile)
         scratch, missing = np.empty((0, 0, 0)), set(range(len(self.runs)))
         for i, fetched in self.fetching:
             missing.remove(i)
             run = self.runs[i]
             tally = tallies[run.request]
+            if self.ranges[i].identity is None and fetched.error is not None and fetched.error.__dict__.get("missing"):
+                for tile in run.tiles:  # a chunk that nobody wrote
+                    _fill_tile(self.requests[run.request], tile)
+                continue
             tally.error = tally.error or fetched.error
             tally.retries += fetched.retries
             tally.requests += 1
@@ -202,20 +207,26 @@ def _fill(request: TileRequest) -> float:
     return request.header.nodata_of(request.bands[0]) or 0
 
 
+def _fill_tile(request: TileRequest, tile: _Tile) -> None:
+    for band, _, place in _places(request, tile):
+        request.out[(band, *place)] = _fill(request)
+
+
 # --- Which bytes ----------------------------------------------------------------------------------------------------
 
 
 def _plan(position: int, request: TileRequest) -> Iterator[_TileRun]:
     """Yield the tiles of a request, in file order, grouped by those to fetch together."""
     frame = FRAME if request.header.framed else 0
-    tiles = sorted((tile for tile in _tiles(request) if tile.size), key=lambda tile: tile.start)
+    tiles = sorted((tile for tile in _tiles(request) if tile.size), key=lambda tile: (tile.source, tile.start))
     first = 0
     while first < len(tiles):
         start = tiles[first].start
         stop, last = start + tiles[first].size, first + 1
         while last < len(tiles):
             end = tiles[last].start + tiles[last].size
-            if tiles[last].start - stop > _GAP or end - start > _LONGEST:
+            other = tiles[last].source != tiles[first].source
+            if other or tiles[last].start - stop > _GAP or end - start > _LONGEST:
                 break
             stop, last = max(stop, end), last + 1
         yield _TileRun(position, tuple(tiles[first:last]), start - frame, stop + frame)
@@ -234,7 +245,17 @@ def _tiles(request: TileRequest) -> Iterator[_Tile]:
             for column in column_span:
                 i = (plane * rows + row) * columns + column
                 needed = request.needed is None or request.needed[row - row_span.start, column - column_span.start]
-                yield _Tile(plane, row, column, int(level.offsets[i]), int(level.counts[i]) if needed else 0)
+                source = 0 if level.objects is None else int(level.objects.of_tile[i])
+                size = int(level.counts[i]) if needed else 0
+                yield _Tile(plane, row, column, source, int(level.offsets[i]), size)
+
+
+def _file_of(request: TileRequest, tile: _Tile) -> tuple[str, Identity | None]:
+    """Return the file or object that holds a tile, and what it must still be."""
+    objects = _level(request).objects
+    if objects is None:
+        return request.header.href, request.header.identity
+    return objects.hrefs[tile.source], objects.identities[tile.source]
 
 
 def _level(request: TileRequest) -> Level:
@@ -277,7 +298,7 @@ def _decode_run(request: TileRequest, run: _TileRun, data: bytes, scratch: NDArr
                     raise CorruptTileError("its last bytes are not those repeated after it")  # noqa: TRY301
             _decode(request, tile, view[start:stop], scratch)
         except CorruptTileError as error:
-            href = display(header.href)
+            href = display(_file_of(request, tile)[0])
             where = f"the tile in row {tile.row}, column {tile.column} ({tile.size} bytes from byte {tile.start})"
             why = f"{href}: {where} is damaged: {error}"
             tally.error = ReadError(why, href=href, transient=False, retries=tally.retries)
@@ -294,14 +315,23 @@ def _decode(request: TileRequest, tile: _Tile, data: memoryview, scratch: NDArra
     if every and len(places) == 1:
         target = places[0][0]
         if target.shape == scratch.shape and target.dtype == scratch.dtype and target.flags.c_contiguous:
-            decode_tile(level.coding, data, rows, target)
+            _decode_pixels(level, tile, data, rows, target)
             return
-    kept, key = request.kept, (request.header.href, tile.start)
+    kept, key = request.kept, (_file_of(request, tile)[0], tile.start)
     whole = None if kept is None else kept.tiles.get(key)
     if whole is None:
         whole = scratch
-        decode_tile(level.coding, data, rows, whole)
+        _decode_pixels(level, tile, data, rows, whole)
         if kept is not None:
             kept.keep(key, whole)
     for target, at in places:
         target[...] = whole[at][..., chosen]
+
+
+def _decode_pixels(level: Level, tile: _Tile, data: memoryview, rows: int, out: NDArray[Any]) -> None:
+    blocks = level.objects.blosc[tile.source] if level.objects is not None and level.objects.blosc else None
+    if blocks is None:
+        decode_tile(level.coding, data, rows, out)
+    else:  # some rows of a chunk
+        first = tile.row % (blocks.size // out.nbytes) * out.nbytes
+        decode_blosc_rows(blocks, data, tile.start, first, out)

@@ -26,7 +26,9 @@ from rasterio.windows import Window as RasterioWindow
 
 from s2composite.errors import ParameterError
 from s2composite.geotiff.header import Header
+from s2composite.geotiff.zarr_array import read_chunks
 from s2composite.reading.grid import as_fine, level_geobox, turned_to
+from s2composite.reading.tiles import read_tiles
 from s2composite.storage.gdal import through_gdal
 from s2composite.storage.urls import gdal_limits
 
@@ -93,6 +95,8 @@ def read_level(
     mask: NDArray[np.uint8] | None = None,
 ) -> int:
     """Read pixels of one level of a raster, full resolution or overview, into `out`."""
+    if header.in_zarr:
+        return _read_array(header, level, window, out)
     y, x = window
     part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
 
@@ -133,7 +137,59 @@ def read_warped(
                 _read_bands(warped, bands, RasterioWindow(0, 0, WARP_TILE, WARP_TILE), tile)
                 out[(slice(None), *to)] = tile[(slice(None), *at)]
 
+    if header.in_zarr:
+        return _read_part(header, level, geobox, window, read)
     return _read_raster(header, level, read, out)
+
+
+def _read_array(header: Header, level: int, window: tuple[slice, slice], out: NDArray[Any]) -> int:
+    """Read a window of an array of a Zarr store into `out` ``(1, y, x)``."""
+    if header.undecodable:
+        read_chunks(header, level, window, out[0])
+        return 0
+    return read_tiles(header, level, window, (0,), out).retries
+
+
+# pixels of a source around those that contain a centre of the target: more than any kernel takes at the same resolution
+_KERNEL = 8
+
+
+def _read_part(
+    header: Header,
+    level: int,
+    geobox: GeoBox,
+    window: tuple[slice, slice],
+    read: Callable[[rasterio.DatasetReader], None],
+) -> int:
+    """Read the part of an array of a Zarr store from which GDAL warps a window, and give it to GDAL as a raster."""
+    shape = header.levels[level].shape
+    grid = level_geobox(header.geobox, shape)
+    # GDAL warps whole tiles of the target
+    tiles = tuple(slice(s.start // WARP_TILE * WARP_TILE, -(-s.stop // WARP_TILE) * WARP_TILE) for s in window)
+    y, x = tiles
+    target = geobox.translate_pix(x.start, y.start).crop((y.stop - y.start, x.stop - x.start))
+    ratio = pixel_ratio(grid, target.crs, abs(target.resolution.x), abs(target.resolution.y))
+    around = _KERNEL + math.ceil(_KERNEL / min(*ratio, 1.0))
+    found = nearest_pixels(grid.pad(around), target)
+    if found is None:
+        part = slice(0, 1), slice(0, 1)  # no pixel of it counts
+    else:
+        spans = zip(found[0], shape, strict=True)
+        part_y, part_x = (
+            slice(max(s.start - 2 * around, 0), max(min(s.stop, n), 1)) for s, n in spans
+        )
+        part = part_y, part_x
+    pixels = np.empty((1, part[0].stop - part[0].start, part[1].stop - part[1].start), header.dtype)
+    retries = _read_array(header, level, part, pixels)
+    place = grid.translate_pix(part[1].start, part[0].start)
+    with MemoryFile() as memory:
+        profile = {"count": 1, "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype.name}
+        crs = None if place.crs is None else place.crs.to_wkt()
+        with memory.open(driver="GTiff", crs=crs, transform=place.transform, **profile) as dataset:
+            dataset.write(pixels)
+        with memory.open() as dataset:
+            read(dataset)
+    return retries
 
 
 def _read_raster(header: Header, level: int, read: Callable[[rasterio.DatasetReader], None], out: NDArray[Any]) -> int:

@@ -7,12 +7,14 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 
 from s2composite.errors import ParameterError, SceneError, SourceError, check_choice
+from s2composite.geotiff.zarr_array import split_store
 from s2composite.scenes.dates import Moment, date_range, solar_day, utc_day, utc_time
 from s2composite.scenes.model import Asset, Scene, arc_around
 from s2composite.scenes.names import ParsedName, asset_bands, parse_name, same_band, sensor_of
@@ -26,6 +28,7 @@ from s2composite.scenes.stac import (
     scene_of_item,
     with_alternate,
 )
+from s2composite.scenes.zarr_products import item_of_store, with_arrays
 from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote, storage_errors
 
 __all__ = [
@@ -38,6 +41,8 @@ GROUPINGS = (None, "solar_day", "utc_day")
 
 # Where scenes can be found: a path or URL, a `Scene`, STAC in any form, or several of these.
 SceneSource: TypeAlias = Any
+
+_READS = 32  # Zarr stores whose metadata are read at once
 
 _NO_ACQUISITION = ("MSK_", ".")  # prefixes of masks in .SAFE products, and of hidden files
 
@@ -160,7 +165,7 @@ def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[
 
     def scenes_of(items: Sequence[Any]) -> list[Scene]:
         # searches overlap: an item that two of them find is one
-        return list(dict.fromkeys(map(scene_of_item, with_alternate(items, alternate))))
+        return list(dict.fromkeys(map(scene_of_item, with_arrays(with_alternate(items, alternate)))))
 
     parts = _parts_of(source)
     hrefs = [part if isinstance(part, Scene) else absolute(part) for part in parts if not is_stac(part)]
@@ -171,11 +176,14 @@ def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[
             scenes.append(href)
             continue
         listed = _files_of(href)
-        if is_stac_file(listed[0]):
+        if is_stac_file(listed[0]) and split_store(listed[0]) is None:
             scenes += scenes_of([item for file in listed for item in items_in(file)])
         else:
             files |= dict.fromkeys(listed)
-    return scenes + of_items, list(files)
+    stores = [href for href in files if split_store(href) is not None]
+    with ThreadPoolExecutor(_READS) as pool:
+        scenes += map(scene_of_item, pool.map(item_of_store, stores))
+    return scenes + of_items, [href for href in files if href not in stores]
 
 
 def items_of_source(source: SceneSource) -> list[Any]:
@@ -198,6 +206,8 @@ def items_of_source(source: SceneSource) -> list[Any]:
 def _files_of(source: str) -> list[str]:
     """Return the rasters that a path, glob or URL stands for, sorted by name; item files where there are none."""
     if is_stac_file(source) and not _is_glob(source):
+        return [source]
+    if not _is_glob(source) and split_store(source) is not None:
         return [source]
     if in_archive(source) or (is_remote(source) and _is_raster(source) and not _is_glob(source)):
         return [source]
@@ -236,16 +246,18 @@ def _files_of(source: str) -> list[str]:
 
 def _select_files(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, any_file: bool) -> list[str]:
     """Return the rasters (or all files) among the entries of a listing; if there are none, those in its directories."""
-    files, folders = [], []
+    files, folders, stores = [], [], []
     for entry in entries:
         name, kind = entry["name"], entry["type"]
         if entry.get("islink"):  # what it leads to
             kind = "directory" if os.path.isdir(name) else "file"  # noqa: PTH112 - names are text here
-        if kind == "directory":
+        if kind == "directory" and _is_store(name):
+            stores.append(name.rstrip("/"))
+        elif kind == "directory":
             folders.append(name)
         elif kind == "file" and _is_asset(name):
             files.append(name)
-    selected = [name for name in files if any_file or _is_raster(name)]
+    selected = [name for name in files if any_file or _is_raster(name)] + stores
     if not selected and "http" not in fs.protocol:
         # item files count where there are no rasters beside them
         selected = [name for name in files if is_stac_file(name)]
@@ -265,6 +277,10 @@ def _has_real_directories(fs: Any) -> bool:
 
 def _is_raster(name: str) -> bool:
     return display(name).lower().endswith(RASTER_SUFFIXES)
+
+
+def _is_store(name: str) -> bool:
+    return display(name).rstrip("/").lower().endswith(".zarr")
 
 
 def _is_asset(name: str) -> bool:

@@ -85,7 +85,7 @@ _WORDS = r"visual|coastal|blue|green|red|rededge[1-3]?|nir(?:0[89])?|cirrus|swir
 _ASSET = re.compile(rf"(?:^|[_.-])({_CODES}|{_WORDS})(?:[_-](10|20|60)m)?$", re.IGNORECASE)
 _SINGLE = re.compile(rf"(?!BOA|TOA|PVI)(?:{_CODES}|{_WORDS})")
 
-_EXTENSION = re.compile(r"(?:\.cog)?\.(?:tiff?|jp2|safe|zip|vrt|json)$", re.IGNORECASE)
+_EXTENSION = re.compile(r"(?:\.cog)?\.(?:tiff?|jp2|safe|zarr|zip|vrt|json)$", re.IGNORECASE)
 _GRANULE = r"(?:0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]"
 _LONE_GRANULE = re.compile(rf"(?<![A-Za-z0-9])T?({_GRANULE})(?![A-Za-z0-9])")
 _PLATFORM = re.compile(r"(?<![A-Za-z0-9])(?:S|SENTINEL)(2[A-D])(?=_)")

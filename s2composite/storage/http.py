@@ -237,12 +237,14 @@ async def _request(
         raise AccessError(f"{display(href)}: {failure}")
     retries = failure.attempts - 1
     tried = f" (tried {retries + 1} times)" if retries else ""
-    raise _read_error(href, f"{failure}{tried}", transient=failure.transient, retries=retries)
+    raise _read_error(
+        href, f"{failure}{tried}", transient=failure.transient, retries=retries, missing=failure.missing
+    )
 
 
-def _read_error(href: str, why: str, *, transient: bool, retries: int = 0) -> ReadError:
+def _read_error(href: str, why: str, *, transient: bool, retries: int = 0, missing: bool = False) -> ReadError:
     href = display(href)
-    return ReadError(f"{href}: {why}", href=href, transient=transient, retries=retries)
+    return ReadError(f"{href}: {why}", href=href, transient=transient, retries=retries, missing=missing)
 
 
 def _check(data: bytes, start: int, size: int, state: Identity, identity: Identity | None) -> None:
@@ -325,6 +327,7 @@ def _printable(text: str | None) -> str:
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-[0-9]{1,19}|\*)/([0-9]{1,19})")
 
 _REFUSALS = {401: "access is denied", 403: "access is denied", 404: "it does not exist", 410: "it is gone"}
+_MISSING = (404, 410)
 
 
 def _identity_in(response: aiohttp.ClientResponse, start: int, size: int) -> Identity:
@@ -346,7 +349,8 @@ def _identity_in(response: aiohttp.ClientResponse, start: int, size: int) -> Ide
         wait = retry_after(headers.get("Retry-After", ""))
         raise AttemptError(f"the server answered {status} {_printable(response.reason)}", wait=wait)
     why = _REFUSALS.get(status, "the server refused it")
-    raise AttemptError(f"{why} (status {status})", transient=False, refused=status in REFUSED)
+    refused, missing = status in REFUSED, status in _MISSING
+    raise AttemptError(f"{why} (status {status})", transient=False, refused=refused, missing=missing)
 
 
 def _modified(text: str) -> int | None:
@@ -371,7 +375,7 @@ class ByteRange:
     """A part of a file or object."""
 
     href: str
-    identity: Identity  # what it must still be
+    identity: Identity | None  # what it must still be; None: anything, and fewer bytes if it is smaller
     start: int
     size: int  # bytes
     sign: Sign | None = None
@@ -386,14 +390,16 @@ class Fetched:
     retries: int = 0  # attempts that failed before
 
 
-def read_head(href: str, retry: Retry | None = None, sign: Sign | None = None) -> tuple[bytes, Identity]:
-    """Return the first `HEAD` bytes of a file or object (fewer if it is smaller), and its identity."""
+def read_head(
+    href: str, retry: Retry | None = None, sign: Sign | None = None, size: int = HEAD
+) -> tuple[bytes, Identity]:
+    """Return the first `size` bytes of a file or object (fewer if it is smaller), and its identity."""
     if is_remote(href):
-        reply = request(remote_object(href, sign), 0, HEAD, None, retry or Retry()).result()
+        reply = request(remote_object(href, sign), 0, size, None, retry or Retry()).result()
         return reply.data, reply.identity
     with _system_errors(href), Path(href).open("rb", buffering=0) as file:
         # the identity last: what is written meanwhile shows in it
-        return os.pread(file.fileno(), HEAD, 0), _local_identity(os.fstat(file.fileno()))
+        return os.pread(file.fileno(), size, 0), _local_identity(os.fstat(file.fileno()))
 
 
 def read_identity(href: str, sign: Sign | None = None) -> Identity:
@@ -530,9 +536,9 @@ def _read_local(part: ByteRange, fd: int) -> Fetched:
     except ReadError as error:
         return Fetched(b"", error)
     # after each part: a file may be written to while it is read
-    if not part.identity.same(_local_identity(os.fstat(fd))):
+    if part.identity is not None and not part.identity.same(_local_identity(os.fstat(fd))):
         why = f"{part.href} has changed since its header was read"
-    elif len(data) < part.size:
+    elif len(data) < part.size and part.identity is not None:
         why = f"{part.href}: got {len(data)} of {part.size} bytes at byte {part.start}"
     else:
         return Fetched(data)
@@ -546,7 +552,8 @@ def _system_errors(path: str) -> Iterator[None]:
     except OSError as error:
         permanent = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
         why = f"{path}: {error.strerror or error}"
-        raise ReadError(why, href=path, transient=not permanent, retries=0) from error
+        missing = isinstance(error, FileNotFoundError)
+        raise ReadError(why, href=path, transient=not permanent, retries=0, missing=missing) from error
 
 
 def _local_identity(stat: os.stat_result) -> Identity:

@@ -65,6 +65,7 @@ class AttemptError(Exception):
     wait: float = 0.0  # seconds that the server asks for
     refused: bool = False  # by its status the signature may have expired
     renewed: bool = False  # the next attempt has a new signature, so there is nothing to wait for
+    missing: bool = False  # there is no such object
     forbidden: bool = False  # the place is not open to this process
     attempts: int = 1  # those that were made when it is the last one
 

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "s2composite"
 LAYERS = [
     ["_moved", "errors", "pixels.kernels"],
     ["config", "pixels", "storage"],
-    ["geotiff", "logs", "scenes"],
+    ["geotiff", "logs"],
+    ["scenes"],
     ["reading"],
     ["metrics", "scheduler_desk"],
     ["clusters", "cube"],

@@ -1,0 +1,488 @@
+"""Arrays of Zarr stores as rasters: what they are, and where in the store their tiles are.
+
+zarr parses the metadata. A tile is an inner chunk of a shard, a chunk, or some rows of a large Blosc chunk, whose blocks
+are decoded by themselves: ESA's chunks of 5490 x 5490 numbers have some 48 rows to a block. What is stored in another way
+is read by zarr, in whole chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
+
+from s2composite.errors import ReadError, SceneError
+from s2composite.geotiff.header import Header, Scaling, nodata_in
+from s2composite.geotiff.structure import BloscBlocks, Coding, Level, Objects, broken, coding, same_geobox
+from s2composite.storage.files import display, filesystem, is_remote, reason, storage_errors
+from s2composite.storage.http import Identity, Sign, read_head, read_identity, read_range
+from s2composite.storage.urls import check_read
+
+__all__ = ["StoredArray", "object_href", "read_array_header", "read_chunks", "read_store", "split_store"]
+
+_DOCUMENTS = ("zarr.json", ".zmetadata")  # that hold the metadata of a whole store, if these are consolidated
+_NODES = ("zarr.json", ".zgroup", ".zarray")  # one of which every group and array has
+_LARGEST_DOCUMENT = 64 << 20  # bytes
+_LARGEST_BLOCK = 1 << 30  # bytes of a decoded tile, as for TIFF
+
+# A Blosc chunk larger than this is read by rows, of at least so many blocks: a block at the border of two tiles is
+# decoded for both
+_LARGE_CHUNK, _BLOCKS_A_TILE = 4 << 20, 3.5
+_HEAD = 2048  # bytes of a Blosc chunk in which the places of its blocks are looked for: 508 blocks
+
+_NOT_STORED = np.uint64(2**64 - 1)  # of an inner chunk that a shard does not hold
+
+_COMPRESSIONS = {"blosc": "BLOSC", "zstd": "ZSTD", "gzip": "GZIP", "zlib": "DEFLATE"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """What a store says of one of its arrays."""
+
+    path: str  # in the store
+    metadata: Mapping[str, Any]  # as in zarr.json, or .zarray
+    attributes: Mapping[str, Any]
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of its dimensions; empty if they have none."""
+        return tuple(self.metadata.get("dimension_names") or self.attributes.get("_ARRAY_DIMENSIONS") or ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    attributes: Mapping[str, Mapping[str, Any]]  # of each group, "" for the root
+    arrays: Mapping[str, StoredArray]
+
+
+_READ: dict[str, tuple[Identity, _Store]] = {}  # consolidated stores by the place of their document
+_MOST_READ = 1024
+_LOCK = Lock()
+
+
+def split_store(href: str) -> tuple[str, str] | None:
+    """Return the store and the path in it that a path or URL leads to; None if it leads to no Zarr.
+
+    >>> split_store("s3://bucket/S2A_MSIL2A.zarr/measurements/reflectance/r10m")
+    ('s3://bucket/S2A_MSIL2A.zarr', 'measurements/reflectance/r10m')
+    """
+    base, mark, query = href.partition("?") if is_remote(href) else (href, "", "")
+    parts = base.rstrip("/").split("/")
+    for i, part in enumerate(parts):
+        if part.lower().endswith(".zarr"):
+            return "/".join(parts[: i + 1]) + mark + query, "/".join(parts[i + 1 :])
+    if is_remote(href) or not os.path.isdir(href):  # noqa: PTH112 - names are text here
+        return None
+    path = Path(href)
+    nodes = [one for one in (path, *path.parents) if any((one / name).exists() for name in _NODES)]
+    if not nodes or nodes[0] != path:
+        return None
+    return str(nodes[-1]), path.relative_to(nodes[-1]).as_posix().removeprefix(".")
+
+
+def object_href(store: str, key: str) -> str:
+    """Return where an object of a store is; a query (signature) stays at the end."""
+    base, mark, query = store.partition("?") if is_remote(store) else (store, "", "")
+    return f"{base.rstrip('/')}/{key.strip('/')}{mark}{query}"
+
+
+def read_store(store: str, sign: Sign | None = None) -> _Store:
+    """Return what a store says of its groups and arrays, from its consolidated metadata if it has these."""
+    check_read(store)
+    for name in _DOCUMENTS:
+        href = object_href(store, name)
+        try:
+            identity = read_identity(href, sign)
+        except ReadError as error:
+            if error.__dict__.get("missing"):
+                continue
+            raise
+        with _LOCK:
+            known = _READ.get(href)
+        if known is not None and known[0].same(identity):
+            return known[1]
+        if identity.size > _LARGEST_DOCUMENT:
+            raise broken(href, f"its metadata have {identity.size} bytes")
+        document = read_range(href, 0, identity.size, identity, sign) if identity.size else b""
+        if (found := _consolidated(href, name, document)) is not None:
+            with _LOCK:
+                if len(_READ) >= _MOST_READ:
+                    _READ.clear()
+                _READ[href] = identity, found
+            return found
+    if store.startswith("http"):
+        raise SceneError(
+            f"{display(store)} has no consolidated metadata, and a web server does not list what is in a store; "
+            "write them with zarr.consolidate_metadata, or give the store on s3://, gs:// or a disk",
+            href=display(store),
+        )
+    with storage_errors(SceneError, f"cannot open the Zarr store {display(store)}", store, href=display(store)):
+        return _described(zarr.open_group(_zarr_store(store), mode="r", use_consolidated=False))
+
+
+def _consolidated(href: str, name: str, document: bytes) -> _Store | None:
+    """Return what a document says of a store; None if it is that of the root alone."""
+    buffer = default_buffer_prototype().buffer
+    parts = {name: buffer.from_bytes(document)}
+    if name == ".zmetadata":
+        parts[".zgroup"] = buffer.from_bytes(b'{"zarr_format": 2}')
+    try:
+        content = json.loads(document)
+        if name == "zarr.json" and (content.get("node_type") == "array" or not content.get("consolidated_metadata")):
+            return None
+        return _described(zarr.open_group(MemoryStore(parts, read_only=True), mode="r", use_consolidated=True))
+    except Exception as error:
+        raise broken(href, f"its metadata make no sense ({type(error).__name__}: {error})") from error
+
+
+def _described(group: zarr.Group) -> _Store:
+    attributes, arrays = {"": dict(group.attrs)}, {}
+    for path, node in group.members(max_depth=None):
+        if isinstance(node, zarr.Group):
+            attributes[path] = dict(node.attrs)
+        else:
+            arrays[path] = StoredArray(path, node.metadata.to_dict(), dict(node.attrs), node.dtype, node.shape)
+    return _Store(attributes, arrays)
+
+
+def _zarr_store(store: str) -> LocalStore | FsspecStore:
+    if not is_remote(store):
+        return LocalStore(store, read_only=True)
+    fs, path = filesystem(store)
+    return FsspecStore.from_mapper(fs.get_mapper(path), read_only=True)
+
+
+# --- What an array is -----------------------------------------------------------------------------------------------
+
+
+def read_array_header(href: str, sign: Sign | None = None) -> Header:
+    """Return what an array of a Zarr store is, its overviews, and where their tiles are.
+
+    Overviews are arrays of the same name in the groups beside its own (``r20m``, ``r120m``) that cover the same area.
+    """
+    found = split_store(href)
+    assert found is not None
+    store, path = found
+    stored = read_store(store, sign)
+    array = stored.arrays.get(path)
+    if array is None:
+        raise SceneError(f"{display(href)}: the store has no array {path}; it has {_listed(stored)}", href=display(href))
+    if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape:
+        raise SceneError(
+            f"{display(href)} is {array.dtype} {array.shape}, not numbers (y, x); a cube (time, band, y, x) is opened "
+            "with xarray.open_zarr and given to composite()",
+            href=display(href),
+        )
+    geobox = _geobox(href, stored, array)
+    levels, undecodable = [], ""
+    for one in (array, *_overviews(stored, array)):
+        level, why = _level(store, one, sign)
+        levels.append(level)
+        undecodable = undecodable or why
+    states = [one.state for level in levels if level.objects for one in level.objects.identities if one is not None]
+    digest = hashlib.sha256(repr((array.metadata, array.attributes, states)).encode()).hexdigest()[:32]
+    return Header(
+        href,
+        Identity(sum(int(level.counts.sum()) for level in levels), digest),
+        geobox,
+        1,
+        array.dtype.newbyteorder("="),
+        _nodata(array),
+        (None,),
+        tuple(levels),
+        scaling=(_scaling(array),),
+        undecodable=undecodable,
+        sign=sign,
+    )
+
+
+def _listed(stored: _Store) -> str:
+    names = [path for path, array in stored.arrays.items() if len(array.shape) == 2]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
+
+
+def _geobox(href: str, stored: _Store, array: StoredArray) -> GeoBox:
+    """Return the grid that the attributes of an array, or of its group, give (``proj:``, ``spatial:``)."""
+    group = array.path.rpartition("/")[0]
+    facts = {**stored.attributes.get(group, {}), **array.attributes}
+    crs = facts.get("proj:code") or facts.get("proj:epsg") or facts.get("proj:wkt2")
+    transform, shape = facts.get("proj:transform"), facts.get("proj:shape", array.shape)
+    if transform is None or tuple(shape) != array.shape:
+        transform = facts.get("spatial:transform")
+    try:
+        place = Affine(*map(float, transform[:6]))
+        text = f"EPSG:{crs}" if isinstance(crs, int) else str(crs)
+        CRS.from_user_input(text)
+    except (TypeError, ValueError, CRSError) as error:
+        raise SceneError(
+            f"{display(href)} does not say where its pixels are: proj:transform is {transform!r}, its CRS {crs!r}; write "
+            "proj:code (or proj:epsg) and proj:transform to its attributes, or open it with xarray.open_zarr",
+            href=display(href),
+        ) from error
+    return same_geobox((array.shape[0], array.shape[1]), place, text)
+
+
+def _overviews(stored: _Store, array: StoredArray) -> list[StoredArray]:
+    """Return the coarser arrays of the same band, from fine to coarse."""
+    group, _, name = array.path.rpartition("/")
+    beside = group.rpartition("/")[0]
+    coarser = []
+    for path, other in stored.arrays.items():
+        above = path.rpartition("/")[0]
+        if path.rpartition("/")[2] != name or above.rpartition("/")[0] != beside or len(other.shape) != 2:
+            continue
+        factors = {divmod(full, n) for full, n in zip(array.shape, other.shape, strict=True)}
+        if len(factors) == 1 and (factor := factors.pop())[0] > 1 and not factor[1] and other.dtype == array.dtype:
+            coarser.append(other)
+    return sorted(coarser, key=lambda other: -other.shape[0])
+
+
+def _nodata(array: StoredArray) -> float | None:
+    """Return its fill value, as GDAL does: that of its attributes, else that of its metadata."""
+    stated = array.metadata.get("fill_value")
+    if isinstance(own := array.attributes.get("_FillValue"), (int, float)) and not isinstance(own, bool):
+        stated = own  # xarray writes floats as base64, which are also in the metadata
+    return None if stated is None else nodata_in(float(stated), array.dtype)
+
+
+def _scaling(array: StoredArray) -> Scaling | None:
+    scale, offset = (array.attributes.get(key) for key in ("scale_factor", "add_offset"))
+    unit = array.attributes.get("units")
+    if scale is None and offset is None:  # reflectances as floats have the unit 1
+        return Scaling(1.0, 0.0, str(unit)) if array.dtype.kind == "f" and unit else None
+    return Scaling(float(scale or 1.0), float(offset or 0.0), None)
+
+
+# --- Where its tiles are --------------------------------------------------------------------------------------------
+
+
+def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, str]:
+    """Return where the tiles of an array are, and why only zarr can read it (empty: its tiles can be decoded)."""
+    href = object_href(store, array.path)
+    chunk, inner, codec, why = _layout(array)
+    shape = (array.shape[0], array.shape[1])
+    block_bytes = prod(inner) * array.dtype.itemsize
+    if block_bytes > _LARGEST_BLOCK:
+        raise broken(href, f"a chunk of {block_bytes} bytes when decoded")
+    how = coding(
+        compression=_COMPRESSIONS.get(codec, "NONE"),
+        predictor=1,
+        photometric="MINISBLACK",
+        interleave="band",
+        samples=1,
+        dtype=array.dtype.str,
+        bits=8 * array.dtype.itemsize,
+        tables=b"",
+        inner="",
+    )
+    if why:
+        none = np.empty(0, np.uint64)
+        objects = Objects((href,), (None,), np.empty(0, np.uint32))
+        return Level(shape, inner, tiled=True, coding=how, offsets=none, counts=none, objects=objects), why
+    hrefs = [object_href(store, f"{array.path}/{key}") for key in _keys(array, chunk)]
+    if inner != chunk:
+        return _sharded(hrefs, shape, chunk, inner, how, array, sign), ""
+    if codec == "blosc" and block_bytes > _LARGE_CHUNK:
+        return _by_rows(hrefs, shape, chunk, how, sign), ""
+    # A request for each of many objects of a bucket would take too long: they are as large as no codec makes them until
+    # they are read, and what is not there then is the fill value.
+    counts = np.full(len(hrefs), block_bytes + (block_bytes >> 6) + 1024, np.uint64)
+    identities: list[Identity | None] = [None] * len(hrefs)
+    if not is_remote(href):
+        identities = [_found(lambda one=one: (None, read_identity(one)))[1] for one in hrefs]  # type: ignore[misc]
+        counts = np.array([0 if one is None else one.size for one in identities], np.uint64)
+    objects = Objects(tuple(hrefs), tuple(identities), np.arange(len(hrefs), dtype=np.uint32))
+    return Level(shape, chunk, tiled=True, coding=how, offsets=np.zeros_like(counts), counts=counts, objects=objects), ""
+
+
+def _layout(array: StoredArray) -> tuple[tuple[int, int], tuple[int, int], str, str]:
+    """Return the shape of an array's chunks and of their tiles, the codec of a tile, and why only zarr can read it."""
+    m = array.metadata
+    if m["zarr_format"] == 2:
+        chunk = tuple(m["chunks"])
+        codec = (m["compressor"] or {"id": ""})["id"]
+        why = "filters of Zarr" if m["filters"] else "" if m["order"] == "C" else "Zarr in Fortran's order"
+        return chunk, chunk, codec, why or _unknown(codec)
+    grid = m["chunk_grid"]
+    chunk = tuple(grid["configuration"].get("chunk_shape", array.shape))
+    codecs, inner = list(m["codecs"]), chunk
+    if codecs and codecs[0]["name"] == "sharding_indexed":
+        shard = codecs[0]["configuration"]
+        inner, index = tuple(shard["chunk_shape"]), [one["name"] for one in shard["index_codecs"]]
+        if len(codecs) > 1 or index != ["bytes", "crc32c"] or any(a % b for a, b in zip(chunk, inner, strict=True)):
+            return chunk, inner, "", "a shard of Zarr with other codecs"
+        codecs = list(shard["codecs"])
+    names = [one["name"] for one in codecs]
+    codec = names[1] if len(names) == 2 else ""
+    encoded = m["chunk_key_encoding"]["name"] in ("default", "v2")
+    if grid["name"] != "regular" or not encoded or names[:1] != ["bytes"] or len(names) > 2:
+        return chunk, inner, "", f"codecs {', '.join(names)} of Zarr"
+    big = (codecs[0].get("configuration") or {}).get("endian") == "big"
+    return chunk, inner, codec, "big-endian numbers of Zarr" if big else _unknown(codec)
+
+
+def _unknown(codec: str) -> str:
+    return f"codec {codec} of Zarr" if codec and codec not in _COMPRESSIONS else ""
+
+
+def _keys(array: StoredArray, chunk: tuple[int, int]) -> Iterator[str]:
+    """Yield the keys of an array's chunks, row by row."""
+    m = array.metadata
+    separator, prefix = m.get("dimension_separator", "."), ""
+    if m["zarr_format"] == 3:
+        encoding = m["chunk_key_encoding"]
+        default = encoding["name"] == "default"
+        separator = (encoding.get("configuration") or {}).get("separator", "/" if default else ".")
+        prefix = f"c{separator}" if default else ""
+    rows, columns = (-(-n // side) for n, side in zip(array.shape, chunk, strict=True))
+    return (f"{prefix}{row}{separator}{column}" for row, column in product(range(rows), range(columns)))
+
+
+def _found(read: Callable[[], tuple[Any, Identity]]) -> tuple[Any, Identity | None]:
+    """Return what is read of an object, and its identity; nothing for one that is not there: it is the fill value."""
+    try:
+        return read()
+    except ReadError as error:
+        if error.__dict__.get("missing"):
+            return None, None
+        raise
+
+
+def _sharded(
+    hrefs: list[str],
+    shape: tuple[int, int],
+    chunk: tuple[int, int],
+    inner: tuple[int, int],
+    how: Coding,
+    array: StoredArray,
+    sign: Sign | None,
+) -> Level:
+    """Return the tiles of shards, whose indices are read."""
+    sides = tuple(a // b for a, b in zip(chunk, inner, strict=True))
+    size = 16 * prod(sides) + 4
+    shard = array.metadata["codecs"][0]["configuration"]
+    at_start = shard.get("index_location") == "start"
+    indices, identities = [], []
+
+    def read(href: str) -> tuple[NDArray[np.uint64], Identity]:
+        identity = read_identity(href, sign)
+        if identity.size < size:
+            raise broken(href, f"it has {identity.size} bytes, and the index of a shard has {size}")
+        data = read_range(href, 0 if at_start else identity.size - size, size, identity, sign)
+        if google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise broken(href, "the index of the shard does not have its checksum")
+        index = np.frombuffer(data[:-4], "<u8").reshape(*sides, 2).astype(np.uint64)
+        stored = (index != _NOT_STORED).all(axis=-1)
+        end = np.uint64(identity.size)
+        if (stored & ((index[..., 0] > end) | (index[..., 1] > end - index[..., 0]))).any():
+            raise broken(href, f"it has {identity.size} bytes, and inner chunks beyond them")
+        index[~stored] = 0
+        return index, identity
+
+    for href in hrefs:
+        index, identity = _found(lambda href=href: read(href))  # type: ignore[misc]
+        indices.append(np.zeros((*sides, 2), np.uint64) if index is None else index)
+        identities.append(identity)
+    rows, columns = (-(-n // side) for n, side in zip(shape, chunk, strict=True))
+    whole = np.stack(indices).reshape(rows, columns, *sides, 2).swapaxes(1, 2).reshape(rows * sides[0], -1, 2)
+    of_tile = np.arange(len(hrefs), dtype=np.uint32).reshape(rows, columns).repeat(sides[0], 0).repeat(sides[1], 1)
+    grid = tuple(slice(-(-n // side)) for n, side in zip(shape, inner, strict=True))
+    objects = Objects(tuple(hrefs), tuple(identities), of_tile[grid].reshape(-1))
+    offsets, counts = (np.ascontiguousarray(whole[grid][..., i]).reshape(-1) for i in (0, 1))
+    return Level(shape, inner, tiled=True, coding=how, offsets=offsets, counts=counts, objects=objects)
+
+
+def _by_rows(
+    hrefs: list[str], shape: tuple[int, int], chunk: tuple[int, int], how: Coding, sign: Sign | None
+) -> Level:
+    """Return large Blosc chunks as tiles of some of their rows, whose blocks are looked up in each chunk's head."""
+    row = chunk[1] * np.dtype(how.dtype).itemsize
+    found = [_found(lambda href=href: _blosc_blocks(href, chunk[0] * row, sign)) for href in hrefs]  # type: ignore[misc]
+    blocks = max((one.block for one, _ in found if one is not None), default=chunk[0] * row)
+    height = next(n for n in range(1, chunk[0] + 1) if not chunk[0] % n and n * row >= min(_BLOCKS_A_TILE * blocks, chunk[0] * row))
+    rows, columns = (-(-n // side) for n, side in zip(shape, (height, chunk[1]), strict=True))
+    offsets, counts = np.zeros((2, rows, columns), np.uint64)
+    of_tile = np.zeros((rows, columns), np.uint32)
+    for y, x in product(range(rows), range(columns)):
+        number = y * height // chunk[0] * columns + x
+        of_tile[y, x] = number
+        if (one := found[number][0]) is not None:
+            some = one.holding(y * height % chunk[0] * row, (y * height % chunk[0] + height) * row)
+            offsets[y, x], end = one.starts[some].min(), one.stops[some].max()
+            counts[y, x] = end - int(offsets[y, x])
+    objects = Objects(tuple(hrefs), tuple(one for _, one in found), of_tile.reshape(-1), tuple(one for one, _ in found))
+    return Level(
+        shape, (height, chunk[1]), tiled=True, coding=how,
+        offsets=offsets.reshape(-1), counts=counts.reshape(-1), objects=objects,
+    )  # fmt: skip
+
+
+def _blosc_blocks(href: str, size: int, sign: Sign | None) -> tuple[BloscBlocks, Identity]:
+    """Return where the blocks of a Blosc chunk are, which must hold `size` bytes when decoded."""
+    head, identity = read_head(href, sign=sign, size=_HEAD)
+    if len(head) < 16:
+        raise broken(href, f"it has {identity.size} bytes, and is no Blosc chunk")
+    decoded, block, encoded = struct.unpack("<III", head[4:16])
+    if decoded != size:
+        raise broken(href, f"it holds {decoded} bytes, and by the metadata of its array {size}")
+    if encoded != identity.size or not 0 < block <= decoded:
+        raise broken(href, f"it has {identity.size} bytes, by its own head {encoded} in blocks of {block}")
+    count = -(-decoded // block)
+    if head[2] & 2:  # stored as it is
+        starts = 16 + np.arange(count, dtype=np.int64) * block
+        stops = np.minimum(starts + block, 16 + decoded)
+    else:
+        end = 16 + 4 * count
+        if end > identity.size:
+            raise broken(href, f"it has {identity.size} bytes, and {count} blocks")
+        if end > len(head):
+            head = read_range(href, 0, end, identity, sign)
+        starts = np.frombuffer(head, "<i4", count, 16).astype(np.int64)
+        order = np.argsort(starts)  # blocks that threads encode are stored as they become ready
+        stops = np.empty_like(starts)
+        stops[order] = np.append(starts[order][1:], encoded)
+        if starts.min() < end or (stops <= starts).any():
+            raise broken(href, "blocks that overlap, or lie beyond its end")
+    if stops.max() > identity.size:
+        raise broken(href, f"it has {identity.size} bytes, and blocks beyond them")
+    return BloscBlocks(head[:4], decoded, block, starts, stops), identity
+
+
+def read_chunks(header: Header, level: int, window: tuple[slice, slice], out: NDArray[Any]) -> None:
+    """Read a window of an array through zarr, in whole chunks."""
+    objects = header.levels[level].objects
+    assert objects is not None
+    href = objects.hrefs[0]
+    found = split_store(href)
+    assert found is not None
+    check_read(href)
+    try:
+        array = zarr.open_array(_zarr_store(found[0]), path=found[1], mode="r")
+        out[...] = array[window]
+    except Exception as error:  # noqa: BLE001 - codecs and stores of zarr raise what they like
+        why = reason(href, error)
+    else:
+        return
+    label = display(href)
+    raise ReadError(f"{label}: zarr cannot read it: {why}", href=label, transient=is_remote(href), retries=0)

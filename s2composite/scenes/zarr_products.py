@@ -1,0 +1,96 @@
+"""Sentinel-2 products in Zarr stores as STAC items: ESA's (EOPF) and the optimised ones made of them (GeoZarr)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from s2composite.errors import SceneError
+from s2composite.geotiff.zarr_array import StoredArray, object_href, read_store, split_store
+from s2composite.scenes.names import parse_name
+from s2composite.storage.files import display
+
+__all__ = ["item_of_store", "with_arrays"]
+
+_CODE = re.compile(r"b(0[1-9]|1[0-2]|8a)|scl|cld|snw|aot|wvp", re.IGNORECASE)
+_TYPE = "application/vnd.zarr"
+_READS = 32  # stores whose metadata are read at once
+
+
+def item_of_store(href: str) -> dict[str, Any]:
+    """Return a product as a STAC item whose assets are its arrays ``(y, x)``, or those below a path in it.
+
+    The product says of itself what it is (``stac_discovery``); otherwise its name does.
+    """
+    found = split_store(href)
+    assert found is not None
+    store, path = found
+    attributes = read_store(store).attributes[""]
+    item: Mapping[str, Any] = attributes.get("stac_discovery") or {}
+    properties = dict(item.get("properties") or {})
+    if not (properties.get("datetime") or properties.get("start_datetime")):
+        parsed = parse_name(store)
+        properties |= {"datetime": parsed.time.isoformat(), "platform": parsed.platform, "orbit": parsed.orbit}
+        properties |= {"s2:processing_baseline": parsed.baseline} if parsed.baseline else {}
+    name = re.sub(r"\.(SAFE|zarr)$", "", str(item.get("id") or display(store).rpartition("/")[2]), flags=re.IGNORECASE)
+    facts = {key: item.get(key) for key in ("bbox", "geometry") if item.get(key)}
+    return {**facts, "type": "Feature", "id": name, "properties": properties, "assets": _assets(store, [path])}
+
+
+def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return items in whose assets a group of a Zarr store is replaced by the arrays in it, each band once.
+
+    Other assets, and items without a Zarr store, are unchanged.
+    """
+
+    def expanded(item: Mapping[str, Any]) -> Mapping[str, Any]:
+        groups: dict[str, list[str]] = {}
+        others = {}
+        for key, asset in (item.get("assets") or {}).items():
+            found = split_store(str(asset["href"])) if asset and asset.get("href") else None
+            hidden = {"metadata", "thumbnail", "overview"} & set((asset or {}).get("roles") or ())
+            if found is None or hidden or display(str(asset["href"])).endswith((".json", ".zmetadata")):
+                others[key] = asset
+            else:
+                groups.setdefault(found[0], []).append(found[1])
+        arrays: dict[str, Any] = {}
+        for store, paths in groups.items():
+            arrays = _assets(store, paths) | arrays
+        return {**item, "assets": {**others, **arrays}} if groups else item
+
+    with ThreadPoolExecutor(_READS) as pool:
+        return list(pool.map(expanded, items))
+
+
+def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
+    """Return the arrays ``(y, x)`` with a grid at or below some paths of a store, each band in its finest resolution."""
+    stored = read_store(store)
+    found: dict[str, StoredArray] = {}
+    for array in stored.arrays.values():
+        inside = any(not path or f"{array.path}/".startswith(f"{path}/") for path in paths)
+        grid = {**stored.attributes.get(array.path.rpartition("/")[0], {}), **array.attributes}
+        placed = any(key in grid for key in ("proj:transform", "spatial:transform"))
+        if not inside or not placed or len(array.shape) != 2 or array.dimensions not in ((), ("y", "x")):
+            continue
+        name = array.path.rpartition("/")[2]
+        name = name.upper() if _CODE.fullmatch(name) else name
+        if name not in found or array.shape > found[name].shape:
+            found[name] = array
+    if not found:
+        raise SceneError(
+            f"{display(object_href(store, paths[0]))} holds no array (y, x) that says where its pixels are "
+            "(proj:transform); a cube (time, band, y, x) is opened with xarray.open_zarr and given to composite()",
+            href=display(store),
+        )
+    return {
+        name: {
+            "href": object_href(store, array.path),
+            "type": _TYPE,
+            "data_type": array.dtype.name,
+            "proj:shape": list(array.shape),
+            **{key: array.attributes[key] for key in ("proj:transform", "proj:epsg") if key in array.attributes},
+        }
+        for name, array in found.items()
+    }
