@@ -101,7 +101,7 @@ def decode_blosc_rows(blocks: BloscBlocks, data: memoryview, first: int, start: 
             (blocks.head, struct.pack("<III", size, blocks.block, head + int(sizes.sum())), places, *parts)
         )
         try:
-            decoded = imagecodecs.blosc_decode(chunk, numthreads=1, out=np.empty(size, np.uint8))
+            decoded = _LOSSLESS["BLOSC"](chunk, numthreads=1, out=np.empty(size, np.uint8))
         except RuntimeError as error:
             raise CorruptTileError(f"BLOSC: {error}") from error
         raw = decoded[start - some.start * blocks.block :][: out.nbytes]

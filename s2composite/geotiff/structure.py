@@ -28,9 +28,34 @@ from s2composite.storage.files import display
 from s2composite.storage.http import Identity, Sign, read_head, read_range
 
 __all__ = [
-    "CLASSIC_LIMIT", "FRAME", "GEO_TAGS", "RECORD_OVERHEAD", "BloscBlocks", "Objects", "RPC", "TIEPOINT", "Coding", "Directory", "GridKey",
-    "Level", "RawTag", "Tag", "Tiff", "TileDirectory", "broken", "build_header", "coding", "crs_from_wkt",
-    "geobox_from_tags", "grid_key", "level_of", "open_tiff", "pack", "same_geobox", "tile_record", "unpack",
+    "CLASSIC_LIMIT",
+    "FRAME",
+    "GEO_TAGS",
+    "RECORD_OVERHEAD",
+    "RPC",
+    "TIEPOINT",
+    "BloscBlocks",
+    "Coding",
+    "Directory",
+    "GridKey",
+    "Level",
+    "Objects",
+    "RawTag",
+    "Tag",
+    "Tiff",
+    "TileDirectory",
+    "broken",
+    "build_header",
+    "coding",
+    "crs_from_wkt",
+    "geobox_from_tags",
+    "grid_key",
+    "level_of",
+    "open_tiff",
+    "pack",
+    "same_geobox",
+    "tile_record",
+    "unpack",
     "why_undecodable",
 ]  # fmt: skip
 
@@ -297,7 +322,7 @@ class Objects:
     hrefs: tuple[str, ...]
     identities: tuple[Identity | None, ...]  # None: not opened yet; one that is not there is the fill value
     of_tile: NDArray[np.uint32] = field(repr=False)  # (rows * columns,): which object holds it
-    # of each object whose tiles are rows of a Blosc chunk: what tells where its blocks are; empty: a tile is decoded whole
+    # where the blocks of each object are, if its tiles are rows of a Blosc chunk; empty: a tile is decoded whole
     blosc: tuple[BloscBlocks | None, ...] = field(default=(), repr=False)
 
 

@@ -1,8 +1,8 @@
 """Arrays of Zarr stores as rasters: what they are, and where in the store their tiles are.
 
-zarr parses the metadata. A tile is an inner chunk of a shard, a chunk, or some rows of a large Blosc chunk, whose blocks
-are decoded by themselves: ESA's chunks of 5490 x 5490 numbers have some 48 rows to a block. What is stored in another way
-is read by zarr, in whole chunks.
+zarr parses the metadata. A tile is an inner chunk of a shard, a chunk, or some rows of a large Blosc chunk, which is
+compressed in blocks: ESA's chunks of 5490 x 5490 numbers have some 48 rows to a block. What is stored in another way is
+read by zarr, in whole chunks.
 """
 
 from __future__ import annotations
@@ -187,7 +187,9 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
     stored = read_store(store, sign)
     array = stored.arrays.get(path)
     if array is None:
-        raise SceneError(f"{display(href)}: the store has no array {path}; it has {_listed(stored)}", href=display(href))
+        raise SceneError(
+            f"{display(href)}: the store has no array {path}; it has {_listed(stored)}", href=display(href)
+        )
     if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape:
         raise SceneError(
             f"{display(href)} is {array.dtype} {array.shape}, not numbers (y, x); a cube (time, band, y, x) is opened "
@@ -231,13 +233,13 @@ def _geobox(href: str, stored: _Store, array: StoredArray) -> GeoBox:
     if transform is None or tuple(shape) != array.shape:
         transform = facts.get("spatial:transform")
     try:
-        place = Affine(*map(float, transform[:6]))
+        place = Affine(*map(float, (transform or ())[:6]))
         text = f"EPSG:{crs}" if isinstance(crs, int) else str(crs)
         CRS.from_user_input(text)
     except (TypeError, ValueError, CRSError) as error:
         raise SceneError(
-            f"{display(href)} does not say where its pixels are: proj:transform is {transform!r}, its CRS {crs!r}; write "
-            "proj:code (or proj:epsg) and proj:transform to its attributes, or open it with xarray.open_zarr",
+            f"{display(href)} does not say where its pixels are: proj:transform is {transform!r}, its CRS {crs!r}; "
+            "write proj:code (or proj:epsg) and proj:transform to its attributes, or open it with xarray.open_zarr",
             href=display(href),
         ) from error
     return same_geobox((array.shape[0], array.shape[1]), place, text)
@@ -310,10 +312,12 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
     counts = np.full(len(hrefs), block_bytes + (block_bytes >> 6) + 1024, np.uint64)
     identities: list[Identity | None] = [None] * len(hrefs)
     if not is_remote(href):
-        identities = [_found(lambda one=one: (None, read_identity(one)))[1] for one in hrefs]  # type: ignore[misc]
+        identities = [_found(lambda one: (None, read_identity(one)), one)[1] for one in hrefs]
         counts = np.array([0 if one is None else one.size for one in identities], np.uint64)
     objects = Objects(tuple(hrefs), tuple(identities), np.arange(len(hrefs), dtype=np.uint32))
-    return Level(shape, chunk, tiled=True, coding=how, offsets=np.zeros_like(counts), counts=counts, objects=objects), ""
+    return Level(
+        shape, chunk, tiled=True, coding=how, offsets=np.zeros_like(counts), counts=counts, objects=objects
+    ), ""
 
 
 def _layout(array: StoredArray) -> tuple[tuple[int, int], tuple[int, int], str, str]:
@@ -359,10 +363,10 @@ def _keys(array: StoredArray, chunk: tuple[int, int]) -> Iterator[str]:
     return (f"{prefix}{row}{separator}{column}" for row, column in product(range(rows), range(columns)))
 
 
-def _found(read: Callable[[], tuple[Any, Identity]]) -> tuple[Any, Identity | None]:
+def _found(read: Callable[[str], tuple[Any, Identity]], href: str) -> tuple[Any, Identity | None]:
     """Return what is read of an object, and its identity; nothing for one that is not there: it is the fill value."""
     try:
-        return read()
+        return read(href)
     except ReadError as error:
         if error.__dict__.get("missing"):
             return None, None
@@ -379,63 +383,58 @@ def _sharded(
     sign: Sign | None,
 ) -> Level:
     """Return the tiles of shards, whose indices are read."""
-    sides = tuple(a // b for a, b in zip(chunk, inner, strict=True))
-    size = 16 * prod(sides) + 4
-    shard = array.metadata["codecs"][0]["configuration"]
-    at_start = shard.get("index_location") == "start"
-    indices, identities = [], []
-
-    def read(href: str) -> tuple[NDArray[np.uint64], Identity]:
-        identity = read_identity(href, sign)
-        if identity.size < size:
-            raise broken(href, f"it has {identity.size} bytes, and the index of a shard has {size}")
-        data = read_range(href, 0 if at_start else identity.size - size, size, identity, sign)
-        if google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise broken(href, "the index of the shard does not have its checksum")
-        index = np.frombuffer(data[:-4], "<u8").reshape(*sides, 2).astype(np.uint64)
-        stored = (index != _NOT_STORED).all(axis=-1)
-        end = np.uint64(identity.size)
-        if (stored & ((index[..., 0] > end) | (index[..., 1] > end - index[..., 0]))).any():
-            raise broken(href, f"it has {identity.size} bytes, and inner chunks beyond them")
-        index[~stored] = 0
-        return index, identity
-
-    for href in hrefs:
-        index, identity = _found(lambda href=href: read(href))  # type: ignore[misc]
-        indices.append(np.zeros((*sides, 2), np.uint64) if index is None else index)
-        identities.append(identity)
+    height, width = (a // b for a, b in zip(chunk, inner, strict=True))  # inner chunks of a shard
+    at_start = array.metadata["codecs"][0]["configuration"].get("index_location") == "start"
+    found = [_found(lambda one: _shard_index(one, height * width, sign, at_start=at_start), href) for href in hrefs]
+    none = np.zeros((height * width, 2), np.uint64)
+    indices = np.stack([none if index is None else index for index, _ in found])
     rows, columns = (-(-n // side) for n, side in zip(shape, chunk, strict=True))
-    whole = np.stack(indices).reshape(rows, columns, *sides, 2).swapaxes(1, 2).reshape(rows * sides[0], -1, 2)
-    of_tile = np.arange(len(hrefs), dtype=np.uint32).reshape(rows, columns).repeat(sides[0], 0).repeat(sides[1], 1)
-    grid = tuple(slice(-(-n // side)) for n, side in zip(shape, inner, strict=True))
-    objects = Objects(tuple(hrefs), tuple(identities), of_tile[grid].reshape(-1))
-    offsets, counts = (np.ascontiguousarray(whole[grid][..., i]).reshape(-1) for i in (0, 1))
+    index = indices.reshape(rows, columns, height, width, 2).swapaxes(1, 2).reshape(rows * height, columns * width, 2)
+    of_tile = np.arange(len(hrefs), dtype=np.uint32).reshape(rows, columns).repeat(height, 0).repeat(width, 1)
+    inside = tuple(slice(-(-n // side)) for n, side in zip(shape, inner, strict=True))
+    offsets, counts = np.ascontiguousarray(np.moveaxis(index[inside], 2, 0)).reshape(2, -1)
+    objects = Objects(tuple(hrefs), tuple(identity for _, identity in found), of_tile[inside].reshape(-1))
     return Level(shape, inner, tiled=True, coding=how, offsets=offsets, counts=counts, objects=objects)
 
 
-def _by_rows(
-    hrefs: list[str], shape: tuple[int, int], chunk: tuple[int, int], how: Coding, sign: Sign | None
-) -> Level:
+def _shard_index(href: str, chunks: int, sign: Sign | None, *, at_start: bool) -> tuple[NDArray[np.uint64], Identity]:
+    """Return first byte and size of each inner chunk of a shard ``(chunks, 2)``, 0 for those that it does not hold."""
+    size = 16 * chunks + 4
+    identity = read_identity(href, sign)
+    if identity.size < size:
+        raise broken(href, f"it has {identity.size} bytes, and the index of a shard has {size}")
+    data = read_range(href, 0 if at_start else identity.size - size, size, identity, sign)
+    if google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise broken(href, "the index of the shard does not have its checksum")
+    index = np.frombuffer(data[:-4], "<u8").reshape(chunks, 2).astype(np.uint64)
+    index[(index == _NOT_STORED).all(axis=1)] = 0
+    end = np.uint64(identity.size)
+    if (index[:, 0] > end).any() or (index[:, 1] > end - index[:, 0]).any():
+        raise broken(href, f"it has {identity.size} bytes, and inner chunks beyond them")
+    return index, identity
+
+
+def _by_rows(hrefs: list[str], shape: tuple[int, int], chunk: tuple[int, int], how: Coding, sign: Sign | None) -> Level:
     """Return large Blosc chunks as tiles of some of their rows, whose blocks are looked up in each chunk's head."""
-    row = chunk[1] * np.dtype(how.dtype).itemsize
-    found = [_found(lambda href=href: _blosc_blocks(href, chunk[0] * row, sign)) for href in hrefs]  # type: ignore[misc]
-    blocks = max((one.block for one, _ in found if one is not None), default=chunk[0] * row)
-    height = next(n for n in range(1, chunk[0] + 1) if not chunk[0] % n and n * row >= min(_BLOCKS_A_TILE * blocks, chunk[0] * row))
+    row = chunk[1] * np.dtype(how.dtype).itemsize  # bytes
+    found = [_found(lambda one: _blosc_blocks(one, chunk[0] * row, sign), href) for href in hrefs]
+    block = max((blocks.block for blocks, _ in found if blocks is not None), default=0)
+    heights = (n for n in range(1, chunk[0]) if chunk[0] % n == 0 and n * row >= _BLOCKS_A_TILE * block)
+    height = next(heights, chunk[0])
     rows, columns = (-(-n // side) for n, side in zip(shape, (height, chunk[1]), strict=True))
     offsets, counts = np.zeros((2, rows, columns), np.uint64)
     of_tile = np.zeros((rows, columns), np.uint32)
     for y, x in product(range(rows), range(columns)):
-        number = y * height // chunk[0] * columns + x
-        of_tile[y, x] = number
-        if (one := found[number][0]) is not None:
-            some = one.holding(y * height % chunk[0] * row, (y * height % chunk[0] + height) * row)
-            offsets[y, x], end = one.starts[some].min(), one.stops[some].max()
-            counts[y, x] = end - int(offsets[y, x])
-    objects = Objects(tuple(hrefs), tuple(one for _, one in found), of_tile.reshape(-1), tuple(one for one, _ in found))
-    return Level(
-        shape, (height, chunk[1]), tiled=True, coding=how,
-        offsets=offsets.reshape(-1), counts=counts.reshape(-1), objects=objects,
-    )  # fmt: skip
+        of_tile[y, x] = number = y * height // chunk[0] * columns + x
+        if (blocks := found[number][0]) is not None:
+            first = y * height % chunk[0] * row
+            some = blocks.holding(first, first + height * row)
+            offsets[y, x] = blocks.starts[some].min()
+            counts[y, x] = blocks.stops[some].max() - blocks.starts[some].min()
+    identities = tuple(identity for _, identity in found)
+    objects = Objects(tuple(hrefs), identities, of_tile.reshape(-1), tuple(blocks for blocks, _ in found))
+    flat = offsets.reshape(-1), counts.reshape(-1)
+    return Level(shape, (height, chunk[1]), tiled=True, coding=how, offsets=flat[0], counts=flat[1], objects=objects)
 
 
 def _blosc_blocks(href: str, size: int, sign: Sign | None) -> tuple[BloscBlocks, Identity]:

@@ -90,22 +90,24 @@ def _properties(headers: Sequence[Header]) -> dict[str, str]:
 
 
 def native_geoboxes(
-    headers: Mapping[str, Sequence[Header]], places: Mapping[str, str | None], *, grid: bool
+    headers: Mapping[str, Sequence[Header]], places: Mapping[str, str | None], *, grid: bool, converted: bool = False
 ) -> tuple[GeoBox, ...]:
     """Check that scenes can be stacked and return their distinct grids: for each scene, the grid of its finest file.
 
     `headers`: of each scene's files, by scene id. `places`: the granule of each scene; scenes of one granule must have
     the same grid, scenes of several must have parts of one grid. `grid`: whether size, CRS, origin and resolution must
-    agree, too; not needed if the caller names a target grid.
+    agree, too; not needed if the caller names a target grid. `converted`: whether all values become reflectances,
+    so that files may hold them as integers or as floats.
     """
+    own = ("dtype", "nodata") if converted else ()
     properties = {scene: _properties(hs) for scene, hs in headers.items()}
     if grid:
         groups: dict[str | None, dict[str, dict[str, str]]] = {}
         for scene, mine in properties.items():
             groups.setdefault(places.get(scene), {})[scene] = mine
         for group in groups.values():
-            _check_alike(group, _ON_ONE_GRID)
-    _check_alike(properties, _ON_PARTS_OF_ONE if grid else _WARPED)
+            _check_alike(group, [name for name in _ON_ONE_GRID if name not in own])
+    _check_alike(properties, [name for name in (_ON_PARTS_OF_ONE if grid else _WARPED) if name not in own])
     finest = (min((h.geobox for h in hs), key=lambda g: abs(g.resolution.x)) for hs in headers.values())
     return tuple(dict.fromkeys({grid_key(geobox): geobox for geobox in finest}.values()))
 
@@ -125,7 +127,10 @@ def _check_alike(properties: Mapping[str, Mapping[str, str]], names: Sequence[st
         lines.append(f"  and {len(odd) - _SHOWN} more")
     cure = "leave them out, or give a target grid with geobox=, or crs= and resolution=, to warp them to it"
     if all("dtype" in line or "bands" in line for line in lines):
-        cure = "leave them out, or choose bands= that all scenes have in the same dtype"
+        cure = (
+            "leave them out, choose bands= that all scenes have in the same dtype, or, if these are reflectances as "
+            "integers and as floats, open them with reflectance=True"
+        )
     message = f"{len(odd)} of {len(key)} scenes differ from the others:\n" + "\n".join(lines) + f"\n{cure}"
     raise GridError(message, scenes=tuple(odd))
 

@@ -442,7 +442,7 @@ def open_stack(
     used = {s.id: [headers[p.asset.href] for p in ps] for s, ps in zip(products, parts, strict=True) if ps}
     # scenes located by a catalogue without a granule may be anywhere
     places = {p.id: p.granule or (p.id if p.bbox is not None else None) for p in products}
-    natives = native_geoboxes(used, places, grid=not target.named)
+    natives = native_geoboxes(used, places, grid=not target.named, converted=options.reflectance)
     first, first_parts = next((used[s.id], ps) for s, ps in zip(products, parts, strict=True) if ps)
     grid = target_geobox(
         natives, first, crs=target.crs, resolution=target.resolution, geobox=target.geobox, anchor=target.anchor

@@ -175,9 +175,7 @@ def _read_part(
         part = slice(0, 1), slice(0, 1)  # no pixel of it counts
     else:
         spans = zip(found[0], shape, strict=True)
-        part_y, part_x = (
-            slice(max(s.start - 2 * around, 0), max(min(s.stop, n), 1)) for s, n in spans
-        )
+        part_y, part_x = (slice(max(s.start - 2 * around, 0), max(min(s.stop, n), 1)) for s, n in spans)
         part = part_y, part_x
     pixels = np.empty((1, part[0].stop - part[0].start, part[1].stop - part[1].start), header.dtype)
     retries = _read_array(header, level, part, pixels)

@@ -65,7 +65,7 @@ def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
-    """Return the arrays ``(y, x)`` with a grid at or below some paths of a store, each band in its finest resolution."""
+    """Return the arrays ``(y, x)`` with a grid at or below some paths, each band in its finest resolution."""
     stored = read_store(store)
     found: dict[str, StoredArray] = {}
     for array in stored.arrays.values():

@@ -237,9 +237,7 @@ async def _request(
         raise AccessError(f"{display(href)}: {failure}")
     retries = failure.attempts - 1
     tried = f" (tried {retries + 1} times)" if retries else ""
-    raise _read_error(
-        href, f"{failure}{tried}", transient=failure.transient, retries=retries, missing=failure.missing
-    )
+    raise _read_error(href, f"{failure}{tried}", transient=failure.transient, retries=retries, missing=failure.missing)
 
 
 def _read_error(href: str, why: str, *, transient: bool, retries: int = 0, missing: bool = False) -> ReadError:
