@@ -65,9 +65,10 @@ def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
-    """Return the arrays ``(y, x)`` with a grid at or below some paths, each band in its finest resolution."""
+    """Return the arrays ``(y, x)`` with a grid at or below some paths: measurements first, the finest of a name."""
     stored = read_store(store)
     found: dict[str, StoredArray] = {}
+    ranks: dict[str, tuple[bool, tuple[int, ...]]] = {}
     for array in stored.arrays.values():
         inside = any(not path or f"{array.path}/".startswith(f"{path}/") for path in paths)
         grid = {**stored.attributes.get(array.path.rpartition("/")[0], {}), **array.attributes}
@@ -76,8 +77,10 @@ def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
             continue
         name = array.path.rpartition("/")[2]
         name = name.upper() if _CODE.fullmatch(name) else name
-        if name not in found or array.shape > found[name].shape:
-            found[name] = array
+        # Masks of detectors and of quality have the names of the bands that they are for.
+        rank = (array.path.startswith("measurements/"), array.shape)
+        if rank > ranks.get(name, (False, ())):
+            found[name], ranks[name] = array, rank
     if not found:
         raise SceneError(
             f"{display(object_href(store, paths[0]))} holds no array (y, x) that says where its pixels are "
