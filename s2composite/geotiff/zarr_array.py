@@ -37,7 +37,9 @@ from s2composite.storage.files import display, filesystem, is_remote, reason, st
 from s2composite.storage.http import Identity, Sign, read_head, read_identity, read_range
 from s2composite.storage.urls import check_read
 
-__all__ = ["StoredArray", "object_href", "read_array_header", "read_chunks", "read_store", "split_store"]
+__all__ = ["ANGLES", "StoredArray", "object_href", "read_array_header", "read_chunks", "read_store", "split_store"]
+
+ANGLES = ("angle", "y", "x")  # dimensions of an array of angles
 
 _DOCUMENTS = ("zarr.json", ".zmetadata")  # that hold the metadata of a whole store, if these are consolidated
 _NODES = ("zarr.json", ".zgroup", ".zarray")  # one of which every group and array has
@@ -190,6 +192,8 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
         raise SceneError(
             f"{display(href)}: the store has no array {path}; it has {_listed(stored)}", href=display(href)
         )
+    if array.dimensions == ANGLES:
+        return _angles(href, store, stored, array)
     if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape:
         raise SceneError(
             f"{display(href)} is {array.dtype} {array.shape}, not numbers (y, x); a cube (time, band, y, x) is opened "
@@ -216,6 +220,34 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
         scaling=(_scaling(array),),
         undecodable=undecodable,
         sign=sign,
+    )
+
+
+def _angles(href: str, store: str, stored: _Store, array: StoredArray) -> Header:
+    """Return what the angles of a product are: a raster with a band for each, whose pixels lie around the points."""
+    group = array.path.rpartition("/")[0]
+    codes = (one.attributes.get("proj:code") or one.attributes.get("proj:epsg") for one in stored.arrays.values())
+    code = next(filter(None, codes), None)  # of the bands: the angles have none
+    if code is None:
+        raise SceneError(f"{display(href)}: no band of its store has a CRS (proj:epsg)", href=display(href))
+    with storage_errors(SceneError, f"cannot read the grid of {display(href)}", href, href=display(href)):
+        arrays = (zarr.open_array(_zarr_store(store), path=f"{group}/{name}", mode="r") for name in ANGLES)
+        names, y, x = (np.asarray(one[:]) for one in arrays)
+        step_y, step_x = float(y[1] - y[0]), float(x[1] - x[0])
+        transform = Affine(step_x, 0, float(x[0]) - step_x / 2, 0, step_y, float(y[0]) - step_y / 2)
+        geobox = same_geobox((len(y), len(x)), transform, f"EPSG:{code}" if isinstance(code, int) else str(code))
+    level, why = _level(store, array, None)
+    kind = "sun" if "sun" in array.path.rpartition("/")[2] else "view"
+    return Header(
+        href,
+        Identity(array.dtype.itemsize * prod(array.shape), hashlib.sha256(repr(array).encode()).hexdigest()[:32]),
+        geobox,
+        len(names),
+        array.dtype.newbyteorder("="),
+        _nodata(array),
+        tuple(f"{kind}_{name}" for name in names),
+        (level,),
+        undecodable=why,
     )
 
 
@@ -283,7 +315,7 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
     """Return where the tiles of an array are, and why only zarr can read it (empty: its tiles can be decoded)."""
     href = object_href(store, array.path)
     chunk, inner, codec, why = _layout(array)
-    shape = (array.shape[0], array.shape[1])
+    shape = (array.shape[-2], array.shape[-1])
     block_bytes = prod(inner) * array.dtype.itemsize
     if block_bytes > _LARGEST_BLOCK:
         raise broken(href, f"a chunk of {block_bytes} bytes when decoded")
@@ -292,7 +324,7 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
         predictor=1,
         photometric="MINISBLACK",
         interleave="band",
-        samples=1,
+        samples=1 if len(array.shape) == 2 else array.shape[0],
         dtype=array.dtype.str,
         bits=8 * array.dtype.itemsize,
         tables=b"",
@@ -301,7 +333,7 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
     if why:
         none = np.empty(0, np.uint64)
         objects = Objects((href,), (None,), np.empty(0, np.uint32))
-        return Level(shape, inner, tiled=True, coding=how, offsets=none, counts=none, objects=objects), why
+        return Level(shape, inner[-2:], tiled=True, coding=how, offsets=none, counts=none, objects=objects), why
     hrefs = [object_href(store, f"{array.path}/{key}") for key in _keys(array, chunk)]
     if inner != chunk:
         return _sharded(hrefs, shape, chunk, inner, how, array, sign), ""
@@ -323,6 +355,9 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
 def _layout(array: StoredArray) -> tuple[tuple[int, int], tuple[int, int], str, str]:
     """Return the shape of an array's chunks and of their tiles, the codec of a tile, and why only zarr can read it."""
     m = array.metadata
+    if len(array.shape) > 2:
+        side = array.shape[-2], array.shape[-1]
+        return side, side, "", "more than two dimensions of Zarr"
     if m["zarr_format"] == 2:
         chunk = tuple(m["chunks"])
         codec = (m["compressor"] or {"id": ""})["id"]
@@ -468,8 +503,10 @@ def _blosc_blocks(href: str, size: int, sign: Sign | None) -> tuple[BloscBlocks,
     return BloscBlocks(head[:4], decoded, block, starts, stops), identity
 
 
-def read_chunks(header: Header, level: int, window: tuple[slice, slice], out: NDArray[Any]) -> None:
-    """Read a window of an array through zarr, in whole chunks."""
+def read_chunks(
+    header: Header, level: int, window: tuple[slice, slice], bands: tuple[int, ...], out: NDArray[Any]
+) -> None:
+    """Read a window of an array into `out` ``(band, y, x)`` through zarr, in whole chunks."""
     objects = header.levels[level].objects
     assert objects is not None
     href = objects.hrefs[0]
@@ -478,7 +515,8 @@ def read_chunks(header: Header, level: int, window: tuple[slice, slice], out: ND
     check_read(href)
     try:
         array = zarr.open_array(_zarr_store(found[0]), path=found[1], mode="r")
-        out[...] = array[window]
+        whole = np.asarray(array[window] if array.ndim == 2 else array[(slice(None), *window)])
+        out[...] = whole.reshape(-1, *whole.shape[-2:])[list(bands)]
     except Exception as error:  # noqa: BLE001 - codecs and stores of zarr raise what they like
         why = reason(href, error)
     else:

@@ -96,7 +96,7 @@ def read_level(
 ) -> int:
     """Read pixels of one level of a raster, full resolution or overview, into `out`."""
     if header.in_zarr:
-        return _read_array(header, level, window, out)
+        return _read_array(header, level, window, bands, out)
     y, x = window
     part = RasterioWindow(x.start, y.start, x.stop - x.start, y.stop - y.start)
 
@@ -142,12 +142,14 @@ def read_warped(
     return _read_raster(header, level, read, out)
 
 
-def _read_array(header: Header, level: int, window: tuple[slice, slice], out: NDArray[Any]) -> int:
-    """Read a window of an array of a Zarr store into `out` ``(1, y, x)``."""
+def _read_array(
+    header: Header, level: int, window: tuple[slice, slice], bands: tuple[int, ...], out: NDArray[Any]
+) -> int:
+    """Read a window of an array of a Zarr store into `out` ``(band, y, x)``."""
     if header.undecodable:
-        read_chunks(header, level, window, out[0])
+        read_chunks(header, level, window, bands, out)
         return 0
-    return read_tiles(header, level, window, (0,), out).retries
+    return read_tiles(header, level, window, bands, out).retries
 
 
 # pixels of a source around those that contain a centre of the target: more than any kernel takes at the same resolution
@@ -171,17 +173,15 @@ def _read_part(
     ratio = pixel_ratio(grid, target.crs, abs(target.resolution.x), abs(target.resolution.y))
     around = _KERNEL + math.ceil(_KERNEL / min(*ratio, 1.0))
     found = nearest_pixels(grid.pad(around), target)
-    if found is None:
-        part = slice(0, 1), slice(0, 1)  # no pixel of it counts
-    else:
-        spans = zip(found[0], shape, strict=True)
-        part_y, part_x = (slice(max(s.start - 2 * around, 0), max(min(s.stop, n), 1)) for s, n in spans)
-        part = part_y, part_x
-    pixels = np.empty((1, part[0].stop - part[0].start, part[1].stop - part[1].start), header.dtype)
-    retries = _read_array(header, level, part, pixels)
+    spans = (slice(0, 1), slice(0, 1)) if found is None else found[0]  # of none no pixel counts
+    part_y, part_x = (slice(max(s.start - 2 * around, 0), min(s.stop, n)) for s, n in zip(spans, shape, strict=True))
+    part = part_y, part_x
+    height, width = (s.stop - s.start for s in part)
+    pixels = np.empty((header.bands, height, width), header.dtype)
+    retries = _read_array(header, level, part, tuple(range(header.bands)), pixels)
     place = grid.translate_pix(part[1].start, part[0].start)
     with MemoryFile() as memory:
-        profile = {"count": 1, "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype.name}
+        profile = {"count": header.bands, "height": height, "width": width, "dtype": pixels.dtype.name}
         crs = None if place.crs is None else place.crs.to_wkt()
         with memory.open(driver="GTiff", crs=crs, transform=place.transform, **profile) as dataset:
             dataset.write(pixels)

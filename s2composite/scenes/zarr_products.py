@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from s2composite.errors import SceneError
-from s2composite.geotiff.zarr_array import StoredArray, object_href, read_store, split_store
+from s2composite.geotiff.zarr_array import ANGLES, StoredArray, object_href, read_store, split_store
 from s2composite.scenes.names import parse_name
 from s2composite.storage.files import display
 
@@ -73,7 +73,8 @@ def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
         inside = any(not path or f"{array.path}/".startswith(f"{path}/") for path in paths)
         grid = {**stored.attributes.get(array.path.rpartition("/")[0], {}), **array.attributes}
         placed = any(key in grid for key in ("proj:transform", "spatial:transform"))
-        if not inside or not placed or len(array.shape) != 2 or array.dimensions not in ((), ("y", "x")):
+        flat = placed and len(array.shape) == 2 and array.dimensions in ((), ("y", "x"))
+        if not inside or not (flat or array.dimensions == ANGLES):
             continue
         name = array.path.rpartition("/")[2]
         name = name.upper() if _CODE.fullmatch(name) else name
@@ -92,7 +93,7 @@ def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
             "href": object_href(store, array.path),
             "type": _TYPE,
             "data_type": array.dtype.name,
-            "proj:shape": list(array.shape),
+            "proj:shape": list(array.shape[-2:]),
             **{key: array.attributes[key] for key in ("proj:transform", "proj:epsg") if key in array.attributes},
         }
         for name, array in found.items()
