@@ -194,8 +194,8 @@ def open_cube(
     Parameters
     ----------
     source
-        A path, a directory, a glob, a ``gs://``, ``s3://`` or ``https://`` prefix, scenes, or a list of these; or STAC
-        items, an ItemCollection, their files, or a search. See `find_scenes`.
+        A path, a directory, a glob, a ``gs://``, ``s3://`` or ``https://`` prefix, a Sentinel-2 product in Zarr,
+        scenes, or a list of these; or STAC items, an ItemCollection, their files, or a search. See `find_scenes`.
     bands
         Bands, by the names of any catalogue (``"red"``, ``"B04"``), or whole assets (``"TCI"``), in the order wanted;
         or, for scenes that are one file each, band numbers from 1, as in rasterio and GDAL. One or several.
@@ -251,7 +251,7 @@ def open_cube(
     on_error
         ``"raise"``, or ``"skip"``: a scene that cannot be read counts as not observed.
     engine
-        ``"auto"``, ``"tiles"`` (decode tiles directly) or ``"gdal"``.
+        ``"auto"``, ``"tiles"`` (decode tiles directly) or ``"gdal"`` (everything but Zarr).
     pattern, times
         How to get the dates of scenes with unusual names; see `find_scenes`.
     index

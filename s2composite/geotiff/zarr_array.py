@@ -33,7 +33,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 from s2composite.errors import ReadError, SceneError
 from s2composite.geotiff.header import Header, Scaling, nodata_in
 from s2composite.geotiff.structure import BloscBlocks, Coding, Level, Objects, broken, coding, same_geobox
-from s2composite.storage.files import display, filesystem, is_remote, reason, storage_errors
+from s2composite.storage.files import display, filesystem, is_remote, storage_errors
 from s2composite.storage.http import Identity, Sign, read_head, read_identity, read_range
 from s2composite.storage.urls import check_read
 
@@ -149,13 +149,11 @@ def _consolidated(href: str, name: str, document: bytes) -> _Store | None:
     parts = {name: buffer.from_bytes(document)}
     if name == ".zmetadata":
         parts[".zgroup"] = buffer.from_bytes(b'{"zarr_format": 2}')
-    try:
+    with storage_errors(SceneError, f"{display(href)} is damaged, fetch it again", href, href=display(href)):
         content = json.loads(document)
         if name == "zarr.json" and (content.get("node_type") == "array" or not content.get("consolidated_metadata")):
             return None
         return _described(zarr.open_group(MemoryStore(parts, read_only=True), mode="r", use_consolidated=True))
-    except Exception as error:
-        raise broken(href, f"its metadata make no sense ({type(error).__name__}: {error})") from error
 
 
 def _described(group: zarr.Group) -> _Store:
@@ -513,13 +511,9 @@ def read_chunks(
     found = split_store(href)
     assert found is not None
     check_read(href)
-    try:
+    label = display(href)
+    facts = {"href": label, "transient": is_remote(href), "retries": 0}
+    with storage_errors(ReadError, f"{label}: zarr cannot read it", href, **facts):
         array = zarr.open_array(_zarr_store(found[0]), path=found[1], mode="r")
         whole = np.asarray(array[window] if array.ndim == 2 else array[(slice(None), *window)])
         out[...] = whole.reshape(-1, *whole.shape[-2:])[list(bands)]
-    except Exception as error:  # noqa: BLE001 - codecs and stores of zarr raise what they like
-        why = reason(href, error)
-    else:
-        return
-    label = display(href)
-    raise ReadError(f"{label}: zarr cannot read it: {why}", href=label, transient=is_remote(href), retries=0)

@@ -74,5 +74,9 @@ def test_a_network_masks_clouds_and_its_classes_are_kept(tmp_path):
     assert len(list((tmp_path / "masks").glob("*.tif"))) == 8
 
 
+def test_products_in_zarr_and_cogs_are_composited_together(tmp_path):
+    assert "same pixels" in run("zarr_products.py", tmp_path)
+
+
 def test_the_job_file_is_a_job():
     assert load_job(EXAMPLES / "t31tcj.yaml").source == "gs://tb-be-bigdata/t31tcj/"

@@ -18,8 +18,8 @@ LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 MOST_PARAMETERS = {"open_cube": 25, "write_stac": 21, "to_stac": 21}  # what users call shows what it takes
 
 
-MODULES, SMALL = 108, 5
-LINES, CODE = 37_500, 25_000
+MODULES, SMALL = 110, 5
+LINES, CODE = 38_700, 25_800
 PARAMETERS, PUBLIC = 20, 32
 CLASS_LINES = 318  # of `Stack`
 USED_ONCE = 0.405  # of the private functions
