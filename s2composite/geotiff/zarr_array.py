@@ -159,6 +159,8 @@ def _consolidated(href: str, name: str, document: bytes) -> _Store | None:
 def _described(group: zarr.Group) -> _Store:
     attributes, arrays = {"": dict(group.attrs)}, {}
     for path, node in group.members(max_depth=None):
+        if not {"", ".", ".."}.isdisjoint(path.split("/")):
+            continue  # it would lead out of the store, which a process may be limited to
         if isinstance(node, zarr.Group):
             attributes[path] = dict(node.attrs)
         else:

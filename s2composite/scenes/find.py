@@ -66,8 +66,8 @@ def find_scenes(
         ``gs://``, ``s3://`` or ``https://`` (a page with links), a `Scene`, or several of these. In a directory or
         prefix the rasters (``*.tif``, ``*.tiff``, ``*.jp2``) are taken; if there are none, those in the directories
         below it (not on ``https://``). Public buckets need no credentials.
-        Or a Sentinel-2 product in Zarr, or a group in it: ``"S2A_MSIL2A_....zarr"`` at any of these places, or several in
-        a directory or glob. Their metadata say which bands they have.
+        Or a Sentinel-2 product in Zarr, or a group in it: ``"S2A_MSIL2A_....zarr"`` at any of these places, or several
+        in a directory or glob. Their metadata say which bands they have.
         Or STAC: a pystac Item, ItemCollection or Collection, their JSON files or dictionaries, a directory of item
         files, a stac-geoparquet file, a search of pystac-client, or a search to be made, ``{"url", "collections",
         "bbox", "datetime", "query"}``. Searches and stac-geoparquet need ``s2composite[stac]``.
