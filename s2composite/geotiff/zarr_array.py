@@ -1,7 +1,7 @@
 """Arrays of Zarr stores as rasters: what they are, and where in the store their tiles are.
 
 zarr parses the metadata. A tile is an inner chunk of a shard, a chunk, or some rows of a large Blosc chunk, which is
-compressed in blocks: ESA's chunks of 5490 x 5490 numbers have some 48 rows to a block. What is stored in another way is
+compressed in blocks: ESA's chunks of 5490 x 5490 numbers have some 12 rows to a block. What is stored in another way is
 read by zarr, in whole chunks.
 """
 
@@ -46,9 +46,9 @@ _NODES = ("zarr.json", ".zgroup", ".zarray")  # one of which every group and arr
 _LARGEST_DOCUMENT = 64 << 20  # bytes
 _LARGEST_BLOCK = 1 << 30  # bytes of a decoded tile, as for TIFF
 
-# A Blosc chunk larger than this is read by rows, of at least so many blocks: a block at the border of two tiles is
-# decoded for both
-_LARGE_CHUNK, _BLOCKS_A_TILE = 4 << 20, 3.5
+# A Blosc chunk larger than this is read by rows, at least so many bytes and blocks at a time: a block at the border of two
+# tiles is fetched and decoded for both. ESA's blocks of 128 KiB are 12 rows, and a tile 122: a tenth more than needed.
+_LARGE_CHUNK, _LEAST_TILE, _LEAST_BLOCKS = 4 << 20, 1 << 20, 3.5
 _HEAD = 2048  # bytes of a Blosc chunk in which the places of its blocks are looked for: 508 blocks
 
 _NOT_STORED = np.uint64(2**64 - 1)  # of an inner chunk that a shard does not hold
@@ -454,7 +454,9 @@ def _by_rows(hrefs: list[str], shape: tuple[int, int], chunk: tuple[int, int], h
     row = chunk[1] * np.dtype(how.dtype).itemsize  # bytes
     found = [_found(lambda one: _blosc_blocks(one, chunk[0] * row, sign), href) for href in hrefs]
     block = max((blocks.block for blocks, _ in found if blocks is not None), default=0)
-    heights = (n for n in range(1, chunk[0]) if chunk[0] % n == 0 and n * row >= _BLOCKS_A_TILE * block)
+    heights = (
+        n for n in range(1, chunk[0]) if chunk[0] % n == 0 and n * row >= max(_LEAST_TILE, _LEAST_BLOCKS * block)
+    )
     height = next(heights, chunk[0])
     rows, columns = (-(-n // side) for n, side in zip(shape, (height, chunk[1]), strict=True))
     offsets, counts = np.zeros((2, rows, columns), np.uint64)
