@@ -46,8 +46,8 @@ _NODES = ("zarr.json", ".zgroup", ".zarray")  # one of which every group and arr
 _LARGEST_DOCUMENT = 64 << 20  # bytes
 _LARGEST_BLOCK = 1 << 30  # bytes of a decoded tile, as for TIFF
 
-# A Blosc chunk larger than this is read by rows, at least so many bytes and blocks at a time: a block at the border of two
-# tiles is fetched and decoded for both. ESA's blocks of 128 KiB are 12 rows, and a tile 122: a tenth more than needed.
+# A Blosc chunk larger than this is read by rows, at least so many bytes and blocks at a time: a block at the border of
+# two tiles is fetched and decoded for both. ESA's blocks of 128 KiB are 12 rows, and a tile 122: a tenth is read twice.
 _LARGE_CHUNK, _LEAST_TILE, _LEAST_BLOCKS = 4 << 20, 1 << 20, 3.5
 _HEAD = 2048  # bytes of a Blosc chunk in which the places of its blocks are looked for: 508 blocks
 
