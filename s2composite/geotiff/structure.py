@@ -320,8 +320,9 @@ class Objects:
     """The objects of a Zarr store that hold the tiles of an array: its shards, or its chunks."""
 
     hrefs: tuple[str, ...]
-    identities: tuple[Identity | None, ...]  # None: not opened yet; one that is not there is the fill value
+    identities: tuple[Identity | None, ...]  # None: not opened yet; one that is not there has the value `fill`
     of_tile: NDArray[np.uint32] = field(repr=False)  # (rows * columns,): which object holds it
+    fill: float  # of pixels in a chunk that is not there
     # where the blocks of each object are, if its tiles are rows of a Blosc chunk; empty: a tile is decoded whole
     blosc: tuple[BloscBlocks | None, ...] = field(default=(), repr=False)
 

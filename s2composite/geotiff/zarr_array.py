@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
 from pyproj.exceptions import CRSError
+from rasterio.dtypes import check_dtype
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
@@ -45,6 +46,8 @@ _DOCUMENTS = ("zarr.json", ".zmetadata")  # that hold the metadata of a whole st
 _NODES = ("zarr.json", ".zgroup", ".zarray")  # one of which every group and array has
 _LARGEST_DOCUMENT = 64 << 20  # bytes
 _LARGEST_BLOCK = 1 << 30  # bytes of a decoded tile, as for TIFF
+_MOST_OBJECTS, _MOST_TILES = 1 << 17, 1 << 22  # of an array, which are held in memory: 40 MB, 64 MB
+_MOST_BLOCKS = 1 << 20  # of a Blosc chunk
 
 # A Blosc chunk larger than this is read by rows, at least so many bytes and blocks at a time: a block at the border of
 # two tiles is fetched and decoded for both. ESA's blocks of 128 KiB are 12 rows, and a tile 122: a tenth is read twice.
@@ -65,6 +68,7 @@ class StoredArray:
     attributes: Mapping[str, Any]
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    fill: float | None  # of what nobody wrote
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -164,7 +168,8 @@ def _described(group: zarr.Group) -> _Store:
         if isinstance(node, zarr.Group):
             attributes[path] = dict(node.attrs)
         else:
-            arrays[path] = StoredArray(path, node.metadata.to_dict(), dict(node.attrs), node.dtype, node.shape)
+            fill = None if node.dtype.kind not in "uif" or node.fill_value is None else float(node.fill_value)
+            arrays[path] = StoredArray(path, node.metadata.to_dict(), dict(node.attrs), node.dtype, node.shape, fill)
     return _Store(attributes, arrays)
 
 
@@ -194,7 +199,7 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
         )
     if array.dimensions == ANGLES:
         return _angles(href, store, stored, array)
-    if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape:
+    if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape or not check_dtype(array.dtype.name):
         raise SceneError(
             f"{display(href)} is {array.dtype} {array.shape}, not numbers (y, x); a cube (time, band, y, x) is opened "
             "with xarray.open_zarr and given to composite()",
@@ -217,7 +222,7 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
         _nodata(array),
         (None,),
         tuple(levels),
-        scaling=(_scaling(array),),
+        scaling=(_scaling(href, array),),
         undecodable=undecodable,
         sign=sign,
     )
@@ -261,11 +266,13 @@ def _geobox(href: str, stored: _Store, array: StoredArray) -> GeoBox:
     group = array.path.rpartition("/")[0]
     facts = {**stored.attributes.get(group, {}), **array.attributes}
     crs = facts.get("proj:code") or facts.get("proj:epsg") or facts.get("proj:wkt2")
-    transform, shape = facts.get("proj:transform"), facts.get("proj:shape", array.shape)
-    if transform is None or tuple(shape) != array.shape:
-        transform = facts.get("spatial:transform")
+    transform = facts.get("proj:transform")
     try:
+        if transform is None or tuple(facts.get("proj:shape", array.shape)) != array.shape:
+            transform = facts.get("spatial:transform")
         place = Affine(*map(float, (transform or ())[:6]))
+        if not np.isfinite(place.determinant * sum(place)) or not place.determinant:
+            raise ValueError(transform)  # noqa: TRY301 - as float() does
         text = f"EPSG:{crs}" if isinstance(crs, int) else str(crs)
         CRS.from_user_input(text)
     except (TypeError, ValueError, CRSError) as error:
@@ -294,18 +301,24 @@ def _overviews(stored: _Store, array: StoredArray) -> list[StoredArray]:
 
 def _nodata(array: StoredArray) -> float | None:
     """Return its fill value, as GDAL does: that of its attributes, else that of its metadata."""
-    stated = array.metadata.get("fill_value")
+    stated = array.fill
     if isinstance(own := array.attributes.get("_FillValue"), (int, float)) and not isinstance(own, bool):
         stated = own  # xarray writes floats as base64, which are also in the metadata
     return None if stated is None else nodata_in(float(stated), array.dtype)
 
 
-def _scaling(array: StoredArray) -> Scaling | None:
+def _scaling(href: str, array: StoredArray) -> Scaling | None:
     scale, offset = (array.attributes.get(key) for key in ("scale_factor", "add_offset"))
     unit = array.attributes.get("units")
     if scale is None and offset is None:  # reflectances as floats have the unit 1
         return Scaling(1.0, 0.0, str(unit)) if array.dtype.kind == "f" and unit else None
-    return Scaling(float(scale or 1.0), float(offset or 0.0), None)
+    try:
+        scaling = Scaling(float(1.0 if scale is None else scale), float(offset or 0.0), None)
+    except (TypeError, ValueError):
+        scaling = Scaling(0.0, 0.0, None)
+    if not (np.isfinite((scaling.scale, scaling.offset)).all() and scaling.scale):
+        raise broken(href, f"its scale_factor is {scale!r}, its add_offset {offset!r}")
+    return scaling
 
 
 # --- Where its tiles are --------------------------------------------------------------------------------------------
@@ -319,6 +332,10 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
     block_bytes = prod(inner) * array.dtype.itemsize
     if block_bytes > _LARGEST_BLOCK:
         raise broken(href, f"a chunk of {block_bytes} bytes when decoded")
+    objects_of_it = prod(-(-n // side) for n, side in zip(shape, chunk, strict=True))
+    tiles = objects_of_it * prod(n // side for n, side in zip(chunk, inner, strict=True))
+    if not why and (objects_of_it > _MOST_OBJECTS or tiles > _MOST_TILES):
+        raise broken(href, f"{objects_of_it} objects with {tiles} chunks")
     how = coding(
         compression=_COMPRESSIONS.get(codec, "NONE"),
         predictor=1,
@@ -332,13 +349,13 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
     )
     if why:
         none = np.empty(0, np.uint64)
-        objects = Objects((href,), (None,), np.empty(0, np.uint32))
-        return Level(shape, inner[-2:], tiled=True, coding=how, offsets=none, counts=none, objects=objects), why
+        objects = Objects((href,), (None,), np.empty(0, np.uint32), array.fill or 0)
+        return Level(shape, inner, tiled=True, coding=how, offsets=none, counts=none, objects=objects), why
     hrefs = [object_href(store, f"{array.path}/{key}") for key in _keys(array, chunk)]
     if inner != chunk:
         return _sharded(hrefs, shape, chunk, inner, how, array, sign), ""
     if codec == "blosc" and block_bytes > _LARGE_CHUNK:
-        return _by_rows(hrefs, shape, chunk, how, sign), ""
+        return _by_rows(hrefs, shape, chunk, how, array, sign), ""
     # A request for each of many objects of a bucket would take too long: they are as large as no codec makes them until
     # they are read, and what is not there then is the fill value.
     counts = np.full(len(hrefs), block_bytes + (block_bytes >> 6) + 1024, np.uint64)
@@ -346,7 +363,7 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
     if not is_remote(href):
         identities = [_found(lambda one: (None, read_identity(one)), one)[1] for one in hrefs]
         counts = np.array([0 if one is None else one.size for one in identities], np.uint64)
-    objects = Objects(tuple(hrefs), tuple(identities), np.arange(len(hrefs), dtype=np.uint32))
+    objects = Objects(tuple(hrefs), tuple(identities), np.arange(len(hrefs), dtype=np.uint32), array.fill or 0)
     return Level(
         shape, chunk, tiled=True, coding=how, offsets=np.zeros_like(counts), counts=counts, objects=objects
     ), ""
@@ -362,7 +379,7 @@ def _layout(array: StoredArray) -> tuple[tuple[int, int], tuple[int, int], str, 
         chunk = tuple(m["chunks"])
         codec = (m["compressor"] or {"id": ""})["id"]
         why = "filters of Zarr" if m["filters"] else "" if m["order"] == "C" else "Zarr in Fortran's order"
-        return chunk, chunk, codec, why or _unknown(codec)
+        return chunk, chunk, codec, why or _unknown(codec, big=array.dtype.byteorder == ">")
     grid = m["chunk_grid"]
     chunk = tuple(grid["configuration"].get("chunk_shape", array.shape))
     codecs, inner = list(m["codecs"]), chunk
@@ -378,10 +395,12 @@ def _layout(array: StoredArray) -> tuple[tuple[int, int], tuple[int, int], str, 
     if grid["name"] != "regular" or not encoded or names[:1] != ["bytes"] or len(names) > 2:
         return chunk, inner, "", f"codecs {', '.join(names)} of Zarr"
     big = (codecs[0].get("configuration") or {}).get("endian") == "big"
-    return chunk, inner, codec, "big-endian numbers of Zarr" if big else _unknown(codec)
+    return chunk, inner, codec, _unknown(codec, big=big)
 
 
-def _unknown(codec: str) -> str:
+def _unknown(codec: str, *, big: bool) -> str:
+    if big:
+        return "big-endian numbers of Zarr"
     return f"codec {codec} of Zarr" if codec and codec not in _COMPRESSIONS else ""
 
 
@@ -428,7 +447,8 @@ def _sharded(
     of_tile = np.arange(len(hrefs), dtype=np.uint32).reshape(rows, columns).repeat(height, 0).repeat(width, 1)
     inside = tuple(slice(-(-n // side)) for n, side in zip(shape, inner, strict=True))
     offsets, counts = np.ascontiguousarray(np.moveaxis(index[inside], 2, 0)).reshape(2, -1)
-    objects = Objects(tuple(hrefs), tuple(identity for _, identity in found), of_tile[inside].reshape(-1))
+    identities = tuple(identity for _, identity in found)
+    objects = Objects(tuple(hrefs), identities, of_tile[inside].reshape(-1), array.fill or 0)
     return Level(shape, inner, tiled=True, coding=how, offsets=offsets, counts=counts, objects=objects)
 
 
@@ -449,15 +469,20 @@ def _shard_index(href: str, chunks: int, sign: Sign | None, *, at_start: bool) -
     return index, identity
 
 
-def _by_rows(hrefs: list[str], shape: tuple[int, int], chunk: tuple[int, int], how: Coding, sign: Sign | None) -> Level:
+def _by_rows(
+    hrefs: list[str],
+    shape: tuple[int, int],
+    chunk: tuple[int, int],
+    how: Coding,
+    array: StoredArray,
+    sign: Sign | None,
+) -> Level:
     """Return large Blosc chunks as tiles of some of their rows, whose blocks are looked up in each chunk's head."""
     row = chunk[1] * np.dtype(how.dtype).itemsize  # bytes
     found = [_found(lambda one: _blosc_blocks(one, chunk[0] * row, sign), href) for href in hrefs]
-    block = max((blocks.block for blocks, _ in found if blocks is not None), default=0)
-    heights = (
-        n for n in range(1, chunk[0]) if chunk[0] % n == 0 and n * row >= max(_LEAST_TILE, _LEAST_BLOCKS * block)
-    )
-    height = next(heights, chunk[0])
+    block = max((blocks.block for blocks, _ in found if blocks is not None), default=chunk[0] * row)
+    most = int(chunk[0] * row / max(_LEAST_TILE, _LEAST_BLOCKS * block))  # tiles in a chunk
+    height = chunk[0] // next((n for n in range(most, 1, -1) if chunk[0] % n == 0), 1)
     rows, columns = (-(-n // side) for n, side in zip(shape, (height, chunk[1]), strict=True))
     offsets, counts = np.zeros((2, rows, columns), np.uint64)
     of_tile = np.zeros((rows, columns), np.uint32)
@@ -469,7 +494,8 @@ def _by_rows(hrefs: list[str], shape: tuple[int, int], chunk: tuple[int, int], h
             offsets[y, x] = blocks.starts[some].min()
             counts[y, x] = blocks.stops[some].max() - blocks.starts[some].min()
     identities = tuple(identity for _, identity in found)
-    objects = Objects(tuple(hrefs), identities, of_tile.reshape(-1), tuple(blocks for blocks, _ in found))
+    blosc = tuple(blocks for blocks, _ in found)
+    objects = Objects(tuple(hrefs), identities, of_tile.reshape(-1), array.fill or 0, blosc)
     flat = offsets.reshape(-1), counts.reshape(-1)
     return Level(shape, (height, chunk[1]), tiled=True, coding=how, offsets=flat[0], counts=flat[1], objects=objects)
 
@@ -490,7 +516,7 @@ def _blosc_blocks(href: str, size: int, sign: Sign | None) -> tuple[BloscBlocks,
         stops = np.minimum(starts + block, 16 + decoded)
     else:
         end = 16 + 4 * count
-        if end > identity.size:
+        if end > identity.size or count > _MOST_BLOCKS:
             raise broken(href, f"it has {identity.size} bytes, and {count} blocks")
         if end > len(head):
             head = read_range(href, 0, end, identity, sign)

@@ -46,9 +46,10 @@ class KeptTiles:
     """Decoded tiles of which one piece of a window after the other needs a part, as long as there is room."""
 
     room: int = KEPT_BYTES
-    tiles: dict[tuple[str, int], NDArray[Any]] = field(default_factory=dict)  # by file or object, and first byte
+    # By file or object, first byte, and row: a block of Blosc at the border of two tiles may be the first of both.
+    tiles: dict[tuple[str, int, int], NDArray[Any]] = field(default_factory=dict)
 
-    def keep(self, key: tuple[str, int], tile: NDArray[Any]) -> None:
+    def keep(self, key: tuple[str, int, int], tile: NDArray[Any]) -> None:
         """Keep a copy of a tile, if there is room."""
         if tile.nbytes <= self.room:
             self.tiles[key] = tile.copy()
@@ -91,6 +92,7 @@ class _Tile(NamedTuple):
     source: int  # which of the level's objects holds it; 0 if it has none
     start: int  # first byte in the file or object
     size: int  # bytes; 0: it is not stored, or not needed
+    needed: bool
 
 
 class _TileRun(NamedTuple):
@@ -183,7 +185,7 @@ class PendingTiles:
             tally.error = tally.error or fetched.error
             tally.retries += fetched.retries
             tally.requests += 1
-            tally.bytes += self.ranges[i].size
+            tally.bytes += len(fetched.data)
             if tally.error is None:
                 arrived = perf_counter()
                 scratch = _decode_run(self.requests[run.request], run, fetched.data, scratch, tally)
@@ -208,8 +210,10 @@ def _fill(request: TileRequest) -> float:
 
 
 def _fill_tile(request: TileRequest, tile: _Tile) -> None:
+    objects = _level(request).objects
+    fill = _fill(request) if objects is None or not tile.needed else objects.fill
     for band, _, place in _places(request, tile):
-        request.out[(band, *place)] = _fill(request)
+        request.out[(band, *place)] = fill
 
 
 # --- Which bytes ----------------------------------------------------------------------------------------------------
@@ -244,10 +248,11 @@ def _tiles(request: TileRequest) -> Iterator[_Tile]:
         for row in row_span:
             for column in column_span:
                 i = (plane * rows + row) * columns + column
-                needed = request.needed is None or request.needed[row - row_span.start, column - column_span.start]
+                at = row - row_span.start, column - column_span.start
+                needed = request.needed is None or bool(request.needed[at])
                 source = 0 if level.objects is None else int(level.objects.of_tile[i])
                 size = int(level.counts[i]) if needed else 0
-                yield _Tile(plane, row, column, source, int(level.offsets[i]), size)
+                yield _Tile(plane, row, column, source, int(level.offsets[i]), size, needed)
 
 
 def _file_of(request: TileRequest, tile: _Tile) -> tuple[str, Identity | None]:
@@ -317,7 +322,7 @@ def _decode(request: TileRequest, tile: _Tile, data: memoryview, scratch: NDArra
         if target.shape == scratch.shape and target.dtype == scratch.dtype and target.flags.c_contiguous:
             _decode_pixels(level, tile, data, rows, target)
             return
-    kept, key = request.kept, (_file_of(request, tile)[0], tile.start)
+    kept, key = request.kept, (_file_of(request, tile)[0], tile.start, tile.row)
     whole = None if kept is None else kept.tiles.get(key)
     if whole is None:
         whole = scratch
