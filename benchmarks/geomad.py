@@ -3,6 +3,7 @@
     python benchmarks/geomad.py --directory /tmp/geomad       # 10980 x 10980, 146 dates, 6 bands: 4 GB of disk for the scenes
     python benchmarks/geomad.py --directory /tmp/geomad --bands 10
     python benchmarks/geomad.py --size 2048 --dates 24
+    python benchmarks/geomad.py --directory /tmp/geomad --workers 0 --part 256    # only the part
 
 Then a part of it as others make it, odc-stac and geomad with the same masks, odc-algo where it is installed, and by this
 library, in turns. The reflectances are a few different files under many names, which are read and decoded each time. Of the classifications there are more:
@@ -15,7 +16,6 @@ import argparse
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 HERE = sys.path.pop(0)  # this file has the name of the library that it compares with
@@ -35,6 +35,13 @@ from rasterio.enums import Resampling  # noqa: E402
 from rasterio.io import MemoryFile  # noqa: E402
 from rasterio.shutil import copy as raster_copy  # noqa: E402
 from reducers import geomad_way, in_turns  # noqa: E402
+
+try:
+    from odc.algo import geomedian_with_mads, mask_cleanup
+except ImportError as error:  # not installed, or without what it imports: numexpr, toolz
+    WITHOUT_ODC_ALGO = f"odc-algo is left out: {error}"
+else:
+    WITHOUT_ODC_ALGO = ""
 
 import s2composite as s2c  # noqa: E402
 from s2composite.demo import make_items, make_scenes  # noqa: E402
@@ -135,8 +142,6 @@ def by_odc_stac(items, bands, geobox):
 
 def by_odc_algo(items, bands, geobox):
     """Make a part as users of odc-stats do, but for the database: masks of odc-algo, cleaned at their own resolution."""
-    from odc.algo import geomedian_with_mads, mask_cleanup
-
     chunks = {"x": 512, "y": 512}
     with dask.config.set(scheduler="threads", num_workers=2):
         data = odc.stac.load(items, bands=bands, geobox=geobox, chunks=chunks, resampling="nearest")
@@ -159,7 +164,9 @@ def part_of(directory, bands, side, rounds):
             "s2composite": lambda: s2c.composite(cube.isel(y=y, x=x), "geomedian", valid=RULES).compute(),
             "odc-stac and geomad": lambda: by_odc_stac(items, bands, geobox),
         }
-        if find_spec("odc.algo"):
+        if WITHOUT_ODC_ALGO:
+            print(WITHOUT_ODC_ALGO)
+        else:
             ways["odc-stac and odc-algo"] = lambda: by_odc_algo(items, bands, geobox)
         best = in_turns(ways, rounds)
     print(f"a part of {side} x {side}, in turns, best of {rounds}, without a cluster:")
@@ -172,7 +179,7 @@ def main():
     parser.add_argument("--dates", type=int, default=146)
     parser.add_argument("--size", type=int, default=10980)
     parser.add_argument("--bands", type=int, choices=(6, 10), default=6)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="for the whole granule; 0: only the part")
     parser.add_argument("--part", type=int, default=512, help="side of the part that others make too; 0: none")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--directory", type=Path, help="keep the scenes here, and use those that are there")
@@ -184,7 +191,8 @@ def main():
             start = time.perf_counter()
             make_archive(directory, args.dates, args.size)
             print(f"made {args.dates} dates of {args.size} x {args.size} in {time.perf_counter() - start:.0f} s")
-        whole(directory, bands, Path(scratch), args.workers)
+        if args.workers:
+            whole(directory, bands, Path(scratch), args.workers)
         if args.part:
             part_of(directory, bands, args.part, args.rounds)
 

@@ -1,8 +1,8 @@
 """What latency costs: windows of a stack over HTTP, from a server that answers at once and from one that takes its time.
 
 Both have the same bandwidth over all connections. Requests and bytes are what the server counted, beside the least that
-the windows need: one request for each run of neighbouring tiles, and the bytes of the tiles. Then a composite masked by SCL:
-masks are read first, so each window waits once more.
+the windows need: one request for each run of neighbouring tiles, and the bytes of the tiles. Then a composite masked by SCL,
+whose windows request nothing else before they have their masks: by a worker of one thread, of two, and by threads alone.
 
     python benchmarks/latency.py                              # 50 ms, 100 MB/s, 72 scenes of 2048 x 2048
     python benchmarks/latency.py --scenes 24 --size 1024 --bandwidth 50
@@ -21,6 +21,7 @@ from pathlib import Path
 import dask
 import numpy as np
 from decode import windows
+from distributed import Client
 
 import s2composite as s2c
 from s2composite.demo import make_scenes
@@ -99,14 +100,25 @@ def masked(directory, latency, args):
         cube = s2c.open_cube([f"{url}/{name}" for name in names], bands=["TCI"], chunks=args.window)
         comp = s2c.composite(cube, valid=[s2c.Nodata(), s2c.SCL(cleanup=[("opening", 2), ("dilation", 5)])])
         start, before = time.perf_counter(), stats(url)
-        with dask.config.set(scheduler="threads", num_workers=args.threads):
-            comp.compute()
+        comp.compute()
         seconds, after = time.perf_counter() - start, stats(url)
     print(
         f"{latency * 1e3:4.0f} ms: masked composite {seconds:6.2f} s, {after['requests'] - before['requests']} requests, "
         f"{(after['bytes'] - before['bytes']) / 1e6:.1f} MB"
     )
     return seconds
+
+
+def compare_masked(name, directory, args):
+    """Composite with masks, with and without latency in turns."""
+    print(f"{name}:")
+    latencies = (0.0, args.latency / 1e3, 3 * args.latency / 1e3)
+    rounds = [[masked(directory, latency, args) for latency in latencies] for _ in range(args.rounds)]
+    near, far, farther = map(min, zip(*rounds, strict=True))
+    print(
+        f"a masked composite takes {far / near:.2f} times as long with {args.latency:g} ms, "
+        f"{farther / near:.2f} times with {3 * args.latency:g} ms (best of {args.rounds} each)"
+    )
 
 
 def main():
@@ -134,12 +146,12 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         assets = ("TCI", "SCL")
         make_scenes(directory, scenes=args.scenes, size=args.size, compress=args.compress, distinct=6, assets=assets)
-        near, far = zip(
-            *[[masked(directory, n, args) for n in (0.0, args.latency / 1e3)] for _ in range(args.rounds)], strict=True
-        )
-    print(
-        f"a masked composite takes {min(far) / min(near):.2f} times as long with latency (best of {args.rounds} each)"
-    )
+        for threads in (1, 2):
+            name = f"a worker of {threads} thread{'s' * (threads > 1)}"
+            with Client(n_workers=1, threads_per_worker=threads, dashboard_address=":0"):
+                compare_masked(name, directory, args)
+        with dask.config.set(scheduler="threads", num_workers=args.threads):
+            compare_masked(f"{args.threads} threads", directory, args)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from s2composite.cube.tile_masks import FunctionMask, GridMask, SeriesMask
+from s2composite.cube.tile_masks import Evaluation, FunctionMask, GridMask, SeriesMask
 from s2composite.errors import BandError, GridError, ParameterError, S2CompositeError
 from s2composite.metrics import record_read
 from s2composite.pixels.cloud_net import NETWORK_BANDS, CloudNet
@@ -24,8 +25,8 @@ from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.pixels.temporal_mask import TemporalMask
 from s2composite.reading.bands import BandName, declares, wanted_assets
 from s2composite.reading.grid import Window, with_halo, within
-from s2composite.reading.plan import ReadCost, subgrid
-from s2composite.reading.reader import FAILED, OUTSIDE, READ
+from s2composite.reading.plan import Piece, ReadCost, subgrid
+from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations
 from s2composite.reading.sources import ReadOptions, target_extent
 from s2composite.reading.stack import Products, Stack, TargetGrid, open_stack
 from s2composite.reading.warp import source_pixels
@@ -38,15 +39,16 @@ __all__ = [
     "AlignedMask",
     "BesideRule",
     "DayObservations",
+    "EvaluationOfMasks",
     "OpenedMask",
     "WarpedMask",
     "asks_for_coverage",
+    "begin_days",
+    "begin_masks",
     "coded",
     "combine_masks",
     "masks_of",
     "products_near",
-    "read_days",
-    "valid_by_masks",
 ]
 
 _LARGEST_READ = 128 << 20
@@ -54,6 +56,14 @@ _LARGEST_READ = 128 << 20
 
 _OPENED_AT_ONCE = 32
 """Scenes whose mask bands are opened at once, where they have different grids."""
+
+
+_Bits = NDArray[np.bool_]
+_Put = Callable[[_Bits, _Bits], None]
+
+EvaluationOfParts = Callable[[Sequence[Window], _Bits], Iterator[_Bits]]
+"""Yields which observations of each part of a region may be used, ``(t, y, x)``, at the data's resolution. Where a mask
+cannot be read its scene is not valid, and marked in the second argument, ``(t,)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,17 +90,21 @@ class BandMask:
         """Return the bytes that evaluating it takes beside the mask itself."""
         return 0
 
-    def valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Evaluate the rule in a window, at the resolution of the band.
+    def begin(self, window: Window) -> Evaluation:
+        """Request the bytes of a window, and return what evaluates the rule in it, at the resolution of the band.
 
-        Returns which observations may be used, ``(t, y, x)``, and scenes of which a block cannot be read, ``(t,)``. The
-        pixels around the window that matter to the rule are read with it. What lies beyond the edge of a file changes
-        nothing. A block of a file that cannot be read is not valid, nor is what the file does not cover, or leaves out
-        by a mask of its own or a nodata value other than 0, which means something in most codings.
+        The pixels around the window that matter to the rule are read with it. What lies beyond the edge of a file
+        changes nothing. A block of a file that cannot be read is not valid, nor is what the file does not cover, or
+        leaves out by a mask of its own or a nodata value other than 0, which means something in most codings.
         """
+        region, inner = with_halo(window, self.rule.halo, self.stack.shape[2:])
+        return partial(self._valid, region, inner, self.stack.read_all([region], coverage=True))
+
+    def _valid(
+        self, region: Window, inner: Window, reading: Iterator[tuple[Piece, WindowObservations]]
+    ) -> tuple[_Bits, _Bits]:
         rule, stack = self.rule, self.stack
-        region, inner = with_halo(window, rule.halo, stack.shape[2:])
-        ((_, seen),) = stack.read_all([region], coverage=True)
+        ((_, seen),) = reading
         record_read(seen.tally)
         valid = np.zeros(seen.pixels[:, 0].shape, bool)
         for t, files in enumerate(stack.sources):  # each as far as its files reach, which is where its image ends
@@ -135,14 +149,17 @@ class AlignedMask:
         """Return the bytes that evaluating it takes beside the mask itself."""
         return self.mask.memory()
 
-    def valid(self, region: Window, parts: Sequence[Window], failed: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
-        """Yield which observations of each part of a region may be used: ``(t, y, x)``, at the data's resolution.
+    def begin(self, region: Window) -> EvaluationOfParts:
+        """Request the bytes of a region, and return what evaluates the mask in parts of it.
 
-        The mask is cleaned at its own resolution, with as many pixels around the region as matter to it. Where a mask
-        cannot be read its scene is not valid, and marked in ``failed (t,)``.
+        The mask is cleaned at its own resolution, with as many pixels around the region as matter to it.
         """
-        _, (y, x) = self._own(region)
-        valid, lost = self.mask.valid((y, x))
+        _, own = self._own(region)
+        return partial(self._valid, own, self.mask.begin(own))
+
+    def _valid(self, own: Window, evaluate: Evaluation, parts: Sequence[Window], failed: _Bits) -> Iterator[_Bits]:
+        y, x = own
+        valid, lost = evaluate()
         failed |= lost
         for part in parts:
             rows, columns = self._own(part)[0]
@@ -193,24 +210,37 @@ class WarpedMask:
         """Return the bytes that evaluating it takes beside the mask itself."""
         return max((mask.memory() for _, mask in self.groups), default=0)
 
-    def valid(self, region: Window, parts: Sequence[Window], failed: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
-        """Yield which observations of each part of a region may be used: ``(t, y, x)``, at the data's resolution.
+    def begin(self, region: Window) -> EvaluationOfParts:
+        """Request the bytes of a region, and return what evaluates the mask in parts of it.
 
         The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so the result
-        does not depend on the region. Where a scene's mask does not reach, or cannot be read, the scene is not valid;
-        what cannot be read is marked in ``failed (t,)``.
+        does not depend on the region. Where a scene's mask does not reach, the scene is not valid.
         """
-        height, width = (s.stop - s.start for s in region)
-        out = np.zeros((self.n_scenes, height, width), bool)
+        begun = self._begun(region)
+        return partial(self._valid, region, next(begun, None), begun)
+
+    def _valid(
+        self, region: Window, first: _Put | None, begun: Iterator[_Put], parts: Sequence[Window], failed: _Bits
+    ) -> Iterator[_Bits]:
+        out = np.zeros((self.n_scenes, *(s.stop - s.start for s in region)), bool)
         opened = [t for positions, _ in self.groups for t in positions]
         failed[np.setdiff1d(np.arange(self.n_scenes), opened)] = True
+        following = first
+        while following is not None:
+            put, following = following, next(begun, None)
+            put(out, failed)
+        for part in parts:
+            yield out[(slice(None), *within(region, part))]
+
+    def _begun(self, region: Window) -> Iterator[_Put]:
+        """Request the bytes of one part of a region after the other, and yield what puts each into the region."""
         for positions, mask in self.groups:
             rows, columns = self._pixels(mask.stack, region)
             for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
-                lost = _put(mask, rows[y, x], columns[y, x], out[:, y, x], positions)
-                failed[np.array(positions)[lost]] = True
-        for part in parts:
-            yield out[(slice(None), *within(region, part))]
+                inside, own = _span(mask.stack, rows[y, x], columns[y, x])
+                if own is not None:
+                    row, column = rows[y, x] - own[0].start, columns[y, x] - own[1].start
+                    yield partial(_put, mask.begin(own), positions, (y, x), inside, row, column)
 
     def costs(self, region: Window) -> list[ReadCost]:
         """Return what evaluating it takes."""
@@ -231,18 +261,18 @@ class WarpedMask:
 
 
 def _put(
-    mask: GridMask,
-    rows: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    out: NDArray[np.bool_],
-    positions: Sequence[int],
-) -> NDArray[np.bool_]:
-    """Put a mask at rows and columns ``(y, x)`` of its grid into scenes of ``out (t, y, x)``; return which failed."""
-    inside, own = _span(mask.stack, rows, columns)
-    if own is None:
-        return np.zeros(len(positions), bool)
-    valid, failed = mask.valid(own)
-    row, column = rows - own[0].start, columns - own[1].start
+    evaluate: Evaluation,
+    positions: tuple[int, ...],
+    place: Window,
+    inside: _Bits,
+    row: NDArray[np.intp],
+    column: NDArray[np.intp],
+    region: _Bits,
+    failed: _Bits,
+) -> None:
+    """Put rows and columns ``(y, x)`` of a mask at a place of a region ``(t, y, x)``; mark scenes that `failed`."""
+    valid, lost = evaluate()
+    out = region[(slice(None), *place)]
     if inside.all() and (row == row[:, :1]).all() and (column == column[:1]).all():
         # Neither turned nor in another CRS: columns of its few rows, then whole rows, which are copied as they are.
         for t, one in zip(positions, valid, strict=True):
@@ -250,7 +280,7 @@ def _put(
     else:
         for t, one in zip(positions, valid, strict=True):
             out[t][inside] = one[row[inside], column[inside]]
-    return failed
+    failed[np.array(positions)[lost]] = True
 
 
 def _span(stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Window | None]:
@@ -289,22 +319,24 @@ def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[OpenedMask, ...]:
     return tuple(_opened(products, rule) for rule in rules if isinstance(rule, BesideRule))
 
 
-def valid_by_masks(
-    masks: Sequence[OpenedMask], region: Window, parts: Sequence[Window], scenes: int
-) -> tuple[list[_Valid], NDArray[np.bool_]]:
-    """Return which observations of each part of a region pass all masks, ``(t, y, x)``, None if there are no masks.
-
-    And of which of the `scenes` a mask cannot be read in the region, ``(t,)``.
-    """
-    valid: list[_Valid] = [None] * len(parts)
-    failed = np.zeros(scenes, bool)
-    for mask in masks:
-        for i, passing in enumerate(mask.valid(region, parts, failed)):
-            valid[i] = combine_masks(valid[i], passing)
-    return valid, failed
+EvaluationOfMasks = Callable[[Sequence[Window]], tuple[list[_Bits | None], _Bits]]
+"""Returns which observations of each part of a region pass all masks, ``(t, y, x)``, None if there are no masks, and of
+which scenes a mask cannot be read in the region, ``(t,)``. To be called once."""
 
 
-_Valid = NDArray[np.bool_] | None
+def begin_masks(masks: Sequence[OpenedMask], region: Window, scenes: int) -> EvaluationOfMasks:
+    """Request the bytes of masks of some scenes in a region, and return what evaluates them in parts of it."""
+    begun = [mask.begin(region) for mask in masks]
+
+    def evaluate(parts: Sequence[Window]) -> tuple[list[_Bits | None], _Bits]:
+        valid: list[_Bits | None] = [None] * len(parts)
+        failed = np.zeros(scenes, bool)
+        while begun:  # each is forgotten once it is evaluated
+            for i, passing in enumerate(begun.pop(0)(parts, failed)):
+                valid[i] = combine_masks(valid[i], passing)
+        return valid, failed
+
+    return evaluate
 
 
 def combine_masks(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -530,17 +562,16 @@ def asks_for_coverage(stack: Stack, recipe: Recipe) -> bool:
     return lets_through(stack.fill, recipe.rules, stack.dtype, len(stack.bands), recipe.nodata, recipe.bands)
 
 
-def read_days(
+def begin_days(
     products: Products,
     recipe: Recipe,
     region: Window,
     masks: Sequence[OpenedMask],
-    scratch: NDArray[Any] | None = None,
     valid: NDArray[np.bool_] | None = None,
     *,
     all_pixels: bool = False,
-) -> DayObservations:
-    """Read a region of days, each fused from its products.
+) -> Callable[[NDArray[Any] | None], DayObservations]:
+    """Request the masks of a region of days, and return what reads these, each fused from its products, into memory.
 
     Each pixel comes from the first product whose observation passes all rules: those on values, and those on the mask
     bands of that product, cleaned at their own resolution. If none passes, it comes from the first product that has all
@@ -555,20 +586,33 @@ def read_days(
     turn = _turns(products.scene)
     # A pixel that looks at its surroundings may look at those of another product, whichever is read there.
     all_pixels = all_pixels or (bool(turn.any()) and reach_of(recipe.rules) > 0)
-    fill = float("nan") if asks_for_coverage(products.stack, recipe) else products.stack.fill
-    first, *others = (np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1))
+    turns = [np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1)]
 
-    def read(some: NDArray[np.intp], memory: NDArray[Any] | None) -> DayObservations:
+    def begin(some: NDArray[np.intp]) -> Callable[[NDArray[Any] | None], DayObservations]:
         stack, masks_of_some = products.stack, masks
-        if others:
+        if len(turns) > 1:
             stack, masks_of_some = stack.select(some.tolist()), [mask.select(some.tolist()) for mask in masks]
         mine = None if valid is None else valid[products.scene[some]]
-        return _read_products(stack, recipe, region, masks_of_some, memory, mine, all_pixels=all_pixels)
+        by_masks = begin_masks(masks_of_some, region, len(stack.scenes))
+        return partial(_read_products, stack, recipe, region, by_masks, mine, all_pixels)
 
-    days = read(first, scratch)
-    best = {int(t): _rank(days, int(t), recipe, fill) for t in np.unique(products.scene[turn > 0])}
-    for later in others:
-        more = read(later, None)
+    return partial(_fuse, products, recipe, turns, [begin(some) for some in turns])
+
+
+def _fuse(
+    products: Products,
+    recipe: Recipe,
+    turns: Sequence[NDArray[np.intp]],
+    begun: Sequence[Callable[[NDArray[Any] | None], DayObservations]],
+    memory: NDArray[Any] | None,
+) -> DayObservations:
+    """Read the first products of all days, then put the better pixels of the second ones in their place, and so on."""
+    fill = float("nan") if asks_for_coverage(products.stack, recipe) else products.stack.fill
+    days = begun[0](memory)
+    several = {t for later in turns[1:] for t in products.scene[later].tolist()}
+    best = {t: _rank(days, t, recipe, fill) for t in several}
+    for later, read in zip(turns[1:], begun[1:], strict=True):
+        more = read(None)
         scenes = products.scene[later].tolist()
         if days.valid is None and more.valid is not None:
             days = replace(days, valid=np.ones(days.pixels[:, 0].shape, bool))
@@ -588,22 +632,21 @@ def _read_products(
     stack: Stack,
     recipe: Recipe,
     region: Window,
-    masks: Sequence[OpenedMask],
-    scratch: NDArray[Any] | None,
+    by_masks: EvaluationOfMasks,
     valid: NDArray[np.bool_] | None,
-    *,
     all_pixels: bool,
+    memory: NDArray[Any] | None,
 ) -> DayObservations:
     """Read a region of days of one product each: first their masks, then what these leave."""
-    (by_masks,), failed = valid_by_masks(masks, region, [region], len(stack.scenes))
-    valid = combine_masks(by_masks, valid)
+    (passing,), failed = by_masks([region])
+    valid = combine_masks(passing, valid)
     wanted = valid
     if all_pixels:
         wanted = None
     elif valid is not None and reach_of(recipe.rules):
         wanted = dilation(valid, reach_of(recipe.rules))
     coverage = asks_for_coverage(stack, recipe)
-    ((_, seen),) = stack.read_all([region], scratch, coverage=coverage, wanted=[wanted])
+    ((_, seen),) = stack.read_all([region], memory, coverage=coverage, wanted=[wanted])
     record_read(seen.tally)
     seen.status[failed & (seen.status == READ)] = FAILED
     valid = combine_masks(combine_masks(valid, seen.covered), None if seen.lost is None else ~seen.lost)

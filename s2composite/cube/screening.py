@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.coerce import ValidArray, ValidRules, rules_of, saturated_of, usable_cube
 from s2composite.cube.graph import Chunks
-from s2composite.cube.masking import OpenedMask, asks_for_coverage, combine_masks, masks_of, read_days, valid_by_masks
+from s2composite.cube.masking import OpenedMask, asks_for_coverage, begin_days, begin_masks, combine_masks, masks_of
 from s2composite.cube.open import stack_of, window_at
 from s2composite.cube.result import coarser
 from s2composite.cube.windows import refuse_masks
@@ -121,7 +121,7 @@ def _count_window(
 ) -> NDArray[np.int64]:
     usable = None if mask is None else mask[:, 0]
     window = window_at(spatial, block_id[1], block_id[2])
-    (valid,), _ = valid_by_masks(masks, window, [window], len(pixels))
+    (valid,), _ = begin_masks(masks, window, len(pixels))([window])
     return _count_block(pixels, combine_masks(usable, valid), recipe=recipe)
 
 
@@ -136,7 +136,7 @@ def _count_days(
 ) -> NDArray[np.int64]:
     window = window_at(spatial, block_id[1], block_id[2])
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
-    seen = read_days(stack.products, recipe, region, masks, all_pixels=True)  # observed pixels, valid or not
+    seen = begin_days(stack.products, recipe, region, masks, all_pixels=True)(None)  # observed pixels, valid or not
     usable = np.zeros(seen.pixels[:, 0].shape, bool)
     usable[(slice(None), *inner)] = mask[:, 0]
     return _count_block(seen.pixels, combine_masks(usable, seen.valid), inner, recipe=recipe)

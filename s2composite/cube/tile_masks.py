@@ -39,6 +39,11 @@ __all__ = ["FunctionMask", "GridMask", "SeriesMask"]
 LOG = logging.getLogger(__name__)
 
 
+Evaluation = Callable[[], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+"""Returns which observations of a window of a mask's grid may be used, ``(t, y, x)``, and which scenes failed, at least
+in part, ``(t,)``."""
+
+
 class GridMask(Protocol):
     """A mask of some scenes on its own grid."""
 
@@ -49,8 +54,8 @@ class GridMask(Protocol):
     def select(self, positions: Sequence[int]) -> Any:
         """Return the mask of some of the scenes."""
 
-    def valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which observations of a window of its grid may be used, ``(t, y, x)``, and which scenes failed."""
+    def begin(self, window: Window) -> Evaluation:
+        """Request the bytes of a window of its grid, as far as they are known, and return what evaluates it."""
 
     def cost(self, window: Window) -> ReadCost:
         """Return the cost of reading for a window."""
@@ -118,7 +123,11 @@ class FunctionMask:
         pixels = (window[0].stop - window[0].start) * (window[1].stop - window[1].start)
         return replace(cost, seconds=len(cost.scenes) * self.rule.seconds(pixels))
 
-    def valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def begin(self, window: Window) -> Evaluation:
+        """Return what evaluates a window: which tiles must be read for it depends on those that are cached by then."""
+        return partial(self._valid, window)
+
+    def _valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which observations of a window may be used, ``(t, y, x)``, and which scenes failed."""
         region, inner = with_halo(window, halo_of(self.rule.cleanup), self.stack.shape[2:])
         (bad, lost), failed = tile_planes(
@@ -290,7 +299,11 @@ class SeriesMask:
         """Return what evaluating a window reads: its share of the tiles, of all scenes."""
         return self.stack.cost(window)
 
-    def valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def begin(self, window: Window) -> Evaluation:
+        """Return what evaluates a window: which tiles must be read for it depends on those that are cached by then."""
+        return partial(self._valid, window)
+
+    def _valid(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which observations of a window may be used, ``(t, y, x)``, and which scenes failed."""
         region, inner = with_halo(window, self.rule.grow + halo_of(_SPECKLE), self.stack.shape[2:])
         every = range(len(self.stack.scenes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from threading import Lock, Thread, current_thread
 from typing import Any
 
 import dask
@@ -13,18 +15,21 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 from dask.delayed import delayed
+from distributed import get_worker, secede
+from distributed.threadpoolexecutor import thread_state
 from numpy.typing import NDArray
 
 from s2composite.cube.graph import Chunks, handle_in, take_layer, taken_layer
 from s2composite.cube.masking import (
     BesideRule,
+    EvaluationOfMasks,
     OpenedMask,
     asks_for_coverage,
+    begin_days,
+    begin_masks,
     combine_masks,
     masks_of,
     products_near,
-    read_days,
-    valid_by_masks,
 )
 from s2composite.cube.open import thread_memory, window_at
 from s2composite.errors import ParameterError
@@ -117,8 +122,10 @@ def _compose(
         return _joined(window, _parts(stack, recipe, window, masks, positions, valid))
     # In one piece, with the surrounding pixels that affect its edge.
     region, inner = with_halo(window, recipe.halo, stack.shape[2:])
+    read = begin_days(products, recipe, region, masks, valid)
+    _begin_next_task(stack, masks)
     with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
-        seen = read_days(products, recipe, region, masks, scratch, valid)
+        seen = read(scratch)
         # blocks that cannot be read are not valid
         scenes = None if seen.valid is not None else np.flatnonzero(seen.status == READ)
         with metered("kernel"):
@@ -126,6 +133,32 @@ def _compose(
                 seen.pixels, recipe, valid=seen.valid, scenes=scenes, inner=inner, positions=positions
             )
     return {**layers, STATUS: seen.status[:, None, None]}
+
+
+_COMPUTING: dict[str, list[Thread]] = {}
+_LOCK = Lock()
+
+
+def _begin_next_task(stack: Stack, masks: Sequence[OpenedMask]) -> None:
+    """Wait until this task's worker computes fewer windows than it has threads, then have it begin its next task.
+
+    Nothing of a window can be requested before its masks have arrived. So a worker begins the next window, which
+    requests its masks and waits here, while this one is decoded. Memory for pixels is taken after this.
+    """
+    if not (masks and stack.remote and hasattr(thread_state, "executor")):  # threads of workers have one
+        return
+    worker, me = get_worker(), current_thread()
+    while True:
+        with _LOCK:
+            # a thread that has left the pool of its worker ends with its task
+            others = [thread for thread in _COMPUTING.get(worker.address, ()) if thread.is_alive()]
+            if me in others:
+                return
+            if len(others) < worker.state.nthreads:
+                _COMPUTING[worker.address] = [*others, me]
+                break
+        others[0].join(0.02)
+    secede()
 
 
 def _parts(
@@ -142,12 +175,14 @@ def _parts(
     read with them, so the result does not depend on the windows.
     """
     parts: list[_Composed] = []
+    by_masks_of = begin_masks(masks, window, len(stack.scenes))
     pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
+    _begin_next_task(stack, masks)
     rectangles = [piece for piece in pieces if not isinstance(piece, TileSelection)]
     if len(rectangles) == len(pieces):  # arrays of their own, which kernels need not copy as they would parts of one
-        passing, unmasked = valid_by_masks(masks, window, rectangles, len(stack.scenes))
+        passing, unmasked = by_masks_of(rectangles)
     else:
-        (whole,), unmasked = valid_by_masks(masks, window, [window], len(stack.scenes))
+        (whole,), unmasked = by_masks_of([window])
         passing = [_cut(whole, window, piece) for piece in pieces]
     by_masks = [combine_masks(p, _cut(valid, window, piece)) for p, piece in zip(passing, pieces, strict=True)]
     with (
@@ -181,8 +216,22 @@ class _ByScore:
     valid: NDArray[np.bool_] | None  # (t, y, x) of the region, as in `compose_window`
     scores: Scores
     unmasked: NDArray[np.bool_]  # (t,): scenes whose masks could not be read so far
+    begun: dict[int, EvaluationOfMasks] = field(default_factory=dict)  # masks on their way, for each batch
     masked: dict[int, NDArray[np.bool_] | None] = field(default_factory=dict)  # valid by masks, for each batch
     kept: KeptTiles = field(default_factory=KeptTiles)  # tiles that several pieces need
+
+    @cached_property
+    def batches(self) -> list[NDArray[np.intp]]:
+        """Scenes that are read together, those with the highest scores first."""
+        at_once = _REMOTE_SCENES_AT_ONCE if self.stack.remote else _SCENES_AT_ONCE
+        ordered = np.argsort(-self.scores.of_scene, kind="stable")
+        return [np.sort(ordered[start : start + at_once]) for start in range(0, ordered.size, at_once)]
+
+    def begin_masks(self, number: int) -> None:
+        """Request the bytes of the masks of a batch, if they are not on their way."""
+        if number not in self.begun:
+            some = self.batches[number].tolist()
+            self.begun[number] = begin_masks([mask.select(some) for mask in self.masks], self.region, len(some))
 
     def read(
         self, around: Window, status: NDArray[np.uint8], needed: Callable[[NDArray[np.intp]], NDArray[np.bool_]]
@@ -194,17 +243,14 @@ class _ByScore:
         """
         stack, recipe = self.stack, self.recipe
         coverage, edge = asks_for_coverage(stack, recipe), reach_of(recipe.rules)
-        at_once = _REMOTE_SCENES_AT_ONCE if stack.remote else _SCENES_AT_ONCE
-        ordered = np.argsort(-self.scores.of_scene, kind="stable")
-        for number, start in enumerate(range(0, ordered.size, at_once)):
-            some = np.sort(ordered[start : start + at_once])
+        for number, some in enumerate(self.batches):
             mine = needed(some)
             if not mine.any():
                 continue
             few = stack.select(some.tolist())
             if number not in self.masked:
-                chosen = [mask.select(some.tolist()) for mask in self.masks]
-                (passing,), failed = valid_by_masks(chosen, self.region, [self.region], len(some))
+                self.begin_masks(number)
+                (passing,), failed = self.begun.pop(number)([self.region])
                 self.masked[number] = combine_masks(passing, None if self.valid is None else self.valid[some])
                 self.unmasked[some] = failed
             status[some[self.unmasked[some] & (status[some] == READ)]] = FAILED
@@ -243,6 +289,8 @@ def _parts_by_score(
     region, _ = with_halo(window, recipe.halo, shape)
     scores, unmasked = scores_of_scenes(recipe, place), np.zeros(count, bool)
     source = _ByScore(stack, recipe, region, masks, valid, scores, unmasked)
+    source.begin_masks(0)
+    _begin_next_task(stack, masks)
     compose = _best_observations if recipe.max_count is None else _preferred_observations
     parts: list[_Composed] = []
     for piece in [window] if recipe.halo else stack.rectangles(window):

@@ -97,6 +97,9 @@ class Products:
     scene: NDArray[np.intp]  # (p,), ascending: position of each product's scene
 
 
+_Begun = tuple[Piece, NDArray[np.bool_] | None, PendingRead]
+_Read = tuple[Piece, WindowObservations]
+
 _OWN_GRID = TargetGrid()
 _DEFAULTS = ReadOptions()
 
@@ -348,9 +351,10 @@ class Stack:
         coverage: bool = False,
         wanted: Sequence[NDArray[np.bool_] | None] = (),
         kept: KeptTiles | None = None,
-    ) -> Generator[tuple[Piece, WindowObservations]]:
-        """Read windows, or pieces, one after the other; each is fetched while the one before it is processed.
+    ) -> Generator[_Read]:
+        """Request the bytes of the first window, or piece, and return what reads them one after the other.
 
+        Each is fetched while the one before it is processed.
         ``wanted (t, y, x)`` gives for each piece the pixels that are needed; None: all. Tiles without any are neither
         fetched nor decoded, and cannot fail. `kept` has the tiles that pieces share which are read by several calls.
         """
@@ -358,7 +362,7 @@ class Stack:
         kept = KeptTiles() if kept is None and len(pieces) > 1 else kept
         times, bands = self.shape[:2]
 
-        def begun() -> Iterator[tuple[Piece, NDArray[np.bool_] | None, PendingRead]]:
+        def begun() -> Iterator[_Begun]:
             for piece, need in itertools.zip_longest(pieces, wanted):
                 near, (rows, columns) = self._files_near(window_of(piece)), shape_of(piece)
                 flat = np.empty(self.size(piece), self.dtype) if scratch is None else scratch[: self.size(piece)]
@@ -373,7 +377,9 @@ class Stack:
                 yield piece, need, asked
 
         ahead = begun()
-        following = next(ahead, None)
+        return self._read_begun(next(ahead, None), ahead)
+
+    def _read_begun(self, following: _Begun | None, ahead: Iterator[_Begun]) -> Generator[_Read]:
         try:
             while following is not None:
                 (piece, need, pending), following = following, None
