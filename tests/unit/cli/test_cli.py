@@ -1,4 +1,4 @@
-"""The command line in real processes: exit codes, stdout and stderr."""
+"""The command line: exit codes, stdout and stderr, of real processes where these matter."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import s2composite
-from s2composite.cli import app
+from s2composite.cli import app, main
 from s2composite.cli.main import _flagged
 from s2composite.demo import make_scenes
 from s2composite.runner.run import run_job
@@ -30,6 +30,18 @@ WIDE = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 def shell(*arguments, cwd=None, timeout=120):
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=WIDE, timeout=timeout, check=False)
+
+
+def here(monkeypatch, capfd, *arguments, cwd):
+    """Do as `shell` in this process, which has imported all there is."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["s2composite", *map(str, arguments)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("COLUMNS", "NO_COLOR"):
+        monkeypatch.setenv(name, WIDE[name])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return subprocess.CompletedProcess(arguments, ended.value.code, *capfd.readouterr())
 
 
 def refused(done, *says):
@@ -172,9 +184,14 @@ def test_scenes_are_compared_by_asset():
         ("source: a\noutput: a.tif\n", ["--performance-report", "no/r.html"], ["performance_report", "no/r.html"]),
     ],
 )
-def test_run_refuses_bad_jobs(tmp_path, text, arguments, says):
+def test_run_refuses_bad_jobs(tmp_path, text, arguments, says, monkeypatch, capfd):
     (tmp_path / "job.yaml").write_text(text)
-    refused(shell("run", "job.yaml", *arguments, cwd=tmp_path), *says)
+    refused(here(monkeypatch, capfd, "run", "job.yaml", *arguments, cwd=tmp_path), *says)
+
+
+def test_a_process_that_refuses_a_job_ends_with_code_2(tmp_path):
+    (tmp_path / "job.yaml").write_text("source: nowhere\noutput: a.tif\n")
+    refused(shell("run", "job.yaml", cwd=tmp_path), "nowhere")
 
 
 @pytest.mark.slow
