@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,10 @@ _OPENED_AT_ONCE = 32
 _Bits = NDArray[np.bool_]
 _Put = Callable[[_Bits, _Bits], None]
 
-EvaluationOfParts = Callable[[Sequence[Window], _Bits], Iterator[_Bits]]
+_Memory = Sequence[NDArray[Any] | None]
+"""Where parts of a region lie, one-dimensional, in turn: each holds until the memory's turn comes again. None: anew."""
+
+EvaluationOfParts = Callable[[Sequence[Window], _Bits, _Memory], Iterator[_Bits]]
 """Yields which observations of each part of a region may be used, ``(t, y, x)``, at the data's resolution. Where a mask
 cannot be read its scene is not valid, and marked in the second argument, ``(t,)``."""
 
@@ -157,15 +161,17 @@ class AlignedMask:
         _, own = self._own(region)
         return partial(self._valid, own, self.mask.begin(own))
 
-    def _valid(self, own: Window, evaluate: Evaluation, parts: Sequence[Window], failed: _Bits) -> Iterator[_Bits]:
+    def _valid(
+        self, own: Window, evaluate: Evaluation, parts: Sequence[Window], failed: _Bits, memory: _Memory
+    ) -> Iterator[_Bits]:
         y, x = own
         valid, lost = evaluate()
         failed |= lost
-        for part in parts:
+        for part, here in zip(parts, cycle(memory), strict=False):
             rows, columns = self._own(part)[0]
             shape = (rows.stop - rows.start, columns.stop - columns.start)
             top, left = rows.start - self.factor * y.start, columns.start - self.factor * x.start
-            yield upsample(valid, self.factor, shape, top=top, left=left)
+            yield upsample(valid, self.factor, shape, top=top, left=left, memory=here)
 
     def costs(self, region: Window) -> list[ReadCost]:
         """Return what evaluating it takes."""
@@ -220,7 +226,13 @@ class WarpedMask:
         return partial(self._valid, region, next(begun, None), begun)
 
     def _valid(
-        self, region: Window, first: _Put | None, begun: Iterator[_Put], parts: Sequence[Window], failed: _Bits
+        self,
+        region: Window,
+        first: _Put | None,
+        begun: Iterator[_Put],
+        parts: Sequence[Window],
+        failed: _Bits,
+        _memory: _Memory,
     ) -> Iterator[_Bits]:
         out = np.zeros((self.n_scenes, *(s.stop - s.start for s in region)), bool)
         opened = [t for positions, _ in self.groups for t in positions]
@@ -319,24 +331,30 @@ def masks_of(stack: Stack, rules: Sequence[Rule]) -> tuple[OpenedMask, ...]:
     return tuple(_opened(products, rule) for rule in rules if isinstance(rule, BesideRule))
 
 
-EvaluationOfMasks = Callable[[Sequence[Window]], tuple[list[_Bits | None], _Bits]]
+EvaluationOfMasks = Callable[[Sequence[Window], _Memory], tuple[Iterator[_Bits | None], _Bits]]
 """Returns which observations of each part of a region pass all masks, ``(t, y, x)``, None if there are no masks, and of
-which scenes a mask cannot be read in the region, ``(t,)``. To be called once."""
+which scenes a mask cannot be read in the region, ``(t,)``, known with the first part. To be called once."""
 
 
 def begin_masks(masks: Sequence[OpenedMask], region: Window, scenes: int) -> EvaluationOfMasks:
     """Request the bytes of masks of some scenes in a region, and return what evaluates them in parts of it."""
     begun = [mask.begin(region) for mask in masks]
 
-    def evaluate(parts: Sequence[Window]) -> tuple[list[_Bits | None], _Bits]:
-        valid: list[_Bits | None] = [None] * len(parts)
+    def evaluate(parts: Sequence[Window], memory: _Memory) -> tuple[Iterator[_Bits | None], _Bits]:
         failed = np.zeros(scenes, bool)
-        while begun:  # each is forgotten once it is evaluated
-            for i, passing in enumerate(begun.pop(0)(parts, failed)):
-                valid[i] = combine_masks(valid[i], passing)
-        return valid, failed
+        if not begun:
+            return iter([None] * len(parts)), failed
+        each = [one(parts, failed, (None,) if i else memory) for i, one in enumerate(begun)]
+        begun.clear()
+        return (_all_of(passing) for passing in zip(*each, strict=True)), failed
 
     return evaluate
+
+
+def _all_of(masks: Sequence[_Bits]) -> _Bits:
+    for other in masks[1:]:
+        np.logical_and(masks[0], other, out=masks[0])
+    return masks[0]
 
 
 def combine_masks(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -638,7 +656,7 @@ def _read_products(
     memory: NDArray[Any] | None,
 ) -> DayObservations:
     """Read a region of days of one product each: first their masks, then what these leave."""
-    (passing,), failed = by_masks([region])
+    (passing,), failed = by_masks([region], [None])
     valid = combine_masks(passing, valid)
     wanted = valid
     if all_pixels:

@@ -121,7 +121,7 @@ def _count_window(
 ) -> NDArray[np.int64]:
     usable = None if mask is None else mask[:, 0]
     window = window_at(spatial, block_id[1], block_id[2])
-    (valid,), _ = begin_masks(masks, window, len(pixels))([window])
+    (valid,), _ = begin_masks(masks, window, len(pixels))([window], [None])
     return _count_block(pixels, combine_masks(usable, valid), recipe=recipe)
 
 

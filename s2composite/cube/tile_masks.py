@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, product
@@ -68,6 +68,9 @@ class GridMask(Protocol):
 
 _AT_ONCE = 8
 """Scenes read at once for a tile: one is fetched while another is decoded."""
+
+_COMPARED = 1 << 14
+"""Pixels of a series that are compared at once, in 30 ms for 216 scenes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +140,7 @@ class FunctionMask:
         valid = ~(apply_steps(bad, self.rule.cleanup) | lost)
         return valid[(slice(None), *inner)], failed & lost[(slice(None), *inner)].any(axis=(1, 2))
 
-    def _evaluate(self, tile: Window, scenes: Sequence[int]) -> Iterator[_Evaluated]:
+    def _evaluate(self, tile: Window, scenes: Sequence[int], _share: _Share) -> Iterator[_Evaluated]:
         """Yield scenes with what is bad in a tile and what is lost, ``(2, y, x)``, and whether any of it failed."""
         dropped, files = np.isin(np.arange(UNSEEN), self.rule.dropped), dict[int, TileFile]()
         if self.rule.cache is not None:
@@ -314,39 +317,48 @@ class SeriesMask:
         asked = list(self.scenes)
         return (~bad[asked] | few) & ~lost[asked], failed[asked] & lost[asked].any(axis=(1, 2))
 
-    def _evaluate(self, tile: Window, _scenes: Sequence[int]) -> Iterator[_Evaluated]:
+    def _evaluate(self, tile: Window, _scenes: Sequence[int], share: _Share) -> Iterator[_Evaluated]:
         """Yield all scenes with what is bad in a tile, seen and lost, ``(3, y, x)``, and whether any of it failed."""
-        times, bands = self.stack.shape[:2]
+        times = len(self.stack.scenes)
         y, x = tile
         shape = (times, y.stop - y.start, x.stop - x.start)
         least, grey = np.zeros((2, *shape), np.uint8 if self.stack.dtype == np.uint8 else np.uint16)
-        seen, lost, failed = np.zeros(shape, bool), np.zeros(shape, bool), set[int]()
-        for start in range(0, times, _AT_ONCE):  # all of them, whichever are asked for
-            stop = min(start + _AT_ONCE, times)
-            ((_, found),) = self.stack.select(range(start, stop)).read_all([tile], coverage=True)
+        seen, lost, bad = np.zeros((3, *shape), bool)
+        failed = np.zeros(times, bool)
+
+        def read(start: int) -> None:
+            some = slice(start, min(start + _AT_ONCE, times))
+            ((_, found),) = self.stack.select(range(times)[some]).read_all([tile], coverage=True)
             record_read(found.tally)
-            here = seen[start:stop]
+            here = seen[some]
             here[...] = found.covered
             # each band by itself: of interleaved pixels every further step would take several times as long
-            bands_apart = [np.ascontiguousarray(found.pixels[:, b]) for b in range(bands)]
+            bands_apart = [np.ascontiguousarray(band) for band in np.moveaxis(found.pixels, 1, 0)]
             for band in bands_apart:
                 here &= ~np.isnan(band) if np.isnan(self.stack.fill) else band != self.stack.fill
             if found.lost is not None:
                 here &= ~found.lost
-                lost[start:stop] = found.lost
-            lost[start:stop][found.status == FAILED] = True
-            failed |= {start + int(i) for i in np.flatnonzero(found.failed)}
+                lost[some] = found.lost
+            lost[some][found.status == FAILED] = True
+            failed[some] = found.failed
             values = [_as_bits(b, *white, least.dtype) for b, white in zip(bands_apart, self.white, strict=True)]
-            least[start:stop], total = values[0], values[0].astype(np.uint16)
+            least[some], total = values[0], values[0].astype(np.uint16)
             for value in values[1:]:
-                np.minimum(least[start:stop], value, out=least[start:stop])
+                np.minimum(least[some], value, out=least[some])
                 total += value
-            grey[start:stop] = total // np.uint16(bands)
-        with metered("kernel"):
-            flat = [array.reshape(times, -1) for array in (least, grey, seen)]
-            bad = unlike(flat[0], flat[1], flat[2], _days(self.stack), self.rule).reshape(shape)
+            grey[some] = total // np.uint16(len(values))
+
+        share(partial(read, start) for start in range(0, times, _AT_ONCE))  # all of them, whichever are asked for
+        flat, days = [array.reshape(times, -1) for array in (least, grey, seen, bad)], _days(self.stack)
+
+        def compare(start: int) -> None:
+            some = slice(start, start + _COMPARED)
+            with metered("kernel"):
+                flat[3][:, some] = unlike(flat[0], flat[1], flat[2], days, self.rule, some)
+
+        share(partial(compare, start) for start in range(0, flat[0].shape[1], _COMPARED))
         for k in range(times):
-            yield k, np.stack([bad[k], seen[k], lost[k]]), k in failed
+            yield k, np.stack([bad[k], seen[k], lost[k]]), bool(failed[k])
 
 
 def _days(stack: Stack) -> list[float]:
@@ -393,6 +405,9 @@ def _scale_of(stack: Stack, row: int) -> float | None:
 _Evaluated = tuple[int, NDArray[np.bool_], bool]
 """A scene's position, its planes of a tile, and whether a part of it failed."""
 
+_Share = Callable[[Iterable[Callable[[], None]]], None]
+"""Makes calls in all threads that wait for a tile."""
+
 _KEPT_BYTES = 64 << 20
 """Bytes of tiles cached by a process, as bits: 4096 x 4096 pixels of 10 m for 216 scenes take 14 MB at 80 m."""
 
@@ -403,17 +418,22 @@ _LOCK = Lock()
 class _TileBits:
     """The cached results of a tile: compressed planes of bits by position of the scene."""
 
-    changed: Condition = field(default_factory=Condition)
+    changed: Condition = field(default_factory=Condition)  # for all that follows
     planes: dict[int, bytes] = field(default_factory=dict)
     claimed: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
+    todo: deque[Callable[[], None]] = field(default_factory=deque)
+    running: int = 0
 
     def bytes(self) -> int:
         """Return its size."""
         return sum(map(len, list(self.planes.values())))
 
     def fill(
-        self, scenes: Sequence[int], at_once: int | None, evaluate: Callable[[Sequence[int]], Iterator[_Evaluated]]
+        self,
+        scenes: Sequence[int],
+        at_once: int | None,
+        evaluate: Callable[[Sequence[int], _Share], Iterator[_Evaluated]],
     ) -> None:
         """Have the scenes that are not cached evaluated, each by the thread that comes to it first."""
         while True:
@@ -422,17 +442,54 @@ class _TileBits:
                 mine = [k for k in missing if k not in self.claimed][:at_once]
                 if not missing:
                     return
-                if not mine:
+                if not mine and not self.todo:
                     self.changed.wait()
                     continue
                 self.claimed.update(mine)
+            if not mine:
+                self._help()
+                continue
             try:
-                for k, made, lost in evaluate(mine):
+                for k, made, lost in evaluate(mine, self.share):
                     self.failed |= {k} if lost else set()
                     self.planes[k] = bytes(imagecodecs.zstd_encode(np.packbits(made, axis=-1).tobytes(), 1))
             finally:
                 with self.changed:
                     self.claimed.difference_update(mine)
+                    self.changed.notify_all()
+
+    def share(self, calls: Iterable[Callable[[], None]]) -> None:
+        """Make calls in this thread and in those that wait for the tile; one evaluation at a time may do so."""
+        with self.changed:
+            self.todo.extend(calls)
+            self.changed.notify_all()
+        try:
+            while self.todo or self.running:
+                self._help()
+                with self.changed:
+                    self.changed.wait_for(lambda: self.todo or not self.running)
+        finally:  # nobody begins what is left after an error
+            with self.changed:
+                self.todo.clear()
+                self.changed.wait_for(lambda: not self.running)
+                self.todo.clear()
+
+    def _help(self) -> None:
+        """Make shared calls until none is left to begin; one that fails here is left to the others."""
+        while True:
+            with self.changed:
+                if not self.todo:
+                    return
+                call = self.todo.popleft()
+                self.running += 1
+            made = False
+            try:
+                call()
+                made = True
+            finally:
+                with self.changed:
+                    self.running -= 1
+                    self.todo.extendleft([] if made else [call])
                     self.changed.notify_all()
 
 
@@ -445,7 +502,7 @@ def tile_planes(
     tiles: int | Tiling,
     stack: Stack,
     scenes: Sequence[int],
-    evaluate: Callable[[Window, Sequence[int]], Iterator[_Evaluated]],
+    evaluate: Callable[[Window, Sequence[int], _Share], Iterator[_Evaluated]],
     at_once: int | None = None,
     *,
     shared: bool = False,
@@ -454,7 +511,8 @@ def tile_planes(
 
     They are assembled from tiles, or square ones of that side. `evaluate` computes tiles that are not cached, at least
     for the scenes that it is given, `at_once` at most; a thread evaluates those that no other has begun, and waits for
-    the others. `shared`: results are shared with other processes, so each begins with another scene.
+    the others, or takes part in what they share. `shared`: results are shared with other processes, so each begins with
+    another scene.
     """
     tiling = Tiling((0, 0), (tiles, tiles)) if isinstance(tiles, int) else tiles
     out: NDArray[np.bool_] | None = None

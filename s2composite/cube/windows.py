@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import tee
 from threading import Lock, Thread, current_thread
 from typing import Any
 
@@ -179,25 +180,29 @@ def _parts(
     pieces, coverage = stack.pieces(window), asks_for_coverage(stack, recipe)
     _begin_next_task(stack, masks)
     rectangles = [piece for piece in pieces if not isinstance(piece, TileSelection)]
-    if len(rectangles) == len(pieces):  # arrays of their own, which kernels need not copy as they would parts of one
-        passing, unmasked = by_masks_of(rectangles)
-    else:
-        (whole,), unmasked = by_masks_of([window])
-        passing = [_cut(whole, window, piece) for piece in pieces]
-    by_masks = [combine_masks(p, _cut(valid, window, piece)) for p, piece in zip(passing, pieces, strict=True)]
-    with (
-        borrow(max(map(stack.size, pieces)), stack.dtype) as scratch,
-        closing(stack.read_all(pieces, scratch, coverage=coverage, wanted=by_masks)) as observed,
-    ):
-        for (piece, seen), mine in zip(observed, by_masks, strict=True):
-            record_read(seen.tally)
-            usable = combine_masks(combine_masks(mine, seen.covered), None if seen.lost is None else ~seen.lost)
-            taking_part = (seen.status == READ) & (True if mine is None else holds_any(mine))
-            with metered("kernel"):
-                scenes = np.flatnonzero(taking_part)
-                layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, positions=positions)
-            status = np.where(seen.failed | (unmasked & (seen.status == READ)), np.uint8(FAILED), seen.status)
-            parts.append((piece, {**layers, STATUS: status[:, None, None]}))
+    values = max(map(stack.size, pieces))
+    size, marks = values * stack.dtype.itemsize, values // len(stack.bands)
+    # masks of two pieces: the next is being fetched while one is reduced
+    with borrow(size + 2 * marks * bool(masks), np.dtype(np.uint8)) as lent:
+        scratch, memory = lent[:size].view(stack.dtype), [*lent[size:].view(bool).reshape(2, -1)]
+        if len(rectangles) == len(pieces):
+            # arrays of their own, which kernels need not copy as they would parts of one
+            passing, unmasked = by_masks_of(rectangles, memory)
+        else:
+            (whole,), unmasked = by_masks_of([window], [None])
+            passing = (_cut(whole, window, piece) for piece in pieces)
+        marked = zip(passing, pieces, strict=True)
+        by_masks, wanted = tee(combine_masks(p, _cut(valid, window, piece)) for p, piece in marked)
+        with closing(stack.read_all(pieces, scratch, coverage=coverage, wanted=wanted)) as observed:
+            for (piece, seen), mine in zip(observed, by_masks, strict=True):
+                record_read(seen.tally)
+                usable = combine_masks(combine_masks(mine, seen.covered), None if seen.lost is None else ~seen.lost)
+                taking_part = (seen.status == READ) & (True if mine is None else holds_any(mine))
+                with metered("kernel"):
+                    scenes = np.flatnonzero(taking_part)
+                    layers = reduce_block(seen.pixels, recipe, valid=usable, scenes=scenes, positions=positions)
+                status = np.where(seen.failed | (unmasked & (seen.status == READ)), np.uint8(FAILED), seen.status)
+                parts.append((piece, {**layers, STATUS: status[:, None, None]}))
     return parts
 
 
@@ -250,7 +255,7 @@ class _ByScore:
             few = stack.select(some.tolist())
             if number not in self.masked:
                 self.begin_masks(number)
-                (passing,), failed = self.begun.pop(number)([self.region])
+                (passing,), failed = self.begun.pop(number)([self.region], [None])
                 self.masked[number] = combine_masks(passing, None if self.valid is None else self.valid[some])
                 self.unmasked[some] = failed
             status[some[self.unmasked[some] & (status[some] == READ)]] = FAILED

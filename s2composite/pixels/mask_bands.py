@@ -466,12 +466,18 @@ def Usable(band: str = "valid", *, minimum: float | None = None, cleanup: Cleanu
 
 
 def upsample(
-    valid: NDArray[np.bool_], factor: int, shape: tuple[int, int], *, top: int = 0, left: int = 0
+    valid: NDArray[np.bool_],
+    factor: int,
+    shape: tuple[int, int],
+    *,
+    top: int = 0,
+    left: int = 0,
+    memory: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
     """Bring a mask ``(t, y, x)`` to the finer grid of the data: each pixel becomes `factor` x `factor` of them.
 
     ``shape (y, x)`` is that of the result, `top` and `left` its first row and column in pixels of the data from the
-    corner of `valid`, which covers it.
+    corner of `valid`, which covers it. The result lies in `memory`, one-dimensional, if that is given.
     """
     height, width = shape
     covered = top + height <= valid.shape[1] * factor and left + width <= valid.shape[2] * factor
@@ -482,8 +488,9 @@ def upsample(
         )
     rows = (np.arange(height) + top) // factor
     columns = (np.arange(width) + left) // factor
-    # columns of the few rows first: whole rows are then copied as they are
-    return np.take(np.take(valid, columns, axis=2), rows, axis=1)
+    out = None if memory is None else memory[: len(valid) * height * width].reshape(-1, height, width)
+    # Columns of the few rows first: whole rows are then copied as they are. "raise" would go through a copy of `out`.
+    return np.take(np.take(valid, columns, axis=2), rows, axis=1, out=out, mode="clip")
 
 
 def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:

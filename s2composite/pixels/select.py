@@ -251,7 +251,8 @@ def ranks_at(quantile: float, n_times: int, min_count: int) -> NDArray[np.int16]
     if not 0 <= quantile <= 1:
         raise ParameterError(f"quantile {quantile} is outside 0 to 1")
     exact = Fraction(str(float(quantile)))  # as it is written: 0.29 of 100 is 29, which the float product is not
-    ranks = [min(int(exact * n), n - 1) if n >= min_count else NO_RANK for n in range(n_times + 1)]
+    above, below = exact.as_integer_ratio()
+    ranks = [min(above * n // below, n - 1) if n >= min_count else NO_RANK for n in range(n_times + 1)]
     return np.array(ranks, np.int16)
 
 

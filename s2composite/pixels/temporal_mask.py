@@ -156,9 +156,14 @@ class TemporalMask:
 
 
 def unlike(
-    least: NDArray[Any], grey: NDArray[Any], seen: NDArray[np.bool_], days: Sequence[float], rule: TemporalMask
+    least: NDArray[Any],
+    grey: NDArray[Any],
+    seen: NDArray[np.bool_],
+    days: Sequence[float],
+    rule: TemporalMask,
+    pixels: slice = slice(None),
 ) -> NDArray[np.bool_]:
-    """Return which observations are unlike those before and after them: ``(t, n)``, not grown.
+    """Return which observations of some pixels are unlike those before and after them: ``(t, n)``, not grown.
 
     Parameters
     ----------
@@ -170,6 +175,8 @@ def unlike(
         Time of each scene in days.
     rule
         Its limits.
+    pixels
+        Which of the n, one after the other; default: all.
     """
     spans = _spans(days, rule)
     times = np.asarray(days, np.float64)
@@ -177,9 +184,10 @@ def unlike(
     bright, dark = rule.brighter / WHITE * 255, (round(256 * (1 - rule.darker)), round(_LEAST_DARK / WHITE * 255))
     limits = np.array([[round(_FIRST * bright), *dark], [round(bright), *dark]])
     eight = least.dtype == np.uint8
-    bad = np.empty(least.shape, np.uint8)
     settings = (8, 250) if eight else (10, 1024)
-    mark_unlike(least, grey, seen.view(np.uint8), spans, near, settings, limits, np.array(_QUANTILES), bad)
+    first, stop, _ = pixels.indices(least.shape[1])
+    bad = np.empty((len(least), stop - first), np.uint8)
+    mark_unlike(least, grey, seen.view(np.uint8), first, spans, near, settings, limits, np.array(_QUANTILES), bad)
     return bad.view(np.bool_)
 
 

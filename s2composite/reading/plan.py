@@ -229,20 +229,24 @@ def requests_of(
         requests.append(TileRequest(header.mask, level, window, (0,), mask))
     if wanted is None:
         return requests
-    return [replace(one, needed=_needed_tiles(sub, one.header.levels[level].block, wanted)) for one in requests]
+    needed = [_needed_tiles(sub, one.header.levels[level].block, wanted) for one in requests]
+    return [one if n.all() else replace(one, needed=n) for one, n in zip(requests, needed, strict=True)]
 
 
 def _needed_tiles(sub: Subwindow, block: tuple[int, int], wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return which tiles of size `block` touched by a subwindow contain a needed pixel."""
     first = [s.start // n for s, n in zip(sub.window, block, strict=True)]
+    shape = [-(-s.stop // n) - f for s, n, f in zip(sub.window, block, first, strict=True)]
     if sub.index is not None:
         taken = sub.index[wanted]
         pixels = np.divmod(taken[taken >= 0], sub.shape[2])
-        needed = np.zeros([-(-s.stop // n) - f for s, n, f in zip(sub.window, block, first, strict=True)], bool)
+        needed = np.zeros(shape, bool)
         needed[tuple((p + s.start) // n - f for p, s, n, f in zip(pixels, sub.window, block, first, strict=True))] = (
             True
         )
         return needed
+    if shape == [1, 1]:
+        return np.array([[wanted.any()]])
     edges = []  # where tiles end, in pixels of the target
     for axis, (s, n) in enumerate(zip(sub.window, block, strict=True)):
         begun, factor = (0, 1) if sub.inner is None else (sub.inner[axis].start, sub.source.factor)
@@ -251,7 +255,7 @@ def _needed_tiles(sub: Subwindow, block: tuple[int, int], wanted: NDArray[np.boo
     tiles = ((slice(*y), slice(*x)) for y in pairwise(edges[0]) for x in pairwise(edges[1]))
     # most hold a pixel among a few, which are looked at first
     some = [bool(wanted[y, x][::32, ::32].any() or wanted[y, x].any()) for y, x in tiles]
-    return np.array(some).reshape(len(edges[0]) - 1, len(edges[1]) - 1)
+    return np.array(some).reshape(shape)
 
 
 def subgrid(geobox: GeoBox, window: Window) -> GeoBox:

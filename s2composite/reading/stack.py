@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -349,14 +349,14 @@ class Stack:
         scratch: NDArray[Any] | None = None,
         *,
         coverage: bool = False,
-        wanted: Sequence[NDArray[np.bool_] | None] = (),
+        wanted: Iterable[NDArray[np.bool_] | None] = (),
         kept: KeptTiles | None = None,
     ) -> Generator[_Read]:
         """Request the bytes of the first window, or piece, and return what reads them one after the other.
 
-        Each is fetched while the one before it is processed.
-        ``wanted (t, y, x)`` gives for each piece the pixels that are needed; None: all. Tiles without any are neither
-        fetched nor decoded, and cannot fail. `kept` has the tiles that pieces share which are read by several calls.
+        Each is fetched while the one before it is processed. ``wanted (t, y, x)`` gives for each piece the pixels that
+        are needed (None: all), and is taken one piece ahead. Tiles without any are neither fetched nor decoded, and
+        cannot fail. `kept` has the tiles that pieces share which are read by several calls.
         """
         declare(self.options.limits)
         kept = KeptTiles() if kept is None and len(pieces) > 1 else kept

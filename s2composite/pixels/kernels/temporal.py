@@ -92,7 +92,16 @@ def mark_run(
 
 @kernel
 def mark_unlike(
-    least: Any, grey: Any, seen: Any, spans: Any, near: Any, settings: Any, limits: Any, quantiles: Any, bad: Any
+    least: Any,
+    grey: Any,
+    seen: Any,
+    first: int,
+    spans: Any,
+    near: Any,
+    settings: Any,
+    limits: Any,
+    quantiles: Any,
+    bad: Any,
 ) -> None:
     """Mark the observations of a cloud or a shadow.
 
@@ -101,6 +110,8 @@ def mark_unlike(
     least, grey, seen
         ``(t, n)``, scenes in order of time: the smallest and the mean of the bands of each observation, and where there
         is one (uint8: 0 or 1).
+    first
+        The first of the pixels that are looked at: those of `bad`.
     spans
         ``first``, ``last (w,)``: the scenes of each span of time, and ``before``, ``after (t,)``: the spans that each
         scene is compared with; all int64.
@@ -114,13 +125,13 @@ def mark_unlike(
     quantiles
         ``(2,)``: the references' quantile in each pass; in the second among what the first leaves.
     bad
-        ``(t, n)`` uint8, out.
+        ``(t, m)`` uint8, out.
     """
-    times, n = least.shape
+    times, m = bad.shape
     refs = (np.empty((spans[0].size, _RUN), np.uint16), np.empty((spans[0].size, _RUN), np.uint16))
     use = np.empty((times, _RUN), np.uint8)
-    for start in range(0, n, _RUN):
-        stop = min(start + _RUN, n)
+    for start in range(first, first + m, _RUN):
+        stop = min(start + _RUN, first + m)
         size = stop - start
         b, g, s = least[:, start:stop].copy(), grey[:, start:stop].copy(), seen[:, start:stop].copy()
         u, marked = use[:, :size].copy(), np.zeros((times, size), np.uint8)
@@ -135,6 +146,6 @@ def mark_unlike(
             limit = (limits[passed, 0], limits[passed, 1], limits[passed, 2])
             mark_run(b, g, s, u, alike, spans, setting, limit, own, marked)
         for t in range(times):
-            row = bad[t, start:stop]
+            row = bad[t, start - first : stop - first]
             for i in range(size):  # a slice assignment would compile three seconds more
                 row[i] = marked[t, i]

@@ -100,7 +100,7 @@ def classes_of(cube, **given):
     for names in (("cloud",), ("shadow",)):
         (mask,) = masks_of(stack, [CloudNet(names, **RAW | given)])
         failed = np.zeros(len(stack.scenes), bool)
-        kept.extend(mask.begin(region)([region], failed))
+        kept.extend(mask.begin(region)([region], failed, [None]))
         assert not failed.any()
     out[~kept[0]], out[~kept[1]] = 1, 2
     out[~kept[0] & ~kept[1]] = 255

@@ -1,8 +1,12 @@
 """Clouds and shadows from the series: the same for any windows, counted against the truth of generated years."""
 
+import itertools
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import dask
 import numpy as np
@@ -89,6 +93,62 @@ def test_windows_tiles_areas_and_threads_never_show(season, chunks, side, monkey
     assert wanted.sum() < 0.9 * observed(season).sum()
     monthly = s2c.composite(cube, valid=[s2c.Nodata(), RULE], period="month").compute()
     assert int(monthly["count"].sum()) == wanted.sum()
+
+
+def in_threads(tile, evaluate, number=2):
+    """What became of each thread that needs the same scenes of a tile."""
+    with ThreadPoolExecutor(number) as pool:
+        waiting = [pool.submit(tile.fill, range(3), None, evaluate) for _ in range(number)]
+        return [one.exception() for one in waiting]
+
+
+def planes(scenes):
+    return [(k, np.ones((1, 8, 8), bool), False) for k in scenes]
+
+
+def test_threads_that_need_a_tile_evaluate_it_together():
+    tile, all_of_them = tile_masks._TileBits(), threading.Barrier(3)
+    evaluated, made = [], []
+
+    def call(i):
+        all_of_them.wait(60)
+        made.append((i, threading.get_ident()))
+
+    def evaluate(scenes, share):
+        evaluated.append(list(scenes))
+        share(partial(call, i) for i in range(3))
+        share(partial(call, i) for i in range(3, 9))
+        assert sorted(i for i, _ in made) == list(range(9))
+        return planes(scenes)
+
+    assert in_threads(tile, evaluate, 3) == [None] * 3
+    assert evaluated == [[0, 1, 2]]
+    assert len({thread for _, thread in made}) == 3
+
+
+@pytest.mark.parametrize("fails", ["the thread that evaluates", "a thread that helps"])
+def test_a_call_that_fails_is_made_by_another_thread(fails):
+    tile, both, evaluating, number, made = tile_masks._TileBits(), threading.Barrier(2), [], itertools.count(), []
+
+    def call(i):
+        if next(number) < 2:
+            both.wait(60)
+            if (threading.get_ident() == evaluating[0]) == (fails == "the thread that evaluates"):
+                raise ZeroDivisionError
+        made.append((len(evaluating), i))
+
+    def evaluate(scenes, share):
+        evaluating.append(threading.get_ident())
+        share(partial(call, i) for i in range(5))
+        return planes(scenes)
+
+    assert sorted(map(type, in_threads(tile, evaluate)), key=str) == [type(None), ZeroDivisionError]
+    assert sorted(tile.planes) == [0, 1, 2]
+    # one that has failed itself evaluates nothing, so the other begins again
+    times = 2 if fails == "the thread that evaluates" else 1
+    assert len(evaluating) == times
+    assert sorted(i for time, i in made if time == times) == list(range(5))
+    assert not any((tile.claimed, tile.todo, tile.running))
 
 
 def test_some_of_the_scenes_are_a_series_of_their_own(season):
