@@ -16,6 +16,8 @@ from s2composite.demo import make_scenes
 from s2composite.errors import BandError, ParameterError, SceneError
 from s2composite.pixels.morphology import apply_steps
 from s2composite.runner.plan import plan
+from s2composite.storage.files import filesystem
+from support.storage_servers import CREDENTIALS, gcs_server, s3_server
 
 SIZE = 520
 
@@ -200,6 +202,38 @@ def test_a_cache_of_a_function_is_for_its_source_and_parameters(season, tmp_path
     assert len(found(resolution=20)[1]) == 10
     module.write_text(text.replace("150", "100"))
     assert len(found()[1]) == 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", ["s3", "gs"])
+def test_a_cache_in_a_bucket_serves_other_runs_and_is_repaired(season, tmp_path, monkeypatch, caplog, bucket):
+    (tmp_path / "bucket_masks.py").write_text(
+        "calls = []\n\ndef dull(pixels):\n    calls.append(0)\n    return pixels.max(axis=0) < 150\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bucket_masks", raising=False)
+    cube = s2c.open_cube(season, bands=["TCI"])
+    expected = counts(cube, s2c.Mask(dull))
+
+    def calls_of(folder):
+        tile_masks._TILES.clear()
+        np.testing.assert_array_equal(counts(cube, s2c.Mask("bucket_masks:dull", cache=folder)), expected)
+        return len(sys.modules["bucket_masks"].calls)
+
+    running, more = (s3_server(), CREDENTIALS) if bucket == "s3" else (gcs_server(), {})
+    with running as server, server.selected(**more):
+        server.put("kept/of/another.txt")
+        folder = server.url("kept/masks")
+        assert [calls_of(folder), calls_of(folder)] == [5, 5]
+        fs, path = filesystem(folder)
+        fs.invalidate_cache()
+        objects = sorted(fs.ls(path, detail=False))
+        assert len(objects) == 5
+        whole = fs.cat_file(objects[0])
+        server.put(objects[0], whole[: len(whole) // 2])
+        assert [calls_of(folder), calls_of(folder)] == [6, 6]
+        assert "the tile is computed again" in caplog.text
+        assert fs.cat_file(objects[0]) == whole
 
 
 def test_cubes_that_are_not_files_are_refused(season):

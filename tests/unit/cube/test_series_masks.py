@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
 from functools import partial
 
 import dask
@@ -25,6 +26,7 @@ from s2composite.errors import BandError, ParameterError
 from s2composite.pixels.temporal_mask import TemporalMask, unlike
 from s2composite.runner.plan import plan
 from support.morphology import peer
+from support.oracles import unlike_of_pixel
 from support.services import served
 
 SIZE = 640
@@ -190,6 +192,41 @@ def test_numbers_have_to_mean_something(tmp_path):
     assert abs(pictures.astype(int) - same).mean() < 0.5  # but for rounding and what is brighter than white
     with pytest.raises(BandError, match="X"):
         s2c.composite(raw, valid=TemporalMask(bands=["X"]))
+
+
+def test_landsat_is_compared_at_60_m_as_reflectance(tmp_path):
+    """Surface reflectance of Collection 2, whose numbers have a scale and an offset, pixel by pixel in plain Python."""
+    rng, days = np.random.default_rng(5), [date(2023, 5, 2) + timedelta(8 * i) for i in range(12)]
+    sky = (
+        rng.random((len(days), 8, 6)).repeat(8, 1).repeat(8, 2)
+    )  # clouds, and shadows, which are a share of the ground
+    place = {"transform": Affine(30, 0, 3e5, 0, -30, 4.9e6), "crs": "EPSG:32631", "nodata": 0, "dtype": "uint16"}
+    half = []
+    for day, above in zip(days, sky, strict=True):
+        name = f"LC08_L2SP_198030_{day:%Y%m%d}_{day:%Y%m%d}_02_T1_SR_B"
+        for band, ground in ((4, 0.06), (3, 0.07), (2, 0.05)):
+            reflectance = np.where(above < 0.2, 0.3, np.where(above > 0.9, 0.4 * ground, ground))
+            reflectance += rng.normal(0, 0.004, above.shape)
+            numbers = np.rint((reflectance + 0.2) / 0.0000275).astype("uint16")
+            numbers[:5, :9] = 0
+            path = tmp_path / f"{name}{band}.TIF"
+            with rasterio.open(path, "w", driver="GTiff", height=64, width=48, count=1, tiled=True, **place) as dataset:
+                dataset.write(numbers, 1)
+                dataset.build_overviews([2], Resampling.nearest)
+            with rasterio.open(path, overview_level=0) as dataset:
+                half.append(dataset.read(1))
+    half = np.stack(half).reshape(len(days), 3, 32, 24)
+    bits = np.rint(np.clip((half * 0.0000275 - 0.2) / 0.3558 * 255, 1, 1023)).astype(np.uint16)
+    least, grey, seen = bits.min(1), bits.sum(1, dtype=int) // 3, (half > 0).all(1)
+    bad, days = np.zeros(seen.shape, bool), [float((day - date(1970, 1, 1)).days) for day in days]
+    for y, x in np.ndindex(bad.shape[1:]):
+        bad[:, y, x] = unlike_of_pixel(least[:, y, x], grey[:, y, x], seen[:, y, x], days, TemporalMask())
+    bad |= peer(bad, [("opening", 1), ("dilation", 4)])
+    valid = ~bad | ((seen & ~bad).sum(0) < 2)
+    assert 0.2 < (~valid).mean() < 0.9
+    cube = s2c.open_cube(tmp_path, bands=["red", "green", "blue"])
+    observed = (cube.values > 0).all(1)
+    np.testing.assert_array_equal(counts(cube, TemporalMask()), (valid.repeat(2, 1).repeat(2, 2) & observed).sum(0))
 
 
 def test_numbers_of_unknown_meaning_and_too_many_bands_are_refused(tmp_path):
