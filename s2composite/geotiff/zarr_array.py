@@ -149,10 +149,12 @@ def _consolidated(href: str, name: str, document: bytes) -> _Store | None:
     """Return what a document says of a store; None if it is that of the root alone."""
     buffer = default_buffer_prototype().buffer
     parts = {name: buffer.from_bytes(document)}
-    if name == ".zmetadata":
-        parts[".zgroup"] = buffer.from_bytes(b'{"zarr_format": 2}')
     try:
         content = json.loads(document)
+        if name == ".zmetadata":  # zarr takes what the root is from its own documents
+            root = content["metadata"]
+            parts[".zgroup"] = buffer.from_bytes(b'{"zarr_format": 2}')
+            parts[".zattrs"] = buffer.from_bytes(json.dumps(root.get(".zattrs") or {}).encode())
         if name == "zarr.json" and (content.get("node_type") == "array" or not content.get("consolidated_metadata")):
             return None
         return _described(zarr.open_group(MemoryStore(parts, read_only=True), mode="r", use_consolidated=True))

@@ -136,7 +136,7 @@ def reflectance_of(array):
     return np.where(array == 0, np.nan, array * 1e-4 - 0.1).astype("f4")
 
 
-def geozarr(directory, day, side=120, *, inner=20, consolidated=True, baseline="05.11"):
+def geozarr(directory, day, side=120, *, inner=10, consolidated=True, baseline="05.11"):
     """Write the GeoZarr made of it, reflectances as floats in one shard for each array, and return its path."""
     path = Path(directory) / f"{name_of(day, baseline)}.zarr"
     root = zarr.open_group(path, mode="w", zarr_format=3)
