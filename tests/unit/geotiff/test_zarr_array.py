@@ -557,7 +557,7 @@ def move(content, rng):
 
 def lie(content, rng):
     """Let a number or a word of a document be another; four bytes of anything else."""
-    found = list(re.finditer(rb"-?\\d+|\"[a-z_0-9.<|]+\"|null|true|false", content))
+    found = list(re.finditer(rb"-?\d+|\"[a-z_0-9.<|]+\"|null|true|false", content))
     if not found or content[:1] != b"{":
         at = int(rng.integers(0, max(len(content) - 4, 1)))
         content[at : at + 4] = struct.pack("<I", int(rng.choice([0, 1, 16, 0x7FFFFFFF, 0xFFFFFFFF])))
