@@ -71,7 +71,8 @@ class StoredArray:
     @property
     def dimensions(self) -> tuple[str, ...]:
         """Names of its dimensions; empty if they have none."""
-        return tuple(self.metadata.get("dimension_names") or self.attributes.get("_ARRAY_DIMENSIONS") or ())
+        names = self.metadata.get("dimension_names") or self.attributes.get("_ARRAY_DIMENSIONS")
+        return tuple(names) if isinstance(names, (list, tuple)) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,18 @@ def object_href(store: str, key: str) -> str:
 def read_store(store: str, sign: Sign | None = None) -> _Store:
     """Return what a store says of its groups and arrays, from its consolidated metadata if it has these."""
     check_read(store)
+    refused: ReadError | None = None
     for name in _DOCUMENTS:
         href = object_href(store, name)
         try:
             identity = read_identity(href, sign)
         except ReadError as error:
-            if error.__dict__.get("missing"):
-                continue
-            raise
+            details = error.__dict__
+            if details.get("transient"):
+                raise
+            if not details.get("missing"):  # buckets that nobody may list refuse what is not there
+                refused = refused or error
+            continue
         with _LOCK:
             known = _READ.get(href)
         if known is not None and known[0].same(identity):
@@ -135,6 +140,8 @@ def read_store(store: str, sign: Sign | None = None) -> _Store:
                     _READ.clear()
                 _READ[href] = identity, found
             return found
+    if refused is not None:
+        raise refused
     if store.startswith("http"):
         raise SceneError(
             f"{display(store)} has no consolidated metadata, and a web server does not list what is in a store; "
@@ -245,13 +252,15 @@ def _geobox(href: str, stored: _Store, array: StoredArray) -> GeoBox:
             raise ValueError(transform)  # noqa: TRY301 - as float() does
         text = f"EPSG:{crs}" if isinstance(crs, int) else str(crs)
         CRS.from_user_input(text)
-    except (TypeError, ValueError, CRSError) as error:
+        geobox = same_geobox((array.shape[0], array.shape[1]), place, text)
+        geobox.resolution  # noqa: B018 - of a transform whose numbers are too far apart there is none
+    except (TypeError, ValueError, CRSError, np.linalg.LinAlgError) as error:
         raise SceneError(
             f"{display(href)} does not say where its pixels are: proj:transform is {transform!r}, its CRS {crs!r}; "
             "write proj:code (or proj:epsg) and proj:transform to its attributes, or open it with xarray.open_zarr",
             href=display(href),
         ) from error
-    return same_geobox((array.shape[0], array.shape[1]), place, text)
+    return geobox
 
 
 def _overviews(stored: _Store, array: StoredArray) -> list[StoredArray]:
@@ -299,6 +308,8 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
     href = object_href(store, array.path)
     chunk, inner, codec, why = _layout(array)
     shape = (array.shape[0], array.shape[1])
+    if min(*chunk, *inner) < 1:
+        raise broken(href, f"chunks of {chunk}")
     block_bytes = prod(inner) * array.dtype.itemsize
     if block_bytes > _LARGEST_BLOCK:
         raise broken(href, f"a chunk of {block_bytes} bytes when decoded")
@@ -353,7 +364,11 @@ def _layout(array: StoredArray) -> tuple[tuple[int, int], tuple[int, int], str, 
     if codecs and codecs[0]["name"] == "sharding_indexed":
         shard = codecs[0]["configuration"]
         inner, index = tuple(shard["chunk_shape"]), [one["name"] for one in shard["index_codecs"]]
-        if len(codecs) > 1 or index != ["bytes", "crc32c"] or any(a % b for a, b in zip(chunk, inner, strict=True)):
+        if (
+            len(codecs) > 1
+            or index != ["bytes", "crc32c"]
+            or any(a % max(b, 1) for a, b in zip(chunk, inner, strict=True))
+        ):
             return chunk, inner, "", "a shard of Zarr with other codecs"
         codecs = list(shard["codecs"])
     names = [one["name"] for one in codecs]

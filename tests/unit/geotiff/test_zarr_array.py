@@ -327,6 +327,7 @@ def sound(tmp_path):
         ({"proj:transform": [float("inf")] * 6}, "where its pixels are"),
         ({"proj:shape": [5, 5]}, "where its pixels are"),
         ({"proj:shape": 5}, "where its pixels are"),
+        ({"proj:transform": [10, 2.0**63, 0, 0, -10, 0]}, "where its pixels are"),
     ],
     ids=str,
 )
@@ -347,6 +348,13 @@ def test_arrays_that_are_no_numbers(dtype, tmp_path):
 def test_arrays_that_are_not_there(sound):
     with pytest.raises(SceneError, match="has no array b; it has a"):
         read_array_header(f"{sound}/b")
+
+
+@pytest.mark.parametrize("side", [0, False, -1])
+def test_chunks_without_a_side(side, sound):
+    changed(sound, "a/.zarray", chunks=[side, 16])
+    with pytest.raises(SceneError, match=r"x\.zarr"):
+        read_array_header(f"{sound}/a")
 
 
 HUGE = [1 << 20, 1 << 31, 1 << 40, (1 << 62) + 5]

@@ -141,6 +141,26 @@ def test_over_http(stores, red):
             np.testing.assert_array_equal(read(source), red)
 
 
+def test_what_a_server_refuses(stores, red):
+    """Buckets that nobody may list answer 403 for what is not there, as for what is closed."""
+    shut = {"zarr.json"}
+
+    def fault(path, number):
+        return "403" if Path(path).name in shut else None
+
+    with fault_server(Path(stores[0]).parent, fault=fault) as server:
+        url = server.url(Path(stores[0]).name)
+        # the server of this test says 404 before it is asked
+        (Path(stores[0]) / "zarr.json").touch()
+        try:
+            np.testing.assert_array_equal(read(url), red[:1])
+            shut.add(".zmetadata")
+            with pytest.raises(ReadError, match=r"zarr\.json: access is denied"):
+                s2c.open_cube(url, bands=["B04"])
+        finally:
+            (Path(stores[0]) / "zarr.json").unlink()
+
+
 @pytest.mark.parametrize("kind", BUCKETS)
 def test_on_buckets(kind, stores, red, tmp_path):
     bare = eopf(tmp_path, DAYS[0], SIDE, consolidated=False)
