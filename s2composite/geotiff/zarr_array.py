@@ -272,10 +272,23 @@ def _overviews(stored: _Store, array: StoredArray) -> list[StoredArray]:
         above = path.rpartition("/")[0]
         if path.rpartition("/")[2] != name or above.rpartition("/")[0] != beside or len(other.shape) != 2:
             continue
+        if _corner(other) not in (None, _corner(array)) or _numbers(other) != _numbers(array):
+            continue
         factors = {divmod(full, n) for full, n in zip(array.shape, other.shape, strict=True)}
         if len(factors) == 1 and (factor := factors.pop())[0] > 1 and not factor[1] and other.dtype == array.dtype:
             coarser.append(other)
     return sorted(coarser, key=lambda other: -other.shape[0])
+
+
+def _corner(array: StoredArray) -> list[Any] | None:
+    """Return where an array begins; None if it does not say so: GeoZarr's coarsest have the transform of finer ones."""
+    transform, shape = (array.attributes.get(key) for key in ("proj:transform", "proj:shape"))
+    return transform[2:6:3] if isinstance(transform, list) and shape == list(array.shape) else None
+
+
+def _numbers(array: StoredArray) -> tuple[str, ...]:
+    """Return what the numbers of an array mean."""
+    return repr(_nodata(array)), *(repr(array.attributes.get(key)) for key in ("scale_factor", "add_offset"))
 
 
 def _nodata(array: StoredArray) -> float | None:

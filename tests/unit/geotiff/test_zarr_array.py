@@ -262,14 +262,23 @@ def test_any_window(name, layouts, window, keep):
 def test_coarser_arrays_of_the_same_area_are_overviews(tmp_path):
     root = zarr.open_group(tmp_path / "x.zarr", mode="w", zarr_format=2)
     array = numbers("u2", (60, 48))
-    coarser = {"r20m": array[::2, ::2], "r60m": array[::6, ::6], "r100m": array[::7, ::7], "r120m": array[::12, ::6]}
+    coarser = {"r20m": array[::2, ::2], "r60m": array[::6, ::6], "r100m": array[::7, ::7], "r120m": array[::12, ::12]}
     for name, each in {"r10m": array, **coarser}.items():
         root.create_array(f"{name}/b04", data=each.copy(), attributes=grid(each, float(name[1:-1])))
     root.create_array("r40m/b05", data=array[::4, ::4].copy(), attributes=grid(array[::4, ::4], 40.0))
+    # one whose transform is that of a finer one, as in GeoZarr; others of another place, or of other numbers
+    stale = {**grid(coarser["r60m"], 60.0), "proj:shape": [10, 8]}
+    root.create_array("r120m/b04", data=coarser["r120m"].copy(), attributes=stale, overwrite=True)
+    third = np.ascontiguousarray(array[::3, ::3])
+    elsewhere = {**grid(third, 30.0), "proj:transform": [30.0, 0.0, 0.0, 0.0, -30.0, 0.0]}
+    root.create_array("r30m/b04", data=third, attributes=elsewhere)
+    fourth = np.ascontiguousarray(array[::4, ::4])
+    root.create_array("r41m/b04", data=fourth, attributes={**grid(fourth, 40.0), "scale_factor": 0.1})
+    root.create_array("r42m/b04", data=fourth, attributes=grid(fourth, 40.0), fill_value=9)
     store = str(tmp_path / "x.zarr")
     header = read_array_header(f"{store}/r10m/b04")
-    assert [level.shape for level in header.levels] == [(60, 48), (30, 24), (10, 8)]
-    for level, each in enumerate((array, coarser["r20m"], coarser["r60m"])):
+    assert [level.shape for level in header.levels] == [(60, 48), (30, 24), (10, 8), (5, 4)]
+    for level, each in enumerate((array, *(coarser[name] for name in ("r20m", "r60m", "r120m")))):
         out = np.zeros((1, *each.shape), "u2")
         read_window([TileRequest(header, level, tuple(slice(0, n) for n in each.shape), (0,), out)])
         np.testing.assert_array_equal(out[0], each)
