@@ -218,6 +218,9 @@ def _unpack(coding: Coding, data: bytes | memoryview, needed: int, raw: NDArray[
     if coding.compression == "NONE":
         got = np.frombuffer(data, np.uint8)[: raw.size]
         raw[: got.size] = got
+    elif coding.compression == "BLOSC" and int.from_bytes(data[12:16], "little") != len(data):
+        # c-blosc believes its head, and reads beyond the bytes that there are
+        raise ValueError(f"it has {len(data)} bytes, by its own head {int.from_bytes(data[12:16], 'little')}")
     else:
         got = _LOSSLESS[coding.compression](data, out=raw)
     if len(got) < needed:

@@ -73,7 +73,8 @@ class StoredArray:
     @property
     def dimensions(self) -> tuple[str, ...]:
         """Names of its dimensions; empty if they have none."""
-        return tuple(self.metadata.get("dimension_names") or self.attributes.get("_ARRAY_DIMENSIONS") or ())
+        names = self.metadata.get("dimension_names") or self.attributes.get("_ARRAY_DIMENSIONS")
+        return tuple(names) if isinstance(names, (list, tuple)) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +117,18 @@ def object_href(store: str, key: str) -> str:
 def read_store(store: str, sign: Sign | None = None) -> _Store:
     """Return what a store says of its groups and arrays, from its consolidated metadata if it has these."""
     check_read(store)
+    refused: ReadError | None = None
     for name in _DOCUMENTS:
         href = object_href(store, name)
         try:
             identity = read_identity(href, sign)
         except ReadError as error:
-            if error.__dict__.get("missing"):
-                continue
-            raise
+            details = error.__dict__
+            if details.get("transient"):
+                raise
+            if not details.get("missing"):  # buckets that nobody may list refuse what is not there
+                refused = refused or error
+            continue
         with _LOCK:
             known = _READ.get(href)
         if known is not None and known[0].same(identity):
@@ -137,6 +142,8 @@ def read_store(store: str, sign: Sign | None = None) -> _Store:
                     _READ.clear()
                 _READ[href] = identity, found
             return found
+    if refused is not None:
+        raise refused
     if store.startswith("http"):
         raise SceneError(
             f"{display(store)} has no consolidated metadata, and a web server does not list what is in a store; "
@@ -151,10 +158,12 @@ def _consolidated(href: str, name: str, document: bytes) -> _Store | None:
     """Return what a document says of a store; None if it is that of the root alone."""
     buffer = default_buffer_prototype().buffer
     parts = {name: buffer.from_bytes(document)}
-    if name == ".zmetadata":
-        parts[".zgroup"] = buffer.from_bytes(b'{"zarr_format": 2}')
     with storage_errors(SceneError, f"{display(href)} is damaged, fetch it again", href, href=display(href)):
         content = json.loads(document)
+        if name == ".zmetadata":  # zarr takes what the root is from its own documents
+            root = content["metadata"]
+            parts[".zgroup"] = buffer.from_bytes(b'{"zarr_format": 2}')
+            parts[".zattrs"] = buffer.from_bytes(json.dumps(root.get(".zattrs") or {}).encode())
         if name == "zarr.json" and (content.get("node_type") == "array" or not content.get("consolidated_metadata")):
             return None
         return _described(zarr.open_group(MemoryStore(parts, read_only=True), mode="r", use_consolidated=True))
@@ -275,13 +284,15 @@ def _geobox(href: str, stored: _Store, array: StoredArray) -> GeoBox:
             raise ValueError(transform)  # noqa: TRY301 - as float() does
         text = f"EPSG:{crs}" if isinstance(crs, int) else str(crs)
         CRS.from_user_input(text)
-    except (TypeError, ValueError, CRSError) as error:
+        geobox = same_geobox((array.shape[0], array.shape[1]), place, text)
+        geobox.resolution  # noqa: B018 - of a transform whose numbers are too far apart there is none
+    except (TypeError, ValueError, CRSError, np.linalg.LinAlgError) as error:
         raise SceneError(
             f"{display(href)} does not say where its pixels are: proj:transform is {transform!r}, its CRS {crs!r}; "
             "write proj:code (or proj:epsg) and proj:transform to its attributes, or open it with xarray.open_zarr",
             href=display(href),
         ) from error
-    return same_geobox((array.shape[0], array.shape[1]), place, text)
+    return geobox
 
 
 def _overviews(stored: _Store, array: StoredArray) -> list[StoredArray]:
@@ -293,10 +304,23 @@ def _overviews(stored: _Store, array: StoredArray) -> list[StoredArray]:
         above = path.rpartition("/")[0]
         if path.rpartition("/")[2] != name or above.rpartition("/")[0] != beside or len(other.shape) != 2:
             continue
+        if _corner(other) not in (None, _corner(array)) or _numbers(other) != _numbers(array):
+            continue
         factors = {divmod(full, n) for full, n in zip(array.shape, other.shape, strict=True)}
         if len(factors) == 1 and (factor := factors.pop())[0] > 1 and not factor[1] and other.dtype == array.dtype:
             coarser.append(other)
     return sorted(coarser, key=lambda other: -other.shape[0])
+
+
+def _corner(array: StoredArray) -> list[Any] | None:
+    """Return where an array begins; None if it does not say so: GeoZarr's coarsest have the transform of finer ones."""
+    transform, shape = (array.attributes.get(key) for key in ("proj:transform", "proj:shape"))
+    return transform[2:6:3] if isinstance(transform, list) and shape == list(array.shape) else None
+
+
+def _numbers(array: StoredArray) -> tuple[str, ...]:
+    """Return what the numbers of an array mean."""
+    return repr(_nodata(array)), *(repr(array.attributes.get(key)) for key in ("scale_factor", "add_offset"))
 
 
 def _nodata(array: StoredArray) -> float | None:
@@ -329,6 +353,8 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
     href = object_href(store, array.path)
     chunk, inner, codec, why = _layout(array)
     shape = (array.shape[-2], array.shape[-1])
+    if min(*chunk, *inner) < 1:
+        raise broken(href, f"chunks of {chunk}")
     block_bytes = prod(inner) * array.dtype.itemsize
     if block_bytes > _LARGEST_BLOCK:
         raise broken(href, f"a chunk of {block_bytes} bytes when decoded")
@@ -386,7 +412,11 @@ def _layout(array: StoredArray) -> tuple[tuple[int, int], tuple[int, int], str, 
     if codecs and codecs[0]["name"] == "sharding_indexed":
         shard = codecs[0]["configuration"]
         inner, index = tuple(shard["chunk_shape"]), [one["name"] for one in shard["index_codecs"]]
-        if len(codecs) > 1 or index != ["bytes", "crc32c"] or any(a % b for a, b in zip(chunk, inner, strict=True)):
+        if (
+            len(codecs) > 1
+            or index != ["bytes", "crc32c"]
+            or any(a % max(b, 1) for a, b in zip(chunk, inner, strict=True))
+        ):
             return chunk, inner, "", "a shard of Zarr with other codecs"
         codecs = list(shard["codecs"])
     names = [one["name"] for one in codecs]

@@ -78,6 +78,7 @@ _WARPED = ("dtype", "bands")
 
 def _properties(headers: Sequence[Header]) -> dict[str, str]:
     first, transform = headers[0], headers[0].geobox.transform
+    none = (0.0, math.nan)  # what `Stack.fill` is for integers and for floats of files that declare none
     return {
         "size": " + ".join(f"{h.geobox.shape.x} x {h.geobox.shape.y}" for h in headers),
         "crs": str(first.geobox.crs),
@@ -85,7 +86,8 @@ def _properties(headers: Sequence[Header]) -> dict[str, str]:
         "resolution": f"({transform.a:.10g}, {transform.e:.10g})",
         "dtype": " + ".join(h.dtype.name for h in headers),
         "bands": " + ".join(str(h.bands - (h.alpha is not None)) for h in headers),
-        "nodata": " + ".join(str(h.nodata) for h in headers),
+        # ESA's JPEG 2000 declare none
+        "nodata": " + ".join(str(none[h.dtype.kind == "f"] if h.nodata is None else h.nodata) for h in headers),
     }
 
 

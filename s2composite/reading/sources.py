@@ -341,6 +341,8 @@ def _with_shift(parts: Sequence[BandSource], shift: float) -> tuple[BandSource, 
 def conversion_of(values: Values, dtype: np.dtype[Any], options: ReadOptions) -> Conversion:
     """Return the conversion of a band's values."""
     shift = 0.0 if options.harmonise is False or values.shift is None else values.shift
+    if dtype.kind in "ui" and abs(shift) > np.iinfo(dtype).max:  # 8 bits are not ESA's numbers
+        shift = 0.0
     if not options.reflectance or values.classes or values.scale is None:
         return Conversion(shift, classes=values.classes or options.classes)
     saturated = float(np.iinfo(dtype).max) if dtype.kind in "ui" else None

@@ -335,6 +335,8 @@ def _decode(request: TileRequest, tile: _Tile, data: memoryview, scratch: NDArra
 
 def _decode_pixels(level: Level, tile: _Tile, data: memoryview, rows: int, out: NDArray[Any]) -> None:
     blocks = level.objects.blosc[tile.source] if level.objects is not None and level.objects.blosc else None
+    if level.objects is not None and level.coding.compression == "NONE" and len(data) != out.nbytes:
+        raise CorruptTileError(f"it holds {len(data)} bytes instead of {out.nbytes}")
     if blocks is None:
         decode_tile(level.coding, data, rows, out)
     else:  # some rows of a chunk

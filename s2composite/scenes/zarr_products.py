@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from s2composite.errors import SceneError
+from s2composite.errors import ReadError, SceneError
 from s2composite.geotiff.zarr_array import ANGLES, StoredArray, object_href, read_store, split_store
 from s2composite.scenes.names import parse_name
 from s2composite.storage.files import display
@@ -16,6 +16,7 @@ __all__ = ["item_of_store", "with_arrays"]
 
 _CODE = re.compile(r"b(0[1-9]|1[0-2]|8a)|scl|cld|snw|aot|wvp", re.IGNORECASE)
 _TYPE = "application/vnd.zarr"
+_UNREADABLE = {"product"}  # the only asset of a store whose metadata cannot be read
 _READS = 32  # stores whose metadata are read at once
 
 
@@ -27,16 +28,18 @@ def item_of_store(href: str) -> dict[str, Any]:
     found = split_store(href)
     assert found is not None
     store, path = found
-    attributes = read_store(store).attributes[""]
+    assets = _assets(store, [path])
+    attributes = {} if assets.keys() == _UNREADABLE else read_store(store).attributes[""]
     item: Mapping[str, Any] = attributes.get("stac_discovery") or {}
     properties = dict(item.get("properties") or {})
     if not (properties.get("datetime") or properties.get("start_datetime")):
         parsed = parse_name(store)
-        properties |= {"datetime": parsed.time.isoformat(), "platform": parsed.platform, "orbit": parsed.orbit}
-        properties |= {"s2:processing_baseline": parsed.baseline} if parsed.baseline else {}
+        properties |= {"datetime": parsed.time.isoformat(), "platform": parsed.platform}
+        told = {"sat:relative_orbit": parsed.orbit, "s2:processing_baseline": parsed.baseline}
+        properties |= {key: value for key, value in told.items() if value is not None}
     name = re.sub(r"\.(SAFE|zarr)$", "", str(item.get("id") or display(store).rpartition("/")[2]), flags=re.IGNORECASE)
     facts = {key: item.get(key) for key in ("bbox", "geometry") if item.get(key)}
-    return {**facts, "type": "Feature", "id": name, "properties": properties, "assets": _assets(store, [path])}
+    return {**facts, "type": "Feature", "id": name, "properties": properties, "assets": assets}
 
 
 def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -50,7 +53,8 @@ def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         others = {}
         for key, asset in (item.get("assets") or {}).items():
             found = split_store(str(asset["href"])) if asset and asset.get("href") else None
-            hidden = {"metadata", "thumbnail", "overview"} & set((asset or {}).get("roles") or ())
+            roles = set((asset or {}).get("roles") or ())
+            hidden = {"metadata", "thumbnail", "overview"} & roles and "data" not in roles
             if found is None or hidden or display(str(asset["href"])).endswith((".json", ".zmetadata")):
                 others[key] = asset
             else:
@@ -66,7 +70,10 @@ def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
     """Return the arrays ``(y, x)`` with a grid at or below some paths: measurements first, the finest of a name."""
-    stored = read_store(store)
+    try:
+        stored = read_store(store)
+    except (ReadError, SceneError):  # again where its header is read: on_error= says what becomes of the scene
+        return {name: {"href": store, "type": _TYPE} for name in _UNREADABLE}
     found: dict[str, StoredArray] = {}
     ranks: dict[str, tuple[bool, tuple[int, ...]]] = {}
     for array in stored.arrays.values():

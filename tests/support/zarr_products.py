@@ -4,6 +4,7 @@ and as JPEG 2000.
 Their attributes are cut from those of a real product (S2A, 2025-10-08, T32TQM, baseline 05.11).
 """
 
+import warnings
 from pathlib import Path
 
 import numcodecs
@@ -11,10 +12,18 @@ import numpy as np
 import rasterio
 import zarr
 from affine import Affine
+from zarr.errors import ZarrUserWarning
 
 BANDS = ("b02", "b03", "b04", "b08")
 WEST, NORTH, EPSG = 699960.0, 4700040.0, 32632
 DAYS = (1, 4, 7)
+
+
+def consolidate(store):
+    """Write the metadata of all arrays of a store to one document, as products have it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)  # it is no part of the specification of v3
+        zarr.consolidate_metadata(str(store))
 
 
 def name_of(day, baseline="05.11"):
@@ -119,7 +128,7 @@ def eopf(directory, day, side=120, *, chunk=50, consolidated=True, baseline="05.
             put(f"conditions/mask/detector_footprint/r10m/{name}", (array % 7).astype("u1"), 10.0, None)
             put(f"quality/mask/r10m/{name}", np.full(array.shape, 3, "u1"), 10.0, None)
     if consolidated:
-        zarr.consolidate_metadata(root.store)
+        consolidate(path)
     return path
 
 
@@ -127,7 +136,7 @@ def reflectance_of(array):
     return np.where(array == 0, np.nan, array * 1e-4 - 0.1).astype("f4")
 
 
-def geozarr(directory, day, side=120, *, inner=20, consolidated=True, baseline="05.11"):
+def geozarr(directory, day, side=120, *, inner=10, consolidated=True, baseline="05.11"):
     """Write the GeoZarr made of it, reflectances as floats in one shard for each array, and return its path."""
     path = Path(directory) / f"{name_of(day, baseline)}.zarr"
     root = zarr.open_group(path, mode="w", zarr_format=3)
@@ -157,7 +166,7 @@ def geozarr(directory, day, side=120, *, inner=20, consolidated=True, baseline="
         else:
             put(PLACES[name], array, resolution)
     if consolidated:
-        zarr.consolidate_metadata(root.store)
+        consolidate(path)
     return path
 
 
