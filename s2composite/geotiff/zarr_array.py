@@ -49,9 +49,10 @@ _LARGEST_BLOCK = 1 << 30  # bytes of a decoded tile, as for TIFF
 _MOST_OBJECTS, _MOST_TILES = 1 << 17, 1 << 22  # of an array, which are held in memory: 40 MB, 64 MB
 _MOST_BLOCKS = 1 << 20  # of a Blosc chunk
 
-# A Blosc chunk larger than this is read by rows, at least so many bytes and blocks at a time: a block at the border of
-# two tiles is fetched and decoded for both. ESA's blocks of 128 KiB are 12 rows, and a tile 122: a tenth is read twice.
-_LARGE_CHUNK, _LEAST_TILE, _LEAST_BLOCKS = 4 << 20, 1 << 20, 3.5
+# A Blosc chunk larger than this is read by rows, at least a quarter of this and so many blocks at a time: a block at the
+# border of two tiles is fetched and decoded for both. ESA's blocks of 128 KiB are 12 rows, and a tile 122: a tenth is
+# read twice.
+_LARGE_CHUNK, _LEAST_BLOCKS = 4 << 20, 3.5
 _HEAD = 2048  # bytes of a Blosc chunk in which the places of its blocks are looked for: 508 blocks
 
 _NOT_STORED = np.uint64(2**64 - 1)  # of an inner chunk that a shard does not hold
@@ -172,8 +173,6 @@ def _consolidated(href: str, name: str, document: bytes) -> _Store | None:
 def _described(group: zarr.Group) -> _Store:
     attributes, arrays = {"": dict(group.attrs)}, {}
     for path, node in group.members(max_depth=None):
-        if not {"", ".", ".."}.isdisjoint(path.split("/")):
-            continue  # it would lead out of the store, which a process may be limited to
         if isinstance(node, zarr.Group):
             attributes[path] = dict(node.attrs)
         else:
@@ -511,7 +510,7 @@ def _by_rows(
     row = chunk[1] * np.dtype(how.dtype).itemsize  # bytes
     found = [_found(lambda one: _blosc_blocks(one, chunk[0] * row, sign), href) for href in hrefs]
     block = max((blocks.block for blocks, _ in found if blocks is not None), default=chunk[0] * row)
-    most = int(chunk[0] * row / max(_LEAST_TILE, _LEAST_BLOCKS * block))  # tiles in a chunk
+    most = int(chunk[0] * row / max(_LARGE_CHUNK / 4, _LEAST_BLOCKS * block))  # tiles in a chunk
     height = chunk[0] // next((n for n in range(most, 1, -1) if chunk[0] % n == 0), 1)
     rows, columns = (-(-n // side) for n, side in zip(shape, (height, chunk[1]), strict=True))
     offsets, counts = np.zeros((2, rows, columns), np.uint64)
