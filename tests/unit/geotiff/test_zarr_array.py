@@ -93,7 +93,9 @@ DTYPES = ("u1", "u2", "f4", *(pytest.param(dtype, marks=pytest.mark.slow) for dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("chunk", [(64, 47), (80, 64), pytest.param((16, 32), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "chunk", [(64, 47), *(pytest.param(c, marks=pytest.mark.slow) for c in ((80, 64), (16, 32)))], ids=str
+)
 def test_v2_codecs_are_without_loss(dtype, chunk, small_rows, tmp_path):
     array, cut = numbers(dtype), 0
     fill = 9 if dtype != "f4" else np.nan
@@ -598,7 +600,7 @@ def lie(content, rng):
 
 
 @pytest.mark.parametrize("damage", [flip, cut, move, lie])
-@pytest.mark.parametrize("rounds", [8, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(250, marks=pytest.mark.slow)])
 def test_damage_is_an_error_of_ours_or_a_picture(damage, rounds, small_rows, tmp_path):
     array, rng = numbers("u2"), np.random.default_rng(14)
     layouts = {
@@ -671,7 +673,7 @@ def test_a_window_costs_the_blocks_that_it_needs(tmp_path):
             server.state.sent = 0
 
 
-@pytest.mark.parametrize("status", ["403", "500", "503"])
+@pytest.mark.parametrize("status", ["403", "500", pytest.param("503", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", ["chunks", "rows", "shards"])
 def test_a_chunk_that_is_refused_is_no_fill_value(status, layout, small_rows, tmp_path):
     options = {
