@@ -662,11 +662,11 @@ def test_a_window_costs_the_blocks_that_it_needs(tmp_path):
             assert result.bytes == cost
             level = header.levels[0]
             if name == "rows.zarr":
-                assert header.block == (250, 1450)
+                assert header.block == (375, 1450)  # the least of a MiB
                 (blocks,) = level.objects.blosc
-                some = blocks.holding(500 * 2900, 1000 * 2900)
+                some = blocks.holding(375 * 2900, 1125 * 2900)
                 assert cost <= 1.1 * (blocks.stops - blocks.starts)[some].sum()
-                assert cost < 0.4 * (tmp_path / "rows.zarr/a/0.0").stat().st_size
+                assert cost < 0.6 * (tmp_path / "rows.zarr/a/0.0").stat().st_size
             else:
                 least = int(level.counts.reshape(level.grid)[7, 2].sum())
                 assert cost <= 1.1 * least
