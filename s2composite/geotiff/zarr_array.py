@@ -49,7 +49,7 @@ _LARGEST_BLOCK = 1 << 30  # bytes of a decoded tile, as for TIFF
 _MOST_OBJECTS, _MOST_TILES = 1 << 17, 1 << 22  # of an array, which are held in memory: 40 MB, 64 MB
 _MOST_BLOCKS = 1 << 20  # of a Blosc chunk
 
-# A Blosc chunk larger than this is read by rows, at least a quarter of this and so many blocks at a time: a block at the
+# A Blosc chunk larger than this is read by rows, a quarter of this and so many blocks at a time or more: a block at the
 # border of two tiles is fetched and decoded for both. ESA's blocks of 128 KiB are 12 rows, and a tile 122: a tenth is
 # read twice.
 _LARGE_CHUNK, _LEAST_BLOCKS = 4 << 20, 3.5
