@@ -1,10 +1,12 @@
 """Draw the pictures of the front page and of the guides: a season of generated scenes, as the library draws it.
 
-Run it anywhere: ``python docs/pictures.py``. It takes a minute on two cores.
+Run it anywhere: ``python docs/pictures.py``. It takes a minute on two cores. With a directory of true-colour scenes it
+draws only their first and last month, without and with masks from the series: ``python docs/pictures.py scenes``.
 """
 
 from __future__ import annotations
 
+import sys
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,6 +59,22 @@ def main() -> None:
         keep("temporal_mask.png", figure)
 
 
+def months(directory: str) -> None:
+    """Draw the first and the last month of real scenes, without and with masks from the series."""
+    cube = s2c.open_cube(directory)
+    figure, axes = plt.subplots(2, 2, figsize=(9, 9), layout="constrained")
+    for row, (title, more) in zip(
+        axes, (("default rules", []), ("with TemporalMask()", ["temporal_mask"])), strict=True
+    ):
+        comp = s2c.composite(cube, valid=["nodata", "saturated", *more], period="month").compute()
+        for ax, number in zip(row, (0, -1), strict=True):
+            month = comp["composite"].isel(time=number)
+            ax.imshow(month.transpose("y", "x", "band"))
+            ax.set_title(f"{month['time'].dt.strftime('%B %Y').item()}, {title}")
+            ax.set_axis_off()
+    keep("temporal_mask_months.png", figure)
+
+
 if __name__ == "__main__":
     plt.switch_backend("agg")
-    main()
+    months(sys.argv[1]) if sys.argv[1:] else main()
