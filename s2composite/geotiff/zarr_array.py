@@ -38,9 +38,21 @@ from s2composite.storage.files import display, filesystem, is_remote, storage_er
 from s2composite.storage.http import Identity, Sign, read_head, read_identity, read_range
 from s2composite.storage.urls import check_read
 
-__all__ = ["ANGLES", "StoredArray", "object_href", "read_array_header", "read_chunks", "read_store", "split_store"]
+__all__ = [
+    "ANGLES",
+    "SUN_ANGLES",
+    "StoredArray",
+    "object_href",
+    "read_array_header",
+    "read_chunks",
+    "read_store",
+    "split_store",
+]
 
-ANGLES = ("angle", "y", "x")  # dimensions of an array of angles
+# dimensions of arrays of angles: of the sun, and of the sensor, whose detectors each see a part of the pass
+_SUN, _VIEW = ("angle", "y", "x"), ("band", "detector", "angle", "y", "x")
+ANGLES = (_SUN, _VIEW)
+SUN_ANGLES = ("sun_zenith", "sun_azimuth")
 
 _DOCUMENTS = ("zarr.json", ".zmetadata")  # that hold the metadata of a whole store, if these are consolidated
 _NODES = ("zarr.json", ".zgroup", ".zarray")  # one of which every group and array has
@@ -205,7 +217,7 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
         raise SceneError(
             f"{display(href)}: the store has no array {path}; it has {_listed(stored)}", href=display(href)
         )
-    if array.dimensions == ANGLES:
+    if array.dimensions in ANGLES:
         return _angles(href, store, stored, array)
     if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape or not check_dtype(array.dtype.name):
         raise SceneError(
@@ -244,13 +256,20 @@ def _angles(href: str, store: str, stored: _Store, array: StoredArray) -> Header
     if code is None:
         raise SceneError(f"{display(href)}: no band of its store has a CRS (proj:epsg)", href=display(href))
     with storage_errors(SceneError, f"cannot read the grid of {display(href)}", href, href=display(href)):
-        arrays = (zarr.open_array(_zarr_store(store), path=f"{group}/{name}", mode="r") for name in ANGLES)
-        names, y, x = (np.asarray(one[:]) for one in arrays)
+        points = {
+            name: np.asarray(zarr.open_array(_zarr_store(store), path=f"{group}/{name}", mode="r")[:])
+            for name in array.dimensions
+        }
+        y, x = points["y"], points["x"]
         step_y, step_x = float(y[1] - y[0]), float(x[1] - x[0])
         transform = Affine(step_x, 0, float(x[0]) - step_x / 2, 0, step_y, float(y[0]) - step_y / 2)
         geobox = same_geobox((len(y), len(x)), transform, f"EPSG:{code}" if isinstance(code, int) else str(code))
     level, why = _level(store, array, None)
-    kind = "sun" if "sun" in array.path.rpartition("/")[2] else "view"
+    names = [f"sun_{angle}" for angle in points["angle"]]
+    if array.dimensions == _VIEW:
+        names = [f"view_{angle}_{str(band).upper()}" for band in points["band"] for angle in points["angle"]]
+    elif tuple(names) != SUN_ANGLES:
+        raise broken(href, f"its angles are {', '.join(names)}")
     return Header(
         href,
         Identity(array.dtype.itemsize * prod(array.shape), hashlib.sha256(repr(array).encode()).hexdigest()[:32]),
@@ -258,7 +277,7 @@ def _angles(href: str, store: str, stored: _Store, array: StoredArray) -> Header
         len(names),
         array.dtype.newbyteorder("="),
         _nodata(array),
-        tuple(f"{kind}_{name}" for name in names),
+        tuple(names),
         (level,),
         undecodable=why,
     )
@@ -366,7 +385,7 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
         predictor=1,
         photometric="MINISBLACK",
         interleave="band",
-        samples=1 if len(array.shape) == 2 else array.shape[0],
+        samples=1,
         dtype=array.dtype.str,
         bits=8 * array.dtype.itemsize,
         tables=b"",
@@ -574,5 +593,8 @@ def read_chunks(
     facts = {"href": label, "transient": is_remote(href), "retries": 0}
     with storage_errors(ReadError, f"{label}: zarr cannot read it", href, **facts):
         array = zarr.open_array(_zarr_store(found[0]), path=found[1], mode="r")
-        whole = np.asarray(array[window] if array.ndim == 2 else array[(slice(None), *window)])
+        whole = np.asarray(array[(..., *window)])
+        if whole.ndim == len(_VIEW):  # of the first detector that sees a point
+            sees = np.isnan(whole).argmin(axis=1)[:, None]
+            whole = np.take_along_axis(whole, sees, axis=1)
         out[...] = whole.reshape(-1, *whole.shape[-2:])[list(bands)]

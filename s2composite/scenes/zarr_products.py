@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from s2composite.errors import ReadError, SceneError
-from s2composite.geotiff.zarr_array import ANGLES, StoredArray, object_href, read_store, split_store
+from s2composite.geotiff.zarr_array import ANGLES, SUN_ANGLES, StoredArray, object_href, read_store, split_store
 from s2composite.scenes.names import parse_name
 from s2composite.storage.files import display
 
@@ -81,7 +81,7 @@ def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
         grid = {**stored.attributes.get(array.path.rpartition("/")[0], {}), **array.attributes}
         placed = any(key in grid for key in ("proj:transform", "spatial:transform"))
         flat = placed and len(array.shape) == 2 and array.dimensions in ((), ("y", "x"))
-        if not inside or not (flat or array.dimensions == ANGLES):
+        if not inside or not (flat or array.dimensions in ANGLES):
             continue
         name = array.path.rpartition("/")[2]
         name = name.upper() if _CODE.fullmatch(name) else name
@@ -102,6 +102,7 @@ def _assets(store: str, paths: Sequence[str]) -> dict[str, Any]:
             "data_type": array.dtype.name,
             "proj:shape": list(array.shape[-2:]),
             **{key: array.attributes[key] for key in ("proj:transform", "proj:epsg") if key in array.attributes},
+            **({"bands": [{"name": one} for one in SUN_ANGLES]} if array.dimensions == ANGLES[0] else {}),
         }
         for name, array in found.items()
     }

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+import zarr
 
 import s2composite as s2c
 from s2composite.cube.open import stack_of
-from s2composite.errors import GridError
+from s2composite.errors import GridError, SceneError
 from s2composite.geotiff import zarr_array
 from s2composite.jobs.schema import load_job
 from s2composite.runner.run import run_job
 from support.http_faults import fault_server
-from support.zarr_products import DAYS, PLACES, eopf, geozarr, pixels_of, rasters
+from support.zarr_products import DAYS, PLACES, consolidate, eopf, geozarr, pixels_of, rasters
 
 RULES = [s2c.Nodata(), s2c.SCL(cleanup=(("opening", 1), ("dilation", 2)))]
 
@@ -192,3 +193,55 @@ def test_pixels_are_there(products):
     """That all formats agree would mean nothing if all were empty."""
     values = s2c.open_cube(products["mixed"], bands=["B04"], harmonise=False).values[:, 0]
     np.testing.assert_array_equal(values, np.stack([pixels_of(day)["b04"] for day in DAYS]))
+
+
+def with_angles(store, version):
+    """Add angles in points 5 km apart: of the sun, and of two bands seen by three detectors, the second by none."""
+    points = np.arange(23)
+    sun = np.stack([40 + 0.1 * points[:, None] + 0.01 * points, np.full((23, 23), 150.0)])
+    view = np.full((2, 3, 2, 23, 23), np.nan)
+    view[:, 0, :, :, :12], view[:, 2, :, :, 10:] = 1, 3
+    view += 10 * np.arange(2)[:, None, None, None, None] + 100 * np.arange(2)[:, None, None]
+    arrays = {
+        "x": (699960 + 5000 * points, ["x"]),
+        "y": (4700040 - 5000 * points, ["y"]),
+        "angle": (np.array(["zenith", "azimuth"]), ["angle"]),
+        "band": (np.array(["b04", "b8a"]), ["band"]),
+        "detector": (np.arange(3), ["detector"]),
+        "sun_angles": (sun, ["angle", "y", "x"]),
+        "viewing_incidence_angles": (view, ["band", "detector", "angle", "y", "x"]),
+    }
+    root = zarr.open_group(store, mode="r+", zarr_format=version, use_consolidated=False)
+    for name, (values, dimensions) in arrays.items():
+        named = {"attributes": {"_ARRAY_DIMENSIONS": dimensions}} if version == 2 else {"dimension_names": dimensions}
+        array = root.create_array(
+            f"conditions/geometry/{name}", shape=values.shape, dtype=values.dtype, fill_value=None, **named
+        )
+        array[:] = values
+    consolidate(store)
+    return sun, view
+
+
+@pytest.mark.filterwarnings("ignore:The data type:zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize(("make", "version"), [(eopf, 2), (geozarr, 3)])
+def test_angles_are_bands(make, version, tmp_path):
+    store = str(make(tmp_path, 1))
+    sun, view = with_angles(store, version)
+    cube = s2c.open_cube(store, bands=["sun_zenith", "sun_azimuth"])
+    np.testing.assert_array_equal(cube[0], sun)
+    assert (cube.x.values[:2] == [699960, 704960]).all()  # a pixel lies around its point
+    assert (cube.y.values[:2] == [4700040, 4695040]).all()
+    seen = s2c.open_cube(store, bands=["view_azimuth_B8A", "view_zenith_B04"])[0].values
+    np.testing.assert_array_equal(seen[0], np.where(np.arange(23) < 12, view[1, 0, 1], view[1, 2, 1]))
+    np.testing.assert_array_equal(seen[1], np.where(np.arange(23) < 12, view[0, 0, 0], view[0, 2, 0]))
+    fine = s2c.open_cube(store, bands=["B04", "sun_zenith"], resampling={"sun_zenith": "bilinear"}, reflectance=True)
+    y, x = (np.abs(fine[axis].values - fine[axis].values[0]) + 5 for axis in ("y", "x"))  # metres from the first point
+    np.testing.assert_allclose(fine[0, 1], 40 + 0.1 * y[:, None] / 5000 + 0.01 * x / 5000, atol=1e-5)
+
+
+def test_angles_in_another_order_are_not_mixed_up(tmp_path):
+    store = str(eopf(tmp_path, 1))
+    with_angles(store, 2)
+    zarr.open_array(f"{store}/conditions/geometry/angle", mode="r+")[:] = np.array(["azimuth", "zenith"])
+    with pytest.raises(SceneError, match="its angles are sun_azimuth, sun_zenith"):
+        s2c.open_cube(store, bands=["sun_zenith"])
