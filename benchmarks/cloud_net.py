@@ -50,7 +50,7 @@ def against_bare_runtime(cube, rule):
 
     def ours():
         tile_masks._TILES.clear()
-        list(mask.begin(region)([region], np.zeros(1, bool)))
+        list(mask.begin(region)([region], np.zeros(1, bool), [None]))
 
     Network.probabilities = counted
     ours()
