@@ -215,7 +215,8 @@ def with_alternate(items: Sequence[Mapping[str, Any]], name: str | None) -> list
 # --- scenes ---------------------------------------------------------------------------------------------------------
 
 _RASTER_TYPES = (
-    "image/tiff", "image/vnd.stac.geotiff", "image/x.geotiff", "image/geotiff", "image/jp2", "application/vnd.zarr",
+    "image/tiff", "image/vnd.stac.geotiff", "image/x.geotiff", "image/geotiff", "image/jp2", "image/vnd.zarr",
+    "application/vnd.zarr",
 )  # fmt: skip
 _NO_DATA_ROLES = {"thumbnail", "overview", "metadata", "tilejson", "index", "browse", "archive", "hidden"}
 _GRANULE = re.compile(r"(?<![A-Za-z0-9])T?((?:0?[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])(?![A-Za-z0-9])")

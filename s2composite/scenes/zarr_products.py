@@ -17,6 +17,7 @@ __all__ = ["item_of_store", "with_arrays"]
 _CODE = re.compile(r"b(0[1-9]|1[0-2]|8a)|scl|cld|snw|aot|wvp", re.IGNORECASE)
 _TYPE = "application/vnd.zarr"
 _UNREADABLE = {"product"}  # the only asset of a store whose metadata cannot be read
+_PLACES = ("/", "s3://", "gs://", "http://", "https://")
 _READS = 32  # stores whose metadata are read at once
 
 
@@ -52,10 +53,13 @@ def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         groups: dict[str, list[str]] = {}
         others = {}
         for key, asset in (item.get("assets") or {}).items():
-            found = split_store(str(asset["href"])) if asset and asset.get("href") else None
+            href = str((asset or {}).get("href") or "")
+            said = f"{href} {(asset or {}).get('type') or ''}".lower()
+            # other assets may be anywhere, and are not looked at here
+            found = split_store(href) if "zarr" in said and href.startswith(_PLACES) else None
             roles = set((asset or {}).get("roles") or ())
             hidden = {"metadata", "thumbnail", "overview"} & roles and "data" not in roles
-            if found is None or hidden or display(str(asset["href"])).endswith((".json", ".zmetadata")):
+            if found is None or hidden or display(href).endswith((".json", ".zmetadata")):
                 others[key] = asset
             else:
                 groups.setdefault(found[0], []).append(found[1])

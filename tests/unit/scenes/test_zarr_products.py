@@ -271,3 +271,15 @@ def test_a_damaged_chunk_loses_its_own_pixels(stores, red, tmp_path):
     assert not values[1, 20:40, 20:40].any()
     values[1, 20:40, 20:40] = red[1, 20:40, 20:40]
     np.testing.assert_array_equal(values, red)
+
+
+def test_assets_in_places_that_nobody_reads_do_not_matter(tmp_path):
+    """Catalogues have them beside rasters; only those that are asked for are opened."""
+    assets = {
+        "B04": {"href": str(tmp_path / "B04.tif"), "type": "image/tiff"},
+        "cube": {"href": "abfs://container/cube.zarr", "type": "application/vnd+zarr"},
+        "archive": {"href": "ftp://host/product.zip", "type": "application/zip"},
+    }
+    item = {"type": "Feature", "id": "a", "properties": {"datetime": "2025-10-01T10:00:41Z"}, "assets": assets}
+    (scene,) = s2c.find_scenes(item)
+    assert [asset.name for asset in scene.assets] == ["B04"]
