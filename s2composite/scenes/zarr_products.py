@@ -64,8 +64,16 @@ def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             else:
                 groups.setdefault(found[0], []).append(found[1])
         arrays: dict[str, Any] = {}
+        rasters = any(str((asset or {}).get("type")).startswith("image/") for asset in others.values())
         for store, paths in groups.items():
-            arrays = _assets(store, paths) | arrays
+            try:
+                found_here = _assets(store, paths)
+            except SceneError:  # a store of something else, beside the rasters of the scene
+                found_here = {}
+                if not rasters:
+                    raise
+            if not (rasters and found_here.keys() == _UNREADABLE):
+                arrays = found_here | arrays
         return {**item, "assets": {**others, **arrays}} if groups else item
 
     with ThreadPoolExecutor(_READS) as pool:

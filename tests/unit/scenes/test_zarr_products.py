@@ -279,6 +279,7 @@ def test_assets_in_places_that_nobody_reads_do_not_matter(tmp_path):
         "B04": {"href": str(tmp_path / "B04.tif"), "type": "image/tiff"},
         "cube": {"href": "abfs://container/cube.zarr", "type": "application/vnd+zarr"},
         "archive": {"href": "ftp://host/product.zip", "type": "application/zip"},
+        "gone": {"href": str(tmp_path / "gone.zarr"), "type": "application/vnd+zarr"},
     }
     item = {"type": "Feature", "id": "a", "properties": {"datetime": "2025-10-01T10:00:41Z"}, "assets": assets}
     (scene,) = s2c.find_scenes(item)
