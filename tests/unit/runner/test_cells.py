@@ -161,6 +161,7 @@ def test_windows_of_the_next_cell_are_made_while_one_is_finished(tmp_path):
     assert taken.read_bytes() == b"somebody else's"
     names = [name for name in cells if together.get(name)]
     assert len(names) > 3
+    assert {name: together[name].error for name in names} == dict.fromkeys(names)
     assert all(together[name].paths for name in names)
     ledgers = [read_ledger(str(tmp_path / f"together_{name}.tif")) for name in names]
     done = [[event["at"] for event in events if event["event"] == "done"] for events in ledgers]
