@@ -487,10 +487,10 @@ def upsample(
             f"from ({top}, {left}) on; read more of it"
         )
     rows = (np.arange(height) + top) // factor
-    columns = (np.arange(width) + left) // factor
     out = None if memory is None else memory[: len(valid) * height * width].reshape(-1, height, width)
     # Columns of the few rows first: whole rows are then copied as they are. "raise" would go through a copy of `out`.
-    return np.take(np.take(valid, columns, axis=2), rows, axis=1, out=out, mode="clip")
+    columns = valid.repeat(factor, axis=2)[:, :, left : left + width]
+    return np.take(columns, rows, axis=1, out=out, mode="clip")
 
 
 def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:
