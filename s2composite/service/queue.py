@@ -101,6 +101,7 @@ class JobStore:
             connection = self._lock.enter_context(self._engine.connect().execution_options(**options))
             locked = bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar_one())
         if not locked:
+            self.close()
             raise ParameterError(
                 f"database {name}: another service runs jobs from it; stop that one, or name another database"
             )

@@ -37,7 +37,9 @@ def app(places, tmp_path, monkeypatch):
     monkeypatch.setattr(WindowPool, "make", made)
     settings = {"read": [f"{places}/in", "gs://bucket/"], "write": [f"{places}/out"], "storage": f"{places}/store"}
     limits = {"jobs": 10**6}
-    return create_app(load_settings({**settings, "state": str(tmp_path / "state"), "limits": limits}), TOKEN)
+    made_app = create_app(load_settings({**settings, "state": str(tmp_path / "state"), "limits": limits}), TOKEN)
+    yield made_app
+    made_app.state.backend.store.close()  # as at the end of a service's run, which there is none of here
 
 
 def scope_of(method, path, query, headers):
