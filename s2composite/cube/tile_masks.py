@@ -310,7 +310,8 @@ class SeriesMask:
         """Return which observations of a window may be used, ``(t, y, x)``, and which scenes failed."""
         region, inner = with_halo(window, self.rule.grow + halo_of(_SPECKLE), self.stack.shape[2:])
         every = range(len(self.stack.scenes))
-        (bad, seen, lost), failed = tile_planes(self.token, region, self.SIDE, self.stack, every, self._evaluate)
+        tiles = Tiling((0, 0), (self.SIDE, self.SIDE))
+        (bad, seen, lost), failed = tile_planes(self.token, region, tiles, self.stack, every, self._evaluate)
         bad = (bad | dilation(apply_steps(bad, _SPECKLE), self.rule.grow))[(slice(None), *inner)]
         seen, lost = seen[(slice(None), *inner)], lost[(slice(None), *inner)]
         few = (seen & ~bad).sum(axis=0) < self.rule.min_left
@@ -499,7 +500,7 @@ _TILES: OrderedDict[Hashable, _TileBits] = OrderedDict()
 def tile_planes(
     token: str,
     region: Window,
-    tiles: int | Tiling,
+    tiles: Tiling,
     stack: Stack,
     scenes: Sequence[int],
     evaluate: Callable[[Window, Sequence[int], _Share], Iterator[_Evaluated]],
@@ -509,17 +510,16 @@ def tile_planes(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return planes of bits of a region of a stack's grid, ``(plane, t, y, x)``, and scenes that failed, ``(t,)``.
 
-    They are assembled from tiles, or square ones of that side. `evaluate` computes tiles that are not cached, at least
+    They are assembled from tiles. `evaluate` computes tiles that are not cached, at least
     for the scenes that it is given, `at_once` at most; a thread evaluates those that no other has begun, and waits for
     the others, or takes part in what they share. `shared`: results are shared with other processes, so each begins with
     another scene.
     """
-    tiling = Tiling((0, 0), (tiles, tiles)) if isinstance(tiles, int) else tiles
     out: NDArray[np.bool_] | None = None
     failed = np.zeros(len(scenes), bool)
     first = int(len(scenes) * (os.getpid() * 0.618 % 1)) if shared else 0
     order = [*scenes[first:], *scenes[:first]]
-    for number, (y, x) in tiling.within(region, stack.shape[2:]):
+    for number, (y, x) in tiles.within(region, stack.shape[2:]):
         with _LOCK:
             tile = _TILES.setdefault((token, *number), _TileBits())
             _TILES.move_to_end((token, *number))
