@@ -7,8 +7,10 @@ import json
 import math
 import struct
 import threading
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -336,10 +338,11 @@ def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def load_record(parts: Parts, name: str) -> Mapping[str, NDArray[Any]]:
     """Return what is noted of a window, as arrays; raises a WriteError if that is gone or damaged."""
     data, where = parts.read(name), display(join(parts.root, name))
-    if data.startswith(b"PK"):  # of a run before 0.1, which is gone on with
-        with _ONE_THREAD, np.load(io.BytesIO(data), allow_pickle=False) as record:
-            return dict(record)
+    # The checksum decides: one in 65536 begins with PK, as the ZIP files do that runs before 0.1 have left.
     if data[:4] != struct.pack("<I", zlib.crc32(memoryview(data)[4:])):
+        if data.startswith(b"PK"):
+            with suppress(ValueError, zipfile.BadZipFile), _ONE_THREAD:
+                return dict(np.load(io.BytesIO(data), allow_pickle=False))
         raise WriteError(f"{where}: the record of a window is damaged; remove it and resume")
     start = data.index(b"\n", 4) + 1
     arrays: dict[str, NDArray[Any]] = {}
