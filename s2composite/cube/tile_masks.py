@@ -314,7 +314,7 @@ class SeriesMask:
         (bad, seen, lost), failed = tile_planes(self.token, region, tiles, self.stack, every, self._evaluate)
         bad = (bad | dilation(apply_steps(bad, _SPECKLE), self.rule.grow))[(slice(None), *inner)]
         seen, lost = seen[(slice(None), *inner)], lost[(slice(None), *inner)]
-        few = (seen & ~bad).sum(axis=0) < self.rule.min_left
+        few = (seen > bad).sum(axis=0, dtype=np.int16) < self.rule.min_left
         asked = list(self.scenes)
         return (~bad[asked] | few) & ~lost[asked], failed[asked] & lost[asked].any(axis=(1, 2))
 
@@ -453,7 +453,7 @@ class _TileBits:
             try:
                 for k, made, lost in evaluate(mine, self.share):
                     self.failed |= {k} if lost else set()
-                    self.planes[k] = bytes(imagecodecs.zstd_encode(np.packbits(made, axis=-1).tobytes(), 1))
+                    self.planes[k] = bytes(imagecodecs.lz4_encode(np.packbits(made, axis=-1).tobytes(), header=True))
             finally:
                 with self.changed:
                     self.claimed.difference_update(mine)
@@ -530,7 +530,7 @@ def tile_planes(
         height, width = y.stop - y.start, -(-(x.stop - x.start) // 8)
         first, shift = columns.start // 8, columns.start % 8
         for i, k in enumerate(scenes):
-            flat = np.frombuffer(imagecodecs.zstd_decode(tile.planes[k]), np.uint8)
+            flat = np.frombuffer(imagecodecs.lz4_decode(tile.planes[k], header=True), np.uint8)
             bits = flat.reshape(-1, height, width)[:, rows, first : -(-columns.stop // 8)]
             if out is None:
                 out = np.empty((len(bits), len(scenes), *(s.stop - s.start for s in region)), bool)

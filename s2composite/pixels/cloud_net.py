@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import MissingDependencyError, ParameterError, check_choice, needed
-from s2composite.pixels.function_mask import UNSEEN, band_list, cache_folder, positive_resolution
+from s2composite.pixels.function_mask import UNSEEN, band_list, cache_folder, positive_resolution, shown
 from s2composite.pixels.masks import Limits
 from s2composite.pixels.morphology import Step, steps_of
 
@@ -191,9 +191,7 @@ class CloudNet:
         return marks
 
     def __str__(self) -> str:
-        fields = {name: field.default for name, field in type(self).__dataclass_fields__.items() if name != "cache"}
-        given = [f"{name}={getattr(self, name)!r}" for name, usual in fields.items() if getattr(self, name) != usual]
-        return f"CloudNet({', '.join(given)})"
+        return shown(self)
 
 
 def _tapered() -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from s2composite.errors import ParameterError, imported
 from s2composite.pixels.masks import Limits
 from s2composite.pixels.morphology import Step, steps_of
 
-__all__ = ["UNSEEN", "Mask", "MaskFunction", "band_list", "cache_folder", "positive_resolution"]
+__all__ = ["UNSEEN", "Mask", "MaskFunction", "band_list", "cache_folder", "positive_resolution", "shown"]
 
 MaskFunction = Callable[[NDArray[Any]], NDArray[Any]]
 """What makes a mask: takes ``(band, y, x)`` of one scene, returns ``(y, x)``, bool (True: may be used) or classes."""
@@ -217,6 +217,13 @@ def cache_folder(rule: str, cache: Any) -> str | None:
     if not isinstance(cache, (str, os.PathLike)) or not os.fspath(cache):
         raise ParameterError(f"the cache of {rule} is {cache!r}; give a directory, or the URL of one")
     return os.fspath(cache)
+
+
+def shown(rule: Any) -> str:
+    """Return a rule's name and those of its options that are not as usual; where results are kept changes none."""
+    usual = {name: field.default for name, field in type(rule).__dataclass_fields__.items() if name != "cache"}
+    given = [f"{name}={getattr(rule, name)!r}" for name, value in usual.items() if getattr(rule, name) != value]
+    return f"{type(rule).__name__}({', '.join(given)})"
 
 
 def positive_resolution(rule: str, resolution: Any) -> float | None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from s2composite.errors import ParameterError
 from s2composite.pixels.cloud_net import CloudNet
 from s2composite.pixels.function_mask import Mask
+from s2composite.pixels.kernels.tiles import enlarge
 from s2composite.pixels.masks import Limits, Nodata, Rule, Saturated, SwathEdge, ValueRange, check_number
 from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
 from s2composite.pixels.temporal_mask import TemporalMask
@@ -486,11 +487,10 @@ def upsample(
             f"a mask of {valid.shape[1:]} pixels, {factor} times coarser, does not cover {shape} pixels of the data "
             f"from ({top}, {left}) on; read more of it"
         )
-    rows = (np.arange(height) + top) // factor
-    out = None if memory is None else memory[: len(valid) * height * width].reshape(-1, height, width)
-    # Columns of the few rows first: whole rows are then copied as they are. "raise" would go through a copy of `out`.
-    columns = valid.repeat(factor, axis=2)[:, :, left : left + width]
-    return np.take(columns, rows, axis=1, out=out, mode="clip")
+    out = np.empty(len(valid) * height * width, bool) if memory is None else memory[: len(valid) * height * width]
+    out = out.reshape(-1, height, width)
+    enlarge(np.ascontiguousarray(valid).view(np.uint8), factor, top, left, out.view(np.uint8))
+    return out
 
 
 def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
-from s2composite.pixels.function_mask import positive_resolution
+from s2composite.pixels.function_mask import positive_resolution, shown
 from s2composite.pixels.kernels.temporal import mark_unlike
 from s2composite.pixels.masks import Limits
 from s2composite.pixels.morphology import MAX_RADIUS
@@ -150,9 +150,7 @@ class TemporalMask:
         return limits
 
     def __str__(self) -> str:
-        fields = {name: field.default for name, field in type(self).__dataclass_fields__.items()}
-        given = [f"{name}={getattr(self, name)!r}" for name, usual in fields.items() if getattr(self, name) != usual]
-        return f"TemporalMask({', '.join(given)})"
+        return shown(self)
 
 
 def unlike(

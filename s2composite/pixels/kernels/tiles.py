@@ -9,7 +9,8 @@ import numpy as np
 from s2composite.pixels.kernels.compile_cache import kernel, part
 
 __all__ = [
-    "Observations", "count_valid", "count_values", "halve_by_means", "judge", "load", "put_picked", "split", "validity",
+    "Observations", "count_valid", "count_values", "enlarge", "halve_by_means", "judge", "load", "put_picked", "split",
+    "validity",
 ]  # fmt: skip
 
 
@@ -178,3 +179,26 @@ def halve_by_means(pixels: Any, known: bool, nodata: int, instead: int, out: Any
                         mean = ((total - bad * nodata) * share + 6) // 12
                     mean = nodata if bad == 4 else instead if mean == nodata else mean
                 row[x] = mean
+
+
+@kernel
+def enlarge(coarse: Any, factor: int, top: int, left: int, out: Any) -> None:
+    """Write each pixel as `factor` x `factor` of them.
+
+    ``coarse (t, rows, columns)``, ``out (t, y, x)``, uint8; `top`, `left` is the first pixel of `out` among those.
+    """
+    times, height, width = out.shape
+    first, skipped = left // factor, left % factor
+    line = np.empty((-(-(skipped + width) // factor), factor), np.uint8)
+    flat = line.reshape(-1)[skipped : skipped + width]
+    for t in range(times):
+        for y in range(height):
+            row, above = np.divmod(top + y, factor)
+            if y == 0 or above == 0:
+                for c in range(line.shape[0]):
+                    same, value = line[c], coarse[t, row, first + c]
+                    for i in range(same.size):
+                        same[i] = value
+            target = out[t, y]
+            for x in range(target.size):
+                target[x] = flat[x]
