@@ -603,11 +603,18 @@ PICKS = {
 }
 
 
-@pytest.mark.parametrize("days", [(0, 1, 2, 3), (0, 0, 1, 1)])
 @pytest.mark.parametrize(
     "grid", ["own", *(pytest.param(grid, marks=pytest.mark.slow) for grid in ("zoomed", "other CRS", "bilinear"))]
 )
-@pytest.mark.parametrize("name", PICKS)
+@pytest.mark.parametrize(
+    ("name", "days"),
+    [
+        *((name, (0, 1, 2, 3)) for name in PICKS),
+        # Fused days, by default without two whose ways of ranking others have: by distance in time, and by season.
+        *((name, (0, 0, 1, 1)) for name in ("latest", "earliest of two", "best of all", "equally good")),
+        *(pytest.param(name, (0, 0, 1, 1), marks=pytest.mark.slow) for name in ("closest to", "best by season")),
+    ],
+)
 @pytest.mark.parametrize(
     "period", [None, pytest.param(["2023-06-01/2023-06-02", "2023-06-02/2023-06-04"], marks=pytest.mark.slow)]
 )
