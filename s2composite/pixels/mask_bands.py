@@ -489,7 +489,10 @@ def upsample(
         )
     out = np.empty(len(valid) * height * width, bool) if memory is None else memory[: len(valid) * height * width]
     out = out.reshape(-1, height, width)
-    enlarge(np.ascontiguousarray(valid).view(np.uint8), factor, top, left, out.view(np.uint8))
+    if factor == 1:
+        out[...] = valid[:, top : top + height, left : left + width]
+    else:
+        enlarge(np.ascontiguousarray(valid).view(np.uint8), factor, top, left, out.view(np.uint8))
     return out
 
 

@@ -169,8 +169,7 @@ class PendingTiles:
         """Decode the windows as their bytes arrive; see `read_window`. Call it once."""
         tallies = [_Tally() for _ in self.requests]
         for request in self.requests:
-            every = request.needed is None or request.needed.all()
-            if not (every and _level(request).counts.all()):
+            if not ((request.needed is None or request.needed.all()) and _level(request).counts.all()):
                 for tile in _tiles(request):
                     if not tile.size:  # not stored, or not needed
                         _fill_tile(request, tile)

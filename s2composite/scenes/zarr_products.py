@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
-from s2composite.errors import ReadError, SceneError
+from s2composite.errors import ReadError, SceneError, SourceError
 from s2composite.geotiff.zarr_array import ANGLES, SUN_ANGLES, StoredArray, object_href, read_store, split_store
 from s2composite.scenes.names import parse_name
-from s2composite.storage.files import display
+from s2composite.storage.files import absolute, display
 
 __all__ = ["item_of_store", "with_arrays"]
 
 _CODE = re.compile(r"b(0[1-9]|1[0-2]|8a)|scl|cld|snw|aot|wvp", re.IGNORECASE)
 _TYPE = "application/vnd.zarr"
 _UNREADABLE = {"product"}  # the only asset of a store whose metadata cannot be read
-_PLACES = ("/", "s3://", "gs://", "http://", "https://")
 _READS = 32  # stores whose metadata are read at once
 
 
@@ -55,8 +55,9 @@ def with_arrays(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         for key, asset in (item.get("assets") or {}).items():
             href = str((asset or {}).get("href") or "")
             said = f"{href} {(asset or {}).get('type') or ''}".lower()
-            # other assets may be anywhere, and are not looked at here
-            found = split_store(href) if "zarr" in said and href.startswith(_PLACES) else None
+            found = None
+            with suppress(SourceError):  # assets may be in places that are not read
+                found = split_store(absolute(href)) if "zarr" in said else None
             roles = set((asset or {}).get("roles") or ())
             hidden = {"metadata", "thumbnail", "overview"} & roles and "data" not in roles
             if found is None or hidden or display(href).endswith((".json", ".zmetadata")):

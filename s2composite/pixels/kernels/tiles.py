@@ -195,10 +195,10 @@ def enlarge(coarse: Any, factor: int, top: int, left: int, out: Any) -> None:
         for y in range(height):
             row, above = np.divmod(top + y, factor)
             if y == 0 or above == 0:
-                for c in range(line.shape[0]):
-                    same, value = line[c], coarse[t, row, first + c]
-                    for i in range(same.size):
-                        same[i] = value
+                values = coarse[t, row, first : first + line.shape[0]]
+                for i in range(factor):
+                    for c in range(values.size):
+                        line[c, i] = values[c]
             target = out[t, y]
             for x in range(target.size):
                 target[x] = flat[x]

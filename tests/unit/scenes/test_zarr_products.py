@@ -284,3 +284,11 @@ def test_assets_in_places_that_nobody_reads_do_not_matter(tmp_path):
     item = {"type": "Feature", "id": "a", "properties": {"datetime": "2025-10-01T10:00:41Z"}, "assets": assets}
     (scene,) = s2c.find_scenes(item)
     assert [asset.name for asset in scene.assets] == ["B04"]
+
+
+@pytest.mark.parametrize("written", [Path.as_uri, os.path.relpath])
+def test_assets_may_be_written_as_any_path_is(stores, red, written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assets = {"reflectance": {"href": f"{written(Path(stores[0]))}/{R10M}", "type": "application/vnd+zarr"}}
+    item = {"type": "Feature", "id": "a", "properties": {"datetime": "2025-10-01T10:00:41Z"}, "assets": assets}
+    np.testing.assert_array_equal(read([item], harmonise={"a": -1000})[0], red[0])
