@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from s2composite.scenes.model import Asset, Scene
     from s2composite.writing.mosaic import reconstruct
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _moved.install()
 

@@ -27,6 +27,7 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry import mapping
 from shapely.geometry.polygon import orient
 
+import s2composite
 from s2composite.cube.georeference import north_up
 from s2composite.errors import ParameterError, WriteError
 from s2composite.pixels.reducers import scene_shares
@@ -364,7 +365,7 @@ _EXTENSIONS = {
     "eo": "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
 }
 _GEOTIFF = "image/tiff; application=geotiff; profile=cloud-optimized"
-_SOFTWARE = ("s2composite", "dask", "imagecodecs", "numba", "numpy", "odc-geo", "rasterio", "xarray")
+_SOFTWARE = ("dask", "imagecodecs", "numba", "numpy", "odc-geo", "rasterio", "xarray")
 
 _SHA256 = "1220"  # the code of sha2-256 among multihashes, and the number of its bytes
 
@@ -535,6 +536,7 @@ def _provenance(dataset: xr.Dataset, period: DatasetPeriod, number: int, tables:
         "processing:level": "L3",
         "processing:lineage": f"{method} of {len(scenes)} scenes; rules for observations: {rules}",
         "processing:software": {
+            "s2composite": s2composite.__version__,
             **{name: version(name) for name in _SOFTWARE},
             "GDAL": rasterio.__gdal_version__,
             "Python": platform.python_version(),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import struct
-import threading
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -324,12 +320,9 @@ def recorded_index(record: Mapping[str, NDArray[Any]], number: int) -> WindowInd
     return WindowIndex((row, column), str(record[f"name_{number}"]), tuple(tiles), statistics)
 
 
-# NumPy's own files have headers in Python, which CPython 3.11 sometimes fails to parse in several threads at once.
-_ONE_THREAD = threading.Lock()
-
-
 def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return arrays as bytes: their checksum, a line of JSON with the dtype and shape of each, and their values."""
+    # Not NumPy's own format: its headers are Python, which CPython 3.11 sometimes fails to parse in several threads.
     head = json.dumps({name: (array.dtype.str, array.shape) for name, array in arrays.items()}).encode()
     body = b"".join([head, b"\n", *(array.tobytes() for array in arrays.values())])
     return struct.pack("<I", zlib.crc32(body)) + body
@@ -338,11 +331,7 @@ def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def load_record(parts: Parts, name: str) -> Mapping[str, NDArray[Any]]:
     """Return what is noted of a window, as arrays; raises a WriteError if that is gone or damaged."""
     data, where = parts.read(name), display(join(parts.root, name))
-    # The checksum decides: one in 65536 begins with PK, as the ZIP files do that runs before 0.1 have left.
     if data[:4] != struct.pack("<I", zlib.crc32(memoryview(data)[4:])):
-        if data.startswith(b"PK"):
-            with suppress(ValueError, zipfile.BadZipFile), _ONE_THREAD:
-                return dict(np.load(io.BytesIO(data), allow_pickle=False))
         raise WriteError(f"{where}: the record of a window is damaged; remove it and resume")
     start = data.index(b"\n", 4) + 1
     arrays: dict[str, NDArray[Any]] = {}
