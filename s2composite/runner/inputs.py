@@ -30,7 +30,7 @@ from s2composite.cube.windows import Work, work_in
 from s2composite.errors import JobError, ParameterError, S2CompositeError, WriteError
 from s2composite.jobs.grid import Cell, cells_of, read_area, touches
 from s2composite.jobs.schedule import has_template, spans_of, written_out
-from s2composite.jobs.schema import CELL, Job, load_job
+from s2composite.jobs.schema import CELL, Job, load_job, require_selectors
 from s2composite.metrics import running_workers
 from s2composite.reading.grid import Window
 from s2composite.reading.tiles import KEPT_BYTES
@@ -44,7 +44,7 @@ from s2composite.writing.zarr import StoreOptions
 __all__ = [
     "ProductJob", "Selection", "Which", "Workers", "expand", "fitting_side", "job_cells", "job_composite", "job_scenes",
     "ledger_key", "output_block", "product_composite", "require_fit", "require_kind", "require_places",
-    "scenes_of_products", "select_windows", "span_jobs", "task_memory", "workers_of",
+    "scenes_of_products", "select_windows", "selected_products", "span_jobs", "task_memory", "workers_of",
 ]  # fmt: skip
 
 
@@ -118,6 +118,22 @@ def expand(
             name = cell.name if unit.name is None else f"{unit.name}, {cell.name}"
             products.append(ProductJob(own, name, unit.period, cell))
     return tuple(products)
+
+
+def selected_products(
+    job: Job | str | os.PathLike[str] | Mapping[str, Any],
+    since: str | None,
+    today: dt.date | None,
+    windows: str | Collection[tuple[int, int]] | None,
+    cells: str | None,
+    area: str | Geometry | None,
+) -> tuple[Job, tuple[ProductJob, ...], Geometry | None]:
+    """Return a job, its products and the area that selects their windows; what selects is as for `s2composite.run`."""
+    job = load_job(job)
+    require_selectors(job, since=since, windows=windows, cells=cells)
+    within = read_area(area) if isinstance(area, str) else area
+    products = expand(job, since=since, today=today, cells=cells, area=within, strict=False)
+    return job, products, within if job.grid is None else None  # of a grid the area has selected cells
 
 
 def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) -> tuple[ProductJob, ...]:
@@ -232,12 +248,12 @@ def job_scenes(job: Job) -> tuple[Scene, ...]:
 
 
 def scenes_of_products(
-    products: Sequence[ProductJob], scenes: tuple[Scene, ...] | None, folder: str
+    products: Sequence[ProductJob], folder: str, scenes: tuple[Scene, ...] | None = None
 ) -> Iterator[tuple[ProductJob, tuple[Scene, ...] | S2CompositeError, str]]:
     """Yield products, their scenes or why there are none, and a file in `folder` for the scenes' headers.
 
-    `scenes` are those of all products; None: each unit of a span has its own. They are looked for, and their headers
-    read, once for all cells of a unit.
+    `scenes` are those of all products, if they have been looked for. Else they are, and their headers read, once for
+    all cells of a unit of a span.
     """
     for period, unit in itertools.groupby(products, key=lambda one: one.period):
         index = str(Path(folder, f"{'headers' if period is None else period.start}.index"))
@@ -251,13 +267,18 @@ def scenes_of_products(
             yield product, product.error or own, index
 
 
-def product_composite(product: ProductJob, scenes: tuple[Scene, ...], index: str) -> Composite | None:
-    """Return the lazy composite of a product; None for a cell that too few scenes touch."""
+def product_composite(
+    product: ProductJob, scenes: tuple[Scene, ...] | S2CompositeError, index: str
+) -> Composite | None:
+    """Return the lazy composite of a product; None for a cell that too few scenes touch; raise why it has no scenes."""
+    if isinstance(scenes, S2CompositeError):
+        raise scenes
     job, cell = product.job, product.cell
     result = job_composite(job, scenes) if cell is None else job_composite(job, scenes, cell.geobox, index)
     work, least = work_in(result.dataset), job.policy.min_scenes
-    whole = None if work is None else (slice(0, work.stack.shape[2]), slice(0, work.stack.shape[3]))
-    number = 0 if work is None or whole is None else len(work.stack.touching(whole))
+    number = 0
+    if work is not None:
+        number = len(work.stack.touching((slice(0, work.stack.shape[2]), slice(0, work.stack.shape[3]))))
     if number >= least:
         return result
     if cell is not None:

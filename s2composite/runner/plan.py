@@ -18,13 +18,10 @@ from odc.geo.geom import Geometry
 
 from s2composite.cube.composite import Composite
 from s2composite.errors import S2CompositeError, plural, size_text
-from s2composite.jobs.grid import read_area
-from s2composite.jobs.schema import Job, load_job, require_selectors
+from s2composite.jobs.schema import Job
 from s2composite.reading.grid import centre_longitude, footprint
 from s2composite.runner.inputs import (
     ProductJob,
-    expand,
-    job_scenes,
     ledger_key,
     output_block,
     product_composite,
@@ -32,6 +29,7 @@ from s2composite.runner.inputs import (
     require_kind,
     scenes_of_products,
     select_windows,
+    selected_products,
     task_memory,
     workers_of,
 )
@@ -299,22 +297,13 @@ def plan(
     >>> [(one.product.name, len(one.plan.scenes)) for one in plan(job).products]
     [('2023', 3)]
     """
-    job = load_job(job)
-    require_selectors(job, since=since, windows=windows, cells=cells)
-    within = read_area(area) if isinstance(area, str) else area
-    products = expand(job, since=since, today=today, cells=cells, area=within, strict=False)
-    scenes = job_scenes(job) if job.span is None else None
-    inside = None if job.grid is not None else within  # of a grid the area has selected cells
+    job, products, within = selected_products(job, since, today, windows, cells, area)
     plans = []
     with TemporaryDirectory() as folder:
-        for product, own, index in scenes_of_products(products, scenes, folder):
+        for product, scenes, index in scenes_of_products(products, folder):
             try:
-                if isinstance(own, S2CompositeError):
-                    raise own
-                composite = product_composite(product, own, index)
-                planned = None
-                if composite is not None:
-                    planned = _planned(product, composite, windows, inside, check=check)
+                composite = product_composite(product, scenes, index)
+                planned = None if composite is None else _planned(product, composite, windows, within, check=check)
                 one = ProductPlan(product, planned)
             except S2CompositeError as error:
                 if job.span is None:
@@ -351,7 +340,6 @@ def _planned(
             costs = [cost, *(one for mask in product.work.masks for one in mask.costs((y, x)))]
             longitude = 0.0 if stack.geobox.crs is None else centre_longitude(stack.geobox[y, x])
             days = {day_of(stack.scenes[t].time, "solar", longitude) for t in cost.scenes}
-            pixels = (y.start, y.stop, x.start, x.stop)
             read = (
                 sum(one.requests for one in costs),
                 sum(one.bytes for one in costs),
@@ -359,6 +347,7 @@ def _planned(
                 sum(one.gdal for one in costs),
             )
             seconds = sum(one.seconds for one in costs)
+            pixels = (y.start, y.stop, x.start, x.stop)
             windows.append(WindowPlan(i, window, pixels, cost.scenes, len(days), *read, states[window], seconds))
     task = max(task_memory(product.work, product.stage.window(*w.window)) for w in windows)
     if check:

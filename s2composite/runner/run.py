@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from contextvars import copy_context
@@ -22,13 +22,11 @@ from s2composite.clusters.connect import connect
 from s2composite.clusters.submit import ClusterCall, Outcome, Policy, run_bounded
 from s2composite.cube.composite import Composite
 from s2composite.errors import ClusterError, S2CompositeError, WriteError, plural
-from s2composite.jobs.grid import read_area
-from s2composite.jobs.schema import Job, load_job, require_selectors
+from s2composite.jobs.schema import Job
 from s2composite.runner.inputs import (
     ProductJob,
     Selection,
     Which,
-    expand,
     job_scenes,
     ledger_key,
     product_composite,
@@ -36,6 +34,7 @@ from s2composite.runner.inputs import (
     require_places,
     scenes_of_products,
     select_windows,
+    selected_products,
 )
 from s2composite.runner.ledger import (
     Ledger,
@@ -254,29 +253,16 @@ def run(
     [('2023-07', True), ('2023-08', True)]
     """
     start = time.perf_counter()
-    job = load_job(job)
-    require_selectors(job, since=since, windows=windows, cells=cells)
-    within = read_area(area) if isinstance(area, str) else area
-    products = expand(job, since=since, today=today, cells=cells, area=within, strict=False)
-    selection = Selection(which, error, windows, None if job.grid is not None else within)
+    job, products, within = selected_products(job, since, today, windows, cells, area)
+    selection = Selection(which, error, windows, within)
     # What can be wrong before there is a cluster is found here.
     require_places(job)
     scenes = job_scenes(job) if job.span is None else None
     single = job.span is None and job.grid is None
-    results: list[ProductResult] = []
-    ended: dict[ProductJob, ProductResult] = {}
-
-    def end(result: ProductResult) -> None:
-        """Hand over results in the order of the job."""
-        ended[result.product] = result
-        while len(results) < len(products) and products[len(results)] in ended:
-            results.append(ended[products[len(results)]])
-            if on_product is not None:
-                on_product(results[-1])
-
     if single and scenes is not None and (done := _complete_before(products[0], scenes, selection, start)) is not None:
-        end(done)  # nothing to start a cluster for
-        return JobResult(tuple(results), time.perf_counter() - start)
+        if on_product is not None:
+            on_product(done)
+        return JobResult((done,), time.perf_counter() - start)
     cluster = connect(job.cluster, announce=announce) if client is None else nullcontext(client)
     report = job.performance_report
     with (
@@ -285,13 +271,15 @@ def run(
         nullcontext() if report is None else performance_report(filename=report),
         TemporaryDirectory() as folder,
     ):
-        begun = _begin(products, scenes, workers, selection, folder, single=single)
+        begun = _begin(scenes_of_products(products, folder, scenes), workers, selection, single=single)
         only: ProductRun | None = None
         label, total = f"{job.span.step}s" if job.span is not None and job.grid is None else "cells", len(products)
         if single:
             only = next(one for one in begun if isinstance(one, ProductRun))  # what is wrong with it is raised
             begun = iter([only])
             label, total = only.product.files[0].rpartition("/")[2], len(only.todo)
+        ended: dict[ProductJob, ProductResult] = {}
+        results: list[ProductResult] = []  # in the order of the job
         with (
             progress_bar(label, total) as advance,
             closing(_make_all(workers, begun, job.policy.as_policy())) as events,
@@ -303,9 +291,13 @@ def run(
                     continue
                 if only is not None and only.error is not None:
                     raise only.error
-                end(event)
                 if only is None:
                     advance()
+                ended[event.product] = event
+                while len(results) < len(products) and products[len(results)] in ended:
+                    results.append(ended[products[len(results)]])
+                    if on_product is not None:
+                        on_product(results[-1])
     return JobResult(tuple(results), time.perf_counter() - start)
 
 
@@ -338,21 +330,17 @@ def _times_completed(events: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _begin(
-    products: Sequence[ProductJob],
-    scenes: tuple[Scene, ...] | None,
+    found: Iterable[tuple[ProductJob, tuple[Scene, ...] | S2CompositeError, str]],
     client: Client,
     selection: Selection,
-    folder: str,
     *,
     single: bool,
 ) -> Iterator[ProductRun | ProductResult]:
     """Begin products one after the other as they are asked for; what is wrong with one of several is its result."""
-    for product, own, index in scenes_of_products(products, scenes, folder):
+    for product, scenes, index in found:
         start = time.perf_counter()
         try:
-            if isinstance(own, S2CompositeError):
-                raise own
-            composite = product_composite(product, own, index)
+            composite = product_composite(product, scenes, index)
             if composite is None:
                 yield ProductResult(product, left_out=True)
             else:
@@ -363,9 +351,9 @@ def _begin(
             if single:
                 raise
             shape = (0, 0) if product.cell is None else tuple(map(int, product.cell.geobox.shape))
-            found = 0 if isinstance(own, S2CompositeError) else len(own)
+            number = 0 if isinstance(scenes, S2CompositeError) else len(scenes)
             seconds = time.perf_counter() - start
-            yield ProductResult(product, (), seconds, found, (shape[0], shape[1]), error=str(error))
+            yield ProductResult(product, (), seconds, number, (shape[0], shape[1]), error=str(error))
 
 
 def _make_all(

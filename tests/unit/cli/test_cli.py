@@ -15,8 +15,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import s2composite
-from s2composite.cli import app, main
-from s2composite.cli.main import _flagged
+from s2composite.cli import _flagged, app, main
 from s2composite.demo import make_scenes
 from s2composite.runner.run import run_job
 from support.http_faults import Gate, fault_server

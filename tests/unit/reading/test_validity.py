@@ -16,7 +16,7 @@ from rasterio.vrt import WarpedVRT
 from typer.testing import CliRunner
 
 import s2composite as s2c
-from s2composite.cli.main import app
+from s2composite.cli import app
 from s2composite.errors import ReadError
 from s2composite.geotiff.header import read_header
 from support.gdal_cli import needs_gdal

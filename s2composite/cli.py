@@ -1,5 +1,5 @@
 # ruff: noqa: PLC0415 - a command imports what it needs, so that `--help` is quick
-"""The command line: the exit code of each error, and the commands that are not about jobs."""
+"""The command line: ``s2composite demo``, ``run``, ``resume``, ``retry``, ``status``, ``scenes``, ``zonal`` ..."""
 
 from __future__ import annotations
 
@@ -13,37 +13,325 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 import s2composite
-from s2composite.cli.jobs import (
-    BAD_INPUT,
-    SOME_FAILED,
-    init,
-    on_stderr,
-    plain,
-    plan,
-    report,
-    resume,
-    retry,
-    run,
-    schema,
-    status,
-)
-from s2composite.errors import MissingDependencyError, S2CompositeError, plural
+from s2composite.errors import JobError, MissingDependencyError, S2CompositeError, WriteError, plural
 from s2composite.scenes.model import Asset, Scene
+
+if TYPE_CHECKING:
+    from s2composite.jobs.schema import Job
+    from s2composite.runner.inputs import Which
+    from s2composite.runner.plan import ProductPlan
+    from s2composite.runner.run import ProductResult
+
+__all__ = ["app", "main"]
 
 LOG = logging.getLogger("s2composite")
 
-__all__ = ["app", "check", "demo", "dispatch", "main", "scenes", "serve", "zonal"]
+SOME_FAILED = 1  # exit code for a job with failed windows
+BAD_INPUT = 2  # exit code for an error of the library, and for a wrong option
+
+
+def _stderr() -> Console:
+    """Return a console on stderr, for output that is not a result."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Return a text on one line, with rich markup escaped."""
+    return str(escape(" ".join(text.split())))
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB.YAML", help="The job file; it needs two keys, source and output.")
+]
+Windows = Annotated[
+    str | None, typer.Option(help="Only these windows: 7, 1::10 (a slice), 3/4 (row/column), or several with commas.")
+]
+Cells = Annotated[
+    str | None, typer.Option(help="Only these cells of a job with a grid: 31TCJ, 7, 1::10, or several with commas.")
+]
+Area = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.GEOJSON", help="Only windows, or cells, that polygons of this file touch."),
+]
+Log = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="Write each event to stderr as a line of key=value or JSON, instead of a progress bar."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override a key of the job: -s cluster.workers=4. Repeatable."
+    ),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="For a job with a span: 'last' computes only the last complete month (day, year ...); 2018-03 that month "
+        "and all later ones.",
+    ),
+]
+
+
+def plan(
+    job: JobFile,
+    setting: Settings = None,
+    *,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE.CSV", help="Write a row for each window.")] = None,
+    geojson: Annotated[
+        Path | None, typer.Option(metavar="FILE.GEOJSON", help="Write the windows as polygons, for QGIS.")
+    ] = None,
+    windows: Windows = None,
+    cells: Cells = None,
+    area: Area = None,
+    since: Since = None,
+) -> None:
+    """Show what a job will read, hold in memory and write; reads only headers.
+
+    Exit code 1: some months of a span cannot be computed.
+    """
+    from s2composite.jobs.schema import load_job, require_selectors
+    from s2composite.runner.plan import estimate, write_csv, write_geojson
+    from s2composite.runner.plan import plan as plan_products
+    from s2composite.writing.publish import target_of
+
+    checked = load_job(job, setting or ())
+    for table in (csv, geojson):
+        if table is not None:
+            target_of(table, overwrite=True)  # before the work
+    selectors: dict[str, Any] = {"since": since, "windows": windows, "cells": cells}
+    require_selectors(checked, **selectors, prefix="--")
+
+    def show(one: ProductPlan) -> None:
+        if checked.span is not None:
+            typer.echo(one.explain())
+        elif one.plan is None:
+            typer.echo(f"\n{one.product.name}\n{_left_out(checked)}")
+        else:
+            head = "" if checked.grid is None else f"\n{one.product.name}\n"
+            typer.echo(head + one.plan.explain())
+
+    planned = plan_products(checked, **selectors, area=area, on_product=show)
+    if csv is not None:
+        write_csv(planned.plans, csv)
+    if geojson is not None:
+        write_geojson(planned.plans, geojson)
+    if len(planned.plans) > 1:
+        typer.echo(f"{plural(len(planned.plans), 'product')}, {estimate(planned.minutes)} in all")
+    if any(one.error is not None for one in planned.products):
+        raise typer.Exit(SOME_FAILED)
+
+
+def status(
+    job: JobFile,
+    setting: Settings = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the progress of a job from its ledger; computes nothing."""
+    from s2composite.jobs.schema import load_job
+    from s2composite.runner.inputs import expand
+    from s2composite.runner.report import job_progress
+
+    progress = {one.name: job_progress(one.job) for one in expand(load_job(job, setting or ()))}
+    if as_json:
+        content = {name: one.as_dict() for name, one in progress.items()}
+        typer.echo(json.dumps(content.get(None, content), indent=2))
+        return
+    for name, one in progress.items():
+        typer.echo(one.summary() if name is None else f"{name}: {one.summary()}")
+        for window, why in one.failures[:10]:
+            typer.echo(f"  failed: window {window}: {' '.join(why.split())}")
+
+
+def report(job: JobFile, setting: Settings = None) -> None:
+    """Write report.json and report.html to the ledger: windows by state and time, failures by cause, versions."""
+    from s2composite.jobs.schema import load_job
+    from s2composite.runner.inputs import expand
+    from s2composite.runner.report import write_report
+
+    written = [path for one in expand(load_job(job, setting or ())) for path in write_report(one.job)]
+    for path in written or ["nothing has been done yet"]:
+        typer.echo(path)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="Where to write it.")] = Path("job.yaml"),
+) -> None:
+    """Write a commented job file to start from."""
+    from s2composite.jobs.schema import job_template
+    from s2composite.writing.publish import put_small, target_of
+
+    if path.exists():
+        raise JobError(f"{path}: exists already; name another file", key=None, line=None)
+    put_small(job_template().encode(), target_of(path, overwrite=False), overwrite=False)
+    typer.echo(f"{path}; next: s2composite run {path}")
+
+
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors and other programs."""
+    from s2composite.jobs.schema import job_schema
+
+    typer.echo(json.dumps(job_schema(), indent=2))
+
+
+def run(
+    job: JobFile,
+    setting: Settings = None,
+    *,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    performance_report: Annotated[
+        Path | None, typer.Option(metavar="FILE.HTML", help="Write Dask's performance report.")
+    ] = None,
+    windows: Windows = None,
+    cells: Cells = None,
+    area: Area = None,
+    since: Since = None,
+    log: Log = None,
+) -> None:
+    """Run a job file: find its scenes, composite them, write the result. Resumes an interrupted run.
+
+    Exit code 0: complete; 1: some windows or some months of a span failed, the others are kept; 2: the job, its input
+    or its output is wrong.
+    """
+    settings = list(setting or ())
+    settings += ["overwrite=true"] if overwrite else []
+    settings += [f"performance_report={json.dumps(str(performance_report))}"] if performance_report else []
+    _run(job, settings, log, since=since, windows=windows, cells=cells, area=area)
+
+
+def resume(job: JobFile, setting: Settings = None, *, since: Since = None, log: Log = None) -> None:
+    """Resume an interrupted job: compute the windows that have not been attempted yet."""
+    _run(job, setting or (), log, since=since, which="untried")
+
+
+def retry(
+    job: JobFile,
+    setting: Settings = None,
+    *,
+    error: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Only windows whose error matches this regular expression.")
+    ] = None,
+    since: Since = None,
+    log: Log = None,
+) -> None:
+    """Compute failed windows again."""
+    _run(job, setting or (), log, since=since, which="failed", error=error)
+
+
+def _run(
+    job: Path,
+    settings: Sequence[str],
+    log: Literal["text", "json"] | None,
+    *,
+    since: str | None = None,
+    windows: str | None = None,
+    cells: str | None = None,
+    area: str | None = None,
+    which: Which = "missing",
+    error: str | None = None,
+) -> None:
+    from s2composite.jobs.schema import load_job, require_selectors
+    from s2composite.logs import log_to_stderr
+
+    if log is not None:
+        log_to_stderr(log)
+    checked = load_job(job, settings)
+    selectors: dict[str, Any] = {"since": since, "windows": windows, "cells": cells}
+    require_selectors(checked, **selectors, prefix="--")
+
+    # After the check, so that a mistake in the job is reported at once.
+    from s2composite.runner.run import run as run_products
+
+    result = run_products(
+        checked,
+        announce=log is None,
+        which=which,
+        error=error,
+        area=area,
+        **selectors,
+        on_product=partial(_show_product, checked),
+    )
+    if checked.span is not None and not result.complete:
+        _stderr().print("what is done is kept: s2composite run makes the rest, retry what failed")
+    if not result.complete:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _show_product(job: Job, result: ProductResult) -> None:
+    """Print the results, write the report, and list failures."""
+    if result.left_out:
+        typer.echo(f"{result.name}: {_left_out(job)}")
+        return
+    if job.span is not None or job.grid is not None:
+        typer.echo(result.summary())
+    else:
+        made = f", {result.made} of them made now"
+        if result.paths and result.made == result.windows:
+            made = ""
+        elif result.paths:
+            before = result.windows - result.made
+            made = f", {before} of them made before" if result.made else ", complete before: nothing was made"
+        pixels = " x ".join(map(str, result.shape))
+        work = f"{plural(result.scenes, 'scene')}, {pixels} pixels, {plural(result.windows, 'window')}"
+        typer.echo("\n".join([f"{work} in {result.seconds:.1f} s{made}", *result.paths]))
+
+    from s2composite.runner.report import write_report
+
+    try:
+        write_report(result.product.job)
+    except WriteError as error:  # the outputs exist in any case
+        LOG.warning("%s", error)
+        _stderr().print(f"the report cannot be written: {_plain(str(error))}")
+    if job.span is not None:
+        for problem in result.problems():
+            _stderr().print(f"[bold red]failed:[/] {_plain(problem)}")
+    elif not result.paths and not LOG.handlers:  # otherwise the log has it
+        console, kept = _stderr(), "what is done is kept"
+        for failure in result.failed[:10]:
+            console.print(f"[bold red]failed:[/] window {failure.window}: {_plain(failure.error)}")
+        if result.error is not None:
+            console.print(f"[bold red]failed:[/] {_plain(result.error)}")
+        if result.failed:
+            console.print(
+                f"{plural(len(result.failed), 'window')} failed; {kept}: s2composite retry makes the failed ones again"
+            )
+        elif result.error is None:
+            console.print(f"some windows are not made yet; {kept}: s2composite run makes the rest")
+        else:
+            console.print(f"{kept}: s2composite run goes on with it")
+
+
+def _left_out(job: Job) -> str:
+    """Return why a cell was left out."""
+    least = job.policy.min_scenes
+    return "no scene touches it" if least == 1 else f"fewer than {least} scenes touch it (policy.min_scenes)"
+
+
+# --- other commands ---------------------------------------------------------------------------------------------------
+
+
+def _printed(table: Table) -> Console:
+    """Print a table; return the console for what follows."""
+    # If the output is not a terminal, lines are not wrapped, so that grep finds whole names.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    console.print(table)
+    return console
 
 
 def check(
@@ -72,10 +360,9 @@ def check(
             good = [*(getattr(findings, name) is None for name in asked), not findings.environment]
             answers = [Text(findings.gdal), *(Text("ok") if fine else Text("problem", "bold red") for fine in good)]
         table.add_row(*map(Text, (worker.address, str(worker.threads), memory, *versions)), *answers)
-    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
-    console.print(table)
+    console = _printed(table)
     for problem in result.problems:
-        console.print(f"[bold red]problem:[/] {plain(problem)}", soft_wrap=True)
+        console.print(f"[bold red]problem:[/] {_plain(problem)}", soft_wrap=True)
     console.print(f"{plural(len(result.workers), 'worker')}, {plural(len(result.problems), 'problem')}")
     if not result.ok:
         raise typer.Exit(BAD_INPUT)
@@ -116,9 +403,7 @@ def scenes(
             cells.append(Text(text, "bold red" if column in row["odd"] else ""))
         table.add_row(*cells, Text(row.get("error") or ", ".join(row["odd"]), "bold red"))
     odd = sum(bool(row["odd"]) for row in rows)
-    # If the output is not a terminal, lines are not wrapped, so that grep finds whole names.
-    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
-    console.print(table)
+    console = _printed(table)
     counts = f"{plural(len(found), 'scene')}, {plural(len(rows), 'file')}"
     console.print(f"{counts}, {odd or 'none'} unlike the majority")
 
@@ -299,6 +584,8 @@ def _needs_extra(command: str) -> Iterator[None]:
         raise MissingDependencyError(f"{command} needs {error.name}: pip install 's2composite[service]'") from error
 
 
+# --- the program ------------------------------------------------------------------------------------------------------
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
@@ -312,19 +599,15 @@ def main() -> None:
         if LOG.handlers:
             LOG.log(logging.ERROR, "%s", error, extra={"facts": {"error": type(error).__name__}})
         else:
-            on_stderr().print(f"[bold red]error:[/] {plain(str(error))}")
+            _stderr().print(f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(SOME_FAILED if getattr(error, "resumable", False) else BAD_INPUT)
 
 
 def _interrupted(signum: int, frame: FrameType | None) -> None:
     """Stop cleanly at the first Ctrl-C; at the second, do not wait for the workers."""
-    signal.signal(signal.SIGINT, _stop_at_once)
-    signal.default_int_handler(signum, frame)
-
-
-def _stop_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler of signals
     # Local workers end with their parent, and outputs get their final names only when complete.
-    os._exit(128 + signum)
+    signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
+    signal.default_int_handler(signum, frame)
 
 
 def _show_version(wanted: bool) -> None:
