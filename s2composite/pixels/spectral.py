@@ -17,6 +17,10 @@ __all__ = ["geomedian", "medoid"]
 # is left is of the order of its square: 0.01 DN at the 99th percentile of real data.
 RELATIVE_EPS = 3e-4
 
+# Pixels of a block of geometric medians. Of 192 to 1152, 384 is the fastest or within 4 % of it for 30 to 600 scenes of
+# 3 to 10 bands: longer rows leave the cache, shorter ones cost more calls, and rows of 2^n bytes share its lines.
+BLOCK_WIDTH = 384
+
 SPREADS = ("median cosine distance from it", "median Euclidean distance from it", "median Bray-Curtis distance from it")
 LAYERS = {"mad": ("smad", "emad", "bcmad"), "dev": ("sdev", "edev", "bcdev")}
 
@@ -121,9 +125,7 @@ def run_geomedian(call: ReducerCall) -> None:
     bits = np.empty(0, f"u{real.itemsize}")
     middle = np.empty((source.bands, source.pixels), real)
     scatter = np.empty((3, source.pixels) if len(call.results) > 1 else (0, 0), real)
-    # Twice what fits the cache: longer rows gain more than it gives (10 % with deviations of float32).
-    width = 2 * block_width(source, (source.bands + 3) * real.itemsize)
-    geomedian_kernel(source, np.array([eps], real), most, bits, ranks, width, middle, scatter, call.count)
+    geomedian_kernel(source, np.array([eps], real), most, bits, ranks, BLOCK_WIDTH, middle, scatter, call.count)
     known = call.count >= call.recipe.min_count
     for values, out in zip((middle, *scatter), call.results, strict=False):
         put_rounded(values, known, out)

@@ -6,8 +6,9 @@ are rounded to the nearest integer (halves to even), except the standard deviati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from s2composite.pixels.kernels.statistics import (
     MEAN,
     MIN,
     STD,
+    interpolate,
     moments,
     order_statistics,
     order_statistics_wide,
@@ -137,38 +139,32 @@ def put_rounded(values: NDArray[Any], known: NDArray[np.bool_], out: NDArray[Any
     np.copyto(out, values, where=known, casting="unsafe")
 
 
-def order_tables(
-    quantiles: Sequence[Fraction], n_times: int, min_count: int, place: Callable[[Fraction, int], Fraction]
+@lru_cache(maxsize=64)  # a window is reduced in several runs, and exact fractions take a millisecond
+def _ranks_of_quantiles(
+    quantiles: tuple[Fraction, ...], method: str, n_times: int, min_count: int
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     """Return ranks ``(q, t + 1)`` and the fraction of the step to the next, for each number of valid observations."""
     ranks = np.full((len(quantiles), n_times + 1), NO_RANK, np.int16)
-    ways = np.zeros(ranks.shape)
+    fractions = np.zeros(ranks.shape)
     for i, quantile in enumerate(quantiles):
         for n in range(max(min_count, 1), n_times + 1):
-            exact = place(quantile, n)
-            ranks[i, n] = int(exact)
-            ways[i, n] = float(exact - int(exact))
-    return ranks, ways
+            exact = quantile * (n - 1)
+            ranks[i, n] = int(exact) if method == "linear" else round(exact)
+            fractions[i, n] = float(exact - int(exact))
+    return ranks, fractions
 
 
 def run_percentiles(call: ReducerCall) -> None:
     """Run a reducer whose setting is quantiles and a method."""
     quantiles, method = call.reducer.setting
-    between = method == "linear"
-    ranks, ways = order_tables(
-        quantiles,
-        call.source.scenes.size,
-        call.recipe.min_count,
-        lambda q, n: q * (n - 1) if between else Fraction(round(q * (n - 1))),
-    )
+    ranks, fractions = _ranks_of_quantiles(quantiles, method, call.source.scenes.size, call.recipe.min_count)
     low, high = _order_statistics(call, ranks)
-    known = call.count >= call.recipe.min_count
     for i, out in enumerate(call.results):
-        values = low[i]
-        if between:  # at the fraction `way` from low to high
-            way, start, end = ways[i][call.count], low[i].astype(np.float64), high[i].astype(np.float64)
-            values = np.where(way < 0.5, start + (end - start) * way, end - (end - start) * (1 - way))
-        put_rounded(values, known, out)
+        if method == "linear":
+            whole = out.dtype.kind in "ui"
+            interpolate(low[i], high[i], fractions[i], call.count, call.recipe.min_count, whole, out)
+        else:
+            np.copyto(out, low[i], where=call.count >= call.recipe.min_count)
 
 
 def run_moments(call: ReducerCall) -> None:
@@ -184,16 +180,14 @@ def run_trimmed(call: ReducerCall) -> None:
     """Run a reducer whose setting is the fraction to cut off at either end."""
     source, fraction, (out,) = call.source, call.reducer.setting, call.results
     least = call.recipe.min_count
-
-    def end(quantile: Fraction, n: int) -> Fraction:
-        """Return the rank of the first (`quantile` below one half) or last observation that is not cut off."""
-        return Fraction(int(quantile * n) if 2 * quantile < 1 else n - 1 - int((1 - quantile) * n))
-
-    ends, _ = order_tables((fraction, 1 - fraction), source.scenes.size, least, end)
+    cuts = np.array([int(fraction * n) for n in range(source.scenes.size + 1)])
+    ends = np.full((2, cuts.size), NO_RANK, np.int16)  # the first and the last observation that is not cut off
+    numbers = np.arange(max(least, 1), cuts.size)
+    ends[:, numbers] = cuts[numbers], numbers - 1 - cuts[numbers]
     (low, high), _ = _order_statistics(call, ends)
     total, below, above = np.empty(out.shape), np.empty(out.shape, np.uint16), np.empty(out.shape, np.uint16)
     sums_between(source, low, high, block_width(source, 1), total, below, above)
-    cut = np.array([int(fraction * n) for n in range(source.scenes.size + 1)])[call.count]
+    cut = cuts[call.count]
     with np.errstate(invalid="ignore", divide="ignore"):  # pixels without observations
         edges = low.astype(np.float64) * (below - cut) + high.astype(np.float64) * (above - cut)
         means = np.where(low < high, (total + edges) / (call.count - 2 * cut), low)

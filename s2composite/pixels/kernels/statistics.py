@@ -11,7 +11,9 @@ from s2composite.pixels.kernels.rank import order
 from s2composite.pixels.kernels.selection import INVALID, NO_RANK, next_key, select, select_wide
 from s2composite.pixels.kernels.tiles import Observations, count_valid, load
 
-__all__ = ["MAX", "MEAN", "MIN", "STD", "moments", "order_statistics", "order_statistics_wide", "sums_between"]
+__all__ = [
+    "MAX", "MEAN", "MIN", "STD", "interpolate", "moments", "order_statistics", "order_statistics_wide", "sums_between",
+]  # fmt: skip
 
 MEAN, STD, MIN, MAX = 0, 1, 2, 3
 
@@ -114,6 +116,24 @@ def order_statistics_wide(
                     if wanted != NO_RANK:
                         low[q, b, start + i] = lower[i]
                         high[q, b, start + i] = upper[i] if wanted + 1 < counts[i] else lower[i]
+
+
+@kernel
+def interpolate(low: Any, high: Any, fractions: Any, count: Any, least_count: int, whole: bool, out: Any) -> None:
+    """Write the value at a fraction of the step from `low` to `high` ``(b, n)``, rounded if `whole` (halves to even).
+
+    ``fractions (t + 1,)`` has that for each number of valid observations, ``count (n,)``; ``out (b, n)`` stays as it is
+    where these are fewer than `least_count`. The arithmetic is that of NumPy's percentiles, from the nearer end.
+    """
+    kind = out.dtype.type
+    for b in range(out.shape[0]):
+        first, last, row = low[b], high[b], out[b]
+        for i in range(row.size):
+            start, end, fraction = np.float64(first[i]), np.float64(last[i]), fractions[count[i]]
+            step = end - start
+            value = start + step * fraction if fraction < 0.5 else end - step * (1 - fraction)
+            value = np.rint(value) if whole else value
+            row[i] = kind(value) if count[i] >= least_count else row[i]
 
 
 @part
