@@ -23,8 +23,7 @@ from s2composite.pixels.mask_bands import MaskRule, resolve_rule
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
 from s2composite.reading.grid import centre_longitude
 from s2composite.scenes.dates import Day, Period, PeriodSpec, day_of, find_periods
-from s2composite.scenes.names import same_band
-from s2composite.scenes.products import fmask_coding_of, named_values
+from s2composite.scenes.products import fmask_coding_of, named_values, same_band
 
 __all__ = [
     "DAYS",

@@ -31,10 +31,8 @@ from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations
 from s2composite.reading.sources import ReadOptions, target_extent
 from s2composite.reading.stack import Products, Stack, TargetGrid, open_stack
 from s2composite.reading.warp import source_pixels
-from s2composite.scenes.find import product_level
 from s2composite.scenes.model import Scene
-from s2composite.scenes.names import common_name
-from s2composite.scenes.products import named_values
+from s2composite.scenes.products import common_name, named_values, product_level
 
 __all__ = [
     "AlignedMask",

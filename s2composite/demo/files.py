@@ -24,7 +24,7 @@ from s2composite.demo.imagery import ASSETS, Box, Land, Overpass, overpasses, re
 from s2composite.errors import ParameterError, WriteError, check_choice
 from s2composite.scenes.find import SceneSource, find_scenes
 from s2composite.scenes.model import Scene
-from s2composite.scenes.names import common_name
+from s2composite.scenes.products import common_name
 
 __all__ = ["make_items", "make_scenes"]
 

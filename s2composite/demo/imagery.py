@@ -140,21 +140,14 @@ def refine(coarse: Float, box: Box) -> Float:
     return values[y : y + box.y1 - box.y0, x : x + box.x1 - box.x0]
 
 
-def field(box: Box, key: int, spec: Spectrum) -> Float:
+def field(box: Box, key: int, spec: Spectrum, level: int = 0) -> Float:
     """Return a smooth random field over a box, about normal with mean 0 and variance 1.
 
-    The box is in points of the field's own grid; another key gives an unrelated field.
+    The box is in points of the field's own grid, refined `level` times; another key gives an unrelated field.
     """
-    boxes = [box]
-    for _ in spec[1:]:
-        boxes.append(boxes[-1].coarser())
-    values = np.zeros((), np.float32)
-    for level, amplitude in zip(reversed(range(len(spec))), spec, strict=True):
-        if values.ndim:
-            values = refine(values, boxes[level])
-        if amplitude or not values.ndim:
-            values = values + _white_noise(boxes[level], _derive_key(key, level)) * amplitude
-    return values
+    coarse = spec[:-1]
+    values = refine(field(box.coarser(), key, coarse, level + 1), box) if coarse else np.zeros((), np.float32)
+    return values + _white_noise(box, _derive_key(key, level)) * spec[-1] if spec[-1] else values
 
 
 # Overpasses: when Sentinel-2 sees the granule, under which sun, and where the swaths of its three orbits end.
@@ -195,21 +188,18 @@ class Sun(NamedTuple):
 
 def overpasses(n: int, year: int) -> tuple[Overpass, ...]:
     """Return `n` overpasses, evenly picked: of April to September if they suffice, of the year, of several years."""
-    candidates, last = _overpasses_between(date(year, 4, 1), date(year, 9, 30)), year
+    first, last, candidates = date(year, 4, 1), date(year, 9, 30), list[Overpass]()
     while len(candidates) < n:
-        candidates, last = _overpasses_between(date(year, 1, 1), date(last, 12, 31)), last + 1
+        candidates = []
+        for since in range((first - _CYCLE).days, (last - _CYCLE).days + 1):
+            day = _CYCLE + timedelta(days=since)
+            for orbit, after, hour, minute in _ORBITS:
+                if since % 5 == after:
+                    second = 29 if since % 10 == after else 19  # S2A or S2B
+                    sensed = datetime(day.year, day.month, day.day, hour, minute, second, tzinfo=UTC)
+                    candidates.append(Overpass(sensed, orbit))
+        first, last = date(year, 1, 1), date(last.year + (last.month == 12), 12, 31)
     return tuple(candidates[(2 * i + 1) * len(candidates) // (2 * n)] for i in range(n))
-
-
-def _overpasses_between(first: date, last: date) -> list[Overpass]:
-    listed = []
-    for since in range((first - _CYCLE).days, (last - _CYCLE).days + 1):
-        day = _CYCLE + timedelta(days=since)
-        for orbit, after, hour, minute in _ORBITS:
-            if since % 5 == after:
-                second = 29 if since % 10 == after else 19  # S2A or S2B
-                listed.append(Overpass(datetime(day.year, day.month, day.day, hour, minute, second, tzinfo=UTC), orbit))
-    return listed
 
 
 def sun_position(overpass: Overpass) -> Sun:
@@ -605,23 +595,21 @@ def render(
             scaled = light[band] * (254 / _BRIGHTEST) + 1
             out[...] = np.where(observed[band], np.rint(np.clip(scaled, 1, limit)).astype(np.uint8), 0)
     if "SCL" in assets:
-        pixels["SCL"] = _classify(land, sky, np.logical_and.reduce(list(observed.values())), overpass.day)[None]
+        # pixels of 20 m, with the codes of Sen2Cor
+        table = reflectances(overpass.day)
+        red, infrared = table[:, BANDS.index("B04")], table[:, BANDS.index("B08")]
+        ground = np.where((infrared - red) / (infrared + red) > 0.45, 4, 5).astype(
+            np.uint8
+        )  # vegetation, not vegetated
+        ground[Cover.WATER * VARIANTS : (Cover.WATER + 1) * VARIANTS] = 6
+        classes = ground.take(land.cover[::2, ::2])
+        classes[_halved(sky.shadow) > 0.4] = 3
+        classes[_halved(sky.haze) > 0.15] = 10  # thin cirrus
+        classes[_halved((sky.opacity >= _CLOUDY).astype(np.float32)) > 0] = 8
+        classes[_halved(sky.opacity) > 0.6] = 9
+        classes[_halved(np.logical_and.reduce(list(observed.values())).astype(np.float32)) < 1] = 0
+        pixels["SCL"] = classes[None]
     return pixels
-
-
-def _classify(land: Land, sky: Sky, observed: NDArray[np.bool_], day: int) -> NDArray[np.uint8]:
-    """Return the scene classification of pixels of 20 m, with the codes of Sen2Cor."""
-    table = reflectances(day)
-    red, infrared = table[:, BANDS.index("B04")], table[:, BANDS.index("B08")]
-    ground = np.where((infrared - red) / (infrared + red) > 0.45, 4, 5).astype(np.uint8)  # vegetation, not vegetated
-    ground[Cover.WATER * VARIANTS : (Cover.WATER + 1) * VARIANTS] = 6
-    classes = ground.take(land.cover[::2, ::2])
-    classes[_halved(sky.shadow) > 0.4] = 3
-    classes[_halved(sky.haze) > 0.15] = 10  # thin cirrus
-    classes[_halved((sky.opacity >= _CLOUDY).astype(np.float32)) > 0] = 8
-    classes[_halved(sky.opacity) > 0.6] = 9
-    classes[_halved(observed.astype(np.float32)) < 1] = 0
-    return classes
 
 
 def _halved(a: Float) -> Float:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from s2composite.errors import BandError, ParameterError, SceneError
 from s2composite.geotiff.header import Header, nodata_in
 from s2composite.scenes.model import Asset, Scene, Values
-from s2composite.scenes.names import is_picture, same_band
-from s2composite.scenes.products import is_mask_band, named_values, tagged_values
+from s2composite.scenes.products import is_mask_band, is_picture, named_values, same_band, tagged_values
 
 __all__ = [
     "AS_THEY_ARE",

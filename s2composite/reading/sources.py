@@ -28,10 +28,8 @@ from s2composite.reading.bands import (
 )
 from s2composite.reading.grid import aligned_offset, as_fine, footprint, level_geobox, turned_to, zoomed_offset
 from s2composite.reading.warp import resampling_names
-from s2composite.scenes.find import level_of
 from s2composite.scenes.model import Asset, Scene, Values
-from s2composite.scenes.names import same_band
-from s2composite.scenes.products import is_mask_band
+from s2composite.scenes.products import is_mask_band, level_of, same_band
 from s2composite.storage.files import display
 from s2composite.storage.http import Sign
 from s2composite.storage.limits import Limit

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import io
 import os
-import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,8 +16,8 @@ from s2composite.errors import ParameterError, SceneError, SourceError, check_ch
 from s2composite.geotiff.zarr_array import split_store
 from s2composite.scenes.dates import Moment, date_range, solar_day, utc_day, utc_time
 from s2composite.scenes.model import Asset, Scene, arc_around
-from s2composite.scenes.names import ParsedName, asset_bands, parse_name, same_band, sensor_of
-from s2composite.scenes.products import named_values
+from s2composite.scenes.names import ParsedName, asset_bands, parse_name
+from s2composite.scenes.products import level_of, named_values, sensor_of
 from s2composite.scenes.stac import (
     RASTER_SUFFIXES,
     is_stac,
@@ -32,8 +31,7 @@ from s2composite.scenes.zarr_products import item_of_store, with_arrays
 from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote, storage_errors
 
 __all__ = [
-    "DUPLICATES", "GROUPINGS", "SceneSource", "find_scenes", "grouped", "items_of_source", "level_of", "longitude",
-    "newest", "product_level",
+    "DUPLICATES", "GROUPINGS", "SceneSource", "find_scenes", "grouped", "items_of_source", "longitude", "newest",
 ]  # fmt: skip
 
 DUPLICATES = ("newest", "keep")
@@ -207,16 +205,16 @@ def items_of_source(source: SceneSource) -> list[Any]:
 
 def _files_of(source: str) -> list[str]:
     """Return the rasters that a path, glob or URL stands for, sorted by name; item files where there are none."""
-    if is_stac_file(source) and not _is_glob(source):
-        return [source]
-    if not _is_glob(source) and split_store(source) is not None:
-        return [source]
-    if in_archive(source) or (is_remote(source) and _is_raster(source) and not _is_glob(source)):
+    is_glob = _is_glob(source)
+    if in_archive(source) or (
+        not is_glob
+        and (is_stac_file(source) or split_store(source) is not None or (is_remote(source) and _is_raster(source)))
+    ):
         return [source]
     with storage_errors(SourceError, f"cannot list {display(source)}", source, href=display(source)):
         fs, path = filesystem(source)
         any_file = False
-        if _is_glob(source):
+        if is_glob:
             entries = list(fs.glob(path, detail=True).values())
             # A glob that names an extension (*.img) takes any file that it matches.
             _, dot, extension = path.rpartition("/")[2].rpartition(".")
@@ -236,7 +234,7 @@ def _files_of(source: str) -> list[str]:
         return rasters
     kinds, shown = ", ".join(f"*{suffix}" for suffix in RASTER_SUFFIXES), display(source)
     message = f"there are no rasters ({kinds}) in {shown} or below it; give the directory they are in, or a glob"
-    if _is_glob(source):
+    if is_glob:
         message = f"no file matches {shown}; correct the path, or the glob"
     elif source.startswith("http"):
         message = (
@@ -253,7 +251,7 @@ def _select_files(fs: Any, entries: Sequence[dict[str, Any]], source: str, *, an
         name, kind = entry["name"], entry["type"]
         if entry.get("islink"):  # what it leads to
             kind = "directory" if os.path.isdir(name) else "file"  # noqa: PTH112 - names are text here
-        if kind == "directory" and _is_store(name):
+        if kind == "directory" and display(name).rstrip("/").lower().endswith(".zarr"):
             stores.append(name.rstrip("/"))
         elif kind == "directory":
             folders.append(name)
@@ -279,10 +277,6 @@ def _has_real_directories(fs: Any) -> bool:
 
 def _is_raster(name: str) -> bool:
     return display(name).lower().endswith(RASTER_SUFFIXES)
-
-
-def _is_store(name: str) -> bool:
-    return display(name).rstrip("/").lower().endswith(".zarr")
 
 
 def _is_asset(name: str) -> bool:
@@ -342,9 +336,6 @@ def _scene_of_files(members: Sequence[tuple[ParsedName, str]]) -> Scene:
 
 _SAME_PLACE = 0.01  # degrees by which the boxes of two products with the same pixels may differ
 _SAME_PASS = dt.timedelta(minutes=2)  # within which products of a satellite and granule belong to the same pass
-_LEVEL = re.compile(r"(?:[-_]|\d)l([12])[a-z]{0,2}(?:[-_]|$)", re.IGNORECASE)
-_MSI_LEVEL = re.compile(r"MSIL([12])[A-Z]_")
-_SURFACE_ONLY = ("ga-s2", "hls-l30", "hls-s30", "maja", "sen2like")
 
 
 def newest(scenes: Sequence[Scene]) -> list[Scene]:
@@ -378,29 +369,6 @@ def newest(scenes: Sequence[Scene]) -> list[Scene]:
     return [scene for scene in scenes if scene.id not in replaced]
 
 
-def level_of(scene: Scene) -> str | None:
-    """Return the processing level that the collection of a scene names, ``"1"`` or ``"2"``; None if it names none."""
-    match = _LEVEL.search(scene.collection or "")
-    return match[1] if match else None
-
-
-def product_level(scene: Scene) -> str | None:
-    """Return the processing level of a scene, ``"1"`` or ``"2"``, that any of its names says; None if none does.
-
-    Those are its collection, its own and those of files, its sensor where this has one level only, and bands that only
-    one level has.
-    """
-    named = [(_LEVEL, scene.collection or ""), (_LEVEL, scene.id)]
-    named += [(_MSI_LEVEL, text) for text in (scene.id, *(asset.href for asset in scene.assets))]
-    match = next((match for form, text in named if (match := form.search(text))), None)
-    if match is not None:
-        return match[1]
-    bands = {same_band(asset.name, scene.sensor)[0] for asset in scene.assets}
-    if scene.sensor in _SURFACE_ONLY or bands & {"SCL", "AOT", "WVP"}:
-        return "2"
-    return "1" if scene.sensor in (None, "sentinel-2") and "B10" in bands else None
-
-
 def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
     """Fuse the scenes of a day: adjacent granules, and the halves of a split pass.
 
@@ -415,7 +383,37 @@ def grouped(scenes: Sequence[Scene], by: str | None) -> list[Scene]:
     for scene in scenes:
         day = utc_day(scene.time) if by == "utc_day" else solar_day(scene.time, longitude(scene))
         days.setdefault(day, []).append(scene)
-    return [_fused(members) for members in days.values()]
+    fused = []
+    for members in days.values():
+        first = members[0]
+        if len(members) == 1:
+            fused.append(first)
+            continue
+        same: dict[str, Any] = {}
+        for name in ("orbit", "baseline", "platform", "collection", "sensor"):
+            values = {getattr(member, name) for member in members}
+            same[name] = values.pop() if len(values) == 1 else None
+        granules = "+".join(dict.fromkeys(member.granule for member in members if member.granule))
+        clouds = [member.cloud_cover for member in members if member.cloud_cover is not None]
+        boxes = [member.bbox for member in members if member.bbox is not None]
+        bbox = None
+        if len(boxes) == len(members):
+            west, south, east, north = zip(*boxes, strict=True)
+            left, right = arc_around(zip(west, east, strict=True))
+            bbox = left, min(south), right - 360 if right > 180 else right, max(north)
+        fused.append(
+            replace(
+                first,
+                id=f"{first.id}+{len(members) - 1}",
+                assets=(),
+                granule=granules or None,
+                **same,
+                cloud_cover=sum(clouds) / len(clouds) if clouds else None,
+                bbox=bbox,
+                members=tuple(members),
+            )
+        )
+    return fused
 
 
 def longitude(scene: Scene) -> float:
@@ -432,33 +430,4 @@ def longitude(scene: Scene) -> float:
     raise SceneError(
         f"scene {scene.id}: its position is unknown, and so is its solar day; use groupby='utc_day'",
         scene=scene.id,
-    )
-
-
-def _fused(members: Sequence[Scene]) -> Scene:
-    first = members[0]
-    if len(members) == 1:
-        return first
-
-    def shared(name: str) -> Any:
-        values = {getattr(member, name) for member in members}
-        return values.pop() if len(values) == 1 else None
-
-    granules = "+".join(dict.fromkeys(member.granule for member in members if member.granule))
-    clouds = [member.cloud_cover for member in members if member.cloud_cover is not None]
-    boxes = [member.bbox for member in members if member.bbox is not None]
-    bbox = None
-    if len(boxes) == len(members):
-        west, south, east, north = zip(*boxes, strict=True)
-        left, right = arc_around(zip(west, east, strict=True))
-        bbox = left, min(south), right - 360 if right > 180 else right, max(north)
-    return replace(
-        first,
-        id=f"{first.id}+{len(members) - 1}",
-        assets=(),
-        granule=granules or None,
-        **{name: shared(name) for name in ("orbit", "baseline", "platform", "collection", "sensor")},
-        cloud_cover=sum(clouds) / len(clouds) if clouds else None,
-        bbox=bbox,
-        members=tuple(members),
     )

@@ -138,7 +138,7 @@ class Scene:
 
     sensor: str | None = None
     """Whose band numbers and values it has: ``"sentinel-2"``, ``"landsat-oli"``, ``"hls-l30"`` ... (see
-    `s2composite.scenes.names.sensor_of`); None: unknown, band numbers are then taken for those of Sentinel-2."""
+    `s2composite.scenes.products.sensor_of`); None: unknown, band numbers are then taken for those of Sentinel-2."""
 
     cloud_cover: float | None = None
     """Clouds in percent, as the catalogue has them; the mean of a scene fused from several."""

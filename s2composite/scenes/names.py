@@ -6,80 +6,17 @@ import datetime as dt
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from urllib.parse import unquote
 
 from s2composite.errors import ParameterError, SceneError
 from s2composite.storage.files import display
 
-__all__ = [
-    "UNNAMED_ASSET", "ParsedName", "asset_bands", "common_name", "is_picture", "parse_name", "same_band", "sensor_of",
-]  # fmt: skip
+__all__ = ["PICTURES", "UNNAMED_ASSET", "ParsedName", "asset_bands", "parse_name"]
 
 UNNAMED_ASSET = "data"  # asset of a file whose name does not say what it holds
 
 PICTURES = ("TCI", "visual")  # names of the true-colour picture: 8 bits, made for the eye
 
-# What catalogues call the same band: its number first, then common names. Of Sentinel-2:
-_SAME: tuple[tuple[str, ...], ...] = (
-    ("B01", "coastal", "coastal_aerosol"), ("B02", "blue"), ("B03", "green"), ("B04", "red"),
-    ("B05", "rededge1", "rededge071", "red_edge_1"), ("B06", "rededge2", "rededge075", "red_edge_2"),
-    ("B07", "rededge3", "rededge078", "red_edge_3"), ("B08", "nir", "nir_1"), ("B8A", "nir08", "nir_2"),
-    ("B09", "nir09"), ("B10", "cirrus"), ("B11", "swir16", "swir_2"), ("B12", "swir22", "swir_3"), ("TCI", "visual"),
-    ("CLDPRB", "CLD", "cloud"), ("SNWPRB", "SNW", "snow"),
-)  # fmt: skip
-# of Landsat 8 and 9 (OLI, TIRS):
-_SAME_OLI: tuple[tuple[str, ...], ...] = (
-    ("B01", "coastal", "coastal_aerosol"), ("B02", "blue"), ("B03", "green"), ("B04", "red"),
-    ("B05", "nir08", "nir"), ("B06", "swir16", "swir_1"), ("B07", "swir22", "swir_2"), ("B08", "pan", "panchromatic"),
-    ("B09", "cirrus"), ("B10", "lwir11", "lwir"), ("B11", "lwir12"),
-)  # fmt: skip
-# and of Landsat 4, 5 and 7 (TM, ETM+):
-_SAME_TM: tuple[tuple[str, ...], ...] = (
-    ("B01", "blue"), ("B02", "green"), ("B03", "red"), ("B04", "nir08", "nir"), ("B05", "swir16", "swir_1"),
-    ("B06", "lwir"), ("B07", "swir22", "swir_2"), ("B08", "pan", "panchromatic"),
-)  # fmt: skip
-
-
-def _by_name(groups: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
-    table = {name.lower(): group for group in groups for name in group}
-    return table | {f"b{int(group[0][1:])}": group for group in groups if re.fullmatch(r"B0\d", group[0])}
-
-
-# Bands by their names, for the sensors whose numbers are not those of Sentinel-2.
-_GROUPS_OF: dict[str | None, dict[str, tuple[str, ...]]] = {
-    None: _by_name(_SAME),
-    "landsat": {},
-    "landsat-oli": _by_name(_SAME_OLI),
-    "landsat-tm": _by_name(_SAME_TM),
-    "hls-l30": _by_name(_SAME_OLI),
-}
-
-# Common names of STAC's extension ``eo``.
-_COMMON = {
-    "coastal", "blue", "green", "red", "nir", "nir08", "nir09", "rededge071", "rededge075", "rededge078", "cirrus",
-    "swir16", "swir22", "pan", "lwir", "lwir11", "lwir12",
-}  # fmt: skip
-
-# What names of products, collections and platforms say of the sensor; the first that matches counts.
-_SENSORS = tuple(
-    (sensor, re.compile(form, re.IGNORECASE))
-    for sensor, form in (
-        ("hls-l30", r"hls\S*?l30"),
-        ("hls-s30", r"hls\S*?s30"),
-        ("landsat-tm", r"(?<![A-Z0-9])L[ET]0[4-7]_|landsat[-_ ]?[457](?!\d)|\bga_ls[57]"),
-        ("landsat-oli", r"(?<![A-Z0-9])L[COT]0[89]_|landsat[-_ ]?[89](?!\d)|\bga_ls[89]"),
-        ("landsat", r"landsat|(?<![A-Z0-9])LM0[1-5]_"),
-        ("maja", r"SENTINEL2[A-D]_\d{8}-|theia|maja"),
-        ("sen2like", r"MSIL2[FH]_|sen2like"),
-        ("ga-s2", r"\bga_s2"),
-        ("sentinel-2", r"sentinel[-_ ]?(?:s)?2|\bs2_|(?<![A-Z0-9])S2[A-D]_|(?<![A-Z0-9])T\d\d[A-Z]{3}_\d{8}"),
-    )
-)
-
-_DECORATION = re.compile(
-    r"^nbart?_|^oa_(?=fmask)|^(?:sr|st|oli|tirs|tm|etm)_(?=b\d)|-jp2$|[_-](?:10|20|60)m$", re.IGNORECASE
-)
 _CODES = r"TCI|PVI|B(?:0?[1-9]|1[0-2]|8A)|SCL|CLDPRB|SNWPRB|CLD|SNW|BOA|TOA|AOT|WVP"
 _WORDS = r"visual|coastal|blue|green|red|rededge[1-3]?|nir(?:0[89])?|cirrus|swir(?:16|22)"  # Earth Search's keys
 _ASSET = re.compile(rf"(?:^|[_.-])({_CODES}|{_WORDS})(?:[_-](10|20|60)m)?$", re.IGNORECASE)
@@ -199,45 +136,6 @@ def asset_bands(asset: str) -> tuple[str, ...]:
     return (asset,) if _SINGLE.fullmatch(asset) else ()
 
 
-def is_picture(asset: str) -> bool:
-    """Return whether an asset is the true-colour picture, by its name in any catalogue."""
-    return same_band(asset)[0] in PICTURES
-
-
-@lru_cache(4096)
-def same_band(name: str, sensor: str | None = None) -> tuple[str, ...]:
-    """Return all names that catalogues give to a band of a sensor, its number first; None: Sentinel-2.
-
-    >>> same_band("red"), same_band("B02_10m"), same_band("scl")
-    (('B04', 'red'), ('B02', 'blue'), ('SCL',))
-    >>> same_band("B5", "landsat-oli")
-    ('B05', 'nir08', 'nir')
-    """
-    plain = _DECORATION.sub("", _DECORATION.sub("", name)).lower()
-    return _GROUPS_OF.get(sensor, _GROUPS_OF[None]).get(plain, (plain.upper(),))
-
-
-def common_name(band: str, sensor: str | None = None) -> str | None:
-    """Return the common name of a band in STAC's extension ``eo``; None if it has none.
-
-    >>> common_name("B05"), common_name("B05", "hls-l30"), common_name("SCL")
-    ('rededge071', 'nir08', None)
-    """
-    if band.lower() in _COMMON:
-        return band.lower()
-    return next((name for name in same_band(band, sensor) if name in _COMMON), None)
-
-
-def sensor_of(*texts: object) -> str | None:
-    """Return the sensor, or who made its products, that names of products, collections or platforms tell of.
-
-    >>> sensor_of("LC08_L1TP_198030_20230601_20230605_02_T1"), sensor_of("hls2-l30", "landsat-8"), sensor_of("a.tif")
-    ('landsat-oli', 'hls-l30', None)
-    """
-    text = " ".join(str(text) for text in texts if text)
-    return next((sensor for sensor, form in _SENSORS if form.search(text)), None)
-
-
 def _split_asset(stem: str) -> tuple[str, str, int | None]:
     """Split ``T31TCJ_20230709T104629_B04_10m`` into what is before the asset, the asset and its pixel size (m)."""
     match = _ASSET.search(stem)
@@ -293,26 +191,19 @@ def _only_time(text: str, label: str) -> dt.datetime:
     return min((time for time in times if time.time() != dt.time.min), default=times[0])
 
 
-@lru_cache(maxsize=16)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern and check that its groups can give a date."""
+def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None) -> ParsedName:
+    """Return what the user's pattern finds, with defaults for groups that it does not have."""
     try:
-        compiled = re.compile(pattern)
+        form = re.compile(pattern)
     except re.error as error:
         raise ParameterError(f"pattern {pattern!r} is not a regular expression: {error}") from None
-    groups = set(compiled.groupindex)
-    if not (groups >= {"year", "month", "day"} or "date" in groups):
+    if not (form.groupindex.keys() >= {"year", "month", "day"} or "date" in form.groupindex):
         raise ParameterError(
             f"pattern {pattern!r} has no groups that give a date; name them like "
             r"(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2}), or (?P<date>\d{8})"
         )
-    return compiled
-
-
-def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None) -> ParsedName:
-    """Return what the user's pattern finds, with defaults for groups that it does not have."""
     last = path.rpartition("/")[2]
-    match = _compiled(pattern).search(path if "/" in pattern else last)
+    match = form.search(path if "/" in pattern else last)
     if match is None:
         raise SceneError(
             f"{label}: pattern {pattern!r} does not match its name; correct the pattern, or leave the file out",
@@ -325,9 +216,9 @@ def _match_pattern(label: str, path: str, pattern: str, time: dt.datetime | None
         clock = groups.get("time") or ":".join(groups.get(key, "00") for key in ("hour", "minute", "second"))
         # the digits alone, so that 2023-7-9 is 20230709
         day, moment = ("".join(part.zfill(2) for part in re.split(r"\D+", text) if part) for text in (date, clock))
-        form = {7: "%Y%j", 8: "%Y%m%d"}.get(len(day), "not a date")
+        day_form = {7: "%Y%j", 8: "%Y%m%d"}.get(len(day), "not a date")
         try:
-            sensed = dt.datetime.strptime(f"{day}T{moment[:6].ljust(6, '0')}+0000", f"{form}T%H%M%S%z")
+            sensed = dt.datetime.strptime(f"{day}T{moment[:6].ljust(6, '0')}+0000", f"{day_form}T%H%M%S%z")
         except ValueError:
             text = f"{date} {clock}".rstrip(":0 ")
             message = f"{label}: the pattern finds {text!r} in its name, which is not a date; {_CURES}"

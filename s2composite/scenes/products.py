@@ -1,4 +1,4 @@
-"""What the numbers of products mean: scale, offset, baseline shift and mask codings, by sensor, baseline and catalogue.
+"""Products by sensor: what names tell of them, what their bands are called, and what their numbers mean.
 
 Since baseline 04.00 ESA adds 1000 to the numbers of L1C and L2A. Collection 1 has that offset in scenes of all years,
 and some catalogues subtract it again, so the date says nothing: the baseline of the product and its catalogue decide.
@@ -8,13 +8,157 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, TypeAlias
 
-from s2composite.scenes.model import Values
-from s2composite.scenes.names import common_name, same_band
+from s2composite.scenes.model import Scene, Values
+from s2composite.scenes.names import PICTURES
 
-__all__ = ["catalogue_values", "fmask_coding_of", "is_mask_band", "named_values", "tagged_values"]
+__all__ = [
+    "catalogue_values", "common_name", "fmask_coding_of", "is_mask_band", "is_picture", "level_of", "named_values",
+    "product_level", "same_band", "sensor_of", "tagged_values",
+]  # fmt: skip
+
+# --- sensors and their bands ----------------------------------------------------------------------------------------
+
+_Bands: TypeAlias = Mapping[str, tuple[str, ...]]  # all names of a band, by each of them in lower case
+
+
+def _bands(*same: tuple[str, ...]) -> _Bands:
+    """Return bands from the names that catalogues give to each: its number first, then common names."""
+    table = {name.lower(): names for names in same for name in names}
+    return table | {f"b{int(names[0][1:])}": names for names in same if re.fullmatch(r"B0\d", names[0])}
+
+
+_MSI = _bands(
+    ("B01", "coastal", "coastal_aerosol"), ("B02", "blue"), ("B03", "green"), ("B04", "red"),
+    ("B05", "rededge1", "rededge071", "red_edge_1"), ("B06", "rededge2", "rededge075", "red_edge_2"),
+    ("B07", "rededge3", "rededge078", "red_edge_3"), ("B08", "nir", "nir_1"), ("B8A", "nir08", "nir_2"),
+    ("B09", "nir09"), ("B10", "cirrus"), ("B11", "swir16", "swir_2"), ("B12", "swir22", "swir_3"), ("TCI", "visual"),
+    ("CLDPRB", "CLD", "cloud"), ("SNWPRB", "SNW", "snow"),
+)  # fmt: skip
+_OLI = _bands(  # and TIRS of Landsat 8 and 9
+    ("B01", "coastal", "coastal_aerosol"), ("B02", "blue"), ("B03", "green"), ("B04", "red"),
+    ("B05", "nir08", "nir"), ("B06", "swir16", "swir_1"), ("B07", "swir22", "swir_2"), ("B08", "pan", "panchromatic"),
+    ("B09", "cirrus"), ("B10", "lwir11", "lwir"), ("B11", "lwir12"),
+)  # fmt: skip
+_TM = _bands(  # and ETM+: Landsat 4, 5 and 7
+    ("B01", "blue"), ("B02", "green"), ("B03", "red"), ("B04", "nir08", "nir"), ("B05", "swir16", "swir_1"),
+    ("B06", "lwir"), ("B07", "swir22", "swir_2"), ("B08", "pan", "panchromatic"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Sensor:
+    """A sensor, or those who make products of one."""
+
+    form: str  # what names of products, collections and platforms say of it
+    bands: _Bands
+    reflectance: tuple[float, float] | None = None  # scale and offset; None: unknown, or not one for all its products
+    temperature: tuple[float, float, str] | None = None  # the same of thermal bands, with their unit
+    surface_only: bool = False  # there are no products of level 1
+
+
+_UNKNOWN, _PLAIN = _Sensor("", _MSI), (1e-4, 0.0)
+
+# The first whose form matches counts. Numbers: HLS user guide 2.0, MAJA's product format, Geoscience Australia's ARD 3.
+_SENSORS: Mapping[str, _Sensor] = {
+    "hls-l30": _Sensor(r"hls\S*?l30", _OLI, _PLAIN, (0.01, 0.0, "degC"), surface_only=True),
+    "hls-s30": _Sensor(r"hls\S*?s30", _MSI, _PLAIN, surface_only=True),
+    "landsat-tm": _Sensor(r"(?<![A-Z0-9])L[ET]0[4-7]_|landsat[-_ ]?[457](?!\d)|\bga_ls[57]", _TM),
+    "landsat-oli": _Sensor(r"(?<![A-Z0-9])L[COT]0[89]_|landsat[-_ ]?[89](?!\d)|\bga_ls[89]", _OLI),
+    "landsat": _Sensor(r"landsat|(?<![A-Z0-9])LM0[1-5]_", {}),
+    "maja": _Sensor(r"SENTINEL2[A-D]_\d{8}-|theia|maja", _MSI, _PLAIN, surface_only=True),
+    "sen2like": _Sensor(r"MSIL2[FH]_|sen2like", _MSI, surface_only=True),
+    "ga-s2": _Sensor(r"\bga_s2", _MSI, _PLAIN, surface_only=True),
+    "sentinel-2": _Sensor(r"sentinel[-_ ]?(?:s)?2|\bs2_|(?<![A-Z0-9])S2[A-D]_|(?<![A-Z0-9])T\d\d[A-Z]{3}_\d{8}", _MSI),
+}
+
+# Reflectances and temperatures of USGS Collection 2, by level (of level 1 those of OLI: each scene of TM has its own;
+# not corrected for the sun's elevation).
+_LANDSAT: Mapping[str, tuple[tuple[float, float], tuple[float, float, str] | None]] = {
+    "1": ((2e-5, -0.1), None),
+    "2": ((2.75e-5, -0.2), (0.00341802, 149.0, "K")),
+}
+
+# Common names of STAC's extension ``eo``.
+_COMMON = {
+    "coastal", "blue", "green", "red", "nir", "nir08", "nir09", "rededge071", "rededge075", "rededge078", "cirrus",
+    "swir16", "swir22", "pan", "lwir", "lwir11", "lwir12",
+}  # fmt: skip
+_DECORATION = re.compile(
+    r"^nbart?_|^oa_(?=fmask)|^(?:sr|st|oli|tirs|tm|etm)_(?=b\d)|-jp2$|[_-](?:10|20|60)m$", re.IGNORECASE
+)
+
+
+def is_picture(asset: str) -> bool:
+    """Return whether an asset is the true-colour picture, by its name in any catalogue."""
+    return same_band(asset)[0] in PICTURES
+
+
+@lru_cache(4096)
+def same_band(name: str, sensor: str | None = None) -> tuple[str, ...]:
+    """Return all names that catalogues give to a band of a sensor, its number first; None: Sentinel-2.
+
+    >>> same_band("red"), same_band("B02_10m"), same_band("scl")
+    (('B04', 'red'), ('B02', 'blue'), ('SCL',))
+    >>> same_band("B5", "landsat-oli")
+    ('B05', 'nir08', 'nir')
+    """
+    plain = _DECORATION.sub("", _DECORATION.sub("", name)).lower()
+    return _SENSORS.get(sensor or "", _UNKNOWN).bands.get(plain, (plain.upper(),))
+
+
+def common_name(band: str, sensor: str | None = None) -> str | None:
+    """Return the common name of a band in STAC's extension ``eo``; None if it has none.
+
+    >>> common_name("B05"), common_name("B05", "hls-l30"), common_name("SCL")
+    ('rededge071', 'nir08', None)
+    """
+    if band.lower() in _COMMON:
+        return band.lower()
+    return next((name for name in same_band(band, sensor) if name in _COMMON), None)
+
+
+def sensor_of(*texts: object) -> str | None:
+    """Return the sensor, or who made its products, that names of products, collections or platforms tell of.
+
+    >>> sensor_of("LC08_L1TP_198030_20230601_20230605_02_T1"), sensor_of("hls2-l30", "landsat-8"), sensor_of("a.tif")
+    ('landsat-oli', 'hls-l30', None)
+    """
+    text = " ".join(str(text) for text in texts if text)
+    return next((name for name, sensor in _SENSORS.items() if re.search(sensor.form, text, re.IGNORECASE)), None)
+
+
+_LEVEL = re.compile(r"(?:[-_]|\d)l([12])[a-z]{0,2}(?:[-_]|$)", re.IGNORECASE)
+_MSI_LEVEL = re.compile(r"MSIL([12])[A-Z]_")
+
+
+def level_of(scene: Scene) -> str | None:
+    """Return the processing level that the collection of a scene names, ``"1"`` or ``"2"``; None if it names none."""
+    match = _LEVEL.search(scene.collection or "")
+    return match[1] if match else None
+
+
+def product_level(scene: Scene) -> str | None:
+    """Return the processing level of a scene, ``"1"`` or ``"2"``, that any of its names says; None if none does.
+
+    Those are its collection, its own and those of files, its sensor where this has one level only, and bands that only
+    one level has.
+    """
+    named = [(_LEVEL, scene.collection or ""), (_LEVEL, scene.id)]
+    named += [(_MSI_LEVEL, text) for text in (scene.id, *(asset.href for asset in scene.assets))]
+    match = next((match for form, text in named if (match := form.search(text))), None)
+    if match is not None:
+        return match[1]
+    bands = {same_band(asset.name, scene.sensor)[0] for asset in scene.assets}
+    if _SENSORS.get(scene.sensor or "", _UNKNOWN).surface_only or bands & {"SCL", "AOT", "WVP"}:
+        return "2"
+    return "1" if scene.sensor in (None, "sentinel-2") and "B10" in bands else None
+
+
+# --- the numbers ----------------------------------------------------------------------------------------------------
 
 _SHIFT = -1000.0  # undoes ESA's offset
 _SCALE = 1e-4  # reflectance of one number
@@ -30,23 +174,6 @@ _CLASS_KEYS = ("classification:classes", "classification:bitfields", "file:value
 _BASELINE = re.compile(r"\d+(\.\d+)?")
 _LANDSAT_LEVEL = re.compile(r"[-_\d]L([12])(?![0-9])", re.IGNORECASE)
 _LANDSAT_COLLECTION_1 = re.compile(r"_01_(?:T[12]|RT)|c1(?![0-9])")
-
-# Scale and offset of reflectances, by sensor: HLS user guide 2.0, MAJA's product format, Geoscience Australia's ARD 3,
-# and USGS Collection 2 (of level 1 those of OLI: each scene of TM has its own; not corrected for the sun's elevation).
-_REFLECTANCES: Mapping[str, tuple[float, float]] = {
-    "hls-l30": (1e-4, 0.0),
-    "hls-s30": (1e-4, 0.0),
-    "maja": (1e-4, 0.0),
-    "ga-s2": (1e-4, 0.0),
-    "landsat level 1": (2e-5, -0.1),
-    "landsat level 2": (2.75e-5, -0.2),
-}
-
-# The same for thermal bands, with their unit.
-_TEMPERATURES: Mapping[str, tuple[float, float, str]] = {
-    "hls-l30": (0.01, 0.0, "degC"),
-    "landsat level 2": (0.00341802, 149.0, "K"),
-}
 
 
 def named_values(band: str, baseline: str | None, sensor: str | None = None, product: str = "") -> Values:
@@ -77,19 +204,20 @@ def named_values(band: str, baseline: str | None, sensor: str | None = None, pro
         if sensor != "sen2like" and baseline is not None and _BASELINE.fullmatch(baseline) and baseline != "99.99":
             shift = _SHIFT if float(baseline) >= 4 else 0.0
         return Values(shift, _SCALE, unit="1", assumed=True)
-    family = sensor
+    known = _SENSORS.get(sensor, _UNKNOWN)
+    reflectance, temperature = known.reflectance, known.temperature
     if sensor.startswith("landsat"):
         level = _LANDSAT_LEVEL.search(product)
         if re.search(r"\bga_ls", product):
-            family = "ga-s2"
+            reflectance = _PLAIN
         elif level and not _LANDSAT_COLLECTION_1.search(product) and (level[1] == "2" or sensor == "landsat-oli"):
-            family = f"landsat level {level[1]}"
+            reflectance, temperature = _LANDSAT[level[1]]
     common = common_name(band, sensor) or ""
-    if common.startswith("lwir") and family in _TEMPERATURES:
-        scale, offset, unit = _TEMPERATURES[family]
+    if common.startswith("lwir") and temperature:
+        scale, offset, unit = temperature
         return Values(0.0, scale, offset, unit=unit, assumed=True)
-    if family in _REFLECTANCES and common and not common.startswith("lwir"):
-        scale, offset = _REFLECTANCES[family]
+    if reflectance and common and not common.startswith("lwir"):
+        scale, offset = reflectance
         return Values(0.0, scale, offset, unit="1", assumed=True)
     return Values(assumed=True)
 

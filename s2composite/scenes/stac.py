@@ -20,8 +20,8 @@ from pyproj.exceptions import CRSError
 from s2composite.errors import AccessError, ParameterError, SceneError, SourceError, needed
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene, Values, arc_around
-from s2composite.scenes.names import asset_bands, common_name, is_picture, same_band, sensor_of
-from s2composite.scenes.products import catalogue_values, is_mask_band
+from s2composite.scenes.names import asset_bands
+from s2composite.scenes.products import catalogue_values, common_name, is_mask_band, is_picture, same_band, sensor_of
 from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
 from s2composite.storage.urls import limits
 

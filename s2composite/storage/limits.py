@@ -269,6 +269,14 @@ class Lease:
             self.kept = await make()
         return self.kept
 
+    async def give_back(self) -> None:
+        """Close what was made for it, and end it."""
+        try:
+            if self.kept is not None:
+                await self.kept.close()
+        finally:
+            await self.source.settle(self.grant.number, self.requests, self.bytes)
+
     def takes(self, want: Want) -> bool:
         """Return whether it has room for a read."""
         if self.has_connection and (self.running or (self.requests and time.monotonic() - self.began > _LONGEST)):
@@ -338,7 +346,7 @@ class _Gate:
             lease.running += 1
             turn.set_result(lease)
         if not lease.running:
-            task = asyncio.create_task(self._give_back(lease))
+            task = asyncio.create_task(lease.give_back())
             self.ending.add(task)
             task.add_done_callback(self.ending.discard)
 
@@ -346,14 +354,6 @@ class _Gate:
         """End a read."""
         lease.running -= 1
         self._begin(lease)
-
-    @staticmethod
-    async def _give_back(lease: Lease) -> None:
-        try:
-            if lease.kept is not None:
-                await lease.kept.close()
-        finally:
-            await lease.source.settle(lease.grant.number, lease.requests, lease.bytes)
 
 
 _GATES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Limit, _Gate]] = WeakKeyDictionary()

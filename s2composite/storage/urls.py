@@ -131,16 +131,13 @@ def _check_place(href: str, places: Sequence[str], what: str) -> None:
     for why, holds in strange.items():
         if holds:
             raise AccessError(f"{_shown(href)}: {why}; give the plain path or URL")
-    inside = _inside_url if is_url else _inside_directory
-    if not any(inside(href, place) for place in places):
+    if is_url:
+        inside = any(_inside_url(href, place) for place in places)
+    else:  # what counts is where links lead
+        directories = [] if "\0" in href else [place for place in places if "://" not in place]
+        inside = any(Path(href).resolve().is_relative_to(Path(place).expanduser().resolve()) for place in directories)
+    if not inside:
         raise AccessError(f"{_shown(href)}: is not among the places that may be {what} here")
-
-
-def _inside_directory(path: str, place: str) -> bool:
-    if "://" in place or "\0" in path:
-        return False
-    # What counts is where links lead.
-    return Path(path).resolve().is_relative_to(Path(place).expanduser().resolve())
 
 
 def _inside_url(href: str, place: str) -> bool:
@@ -262,25 +259,26 @@ class ReplyTimeout:
 
 async def web_client(loop: asyncio.AbstractEventLoop | None = None) -> aiohttp.ClientSession:
     """Return an HTTP client for processes that nothing limits: fsspec's ``get_client``."""
-    # trust_env: proxies and ~/.netrc, as curl and GDAL use them
-    return _client(loop, _Resolver(), trust_env=True)
+    return _client(loop, guarded=False)
 
 
 async def guarded_client(loop: asyncio.AbstractEventLoop | None = None) -> aiohttp.ClientSession:
     """Return an HTTP client that observes the limits of this process: fsspec's ``get_client``."""
-    # Proxies would look up names themselves, and ~/.netrc is the operator's.
-    return _client(loop, _GuardedResolver(), trust_env=False, middlewares=(_check,))
+    return _client(loop, guarded=True)
 
 
-def _client(
-    loop: asyncio.AbstractEventLoop | None, resolver: AbstractResolver, *, trust_env: bool, middlewares: Any = ()
-) -> aiohttp.ClientSession:
+def _client(loop: asyncio.AbstractEventLoop | None, *, guarded: bool) -> aiohttp.ClientSession:
     steps = aiohttp.TraceConfig()
     steps.on_request_redirect.append(_check_redirect)
     steps.on_request_headers_sent.append(_wait_for_reply)
-    connector = aiohttp.TCPConnector(resolver=resolver)
     return aiohttp.ClientSession(
-        loop=loop, connector=connector, trace_configs=[steps], trust_env=trust_env, middlewares=middlewares
+        loop=loop,
+        connector=aiohttp.TCPConnector(resolver=_Resolver(guarded=guarded)),
+        trace_configs=[steps],
+        # Proxies and ~/.netrc, as curl and GDAL use them; but proxies look up names themselves, and ~/.netrc is the
+        # operator's.
+        trust_env=not guarded,
+        middlewares=(_check,) if guarded else (),
     )
 
 
@@ -323,16 +321,25 @@ async def _check(request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.Cl
 
 
 class _Resolver(AbstractResolver):
-    """DNS without link-local addresses: nobody can tell whether whoever named a host meant one."""
+    """DNS without link-local addresses: nobody can tell whether whoever named a host meant one.
 
-    def __init__(self) -> None:
-        self._plain = DefaultResolver()
+    Where it is `guarded`, all addresses of a name must be open to this process.
+    """
+
+    def __init__(self, *, guarded: bool) -> None:
+        self._plain, self._guarded = DefaultResolver(), guarded
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the addresses of a name that may be connected to."""
+        access = (limits() or Access()) if self._guarded else None
         answers = await self._plain.resolve(host, port, family)
+        if access is not None:
+            is_own = (host, port) in _own_endpoints(access)
+            if not is_own and not all(is_open_address(answer["host"], access.networks) for answer in answers):
+                raise _private(host)
+            return answers
         others = [answer for answer in answers if not is_link_local(answer["host"])]
         if answers and not others:
             raise AccessError(f"{host}: leads to a link-local address, which is not followed; write the address itself")
@@ -341,23 +348,6 @@ class _Resolver(AbstractResolver):
     async def close(self) -> None:
         """Stop."""
         await self._plain.close()
-
-
-class _GuardedResolver(_Resolver):
-    """DNS whose answers must be open to this process."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Return the addresses of a name, all of which must be open."""
-        access = limits() or Access()
-        answers = await self._plain.resolve(host, port, family)
-        if (host, port) in _own_endpoints(access):
-            return answers
-        for answer in answers:
-            if not is_open_address(answer["host"], access.networks):
-                raise _private(host)
-        return answers
 
 
 def _private(host: str) -> AccessError:

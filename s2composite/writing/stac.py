@@ -41,7 +41,7 @@ from s2composite.pixels.stretch import (
     rgba,
 )
 from s2composite.reading.grid import footprint
-from s2composite.scenes.names import common_name
+from s2composite.scenes.products import common_name
 from s2composite.storage.files import display, filesystem, is_remote
 from s2composite.writing.cog import (
     FilePlan,

@@ -18,8 +18,7 @@ from s2composite.cube.open import stack_of
 from s2composite.errors import BandError, MissingDependencyError, ParameterError, SceneError
 from s2composite.pixels import cloud_net
 from s2composite.pixels.cloud_net import NETWORK_BANDS, CloudNet
-from s2composite.scenes.find import product_level
-from s2composite.scenes.names import sensor_of
+from s2composite.scenes.products import product_level, sensor_of
 
 CODES = dict(zip(NETWORK_BANDS, ("B02", "B03", "B04", "B08", "B11", "B12"), strict=True))
 CODED = tuple(CODES.values())

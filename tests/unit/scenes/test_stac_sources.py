@@ -16,7 +16,7 @@ from s2composite.errors import BandError, MissingDependencyError, ParameterError
 from s2composite.reading.bands import wanted_assets
 from s2composite.scenes.dates import solar_day, utc_day
 from s2composite.scenes.find import find_scenes, longitude
-from s2composite.scenes.names import same_band
+from s2composite.scenes.products import same_band
 from s2composite.scenes.stac import scene_of_item
 from support.rasters import ORIGIN, write_tif
 from support.stac_items import RECORDED, item_of, recorded, search_server

@@ -16,7 +16,7 @@ from s2composite.jobs.schema import load_job
 from s2composite.pixels.mask_bands import SCL
 from s2composite.runner.inputs import job_composite, job_scenes
 from s2composite.scenes.find import find_scenes
-from s2composite.scenes.names import common_name, same_band
+from s2composite.scenes.products import common_name, same_band
 from support.gdal_cli import needs_gdal
 from support.rasters import ORIGIN, write_tif
 from support.stac_items import item_of
