@@ -598,9 +598,8 @@ def render(
         # pixels of 20 m, with the codes of Sen2Cor
         table = reflectances(overpass.day)
         red, infrared = table[:, BANDS.index("B04")], table[:, BANDS.index("B08")]
-        ground = np.where((infrared - red) / (infrared + red) > 0.45, 4, 5).astype(
-            np.uint8
-        )  # vegetation, not vegetated
+        is_vegetated = (infrared - red) / (infrared + red) > 0.45
+        ground = np.where(is_vegetated, 4, 5).astype(np.uint8)
         ground[Cover.WATER * VARIANTS : (Cover.WATER + 1) * VARIANTS] = 6
         classes = ground.take(land.cover[::2, ::2])
         classes[_halved(sky.shadow) > 0.4] = 3

@@ -6,7 +6,6 @@ import datetime as dt
 import io
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -24,10 +23,9 @@ from s2composite.scenes.stac import (
     is_stac_file,
     items_in,
     items_of,
-    scene_of_item,
-    with_alternate,
+    scenes_of_items,
+    scenes_of_stores,
 )
-from s2composite.scenes.zarr_products import item_of_store, with_arrays
 from s2composite.storage.files import absolute, display, filesystem, in_archive, is_remote, storage_errors
 
 __all__ = [
@@ -39,8 +37,6 @@ GROUPINGS = (None, "solar_day", "utc_day")
 
 # Where scenes can be found: a path or URL, a `Scene`, STAC in any form, or several of these.
 SceneSource: TypeAlias = Any
-
-_READS = 32  # Zarr stores whose metadata are read at once
 
 _NO_ACQUISITION = ("MSK_", ".")  # prefixes of masks in .SAFE products, and of hidden files
 
@@ -162,14 +158,9 @@ def _parts_of(source: SceneSource) -> list[Any]:
 
 def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[Scene], list[str]]:
     """Return the scenes in a source and its catalogues, and the rasters that its paths, globs and URLs stand for."""
-
-    def scenes_of(items: Sequence[Any]) -> list[Scene]:
-        # searches overlap: an item that two of them find is one
-        return list(dict.fromkeys(map(scene_of_item, with_arrays(with_alternate(items, alternate)))))
-
     parts = _parts_of(source)
     hrefs = [part if isinstance(part, Scene) else absolute(part) for part in parts if not is_stac(part)]
-    of_items = scenes_of([item for part in parts if is_stac(part) for item in items_of(part)])
+    of_items = scenes_of_items([item for part in parts if is_stac(part) for item in items_of(part)], alternate)
     scenes, files = list[Scene](), dict[str, None]()
     for href in hrefs:
         if isinstance(href, Scene):
@@ -177,13 +168,11 @@ def _scenes_and_files(source: SceneSource, alternate: str | None) -> tuple[list[
             continue
         listed = _files_of(href)
         if is_stac_file(listed[0]) and split_store(listed[0]) is None:
-            scenes += scenes_of([item for file in listed for item in items_in(file)])
+            scenes += scenes_of_items([item for file in listed for item in items_in(file)], alternate)
         else:
             files |= dict.fromkeys(listed)
     stores = [href for href in files if split_store(href) is not None]
-    with ThreadPoolExecutor(_READS) as pool:
-        scenes += map(scene_of_item, pool.map(item_of_store, stores))
-    return scenes + of_items, [href for href in files if href not in stores]
+    return scenes + scenes_of_stores(stores) + of_items, [href for href in files if href not in stores]
 
 
 def items_of_source(source: SceneSource) -> list[Any]:

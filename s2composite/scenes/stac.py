@@ -1,4 +1,4 @@
-"""STAC items as scenes. Items come from objects, files, catalogues, searches and stac-geoparquet."""
+"""STAC items as scenes. Items come from objects, files, catalogues, searches, stac-geoparquet and Zarr stores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -17,19 +18,24 @@ from pydantic_core import core_schema as cs
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from s2composite.errors import AccessError, ParameterError, SceneError, SourceError, needed
+from s2composite.errors import AccessError, ParameterError, ReadError, SceneError, SourceError, needed
+from s2composite.geotiff.zarr_array import ANGLES, SUN_ANGLES, StoredArray, object_href, read_store, split_store
 from s2composite.scenes.dates import utc_time
 from s2composite.scenes.model import Asset, AssetGrid, Scene, Values, arc_around
-from s2composite.scenes.names import asset_bands
+from s2composite.scenes.names import asset_bands, parse_name
 from s2composite.scenes.products import catalogue_values, common_name, is_mask_band, is_picture, same_band, sensor_of
 from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
 from s2composite.storage.urls import limits
 
-__all__ = ["RASTER_SUFFIXES", "is_stac", "is_stac_file", "items_in", "items_of", "scene_of_item", "with_alternate"]
+__all__ = [
+    "RASTER_SUFFIXES", "is_stac", "is_stac_file", "item_of_store", "items_in", "items_of", "scene_of_item",
+    "scenes_of_items", "scenes_of_stores", "with_alternate",
+]  # fmt: skip
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 _FILES = (".json", ".geojson", ".parquet", ".geoparquet")
 _SEARCH = ("url", "collections", "bbox", "datetime", "query")
+_READS = 32  # Zarr stores whose metadata are read at once
 _MAX_CHILDREN = 16  # catalogues within catalogues that are followed
 
 
@@ -281,6 +287,19 @@ def scene_of_item(item: Mapping[str, Any]) -> Scene:
     )
 
 
+def scenes_of_items(items: Sequence[Mapping[str, Any]], alternate: str | None) -> list[Scene]:
+    """Return the scenes of items, each once: searches overlap. `alternate` is that of `with_alternate`."""
+    with ThreadPoolExecutor(_READS) as pool:
+        expanded = list(pool.map(_with_arrays, with_alternate(items, alternate)))
+    return list(dict.fromkeys(map(scene_of_item, expanded)))
+
+
+def scenes_of_stores(hrefs: Sequence[str]) -> list[Scene]:
+    """Return the scenes of products in Zarr stores."""
+    with ThreadPoolExecutor(_READS) as pool:
+        return list(map(scene_of_item, pool.map(item_of_store, hrefs)))
+
+
 def _is_raster(key: str, asset: Mapping[str, Any]) -> bool:
     roles = _NO_DATA_ROLES & set(asset.get("roles") or ())
     # Earth Search v0 and what was made of it call the full picture an overview, too
@@ -417,6 +436,108 @@ def _rings(coordinates: Sequence[Any]) -> Iterator[list[tuple[float, float]]]:
     else:
         for part in coordinates:
             yield from _rings(part)
+
+
+# --- products in Zarr stores: ESA's (EOPF), and the optimised ones made of them (GeoZarr) ----------------------------
+
+_CODE = re.compile(r"b(0[1-9]|1[0-2]|8a)|scl|cld|snw|aot|wvp", re.IGNORECASE)
+_TYPE = "application/vnd.zarr"
+_UNREADABLE = {"product"}  # the only asset of a store whose metadata cannot be read
+
+
+def item_of_store(href: str) -> dict[str, Any]:
+    """Return a product as a STAC item whose assets are its arrays ``(y, x)``, or those below a path in it.
+
+    The product says of itself what it is (``stac_discovery``); otherwise its name does.
+    """
+    found = split_store(href)
+    assert found is not None
+    store, path = found
+    assets = _arrays_in(store, [path])
+    attributes = {} if assets.keys() == _UNREADABLE else read_store(store).attributes[""]
+    item: Mapping[str, Any] = attributes.get("stac_discovery") or {}
+    properties = dict(item.get("properties") or {})
+    if not (properties.get("datetime") or properties.get("start_datetime")):
+        parsed = parse_name(store)
+        properties |= {"datetime": parsed.time.isoformat(), "platform": parsed.platform}
+        told = {"sat:relative_orbit": parsed.orbit, "s2:processing_baseline": parsed.baseline}
+        properties |= {key: value for key, value in told.items() if value is not None}
+    name = re.sub(r"\.(SAFE|zarr)$", "", str(item.get("id") or display(store).rpartition("/")[2]), flags=re.IGNORECASE)
+    facts = {key: item.get(key) for key in ("bbox", "geometry") if item.get(key)}
+    return {**facts, "type": "Feature", "id": name, "properties": properties, "assets": assets}
+
+
+def _with_arrays(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an item in whose assets a group of a Zarr store is replaced by the arrays in it, each band once.
+
+    Other assets, and items without a Zarr store, are unchanged.
+    """
+    groups: dict[str, list[str]] = {}
+    others = {}
+    for key, asset in (item.get("assets") or {}).items():
+        href = str((asset or {}).get("href") or "")
+        said = f"{href} {(asset or {}).get('type') or ''}".lower()
+        found = None
+        with suppress(SourceError):  # assets may be in places that are not read
+            found = split_store(absolute(href)) if "zarr" in said else None
+        roles = set((asset or {}).get("roles") or ())
+        hidden = {"metadata", "thumbnail", "overview"} & roles and "data" not in roles
+        if found is None or hidden or display(href).endswith((".json", ".zmetadata")):
+            others[key] = asset
+        else:
+            groups.setdefault(found[0], []).append(found[1])
+    arrays: dict[str, Any] = {}
+    rasters = any(str((asset or {}).get("type")).startswith("image/") for asset in others.values())
+    for store, paths in groups.items():
+        try:
+            found_here = _arrays_in(store, paths)
+        except SceneError:  # a store of something else, beside the rasters of the scene
+            found_here = {}
+            if not rasters:
+                raise
+        if not (rasters and found_here.keys() == _UNREADABLE):
+            arrays = found_here | arrays
+    return {**item, "assets": {**others, **arrays}} if groups else item
+
+
+def _arrays_in(store: str, paths: Sequence[str]) -> dict[str, Any]:
+    """Return the arrays ``(y, x)`` with a grid at or below some paths: measurements first, the finest of a name."""
+    try:
+        stored = read_store(store)
+    except (ReadError, SceneError):  # again where its header is read: on_error= says what becomes of the scene
+        return {name: {"href": store, "type": _TYPE} for name in _UNREADABLE}
+    found: dict[str, StoredArray] = {}
+    ranks: dict[str, tuple[bool, tuple[int, ...]]] = {}
+    for array in stored.arrays.values():
+        inside = any(not path or f"{array.path}/".startswith(f"{path}/") for path in paths)
+        grid = {**stored.attributes.get(array.path.rpartition("/")[0], {}), **array.attributes}
+        placed = any(key in grid for key in ("proj:transform", "spatial:transform"))
+        flat = placed and len(array.shape) == 2 and array.dimensions in ((), ("y", "x"))
+        if not inside or not (flat or array.dimensions in ANGLES):
+            continue
+        name = array.path.rpartition("/")[2]
+        name = name.upper() if _CODE.fullmatch(name) else name
+        # Masks of detectors and of quality have the names of the bands that they are for.
+        rank = (array.path.startswith("measurements/"), array.shape)
+        if rank > ranks.get(name, (False, ())):
+            found[name], ranks[name] = array, rank
+    if not found:
+        raise SceneError(
+            f"{display(object_href(store, paths[0]))} holds no array (y, x) that says where its pixels are "
+            "(proj:transform); a cube (time, band, y, x) is opened with xarray.open_zarr and given to composite()",
+            href=display(store),
+        )
+    return {
+        name: {
+            "href": object_href(store, array.path),
+            "type": _TYPE,
+            "data_type": array.dtype.name,
+            "proj:shape": list(array.shape[-2:]),
+            **{key: array.attributes[key] for key in ("proj:transform", "proj:epsg") if key in array.attributes},
+            **({"bands": [{"name": one} for one in SUN_ANGLES]} if array.dimensions == ANGLES[0] else {}),
+        }
+        for name, array in found.items()
+    }
 
 
 # --- the fields of an item, checked ---------------------------------------------------------------------------------

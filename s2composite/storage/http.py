@@ -431,7 +431,7 @@ class Fetching:
         self._waiting = deque(n for n in numbered if is_remote(n[1].href))
         self._retry, self._budget, self._held = retry or Retry(), budget, 0
         self._arrived: SimpleQueue[tuple[int, Fetched]] = SimpleQueue()
-        self._flying: dict[int, Future[Reply] | None] = {}
+        self._flying: dict[int, Future[Reply]] = {}
         self._target: RemoteObject | None = None
         self._ask()
 
@@ -451,8 +451,7 @@ class Fetching:
         """Give up what is still on its way."""
         self._waiting.clear()
         for future in self._flying.values():
-            if future is not None:
-                future.cancel()
+            future.cancel()
         self._flying.clear()
 
     def _ask(self) -> None:
@@ -465,64 +464,59 @@ class Fetching:
                     self._target = remote_object(part.href, part.sign)
                 future = request(self._target, part.start, part.size, part.identity, self._retry)
             except S2CompositeError as error:
-                self._flying[i] = None
-                self._arrived.put((i, _failed(part.href, error)))
-            else:
-                self._flying[i] = future
-                future.add_done_callback(partial(self._arrive, i))
+                future = Future()
+                future.set_exception(error)
+            self._flying[i] = future
+            future.add_done_callback(partial(self._arrive, i))
 
     def _arrive(self, i: int, done: Future[Reply]) -> None:
         try:
             reply = done.result()
             fetched = Fetched(reply.data, None, reply.retries)
+        except ReadError as error:
+            fetched = Fetched(b"", error, error.__dict__.get("retries", 0))
         except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever is raised here, nobody would see
-            fetched = _failed(self._ranges[i].href, error)
+            href = display(self._ranges[i].href)
+            why = f"{href}: {type(error).__name__} {error}".strip()
+            if isinstance(error, S2CompositeError):
+                why = str(error)
+            fetched = Fetched(b"", ReadError(why, href=href, transient=False, retries=0))
         # always, also for one that was cancelled: somebody may wait for it
         self._arrived.put((i, fetched))
-
-
-def _failed(href: str, error: BaseException) -> Fetched:
-    if isinstance(error, ReadError):
-        return Fetched(b"", error, error.__dict__.get("retries", 0))
-    href = display(href)
-    why = str(error) if isinstance(error, S2CompositeError) else f"{href}: {type(error).__name__} {error}".strip()
-    return Fetched(b"", ReadError(why, href=href, transient=False, retries=0))
 
 
 # --- Local files ----------------------------------------------------------------------------------------------------
 
 
 def _local_ranges(numbered: Iterable[tuple[int, ByteRange]]) -> Iterator[tuple[int, Fetched]]:
-    files = (list(group) for _, group in groupby(numbered, key=lambda n: n[1].href))
-    ahead: deque[tuple[list[tuple[int, ByteRange]], int | ReadError]] = deque()
+    files = [list(group) for _, group in groupby(numbered, key=lambda n: n[1].href)]
+    opened: deque[int | ReadError] = deque()
     try:
-        while True:
+        for n, parts in enumerate(files):
             # Opening takes 10 us, so files are not kept open: nothing to bound, and a new file is never missed.
-            while len(ahead) < _FILES_AHEAD and (group := next(files, None)):
-                ahead.append((group, _open_ahead([part for _, part in group])))
-            if not ahead:
-                return
-            group, fd = ahead[0]
-            for i, part in group:
+            opened.extend(map(_open_ahead, files[n + len(opened) : n + _FILES_AHEAD]))
+            fd = opened[0]
+            for i, part in parts:
                 yield i, Fetched(b"", fd) if isinstance(fd, ReadError) else _read_local(part, fd)
-            ahead.popleft()
+            opened.popleft()
             if isinstance(fd, int):
                 os.close(fd)
     finally:
-        for _, fd in ahead:
+        for fd in opened:
             if isinstance(fd, int):
                 os.close(fd)
 
 
-def _open_ahead(parts: Sequence[ByteRange]) -> int | ReadError:
+def _open_ahead(parts: Sequence[tuple[int, ByteRange]]) -> int | ReadError:
     """Open a file, and have the kernel begin to read its parts."""
+    href = parts[0][1].href
     try:
-        with _system_errors(parts[0].href):
-            fd = os.open(parts[0].href, os.O_RDONLY)
+        with _system_errors(href):
+            fd = os.open(href, os.O_RDONLY)
     except ReadError as error:
         return error
     if hasattr(os, "posix_fadvise"):
-        for part in parts:
+        for _, part in parts:
             os.posix_fadvise(fd, part.start, part.size, os.POSIX_FADV_WILLNEED)
     return fd
 

@@ -55,16 +55,16 @@ class Grant:
 class _Host:
     """What has been granted of a host."""
 
-    open: dict[int, tuple[str, Grant]] = field(default_factory=dict)  # holder and lease, by number
+    connections: int = 0  # open leases
     spent: deque[tuple[float, int]] = field(default_factory=deque)  # until when so many requests count
     counting: int = 0  # requests of open leases and spent ones
     paid_until: float = -math.inf  # when the bytes granted so far will have had their time
 
-    def take(self, number: int, holder: str, rates: Rates, wants: Sequence[Want], now: float) -> Grant | float:
-        """Return a lease for the first of the reads that wait, or the seconds after which there may be one."""
+    def take(self, rates: Rates, wants: Sequence[Want], now: float) -> Want | float:
+        """Return the size of a lease for the first reads that wait, or the seconds after which there may be one."""
         share = len(wants)
         if rates.connections is not None:
-            free = rates.connections - len(self.open)
+            free = rates.connections - self.connections
             if free <= 0:
                 return math.inf
             share = -(-share // free)  # the others are for the other connections
@@ -83,16 +83,15 @@ class _Host:
             if requests + more > most_requests or size + larger > most_bytes:
                 break
             requests, size = requests + more, size + larger
-        grant = Grant(number, requests, size)
-        self.open[number] = holder, grant
+        self.connections += 1
         self.counting += requests
         if rates.bytes is not None:
             self.paid_until = max(self.paid_until, now) + size / rates.bytes
-        return grant
+        return requests, size
 
-    def settle(self, number: int, rates: Rates, requests: int, size: int, now: float) -> None:
+    def settle(self, grant: Grant, rates: Rates, requests: int, size: int, now: float) -> None:
         """End a lease of which so many requests and bytes were used."""
-        _, grant = self.open.pop(number)
+        self.connections -= 1
         self.counting -= grant.requests - requests
         self.spent.append((now + rates.period * _MARGIN, requests))
         if rates.bytes is not None:
@@ -120,7 +119,7 @@ class Desk:
         self._numbers = itertools.count()
         self._hosts: dict[str, _Host] = {}
         self._asks: dict[str, deque[_Ask]] = {}
-        self._rates: dict[int, tuple[str, Rates]] = {}  # of open leases
+        self._open: dict[int, tuple[Grant, str, _Ask]] = {}  # leases by number, the name they are of, who asked
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def lease(self, holder: str, name: str, rates: Rates, wants: Sequence[Want]) -> Grant | None:
@@ -132,15 +131,14 @@ class Desk:
 
     def settle(self, number: int, requests: int, size: int) -> None:
         """End a lease of which so many requests and bytes were used; one that has ended stays as it is."""
-        if (known := self._rates.pop(number, None)) is not None:
-            name, rates = known
-            self._hosts[name].settle(number, rates, requests, size, self._clock())
+        if (lease := self._open.pop(number, None)) is not None:
+            grant, name, ask = lease
+            self._hosts[name].settle(grant, ask.rates, requests, size, self._clock())
             self._serve(name)
 
     def forget(self, holder: str) -> None:
         """End the leases of a holder that is gone: its connections are free, its requests were perhaps made."""
-        lost = [grant for host in self._hosts.values() for who, grant in host.open.values() if who == holder]
-        for grant in lost:
+        for grant in [grant for grant, _, ask in self._open.values() if ask.holder == holder]:
             self.settle(grant.number, grant.requests, grant.bytes)
         for name in list(self._asks):
             self._serve(name)
@@ -157,12 +155,12 @@ class Desk:
                 if not ask.granted.done():
                     ask.granted.set_result(None)
                 continue
-            number = next(self._numbers)
-            grant = host.take(number, ask.holder, ask.rates, ask.wants, self._clock())
-            if not isinstance(grant, Grant):
-                if math.isfinite(grant):
-                    self._timers[name] = asyncio.get_running_loop().call_later(grant, self._serve, name)
+            taken = host.take(ask.rates, ask.wants, self._clock())
+            if not isinstance(taken, tuple):
+                if math.isfinite(taken):
+                    self._timers[name] = asyncio.get_running_loop().call_later(taken, self._serve, name)
                 return
             asks.popleft()
-            self._rates[number] = name, ask.rates
+            grant = Grant(next(self._numbers), *taken)
+            self._open[grant.number] = grant, name, ask
             ask.granted.set_result(grant)

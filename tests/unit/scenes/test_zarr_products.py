@@ -10,7 +10,7 @@ import pytest
 
 import s2composite as s2c
 from s2composite.errors import BandError, ReadError, SceneError, SourceError
-from s2composite.scenes.zarr_products import item_of_store
+from s2composite.scenes.stac import item_of_store
 from support.http_faults import fault_server
 from support.storage_servers import BUCKETS
 from support.zarr_products import BANDS, DAYS, PLACES, consolidate, eopf, geozarr, name_of, pixels_of
