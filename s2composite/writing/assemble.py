@@ -27,6 +27,7 @@ from s2composite.errors import GridError, WriteError
 from s2composite.geotiff.structure import (
     ASCII,
     CLASSIC_LIMIT,
+    GEO_TAGS,
     LONG,
     RECORD_OVERHEAD,
     SHORT,
@@ -39,7 +40,6 @@ from s2composite.writing.tiles import TILE, Raster, Stage, WindowIndex, pixel_ch
 
 __all__ = ["FileLayout", "check_header", "check_run", "copy_parts", "geo_tags", "in_order", "lay_out", "verify_file"]
 
-_GEO_CODES = (33550, 33922, 34264, 34735, 34736, 34737)
 _METADATA, _NODATA = 42112, 42113
 _COMPRESSION = {"none": 1, "lzw": 5, "jpeg": 7, "deflate": 8, "zstd": 50000, "webp": 50001}
 _SAMPLE_FORMAT = {"u": 1, "i": 2, "f": 3}
@@ -62,7 +62,7 @@ def geo_tags(geobox: GeoBox | None) -> tuple[Tag, ...]:
                 raise GridError(f"a GeoTIFF cannot express the CRS {str(geobox.crs)[:200]}; reproject to another")
         data = memory.read()
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        tags = [tiff.pages[0].tags[code] for code in _GEO_CODES if code in tiff.pages[0].tags]
+        tags = [tiff.pages[0].tags[code] for code in sorted(GEO_TAGS) if code in tiff.pages[0].tags]
         return tuple(
             Tag(tag.code, int(tag.dtype), tag.value if isinstance(tag.value, str) else tuple(tag.value)) for tag in tags
         )
@@ -101,33 +101,6 @@ def _directories(
     statistics: Sequence[Statistics],
 ) -> tuple[TileDirectory, ...]:
     """Return the directories of a file, from the sizes of tiles and the positions of their records at each level."""
-    described = (*raster.geotags, _metadata_tag(raster, statistics))
-    out: list[TileDirectory] = []
-    for level, (index, start) in enumerate(zip(tiles, offsets, strict=True)):
-        tags = _image_tags(raster, level) + (described if level == 0 else ())
-        positions, sizes = start + np.uint64(RECORD_OVERHEAD // 2), index["size"].astype(np.uint64)
-        out.append(TileDirectory(tags, positions.ravel(), sizes.ravel()))
-        if raster.mask:
-            positions = positions + sizes + np.uint64(RECORD_OVERHEAD)
-            values = {258: 1, 259: _COMPRESSION["deflate"], 262: _TRANSPARENCY, 277: 1, 339: 1}
-            tags = _common_tags(raster, level, _MASK) + tuple(Tag(code, SHORT, value) for code, value in values.items())
-            out.append(TileDirectory(tags, positions.ravel(), index["mask_size"].astype(np.uint64).ravel()))
-    return tuple(out)
-
-
-def _common_tags(raster: Raster, level: int, kind: int) -> tuple[Tag, ...]:
-    rows, columns = raster.levels[level]
-    return (
-        Tag(254, LONG, kind | (_OVERVIEW if level else 0)),
-        Tag(256, LONG, columns),
-        Tag(257, LONG, rows),
-        Tag(284, SHORT, 1),
-        Tag(322, SHORT, raster.block),
-        Tag(323, SHORT, raster.block),
-    )
-
-
-def _image_tags(raster: Raster, level: int) -> tuple[Tag, ...]:
     samples, options = raster.samples, raster.options
     # The samples beyond the colours of the photometric interpretation are "extra".
     photometric, extra = _GRAY, (_UNSPECIFIED,) * (samples - 1)
@@ -135,24 +108,39 @@ def _image_tags(raster: Raster, level: int) -> tuple[Tag, ...]:
         photometric, extra = _YCBCR, ()
     elif raster.dtype == np.uint8 and len(raster.bands) == 3:
         photometric, extra = _RGB, (_ALPHA,) * raster.alpha
-    tags: tuple[Tag, ...] = (
+    image = [
         Tag(258, SHORT, (raster.dtype.itemsize * 8,) * samples),
         Tag(259, SHORT, _COMPRESSION[options.compress]),
         Tag(262, SHORT, photometric),
         Tag(277, SHORT, samples),
         Tag(339, SHORT, (_SAMPLE_FORMAT[raster.dtype.kind],) * samples),
-    )
+    ]
     if raster.nodata is not None and not (raster.mask or raster.alpha):
         value = float(raster.nodata)
         text = str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
-        tags += (Tag(_NODATA, ASCII, text),)
+        image.append(Tag(_NODATA, ASCII, text))
     if options.predictor != 1:
-        tags += (Tag(317, SHORT, options.predictor),)
+        image.append(Tag(317, SHORT, options.predictor))
     if extra:
-        tags += (Tag(338, SHORT, extra),)
+        image.append(Tag(338, SHORT, extra))
     if photometric == _YCBCR:
-        tags += (Tag(530, SHORT, (2, 2)),)
-    return _common_tags(raster, level, 0) + tags
+        image.append(Tag(530, SHORT, (2, 2)))
+    values = {258: 1, 259: _COMPRESSION["deflate"], 262: _TRANSPARENCY, 277: 1, 339: 1}
+    mask = [Tag(code, SHORT, value) for code, value in values.items()]
+    described = (*raster.geotags, _metadata_tag(raster, statistics))
+    out: list[TileDirectory] = []
+    for level, (index, start) in enumerate(zip(tiles, offsets, strict=True)):
+        kind, (rows, columns) = _OVERVIEW if level else 0, raster.levels[level]
+        shape = [Tag(256, LONG, columns), Tag(257, LONG, rows), Tag(284, SHORT, 1)]
+        shape += [Tag(322, SHORT, raster.block), Tag(323, SHORT, raster.block)]
+        tags = (Tag(254, LONG, kind), *shape, *image, *(() if level else described))
+        positions, sizes = start + np.uint64(RECORD_OVERHEAD // 2), index["size"].astype(np.uint64)
+        out.append(TileDirectory(tags, positions.ravel(), sizes.ravel()))
+        if raster.mask:
+            positions = positions + sizes + np.uint64(RECORD_OVERHEAD)
+            tags = (Tag(254, LONG, kind | _MASK), *shape, *mask)
+            out.append(TileDirectory(tags, positions.ravel(), index["mask_size"].astype(np.uint64).ravel()))
+    return tuple(out)
 
 
 _AHEAD = 8  # runs of tiles that are read ahead of the one being written; a run is a row of tiles of one window

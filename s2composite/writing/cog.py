@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -20,8 +19,8 @@ from dask.base import tokenize
 from distributed import Client
 from numpy.typing import NDArray
 
-from s2composite.clusters.submit import ClusterCall
 from s2composite.cube.georeference import geobox_of, north_up
+from s2composite.cube.graph import Chunks
 from s2composite.errors import ParameterError
 from s2composite.pixels.stretch import (
     Percentiles,
@@ -53,8 +52,8 @@ from s2composite.writing.layers import (
     status_summary,
 )
 from s2composite.writing.options import RasterOptions, check_resampling, checked, overridden
-from s2composite.writing.publish import assemble_file, assemble_object, is_http, put, take_name, target_of
-from s2composite.writing.staging import ASSEMBLED, Parts
+from s2composite.writing.publish import assemble, assembly_calls, is_http, name_files, target_of
+from s2composite.writing.staging import Parts
 from s2composite.writing.steps import (
     current_client,
     graph_of,
@@ -66,15 +65,13 @@ from s2composite.writing.steps import (
     window_tasks,
     workers_see,
 )
-from s2composite.writing.tiles import Chunks, Raster, Stage, WindowIndex
+from s2composite.writing.tiles import Raster, Stage, WindowIndex
 
 __all__ = [
     "FilePlan",
     "Preview",
     "Tables",
     "WrittenFile",
-    "assembly_calls",
-    "name_files",
     "picture_layer",
     "plan_files",
     "preview_of",
@@ -314,34 +311,6 @@ def _encode(
             run_calls(calls, None if carry else client, advance)
     results, noted = recorded_windows(files)
     return results, {**tables, **noted}
-
-
-def assembly_calls(layouts: Sequence[FileLayout], *, digest: bool = False) -> list[ClusterCall]:
-    """Return the calls that put files together."""
-    call = partial(assemble, digest=digest)
-    named = [(layout, layout.raster.token, layout.raster.label) for layout in layouts]
-    return [ClusterCall(f"assemble-file-{token}", call, (one,), f"assembling {label}") for one, token, label in named]
-
-
-def assemble(layout: FileLayout, *, digest: bool = False) -> str:
-    """Put a file together and verify it; return its SHA-256 in hexadecimal digits if `digest`, else nothing."""
-    if is_remote(layout.raster.path) and not is_http(layout.raster.path):
-        return assemble_object(layout, digest=digest)
-    return assemble_file(layout, _assembled(layout.raster), digest=digest)
-
-
-def _assembled(raster: Raster) -> str:
-    """Return where a file is put together until it takes its name."""
-    return join(raster.parts.root, f"{raster.token}{ASSEMBLED}")
-
-
-def name_files(rasters: Sequence[Raster], *, overwrite: bool) -> None:
-    """Give assembled files their names; objects have them already."""
-    for raster in rasters:
-        if is_http(raster.path):
-            put(_assembled(raster), raster.path)
-        elif not is_remote(raster.path):
-            take_name(_assembled(raster), raster.path, overwrite=overwrite)
 
 
 # --- previews --------------------------------------------------------------------------------------------------------

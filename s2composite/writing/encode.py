@@ -124,7 +124,7 @@ def valid_pixels(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_
 
 
 def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[Any]:
-    """Return pixels ``(b, y, x)`` at half the resolution; blocks at an odd edge hold fewer pixels.
+    """Return pixels ``(..., y, x)`` at half the resolution; blocks at an odd edge hold fewer pixels.
 
     ``"average"``: mean of the pixels that have a value, halves rounded up; ``"nearest"``: the upper left pixel;
     ``"mode"``: the most frequent value, the first in reading order among equally frequent ones. Blocks with no other
@@ -134,26 +134,33 @@ def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[An
     array([[[3]]], dtype=uint8)
     """
     if method == "nearest":
-        return np.ascontiguousarray(pixels[:, ::2, ::2])
-    odd = [n % 2 for n in pixels.shape[1:]]
-    if any(odd):  # means and modes of blocks at the edge stay those of their own pixels
-        pixels = np.pad(pixels, ((0, 0), (0, odd[0]), (0, odd[1])), "edge")
+        return np.ascontiguousarray(pixels[..., ::2, ::2])
+    *head, height, width = pixels.shape
+    if height % 2 or width % 2:  # means and modes of blocks at the edge stay those of their own pixels
+        pixels = np.pad(pixels, (*((0, 0) for _ in head), (0, height % 2), (0, width % 2)), "edge")
     if method == "mode":
         return _modes(pixels, nodata)
     if pixels.dtype.kind == "f":
-        return _means_of_floats(pixels, nodata)
-    bands, height, width = pixels.shape
-    out = np.empty((bands, height // 2, width // 2), pixels.dtype)
+        if (valid := valid_pixels(pixels, nodata)) is None:
+            return (_sums(pixels, np.float64) / 4).astype(pixels.dtype)
+        total = _sums(np.where(valid, pixels, pixels.dtype.type(0)), np.float64)
+        count = _sums(valid.view(np.uint8), np.uint8)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = (total / count).astype(pixels.dtype)
+        mean[count == 0] = np.nan if nodata is None else nodata
+        return np.asarray(mean)
+    bands, rows, columns = math.prod(head), half(height), half(width)
+    out = np.empty((bands, rows, columns), pixels.dtype)
     known = nodata is not None and not math.isnan(nodata)
     value = int(nodata) if nodata is not None and known else 0
     # What a mean becomes that would equal the nodata value by coincidence.
     neighbour = value + 1 if value < np.iinfo(pixels.dtype).max else value - 1
-    halve_by_means(np.ascontiguousarray(pixels), known, value, neighbour, out)
-    return out
+    halve_by_means(np.ascontiguousarray(pixels).reshape(bands, 2 * rows, 2 * columns), known, value, neighbour, out)
+    return out.reshape(*head, rows, columns)
 
 
 def _corners(pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    return pixels[:, ::2, ::2], pixels[:, ::2, 1::2], pixels[:, 1::2, ::2], pixels[:, 1::2, 1::2]
+    return pixels[..., ::2, ::2], pixels[..., ::2, 1::2], pixels[..., 1::2, ::2], pixels[..., 1::2, 1::2]
 
 
 def _sums(pixels: NDArray[Any], dtype: Any) -> NDArray[Any]:
@@ -162,18 +169,6 @@ def _sums(pixels: NDArray[Any], dtype: Any) -> NDArray[Any]:
     for corner in rest:
         total += corner
     return total
-
-
-def _means_of_floats(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
-    valid = valid_pixels(pixels, nodata)
-    if valid is None:
-        return (_sums(pixels, np.float64) / 4).astype(pixels.dtype)
-    total = _sums(np.where(valid, pixels, pixels.dtype.type(0)), np.float64)
-    count = _sums(valid.view(np.uint8), np.uint8)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = (total / count).astype(pixels.dtype)
-    mean[count == 0] = np.nan if nodata is None else nodata
-    return np.asarray(mean)
 
 
 def _modes(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
@@ -209,7 +204,19 @@ class Statistics(NamedTuple):
 def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
     """Return the statistics of one band of a tile ``(y, x)``."""
     if tile.dtype.kind in "iu" and tile.dtype.itemsize <= 2 and tile.size:
-        return _histogram_statistics(tile, nodata)
+        lowest = int(tile.min())
+        counts = np.zeros((4, int(tile.max()) - lowest + 1), np.int64)
+        count_values(np.ascontiguousarray(tile).ravel().view(f"u{tile.itemsize}"), lowest, counts)
+        histogram = counts.sum(axis=0)
+        if nodata is not None and 0 <= nodata - lowest < len(histogram):
+            histogram[int(nodata) - lowest] = 0
+        if not (count := int(histogram.sum())):
+            return Statistics(pixels=tile.size)
+        present = np.flatnonzero(histogram)
+        values = np.arange(lowest, lowest + len(histogram), dtype=np.float64)
+        mean = float(np.dot(histogram, values)) / count
+        squares = float(np.sum(histogram * (values - mean) ** 2))
+        return Statistics(count, tile.size, float(values[present[0]]), float(values[present[-1]]), mean, squares)
     valid = valid_pixels(tile, nodata)
     values = (tile if valid is None else tile[valid]).astype(np.float64).ravel()
     if tile.dtype.kind == "f":
@@ -220,23 +227,6 @@ def tile_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
     deviations = values - mean
     squares = float(np.sum(deviations * deviations))
     return Statistics(values.size, tile.size, float(values.min()), float(values.max()), mean, squares)
-
-
-def _histogram_statistics(tile: NDArray[Any], nodata: float | None) -> Statistics:
-    lowest = int(tile.min())
-    counts = np.zeros((4, int(tile.max()) - lowest + 1), np.int64)
-    count_values(np.ascontiguousarray(tile).ravel().view(f"u{tile.itemsize}"), lowest, counts)
-    histogram = counts.sum(axis=0)
-    if nodata is not None and 0 <= nodata - lowest < len(histogram):
-        histogram[int(nodata) - lowest] = 0
-    count = int(histogram.sum())
-    if not count:
-        return Statistics(pixels=tile.size)
-    present = np.flatnonzero(histogram)
-    values = np.arange(lowest, lowest + len(histogram), dtype=np.float64)
-    mean = float(np.dot(histogram, values)) / count
-    squares = float(np.sum(histogram * (values - mean) ** 2))
-    return Statistics(count, tile.size, float(values[present[0]]), float(values[present[-1]]), mean, squares)
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from odc.geo.crs import CRS
 
 from s2composite.cube.array_values import missing_value_of
+from s2composite.cube.graph import Chunks
 from s2composite.cube.windows import STATUS
 from s2composite.errors import ParameterError
 from s2composite.reading.reader import FAILED
 from s2composite.writing.options import OVERVIEWS
-from s2composite.writing.tiles import Band, Chunks
+from s2composite.writing.tiles import Band
 
 __all__ = [
     "RGBA",

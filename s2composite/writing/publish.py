@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
+from s2composite.clusters.submit import ClusterCall
 from s2composite.errors import WriteError
-from s2composite.storage.files import display, filesystem, is_remote, replacing, storage_errors
+from s2composite.storage.files import display, filesystem, is_remote, join, replacing, storage_errors
 from s2composite.writing.assemble import FileLayout, check_header, check_run, copy_parts, verify_file
-from s2composite.writing.staging import disk_errors, writable
+from s2composite.writing.staging import ASSEMBLED, disk_errors, writable
+from s2composite.writing.tiles import Raster
 
-__all__ = ["assemble_file", "assemble_object", "is_http", "put", "put_small", "remove", "take_name", "target_of"]
+__all__ = ["assemble", "assembly_calls", "is_http", "name_files", "put_small", "remove", "target_of"]
 
 _UPLOAD_BLOCK = 16 << 20
 _MOST_BLOCKS = 9_000  # S3 takes 10 000 parts at most
@@ -50,8 +54,18 @@ def is_http(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
 
-def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str:
-    """Write a file and verify it, each call under a temporary name of its own; return its SHA-256 if `digest`."""
+def assembly_calls(layouts: Sequence[FileLayout], *, digest: bool = False) -> list[ClusterCall]:
+    """Return the calls that put files together."""
+    call = partial(assemble, digest=digest)
+    named = [(layout, layout.raster.token, layout.raster.label) for layout in layouts]
+    return [ClusterCall(f"assemble-file-{token}", call, (one,), f"assembling {label}") for one, token, label in named]
+
+
+def assemble(layout: FileLayout, *, digest: bool = False) -> str:
+    """Put a file together and verify it; return its SHA-256 in hexadecimal digits if `digest`, else nothing."""
+    if is_remote(layout.raster.path) and not is_http(layout.raster.path):
+        return assemble_object(layout, digest=digest)
+    path = _assembled(layout.raster)
     with disk_errors(path, layout.size), replacing(path) as unfinished:
         with unfinished.open("wb") as file:
             checksum = copy_parts(layout, file, digest=digest)
@@ -59,6 +73,20 @@ def assemble_file(layout: FileLayout, path: str, *, digest: bool = False) -> str
             os.fsync(file.fileno())
         verify_file(layout, str(unfinished))
     return checksum
+
+
+def _assembled(raster: Raster) -> str:
+    """Return where a file is put together until it takes its name."""
+    return join(raster.parts.root, f"{raster.token}{ASSEMBLED}")
+
+
+def name_files(rasters: Sequence[Raster], *, overwrite: bool) -> None:
+    """Give assembled files their names; objects have them already."""
+    for raster in rasters:
+        if is_http(raster.path):
+            put(_assembled(raster), raster.path)
+        elif not is_remote(raster.path):
+            take_name(_assembled(raster), raster.path, overwrite=overwrite)
 
 
 def take_name(temporary: str, target: str, *, overwrite: bool) -> None:

@@ -52,7 +52,7 @@ from s2composite.writing.cog import (
     valid_everywhere,
     write_files,
 )
-from s2composite.writing.encode import Statistics, half, halve
+from s2composite.writing.encode import half, halve
 from s2composite.writing.layers import (
     STATUS,
     DatasetPeriod,
@@ -65,7 +65,7 @@ from s2composite.writing.layers import (
 )
 from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import is_http, put_small, remove, target_of
-from s2composite.writing.tiles import Band, Raster
+from s2composite.writing.tiles import Raster
 
 __all__ = ["write_stac", "write_thumbnail"]
 
@@ -124,7 +124,7 @@ def write_stac(
 
     def withdraw() -> None:
         """Remove items that are about to be replaced: they must not describe half-written files."""
-        for item in items:
+        for item in items if overwrite else ():
             remove(item.path)
 
     written, tables = write_files(
@@ -134,11 +134,10 @@ def write_stac(
         progress=progress,
         tables=_shares_table(dataset),
         digest=True,
-        before_naming=withdraw if overwrite else lambda: None,
+        before_naming=withdraw,
     )
-    by_plan = {id(file.plan): file for file in written}
     for number, item in enumerate(items):
-        files = [by_plan[id(plan)] for plan in item.plans]
+        files = [file for file in written if file.plan.period.label == item.period.label]
         picture = _write_item_thumbnail(item, files, size, stretch, overwrite=overwrite)
         provenance = _provenance(dataset, item.period, number, tables)
         document = _build_item(dataset, item.period, files, provenance, dict(properties or {}))
@@ -157,7 +156,6 @@ class ItemPlan:
 
     period: DatasetPeriod
     path: str  # absolute path or URL
-    plans: tuple[FilePlan, ...]  # its files
     thumbnail: str | None  # absolute path or URL of its thumbnail
 
 
@@ -172,16 +170,15 @@ def _plan_item(
     overwrite: bool,
 ) -> ItemPlan:
     _time_range(period)  # which may raise
-    own = tuple(plan for plan in plans if plan.period.label == period.label)
     path = target_of(period_path(f"{stem}.json", period.label), overwrite=overwrite)
-    if thumbnail is None or not any(layer.data.ndim == 3 for plan in own for layer in plan.layers):
-        return ItemPlan(period, path, own, None)
+    if thumbnail is None or not any(layer.data.ndim == 3 for plan in plans for layer in plan.layers):
+        return ItemPlan(period, path, None)
     if thumbnail not in MEDIA_TYPES:
         raise ParameterError(f"thumbnail is {thumbnail!r}; it is one of {', '.join(MEDIA_TYPES)} or None")
     picture = period_path(f"{stem}_thumbnail.{thumbnail}", period.label)
     _check_thumbnail(picture, size, stretch)
     check_not_common(stretch, "thumbnails of STAC items")
-    return ItemPlan(period, path, own, target_of(picture, overwrite=overwrite))
+    return ItemPlan(period, path, target_of(picture, overwrite=overwrite))
 
 
 def _write_item_thumbnail(
@@ -478,6 +475,29 @@ def _asset_key(raster: Raster) -> str:
 
 def _asset(file: WrittenFile, sensor: str | None) -> dict[str, Any]:
     raster, key = file.plan.raster, _asset_key(file.plan.raster)
+    geobox, resolution = raster.geobox, None
+    if geobox is not None and geobox.crs is not None and geobox.crs.projected:  # else pixels are not in metres
+        unit = geobox.crs.proj.axis_info[0].unit_conversion_factor
+        resolution = abs(float(geobox.resolution.x)) * float(unit)
+    bands = []
+    for band, statistics in zip(raster.bands, file.layout.statistics, strict=True):
+        percent = 100 * statistics.valid / max(statistics.pixels, 1)
+        figures: dict[str, float] = {"count": statistics.valid, "valid_percent": percent}
+        if statistics.valid:
+            figures |= {"minimum": statistics.minimum, "maximum": statistics.maximum}
+            figures |= {"mean": statistics.mean, "stddev": statistics.deviation}
+        fields = {
+            "name": band.name,
+            "description": band.long_name or None,
+            "unit": band.units or None,
+            "statistics": figures,
+            "raster:sampling": "area",
+            "raster:spatial_resolution": resolution,
+            "raster:scale": None if band.scale is None else float(band.scale),
+            "raster:offset": None if band.offset is None else float(band.offset),
+            "eo:common_name": common_name(band.name.removeprefix(f"{band.layer}_"), sensor),
+        }
+        bands.append({name: value for name, value in fields.items() if value is not None})
     asset = {
         "href": f"./{file.path.rpartition('/')[2]}",
         "type": _GEOTIFF,
@@ -486,37 +506,10 @@ def _asset(file: WrittenFile, sensor: str | None) -> dict[str, Any]:
         "data_type": raster.dtype.name,
         "file:size": file.layout.size,
         "file:checksum": f"{_SHA256}{file.sha256}",
-        "bands": [
-            _band(raster, band, statistics, sensor)
-            for band, statistics in zip(raster.bands, file.layout.statistics, strict=True)
-        ],
+        "bands": bands,
     }
     nodata = None if raster.mask or raster.alpha else raster.nodata
     return asset if nodata is None else asset | {"nodata": "nan" if math.isnan(nodata) else nodata}
-
-
-def _band(raster: Raster, band: Band, statistics: Statistics, sensor: str | None) -> dict[str, Any]:
-    percent = 100 * statistics.valid / max(statistics.pixels, 1)
-    figures: dict[str, float] = {"count": statistics.valid, "valid_percent": percent}
-    if statistics.valid:
-        figures |= {"minimum": statistics.minimum, "maximum": statistics.maximum}
-        figures |= {"mean": statistics.mean, "stddev": statistics.deviation}
-    geobox, resolution = raster.geobox, None
-    if geobox is not None and geobox.crs is not None and geobox.crs.projected:  # else pixels are not in metres
-        unit = geobox.crs.proj.axis_info[0].unit_conversion_factor
-        resolution = abs(float(geobox.resolution.x)) * float(unit)
-    fields = {
-        "name": band.name,
-        "description": band.long_name or None,
-        "unit": band.units or None,
-        "statistics": figures,
-        "raster:sampling": "area",
-        "raster:spatial_resolution": resolution,
-        "raster:scale": None if band.scale is None else float(band.scale),
-        "raster:offset": None if band.offset is None else float(band.offset),
-        "eo:common_name": common_name(band.name.removeprefix(f"{band.layer}_"), sensor),
-    }
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _provenance(dataset: xr.Dataset, period: DatasetPeriod, number: int, tables: Tables) -> dict[str, Any]:

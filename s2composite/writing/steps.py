@@ -40,11 +40,11 @@ from rich.progress import Task as ProgressTask
 from rich.text import Text
 
 from s2composite.clusters.submit import ClusterCall
+from s2composite.cube.graph import Chunks
 from s2composite.errors import S2CompositeError, WriteError
 from s2composite.writing.assemble import in_order
 from s2composite.writing.staging import Parts
 from s2composite.writing.tiles import (
-    Chunks,
     Raster,
     Stage,
     StagedFile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from s2composite.cube.graph import Chunks
 from s2composite.errors import WriteError
 from s2composite.geotiff.structure import Tag, tile_record
 from s2composite.metrics import metered, record_value
@@ -133,8 +135,6 @@ class Raster:
 # a tile: position of its record in the part, bytes of tile and mask, checksums of their decoded pixels
 TILE = np.dtype([("start", "u8"), ("size", "u4"), ("mask_size", "u4"), ("crc", "u4"), ("mask_crc", "u4")])
 
-Chunks = tuple[tuple[int, ...], tuple[int, ...]]
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -240,21 +240,6 @@ def encode_files(
     return {}
 
 
-def _as_bands(blocks: Sequence[NDArray[Any]], raster: Raster) -> NDArray[Any]:
-    """Return all layers as bands ``(b, y, x)`` in the dtype and with the nodata value of the file."""
-    planes = [np.asarray(block) if block.ndim == 3 else np.asarray(block)[None] for block in blocks]
-    if len(planes) == 1 and planes[0].dtype == raster.dtype:
-        return planes[0]
-    out, start = np.empty((len(raster.bands), *planes[0].shape[1:]), raster.dtype), 0
-    for plane in planes:
-        own, target = raster.bands[start].nodata, out[start : start + len(plane)]
-        target[:] = plane
-        if own is not None and raster.nodata is not None and own not in (raster.nodata, math.nan):
-            target[plane == own] = raster.nodata
-        start += len(plane)
-    return out
-
-
 def encode_window(
     blocks: Sequence[NDArray[Any]], raster: Raster, stage: Stage, position: tuple[int, int]
 ) -> tuple[WindowIndex, bytes, NDArray[Any] | None]:
@@ -262,8 +247,15 @@ def encode_window(
 
     The part holds the tiles of all levels of the stage, row by row; those at the edge are filled up.
     """
-    pixels, records = _as_bands(blocks, raster), list[bytes]()
-    tiles, statistics, start, block = [], [], 0, raster.block
+    planes = [np.asarray(block) if block.ndim == 3 else np.asarray(block)[None] for block in blocks]
+    pixels = planes[0]
+    if len(planes) > 1 or pixels.dtype != raster.dtype:  # all in the dtype and with the nodata value of the file
+        pixels = np.concatenate(planes, dtype=raster.dtype, casting="unsafe")
+        owns = [band.nodata for band in raster.bands]
+        for own, band, target in zip(owns, itertools.chain(*planes), pixels, strict=True):
+            if own is not None and raster.nodata is not None and own not in (raster.nodata, math.nan):
+                target[band == own] = raster.nodata
+    records, tiles, statistics, start, block = list[bytes](), [], [], 0, raster.block
     for level in range(stage.first, stage.last + 1):
         if level > stage.first:
             pixels = raster.halved(pixels)

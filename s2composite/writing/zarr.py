@@ -26,6 +26,7 @@ from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
 from s2composite.cube.georeference import geobox_of, georeferenced
+from s2composite.cube.graph import Chunks
 from s2composite.errors import ParameterError, WriteError
 from s2composite.metrics import metered
 from s2composite.writing.encode import halve, level_shapes
@@ -53,7 +54,7 @@ from s2composite.writing.steps import (
     window_array,
     window_size,
 )
-from s2composite.writing.tiles import Chunks, Stage
+from s2composite.writing.tiles import Stage
 
 __all__ = [
     "Regions",
@@ -176,11 +177,10 @@ class StorePlan:
     @cached_property
     def regions(self) -> Regions:
         """What tasks need."""
-        names, methods, nodata = zip(*((layer.name, layer.method, layer.nodata) for layer in self.layers), strict=True)
+        layers = {layer.name: (layer.method, layer.nodata) for layer in self.layers}
         variables = self.dataset.data_vars.items()
-        tables = tuple(str(name) for name, array in variables if name not in names and array.chunks)
-        pyramid = self.options.pyramid
-        return Regions(self.place, names, methods, nodata, tables, self.stages[0], pyramid, self.token)
+        tables = tuple(str(name) for name, array in variables if name not in layers and array.chunks)
+        return Regions(self.place, layers, tables, self.stages[0], self.options.pyramid, self.token)
 
     def grid(self, level: int) -> GeoBox | None:
         """Return the pixel grid of a level: pixels of 2 ** level from the same origin."""
@@ -429,9 +429,7 @@ class Regions:
     """What every task that writes into a store needs: it travels once to each worker."""
 
     place: StorePlace
-    names: tuple[str, ...]  # layers in the order of a task's blocks
-    methods: tuple[str, ...]  # how each layer's overviews are made
-    nodata: tuple[float | None, ...]  # of each layer
+    layers: Mapping[str, tuple[str, float | None]]  # how each layer's overviews are made, and its nodata value
     tables: tuple[str, ...]  # other variables that are computed
     stage: Stage  # the windows
     pyramid: bool
@@ -439,7 +437,7 @@ class Regions:
 
     def keep(self, layers: Mapping[str, NDArray[Any]], position: tuple[int, int]) -> None:
         """Write a window of all layers, and the values of tables that come with it."""
-        write_window(self, self.stage, position, {name: layers[name] for name in (*self.names, *self.tables)})
+        write_window(self, self.stage, position, {name: layers[name] for name in (*self.layers, *self.tables)})
 
     def array(self, level: int, name: str) -> Any:
         """Return an array of a level, opened for writing."""
@@ -465,17 +463,17 @@ def write_window(
     values = values or {}
     size = sum(block.nbytes for block in values.values())
     with _writing(regions, mark_of("", stage, position), stage.describe(*position), size):
-        for name in values.keys() - set(regions.names):
+        for name in values.keys() - regions.layers.keys():
             _store(regions.array(0, name), (..., *(slice(n, n + 1) for n in position)), values[name])
         if values:
-            pixels = [values[name] for name in regions.names]
+            pixels = {name: values[name] for name in regions.layers}
         else:
             below = tuple(slice(2 * axis.start, 2 * axis.stop) for axis in stage.window(*position))
-            pixels = [regions.array(stage.first - 1, name)[(..., *below)] for name in regions.names]
+            pixels = {name: regions.array(stage.first - 1, name)[(..., *below)] for name in regions.layers}
         for level in range(stage.first, stage.last + 1):
             if level > stage.first or not values:
-                pixels = _halved(pixels, regions)
-            for name, layer in zip(regions.names, pixels, strict=True):
+                pixels = {name: halve(pixels[name], *how) for name, how in regions.layers.items()}
+            for name, layer in pixels.items():
                 _store(regions.array(level, name), (..., *stage.window(*position, level)), layer)
 
 
@@ -488,14 +486,6 @@ def _writing(regions: Regions, mark: str, where: str, size: int) -> Iterator[Non
             yield
         regions.place.mark(mark)
         regions.place.require(regions.token)
-
-
-def _halved(pixels: Sequence[NDArray[Any]], regions: Regions) -> list[NDArray[Any]]:
-    out = []
-    for layer, method, nodata in zip(pixels, regions.methods, regions.nodata, strict=True):
-        halved = halve(layer.reshape(-1, *layer.shape[-2:]), method, nodata)
-        out.append(halved.reshape(*layer.shape[:-2], *halved.shape[-2:]))
-    return out
 
 
 def _store(array: Any, where: tuple[Any, ...], values: NDArray[Any]) -> None:
@@ -520,7 +510,7 @@ def _window_graph(plan: StorePlan, done: frozenset[str]) -> tuple[Graph, dict[An
     tables = {name: plan.dataset[name].data for name in plan.regions.tables}
     own = tables_with(stage.chunks, {name for layer in layers for name in layer.dask.layers}, tables)
     name = f"write-window-{token}-0"
-    windows = window_array(_write_blocks, name, stage.chunks, layers, own, regions=regions, stage=stage)
+    windows = window_array(_write_blocks, name, stage.chunks, layers, own, regions=regions)
     alone = {f"write-table-{variable}-{token}-0": variable for variable in tables.keys() - own.keys()}
     arrays: list[tuple[da.Array, str, Stage | None]] = [(windows, label, stage)]
     for name, variable in alone.items():
@@ -529,7 +519,5 @@ def _window_graph(plan: StorePlan, done: frozenset[str]) -> tuple[Graph, dict[An
     return graph, wanted, alone
 
 
-def _write_blocks(
-    *blocks: NDArray[Any], regions: Regions, stage: Stage, tables: Sequence[str], block_id: tuple[int, int]
-) -> None:
-    write_window(regions, stage, block_id, dict(zip((*regions.names, *tables), blocks, strict=True)))
+def _write_blocks(*blocks: NDArray[Any], regions: Regions, tables: Sequence[str], block_id: tuple[int, int]) -> None:
+    write_window(regions, regions.stage, block_id, dict(zip((*regions.layers, *tables), blocks, strict=True)))

@@ -18,7 +18,7 @@ from rasterio.warp import transform_geom
 
 import s2composite as s2c
 from s2composite.errors import ParameterError, ReadError, WriteError
-from s2composite.writing import cog as written_files
+from s2composite.writing import publish as written_files
 from s2composite.writing.stac import write_stac
 from support.writing_helpers import (
     UTM,

@@ -215,7 +215,7 @@ def test_a_given_up_write_is_not_completed_elsewhere(bucket, monkeypatch):
         monkeypatch.setattr(s2composite.writing.publish, "check_run", late)
         return assemble_object(layout, **options)
 
-    monkeypatch.setattr(s2composite.writing.cog, "assemble_object", interrupted)
+    monkeypatch.setattr(s2composite.writing.publish, "assemble_object", interrupted)
     with pytest.raises(WriteError, match="no longer exists, because writing was given up"):
         write_raster(composite_of(pixels((1, 300, 300)), 128), f"{bucket}/out.tif")
     assert objects(bucket) == []
