@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from s2composite.cube.tile_masks import Evaluation, FunctionMask, GridMask, SeriesMask
+from s2composite.cube.tile_masks import Evaluation, FunctionMask, SeriesMask
 from s2composite.errors import BandError, GridError, ParameterError, S2CompositeError
 from s2composite.metrics import record_read
 from s2composite.pixels.cloud_net import NETWORK_BANDS, CloudNet
@@ -25,9 +24,9 @@ from s2composite.pixels.morphology import dilation
 from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.pixels.temporal_mask import TemporalMask
 from s2composite.reading.bands import BandName, declares, wanted_assets
-from s2composite.reading.grid import Window, with_halo, within
-from s2composite.reading.plan import Piece, ReadCost, subgrid
-from s2composite.reading.reader import FAILED, OUTSIDE, READ, WindowObservations
+from s2composite.reading.grid import Window, intersection, with_halo, within
+from s2composite.reading.plan import ReadCost, subgrid
+from s2composite.reading.reader import FAILED, OUTSIDE, READ
 from s2composite.reading.sources import ReadOptions, target_extent
 from s2composite.reading.stack import Products, Stack, TargetGrid, open_stack
 from s2composite.reading.warp import source_pixels
@@ -58,7 +57,6 @@ _OPENED_AT_ONCE = 32
 
 
 _Bits = NDArray[np.bool_]
-_Put = Callable[[_Bits, _Bits], None]
 
 _Memory = Sequence[NDArray[Any] | None]
 """Where parts of a region lie, one-dimensional, in turn: each holds until the memory's turn comes again. None: anew."""
@@ -99,32 +97,34 @@ class BandMask:
         changes nothing. A block of a file that cannot be read is not valid, nor is what the file does not cover, or
         leaves out by a mask of its own or a nodata value other than 0, which means something in most codings.
         """
-        region, inner = with_halo(window, self.rule.halo, self.stack.shape[2:])
-        return partial(self._valid, region, inner, self.stack.read_all([region], coverage=True))
-
-    def _valid(
-        self, region: Window, inner: Window, reading: Iterator[tuple[Piece, WindowObservations]]
-    ) -> tuple[_Bits, _Bits]:
         rule, stack = self.rule, self.stack
-        ((_, seen),) = reading
-        record_read(seen.tally)
-        valid = np.zeros(seen.pixels[:, 0].shape, bool)
-        for t, files in enumerate(stack.sources):  # each as far as its files reach, which is where its image ends
-            if files:
-                tops, bottoms, lefts, rights = zip(*(source.extent for source in files), strict=True)
-                reach = slice(min(tops), max(bottoms)), slice(min(lefts), max(rights))
-                y, x = (slice(max(r.start, s.start), min(r.stop, s.stop)) for r, s in zip(reach, region, strict=True))
-                if y.start < y.stop and x.start < x.stop:
-                    part = (t, *within(region, (y, x)))
-                    valid[part] = rule.valid(np.ascontiguousarray(seen.pixels[:, 0][part])[None])[0]
-        if seen.covered is not None:
-            valid &= seen.covered
-        if stack.fill:
-            valid &= seen.pixels[:, 0] != stack.fill
-        valid[seen.status == FAILED] = False
-        if seen.lost is not None:
-            valid &= ~seen.lost
-        return valid[:, inner[0], inner[1]], seen.failed
+        region, inner = with_halo(window, rule.halo, stack.shape[2:])
+        reading = stack.read_all([region], coverage=True)
+
+        def evaluate() -> tuple[_Bits, _Bits]:
+            ((_, seen),) = reading
+            record_read(seen.tally)
+            pixels, valid = seen.pixels[:, 0], np.zeros(seen.pixels[:, 0].shape, bool)
+            for t, files in enumerate(stack.sources):  # each as far as its files reach, which is where its image ends
+                if files:
+                    tops, bottoms, lefts, rights = zip(*(source.extent for source in files), strict=True)
+                    reach = slice(min(tops), max(bottoms)), slice(min(lefts), max(rights))
+                    y, x = met = intersection(reach, region)
+                    if y.start < y.stop and x.start < x.stop:
+                        part = (t, *within(region, met))
+                        valid[part] = rule.valid(np.ascontiguousarray(pixels[part])[None])[0]
+            if seen.usable is not None:
+                valid &= seen.usable
+            if stack.fill:
+                valid &= pixels != stack.fill
+            valid[seen.status == FAILED] = False
+            return valid[:, inner[0], inner[1]], seen.failed
+
+        return evaluate
+
+
+GridMask = BandMask | FunctionMask | SeriesMask
+"""A mask of some scenes on its own grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,24 +157,22 @@ class AlignedMask:
         The mask is cleaned at its own resolution, with as many pixels around the region as matter to it.
         """
         _, own = self._own(region)
-        return partial(self._valid, own, self.mask.begin(own))
+        evaluate = self.mask.begin(own)
 
-    def _valid(
-        self, own: Window, evaluate: Evaluation, parts: Sequence[Window], failed: _Bits, memory: _Memory
-    ) -> Iterator[_Bits]:
-        y, x = own
-        valid, lost = evaluate()
-        failed |= lost
-        for part, here in zip(parts, cycle(memory), strict=False):
-            rows, columns = self._own(part)[0]
-            shape = (rows.stop - rows.start, columns.stop - columns.start)
-            top, left = rows.start - self.factor * y.start, columns.start - self.factor * x.start
-            yield upsample(valid, self.factor, shape, top=top, left=left, memory=here)
+        def valid_in(parts: Sequence[Window], failed: _Bits, memory: _Memory) -> Iterator[_Bits]:
+            valid, lost = evaluate()
+            failed |= lost
+            for part, here in zip(parts, cycle(memory), strict=False):
+                rows, columns = self._own(part)[0]
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                top, left = rows.start - self.factor * own[0].start, columns.start - self.factor * own[1].start
+                yield upsample(valid, self.factor, shape, top=top, left=left, memory=here)
+
+        return valid_in
 
     def costs(self, region: Window) -> list[ReadCost]:
         """Return what evaluating it takes."""
-        _, own = self._own(region)
-        return [self.mask.cost(own)]
+        return [self.mask.cost(self._own(region)[1])]
 
     def _own(self, region: Window) -> tuple[Window, Window]:
         """Return a region in pixels of the data from the mask's corner, and the pixels of the mask that it needs."""
@@ -220,86 +218,68 @@ class WarpedMask:
         The mask is cleaned at its own resolution before it is warped. Each pixel is projected exactly, so the result
         does not depend on the region. Where a scene's mask does not reach, the scene is not valid.
         """
-        begun = self._begun(region)
-        return partial(self._valid, region, next(begun, None), begun)
+        # the bytes of one part of the region after the other, one ahead
+        begun = ((piece, piece.mask.begin(piece.own)) for piece in self._pieces(region))
+        first = next(begun, None)
 
-    def _valid(
-        self,
-        region: Window,
-        first: _Put | None,
-        begun: Iterator[_Put],
-        parts: Sequence[Window],
-        failed: _Bits,
-        _memory: _Memory,
-    ) -> Iterator[_Bits]:
-        out = np.zeros((self.n_scenes, *(s.stop - s.start for s in region)), bool)
-        opened = [t for positions, _ in self.groups for t in positions]
-        failed[np.setdiff1d(np.arange(self.n_scenes), opened)] = True
-        following = first
-        while following is not None:
-            put, following = following, next(begun, None)
-            put(out, failed)
-        for part in parts:
-            yield out[(slice(None), *within(region, part))]
+        def valid_in(parts: Sequence[Window], failed: _Bits, _memory: _Memory) -> Iterator[_Bits]:
+            out = np.zeros((self.n_scenes, *(s.stop - s.start for s in region)), bool)
+            opened = [t for positions, _ in self.groups for t in positions]
+            failed[np.setdiff1d(np.arange(self.n_scenes), opened)] = True
+            following = first
+            while following is not None:
+                (piece, evaluate), following = following, next(begun, None)
+                valid, lost = evaluate()
+                piece.put(valid, out)
+                failed[np.array(piece.scenes)[lost]] = True
+            for part in parts:
+                yield out[(slice(None), *within(region, part))]
 
-    def _begun(self, region: Window) -> Iterator[_Put]:
-        """Request the bytes of one part of a region after the other, and yield what puts each into the region."""
-        for positions, mask in self.groups:
-            rows, columns = self._pixels(mask.stack, region)
-            for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
-                inside, own = _span(mask.stack, rows[y, x], columns[y, x])
-                if own is not None:
-                    row, column = rows[y, x] - own[0].start, columns[y, x] - own[1].start
-                    yield partial(_put, mask.begin(own), positions, (y, x), inside, row, column)
+        return valid_in
 
     def costs(self, region: Window) -> list[ReadCost]:
         """Return what evaluating it takes."""
-        costs = []
-        for positions, mask in self.groups:
-            rows, columns = self._pixels(mask.stack, region)
-            for y, x in _quarters(rows, columns, _LARGEST_READ // len(positions)):
-                if (own := _span(mask.stack, rows[y, x], columns[y, x])[1]) is not None:
-                    costs.append(mask.cost(own))
-        return costs
+        return [piece.mask.cost(piece.own) for piece in self._pieces(region)]
 
-    def _pixels(self, stack: Stack, region: Window) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return row and column of a mask's grid in which the centre of each pixel lies, ``(y, x)``; -1 outside."""
-        rows, columns = (np.full([s.stop - s.start for s in region], -1, np.intp) for _ in range(2))
-        for part, row, column, inside in source_pixels(stack.geobox, subgrid(self.geobox, region)):
-            rows[part][inside], columns[part][inside] = row[inside], column[inside]
-        return rows, columns
+    def _pieces(self, region: Window) -> Iterator[_WarpedPiece]:
+        """Yield the parts of a region that masks reach, each of which needs few enough pixels of its mask."""
+        for scenes, mask in self.groups:
+            # row and column of the mask's grid in which the centre of each pixel lies; -1 outside
+            rows, columns = (np.full([s.stop - s.start for s in region], -1, np.intp) for _ in range(2))
+            for part, r, c, reached in source_pixels(mask.stack.geobox, subgrid(self.geobox, region)):
+                rows[part][reached], columns[part][reached] = r[reached], c[reached]
+            height, width = mask.stack.shape[2:]
+            for y, x in _quarters(rows, columns, _LARGEST_READ // len(scenes)):
+                row, column = rows[y, x], columns[y, x]
+                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                if inside.any():
+                    spans = [slice(int(n[inside].min()), int(n[inside].max()) + 1) for n in (row, column)]
+                    own = spans[0], spans[1]
+                    yield _WarpedPiece(scenes, mask, own, (y, x), inside, row - own[0].start, column - own[1].start)
 
 
-def _put(
-    evaluate: Evaluation,
-    positions: tuple[int, ...],
-    place: Window,
-    inside: _Bits,
-    row: NDArray[np.intp],
-    column: NDArray[np.intp],
-    region: _Bits,
-    failed: _Bits,
-) -> None:
-    """Put rows and columns ``(y, x)`` of a mask at a place of a region ``(t, y, x)``; mark scenes that `failed`."""
-    valid, lost = evaluate()
-    out = region[(slice(None), *place)]
-    if inside.all() and (row == row[:, :1]).all() and (column == column[:1]).all():
+@dataclass(frozen=True, slots=True, eq=False)
+class _WarpedPiece:
+    """A part of a region of the data, and the pixels of a mask that it takes."""
+
+    scenes: tuple[int, ...]
+    mask: GridMask
+    own: Window  # of the mask's grid
+    place: Window  # in the region
+    inside: _Bits  # (y, x): which pixels lie on the mask's grid
+    row: NDArray[np.intp]  # (y, x), in `own`
+    column: NDArray[np.intp]
+
+    def put(self, valid: _Bits, region: _Bits) -> None:
+        """Put the mask ``(t, y, x)`` of `own` into a region ``(t, y, x)``."""
+        out, row, column, inside = region[(slice(None), *self.place)], self.row, self.column, self.inside
         # Neither turned nor in another CRS: columns of its few rows, then whole rows, which are copied as they are.
-        for t, one in zip(positions, valid, strict=True):
-            out[t] = one[:, column[0]][row[:, 0]]
-    else:
-        for t, one in zip(positions, valid, strict=True):
-            out[t][inside] = one[row[inside], column[inside]]
-    failed[np.array(positions)[lost]] = True
-
-
-def _span(stack: Stack, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Window | None]:
-    """Return which rows and columns lie on a stack's grid, and the window of it that holds them, None for none."""
-    inside = (rows >= 0) & (rows < stack.shape[2]) & (columns >= 0) & (columns < stack.shape[3])
-    if not inside.any():
-        return inside, None
-    y, x = (slice(int(n[inside].min()), int(n[inside].max()) + 1) for n in (rows, columns))
-    return inside, (y, x)
+        straight = inside.all() and (row == row[:, :1]).all() and (column == column[:1]).all()
+        for t, one in zip(self.scenes, valid, strict=True):
+            if straight:
+                out[t] = one[:, column[0]][row[:, 0]]
+            else:
+                out[t][inside] = one[row[inside], column[inside]]
 
 
 OpenedMask = AlignedMask | WarpedMask
@@ -344,15 +324,15 @@ def begin_masks(masks: Sequence[OpenedMask], region: Window, scenes: int) -> Eva
             return iter([None] * len(parts)), failed
         each = [one(parts, failed, (None,) if i else memory) for i, one in enumerate(begun)]
         begun.clear()
-        return (_all_of(passing) for passing in zip(*each, strict=True)), failed
+        return all_of(each), failed
+
+    def all_of(each: Sequence[Iterator[_Bits]]) -> Iterator[_Bits]:
+        for first, *others in zip(*each, strict=True):
+            for other in others:
+                np.logical_and(first, other, out=first)
+            yield first
 
     return evaluate
-
-
-def _all_of(masks: Sequence[_Bits]) -> _Bits:
-    for other in masks[1:]:
-        np.logical_and(masks[0], other, out=masks[0])
-    return masks[0]
 
 
 def combine_masks(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -514,15 +494,15 @@ def _opened_together(
         band = stack.reopened(bands, target, options)
     except GridError:
         return _opened_alone(stack, bands, target, options)
-    finest = {min((s.header.geobox for s in files), key=_pixel_size) for files in band.sources if files}
+    finest = {
+        min((s.header.geobox for s in files), key=lambda geobox: abs(float(geobox.resolution.x)))
+        for files in band.sources
+        if files
+    }
     # On a grid made for files on several, they would be resampled before they are cleaned.
     if any(s.offset is None for files in band.sources for s in files) if parts else len(finest) > 1:
         return _opened_alone(stack, bands, target, options)
     return ((tuple(range(len(stack.scenes))), band),)
-
-
-def _pixel_size(geobox: GeoBox) -> float:
-    return abs(float(geobox.resolution.x))
 
 
 def _opened_alone(stack: Stack, bands: Sequence[BandName], target: TargetGrid, options: ReadOptions) -> _Groups:
@@ -599,84 +579,69 @@ def begin_days(
     must not be used. Masks are read first: where an observation must not be used, its pixels need not be read, unless
     with `all_pixels`. In a block that cannot be read a product is as if it were not there.
     """
-    turn = _turns(products.scene)
+    # the turn of each product among those of its scene: 0 0 1 2 0 1 for the scenes 0 1 1 1 4 4
+    turn = np.arange(len(products.scene)) - np.searchsorted(products.scene, products.scene)
     # A pixel that looks at its surroundings may look at those of another product, whichever is read there.
     all_pixels = all_pixels or (bool(turn.any()) and reach_of(recipe.rules) > 0)
     turns = [np.flatnonzero(turn == k) for k in range(int(turn.max()) + 1)]
+    fill = float("nan") if asks_for_coverage(products.stack, recipe) else products.stack.fill
 
     def begin(some: NDArray[np.intp]) -> Callable[[NDArray[Any] | None], DayObservations]:
         stack, masks_of_some = products.stack, masks
         if len(turns) > 1:
             stack, masks_of_some = stack.select(some.tolist()), [mask.select(some.tolist()) for mask in masks]
         mine = None if valid is None else valid[products.scene[some]]
-        by_masks = begin_masks(masks_of_some, region, len(stack.scenes))
-        return partial(_read_products, stack, recipe, region, by_masks, mine, all_pixels)
+        return _begin_products(stack, recipe, region, masks_of_some, mine, all_pixels)
 
-    return partial(_fuse, products, recipe, turns, [begin(some) for some in turns])
+    begun = [begin(some) for some in turns]
 
+    def read(memory: NDArray[Any] | None) -> DayObservations:
+        # the first products of all days, then the better pixels of the second ones in their place, and so on
+        days = begun[0](memory)
+        best = {t: _rank(days, t, recipe, fill) for later in turns[1:] for t in set(products.scene[later].tolist())}
+        for later, read_later in zip(turns[1:], begun[1:], strict=True):
+            more = read_later(None)
+            if days.valid is None and more.valid is not None:
+                days = replace(days, valid=np.ones(days.pixels[:, 0].shape, bool))
+            for i, t in enumerate(products.scene[later].tolist()):
+                rank = _rank(more, i, recipe, fill)
+                better = rank > best[t]
+                np.copyto(days.pixels[t], more.pixels[i], where=better)
+                np.copyto(best[t], rank, where=better)
+                if days.valid is not None:
+                    np.copyto(days.valid[t], True if more.valid is None else more.valid[i], where=better)
+                states = {int(days.status[t]), int(more.status[i])}
+                days.status[t] = FAILED if FAILED in states else READ if READ in states else OUTSIDE
+        return days
 
-def _fuse(
-    products: Products,
-    recipe: Recipe,
-    turns: Sequence[NDArray[np.intp]],
-    begun: Sequence[Callable[[NDArray[Any] | None], DayObservations]],
-    memory: NDArray[Any] | None,
-) -> DayObservations:
-    """Read the first products of all days, then put the better pixels of the second ones in their place, and so on."""
-    fill = float("nan") if asks_for_coverage(products.stack, recipe) else products.stack.fill
-    days = begun[0](memory)
-    several = {t for later in turns[1:] for t in products.scene[later].tolist()}
-    best = {t: _rank(days, t, recipe, fill) for t in several}
-    for later, read in zip(turns[1:], begun[1:], strict=True):
-        more = read(None)
-        scenes = products.scene[later].tolist()
-        if days.valid is None and more.valid is not None:
-            days = replace(days, valid=np.ones(days.pixels[:, 0].shape, bool))
-        for i, t in enumerate(scenes):
-            rank = _rank(more, i, recipe, fill)
-            better = rank > best[t]
-            np.copyto(days.pixels[t], more.pixels[i], where=better)
-            np.copyto(best[t], rank, where=better)
-            if days.valid is not None:
-                np.copyto(days.valid[t], True if more.valid is None else more.valid[i], where=better)
-            states = {int(days.status[t]), int(more.status[i])}
-            days.status[t] = FAILED if FAILED in states else READ if READ in states else OUTSIDE
-    return days
+    return read
 
 
-def _read_products(
+def _begin_products(
     stack: Stack,
     recipe: Recipe,
     region: Window,
-    by_masks: EvaluationOfMasks,
+    masks: Sequence[OpenedMask],
     valid: NDArray[np.bool_] | None,
     all_pixels: bool,
-    memory: NDArray[Any] | None,
-) -> DayObservations:
-    """Read a region of days of one product each: first their masks, then what these leave."""
-    (passing,), failed = by_masks([region], [None])
-    valid = combine_masks(passing, valid)
-    wanted = valid
-    if all_pixels:
-        wanted = None
-    elif valid is not None and reach_of(recipe.rules):
-        wanted = dilation(valid, reach_of(recipe.rules))
-    coverage = asks_for_coverage(stack, recipe)
-    ((_, seen),) = stack.read_all([region], memory, coverage=coverage, wanted=[wanted])
-    record_read(seen.tally)
-    seen.status[failed & (seen.status == READ)] = FAILED
-    valid = combine_masks(combine_masks(valid, seen.covered), None if seen.lost is None else ~seen.lost)
-    seen.status[seen.failed] = FAILED
-    return DayObservations(seen.pixels, valid, seen.status)
+) -> Callable[[NDArray[Any] | None], DayObservations]:
+    """Request the masks of a region of days of one product each, and return what reads these and what they leave."""
+    by_masks = begin_masks(masks, region, len(stack.scenes))
 
+    def read(memory: NDArray[Any] | None) -> DayObservations:
+        (passing,), failed = by_masks([region], [None])
+        usable = wanted = combine_masks(passing, valid)
+        if all_pixels:
+            wanted = None
+        elif usable is not None and (reach := reach_of(recipe.rules)):
+            wanted = dilation(usable, reach)
+        coverage = asks_for_coverage(stack, recipe)
+        ((_, seen),) = stack.read_all([region], memory, coverage=coverage, wanted=[wanted])
+        record_read(seen.tally)
+        seen.status[(failed & (seen.status == READ)) | seen.failed] = FAILED
+        return DayObservations(seen.pixels, combine_masks(usable, seen.usable), seen.status)
 
-def _turns(scene: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the turn of each product among those of its scene.
-
-    >>> _turns(np.array([0, 1, 1, 1, 4, 4]))
-    array([0, 0, 1, 2, 0, 1])
-    """
-    return np.arange(len(scene)) - np.searchsorted(scene, scene)
+    return read
 
 
 def _rank(seen: DayObservations, t: int, recipe: Recipe, fill: float) -> NDArray[np.uint8]:

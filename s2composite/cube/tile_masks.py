@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, product
 from threading import Condition, Lock
-from typing import Any, Protocol
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -28,13 +28,13 @@ from s2composite.pixels.cloud_net import CloudNet
 from s2composite.pixels.function_mask import UNSEEN, Mask
 from s2composite.pixels.morphology import apply_steps, dilation, halo_of
 from s2composite.pixels.temporal_mask import WHITE, TemporalMask, alone, unlike
-from s2composite.reading.grid import Window, with_halo, within
+from s2composite.reading.grid import Window, intersection, with_halo, within
 from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED
 from s2composite.reading.stack import Stack
 from s2composite.storage.files import absolute
 
-__all__ = ["FunctionMask", "GridMask", "SeriesMask"]
+__all__ = ["Evaluation", "FunctionMask", "SeriesMask"]
 
 LOG = logging.getLogger(__name__)
 
@@ -42,28 +42,6 @@ LOG = logging.getLogger(__name__)
 Evaluation = Callable[[], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
 """Returns which observations of a window of a mask's grid may be used, ``(t, y, x)``, and which scenes failed, at least
 in part, ``(t,)``."""
-
-
-class GridMask(Protocol):
-    """A mask of some scenes on its own grid."""
-
-    @property
-    def stack(self) -> Stack:
-        """The bands that it uses, on its grid."""
-
-    def select(self, positions: Sequence[int]) -> Any:
-        """Return the mask of some of the scenes."""
-
-    def begin(self, window: Window) -> Evaluation:
-        """Request the bytes of a window of its grid, as far as they are known, and return what evaluates it."""
-
-    def cost(self, window: Window) -> ReadCost:
-        """Return the cost of reading for a window."""
-
-    def memory(self) -> int:
-        """Return the bytes that evaluating it takes beside the mask itself."""
-
-    def __dask_tokenize__(self) -> object: ...
 
 
 _AT_ONCE = 8
@@ -166,16 +144,13 @@ class FunctionMask:
         region, inner = with_halo(tile, self.rule.surroundings, self.stack.shape[2:])
         ((_, seen),) = self.stack.select(scenes).read_all([region], coverage=True)
         record_read(seen.tally)
-        assert seen.covered is not None
-        failed = set(np.flatnonzero(seen.failed).tolist())
-        if seen.lost is not None:
-            seen.covered[seen.lost] = False
-        for i, k in enumerate(scenes):
+        assert seen.usable is not None
+        for i, (k, usable, failed) in enumerate(zip(scenes, seen.usable, seen.failed.tolist(), strict=True)):
             marks, whole = np.full([s.stop - s.start for s in tile], UNSEEN, np.uint8), True
-            if seen.covered[i].any():
+            if usable.any():
                 marks, whole = self._marked(self.stack.scenes[k].id, region, inner, seen.pixels[i])
-                marks[~seen.covered[(i, *inner)]] |= UNSEEN
-            yield k, marks, whole and i not in failed
+                marks[~usable[inner]] |= UNSEEN
+            yield k, marks, whole and not failed
 
     def _marked(
         self, scene: str, region: Window, inner: Window, pixels: NDArray[Any]
@@ -332,13 +307,12 @@ class SeriesMask:
             ((_, found),) = self.stack.select(range(times)[some]).read_all([tile], coverage=True)
             record_read(found.tally)
             here = seen[some]
-            here[...] = found.covered
+            here[...] = found.usable
             # each band by itself: of interleaved pixels every further step would take several times as long
             bands_apart = [np.ascontiguousarray(band) for band in np.moveaxis(found.pixels, 1, 0)]
             for band in bands_apart:
                 here &= ~np.isnan(band) if np.isnan(self.stack.fill) else band != self.stack.fill
             if found.lost is not None:
-                here &= ~found.lost
                 lost[some] = found.lost
             lost[some][found.status == FAILED] = True
             failed[some] = found.failed
@@ -524,8 +498,8 @@ def tile_planes(
             _TILES.move_to_end((token, *number))
         tile.fill(order, at_once, partial(evaluate, (y, x)))
         failed |= [k in tile.failed for k in scenes]
-        met = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip((y, x), region, strict=True))
-        (rows, columns), place = (within(outer, (met[0], met[1])) for outer in ((y, x), region))
+        met = intersection((y, x), region)
+        (rows, columns), place = within((y, x), met), within(region, met)
         height, width = y.stop - y.start, -(-(x.stop - x.start) // 8)
         first, shift = columns.start // 8, columns.start % 8
         for i, k in enumerate(scenes):

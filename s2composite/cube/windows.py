@@ -196,7 +196,7 @@ def _parts(
         with closing(stack.read_all(pieces, scratch, coverage=coverage, wanted=wanted)) as observed:
             for (piece, seen), mine in zip(observed, by_masks, strict=True):
                 record_read(seen.tally)
-                usable = combine_masks(combine_masks(mine, seen.covered), None if seen.lost is None else ~seen.lost)
+                usable = combine_masks(mine, seen.usable)
                 taking_part = (seen.status == READ) & (True if mine is None else holds_any(mine))
                 with metered("kernel"):
                     scenes = np.flatnonzero(taking_part)
@@ -267,10 +267,8 @@ class _ByScore:
             wanted = [dilation(mine, edge)]
             ((_, seen),) = few.read_all([around], coverage=coverage, wanted=wanted, kept=self.kept)
             record_read(seen.tally)
-            if seen.covered is not None:
-                mine &= seen.covered
-            if seen.lost is not None:
-                mine &= ~seen.lost
+            if seen.usable is not None:
+                mine &= seen.usable
             status[some[seen.failed]] = FAILED
             yield some, seen.pixels, mine
 

@@ -33,6 +33,7 @@ __all__ = [
     "crop",
     "crs_of",
     "footprint",
+    "intersection",
     "level_geobox",
     "native_geoboxes",
     "projected_box",
@@ -50,6 +51,12 @@ Window: TypeAlias = tuple[slice, slice]  # (y, x) slices of a geobox, start and 
 def within(window: Window, part: Window) -> Window:
     """Return the position of a part of a window within the window."""
     y, x = (slice(p.start - w.start, p.stop - w.start) for w, p in zip(window, part, strict=True))
+    return y, x
+
+
+def intersection(one: Window, other: Window) -> Window:
+    """Return what two windows have in common; slices end before they start where they have nothing."""
+    y, x = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
     return y, x
 
 

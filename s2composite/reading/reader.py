@@ -143,6 +143,13 @@ class WindowObservations:
         failed: NDArray[np.bool_] = self.status == FAILED
         return failed if self.lost is None else failed | self.lost.any(axis=(1, 2))
 
+    @property
+    def usable(self) -> NDArray[np.bool_] | None:
+        """Where files cover pixels, in tiles that can be read: ``(t, y, x)``; None: everywhere."""
+        if self.lost is None:
+            return self.covered
+        return ~self.lost if self.covered is None else self.covered & ~self.lost
+
     def put(self, t: int, place: tuple[Any, Any], part: WindowObservations) -> None:
         """Replace the pixels of scene `t` at ``place (y, x)`` by those of a part read of that scene alone."""
         here = self.pixels[t][(slice(None), *place)]
