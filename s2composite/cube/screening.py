@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.coerce import ValidArray, ValidRules, rules_of, saturated_of, usable_cube
 from s2composite.cube.graph import Chunks
-from s2composite.cube.masking import OpenedMask, asks_for_coverage, begin_days, begin_masks, combine_masks, masks_of
+from s2composite.cube.masking import OpenedMask, begin_days, masks_of
 from s2composite.cube.open import stack_of, window_at
 from s2composite.cube.result import coarser
 from s2composite.cube.windows import refuse_masks
@@ -83,26 +83,25 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
     if not isinstance(cube.data, da.Array):
         return _count_block(cube.data, mask, recipe=recipe)[:, 0, 0]
     data = cube.data.rechunk({0: -1, 1: -1})
-    spatial = data.chunks[2:]
-    given = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *spatial))[:, None]]
-    stack = source[0] if source else None
-    count: Callable[..., NDArray[np.int64]] = _count_window
-    arrays, more = [data, *given], {}
-    if stack is not None and (stack.products.stack is not stack or asks_for_coverage(stack, recipe) or recipe.halo):
-        # Which product of a day is used depends on the rules, and the cube does not record what files cover, nor has it
-        # the pixels around a window: so read the products, not the cube.
-        everywhere = da.ones((data.shape[0], 1, *data.shape[2:]), dtype=bool, chunks=(-1, 1, *spatial))
-        count, arrays, more = _count_days, given or [everywhere], {"stack": stack}
+    given = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *data.chunks[2:]))]
+    count: Callable[..., NDArray[np.int64]]
+    how: dict[str, Any]
+    if source is None:
+        count, arrays, how = _count_array, [data, *(valid[:, None] for valid in given)], {"drop_axis": 1, "new_axis": 3}
+        token = tokenize([array.name for array in arrays], recipe)
+    else:
+        # The products are read, not the cube: which one of a day is used depends on the rules, and the cube does not
+        # record what files cover, nor has it the pixels around a window.
+        stack, windows = source
+        count, arrays, how = _count_window, given, {"new_axis": 3} if given else {}
+        how |= {"stack": stack, "windows": windows, "masks": masks_of(stack, recipe.rules)}
+        token = tokenize([array.name for array in arrays], recipe, stack.token, windows)
     parts = da.map_blocks(
         count,
         *arrays,
         recipe=recipe,
-        spatial=spatial,
-        masks=masks_of(stack, recipe.rules) if stack is not None else (),
-        **more,
-        name=f"count-valid-{tokenize(count, [array.name for array in arrays], recipe, stack and stack.token)}",
-        drop_axis=1,
-        new_axis=3,
+        **how,
+        name=f"count-valid-{token}",
         chunks=(data.chunks[0], *((1,) * n for n in data.numblocks[2:]), (2,)),
         dtype=np.int64,
         meta=np.empty((0, 0, 0, 0), np.int64),
@@ -110,36 +109,26 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
     return parts.sum(axis=(1, 2))
 
 
+def _count_array(pixels: NDArray[Any], valid: NDArray[np.bool_] | None = None, *, recipe: Recipe) -> NDArray[np.int64]:
+    return _count_block(pixels, None if valid is None else valid[:, 0], recipe=recipe)
+
+
 def _count_window(
-    pixels: NDArray[Any],
-    mask: NDArray[np.bool_] | None = None,
+    valid: NDArray[np.bool_] | None = None,
     *,
     recipe: Recipe,
-    spatial: Chunks,
-    block_id: tuple[int, ...],
-    masks: Sequence[OpenedMask],
-) -> NDArray[np.int64]:
-    usable = None if mask is None else mask[:, 0]
-    window = window_at(spatial, block_id[1], block_id[2])
-    (valid,), _ = begin_masks(masks, window, len(pixels))([window], [None])
-    return _count_block(pixels, combine_masks(usable, valid), recipe=recipe)
-
-
-def _count_days(
-    mask: NDArray[np.bool_],
-    *,
-    recipe: Recipe,
-    spatial: Chunks,
-    block_id: tuple[int, ...],
-    masks: Sequence[OpenedMask],
     stack: Stack,
+    windows: Chunks,
+    masks: Sequence[OpenedMask],
+    block_id: tuple[int, ...],
 ) -> NDArray[np.int64]:
-    window = window_at(spatial, block_id[1], block_id[2])
-    region, inner = with_halo(window, recipe.halo, stack.shape[2:])
+    region, inner = with_halo(window_at(windows, block_id[1], block_id[2]), recipe.halo, stack.shape[2:])
     seen = begin_days(stack.products, recipe, region, masks, all_pixels=True)(None)  # observed pixels, valid or not
-    usable = np.zeros(seen.pixels[:, 0].shape, bool)
-    usable[(slice(None), *inner)] = mask[:, 0]
-    return _count_block(seen.pixels, combine_masks(usable, seen.valid), inner, recipe=recipe)
+    usable = seen.valid
+    if valid is not None:
+        usable = np.zeros(seen.pixels[:, 0].shape, bool)
+        usable[(slice(None), *inner)] = valid if seen.valid is None else valid & seen.valid[(slice(None), *inner)]
+    return _count_block(seen.pixels, usable, inner, recipe=recipe)
 
 
 def _count_block(

@@ -6,13 +6,16 @@ windows within the tile.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, product
+from pathlib import Path
 from threading import Condition, Lock
 from typing import Any
 
@@ -20,9 +23,11 @@ import imagecodecs
 import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 
-from s2composite.cube.mask_cache import TileFile
-from s2composite.errors import ParameterError, S2CompositeError, SceneError
+from s2composite.errors import ParameterError, ReadError, S2CompositeError, SceneError, WriteError
 from s2composite.metrics import metered, record_read
 from s2composite.pixels.cloud_net import CloudNet
 from s2composite.pixels.function_mask import UNSEEN, Mask
@@ -32,7 +37,8 @@ from s2composite.reading.grid import Window, intersection, with_halo, within
 from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED
 from s2composite.reading.stack import Stack
-from s2composite.storage.files import absolute
+from s2composite.storage.files import absolute, display, filesystem, is_remote, join, storage_errors, write_atomic
+from s2composite.storage.urls import check_read, check_write
 
 __all__ = ["Evaluation", "FunctionMask", "SeriesMask"]
 
@@ -43,6 +49,8 @@ Evaluation = Callable[[], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
 """Returns which observations of a window of a mask's grid may be used, ``(t, y, x)``, and which scenes failed, at least
 in part, ``(t,)``."""
 
+
+_KEY, _DIGEST = "S2COMPOSITE_KEY", "S2COMPOSITE_SHA256"  # tags of files
 
 _AT_ONCE = 8
 """Scenes read at once for a tile: one is fetched while another is decoded."""
@@ -120,7 +128,7 @@ class FunctionMask:
 
     def _evaluate(self, tile: Window, scenes: Sequence[int], _share: _Share) -> Iterator[_Evaluated]:
         """Yield scenes with what is bad in a tile and what is lost, ``(2, y, x)``, and whether any of it failed."""
-        dropped, files = np.isin(np.arange(UNSEEN), self.rule.dropped), dict[int, TileFile]()
+        dropped, files = np.isin(np.arange(UNSEEN), self.rule.dropped), dict[int, _TileFile]()
         if self.rule.cache is not None:
             files = {k: self._file(self.rule.cache, tile, k) for k in scenes}
         kept = {k: marks for k, file in files.items() if (marks := file.read()) is not None}
@@ -130,12 +138,14 @@ class FunctionMask:
                 files[k].write(marks, self.stack.geobox[tile])
             yield k, np.stack([dropped[marks & ~np.uint8(UNSEEN)], marks >= UNSEEN]), not whole
 
-    def _file(self, folder: str, tile: Window, k: int) -> TileFile:
-        """Return the file of a scene's tile in a cache."""
-        alone = self.stack.select([k])
+    def _file(self, folder: str, tile: Window, k: int) -> _TileFile:
+        """Return the file of a scene's tile in a cache, named after scene and hash."""
+        alone, scene, (y, x) = self.stack.select([k]), self.stack.scenes[k].id, tile
         # what becomes of scenes that fail does not matter to the others
         files = replace(alone, options=replace(alone.options, on_error="raise")).token
-        return TileFile.of(folder, self.stack.scenes[k].id, tile, f"{self.decides} {files}")
+        key = hashlib.sha256(f"{self.decides} {files} {scene} {y} {x}".encode()).hexdigest()[:32]
+        name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', scene)[:120]}_{y.start}_{x.start}_{key}.tif"
+        return _TileFile(join(folder, name), key, (y.stop - y.start, x.stop - x.start))
 
     def _computed(self, tile: Window, scenes: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8], bool]]:
         """Yield scenes with the marks of a tile, and whether all of it could be read and computed."""
@@ -164,7 +174,12 @@ class FunctionMask:
         size = f"{self.stack.geobox.resolution.x:.10g}"
         where = f"scene {scene}, window y {y.start}:{y.stop} x {x.start}:{x.stop} of pixels of {size}"
         if self.rule.mirrored:
-            pixels, inner = _mirrored(pixels, inner, self.rule.surroundings)
+            # as many pixels on each side as the rule looks at, mirrored where the scene ends
+            around = self.rule.surroundings
+            lacking = [(around - s.start, around - (n - s.stop)) for s, n in zip(inner, pixels.shape[1:], strict=True)]
+            pixels = np.pad(pixels, [(0, 0), *lacking], "symmetric")
+            rows, columns = (slice(around, around + s.stop - s.start) for s in inner)
+            inner = rows, columns
         try:
             return self.rule.marks(np.ascontiguousarray(pixels), inner), True
         except ParameterError as error:
@@ -180,15 +195,60 @@ class FunctionMask:
             return np.full([s.stop - s.start for s in inner], UNSEEN, np.uint8), False
 
 
-def _mirrored(pixels: NDArray[Any], inner: Window, around: int) -> tuple[NDArray[Any], Window]:
-    """Return pixels ``(b, y, x)`` with `around` pixels on each side of a window within, mirrored where the scene ends.
+@dataclass(frozen=True)
+class _TileFile:
+    """The file of a tile of a scene: a small GeoTIFF of marks, in a directory or a bucket.
 
-    And the window in these.
+    It is replaced as a whole, so that processes may write it at the same time.
     """
-    sizes = pixels.shape[1:]
-    lacking = [(around - s.start, around - (n - s.stop)) for s, n in zip(inner, sizes, strict=True)]
-    y, x = (slice(around, around + s.stop - s.start) for s in inner)
-    return np.pad(pixels, [(0, 0), *lacking], "symmetric") if any(map(any, lacking)) else pixels, (y, x)
+
+    href: str
+
+    key: str
+    """Hash of everything that decides its pixels; it is in the file, too."""
+
+    shape: tuple[int, int]
+
+    def read(self) -> NDArray[np.uint8] | None:
+        """Return its pixels; None if there is no such file, or it is not what it should be."""
+        check_read(self.href)
+        try:
+            with storage_errors(ReadError, f"{display(self.href)}: cannot be read", self.href):
+                fs, path = filesystem(self.href)
+                try:
+                    data = fs.cat_file(path)
+                except FileNotFoundError:
+                    return None
+            with MemoryFile(data) as memory, memory.open() as file:
+                tags = file.tags()
+                pixels: NDArray[np.uint8] = file.read(1)
+            if tags[_KEY] != self.key or pixels.shape != self.shape or pixels.dtype != np.uint8:
+                raise ValueError("it holds another tile")  # noqa: TRY301
+            if tags[_DIGEST] != hashlib.sha256(pixels.tobytes()).hexdigest():
+                raise ValueError("its pixels have changed")  # noqa: TRY301
+        except (ReadError, RasterioError, ValueError, KeyError) as error:
+            LOG.warning("%s: not used, the tile is computed again: %s", display(self.href), error)
+            return None
+        return pixels
+
+    def write(self, pixels: NDArray[np.uint8], geobox: GeoBox) -> None:
+        """Write pixels ``(y, x)``, which lie on a grid; what cannot be kept is computed again the next time."""
+        check_write(self.href)
+        height, width = pixels.shape
+        profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "compress": "deflate", "height": height}
+        place = {"transform": geobox.transform, "crs": str(geobox.crs) if geobox.crs else None, "width": width}
+        with MemoryFile() as memory:
+            with memory.open(**profile, **place) as file:
+                file.write(pixels, 1)
+                file.update_tags(**{_KEY: self.key, _DIGEST: hashlib.sha256(pixels.tobytes()).hexdigest()})
+            data = memory.read()
+        try:
+            with storage_errors(WriteError, f"{display(self.href)}: cannot be written", self.href):
+                if not is_remote(self.href):
+                    Path(self.href).parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(self.href, data)
+        except WriteError as error:
+            LOG.warning("%s; this tile is not kept", error)
 
 
 @dataclass(frozen=True)
@@ -351,10 +411,14 @@ def _as_bits(pixels: NDArray[Any], add: float, white: float, dtype: np.dtype[Any
 
 def _whites(rule: TemporalMask, stack: Stack) -> tuple[tuple[float, float], ...]:
     """Return of each band what is added to its numbers, and what is white then."""
-    whites = []
+    whites, parts = [], [source.part for files in stack.sources for source in files]
     for row, (band, numbers) in enumerate(zip(stack.bands, stack.numbers, strict=True)):
-        # the offset may not be known; differences do not need it
-        scale, offset = (_scale_of(stack, row), 0.0) if numbers is None else (numbers.scale, numbers.offset)
+        if numbers is not None:
+            scale, offset = numbers.scale, numbers.offset
+        else:  # the offset may not be known, differences do not need it; nor do files differ in the scale
+            found = (values for part in parts for i, values in enumerate(part.values, part.row) if i == row)
+            scales = {values.scale if values.unit == "1" else None for values in found}
+            scale, offset = scales.pop() if len(scales) == 1 else None, 0.0
         if rule.white is not None:
             whites.append((0.0, float(rule.white)))
         elif stack.dtype == np.uint8:
@@ -367,14 +431,6 @@ def _whites(rule: TemporalMask, stack: Stack) -> tuple[tuple[float, float], ...]
                 f"({stack.dtype}) mean; say which is a reflectance of {WHITE} with white="
             )
     return tuple(whites)
-
-
-def _scale_of(stack: Stack, row: int) -> float | None:
-    """Return the reflectance of one count of a band, None where it is not known or differs."""
-    parts = (source.part for files in stack.sources for source in files)
-    found = (values for part in parts for i, values in enumerate(part.values, part.row) if i == row)
-    scales = {values.scale if values.unit == "1" else None for values in found}
-    return scales.pop() if len(scales) == 1 else None
 
 
 _Evaluated = tuple[int, NDArray[np.bool_], bool]
@@ -399,10 +455,6 @@ class _TileBits:
     failed: set[int] = field(default_factory=set)
     todo: deque[Callable[[], None]] = field(default_factory=deque)
     running: int = 0
-
-    def bytes(self) -> int:
-        """Return its size."""
-        return sum(map(len, list(self.planes.values())))
 
     def fill(
         self,
@@ -509,15 +561,9 @@ def tile_planes(
                 out = np.empty((len(bits), len(scenes), *(s.stop - s.start for s in region)), bool)
             found = np.unpackbits(bits, axis=-1).view(bool)
             out[(slice(None), i, *place)] = found[..., shift : shift + columns.stop - columns.start]
-    _forget()
+    with _LOCK:  # the least recently used tiles make room
+        size = sum(len(planes) for tile in _TILES.values() for planes in list(tile.planes.values()))
+        while size > _KEPT_BYTES and len(_TILES) > 1:
+            size -= sum(map(len, list(_TILES.popitem(last=False)[1].planes.values())))
     assert out is not None
     return out, failed
-
-
-def _forget() -> None:
-    """Remove the least recently used tiles until the others fit."""
-    with _LOCK:
-        size = sum(tile.bytes() for tile in _TILES.values())
-        while size > _KEPT_BYTES and len(_TILES) > 1:
-            _, tile = _TILES.popitem(last=False)
-            size -= tile.bytes()

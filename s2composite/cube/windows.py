@@ -368,16 +368,21 @@ def _best_observations(
     return {layer.name: np.ascontiguousarray(a) for layer, a in zip(layers, arrays, strict=True)}
 
 
+def _place(window: Window, piece: Piece) -> tuple[Any, Any]:
+    """Return where a piece of a window lies in it: slices, or rows and columns of pixels."""
+    if not isinstance(piece, TileSelection):
+        return within(window, piece)
+    y, x = within(window, piece.window)
+    row, column = np.divmod(piece.pixels, np.int32(x.stop - x.start))
+    return row + y.start, column + x.start
+
+
 def _cut(valid: NDArray[np.bool_] | None, window: Window, piece: Piece) -> NDArray[np.bool_] | None:
     """Return which pixels are valid in a piece of a window: ``(t, y, x)``."""
     if valid is None:
         return None
-    if not isinstance(piece, TileSelection):
-        return valid[(slice(None), *within(window, piece))]
-    width = piece.window[1].stop - piece.window[1].start
-    row, column = np.divmod(piece.pixels, np.int32(width))
-    y, x = within(window, piece.window)
-    return valid[:, row + y.start, column + x.start][:, None]
+    part = valid[(slice(None), *_place(window, piece))]
+    return part[:, None] if isinstance(piece, TileSelection) else part
 
 
 _Composed = tuple[Piece, dict[str, NDArray[Any]]]
@@ -393,13 +398,9 @@ def _joined(window: Window, parts: Sequence[_Composed]) -> dict[str, NDArray[Any
     status = np.where(failed, np.uint8(FAILED), np.where(outside, np.uint8(OUTSIDE), np.uint8(READ)))
     out = {name: np.empty((*a.shape[:-2], height, width), a.dtype) for name, a in parts[0][1].items() if name != STATUS}
     for piece, part in parts:
+        place = _place(window, piece)
         for name, array in out.items():
-            if isinstance(piece, TileSelection):
-                y, x = within(window, piece.window)
-                row, column = np.divmod(piece.pixels, np.int32(x.stop - x.start))
-                array[..., row + y.start, column + x.start] = part[name][..., 0, :]
-            else:
-                array[(..., *within(window, piece))] = part[name]
+            array[(..., *place)] = part[name][..., 0, :] if isinstance(piece, TileSelection) else part[name]
     return {**out, STATUS: status}
 
 
@@ -587,11 +588,11 @@ def counted_together(dataset: xr.Dataset) -> xr.Dataset:
 
 def source_shares(source: NDArray[np.int16] | da.Array, n_scenes: int) -> NDArray[np.float64] | da.Array:
     """Return the share of pixels from each scene: ``(..., n_scenes)`` for a source layer ``(..., y, x)``."""
+    size = max(source.shape[-2] * source.shape[-1], 1)
     if not isinstance(source, da.Array):
-        return _block_shares(source, n_scenes)
-    size = source.shape[-2] * source.shape[-1]
+        return _source_counts(source, n_scenes)[..., 0, 0, :] / size
     parts = da.map_blocks(
-        _block_weights,
+        _source_counts,
         source,
         n_scenes,
         name=f"count-sources-{tokenize(source.name, n_scenes)}",
@@ -603,14 +604,8 @@ def source_shares(source: NDArray[np.int16] | da.Array, n_scenes: int) -> NDArra
     return parts.sum(axis=(-3, -2)) / size
 
 
-def _block_shares(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float64]:
-    planes = source.reshape(-1, *source.shape[-2:])
-    shares = np.stack([scene_shares(plane, n_scenes) for plane in planes])
-    return shares.reshape(*source.shape[:-2], n_scenes)
-
-
-def _block_weights(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float64]:
+def _source_counts(source: NDArray[np.int16], n_scenes: int) -> NDArray[np.float64]:
     """Return the number of pixels from each scene, with y and x axes of length one."""
-    shares = _block_shares(source, n_scenes) * (source.shape[-2] * source.shape[-1])
-    weights: NDArray[np.float64] = np.round(shares)[..., None, None, :]
-    return weights
+    planes = source.reshape(-1, *source.shape[-2:])
+    counts = np.stack([np.rint(scene_shares(plane, n_scenes) * plane.size) for plane in planes])
+    return counts.reshape(*source.shape[:-2], 1, 1, n_scenes)

@@ -333,7 +333,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file or an object, whole or not at all."""
+    if is_remote(str(path)):
+        fs, name = filesystem(str(path))
+        fs.pipe_file(name, data)
+        return
     with replacing(path) as unfinished:
         unfinished.write_bytes(data)
 

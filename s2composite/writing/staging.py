@@ -65,15 +65,6 @@ def window_errors(label: str, where: str, size: int) -> Iterator[None]:
             raise WriteError(why, window=where, path=label) from error
 
 
-def _write(href: str, data: bytes) -> None:
-    """Write a file or an object, whole or not at all."""
-    if is_remote(href):
-        fs, path = filesystem(href)
-        fs.pipe_file(path, data)
-    else:
-        write_atomic(href, data)
-
-
 def _read(href: str, start: int | None = None, stop: int | None = None) -> bytes:
     """Return the bytes of a file or an object from `start` on and before `stop`."""
     if is_remote(href):
@@ -138,7 +129,7 @@ class StorePlace:
         with self._errors(key, len(data)):
             if self.local:
                 Path(self.root, key).parent.mkdir(parents=True, exist_ok=True)
-            _write(join(self.root, key), data)
+            write_atomic(join(self.root, key), data)
 
     def get(self, key: str) -> bytes | None:
         """Return an object, None if there is none."""
@@ -309,7 +300,7 @@ class Parts:
 
     def _put(self, name: str, data: bytes) -> None:
         # gcsfs ends what it sends with a line feed; a last byte \r would be taken for a part of that line end.
-        _write(join(self.root, name), data + b"." if self.remote else data)
+        write_atomic(join(self.root, name), data + b"." if self.remote else data)
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """Return bytes of a part, by default all."""
