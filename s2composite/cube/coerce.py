@@ -12,10 +12,9 @@ from typing import Any, TypeAlias, TypeVar, cast
 import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from s2composite.cube.array_values import stacked
-from s2composite.cube.georeference import crs_of, geobox_of, georeferenced, label_shift
+from s2composite.cube.georeference import crs_of, geobox_of, georeferenced, label_shift, rises
 from s2composite.cube.masking import coded
 from s2composite.cube.open import stack_of
 from s2composite.errors import ParameterError
@@ -244,20 +243,14 @@ def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
     """Evaluate a rule on its band ``(t, y, x)``; each chunk gets the surrounding pixels that affect it."""
     if not isinstance(band, da.Array):
         return rule.valid(np.asarray(band))
-    halo = {1: rule.halo, 2: rule.halo}
     return da.map_overlap(
-        _evaluated_block,
+        rule.valid,
         band.rechunk({0: -1}),
-        rule=rule,
-        depth={0: 0, **halo},
+        depth={0: 0, 1: rule.halo, 2: rule.halo},
         boundary="none",
         dtype=bool,
         meta=np.empty((0, 0, 0), bool),
     )
-
-
-def _evaluated_block(block: NDArray[Any], rule: MaskRule) -> NDArray[np.bool_]:
-    return rule.valid(block)
 
 
 def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] | None) -> ValidArray:
@@ -280,7 +273,9 @@ def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] 
     dx, dy = (own if own is not None else shift) or (0.0, 0.0)
     moved = {dim: mask[dim] + by for dim, by in (("x", dx), ("y", dy)) if dim in mask.coords}
     mask = mask.assign_coords(moved)
-    mask = mask.isel({dim: slice(None, None, -1) for dim in moved if _is_reversed(mask, cube, dim)})
+    # axes that run opposite to the cube's, such as rows from south to north
+    opposite = [dim for dim in moved if {rises(mask, dim), rises(cube, dim)} == {True, False}]
+    mask = mask.isel({dim: slice(None, None, -1) for dim in opposite})
     for dim in mask.dims:
         _check_axis(str(dim), name, mask, cube)
     if "time" in mask.dims:
@@ -293,14 +288,6 @@ def _aligned(mask: xr.DataArray, cube: xr.DataArray, shift: tuple[float, float] 
         if isinstance(data, da.Array)
         else np.ascontiguousarray(np.broadcast_to(data, shape))
     )
-
-
-def _is_reversed(mask: xr.DataArray, cube: xr.DataArray, dim: str) -> bool:
-    """Return whether an axis runs opposite to the cube's, such as rows from south to north."""
-    if dim not in cube.coords or mask.sizes[dim] < 2 or cube.sizes[dim] < 2:
-        return False
-    first, last = mask[dim].values[[0, -1]]
-    return bool(np.sign(last - first) == -np.sign(cube[dim].values[-1] - cube[dim].values[0]))
 
 
 def _check_axis(dim: str, name: object, mask: xr.DataArray, cube: xr.DataArray) -> None:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import rioxarray  # noqa: F401 - arrays have .rio, as they have .odc by odc.geo.xr
@@ -22,7 +22,7 @@ from pyproj.exceptions import CRSError
 
 from s2composite.errors import ParameterError
 
-__all__ = ["crs_of", "geobox_of", "georeferenced", "label_shift", "north_up"]
+__all__ = ["crs_of", "geobox_of", "georeferenced", "label_shift", "north_up", "rises"]
 
 LOG = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
         The coordinates are not evenly spaced, or the size of a single pixel is not known, or there are none and the
         array may have been cut since its attributes were written.
     """
-    array = _picture(data)
-    dims = None if array is None else _spatial_dims(array)
-    if array is None or dims is None:
+    picture = _picture(data)
+    if picture is None:
         return None
+    array, dims = picture
     if any(coord.attrs.get("gcps") for coord in array.coords.variables.values() if coord.ndim == 0):
         raise ParameterError(
             f"{_name(array)} is located by ground control points, so its pixels are not on a grid; warp it first, with "
@@ -62,11 +62,8 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
     shape = (array.sizes[dims[0]], array.sizes[dims[1]])
     if any(dim not in array.coords for dim in dims):
         return _without_coordinates(array, shape, crs, recorded)
-    shift = label_shift(array) or (0.0, 0.0)
-    labels = [array.coords.variables[dim].values for dim in dims]
-    y, x = (np.asarray(values, np.float64) + by for values, by in zip(labels, (shift[1], shift[0]), strict=True))
-    slack = [float(np.spacing(np.abs(values).max())) if values.dtype.kind == "f" else 0 for values in labels]
-    transform = _transform(array, dims, (y, x), slack, recorded)
+    dx, dy = label_shift(array) or (0.0, 0.0)
+    transform = _transform(_axis(array, dims[0], dy), _axis(array, dims[1], dx), recorded)
     if transform is None and crs is None:
         return None  # a single pixel with a position but no known size
     if transform is None:
@@ -85,12 +82,11 @@ def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
     ``GeoTransform`` that describe an earlier grid are replaced. An array without a CRS, or whose coordinates are not
     a regular grid, is returned unchanged.
     """
-    array = _picture(data)
-    dims = None if array is None else _spatial_dims(array)
-    if array is None or dims is None:
+    picture = _picture(data)
+    if picture is None:
         return data
-    shift = label_shift(array) or (0.0, 0.0)
-    _warn_of_corners(array, dims)
+    array, dims = picture
+    shift = label_shift(array, warn=True) or (0.0, 0.0)
     try:
         geobox = geobox_of(array)
     except ParameterError:
@@ -106,7 +102,15 @@ def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
         coords = {"spatial_ref": coords["spatial_ref"]}  # keep the coordinates that the caller selects and aligns by
     if isinstance(mapping, str) and mapping != "spatial_ref":
         data = data.drop_vars(mapping)
-    return _without_earlier_grid(data.assign_coords(coords))
+    data = data.assign_coords(coords)
+    for one in (data,) if isinstance(data, xr.DataArray) else data.data_vars.values():
+        # attributes that describe an earlier grid, which ``spatial_ref`` replaces
+        if _stackstac_grid(one) is not None:
+            one.attrs = {name: value for name, value in one.attrs.items() if name not in _STACKSTAC}
+        for notes in (one.attrs, one.encoding):
+            if "grid_mapping" in notes:
+                notes["grid_mapping"] = "spatial_ref"
+    return data
 
 
 def north_up(data: _ArrayOrDataset) -> _ArrayOrDataset:
@@ -114,31 +118,29 @@ def north_up(data: _ArrayOrDataset) -> _ArrayOrDataset:
 
     Without a CRS, rows and columns are those of a picture and are not changed.
     """
-    array = _picture(data)
-    dims = None if array is None else _spatial_dims(array)
-    if array is None or dims is None or crs_of(array) is None or any(t.b or t.d for t in _recorded_transforms(array)):
+    picture = _picture(data)
+    if picture is None or crs_of(picture[0]) is None or any(t.b or t.d for t in _recorded_transforms(picture[0])):
         return data
-    y, x = dims
-    wrong = ((y, True), (x, False))
-    flips = {dim: slice(None, None, -1) for dim, rising in wrong if _rises(array, dim) is rising}
+    array, (y, x) = picture
+    flips = {dim: slice(None, None, -1) for dim, rising in ((y, True), (x, False)) if rises(array, dim) is rising}
     return georeferenced(data.isel(flips)) if flips else data
 
 
-def _rises(array: xr.DataArray, dim: str) -> bool | None:
-    """Return whether a coordinate increases; None if it neither increases nor decreases."""
+def rises(array: xr.DataArray, dim: str) -> bool | None:
+    """Return whether a coordinate increases; None if it neither increases nor decreases, or there is none."""
     if dim not in array.coords or array.sizes[dim] < 2:
         return None
     first, last = array[dim].values[[0, -1]]
     return bool(last > first) if first != last else None
 
 
-def label_shift(array: xr.DataArray) -> tuple[float, float] | None:
+def label_shift(array: xr.DataArray, *, warn: bool = False) -> tuple[float, float] | None:
     """Return the shift that turns an array's coordinates ``(x, y)`` into the centres of its pixels.
 
     None: unknown, so they are taken as centres. stackstac's coordinates are the upper left corners of its pixels,
     except with ``xy_coords="center"``; coordinates derived from them (every second one, means of two, interpolated
-    ones) are off by half an original pixel. Raises a ParameterError for a stackstac array that has lost the attributes
-    that tell whether its coordinates are corners.
+    ones) are off by half an original pixel; `warn` logs it. Raises a ParameterError for a stackstac array that has
+    lost the attributes that tell whether its coordinates are corners.
     """
     dims = _spatial_dims(array)
     if dims is None or any(dim not in array.coords for dim in dims):
@@ -146,25 +148,23 @@ def label_shift(array: xr.DataArray) -> tuple[float, float] | None:
     made = _stackstac_grid(array)
     if made is None:
         return (0.0, 0.0) if _geotransform(array) is not None else _shift_of_snapped(array, dims)
-    if _is_reprojected(array, made[1]):
+    (transform, crs), now = made, crs_of(array)
+    if crs is not None and now is not None and crs != now:  # it has been reprojected
         return 0.0, 0.0
-    transform = made[0]
+    y, x = (np.asarray(array[dim].values, np.float64) for dim in dims)
+    corners = _are_corners(x, transform.c, transform.a), _are_corners(y, transform.f, transform.e)
+    if warn and None in corners:
+        LOG.warning(
+            "%s: its coordinates are taken as corners of pixels of size %g, stackstac's default; if it was made with "
+            "xy_coords='center', remove the attributes %s and call write_crs()",
+            _name(array),
+            abs(transform.a),
+            ", ".join(name for name in _STACKSTAC if name in array.attrs),
+        )
     dx, dy = (
-        0.0 if corner is False else size / 2
-        for corner, size in zip(_on_corners(array, dims, transform), (transform.a, transform.e), strict=True)
+        0.0 if corner is False else size / 2 for corner, size in zip(corners, (transform.a, transform.e), strict=True)
     )
     return dx, dy
-
-
-def _is_reprojected(array: xr.DataArray, crs: CRS | None) -> bool:
-    now = crs_of(array)
-    return crs is not None and now is not None and crs != now
-
-
-def _on_corners(array: xr.DataArray, dims: Sequence[str], transform: Affine) -> tuple[bool | None, bool | None]:
-    """Return whether the coordinates x and y are corners of a grid's pixels, not centres; None: ambiguous."""
-    y, x = (np.asarray(array[dim].values, np.float64) for dim in dims)
-    return _are_corners(x, transform.c, transform.a), _are_corners(y, transform.f, transform.e)
 
 
 def _are_corners(labels: NDArray[np.float64], origin: float, step: float) -> bool | None:
@@ -182,21 +182,6 @@ def _are_corners(labels: NDArray[np.float64], origin: float, step: float) -> boo
     return False if abs(place - 0.5) < _TOLERANCE else None
 
 
-def _warn_of_corners(array: xr.DataArray, dims: Sequence[str]) -> None:
-    """Log that ambiguous coordinates were taken as corners."""
-    made = _stackstac_grid(array)
-    if made is None or any(dim not in array.coords for dim in dims) or _is_reprojected(array, made[1]):
-        return
-    if None in _on_corners(array, dims, made[0]):
-        LOG.warning(
-            "%s: its coordinates are taken as corners of pixels of size %g, stackstac's default; if it was made with "
-            "xy_coords='center', remove the attributes %s and call write_crs()",
-            _name(array),
-            abs(made[0].a),
-            ", ".join(name for name in _STACKSTAC if name in array.attrs),
-        )
-
-
 def _stackstac_grid(array: xr.DataArray) -> tuple[Affine, CRS | None] | None:
     """Return the grid on which stackstac made an array; None for other arrays or without its attributes."""
     attrs = array.attrs
@@ -207,13 +192,17 @@ def _stackstac_grid(array: xr.DataArray) -> tuple[Affine, CRS | None] | None:
     crs = CRS(f"EPSG:{code[1]}") if code else _parsed(attrs["crs"]) if "crs" in attrs else None
     transform = _affine(attrs.get("transform"))
     if transform is None:
-        bounds, steps = (re.search(rf"{name}=\(([^)]*)\)", spec) for name in ("bounds", "resolutions_xy"))
-        if not bounds or not steps:
+        bounds, steps = _in_spec(array, "bounds"), _in_spec(array, "resolutions_xy")
+        if bounds is None or steps is None:
             return None
-        west, _, _, north = map(float, bounds[1].split(","))
-        width, height = map(float, steps[1].split(","))
-        transform = Affine(width, 0, west, 0, -height, north)
+        transform = Affine(steps[0], 0, bounds[0], 0, -steps[1], bounds[3])
     return transform, crs
+
+
+def _in_spec(array: xr.DataArray, name: str) -> list[float] | None:
+    """Return numbers by their name in stackstac's attribute ``spec``: a line of text."""
+    found = re.search(rf"{name}=\(([^)]*)\)", str(array.attrs.get("spec", "")))
+    return None if found is None else list(map(float, found[1].split(",")))
 
 
 def _shift_of_snapped(array: xr.DataArray, dims: Sequence[str]) -> tuple[float, float] | None:
@@ -242,11 +231,12 @@ def _is_stackstac_code(array: xr.DataArray) -> bool:
     return "epsg" in array.coords and array["epsg"].ndim == 0 and array["epsg"].dtype.kind in "iu"
 
 
-def _picture(data: xr.DataArray | xr.Dataset) -> xr.DataArray | None:
-    """Return an array, or the first variable of a Dataset that has pixels."""
-    if isinstance(data, xr.DataArray):
-        return data
-    return next((a for a in data.data_vars.values() if _spatial_dims(a) is not None), None)
+def _picture(data: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, tuple[str, str]] | None:
+    """Return an array with pixels, or the first such variable of a Dataset, and the names of its dimensions y and x."""
+    for array in (data,) if isinstance(data, xr.DataArray) else data.data_vars.values():
+        if (dims := _spatial_dims(array)) is not None:
+            return array, dims
+    return None
 
 
 def _spatial_dims(array: xr.DataArray) -> tuple[str, str] | None:
@@ -321,10 +311,9 @@ def _without_coordinates(
     array: xr.DataArray, shape: tuple[int, int], crs: CRS | None, recorded: Sequence[Affine]
 ) -> GeoBox | None:
     """Return the grid of an array without coordinates: stackstac's, if the shapes match."""
-    made = _stackstac_grid(array)
-    sizes = re.search(r"bounds=\(([^)]*)\)", str(array.attrs.get("spec", "")))
-    if made is not None and sizes:
-        west, south, east, north = map(float, sizes[1].split(","))
+    made, bounds = _stackstac_grid(array), _in_spec(array, "bounds")
+    if made is not None and bounds is not None:
+        west, south, east, north = bounds
         if shape == (round((north - south) / abs(made[0].e)), round((east - west) / made[0].a)):
             return GeoBox(shape, made[0], made[1])
     if not recorded or crs is None:
@@ -336,34 +325,22 @@ def _without_coordinates(
     )
 
 
-def _transform(
-    array: xr.DataArray,
-    dims: Sequence[str],
-    centres: tuple[NDArray[np.float64], NDArray[np.float64]],
-    slack: Sequence[float],
-    recorded: Sequence[Affine],
-) -> Affine | None:
-    """Return the transform of a grid with these pixel centres; None for a single pixel of unknown size."""
-    turned = next((t for t in recorded if t.b or t.d), None)
-    (y0, dy), (x0, dx) = (
-        _axis(array, dim, values, more) for dim, values, more in zip(dims, centres, slack, strict=True)
-    )
-    if turned is not None:  # coordinates of a rotated grid are in pixels
-        dx, dy = (1.0 if math.isnan(step) else step for step in (dx, dy))
-        return turned @ Affine(dx, 0, x0 - dx / 2, 0, dy, y0 - dy / 2)
-    for known in recorded:
-        exact = _moved(known, (y0, dy), (x0, dx), centres, slack)
-        if exact is not None:
-            return exact
-    if math.isnan(dx) or math.isnan(dy):
-        return None
-    return Affine(dx, 0, x0 - dx / 2, 0, dy, y0 - dy / 2)
+class _Axis(NamedTuple):
+    """The centres of pixels along one axis."""
+
+    first: float
+    step: float  # NaN for a single pixel
+    size: int
+    slack: float  # the error of floating point numbers
 
 
-def _axis(array: xr.DataArray, dim: str, values: NDArray[np.float64], slack: float) -> tuple[float, float]:
-    """Return the first centre of an axis and its step; the step of a single pixel is NaN."""
+def _axis(array: xr.DataArray, dim: str, shift: float) -> _Axis:
+    """Return an axis whose labels are off the centres of pixels by `shift`; they must be evenly spaced."""
+    labels = array.coords.variables[dim].values
+    values = np.asarray(labels, np.float64) + shift
+    slack = float(np.spacing(np.abs(labels).max())) if labels.dtype.kind == "f" else 0.0
     if len(values) == 1 and np.isfinite(values[0]):
-        return float(values[0]), math.nan
+        return _Axis(float(values[0]), math.nan, 1, slack)
     step = float(values[-1] - values[0]) / (len(values) - 1)
     even = values[0] + step * np.arange(len(values))
     if (
@@ -375,42 +352,33 @@ def _axis(array: xr.DataArray, dim: str, values: NDArray[np.float64], slack: flo
             f"{_name(array)}: its {dim} coordinates are not evenly spaced, which a raster needs; sort them "
             f"(sortby({dim!r})), or interpolate to a regular grid"
         )
-    return float(values[0]), step
+    return _Axis(float(values[0]), step, len(values), slack)
 
 
-def _moved(
-    known: Affine,
-    y: tuple[float, float],
-    x: tuple[float, float],
-    centres: tuple[NDArray[np.float64], NDArray[np.float64]],
-    slack: Sequence[float],
-) -> Affine | None:
-    """Return a known transform, moved by whole pixels to the coordinates; None if none of them fits."""
-    if not known.a or not known.e:
+def _transform(y: _Axis, x: _Axis, recorded: Sequence[Affine]) -> Affine | None:
+    """Return the transform of a grid with these pixel centres; None for a single pixel of unknown size."""
+    dx, dy = x.step, y.step
+    turned = next((t for t in recorded if t.b or t.d), None)
+    if turned is not None:  # coordinates of a rotated grid are in pixels
+        dx, dy = (1.0 if math.isnan(step) else step for step in (dx, dy))
+        return turned @ Affine(dx, 0, x.first - dx / 2, 0, dy, y.first - dy / 2)
+    for known in recorded:  # the same grid, moved by whole pixels, has its full precision
+        row, column = _pixels_moved(y, known.f, known.e), _pixels_moved(x, known.c, known.a)
+        if row is not None and column is not None:
+            return known if row == column == 0 else known @ Affine.translation(column, row)
+    if math.isnan(dx) or math.isnan(dy):
         return None
-    places = []
-    steps = (y, known.f, known.e, centres[0], slack[0]), (x, known.c, known.a, centres[1], slack[1])
-    for (first, step), origin, size, values, more in steps:
-        place = (first - origin) / size - 0.5
-        allowed = min(_TOLERANCE + 2 * more / abs(size), 0.25)
-        drift = 0.0 if math.isnan(step) else abs(step / size - 1) * len(values)
-        if abs(place - round(place)) > allowed or drift > allowed:
-            return None
-        places.append(round(place))
-    row, column = places
-    return known if row == column == 0 else known @ Affine.translation(column, row)
+    return Affine(dx, 0, x.first - dx / 2, 0, dy, y.first - dy / 2)
 
 
-def _without_earlier_grid(data: _ArrayOrDataset) -> _ArrayOrDataset:
-    """Return data without attributes that describe an earlier grid; ``spatial_ref`` replaces them."""
-    data = data.copy(deep=False)
-    for array in (data,) if isinstance(data, xr.DataArray) else data.data_vars.values():
-        if _stackstac_grid(array) is not None:
-            array.attrs = {name: value for name, value in array.attrs.items() if name not in _STACKSTAC}
-        for notes in (array.attrs, array.encoding):
-            if "grid_mapping" in notes:
-                notes["grid_mapping"] = "spatial_ref"
-    return data
+def _pixels_moved(axis: _Axis, origin: float, size: float) -> int | None:
+    """Return how many pixels of a known grid an axis begins after its origin; None if it is not of that grid."""
+    if not size:
+        return None
+    place = (axis.first - origin) / size - 0.5
+    allowed = min(_TOLERANCE + 2 * axis.slack / abs(size), 0.25)
+    drift = 0.0 if math.isnan(axis.step) else abs(axis.step / size - 1) * axis.size
+    return None if abs(place - round(place)) > allowed or drift > allowed else round(place)
 
 
 def _name(array: xr.DataArray) -> str:
