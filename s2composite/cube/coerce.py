@@ -13,13 +13,14 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from s2composite.cube.array_values import stacked
+from s2composite.cube.array_values import missing_value_of, stacked
 from s2composite.cube.georeference import crs_of, geobox_of, georeferenced, label_shift, rises
 from s2composite.cube.masking import coded
 from s2composite.cube.open import stack_of
 from s2composite.errors import ParameterError
 from s2composite.pixels.mask_bands import MaskRule, resolve_rule
 from s2composite.pixels.masks import DEFAULT_RULES, Rule
+from s2composite.pixels.reducers import Recipe
 from s2composite.reading.grid import centre_longitude
 from s2composite.scenes.dates import Day, Period, PeriodSpec, day_of, find_periods
 from s2composite.scenes.products import fmask_coding_of, named_values, same_band
@@ -31,8 +32,6 @@ __all__ = [
     "as_cube",
     "days_of",
     "groups_of",
-    "rules_of",
-    "saturated_of",
     "usable_cube",
     "with_plain_dims",
     "with_time_axis",
@@ -112,12 +111,6 @@ def _bands_of(dataset: xr.Dataset) -> xr.DataArray:
     return stacked(pictures)
 
 
-def saturated_of(array: xr.DataArray) -> tuple[float, ...]:
-    """Return the values of saturated pixels that a cube of physical values declares."""
-    declared = np.atleast_1d(array.attrs.get("saturated", ()))
-    return tuple(map(float, declared)) if declared.dtype.kind in "iuf" else ()
-
-
 def days_of(array: xr.DataArray) -> tuple[float, ...] | None:
     """Return the time of each scene in days since 1970-01-01T00:00 UTC, None if the times are not dates."""
     times = array["time"].values
@@ -158,31 +151,32 @@ def rules_of(valid: ValidRules | None) -> tuple[Rule | xr.DataArray, ...]:
 
 
 def usable_cube(
-    cube: Any, valid: Sequence[Rule | xr.DataArray]
-) -> tuple[xr.DataArray, tuple[Rule, ...], ValidArray | None, tuple[Rule | xr.DataArray, ...]]:
+    cube: Any, valid: ValidRules | None
+) -> tuple[xr.DataArray, Recipe, ValidArray | None, tuple[Rule | xr.DataArray, ...]]:
     """Separate a cube from its masks.
 
     Rules on mask bands that the cube or Dataset contains are evaluated, and those bands removed from it. A cube from
     `open_cube` is not changed: its mask bands are read separately, at their own resolution.
 
-    Returns the cube ``(time, band, y, x)``; the rules that are still to be evaluated; ``(time, y, x)`` masks and
-    evaluated rules combined, None if there are none; and `valid` in its order, with masks as ``(time, y, x)`` of the
-    cube and rules on Fmask in the coding of their band.
+    Returns the cube ``(time, band, y, x)``; a recipe without reducers, with the rules that are still to be evaluated;
+    ``(time, y, x)`` masks and evaluated rules combined, None if there are none; and `valid` in its order, with masks as
+    ``(time, y, x)`` of the cube and rules on Fmask in the coding of their band.
     """
-    for one in valid:
+    rules = rules_of(valid)
+    for one in rules:
         if not isinstance(one, Rule | xr.DataArray):
             raise ParameterError(
                 f"valid contains {repr(one)[:100]}; it takes rules (Nodata(), SCL() ..., or their names) and boolean "
                 "DataArrays (time, y, x)"
             )
-    array, bands = _split_masks(cube, {one.band for one in valid if isinstance(one, MaskRule)})
+    array, bands = _split_masks(cube, {one.band for one in rules if isinstance(one, MaskRule)})
     stack = stack_of(array)
     applied: list[Rule | xr.DataArray] = []
     left: list[Rule] = []
     masks: list[ValidArray] = []
     given = next(iter(cube.data_vars.values()), None) if isinstance(cube, xr.Dataset) else cube
     shift = label_shift(given) if isinstance(given, xr.DataArray) else None
-    for one in valid:
+    for one in rules:
         if isinstance(one, xr.DataArray):
             masks.append(_aligned(one, array, shift))
             applied.append(xr.DataArray(masks[-1], dims=("time", "y", "x"), name=one.name))
@@ -194,7 +188,18 @@ def usable_cube(
             known = coded(one, stack[0].scenes) if isinstance(one, MaskRule) and stack else one
             applied.append(known)
             left.append(known)
-    return array, tuple(left), reduce(operator.and_, masks) if masks else None, tuple(applied)
+    missing = missing_value_of(array)
+    array = missing.with_nan(array)
+    declared = np.atleast_1d(array.attrs.get("saturated", ()))
+    trusted = declared.dtype.kind in "iuf" and not missing.derived
+    recipe = Recipe(
+        reducers=(),
+        rules=tuple(left),
+        bands=tuple(str(band) for band in array["band"].values),
+        nodata=missing.for_rules(left, array.dtype),
+        saturated=tuple(map(float, declared)) if trusted else (),
+    )
+    return array, recipe, reduce(operator.and_, masks) if masks else None, tuple(applied)
 
 
 def _coded_by_band(rule: MaskRule, band: xr.DataArray) -> MaskRule:

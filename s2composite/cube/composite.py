@@ -14,14 +14,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.coerce import (
     DAYS,
     ValidRules,
     days_of,
     groups_of,
-    rules_of,
-    saturated_of,
     usable_cube,
     with_time_axis,
 )
@@ -31,7 +28,7 @@ from s2composite.cube.screening import dropped_shares
 from s2composite.cube.windows import counted_together, source_shares
 from s2composite.errors import ParameterError, check_choice
 from s2composite.pixels.masks import Rule, rule_text
-from s2composite.pixels.reducers import Recipe, Reducer, resolve_reducer
+from s2composite.pixels.reducers import Reducer, resolve_reducer
 from s2composite.pixels.select import day_number, order_by_time, run_by_time
 from s2composite.pixels.stretch import Stretch
 from s2composite.scenes.dates import Day, PeriodSpec
@@ -128,19 +125,14 @@ def composite(
         raise ParameterError(f"keep_empty is {keep_empty!r}; it is True or False")
     if isinstance(cast("Any", cube), Composite):
         raise ParameterError("this is already a composite; composite() takes a cube (time, band, y, x)")
-    array, rules, mask, applied = usable_cube(cube, rules_of(valid))
-    missing = missing_value_of(array)
-    array = missing.with_nan(array)
+    array, recipe, mask, applied = usable_cube(cube, valid)
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
     if prefer is not None and max_count is None:
         raise ParameterError(f"prefer={prefer!r} orders the observations for max_count; give max_count, too")
     reducers = _reducers(reducer, params)
-    recipe = Recipe(
+    recipe = replace(
+        recipe,
         reducers=reducers,
-        rules=rules,
-        bands=tuple(str(band) for band in array["band"].values),
-        nodata=missing.for_rules(rules, array.dtype),
-        saturated=() if missing.derived else saturated_of(array),
         min_count=min_count,
         max_count=max_count,
         preference=() if max_count is None else _preference(array, prefer, reducers),

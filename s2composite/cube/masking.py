@@ -372,29 +372,25 @@ def _opened(stack: Stack, rule: BesideRule) -> OpenedMask:
         options = replace(stack.options, harmonise=False, reflectance=False, classes=True)
         groups = _opened_together(stack, [rule.band], TargetGrid(), options, parts=True)
         masks: list[tuple[tuple[int, ...], GridMask]] = [(at, BandMask(rule, band)) for at, band in groups]
-    elif isinstance(rule, TemporalMask):
-        options = replace(stack.options, resampling="nearest")
-        bands = rule.bands or colours_of(stack)
-        groups = _opened_together(stack, bands, TargetGrid(resolution=rule.resolution), options, parts=False)
-        if rule.resolution is None:
-            groups = tuple(found for at, band in groups for found in _coarser(stack, at, band, options, _compared))
-        masks = [(at, SeriesMask.of(rule, band)) for at, band in groups]
     else:
         options = replace(stack.options, resampling="nearest")
-        bands = rule.bands or stack.bands
         if isinstance(rule, CloudNet):
             rule = _with_network(rule, stack)
-            bands = rule.bands or ()
             options = replace(options, reflectance=True, harmonise=options.harmonise or True)
+        bands = rule.bands or (colours_of(stack) if isinstance(rule, TemporalMask) else stack.bands)
         try:
             groups = _opened_together(stack, bands, TargetGrid(resolution=rule.resolution), options, parts=False)
         except BandError as error:
             if not isinstance(rule, CloudNet):
                 raise
             raise BandError(f"CloudNet looks at {', '.join(map(str, bands))}: {error}; or give it bands=") from error
-        if isinstance(rule, CloudNet) and rule.resolution is None:
-            groups = tuple(found for at, band in groups for found in _coarser(stack, at, band, options, _looked_at))
-        masks = [(at, FunctionMask.of(rule, band, _needed(stack.geobox, band))) for at, band in groups]
+        if rule.resolution is None and not isinstance(rule, Mask):
+            pixels = _compared if isinstance(rule, TemporalMask) else _looked_at
+            groups = tuple(found for at, band in groups for found in _coarser(stack, at, band, options, pixels))
+        if isinstance(rule, TemporalMask):
+            masks = [(at, SeriesMask.of(rule, band)) for at, band in groups]
+        else:
+            masks = [(at, FunctionMask.of(rule, band, _needed(stack.geobox, band))) for at, band in groups]
     if len(masks) == 1 and len(masks[0][0]) == len(stack.scenes):
         mask = masks[0][1]
         # Does each pixel of the mask cover a whole number of the data's?

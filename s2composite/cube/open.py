@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from math import prod
 from typing import Any
 
 import dask
@@ -483,26 +483,26 @@ def _selection(handle: StackHandle, data: da.Array, sent: str, read: str) -> lis
     return [along(axis) for axis in range(data.ndim)]
 
 
+_OF_SCENES: Mapping[str, tuple[Any, Any, Mapping[str, str]]] = {
+    "granule": (str, "", {}),
+    "orbit": (np.int16, 0, {"long_name": "relative orbit, 0: unknown"}),
+    "baseline": (str, "", {}),
+    "cloud_cover": (np.float64, math.nan, {"long_name": "cloud cover by the catalogue", "units": "percent"}),
+}
+"""Coordinates that scenes have if it is known of them: their type, what stands for an unknown value, attributes."""
+
+
 def _coords(stack: Stack) -> dict[str, Any]:
     scenes = stack.scenes
     coords: dict[str, Any] = dict(xr_coords(stack.geobox, dims=("y", "x")))
     coords["time"] = ("time", np.array([s.time.replace(tzinfo=None) for s in scenes], "datetime64[ns]"))
     coords["band"] = ("band", list(stack.bands))
     coords["scene"] = ("time", np.array([s.id for s in scenes], dtype=str))
-    # left out if no scene has it
-    if any(s.granule for s in scenes):
-        coords["granule"] = ("time", np.array([s.granule or "" for s in scenes], dtype=str))
-    if any(s.orbit for s in scenes):
-        orbits = np.array([s.orbit or 0 for s in scenes], np.int16)
-        coords["orbit"] = ("time", orbits, {"long_name": "relative orbit, 0: unknown"})
-    if any(s.baseline for s in scenes):
-        coords["baseline"] = ("time", np.array([s.baseline or "" for s in scenes], dtype=str))
-    if any(s.cloud_cover is not None for s in scenes):
-        coords["cloud_cover"] = (
-            "time",
-            np.array([np.nan if s.cloud_cover is None else s.cloud_cover for s in scenes], np.float64),
-            {"long_name": "cloud cover by the catalogue", "units": "percent"},
-        )
+    for name, (dtype, missing, attrs) in _OF_SCENES.items():
+        values = [getattr(scene, name) for scene in scenes]
+        if any(value not in (None, missing) for value in values):  # left out if no scene has it
+            known = [missing if value is None else value for value in values]
+            coords[name] = ("time", np.array(known, dtype), attrs)
     coords["offset"] = (
         "time",
         stack.shifts(),
@@ -559,7 +559,7 @@ def _chunk_sizes(stack: Stack, chunks: Any) -> tuple[tuple[int, int], tuple[int,
         blocks = stack.block if stack.snaps else (WARP_TILE, WARP_TILE)
         threads = thread_count()
         wanted = 1 if threads == 1 else _WINDOWS_A_THREAD * threads
-        while prod(-(-n // side) for n, side in zip(stack.shape[2:], auto, strict=True)) < wanted:
+        while math.prod(-(-n // side) for n, side in zip(stack.shape[2:], auto, strict=True)) < wanted:
             axis = 0 if auto[0] >= auto[1] else 1
             half = -(-auto[axis] // (2 * blocks[axis])) * blocks[axis]
             if half >= auto[axis] or half < _SMALLEST_SHARE:

@@ -14,8 +14,7 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from s2composite.cube.array_values import missing_value_of
-from s2composite.cube.coerce import ValidArray, ValidRules, rules_of, saturated_of, usable_cube
+from s2composite.cube.coerce import ValidArray, ValidRules, usable_cube
 from s2composite.cube.graph import Chunks
 from s2composite.cube.masking import OpenedMask, begin_days, masks_of
 from s2composite.cube.open import stack_of, window_at
@@ -63,12 +62,7 @@ def valid_share(cube: xr.DataArray | xr.Dataset, valid: ValidRules | None = None
     >>> shares["observed"].values.tolist(), shares["valid"].values.tolist()
     ([0.5, 1.0, 1.0], [0.5, 0.5, 1.0])
     """
-    array, rules, mask, _ = usable_cube(cube, rules_of(valid))
-    bands = tuple(map(str, array["band"].values))
-    missing = missing_value_of(array)
-    array = missing.with_nan(array)
-    saturated = () if missing.derived else saturated_of(array)
-    recipe = Recipe((), rules, bands, missing.for_rules(rules, array.dtype), saturated)
+    array, recipe, mask, _ = usable_cube(cube, valid)
     counts = _counts(array, recipe, mask) / (array.sizes["y"] * array.sizes["x"])
     labels = {name: array[name] for name in array.coords if array[name].dims == ("time",)}
     attrs = {"units": "1", "long_name": "share of the area's pixels"}
