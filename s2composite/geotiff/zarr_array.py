@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -33,7 +33,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from s2composite.errors import ReadError, SceneError
 from s2composite.geotiff.header import Header, Scaling, nodata_in
-from s2composite.geotiff.structure import BloscBlocks, Coding, Level, Objects, broken, coding, same_geobox
+from s2composite.geotiff.structure import BloscBlocks, Level, Objects, broken, coding, same_geobox
 from s2composite.storage.files import display, filesystem, is_remote, storage_errors
 from s2composite.storage.http import Identity, Sign, read_head, read_identity, read_range
 from s2composite.storage.urls import check_read
@@ -214,9 +214,9 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
     stored = read_store(store, sign)
     array = stored.arrays.get(path)
     if array is None:
-        raise SceneError(
-            f"{display(href)}: the store has no array {path}; it has {_listed(stored)}", href=display(href)
-        )
+        names = [name for name, one in stored.arrays.items() if len(one.shape) == 2]
+        listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
+        raise SceneError(f"{display(href)}: the store has no array {path}; it has {listed}", href=display(href))
     if array.dimensions in ANGLES:
         return _angles(href, store, stored, array)
     if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape or not check_dtype(array.dtype.name):
@@ -281,11 +281,6 @@ def _angles(href: str, store: str, stored: _Store, array: StoredArray) -> Header
         (level,),
         undecodable=why,
     )
-
-
-def _listed(stored: _Store) -> str:
-    names = [path for path, array in stored.arrays.items() if len(array.shape) == 2]
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
 
 
 def _geobox(href: str, stored: _Store, array: StoredArray) -> GeoBox:
@@ -396,21 +391,63 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
         objects = Objects((href,), (None,), np.empty(0, np.uint32), array.fill or 0)
         return Level(shape, inner, tiled=True, coding=how, offsets=none, counts=none, objects=objects), why
     hrefs = [object_href(store, f"{array.path}/{key}") for key in _keys(array, chunk)]
+    inner, places, identities, blosc = _stored_tiles(hrefs, array, chunk, inner, codec, sign)
+    (rows, columns), (height, width) = (-(-n // side) for n, side in zip(shape, chunk, strict=True)), places.shape[1:3]
+    index = places.reshape(rows, columns, height, width, 2).swapaxes(1, 2).reshape(rows * height, columns * width, 2)
+    of_tile = np.arange(len(hrefs), dtype=np.uint32).reshape(rows, columns).repeat(height, 0).repeat(width, 1)
+    within = tuple(slice(-(-n // side)) for n, side in zip(shape, inner, strict=True))
+    offsets, counts = np.ascontiguousarray(np.moveaxis(index[within], 2, 0)).reshape(2, -1)
+    objects = Objects(tuple(hrefs), tuple(identities), of_tile[within].reshape(-1), array.fill or 0, tuple(blosc))
+    return Level(shape, inner, tiled=True, coding=how, offsets=offsets, counts=counts, objects=objects), ""
+
+
+def _stored_tiles(
+    hrefs: Sequence[str],
+    array: StoredArray,
+    chunk: tuple[int, int],
+    inner: tuple[int, int],
+    codec: str,
+    sign: Sign | None,
+) -> tuple[tuple[int, int], NDArray[np.uint64], Sequence[Identity | None], Sequence[BloscBlocks | None]]:
+    """Return the shape of the tiles in an array's objects, and of each object first byte and size of its tiles.
+
+    ``(objects, y, x, 2)``; 0 for tiles that are not stored. Then the identity of each object, None for one that is not
+    there or was not looked at, and where its blocks are if its tiles are rows of a Blosc chunk.
+    """
+    block_bytes = prod(inner) * array.dtype.itemsize
+    identities: Sequence[Identity | None] = [None] * len(hrefs)
+    blosc: Sequence[BloscBlocks | None] = ()
     if inner != chunk:
-        return _sharded(hrefs, shape, chunk, inner, how, array, sign), ""
+        at_start = array.metadata["codecs"][0]["configuration"].get("index_location") == "start"
+        inside = chunk[0] // inner[0], chunk[1] // inner[1]
+        found = [_found(lambda one: _shard_index(one, prod(inside), sign, at_start=at_start), one) for one in hrefs]
+        indices, identities = zip(*found, strict=True)
+        none = np.zeros((prod(inside), 2), np.uint64)
+        places = np.stack([none if index is None else index for index in indices])
+        return inner, places.reshape(-1, *inside, 2), identities, blosc
     if codec == "blosc" and block_bytes > _LARGE_CHUNK:
-        return _by_rows(hrefs, shape, chunk, how, array, sign), ""
+        found = [_found(lambda one: _blosc_blocks(one, block_bytes, sign), one) for one in hrefs]
+        blosc, identities = zip(*found, strict=True)
+        size = max((blocks.block for blocks in blosc if blocks is not None), default=block_bytes)
+        most = int(block_bytes / max(_LARGE_CHUNK / 4, _LEAST_BLOCKS * size))  # tiles in a chunk
+        number = next((n for n in range(most, 1, -1) if chunk[0] % n == 0), 1)
+        places = np.zeros((len(hrefs), number, 1, 2), np.uint64)
+        ends = np.arange(number + 1) * (block_bytes // number)
+        for i, blocks in enumerate(blosc):
+            for j, (first, last) in enumerate(pairwise(ends.tolist()) if blocks is not None else ()):
+                some = blocks.holding(first, last)
+                start = blocks.starts[some].min()
+                places[i, j, 0] = start, blocks.stops[some].max() - start
+        return (chunk[0] // number, chunk[1]), places, identities, blosc
     # A request for each of many objects of a bucket would take too long: they are as large as no codec makes them until
     # they are read, and what is not there then is the fill value.
-    counts = np.full(len(hrefs), block_bytes + (block_bytes >> 6) + 1024, np.uint64)
-    identities: list[Identity | None] = [None] * len(hrefs)
-    if not is_remote(href):
+    sizes = [block_bytes + (block_bytes >> 6) + 1024] * len(hrefs)
+    if not is_remote(hrefs[0]):
         identities = [_found(lambda one: (None, read_identity(one)), one)[1] for one in hrefs]
-        counts = np.array([0 if one is None else one.size for one in identities], np.uint64)
-    objects = Objects(tuple(hrefs), tuple(identities), np.arange(len(hrefs), dtype=np.uint32), array.fill or 0)
-    return Level(
-        shape, chunk, tiled=True, coding=how, offsets=np.zeros_like(counts), counts=counts, objects=objects
-    ), ""
+        sizes = [0 if one is None else one.size for one in identities]
+    places = np.zeros((len(hrefs), 1, 1, 2), np.uint64)
+    places[:, 0, 0, 1] = sizes
+    return chunk, places, identities, blosc
 
 
 def _layout(array: StoredArray) -> tuple[tuple[int, int], tuple[int, int], str, str]:
@@ -475,31 +512,6 @@ def _found(read: Callable[[str], tuple[Any, Identity]], href: str) -> tuple[Any,
         raise
 
 
-def _sharded(
-    hrefs: list[str],
-    shape: tuple[int, int],
-    chunk: tuple[int, int],
-    inner: tuple[int, int],
-    how: Coding,
-    array: StoredArray,
-    sign: Sign | None,
-) -> Level:
-    """Return the tiles of shards, whose indices are read."""
-    height, width = (a // b for a, b in zip(chunk, inner, strict=True))  # inner chunks of a shard
-    at_start = array.metadata["codecs"][0]["configuration"].get("index_location") == "start"
-    found = [_found(lambda one: _shard_index(one, height * width, sign, at_start=at_start), href) for href in hrefs]
-    none = np.zeros((height * width, 2), np.uint64)
-    indices = np.stack([none if index is None else index for index, _ in found])
-    rows, columns = (-(-n // side) for n, side in zip(shape, chunk, strict=True))
-    index = indices.reshape(rows, columns, height, width, 2).swapaxes(1, 2).reshape(rows * height, columns * width, 2)
-    of_tile = np.arange(len(hrefs), dtype=np.uint32).reshape(rows, columns).repeat(height, 0).repeat(width, 1)
-    inside = tuple(slice(-(-n // side)) for n, side in zip(shape, inner, strict=True))
-    offsets, counts = np.ascontiguousarray(np.moveaxis(index[inside], 2, 0)).reshape(2, -1)
-    identities = tuple(identity for _, identity in found)
-    objects = Objects(tuple(hrefs), identities, of_tile[inside].reshape(-1), array.fill or 0)
-    return Level(shape, inner, tiled=True, coding=how, offsets=offsets, counts=counts, objects=objects)
-
-
 def _shard_index(href: str, chunks: int, sign: Sign | None, *, at_start: bool) -> tuple[NDArray[np.uint64], Identity]:
     """Return first byte and size of each inner chunk of a shard ``(chunks, 2)``, 0 for those that it does not hold."""
     size = 16 * chunks + 4
@@ -515,37 +527,6 @@ def _shard_index(href: str, chunks: int, sign: Sign | None, *, at_start: bool) -
     if (index[:, 0] > end).any() or (index[:, 1] > end - index[:, 0]).any():
         raise broken(href, f"it has {identity.size} bytes, and inner chunks beyond them")
     return index, identity
-
-
-def _by_rows(
-    hrefs: list[str],
-    shape: tuple[int, int],
-    chunk: tuple[int, int],
-    how: Coding,
-    array: StoredArray,
-    sign: Sign | None,
-) -> Level:
-    """Return large Blosc chunks as tiles of some of their rows, whose blocks are looked up in each chunk's head."""
-    row = chunk[1] * np.dtype(how.dtype).itemsize  # bytes
-    found = [_found(lambda one: _blosc_blocks(one, chunk[0] * row, sign), href) for href in hrefs]
-    block = max((blocks.block for blocks, _ in found if blocks is not None), default=chunk[0] * row)
-    most = int(chunk[0] * row / max(_LARGE_CHUNK / 4, _LEAST_BLOCKS * block))  # tiles in a chunk
-    height = chunk[0] // next((n for n in range(most, 1, -1) if chunk[0] % n == 0), 1)
-    rows, columns = (-(-n // side) for n, side in zip(shape, (height, chunk[1]), strict=True))
-    offsets, counts = np.zeros((2, rows, columns), np.uint64)
-    of_tile = np.zeros((rows, columns), np.uint32)
-    for y, x in product(range(rows), range(columns)):
-        of_tile[y, x] = number = y * height // chunk[0] * columns + x
-        if (blocks := found[number][0]) is not None:
-            first = y * height % chunk[0] * row
-            some = blocks.holding(first, first + height * row)
-            offsets[y, x] = blocks.starts[some].min()
-            counts[y, x] = blocks.stops[some].max() - blocks.starts[some].min()
-    identities = tuple(identity for _, identity in found)
-    blosc = tuple(blocks for blocks, _ in found)
-    objects = Objects(tuple(hrefs), identities, of_tile.reshape(-1), array.fill or 0, blosc)
-    flat = offsets.reshape(-1), counts.reshape(-1)
-    return Level(shape, (height, chunk[1]), tiled=True, coding=how, offsets=flat[0], counts=flat[1], objects=objects)
 
 
 def _blosc_blocks(href: str, size: int, sign: Sign | None) -> tuple[BloscBlocks, Identity]:
