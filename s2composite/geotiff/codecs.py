@@ -113,7 +113,13 @@ def decode_blosc_rows(blocks: BloscBlocks, data: memoryview, first: int, start: 
 def _decode(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[Any]) -> None:
     try:
         if coding.compression == "JPEG":
-            _jpeg(coding, data, rows, out)
+            # TIFF says what the components are, whatever markers the tile has of its own; a JPEG without the marker
+            # that is put first here leaves its reader guessing, wrongly for RGB.
+            adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + (b"\1" if coding.photometric == "YCBCR" else b"\0")
+            # as libtiff, let the last strip have all the rows of a strip
+            shapes = {(rows, *out.shape[1:]), out.shape}
+            stream = b"".join((b"\xff\xd8", adobe, _tables(coding.tables), *_segments(data, shapes)))
+            simplejpeg.decode_jpeg(stream, _JPEG_COLOURS[coding.samples_per_tile], buffer=out, strict=True)
         elif coding.compression == "WEBP":
             # an opaque tile of a raster with an alpha band is stored without it
             imagecodecs.webp_decode(bytes(data), hasalpha=True if out.shape[2] == 4 else None, out=out[:rows])
@@ -124,17 +130,6 @@ def _decode(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[An
     # codecs report with types of their own, all of them RuntimeErrors, or ValueErrors
     except (RuntimeError, ValueError) as error:
         raise CorruptTileError(f"{coding.compression}: {error}") from error
-
-
-def _jpeg(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[np.uint8]) -> None:
-    # TIFF says what the components are, whatever markers the tile has of its own; a JPEG without the marker that is
-    # put first here leaves its reader guessing, wrongly for RGB.
-    transform = b"\1" if coding.photometric == "YCBCR" else b"\0"
-    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + transform
-    # as libtiff, let the last strip have all the rows of a strip
-    shapes = {(rows, *out.shape[1:]), out.shape}
-    stream = b"".join((b"\xff\xd8", adobe, _tables(coding.tables), *_segments(data, shapes)))
-    simplejpeg.decode_jpeg(stream, _JPEG_COLOURS[coding.samples_per_tile], buffer=out, strict=True)
 
 
 @lru_cache(1024)

@@ -420,8 +420,6 @@ def _header_of(dataset: Any, href: str, identity: Identity) -> Header:
         samples=dataset.count,
         dtype=dtype.str,
         bits=8 * dtype.itemsize,
-        tables=b"",
-        inner="",
     )
     shapes = [dataset.shape]
     for overview in range(len(dataset.overviews(1))):

@@ -56,37 +56,32 @@ def load_index(
     check: bool = True,
 ) -> dict[str, Header]:
     """Return the headers of an index whose files are still the same."""
-    known = _load(_place(path))
+    path = _place(path)
+    try:
+        content = json.loads(zlib.decompress(path.read_bytes()))
+        headers = [_from_plain(plain) for plain in content["headers"]] if content["format"] == _FORMAT else []
+    # a cache that cannot be read is one that has nothing
+    except (OSError, zlib.error, ValueError, KeyError, TypeError, IndexError):
+        return {}
+    known = {header.href: header for header in headers}
     wanted = [signing(known[href], sign) for href in dict.fromkeys(hrefs) if href in known]
     for header in wanted:
         check_read(header.href)
     if not check:
         return {header.href: header for header in wanted}
-    with ThreadPoolExecutor(max(1, min(32, len(wanted)))) as pool:
-        return {h.href: h for h, same in zip(wanted, pool.map(_is_unchanged, wanted), strict=True) if same}
 
-
-def _load(path: Path) -> dict[str, Header]:
-    try:
-        content = json.loads(zlib.decompress(path.read_bytes()))
-        if content["format"] != _FORMAT:
-            return {}
-        headers = [_from_plain(plain) for plain in content["headers"]]
-    # a cache that cannot be read is one that has nothing
-    except (OSError, zlib.error, ValueError, KeyError, TypeError, IndexError):
-        return {}
-    return {header.href: header for header in headers}
-
-
-def _is_unchanged(header: Header) -> bool:
-    try:
-        if not header.identity.same(read_identity(header.href, header.sign)):
+    def is_unchanged(header: Header) -> bool:
+        try:
+            if not header.identity.same(read_identity(header.href, header.sign)):
+                return False
+            if header.mask_kind != ".msk":
+                return is_remote(header.href) or not Path(f"{header.href}.msk").exists()
+            return header.mask is None or header.mask.identity.same(read_identity(header.mask.href))
+        except ReadError:
             return False
-        if header.mask_kind != ".msk":
-            return is_remote(header.href) or not Path(f"{header.href}.msk").exists()
-        return header.mask is None or header.mask.identity.same(read_identity(header.mask.href))
-    except ReadError:
-        return False
+
+    with ThreadPoolExecutor(max(1, min(32, len(wanted)))) as pool:
+        return {h.href: h for h, same in zip(wanted, pool.map(is_unchanged, wanted), strict=True) if same}
 
 
 def _to_plain(header: Header) -> dict[str, Any]:

@@ -225,27 +225,25 @@ def open_tiff(href: str, sign: Sign | None = None) -> tuple[Tiff | None, Identit
 def _directories(file: _File, order: str, *, big: bool) -> Iterator[Directory]:
     if big and struct.unpack(order + "HH", file.get(4, 4)) != (8, 0):
         raise broken(file.href, "it is a BigTIFF whose offsets do not have 8 bytes")
-    start = struct.unpack(order + ("Q" if big else "I"), file.get(8, 8) if big else file.get(4, 4))[0]
-    seen: set[int] = set()
+    count_code, entry_code, pointer = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
+    head, entry_size, space = (struct.calcsize("=" + code) for code in (count_code, entry_code, pointer))
+    (start,) = struct.unpack(order + pointer, file.get(8 if big else 4, space))
+    starts: set[int] = set()
     while start:
-        if start in seen or len(seen) > _MOST_DIRECTORIES:
+        if start in starts or len(starts) > _MOST_DIRECTORIES:
             raise broken(file.href, "its directories form a loop")
-        seen.add(start)
-        directory, start = _directory(file, start, order, big=big)
-        yield directory
+        starts.add(start)
+        (count,) = struct.unpack(order + count_code, file.get(start, head))
+        table = file.get(start + head, count * entry_size + space)
+        yield _directory(file, struct.iter_unpack(order + entry_code, table[:-space]), order)
+        (start,) = struct.unpack(order + pointer, table[-space:])
 
 
-def _directory(file: _File, start: int, order: str, *, big: bool) -> tuple[Directory, int]:
-    """Return the directory at `start` and where the next one is (0: none)."""
-    count_code, entry_code, next_code = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
-    head = struct.calcsize("=" + count_code)
-    count = struct.unpack(order + count_code, file.get(start, head))[0]
-    entry_size, next_size = struct.calcsize("=" + entry_code), struct.calcsize("=" + next_code)
-    table = file.get(start + head, count * entry_size + next_size)
+def _directory(file: _File, entries: Iterable[tuple[int, int, int, bytes]], order: str) -> Directory:
     values: dict[int, Value] = {}
     geo: list[RawTag] = []
     seen: set[int] = set()
-    for tag, kind, items, field_ in struct.iter_unpack(order + entry_code, table[: count * entry_size]):
+    for tag, kind, items, field_ in entries:
         if tag not in _WANTED or tag in seen or kind not in _FORMATS or not items:
             continue
         seen.add(tag)  # of a tag that is there twice the first counts, as in libtiff
@@ -265,7 +263,7 @@ def _directory(file: _File, start: int, order: str, *, big: bool) -> tuple[Direc
         else:
             code = _FORMATS[kind]
             values[tag] = struct.unpack(f"{order}{items * len(code)}{code[0]}", raw)
-    return Directory(values, tuple(geo)), struct.unpack(order + next_code, table[-next_size:])[0]
+    return Directory(values, tuple(geo))
 
 
 _COMPRESSIONS = {
@@ -301,8 +299,8 @@ class Coding:
     samples: int  # bands in the file
     dtype: str  # of a sample in the file, with its byte order: "<u2"
     bits: int  # bits of a sample; 1 in masks
-    tables: bytes  # JPEG tables that all tiles share, or empty
-    inner: str  # compression of the data inside LERC: "DEFLATE", "ZSTD" or empty
+    tables: bytes = b""  # JPEG tables that all tiles share, or empty
+    inner: str = ""  # compression of the data inside LERC: "DEFLATE", "ZSTD" or empty
 
     @property
     def planes(self) -> int:
@@ -474,7 +472,7 @@ def why_undecodable(level: Level, directory: Directory) -> str:
 
 CLASSIC_LIMIT = 2**32 - 2**16  # bytes beyond which offsets no longer fit a classic TIFF, with some to spare
 
-RECORD_OVERHEAD = 8  # bytes around each stored tile: its size before, its last four bytes after
+RECORD_OVERHEAD = 2 * FRAME  # bytes around each stored tile
 
 SHORT, LONG, DOUBLE, ASCII, LONG8 = 3, 4, 12, 2, 16
 _CODES = {SHORT: "H", LONG: "I", DOUBLE: "d", LONG8: "Q"}

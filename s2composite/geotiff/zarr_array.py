@@ -383,8 +383,6 @@ def _level(store: str, array: StoredArray, sign: Sign | None) -> tuple[Level, st
         samples=1,
         dtype=array.dtype.str,
         bits=8 * array.dtype.itemsize,
-        tables=b"",
-        inner="",
     )
     if why:
         none = np.empty(0, np.uint64)
