@@ -32,7 +32,6 @@ __all__ = [
     "along_tiles",
     "cost_of_window",
     "cut",
-    "in_turn",
     "largest_selection",
     "opened_sources",
     "requests_of",
@@ -173,18 +172,12 @@ def opened_sources(
     return readable, tuple(lost)
 
 
-def in_turn(subwindows: Sequence[Subwindow]) -> tuple[Subwindow, ...]:
-    """Count the members of each scene that touch the window."""
-    turns: dict[int, dict[int, int]] = {}
-    for sub in subwindows:
-        members = turns.setdefault(sub.scene, {})
-        members.setdefault(sub.source.member, len(members))
-    return tuple(replace(sub, member=turns[sub.scene][sub.source.member]) for sub in subwindows)
-
-
-def subwindow_of(t: int, source: FileSource, window: Window, target: ReadGrid) -> Subwindow | None:
-    """Return the subwindow of a source in a window, or None if they do not intersect."""
-    met = touched(source, window)
+def subwindow_of(t: int, source: FileSource, piece: Piece, target: ReadGrid) -> Subwindow | None:
+    """Return the subwindow of a source of scene `t` in a window or piece, or None if they do not intersect."""
+    if isinstance(piece, TileSelection):
+        place = slice(0, 1), slice(0, len(piece.pixels))
+        return None if piece.tiles is None else Subwindow(t, 0, source, piece.tiles, place, index=piece.index)
+    met = touched(source, piece)
     if met is None:
         return None
     part, place = met
@@ -279,18 +272,6 @@ class TileSelection:
     tiles: Window | None
     index: NDArray[np.int32]  # (1, n): position of each in the flattened part; empty if they are outside
 
-    def subwindow(self, t: int, source: FileSource) -> Subwindow | None:
-        """Return the subwindow of a source of scene `t`, or None."""
-        if self.tiles is None:
-            return None
-        return Subwindow(t, 0, source, self.tiles, (slice(0, 1), slice(0, len(self.pixels))), index=self.index)
-
-    def among(self, pixels: NDArray[np.int32]) -> TileSelection:
-        """Return the part of it that is among some pixels of the window."""
-        mine = np.isin(self.pixels, pixels)
-        index = self.index if self.tiles is None else self.index[:, mine]
-        return replace(self, pixels=self.pixels[mine], index=index)
-
 
 Piece: TypeAlias = Window | TileSelection  # unit of reading: a rectangle, or pixels from the same tiles
 
@@ -323,12 +304,20 @@ def tile_selections(
     taken = np.zeros(shape, bool)
     if (met := touched(sources[0], window)) is not None:
         part, (down, right) = met
-        for rows, row, column, inside in source_pixels(cells.grid, target.grid(part)):
+        for rows, *found, inside in source_pixels(cells.grid, target.grid(part)):
             inner = (slice(down.start + rows.start, down.start + rows.stop), right)
             taken[inner] = inside
-            pixels = np.flatnonzero(taken[inner[0]]) + inner[0].start * shape[1]
-            if pixels.size:
-                cells.sort(pixels.astype(np.int32), row[inside], column[inside], parts)
+            pixels = (np.flatnonzero(taken[inner[0]]) + inner[0].start * shape[1]).astype(np.int32)
+            if not pixels.size:
+                continue
+            row, column = found[0][inside], found[1][inside]
+            of_pixel = row // cells.shape[0] * cells.columns + column // cells.shape[1]
+            order = np.argsort(of_pixel, kind="stable")
+            numbers, starts = np.unique(of_pixel[order], return_index=True)
+            for number, some in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+                y, x = cells.window(number)
+                index = (row[some] - y.start) * (x.stop - x.start) + (column[some] - x.start)
+                parts.setdefault(number, []).append((pixels[some], index))
     selections = []
     for cell in sorted(parts):
         y, x = cells.window(cell)
@@ -357,9 +346,13 @@ def along_tiles(
     selections = tile_selections(sources, target, window, side=1)
     if isinstance(piece, TileSelection):
         order = np.argsort(piece.pixels)
-        found = [selection.among(piece.pixels) for selection in selections]
-        places = [order[np.searchsorted(piece.pixels, part.pixels, sorter=order)] for part in found]
-        parts = [(part, (np.zeros_like(at), at)) for part, at in zip(found, places, strict=True) if at.size]
+        parts: list[tuple[Piece, tuple[Any, Any]]] = []
+        for one in selections:
+            mine = np.isin(one.pixels, piece.pixels)
+            pixels, index = one.pixels[mine], one.index if one.tiles is None else one.index[:, mine]
+            at = order[np.searchsorted(piece.pixels, pixels, sorter=order)]
+            if at.size:
+                parts.append((replace(one, pixels=pixels, index=index), (np.zeros_like(at), at)))
         return tuple(parts) or ((piece, (slice(None), slice(None))),)
     if selections:
         width = window[1].stop - window[1].start
@@ -422,22 +415,6 @@ class _Cells:
         y, x = (i * n for i, n in zip(divmod(cell, self.columns), self.shape, strict=True))
         bottom, right = self.grid.shape
         return slice(y, min(y + self.shape[0], bottom)), slice(x, min(x + self.shape[1], right))
-
-    def sort(
-        self,
-        pixels: NDArray[np.int32],
-        row: NDArray[np.int32],
-        column: NDArray[np.int32],
-        parts: dict[int, list[tuple[NDArray[np.int32], NDArray[np.int32]]]],
-    ) -> None:
-        """Add target pixels at `row` and `column` of the file to the parts of their cells."""
-        cell = row // self.shape[0] * self.columns + column // self.shape[1]
-        order = np.argsort(cell, kind="stable")
-        cells, starts = np.unique(cell[order], return_index=True)
-        for number, some in zip(cells.tolist(), np.split(order, starts[1:]), strict=True):
-            y, x = self.window(number)
-            index = (row[some] - y.start) * (x.stop - x.start) + (column[some] - x.start)
-            parts.setdefault(number, []).append((pixels[some], index))
 
 
 def _cells(sources: Sequence[FileSource], side: int) -> _Cells | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, groupby, islice
+from math import prod
+from operator import attrgetter
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -22,8 +24,6 @@ from s2composite.reading.plan import (
     Piece,
     ReadGrid,
     Subwindow,
-    TileSelection,
-    in_turn,
     opened_sources,
     requests_of,
     subwindow_of,
@@ -232,7 +232,7 @@ def _warp_fill(source: FileSource, fill: float) -> float:
     return 0.0 if source.nodata is None else source.nodata
 
 
-_Outcome = tuple[Subwindow, TileResult]  # requests by GDAL are not counted
+_Outcome = tuple[Subwindow, list[TileResult]]  # requests by GDAL are not counted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -259,7 +259,7 @@ class PendingRead:
         filled = np.zeros(len(status), np.int64)
         for sub in self.subwindows:
             if sub.member == 0:
-                filled[sub.scene] += self._out(sub).size
+                filled[sub.scene] += self.pixels[(sub.scene, sub.rows(), *sub.place)].size
         # scenes that no file covers entirely
         self.pixels[(filled < self.pixels[0].size) & self.needed] = fill
         outcomes = _read(self.direct, self.tiles, self.target)
@@ -267,40 +267,41 @@ class PendingRead:
             reading.convert(fill)
             self._count_coverage(reading)
         outcomes += self._decode_buffered([sub for sub in self.subwindows if not sub.direct])
-        errors = dict(self.lost) | {sub.scene: result.error for sub, result in outcomes if result.error is not None}
+        errors, seconds = dict(self.lost), {True: 0.0, False: 0.0}
+        for sub, results in outcomes:
+            # a file whose mask cannot be read has failed
+            if (error := next((result.error for result in results if result.error is not None), None)) is not None:
+                errors[sub.scene] = error
+            seconds[sub.source.engine == "tiles"] += sum(result.seconds for result in results)
         for failed in errors:
             status[failed] = FAILED
             self.pixels[failed] = fill
         covered = None if self.coverage is None else self.coverage == self.pixels.shape[1]
         failures = tuple(ReadFailure(t, errors[t]) for t in sorted(errors))
-        results = [result for _, result in outcomes]
-        seconds = {"tiles": 0.0, "gdal": 0.0}
-        for sub, result in outcomes:
-            seconds["tiles" if sub.source.engine == "tiles" else "gdal"] += result.seconds
-        sums = (sum(r.requests for r in results), sum(r.bytes for r in results), sum(r.retries for r in results))
-        return WindowObservations(
-            self.pixels, covered, status, failures, ReadTally(*sums, seconds["tiles"], seconds["gdal"])
-        )
+        every = [result for _, results in outcomes for result in results]
+        sums = (sum(r.requests for r in every), sum(r.bytes for r in every), sum(r.retries for r in every))
+        tally = ReadTally(*sums, decode=seconds[True], gdal=seconds[False])
+        return WindowObservations(self.pixels, covered, status, failures, tally)
 
     def close(self) -> None:
         """Cancel the window."""
         self.tiles.close()
 
-    def _out(self, sub: Subwindow) -> NDArray[Any]:
-        return self.pixels[(sub.scene, sub.rows(), *sub.place)]
-
     def _decode_buffered(self, subwindows: Sequence[Subwindow]) -> list[_Outcome]:
         """Decode files outside the window and copy them into it, some at a time, while the next are fetched."""
         outcomes: list[_Outcome] = []
-        pending: deque[tuple[list[_Reading], PendingTiles]] = deque()
+        pending: deque[tuple[list[list[_Reading]], PendingTiles]] = deque()
         coverage, dtype = self.coverage is not None, self.pixels.dtype
         try:
             for batch in _batches(subwindows, dtype):
-                readings = [
-                    _Reading.into(sub, sub.memory(dtype), coverage=coverage, wanted=self.wanted, kept=self.kept)
-                    for sub in batch
+                units = [
+                    [
+                        _Reading.into(sub, sub.memory(dtype), coverage=coverage, wanted=self.wanted, kept=self.kept)
+                        for sub in unit
+                    ]
+                    for unit in batch
                 ]
-                pending.append((readings, _begin_tiles(readings)))
+                pending.append((units, _begin_tiles(chain(*units))))
                 if len(pending) > 1:
                     outcomes += self._put_batch(*pending.popleft())
             while pending:
@@ -310,25 +311,20 @@ class PendingRead:
                 tiles.close()
         return outcomes
 
-    def _put_batch(self, readings: Sequence[_Reading], tiles: PendingTiles) -> list[_Outcome]:
+    def _put_batch(self, units: Sequence[Sequence[_Reading]], tiles: PendingTiles) -> list[_Outcome]:
         fill = self.target.fill
-        outcomes = _read(readings, tiles, self.target)
-        raw = {id(reading.sub): reading.convert(fill) for reading in readings}
-        for unit in _units([reading.sub for reading in readings]):
-            first = unit[0]
-            if first.member == 0:
-                for sub in unit:
-                    _put(raw[id(sub)], sub, self._out(sub), fill)
-            else:
-                layer = np.full(self.pixels.shape[1:], fill, self.pixels.dtype)
-                for sub in unit:
-                    _put(raw[id(sub)], sub, layer[(sub.rows(), *sub.place)], fill)
+        outcomes = _read([*chain(*units)], tiles, self.target)
+        for unit in units:
+            first, pixels = unit[0].sub, self.pixels[unit[0].sub.scene]
+            layer = np.full(pixels.shape, fill, pixels.dtype) if first.member else pixels
+            for reading in unit:
+                sub = reading.sub
+                _put(reading.convert(fill), sub, layer[(sub.rows(), *sub.place)], fill)
+                self._count_coverage(reading)
+            if first.member:
                 # use a later member where there is no observation yet, or one that lacks a band this member has
-                pixels = self.pixels[first.scene]
                 missing, lacking = _equals(pixels, fill), _equals(layer, fill)
                 np.copyto(pixels, layer, where=missing.all(0) | (missing.any(0) & ~lacking.any(0)))
-        for reading in readings:
-            self._count_coverage(reading)
         return outcomes
 
     def _count_coverage(self, reading: _Reading) -> None:
@@ -364,24 +360,24 @@ def begin(
     ``wanted (t, y, x)``: which pixels are needed (None: all); other pixels, and scenes without any, are undefined.
     """
     readable, lost = opened_sources(sources)
-    parts = (
-        piece.subwindow(*one) if isinstance(piece, TileSelection) else subwindow_of(*one, piece, target)
-        for one in readable
-    )
-    subwindows = in_turn([sub for sub in parts if sub is not None])
+    subwindows: list[Subwindow] = []
+    members: dict[int, dict[int, int]] = {}  # of each scene, those that touch the window
+    for t, source in readable:
+        if (sub := subwindow_of(t, source, piece, target)) is not None:
+            turns = members.setdefault(t, {})
+            subwindows.append(replace(sub, member=turns.setdefault(source.member, len(turns))))
     status = np.where(opened, np.uint8(OUTSIDE), np.uint8(FAILED)).astype(np.uint8)
     status[[sub.scene for sub in subwindows]] = READ
     needed = np.ones(len(pixels), bool) if wanted is None else holds_any(wanted)
-    subwindows = tuple(sub for sub in subwindows if needed[sub.scene])
+    asked = tuple(sub for sub in subwindows if needed[sub.scene])
     direct = tuple(
         _Reading.into(sub, pixels[(sub.scene, sub.rows(), *sub.place)], coverage=coverage, wanted=wanted)
-        for sub in subwindows
+        for sub in asked
         if sub.direct
     )
     counts = np.zeros((len(pixels), *pixels.shape[2:]), np.uint16) if coverage else None
-    window = window_of(piece)
-    tiles = _begin_tiles(direct)
-    return PendingRead(window, target, pixels, status, subwindows, direct, tiles, lost, counts, wanted, needed, kept)
+    window, tiles = window_of(piece), _begin_tiles(direct)
+    return PendingRead(window, target, pixels, status, asked, direct, tiles, lost, counts, wanted, needed, kept)
 
 
 def holds_any(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -392,21 +388,18 @@ def holds_any(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return found
 
 
-def _begin_tiles(readings: Sequence[_Reading]) -> PendingTiles:
+def _begin_tiles(readings: Iterable[_Reading]) -> PendingTiles:
     return begin_window([request for reading in readings for request in reading.requests])
 
 
 def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -> list[_Outcome]:
     """Decode the tiles of readings as they arrive, then read the others through GDAL."""
-    outcomes: list[_Outcome] = []
     results = iter(tiles.finish())
-    for reading in readings:
-        if reading.sub.source.engine == "tiles":
-            mine = list(islice(results, len(reading.requests)))
-            # a file whose mask cannot be read has failed
-            error = next((result.error for result in mine if result.error is not None), None)
-            sums = (sum(r.retries for r in mine), sum(r.requests for r in mine), sum(r.bytes for r in mine))
-            outcomes.append((reading.sub, TileResult(error, *sums, sum(r.seconds for r in mine))))
+    outcomes: list[_Outcome] = [
+        (reading.sub, list(islice(results, len(reading.requests))))
+        for reading in readings
+        if reading.sub.source.engine == "tiles"
+    ]
     others = [reading for reading in readings if reading.whole]
 
     def read(reading: _Reading) -> tuple[int, ReadError | None]:
@@ -424,29 +417,23 @@ def _read(readings: Sequence[_Reading], tiles: PendingTiles, target: ReadGrid) -
     # files read concurrently share the elapsed time
     each = (perf_counter() - begun) / max(len(others), 1)
     return outcomes + [
-        (reading.sub, TileResult(error, n, 0, 0, each)) for reading, (n, error) in zip(others, retries, strict=True)
+        (reading.sub, [TileResult(error, n, seconds=each)]) for reading, (n, error) in zip(others, retries, strict=True)
     ]
 
 
-def _units(subwindows: Sequence[Subwindow]) -> list[list[Subwindow]]:
-    """Group by scene and member: the first to write before those that fill remaining pixels."""
-    units: dict[tuple[int, int], list[Subwindow]] = {}
-    for sub in subwindows:
-        units.setdefault((sub.member, sub.scene), []).append(sub)
-    return [units[key] for key in sorted(units)]
-
-
-def _batches(subwindows: Sequence[Subwindow], dtype: np.dtype[Any]) -> Iterator[list[Subwindow]]:
-    """Yield units in batches that fit into memory."""
+def _batches(subwindows: Sequence[Subwindow], dtype: np.dtype[Any]) -> Iterator[list[list[Subwindow]]]:
+    """Yield the files of each scene and member together, first members first, in batches that fit into memory."""
     limit = _REMOTE_ASIDE if any(is_remote(sub.source.header.href) for sub in subwindows) else _ASIDE
-    batch: list[Subwindow] = []
+    batch: list[list[Subwindow]] = []
     size = 0
-    for unit in _units(subwindows):
-        more = sum(int(np.prod(sub.shape)) * dtype.itemsize for sub in unit)
+    in_order = sorted(subwindows, key=attrgetter("member", "scene"))
+    for _, unit in groupby(in_order, attrgetter("member", "scene")):
+        files = list(unit)
+        more = sum(prod(sub.shape) * dtype.itemsize for sub in files)
         if batch and size + more > limit:
             yield batch
             batch, size = [], 0
-        batch += unit
+        batch.append(files)
         size += more
     if batch:
         yield batch

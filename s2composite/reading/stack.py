@@ -376,32 +376,28 @@ class Stack:
                 )
                 yield piece, need, asked
 
+        def finished(following: _Begun | None) -> Generator[_Read]:
+            try:
+                while following is not None:
+                    (piece, need, pending), following = following, None
+                    following = next(ahead, None)
+                    seen = pending.finish()
+                    if seen.failures and self.options.on_error == "raise":
+                        (t, error), (y, x) = seen.failures[0], pending.window
+                        scene = self.scenes[t]
+                        details = {**error.__dict__, "scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)}
+                        raise ReadError(
+                            f"scene {scene.id}, window y {y.start}:{y.stop} x {x.start}:{x.stop}: {error}; try again, "
+                            "leave the scene out, or continue without it with on_error='skip'",
+                            **details,
+                        )
+                    yield piece, self._without_lost_tiles(piece, seen, need) if seen.failures else seen
+            finally:
+                if following is not None:
+                    following[2].close()
+
         ahead = begun()
-        return self._read_begun(next(ahead, None), ahead)
-
-    def _read_begun(self, following: _Begun | None, ahead: Iterator[_Begun]) -> Generator[_Read]:
-        try:
-            while following is not None:
-                (piece, need, pending), following = following, None
-                following = next(ahead, None)
-                seen = self._finish(pending)
-                yield piece, self._without_lost_tiles(piece, seen, need) if seen.failures else seen
-        finally:
-            if following is not None:
-                following[2].close()
-
-    def _finish(self, pending: PendingRead) -> WindowObservations:
-        seen = pending.finish()
-        if not seen.failures or self.options.on_error != "raise":
-            return seen
-        (t, error), (y, x) = seen.failures[0], pending.window
-        scene = self.scenes[t]
-        details = {**error.__dict__, "scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)}
-        raise ReadError(
-            f"scene {scene.id}, window y {y.start}:{y.stop} x {x.start}:{x.stop}: {error}; try again, leave the scene "
-            "out, or continue without it with on_error='skip'",
-            **details,
-        )
+        return finished(next(ahead, None))
 
     def _without_lost_tiles(
         self, piece: Piece, seen: WindowObservations, wanted: NDArray[np.bool_] | None

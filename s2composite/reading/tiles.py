@@ -71,16 +71,16 @@ class TileRequest:
     kept: KeptTiles | None = None  # where tiles are looked up and kept; None: nobody needs more of them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TileResult:
-    """The outcome of a request."""
+    """The outcome of a request, so far."""
 
     # why it failed (href, transient, retries); then `out` is filled with nodata; None: success
-    error: ReadError | None
-    retries: int  # repeated reads
-    requests: int  # byte ranges requested
-    bytes: int  # their total size
-    seconds: float  # of decoding, without waiting for bytes
+    error: ReadError | None = None
+    retries: int = 0  # repeated reads
+    requests: int = 0  # byte ranges requested
+    bytes: int = 0  # their total size
+    seconds: float = 0.0  # of decoding, without waiting for bytes
 
 
 class _Tile(NamedTuple):
@@ -145,17 +145,6 @@ def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None)
     return PendingTiles(requests, runs, ranges, Fetching(ranges, retry, budget))
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Cost of a request so far."""
-
-    error: ReadError | None = None
-    retries: int = 0
-    requests: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingTiles:
     """Windows whose bytes are being fetched."""
@@ -167,7 +156,7 @@ class PendingTiles:
 
     def finish(self) -> tuple[TileResult, ...]:
         """Decode the windows as their bytes arrive; see `read_window`. Call it once."""
-        tallies = [_Tally() for _ in self.requests]
+        tallies = tuple(TileResult() for _ in self.requests)
         for request in self.requests:
             if not ((request.needed is None or request.needed.all()) and _level(request).counts.all()):
                 for tile in _tiles(request):
@@ -197,7 +186,7 @@ class PendingTiles:
         for request, tally in zip(self.requests, tallies, strict=True):
             if tally.error is not None:
                 request.out[...] = _fill(request)
-        return tuple(TileResult(t.error, t.retries, t.requests, t.bytes, t.seconds) for t in tallies)
+        return tallies
 
     def close(self) -> None:
         """Cancel the windows without decoding them."""
@@ -285,7 +274,9 @@ def _places(request: TileRequest, tile: _Tile) -> list[tuple[slice, tuple[slice,
     return [(band, (source[0], source[1]), (target[0], target[1])) for band in bands]
 
 
-def _decode_run(request: TileRequest, run: _TileRun, data: bytes, scratch: NDArray[Any], tally: _Tally) -> NDArray[Any]:
+def _decode_run(
+    request: TileRequest, run: _TileRun, data: bytes, scratch: NDArray[Any], tally: TileResult
+) -> NDArray[Any]:
     """Decode the tiles of a run into `out`; return the scratch tile for the next ones."""
     view, level, header = memoryview(data), _level(request), request.header
     shape = (*level.block, level.coding.samples_per_tile)
