@@ -330,7 +330,16 @@ def convert(
         if saturated is not None:
             numbers[saturated] = how.saturated_value
     elif how.shift:
-        _shift(numbers, int(how.shift), fill if missing is None else missing, observed)
+        shift, limits = int(how.shift), np.iinfo(dtype)
+        lowest = limits.min + ((fill if missing is None else missing) == limits.min)
+        highest = limits.max - 1
+        shifted = observed & (numbers != limits.max)
+        if shift < 0:
+            np.maximum(numbers, dtype.type(min(lowest - shift, highest)), out=numbers, where=shifted)
+            np.subtract(numbers, dtype.type(-shift), out=numbers, where=shifted)
+        else:
+            np.minimum(numbers, dtype.type(max(highest - shift, lowest)), out=numbers, where=shifted)
+            np.add(numbers, dtype.type(shift), out=numbers, where=shifted)
     if (nodata is not None or valid is not None) and not how.classes:
         # a valid value equal to `fill` becomes the next lower value, or the next higher if it is the lowest
         if dtype.kind == "f":
@@ -339,16 +348,3 @@ def convert(
             nearest = dtype.type(fill + 1 if fill == np.iinfo(dtype).min else fill - 1)
         numbers[observed & (numbers == fill)] = nearest
     numbers[~observed] = fill
-
-
-def _shift(numbers: NDArray[Any], shift: int, nodata: float, observed: NDArray[np.bool_]) -> None:
-    limits = np.iinfo(numbers.dtype)
-    lowest = limits.min + (nodata == limits.min)
-    highest = limits.max - 1
-    shifted = observed & (numbers != limits.max)
-    if shift < 0:
-        np.maximum(numbers, numbers.dtype.type(min(lowest - shift, highest)), out=numbers, where=shifted)
-        np.subtract(numbers, numbers.dtype.type(-shift), out=numbers, where=shifted)
-    else:
-        np.minimum(numbers, numbers.dtype.type(max(highest - shift, lowest)), out=numbers, where=shifted)
-        np.add(numbers, numbers.dtype.type(shift), out=numbers, where=shifted)

@@ -36,6 +36,7 @@ __all__ = [
     "intersection",
     "level_geobox",
     "native_geoboxes",
+    "overlap",
     "projected_box",
     "resolution_of",
     "target_geobox",
@@ -48,10 +49,16 @@ __all__ = [
 Window: TypeAlias = tuple[slice, slice]  # (y, x) slices of a geobox, start and stop always given
 
 
+def overlap(window: Window, other: Window) -> Window:
+    """Return the pixels that two windows share; its slices stop before they start if there are none."""
+    (y, x), (v, u) = window, other
+    return slice(max(y.start, v.start), min(y.stop, v.stop)), slice(max(x.start, u.start), min(x.stop, u.stop))
+
+
 def within(window: Window, part: Window) -> Window:
     """Return the position of a part of a window within the window."""
-    y, x = (slice(p.start - w.start, p.stop - w.start) for w, p in zip(window, part, strict=True))
-    return y, x
+    (y, x), (v, u) = window, part
+    return slice(v.start - y.start, v.stop - y.start), slice(u.start - x.start, u.stop - x.start)
 
 
 def intersection(one: Window, other: Window) -> Window:
@@ -70,8 +77,7 @@ def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window
         slice(min(max(s.start - halo, 0), s.start), max(min(s.stop + halo, n), s.stop))
         for s, n in zip(window, shape, strict=True)
     )
-    inner_y, inner_x = (slice(s.start - r.start, s.stop - r.start) for s, r in zip(window, (y, x), strict=True))
-    return (y, x), (inner_y, inner_x)
+    return (y, x), within((y, x), window)
 
 
 _SHOWN = 5  # differing scenes that a message names; the others are counted
@@ -168,19 +174,27 @@ def target_geobox(
             "the CRS into the files (gdal_edit.py -a_srs EPSG:32631 file.tif)"
         )
     crs = natives[0].crs if crs is None else crs_of(crs)
-    same = all(native.crs == crs for native in natives)
-    if same and anchor is None:
+    native = None
+    if anchor is None and all(native.crs == crs for native in natives):
         native = natives[0] if len(natives) == 1 else _union(natives)
-        grid = native if native is not None and resolution is None else None
-        if grid is None and native is not None and resolution is not None:
-            grid = _coarser(native, natives, headers, resolution)
-        if grid is not None:
-            return _check_resolution(grid, natives, resolution)
-    if len(natives) == 1 and anchor is None:
-        return _check_resolution(_to_crs(natives[0], crs, resolution), natives, resolution)
-    return _check_resolution(
-        _grid_around(natives, crs, resolution, "edge" if anchor is None else anchor), natives, resolution
-    )
+    if native is not None:
+        grid = native if resolution is None else _coarser(native, natives, headers, resolution)
+    elif len(natives) == 1 and anchor is None:
+        grid = _to_crs(natives[0], crs, resolution)
+    else:
+        grid = _grid_around(natives, crs, resolution, "edge" if anchor is None else anchor)
+    if resolution is None:
+        return grid
+    # pixels so much finer than the data's that other units were probably meant
+    own = natives[0] if natives[0].crs == grid.crs else as_fine(natives[0], grid.crs)
+    finer = abs(own.resolution.x / grid.resolution.x)
+    if finer > _FINEST:
+        raise GridError(
+            f"resolution {resolution:.10g} in the units of {grid.crs} ({_unit(grid.crs)}) is {finer:.3g} times finer "
+            f"than the data's {abs(own.resolution.x):.4g}, a grid of {grid.shape.x} x {grid.shape.y} pixels; was it "
+            "meant in other units? geobox= takes any grid"
+        )
+    return grid
 
 
 Anchor: TypeAlias = str | tuple[float, float] | None  # alignment of a new grid's pixels
@@ -294,21 +308,6 @@ def _check_size(native: GeoBox, crs: CRS, resolution: float, span: BoundingBox |
         )
 
 
-def _check_resolution(grid: GeoBox, natives: Sequence[GeoBox], resolution: float | None) -> GeoBox:
-    """Return a grid; raise if its pixels are so much finer than the data's that other units were probably meant."""
-    if resolution is None:
-        return grid
-    own = natives[0] if natives[0].crs == grid.crs else as_fine(natives[0], grid.crs)
-    finer = abs(own.resolution.x / grid.resolution.x)
-    if finer > _FINEST:
-        raise GridError(
-            f"resolution {resolution:.10g} in the units of {grid.crs} ({_unit(grid.crs)}) is {finer:.3g} times finer "
-            f"than the data's {abs(own.resolution.x):.4g}, a grid of {grid.shape.x} x {grid.shape.y} pixels; was it "
-            "meant in other units? geobox= takes any grid"
-        )
-    return grid
-
-
 _FINEST = 100  # factor by which pixels may be finer than the data's; above it, an error is raised
 
 
@@ -368,7 +367,12 @@ def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
     if bbox is None:
         return geobox
     region = bbox_of(bbox)
-    found = [window for part in _split_at_antimeridian(region) for window in _windows_in(geobox, part)]
+    parts = [region]
+    if region.crs is not None and region.crs.geographic and region.left < 180 < region.right and region.span_x < 360:
+        # in two at the antimeridian
+        west = BoundingBox(region.left, region.bottom, 180, region.top, region.crs)
+        parts = [west, BoundingBox(-180, region.bottom, region.right - 360, region.top, region.crs)]
+    found = [window for part in parts for window in _windows_in(geobox, part)]
     windows = [(y, x) for y, x in found if y.stop > y.start and x.stop > x.start]
     if not windows:
         here = geobox.extent.boundingbox if region.crs is None else _box_around([geobox], region.crs)
@@ -411,16 +415,6 @@ def _windows_in(geobox: GeoBox, region: BoundingBox) -> Iterator[Window]:
     for turn in (0, -360, 360) if geobox.crs.geographic else (0,):
         moved = Geometry(translate(shape.geom, turn), shape.crs)
         yield geobox.overlap_roi(geobox.enclosing(moved))
-
-
-def _split_at_antimeridian(region: BoundingBox) -> list[BoundingBox]:
-    """Split a box in degrees into two if it extends beyond the antimeridian."""
-    if region.crs is None or not region.crs.geographic or not region.left < 180 < region.right or region.span_x >= 360:
-        return [region]
-    return [
-        BoundingBox(region.left, region.bottom, 180, region.top, region.crs),
-        BoundingBox(-180, region.bottom, region.right - 360, region.top, region.crs),
-    ]
 
 
 def bbox_of(bbox: Any) -> BoundingBox:
@@ -505,18 +499,14 @@ def footprint(geobox: GeoBox) -> Geometry:
         pole = math.copysign(90, float(ring[:, 1].mean()))
     if at_pole.size or around:
         ring = np.concatenate([ring, [[ring[-1, 0], pole], [ring[0, 0], pole]]])
-    return Geometry(_within_degrees(Polygon(ring)), "EPSG:4326")
-
-
-_POLE = 90 - 1e-7  # degrees of latitude above which a point counts as the pole
-
-
-def _within_degrees(shape: Polygon) -> Any:
-    """Return a polygon of any longitudes as parts between -180 and 180 degrees."""
+    shape = Polygon(ring)
     west, _, east, _ = shape.bounds
     turns = range(math.floor((west + 180) / 360), math.ceil((east + 180) / 360))
     parts = [translate(shape & shapely.box(360 * n - 180, -90, 360 * n + 180, 90), -360 * n) for n in turns]
-    return parts[0] if len(parts) == 1 else shapely.union_all(parts, grid_size=1e-9)
+    return Geometry(parts[0] if len(parts) == 1 else shapely.union_all(parts, grid_size=1e-9), "EPSG:4326")
+
+
+_POLE = 90 - 1e-7  # degrees of latitude above which a point counts as the pole
 
 
 def aligned_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:

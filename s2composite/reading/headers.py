@@ -6,12 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 from affine import Affine
-from odc.geo.geobox import GeoBox
 
 from s2composite.errors import ParameterError, ReadError, S2CompositeError, SceneError
 from s2composite.geotiff.header import Header, read_header
@@ -19,11 +17,11 @@ from s2composite.geotiff.index import load_index, save_index
 from s2composite.geotiff.structure import same_geobox
 from s2composite.geotiff.zarr_array import read_array_header, split_store
 from s2composite.reading.sources import ReadOptions
-from s2composite.scenes.model import Asset, AssetGrid, Scene
+from s2composite.scenes.model import Asset, Scene
 from s2composite.storage.files import display
 from s2composite.storage.http import Identity, Sign
 
-__all__ = ["header_of", "is_lazy", "lazy_header", "open_headers", "read_lazy"]
+__all__ = ["header_of", "is_lazy", "open_headers", "read_lazy"]
 
 _UNSEEN = Identity(-1)  # of a file that has not been opened
 
@@ -40,20 +38,9 @@ def header_of(href: str, sign: Sign | None = None) -> Header:
     return read_header(href, sign) if split_store(href) is None else read_array_header(href, sign)
 
 
-def lazy_header(asset: Asset, like: Header, sign: Sign | None) -> Header:
-    """Return the expected header of an asset: the grid from its catalogue, the rest from a file of the same kind."""
-    assert asset.grid is not None
-    return replace(like, href=asset.href, identity=_UNSEEN, geobox=_geobox(asset.grid), mask=None, sign=sign)
-
-
-@lru_cache(4096)
-def _geobox(grid: AssetGrid) -> GeoBox:
-    return same_geobox(grid.shape, Affine(*grid.transform), grid.crs)
-
-
 def is_lazy(header: Header) -> bool:
     """Return whether the file has not been opened yet."""
-    return header.identity is _UNSEEN or header.identity == _UNSEEN
+    return header.identity == _UNSEEN
 
 
 def read_lazy(headers: Sequence[Header]) -> Mapping[str, Header | ReadError]:
@@ -118,7 +105,14 @@ def open_headers(
     Headers in the file `index` are not read again. With lazy headers they are used without a check, and reading a file
     that has changed raises an error; otherwise each is checked now.
     """
-    if not _is_lazy(wanted, options, index):
+    every = [asset for assets in wanted for asset in assets]
+    lacking = next((asset for asset in every if asset.grid is None), None)
+    if options.headers == "lazy" and lacking is not None:
+        raise ParameterError(
+            f"headers='lazy' needs the projection extension, and {display(lacking.href)} has none; use headers='read'"
+        )
+    many = options.headers == "auto" and index is None and len(every) >= _LAZY_FROM
+    if lacking is not None or not (many or options.headers == "lazy"):
         return _read_headers(wanted, options, index)
     # by kind: asset, size and type determine the rest of a header; the tasks check it
     kinds: dict[tuple[Any, ...], list[Asset]] = {}
@@ -139,21 +133,15 @@ def open_headers(
     headers = dict(read)
     for members in kinds.values():
         sample = next((read[asset.href] for asset in members if asset.href in read), None)
-        if sample is not None and members not in failed:
-            headers |= {a.href: lazy_header(a, sample, options.sign) for a in members if a.href not in read}
+        if sample is None or members in failed:
+            continue
+        for asset in members:
+            # the grid from its catalogue, the rest from a file of the same kind
+            if asset.href not in read and (grid := asset.grid) is not None:
+                place = same_geobox(grid.shape, Affine(*grid.transform), grid.crs)
+                own = {"href": asset.href, "identity": _UNSEEN, "geobox": place, "mask": None, "sign": options.sign}
+                headers[asset.href] = replace(sample, **own)
     return headers, broken | lost
-
-
-def _is_lazy(wanted: Sequence[Sequence[Asset]], options: ReadOptions, index: str | os.PathLike[str] | None) -> bool:
-    if options.headers == "read" or (index is not None and options.headers == "auto"):
-        return False
-    assets = [asset for assets in wanted for asset in assets]
-    lacking = next((asset for asset in assets if asset.grid is None), None)
-    if options.headers == "lazy" and lacking is not None:
-        raise ParameterError(
-            f"headers='lazy' needs the projection extension, and {display(lacking.href)} has none; use headers='read'"
-        )
-    return lacking is None and (options.headers == "lazy" or len(assets) >= _LAZY_FROM)
 
 
 def _read_headers(

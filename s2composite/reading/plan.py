@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 
 from s2composite.errors import ReadError
 from s2composite.geotiff.header import Header
-from s2composite.reading.grid import Window, level_geobox, within
+from s2composite.reading.grid import Window, level_geobox, overlap, within
 from s2composite.reading.headers import is_lazy, read_lazy
 from s2composite.reading.sources import FileSource, nodata_of_file
 from s2composite.reading.tiles import TileRequest, cost_of
@@ -198,14 +198,9 @@ def subwindow_of(t: int, source: FileSource, piece: Piece, target: ReadGrid) -> 
 
 def touched(source: FileSource, window: Window) -> tuple[Window, Window] | None:
     """Return the part of a window that a source may cover, in pixels of the target and of the window, or None."""
-    spans, place = [], []
-    for s, (first, last) in zip(window, (source.extent[:2], source.extent[2:]), strict=True):
-        start, stop = max(s.start, first), min(s.stop, last)
-        if start >= stop:
-            return None
-        spans.append(slice(start, stop))
-        place.append(slice(start - s.start, stop - s.start))
-    return (spans[0], spans[1]), (place[0], place[1])
+    top, bottom, left, right = source.extent
+    part = overlap(window, (slice(top, bottom), slice(left, right)))
+    return None if any(s.start >= s.stop for s in part) else (part, within(window, part))
 
 
 def requests_of(

@@ -487,7 +487,9 @@ def _read_gdal(reading: _Reading, target: ReadGrid) -> int:
         out=reading.out,
     )
     if reading.mask is not None and by_number:
-        reading.mask[0] = warped_coverage(header, level, target.whole, window, source.resampling)
+        bounds = window[0].start, window[0].stop, window[1].start, window[1].stop
+        shape = header.levels[level].shape
+        reading.mask[0] = warped_coverage(header.geobox, shape, target.whole, bounds, source.resampling)
     elif reading.mask is not None:
         reading.mask[0] = (~_equals(reading.out, fill)).any(axis=0)
     return retries

@@ -23,6 +23,7 @@ from s2composite.reading.bands import (
     alpha_of,
     band_names,
     check_bands,
+    declares,
     parts_of,
     wanted_assets,
 )
@@ -224,15 +225,11 @@ def _placed(
         offset, factor = zoomed
         (height, width), top, left = shapes[0], -offset[0], -offset[1]
         return 0, offset, factor, (top, top + height * factor, left, left + width * factor)
-    return _coarse_enough(source, shapes, target), None, 1, target_extent(source, target)
-
-
-def _coarse_enough(source: GeoBox, shapes: tuple[tuple[int, int], ...], target: GeoBox) -> int:
-    """Return the coarsest level whose pixels are not larger than the target's."""
+    # the coarsest level whose pixels are not larger than the target's
     own = source if source.crs == target.crs else as_fine(source, target.crs)
     ratio = abs(target.resolution.x / own.resolution.x)
     fine = [level for level, shape in enumerate(shapes) if source.shape.x / shape[1] <= ratio * 1.01]
-    return max(fine, default=0)
+    return max(fine, default=0), None, 1, target_extent(source, target)
 
 
 def target_extent(source: GeoBox, target: GeoBox) -> Extent:
@@ -355,12 +352,27 @@ def check_alike(
     options: ReadOptions,
 ) -> None:
     """Raise if a band would mix values of different meaning, or physical values are unknown."""
-    _check_levels(products)
+    levels = {level: product for product in reversed(products) if (level := level_of(product)) is not None}
+    if len(levels) > 1:
+        # both have the same names and units
+        (_, one), (_, other) = sorted(levels.items())
+        raise SceneError(
+            f"scene {one.id} ({one.collection}) is of level 1, scene {other.id} ({other.collection}) of level 2: "
+            "top-of-atmosphere and surface reflectance cannot be mixed; open one collection at a time",
+            scene=one.id,
+        )
     if options.reflectance:
         _check_scaled(products, parts, headers, names)
     if options.harmonise is False:
-        if options.reflectance:
-            _check_no_offset_left(products, parts)
+        shifts = {product.id: values.shift for product, _, _, values in _bands(products, parts) if values.shift}
+        if options.reflectance and shifts:
+            # unless the offset is subtracted, they are not reflectances
+            scene, shift = next(iter(shifts.items()))
+            raise ParameterError(
+                f"reflectance=True with harmonise=False: the values of {len(shifts)} of {len(products)} scenes ({scene}"
+                f" ...) have the offset of processing baseline 04.00, {-shift:g}, and with it they are not "
+                "reflectances; leave out harmonise=False or, for the values as in the files, reflectance=True"
+            )
         return
     _check_offsets(products, parts, reflectance=options.reflectance)
     if not options.reflectance:
@@ -396,18 +408,6 @@ def _check_scaled(
             )
 
 
-def _check_no_offset_left(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]]) -> None:
-    """Raise if values have a known offset: unless it is subtracted, they are not reflectances."""
-    shifts = {product.id: values.shift for product, _, _, values in _bands(products, parts) if values.shift}
-    if shifts:
-        scene, shift = next(iter(shifts.items()))
-        raise ParameterError(
-            f"reflectance=True with harmonise=False: the values of {len(shifts)} of {len(products)} scenes ({scene} "
-            f"...) have the offset of processing baseline 04.00, {-shift:g}, and with it they are not reflectances; "
-            "leave out harmonise=False or, for the values as in the files, reflectance=True"
-        )
-
-
 def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]], *, reflectance: bool) -> None:
     """Raise if some products declare the offset of a band's reflectances, and others do not."""
     known: set[int] = set()
@@ -433,18 +433,6 @@ def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[BandSource, 
             "04.00 (%s ...); nothing is subtracted; to subtract it, give harmonise={%r: -1000}",
             len(doubtful), doubtful[0], doubtful[0],
         )  # fmt: skip
-
-
-def _check_levels(products: Sequence[Scene]) -> None:
-    """Raise if products mix top-of-atmosphere and surface reflectance, which have the same names and units."""
-    levels = {level: product for product in reversed(products) if (level := level_of(product)) is not None}
-    if len(levels) > 1:
-        (_, one), (_, other) = sorted(levels.items())
-        raise SceneError(
-            f"scene {one.id} ({one.collection}) is of level 1, scene {other.id} ({other.collection}) of level 2: "
-            "top-of-atmosphere and surface reflectance cannot be mixed; open one collection at a time",
-            scene=one.id,
-        )
 
 
 def _check_units(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ...]]) -> None:
@@ -478,19 +466,18 @@ def numbers_of(sources: Sequence[Sequence[FileSource]], bands: int) -> tuple[Val
     """
     by_row: list[set[Values | None]] = [set() for _ in range(bands)]
     for source in (source for files in sources for source in files):
+        how = source.conversion
         for row, values in enumerate(source.part.values, source.part.row):
-            by_row[row].add(_converted(values, source.conversion))
+            numbers = None
+            if not values.classes and values.scale is not None and (values.shift is not None or how.scale != 1.0):
+                if (how.scale, how.offset) == (values.scale, values.offset):
+                    numbers = Values(0.0, 1.0, 0.0, unit=values.unit)
+                else:
+                    assert values.shift is not None
+                    left = (values.shift - how.shift) * values.scale
+                    numbers = Values(0.0, values.scale, values.offset + left, unit=values.unit)
+            by_row[row].add(numbers)
     return tuple(meanings.pop() if len(meanings) == 1 else None for meanings in by_row)
-
-
-def _converted(values: Values, how: Conversion) -> Values | None:
-    if values.classes or values.scale is None or (values.shift is None and how.scale == 1.0):
-        return None
-    if (how.scale, how.offset) == (values.scale, values.offset):
-        return Values(0.0, 1.0, 0.0, unit=values.unit)
-    assert values.shift is not None
-    left = (values.shift - how.shift) * values.scale
-    return Values(0.0, values.scale, values.offset + left, unit=values.unit)
 
 
 def saturated_of(sources: Sequence[Sequence[FileSource]]) -> tuple[float, ...]:
@@ -503,25 +490,17 @@ def assets_of(
     products: Sequence[Scene], bands: Sequence[BandName] | None, options: ReadOptions
 ) -> list[tuple[Asset, ...]]:
     """Return the assets of each product; none for a product that lacks a band and is skipped."""
-    if bands is None or options.on_error == "raise":
-        every = list(wanted_assets(products, bands))
-        for product, assets in zip(products, every, strict=True):
-            if bands is not None and not assets:
-                check_bands(product, product.assets, bands)
+    every = list(wanted_assets(products, bands))
+    if bands is None:
         return every
-    chosen: list[tuple[Asset, ...]] = []
-    for product in products:
-        declared = all(asset.bands for asset in product.assets)
-        assets = wanted_assets([product], bands)[0]
-        try:
-            if declared:
-                check_bands(product, assets, bands)
-        except BandError:
-            assets = ()
-        chosen.append(assets)
-    if not any(chosen):
-        check_bands(products[0], products[0].assets, bands)
-    return chosen
+    if options.on_error == "skip":
+        # files whose names do not tell of their bands may have them
+        maybe = [not all(a.bands for a in product.assets) or declares(product, bands) for product in products]
+        every = [assets if usable else () for assets, usable in zip(every, maybe, strict=True)]
+    for product, assets in zip(products, every, strict=True):
+        if not assets and (options.on_error == "raise" or not any(every)):
+            check_bands(product, product.assets, bands)
+    return every
 
 
 def sources_of(

@@ -14,6 +14,7 @@ from s2composite.errors import ReadError
 from s2composite.geotiff.codecs import CorruptTileError, decode_blosc_rows, decode_tile
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.structure import FRAME, Level
+from s2composite.reading.grid import overlap, within
 from s2composite.storage.files import display
 from s2composite.storage.http import ByteRange, Fetching, Identity
 from s2composite.storage.retry import Retry
@@ -261,17 +262,15 @@ def _level(request: TileRequest) -> Level:
 
 def _places(request: TileRequest, tile: _Tile) -> list[tuple[slice, tuple[slice, slice], tuple[slice, slice]]]:
     """Return the bands of `out`, the pixels of the tile and the matching pixels of `out`."""
-    source, target = [], []
-    for s, block, first in zip(request.window, _level(request).block, (tile.row, tile.column), strict=True):
-        start = first * block
-        lower, upper = max(s.start, start), min(s.stop, start + block)
-        source.append(slice(lower - start, upper - start))
-        target.append(slice(lower - s.start, upper - s.start))
+    (row, column), (height, width) = (tile.row, tile.column), _level(request).block
+    place = slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width)
+    part = overlap(request.window, place)
+    source, target = within(place, part), within(request.window, part)
     if _level(request).coding.interleave == "pixel":
         bands = [slice(0, len(request.bands))]
     else:
         bands = [slice(k, k + 1) for k, band in enumerate(request.bands) if band == tile.plane]
-    return [(band, (source[0], source[1]), (target[0], target[1])) for band in bands]
+    return [(band, source, target) for band in bands]
 
 
 def _decode_run(

@@ -27,7 +27,7 @@ from rasterio.windows import Window as RasterioWindow
 from s2composite.errors import ParameterError
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.zarr_array import read_chunks
-from s2composite.reading.grid import as_fine, level_geobox, turned_to
+from s2composite.reading.grid import as_fine, level_geobox, overlap, turned_to, within
 from s2composite.reading.tiles import read_tiles
 from s2composite.storage.gdal import through_gdal
 from s2composite.storage.urls import gdal_limits
@@ -227,9 +227,10 @@ def _warped_tiles(
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], WarpedVRT]]:
     """Yield the warped tiles of a grid that a window touches: pixels, their place in the window, and in the tile."""
     starts = (range(s.start // WARP_TILE * WARP_TILE, s.stop, WARP_TILE) for s in window)
-    for corner in product(*starts):
-        to, at = zip(*map(_overlap, window, corner), strict=True)
-        tile = geobox.translate_pix(corner[1], corner[0]).crop((WARP_TILE, WARP_TILE))
+    for top, left in product(*starts):
+        place = slice(top, top + WARP_TILE), slice(left, left + WARP_TILE)
+        part = overlap(window, place)
+        tile = geobox.translate_pix(left, top).crop((WARP_TILE, WARP_TILE))
         with WarpedVRT(
             dataset,
             crs=str(tile.crs),
@@ -241,28 +242,17 @@ def _warped_tiles(
             UNIFIED_SRC_NODATA="PARTIAL",  # as in gdalwarp; by default rasterio treats nodata in some bands as values
             **options,
         ) as warped:
-            yield to, at, warped
-
-
-def _overlap(span: slice, start: int) -> tuple[slice, slice]:
-    """Return the part of a span covered by a tile that begins at `start`, in pixels of the span and of the tile."""
-    first, last = max(span.start, start), min(span.stop, start + WARP_TILE)
-    return slice(first - span.start, last - span.start), slice(first - start, last - start)
-
-
-def warped_coverage(
-    header: Header, level: int, geobox: GeoBox, window: tuple[slice, slice], resampling: str
-) -> NDArray[np.bool_]:
-    """Return which pixels of a window a raster covers when GDAL warps it, whatever its values: ``(y, x)``."""
-    y, x = window
-    return _coverage(header.geobox, header.levels[level].shape, geobox, (y.start, y.stop, x.start, x.stop), resampling)
+            yield within(window, part), within(place, part), warped
 
 
 @lru_cache(8)
-def _coverage(
+def warped_coverage(
     source: GeoBox, shape: tuple[int, int], geobox: GeoBox, bounds: tuple[int, int, int, int], resampling: str
 ) -> NDArray[np.bool_]:
-    """Return the same for a raster of that grid and shape, warped without pixels (cached: scenes share few grids)."""
+    """Return which pixels of a window, ``(y, y, x, x)``, a raster of that grid and shape covers when GDAL warps it.
+
+    It is warped without pixels. Results are cached: scenes share few grids.
+    """
     place = level_geobox(source, shape)
     vrt = ET.Element("VRTDataset", rasterXSize=str(shape[1]), rasterYSize=str(shape[0]))
     ET.SubElement(vrt, "SRS").text = str(place.crs.to_wkt())
