@@ -6,13 +6,14 @@ are attributes, which survive pickling from a Dask worker: an exception is pickl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 __all__ = [
     "AccessError", "BandError", "ClusterError", "GridError", "JobError", "MissingDependencyError", "ParameterError",
     "ReadError", "S2CompositeError", "SceneError", "ServiceError", "SourceError", "TilesError", "WriteError",
-    "check_choice", "imported", "needed", "plural", "size_text",
+    "check_choice", "imported", "listed", "needed", "plural", "size_text",
 ]  # fmt: skip
 
 
@@ -100,6 +101,16 @@ def plural(n: int, word: str) -> str:
     ('1 window', '2 windows')
     """
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def listed(names: Iterable[object], most: int) -> str:
+    """Return names for a message: the first ones, and how many more there are.
+
+    >>> listed(["B02", "B03", "B04"], 2)
+    'B02, B03 and 1 more'
+    """
+    every = [str(name) for name in names]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def size_text(size: float) -> str:

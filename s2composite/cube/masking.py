@@ -24,8 +24,8 @@ from s2composite.pixels.morphology import dilation
 from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.pixels.temporal_mask import TemporalMask
 from s2composite.reading.bands import BandName, declares, wanted_assets
-from s2composite.reading.grid import Window, intersection, with_halo, within
-from s2composite.reading.plan import ReadCost, subgrid
+from s2composite.reading.grid import Window, intersection, subgrid, with_halo, within
+from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED, OUTSIDE, READ
 from s2composite.reading.sources import ReadOptions, target_extent
 from s2composite.reading.stack import Products, Stack, TargetGrid, open_stack

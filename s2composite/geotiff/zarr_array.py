@@ -31,7 +31,7 @@ from rasterio.dtypes import check_dtype
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
-from s2composite.errors import ReadError, SceneError
+from s2composite.errors import ReadError, SceneError, listed
 from s2composite.geotiff.header import Header, Scaling, nodata_in
 from s2composite.geotiff.structure import BloscBlocks, Level, Objects, broken, coding, same_geobox
 from s2composite.storage.files import display, filesystem, is_remote, storage_errors
@@ -215,8 +215,8 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
     array = stored.arrays.get(path)
     if array is None:
         names = [name for name, one in stored.arrays.items() if len(one.shape) == 2]
-        listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
-        raise SceneError(f"{display(href)}: the store has no array {path}; it has {listed}", href=display(href))
+        has = listed(names, 12) or "none"
+        raise SceneError(f"{display(href)}: the store has no array {path}; it has {has}", href=display(href))
     if array.dimensions in ANGLES:
         return _angles(href, store, stored, array)
     if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape or not check_dtype(array.dtype.name):

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from s2composite.errors import BandError, ParameterError, SceneError
+from s2composite.errors import BandError, ParameterError, SceneError, listed
 from s2composite.geotiff.header import Header, nodata_in
 from s2composite.scenes.model import Asset, Scene, Values
 from s2composite.scenes.products import is_mask_band, is_picture, named_values, same_band, tagged_values
@@ -21,12 +21,11 @@ __all__ = [
     "BandSource",
     "Conversion",
     "alpha_of",
-    "band_names",
-    "check_bands",
+    "assets_of",
     "chosen_bands",
     "convert",
     "declares",
-    "parts_of",
+    "layout_of",
     "wanted_assets",
 ]
 
@@ -89,12 +88,11 @@ def wanted_assets(scenes: Sequence[Scene], bands: Sequence[BandName] | None) -> 
     others = [name for name in names if not is_mask_band(name)]
     if pictured and others:
         # the user may have meant the reflectances
-        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
         picture = chosen[0][0].name
         LOG.warning(
             "bands= is not given, so the 8-bit picture %s is opened, not %s; choose with bands=, for example "
             "bands=[%r], or bands=[%r] for the picture without this message",
-            picture, shown, others[0], picture,
+            picture, listed(others, _SHOWN), others[0], picture,
         )  # fmt: skip
     return tuple(chosen)
 
@@ -111,10 +109,20 @@ def _assets_for(scene: Scene, bands: Sequence[BandName]) -> tuple[Asset, ...]:
     return tuple(asset for asset in scene.assets if asset.name in named)
 
 
-def check_bands(scene: Scene, assets: Sequence[Asset], bands: Sequence[BandName]) -> None:
-    """Raise a BandError if the names that assets declare are not all of `bands`."""
-    for band in bands:
-        _must_find(band, _declared(assets), scene)
+def assets_of(products: Sequence[Scene], bands: Sequence[BandName] | None, *, skip: bool) -> list[tuple[Asset, ...]]:
+    """Return the assets of each product; with `skip` none for a product that lacks a band."""
+    every = list(wanted_assets(products, bands))
+    if bands is None:
+        return every
+    if skip:
+        # files whose names do not tell of their bands may have them
+        maybe = [not all(a.bands for a in product.assets) or declares(product, bands) for product in products]
+        every = [assets if usable else () for assets, usable in zip(every, maybe, strict=True)]
+    for product, assets in zip(products, every, strict=True):
+        if not assets and not (skip and any(every)):
+            for band in bands:
+                _must_find(band, _declared(product.assets), product)
+    return every
 
 
 def declares(scene: Scene, bands: Sequence[BandName]) -> bool:
@@ -159,7 +167,66 @@ def alpha_of(asset: Asset, header: Header) -> int | None:
     return header.alpha
 
 
-def parts_of(
+def layout_of(
+    scenes: Sequence[Scene],
+    wanted: Sequence[Sequence[Asset]],
+    headers: Mapping[str, Header],
+    bands: Sequence[BandName] | None,
+    usable: Sequence[bool],
+    *,
+    skip: bool,
+) -> tuple[tuple[str, ...], tuple[tuple[BandSource, ...], ...]]:
+    """Return the names of the bands, and the parts of files for each product; none if it is not usable."""
+    first: tuple[tuple[str, ...], str | None] | None = None
+    parts: list[tuple[BandSource, ...]] = []
+    lacking: list[BandError] = []
+    for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
+        try:
+            mine, files = _parts_of(scene, assets, headers, bands) if ok else ((), ())
+        except BandError as error:
+            if not skip or bands is None:
+                raise
+            lacking.append(error)
+            mine, files = (), ()
+        if files:
+            if first is None and bands is None:
+                opened = [(asset, headers[asset.href]) for asset in assets]
+                named = [(i, name, alpha_of(*one)) for one in opened for i, name in enumerate(band_names(*one))]
+                left = [name for i, name, alpha in named if name not in mine and i != alpha]
+                if left:
+                    LOG.warning(
+                        "mask bands are not observations and are left out: %s; rules such as SCL() find them, "
+                        "bands= requests them",
+                        ", ".join(left),
+                    )
+            first = first or (mine, scene.sensor)
+            _check_same(scene, mine, *first)
+        parts.append(files)
+    if first is None:
+        raise lacking[0]
+    return first[0], tuple(parts)
+
+
+def _check_same(scene: Scene, found: tuple[str, ...], names: tuple[str, ...], sensor: str | None) -> None:
+    """Raise if a scene's bands, or the meaning of their names, differ from the scenes before it."""
+    if found != names:
+        raise BandError(
+            f"scene {scene.id} has bands {', '.join(found)}, the scenes before it {', '.join(names)}; "
+            "leave it out, or choose bands= that all have",
+            scene=scene.id,
+        )
+    for name in names if scene.sensor != sensor else ():
+        mine, theirs = same_band(name, scene.sensor)[1:], same_band(name, sensor)[1:]
+        if mine and theirs and not set(mine) & set(theirs):
+            raise BandError(
+                f"band {name} of scene {scene.id} ({scene.sensor}) is {mine[0]}, that of the scenes before it "
+                f"({sensor}) {theirs[0]}; choose bands= by common names, such as {mine[0]!r}, or open one sensor",
+                scene=scene.id,
+                band=name,
+            )
+
+
+def _parts_of(
     scene: Scene, assets: Sequence[Asset], headers: Mapping[str, Header], bands: Sequence[BandName] | None
 ) -> tuple[tuple[str, ...], tuple[BandSource, ...]]:
     """Return the names of the bands that a scene provides, and the parts of files that provide them."""

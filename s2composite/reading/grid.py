@@ -39,6 +39,7 @@ __all__ = [
     "overlap",
     "projected_box",
     "resolution_of",
+    "subgrid",
     "target_geobox",
     "turned_to",
     "with_halo",
@@ -78,6 +79,12 @@ def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window
         for s, n in zip(window, shape, strict=True)
     )
     return (y, x), within((y, x), window)
+
+
+def subgrid(geobox: GeoBox, window: Window) -> GeoBox:
+    """Return the grid of a window, which may extend beyond `geobox`."""
+    y, x = window
+    return geobox.translate_pix(x.start, y.start).crop((y.stop - y.start, x.stop - x.start))
 
 
 _SHOWN = 5  # differing scenes that a message names; the others are counted

@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 
 from s2composite.errors import ReadError
 from s2composite.geotiff.header import Header
-from s2composite.reading.grid import Window, level_geobox, overlap, within
+from s2composite.reading.grid import Window, level_geobox, overlap, subgrid, within
 from s2composite.reading.headers import is_lazy, read_lazy
 from s2composite.reading.sources import FileSource, nodata_of_file
 from s2composite.reading.tiles import TileRequest, cost_of
@@ -36,7 +36,6 @@ __all__ = [
     "opened_sources",
     "requests_of",
     "shape_of",
-    "subgrid",
     "subwindow_of",
     "tile_selections",
     "touched",
@@ -244,12 +243,6 @@ def _needed_tiles(sub: Subwindow, block: tuple[int, int], wanted: NDArray[np.boo
     # most hold a pixel among a few, which are looked at first
     some = [bool(wanted[y, x][::32, ::32].any() or wanted[y, x].any()) for y, x in tiles]
     return np.array(some).reshape(shape)
-
-
-def subgrid(geobox: GeoBox, window: Window) -> GeoBox:
-    """Return the grid of a window, which may extend beyond `geobox`."""
-    y, x = window
-    return geobox.translate_pix(x.start, y.start).crop((y.stop - y.start, x.stop - x.start))
 
 
 _SIDE = 512  # minimum side of a selection's tiles in pixels: small tiles are grouped

@@ -12,24 +12,18 @@ import numpy as np
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
-from s2composite.errors import BandError, GridError, ParameterError, SceneError, check_choice
+from s2composite.errors import GridError, ParameterError, SceneError, check_choice, listed
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.structure import GridKey, grid_key, same_geobox
 from s2composite.reading.bands import (
     AS_THEY_ARE,
-    BandName,
     BandSource,
     Conversion,
     alpha_of,
-    band_names,
-    check_bands,
-    declares,
-    parts_of,
-    wanted_assets,
 )
 from s2composite.reading.grid import aligned_offset, as_fine, footprint, level_geobox, turned_to, zoomed_offset
 from s2composite.reading.warp import resampling_names
-from s2composite.scenes.model import Asset, Scene, Values
+from s2composite.scenes.model import Scene, Values
 from s2composite.scenes.products import is_mask_band, level_of, same_band
 from s2composite.storage.files import display
 from s2composite.storage.http import Sign
@@ -39,17 +33,13 @@ __all__ = [
     "Extent",
     "FileSource",
     "ReadOptions",
-    "assets_of",
     "check_alike",
     "check_named_bands",
     "check_named_scenes",
     "choose_source",
     "conversion_of",
-    "layout_of",
     "nodata_of_file",
     "numbers_of",
-    "saturated_of",
-    "shift_of",
     "sources_of",
     "target_extent",
     "with_named_shifts",
@@ -296,11 +286,8 @@ def check_named_bands(scenes: Sequence[Scene], bands: Sequence[str], options: Re
 
 def _refuse(option: str, what: str, wrong: Sequence[str], known: Mapping[str, None]) -> None:
     if wrong:
-        shown, asked = [str(name) for name in known], ", ".join(repr(str(name)) for name in wrong[:_SHOWN])
-        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        raise ParameterError(
-            f"{option}= names unknown {what}s: {asked}; the {what}s are {', '.join(shown[:_SHOWN])}{more}"
-        )
+        asked = ", ".join(repr(str(name)) for name in wrong[:_SHOWN])
+        raise ParameterError(f"{option}= names unknown {what}s: {asked}; the {what}s are {listed(known, _SHOWN)}")
 
 
 _SHOWN = 20  # maximum names listed in a message
@@ -419,11 +406,11 @@ def _check_offsets(products: Sequence[Scene], parts: Sequence[tuple[BandSource, 
             known.add(row)
     mixed = list(dict.fromkeys(product for row in known for product in unknown.get(row, ())))
     if mixed:
-        shown = ", ".join(mixed[:3]) + (f" and {len(mixed) - 3} more" if len(mixed) > 3 else "")
         raise SceneError(
             f"{len(mixed)} of {len(products)} scenes do not declare whether their values have the offset of processing "
-            f"baseline 04.00, and others do: {shown}; give the number to add with harmonise={{{mixed[0]!r}: -1000}} "
-            "(0: nothing), leave them out, or use all values unchanged with harmonise=False",
+            f"baseline 04.00, and others do: {listed(mixed, 3)}; give the number to add with "
+            f"harmonise={{{mixed[0]!r}: -1000}} (0: nothing), leave them out, or use all values "
+            "unchanged with harmonise=False",
             scene=mixed[0],
         )
     doubtful = list(dict.fromkeys(product for row in unknown.values() for product in row))
@@ -450,15 +437,6 @@ def _check_units(products: Sequence[Scene], parts: Sequence[tuple[BandSource, ..
             )
 
 
-def shift_of(files: Sequence[FileSource]) -> float:
-    """Return the shift added to the values of a scene: NaN if unknown or not the same in all files."""
-    known = {s.conversion.shift for s in files if any(values.scale is not None for values in s.part.values)}
-    unknown = any(values.shift is None for source in files for values in source.part.values)
-    if unknown or len(known) > 1:
-        return float("nan")
-    return known.pop() if known else 0.0
-
-
 def numbers_of(sources: Sequence[Sequence[FileSource]], bands: int) -> tuple[Values | None, ...]:
     """Return scale, offset and unit of each band of a stack after conversion; None if unknown.
 
@@ -478,29 +456,6 @@ def numbers_of(sources: Sequence[Sequence[FileSource]], bands: int) -> tuple[Val
                     numbers = Values(0.0, values.scale, values.offset + left, unit=values.unit)
             by_row[row].add(numbers)
     return tuple(meanings.pop() if len(meanings) == 1 else None for meanings in by_row)
-
-
-def saturated_of(sources: Sequence[Sequence[FileSource]]) -> tuple[float, ...]:
-    """Return the physical values, as float32, of saturated pixels in the files of a stack."""
-    conversions = {source.conversion for files in sources for source in files}
-    return tuple(sorted({how.saturated_value for how in conversions if how.saturated is not None}))
-
-
-def assets_of(
-    products: Sequence[Scene], bands: Sequence[BandName] | None, options: ReadOptions
-) -> list[tuple[Asset, ...]]:
-    """Return the assets of each product; none for a product that lacks a band and is skipped."""
-    every = list(wanted_assets(products, bands))
-    if bands is None:
-        return every
-    if options.on_error == "skip":
-        # files whose names do not tell of their bands may have them
-        maybe = [not all(a.bands for a in product.assets) or declares(product, bands) for product in products]
-        every = [assets if usable else () for assets, usable in zip(every, maybe, strict=True)]
-    for product, assets in zip(products, every, strict=True):
-        if not assets and (options.on_error == "raise" or not any(every)):
-            check_bands(product, product.assets, bands)
-    return every
 
 
 def sources_of(
@@ -548,61 +503,3 @@ def _split(
         else:
             split.append((one, *how))
     return split
-
-
-def layout_of(
-    scenes: Sequence[Scene],
-    wanted: Sequence[Sequence[Asset]],
-    headers: Mapping[str, Header],
-    bands: Sequence[BandName] | None,
-    usable: Sequence[bool],
-    options: ReadOptions,
-) -> tuple[tuple[str, ...], tuple[tuple[BandSource, ...], ...]]:
-    """Return the names of the bands, and the parts of files for each product; none if it is not usable."""
-    first: tuple[tuple[str, ...], str | None] | None = None
-    parts: list[tuple[BandSource, ...]] = []
-    lacking: list[BandError] = []
-    for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
-        try:
-            mine, files = parts_of(scene, assets, headers, bands) if ok else ((), ())
-        except BandError as error:
-            if options.on_error == "raise" or bands is None:
-                raise
-            lacking.append(error)
-            mine, files = (), ()
-        if files:
-            if first is None and bands is None:
-                opened = [(asset, headers[asset.href]) for asset in assets]
-                named = [(i, name, alpha_of(*one)) for one in opened for i, name in enumerate(band_names(*one))]
-                left = [name for i, name, alpha in named if name not in mine and i != alpha]
-                if left:
-                    LOG.warning(
-                        "mask bands are not observations and are left out: %s; rules such as SCL() find them, "
-                        "bands= requests them",
-                        ", ".join(left),
-                    )
-            first = first or (mine, scene.sensor)
-            _check_same(scene, mine, *first)
-        parts.append(files)
-    if first is None:
-        raise lacking[0]
-    return first[0], tuple(parts)
-
-
-def _check_same(scene: Scene, found: tuple[str, ...], names: tuple[str, ...], sensor: str | None) -> None:
-    """Raise if a scene's bands, or the meaning of their names, differ from the scenes before it."""
-    if found != names:
-        raise BandError(
-            f"scene {scene.id} has bands {', '.join(found)}, the scenes before it {', '.join(names)}; "
-            "leave it out, or choose bands= that all have",
-            scene=scene.id,
-        )
-    for name in names if scene.sensor != sensor else ():
-        mine, theirs = same_band(name, scene.sensor)[1:], same_band(name, sensor)[1:]
-        if mine and theirs and not set(mine) & set(theirs):
-            raise BandError(
-                f"band {name} of scene {scene.id} ({scene.sensor}) is {mine[0]}, that of the scenes before it "
-                f"({sensor}) {theirs[0]}; choose bands= by common names, such as {mine[0]!r}, or open one sensor",
-                scene=scene.id,
-                band=name,
-            )

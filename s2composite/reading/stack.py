@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from s2composite.errors import GridError, ParameterError, ReadError, SourceError
-from s2composite.reading.bands import BandName
+from s2composite.reading.bands import BandName, assets_of, layout_of
 from s2composite.reading.grid import (
     Anchor,
     Window,
@@ -46,12 +46,8 @@ from s2composite.reading.reader import FAILED, OUTSIDE, READ, PendingRead, Windo
 from s2composite.reading.sources import (
     FileSource,
     ReadOptions,
-    assets_of,
     check_alike,
-    layout_of,
     numbers_of,
-    saturated_of,
-    shift_of,
     sources_of,
     with_named_shifts,
 )
@@ -257,7 +253,15 @@ class Stack:
         return max(1, int(counts.max()) + int((~self._opened).sum()))
 
     def shifts(self) -> NDArray[np.float64]:
-        """Return the number added to the values of each scene to harmonise baselines: NaN if unknown."""
+        """Return the number added to each scene's values to harmonise baselines: NaN if unknown or not one number."""
+
+        def shift_of(files: Sequence[FileSource]) -> float:
+            known = {s.conversion.shift for s in files if any(values.scale is not None for values in s.part.values)}
+            unknown = any(values.shift is None for source in files for values in source.part.values)
+            if unknown or len(known) > 1:
+                return float("nan")
+            return known.pop() if known else 0.0
+
         return np.array([shift_of(files) for files in self.sources], np.float64)
 
     @cached_property
@@ -267,8 +271,9 @@ class Stack:
 
     @cached_property
     def saturated(self) -> tuple[float, ...]:
-        """Values of saturated pixels, if they are not the largest of the stack's type."""
-        return saturated_of(self.sources)
+        """Values of saturated pixels as float32, if they are not the largest of the stack's type."""
+        conversions = {source.conversion for source in self._all()}
+        return tuple(sorted({how.saturated_value for how in conversions if how.saturated is not None}))
 
     def select(self, positions: Sequence[int]) -> Stack:
         """Return the stack of some of the scenes."""
@@ -434,12 +439,13 @@ def open_stack(
     scenes = sorted(scenes, key=lambda scene: (scene.time, scene.id))
     products = [product for scene in scenes for product in scene.parts]
     declare(options.limits)
-    wanted = assets_of(products, bands, options)
+    skip = options.on_error == "skip"
+    wanted = assets_of(products, bands, skip=skip)
     headers, broken = open_headers(products, wanted, options, index)
     usable = [bool(assets) and not any(a.href in broken for a in assets) for assets in wanted]
     if not any(usable):
         raise next(iter(broken.values()))
-    names, found = layout_of(products, wanted, headers, bands, usable, options)
+    names, found = layout_of(products, wanted, headers, bands, usable, skip=skip)
     parts = with_named_shifts(products, found, options)
     used = {s.id: [headers[p.asset.href] for p in ps] for s, ps in zip(products, parts, strict=True) if ps}
     # scenes located by a catalogue without a granule may be anywhere

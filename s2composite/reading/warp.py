@@ -27,7 +27,7 @@ from rasterio.windows import Window as RasterioWindow
 from s2composite.errors import ParameterError
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.zarr_array import read_chunks
-from s2composite.reading.grid import as_fine, level_geobox, overlap, turned_to, within
+from s2composite.reading.grid import as_fine, level_geobox, overlap, subgrid, turned_to, within
 from s2composite.reading.tiles import read_tiles
 from s2composite.storage.gdal import through_gdal
 from s2composite.storage.urls import gdal_limits
@@ -168,8 +168,7 @@ def _read_part(
     grid = level_geobox(header.geobox, shape)
     # GDAL warps whole tiles of the target
     tiles = tuple(slice(s.start // WARP_TILE * WARP_TILE, -(-s.stop // WARP_TILE) * WARP_TILE) for s in window)
-    y, x = tiles
-    target = geobox.translate_pix(x.start, y.start).crop((y.stop - y.start, x.stop - x.start))
+    target = subgrid(geobox, (tiles[0], tiles[1]))
     ratio = pixel_ratio(grid, target.crs, abs(target.resolution.x), abs(target.resolution.y))
     around = _KERNEL + math.ceil(_KERNEL / min(*ratio, 1.0))
     found = nearest_pixels(grid.pad(around), target)
@@ -179,7 +178,7 @@ def _read_part(
     height, width = (s.stop - s.start for s in part)
     pixels = np.empty((header.bands, height, width), header.dtype)
     retries = _read_array(header, level, part, tuple(range(header.bands)), pixels)
-    place = grid.translate_pix(part[1].start, part[0].start)
+    place = subgrid(grid, part)
     with MemoryFile() as memory:
         profile = {"count": header.bands, "height": height, "width": width, "dtype": pixels.dtype.name}
         crs = None if place.crs is None else place.crs.to_wkt()
@@ -230,7 +229,7 @@ def _warped_tiles(
     for top, left in product(*starts):
         place = slice(top, top + WARP_TILE), slice(left, left + WARP_TILE)
         part = overlap(window, place)
-        tile = geobox.translate_pix(left, top).crop((WARP_TILE, WARP_TILE))
+        tile = subgrid(geobox, place)
         with WarpedVRT(
             dataset,
             crs=str(tile.crs),
