@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Lock
@@ -16,12 +16,12 @@ from s2composite.geotiff.header import Header, read_header
 from s2composite.geotiff.index import load_index, save_index
 from s2composite.geotiff.structure import same_geobox
 from s2composite.geotiff.zarr_array import read_array_header, split_store
-from s2composite.reading.sources import ReadOptions
+from s2composite.reading.sources import FileSource, ReadOptions, nodata_of_file
 from s2composite.scenes.model import Asset, Scene
 from s2composite.storage.files import display
 from s2composite.storage.http import Identity, Sign
 
-__all__ = ["header_of", "is_lazy", "open_headers", "read_lazy"]
+__all__ = ["header_of", "is_lazy", "open_headers", "opened_sources"]
 
 _UNSEEN = Identity(-1)  # of a file that has not been opened
 
@@ -43,14 +43,17 @@ def is_lazy(header: Header) -> bool:
     return header.identity == _UNSEEN
 
 
-def read_lazy(headers: Sequence[Header]) -> Mapping[str, Header | ReadError]:
-    """Return the real headers for lazy ones, by href; an error if a file cannot be opened or differs.
+def opened_sources(
+    sources: Sequence[tuple[int, FileSource]],
+) -> tuple[list[tuple[int, FileSource]], tuple[tuple[int, ReadError], ...]]:
+    """Open files that were not opened yet; return the readable sources, and errors for the others.
 
-    Each process reads a header once.
+    An error is a file that cannot be opened or differs from what was expected. Each process reads a header once.
     """
+    lazy = {source.header.href: source.header for _, source in sources if is_lazy(source.header)}
     with _LOCK:
-        real: dict[str, Header | ReadError] = {h.href: _KEPT[h.href] for h in headers if h.href in _KEPT}
-    missing = list({h.href: h for h in headers if h.href not in real}.values())
+        real: dict[str, Header | ReadError] = {href: _KEPT[href] for href in lazy if href in _KEPT}
+    missing = [header for href, header in lazy.items() if href not in real]
 
     def read(header: Header) -> Header | ReadError:
         try:
@@ -68,7 +71,21 @@ def read_lazy(headers: Sequence[Header]) -> Mapping[str, Header | ReadError]:
                 _KEPT.clear()
             _KEPT.update({href: header for href, header in new.items() if isinstance(header, Header)})
         real |= new
-    return {h.href: _checked(h, real[h.href]) for h in headers}
+    readable: list[tuple[int, FileSource]] = []
+    lost: list[tuple[int, ReadError]] = []
+    for t, source in sources:
+        if source.header.href not in lazy:
+            readable.append((t, source))
+            continue
+        header = _checked(source.header, real[source.header.href])
+        if isinstance(header, ReadError):
+            lost.append((t, header))
+            continue
+        opened = replace(source, header=header, nodata=nodata_of_file(header, source.part))
+        if header.undecodable and source.engine == "tiles":
+            opened = replace(opened, engine="zarr" if header.in_zarr else "gdal", why=header.undecodable)
+        readable.append((t, opened))
+    return readable, tuple(lost)
 
 
 def _checked(lazy: Header, real: Header | ReadError) -> Header | ReadError:

@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from s2composite.errors import ReadError
-from s2composite.geotiff.header import Header
 from s2composite.reading.grid import Window, level_geobox, overlap, subgrid, within
-from s2composite.reading.headers import is_lazy, read_lazy
-from s2composite.reading.sources import FileSource, nodata_of_file
+from s2composite.reading.headers import is_lazy
+from s2composite.reading.sources import FileSource
 from s2composite.reading.tiles import TileRequest, cost_of
 from s2composite.reading.warp import nearest_pixels, pixel_ratio, source_pixels
 
@@ -33,7 +31,6 @@ __all__ = [
     "cost_of_window",
     "cut",
     "largest_selection",
-    "opened_sources",
     "requests_of",
     "shape_of",
     "subwindow_of",
@@ -148,27 +145,6 @@ def cost_of_window(sources: Sequence[tuple[int, FileSource]], target: ReadGrid, 
         sum(int(np.prod(sub.shape)) * sub.source.header.dtype.itemsize for sub in subwindows),
         len(subwindows) - len(known),
     )
-
-
-def opened_sources(
-    sources: Sequence[tuple[int, FileSource]],
-) -> tuple[list[tuple[int, FileSource]], tuple[tuple[int, ReadError], ...]]:
-    """Open files that were not opened yet; return the readable sources, and errors for the others."""
-    headers = read_lazy([source.header for _, source in sources if is_lazy(source.header)])
-    readable: list[tuple[int, FileSource]] = []
-    lost: list[tuple[int, ReadError]] = []
-    for t, source in sources:
-        header = headers[source.header.href] if is_lazy(source.header) else source.header
-        if not isinstance(header, Header):
-            lost.append((t, header))
-        elif header is source.header:
-            readable.append((t, source))
-        else:
-            opened = replace(source, header=header, nodata=nodata_of_file(header, source.part))
-            if header.undecodable and source.engine == "tiles":
-                opened = replace(opened, engine="zarr" if header.in_zarr else "gdal", why=header.undecodable)
-            readable.append((t, opened))
-    return readable, tuple(lost)
 
 
 def subwindow_of(t: int, source: FileSource, piece: Piece, target: ReadGrid) -> Subwindow | None:

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from s2composite.errors import ReadError
 from s2composite.reading.bands import convert
 from s2composite.reading.grid import Window
+from s2composite.reading.headers import opened_sources
 from s2composite.reading.plan import (
     Piece,
     ReadGrid,
     Subwindow,
-    opened_sources,
     requests_of,
     subwindow_of,
     window_of,

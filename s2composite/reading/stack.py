@@ -28,7 +28,7 @@ from s2composite.reading.grid import (
     resolution_of,
     target_geobox,
 )
-from s2composite.reading.headers import open_headers
+from s2composite.reading.headers import open_headers, opened_sources
 from s2composite.reading.plan import (
     Piece,
     ReadCost,
@@ -37,7 +37,6 @@ from s2composite.reading.plan import (
     cost_of_window,
     cut,
     largest_selection,
-    opened_sources,
     shape_of,
     tile_selections,
     window_of,
@@ -238,16 +237,14 @@ class Stack:
         rows, columns = max(1, min(64, height)), max(1, min(64, width))
         counts = np.zeros((rows, columns), np.int64)
         files, extents = self._extents
-        of_scene: dict[int, list[int]] = {}
-        for i, (t, _) in enumerate(files):
-            of_scene.setdefault(t, []).append(i)
         scale = np.array([rows / height, rows / height, columns / width, columns / width])
         cells = extents * scale
         low = np.floor(np.clip(cells[:, [0, 2]], 0, [rows, columns])).astype(int)
         high = np.ceil(np.clip(cells[:, [1, 3]], 0, [rows, columns])).astype(int)
-        for positions in of_scene.values():
+        # files are in order of scenes
+        for _, of_scene in itertools.groupby(range(len(files)), lambda i: files[i][0]):
             reached = np.zeros((rows, columns), bool)
-            for i in positions:
+            for i in of_scene:
                 reached[low[i, 0] : high[i, 0], low[i, 1] : high[i, 1]] = True
             counts += reached
         return max(1, int(counts.max()) + int((~self._opened).sum()))
@@ -462,8 +459,8 @@ def open_stack(
     nodata = first_parts[0].values[0].nodata if nodata is None else nodata
     if nodata is None and any(s.header.mask_kind or s.alpha is not None for files in sources for s in files):
         nodata = float("nan") if first[0].dtype.kind == "f" else 0.0
+    dtype = np.result_type(*(header.dtype for header in first))
     scaled = any(values.scale is not None and not values.classes for part in first_parts for values in part.values)
     if options.reflectance and scaled:
-        return Stack(tuple(scenes), sources, names, geobox, np.dtype(np.float32), float("nan"), options, grid)
-    dtype = np.result_type(*(header.dtype for header in first))
+        dtype, nodata = np.dtype(np.float32), float("nan")
     return Stack(tuple(scenes), sources, names, geobox, dtype, nodata, options, grid)

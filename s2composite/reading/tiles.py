@@ -101,8 +101,7 @@ class _TileRun(NamedTuple):
 
     request: int  # position of the request
     tiles: tuple[_Tile, ...]  # by first byte, of one file or object
-    start: int  # first byte to fetch
-    stop: int  # byte after the last
+    range: ByteRange  # the bytes to fetch
 
 
 def read_tiles(
@@ -127,7 +126,7 @@ def read_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) 
 def cost_of(request: TileRequest) -> tuple[int, int]:
     """Return the number of reads of a request and their bytes, without reading."""
     runs = list(_plan(0, request))
-    return len(runs), sum(run.stop - run.start for run in runs)
+    return len(runs), sum(run.range.size for run in runs)
 
 
 def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None) -> PendingTiles:
@@ -137,13 +136,8 @@ def begin_window(requests: Sequence[TileRequest], *, retry: Retry | None = None)
     so consecutive windows may share memory.
     """
     runs = [run for i, request in enumerate(requests) for run in _plan(i, request)]
-    ranges = []
-    for run in runs:
-        request = requests[run.request]
-        href, identity = _file_of(request, run.tiles[0])
-        ranges.append(ByteRange(href, identity, run.start, run.stop - run.start, request.header.sign))
     budget = min(max(sum(r.out.nbytes for r in requests) // 8, 8 << 20), 64 << 20)
-    return PendingTiles(requests, runs, ranges, Fetching(ranges, retry, budget))
+    return PendingTiles(requests, runs, Fetching([run.range for run in runs], retry, budget))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +146,6 @@ class PendingTiles:
 
     requests: Sequence[TileRequest]
     runs: Sequence[_TileRun]
-    ranges: Sequence[ByteRange]  # of the runs
     fetching: Fetching
 
     def finish(self) -> tuple[TileResult, ...]:
@@ -168,7 +161,7 @@ class PendingTiles:
             missing.remove(i)
             run = self.runs[i]
             tally = tallies[run.request]
-            if self.ranges[i].identity is None and fetched.error is not None and fetched.error.__dict__.get("missing"):
+            if run.range.identity is None and fetched.error is not None and fetched.error.__dict__.get("missing"):
                 for tile in run.tiles:  # a chunk that nobody wrote
                     _fill_tile(self.requests[run.request], tile)
                 continue
@@ -181,7 +174,7 @@ class PendingTiles:
                 scratch = _decode_run(self.requests[run.request], run, fetched.data, scratch, tally)
                 tally.seconds += perf_counter() - arrived
         for i in missing:
-            tally, href = tallies[self.runs[i].request], display(self.ranges[i].href)
+            tally, href = tallies[self.runs[i].request], display(self.runs[i].range.href)
             why = f"{href}: reading it was cancelled"
             tally.error = tally.error or ReadError(why, href=href, transient=True, retries=tally.retries)
         for request, tally in zip(self.requests, tallies, strict=True):
@@ -223,7 +216,9 @@ def _plan(position: int, request: TileRequest) -> Iterator[_TileRun]:
             if other or tiles[last].start - stop > _GAP or end - start > _LONGEST:
                 break
             stop, last = max(stop, end), last + 1
-        yield _TileRun(position, tuple(tiles[first:last]), start - frame, stop + frame)
+        href, identity = _file_of(request, tiles[first])
+        where = ByteRange(href, identity, start - frame, stop - start + 2 * frame, request.header.sign)
+        yield _TileRun(position, tuple(tiles[first:last]), where)
         first = last
 
 
@@ -283,7 +278,7 @@ def _decode_run(
         scratch = np.empty(shape, header.dtype)
     for tile in run.tiles:
         try:
-            start = tile.start - run.start
+            start = tile.start - run.range.start
             stop = start + tile.size
             if header.framed:
                 size = int.from_bytes(view[start - FRAME : start], "little")
@@ -293,7 +288,7 @@ def _decode_run(
                     raise CorruptTileError("its last bytes are not those repeated after it")  # noqa: TRY301
             _decode(request, tile, view[start:stop], scratch)
         except CorruptTileError as error:
-            href = display(_file_of(request, tile)[0])
+            href = display(run.range.href)
             where = f"the tile in row {tile.row}, column {tile.column} ({tile.size} bytes from byte {tile.start})"
             why = f"{href}: {where} is damaged: {error}"
             tally.error = ReadError(why, href=href, transient=False, retries=tally.retries)
