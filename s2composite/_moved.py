@@ -19,7 +19,7 @@ MOVED = {
     "pixels.picking": "pixels.select", "pixels.registry": "pixels.reducers", "pixels.rules": "pixels.mask_bands",
     "pixels.scoring": "pixels.select", "pixels.stretching": "pixels.stretch",
     "reading.codecs": "geotiff.codecs", "reading.fetch": "storage.http", "reading.gdal": "storage.gdal",
-    "reading.header": "geotiff.header", "reading.index": "geotiff.index", "reading.remote": "storage.http",
+    "reading.header": "geotiff.header", "reading.index": "reading.headers", "reading.remote": "storage.http",
     "reading.signing": "storage.http",
     "scenes.access": "storage.urls", "scenes.credentials": "storage.credentials", "scenes.grouping": "scenes.find",
     "scenes.items": "scenes.stac", "scenes.listing": "scenes.find", "scenes.periods": "scenes.dates",

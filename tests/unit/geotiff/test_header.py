@@ -20,7 +20,7 @@ from rasterio.shutil import copy as copy_raster
 import s2composite as s2c
 from s2composite.errors import S2CompositeError, SceneError
 from s2composite.geotiff.header import read_header
-from s2composite.geotiff.index import load_index, save_index
+from s2composite.reading.headers import load_index, save_index
 from support.rasters import ORIGIN, series, write_tif
 from support.tiff_matrix import JPEG, LOSSLESS, SPECIAL, make, pixels
 

@@ -156,7 +156,7 @@ def test_lazy_headers_with_an_index(tmp_path, monkeypatch):
     assert not asked, "that one is kept"
     s2c.open_cube(items, bands=["red"], headers="read", index=index)
     assert len(asked) == 3, "the others are added"
-    monkeypatch.setattr("s2composite.geotiff.index.read_identity", lambda *_: pytest.fail("no file is looked at"))
+    monkeypatch.setattr("s2composite.reading.headers.read_identity", lambda *_: pytest.fail("no file is looked at"))
     known = s2c.open_cube(items, bands=["red"], headers="lazy", index=index)
     np.testing.assert_array_equal(known.values, expected)
     promised(tmp_path / "data", {"half": True})
