@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -133,10 +134,9 @@ def choose_source(
     part: BandSource,
     geobox: GeoBox,
     options: ReadOptions,
-    *,
-    resampling: str = "nearest",
-    conversion: Conversion = AS_THEY_ARE,
-    member: int = 0,
+    resampling: str,
+    conversion: Conversion,
+    member: int,
 ) -> FileSource:
     """Decide how a file is read onto a grid."""
     if (header.geobox.crs is None) != (geobox.crs is None):
@@ -150,32 +150,31 @@ def choose_source(
     level, offset, factor, extent = _placed(
         grid_key(header.geobox), tuple(v.shape for v in header.levels), grid_key(geobox), nearest
     )
+    warped = offset is None and not nearest
+    engine: Literal["tiles", "gdal", "zarr"] = "zarr" if header.in_zarr and not warped else "gdal"
     if header.undecodable:
-        why = header.undecodable if offset is not None or nearest else "not on the target grid, warped"
-    elif options.engine == "gdal" and not (header.in_zarr and (nearest or offset is not None)):
+        why = "not on the target grid, warped" if warped else header.undecodable
+    elif options.engine == "gdal" and engine == "gdal":
         why = "asked for"
-    elif offset is None and not nearest:
-        why = f"not on the target grid, warped ({resampling})"
     else:
-        why = ""
+        why = f"not on the target grid, warped ({resampling})" if warped else ""
     if why and options.engine == "tiles":
         raise GridError(
             f"{header.href} cannot be read by engine='tiles': {why}; use engine='auto' or 'gdal'",
             href=header.href,
             why=why,
         )
-    reason = why
     if not why:
+        engine = "tiles"
         on_grid = "on the target grid" if factor == 1 else "on the target grid, pixels repeated"
-        reason = "nearest pixels of another grid" if offset is None else on_grid
-    other: Literal["gdal", "zarr"] = "zarr" if header.in_zarr and (nearest or offset is not None) else "gdal"
+        why = "nearest pixels of another grid" if offset is None else on_grid
     return FileSource(
         header,
         part,
         level,
         offset,
-        other if why else "tiles",
-        reason,
+        engine,
+        why,
         extent,
         factor,
         resampling,
@@ -471,18 +470,15 @@ def sources_of(
     products = iter(parts)
     for scene in scenes:
         files: list[FileSource] = []
-        complete = True
-        for member, _ in enumerate(scene.parts):
-            mine = next(products)
-            complete = complete and bool(mine)
-            for part in mine:
-                sensor = scene.parts[member].sensor
+        mine = list(islice(products, len(scene.parts)))
+        for member, (product, from_files) in enumerate(zip(scene.parts, mine, strict=True)):
+            for part in from_files:
                 header = headers[part.asset.href]
                 files += [
-                    choose_source(header, one, geobox, options, resampling=method, conversion=conversion, member=member)
-                    for one, method, conversion in _split(part, header, names, sensor, options)
+                    choose_source(header, one, geobox, options, method, conversion, member)
+                    for one, method, conversion in _split(part, header, names, product.sensor, options)
                 ]
-        sources.append(tuple(files) if complete else ())
+        sources.append(tuple(files) if all(mine) else ())
     return tuple(sources)
 
 
