@@ -24,11 +24,11 @@ from s2composite.pixels.morphology import dilation
 from s2composite.pixels.reducers import Recipe, usable_observations
 from s2composite.pixels.temporal_mask import TemporalMask
 from s2composite.reading.bands import BandName, declares, wanted_assets
-from s2composite.reading.grid import Window, intersection, subgrid, with_halo, within
+from s2composite.reading.grid import TargetGrid, Window, intersection, subgrid, with_halo, within
 from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED, OUTSIDE, READ
 from s2composite.reading.sources import ReadOptions, target_extent
-from s2composite.reading.stack import Products, Stack, TargetGrid, open_stack
+from s2composite.reading.stack import Products, Stack, open_stack
 from s2composite.reading.warp import source_pixels
 from s2composite.scenes.model import Scene
 from s2composite.scenes.products import common_name, named_values, product_level

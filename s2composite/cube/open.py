@@ -38,10 +38,10 @@ from s2composite.errors import (
 )
 from s2composite.metrics import record_read, running_workers
 from s2composite.reading.bands import BandName, chosen_bands
-from s2composite.reading.grid import Anchor, Window, aligned_offset
+from s2composite.reading.grid import Anchor, TargetGrid, Window, aligned_offset
 from s2composite.reading.headers import header_of
 from s2composite.reading.sources import ReadOptions, check_named_bands, check_named_scenes
-from s2composite.reading.stack import Stack, TargetGrid, open_stack
+from s2composite.reading.stack import Stack, open_stack
 from s2composite.reading.warp import WARP_TILE
 from s2composite.scenes.find import find_scenes, items_of_source
 from s2composite.scenes.stac import with_alternate

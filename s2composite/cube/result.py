@@ -19,7 +19,8 @@ from s2composite.cube.open import numbers_attrs, stack_of, to_cube
 from s2composite.cube.windows import STATUS, Work, layer_arrays, work_in
 from s2composite.errors import ParameterError
 from s2composite.pixels.reducers import Layer, Recipe
-from s2composite.reading.stack import Stack, TargetGrid
+from s2composite.reading.grid import TargetGrid
+from s2composite.reading.stack import Stack
 
 __all__ = ["Composed", "coarse_cube", "coarser", "layers_dataset", "located", "small_dataset"]
 

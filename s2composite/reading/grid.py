@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,13 +26,12 @@ from s2composite.scenes.model import arc_around
 
 __all__ = [
     "Anchor",
+    "TargetGrid",
     "Window",
     "aligned_offset",
     "as_fine",
-    "bbox_of",
     "centre_longitude",
     "crop",
-    "crs_of",
     "footprint",
     "intersection",
     "level_geobox",
@@ -157,30 +157,52 @@ def _check_alike(properties: Mapping[str, Mapping[str, str]], names: Sequence[st
     raise GridError(message, scenes=tuple(odd))
 
 
-def target_geobox(
-    natives: Sequence[GeoBox],
-    headers: Sequence[Header],
-    *,
-    crs: Any = None,
-    resolution: float | None = None,
-    geobox: GeoBox | None = None,
-    anchor: Anchor = None,
-) -> GeoBox:
+Anchor: TypeAlias = str | tuple[float, float] | None  # alignment of a new grid's pixels
+
+
+@dataclass(frozen=True, slots=True)
+class TargetGrid:
+    """The requested pixel grid; all None: the scenes' own."""
+
+    geobox: GeoBox | None = None  # exactly this grid
+    crs: Any = None  # any form of a CRS
+    resolution: float | None = None  # pixel size in units of the CRS; see `resolution_of`
+    bbox: Any = None  # crop to this; see `bbox_of`
+    anchor: Anchor = None  # alignment of a new grid's pixels; None: as in the scenes
+
+    def __post_init__(self) -> None:
+        if self.geobox is not None and not isinstance(self.geobox, GeoBox):
+            raise ParameterError(
+                f"geobox is a {type(self.geobox).__name__}; it is an odc.geo.geobox.GeoBox(shape, transform, crs), and "
+                "like= takes an array or the path of a raster"
+            )
+        for name, coerced in (("crs", crs_of), ("resolution", resolution_of), ("bbox", bbox_of)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, coerced(value))
+
+    @property
+    def named(self) -> bool:
+        """Whether scenes on different grids may be warped to this."""
+        return self.geobox is not None or self.crs is not None
+
+
+def target_geobox(natives: Sequence[GeoBox], headers: Sequence[Header], target: TargetGrid) -> GeoBox:
     """Return the requested grid, or the union of the scenes' own grids.
 
-    A `resolution` within 1 % of an overview's gives that overview's own grid, so that it is read without resampling:
+    A resolution within 1 % of an overview's gives that overview's own grid, so that it is read without resampling:
     an overview of an odd-sized raster is slightly stretched (10980 pixels at 1/16 are 687 of 159.8 m, not 160).
     """
-    if geobox is not None:
+    crs, resolution, anchor = target.crs, target.resolution, target.anchor
+    if target.geobox is not None:
         if crs is not None or resolution is not None or anchor is not None:
             raise ParameterError("geobox= already sets crs, resolution and anchor; give one or the other")
-        return geobox
+        return target.geobox
     if any(native.crs is None for native in natives) and (crs is not None or anchor is not None):
         raise GridError(
             "the scenes have no CRS, so they cannot be warped to another grid: leave out crs= and anchor=, or write "
             "the CRS into the files (gdal_edit.py -a_srs EPSG:32631 file.tif)"
         )
-    crs = natives[0].crs if crs is None else crs_of(crs)
+    crs = natives[0].crs if crs is None else crs
     native = None
     if anchor is None and all(native.crs == crs for native in natives):
         native = natives[0] if len(natives) == 1 else _union(natives)
@@ -202,9 +224,6 @@ def target_geobox(
             "meant in other units? geobox= takes any grid"
         )
     return grid
-
-
-Anchor: TypeAlias = str | tuple[float, float] | None  # alignment of a new grid's pixels
 
 
 def crs_of(crs: Any) -> CRS:
@@ -369,11 +388,10 @@ def resolution_of(resolution: Any) -> float:
     return size
 
 
-def crop(geobox: GeoBox, bbox: Any) -> GeoBox:
-    """Crop a geobox to the pixels that a bounding box touches; see `bbox_of` for its types."""
-    if bbox is None:
+def crop(geobox: GeoBox, region: BoundingBox | None) -> GeoBox:
+    """Crop a geobox to the pixels that a bounding box touches."""
+    if region is None:
         return geobox
-    region = bbox_of(bbox)
     parts = [region]
     if region.crs is not None and region.crs.geographic and region.left < 180 < region.right and region.span_x < 360:
         # in two at the antimeridian

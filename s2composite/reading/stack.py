@@ -15,19 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from s2composite.errors import GridError, ParameterError, ReadError, SourceError
+from s2composite.errors import GridError, ReadError, SourceError
 from s2composite.reading.bands import BandName, assets_of, layout_of
-from s2composite.reading.grid import (
-    Anchor,
-    Window,
-    aligned_offset,
-    bbox_of,
-    crop,
-    crs_of,
-    native_geoboxes,
-    resolution_of,
-    target_geobox,
-)
+from s2composite.reading.grid import TargetGrid, Window, aligned_offset, crop, native_geoboxes, target_geobox
 from s2composite.reading.headers import open_headers, opened_sources
 from s2composite.reading.plan import (
     Piece,
@@ -55,33 +45,7 @@ from s2composite.scenes.model import Scene, Values
 from s2composite.storage.files import is_remote
 from s2composite.storage.limits import declare
 
-__all__ = ["Products", "Stack", "TargetGrid", "open_stack"]
-
-
-@dataclass(frozen=True, slots=True)
-class TargetGrid:
-    """The requested pixel grid; all None: the scenes' own."""
-
-    geobox: GeoBox | None = None  # exactly this grid
-    crs: Any = None  # any form of a CRS
-    resolution: float | None = None  # pixel size in units of the CRS; see `resolution_of`
-    bbox: Any = None  # crop to this; see `bbox_of`
-    anchor: Anchor = None  # alignment of a new grid's pixels; None: as in the scenes
-
-    def __post_init__(self) -> None:
-        if self.geobox is not None and not isinstance(self.geobox, GeoBox):
-            raise ParameterError(
-                f"geobox is a {type(self.geobox).__name__}; it is an odc.geo.geobox.GeoBox(shape, transform, crs), and "
-                "like= takes an array or the path of a raster"
-            )
-        for name, coerced in (("crs", crs_of), ("resolution", resolution_of), ("bbox", bbox_of)):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, coerced(value))
-
-    @property
-    def named(self) -> bool:
-        """Whether scenes on different grids may be warped to this."""
-        return self.geobox is not None or self.crs is not None
+__all__ = ["Products", "Stack", "open_stack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -449,9 +413,7 @@ def open_stack(
     places = {p.id: p.granule or (p.id if p.bbox is not None else None) for p in products}
     natives = native_geoboxes(used, places, grid=not target.named, converted=options.reflectance)
     first, first_parts = next((used[s.id], ps) for s, ps in zip(products, parts, strict=True) if ps)
-    grid = target_geobox(
-        natives, first, crs=target.crs, resolution=target.resolution, geobox=target.geobox, anchor=target.anchor
-    )
+    grid = target_geobox(natives, first, target)
     geobox = crop(grid, target.bbox)
     check_alike(products, parts, headers, names, options)
     sources = sources_of(scenes, parts, names, headers, geobox, options)

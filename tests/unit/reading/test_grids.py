@@ -15,7 +15,8 @@ from rasterio.vrt import WarpedVRT
 
 import s2composite as s2c
 from s2composite.errors import GridError, ParameterError, ReadError
-from s2composite.reading.stack import TargetGrid, open_stack
+from s2composite.reading.grid import TargetGrid
+from s2composite.reading.stack import open_stack
 from s2composite.scenes.find import find_scenes
 from support.rasters import ORIGIN, encoded, write_tif
 from support.stac_items import item_of
