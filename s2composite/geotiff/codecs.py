@@ -125,8 +125,18 @@ def _decode(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[An
             imagecodecs.webp_decode(bytes(data), hasalpha=True if out.shape[2] == 4 else None, out=out[:rows])
         elif coding.compression == "LERC":
             _lerc(coding, data, out[:rows])
+        elif coding.bits == 1:  # a mask, to 0 and 255 as GDAL returns it
+            packed = np.empty((out.shape[0], -(-out.shape[1] // 8)), np.uint8)
+            _unpack(coding, data, rows * packed.shape[1], packed.reshape(-1))
+            out[..., 0] = np.unpackbits(packed, axis=1, count=out.shape[1]) * np.uint8(255)
         else:
-            _lossless(coding, data, rows, out)
+            _unpack(coding, data, rows * out[0].nbytes, out.reshape(-1).view(np.uint8))
+            if coding.predictor == 3:
+                out[...] = imagecodecs.floatpred_decode(out, axis=-2)
+            elif np.dtype(coding.dtype).byteorder == ">":
+                out.byteswap(inplace=True)
+            if coding.predictor == 2:
+                imagecodecs.delta_decode(out, axis=-2, out=out)
     # codecs report with types of their own, all of them RuntimeErrors, or ValueErrors
     except (RuntimeError, ValueError) as error:
         raise CorruptTileError(f"{coding.compression}: {error}") from error
@@ -189,23 +199,6 @@ def _lerc(coding: Coding, data: bytes | memoryview, out: NDArray[Any]) -> None:
         out[~np.moveaxis(valid, 0, -1) if planar else ~valid] = np.nan
     if np.dtype(coding.dtype).byteorder == ">":  # libtiff encodes the bytes of such a file as they are in it
         out.byteswap(inplace=True)
-
-
-def _lossless(coding: Coding, data: bytes | memoryview, rows: int, out: NDArray[Any]) -> None:
-    if coding.bits == 1:  # a mask, to 0 and 255 as GDAL returns it
-        packed = np.empty((out.shape[0], -(-out.shape[1] // 8)), np.uint8)
-        _unpack(coding, data, rows * packed.shape[1], packed.reshape(-1))
-        out[..., 0] = np.unpackbits(packed, axis=1, count=out.shape[1]) * np.uint8(255)
-        return
-    raw = out.reshape(-1).view(np.uint8)
-    _unpack(coding, data, rows * out[0].nbytes, raw)
-    if coding.predictor == 3:
-        out[...] = imagecodecs.floatpred_decode(out, axis=-2)
-        return
-    if np.dtype(coding.dtype).byteorder == ">":
-        out.byteswap(inplace=True)
-    if coding.predictor == 2:
-        imagecodecs.delta_decode(out, axis=-2, out=out)
 
 
 def _unpack(coding: Coding, data: bytes | memoryview, needed: int, raw: NDArray[np.uint8]) -> None:
