@@ -182,23 +182,19 @@ def layout_of(
     lacking: list[BandError] = []
     for scene, assets, ok in zip(scenes, wanted, usable, strict=True):
         try:
-            mine, files = _parts_of(scene, assets, headers, bands) if ok else ((), ())
+            mine, files, left = _parts_of(scene, assets, headers, bands) if ok else ((), (), ())
         except BandError as error:
             if not skip or bands is None:
                 raise
             lacking.append(error)
-            mine, files = (), ()
+            mine, files, left = (), (), ()
         if files:
-            if first is None and bands is None:
-                opened = [(asset, headers[asset.href]) for asset in assets]
-                named = [(i, name, alpha_of(*one)) for one in opened for i, name in enumerate(band_names(*one))]
-                left = [name for i, name, alpha in named if name not in mine and i != alpha]
-                if left:
-                    LOG.warning(
-                        "mask bands are not observations and are left out: %s; rules such as SCL() find them, "
-                        "bands= requests them",
-                        ", ".join(left),
-                    )
+            if first is None and left:
+                LOG.warning(
+                    "mask bands are not observations and are left out: %s; rules such as SCL() find them, "
+                    "bands= requests them",
+                    ", ".join(left),
+                )
             first = first or (mine, scene.sensor)
             _check_same(scene, mine, *first)
         parts.append(files)
@@ -228,8 +224,8 @@ def _check_same(scene: Scene, found: tuple[str, ...], names: tuple[str, ...], se
 
 def _parts_of(
     scene: Scene, assets: Sequence[Asset], headers: Mapping[str, Header], bands: Sequence[BandName] | None
-) -> tuple[tuple[str, ...], tuple[BandSource, ...]]:
-    """Return the names of the bands that a scene provides, and the parts of files that provide them."""
+) -> tuple[tuple[str, ...], tuple[BandSource, ...], tuple[str, ...]]:
+    """Return the names of the bands that a scene provides, the parts of files that do, and mask bands left out."""
     entries = [(asset, i, name) for asset in assets for i, name in enumerate(band_names(asset, headers[asset.href]))]
     data = [entry for entry in entries if entry[1] != alpha_of(entry[0], headers[entry[0].href])]
     values_of = {(asset.href, i): _values(asset, i, name, headers[asset.href], scene) for asset, i, name in entries}
@@ -250,7 +246,8 @@ def _parts_of(
     names = tuple(name for _, _, name in chosen)
     if bands and len(set(names)) < len(names):
         raise BandError(f"bands is {list(bands)}, which means {', '.join(names)}: name each band once", scene=scene.id)
-    return names, tuple(parts)
+    left = () if bands else tuple(name for _, _, name in data if name not in names)
+    return names, tuple(parts), left
 
 
 def _values(asset: Asset, i: int, name: str, header: Header, scene: Scene) -> Values:
