@@ -36,7 +36,6 @@ __all__ = [
     "intersection",
     "level_geobox",
     "native_geoboxes",
-    "overlap",
     "projected_box",
     "resolution_of",
     "subgrid",
@@ -50,12 +49,6 @@ __all__ = [
 Window: TypeAlias = tuple[slice, slice]  # (y, x) slices of a geobox, start and stop always given
 
 
-def overlap(window: Window, other: Window) -> Window:
-    """Return the pixels that two windows share; its slices stop before they start if there are none."""
-    (y, x), (v, u) = window, other
-    return slice(max(y.start, v.start), min(y.stop, v.stop)), slice(max(x.start, u.start), min(x.stop, u.stop))
-
-
 def within(window: Window, part: Window) -> Window:
     """Return the position of a part of a window within the window."""
     (y, x), (v, u) = window, part
@@ -64,8 +57,8 @@ def within(window: Window, part: Window) -> Window:
 
 def intersection(one: Window, other: Window) -> Window:
     """Return what two windows have in common; slices end before they start where they have nothing."""
-    y, x = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
-    return y, x
+    (y, x), (v, u) = one, other
+    return slice(max(y.start, v.start), min(y.stop, v.stop)), slice(max(x.start, u.start), min(x.stop, u.stop))
 
 
 def with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window, Window]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from s2composite.reading.grid import Window, level_geobox, overlap, subgrid, within
+from s2composite.reading.grid import Window, intersection, level_geobox, subgrid, within
 from s2composite.reading.headers import is_lazy
 from s2composite.reading.sources import FileSource
 from s2composite.reading.tiles import TileRequest, cost_of
@@ -174,7 +174,7 @@ def subwindow_of(t: int, source: FileSource, piece: Piece, target: ReadGrid) -> 
 def touched(source: FileSource, window: Window) -> tuple[Window, Window] | None:
     """Return the part of a window that a source may cover, in pixels of the target and of the window, or None."""
     top, bottom, left, right = source.extent
-    part = overlap(window, (slice(top, bottom), slice(left, right)))
+    part = intersection(window, (slice(top, bottom), slice(left, right)))
     return None if any(s.start >= s.stop for s in part) else (part, within(window, part))
 
 

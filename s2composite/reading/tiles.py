@@ -14,7 +14,7 @@ from s2composite.errors import ReadError
 from s2composite.geotiff.codecs import CorruptTileError, decode_blosc_rows, decode_tile
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.structure import FRAME, Level
-from s2composite.reading.grid import overlap, within
+from s2composite.reading.grid import intersection, within
 from s2composite.storage.files import display
 from s2composite.storage.http import ByteRange, Fetching, Identity
 from s2composite.storage.retry import Retry
@@ -259,7 +259,7 @@ def _places(request: TileRequest, tile: _Tile) -> list[tuple[slice, tuple[slice,
     """Return the bands of `out`, the pixels of the tile and the matching pixels of `out`."""
     (row, column), (height, width) = (tile.row, tile.column), _level(request).block
     place = slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width)
-    part = overlap(request.window, place)
+    part = intersection(request.window, place)
     source, target = within(place, part), within(request.window, part)
     if _level(request).coding.interleave == "pixel":
         bands = [slice(0, len(request.bands))]

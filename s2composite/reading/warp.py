@@ -27,7 +27,7 @@ from rasterio.windows import Window as RasterioWindow
 from s2composite.errors import ParameterError
 from s2composite.geotiff.header import Header
 from s2composite.geotiff.zarr_array import read_chunks
-from s2composite.reading.grid import as_fine, level_geobox, overlap, subgrid, turned_to, within
+from s2composite.reading.grid import as_fine, intersection, level_geobox, subgrid, turned_to, within
 from s2composite.reading.tiles import read_tiles
 from s2composite.storage.gdal import through_gdal
 from s2composite.storage.urls import gdal_limits
@@ -228,7 +228,7 @@ def _warped_tiles(
     starts = (range(s.start // WARP_TILE * WARP_TILE, s.stop, WARP_TILE) for s in window)
     for top, left in product(*starts):
         place = slice(top, top + WARP_TILE), slice(left, left + WARP_TILE)
-        part = overlap(window, place)
+        part = intersection(window, place)
         tile = subgrid(geobox, place)
         with WarpedVRT(
             dataset,
