@@ -215,15 +215,13 @@ class Stack:
 
     def shifts(self) -> NDArray[np.float64]:
         """Return the number added to each scene's values to harmonise baselines: NaN if unknown or not one number."""
-
-        def shift_of(files: Sequence[FileSource]) -> float:
-            known = {s.conversion.shift for s in files if any(values.scale is not None for values in s.part.values)}
-            unknown = any(values.shift is None for source in files for values in source.part.values)
-            if unknown or len(known) > 1:
-                return float("nan")
-            return known.pop() if known else 0.0
-
-        return np.array([shift_of(files) for files in self.sources], np.float64)
+        shifts = np.full(len(self.sources), np.nan)
+        for t, files in enumerate(self.sources):
+            values = [(source.conversion.shift, one) for source in files for one in source.part.values]
+            known = {shift for shift, one in values if one.scale is not None} or {0.0}
+            if len(known) == 1 and all(one.shift is not None for _, one in values):
+                shifts[t] = known.pop()
+        return shifts
 
     @cached_property
     def numbers(self) -> tuple[Values | None, ...]:
@@ -351,11 +349,10 @@ class Stack:
                     if seen.failures and self.options.on_error == "raise":
                         (t, error), (y, x) = seen.failures[0], pending.window
                         scene = self.scenes[t]
-                        details = {**error.__dict__, "scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)}
                         raise ReadError(
                             f"scene {scene.id}, window y {y.start}:{y.stop} x {x.start}:{x.stop}: {error}; try again, "
                             "leave the scene out, or continue without it with on_error='skip'",
-                            **details,
+                            **error.__dict__ | {"scene": scene.id, "window": (y.start, y.stop, x.start, x.stop)},
                         )
                     yield piece, self._without_lost_tiles(piece, seen, need) if seen.failures else seen
             finally:
