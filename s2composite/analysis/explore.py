@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_output_geobox
-from rasterio.warp import Resampling, reproject
+from odc.geo.warp import rio_reproject
 
 from s2composite.analysis.picture import heading, layers_of, panels_of, period_titles
 from s2composite.cube.georeference import geobox_of
@@ -100,17 +100,8 @@ def explore(
     target = compute_output_geobox(geobox, "EPSG:3857")
     pictures = []
     for panel, ends in zip(panels, limits_of_each(panels, stretch), strict=True):
-        warped = np.zeros((4, *target.shape), np.uint8)  # transparent outside the picture
-        reproject(
-            np.ascontiguousarray(np.moveaxis(painted(*panel, ends), 2, 0)),
-            warped,
-            src_transform=geobox.transform,
-            src_crs=str(geobox.crs),
-            dst_transform=target.transform,
-            dst_crs=str(target.crs),
-            resampling=Resampling.nearest,
-        )
-        pictures.append(np.ascontiguousarray(np.moveaxis(warped, 0, 2)))
+        picture = np.zeros((*target.shape, 4), np.uint8)  # transparent outside of what is shown
+        pictures.append(rio_reproject(painted(*panel, ends), picture, geobox, target, "nearest", ydim=0))
     title = ", ".join(heading(dataset, layer, bands or ()).splitlines())
     return Map(_layout(pictures, target, period_titles(whole), title, basemap), title)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,8 +26,8 @@ from s2composite.pixels.stretch import NO_DATA_COLOUR, colour_bands
 from s2composite.scenes.dates import period_title
 
 __all__ = [
-    "PlotFigure", "cloudy_scene", "days_of_scenes", "decimated", "draw", "figure_or_new", "heading", "layer_of",
-    "layers_of", "map_or_new", "map_size", "observed", "one_scene", "panels_of", "period_titles", "scale_beside",
+    "PlotFigure", "cloudy_scene", "days_of_scenes", "decimated", "draw", "heading", "layer_of", "layers_of",
+    "map_or_new", "map_size", "new_figure", "observed", "one_scene", "panels_of", "period_titles", "scale_beside",
     "scene_position", "sources_of", "values_of",
 ]  # fmt: skip
 
@@ -35,6 +35,8 @@ _SIDE = 1500  # pixels along the longer side that a picture is drawn from; a fig
 _SAMPLE = 512  # side of the window in the middle of a cube in which scenes are compared to find a cloudy one
 _TITLES = {"count": "valid observations"}  # of layers whose names say too little
 _UNITS = {"metre": "m", "degrees_east": "° east", "degrees_north": "° north"}
+
+_Layers = TypeVar("_Layers", xr.Dataset, xr.DataArray)
 
 
 def layers_of(composite: Composed | xr.Dataset) -> xr.Dataset:
@@ -94,24 +96,24 @@ def panels_of(
         layers["count"] = dataset["count"]
     shown = decimated(xr.Dataset(layers), side)
     times = [shown.isel(time=t) for t in range(shown.sizes["time"])] if periodic else [shown]
-    panels = [values_of(one, layer) for one in times]
+    panels = [values_of(one[layer], one.get("count")) for one in times]
     if not any(valid.any() for _, valid in panels):
         where = "pixel of any period" if periodic else "pixel"
         raise ParameterError(f"{layer} has no data in any {where}; look at count: do the rules leave any observation?")
     return shown, panels
 
 
-def decimated(dataset: xr.Dataset, side: int = _SIDE) -> xr.Dataset:
+def decimated(layers: _Layers, side: int = _SIDE) -> _Layers:
     """Return every n-th row and column, so that no side has more pixels, in memory, all layers in one pass."""
-    step = max(1, -(-max(dataset.sizes["y"], dataset.sizes["x"]) // side))
-    return dataset.isel(y=slice(None, None, step), x=slice(None, None, step)).compute()
+    step = max(1, -(-max(layers.sizes["y"], layers.sizes["x"]) // side))
+    return layers.isel(y=slice(None, None, step), x=slice(None, None, step)).compute()
 
 
-def values_of(shown: xr.Dataset, layer: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return the pixels of a layer ``(band, y, x)``, and where there is data ``(y, x)``."""
-    array = shown[layer].transpose("band", "y", "x")
-    if "count" in shown:
-        return array.values, np.isfinite(array.values).all(0) & (shown["count"].values > 0)
+def values_of(array: xr.DataArray, count: xr.DataArray | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the pixels of a layer ``(band, y, x)``, and where there is data ``(y, x)``, as its count says."""
+    array = array.transpose("band", "y", "x")
+    if count is not None:
+        return array.values, np.isfinite(array.values).all(0) & (count.values > 0)
     values, valid = observed(array)
     return values, np.isfinite(values).all(0) & valid.any(0)
 
@@ -176,7 +178,7 @@ def sources_of(dataset: xr.Dataset) -> xr.DataArray:
             f"there is no layer 'source': {name} makes a pixel of several scenes, so it has no date. medoid, "
             "luminance_median and latest, which take one, have it, and plot.timeline(cube) shows what each scene shows"
         )
-    source = decimated(layer_of(dataset, "source", ("y", "x")).to_dataset(name="source"))["source"]
+    source = decimated(layer_of(dataset, "source", ("y", "x")))
     if (source < 0).all():
         raise ParameterError("source is -1 in every pixel: no observation was valid, there is nothing to draw")
     return source
@@ -195,7 +197,7 @@ def days_of_scenes(dataset: xr.Dataset) -> NDArray[np.float64]:
 def draw(
     ax: Axes,
     picture: NDArray[Any],
-    shown: xr.Dataset,
+    shown: xr.DataArray,
     title: str,
     *,
     cmap: str | Colormap | None = None,
@@ -215,7 +217,7 @@ def draw(
     ax.yaxis.set_major_locator(MaxNLocator(8 if wide < 2 * high else 2))
 
 
-def _ends(shown: xr.Dataset) -> list[tuple[float, float]]:
+def _ends(shown: xr.Dataset | xr.DataArray) -> list[tuple[float, float]]:
     """Return where the first pixel begins and the last one ends, along x and along y."""
     ends = []
     for dim in ("x", "y"):
@@ -228,11 +230,11 @@ def _ends(shown: xr.Dataset) -> list[tuple[float, float]]:
     return ends
 
 
-def _label(shown: xr.Dataset, dim: str) -> str:
+def _label(shown: xr.DataArray, dim: str) -> str:
     if dim not in shown.coords:
         return f"{dim} (pixels)"
     units = str(shown[dim].attrs.get("units", ""))
-    crs = crs_of(next(iter(shown.data_vars.values()))) if dim == "x" else None
+    crs = crs_of(shown) if dim == "x" else None
     code = None if crs is None else crs.to_epsg()
     details = ", ".join(part for part in (_UNITS.get(units, units), f"EPSG:{code}" if code else "") if part)
     return f"{dim} ({details})" if details else dim
@@ -258,28 +260,23 @@ def scale_beside(
     return ax.figure.colorbar(shown, ax=ax if of is None else of, ticks=ticks, **place)
 
 
-def map_or_new(ax: Axes | None, shown: xr.Dataset) -> Axes:
+def map_or_new(ax: Axes | None, shown: xr.DataArray) -> Axes:
     """Return axes, those of a new figure in the shape of what is shown if there are none."""
     width, height = map_size(shown, 7.0)
-    return figure_or_new(None, (width + 1.5, height + 1.0)).subplots() if ax is None else ax
+    return new_figure(width + 1.5, height + 1.0).subplots() if ax is None else ax
 
 
-def map_size(shown: xr.Dataset, longest: float) -> tuple[float, float]:
+def map_size(shown: xr.Dataset | xr.DataArray, longest: float) -> tuple[float, float]:
     """Return the inches of a map whose longer side has so many; a strip is not drawn thinner than a fifth of that."""
     wide, high = (abs(end - begin) for begin, end in _ends(shown))
     most = max(wide, high)
     return longest * max(wide / most, 0.2), longest * max(high / most, 0.2)
 
 
-def figure_or_new(figure: Figure | None, size: tuple[float, float]) -> Figure:
-    """Return a figure, a new one of a size in inches if there is none.
-
-    A new one is a figure of pyplot: ``plt.show()`` shows it in a script, and a notebook at the end of its cell.
-    """
-    if figure is not None:
-        return figure
-    new: Figure = plt.figure(FigureClass=PlotFigure, figsize=size, layout="compressed")
-    return new
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure of pyplot, its size in inches: ``plt.show()`` shows it, and a notebook at the end of its cell."""
+    figure: Figure = plt.figure(FigureClass=PlotFigure, figsize=(width, height), layout="compressed")
+    return figure
 
 
 class PlotFigure(Figure):

@@ -26,12 +26,12 @@ from s2composite.analysis.picture import (
     days_of_scenes,
     decimated,
     draw,
-    figure_or_new,
     heading,
     layer_of,
     layers_of,
     map_or_new,
     map_size,
+    new_figure,
     observed,
     one_scene,
     panels_of,
@@ -98,9 +98,9 @@ def plot_composite(
     dataset = layers_of(composite)
     shown, ((values, valid),) = panels_of(dataset, layer, bands)
     ends = limits(values, valid, stretch)
-    ax = map_or_new(ax, shown)
+    ax = map_or_new(ax, shown[layer])
     names = shown["band"].values.tolist() if bands is not None or len(values) == 1 else ()
-    draw(ax, painted(values, valid, ends), shown, heading(dataset, layer, names))
+    draw(ax, painted(values, valid, ends), shown[layer], heading(dataset, layer, names))
     if len(values) == 1:
         scale_beside(ax, ScalarMappable(Normalize(*ends[0]), "gray"))
     return ax
@@ -133,8 +133,8 @@ def plot_count(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> A
     >>> ax = s2c.composite(cube).plot.count()
     """
     dataset = layers_of(composite)
-    shown = decimated(layer_of(dataset, "count", ("y", "x")).to_dataset(name="count"))
-    count = shown["count"].values
+    shown = decimated(layer_of(dataset, "count", ("y", "x")))
+    count = shown.values
     if not count.any():
         raise ParameterError("count is 0 in every pixel: no observation was valid, there is nothing to draw")
     ax = map_or_new(ax, shown)
@@ -172,9 +172,9 @@ def plot_date(composite: Composed | xr.Dataset, *, ax: Axes | None = None) -> Ax
     >>> ax = s2c.composite(cube).plot.date()
     """
     dataset = layers_of(composite)
-    shown = sources_of(dataset).to_dataset(name="source")
+    shown = sources_of(dataset)
     days = days_of_scenes(dataset)
-    source = shown["source"].values
+    source = shown.values
     dates = np.unique(days[source[source >= 0]])
     ax = map_or_new(ax, shown)
     if len(dates) <= _LEGEND:
@@ -206,14 +206,14 @@ def before_after(
     position = cloudy_scene(cube) if scene is None else scene_position(cube, scene)
     shown, ((values, valid),) = panels_of(dataset, "composite", None)
     ends = limits(values, valid, stretch)
-    before = decimated(one_scene(cube, position).to_dataset(name="before"))
+    before = decimated(one_scene(cube, position))
     width, height = map_size(shown, 4.0)
-    figure = figure_or_new(figure, (3 * width + 2, height + 1.5))
+    figure = new_figure(3 * width + 2, height + 1.5) if figure is None else figure
     axes = figure.subplots(1, 3)
     time = cube["time"].values[position]
     title = f"one scene, {str(time)[:10] if isinstance(time, np.datetime64) else time}"
-    draw(axes[0], painted(*values_of(before, "before"), ends), before, title)
-    draw(axes[1], painted(values, valid, ends), shown, heading(dataset))
+    draw(axes[0], painted(*values_of(before), ends), before, title)
+    draw(axes[1], painted(values, valid, ends), shown["composite"], heading(dataset))
     plot_count(shown, ax=axes[2])
     for ax in axes[1:]:
         ax.set_ylabel("")
@@ -284,7 +284,7 @@ def timeline(
                 "ones; give the cube it was made of"
             )
         shown = np.asarray(valid_share(coarser(cube, resolution), valid)["valid"].compute() * 100, np.float64)
-    ax = figure_or_new(None, (11, 4.5)).subplots() if ax is None else ax
+    ax = new_figure(11, 4.5).subplots() if ax is None else ax
     width = float(np.clip(400 / len(days), 1.5, 14))
     if shown is not None:
         ax.vlines(days, 0, shown, linewidth=width, color="0.75", label="valid in the scene, % of the area")
@@ -356,7 +356,7 @@ def periods(
     across = min(columns, len(labels))
     down = -(-len(labels) // across)
     width, height = map_size(dataset, _PANEL)
-    figure = figure_or_new(figure, (width * across + 1, (height + 0.3) * down + 0.6))
+    figure = new_figure(width * across + 1, (height + 0.3) * down + 0.6) if figure is None else figure
     figure.suptitle(heading(dataset, layer, bands or ()))
     axes = figure.subplots(down, across, squeeze=False).ravel().tolist()
     draw_all = _pictures if layer in dataset and "band" in dataset[layer].dims else _numbers
@@ -376,7 +376,7 @@ def _pictures(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | No
     limits = limits_of_each(panels, stretch)
     same = all(np.array_equal(ends, limits[0]) for ends in limits)
     for ax, (one, seen), ends in zip(axes, panels, limits, strict=False):
-        draw(ax, painted(one, seen, ends), shown, "")
+        draw(ax, painted(one, seen, ends), shown[layer], "")
         if len(one) == 1 and seen.any() and not same:
             scale_beside(ax, ScalarMappable(Normalize(*ends[0]), "gray"))
     if shown.sizes["band"] == 1 and same:
@@ -388,8 +388,8 @@ def _numbers(dataset: xr.Dataset, layer: str, bands: Any, stretch: Stretch | Non
     """Draw numbers on one scale; return which periods are empty."""
     if bands is not None or stretch is not None:
         raise ParameterError(f"{layer} has no bands to choose or stretch")
-    shown = decimated(layer_of(dataset, layer, ("time", "y", "x")).to_dataset(name=layer))
-    values, valid = observed(shown[layer])
+    shown = decimated(layer_of(dataset, layer, ("time", "y", "x")))
+    values, valid = observed(shown)
     if layer == "count":
         valid &= values > 0  # as where the composite has no data
     if not valid.any():

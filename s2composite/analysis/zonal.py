@@ -453,16 +453,16 @@ class _Summary:
     mean: float  # 0 if there is no value
     m2: float  # sum of squared differences to the mean
     m3: float  # sum of cubed differences to the mean
-    # The different values ``(n,)``, rising, and the weight of each, where percentiles or fractions need them.
-    table: tuple[NDArray[Any], NDArray[np.float64]] | None
-    histogram: NDArray[np.float64] | None
+    # The different values ``(n,)``, rising, and their weights, if percentiles or fractions need them; else empty
+    table: tuple[NDArray[Any], NDArray[np.float64]]
+    histogram: NDArray[np.float64]  # empty if it is not asked for
 
 
 def _summarize(values: NDArray[Any], weights: NDArray[np.float64], statistics: _Statistics) -> _Summary:
     """Return what is to be known of pixels ``(n,)`` with their weights."""
-    tabled = "fraction" in statistics.names or bool(statistics.percentiles)
-    table = _tabulate(values, weights) if tabled else None
-    histogram = np.histogram(values, statistics.edges, weights=weights)[0] if statistics.edges else None
+    tabled = "fraction" in statistics.names or statistics.percentiles
+    table = _tabulate(values, weights) if tabled else (np.empty(0), np.empty(0))
+    histogram = np.histogram(values, statistics.edges, weights=weights)[0] if statistics.edges else np.empty(0)
     count = float(weights.sum())
     if count == 0:
         return _Summary(0.0, np.inf, -np.inf, 0.0, 0.0, 0.0, table, histogram)
@@ -485,6 +485,8 @@ def _merge(parts: Sequence[_Summary]) -> _Summary:
     Moments are merged by the formulas of Pébay, "Formulas for robust, one-pass parallel computation of covariances and
     arbitrary-order statistical moments", Sandia report SAND2008-6212 (2008).
     """
+    if len(parts) == 1:
+        return parts[0]
     first, *others = [part for part in parts if part.count > 0] or parts[:1]
     count, low, high, mean, m2, m3 = first.count, first.low, first.high, first.mean, first.m2, first.m3
     for part in others:
@@ -494,11 +496,8 @@ def _merge(parts: Sequence[_Summary]) -> _Summary:
         m2 = m2 + part.m2 + difference**2 * count * part.count / n
         mean += difference * part.count / n
         count, low, high = n, min(low, part.low), max(high, part.high)
-    tables = [part.table for part in parts if part.table is not None]
-    table = _tabulate(*map(np.concatenate, zip(*tables, strict=True))) if tables else None
-    histograms = [part.histogram for part in parts if part.histogram is not None]
-    histogram = np.sum(histograms, axis=0) if histograms else None
-    return _Summary(count, low, high, mean, m2, m3, table, histogram)
+    table = _tabulate(*map(np.concatenate, zip(*(part.table for part in parts), strict=True)))
+    return _Summary(count, low, high, mean, m2, m3, table, np.sum([part.histogram for part in parts], axis=0))
 
 
 def _row(key: _Key, summary: _Summary, statistics: _Statistics) -> _Row:
@@ -513,17 +512,14 @@ def _row(key: _Key, summary: _Summary, statistics: _Statistics) -> _Row:
         known |= {"min": summary.low, "max": summary.high, "mean": summary.mean, "stdev": float(np.sqrt(variance))}
         known["skew"] = nan if summary.low == summary.high else summary.m3 / count / variance**1.5
     if statistics.percentiles:
-        assert summary.table is not None
         percentiles = _percentiles(*summary.table, list(statistics.percentiles.values()))
         known |= dict(zip(statistics.percentiles, percentiles, strict=True))
     row: _Row = dict(zip(("zone", "time", "band"), key, strict=True))
     for name in statistics.names:
         if name == "histogram":
-            assert summary.histogram is not None
             bins = [f"histogram_{low:g}_{high:g}" for low, high in pairwise(statistics.edges)]
             row |= dict(zip(bins, summary.histogram.tolist(), strict=True))
         elif name == "fraction":
-            assert summary.table is not None
             values, weights = summary.table
             if (n := len(values)) > 1000:  # no classes
                 raise ParameterError(f"fraction: a zone has {n} different values; classes are up to 1000")
@@ -567,41 +563,28 @@ def _tasks(data: da.Array, zones: Sequence[_Zone], statistics: _Statistics, noda
     # Fused once, so that all tasks mean the same blocks.
     blocks = data.to_delayed()
     starts = [np.cumsum([0, *sizes[:-1]]).tolist() for sizes in data.chunks]
-    alone: dict[tuple[int, int], list[_Zone]] = {}
-    spread: list[tuple[_Zone, list[tuple[int, int]]]] = []
+    # Zones that lie in one chunk are measured together, others each for itself.
+    groups: dict[tuple[Any, ...], list[_Zone]] = {}
     for zone in zones:
         top, bottom, left, right = zone.window
         rows = np.searchsorted(starts[2], [top, bottom - 1], side="right") - 1
         columns = np.searchsorted(starts[3], [left, right - 1], side="right") - 1
-        chunks = list(product(range(rows[0], rows[1] + 1), range(columns[0], columns[1] + 1)))
-        if len(chunks) == 1:
-            alone.setdefault(chunks[0], []).append(zone)
-        else:
-            spread.append((zone, chunks))
-
-    def call(function: Any, zones: Sequence[_Zone], *index: int) -> Delayed:
-        origin = tuple(begins[i] for begins, i in zip(starts, index, strict=True))
-        # bound, because Dask searches arguments for tasks, which takes as long as measuring small zones
-        bound = partial(function, origin=origin, zones=zones, statistics=statistics, nodata=nodata)
-        task: Delayed = delayed(bound)(blocks[index], dask_key_name=f"measure-zones-{uuid.uuid4().hex}")
-        return task
-
+        chunks = tuple(product(range(rows[0], rows[1] + 1), range(columns[0], columns[1] + 1)))
+        groups.setdefault((chunks, None if len(chunks) == 1 else zone.number), []).append(zone)
     for t, b in np.ndindex(*data.numblocks[:2]):
-        for chunk, inside in alone.items():
-            yield call(_rows_of_block, inside, t, b, *chunk)
-        for zone, chunks in spread:
-            parts = [call(_measure, [zone], t, b, *chunk) for chunk in chunks]
+        for (chunks, _), inside in groups.items():
+            parts = []
+            for index in ((t, b, *chunk) for chunk in chunks):
+                origin = tuple(begins[i] for begins, i in zip(starts, index, strict=True))
+                # bound, because Dask searches arguments for tasks, which takes as long as measuring small zones
+                measure = partial(_measure, origin=origin, zones=inside, statistics=statistics, nodata=nodata)
+                key = f"measure-zones-{uuid.uuid4().hex}"
+                parts.append(delayed(measure)(blocks[index], dask_key_name=key))
             key = f"merge-zones-{uuid.uuid4().hex}"
-            yield delayed(partial(_rows_of_parts, statistics=statistics))(parts, dask_key_name=key)
+            yield delayed(partial(_rows, statistics=statistics))(parts, dask_key_name=key)
 
 
-def _rows_of_block(
-    block: NDArray[Any], origin: _Origin, zones: Sequence[_Zone], statistics: _Statistics, nodata: float | None
-) -> list[_Row]:
-    return _rows_of_parts([_measure(block, origin, zones, statistics, nodata)], statistics)
-
-
-def _rows_of_parts(parts: Sequence[Mapping[_Key, _Summary]], statistics: _Statistics) -> list[_Row]:
+def _rows(parts: Sequence[Mapping[_Key, _Summary]], statistics: _Statistics) -> list[_Row]:
     return [_row(key, _merge([part[key] for part in parts]), statistics) for key in parts[0]]
 
 
