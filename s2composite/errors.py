@@ -129,10 +129,16 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
         raise ParameterError(f"{name} is {value!r}; it is one of {', '.join(map(repr, choices))}")
 
 
-def imported(path: str) -> Any:
-    """Return the object at ``"package.module:name"`` or ``"package.module.name"``; None if `path` is neither."""
+def imported(path: str, problem: str) -> Any:
+    """Return the object at ``"package.module:name"`` or ``"package.module.name"``; None if `path` is neither.
+
+    If there is none, a ParameterError says `problem` and why.
+    """
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
-    return getattr(import_module(module), name) if module and name else None
+    try:
+        return getattr(import_module(module), name) if module and name else None
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: of a relative path
+        raise ParameterError(f"{problem}: {error}") from error
 
 
 def needed(module: str, extra: str, purpose: str = "this", limits: str = "") -> Any:

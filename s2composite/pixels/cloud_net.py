@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from s2composite.errors import MissingDependencyError, ParameterError, check_choice, needed
 from s2composite.pixels.function_mask import UNSEEN, band_list, cache_folder, positive_resolution, shown
-from s2composite.pixels.masks import Limits
+from s2composite.pixels.masks import Rule
 from s2composite.pixels.morphology import Step, steps_of
 
 __all__ = ["NETWORK_BANDS", "CloudNet", "Network", "network", "network_version"]
@@ -39,7 +39,7 @@ _SESSION_BYTES = 350 << 20
 
 
 @dataclass(frozen=True)
-class CloudNet:
+class CloudNet(Rule):
     """Drop clouds and their shadows, as a network finds them in the pixels of each scene.
 
     For reflectances of Sentinel-2 or Landsat, with or without a mask of their own. The network is that of `ukis-csmask`
@@ -126,7 +126,7 @@ class CloudNet:
             raise ParameterError(f"the classes of CloudNet are {given.classes!r}; give one or both of cloud, shadow")
         object.__setattr__(self, "classes", tuple(name for name in _CLASSES if name in listed))
         object.__setattr__(self, "resolution", positive_resolution("CloudNet", given.resolution))
-        object.__setattr__(self, "bands", bands := band_list("CloudNet", given.bands))
+        object.__setattr__(self, "bands", bands := band_list("the bands of CloudNet", given.bands))
         if bands is not None and len(bands) not in (4, 6):
             raise ParameterError(
                 f"the bands of CloudNet are {given.bands!r}; give four or six, as {', '.join(NETWORK_BANDS)}"
@@ -146,10 +146,6 @@ class CloudNet:
     def key(self) -> tuple[object, ...]:
         """What decides its marks; its bands and level have to be known."""
         return "CloudNet", network_version(len(self.bands or ()), self.level or ""), self.bands
-
-    def limits(self, limits: Limits) -> Limits:
-        """Return `limits` unchanged: the network looks at pixels together, not at single values."""
-        return limits
 
     def memory(self, tile: int, itemsize: int) -> int:
         """Return the bytes that a tile of so many values takes: as read, with what is mirrored; and the network."""
@@ -190,8 +186,7 @@ class CloudNet:
         marks[np.isnan(pixels[(slice(None), *inner)]).all(axis=0)] = UNSEEN
         return marks
 
-    def __str__(self) -> str:
-        return shown(self)
+    __str__ = shown
 
 
 def _tapered() -> NDArray[np.float64]:

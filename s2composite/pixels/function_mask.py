@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError, imported
-from s2composite.pixels.masks import Limits
+from s2composite.pixels.masks import Rule
 from s2composite.pixels.morphology import Step, steps_of
 
 __all__ = ["UNSEEN", "Mask", "MaskFunction", "band_list", "cache_folder", "positive_resolution", "shown"]
@@ -29,7 +29,7 @@ _MOST_AROUND = 4096
 
 
 @dataclass(frozen=True)
-class Mask:
+class Mask(Rule):
     """Drop observations by a function of the pixels of their scene: a cloud detection of your own or of a library.
 
     The function is called with tiles of one scene at a time, of 1024 x 1024 pixels of the scene's own grid and those of
@@ -107,8 +107,16 @@ class Mask:
 
     def __post_init__(self) -> None:
         given: Any = self
-        object.__setattr__(self, "function", _function(given.function))
-        object.__setattr__(self, "bands", band_list("Mask", given.bands))
+        function = given.function
+        if isinstance(function, str):
+            function = imported(function, f"the function {function!r} of Mask cannot be loaded")
+        if not callable(function):
+            raise ParameterError(
+                f"the function of Mask is {given.function!r}; give one that takes an array (band, y, x), or its path, "
+                "'package.module:name'"
+            )
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "bands", band_list("the bands of Mask", given.bands))
         object.__setattr__(self, "resolution", positive_resolution("Mask", given.resolution))
         around = given.surroundings
         if not isinstance(around, (int, np.integer)) or isinstance(around, bool) or not 0 <= around <= _MOST_AROUND:
@@ -145,10 +153,6 @@ class Mask:
         except (TypeError, OSError, ValueError):  # a builtin, an object, or typed in
             source = b""
         return self.function, str(self), source
-
-    def limits(self, limits: Limits) -> Limits:
-        """Return `limits` unchanged: the function looks at pixels together, not at single values."""
-        return limits
 
     def memory(self, tile: int, itemsize: int) -> int:
         """Return the bytes that tiles of so many values take; the function's own: a copy in floats, and another."""
@@ -199,14 +203,17 @@ class Mask:
         return f"Mask({', '.join([self.name, *given])})"
 
 
-def band_list(rule: str, bands: Any) -> tuple[str | int, ...] | None:
+def band_list(
+    what: str, bands: Any, cure: str = "give their names in a list", most: float = np.inf
+) -> tuple[str | int, ...] | None:
     """Return the bands that a rule looks at, checked."""
     if bands is None:
         return None
     several = isinstance(bands, Iterable) and not isinstance(bands, str)
     listed = tuple(bands) if several else (bands,)
-    if not listed or not all(isinstance(band, (str, int)) and not isinstance(band, bool) for band in listed):
-        raise ParameterError(f"the bands of {rule} are {bands!r}; give their names in a list")
+    named = all(isinstance(band, (str, int)) and not isinstance(band, bool) for band in listed)
+    if not 1 <= len(listed) <= most or not named:
+        raise ParameterError(f"{what} are {bands!r}; {cure}")
     return listed
 
 
@@ -236,20 +243,3 @@ def positive_resolution(rule: str, resolution: Any) -> float | None:
             f"the resolution of {rule} is {resolution!r}; give the side of a pixel in units of the CRS"
         )
     return float(resolution)
-
-
-def _function(given: Any) -> MaskFunction:
-    """Return a function, or the one at an import path."""
-    function = given
-    if isinstance(given, str):
-        try:
-            function = imported(given)
-        except (ImportError, AttributeError, ValueError, TypeError) as problem:
-            raise ParameterError(f"the function {given!r} of Mask cannot be loaded: {problem}") from problem
-    if not callable(function):
-        raise ParameterError(
-            f"the function of Mask is {given!r}; give one that takes an array (band, y, x), or its path, "
-            "'package.module:name'"
-        )
-    made: MaskFunction = function
-    return made

@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from s2composite.errors import ParameterError
 from s2composite.pixels.cloud_net import CloudNet
 from s2composite.pixels.function_mask import Mask
 from s2composite.pixels.kernels.tiles import enlarge
-from s2composite.pixels.masks import Limits, Nodata, Rule, Saturated, SwathEdge, ValueRange, check_number
+from s2composite.pixels.masks import Nodata, Rule, Saturated, SwathEdge, ValueRange, check_number
 from s2composite.pixels.morphology import Step, apply_steps, halo_of, steps_of
 from s2composite.pixels.temporal_mask import TemporalMask
 
@@ -73,8 +73,6 @@ Cleanup = Iterable[Any] | Mapping[Any, Iterable[Any]] | None
 
 _LANDSAT_QA = re.compile(r"bqa|(.*_)?qa_?pixel|pixel_?qa|qa", re.IGNORECASE)  # names of Landsat's quality bits
 
-_Code = TypeVar("_Code")  # what stands for a class in a mask band: its number, or for a flag its bits
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -115,7 +113,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class MaskRule:
+class MaskRule(Rule):
     """Drops observations by a mask band. Made by `SCL`, `QABits`, `Fmask`, `CloudProbability` and `Usable`."""
 
     band: str
@@ -139,10 +137,6 @@ class MaskRule:
         """Pixels of the mask band around a window that decide about the window's own."""
         return max((halo_of(group.steps) for group in self.groups), default=0)
 
-    def limits(self, limits: Limits) -> Limits:
-        """Return `limits` unchanged: this rule does not look at the values of the data."""
-        return limits
-
     def valid(self, block: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which observations are valid.
 
@@ -165,27 +159,26 @@ class MaskRule:
         """
         if self.codings:
             return self.in_coding(None).valid(block)
+        classes = all(group.above is None and group.below is None for group in self.groups)
         valid = np.empty(block.shape, bool)
         for t in range(len(block)):  # one scene at a time stays in the cache
-            valid[t : t + 1] = self._valid(block[t : t + 1])
-        return valid
-
-    def _valid(self, block: NDArray[Any]) -> NDArray[np.bool_]:
-        missing = np.zeros(block.shape, bool)
-        if block.dtype.kind == "f":
-            missing = ~(np.abs(block) < 2.0**31)  # NaN, too
-            if all(group.above is None and group.below is None for group in self.groups):
-                numbers = np.where(missing, 0, block)
-                block = numbers.astype(np.int32)
-                if (block != numbers).any():
+            scene = block[t : t + 1]
+            missing = np.zeros(scene.shape, bool)
+            if block.dtype.kind == "f":
+                missing = ~(np.abs(scene) < 2.0**31)  # NaN, too
+            if block.dtype.kind == "f" and classes:
+                numbers = np.where(missing, 0, scene)
+                scene = numbers.astype(np.int32)
+                if (scene != numbers).any():
                     raise ParameterError(
-                        f"the mask band {self.band!r} holds {numbers[block != numbers][0]:g}, which is no class: it "
+                        f"the mask band {self.band!r} holds {numbers[scene != numbers][0]:g}, which is no class: it "
                         "was interpolated, so none of its classes is certain; resample mask bands by 'nearest'"
                     )
-        marked = missing.copy()
-        for group in self.groups:
-            marked |= group.bad(block, missing)
-        return ~marked
+            bad = missing.copy()
+            for group in self.groups:
+                bad |= group.bad(scene, missing)
+            valid[t : t + 1] = ~bad
+        return valid
 
     def in_coding(self, coding: str | None) -> MaskRule:
         """Return the rule for a band of which the coding is known: ``"odc"``, ``"cfmask"``, ``"hls"``; None: it is not.
@@ -272,9 +265,8 @@ def SCL(  # noqa: N802 - used like the classes of rules on values
     ([[[1, 0, 0, 0, 0, 1]]], 1)
     """
     classes = _several(classes, "SCL class")
-    missing = Group(other_than=tuple(value for value in SCL_CLASSES.values() if value))
-    groups = _groups_of_values(SCL_CLASSES, classes, cleanup, "SCL class")
-    return MaskRule(band, (missing, *groups), _label("SCL", classes, cleanup))
+    groups = _groups_of_classes(SCL_CLASSES, classes, cleanup, "SCL class")
+    return MaskRule(band, groups, _label("SCL", classes, cleanup))
 
 
 def Fmask(  # noqa: N802
@@ -323,22 +315,16 @@ def Fmask(  # noqa: N802
     classes = _several(classes, "Fmask class")
     label = _label(f"Fmask {coding}" if coding else "Fmask", classes, cleanup)
     if coding is not None:
-        return MaskRule(band, _fmask_groups(coding, classes, cleanup), label)
+        return MaskRule(band, _groups_of_classes(FMASK_CLASSES[coding], classes, cleanup, "Fmask class"), label)
     codings, problem = [], None
-    for name in FMASK_CLASSES:
+    for name, table in FMASK_CLASSES.items():
         try:
-            codings.append((name, _fmask_groups(name, classes, cleanup)))
+            codings.append((name, _groups_of_classes(table, classes, cleanup, "Fmask class")))
         except ParameterError as error:  # a number that is no class there
             problem = error
     if problem is not None and not codings:
         raise problem
     return MaskRule(band, (), label, tuple(codings))
-
-
-def _fmask_groups(coding: str, classes: Iterable[str | int], cleanup: Cleanup) -> tuple[Group, ...]:
-    table = FMASK_CLASSES[coding]
-    missing = Group(other_than=tuple(value for name, value in table.items() if name != "nodata"))
-    return (missing, *_groups_of_values(table, classes, cleanup, "Fmask class"))
 
 
 def QABits(  # noqa: N802
@@ -385,11 +371,10 @@ def QABits(  # noqa: N802
         raise ParameterError(f"unknown scheme {scheme!r} of QABits; there are {', '.join(QA_BITS)}")
     what = f"flag of {scheme}"
     flags = QA_DEFAULTS[scheme] if flags is None else _several(flags, what)
-    groups = tuple(
-        Group(bits=bits, steps=steps) for bits, steps in _class_groups(QA_BITS[scheme], flags, cleanup, what)
-    )
-    missing = tuple(Group(bits=(QA_BITS[scheme][name],)) for name in QA_MISSING[scheme])
-    return MaskRule(band or QA_BANDS[scheme], (*missing, *groups), _label(f"QABits {scheme}", flags, cleanup))
+    table = QA_BITS[scheme]
+    missing = [Group(bits=(table[name],)) for name in QA_MISSING[scheme]]
+    groups = (*missing, *_groups("bits", table, flags, cleanup, what))
+    return MaskRule(band or QA_BANDS[scheme], groups, _label(f"QABits {scheme}", flags, cleanup))
 
 
 def CloudProbability(above: float = 40, *, cleanup: Cleanup = None, band: str = "CLDPRB") -> MaskRule:  # noqa: N802
@@ -504,25 +489,32 @@ def _is_one_of(block: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_
     return found
 
 
-def _groups_of_values(
+def _groups_of_classes(
     table: Mapping[str, int], classes: Iterable[str | int], cleanup: Cleanup, what: str
 ) -> tuple[Group, ...]:
-    return tuple(Group(values=values, steps=steps) for values, steps in _class_groups(table, classes, cleanup, what))
+    """Return the groups of classes to drop, and before them that of pixels without a class."""
+    known = tuple(value for name, value in table.items() if name not in ("no data", "nodata"))
+    return (Group(other_than=known), *_groups("values", table, classes, cleanup, what))
 
 
-def _class_groups(
-    table: Mapping[str, _Code], classes: Iterable[str | int], cleanup: Cleanup, what: str
-) -> list[tuple[tuple[_Code, ...], tuple[Step, ...]]]:
-    """Return classes that are cleaned together, with the steps: one group, or one for each entry of a mapping."""
+def _groups(
+    field: str, table: Mapping[str, Any], classes: Iterable[str | int], cleanup: Cleanup, what: str
+) -> list[Group]:
+    """Return the groups of classes that are cleaned together: one, or one for each entry of a mapping."""
+
+    def group(codes: Iterable[Any], steps: Iterable[Any] | None) -> Group:
+        fields: dict[str, Any] = {field: tuple(codes), "steps": steps_of(steps)}
+        return Group(**fields)
+
     chosen = [_code(table, name, what) for name in classes]
     if not isinstance(cleanup, Mapping):
-        return [(tuple(chosen), steps_of(cleanup))]
+        return [group(chosen, cleanup)]
     groups = []
     for key, steps in cleanup.items():
-        codes = tuple(_code(table, name, what) for name in _several(key, what))
-        groups.append((codes, steps_of(steps)))
+        codes = [_code(table, name, what) for name in _several(key, what)]
+        groups.append(group(codes, steps))
         chosen = [code for code in chosen if code not in codes]
-    return [*groups, *([(tuple(chosen), ())] if chosen else [])]
+    return [*groups, group(chosen, ())] if chosen else groups
 
 
 def _several(classes: Any, what: str) -> tuple[Any, ...]:
@@ -534,8 +526,11 @@ def _several(classes: Any, what: str) -> tuple[Any, ...]:
     return tuple(classes)
 
 
-def _code(table: Mapping[str, _Code], name: Any, what: str) -> _Code:
-    """Return what stands for a class given by number or by name, in any case, with blanks or underscores."""
+def _code(table: Mapping[str, Any], name: Any, what: str) -> Any:
+    """Return what stands for a class given by number or by name, in any case, with blanks or underscores.
+
+    That is its number in the mask band, or for a flag its bits.
+    """
     if isinstance(name, str):
         spoken = name.replace("_", " ").lower()
         if spoken in table:

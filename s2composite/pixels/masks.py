@@ -29,8 +29,8 @@ class Rule(Protocol):
     """What every rule can do."""
 
     def limits(self, limits: Limits) -> Limits:
-        """Return `limits` on the values of the bands, narrowed by this rule."""
-        ...
+        """Return `limits` on the values of the bands, narrowed by this rule; by most rules they are not."""
+        return limits
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Limits:
     dropped: tuple[float, ...] = ()  # values that make an observation invalid in any band
     saturated: tuple[float, ...] = ()  # values of saturated bands, where they are not the largest of an integer type
 
-    def drop(self, value: float) -> Limits:
-        """Return limits that exclude `value` too."""
-        return replace(self, dropped=(*self.dropped, value))
+    def drop(self, *values: float) -> Limits:
+        """Return limits that exclude `values` too."""
+        return replace(self, dropped=(*self.dropped, *values))
 
 
 def check_number(name: str, value: object) -> None:
@@ -116,7 +116,7 @@ class Saturated:
         dtype = limits.low.dtype
         if dtype.kind in "ui":
             return limits.drop(float(np.iinfo(dtype).max))
-        return replace(limits, dropped=(*limits.dropped, *limits.saturated))
+        return limits.drop(*limits.saturated)
 
 
 @dataclass(frozen=True, slots=True)

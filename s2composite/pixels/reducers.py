@@ -204,10 +204,7 @@ def resolve_reducer(reducer: str | Reducer, **params: Any) -> Reducer:
     if maker is None:
         maker = next((point.load() for point in entry_points(group=ENTRY_POINTS, name=reducer)), None)
     if maker is None:
-        try:
-            maker = imported(reducer)
-        except (ImportError, AttributeError, ValueError, TypeError) as problem:
-            raise ParameterError(f"reducer {reducer!r} cannot be loaded: {problem}") from problem
+        maker = imported(reducer, f"reducer {reducer!r} cannot be loaded")
     if maker is None:
         raise ParameterError(
             f"unknown reducer {reducer!r}; there are {', '.join(reducer_names())}, or give the path of your own, "
@@ -243,9 +240,6 @@ SLAB_BYTES = 16 << 20  # memory for the copy of a piece of a window whose layout
 
 # Pixels that are reduced at once: what reducers calculate on the way, some of it in float64, stays within a few MB
 _RUN = 1 << 15
-
-_NO_MASK = np.empty((0, 0, 0), bool)
-_EMPTY_NEAR = np.empty((0, 0, 0), np.uint16)
 
 
 def reduce_block(
@@ -305,13 +299,16 @@ def reduce_block(
     place = np.arange(pixels.shape[0]) if positions is None else np.asarray(positions, np.int64)
     known = pixels.shape[0] if positions is None or recipe.days is None else len(recipe.days)
     layers = recipe.layers(pixels.dtype.newbyteorder("="), known)
-    chosen = _chosen(scenes, pixels.shape[0])
-    usable, near = _usable(valid, pixels), _EMPTY_NEAR
-    if recipe.halo > 0:
-        usable, near = _look_around(pixels, recipe, usable)
+    chosen = np.arange(pixels.shape[0]) if scenes is None else np.atleast_1d(np.asarray(scenes))
+    indices = chosen.ndim == 1 and (chosen.dtype.kind in "ui" or not chosen.size)
+    if not indices or (chosen.size and not 0 <= chosen.min() <= chosen.max() < pixels.shape[0]):
+        last = pixels.shape[0] - 1
+        raise ParameterError(f"scenes={scenes!r}: give indices of the {pixels.shape[0]} scenes, 0 to {last}")
+    chosen = chosen.astype(np.int64)
+    usable, near = _look_around(pixels, recipe, valid)
     if inner is not None:
-        pixels = pixels[:, :, inner[0], inner[1]]
-        usable, near = usable[:, inner[0], inner[1]], near[:, inner[0], inner[1]]
+        pixels, near = pixels[:, :, *inner], near[:, *inner]
+        usable = None if usable is None else usable[:, *inner]
     bands, height, width = pixels.shape[1:]
     periods = () if recipe.periods is None else (len(recipe.periods),)
     groups = [chosen] if recipe.periods is None else [chosen[np.isin(place[chosen], p)] for p in recipe.periods]
@@ -319,7 +316,7 @@ def reduce_block(
     out = {layer.name: np.empty((len(groups), *heads[layer.name], height * width), layer.dtype) for layer in layers}
     passes = [(usable, range(len(groups)))]
     if recipe.max_count is not None:  # which observations are used differs between periods that share scenes
-        passed = valid_observations(pixels, recipe, usable if usable.size else None)
+        passed = valid_observations(pixels, recipe, usable)
         passes = [
             (preferred_observations(passed, recipe, scenes, place), range(g, g + 1)) for g, scenes in enumerate(groups)
         ]
@@ -360,7 +357,7 @@ def valid_observations(
     """
     times, width = pixels.shape[0], pixels.shape[3]
     parts = []
-    for _, source in _slabs(pixels, recipe, _usable(valid, pixels)):
+    for _, source in _slabs(pixels, recipe, valid):
         out = np.empty(times * source.pixels, np.uint8)
         validity(source, 4096, out)
         parts.append(out.view(np.bool_).reshape(times, source.pixels // max(width, 1), width))
@@ -377,8 +374,7 @@ def usable_observations(
     >>> usable_observations(pixels, Recipe((), (SwathEdge(1),)))
     array([[[False, False,  True,  True]]])
     """
-    usable = _without_edges(pixels, recipe, _usable(valid, pixels))
-    return valid_observations(pixels, recipe, usable if usable.size else None)
+    return valid_observations(pixels, recipe, _without_edges(pixels, recipe, valid))
 
 
 def scores_of_scenes(recipe: Recipe, place: NDArray[np.int64]) -> Scores:
@@ -400,9 +396,8 @@ def observation_scores(
 
     `pixels` and `valid` are as for `reduce_block`, `scores` those of their scenes.
     """
-    usable, near = _look_around(pixels, recipe, _usable(valid, pixels))
-    passed = valid_observations(pixels, recipe, usable if usable.size else None)
-    out = np.where(passed, scores.of_scene[:, None, None], np.float32(-np.inf))
+    usable, near = _look_around(pixels, recipe, valid)
+    out = np.where(valid_observations(pixels, recipe, usable), scores.of_scene[:, None, None], np.float32(-np.inf))
     if near.size and scores.of_distance.size:
         out += scores.of_distance[near]
     return out
@@ -440,92 +435,77 @@ def _reduce_run(
 
 
 def _look_around(
-    pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
+    pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.uint16]]:
     """Evaluate what depends on the surroundings of an observation.
 
-    Returns the mask of usable observations without those near nodata, and the squared distance of each to the nearest
-    invalid one (empty if no reducer needs it), both ``(t, y, x)``.
+    Returns the mask of usable observations without those near nodata (None: nothing forbids one), and the squared
+    distance of each to the nearest invalid one (empty if no reducer needs it), both ``(t, y, x)``.
     """
-    usable = _without_edges(pixels, recipe, usable)
+    usable = _without_edges(pixels, recipe, valid)
     reach = max((reducer.reach for reducer in recipe.reducers), default=0)
     if not reach:
-        return usable, _EMPTY_NEAR
-    return usable, distance_squared(~valid_observations(pixels, recipe, usable if usable.size else None), reach)
+        return usable, np.empty((0, 0, 0), np.uint16)
+    return usable, distance_squared(~valid_observations(pixels, recipe, usable), reach)
 
 
-def _without_edges(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the mask of usable observations, empty if there is none, without those that a rule finds near nodata."""
+def _without_edges(pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return the mask of usable observations, None if there is none, without those that a rule finds near nodata."""
+    _check_fits(valid, pixels)
     edge = reach_of(recipe.rules)
     if not edge:
-        return usable
+        return valid
     nodata = tuple(Nodata(rule.value) for rule in recipe.rules if isinstance(rule, SwathEdge))
     near_nodata = dilation(~valid_observations(pixels, Recipe((), nodata, nodata=recipe.nodata)), edge)
-    return ~near_nodata if usable.size == 0 else usable & ~near_nodata
+    return ~near_nodata if valid is None else valid & ~near_nodata
 
 
-def _chosen(scenes: ArrayLike | None, n_times: int) -> NDArray[np.int64]:
-    if scenes is None:
-        return np.arange(n_times)
-    chosen = np.atleast_1d(np.asarray(scenes))
-    if chosen.ndim != 1 or (
-        chosen.size and (chosen.dtype.kind not in "ui" or chosen.min() < 0 or chosen.max() >= n_times)
-    ):
-        raise ParameterError(f"scenes={scenes!r}: give indices of the {n_times} scenes, 0 to {n_times - 1}")
-    return chosen.astype(np.int64)
-
-
-def _usable(valid: NDArray[np.bool_] | None, pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the mask of usable observations, ``(t, y, x)``; empty if there is none."""
-    if valid is None:
-        return _NO_MASK
+def _check_fits(valid: NDArray[np.bool_] | None, pixels: NDArray[Any]) -> None:
     times, _, height, width = pixels.shape
-    if valid.dtype != np.bool_ or valid.shape != (times, height, width):
+    if valid is not None and (valid.dtype != np.bool_ or valid.shape != (times, height, width)):
         raise ParameterError(f"valid is {valid.dtype} {valid.shape}; bool {(times, height, width)} fits the pixels")
-    return valid
 
 
-def _slabs(pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_]) -> Iterator[tuple[slice, Observations]]:
-    """Yield slices of rows and their observations as kernels see them, all scenes of `pixels` in their order."""
-    times, bands = pixels.shape[:2]
+def _slabs(
+    pixels: NDArray[Any], recipe: Recipe, valid: NDArray[np.bool_] | None
+) -> Iterator[tuple[slice, Observations]]:
+    """Yield slices of rows and their observations as kernels see them, all scenes of `pixels` in their order.
+
+    Pixels that kernels can read where they lie are one slab; others are copied, `SLAB_BYTES` at a time.
+    """
+    _check_fits(valid, pixels)
+    times, bands, height, width = pixels.shape
     dtype = pixels.dtype.newbyteorder("=")
     low, high, dropped = limits_of(recipe.rules, dtype, bands, recipe.nodata, recipe.bands, recipe.saturated)
-    for rows, values, interleaved in _pieces(pixels):
-        mask = _flat(usable[:, rows])
+    usable = np.empty((0, 0, 0), bool) if valid is None else valid
+    swapped = pixels.transpose(0, 2, 3, 1)
+    interleaved = not pixels.flags.c_contiguous and (
+        swapped.flags.c_contiguous or abs(pixels.strides[1]) < abs(pixels.strides[3])
+    )
+    array = swapped if interleaved else pixels
+    step = max(height, 1)
+    if not (array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative):
+        step = max(SLAB_BYTES // max(times * bands * width * pixels.itemsize, 1), 1)
+    for top in range(0, max(height, 1), step):
+        rows = slice(top, top + step)
+        values = _flat(np.ascontiguousarray(array[:, rows] if interleaved else array[:, :, rows], dtype))
         n = values.size // max(times * bands, 1)
+        mask = _flat(usable[:, rows])
         yield rows, Observations(values, bands, n, n, interleaved, np.arange(times), mask, low, high, dropped)
 
 
 def _runs(
-    pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_], near: NDArray[np.uint16]
+    pixels: NDArray[Any], recipe: Recipe, usable: NDArray[np.bool_] | None, near: NDArray[np.uint16]
 ) -> Iterator[tuple[slice, Observations, NDArray[np.uint16]]]:
     """Yield which pixels of the window, their observations as kernels see them, and their distances."""
     width = pixels.shape[3]
     for rows, source in _slabs(pixels, recipe, usable):
-        first, distances = (rows.start or 0) * width, _flat(near[:, rows])
+        first, distances = rows.start * width, _flat(near[:, rows])
         for start in range(0, source.pixels, _RUN):
             n = min(_RUN, source.pixels - start)
             values = source.values[start * source.bands if source.interleaved else start :]
             run = source._replace(values=values, usable=source.usable[start:], pixels=n)
             yield slice(first + start, first + start + n), run, distances[start:]
-
-
-def _pieces(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any], bool]]:
-    """Yield slices of rows, their values as flat memory, and whether its pixels are interleaved."""
-    times, bands, height, width = pixels.shape
-    swapped = pixels.transpose(0, 2, 3, 1)
-    native = pixels.dtype.isnative and pixels.flags.aligned
-    for array, interleaved in ((pixels, False), (swapped, True)):
-        if native and array.flags.c_contiguous:
-            yield slice(None), _flat(array), interleaved
-            return
-    interleaved = abs(pixels.strides[1]) < abs(pixels.strides[3])
-    array = swapped if interleaved else pixels
-    step = max(SLAB_BYTES // max(times * bands * width * pixels.itemsize, 1), 1)
-    for top in range(0, max(height, 1), step):
-        rows = slice(top, top + step)
-        piece = array[:, rows] if interleaved else array[:, :, rows]
-        yield rows, _flat(np.ascontiguousarray(piece, pixels.dtype.newbyteorder("="))), interleaved
 
 
 def _flat(array: NDArray[Any]) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2composite.errors import ParameterError
-from s2composite.pixels.function_mask import positive_resolution, shown
+from s2composite.pixels.function_mask import band_list, positive_resolution, shown
 from s2composite.pixels.kernels.temporal import mark_unlike
-from s2composite.pixels.masks import Limits
+from s2composite.pixels.masks import Rule
 from s2composite.pixels.morphology import MAX_RADIUS
 
 __all__ = ["WHITE", "TemporalMask", "alone", "unlike"]
@@ -38,7 +38,7 @@ _LEAST_DARK = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class TemporalMask:
+class TemporalMask(Rule):
     """Drop clouds, haze and shadows found by comparing each scene with those of the weeks before and after it.
 
     For true colours, too, that come without any mask. Scenes are compared at about 80 m, read from overviews. An
@@ -132,25 +132,14 @@ class TemporalMask:
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
                 raise ParameterError(f"{name} of TemporalMask is {value!r}; give a whole number, 0 to {most}")
         object.__setattr__(self, "resolution", positive_resolution("TemporalMask", self.resolution))
-        given: Any = self.bands
-        if given is not None:
-            bands = (given,) if isinstance(given, (str, int)) else given
-            listed = tuple(bands) if isinstance(bands, Iterable) else ()
-            named = all(isinstance(band, (str, int)) and not isinstance(band, bool) for band in listed)
-            if not 1 <= len(listed) <= 3 or not named:
-                raise ParameterError(f"bands of TemporalMask are {given!r}; give one to three, as red, green and blue")
-            object.__setattr__(self, "bands", listed)
+        bands = band_list("bands of TemporalMask", self.bands, "give one to three, as red, green and blue", most=3)
+        object.__setattr__(self, "bands", bands)
         white: Any = self.white
         number = isinstance(white, numbers.Real) and not isinstance(white, bool)
         if white is not None and not (number and 0 < float(white) < np.inf):
             raise ParameterError(f"white of TemporalMask is {white!r}; give the number of a reflectance of {WHITE}")
 
-    def limits(self, limits: Limits) -> Limits:
-        """Return `limits` unchanged: this rule looks at the series, not at single values."""
-        return limits
-
-    def __str__(self) -> str:
-        return shown(self)
+    __str__ = shown
 
 
 def unlike(

@@ -61,10 +61,7 @@ def sign_function(sign: Sign | str | None) -> Sign | None:
     """Return the function that signs URLs: a function, or its import path, ``"planetary_computer.sign"``."""
     function: object = sign
     if isinstance(sign, str):
-        try:
-            function = imported(sign)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ParameterError(f"sign is {sign!r}, which cannot be imported: {error}") from error
+        function = imported(sign, f"sign is {sign!r}, which cannot be imported")
     if sign is not None and not callable(function):
         raise ParameterError(
             f"sign is {sign!r}; it is a function of a URL, such as planetary_computer.sign, or its import path"

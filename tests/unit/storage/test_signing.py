@@ -166,6 +166,8 @@ def test_a_sign_that_fails_is_named(tmp_path, server):
     assert "secret" not in str(error.value)
     with pytest.raises((ReadError, SceneError), match="it returns NoneType, not text"):
         s2c.open_cube(items, bands=["red"], sign=lambda href: None)
+    with pytest.raises(ParameterError, match=r"sign is '\.\.tools\.sign', which cannot be imported: .*relative import"):
+        s2c.open_cube(items, bands=["red"], sign="..tools.sign")
     with pytest.raises(ParameterError, match=r"sign is 'yes'; it is a function"):
         s2c.open_cube(items, bands=["red"], sign="yes")
 
