@@ -159,16 +159,33 @@ class Recipe:
         BandError
             A reducer needs a band that the cube does not have.
         """
-        self._check(np.dtype(dtype), n_times)
-        made = [
-            _layer(self, reducer, output, np.dtype(dtype)) for reducer in self.reducers for output in reducer.outputs
-        ]
+        dtype = np.dtype(dtype)
+        self._check(dtype, n_times)
+        float_type = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+        times = () if self.periods is None else ("time",)
+        made = []
+        for reducer in self.reducers:
+            for output in reducer.outputs:
+                name = output.name or "composite"
+                if len(self.reducers) > 1:
+                    name = f"{reducer.name}_{output.name}" if output.name else reducer.name
+                like_cube = output.dtype is None
+                nodata = self.fill(dtype) if like_cube else float("nan")
+                layer = Layer(
+                    name=name,
+                    dims=(*times, "band", "y", "x") if output.per_band else (*times, "y", "x"),
+                    dtype=dtype if like_cube else float_type if output.dtype == "float" else np.dtype(output.dtype),
+                    nodata=nodata if output.nodata is None else output.nodata,
+                    long_name=output.long_name or f"{reducer.name} composite",
+                    units=output.units,
+                    overviews=output.overviews,
+                    scaled=output.units is None and like_cube,
+                )
+                made.append(layer)
         if self.counted:
-            counts = np.dtype("uint16")
-            made.append(Layer("count", ("y", "x"), counts, None, "number of valid observations", "1", "average"))
-        if self.periods is None:
-            return tuple(made)
-        return tuple(replace(layer, dims=("time", *layer.dims)) for layer in made)
+            dims, counts = (*times, "y", "x"), np.dtype("uint16")
+            made.append(Layer("count", dims, counts, None, "number of valid observations", "1", "average"))
+        return tuple(made)
 
     @property
     def ends_early(self) -> bool:
@@ -199,11 +216,11 @@ class Recipe:
             )
         if self.periods is not None and not self.periods:
             raise ParameterError("there are no periods to reduce; give at least one")
-        for name, value in (("min_count", self.min_count), ("max_count", self.max_count)):
-            if name == "max_count" and value is None:
-                continue
+        limits: dict[str, Any] = {"min_count": self.min_count}
+        limits |= {} if self.max_count is None else {"max_count": self.max_count}
+        for name, value in limits.items():
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if value is None or not whole or not 0 < value <= MAX_SCENES:
+            if not whole or not 0 < value <= MAX_SCENES:
                 raise ParameterError(f"{name}={value!r}; give a whole number, 1 to {MAX_SCENES}")
         if self.max_count is not None and self.max_count < self.min_count:
             raise ParameterError(
@@ -218,31 +235,6 @@ class Recipe:
                 raise ParameterError(
                     f"reducer {reducer.name!r} needs the time of each of the {n_times} scenes; {known} given"
                 )
-
-
-def _layer(recipe: Recipe, reducer: Reducer, output: Output, dtype: np.dtype[Any]) -> Layer:
-    """Return the layer that one output of one reducer becomes."""
-    alone = len(recipe.reducers) == 1
-    name = output.name or ("composite" if alone else reducer.name)
-    if output.name and not alone:
-        name = f"{reducer.name}_{output.name}"
-    if output.dtype == "float":
-        made = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    else:
-        made = dtype if output.dtype is None else np.dtype(output.dtype)
-    nodata = output.nodata
-    if nodata is None:
-        nodata = recipe.fill(dtype) if output.dtype is None else float("nan")
-    return Layer(
-        name=name,
-        dims=("band", "y", "x") if output.per_band else ("y", "x"),
-        dtype=made,
-        nodata=nodata,
-        long_name=output.long_name or f"{reducer.name} composite",
-        units=output.units,
-        overviews=output.overviews,
-        scaled=output.units is None and output.dtype is None,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +95,17 @@ def rank(
     >>> s2c.composite(cube, "rank", quantile=0)["composite"].item()
     10
     """
-    bands = _key_bands(key, weights)
+    if not isinstance(weights, Mapping | None):
+        raise ParameterError(f"weights is {weights!r}; it is a mapping from bands to numbers")
+    if weights is not None and key != "luminance":
+        raise ParameterError(f"weights go with key='luminance', not with key={key!r}; leave them out")
+    if weights is not None and not (weights and all(np.isfinite(w) for w in weights.values())):
+        raise ParameterError(f"weights {dict(weights)}: give at least one band, and finite numbers")
+    if not isinstance(key, str) and (len(key) != 2 or key[0] == key[1]):
+        raise ParameterError(f"key {key!r}: a normalised difference needs two different bands, as in ('B08', 'B04')")
+    bands = tuple(key)
+    if isinstance(key, str):
+        bands = tuple(weights or ()) if key == "luminance" else (key,)
     ranks_at(quantile, 1, 1)
     setting = RankKey(bands, tuple(map(float, (weights or {}).values())), not isinstance(key, str), float(quantile))
     params: tuple[tuple[str, object], ...] = (("key", key), ("quantile", quantile))
@@ -265,41 +274,20 @@ def run_rank(call: ReducerCall) -> None:
     results = (call.results[0], call.count, call.results[1])
     most = int(255 * bands.size)
     if dtype.kind == "f" or key.difference or key.weights:
-        real = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-        sign = np.array([1 << (8 * real.itemsize - 1)], f"u{real.itemsize}")
-        order = _kernel_key(call, key, real, 0, np.nan)
-        rank_by_key(source, order, sign, ranks, block_width(source, 2 + real.itemsize), *results)
+        kind, first, none = np.dtype(np.float64 if dtype == np.float64 else np.float32), 0, np.nan
     elif dtype == np.uint8 and most < INVALID:
-        order = _kernel_key(call, key, np.dtype(np.uint16), 0, INVALID)
-        rank_by_small_key(source, order, most.bit_length(), ranks, block_width(source, 2), *results)
+        kind, first, none = np.dtype(np.uint16), 0, INVALID
     else:
-        order = _kernel_key(call, key, np.dtype(np.uint32), -int(np.iinfo(dtype).min) * bands.size, 0xFFFFFFFF)
-        rank_by_key(source, order, np.zeros(1, np.uint32), ranks, block_width(source, 2 + 4), *results)
-
-
-def _kernel_key(call: ReducerCall, key: RankKey, dtype: np.dtype[Any], first: int, none: float) -> Key:
-    """Return `key` in the form that kernels take, with values of `dtype`."""
-    bands = call.bands(key.bands)
-    weights = np.zeros(call.source.bands, dtype)
+        kind, first, none = np.dtype(np.uint32), -int(np.iinfo(dtype).min) * bands.size, 0xFFFFFFFF
+    weights = np.zeros(source.bands, kind)
     if not key.difference:
         weights[bands] = key.weights or 1
-    pair = bands if key.difference else np.empty(0, np.int64)
-    return Key(weights, dtype.type(first), dtype.type(none), pair)
-
-
-def _key_bands(key: str | tuple[str, str], weights: Mapping[str, float] | None) -> tuple[str, ...]:
-    """Return the bands that a key of `rank` names; raise if it is malformed."""
-    if not isinstance(weights, Mapping | None):
-        raise ParameterError(f"weights is {weights!r}; it is a mapping from bands to numbers")
-    if weights is not None and key != "luminance":
-        raise ParameterError(f"weights go with key='luminance', not with key={key!r}; leave them out")
-    if weights is not None and not (weights and all(np.isfinite(w) for w in weights.values())):
-        raise ParameterError(f"weights {dict(weights)}: give at least one band, and finite numbers")
-    if isinstance(key, str):
-        return tuple(weights or ()) if key == "luminance" else (key,)
-    if len(key) != 2 or key[0] == key[1]:
-        raise ParameterError(f"key {key!r}: a normalised difference needs two different bands, as in ('B08', 'B04')")
-    return tuple(key)
+    order = Key(weights, kind.type(first), kind.type(none), bands if key.difference else np.empty(0, np.int64))
+    if kind == np.uint16:
+        rank_by_small_key(source, order, most.bit_length(), ranks, block_width(source, 2), *results)
+    else:
+        sign = np.array([1 << (8 * kind.itemsize - 1) if kind.kind == "f" else 0], f"u{kind.itemsize}")
+        rank_by_key(source, order, sign, ranks, block_width(source, 2 + kind.itemsize), *results)
 
 
 DAYS_A_YEAR = 365.25
