@@ -310,7 +310,10 @@ def _add_months(day: dt.date, months: int) -> dt.date:
     return dt.date(total // 12, total % 12 + 1, 1)
 
 
-def _months(start: dt.date, count: int) -> Period:
+def _period(start: dt.date, count: int, unit: str) -> Period:
+    """Return the period of so many days ("D") or months ("M") from a day."""
+    if unit == "D":
+        return Period(f"{start}--P{count}D", start, start + dt.timedelta(days=count))
     if start.day != 1:
         raise ParameterError(f"a period of months begins on the first of one, not on {start}; give its length in days")
     end = _add_months(start, count)
@@ -318,33 +321,29 @@ def _months(start: dt.date, count: int) -> Period:
     return Period(_calendar_label(start, end) or years or f"{start:%Y-%m}--P{count}M", start, end)
 
 
-def _days(start: dt.date, count: int) -> Period:
-    return Period(f"{start}--P{count}D", start, start + dt.timedelta(days=count))
-
-
-def _length(match: re.Match[str]) -> tuple[int, bool]:
-    """Return the length that a specification names, and whether it is in days; else it is in months."""
+def _length(match: re.Match[str]) -> tuple[int, str]:
+    """Return the length that a specification names, in days ("D") or months ("M")."""
     unit = match.groupdict().get("unit", "M").upper()
     length = int(match["n"]) * {"W": 7, "Y": 12}.get(unit, 1)
     if not 0 < length <= 36600:
         raise ParameterError(f"period {match[0]!r} has a length of {match['n']}; {_FORMS}")
-    return length, unit in "DW"
+    return length, "D" if unit in "DW" else "M"
 
 
 def _run(match: re.Match[str]) -> Period:
     """Return the period of a first day and a length."""
-    start, (length, in_days) = _interval(match["start"]).start, _length(match)
-    return _days(start, length) if in_days else _months(start, length)
+    return _period(_interval(match["start"]).start, *_length(match))
 
 
 def _repeated(match: re.Match[str], first: dt.date, last: dt.date) -> Iterable[Period]:
     """Return consecutive periods of a length."""
-    length, in_days = _length(match)
-    if not in_days:
+    length, unit = _length(match)
+    if unit == "M":
         return _runs_of_months(length, 0, first, last)
     anchor = _interval(match["start"]).start if "start" in match.groupdict() else dt.date(first.year, 1, 1)
     begin = max((first - anchor).days // length, 0) * length
-    return [_days(anchor + dt.timedelta(days=n), length) for n in range(begin, (last - anchor).days + 1, length)]
+    days = range(begin, (last - anchor).days + 1, length)
+    return [_period(anchor + dt.timedelta(days=n), length, unit) for n in days]
 
 
 def _runs_of_months(length: int, anchor: int, first: dt.date, last: dt.date) -> list[Period]:
@@ -353,22 +352,22 @@ def _runs_of_months(length: int, anchor: int, first: dt.date, last: dt.date) -> 
     starts = [start]
     while starts[-1] <= last:
         starts.append(_add_months(starts[-1], length))
-    return [_months(a, length) for a, b in pairwise(starts) if b > first]
+    return [_period(a, length, "M") for a, b in pairwise(starts) if b > first]
 
 
 def _rolling(match: re.Match[str], first: dt.date, last: dt.date) -> Iterable[Period]:
     """Return a period for each month in which it can begin without reaching beyond the first and last month."""
     length, _ = _length(match)
     start, end = first.replace(day=1), _add_months(last, 1)
-    runs = (_months(_add_months(start, n), length) for n in range((end.year - start.year + 1) * 12))
-    return list(takewhile(lambda period: period.end <= end, runs)) or [_months(start, length)]
+    runs = (_period(_add_months(start, n), length, "M") for n in range((end.year - start.year + 1) * 12))
+    return list(takewhile(lambda period: period.end <= end, runs)) or [_period(start, length, "M")]
 
 
 def _one_season(match: re.Match[str], first: dt.date, last: dt.date) -> Iterable[Period]:
     """Return the months from one to another, of each year."""
     begin, end = (_MONTHS.index(match[n].lower()) for n in (1, 2))
-    starts = [dt.date(year, begin + 1, 1) for year in range(first.year - 1, last.year + 1)]
-    seasons = [_months(start, (end - begin) % 12 + 1) for start in starts if start <= last]
+    years = _runs_of_months(12, begin, first, last)
+    seasons = [_period(year.start, (end - begin) % 12 + 1, "M") for year in years]
     return [season for season in seasons if season.end > first]
 
 

@@ -337,8 +337,15 @@ def _asset(
         aliases = tuple(dict.fromkeys(str(first[k]) for k in ("name", "common_name", "eo:common_name") if first.get(k)))
     # a key that says nothing (`data`) may hold a band that does
     called = next((n for n in (key, *aliases) if common_name(n, sensor) or is_mask_band(n)), key)
-    values, grid = values_of(called, first), _grid(asset, item.get("properties") or {})
-    return Asset(key, absolute(asset["href"]), names, aliases, values, band_values, grid)
+    properties = item.get("properties") or {}
+    code, epsg, wkt, transform, shape = (
+        properties.get(f"proj:{name}") if asset.get(f"proj:{name}") is None else asset[f"proj:{name}"]
+        for name in ("code", "epsg", "wkt2", "transform", "shape")
+    )
+    crs = code or (f"EPSG:{epsg}" if epsg else None) or wkt
+    # an incomplete grid is none: the header has to tell
+    grid = AssetGrid(crs, tuple(transform[:6]), (shape[0], shape[1])) if crs and transform and shape else None
+    return Asset(key, absolute(asset["href"]), names, aliases, values_of(called, first), band_values, grid)
 
 
 def _bands(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -351,16 +358,6 @@ def _bands(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
             for band, fields in zip(merged, listed, strict=True):
                 band.update({str(k).removeprefix("eo:"): v for k, v in fields.items() if v is not None})
     return merged
-
-
-def _grid(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> AssetGrid | None:
-    """Return the grid that the projection extension gives; None if it is incomplete: the header has to tell."""
-    code, epsg, wkt, transform, shape = (
-        properties.get(f"proj:{key}") if asset.get(f"proj:{key}") is None else asset[f"proj:{key}"]
-        for key in ("code", "epsg", "wkt2", "transform", "shape")
-    )
-    crs = code or (f"EPSG:{epsg}" if epsg else None) or wkt
-    return AssetGrid(crs, tuple(transform[:6]), (shape[0], shape[1])) if crs and transform and shape else None
 
 
 def _preference(asset: Asset) -> tuple[bool, bool, float]:

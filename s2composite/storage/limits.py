@@ -299,7 +299,7 @@ class _Gate:
         turn: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self.waiting.append((want, turn))
         if self.asking is None:
-            self.ask()
+            self.asking = asyncio.create_task(self._ask())
         try:
             return await turn
         except asyncio.CancelledError:
@@ -307,30 +307,22 @@ class _Gate:
                 self.end(turn.result())
             raise
 
-    def ask(self) -> None:
-        """Begin to ask for leases."""
-        self.asking = asyncio.create_task(self._ask())
-        self.asking.add_done_callback(self._asked)
-
     async def _ask(self) -> None:
         """Ask for leases as long as reads wait."""
-        while self._drop_cancelled():
-            wants = [want for want, _ in islice(self.waiting, _MOST_WANTS)]
-            source = _find_shared() or _OWN.setdefault(asyncio.get_running_loop(), _OwnDesk())
-            grant = await source.lease(self.limit, wants)
-            if isinstance(grant, Grant):
-                self._begin(Lease(source, grant, self.limit.rates))
-            elif self._drop_cancelled():
-                LOG.warning("limits: %s; this process keeps the limits of %s by itself", grant, self.limit)
-
-    def _asked(self, task: asyncio.Task[None]) -> None:
-        """Tell those who wait of what went wrong."""
-        self.asking = None
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        while error is not None and self._drop_cancelled():
-            self.waiting.popleft()[1].set_exception(error)
-        if self._drop_cancelled():  # they came after the last one had begun
-            self.ask()
+        try:
+            while self._drop_cancelled():
+                wants = [want for want, _ in islice(self.waiting, _MOST_WANTS)]
+                source = _find_shared() or _OWN.setdefault(asyncio.get_running_loop(), _OwnDesk())
+                grant = await source.lease(self.limit, wants)
+                if isinstance(grant, Grant):
+                    self._begin(Lease(source, grant, self.limit.rates))
+                elif self._drop_cancelled():
+                    LOG.warning("limits: %s; this process keeps the limits of %s by itself", grant, self.limit)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - those who wait raise it
+            while self._drop_cancelled():
+                self.waiting.popleft()[1].set_exception(error)
+        finally:
+            self.asking = None
 
     def _drop_cancelled(self) -> bool:
         while self.waiting and self.waiting[0][1].done():
