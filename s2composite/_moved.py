@@ -21,7 +21,7 @@ MOVED = {
     "reading.codecs": "geotiff.codecs", "reading.fetch": "storage.http", "reading.gdal": "storage.gdal",
     "reading.header": "geotiff.header", "reading.index": "reading.headers", "reading.remote": "storage.http",
     "reading.signing": "storage.http",
-    "scenes.access": "storage.urls", "scenes.credentials": "storage.credentials", "scenes.grouping": "scenes.find",
+    "scenes.access": "storage.urls", "scenes.credentials": "storage.files", "scenes.grouping": "scenes.find",
     "scenes.items": "scenes.stac", "scenes.listing": "scenes.find", "scenes.periods": "scenes.dates",
     "scenes.storage": "storage.files", "scenes.values": "scenes.products",
     "writing.reconstruct": "writing.mosaic", "writing.thumbnail": "writing.stac",

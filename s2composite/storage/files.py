@@ -1,4 +1,7 @@
-"""How a local path or a gs://, s3:// or https:// URL is reached, how messages show it, how a local file is replaced."""
+"""How a local path or a gs://, s3:// or https:// URL is reached, and with which credentials.
+
+Also how messages show it, and how a local file is replaced.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -17,15 +21,6 @@ from urllib.request import url2pathname
 import fsspec
 
 from s2composite.errors import ParameterError, S2CompositeError, SourceError
-from s2composite.storage.credentials import (
-    gcs_options,
-    gcs_token,
-    gdal_gcs,
-    gdal_s3,
-    plain_gcs,
-    s3_anonymous,
-    s3_options,
-)
 from s2composite.storage.urls import check_touch, guarded_client, limits, web_client
 
 __all__ = [
@@ -220,7 +215,15 @@ def filesystem(href: str) -> tuple[Any, str]:
     # gcsfs logs the traceback of what it raises; without a handler that would be printed.
     if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).handlers:
         logger.addHandler(logging.NullHandler())
-    fs = plain_gcs(options) if options.get("token") == "anon" else fsspec.filesystem(scheme, **options)
+    if options.get("token") == "anon":
+        # gcsfs without its support of zonal buckets: that asks over gRPC what kind a bucket is; emulators do not
+        # answer, and anonymous callers are refused at every access anew. The environment variable that switches it
+        # off is read only once, when gcsfs is imported.
+        from gcsfs.core import GCSFileSystem  # noqa: PLC0415 - 0.9 s that only users of gs:// should pay
+
+        fs = GCSFileSystem(**options)
+    else:
+        fs = fsspec.filesystem(scheme, **options)
     return fs, href if scheme in ("http", "https", "file") else href.partition("://")[2]
 
 
@@ -233,38 +236,17 @@ def exists(href: str) -> bool:
     return bool(fs.exists(path))
 
 
-def storage_options(href: str) -> dict[str, Any]:
-    """Return the options with which fsspec opens `href` (``storage_options=`` of xarray, zarr and others)."""
-    scheme = _scheme(href)
-    if scheme == "gs":
-        return gcs_options()
-    if scheme == "s3":
-        return s3_options()
-    if scheme not in ("http", "https"):
-        return {}
-    return {"get_client": web_client if limits() is None else guarded_client}
-
-
-def gdal_options(href: str) -> dict[str, str]:
-    """Return GDAL's configuration options for the same access to `href` as `filesystem` has.
-
-    GDAL finds credentials in the environment itself; the options say where, or that there are none.
-    """
-    options = {"gs": gdal_gcs, "s3": gdal_s3}.get(_scheme(href))
-    return options() if options else {}
-
-
 def reason(href: str, error: BaseException) -> str:
     """Return why `href` could not be used, and what to do; `error` is what its filesystem raised."""
     status = _status(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         scheme, cure = _scheme(href), " to the credentials in use: ask for the right to list and read it"
-        if scheme == "gs" and gcs_token() == "anon":
+        if scheme == "gs" and _gcs_token() == "anon":
             cure = (
                 ", and no Google credentials were found: run 'gcloud auth application-default login' or set "
                 "GOOGLE_APPLICATION_CREDENTIALS"
             )
-        elif scheme == "s3" and s3_anonymous():
+        elif scheme == "s3" and _s3_anonymous():
             cure = ", and no AWS credentials were found: run 'aws configure' or set AWS_PROFILE or AWS_ACCESS_KEY_ID"
         elif scheme in ("http", "https"):
             cure = ": its user and password go into ~/.netrc; a signed URL may have expired"
@@ -314,6 +296,134 @@ def _status(error: BaseException | None) -> int | None:
     coded = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
     status = getattr(error, "status", None) or getattr(error, "code", None) or coded
     return int(str(status)) if str(status).isdecimal() else _status(error.__cause__)
+
+
+# --- credentials: who this process is on Google Cloud Storage and on S3, for fsspec and for GDAL ----------------------
+
+# The environment decides, in the process that asks, so that workers use their own: credentials where some can be found,
+# otherwise anonymous access, which is all that public buckets need. Nothing here returns or prints a secret.
+
+_YES = ("1", "yes", "true", "on")
+_DMI = Path("/sys/class/dmi/id")
+
+
+def storage_options(href: str) -> dict[str, Any]:
+    """Return the options with which fsspec opens `href` (``storage_options=`` of xarray, zarr and others)."""
+    scheme = _scheme(href)
+    if scheme in ("http", "https"):
+        return {"get_client": web_client if limits() is None else guarded_client}
+    # Listings of a bucket that others write to must be fresh.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme == "gs":
+        options |= {"token": _gcs_token(), "session_kwargs": {"trust_env": True}}
+        endpoint = _gcs_emulator()
+        if endpoint:
+            # gcsfs would ask the emulator over gRPC what kind its bucket is and hang for a minute.
+            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    elif scheme == "s3":
+        options["anon"], endpoint = _s3_anonymous(), _s3_endpoint()
+        if os.environ.get("AWS_REQUEST_PAYER") == "requester":  # GDAL's switch
+            options["requester_pays"] = True
+    else:
+        return {}
+    return options | ({"endpoint_url": endpoint} if endpoint else {})
+
+
+def gdal_options(href: str) -> dict[str, str]:
+    """Return GDAL's configuration options for the same access to `href` as `filesystem` has.
+
+    GDAL finds credentials in the environment itself; the options say where, or that there are none.
+    """
+    scheme, options = _scheme(href), dict[str, str]()
+    if scheme == "gs":
+        endpoint, token = _gcs_emulator(), _gcs_token()
+        if endpoint:
+            options["CPL_GS_ENDPOINT"] = f"{endpoint}/"
+        if token == "anon":  # noqa: S105 - says that there is none
+            options["GS_NO_SIGN_REQUEST"] = "YES"
+        elif token:  # GDAL does not look where gcloud puts its credentials
+            options["GOOGLE_APPLICATION_CREDENTIALS"] = str(_gcs_credentials_file())
+    elif scheme == "s3":
+        if _s3_anonymous():
+            options["AWS_NO_SIGN_REQUEST"] = "YES"
+        if endpoint := _s3_endpoint():
+            protocol, _, host = endpoint.partition("://")
+            https = "NO" if protocol == "http" else "YES"
+            options |= {"AWS_S3_ENDPOINT": host, "AWS_HTTPS": https, "AWS_VIRTUAL_HOSTING": "FALSE"}
+    return options
+
+
+def _gcs_token() -> str | None:
+    """Return what gcsfs logs in with: ``"anon"``, ``"google_default"``, or None (ask the machine)."""
+    if _gcs_emulator() or _is_set("GS_NO_SIGN_REQUEST"):
+        return "anon"
+    if _gcs_credentials_file() is not None:
+        return "google_default"
+    named = any(os.environ.get(name) for name in ("GCE_METADATA_HOST", "K_SERVICE", "CLOUD_RUN_JOB"))
+    on_google_cloud = named or _is_set("CPL_MACHINE_IS_GCE") or _machine("product_name").startswith("Google")
+    # gcsfs would wait for the metadata server for seconds on machines that have none.
+    return None if on_google_cloud else "anon"
+
+
+def _gcs_emulator() -> str | None:
+    host = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
+    if host in ("", "default"):
+        return None
+    return host if "://" in host else f"http://{host}"
+
+
+def _gcs_credentials_file() -> Path | None:
+    """Return the file with Google credentials that the environment names or gcloud has left."""
+    if named := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        return Path(named)
+    folder = os.environ.get("CLOUDSDK_CONFIG") or Path("~/.config/gcloud").expanduser()
+    file = Path(folder) / "application_default_credentials.json"
+    return file if file.exists() else None
+
+
+def _s3_anonymous() -> bool:
+    """Return whether S3 is used without credentials: botocore finds none."""
+    if _is_set("AWS_NO_SIGN_REQUEST"):
+        return True
+    # Looking takes 10 ms, so it is done once for an environment, not for every range that is read.
+    return not _aws_credentials_exist(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))))
+
+
+def _s3_endpoint() -> str | None:
+    """Return the server that stands in for Amazon's (MinIO, Ceph, an emulator)."""
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return named.rstrip("/") if named else None
+
+
+@lru_cache(maxsize=8)
+def _aws_credentials_exist(environment: tuple[tuple[str, str], ...]) -> bool:
+    """Return whether botocore finds credentials; `environment` is what its answer depends on."""
+    # 0.1 s that only users of s3:// should pay
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    from botocore.session import Session  # noqa: PLC0415
+
+    try:
+        chain = Session().get_component("credential_provider")
+        named = "AWS_EC2_METADATA_SERVICE_ENDPOINT" in dict(environment)
+        if not (named or _machine("sys_vendor").startswith("Amazon")):
+            # Elsewhere the metadata server does not answer, which would take seconds to find out.
+            chain.remove("iam-role")
+        return chain.load_credentials() is not None
+    except BotoCoreError:
+        # There is something, but it is wrong (an unknown profile): s3fs will say so when it is used.
+        return True
+
+
+def _machine(name: str) -> str:
+    """Return what the firmware says of the machine; empty where it says nothing."""
+    try:
+        return (_DMI / name).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in _YES
 
 
 # --- local files and directories take their final name only when they are complete -----------------------------------

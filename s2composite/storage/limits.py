@@ -107,8 +107,6 @@ _HOST = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)+)")
 
 def _numbers(name: str, given: Any) -> dict[str, Any]:
     """Return the fields of `Rates` in the numbers given for a host."""
-    if given is None:
-        return {}
     if not isinstance(given, Mapping):
         raise ParameterError(f"limits: {name}: expected numbers such as {{connections: 4}}, got {given!r}")
     found: dict[str, Any] = {}
