@@ -31,7 +31,6 @@ from s2composite.scenes.model import Asset, Scene
 
 if TYPE_CHECKING:
     from s2composite.jobs.schema import Job
-    from s2composite.runner.inputs import Which
     from s2composite.runner.plan import ProductPlan
     from s2composite.runner.run import ProductResult
 
@@ -239,13 +238,12 @@ def _run(
     settings: Sequence[str],
     log: Literal["text", "json"] | None,
     *,
-    since: str | None = None,
+    since: str | None,
     windows: str | None = None,
     cells: str | None = None,
-    area: str | None = None,
-    which: Which = "missing",
-    error: str | None = None,
+    **options: Any,
 ) -> None:
+    """Run a job; `options` are those of `s2composite.run`."""
     from s2composite.jobs.schema import load_job, require_selectors
     from s2composite.logs import log_to_stderr
 
@@ -258,15 +256,8 @@ def _run(
     # After the check, so that a mistake in the job is reported at once.
     from s2composite.runner.run import run as run_products
 
-    result = run_products(
-        checked,
-        announce=log is None,
-        which=which,
-        error=error,
-        area=area,
-        **selectors,
-        on_product=partial(_show_product, checked),
-    )
+    show = partial(_show_product, checked)
+    result = run_products(checked, announce=log is None, **selectors, **options, on_product=show)
     if checked.span is not None and not result.complete:
         _stderr().print("what is done is kept: s2composite run makes the rest, retry what failed")
     if not result.complete:

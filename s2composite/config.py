@@ -416,14 +416,13 @@ def _non_empty(value: str) -> str:
 
 
 def _memory(text: str) -> str:
+    message = f"expected memory with its unit, such as '4GB', got {text!r}"
     try:
         size = parse_bytes(text)
     except ValueError:
-        raise ValueError(f"expected memory with its unit, such as '4GB', got {text!r}") from None
+        raise ValueError(message) from None
     if size < 100_000_000:
-        raise ValueError(
-            f"expected memory with its unit, such as '4GB', got {text!r}, which is {size} bytes: too little"
-        )
+        raise ValueError(f"{message}, which is {size} bytes: too little")
     return text
 
 

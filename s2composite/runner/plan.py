@@ -17,6 +17,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 
 from s2composite.cube.composite import Composite
+from s2composite.cube.open import window_at
 from s2composite.errors import S2CompositeError, plural, size_text
 from s2composite.jobs.schema import Job
 from s2composite.reading.grid import centre_longitude, footprint
@@ -335,7 +336,7 @@ def _planned(
     windows = []
     for i, window in enumerate(product.windows):
         if window in wanted:
-            y, x = product.stage.window(*window)
+            y, x = window_at(product.work.spatial, *window)
             cost = stack.cost((y, x))
             costs = [cost, *(one for mask in product.work.masks for one in mask.costs((y, x)))]
             longitude = 0.0 if stack.geobox.crs is None else centre_longitude(stack.geobox[y, x])
@@ -349,7 +350,7 @@ def _planned(
             seconds = sum(one.seconds for one in costs)
             pixels = (y.start, y.stop, x.start, x.stop)
             windows.append(WindowPlan(i, window, pixels, cost.scenes, len(days), *read, states[window], seconds))
-    task = max(task_memory(product.work, product.stage.window(*w.window)) for w in windows)
+    task = max(task_memory(product.work, window_at(product.work.spatial, *w.window)) for w in windows)
     if check:
         require_fit(product.work, task, workers, output_block(job))
     return Plan(

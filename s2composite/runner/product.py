@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 import s2composite
 from s2composite.clusters.submit import ClusterCall
 from s2composite.cube.graph import Chunks
+from s2composite.cube.open import window_at
 from s2composite.cube.windows import STATUS, Work, compose_window, work_in
 from s2composite.errors import ParameterError, WriteError
 from s2composite.jobs.schema import Job
@@ -39,7 +40,7 @@ from s2composite.writing.options import RasterOptions
 from s2composite.writing.publish import assembly_calls, name_files, target_of
 from s2composite.writing.staging import IDENTITY, Parts, StorePlace, place_of
 from s2composite.writing.steps import overview_steps, raster_stages, recorded_windows
-from s2composite.writing.tiles import Raster, Stage, StagedFile, encode_files
+from s2composite.writing.tiles import Raster, StagedFile, encode_files
 from s2composite.writing.zarr import (
     Regions,
     StoreOptions,
@@ -50,7 +51,7 @@ from s2composite.writing.zarr import (
     plan_store,
 )
 
-__all__ = ["Product", "WindowDone", "WindowMaker", "make_window", "plan_product", "product_state", "require_free"]
+__all__ = ["Product", "WindowMaker", "make_window", "plan_product", "product_state", "require_free"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,34 +62,27 @@ class WindowMaker:
     writer: CogWriter | Regions
 
 
-@dataclass(frozen=True, slots=True)
-class WindowDone:
-    """What a window tells when it is done: small, and all that reaches the client."""
-
-    worker: str
-    read_and_reduce: float  # seconds
-    encode: float  # seconds, with storing
-    failed_scenes: tuple[str, ...]  # could not be read and were left out
-    read: int  # bytes
-    requests: int  # byte ranges, as far as GDAL does not read
-
-
-def make_window(maker: WindowMaker, position: tuple[int, int]) -> WindowDone:
-    """Make a window; whatever goes wrong names it."""
+def make_window(maker: WindowMaker, position: tuple[int, int]) -> dict[str, Any]:
+    """Make a window; return what the ledger tells of it, small and all that reaches the client."""
     start = time.perf_counter()
     work = maker.work
-    window = Stage(0, 0, 0, work.spatial).window(*position)
     with counted_reads() as reads:
-        layers = compose_window(work.stack, work.recipe, window, work.masks)
+        layers = compose_window(work.stack, work.recipe, window_at(work.spatial, *position), work.masks)
     composed = time.perf_counter()
     maker.writer.keep(layers, position)
-    failed = tuple(work.stack.scenes[t].id for t in np.flatnonzero(layers[STATUS].ravel() == FAILED))
+    left_out = [work.stack.scenes[t].id for t in np.flatnonzero(layers[STATUS].ravel() == FAILED)]
     try:
         worker = str(get_worker().address)
     except ValueError:  # outside a cluster
         worker = f"process {os.getpid()}"
-    encode = time.perf_counter() - composed
-    return WindowDone(worker, composed - start, encode, failed, int(reads["bytes"]), int(reads["count"]))
+    return {
+        "worker": worker,
+        "read": round(composed - start, 3),  # seconds, with reducing
+        "encode": round(time.perf_counter() - composed, 3),  # seconds, with storing
+        "bytes": int(reads["bytes"]),
+        "requests": int(reads["count"]),  # byte ranges, as far as GDAL does not read
+        **({"failed_scenes": left_out} if left_out else {}),
+    }
 
 
 # --- COG --------------------------------------------------------------------------------------------------------------
@@ -122,6 +116,7 @@ class CogOutput:
     """Cloud-optimised GeoTIFFs, from the place for their windows to their final names."""
 
     writer: CogWriter
+    parts: Parts  # what is not finished
     dataset: xr.Dataset  # the lazy composite
     token: str  # hash of all that decides about their bytes
     # Different for each run: two that put the same files together at once do not take them from each other.
@@ -144,11 +139,7 @@ class CogOutput:
     @property
     def place(self) -> str:
         """Path or URL of what is not finished."""
-        return self._parts.root
-
-    @property
-    def _parts(self) -> Parts:
-        return self.rasters[0].parts
+        return self.parts.root
 
     def existing(self) -> tuple[str, ...]:
         """Return what exists under its final name."""
@@ -156,14 +147,14 @@ class CogOutput:
 
     def begin(self, busy: Collection[str], *, overwrite: bool) -> None:  # noqa: ARG002 - each token has its own place
         """Make the place for windows, or go on with what is there; `busy` are tokens that others are making here."""
-        self._parts.create()
+        self.parts.create()
         if self.token not in busy:
-            self._parts.remove_assembled()
-        self._parts.write(_WINDOWS, str(max(self.windows[0][0], self.windows[1][0])).encode())
+            self.parts.remove_assembled()
+        self.parts.write(_WINDOWS, str(max(self.windows[0][0], self.windows[1][0])).encode())
 
     def done(self) -> frozenset[tuple[int, int]]:
         """Return the windows that are done, by asking the place."""
-        names, first = self._parts.names(), self.writer.files[0]
+        names, first = self.parts.names(), self.writer.files[0]
         return frozenset(at for at in first.stages[0].positions if first.record(0, at) in names)
 
     def steps(self) -> Iterator[list[ClusterCall]]:
@@ -181,7 +172,7 @@ class CogOutput:
 
     def tidy(self) -> None:
         """Remove what only led to the output, now that it has its names."""
-        self._parts.clear()
+        self.parts.clear()
 
     def _own(self, raster: Raster) -> Raster:
         """Return a file under a temporary name that is this run's."""
@@ -209,7 +200,7 @@ def _cog_output(work: Work, dataset: xr.Dataset, plans: Sequence[FilePlan], toke
     if "period" in dataset.coords:
         labels = dataset["period"].values
         periods = tuple(int(np.flatnonzero(labels == plan.period.dataset["period"].values)[0]) for plan in plans)
-    return CogOutput(CogWriter(files, layers, previews, periods), dataset, token)
+    return CogOutput(CogWriter(files, layers, previews, periods), parts, dataset, token)
 
 
 # --- Zarr -------------------------------------------------------------------------------------------------------------
@@ -319,11 +310,6 @@ class Product:
         """Rows and columns of all windows, row by row."""
         rows, columns = self.work.spatial
         return tuple(np.ndindex(len(rows), len(columns)))
-
-    @property
-    def stage(self) -> Stage:
-        """The windows as pixels."""
-        return Stage(0, 0, 0, self.work.spatial)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -254,8 +254,7 @@ def job_report(job: Job) -> Report | None:
     )
 
 
-_STATES = ("done", "failed", "open")
-_COLOURS = {"done": "#2f6fb7", "failed": "#c8372d", "open": "#c9ced6"}
+_COLOURS = {"done": "#2f6fb7", "failed": "#c8372d", "open": "#c9ced6"}  # of the states of windows
 _PALEST = 0.25  # opacity of the fastest window; the slowest has 1
 _MOST_RECTANGLES = 5000  # windows drawn one by one and told about under the pointer; more are a picture, a pixel each
 _MAP_SIDE = 640  # pixels
@@ -341,13 +340,13 @@ def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), numbers: i
 
 def _summary(report: Report) -> str:
     total = report.shape[0] * report.shape[1]
-    counts = {state: sum(one == state for one in report.states().values()) for state in _STATES}
+    counts = Counter(report.states().values())
     begun, ended = map(dt.datetime.fromisoformat, (report.begun, report.ended))
     seconds = list(report.seconds.values())
     last = f"{ended:%H:%M:%S}" if begun.date() == ended.date() else f"{ended:%Y-%m-%d %H:%M:%S}"
     bar = "".join(
-        f"<span style='width:{100 * counts[state] / max(total, 1):.2f}%;background:{_COLOURS[state]}'></span>"
-        for state in _STATES
+        f"<span style='width:{100 * counts[state] / max(total, 1):.2f}%;background:{colour}'></span>"
+        for state, colour in _COLOURS.items()
     )
     figures = {
         "done": f"{counts['done']} of {total}",
@@ -411,7 +410,7 @@ def _map(report: Report) -> str:
                 f"<title>{escape(words)}</title></rect>"
             )
         picture = f"<svg {size} role='img' aria-label='{label}'>{cells}</svg>"
-    keys = "".join(f"<span class='key key-{state}'></span>{state}" for state in _STATES)
+    keys = "".join(f"<span class='key key-{state}'></span>{state}" for state in _COLOURS)
     ramp = f"<span class='key ramp'></span>done in 0 to {duration(slowest)}" if slowest else ""
     return f"<figure>{picture}<figcaption>{keys}{ramp}</figcaption></figure>"
 

@@ -571,11 +571,7 @@ class ProductRun:
                 foreign = S2CompositeError(f"{type(error).__name__}: {error}")
                 self.error = error if isinstance(error, S2CompositeError) else foreign
         elif window is not None:
-            done = outcome.result
-            about |= {"worker": done.worker, "read": round(done.read_and_reduce, 3), "encode": round(done.encode, 3)}
-            about |= {"bytes": done.read, "requests": done.requests}
-            about |= {"failed_scenes": list(done.failed_scenes)} if done.failed_scenes else {}
-            self._note("done", **about)
+            self._note("done", **about, **outcome.result)
             self._made += 1
 
     @property
