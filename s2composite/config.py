@@ -50,6 +50,10 @@ class Place:
     # The original text, if an environment variable was substituted: errors quote this, not the secret.
     written: str | None = None
 
+    def error(self, message: str, key: str | None = None) -> JobError:
+        """Return an error that names this place."""
+        return JobError(f"{self.where}: {message}", key=key, line=self.line)
+
 
 def parse_yaml(text: str, name: str, given: Mapping[str, str] | None = None) -> tuple[Any, dict[Keys, Place]]:
     """Return the plain values of YAML `text`, and the place of each key and list element.
@@ -73,6 +77,11 @@ def parse_yaml(text: str, name: str, given: Mapping[str, str] | None = None) -> 
         raise JobError(f"{where}: not valid YAML: {problem}", key=None, line=line) from error
     except RecursionError:
         raise JobError(f"{name}: nested too deeply, or it refers to itself; write the values out") from None
+
+
+def _place(node: yaml.Node, name: str) -> Place:
+    line = node.start_mark.line + 1
+    return Place(f"{name}, line {line}", line)
 
 
 def _as_written(text: str) -> str:
@@ -100,34 +109,28 @@ class _Walk:
 
     def value(self, node: yaml.Node, keys: Keys) -> Any:
         """Return the plain value of `node`, whose path is `keys`."""
-        self.places.setdefault(keys, self._place(node))
+        self.places.setdefault(keys, _place(node, self.name))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(child, (*keys, index)) for index, child in enumerate(node.value)]
         return self._scalar(node, keys)
 
-    def _place(self, node: yaml.Node) -> Place:
-        line = node.start_mark.line + 1
-        return Place(f"{self.name}, line {line}", line)
-
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         seen: dict[str, Place] = {}
         for key_node, _ in node.value:
-            key, place = key_node.value, self._place(key_node)
+            key, place = key_node.value, _place(key_node, self.name)
             if not isinstance(key, str):
-                message = f"{place.where}: a key must be a word, got a list or mapping"
-                raise JobError(message, key=None, line=place.line)
+                raise place.error("a key must be a word, got a list or mapping")
             if key in seen:
                 path = dotted((*keys, key))
-                message = f"{place.where}: key '{path}' is given twice (first on line {seen[key].line}); keep one"
-                raise JobError(message, key=path, line=place.line)
+                raise place.error(f"key '{path}' is given twice (first on line {seen[key].line}); keep one", path)
             seen[key] = place
         self.loader.flatten_mapping(node)  # '<<' merges an anchored mapping; own keys come last and override it
         values = {}
         for key_node, value_node in node.value:
             here = (*keys, key_node.value)
-            self.places[here] = self._place(key_node)
+            self.places[here] = _place(key_node, self.name)
             values[key_node.value] = self.value(value_node, here)
         return values
 
@@ -164,11 +167,9 @@ def _own_variables(root: yaml.Node | None, name: str, given: Mapping[str, str]) 
             where = f"{name}, line {mapping.start_mark.line + 1}"
             raise JobError(f"{where}: {VARIABLES}: expected names and values, such as {{year: 2023}}", key=VARIABLES)
         for key_node, value_node in mapping.value:
-            line = key_node.start_mark.line + 1
-            place, key = Place(f"{name}, line {line}", line), f"{VARIABLES}.{key_node.value}"
+            place, key = _place(key_node, name), f"{VARIABLES}.{key_node.value}"
             if not isinstance(value_node, yaml.ScalarNode) or not NAME.fullmatch(str(key_node.value)):
-                message = f"{place.where}: {key}: a variable has a name of letters, digits and _, and a text or number"
-                raise JobError(message, key=key, line=line)
+                raise place.error(f"{key}: a variable has a name of letters, digits and _, and a text or number", key)
             found[key_node.value] = _filled_in(value_node.value, place, key, {})
     for key in given:
         if key not in found:
@@ -272,11 +273,11 @@ def read_document(
 def parse_text(text: str, name: str, given: Mapping[str, str] | None = None) -> Document:
     """Return the document in YAML `text`, with ``${VARIABLES}`` substituted: its own, or environment variables."""
     values, places = parse_yaml(text, name, given)
-    line = places[()].line if places else 1
+    whole = places.get((), Place(f"{name}, line 1", 1))
     if values is None:
-        raise JobError(f"{name}, line {line}: is empty; it needs lines such as 'key: value'", key=None, line=line)
+        raise whole.error("is empty; it needs lines such as 'key: value'")
     if not isinstance(values, dict):
-        raise JobError(f"{name}, line {line}: expected 'key: value' lines, got {shown(values)}", key=None, line=line)
+        raise whole.error(f"expected 'key: value' lines, got {shown(values)}")
     return Document(name, values, places)
 
 
@@ -301,22 +302,20 @@ def variables_in(settings: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 def with_setting(document: Document, setting: str) -> Document:
     """Return `document` with a ``key=value`` from the command line; the key may be dotted, the value is YAML."""
     key, equals, text = setting.partition("=")
-    if not equals or not all(key.split(".")):
-        raise JobError(f"-s {setting}: expected key=value, for example -s chunks=1024", key=key, line=None)
-    here = f"-s {setting}"
-    value, _ = parse_yaml(text, here)
-    keys = tuple(key.split("."))
+    here, keys = Place(f"-s {setting}", None), tuple(key.split("."))
+    if not equals or not all(keys):
+        raise here.error("expected key=value, for example -s chunks=1024", key)
+    value, _ = parse_yaml(text, here.where)
     values = level = dict(document.values)
     for depth, name in enumerate(keys[:-1], 1):
         inner = level.get(name)
         if inner is not None and not isinstance(inner, Mapping):
-            message = f"{here}: '{dotted(keys[:depth])}' is {shown(inner)} here; give all of it"
-            raise JobError(message, key=key, line=None)
+            raise here.error(f"'{dotted(keys[:depth])}' is {shown(inner)} here; give all of it", key)
         level[name] = dict(inner or {})
         level = level[name]
     level[keys[-1]] = value
     kept = {path: place for path, place in document.places.items() if path[: len(keys)] != keys}
-    return Document(document.name, values, {**kept, keys: Place(here, None)})
+    return Document(document.name, values, {**kept, keys: here})
 
 
 def validated(model: type[ModelT], document: Document) -> ModelT:
@@ -335,7 +334,7 @@ def validated(model: type[ModelT], document: Document) -> ModelT:
     (_, _, place, key, message), *rest = sorted(problems, key=lambda problem: problem[:2])
     others = {other for *_, other, _ in rest if not f"{other}.".startswith(f"{key}.")}
     also = f" (also wrong: {', '.join(sorted(others))})" if others else ""
-    raise JobError(f"{place.where}: {message}{also}", key=key, line=place.line)
+    raise place.error(f"{message}{also}", key)
 
 
 def _located(

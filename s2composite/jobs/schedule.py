@@ -176,9 +176,7 @@ def with_span_keys(document: Document) -> Document:
     if not given:
         return document
     if "span" in document.values:
-        place = document.place(("span",))
-        message = f"{place.where}: span and {', '.join(given)} say the same; keep one"
-        raise JobError(message, key="span", line=place.line)
+        raise document.place(("span",)).error(f"span and {', '.join(given)} say the same; keep one", "span")
     values = {key: value for key, value in document.values.items() if key not in _KEYS}
     places = {(("span", _KEYS[str(k[0])]) if k and k[0] in _KEYS else k): place for k, place in document.places.items()}
     return Document(document.name, {**values, "span": {_KEYS[k]: v for k, v in given.items()}}, places)
