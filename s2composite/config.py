@@ -107,14 +107,25 @@ class _Walk:
     places: dict[Keys, Place]
     variables: Mapping[str, str]
 
-    def value(self, node: yaml.Node, keys: Keys) -> Any:
+    def value(self, node: Any, keys: Keys) -> Any:
         """Return the plain value of `node`, whose path is `keys`."""
         self.places.setdefault(keys, _place(node, self.name))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(child, (*keys, index)) for index, child in enumerate(node.value)]
-        return self._scalar(node, keys)
+        text = _filled_in(node.value, self.places[keys], dotted(keys), self.variables)
+        if text != node.value:
+            self.places[keys] = replace(self.places[keys], written=_as_written(node.value))
+            if node.style is not None:  # quoted: text stays text
+                return text
+            tag = self.loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call] # PyYAML's
+            node = yaml.ScalarNode(tag, text, node.start_mark, node.end_mark)
+        try:
+            return self.loader.construct_object(node)
+        # such as '!!int abc', '!!bool abc', '!!timestamp abc': PyYAML's constructors raise different exceptions
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         seen: dict[str, Place] = {}
@@ -133,23 +144,6 @@ class _Walk:
             self.places[here] = _place(key_node, self.name)
             values[key_node.value] = self.value(value_node, here)
         return values
-
-    def _scalar(self, node: Any, keys: Keys) -> Any:
-        text = _filled_in(node.value, self.places[keys], dotted(keys), self.variables)
-        if text == node.value:
-            return self._constructed(node)
-        self.places[keys] = replace(self.places[keys], written=_as_written(node.value))
-        if node.style is not None:  # quoted: text stays text
-            return text
-        tag = self.loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call] # PyYAML's
-        return self._constructed(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
-
-    def _constructed(self, node: yaml.Node) -> Any:
-        try:
-            return self.loader.construct_object(node)
-        # such as '!!int abc', '!!bool abc', '!!timestamp abc': PyYAML's constructors raise different exceptions
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
 def _own_variables(root: yaml.Node | None, name: str, given: Mapping[str, str]) -> Mapping[str, str]:
