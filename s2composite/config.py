@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from s2composite.errors import JobError
 
 __all__ = [
-    "VARIABLES", "WHOLE", "AsList", "Count", "Credentials", "Dashboard", "Document", "Environment", "Expected",
+    "VARIABLES", "WHOLE", "Count", "Credentials", "Dashboard", "Document", "Environment", "Expected",
     "FilePath", "Finite", "Keys", "Memory", "Place", "Positive", "SomeTexts", "Strict", "Text", "Texts", "Variable",
     "dotted", "parse_text", "parse_yaml", "read_document", "shown", "validated", "variables_in", "with_setting",
     "without_variables",
@@ -462,7 +462,7 @@ def _variable(name: str) -> str:
 
 EnvironmentText = Annotated[str, BeforeValidator(_environment_text)]
 Variable = Annotated[str, AfterValidator(_variable)]
-AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)
+AsList = PlainSerializer(lambda v: list(v) if isinstance(v, tuple) else v)  # as the classes of clusters take them
 Texts = Annotated[tuple[Text, ...], Field(strict=False), AsList]
 SomeTexts = Annotated[tuple[Text, ...], Field(strict=False, min_length=1), AsList]
 Environment = Annotated[

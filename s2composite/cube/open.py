@@ -53,6 +53,7 @@ __all__ = [
     "LOADERS",
     "auto_size",
     "chunk_sides",
+    "current_workers",
     "numbers_attrs",
     "open_cube",
     "stack_of",
@@ -589,17 +590,17 @@ def auto_size(stack: Stack, memory: int) -> tuple[int, int]:
 
 def thread_count() -> int:
     """Return the number of concurrent tasks: threads of the current client's workers, else cores of this machine."""
-    workers = _current_workers()
+    workers = current_workers()
     return int(CPU_COUNT) if workers is None else max(1, sum(int(worker["nthreads"]) for worker in workers))
 
 
 def thread_memory() -> int:
     """Return the bytes per worker thread: of the current client's smallest worker, else of this machine."""
-    shares = [w["memory_limit"] // w["nthreads"] for w in _current_workers() or () if w["memory_limit"]]
+    shares = [w["memory_limit"] // w["nthreads"] for w in current_workers() or () if w["memory_limit"]]
     return min(shares) if shares else int(MEMORY_LIMIT) // (os.cpu_count() or 1)
 
 
-def _current_workers() -> list[Mapping[str, Any]] | None:
+def current_workers() -> list[Mapping[str, Any]] | None:
     """Return what the scheduler knows of each worker of the current client; None without a client."""
     try:
         return list(running_workers(default_client()).values())

@@ -30,7 +30,6 @@ from s2composite.clusters.submit import Policy
 from s2composite.config import (
     VARIABLES,
     WHOLE,
-    AsList,
     Count,
     Expected,
     FilePath,
@@ -218,7 +217,6 @@ class Job(Strict):
         FilePath | Annotated[tuple[FilePath, ...], Field(strict=False)],
         AfterValidator(_scenes),
         Expected("a path, directory, pattern or URL, or a list of those"),
-        AsList,
     ]
     """Scenes: a path, a directory, a glob, a ``gs://`` / ``s3://`` / ``https://`` prefix, or a list of those."""
 
@@ -228,7 +226,6 @@ class Job(Strict):
     reducer: Annotated[
         NamedReducer | Annotated[tuple[NamedReducer, ...], Field(strict=False, min_length=1)],
         Expected("the name of a reducer, or {name: {parameter: value}}, or a list of those"),
-        AsList,
     ] = "luminance_median"
     """How observations are reduced: ``luminance_median``, with parameters ``{name: {parameter: value}}``, or a list of
     reducers that are computed in one pass."""
@@ -236,7 +233,6 @@ class Job(Strict):
     valid: Annotated[
         Annotated[tuple[NamedRule, ...], Field(strict=False)] | None,
         Expected("a list of rules, such as [nodata, {scl: {classes: [thin cirrus]}}]"),
-        AsList,
     ] = None
     """Rules that select the observations to use: ``nodata``, ``saturated``, ``scl``, ``fmask``, ``qa_bits``,
     ``cloud_probability``, ``usable``, ``value_range``, ``swath_edge``, with parameters ``{name: {parameter: value}}``;
@@ -281,7 +277,6 @@ class Job(Strict):
     times: Annotated[
         Annotated[tuple[Date, ...], Field(strict=False, min_length=1)] | None,
         Expected("a list of dates such as 2023-06-15T10:46:29Z, one for each file"),
-        AsList,
     ] = None
     """Time of each file, in the order of the files, if names do not contain it."""
 
@@ -318,13 +313,13 @@ class Job(Strict):
     reflectance: Annotated[bool, Expected("true or false")] = False
     """Physical values, float32 with NaN for nodata, instead of the values in the files."""
 
-    bands: Annotated[
-        BandNames | None, Expected("a list of names or numbers, such as [red, green, blue] or [1, 2]"), AsList
-    ] = None
+    bands: Annotated[BandNames | None, Expected("a list of names or numbers, such as [red, green, blue] or [1, 2]")] = (
+        None
+    )
     """Bands or whole assets, in the order wanted, or numbers of the bands of the only file, counted from 1; None: the
     only asset, or the true-colour picture."""
 
-    bbox: Annotated[Box | None, Expected("four numbers, [west, south, east, north]"), AsList] = None
+    bbox: Annotated[Box | None, Expected("four numbers, [west, south, east, north]")] = None
     """Area to cut out, ``[west, south, east, north]``, in degrees unless `bbox_crs` says otherwise."""
 
     bbox_crs: Annotated[Text | int, Expected("a coordinate system such as EPSG:32631")] = "EPSG:4326"
@@ -352,7 +347,6 @@ class Job(Strict):
     anchor: Annotated[
         Literal["edge", "center", "floating"] | Annotated[tuple[Finite, Finite], Field(strict=False)] | None,
         Expected("edge, center, floating, or two fractions of a pixel"),
-        AsList,
     ] = None
     """Alignment of a new grid's pixels; None: as in the scenes."""
 
@@ -364,9 +358,7 @@ class Job(Strict):
     """GDAL's name of the method for scenes that are not on the output's grid; or one for each band, ``*`` for all
     others."""
 
-    chunks: Annotated[Literal["auto"] | Count | Pair, Expected("'auto', a number of pixels, or [y, x]"), AsList] = (
-        "auto"
-    )
+    chunks: Annotated[Literal["auto"] | Count | Pair, Expected("'auto', a number of pixels, or [y, x]")] = "auto"
     """Window size in pixels: a side, ``[y, x]``, or ``auto``: derived from the memory of a worker thread."""
 
     engine: Annotated[Literal["auto", "tiles", "gdal"], Expected("one of auto, tiles, gdal")] = "auto"
@@ -375,7 +367,7 @@ class Job(Strict):
     on_error: Annotated[Literal["raise", "skip"], Expected("raise or skip")] = "raise"
     """Effect of an unreadable scene: its windows fail (others continue), or it counts as not observed there."""
 
-    layers: Annotated[Names | None, Expected("a list of layers, such as [composite, count, source]"), AsList] = None
+    layers: Annotated[Names | None, Expected("a list of layers, such as [composite, count, source]")] = None
     """Layers to write to ``.tif`` files; None: as in `Composite.to_raster`. A Zarr store holds all layers."""
 
     raster: Annotated[

@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import xarray as xr
 from dask.utils import parse_bytes
-from distributed import default_client
 from distributed.system import MEMORY_LIMIT
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import BoundingBox, Geometry, box
@@ -25,13 +24,12 @@ from s2composite.clusters.backends import MEMORY_SHARE, LocalOptions, local_shap
 from s2composite.cube.composite import Composite, composite
 from s2composite.cube.graph import Chunks
 from s2composite.cube.masking import products_near
-from s2composite.cube.open import auto_size, open_cube, to_cube, window_at
+from s2composite.cube.open import auto_size, current_workers, open_cube, to_cube, window_at
 from s2composite.cube.windows import Work, work_in
 from s2composite.errors import JobError, ParameterError, S2CompositeError, WriteError
 from s2composite.jobs.grid import Cell, cells_of, read_area, touches
 from s2composite.jobs.schedule import has_template, spans_of, written_out
 from s2composite.jobs.schema import CELL, Job, load_job, require_selectors
-from s2composite.metrics import running_workers
 from s2composite.reading.grid import Window
 from s2composite.reading.tiles import KEPT_BYTES
 from s2composite.scenes.dates import Period
@@ -346,11 +344,7 @@ def workers_of(cluster: Any) -> Workers:
 
     What the options leave open is as this machine has it.
     """
-    try:
-        running = list(running_workers(default_client()).values())
-    except ValueError:
-        running = []
-    if running:
+    if running := current_workers():
         limits = [worker["memory_limit"] or int(MEMORY_LIMIT) for worker in running]
         return Workers(len(running), max(worker["nthreads"] for worker in running), min(limits))
     memory = getattr(cluster, "memory", None)
