@@ -18,7 +18,7 @@ from s2composite.config import Document, Expected, Strict, Text
 from s2composite.errors import JobError, ParameterError
 from s2composite.scenes.dates import Period, date_range, find_periods
 
-__all__ = ["SpanOptions", "Unit", "has_template", "spans_of", "with_span_keys", "written_out"]
+__all__ = ["SpanOptions", "Unit", "has_template", "number_as_text", "spans_of", "with_span_keys", "written_out"]
 
 Unit = Literal["day", "week", "month", "quarter", "season", "year"]
 
@@ -42,9 +42,14 @@ _COMPACT = re.compile(r"(\d{4})(\d{2})(\d{2})?")
 _KEYS = {"spanStart": "start", "spanEnd": "end", "spanUnit": "unit"}
 
 
+def number_as_text(value: Any) -> Any:
+    """Return a number, as which YAML reads a year, as text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _iso(value: Any) -> Any:
     """Return a date in ISO 8601: ``201201`` and the number 201201 are ``2012-01``."""
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    text = number_as_text(value)
     match = _COMPACT.fullmatch(text.strip()) if isinstance(text, str) else None
     return text if match is None else "-".join(part for part in match.groups() if part)
 

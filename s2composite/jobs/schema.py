@@ -45,7 +45,7 @@ from s2composite.config import (
 )
 from s2composite.errors import JobError, ParameterError, S2CompositeError
 from s2composite.jobs.grid import GridOptions
-from s2composite.jobs.schedule import SpanOptions, has_template, with_span_keys
+from s2composite.jobs.schedule import SpanOptions, has_template, number_as_text, with_span_keys
 from s2composite.pixels.mask_bands import resolve_rule
 from s2composite.pixels.masks import Rule
 from s2composite.pixels.reducers import Reducer, resolve_reducer
@@ -122,10 +122,6 @@ def _raster_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _year(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def _bounds(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
     west, south, east, north = box
     if not (west < east and south < north):
@@ -147,7 +143,7 @@ def _limits(given: Any) -> Any:
     return given
 
 
-Date = Annotated[Text, BeforeValidator(_year), _accepted(date_range)]
+Date = Annotated[Text, BeforeValidator(number_as_text), _accepted(date_range)]
 Pair = Annotated[tuple[Count, Count], Field(strict=False)]
 Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 BandNames = Annotated[

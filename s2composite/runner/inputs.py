@@ -467,14 +467,13 @@ def select_windows(
     [(0, 0), (0, 2), (0, 3)]
     """
     known = list(np.ndindex(len(spatial[0]), len(spatial[1])))
-    wanted = set(known) if windows is None else set()
+    every = set(known)
+    wanted = every if windows is None else set()
     for part in windows.split(",") if isinstance(windows, str) else windows or ():
         if not isinstance(part, str):
-            named = {(int(part[0]), int(part[1]))} & set(known)
+            named = {(int(part[0]), int(part[1]))} & every
         elif place := _PLACE.fullmatch(part.strip()):
-            numbers = [int(n) for n in place.groups() if n is not None]
-            at = tuple(numbers if place[1] is not None else reversed(numbers))
-            named = {one for one in known if one == at}
+            named = {(int(place[1] or place[4]), int(place[2] or place[3]))} & every
         else:
             named = set(_numbered(known, part.strip()))
         if not named:
