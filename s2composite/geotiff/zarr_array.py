@@ -214,20 +214,22 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
     stored = read_store(store, sign)
     array = stored.arrays.get(path)
     if array is None:
-        names = [name for name, one in stored.arrays.items() if len(one.shape) == 2]
-        has = listed(names, 12) or "none"
+        has = listed([name for name, one in stored.arrays.items() if len(one.shape) == 2], 12) or "none"
         raise SceneError(f"{display(href)}: the store has no array {path}; it has {has}", href=display(href))
-    if array.dimensions in ANGLES:
-        return _angles(href, store, stored, array)
-    if len(array.shape) != 2 or array.dtype.kind not in "uif" or 0 in array.shape or not check_dtype(array.dtype.name):
+    names: tuple[str | None, ...] = (None,)
+    angles = array.dimensions in ANGLES
+    if angles:
+        geobox, names = _angles(href, store, stored, array)
+    elif len(array.shape) == 2 and array.dtype.kind in "uif" and 0 not in array.shape and check_dtype(array.dtype.name):
+        geobox = _geobox(href, stored, array)
+    else:
         raise SceneError(
             f"{display(href)} is {array.dtype} {array.shape}, not numbers (y, x); a cube (time, band, y, x) is opened "
             "with xarray.open_zarr and given to composite()",
             href=display(href),
         )
-    geobox = _geobox(href, stored, array)
     levels, undecodable = [], ""
-    for one in (array, *_overviews(stored, array)):
+    for one in (array, *(() if angles else _overviews(stored, array))):
         level, why = _level(store, one, sign)
         levels.append(level)
         undecodable = undecodable or why
@@ -237,19 +239,19 @@ def read_array_header(href: str, sign: Sign | None = None) -> Header:
         href,
         Identity(sum(int(level.counts.sum()) for level in levels), digest),
         geobox,
-        1,
+        len(names),
         array.dtype.newbyteorder("="),
         _nodata(array),
-        (None,),
+        names,
         tuple(levels),
-        scaling=(_scaling(href, array),),
+        scaling=() if angles else (_scaling(href, array),),
         undecodable=undecodable,
         sign=sign,
     )
 
 
-def _angles(href: str, store: str, stored: _Store, array: StoredArray) -> Header:
-    """Return what the angles of a product are: a raster with a band for each, whose pixels lie around the points."""
+def _angles(href: str, store: str, stored: _Store, array: StoredArray) -> tuple[GeoBox, tuple[str | None, ...]]:
+    """Return the grid of a product's angles, whose pixels lie around the points, and the names of their bands."""
     group = array.path.rpartition("/")[0]
     codes = (one.attributes.get("proj:code") or one.attributes.get("proj:epsg") for one in stored.arrays.values())
     code = next(filter(None, codes), None)  # of the bands: the angles have none
@@ -264,23 +266,12 @@ def _angles(href: str, store: str, stored: _Store, array: StoredArray) -> Header
         step_y, step_x = float(y[1] - y[0]), float(x[1] - x[0])
         transform = Affine(step_x, 0, float(x[0]) - step_x / 2, 0, step_y, float(y[0]) - step_y / 2)
         geobox = same_geobox((len(y), len(x)), transform, f"EPSG:{code}" if isinstance(code, int) else str(code))
-    level, why = _level(store, array, None)
     names = [f"sun_{angle}" for angle in points["angle"]]
     if array.dimensions == _VIEW:
         names = [f"view_{angle}_{str(band).upper()}" for band in points["band"] for angle in points["angle"]]
     elif tuple(names) != SUN_ANGLES:
         raise broken(href, f"its angles are {', '.join(names)}")
-    return Header(
-        href,
-        Identity(array.dtype.itemsize * prod(array.shape), hashlib.sha256(repr(array).encode()).hexdigest()[:32]),
-        geobox,
-        len(names),
-        array.dtype.newbyteorder("="),
-        _nodata(array),
-        tuple(names),
-        (level,),
-        undecodable=why,
-    )
+    return geobox, tuple(names)
 
 
 def _geobox(href: str, stored: _Store, array: StoredArray) -> GeoBox:
