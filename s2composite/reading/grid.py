@@ -208,7 +208,7 @@ def target_geobox(natives: Sequence[GeoBox], headers: Sequence[Header], target: 
     if resolution is None:
         return grid
     # pixels so much finer than the data's that other units were probably meant
-    own = natives[0] if natives[0].crs == grid.crs else as_fine(natives[0], grid.crs)
+    own = as_fine(natives[0], grid.crs)
     finer = abs(own.resolution.x / grid.resolution.x)
     if finer > _FINEST:
         raise GridError(
@@ -259,7 +259,9 @@ def _crosses_antimeridian_or_pole(native: GeoBox) -> bool:
 
 
 def as_fine(native: GeoBox, crs: CRS, method: str = "fit") -> GeoBox:
-    """Return a grid in another CRS with pixels of about the same size, for all or part of the area."""
+    """Return a grid in a CRS with pixels of about the same size, for all or part of the area; itself in its own CRS."""
+    if native.crs == crs:
+        return native
     if _crosses_antimeridian_or_pole(native):
         places = ((native.shape.y * n // 4, native.shape.x * n // 4) for n in (1, 3))
         patches = [native[row : row + 2, column : column + 2] for row, column in places]

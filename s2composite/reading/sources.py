@@ -215,8 +215,7 @@ def _placed(
         (height, width), top, left = shapes[0], -offset[0], -offset[1]
         return 0, offset, factor, (top, top + height * factor, left, left + width * factor)
     # the coarsest level whose pixels are not larger than the target's
-    own = source if source.crs == target.crs else as_fine(source, target.crs)
-    ratio = abs(target.resolution.x / own.resolution.x)
+    ratio = abs(target.resolution.x / as_fine(source, target.crs).resolution.x)
     fine = [level for level, shape in enumerate(shapes) if source.shape.x / shape[1] <= ratio * 1.01]
     return max(fine, default=0), None, 1, target_extent(source, target)
 

@@ -291,10 +291,8 @@ def kernel_scale(source: GeoBox, shape: tuple[int, int], target: GeoBox) -> dict
 @lru_cache(4096)
 def pixel_ratio(source: GeoBox, crs: Any, width: float, height: float) -> tuple[float, float]:
     """Return the number of pixels of `width` and `height` in `crs` along one of the source's ``(y, x)``."""
-    if source.crs == crs:
-        return abs(source.resolution.y) / height, abs(source.resolution.x) / width
-    whole = as_fine(source, crs)
-    return abs(whole.resolution.y) / height, abs(whole.resolution.x) / width
+    own = as_fine(source, crs).resolution
+    return abs(own.y) / height, abs(own.x) / width
 
 
 @lru_cache(4)
