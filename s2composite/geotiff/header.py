@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,6 +184,7 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
     levels = [(level_of(d, tiff.order), d) for d in tiff.directories]
     (first, main), rest = levels[0], levels[1:]
     coding, metadata = first.coding, main.text(42112)
+    items = _items(metadata)
 
     def finest_first(entry: tuple[Level, Directory]) -> int:
         return -entry[0].shape[0] * entry[0].shape[1]
@@ -198,13 +199,11 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
     images = [levels[0], *sorted(overviews, key=finest_first)]
     dtype = np.dtype(coding.dtype).newbyteorder("=")
     _refuse_complex(href, dtype)
-    names = _items(metadata, "description")
-    descriptions = tuple(names.get(str(band)) or None for band in range(coding.samples))
+    descriptions = tuple(items.get(("description", str(band))) or None for band in range(coding.samples))
     # which band is an alpha band, by TIFF's tag or by GDAL's metadata
     extra = main.numbers(338)[: coding.samples]
     kinds = [""] * (coding.samples - len(extra)) + ["alpha" if kind in (1, 2) else "" for kind in extra]
-    named = _items(metadata, "colorinterp")
-    kinds = [named.get(str(band), "").lower() or kind for band, kind in enumerate(kinds)]
+    kinds = [items.get(("colorinterp", str(band)), "").lower() or kind for band, kind in enumerate(kinds)]
     nodata = None
     with suppress(ValueError):
         nodata = nodata_in(float(main.text(42113)), dtype)
@@ -220,7 +219,7 @@ def _from_tiff(href: str, identity: Identity, tiff: Tiff) -> Header:
         descriptions,
         tuple(level for level, _ in images),
         alpha=alpha_band(kinds, descriptions),
-        scaling=_scaling(metadata, coding.samples),
+        scaling=_scaling(items, coding.samples),
         undecodable=next((why for level, d in images if (why := why_undecodable(level, d))), ""),
         framed=framed and "KNOWN_INCOMPATIBLE_EDITION=YES" not in tiff.notes,
     )
@@ -312,31 +311,32 @@ def nodata_in(value: float, dtype: np.dtype[Any]) -> float | None:
     return value if limits.min <= value <= limits.max else None
 
 
-def _items(xml: str, role: str) -> dict[str, str]:
-    """Return the items of a role in GDAL's metadata tag, by the number of the band as text."""
+def _items(xml: str) -> dict[tuple[str, str], str]:
+    """Return the items of GDAL's metadata tag, by role and the number of the band as text."""
     # GDAL declares no entities, with which few bytes can become many
-    if f'role="{role}"' not in xml or "<!DOCTYPE" in xml:
+    if not xml or "<!DOCTYPE" in xml:
         return {}
     # expat, which parses it, fetches nothing; a tag that is no XML describes nothing
     with suppress(ET.ParseError):
         items = ET.fromstring(xml).iter("Item")  # noqa: S314
-        return {i.get("sample", ""): unescape(i.text or "", _QUOTES) for i in items if i.get("role") == role}
+        return {(i.get("role", ""), i.get("sample", "")): unescape(i.text or "", _QUOTES) for i in items}
     return {}
 
 
-def _scaling(xml: str, bands: int) -> tuple[Scaling | None, ...]:
-    """Return scale, offset and unit of each band in GDAL's metadata tag; empty if no band has any."""
-    scales, offsets, units = (_items(xml, role) for role in ("scale", "offset", "unittype"))
-    if not (scales or offsets or units):
+def _scaling(items: Mapping[tuple[str, str], str], bands: int) -> tuple[Scaling | None, ...]:
+    """Return scale, offset and unit of each band from GDAL's metadata; empty if no band has any."""
+    if not any(role in ("scale", "offset", "unittype") for role, _ in items):
         return ()
 
-    def number(text: str | None, default: float) -> float:
+    def number(role: str, band: str, default: float) -> float:
         with suppress(ValueError):
-            return default if text is None else float(text)
+            return float(items.get((role, band), default))
         return default
 
     named = map(str, range(bands))
-    return tuple(scaling_of(number(scales.get(b), 1.0), number(offsets.get(b), 0.0), units.get(b)) for b in named)
+    return tuple(
+        scaling_of(number("scale", b, 1.0), number("offset", b, 0.0), items.get(("unittype", b))) for b in named
+    )
 
 
 def scaling_of(scale: float, offset: float, unit: str | None) -> Scaling | None:
