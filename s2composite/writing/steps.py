@@ -42,6 +42,7 @@ from rich.text import Text
 from s2composite.clusters.submit import ClusterCall
 from s2composite.cube.graph import Chunks
 from s2composite.errors import S2CompositeError, WriteError
+from s2composite.reading.grid import intersection, within
 from s2composite.writing.assemble import in_order
 from s2composite.writing.staging import Parts
 from s2composite.writing.tiles import (
@@ -271,15 +272,11 @@ def make_overview(file: StagedFile, number: int, position: tuple[int, int]) -> N
     pixels = np.empty((len(raster.bands), *(axis.stop - axis.start for axis in window)), raster.dtype)
     for at in below.positions:
         top = below.window(*at, stage.first)
-        shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(window, top, strict=True)]
+        shared = intersection(window, top)
         if all(axis.start < axis.stop for axis in shared):
             kept = load_record(raster.parts, file.record(below.number, at))[f"top_{file.number}"]
-            pixels[:, *_relative(shared, window)] = kept[:, *_relative(shared, top)]
+            pixels[:, *within(window, shared)] = kept[:, *within(top, shared)]
     encode_files([file], [[pixels]], number, position)
-
-
-def _relative(part: Sequence[slice], whole: Sequence[slice]) -> list[slice]:
-    return [slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, whole, strict=True)]
 
 
 def recorded_windows(
