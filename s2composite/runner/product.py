@@ -33,11 +33,10 @@ from s2composite.jobs.schema import Job
 from s2composite.metrics import counted_reads
 from s2composite.reading.reader import FAILED
 from s2composite.storage.files import exists
-from s2composite.writing.assemble import lay_out
 from s2composite.writing.cog import FilePlan, Preview, plan_files, preview_of, status_tags
 from s2composite.writing.layers import RGBA
 from s2composite.writing.options import RasterOptions
-from s2composite.writing.publish import assembly_calls, name_files, target_of
+from s2composite.writing.publish import assembly_calls, lay_out, name_files, target_of
 from s2composite.writing.staging import IDENTITY, Parts, StorePlace, place_of
 from s2composite.writing.steps import overview_steps, raster_stages, recorded_windows
 from s2composite.writing.tiles import Raster, StagedFile, encode_files

@@ -33,7 +33,6 @@ from s2composite.pixels.stretch import (
     stretched,
 )
 from s2composite.storage.files import display, is_remote, join
-from s2composite.writing.assemble import FileLayout, geo_tags, lay_out
 from s2composite.writing.encode import valid_pixels
 from s2composite.writing.layers import (
     RGBA,
@@ -52,7 +51,16 @@ from s2composite.writing.layers import (
     status_summary,
 )
 from s2composite.writing.options import RasterOptions, check_resampling, checked, overridden
-from s2composite.writing.publish import assemble, assembly_calls, is_http, name_files, target_of
+from s2composite.writing.publish import (
+    FileLayout,
+    assemble,
+    assembly_calls,
+    geo_tags,
+    is_http,
+    lay_out,
+    name_files,
+    target_of,
+)
 from s2composite.writing.staging import Parts
 from s2composite.writing.steps import (
     current_client,

@@ -23,7 +23,6 @@ __all__ = [
     "Statistics",
     "decode_mask",
     "encode_mask",
-    "half",
     "halve",
     "level_shapes",
     "merge",
@@ -97,11 +96,6 @@ def decode_mask(data: bytes, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return np.unpackbits(bits, axis=1, count=shape[1]).view(np.bool_)
 
 
-def half(n: int) -> int:
-    """Return the size of an axis at half the resolution."""
-    return (n + 1) // 2
-
-
 def level_shapes(shape: tuple[int, int], smallest: int) -> tuple[tuple[int, int], ...]:
     """Return the sizes ``(y, x)`` of the full resolution and its overviews, until both fit into `smallest` pixels.
 
@@ -110,7 +104,8 @@ def level_shapes(shape: tuple[int, int], smallest: int) -> tuple[tuple[int, int]
     """
     shapes = [shape]
     while max(shapes[-1]) > smallest:
-        shapes.append((half(shapes[-1][0]), half(shapes[-1][1])))
+        rows, columns = shapes[-1]
+        shapes.append(((rows + 1) // 2, (columns + 1) // 2))
     return tuple(shapes)
 
 
@@ -149,7 +144,7 @@ def halve(pixels: NDArray[Any], method: str, nodata: float | None) -> NDArray[An
             mean = (total / count).astype(pixels.dtype)
         mean[count == 0] = np.nan if nodata is None else nodata
         return np.asarray(mean)
-    bands, rows, columns = math.prod(head), half(height), half(width)
+    bands, rows, columns = math.prod(head), (height + 1) // 2, (width + 1) // 2
     out = np.empty((bands, rows, columns), pixels.dtype)
     known = nodata is not None and not math.isnan(nodata)
     value = int(nodata) if nodata is not None and known else 0

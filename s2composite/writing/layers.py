@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
 
 from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.graph import Chunks
@@ -30,6 +31,7 @@ __all__ = [
     "TIME",
     "DatasetPeriod",
     "RasterLayer",
+    "affine_numbers",
     "chosen_layers",
     "common_nodata",
     "crs_fields",
@@ -199,6 +201,11 @@ def crs_fields(crs: CRS) -> dict[str, str]:
     # Only an exact code: pyproj also offers codes of similar systems.
     authority = crs.proj.to_authority(min_confidence=100)
     return {"proj:code": ":".join(authority)} if authority else {"proj:wkt2": crs.to_wkt()}
+
+
+def affine_numbers(geobox: GeoBox) -> list[float]:
+    """Return the six numbers of a grid's transform, row by row, as STAC and GeoZarr list them."""
+    return [float(value) for value in tuple(geobox.transform)[:6]]
 
 
 @dataclass(frozen=True, eq=False)

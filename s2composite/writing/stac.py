@@ -52,11 +52,12 @@ from s2composite.writing.cog import (
     valid_everywhere,
     write_files,
 )
-from s2composite.writing.encode import half, halve
+from s2composite.writing.encode import halve, level_shapes
 from s2composite.writing.layers import (
     STATUS,
     DatasetPeriod,
     RasterLayer,
+    affine_numbers,
     crs_fields,
     layer_of,
     period_path,
@@ -140,7 +141,7 @@ def write_stac(
         files = [file for file in written if file.plan.period.label == item.period.label]
         picture = _write_item_thumbnail(item, files, size, stretch, overwrite=overwrite)
         provenance = _provenance(dataset, item.period, number, tables)
-        document = _build_item(dataset, item.period, files, provenance, dict(properties or {}))
+        document = _build_item(dataset, item, files, provenance, dict(properties or {}))
         document["links"] = [
             {"rel": "derived_from", "href": href, "title": scene, "type": "application/geo+json"}
             for scene, href in sorted((derived_from or {}).items())
@@ -155,6 +156,7 @@ class ItemPlan:
     """One item to write."""
 
     period: DatasetPeriod
+    span: tuple[str, str]  # first and last moment in UTC
     path: str  # absolute path or URL
     thumbnail: str | None  # absolute path or URL of its thumbnail
 
@@ -169,16 +171,16 @@ def _plan_item(
     *,
     overwrite: bool,
 ) -> ItemPlan:
-    _time_range(period)  # which may raise
+    span = _time_range(period)
     path = target_of(period_path(f"{stem}.json", period.label), overwrite=overwrite)
     if thumbnail is None or not any(layer.data.ndim == 3 for plan in plans for layer in plan.layers):
-        return ItemPlan(period, path, None)
+        return ItemPlan(period, span, path, None)
     if thumbnail not in MEDIA_TYPES:
         raise ParameterError(f"thumbnail is {thumbnail!r}; it is one of {', '.join(MEDIA_TYPES)} or None")
     picture = period_path(f"{stem}_thumbnail.{thumbnail}", period.label)
     _check_thumbnail(picture, size, stretch)
     check_not_common(stretch, "thumbnails of STAC items")
-    return ItemPlan(period, path, target_of(picture, overwrite=overwrite))
+    return ItemPlan(period, span, path, target_of(picture, overwrite=overwrite))
 
 
 def _write_item_thumbnail(
@@ -195,7 +197,7 @@ def _write_item_thumbnail(
     raster = file.plan.raster
     bands = [i for i, band in enumerate(raster.bands) if band.layer == layer]
     chosen = [bands[i] + 1 for i in colour_bands([raster.bands[i].name.removeprefix(f"{layer}_") for i in bands])]
-    shape = raster.levels[min(_halvings(raster.shape, size), len(raster.levels) - 1)]
+    shape = next((level for level in raster.levels if max(level) <= size), raster.levels[-1])
     try:
         with ExitStack() as stack:
             opened: Any = file.path
@@ -212,7 +214,7 @@ def _write_item_thumbnail(
         ) from error
     if raster.nodata is not None:
         pixels[:, ~valid] = raster.nodata  # lossy files have something else there
-    more = _halvings(shape, size)
+    more = len(level_shapes(shape, size)) - 1
     picture = rgba(
         _halved(pixels, more, raster.nodata),
         _halved(valid[None].view(np.uint8), more, 0)[0] > 0,
@@ -313,17 +315,9 @@ def _check_thumbnail(path: str, size: int, stretch: Stretch | None) -> str:
     return kind
 
 
-def _halvings(shape: tuple[int, ...], size: int) -> int:
-    """Return how often an image must be halved to fit."""
-    longest, times = max(shape), 0
-    while longest > size:
-        longest, times = half(longest), times + 1
-    return times
-
-
 def _shrunk(layer: RasterLayer, size: int) -> da.Array:
     """Return a layer halved until it fits, window by window: only small pixels leave the workers."""
-    times = _halvings(layer.data.shape[1:], size)
+    times = len(level_shapes(layer.data.shape[1:], size)) - 1
     if not times:
         return layer.data
     step, chunks = 1 << times, layer.data.chunks[1:]
@@ -382,15 +376,15 @@ def _timestamp(time: np.datetime64) -> str:
     return f"{np.datetime_as_string(time, unit='s')}Z"
 
 
-def _item_id(dataset: xr.Dataset, period: DatasetPeriod, rasters: Sequence[Raster]) -> str:
+def _item_id(dataset: xr.Dataset, item: ItemPlan, rasters: Sequence[Raster]) -> str:
     """Return an id that is the same for the same pixels: from scenes, method, software and grid, not the path."""
-    start, end = _time_range(period)
+    start, end = item.span
     grids = [raster.geobox for raster in rasters]
     identity = {
         "attributes": {name: str(value) for name, value in sorted(dataset.attrs.items())},
         "scenes": [str(scene) for scene in dataset["scene"].values],
-        "period": [period.label, start, end],
-        "grid": [None if g is None else [*_six(g), None if g.crs is None else g.crs.to_wkt()] for g in grids],
+        "period": [item.period.label, start, end],
+        "grid": [None if g is None else [*affine_numbers(g), None if g.crs is None else g.crs.to_wkt()] for g in grids],
         "bands": [[(band.name, band.layer) for band in raster.bands] for raster in rasters],
         "dtypes": [raster.dtype.name for raster in rasters],
         "shapes": [raster.shape for raster in rasters],
@@ -400,36 +394,32 @@ def _item_id(dataset: xr.Dataset, period: DatasetPeriod, rasters: Sequence[Raste
     return f"{name}_{start[:10]}_{end[:10]}_{digest[:12]}"
 
 
-def _six(geobox: GeoBox) -> list[float]:
-    return [float(value) for value in tuple(geobox.transform)[:6]]
-
-
 def _build_item(
     dataset: xr.Dataset,
-    period: DatasetPeriod,
+    plan: ItemPlan,
     files: Sequence[WrittenFile],
     provenance: Mapping[str, Any],
     properties: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the item of a period with its files beside it, without links; `properties` override those made here."""
+    """Return an item with its files beside it, without links; `properties` override those made here."""
     rasters = [file.plan.raster for file in files]
-    start, end = _time_range(period)
     geobox = rasters[0].geobox
     projection: dict[str, Any] = {"proj:shape": [int(n) for n in rasters[0].shape]}
     if geobox is not None:
-        projection |= {"proj:transform": _six(geobox), "proj:bbox": [float(v) for v in geobox.boundingbox.bbox]}
+        projection["proj:transform"] = affine_numbers(geobox)
+        projection["proj:bbox"] = [float(v) for v in geobox.boundingbox.bbox]
         if geobox.crs is not None:
             projection |= {"proj:code": None} | crs_fields(geobox.crs)
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": [],
-        "id": _item_id(dataset, period, rasters),
+        "id": _item_id(dataset, plan, rasters),
         **_place(geobox),
         "properties": {
             "datetime": None,
-            "start_datetime": start,
-            "end_datetime": end,
+            "start_datetime": plan.span[0],
+            "end_datetime": plan.span[1],
             "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             **projection,
             **provenance,

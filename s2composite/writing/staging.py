@@ -20,6 +20,7 @@ from s2composite.errors import ParameterError, S2CompositeError, SourceError, Wr
 from s2composite.storage.files import (
     absolute,
     display,
+    exists,
     filesystem,
     is_remote,
     join,
@@ -282,10 +283,7 @@ class Parts:
 
     def visible(self) -> bool:
         """Return whether the place exists for this process."""
-        if not self.remote:
-            return Path(self.root, _MARKER).exists()
-        fs, path = filesystem(join(self.root, _MARKER))
-        return bool(fs.exists(path))
+        return exists(join(self.root, _MARKER))
 
     def require(self) -> None:
         """Raise if the place is gone, because writing was given up."""

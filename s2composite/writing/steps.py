@@ -43,7 +43,7 @@ from s2composite.clusters.submit import ClusterCall
 from s2composite.cube.graph import Chunks
 from s2composite.errors import S2CompositeError, WriteError
 from s2composite.reading.grid import intersection, within
-from s2composite.writing.assemble import in_order
+from s2composite.writing.publish import in_order
 from s2composite.writing.staging import Parts
 from s2composite.writing.tiles import (
     Raster,
@@ -184,12 +184,19 @@ def window_tasks(
     noted with them; the others are returned.
     """
     left, files, work = dict(tables), list[StagedFile](), list[tuple[da.Array, str, Stage | None]]()
-    groups = _common_windows(rasters, layers)
-    for windows, origin, numbers in groups:
+    groups: list[tuple[Chunks, set[str], list[int]]] = []  # windows, Dask layers and numbers of files made together
+    for number, (raster, data) in enumerate(zip(rasters, layers, strict=True)):
+        windows = aligned_chunks(data[0].chunks[-2:], raster.block, len(raster.bands) * raster.dtype.itemsize)
+        origin, numbers = {name for layer in data for name in layer.dask.layers}, [number]
+        for group in [group for group in groups if group[0] == windows and group[1] & origin]:
+            groups.remove(group)
+            origin, numbers = group[1] | origin, sorted(group[2] + numbers)
+        groups.append((windows, origin, numbers))
+    for windows, origin, numbers in sorted(groups, key=lambda group: group[2]):
         own = tables_with(windows, origin, left)
         left = {name: table for name, table in left.items() if name not in own}
-        group = "all" if len(groups) == 1 else str(numbers[0])
-        some = tuple(StagedFile(n, rasters[n], raster_stages(rasters[n], windows), group) for n in numbers)
+        records = "all" if len(groups) == 1 else str(numbers[0])
+        some = tuple(StagedFile(n, rasters[n], raster_stages(rasters[n], windows), records) for n in numbers)
         files += some
         token = some[0].raster.token
         written = window_array(
@@ -206,21 +213,6 @@ def window_tasks(
         shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more files" if len(labels) > 4 else "")
         work.append((written, shown, some[0].stages[0]))
     return tuple(sorted(files, key=lambda file: file.number)), work, left
-
-
-def _common_windows(
-    rasters: Sequence[Raster], layers: Sequence[Sequence[da.Array]]
-) -> list[tuple[Chunks, set[str], list[int]]]:
-    """Return groups of files whose windows are the same and made of the same tasks: windows, Dask layers, files."""
-    groups: list[tuple[Chunks, set[str], list[int]]] = []
-    for file, (raster, own) in enumerate(zip(rasters, layers, strict=True)):
-        windows = aligned_chunks(own[0].chunks[-2:], raster.block, len(raster.bands) * raster.dtype.itemsize)
-        origin, files = {name for layer in own for name in layer.dask.layers}, [file]
-        for group in [group for group in groups if group[0] == windows and group[1] & origin]:
-            groups.remove(group)
-            origin, files = group[1] | origin, sorted(group[2] + files)
-        groups.append((windows, origin, files))
-    return sorted(groups, key=lambda group: group[2])
 
 
 def _encode_blocks(
@@ -260,8 +252,11 @@ def overview_steps(files: Sequence[StagedFile]) -> Iterator[list[ClusterCall]]:
     for number in range(1, max(len(file.stages) for file in files)):
         yield [
             call
-            for raster, file in ((file.raster, file) for file in files if number < len(file.stages))
-            for call in overview_calls(file.stages[number], raster.label, raster.token, make_overview, file, number)
+            for file in files
+            if number < len(file.stages)
+            for call in overview_calls(
+                file.stages[number], file.raster.label, file.raster.token, make_overview, file, number
+            )
         ]
 
 

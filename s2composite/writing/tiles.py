@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import struct
@@ -10,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -118,13 +117,12 @@ class Raster:
 
     def halved(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Return ``(b, y, x)`` at half the resolution, each band in its own way."""
-        runs = [(method, len(list(run))) for method, run in groupby(band.method for band in self.bands)]
-        if len(runs) == 1:
-            return halve(pixels, runs[0][0], self.nodata)
-        stops = np.cumsum([n for _, n in runs])
-        return np.concatenate(
-            [halve(pixels[stop - n : stop], method, self.nodata) for (method, n), stop in zip(runs, stops, strict=True)]
-        )
+        out, start = [], 0
+        for method, run in groupby(band.method for band in self.bands):
+            stop = start + len(list(run))
+            out.append(halve(pixels[start:stop], method, self.nodata))
+            start = stop
+        return out[0] if len(out) == 1 else np.concatenate(out)
 
     def valid(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
         """Return where any band of ``(b, y, x)`` has a value."""
@@ -152,10 +150,9 @@ class Stage:
 
     def window(self, row: int, column: int, level: int | None = None) -> tuple[slice, slice]:
         """Return the window in a row and column of windows, in pixels of `level`."""
-        shift = 0 if level is None else level - self.first
         starts = (sum(self.chunks[0][:row]), sum(self.chunks[1][:column]))
         sizes = (self.chunks[0][row], self.chunks[1][column])
-        scale = 1 << shift
+        scale = 1 << (0 if level is None else level - self.first)
         y, x = (slice(s // scale, s // scale + -(-n // scale)) for s, n in zip(starts, sizes, strict=True))
         return y, x
 
@@ -252,7 +249,7 @@ def encode_window(
     if len(planes) > 1 or pixels.dtype != raster.dtype:  # all in the dtype and with the nodata value of the file
         pixels = np.concatenate(planes, dtype=raster.dtype, casting="unsafe")
         owns = [band.nodata for band in raster.bands]
-        for own, band, target in zip(owns, itertools.chain(*planes), pixels, strict=True):
+        for own, band, target in zip(owns, chain(*planes), pixels, strict=True):
             if own is not None and raster.nodata is not None and own not in (raster.nodata, math.nan):
                 target[band == own] = raster.nodata
     records, tiles, statistics, start, block = list[bytes](), [], [], 0, raster.block

@@ -34,6 +34,7 @@ from s2composite.writing.layers import (
     STATUS,
     TIME,
     RasterLayer,
+    affine_numbers,
     chosen_layers,
     crs_fields,
     layer_of,
@@ -373,7 +374,7 @@ def _root_attributes(plan: StorePlan) -> dict[str, Any]:
         used = ["spatial"] if geobox.crs is None else ["proj", "spatial"]
         attrs |= {
             "spatial:dimensions": ["y", "x"],
-            "spatial:transform": list(tuple(geobox.transform)[:6]),
+            "spatial:transform": affine_numbers(geobox),
             "spatial:shape": [int(n) for n in geobox.shape],
             "spatial:bbox": [float(v) for v in geobox.boundingbox.bbox],
             "spatial:registration": "pixel",
@@ -386,7 +387,7 @@ def _root_attributes(plan: StorePlan) -> dict[str, Any]:
         for level, shape in enumerate(plan.levels):
             entry: dict[str, Any] = {"asset": str(level), "spatial:shape": list(shape)}
             if (grid := plan.grid(level)) is not None:
-                entry["spatial:transform"] = list(tuple(grid.transform)[:6])
+                entry["spatial:transform"] = affine_numbers(grid)
             if level:
                 entry |= {"derived_from": str(level - 1), "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}}
             layout.append(entry)

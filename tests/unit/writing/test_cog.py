@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rio_cogeo import cog_validate
 
-import s2composite.writing.assemble
+import s2composite.writing.publish
 from s2composite.errors import ParameterError, WriteError
 from s2composite.writing.cog import write_raster
 from s2composite.writing.encode import halve, merge, tile_statistics
@@ -471,7 +471,7 @@ def test_sizes_stand_around_every_tile_in_order(tmp_path):
 def test_bigtiff_on_request_and_where_needed(tmp_path, monkeypatch):
     dataset, values, *_ = three_layers()
     small, big = (write(dataset, tmp_path / f"{b}.tif", bigtiff=b) for b in (False, True))
-    monkeypatch.setattr(s2composite.writing.assemble, "CLASSIC_LIMIT", 100_000)
+    monkeypatch.setattr(s2composite.writing.publish, "CLASSIC_LIMIT", 100_000)
     needed = write(dataset, tmp_path / "needed.tif")
     versions = []
     for path in (small, big, needed):
