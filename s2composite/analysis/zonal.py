@@ -56,7 +56,7 @@ _PLAIN = ("count", "min", "max", "mean", "sum", "stdev", "skew")
 
 _Window = tuple[int, int, int, int]  # pixels: first row, row after the last, first column, column after the last
 _Key = tuple[int, int, int]  # positions of the zone among all zones, of the time and of the band
-_Row = dict[str, Any]  # a key as ``zone``, ``time`` and ``band``, and the statistics by their columns
+_Row = dict[str, float]  # statistics by their columns
 _Origin = tuple[int, int, int, int]  # time, band, row and column of the raster at which a block begins
 # Rows and columns of the pixels of a window that a zone touches, and the share of each that it covers.
 _Covered = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
@@ -149,8 +149,8 @@ def zonal_stats(
         LOG.warning("%d of %d zones are outside: %s%s", len(outside), len(names), ", ".join(outside[:20]), more)
     pixels = (cube if cube.chunks else cube.chunk(y=_CHUNK, x=_CHUNK)).data
     tasks = _tasks(pixels, inside, statistics, missing.nodata)
-    rows = [row for rows in dask.compute(*tasks) for row in rows]
-    return _table(rows, names, cube, statistics, timed=timed)
+    measured = {key: row for rows in dask.compute(*tasks) for key, row in rows.items()}
+    return _table(measured, names, cube, statistics, timed=timed)
 
 
 def write_zonal_stats(table: pd.DataFrame, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
@@ -500,7 +500,7 @@ def _merge(parts: Sequence[_Summary]) -> _Summary:
     return _Summary(count, low, high, mean, m2, m3, table, np.sum([part.histogram for part in parts], axis=0))
 
 
-def _row(key: _Key, summary: _Summary, statistics: _Statistics) -> _Row:
+def _row(summary: _Summary, statistics: _Statistics) -> _Row:
     """Return the statistics of a zone; NaN where there is no value.
 
     stdev is that of the population; skew, the third standardised moment, is NaN where all values are the same.
@@ -514,7 +514,7 @@ def _row(key: _Key, summary: _Summary, statistics: _Statistics) -> _Row:
     if statistics.percentiles:
         percentiles = _percentiles(*summary.table, list(statistics.percentiles.values()))
         known |= dict(zip(statistics.percentiles, percentiles, strict=True))
-    row: _Row = dict(zip(("zone", "time", "band"), key, strict=True))
+    row: _Row = {}
     for name in statistics.names:
         if name == "histogram":
             bins = [f"histogram_{low:g}_{high:g}" for low, high in pairwise(statistics.edges)]
@@ -584,8 +584,8 @@ def _tasks(data: da.Array, zones: Sequence[_Zone], statistics: _Statistics, noda
             yield delayed(partial(_rows, statistics=statistics))(parts, dask_key_name=key)
 
 
-def _rows(parts: Sequence[Mapping[_Key, _Summary]], statistics: _Statistics) -> list[_Row]:
-    return [_row(key, _merge([part[key] for part in parts]), statistics) for key in parts[0]]
+def _rows(parts: Sequence[Mapping[_Key, _Summary]], statistics: _Statistics) -> dict[_Key, _Row]:
+    return {key: _row(_merge([part[key] for part in parts]), statistics) for key in parts[0]}
 
 
 def _measure(
@@ -631,31 +631,29 @@ def _batches(zones: Sequence[_Zone]) -> Iterator[list[_Zone]]:
 
 
 def _table(
-    rows: list[_Row], names: Sequence[Any], cube: xr.DataArray, statistics: _Statistics, *, timed: bool
+    measured: Mapping[_Key, _Row], names: Sequence[Any], cube: xr.DataArray, statistics: _Statistics, *, timed: bool
 ) -> pd.DataFrame:
-    inside = {row["zone"] for row in rows}
-    outside = [zone for zone in range(len(names)) if zone not in inside]
-    nothing = _summarize(np.empty(0), np.empty(0), statistics)
-    keys = product(outside, range(cube.sizes["time"]), range(cube.sizes["band"]))
-    rows += [_row(key, nothing, statistics) for key in keys]
-    table = pd.DataFrame(rows).sort_values(["zone", "time", "band"], ignore_index=True)
+    nothing = _row(_summarize(np.empty(0), np.empty(0), statistics), statistics)
+    keys = list(product(range(len(names)), range(cube.sizes["time"]), range(cube.sizes["band"])))
+    table = pd.DataFrame([measured.get(key, nothing) for key in keys])
+    zone, time, band = np.array(keys).T
 
-    def labels_of(coordinate: str, positions: str) -> Any:
-        return np.asarray(cube[coordinate]).astype(str).astype(object)[table[positions].to_numpy()]
+    def labels_of(coordinate: str, positions: NDArray[np.int64]) -> Any:
+        return np.asarray(cube[coordinate]).astype(str).astype(object)[positions]
 
-    labels: dict[str, Any] = {"zone": pd.Series(list(names))[table["zone"]].to_numpy()}
+    labels: dict[str, Any] = {"zone": pd.Series(list(names))[zone].to_numpy()}
     if timed and "period" in cube.coords:
-        labels["period"] = labels_of("period", "time")
+        labels["period"] = labels_of("period", time)
     if timed:
-        labels["time"] = np.asarray(cube["time"])[table["time"].to_numpy()]
+        labels["time"] = np.asarray(cube["time"])[time]
     if timed and "period" not in cube.coords and "scene" in cube.coords:
-        labels["scene"] = labels_of("scene", "time")
-    labels["band"] = labels_of("band", "band")
+        labels["scene"] = labels_of("scene", time)
+    labels["band"] = labels_of("band", band)
 
     shares = sorted((c for c in table.columns if c.startswith("fraction_")), key=lambda c: float(c.partition("_")[2]))
     columns_of = {"fraction": shares, "histogram": [c for c in table.columns if c.startswith("histogram_")]}
     figures = table[[c for name in statistics.names for c in columns_of.get(name, [name])]].astype(float)
     # A class that a zone has nothing of has a share of 0 there.
-    measured = figures[shares].notna().any(axis=1)
-    figures.loc[measured, shares] = figures.loc[measured, shares].fillna(0)
+    with_classes = figures[shares].notna().any(axis=1)
+    figures.loc[with_classes, shares] = figures.loc[with_classes, shares].fillna(0)
     return pd.DataFrame(labels).join(figures)
