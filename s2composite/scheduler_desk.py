@@ -17,8 +17,7 @@ from distributed.core import ConnectionPool
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
-from s2composite.storage.leases import Desk, Grant, Rates, Want
-from s2composite.storage.limits import Limit, lease_from
+from s2composite.storage.limits import Desk, Grant, Limit, Rates, Want, lease_from
 
 __all__ = ["SchedulerDesk"]
 

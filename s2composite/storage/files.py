@@ -25,8 +25,8 @@ from s2composite.storage.urls import check_touch, guarded_client, limits, web_cl
 
 __all__ = [
     "absolute", "archive_of", "display", "exists", "filesystem", "gdal_options", "in_archive", "is_remote", "join",
-    "reason", "redact", "replace_directory", "replacing", "storage_errors", "storage_options", "without_queries",
-    "write_atomic",
+    "reason", "redact", "replace_directory", "replacing", "s3_endpoint", "storage_errors", "storage_options",
+    "without_queries", "write_atomic",
 ]  # fmt: skip
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -321,7 +321,7 @@ def storage_options(href: str) -> dict[str, Any]:
             # gcsfs would ask the emulator over gRPC what kind its bucket is and hang for a minute.
             os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     elif scheme == "s3":
-        options["anon"], endpoint = _s3_anonymous(), _s3_endpoint()
+        options["anon"], endpoint = _s3_anonymous(), s3_endpoint()
         if os.environ.get("AWS_REQUEST_PAYER") == "requester":  # GDAL's switch
             options["requester_pays"] = True
     else:
@@ -346,7 +346,7 @@ def gdal_options(href: str) -> dict[str, str]:
     elif scheme == "s3":
         if _s3_anonymous():
             options["AWS_NO_SIGN_REQUEST"] = "YES"
-        if endpoint := _s3_endpoint():
+        if endpoint := s3_endpoint():
             protocol, _, host = endpoint.partition("://")
             https = "NO" if protocol == "http" else "YES"
             options |= {"AWS_S3_ENDPOINT": host, "AWS_HTTPS": https, "AWS_VIRTUAL_HOSTING": "FALSE"}
@@ -389,7 +389,7 @@ def _s3_anonymous() -> bool:
     return not _aws_credentials_exist(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))))
 
 
-def _s3_endpoint() -> str | None:
+def s3_endpoint() -> str | None:
     """Return the server that stands in for Amazon's (MinIO, Ceph, an emulator)."""
     named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return named.rstrip("/") if named else None

@@ -1,7 +1,7 @@
 """Limits of hosts: connections at once, requests a minute and bytes a second, kept by all that read together.
 
 Each read asks for its turn with `permit` (`gdal_permit` for GDAL). The threads of a process share the limits, and so do
-the workers and clients of a Dask cluster, whose scheduler then does the counting; see `s2composite.storage.leases`.
+the workers and clients of a Dask cluster, whose scheduler then does the counting (`s2composite.scheduler_desk`).
 Which limits hold is said by the environment (``S2COMPOSITE_LIMITS``) and, host by host before that, by `declare`.
 """
 
@@ -16,11 +16,11 @@ import os
 import re
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -28,11 +28,11 @@ from weakref import WeakKeyDictionary
 import yaml
 
 from s2composite.errors import ParameterError, plural
-from s2composite.storage.leases import Desk, Grant, Rates, Want
+from s2composite.storage.files import s3_endpoint
 
 __all__ = [
-    "PRESETS", "VARIABLE", "Lease", "LeaseSource", "Limit", "declare", "gdal_permit", "lease_from", "limit_for",
-    "limit_shares", "limits_text", "permit", "resolve_limits",
+    "PRESETS", "VARIABLE", "Desk", "Grant", "Lease", "LeaseSource", "Limit", "Rates", "Want", "declare", "gdal_permit",
+    "lease_from", "limit_for", "limit_shares", "limits_text", "permit", "resolve_limits",
 ]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
@@ -40,6 +40,20 @@ LOG = logging.getLogger(__name__)
 VARIABLE = "S2COMPOSITE_LIMITS"  # the environment variable with limits as in a job: cdse, [cdse, earth-search], {...}
 
 # --- What is asked for ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a host allows; None: as much as one likes."""
+
+    connections: int | None = None  # at once
+    requests: int | None = None  # in a period
+    period: float = 60.0  # seconds
+    bytes: float | None = None  # a second
+
+    def countable(self, requests: int) -> int:
+        """Return what a read with so many requests counts: no more than a whole period's, or it would never begin."""
+        return requests if self.requests is None else min(requests, self.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +224,7 @@ def limit_for(href: str) -> Limit | None:
     if text is None and not _declared:
         return None
     if href.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        href = endpoint or f"https://{href[5:].partition('/')[0]}.s3.amazonaws.com"
+        href = s3_endpoint() or f"https://{href[5:].partition('/')[0]}.s3.amazonaws.com"
     elif href.startswith("gs://"):
         href = "https://storage.googleapis.com"
     return _limit_of(urlsplit(href).hostname or "", text, _declared)
@@ -234,6 +247,147 @@ def _limit_of(host: str, text: str | None, declared: tuple[Limit, ...]) -> Limit
         if f".{host}".endswith(f".{domain}")
     ]
     return max(covering, key=lambda one: one[0], default=(0, None))[1]
+
+
+# --- Leases: who may send how many requests to a host now, counted in one place for all that ask --------------------
+
+# That place is a `Desk`, in the process or in Dask's scheduler. A lease is a batch of requests, and a connection where
+# these are limited. When it is returned its requests go on counting for as long as the host may count them. So the
+# number of requests that arrive at the host in any period is no more than what it allows, however long they are on
+# their way and in whatever order they arrive.
+
+# Servers of a host may count a request a little later than they answer it: what they allow in a period is spread over
+# this much more.
+_MARGIN = 1.01
+
+# Share of a period's requests in one lease: it counts from when it is granted, so large ones would lower the rate.
+_SHARE = 0.01
+
+Want = tuple[int, int]  # of one read that waits: requests, bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease: requests that may be made now, one after the other where connections are limited."""
+
+    number: int  # its name at the desk
+    requests: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class _Host:
+    """What has been granted of a host."""
+
+    connections: int = 0  # open leases
+    spent: deque[tuple[float, int]] = field(default_factory=deque)  # until when so many requests count
+    counting: int = 0  # requests of open leases and spent ones
+    paid_until: float = -math.inf  # when the bytes granted so far will have had their time
+
+    def take(self, rates: Rates, wants: Sequence[Want], now: float) -> Want | float:
+        """Return the size of a lease for the first reads that wait, or the seconds after which there may be one."""
+        share = len(wants)
+        if rates.connections is not None:
+            free = rates.connections - self.connections
+            if free <= 0:
+                return math.inf
+            share = -(-share // free)  # the others are for the other connections
+        while self.spent and self.spent[0][0] <= now:
+            self.counting -= self.spent.popleft()[1]
+        if rates.bytes is not None and self.paid_until > now:
+            return self.paid_until - now
+        room = math.inf if rates.requests is None else rates.requests - self.counting
+        most_requests = math.inf if rates.requests is None else min(room, max(1, int(rates.requests * _SHARE)))
+        most_bytes = math.inf if rates.bytes is None else rates.bytes
+        requests, size = wants[0]
+        requests = rates.countable(requests)
+        if requests > room:
+            return self.spent[0][0] - now if self.spent else math.inf
+        for more, larger in wants[1:share]:
+            if requests + more > most_requests or size + larger > most_bytes:
+                break
+            requests, size = requests + more, size + larger
+        self.connections += 1
+        self.counting += requests
+        if rates.bytes is not None:
+            self.paid_until = max(self.paid_until, now) + size / rates.bytes
+        return requests, size
+
+    def settle(self, grant: Grant, rates: Rates, requests: int, size: int, now: float) -> None:
+        """End a lease of which so many requests and bytes were used."""
+        self.connections -= 1
+        self.counting -= grant.requests - requests
+        self.spent.append((now + rates.period * _MARGIN, requests))
+        if rates.bytes is not None:
+            self.paid_until -= (grant.bytes - size) / rates.bytes
+
+
+@dataclass(slots=True)
+class _Ask:
+    holder: str
+    rates: Rates
+    wants: Sequence[Want]
+    granted: asyncio.Future[Grant | None]
+
+
+class Desk:
+    """Grants leases in the order in which they are asked for, by name of what is counted together; in one event loop.
+
+    `exists` tells whether a holder is still there, `clock` the seconds.
+    """
+
+    def __init__(
+        self, exists: Callable[[str], bool] = lambda _: True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._exists, self._clock = exists, clock
+        self._numbers = count()
+        self._hosts: dict[str, _Host] = {}
+        self._asks: dict[str, deque[_Ask]] = {}
+        self._open: dict[int, tuple[Grant, str, _Ask]] = {}  # leases by number, the name they are of, who asked
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    async def lease(self, holder: str, name: str, rates: Rates, wants: Sequence[Want]) -> Grant | None:
+        """Wait for a lease; None: the holder is gone."""
+        ask = _Ask(holder, rates, wants, asyncio.get_running_loop().create_future())
+        self._asks.setdefault(name, deque()).append(ask)
+        self._serve(name)
+        return await ask.granted
+
+    def settle(self, number: int, requests: int, size: int) -> None:
+        """End a lease of which so many requests and bytes were used; one that has ended stays as it is."""
+        if (lease := self._open.pop(number, None)) is not None:
+            grant, name, ask = lease
+            self._hosts[name].settle(grant, ask.rates, requests, size, self._clock())
+            self._serve(name)
+
+    def forget(self, holder: str) -> None:
+        """End the leases of a holder that is gone: its connections are free, its requests were perhaps made."""
+        for grant in [grant for grant, _, ask in self._open.values() if ask.holder == holder]:
+            self.settle(grant.number, grant.requests, grant.bytes)
+        for name in list(self._asks):
+            self._serve(name)
+
+    def _serve(self, name: str) -> None:
+        """Grant what can be granted now, and come back when more can."""
+        if (timer := self._timers.pop(name, None)) is not None:
+            timer.cancel()
+        host, asks = self._hosts.setdefault(name, _Host()), self._asks.get(name, deque())
+        while asks:
+            ask = asks[0]
+            if ask.granted.done() or not self._exists(ask.holder):
+                asks.popleft()
+                if not ask.granted.done():
+                    ask.granted.set_result(None)
+                continue
+            taken = host.take(ask.rates, ask.wants, self._clock())
+            if not isinstance(taken, tuple):
+                if math.isfinite(taken):
+                    self._timers[name] = asyncio.get_running_loop().call_later(taken, self._serve, name)
+                return
+            asks.popleft()
+            grant = Grant(next(self._numbers), *taken)
+            self._open[grant.number] = grant, name, ask
+            ask.granted.set_result(grant)
 
 
 # --- Turns ----------------------------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ from s2composite.geotiff.header import read_header
 from s2composite.reading.warp import read_level
 from s2composite.storage import limits
 from s2composite.storage.http import ByteRange, Fetching, Identity, read_range
-from s2composite.storage.leases import Desk, Rates
-from s2composite.storage.limits import PRESETS, declare, limit_for, limits_text, permit, resolve_limits
+from s2composite.storage.limits import PRESETS, Desk, Rates, declare, limit_for, limits_text, permit, resolve_limits
 from support.counting_server import SIZE, counting_server
 from support.job_helpers import until
 
