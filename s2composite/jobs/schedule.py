@@ -90,7 +90,7 @@ class SpanOptions(Strict):
 
     @model_validator(mode="after")
     def _in_order(self) -> SpanOptions:
-        if self.end is not None and _last(self.end) < _first(self.start):
+        if self.end is not None and _period(self.end).last < _period(self.start).start:
             raise ValueError(f"end {self.end} is before start {self.start}")
         return self
 
@@ -100,12 +100,8 @@ class SpanOptions(Strict):
         return self.unit or _UNITS_BY_LENGTH[len(self.start)]
 
 
-def _first(text: str) -> dt.date:
-    return find_periods(text, dt.date.min, dt.date.min)[0].start
-
-
-def _last(text: str) -> dt.date:
-    return find_periods(text, dt.date.min, dt.date.min)[0].end - dt.timedelta(days=1)
+def _period(text: str) -> Period:
+    return find_periods(text, dt.date.min, dt.date.min)[0]
 
 
 def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None = None) -> tuple[Period, ...]:
@@ -122,13 +118,13 @@ def spans_of(span: SpanOptions, since: str | None = None, today: dt.date | None 
     over = (today or dt.datetime.now(dt.UTC).date()) - dt.timedelta(days=1)
     if since == "last":
         return (_last_complete(span.step, over),)
-    first = _first(span.start)
+    first = _period(span.start).start
     if since is not None:
         try:
-            first = _first(_whole_days(_iso(since)))
+            first = _period(_whole_days(_iso(since))).start
         except ValueError as error:
             raise ParameterError(f"since {since!r}: {error}; or 'last'") from error
-    last = _last_complete(span.step, over).end - dt.timedelta(days=1) if span.end is None else _last(span.end)
+    last = (_last_complete(span.step, over) if span.end is None else _period(span.end)).last
     if last < first:
         raise ParameterError(f"nothing to make: no {span.step} from {first} on is over before {last}")
     return _units(span.step, first, last)
@@ -142,7 +138,7 @@ def _units(unit: Unit, first: dt.date, last: dt.date) -> tuple[Period, ...]:
 def _last_complete(unit: Unit, over: dt.date) -> Period:
     """Return the last unit whose last day is not after a day."""
     current = _units(unit, over, over)[0]
-    if current.end <= over + dt.timedelta(days=1):
+    if current.last <= over:
         return current
     before = current.start - dt.timedelta(days=1)
     return _units(unit, before, before)[0]

@@ -154,8 +154,7 @@ def span_jobs(job: Job, since: str | None = None, today: dt.date | None = None) 
                 f"write the whole {step} with {{{{pointInTime}}}}",
                 key="output",
             )
-        dates = f"{period.start}/{period.end - dt.timedelta(days=1)}"
-        own_job = job.model_copy(update={**own, "datetime": dates, "span": None})
+        own_job = job.model_copy(update={**own, "datetime": f"{period.start}/{period.last}", "span": None})
         units[own["output"]] = ProductJob(own_job, period.label, period)
     return tuple(units.values())
 

@@ -170,6 +170,11 @@ class Period:
     def __contains__(self, day: dt.date) -> bool:
         return self.start <= day < self.end
 
+    @property
+    def last(self) -> dt.date:
+        """Its last day."""
+        return self.end - dt.timedelta(days=1)
+
 
 def day_of(time: dt.datetime, day: Day = "utc", longitude: float = 0.0) -> dt.date:
     """Return the day of a moment, `utc_day` or `solar_day` at a longitude in degrees east."""
@@ -197,7 +202,7 @@ def period_title(label: str) -> str:
         return label
     # The first and the last day from their smallest part to the year; the days of whole months and the months of whole
     # years are left out, and what both share is said once.
-    ends = (period.start, period.end - dt.timedelta(days=1))
+    ends = (period.start, period.last)
     first, last = ([str(day.day), _MONTHS[day.month - 1].capitalize(), f"{day:%Y}"] for day in ends)
     if period.start.day == period.end.day == 1:
         coarsest = 2 if period.start.month == period.end.month == 1 else 1

@@ -168,8 +168,7 @@ def _checked_job(document: Document, number: str, settings: Settings) -> Job:
         # Fix the span's end at submission, so that a later view or retry has the same products.
         period = units[-1].period
         assert period is not None
-        last = period.end - dt.timedelta(days=1)
-        span = {"unit": job.span.step, "end": job.span.end or str(last)}
+        span = {"unit": job.span.step, "end": job.span.end or str(period.last)}
         job = job.model_copy(update={"span": job.span.model_copy(update=span)})
     return job.model_copy(update={"cluster": settings.cluster})
 
