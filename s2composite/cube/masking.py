@@ -27,7 +27,7 @@ from s2composite.reading.bands import BandName, declares, wanted_assets
 from s2composite.reading.grid import TargetGrid, Window, intersection, subgrid, with_halo, within
 from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED, OUTSIDE, READ
-from s2composite.reading.sources import ReadOptions, target_extent
+from s2composite.reading.sources import ReadOptions
 from s2composite.reading.stack import Products, Stack, open_stack
 from s2composite.reading.warp import source_pixels
 from s2composite.scenes.model import Scene
@@ -385,12 +385,12 @@ def _opened(stack: Stack, rule: BesideRule) -> OpenedMask:
                 raise
             raise BandError(f"CloudNet looks at {', '.join(map(str, bands))}: {error}; or give it bands=") from error
         if rule.resolution is None and not isinstance(rule, Mask):
-            pixels = _compared if isinstance(rule, TemporalMask) else _looked_at
-            groups = tuple(found for at, band in groups for found in _coarser(stack, at, band, options, pixels))
+            series = isinstance(rule, TemporalMask)
+            groups = tuple(one for at, band in groups for one in _coarser(stack, at, band, options, series=series))
         if isinstance(rule, TemporalMask):
             masks = [(at, SeriesMask.of(rule, band)) for at, band in groups]
         else:
-            masks = [(at, FunctionMask.of(rule, band, _needed(stack.geobox, band))) for at, band in groups]
+            masks = [(at, FunctionMask.of(rule, band, stack.geobox)) for at, band in groups]
     if len(masks) == 1 and len(masks[0][0]) == len(stack.scenes):
         mask = masks[0][1]
         # Does each pixel of the mask cover a whole number of the data's?
@@ -405,39 +405,20 @@ def _opened(stack: Stack, rule: BesideRule) -> OpenedMask:
     return WarpedMask(tuple(masks), stack.geobox, len(stack.scenes))
 
 
-def _compared(metres: float) -> int:
-    """Return how many pixels of that size make one in which scenes are compared: a power of two, nearest to 80 m.
-
-    That is larger than most of what moves, and smaller than most clouds.
-    """
-    return 1 << max(round(math.log2(80 / metres)), 0)
-
-
-def _looked_at(metres: float) -> int:
-    """Return how many pixels of that size make one that is nearest to 30 m, for which networks were made."""
-    return max(round(30 / metres), 1)
-
-
-def _coarser(
-    stack: Stack, at: tuple[int, ...], band: Stack, options: ReadOptions, pixels: Callable[[float], int]
-) -> _Groups:
-    """Return bands of scenes on one grid at a number of their pixels that depends on their size in metres."""
+def _coarser(stack: Stack, at: tuple[int, ...], band: Stack, options: ReadOptions, *, series: bool) -> _Groups:
+    """Return bands of scenes on one grid, with as many of their pixels in one as masks look at by default."""
     own = abs(float(band.geobox.resolution.x))
     degrees = band.geobox.crs is not None and band.geobox.crs.geographic
-    coarser = min(pixels(own * 111_320 if degrees else own), *band.geobox.shape)
+    metres = own * 111_320 if degrees else own
+    # Scenes of a series are compared at a power of two, nearest to 80 m: larger than most of what moves, and smaller
+    # than most clouds. Networks were made for 30 m.
+    pixels = 1 << max(round(math.log2(80 / metres)), 0) if series else max(round(30 / metres), 1)
+    coarser = min(pixels, *band.geobox.shape)
     if coarser == 1:
         return ((at, band),)
     some = stack if len(at) == len(stack.scenes) else stack.select(at)
     found = _opened_together(some, band.bands, TargetGrid(resolution=own * coarser), options, parts=False)
     return tuple((tuple(at[i] for i in mine), coarse) for mine, coarse in found)
-
-
-def _needed(geobox: GeoBox, mask: Stack) -> Window:
-    """Return the window of a mask's grid that data on another grid look at, about."""
-    top, bottom, left, right = target_extent(geobox, mask.geobox)
-    spans = ((top, bottom, mask.shape[2]), (left, right, mask.shape[3]))
-    y, x = (slice(min(max(first, 0), n - 1), max(min(last, n), 1)) for first, last, n in spans)
-    return y, x
 
 
 def _with_network(rule: CloudNet, stack: Stack) -> CloudNet:

@@ -353,20 +353,7 @@ def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
         meta=np.empty((0, 0, 0, 0), stack.dtype),
         name=f"read-window-{token}",
     )
-    # numbers and strings only: netCDF and Zarr can store these
-    attrs: dict[str, Any] = {**_engines(stack), **numbers_attrs(stack)}
-    sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
-    if len(sensors) == 1 and None not in sensors:
-        (attrs["sensor"],) = sensors
-    cube = xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
-    return with_nodata(cube, stack.nodata)
-
-
-def _engines(stack: Stack) -> dict[str, str]:
-    """Return the engines in use and why, as attributes of a cube.
-
-    ``{"engine": "tiles", "engine_reason": "on the target grid (216 files)"}``
-    """
+    # the engines in use and why: "tiles", "on the target grid (216 files)"
     reasons: dict[str, Counter[str]] = {}
     for source in chain.from_iterable(stack.sources):
         reasons.setdefault(source.engine, Counter())[source.why] += 1
@@ -375,7 +362,13 @@ def _engines(stack: Stack) -> dict[str, str]:
         for engine, counts in reasons.items()
     }
     reason = "; ".join(why if len(lines) == 1 else f"{engine}: {why}" for engine, why in lines.items())
-    return {"engine": ", ".join(lines), "engine_reason": reason}
+    # numbers and strings only: netCDF and Zarr can store these
+    attrs: dict[str, Any] = {"engine": ", ".join(lines), "engine_reason": reason, **numbers_attrs(stack)}
+    sensors = {product.sensor for scene in stack.scenes for product in scene.parts}
+    if len(sensors) == 1 and None not in sensors:
+        (attrs["sensor"],) = sensors
+    cube = xr.DataArray(data, _coords(stack), ("time", "band", "y", "x"), name="cube", attrs=attrs)
+    return with_nodata(cube, stack.nodata)
 
 
 def _read_block(*, read: StackHandle, block_id: tuple[int, ...]) -> NDArray[Any]:

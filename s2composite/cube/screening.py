@@ -75,36 +75,33 @@ def _counts(cube: xr.DataArray, recipe: Recipe, mask: ValidArray | None) -> Any:
     if source is None:
         refuse_masks(recipe)
     if not isinstance(cube.data, da.Array):
-        return _count_block(cube.data, mask, recipe=recipe)[:, 0, 0]
+        return _count_block(cube.data, None if mask is None else mask[:, None], recipe=recipe)[:, 0, 0]
     data = cube.data.rechunk({0: -1, 1: -1})
-    given = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *data.chunks[2:]))]
+    given = [] if mask is None else [da.asarray(mask).rechunk((data.chunks[0], *data.chunks[2:]))[:, None]]
     count: Callable[..., NDArray[np.int64]]
     how: dict[str, Any]
     if source is None:
-        count, arrays, how = _count_array, [data, *(valid[:, None] for valid in given)], {"drop_axis": 1, "new_axis": 3}
+        count, arrays, how = _count_block, [data, *given], {}
         token = tokenize([array.name for array in arrays], recipe)
     else:
         # The products are read, not the cube: which one of a day is used depends on the rules, and the cube does not
         # record what files cover, nor has it the pixels around a window.
         stack, windows = source
-        count, arrays, how = _count_window, given, {"new_axis": 3} if given else {}
-        how |= {"stack": stack, "windows": windows, "masks": masks_of(stack, recipe.rules)}
+        count, arrays = _count_window, given
+        how = {"stack": stack, "windows": windows, "masks": masks_of(stack, recipe.rules)}
         token = tokenize([array.name for array in arrays], recipe, stack.token, windows)
     parts = da.map_blocks(
         count,
         *arrays,
         recipe=recipe,
         **how,
+        **({"drop_axis": 1, "new_axis": 3} if arrays else {}),
         name=f"count-valid-{token}",
         chunks=(data.chunks[0], *((1,) * n for n in data.numblocks[2:]), (2,)),
         dtype=np.int64,
         meta=np.empty((0, 0, 0, 0), np.int64),
     )
     return parts.sum(axis=(1, 2))
-
-
-def _count_array(pixels: NDArray[Any], valid: NDArray[np.bool_] | None = None, *, recipe: Recipe) -> NDArray[np.int64]:
-    return _count_block(pixels, None if valid is None else valid[:, 0], recipe=recipe)
 
 
 def _count_window(
@@ -121,20 +118,24 @@ def _count_window(
     usable = seen.valid
     if valid is not None:
         usable = np.zeros(seen.pixels[:, 0].shape, bool)
-        usable[(slice(None), *inner)] = valid if seen.valid is None else valid & seen.valid[(slice(None), *inner)]
-    return _count_block(seen.pixels, usable, inner, recipe=recipe)
+        usable[(slice(None), *inner)] = valid[:, 0]
+        usable &= True if seen.valid is None else seen.valid
+    return _count_block(seen.pixels, None if usable is None else usable[:, None], inner, recipe=recipe)
 
 
 def _count_block(
     pixels: NDArray[Any],
-    usable: NDArray[np.bool_] | None,
+    usable: NDArray[np.bool_] | None = None,
     inner: Window = (slice(None), slice(None)),
     *,
     recipe: Recipe,
 ) -> NDArray[np.int64]:
-    """Return the numbers of observed and of valid pixels in the inner part of a block: ``(t, 1, 1, 2)``."""
+    """Return the numbers of observed and of valid pixels in the inner part of a block: ``(t, 1, 1, 2)``.
+
+    ``usable (t, 1, y, x)`` is False where an observation must not be used.
+    """
     observed = valid_observations(pixels, Recipe((), (Nodata(),), recipe.bands, recipe.nodata))
-    valid = usable_observations(pixels, recipe, usable)
+    valid = usable_observations(pixels, recipe, None if usable is None else usable[:, 0])
     counts = [which[(slice(None), *inner)].sum((1, 2)) for which in (observed, valid)]
     return np.stack(counts, axis=-1)[:, None, None]
 

@@ -36,6 +36,7 @@ from s2composite.pixels.temporal_mask import WHITE, TemporalMask, alone, unlike
 from s2composite.reading.grid import Window, intersection, with_halo, within
 from s2composite.reading.plan import ReadCost
 from s2composite.reading.reader import FAILED
+from s2composite.reading.sources import target_extent
 from s2composite.reading.stack import Stack
 from s2composite.storage.files import absolute, display, filesystem, is_remote, join, storage_errors, write_atomic
 from s2composite.storage.urls import check_read, check_write
@@ -81,13 +82,17 @@ class FunctionMask:
     """The same, but for scenes, area and classes."""
 
     @classmethod
-    def of(cls, rule: Mask | CloudNet, stack: Stack, area: Window) -> FunctionMask:
-        """Return the mask of all scenes of a stack, of which an area of its grid is going to be needed."""
+    def of(cls, rule: Mask | CloudNet, stack: Stack, geobox: GeoBox) -> FunctionMask:
+        """Return the mask of all scenes of a stack, for data on a grid."""
         tiles = Tiling((0, 0), (rule.side, rule.side))
         if rule.cache is not None:  # of any area
             rule = replace(rule, cache=absolute(rule.cache))
         elif rule.step is not None:
-            tiles = Tiling.around(with_halo(area, halo_of(rule.cleanup), stack.shape[2:])[0], rule.step, rule.side)
+            # what of the mask's grid the data look at, about
+            top, bottom, left, right = target_extent(geobox, stack.geobox)
+            spans = ((top, bottom, stack.shape[2]), (left, right, stack.shape[3]))
+            y, x = (slice(min(max(first, 0), n - 1), max(min(last, n), 1)) for first, last, n in spans)
+            tiles = Tiling.around(with_halo((y, x), halo_of(rule.cleanup), stack.shape[2:])[0], rule.step, rule.side)
         decides = str(tokenize(rule.key))
         token = str(tokenize(decides, rule.dropped, tiles, stack.token))
         return cls(rule, stack, tuple(range(len(stack.scenes))), tiles, token, decides)
