@@ -19,7 +19,7 @@ from s2composite.cube.open import numbers_attrs, stack_of, to_cube
 from s2composite.cube.windows import STATUS, Work, layer_arrays, work_in
 from s2composite.errors import ParameterError
 from s2composite.pixels.reducers import Layer, Recipe
-from s2composite.reading.grid import TargetGrid
+from s2composite.reading.grid import TargetGrid, resolution_of
 from s2composite.reading.stack import Stack
 
 __all__ = ["Composed", "coarse_cube", "coarser", "layers_dataset", "located", "small_dataset"]
@@ -37,11 +37,11 @@ def coarser(cube: xr.DataArray, resolution: float | None = None) -> xr.DataArray
     `resolution` is the side of a pixel in units of the CRS; None: up to 16 times that of the cube, by a power of two
     like overviews, with at least 256 pixels a side.
     """
-    found = stack_of(cube)
+    size, found = None if resolution is None else resolution_of(resolution), stack_of(cube)
     if found is None:
         return cube
     geobox = found[0].geobox
-    return coarse_cube(found[0], resolution or abs(geobox.resolution.x) * _times_coarser(min(geobox.shape)))
+    return coarse_cube(found[0], size or abs(geobox.resolution.x) * _times_coarser(min(geobox.shape)))
 
 
 def _times_coarser(side: int) -> int:

@@ -23,7 +23,7 @@ from s2composite.cube.windows import refuse_masks
 from s2composite.errors import ParameterError
 from s2composite.pixels.masks import Nodata, Rule, SwathEdge
 from s2composite.pixels.reducers import Recipe, usable_observations, valid_observations
-from s2composite.reading.grid import Window, resolution_of, with_halo
+from s2composite.reading.grid import Window, with_halo
 from s2composite.reading.stack import Stack
 
 __all__ = ["dropped_shares", "select_scenes", "valid_share"]
@@ -152,7 +152,7 @@ def dropped_shares(
         raise ParameterError(
             f"resolution={resolution!r}: masks given as arrays are on the cube's own grid; leave it out"
         )
-    look = cube if given else coarser(cube, None if resolution is None else resolution_of(resolution))
+    look = cube if given else coarser(cube, resolution)
     fine, coarse = (found[0].geobox.resolution.x for found in map(stack_of, (cube, look)) if found)
     used = {
         name: replace(rule, pixels=max(1, round(rule.pixels * fine / coarse))) if isinstance(rule, SwathEdge) else rule
@@ -223,8 +223,7 @@ def select_scenes(
         keep &= ~(cube["cloud_cover"].values > max_cloud_cover)
     if min_valid > 0 and keep.any():
         kept = np.flatnonzero(keep)
-        size = None if resolution is None else resolution_of(resolution)
-        shares = valid_share(coarser(cube.isel(time=kept), size), valid)
+        shares = valid_share(coarser(cube.isel(time=kept), resolution), valid)
         keep[kept] = shares["valid"].compute().values >= min_valid
     names = np.atleast_1d(cube["scene" if "scene" in cube.coords else "time"].values)
     if not keep.any():
