@@ -94,46 +94,37 @@ def compose_window(
         The arrays that ``recipe.layers`` lists, and ``read_status`` ``(t, 1, 1)`` uint8.
     """
     near = products_near(stack, window, recipe.halo)
-    if stack.products.stack is stack and len(near) == len(stack.scenes):
-        return _compose(stack.products, recipe, window, masks, valid, None)
-    # Few of a country's scenes touch a window, and only these cost memory and time. `products_near` returns at least
-    # one, so that there is always something to reduce.
-    some = np.unique(stack.products.scene[near])
-    mine = None if valid is None else valid[some]
-    few = Products(stack.products.stack.select(near.tolist()), np.searchsorted(some, stack.products.scene[near]))
-    out = _compose(few, recipe, window, [mask.select(near.tolist()) for mask in masks], mine, some)
+    products, positions = stack.products, None
+    if products.stack is not stack or len(near) < len(stack.scenes):
+        # Few of a country's scenes touch a window, and only these cost memory and time. `products_near` returns at
+        # least one, so that there is always something to reduce.
+        positions = np.unique(products.scene[near])
+        valid = None if valid is None else valid[positions]
+        masks = [mask.select(near.tolist()) for mask in masks]
+        products = Products(products.stack.select(near.tolist()), np.searchsorted(positions, products.scene[near]))
+    few, days = products.stack, int(products.scene[-1]) + 1
+    if recipe.ends_early and days == len(few.scenes):
+        out = _joined(window, _parts_by_score(few, recipe, window, masks, positions, valid))
+    elif not recipe.halo and days == len(few.scenes):
+        out = _joined(window, _parts(few, recipe, window, masks, positions, valid))
+    else:  # in one piece, with the surrounding pixels that affect its edge
+        region, inner = with_halo(window, recipe.halo, few.shape[2:])
+        read = begin_days(products, recipe, region, masks, valid)
+        _begin_next_task(few, masks)
+        with borrow(few.size(region) // len(few.scenes) * days, few.dtype) as scratch:
+            seen = read(scratch)
+            # blocks that cannot be read are not valid
+            scenes = None if seen.valid is not None else np.flatnonzero(seen.status == READ)
+            with metered("kernel"):
+                layers = reduce_block(
+                    seen.pixels, recipe, valid=seen.valid, scenes=scenes, inner=inner, positions=positions
+                )
+        out = {**layers, STATUS: seen.status[:, None, None]}
+    if positions is None:
+        return out
     status = np.full((len(stack.scenes), 1, 1), OUTSIDE, np.uint8)
-    status[some] = out[STATUS]
+    status[positions] = out[STATUS]
     return {**out, STATUS: status}
-
-
-def _compose(
-    products: Products,
-    recipe: Recipe,
-    window: Window,
-    masks: Sequence[OpenedMask],
-    valid: NDArray[np.bool_] | None,
-    positions: NDArray[np.intp] | None,
-) -> dict[str, NDArray[Any]]:
-    """Compose a window from the recipe's scenes, or from the scenes at `positions`."""
-    stack, days = products.stack, int(products.scene[-1]) + 1
-    if recipe.ends_early and days == len(stack.scenes):
-        return _joined(window, _parts_by_score(stack, recipe, window, masks, positions, valid))
-    if not recipe.halo and days == len(stack.scenes):
-        return _joined(window, _parts(stack, recipe, window, masks, positions, valid))
-    # In one piece, with the surrounding pixels that affect its edge.
-    region, inner = with_halo(window, recipe.halo, stack.shape[2:])
-    read = begin_days(products, recipe, region, masks, valid)
-    _begin_next_task(stack, masks)
-    with borrow(stack.size(region) // len(stack.scenes) * days, stack.dtype) as scratch:
-        seen = read(scratch)
-        # blocks that cannot be read are not valid
-        scenes = None if seen.valid is not None else np.flatnonzero(seen.status == READ)
-        with metered("kernel"):
-            layers = reduce_block(
-                seen.pixels, recipe, valid=seen.valid, scenes=scenes, inner=inner, positions=positions
-            )
-    return {**layers, STATUS: seen.status[:, None, None]}
 
 
 _COMPUTING: dict[str, list[Thread]] = {}
