@@ -129,7 +129,15 @@ def composite(
     groups = None if period is None else groups_of(array, period, day, keep_empty=keep_empty)
     if prefer is not None and max_count is None:
         raise ParameterError(f"prefer={prefer!r} orders the observations for max_count; give max_count, too")
-    reducers = _reducers(reducer, params)
+    if isinstance(reducer, (str, Reducer)) or not isinstance(reducer, Iterable):
+        reducers: tuple[Reducer, ...] = (resolve_reducer(reducer, **params),)
+    elif params:
+        raise ParameterError(
+            f"parameters {', '.join(params)}: there are several reducers, so give each its own with "
+            "resolve_reducer(name, ...)"
+        )
+    else:
+        reducers = tuple(resolve_reducer(one) for one in reducer)
     recipe = replace(
         recipe,
         reducers=reducers,
@@ -916,14 +924,3 @@ def _preference(array: xr.DataArray, prefer: str | None, reducers: Sequence[Redu
     if days is None:
         raise ParameterError("max_count needs the times of the scenes, or prefer= with a numeric coordinate")
     return tuple(order_by_time(np.array(days), target).tolist())
-
-
-def _reducers(reducer: str | Reducer | Sequence[str | Reducer], params: Mapping[str, Any]) -> tuple[Reducer, ...]:
-    if isinstance(reducer, (str, Reducer)) or not isinstance(reducer, Iterable):
-        return (resolve_reducer(reducer, **params),)
-    if params:
-        raise ParameterError(
-            f"parameters {', '.join(params)}: there are several reducers, so give each its own with "
-            "resolve_reducer(name, ...)"
-        )
-    return tuple(resolve_reducer(one) for one in reducer)

@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from threading import Condition, Lock
 from typing import Any, Self
@@ -356,15 +356,34 @@ class FunctionMask(_TiledMask):
 
     def evaluate_tile(self, tile: Window, scenes: Sequence[int], _share: _Share) -> Iterator[_Evaluated]:
         """Yield scenes with what is bad in a tile and what is lost, ``(2, y, x)``, and whether any of it failed."""
-        dropped, files = np.isin(np.arange(UNSEEN), self.rule.dropped), dict[int, _TileFile]()
+        dropped = np.isin(np.arange(UNSEEN), self.rule.dropped)
+
+        def planes(marks: NDArray[np.uint8]) -> NDArray[np.bool_]:
+            return np.stack([dropped[marks & ~np.uint8(UNSEEN)], marks >= UNSEEN])
+
+        files, left = dict[int, _TileFile](), list(scenes)
         if self.rule.cache is not None:
-            files = {k: self._file(self.rule.cache, tile, k) for k in scenes}
-        kept = {k: marks for k, file in files.items() if (marks := file.read()) is not None}
-        computed = self._computed(tile, [k for k in scenes if k not in kept])
-        for k, marks, whole in chain(((k, marks, True) for k, marks in kept.items()), computed):
-            if k in files and k not in kept and whole:
+            files, left = {k: self._file(self.rule.cache, tile, k) for k in scenes}, []
+            for k, file in files.items():
+                if (kept := file.read()) is None:
+                    left.append(k)
+                else:
+                    yield k, planes(kept), False
+        if not left:
+            return
+        region, inner = with_halo(tile, self.rule.surroundings, self.stack.shape[2:])
+        ((_, seen),) = self.stack.select(left).read_all([region], coverage=True)
+        record_read(seen.tally)
+        assert seen.usable is not None
+        for i, (k, usable, failed) in enumerate(zip(left, seen.usable, seen.failed.tolist(), strict=True)):
+            marks, whole = np.full([s.stop - s.start for s in tile], UNSEEN, np.uint8), True
+            if usable.any():
+                marks, whole = self._marked(self.stack.scenes[k].id, region, inner, seen.pixels[i])
+                marks[~usable[inner]] |= UNSEEN
+            whole = whole and not failed
+            if whole and k in files:
                 files[k].write(marks, self.stack.geobox[tile])
-            yield k, np.stack([dropped[marks & ~np.uint8(UNSEEN)], marks >= UNSEEN]), not whole
+            yield k, planes(marks), not whole
 
     def _file(self, folder: str, tile: Window, k: int) -> _TileFile:
         """Return the file of a scene's tile in a cache, named after scene and hash."""
@@ -374,21 +393,6 @@ class FunctionMask(_TiledMask):
         key = hashlib.sha256(f"{self.decides} {files} {scene} {y} {x}".encode()).hexdigest()[:32]
         name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', scene)[:120]}_{y.start}_{x.start}_{key}.tif"
         return _TileFile(join(folder, name), key, (y.stop - y.start, x.stop - x.start))
-
-    def _computed(self, tile: Window, scenes: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8], bool]]:
-        """Yield scenes with the marks of a tile, and whether all of it could be read and computed."""
-        if not scenes:
-            return
-        region, inner = with_halo(tile, self.rule.surroundings, self.stack.shape[2:])
-        ((_, seen),) = self.stack.select(scenes).read_all([region], coverage=True)
-        record_read(seen.tally)
-        assert seen.usable is not None
-        for i, (k, usable, failed) in enumerate(zip(scenes, seen.usable, seen.failed.tolist(), strict=True)):
-            marks, whole = np.full([s.stop - s.start for s in tile], UNSEEN, np.uint8), True
-            if usable.any():
-                marks, whole = self._marked(self.stack.scenes[k].id, region, inner, seen.pixels[i])
-                marks[~usable[inner]] |= UNSEEN
-            yield k, marks, whole and not failed
 
     def _marked(
         self, scene: str, region: Window, inner: Window, pixels: NDArray[Any]
