@@ -37,7 +37,7 @@ from s2composite.cube.array_values import missing_value_of
 from s2composite.cube.coerce import as_cube
 from s2composite.cube.composite import Composite
 from s2composite.cube.georeference import geobox_of, north_up
-from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError, needed
+from s2composite.errors import GridError, MissingDependencyError, ParameterError, SourceError, listed, needed
 from s2composite.geotiff.header import alpha_band
 from s2composite.writing.publish import put_small, target_of
 
@@ -143,10 +143,9 @@ def zonal_stats(
     if not inside:
         raise GridError(f"none of the {len(names)} zones touches the data; are the zones' coordinates what they say?")
     numbers = {zone.number for zone in inside}
-    outside = [str(zone) for number, zone in enumerate(names) if number not in numbers]
+    outside = [zone for number, zone in enumerate(names) if number not in numbers]
     if outside:
-        more = f" and {len(outside) - 20} more" if len(outside) > 20 else ""
-        LOG.warning("%d of %d zones are outside: %s%s", len(outside), len(names), ", ".join(outside[:20]), more)
+        LOG.warning("%d of %d zones are outside: %s", len(outside), len(names), listed(outside, 20))
     pixels = (cube if cube.chunks else cube.chunk(y=_CHUNK, x=_CHUNK)).data
     tasks = _tasks(pixels, inside, statistics, missing.nodata)
     measured = {key: row for rows in dask.compute(*tasks) for key, row in rows.items()}

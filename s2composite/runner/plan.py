@@ -18,7 +18,7 @@ from odc.geo.geom import Geometry
 
 from s2composite.cube.composite import Composite
 from s2composite.cube.open import window_at
-from s2composite.errors import S2CompositeError, plural, size_text
+from s2composite.errors import S2CompositeError, listed, plural, size_text
 from s2composite.jobs.schema import Job
 from s2composite.reading.grid import centre_longitude, footprint
 from s2composite.runner.inputs import (
@@ -161,7 +161,7 @@ class Plan:
         between = f"{min(days)}" if len(days) == 1 else f"{min(days)} to {max(days)}"
         size = f"{self.geobox.shape.y} x {self.geobox.shape.x} pixels of {self.geobox.crs}"
         lines = [
-            f"output    {', '.join(self.files[:3])}{f' and {len(self.files) - 3} more' if len(self.files) > 3 else ''}",
+            f"output    {listed(self.files, 3)}",
             f"state     {self.state}: {', '.join(f'{n} {state}' for state, n in states.items() if n)}",
             f"grid      {size}, {plural(len(self.windows), 'window')} of up to {top[1] - top[0]} x {top[3] - top[2]}",
             f"scenes    {len(self.scenes)}, on {between} solar days a window",

@@ -27,7 +27,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from s2composite.cube.georeference import north_up
-from s2composite.errors import SourceError, TilesError
+from s2composite.errors import SourceError, TilesError, listed
 from s2composite.reading.warp import read_info
 from s2composite.storage.files import absolute, display, filesystem, is_remote, storage_errors
 from s2composite.writing.cog import plan_files, write_files
@@ -273,9 +273,9 @@ def _lay_tiles(tiles: Sequence[Tile], shape: tuple[int, int] | None) -> Mosaic:
         for top in range(y[0] // steps[0] * steps[0], y[1], steps[0]):
             for left in range(x[0] // steps[1] * steps[1], x[1], steps[1]):
                 missing[f"tile_{left}_{top}.tif"] = None
-    listed = ", ".join(list(missing)[:_LISTED]) + (f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED))
     raise TilesError(
-        f"{len(missing)} tile(s) are missing besides the {len(tiles)} found: {listed}", missing=tuple(missing)
+        f"{len(missing)} tile(s) are missing besides the {len(tiles)} found: {listed(missing, _LISTED)}",
+        missing=tuple(missing),
     )
 
 
