@@ -73,6 +73,7 @@ class ProductResult:
 
     Examples
     --------
+    >>> from s2composite import load_job
     >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201204}")
     >>> (product,) = expand(job)
     >>> result = ProductResult(product, error="no scene")
@@ -130,6 +131,7 @@ class JobResult:
 
     Examples
     --------
+    >>> from s2composite import load_job
     >>> job = load_job("source: scenes\noutput: median.tif")
     >>> failed = (Failure((0, 1), "the file is damaged"),)
     >>> result = JobResult((ProductResult(ProductJob(job), windows=4, made=3, failed=failed),), 1.5)
