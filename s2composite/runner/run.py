@@ -74,6 +74,7 @@ class ProductResult:
     Examples
     --------
     >>> from s2composite import load_job
+    >>> from s2composite.runner.inputs import expand
     >>> job = load_job("source: scenes\noutput: 'm{{pointInTime}}.tif'\nspan: {start: 201204, end: 201204}")
     >>> (product,) = expand(job)
     >>> result = ProductResult(product, error="no scene")
