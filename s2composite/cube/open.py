@@ -40,6 +40,7 @@ from s2composite.metrics import record_read, running_workers
 from s2composite.reading.bands import BandName, chosen_bands
 from s2composite.reading.grid import Anchor, TargetGrid, Window, aligned_offset
 from s2composite.reading.headers import header_of
+from s2composite.reading.plan import cut
 from s2composite.reading.sources import ReadOptions, check_named_bands, check_named_scenes
 from s2composite.reading.stack import Stack, open_stack
 from s2composite.reading.warp import WARP_TILE
@@ -341,7 +342,10 @@ def _geobox_of(like: Any) -> GeoBox:
 def to_cube(stack: Stack, chunks: Any = "auto") -> xr.DataArray:
     """Return a stack as a lazy cube; see `open_cube`."""
     sides, origins = _chunk_sizes(stack, chunks)
-    rows, columns = (_edges(n, size, origin) for n, size, origin in zip(stack.shape[2:], sides, origins, strict=True))
+    rows, columns = (
+        tuple(part.stop - part.start for part in cut(slice(0, n), size, origin))
+        for n, size, origin in zip(stack.shape[2:], sides, origins, strict=True)
+    )
     handle = StackHandle(stack, (rows, columns))
     times, bands = stack.shape[:2]
     token = f"{stack.token}-{str(tokenize(handle.windows))[:8]}"
@@ -503,18 +507,6 @@ def _coords(stack: Stack) -> dict[str, Any]:
         {"long_name": "added to the files' numbers to harmonise processing baselines, NaN: not known, or several"},
     )
     return coords
-
-
-def _edges(n: int, size: int, origin: int) -> tuple[int, ...]:
-    """Return the sizes of the chunks of an axis whose first pixel lies `origin` pixels after a chunk's start.
-
-    >>> _edges(2500, 1024, 0)
-    (1024, 1024, 452)
-    >>> _edges(2500, 1024, 1000)
-    (24, 1024, 1024, 428)
-    """
-    stops = [*range(size - origin % size, n, size), n]
-    return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
 
 
 def chunk_sides(chunks: Any) -> tuple[int | None, int | None]:
