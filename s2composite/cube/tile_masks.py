@@ -33,6 +33,7 @@ from s2composite.metrics import metered, record_read
 from s2composite.pixels.cloud_net import CloudNet
 from s2composite.pixels.function_mask import UNSEEN, Mask
 from s2composite.pixels.morphology import apply_steps, dilation, halo_of
+from s2composite.pixels.select import day_number
 from s2composite.pixels.temporal_mask import WHITE, TemporalMask, alone, unlike
 from s2composite.reading.grid import Window, intersection, with_halo, within
 from s2composite.reading.plan import ReadCost
@@ -527,7 +528,7 @@ class SeriesMask(_TiledMask):
 
 
 def _days(stack: Stack) -> list[float]:
-    return [scene.time.timestamp() / 86400 for scene in stack.scenes]
+    return [day_number(scene.time) for scene in stack.scenes]
 
 
 def _as_bits(pixels: NDArray[Any], add: float, white: float, dtype: np.dtype[Any]) -> NDArray[Any]:
