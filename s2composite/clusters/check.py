@@ -138,7 +138,15 @@ def check_cluster(
     """
     from s2composite.scenes.find import find_scenes
 
-    directory = None if target is None else _directory(target)
+    directory = None if target is None else absolute(target)
+    if directory is not None:
+        if directory.startswith(("http://", "https://")):
+            raise ParameterError(
+                f"{display(directory)}: an object at a plain URL cannot be read back or deleted; check a local path, "
+                "gs:// or s3://"
+            )
+        if PurePosixPath(directory).suffix.lower() in (".tif", ".zarr"):  # the name of an output
+            directory = directory.rstrip("/").rpartition("/")[0] or "/"
     href, source_problems = None, []
     if source is not None:
         try:
@@ -152,18 +160,6 @@ def check_cluster(
         if all(worker.address in running for worker in check.workers):
             break
     return check
-
-
-def _directory(target: str) -> str:
-    """Return the directory or prefix of outputs named `target`."""
-    place = absolute(target)
-    if place.startswith(("http://", "https://")):
-        raise ParameterError(
-            f"{display(place)}: an object at a plain URL cannot be read back or deleted; check a local path, "
-            "gs:// or s3://"
-        )
-    is_output = PurePosixPath(place).suffix.lower() in (".tif", ".zarr")
-    return place.rstrip("/").rpartition("/")[0] or "/" if is_output else place
 
 
 def _check_now(

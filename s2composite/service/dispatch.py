@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,9 @@ class _Window:
     payload: Mapping[str, Any]  # to post: window, destination, datasets
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """The outcome of one attempt to compute a window."""
-
-    window: _Window
-    number: int  # from 1
-    seconds: float
-    error: str | None = None  # None: the window was computed
-    final: bool = True  # whether no further attempt follows
+# Called with the outcome of each attempt to compute a window: the window, the attempt's number from 1, its seconds, why
+# it failed (None: the window was computed), and whether no further attempt follows.
+_Record = Callable[[_Window, int, float, str | None, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,22 +149,21 @@ def dispatch(
         try:
             with progress_bar(Path(job.output).name, len(plan.windows)) as advance:
 
-                def record(attempt: _Attempt) -> None:
+                def record(window: _Window, number: int, seconds: float, error: str | None, final: bool) -> None:
                     nonlocal attempts
                     attempts += 1
-                    seconds, window = round(attempt.seconds, 3), list(attempt.window.position)
-                    entry = {"token": plan.token, "window": window, "attempt": attempt.number, "seconds": seconds}
+                    seconds, position = round(seconds, 3), list(window.position)
+                    entry = {"token": plan.token, "window": position, "attempt": number, "seconds": seconds}
                     entry |= {"worker": display(url or topic or "")}
-                    if attempt.error is None:
+                    if error is None:
                         # Only the service knows how a window's time was spent.
                         ledger.add("done", **entry, read=seconds, encode=0.0)
                     else:
-                        kind = "failed" if attempt.final else "retry"
-                        ledger.add(kind, **entry, error=attempt.error, kind="ServiceError")
-                    if attempt.final:
+                        ledger.add("failed" if final else "retry", **entry, error=error, kind="ServiceError")
+                    if final:
                         advance()
-                        if attempt.error is not None:
-                            failed.append(Failure(attempt.window.position, attempt.error))
+                        if error is not None:
+                            failed.append(Failure(window.position, error))
 
                 if url is not None:
                     asyncio.run(post_windows(plan.windows, url, token, concurrency, retry, record))
@@ -217,7 +211,7 @@ def _plan_windows(job: Job, output: str) -> _Plan:
     return _Plan(windows, folder, (height, width), [-(-height // rows), -(-width // columns)], token)
 
 
-def _wait_for_tiles(plan: _Plan, silence: float, record: Callable[[_Attempt], None]) -> None:
+def _wait_for_tiles(plan: _Plan, silence: float, record: _Record) -> None:
     """Wait until all tiles have been written, or none has appeared for a while; record each."""
     start = last = time.monotonic()
     missing = {str(window.payload["destination"]).rpartition("/")[2]: window for window in plan.windows}
@@ -231,14 +225,14 @@ def _wait_for_tiles(plan: _Plan, silence: float, record: Callable[[_Attempt], No
             names = []
         arrived = [name for name in names if name in missing]
         for name in arrived:
-            record(_Attempt(missing.pop(name), 1, time.monotonic() - start))
+            record(missing.pop(name), 1, time.monotonic() - start, None, True)
         last = time.monotonic() if arrived else last
         if time.monotonic() - last > silence:
             message = (
                 f"no tile has appeared for {silence:g} s; see the service's dead letters and the dead-letter topic"
             )
             for window in missing.values():
-                record(_Attempt(window, 1, time.monotonic() - start, message))
+                record(window, 1, time.monotonic() - start, message, True)
             return
         if missing:
             time.sleep(_POLL)
@@ -248,55 +242,47 @@ def _wait_for_tiles(plan: _Plan, silence: float, record: Callable[[_Attempt], No
 
 
 async def post_windows(
-    windows: Sequence[_Window],
-    url: str,
-    token: str | None,
-    concurrency: int,
-    retry: Retry,
-    record: Callable[[_Attempt], None],
+    windows: Sequence[_Window], url: str, token: str | None, concurrency: int, retry: Retry, record: _Record
 ) -> None:
     """Post windows to a service, a bounded number at a time; call `record` with the outcome of each attempt."""
     waiting = iter(windows)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
 
+    async def send(window: _Window) -> None:
+        number = 0
+
+        async def attempt() -> None:
+            nonlocal number
+            number, start, wait, error = number + 1, time.perf_counter(), 0.0, None
+            try:
+                answer = await client.post(url, json=window.payload)
+                if answer.status_code != httpx.codes.NO_CONTENT:
+                    try:
+                        detail = str(answer.json()["detail"])
+                    except (ValueError, KeyError, TypeError):
+                        detail = answer.reason_phrase
+                    error = f"the service answers {answer.status_code}: {redact(detail)[:1000]}"
+                transient = answer.status_code in TRANSIENT
+                wait = min(retry_after(answer.headers.get("retry-after", "")), retry.longest_wait)
+            except httpx.HTTPError as problem:
+                error, transient = f"{type(problem).__name__}: {redact(str(problem))}", True
+            final = error is None or not transient or number == retry.attempts
+            record(window, number, time.perf_counter() - start, error, final)
+            if error is not None:
+                raise AttemptError(error, transient=transient, wait=wait)
+
+        with suppress(AttemptError):  # already recorded
+            await retrying_async(attempt, retry, url)
+
     async def work() -> None:
         for window in waiting:
-            await _post_window(client, url, window, retry, record)
+            await send(window)
 
     client = httpx.AsyncClient(headers=headers, limits=limits, timeout=retry.timeout)
     async with client, asyncio.TaskGroup() as group:
         for _ in range(min(concurrency, len(windows))):
             group.create_task(work())
-
-
-async def _post_window(
-    client: httpx.AsyncClient, url: str, window: _Window, retry: Retry, record: Callable[[_Attempt], None]
-) -> None:
-    number = 0
-
-    async def attempt() -> None:
-        nonlocal number
-        number, start, wait, error = number + 1, time.perf_counter(), 0.0, None
-        try:
-            answer = await client.post(url, json=window.payload)
-            if answer.status_code != httpx.codes.NO_CONTENT:
-                try:
-                    detail = str(answer.json()["detail"])
-                except (ValueError, KeyError, TypeError):
-                    detail = answer.reason_phrase
-                error = f"the service answers {answer.status_code}: {redact(detail)[:1000]}"
-            transient = answer.status_code in TRANSIENT
-            wait = min(retry_after(answer.headers.get("retry-after", "")), retry.longest_wait)
-        except httpx.HTTPError as problem:
-            error, transient = f"{type(problem).__name__}: {redact(str(problem))}", True
-        final = error is None or not transient or number == retry.attempts
-        record(_Attempt(window, number, time.perf_counter() - start, error, final))
-        if error is not None:
-            raise AttemptError(error, transient=transient, wait=wait)
-
-    with suppress(AttemptError):  # already recorded
-        await retrying_async(attempt, retry, url)
 
 
 # --- through Pub/Sub ------------------------------------------------------------------------------------------------
@@ -318,24 +304,20 @@ def publish_windows(windows: Sequence[_Window], topic: str, retry: Retry) -> Non
             raise ServiceError(f"no Google credentials to publish with: {error}") from error
         headers = {"Authorization": f"Bearer {credentials.token}"}
     with httpx.Client(base_url=base, headers=headers, timeout=60.0) as client:
-        for start in range(0, len(windows), _BATCH):
-            batch = windows[start : start + _BATCH]
+
+        def publish(batch: Sequence[_Window]) -> None:
             messages = [{"data": base64.b64encode(json.dumps(w.payload).encode()).decode()} for w in batch]
-            _publish(client, topic, messages, retry)
+            try:
+                answer = client.post(f"/v1/{topic}:publish", json={"messages": messages})
+            except httpx.HTTPError as problem:
+                raise AttemptError(f"{type(problem).__name__}: {problem}") from problem
+            if not answer.is_success:
+                raise AttemptError(f"status {answer.status_code}", transient=answer.status_code in TRANSIENT)
 
-
-def _publish(client: httpx.Client, topic: str, messages: list[dict[str, str]], retry: Retry) -> None:
-    def attempt() -> None:
         try:
-            answer = client.post(f"/v1/{topic}:publish", json={"messages": messages})
-        except httpx.HTTPError as problem:
-            raise AttemptError(f"{type(problem).__name__}: {problem}") from problem
-        if not answer.is_success:
-            raise AttemptError(f"status {answer.status_code}", transient=answer.status_code in TRANSIENT)
-
-    try:
-        retrying(attempt, retry, topic)
-    except AttemptError as error:
-        raise ServiceError(
-            f"{topic}: cannot be published to: {error}; check its name and your rights (pubsub.publisher)"
-        ) from None
+            for start in range(0, len(windows), _BATCH):
+                retrying(partial(publish, windows[start : start + _BATCH]), retry, topic)
+        except AttemptError as error:
+            raise ServiceError(
+                f"{topic}: cannot be published to: {error}; check its name and your rights (pubsub.publisher)"
+            ) from None

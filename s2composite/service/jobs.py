@@ -49,7 +49,7 @@ LOG = logging.getLogger(__name__)
 
 
 def accept_job(body: bytes, media: str, number: str, settings: Settings) -> str:
-    """Return the checked job in a JSON or YAML body, as the text to store."""
+    """Return the checked job in a JSON or YAML body, with its results in its own directory, as the text to store."""
     # Environment variables are not substituted: they are the service's.
     if media == "application/json":
         content = parse_json(body)
@@ -61,7 +61,38 @@ def accept_job(body: bytes, media: str, number: str, settings: Settings) -> str:
     if _depth(document.values) > _MAX_DEPTH:
         raise ProblemError(400, "the job is nested too deeply", "")
     check_text(document.values)
-    return job_text(_checked_job(document, number, settings))
+    with problems_at("/span"):
+        document = with_span_keys(document)
+    values = document.values
+    _check_values(values)
+    name = values.get("output", "composite.tif")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        detail = (
+            "output: a plain name that ends in .tif or .zarr, in which {cell}, {period} or {{pointInTime}} may stand; "
+            "the service puts it below the job's own directory"
+        )
+        raise ProblemError(422, detail, "/output")
+    assert settings.storage is not None
+    fixed = {"output": join(settings.storage, number, name), "overwrite": False}
+    try:
+        job = validated(Job, Document(document.name, values | fixed, document.places))
+    except JobError as error:
+        raise problem_from_error(error, _pointer(error)) from None
+    _check_product_count(job, settings.limits.products)
+    # Check the source of each unit of a span separately.
+    if job.span is None:
+        _check_sources(job, settings)
+    else:
+        with problems_at("/span"):
+            units = span_jobs(job)
+        for unit in units:
+            _check_sources(unit.job, settings)
+        # Fix the span's end at submission, so that a later view or retry has the same products.
+        period = units[-1].period
+        assert period is not None
+        span = {"unit": job.span.step, "end": job.span.end or str(period.last)}
+        job = job.model_copy(update={"span": job.span.model_copy(update=span)})
+    return job_text(job.model_copy(update={"cluster": settings.cluster}))
 
 
 def job_text(job: Job) -> str:
@@ -122,7 +153,7 @@ def _pointer(error: JobError) -> str:
     return "".join(f"/{part}" for part in str(key).split(".")) if key else ""
 
 
-# --- from a document to a job that may run here ---------------------------------------------------------------------
+# --- what a job that runs here may contain --------------------------------------------------------------------------
 
 # Keys of a job that callers may set. The others belong to the operator, or name local files.
 ALLOWED_KEYS = (
@@ -135,42 +166,6 @@ ALLOWED_KEYS = (
 _CRS = re.compile(r"[A-Za-z]{2,10}:\d{1,7}")  # codes of a CRS: PROJ's longer forms can name files
 
 _NAME = re.compile(r"(?!\.)(?:[\w.-]|\{(?:cell|period)\}|\{\{pointInTime\}\}){1,100}\.(?:tif|zarr)", re.ASCII)
-
-
-def _checked_job(document: Document, number: str, settings: Settings) -> Job:
-    """Return the job of a document as it is run here, with its results in its own directory."""
-    with problems_at("/span"):
-        document = with_span_keys(document)
-    values = document.values
-    _check_values(values)
-    name = values.get("output", "composite.tif")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        detail = (
-            "output: a plain name that ends in .tif or .zarr, in which {cell}, {period} or {{pointInTime}} may stand; "
-            "the service puts it below the job's own directory"
-        )
-        raise ProblemError(422, detail, "/output")
-    assert settings.storage is not None
-    fixed = {"output": join(settings.storage, number, name), "overwrite": False}
-    try:
-        job = validated(Job, Document(document.name, values | fixed, document.places))
-    except JobError as error:
-        raise problem_from_error(error, _pointer(error)) from None
-    _check_product_count(job, settings.limits.products)
-    # Check the source of each unit of a span separately.
-    if job.span is None:
-        _check_sources(job, settings)
-    else:
-        with problems_at("/span"):
-            units = span_jobs(job)
-        for unit in units:
-            _check_sources(unit.job, settings)
-        # Fix the span's end at submission, so that a later view or retry has the same products.
-        period = units[-1].period
-        assert period is not None
-        span = {"unit": job.span.step, "end": job.span.end or str(period.last)}
-        job = job.model_copy(update={"span": job.span.model_copy(update=span)})
-    return job.model_copy(update={"cluster": settings.cluster})
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
@@ -294,29 +289,6 @@ class _JobProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-class _JobLog:
-    """A job's log of at most `limit` bytes, shared by all attempts; lines of earlier attempts are kept."""
-
-    def __init__(self, path: Path, limit: int) -> None:
-        self._path = path
-        self._left = limit - (path.stat().st_size if path.exists() else 0)
-
-    def add(self, text: str) -> None:
-        """Add a line if there is space left."""
-        data = f"{text}\n".encode()
-        if self._left <= 0:
-            return
-        self._left -= len(data)
-        if self._left <= 0:
-            data = b"the rest was dropped: the log has reached its limit\n"
-        try:
-            with self._path.open("ab") as file:
-                file.write(data)
-        except OSError:  # a full log disk must not end a job; its results may be on another disk
-            LOG.exception("%s cannot be written", self._path)
-            self._left = 0
-
-
 class JobRunner:
     """Runs jobs from the queue between `start` and `close`, a few at a time, each in a process that can be ended."""
 
@@ -428,9 +400,13 @@ class JobRunner:
         return process
 
     async def _copy_log(self, number: str, process: asyncio.subprocess.Process) -> str:
-        """Copy a job's output to its log, without secrets; return the message of its last line."""
+        """Add a job's output to its log, without secrets, up to the limit; return the message of its last line.
+
+        All attempts share the log; lines of earlier attempts are kept.
+        """
         assert process.stdout is not None
-        last, log = "", _JobLog(self.log_path(number), self._settings.limits.log)
+        last, path = "", self.log_path(number)
+        left = self._settings.limits.log - (path.stat().st_size if path.exists() else 0)
         while True:
             try:
                 line = await process.stdout.readline()
@@ -439,8 +415,19 @@ class JobRunner:
             if not line:
                 return _STAMP.sub("", last)
             text = printable(redact(line.decode(errors="replace").rstrip()))
-            log.add(text)
             last = text or last
+            if left <= 0:
+                continue
+            data = f"{text}\n".encode()
+            left -= len(data)
+            if left <= 0:
+                data = b"the rest was dropped: the log has reached its limit\n"
+            try:
+                with path.open("ab") as file:
+                    file.write(data)
+            except OSError:  # a full log disk must not end a job; its results may be on another disk
+                LOG.exception("%s cannot be written", path)
+                left = 0
 
     def _keep_log(self, number: str, target: str) -> None:
         """Copy the log next to the results."""

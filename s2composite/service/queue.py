@@ -156,9 +156,7 @@ class JobStore:
     def transition(self, number: str, before: tuple[str, ...], state: str, **values: Any) -> bool:
         """Move a job from one of several states to another; return whether it was in one of them."""
         values |= {"ended": _now()} if state in ENDED else {}
-        mine = (_JOBS.c.id == number) & _JOBS.c.state.in_(before)
-        with self._engine.begin() as connection:
-            return connection.execute(_JOBS.update().where(mine).values(state=state, **values)).rowcount > 0
+        return self._update((_JOBS.c.id == number) & _JOBS.c.state.in_(before), state=state, **values) > 0
 
     def is_current(self, row: JobRow) -> bool:
         """Return whether a job is unchanged since `claim`: neither cancelled nor started again."""
@@ -168,14 +166,15 @@ class JobStore:
     def finish(self, row: JobRow, state: str, error: str | None) -> None:
         """Record the end of a claimed job, unless it was cancelled or started again since."""
         mine = (_JOBS.c.id == row.id) & (_JOBS.c.state == "running") & (_JOBS.c.attempts == row.attempts)
-        with self._engine.begin() as connection:
-            connection.execute(_JOBS.update().where(mine).values(state=state, error=error, ended=_now()))
+        self._update(mine, state=state, error=error, ended=_now())
 
     def requeue(self) -> int:
         """Requeue jobs that were running when the service ended; return their number."""
-        running = _JOBS.update().where(_JOBS.c.state == "running").values(state="queued")
+        return self._update(_JOBS.c.state == "running", state="queued")
+
+    def _update(self, which: sa.ColumnElement[bool], **values: Any) -> int:
         with self._engine.begin() as connection:
-            return connection.execute(running).rowcount
+            return connection.execute(_JOBS.update().where(which).values(**values)).rowcount
 
     # --- dead letters -----------------------------------------------------------------------------------------------
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -16,9 +15,9 @@ import xarray as xr
 from jinja2 import Environment
 
 from s2composite.cube.array_values import missing_value_of
-from s2composite.jobs.schema import Job, load_job
+from s2composite.jobs.schema import load_job
 from s2composite.pixels.stretch import rgba
-from s2composite.runner.inputs import expand
+from s2composite.runner.inputs import ProductJob, expand
 from s2composite.runner.report import Progress, Report, job_progress, job_report
 from s2composite.service.queue import ENDED, JobRow
 from s2composite.service.security import ProblemError
@@ -34,11 +33,8 @@ _MAX_FAILURES = 100  # failed windows to list; the report has all
 _SIDE = 512  # pixels of a quicklook
 
 
-@dataclass(frozen=True, slots=True)
-class _JobProduct:
-    name: str | None  # of its cell and its unit of a span; None: the job has a single product
-    job: Job
-    progress: Progress
+# A product of a job, and its progress by its ledger.
+_Progress = tuple[ProductJob, Progress]
 
 
 class Views:
@@ -53,11 +49,10 @@ class Views:
     def summary(self, row: JobRow) -> dict[str, Any]:
         """Return a job's summary: its state, its progress by its ledgers, its failures."""
         products = self._products(row)
-        windows, done = (sum(getattr(product.progress, key) for product in products) for key in ("windows", "done"))
+        windows, done = (sum(getattr(progress, key) for _, progress in products) for key in ("windows", "done"))
         share, files = 0.0, list[str]()
         failures, listed = list[dict[str, Any]](), list[dict[str, Any]]()
-        for product in products:
-            progress = product.progress
+        for product, progress in products:
             share += progress.done / progress.windows if progress.windows else 0
             named = {} if product.name is None else {"product": product.name}
             failures += [named | {"window": list(window), "error": why} for window, why in progress.failures]
@@ -79,58 +74,58 @@ class Views:
             "ended": row.ended,
             "attempts": row.attempts,
         }
-        single = len(products) == 1 and products[0].name is None
+        single = len(products) == 1 and products[0][0].name is None
         return summary if single else summary | {"products": listed}
 
     def report(self, row: JobRow, product: str | None) -> Report:
         """Return the report of a job or of one of its products."""
-        report = job_report(self._product(row, product).job)
+        report = job_report(self._product(row, product)[0].job)
         if report is None:
             raise ProblemError(404, "this job has not started yet, so there is no report")
         return report
 
     def quicklook(self, row: JobRow, product: str | None = None) -> bytes:
         """Return a PNG of the first file of a job or of one of its products, from its overviews."""
-        one = self._product(row, product)
-        complete, files = "complete" in (row.state, one.progress.state), one.progress.files
+        one, progress = self._product(row, product)
+        complete, files = "complete" in (row.state, progress.state), progress.files
         if not complete or not (files or one.job.format == "zarr"):
             raise ProblemError(404, "there is no picture before the job is complete")
-        key = (row.id, one.name, one.progress.last)
+        key = (row.id, one.name, progress.last)
         picture: bytes | None = self._pictures.get(key)
         if picture is None:
             pixels, valid = _zarr_pixels(one.job.output) if one.job.format == "zarr" else _raster_pixels(files[0])
             picture = self._pictures.put(key, bytes(imagecodecs.png_encode(rgba(pixels, valid, None))))
         return picture
 
-    def _product(self, row: JobRow, name: str | None) -> _JobProduct:
+    def _product(self, row: JobRow, name: str | None) -> _Progress:
         """Return a product of a job by name; by default the first complete one, else the first."""
         products = self._products(row)
         if name is not None:
-            chosen = [product for product in products if product.name == name]
+            chosen = [one for one in products if one[0].name == name]
         else:
-            chosen = sorted(products, key=lambda product: product.progress.state != "complete")[:1]
+            chosen = sorted(products, key=lambda one: one[1].state != "complete")[:1]
         if not chosen:
             raise ProblemError(404, "the job has no such product; its summary lists the products", "/product")
         return chosen[0]
 
-    def _products(self, row: JobRow) -> tuple[_JobProduct, ...]:
-        def read() -> tuple[_JobProduct, ...]:
-            jobs = self._once(row, "products", lambda: expand(load_job(json.loads(row.document))))
-            return tuple(_JobProduct(one.name, one.job, self._progress(row, one.name, one.job)) for one in jobs)
-
-        return self._once(row, "progress", read) if row.state in ENDED else read()
-
-    def _progress(self, row: JobRow, name: str | None, job: Job) -> Progress:
-        if row.attempts == 0:
-            return Progress("new", 0, 0, (), None, ())
-        key = (row.id, "progress", name)
-        progress: Progress = self._states.get(key) or job_progress(job)
-        return self._states.put(key, progress) if progress.state == "complete" else progress
-
-    def _once(self, row: JobRow, what: str, read: Callable[[], T]) -> T:
-        """Return the data that does not change until the job is started again."""
-        key = (row.id, row.state, row.ended, row.attempts, what)
-        return self._states.get(key) or self._states.put(key, read())
+    def _products(self, row: JobRow) -> tuple[_Progress, ...]:
+        # Data that does not change until the job is started again.
+        key = (row.id, row.state, row.ended, row.attempts)
+        known: tuple[_Progress, ...] | None = self._states.get((*key, "progress"))
+        if known is not None:
+            return known
+        jobs = self._states.get((*key, "products"))
+        if jobs is None:
+            jobs = self._states.put((*key, "products"), expand(load_job(json.loads(row.document))))
+        products = []
+        for one in jobs:
+            progress = self._states.get((row.id, one.name))
+            if progress is None:
+                progress = Progress("new", 0, 0, (), None, ()) if row.attempts == 0 else job_progress(one.job)
+                if progress.state == "complete":
+                    self._states.put((row.id, one.name), progress)
+            products.append((one, progress))
+        return self._states.put((*key, "progress"), tuple(products)) if row.state in ENDED else tuple(products)
 
 
 class _Cache:
