@@ -255,8 +255,7 @@ def with_nodata(array: xr.DataArray, nodata: float | None) -> xr.DataArray:
     identifies the array when it is reopened.
     """
     shown = int(nodata) if nodata is not None and array.dtype.kind in "iu" and nodata == int(nodata) else nodata
-    out = array if nodata is None else array.assign_attrs(nodata=shown)
-    out = out.copy(deep=False) if out is array else out
+    out = array.copy(deep=False) if nodata is None else array.assign_attrs(nodata=shown)
     out.encoding = {**array.encoding, "nodata": nodata, "native": str(array.dtype)}
     if array.chunks is not None:
         out.encoding["layer"] = array.data.name

@@ -147,8 +147,7 @@ def composite(
         days=days_of(array),
         periods=None if groups is None else tuple(scenes for _, scenes in groups),
     )
-    layers = recipe.layers(array.dtype, array.sizes["time"])
-    dataset = layers_dataset(array, recipe, layers, mask)
+    dataset = layers_dataset(array, recipe, mask)
     texts = [
         f"mask {rule.name or 'without a name'}"
         if isinstance(rule, xr.DataArray)

@@ -213,17 +213,14 @@ def _shift_of_snapped(array: xr.DataArray, dims: Sequence[str]) -> tuple[float, 
     for dim in reversed(dims):
         labels = np.asarray(array[dim].values, np.float64)
         step = (labels[-1] - labels[0]) / (len(labels) - 1) if len(labels) > 1 else math.nan
-        place = labels[0] / step % 1
-        if min(place, 1 - place) < _TOLERANCE:
-            shifts.append(step / 2)
-        elif abs(place - 0.5) < _TOLERANCE:
-            shifts.append(0.0)
-        else:
+        corners = _are_corners(labels, 0.0, step) if step else None
+        if corners is None:
             raise ParameterError(
                 f"{_name(array)} is from stackstac (it has the coordinate epsg) but lost the attributes that tell "
                 "whether its coordinates are corners or centres of pixels; keep them (keep_attrs=True), or make the "
                 "coordinates centres, drop epsg, and call write_crs()"
             )
+        shifts.append(step / 2 if corners else 0.0)
     return shifts[0], shifts[1]
 
 

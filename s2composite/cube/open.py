@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -51,7 +51,6 @@ from s2composite.storage.http import Sign, sign_function
 from s2composite.storage.limits import resolve_limits
 
 __all__ = [
-    "LOADERS",
     "auto_size",
     "chunk_sides",
     "current_workers",
@@ -68,7 +67,8 @@ _STACKSTAC_NEEDS = "stackstac needs pandas < 3; loader='odc' and open_cube's own
 
 def _load_with(loader: str, source: Any, alternate: str | None, options: dict[str, Any]) -> xr.DataArray:
     """Load STAC items with another library; options that are None get its defaults."""
-    check_choice("loader", loader, ("s2composite", *LOADERS))
+    loaders = {"odc": _odc, "stackstac": _stackstac}
+    check_choice("loader", loader, ("s2composite", *loaders))
     if any(isinstance(band, int) for band in options["bands"] or ()):
         raise ParameterError(f"loader={loader!r} takes bands by name; numbers are for scenes that are one file each")
     bbox = options["bbox"]
@@ -76,7 +76,7 @@ def _load_with(loader: str, source: Any, alternate: str | None, options: dict[st
     pystac = needed("pystac", "stac")
     items = [pystac.Item.from_dict(dict(item)) for item in with_alternate(items_of_source(source), alternate)]
     try:
-        return LOADERS[loader](items, {key: value for key, value in options.items() if value is not None})
+        return loaders[loader](items, {key: value for key, value in options.items() if value is not None})
     except ValueError as error:
         if isinstance(error, S2CompositeError):
             raise
@@ -142,12 +142,6 @@ def _stackstac(items: Sequence[Any], options: Mapping[str, Any]) -> xr.DataArray
     )
     return cube
 
-
-LOADERS: Mapping[str, Callable[[Sequence[Any], Mapping[str, Any]], xr.DataArray]] = {
-    "odc": _odc,
-    "stackstac": _stackstac,
-}
-"""Functions that load items, by the name of the loader."""
 
 _TASK_SHARE = 0.25
 """Share of a thread's memory that a window's observations may take: the rest is for the next window's compressed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -18,7 +17,7 @@ from s2composite.cube.graph import taken_layer
 from s2composite.cube.open import numbers_attrs, stack_of, to_cube
 from s2composite.cube.windows import STATUS, Work, layer_arrays, work_in
 from s2composite.errors import ParameterError
-from s2composite.pixels.reducers import Layer, Recipe
+from s2composite.pixels.reducers import Recipe
 from s2composite.reading.grid import TargetGrid, resolution_of
 from s2composite.reading.stack import Stack
 
@@ -80,14 +79,12 @@ class Composed(Protocol):
         """The layers."""
 
 
-def layers_dataset(
-    array: xr.DataArray, recipe: Recipe, layers: Sequence[Layer], valid: ValidArray | None = None
-) -> xr.Dataset:
-    """Return layers made from a cube ``(time, band, y, x)``, with the coordinates and attributes they inherit.
+def layers_dataset(array: xr.DataArray, recipe: Recipe, valid: ValidArray | None = None) -> xr.Dataset:
+    """Return the layers of a cube ``(time, band, y, x)``, with the coordinates and attributes they inherit.
 
     `valid` as in `layer_arrays`, which makes them.
     """
-    found = stack_of(array)
+    layers, found = recipe.layers(array.dtype, array.sizes["time"]), stack_of(array)
     data = layer_arrays(array, found, recipe, layers, valid)
     coords = {name: array.coords[name] for name in ("band", "y", "x", "spatial_ref") if name in array.coords}
     times = array["time"].values
@@ -146,8 +143,7 @@ def small_dataset(dataset: xr.Dataset, size: int) -> xr.Dataset:
         every = slice(None, None, step)
         return dataset.drop_dims(_WINDOWS, errors="ignore").isel(y=every, x=every)
     cube = coarse_cube(work.stack, abs(work.stack.geobox.resolution.x) * step)
-    layers = work.recipe.layers(cube.dtype, cube.sizes["time"])
-    small = layers_dataset(cube, work.recipe, layers)
+    small = layers_dataset(cube, work.recipe)
     times = {name: dataset[name] for name in ("time", "time_bounds", "period", "scenes") if name in dataset.coords}
     small = small.drop_vars([name for name in small.data_vars if name not in dataset.data_vars])
     return small.assign_coords(times).assign_attrs(rules=dataset.attrs["rules"])
