@@ -22,7 +22,7 @@ from pyproj.exceptions import CRSError
 
 from s2composite.errors import ParameterError
 
-__all__ = ["crs_of", "geobox_of", "georeferenced", "label_shift", "north_up", "rises"]
+__all__ = ["crs_of", "geobox_of", "geobox_or_none", "georeferenced", "label_shift", "north_up", "rises"]
 
 LOG = logging.getLogger(__name__)
 
@@ -75,6 +75,14 @@ def geobox_of(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
     return GeoBox(shape, transform, crs)
 
 
+def geobox_or_none(data: xr.DataArray | xr.Dataset) -> GeoBox | None:
+    """Return the grid of an array's pixels, or None if it has none that is regular and known."""
+    try:
+        return geobox_of(data)
+    except ParameterError:
+        return None
+
+
 def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
     """Return an array with the centres of its pixels as coordinates, and a ``spatial_ref`` that agrees with them.
 
@@ -87,10 +95,7 @@ def georeferenced(data: _ArrayOrDataset) -> _ArrayOrDataset:
         return data
     array, dims = picture
     shift = label_shift(array, warn=True) or (0.0, 0.0)
-    try:
-        geobox = geobox_of(array)
-    except ParameterError:
-        geobox = None
+    geobox = geobox_or_none(array)
     if geobox is None or geobox.crs is None or not geobox.axis_aligned:
         return data  # coordinates of a rotated grid are pixels of the grid that GeoTransform describes
     mapping = _grid_mapping(array)

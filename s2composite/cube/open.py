@@ -25,7 +25,7 @@ from rasterio.enums import Resampling
 
 import s2composite.scheduler_desk  # noqa: F401 - what is read in a cluster counts in its scheduler
 from s2composite.cube.array_values import stacked, with_nodata
-from s2composite.cube.georeference import geobox_of
+from s2composite.cube.georeference import geobox_of, geobox_or_none
 from s2composite.cube.graph import Chunks, StackHandle, handle_in
 from s2composite.errors import (
     BandError,
@@ -430,10 +430,7 @@ def stack_of(cube: xr.DataArray) -> tuple[Stack, Chunks] | None:
     labelled = [str(scene) for scene in np.atleast_1d(cube["scene"].values)], list(cube["band"].values)
     if labels != labelled or bands != list(range(len(stack.bands))) or not _is_run(rows) or not _is_run(columns):
         return None
-    try:
-        geobox = geobox_of(cube)
-    except ParameterError:
-        geobox = None
+    geobox = geobox_or_none(cube)
     if geobox is None or aligned_offset(stack.geobox, geobox) != (rows[0], columns[0]):
         return None
     if geobox != stack.geobox:

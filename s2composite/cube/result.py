@@ -12,7 +12,7 @@ import xarray as xr
 import s2composite
 from s2composite.cube.array_values import with_nodata
 from s2composite.cube.coerce import ValidArray
-from s2composite.cube.georeference import geobox_of
+from s2composite.cube.georeference import geobox_or_none
 from s2composite.cube.graph import taken_layer
 from s2composite.cube.open import numbers_attrs, stack_of, to_cube
 from s2composite.cube.windows import STATUS, Work, layer_arrays, work_in
@@ -158,9 +158,6 @@ def _whole_work(dataset: xr.Dataset) -> Work | None:
         isinstance(array.data, da.Array) and taken_layer(array.data.name, array.data.dask) == name
         for name, array in dataset.data_vars.items()
     )
-    try:
-        same = made and geobox_of(dataset) == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
-    except ParameterError:
-        same = False
+    same = made and geobox_or_none(dataset) == work.stack.geobox and tuple(dataset["band"].values) == work.stack.bands
     periods = len(work.recipe.periods or ())
     return work if same and dataset.sizes.get("time", 0) == periods else None
