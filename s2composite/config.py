@@ -21,9 +21,9 @@ from s2composite.errors import JobError
 
 __all__ = [
     "VARIABLES", "WHOLE", "Count", "Credentials", "Dashboard", "Document", "Environment", "Expected",
-    "FilePath", "Finite", "Keys", "Memory", "Place", "Positive", "SomeTexts", "Strict", "Text", "Texts", "Variable",
-    "dotted", "parse_text", "parse_yaml", "read_document", "shown", "validated", "variables_in", "with_setting",
-    "without_variables",
+    "FilePath", "Finite", "KeyValueError", "Keys", "Memory", "Place", "Positive", "SomeTexts", "Strict", "Text",
+    "Texts", "Variable", "dotted", "parse_text", "parse_yaml", "read_document", "shown", "validated",
+    "variables_in", "with_setting", "without_variables",
 ]  # fmt: skip
 
 Keys = tuple[str | int, ...]  # path of a value: ``("cluster", "workers")``, ``("bbox", 2)``
@@ -206,6 +206,14 @@ def dotted(keys: Keys) -> str:
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
+class KeyValueError(ValueError):
+    """A mistake in the value of one key of a model that only others show: validators of the whole model raise it."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class Strict(BaseModel):
     """A frozen pydantic model without conversions: an unknown key is an error, ``"2"`` is not a number."""
 
@@ -341,13 +349,16 @@ def _located(
     keys: list[str | int] = []
     choices: list[type[BaseModel]] = []
     field: FieldInfo | None = None
-    for part in details["loc"]:
+    mistake = details.get("ctx", {}).get("error")
+    for part in (*details["loc"], *((mistake.key,) if isinstance(mistake, KeyValueError) else ())):
         tagged = ((choice, choice.model_fields.get("type")) for choice in choices)
-        chosen = [choice for choice, tag in tagged if tag is not None and tag.default == part]
+        chosen = [choice for choice, tag in tagged if tag is not None and part in get_args(tag.annotation)]
         if chosen:
             model, choices = chosen[0], []
             continue
-        if len(choices) == 1 and part in choices[0].model_fields:  # a single choice has no name in the location
+        # a single choice has no name in the location
+        unknown = details["type"] == "extra_forbidden" and part == details["loc"][-1]
+        if len(choices) == 1 and (unknown or part in choices[0].model_fields):
             model = choices[0]
         field = model.model_fields.get(str(part), field)
         choices = [] if field is None else list(_models(field.annotation))

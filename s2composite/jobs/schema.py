@@ -34,6 +34,7 @@ from s2composite.config import (
     Expected,
     FilePath,
     Finite,
+    KeyValueError,
     Positive,
     Strict,
     Text,
@@ -393,13 +394,13 @@ class Job(Strict):
     @model_validator(mode="after")
     def _cells_need_names(self) -> Job:
         if self.grid is None and (self.area is not None or CELL in self.output):
-            raise ValueError("area and {cell} in the output need a grid; give a grid")
+            key = "output" if self.area is None else "area"
+            raise KeyValueError(key, "area and {cell} in the output need a grid; give a grid")
         if self.grid is not None and CELL not in self.output:
-            raise ValueError("a grid makes a product for each cell: put {cell} into the output's name")
+            raise KeyValueError("grid", "a grid makes a product for each cell: put {cell} into the output's name")
         if self.grid is not None and any(v is not None for v in (self.crs, self.resolution, self.anchor, self.like)):
-            raise ValueError(
-                "a grid sets crs, resolution and anchor itself; leave out crs, resolution, anchor and like"
-            )
+            message = "a grid sets crs, resolution and anchor itself; leave out crs, resolution, anchor and like"
+            raise KeyValueError("grid", message)
         return self
 
     @model_validator(mode="after")
@@ -409,11 +410,13 @@ class Job(Strict):
             key for key, text in [*(("source", s) for s in sources), ("output", self.output)] if has_template(text)
         ]
         if self.span is None and templates:
-            raise ValueError(f"{templates[0]} has {{{{pointInTime}}}}, and the job has no date for it; give a span")
+            message = f"{templates[0]} has {{{{pointInTime}}}}, and the job has no date for it; give a span"
+            raise KeyValueError(templates[0], message)
         if self.span is not None and "output" not in templates:
-            raise ValueError("a span makes a product for each date: put {{pointInTime}} into the output's name")
+            message = "a span makes a product for each date: put {{pointInTime}} into the output's name"
+            raise KeyValueError("span", message)
         if self.span is not None and self.datetime is not None:
-            raise ValueError("a span sets the dates; leave datetime out")
+            raise KeyValueError("span", "a span sets the dates; leave datetime out")
         return self
 
     @property

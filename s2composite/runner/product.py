@@ -338,7 +338,7 @@ def plan_product(job: Job, dataset: xr.Dataset) -> Product:
     if work is None:
         raise ParameterError("a product is made window by window from files: composite a cube from open_cube()")
     output: CogOutput | ZarrOutput
-    if job.output.rstrip("/").endswith(".zarr"):
+    if job.format == "zarr":
         token = _token(work, dataset, [repr((job.output, _OPTIONS))])
         output = _zarr_output(work, dataset, job.output, token)
     else:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from imagecodecs import png_encode
 
+import s2composite
 from s2composite.errors import plural, size_text
 from s2composite.jobs.schema import Job
 from s2composite.runner.inputs import ledger_key
@@ -98,7 +99,7 @@ def job_progress(job: Job) -> Progress:
     return Progress(state, int(rows) * int(columns), done, failures, last, files, trouble)
 
 
-_PACKAGES = ("s2composite", "numpy", "numba", "dask", "distributed", "xarray", "rasterio", "imagecodecs", "zarr")
+_PACKAGES = ("numpy", "numba", "dask", "distributed", "xarray", "rasterio", "imagecodecs", "zarr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,7 @@ def job_report(job: Job) -> Report | None:
     for event in own:
         if event["event"] in ("retry", "failed"):
             failed[event.get("worker") or "unknown"] += 1
-    versions = {"python": platform.python_version()}
+    versions = {"s2composite": s2composite.__version__, "python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)

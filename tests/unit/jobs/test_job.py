@@ -59,6 +59,10 @@ MISTAKES = [
     (GOOD + "reducr: mean\n", 3, "reducr", ["unknown key 'reducr'", "did you mean 'reducer'?"]),
     (GOOD + "xyzzy: 1\n", 3, "xyzzy", ["unknown key 'xyzzy'", "valid keys: source, output"]),
     (GOOD + "5: 1\n", 3, "5", ["unknown key '5'"]),
+    (GOOD + "policy: {retry: 3}\n", 3, "policy.retry", ["valid keys: attempts, pause"]),
+    (GOOD + "grid: {type: utm, sise: 3}\n", 3, "grid.sise", ["did you mean 'size'?", "also wrong: grid.size"]),
+    (GOOD + "area: a.geojson\n", 3, "area", ["area: area and {cell} in the output need a grid"]),
+    (GOOD + "grid: mgrs\n", 3, "grid", ["grid: a grid makes a product for each cell"]),
     (GOOD + "reducer:\n", 3, "reducer", ["no value", "name of a reducer"]),
     (GOOD + "reducer: {a: {}, b: {}}\n", 3, "reducer", ["one reducer, got 2 (a, b)"]),
     (GOOD + "reducer: {rank: 1}\n", 3, "reducer", ["{name: {parameter: value}}"]),
@@ -390,6 +394,9 @@ VALUES = st.recursive(
 @example("cluster", {"type": []})
 @example("cluster", {"type": {"a": 1}})
 @example("reducer", {"": None})
+@example("area", "0")
+@example("grid", "mgrs")
+@example("span", {"start": "201201", "end": "201203", "unit": "month"})
 def test_any_value_is_accepted_or_named_in_the_error(key, value):
     job = outcome({"source": "a", "output": "a.tif", key: value})
     if isinstance(job, JobError):

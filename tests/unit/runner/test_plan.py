@@ -126,6 +126,11 @@ def test_states_follow_the_job(scenes, tmp_path):
     assert "4, on 4 solar days" in text
 
 
+def test_the_end_of_a_name_decides_the_format_in_any_case(scenes, tmp_path):
+    plan = plan_job(job(scenes, tmp_path) | {"output": str(tmp_path / "MEDIAN.ZARR")})
+    assert (plan.state, plan.files) == ("new", (str(tmp_path / "MEDIAN.ZARR"),))
+
+
 def test_tables(scenes, tmp_path):
     plan = plan_job(job(scenes, tmp_path, period="month"))
     write_csv([(None, plan)], tmp_path / "plan.csv")
