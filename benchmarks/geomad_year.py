@@ -1,9 +1,9 @@
 """GeoMAD of a granule: geometric median, its three deviations and the count of a year of Sentinel-2 L2A, masked by SCL.
 
-    python benchmarks/geomad.py --directory /tmp/geomad       # 10980 x 10980, 146 dates, 6 bands: 4 GB of disk for the scenes
-    python benchmarks/geomad.py --directory /tmp/geomad --bands 10
-    python benchmarks/geomad.py --size 2048 --dates 24
-    python benchmarks/geomad.py --directory /tmp/geomad --workers 0 --part 256    # only the part
+    python benchmarks/geomad_year.py --directory /tmp/geomad       # 10980 x 10980, 146 dates, 6 bands: 4 GB of disk for the scenes
+    python benchmarks/geomad_year.py --directory /tmp/geomad --bands 10
+    python benchmarks/geomad_year.py --size 2048 --dates 24
+    python benchmarks/geomad_year.py --directory /tmp/geomad --workers 0 --part 256    # only the part
 
 Then a part of it as others make it, odc-stac and geomad with the same masks, odc-algo where it is installed, and by this
 library, in turns. The reflectances are a few different files under many names, which are read and decoded each time. Of the classifications there are more:
@@ -13,28 +13,23 @@ fields of cloud as large as real ones, a fifth of the dates overcast all over.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-HERE = sys.path.pop(0)  # this file has the name of the library that it compares with
-import geomad  # noqa: E402, F401
-
-sys.path.insert(0, HERE)
-import dask  # noqa: E402
-import numpy as np  # noqa: E402
-import odc.stac  # noqa: E402
-import pystac  # noqa: E402
-import rasterio  # noqa: E402
-import scipy.ndimage as ndi  # noqa: E402
-import xarray as xr  # noqa: E402
-from granule import PeakMemory  # noqa: E402
-from odc.geo.geobox import GeoBox  # noqa: E402
-from rasterio.enums import Resampling  # noqa: E402
-from rasterio.io import MemoryFile  # noqa: E402
-from rasterio.shutil import copy as raster_copy  # noqa: E402
-from reducers import geomad_way, in_turns  # noqa: E402
+import dask
+import numpy as np
+import odc.stac
+import pystac
+import rasterio
+import scipy.ndimage as ndi
+import xarray as xr
+from granule import PeakMemory
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.io import MemoryFile
+from rasterio.shutil import copy as raster_copy
+from reducers import geomad_way, in_turns
 
 try:
     from odc.algo import geomedian_with_mads, mask_cleanup
@@ -43,8 +38,8 @@ except ImportError as error:  # not installed, or without what it imports: numex
 else:
     WITHOUT_ODC_ALGO = ""
 
-import s2composite as s2c  # noqa: E402
-from s2composite.demo import make_items, make_scenes  # noqa: E402
+import s2composite as s2c
+from s2composite.demo import make_items, make_scenes
 
 AT_10_M = ("B02", "B03", "B04", "B08")
 AT_20_M = {"B11": "B04", "B12": "B08", "B05": "B04", "B06": "B08", "B07": "B08", "B8A": "B08"}
