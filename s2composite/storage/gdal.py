@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 
@@ -48,6 +49,7 @@ _READ: dict[str, Identity] = {}  # what files were when GDAL last read them here
 _MOST_READ = 1 << 16
 
 _PERMANENT = ("404", "403", "401", "No such file", "does not exist", "Permission denied")
+_PLACE = re.compile(r"\S*(?:://|/vsi)\S*")  # a URL in GDAL's words
 
 
 def through_gdal(
@@ -95,10 +97,12 @@ def through_gdal(
         except (RasterioError, OSError) as error:
             # GDAL's own words may hold the whole URL, and a signature with it.
             message = without_queries(str(error))
+            # without the place: a port or a date holds such digits, too (20240401)
+            words = _PLACE.sub("", message)
             # of a server that does not answer with a raster's first bytes GDAL says that it does not know the format
             refusals = (*map(str, REFUSED), "not recognized", "does not exist")
-            refused = sign is not None and not renewed and any(word in message for word in refusals)
-            transient = refused or (remote and not any(word in message for word in _PERMANENT))
+            refused = sign is not None and not renewed and any(word in words for word in refusals)
+            transient = refused or (remote and not any(word in words for word in _PERMANENT))
             failure = AttemptError(f"GDAL cannot read it: {message}", transient=transient, refused=refused)
         else:
             return

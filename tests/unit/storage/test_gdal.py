@@ -53,6 +53,16 @@ def test_a_server_that_falls_silent_is_asked_again(jp2, impatient, caplog, silen
     assert f"attempt 1 of {attempts} failed" in caplog.text
 
 
+def test_digits_of_a_date_are_no_status(jp2, impatient, caplog):
+    path = jp2[0].rename(jp2[0].with_name("T31TCJ_20230401T104629_B04.jp2"))
+    with (
+        fault_server(path.parent, fault=lambda _, n: "hang" if n == 1 else None) as server,
+        caplog.at_level(logging.WARNING, "s2composite"),
+    ):
+        assert read_header(server.url(path.name)).geobox.shape == (400, 300)
+    assert "attempt 1 of 4 failed" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_server_that_stays_silent_is_given_up_and_named(jp2, impatient):
     path, _ = jp2
