@@ -338,7 +338,7 @@ def test_unknown_jobs(service):
         ({"output": "m_{cell}.tif", "grid": "mgrs"}, 422, "/bbox"),
         ({"output": "m_{cell}.tif", "grid": {"type": "utm", "size": 1}, "bbox": [0, 40, 9, 50]}, 422, "/grid"),
         ({"output": "m_{cell}.tif", "grid": "/etc/proj;10;100", "bbox": [0, 40, 9, 50]}, 422, "/grid"),
-        ({"output": "m.tif", "grid": "mgrs", "bbox": [0, 40, 9, 50]}, 422, ""),
+        ({"output": "m.tif", "grid": "mgrs", "bbox": [0, 40, 9, 50]}, 422, "/grid"),
         ({"output": "{{pointInTime}}.tif", "span": {"start": "0001-01-01"}}, 422, "/span"),
         ({"output": "{{pointInTime}}.tif", "span": {"start": "2023-07", "end": "2023-06"}}, 422, "/span"),
         (
