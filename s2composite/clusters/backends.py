@@ -18,12 +18,14 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, SSHCluster, comm
 from distributed.core import Status
+from distributed.deploy.cluster import Cluster
 from distributed.gc import disable_gc_diagnosis
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
@@ -271,6 +273,10 @@ def _start_local(options: LocalOptions) -> ClusterClient:
             f"the local workers did not start ({error}); in a script, call connect() below "
             "`if __name__ == '__main__':`, because each worker imports the script"
         ) from error
+    if options.bounds is None:
+        # Dask closes a worker's nanny for good if the worker, lost 15 s ago, is not there just then: it has died again,
+        # or takes long to start. A cluster that scales then starts another, one of a fixed size does not.
+        client.cluster._update_worker_status = partial(Cluster._update_worker_status, client.cluster)  # noqa: SLF001
     # The scheduler, which runs here, diagnoses garbage collections, and a Ctrl-C during one would be lost.
     disable_gc_diagnosis(force=True)
     return client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import zarr
 from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
 from zarr.storage import FsspecStore, LocalStore
 
 from s2composite.errors import ParameterError, S2CompositeError, SourceError, WriteError
@@ -121,15 +123,28 @@ class StorePlace:
         if self.store is not None:
             return self.store
         if self.local:
-            return LocalStore(self.root)
+            return _StagedStore(self)
         fs, path = filesystem(self.root)
         return FsspecStore.from_mapper(fs.get_mapper(path))
 
+    def create(self, identity: bytes) -> None:
+        """Remove what is there, and make the place of a store of that identity."""
+        self.clear()
+        if self.local:
+            with self._errors("", 0):
+                Path(self.root).mkdir(exist_ok=True)
+        # First of all: it marks what is written here as ours, so that it may be removed again.
+        self.put(IDENTITY, identity)
+
     def put(self, key: str, data: bytes) -> None:
-        """Store an object, whole or not at all."""
+        """Store an object, whole or not at all; the place itself must be there."""
         with self._errors(key, len(data)):
             if self.local:
-                Path(self.root, key).parent.mkdir(parents=True, exist_ok=True)
+                # Not the root: a worker that was frozen finds it gone when it wakes, and must not leave half a store.
+                directory = Path(self.root)
+                for name in key.split("/")[:-1]:
+                    directory /= name
+                    directory.mkdir(exist_ok=True)
             write_atomic(join(self.root, key), data)
 
     def get(self, key: str) -> bytes | None:
@@ -211,6 +226,20 @@ class StorePlace:
         message = f"{self.label}: {key} cannot be written"
         with storage_errors(WriteError, message, self.root), disk_errors(join(self.target, key), size):
             yield
+
+
+class _StagedStore(LocalStore):
+    """A local place for the zarr library, which would make its directory again where it is gone."""
+
+    def __init__(self, place: StorePlace) -> None:
+        super().__init__(place.root)
+        self.place = place
+
+    async def _open(self, **_: Any) -> None:
+        self._is_open = True
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await asyncio.to_thread(self.place.put, key, value.to_bytes())
 
 
 def writable(path: str | os.PathLike[str]) -> str:

@@ -242,9 +242,7 @@ def begin_store(plan: StorePlan, *, resume: bool) -> None:
             "pass resume=False to start again"
         )
     if left is None:
-        place.clear()
-        # First of all: it marks what is written here as ours, so that it may be removed again.
-        place.put(IDENTITY, plan.token.encode())
+        place.create(plan.token.encode())
     for key, data in plan.metadata.items():
         if key != ROOT:
             place.put(key, data)

@@ -2,12 +2,14 @@
 
 import datetime as dt
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 
+import dask
 import dask.array as da
 import psutil
 import pytest
@@ -20,6 +22,7 @@ from s2composite.clusters.connect import ClusterOptions, connect
 from s2composite.errors import ClusterError, JobError, ParameterError, ReadError
 from s2composite.metrics import running_workers
 from s2composite.storage.limits import limit_for
+from support.job_helpers import until
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,20 @@ def test_forms_of_a_local_cluster(tmp_path, form):
     with connect(configs[form], memory="500MB", announce=False) as client:
         (worker,) = running_workers(client).values()
     assert (worker["nthreads"], worker["memory_limit"]) == (3, 500_000_000)
+
+
+@pytest.mark.slow
+def test_workers_that_die_come_back_however_long_they_take_to_start():
+    # Dask's own limit, 15 s, ends here long before another process has started.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
+        connect("local", workers=2, threads=1, dashboard=":0", announce=False) as client,
+    ):
+        before = client.run(os.getpid)
+        address, process = before.popitem()
+        os.kill(process, signal.SIGKILL)
+        until(lambda: len({*client.nthreads()} - {address}) == 2)
+        assert len(client.cluster.workers) == 2  # nannies
 
 
 def test_dashboard_moves_when_its_port_is_taken():

@@ -13,6 +13,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import rasterio
+import zarr
 from distributed import Client, LocalCluster
 
 import s2composite.writing.cog
@@ -20,7 +21,8 @@ import s2composite.writing.zarr
 from s2composite.errors import ReadError, WriteError
 from s2composite.writing.cog import write_raster
 from s2composite.writing.encode import Codec
-from s2composite.writing.zarr import write_zarr
+from s2composite.writing.staging import StorePlace, place_of
+from s2composite.writing.zarr import StoreOptions, begin_store, plan_store, write_zarr
 from support import TESTS
 from support.job_helpers import until
 from support.writing_helpers import composite_of
@@ -72,8 +74,10 @@ def buggy(block_id):
 
 @pytest.fixture(scope="module")
 def cluster():
+    # Dask gives up a worker that has died twice if it is just starting 15 s after it was first lost.
+    settings = {"distributed.scheduler.allowed-failures": 0, "distributed.deploy.lost-worker-timeout": "1h"}
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        dask.config.set(settings),
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as made,
         Client(made, set_as_default=False) as client,
     ):
@@ -347,7 +351,8 @@ from pathlib import Path
 sys.path[:0] = {here!r}, {tests!r}
 from test_writing_faults import good, made_by
 from s2composite.writing.cog import write_raster
-from s2composite.writing.zarr import write_zarr
+from s2composite.writing.staging import StorePlace, place_of
+from s2composite.writing.zarr import StoreOptions, begin_store, plan_store, write_zarr
 
 def slow(block_id, place=sys.argv[4]):
     # One after the other, however many threads there are, and from the fourth on not before somebody says so.
@@ -458,9 +463,33 @@ def test_a_killed_zarr_write_is_resumed(tmp_path):
     assert names(tmp_path) == ["out.zarr"]
 
 
-def test_a_zarr_store_that_stores_something_else(tmp_path, monkeypatch):
-    import zarr
+@pytest.mark.parametrize("fate", ["named", "given up"])
+@pytest.mark.parametrize("step", [(zarr.Array, "__setitem__"), (StorePlace, "mark")], ids=["pixels", "mark"])
+def test_a_worker_that_wakes_when_the_store_is_gone_leaves_nothing(tmp_path, monkeypatch, step, fate):
+    plan = plan_store(made_by(good), place_of(tmp_path / "out.zarr", overwrite=False), StoreOptions(128))
+    begin_store(plan, resume=False)
+    take = getattr(*step)
+    left = set()
 
+    def frozen(self, *args):
+        if fate == "named":
+            plan.place.complete(b"{}")
+        else:
+            plan.place.clear()
+        left.update(tmp_path.rglob("*"))
+        take(self, *args)
+
+    monkeypatch.setattr(*step, frozen)
+    monkeypatch.setattr(StorePlace, "require", lambda self, identity: None)  # it ends before it comes to that
+    with pytest.raises(
+        WriteError, match=r"out.zarr, window y 0:128, x 0:128: .*out.zarr/(composite|_done)/.* it does not exist"
+    ):
+        plan.regions.keep({"composite": good((0, 0, 0))}, (0, 0))
+    assert {*tmp_path.rglob("*")} == left
+    assert names(tmp_path) == (["out.zarr"] if fate == "named" else [])
+
+
+def test_a_zarr_store_that_stores_something_else(tmp_path, monkeypatch):
     whole = zarr.Array.__setitem__
 
     def store(self, where, values):
