@@ -169,6 +169,16 @@ def _client_of(cluster: Any, timeout: float) -> ClusterClient:
     return client
 
 
+def _keep_lost_workers(cluster: Any, options: ElasticOptions) -> None:
+    """Let the nannies of a cluster of a fixed size start their workers again, however long that takes.
+
+    Dask closes a worker's nanny, or its job in a queue, if the worker, lost 15 s ago, is not there just then: it has
+    died again, or takes long to start. A cluster that scales then starts another, one of a fixed size does not.
+    """
+    if options.bounds is None:
+        cluster._update_worker_status = partial(Cluster._update_worker_status, cluster)  # noqa: SLF001
+
+
 def _thread_counts(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the thread-count variables for starting a worker: as in the options, as set here, or 1.
 
@@ -273,10 +283,7 @@ def _start_local(options: LocalOptions) -> ClusterClient:
             f"the local workers did not start ({error}); in a script, call connect() below "
             "`if __name__ == '__main__':`, because each worker imports the script"
         ) from error
-    if options.bounds is None:
-        # Dask closes a worker's nanny for good if the worker, lost 15 s ago, is not there just then: it has died again,
-        # or takes long to start. A cluster that scales then starts another, one of a fixed size does not.
-        client.cluster._update_worker_status = partial(Cluster._update_worker_status, client.cluster)  # noqa: SLF001
+    _keep_lost_workers(client.cluster, options)
     # The scheduler, which runs here, diagnoses garbage collections, and a Ctrl-C during one would be lost.
     disable_gc_diagnosis(force=True)
     return client
@@ -798,6 +805,7 @@ def _start_slurm(options: SlurmOptions) -> ClusterClient:
     if shutil.which("sbatch") is None:  # dask-jobqueue would only log that, and wait for workers
         raise ClusterError("sbatch was not found; start s2composite on a login node of a Slurm cluster")
     cluster = SLURMCluster(**slurm_arguments(options), n_workers=options.initial_workers)
+    _keep_lost_workers(cluster, options)
     return _client_of(cluster, options.timeout)
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from typing import ClassVar
 
+import dask
 import pytest
 import yaml
 
@@ -18,6 +19,7 @@ from s2composite import connect
 from s2composite.clusters.backends import coiled_arguments, kubernetes_manifest, slurm_arguments
 from s2composite.clusters.connect import read_cluster
 from s2composite.errors import ClusterError, JobError
+from support.job_helpers import until
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -309,9 +311,17 @@ def test_jobs_of_a_queue_become_workers(queue, monkeypatch):
 
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     options = {**SHIPPED, "type": "slurm", "threads": 2, "memory": "1GiB", "dashboard": ":0", "workers": 1}
-    with connect({**options, "timeout": 60}, announce=False) as client:
+    # Dask's own limit for a worker to come back, 15 s, ends here long before another process has started.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
+        connect({**options, "timeout": 60}, announce=False) as client,
+    ):
         assert list(client.run(seen).values()) == [(2, "2", "7", "s3cret")]
-        assert len(queue.read_text().split()) == 1
+        ((address, process),) = client.run(os.getpid).items()
+        os.kill(process, signal.SIGKILL)
+        until(lambda: {*client.nthreads()} - {address})
+        assert list(client.run(seen).values()) == [(2, "2", "7", "s3cret")]
+        assert len(client.cluster.workers) == len(queue.read_text().split()) == 1
 
 
 @pytest.mark.slow
