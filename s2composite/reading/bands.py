@@ -116,8 +116,10 @@ def assets_of(products: Sequence[Scene], bands: Sequence[BandName] | None, *, sk
         return every
     if skip:
         # files whose names do not tell of their bands may have them
-        maybe = [not all(a.bands for a in product.assets) or declares(product, bands) for product in products]
-        every = [assets if usable else () for assets, usable in zip(every, maybe, strict=True)]
+        for i, (product, assets) in enumerate(zip(products, tuple(every), strict=True)):
+            lacking = not all(_find(band, _declared(assets), product) for band in bands)
+            if lacking and all(asset.bands for asset in product.assets):
+                every[i] = ()
     for product, assets in zip(products, every, strict=True):
         if not assets and not (skip and any(every)):
             for band in bands:

@@ -473,7 +473,7 @@ def _with_arrays(item: Mapping[str, Any]) -> Mapping[str, Any]:
     others = {}
     for key, asset in (item.get("assets") or {}).items():
         href = str((asset or {}).get("href") or "")
-        said = f"{href} {(asset or {}).get('type') or ''}".lower()
+        said = f"{href} {(asset or {}).get('type') or ''}".lower() if href else ""
         found = None
         with suppress(SourceError):  # assets may be in places that are not read
             found = split_store(absolute(href)) if "zarr" in said else None
@@ -488,7 +488,7 @@ def _with_arrays(item: Mapping[str, Any]) -> Mapping[str, Any]:
     for store, paths in groups.items():
         try:
             found_here = _arrays_in(store, paths)
-        except SceneError:  # a store of something else, beside the rasters of the scene
+        except (SceneError, AccessError):  # a store of something else, beside the rasters of the scene
             found_here = {}
             if not rasters:
                 raise

@@ -73,15 +73,15 @@ def absolute(href: str | os.PathLike[str]) -> str:
     if _ARCHIVED.match(href):
         return href
     scheme = _scheme(href)
+    try:
+        split = urlsplit(href if _SCHEME.match(href) else "")
+    except ValueError as error:  # such as a bracket that is never closed
+        raise SourceError(f"{display(href)}: not a URL: {error}; check how it is written") from None
     if scheme != "file":
-        try:
-            urlsplit(href)
-        except ValueError as error:  # such as a bracket that is never closed
-            raise SourceError(f"{display(href)}: not a URL: {error}; check how it is written") from None
         rest = href.partition("://")[2]
         # GDAL sends a URL as it is, and servers refuse blanks and accents.
         return f"{scheme}://{quote(rest, safe=_URL_SIGNS) if scheme.startswith('http') else rest}"
-    path = url2pathname(urlsplit(href).path) if _SCHEME.match(href) else href
+    path = url2pathname(split.path) if split.scheme else href
     try:
         home = Path(path).expanduser()
     except RuntimeError as error:

@@ -48,8 +48,9 @@ _REDIRECTS_KEPT = 240.0  # seconds for which it is believed that a server sends 
 _READ: dict[str, Identity] = {}  # what files were when GDAL last read them here: it keeps parts of them
 _MOST_READ = 1 << 16
 
-_PERMANENT = ("404", "403", "401", "No such file", "does not exist", "Permission denied")
-_PLACE = re.compile(r"\S*(?:://|/vsi)\S*")  # a URL in GDAL's words
+_PERMANENT = ("No such file", "does not exist", "Permission denied")
+_LONGEST = 2000  # characters of what GDAL says
+_STATUS = re.compile(r"(?<!port )(?<!after )(?<![\w.])[45]\d\d(?!\.?\w)")  # no port, time, date or file's name
 
 
 def through_gdal(
@@ -95,15 +96,7 @@ def through_gdal(
                 with rasterio.Env(**options, **uncached, **closing):
                     read(signed(sign, href))
         except (RasterioError, OSError) as error:
-            # GDAL's own words may hold the whole URL, and a signature with it.
-            message = without_queries(str(error))
-            # without the place: a port or a date holds such digits, too (20240401)
-            words = _PLACE.sub("", message)
-            # of a server that does not answer with a raster's first bytes GDAL says that it does not know the format
-            refusals = (*map(str, REFUSED), "not recognized", "does not exist")
-            refused = sign is not None and not renewed and any(word in words for word in refusals)
-            transient = refused or (remote and not any(word in words for word in _PERMANENT))
-            failure = AttemptError(f"GDAL cannot read it: {message}", transient=transient, refused=refused)
+            failure = _failure(str(error), remote=remote, renewable=sign is not None and not renewed)
         else:
             return
         if failure.refused:
@@ -127,3 +120,19 @@ def through_gdal(
             _READ.clear()
         _READ[href] = identity
     return retries
+
+
+def _failure(words: str, *, remote: bool, renewable: bool) -> AttemptError:
+    """Return what GDAL's words for an error mean; `renewable` says whether a signature may have expired."""
+    # They may hold the whole URL, and a signature with it, and whatever a server says.
+    message = without_queries(words)[:_LONGEST]
+    # not in a URL: it may hold such digits, too
+    said = " ".join(word for word in message.split() if "://" not in word and "/vsi" not in word)
+    statuses = {int(status) for status in _STATUS.findall(said)}
+    # of a server that does not answer with a raster's first bytes GDAL says that it does not know the format
+    unknown = "not recognized" in said or "does not exist" in said
+    refused = renewable and (unknown or not statuses.isdisjoint(REFUSED))
+    permanent = not statuses.isdisjoint({401, 403, 404}) or any(word in said for word in _PERMANENT)
+    return AttemptError(
+        f"GDAL cannot read it: {message}", transient=refused or (remote and not permanent), refused=refused
+    )

@@ -131,6 +131,13 @@ def test_band_numbers_need_scenes_of_one_file(tmp_path):
         s2c.open_cube(tmp_path, bands=[1])
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_numbers_beside_names_count_the_bands_of_the_file_that_is_opened(on_error, tmp_path):
+    write_tif(tmp_path / "T31TCJ_20230601T105619_TCI.tif", encoded(0))
+    write_tif(tmp_path / "T31TCJ_20230601T105619_SCL.tif", encoded(0, bands=1))
+    assert s2c.open_cube(tmp_path, bands=["red", 2], on_error=on_error).band.values.tolist() == ["red", "green"]
+
+
 @pytest.mark.parametrize(
     "resolution", [20, "20", 20.0, np.float32(20), (20, -20), (-20, 20), [20, 20], np.array([20, 20]), resyx_(-20, 20)]
 )

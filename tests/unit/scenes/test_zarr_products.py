@@ -11,6 +11,7 @@ import pytest
 import s2composite as s2c
 from s2composite.errors import BandError, ReadError, SceneError, SourceError
 from s2composite.scenes.stac import item_of_store
+from s2composite.storage.urls import Access
 from support.http_faults import fault_server
 from support.storage_servers import BUCKETS
 from support.zarr_products import BANDS, DAYS, PLACES, consolidate, eopf, geozarr, name_of, pixels_of
@@ -273,17 +274,21 @@ def test_a_damaged_chunk_loses_its_own_pixels(stores, red, tmp_path):
     np.testing.assert_array_equal(values, red)
 
 
-def test_assets_in_places_that_nobody_reads_do_not_matter(tmp_path):
+def test_assets_in_places_that_nobody_reads_do_not_matter(tmp_path, monkeypatch):
     """Catalogues have them beside rasters; only those that are asked for are opened."""
     assets = {
         "B04": {"href": str(tmp_path / "B04.tif"), "type": "image/tiff"},
         "cube": {"href": "abfs://container/cube.zarr", "type": "application/vnd+zarr"},
         "archive": {"href": "ftp://host/product.zip", "type": "application/zip"},
         "gone": {"href": str(tmp_path / "gone.zarr"), "type": "application/vnd+zarr"},
+        "no URL": {"href": "file://[x/cube.zarr", "type": "application/vnd+zarr"},
     }
     item = {"type": "Feature", "id": "a", "properties": {"datetime": "2025-10-01T10:00:41Z"}, "assets": assets}
     (scene,) = s2c.find_scenes(item)
     assert [asset.name for asset in scene.assets] == ["B04"]
+    # nor those in places that must not be read
+    monkeypatch.setenv("S2COMPOSITE_ACCESS", Access(read=(assets["B04"]["href"],)).to_json())
+    assert s2c.find_scenes(item) == (scene,)
 
 
 @pytest.mark.parametrize("written", [Path.as_uri, os.path.relpath])

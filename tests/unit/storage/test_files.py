@@ -240,6 +240,8 @@ def test_reasons(error, expected):
 def test_a_url_that_is_none_is_named():
     with pytest.raises(SourceError, match="not a URL"):
         absolute("https://[bad/S2A_T31TCJ_20230709T104629_TCI.tif")
+    with pytest.raises(SourceError, match="not a URL"):
+        absolute("file://[bad/S2A_T31TCJ_20230709T104629_TCI.tif")
 
 
 # --- names as GDAL and rasterio write them -----------------------------------------------------------------------------

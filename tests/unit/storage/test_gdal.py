@@ -1,6 +1,8 @@
 """Reads through GDAL over a network that fails: a server that falls silent is given up, and what may pass tried again."""
 
+import errno
 import logging
+import socket
 import threading
 
 import numpy as np
@@ -8,10 +10,10 @@ import pytest
 import rasterio
 
 import s2composite as s2c
-from s2composite.errors import SceneError
+from s2composite.errors import ReadError, SceneError
 from s2composite.geotiff.header import read_header
 from s2composite.storage.gdal import through_gdal
-from support.http_faults import fault_server
+from support.http_faults import fault_server, raw_server
 from support.rasters import write_tif
 
 
@@ -61,6 +63,37 @@ def test_digits_of_a_date_are_no_status(jp2, impatient, caplog):
     ):
         assert read_header(server.url(path.name)).geobox.shape == (400, 300)
     assert "attempt 1 of 4 failed" in caplog.text
+
+
+@pytest.mark.parametrize("digits", ["401", "403", "404"])
+def test_digits_of_a_port_are_no_status(digits):
+    """libcurl writes the port as a word of its own."""
+
+    def refuses(port):
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+    port = next(port for port in (int(f"{first}{digits}") for first in range(20, 60)) if refuses(port))
+    with pytest.raises(ReadError, match=f"port {port}") as caught:
+        through_gdal(lambda name: rasterio.open(name).close(), f"http://127.0.0.1:{port}/B04.jp2")
+    assert caught.value.transient
+    assert caught.value.retries == 3
+
+
+def test_a_long_message_of_a_server_is_cut(monkeypatch, caplog):
+    def refuse(_):
+        body = b"<Error><Code>AccessDenied</Code><Message>" + b"x" * 300_000 + b"</Message></Error>"
+        head = f"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+        yield f"{head}Connection: close\r\n\r\n".encode() + body
+
+    with raw_server(refuse) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+        with pytest.raises(ReadError) as caught:
+            through_gdal(lambda name: rasterio.open(name).close(), "s3://bucket/long.tif")
+    assert not caught.value.transient
+    assert "GDAL cannot read it: xxxxx" in caplog.text
+    assert len(caplog.text) < 10_000
 
 
 @pytest.mark.slow
