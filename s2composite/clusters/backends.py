@@ -18,7 +18,6 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from dask.system import CPU_COUNT
@@ -169,14 +168,32 @@ def _client_of(cluster: Any, timeout: float) -> ClusterClient:
     return client
 
 
-def _keep_lost_workers(cluster: Any, options: ElasticOptions) -> None:
-    """Let the nannies of a cluster of a fixed size start their workers again, however long that takes.
+def _wait_for_lost_workers(cluster: Any, options: ElasticOptions) -> None:
+    """Let a cluster of a fixed size wait for workers that it has lost as long as for its first ones.
 
-    Dask closes a worker's nanny, or its job in a queue, if the worker, lost 15 s ago, is not there just then: it has
-    died again, or takes long to start. A cluster that scales then starts another, one of a fixed size does not.
+    Dask closes a worker's nanny, or its job in a queue, if the worker is not there 15 s after it was lost: it has died
+    again, or takes long to start. A cluster that scales then starts another, one of a fixed size does not.
     """
-    if options.bounds is None:
-        cluster._update_worker_status = partial(Cluster._update_worker_status, cluster)  # noqa: SLF001
+    if options.bounds is not None:
+        return
+    lost: dict[Any, asyncio.TimerHandle] = {}
+    closing: set[asyncio.Future[None]] = set()
+
+    def update(op: str, message: Any) -> None:
+        if op == "remove":
+            name = cluster.scheduler_info["workers"][message]["name"]
+            lost[name] = asyncio.get_running_loop().call_later(options.timeout, give_up, name)
+        else:
+            for worker in message["workers"].values():
+                if worker["name"] in lost:
+                    lost.pop(worker["name"]).cancel()
+        Cluster._update_worker_status(cluster, op, message)  # noqa: SLF001
+
+    def give_up(name: Any) -> None:
+        if name in cluster.workers:
+            closing.add(asyncio.ensure_future(cluster.workers.pop(name).close()))
+
+    cluster._update_worker_status = update  # noqa: SLF001
 
 
 def _thread_counts(environment: Mapping[str, str]) -> dict[str, str]:
@@ -283,7 +300,7 @@ def _start_local(options: LocalOptions) -> ClusterClient:
             f"the local workers did not start ({error}); in a script, call connect() below "
             "`if __name__ == '__main__':`, because each worker imports the script"
         ) from error
-    _keep_lost_workers(client.cluster, options)
+    _wait_for_lost_workers(client.cluster, options)
     # The scheduler, which runs here, diagnoses garbage collections, and a Ctrl-C during one would be lost.
     disable_gc_diagnosis(force=True)
     return client
@@ -805,7 +822,7 @@ def _start_slurm(options: SlurmOptions) -> ClusterClient:
     if shutil.which("sbatch") is None:  # dask-jobqueue would only log that, and wait for workers
         raise ClusterError("sbatch was not found; start s2composite on a login node of a Slurm cluster")
     cluster = SLURMCluster(**slurm_arguments(options), n_workers=options.initial_workers)
-    _keep_lost_workers(cluster, options)
+    _wait_for_lost_workers(cluster, options)
     return _client_of(cluster, options.timeout)
 
 

@@ -251,7 +251,7 @@ def _evaluated(rule: MaskRule, band: Any) -> ValidArray:
     return da.map_overlap(
         rule.valid,
         band.rechunk({0: -1}),
-        depth={0: 0, 1: rule.halo, 2: rule.halo},
+        depth={0: 0, 1: min(rule.halo, band.shape[1]), 2: min(rule.halo, band.shape[2])},
         boundary="none",
         dtype=bool,
         meta=np.empty((0, 0, 0), bool),
@@ -303,7 +303,7 @@ def _check_axis(dim: str, name: object, mask: xr.DataArray, cube: xr.DataArray) 
         if dim == "time":
             same = bool((ours == theirs).all())
         else:
-            step = abs(float(ours[-1] - ours[0])) / max(len(ours) - 1, 1)
+            step = abs(float(ours[-1]) - float(ours[0])) / max(len(ours) - 1, 1)
             same = bool(np.allclose(ours, theirs, rtol=0, atol=0.01 * step))
     if not same:
         raise ParameterError(

@@ -180,7 +180,7 @@ def _are_corners(labels: NDArray[np.float64], origin: float, step: float) -> boo
     """
     times = abs((labels[-1] - labels[0]) / (len(labels) - 1) / step) if len(labels) > 1 else 1.0
     place = (labels[0] - origin) / step % 1
-    if abs(times - round(times)) > 1e-6 or round(times) % 2 == 0:
+    if not np.isfinite(times) or abs(times - round(times)) > 1e-6 or round(times) % 2 == 0:
         return None
     if min(place, 1 - place) < _TOLERANCE:
         return True

@@ -229,9 +229,8 @@ class WarpedMask:
             following = first
             while following is not None:
                 (piece, evaluate), following = following, next(begun, None)
-                valid, lost = evaluate()
-                piece.put(valid, out)
-                failed[np.array(piece.scenes)[lost]] = True
+                piece.put(*evaluate(), out, failed)
+                del piece, evaluate  # which hold more bytes than the result, and that is in use for a while
             for part in parts:
                 yield out[(slice(None), *within(region, part))]
 
@@ -270,8 +269,9 @@ class _WarpedPiece:
     row: NDArray[np.intp]  # (y, x), in `own`
     column: NDArray[np.intp]
 
-    def put(self, valid: _Bits, region: _Bits) -> None:
-        """Put the mask ``(t, y, x)`` of `own` into a region ``(t, y, x)``."""
+    def put(self, valid: _Bits, lost: _Bits, region: _Bits, failed: _Bits) -> None:
+        """Put the mask ``(t, y, x)`` of `own` into a region ``(t, y, x)``, and which scenes could not be read."""
+        failed[np.array(self.scenes)[lost]] = True
         out, row, column, inside = region[(slice(None), *self.place)], self.row, self.column, self.inside
         # Neither turned nor in another CRS: columns of its few rows, then whole rows, which are copied as they are.
         straight = inside.all() and (row == row[:, :1]).all() and (column == column[:1]).all()

@@ -180,4 +180,5 @@ def with_span_keys(document: Document) -> Document:
         raise document.place(("span",)).error(f"span and {', '.join(given)} say the same; keep one", "span")
     values = {key: value for key, value in document.values.items() if key not in _KEYS}
     places = {(("span", _KEYS[str(k[0])]) if k and k[0] in _KEYS else k): place for k, place in document.places.items()}
+    places[("span",)] = document.place((next(iter(given)),))
     return Document(document.name, {**values, "span": {_KEYS[k]: v for k, v in given.items()}}, places)

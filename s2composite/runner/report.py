@@ -230,7 +230,7 @@ def job_report(job: Job) -> Report | None:
     for event in own:
         if event["event"] in ("retry", "failed"):
             failed[event.get("worker") or "unknown"] += 1
-    versions = {"s2composite": s2composite.__version__, "python": platform.python_version()}
+    versions = {"python": platform.python_version(), "s2composite": s2composite.__version__}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)

@@ -172,7 +172,7 @@ class JobStore:
         """Requeue jobs that were running when the service ended; return their number."""
         return self._update(_JOBS.c.state == "running", state="queued")
 
-    def _update(self, which: sa.ColumnElement[bool], **values: Any) -> int:
+    def _update(self, which: sa.ColumnElement[bool], /, **values: Any) -> int:
         with self._engine.begin() as connection:
             return connection.execute(_JOBS.update().where(which).values(**values)).rowcount
 

@@ -131,7 +131,7 @@ class StorePlace:
         """Remove what is there, and make the place of a store of that identity."""
         self.clear()
         if self.local:
-            with self._errors("", 0):
+            with self._errors(IDENTITY, len(identity)):
                 Path(self.root).mkdir(exist_ok=True)
         # First of all: it marks what is written here as ours, so that it may be removed again.
         self.put(IDENTITY, identity)
@@ -139,13 +139,17 @@ class StorePlace:
     def put(self, key: str, data: bytes) -> None:
         """Store an object, whole or not at all; the place itself must be there."""
         with self._errors(key, len(data)):
-            if self.local:
+            try:
+                write_atomic(join(self.root, key), data)
+            except FileNotFoundError:
+                if not self.local:
+                    raise
                 # Not the root: a worker that was frozen finds it gone when it wakes, and must not leave half a store.
                 directory = Path(self.root)
                 for name in key.split("/")[:-1]:
                     directory /= name
                     directory.mkdir(exist_ok=True)
-            write_atomic(join(self.root, key), data)
+                write_atomic(join(self.root, key), data)
 
     def get(self, key: str) -> bytes | None:
         """Return an object, None if there is none."""

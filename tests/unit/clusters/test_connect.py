@@ -112,6 +112,17 @@ def test_workers_that_die_come_back_however_long_they_take_to_start():
         assert len(client.cluster.workers) == 2  # nannies
 
 
+@pytest.mark.slow
+def test_workers_that_do_not_come_back_can_be_replaced():
+    options = {"type": "local", "workers": 2, "threads": 1, "timeout": 20, "dashboard": ":0"}
+    with connect(options, announce=False) as client:
+        gone, stays = client.nthreads()
+        client.retire_workers([gone], close_workers=True)
+        until(lambda: len(client.cluster.workers) == 1)
+        client.cluster.scale(2)
+        until(lambda: len({*client.nthreads()} - {gone, stays}) == 1)
+
+
 def test_dashboard_moves_when_its_port_is_taken():
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

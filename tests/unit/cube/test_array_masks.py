@@ -116,6 +116,31 @@ def test_mask_band_in_the_cube_is_applied_and_removed(how, kind):
     assert "SCL" in comp.dataset.attrs["rules"]
 
 
+@pytest.mark.parametrize("size", [(1, 6), (6, 1), (1, 1), (2, 2)])
+def test_mask_bands_smaller_than_what_surrounds_a_pixel(size):
+    scl = np.full((3, *size), 4, np.uint8)
+    scl[0, 0, 0] = 9
+    dims, rule = ("time", "y", "x"), SCL(cleanup=[("dilation", 3)])
+    cube = xr.Dataset({"red": (dims, np.full((3, *size), 7, np.uint16)), "SCL": (dims, scl)})
+    whole = s2c.composite(cube, valid=rule).compute()
+    assert whole["count"].values[0, 0] == 2
+    for chunks in (1, 2, 6):
+        same(s2c.composite(cube.chunk(time=2, y=chunks, x=chunks), valid=rule).compute(), whole)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float64"])
+def test_labels_of_any_type(dtype):
+    """Differences of unsigned labels that fall wrap around."""
+    cube = xr.DataArray(np.full((2, 1, 4, 4), 7, np.uint16), dims=("time", "band", "y", "x"))
+    cube = cube.assign_coords(y=np.arange(4, dtype=dtype)[::-1], x=np.arange(4, dtype=dtype))
+    top = xr.DataArray(np.arange(4) == 0, dims="y", coords={"y": cube["y"]}).expand_dims(x=cube["x"], axis=1)
+    for mask in (top, top.isel(y=slice(None, None, -1))):
+        counts = s2c.composite(cube, "median", valid=mask).compute()["count"].values
+        assert counts.tolist() == [[2] * 4] + [[0] * 4] * 3
+    with pytest.raises(ParameterError, match="y axis"):
+        s2c.composite(cube, "median", valid=top.assign_coords(y=top["y"] + 100))
+
+
 def test_cube_with_only_a_mask_band_is_an_error():
     scl = xr.DataArray(scl_like((3, 8, 8)), dims=("time", "y", "x"), name="SCL")
     with pytest.raises(ParameterError, match="only the mask band"):

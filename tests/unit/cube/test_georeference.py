@@ -264,6 +264,12 @@ def test_stackstac_without_its_attributes_after_means(tmp_path):
         s2c.composite(array, "median", valid=())
 
 
+def test_stackstac_without_its_attributes_after_padding():
+    array = from_stackstac().pad(x=(0, 1), constant_values=0).drop_attrs(deep=False)  # the last label is NaN
+    with pytest.raises(ParameterError, match="lost the attributes"):
+        s2c.composite(array, "median", valid=())
+
+
 # --- our own cubes and composites ----------------------------------------------------------------------------------------
 
 

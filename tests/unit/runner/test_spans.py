@@ -121,6 +121,7 @@ SPAN = "span: {start: 201201, end: 201203}\n"
         (BASE + SPAN + "spanStart: 201201", "line 3: span and spanStart say the same"),
         (BASE + "spanStart: 201201\nspanEnd: 20121\n", "line 4: span.end: expected a year, month or day"),
         (BASE + "spanEnd: 201201\n", "span.start"),
+        ("source: x\noutput: a.tif\nspanStart: 201201\n", "line 3: span: a span makes a product for each date"),
         (BASE + "span: {start: 201213}\n", "2012-13"),
         (BASE + "span: {start: 201203, end: 201201}\n", "end 2012-01 is before start 2012-03"),
         (BASE + "span: {start: 201203, unit: fortnight}\n", "span.unit: expected day, week, month"),
