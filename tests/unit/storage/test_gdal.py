@@ -65,7 +65,7 @@ def test_digits_of_a_date_are_no_status(jp2, impatient, caplog):
     assert "attempt 1 of 4 failed" in caplog.text
 
 
-@pytest.mark.parametrize("digits", ["401", "403", "404"])
+@pytest.mark.parametrize("digits", ["404", *(pytest.param(code, marks=pytest.mark.slow) for code in ("401", "403"))])
 def test_digits_of_a_port_are_no_status(digits):
     """libcurl writes the port as a word of its own."""
 
