@@ -189,6 +189,8 @@ class StorePlace:
         self.put(ROOT, root)
         if self.local:
             with self._errors("", 0):
+                for unfinished in Path(self.root).rglob(".*"):  # of workers that were killed while they wrote
+                    unfinished.unlink(missing_ok=True)
                 replace_directory(self.root, self.target)
         self.tidy()
 
