@@ -351,8 +351,7 @@ from pathlib import Path
 sys.path[:0] = {here!r}, {tests!r}
 from test_writing_faults import good, made_by
 from s2composite.writing.cog import write_raster
-from s2composite.writing.staging import StorePlace, place_of
-from s2composite.writing.zarr import StoreOptions, begin_store, plan_store, write_zarr
+from s2composite.writing.zarr import write_zarr
 
 def slow(block_id, place=sys.argv[4]):
     # One after the other, however many threads there are, and from the fourth on not before somebody says so.
